@@ -1,0 +1,102 @@
+# Every verb of the project. `make` alone lists them; each sets up what it needs.
+# Needs only Python >= 3.11, make and a package index: uv itself goes into .tools/.
+
+PYTHON  ?= python3
+DATA    ?=
+RUN     ?= runs/demo
+ADDRESS ?= 127.0.0.1:50051
+CLASSES ?= bear,cat,dog
+
+UV     := .tools/bin/uv
+VENV   := .venv/bin
+ROOMS  := protos client service trainer
+STUBS  := protos/sketchbatch/v1
+
+# uv does not read pip's configuration: a mirror that pip was told of is passed on, unless uv has its own.
+ifeq ($(origin UV_DEFAULT_INDEX),undefined)
+PIP_INDEX := $(or $(PIP_INDEX_URL),$(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null))
+ifneq ($(PIP_INDEX),)
+export UV_DEFAULT_INDEX := $(PIP_INDEX)
+endif
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check serve train protos protos-check lint locks clean
+
+help: ## list these verbs
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.done .tools/protos/.done ## install everything, hashed, into .venv and .tools (done once)
+
+demo: .venv/.done ## drawings -> CNN -> ONNX -> service -> bulk scores -> RUN/report.html; DATA=folder for your own drawings
+	@$(VENV)/python demo/demo.py --run "$(RUN)" $(if $(DATA),--data "$(DATA)")
+
+test: check ## everything CI checks: lint, types, import rules, stubs, and the tests
+	$(VENV)/pytest
+
+check: lint protos-check
+
+serve: .venv/.done ## serve the models that ship on ADDRESS (127.0.0.1:50051)
+	$(VENV)/sketchbatch-serve --model models --address $(ADDRESS)
+
+train: .venv/.done ## train and export CLASSES from the drawings in DATA into runs/train
+	$(VENV)/sketchbatch-train train --data "$(or $(DATA),$(error say where the drawings are: make train DATA=folder))" --classes "$(CLASSES)" --run runs/train
+	$(VENV)/sketchbatch-train export --run runs/train
+
+lint: .venv/.done ## ruff, mypy strict, import rules
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+	$(VENV)/lint-imports
+
+protos: .tools/protos/.done ## make the gRPC stubs again from classifier.proto
+	@$(call generate,protos)
+
+protos-check: .tools/protos/.done ## fail if the committed stubs are not what the generator makes
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(call generate,"$$out") && \
+	for stub in "$$out"/sketchbatch/v1/*; do \
+	  cmp -s "$$stub" "$(STUBS)/$${stub##*/}" || { echo "stale: $(STUBS)/$${stub##*/}; run 'make protos'"; exit 1; }; \
+	done
+
+# grpcio-tools 1.71.2 on purpose; the reason stands beside the pin in pyproject.toml.
+define generate
+.tools/protos/bin/python -m grpc_tools.protoc -Iprotos \
+  -I"$$(.tools/protos/bin/python -c 'import google.rpc as g; print(g.__path__[0] + "/../..")')" \
+  --plugin=protoc-gen-mypy=.tools/protos/bin/protoc-gen-mypy \
+  --plugin=protoc-gen-mypy_grpc=.tools/protos/bin/protoc-gen-mypy_grpc \
+  --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
+  protos/sketchbatch/v1/classifier.proto
+endef
+
+COMPILE = $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+  --no-emit-package sketchbatch-protos --no-emit-package sketchbatch-client
+
+locks: $(UV) ## resolve the hashed requirement files in locks/ again
+	$(COMPILE) client/pyproject.toml -o locks/client.txt
+	$(COMPILE) service/pyproject.toml --extra cpu -o locks/service-cpu.txt
+	$(COMPILE) service/pyproject.toml --extra gpu -o locks/service-gpu.txt
+	$(COMPILE) trainer/pyproject.toml -o locks/trainer.txt
+	$(COMPILE) $(ROOMS:%=%/pyproject.toml) --extra cpu --group pyproject.toml:dev -o locks/dev.txt
+	$(COMPILE) --group pyproject.toml:protos -o locks/protos.txt
+	$(COMPILE) --group pyproject.toml:tools -o locks/tools.txt
+
+clean: ## remove what the verbs above made, except runs/
+	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(UV): locks/tools.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "Sketchbatch needs Python 3.11 to 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1); say make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .tools
+	.tools/bin/pip install --quiet --disable-pip-version-check --require-hashes -r locks/tools.txt
+	@touch $@
+
+.venv/.done: locks/dev.txt $(ROOMS:%=%/pyproject.toml) | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+	$(UV) pip sync --require-hashes --python $(VENV)/python locks/dev.txt
+	$(UV) pip install --quiet --no-deps --no-build-isolation --python $(VENV)/python $(ROOMS:%=-e %)
+	@touch $@
+
+.tools/protos/.done: locks/protos.txt | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/protos
+	$(UV) pip sync --quiet --require-hashes --python .tools/protos/bin/python locks/protos.txt
+	@touch $@

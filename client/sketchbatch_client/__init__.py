@@ -1,0 +1,36 @@
+"""Classifies drawings through a Sketchbatch service: a client, the readers, the rasteriser and the metrics.
+
+from sketchbatch_client import Client, rasterize
+with Client("localhost:50051") as client:
+    print(client.classify(rasterize(strokes)).label)
+"""
+
+from .client import Classification, Client, ModelInfo
+from .errors import (
+    DeadlineExceeded,
+    FileRefused,
+    ModelNotFound,
+    Overloaded,
+    RequestRefused,
+    ServerFailed,
+    SketchbatchError,
+    Unauthenticated,
+    Unavailable,
+)
+from .rasterize import rasterize
+
+__all__ = [
+    "Classification",
+    "Client",
+    "DeadlineExceeded",
+    "FileRefused",
+    "ModelInfo",
+    "ModelNotFound",
+    "Overloaded",
+    "RequestRefused",
+    "ServerFailed",
+    "SketchbatchError",
+    "Unauthenticated",
+    "Unavailable",
+    "rasterize",
+]

@@ -1,0 +1,93 @@
+"""Scores whole files through the service, in constant memory and in order.
+
+Flow: files -> checked and mapped -> blocks of rows -> `Client.score` -> lines of output.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from .atomic import replacing
+from .client import Classification, Client
+from .errors import FileRefused
+from .outputs import Output, check_ending, open_output, table
+from .readers import Bitmaps, labelled_files, read_bitmaps
+
+Progress = Callable[[int], object]
+"""Called with the number of rows scored since the last call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreOptions:
+    """What to ask of the service."""
+
+    top_k: int = 1
+    """How many of the best classes to write for each row."""
+    with_all_scores: bool = False
+    """Write the score of every class, too; `top_k` is then 1."""
+    model_name: str = ""
+    """"" = the service's default."""
+    model_version: str = ""
+    """"" = the newest."""
+
+
+def find_inputs(paths: list[Path]) -> dict[Path, Bitmaps]:
+    """Every .npy file among `paths` and in the folders among them, checked and mapped, in the order given.
+
+    Raises:
+        FileRefused: One of them is not what it should be, or they hold no row at all.
+    """
+    files = [file for path in paths for file in (labelled_files(path).values() if path.is_dir() else [path])]
+    inputs = {file: read_bitmaps(file) for file in files}
+    if not sum(map(len, inputs.values())):
+        raise FileRefused(f"{', '.join(map(str, paths))}: expected drawings, got no row")
+    return inputs
+
+
+def score_files(
+    client: Client, inputs: dict[Path, Bitmaps], output: Path, options: ScoreOptions, progress: Progress
+) -> int:
+    """Writes one line for each row of `inputs` to `output`, which appears only when it is whole.
+
+    Returns:
+        The number of rows written.
+
+    Raises:
+        FileRefused: `output` has an ending we do not write.
+        SketchbatchError: The service did not answer; nothing is left behind.
+    """
+    check_ending(output)
+    with replacing(output) as partial:
+        rows_written = 0
+        writer: Output | None = None
+        try:
+            for source, first_row, result in score_rows(client, inputs, options):
+                rows = table(str(source), first_row, result, with_all_scores=options.with_all_scores)
+                writer = writer or open_output(partial, output.suffix, rows)
+                writer.write(rows)
+                rows_written += len(result)
+                progress(len(result))
+        finally:
+            if writer:
+                writer.close()
+    return rows_written
+
+
+def score_rows(
+    client: Client, inputs: dict[Path, Bitmaps], options: ScoreOptions
+) -> Iterator[tuple[Path, int, Classification]]:
+    """Yields every result with its file and the row in that file it begins at, in order; no result spans two files."""
+    batches = client.score(
+        inputs.values(),
+        top_k=0 if options.with_all_scores else options.top_k,
+        model_name=options.model_name,
+        model_version=options.model_version,
+    )
+    with closing(batches) as results:  # type: ignore[type-var]  # a generator
+        for source, bitmaps in inputs.items():
+            first_row = 0
+            while first_row < len(bitmaps):
+                result = next(results)
+                yield source, first_row, result
+                first_row += len(result)

@@ -1,0 +1,99 @@
+"""Runs the service: loads the models, listens, says SERVING, and drains when told to stop."""
+
+import asyncio
+import signal
+from dataclasses import asdict
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
+
+from .arrays import ROW_BYTES
+from .batcher import BatchLimits
+from .errors import AddressUnusable
+from .models import LoadOptions, Models
+from .servicer import ClassifierServicer
+from .settings import Settings
+
+log = structlog.get_logger()
+
+SERVICE = classifier_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what was accepted and returns.
+
+    Raises:
+        StartError: A model, the provider or the address cannot be had.
+    """
+    log.info("starting", **asdict(settings) | {"model": str(settings.model)})
+    with Models(settings.model, _load_options(settings)) as models:
+        servicer = ClassifierServicer(models, max_request_rows=settings.max_request_rows)
+        server = grpc.aio.server(options=_channel_options(settings))
+        classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
+        health_servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        if settings.reflection:
+            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        address = _listen(server, settings.address)
+        stop = _stop_signal()
+        await server.start()
+        for service in ("", SERVICE):
+            await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+        served = [f"{m.name}/{m.version} on {m.provider}" for m in models]
+        log.info("SERVING", address=address, models=served)
+
+        log.info("draining", signal=(await stop).name, drain_s=settings.drain_s)
+        await health_servicer.enter_graceful_shutdown()  # NOT_SERVING first: balancers move away
+        servicer.drain()
+        await server.stop(settings.drain_s)
+    log.info("stopped")
+
+
+def _load_options(settings: Settings) -> LoadOptions:
+    return LoadOptions(
+        provider=settings.provider,  # type: ignore[arg-type]  # click.Choice holds it to the three words
+        threads=settings.threads,
+        default_model=settings.default_model,
+        limits=BatchLimits(max_batch_rows=settings.max_batch_rows, max_queued_rows=settings.max_queued_rows),
+    )
+
+
+def _channel_options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        # Twice the rows allowed, so that a request a little too large hears our own error, which says the limit;
+        # beyond that gRPC refuses unread, with RESOURCE_EXHAUSTED.
+        ("grpc.max_receive_message_length", 2 * settings.max_request_rows * ROW_BYTES + 65536),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),  # a second server on our port must fail, not share it
+        # Clients may ping every 10 s, also between calls, without being cut off.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _listen(server: grpc.aio.Server, address: str) -> str:
+    """Binds the port and returns the address with the port taken."""
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as exc:
+        raise AddressUnusable(
+            f"cannot listen on {address}: the port is in use, or the address is not this machine's"
+        ) from exc
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _stop_signal() -> asyncio.Future[signal.Signals]:
+    """A future of the first SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def note(received: signal.Signals) -> None:
+        if not stop.done():
+            stop.set_result(received)
+
+    for wanted in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(wanted, note, wanted)
+    return stop

@@ -1,0 +1,102 @@
+"""What an operator can set: one frozen dataclass, read once at start; flag > environment > default.
+
+Every field is a flag (`--max-batch-rows`) and a variable (`SKETCHBATCH_MAX_BATCH_ROWS`), and has a row in
+docs/settings.md.
+"""
+
+import ast
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from functools import reduce
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import click
+
+_Count = Annotated[int, click.IntRange(min=1)]
+_CountOrAuto = Annotated[int, click.IntRange(min=0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of one service process."""
+
+    model: Annotated[Path, click.Path(path_type=Path)]
+    """What to serve: one model.onnx, or a repository NAME/VERSION/model.onnx, every version of it."""
+
+    default_model: str = ""
+    """Name that answers when a request names none; empty = the first by name."""
+
+    address: str = "0.0.0.0:50051"
+    """Where to listen, HOST:PORT; port 0 takes a free one, and the log's SERVING line says which."""
+
+    provider: Annotated[str, click.Choice(["auto", "cpu", "cuda"])] = "auto"
+    """Where models run: auto takes CUDA where it works and the CPU elsewhere; cuda refuses to start on the CPU."""
+
+    threads: _CountOrAuto = 0
+    """CPU threads of one model call; 0 = the CPUs this process may use (affinity and cgroup quota)."""
+
+    max_batch_rows: _Count = 64
+    """Most rows in one model call; requests are merged and split to it."""
+
+    max_request_rows: _Count = 16384
+    """Most rows in one request; more are refused with INVALID_ARGUMENT."""
+
+    max_queued_rows: _Count = 65536
+    """Most rows waiting for each model; more are refused with RESOURCE_EXHAUSTED, and streams are not read on."""
+
+    drain_s: Annotated[float, click.FloatRange(min=0)] = 30.0
+    """Seconds that requests already accepted get to finish after SIGTERM or SIGINT."""
+
+    reflection: bool = True
+    """Answer gRPC reflection, so that grpcurl needs no .proto file."""
+
+    log_level: Annotated[str, click.Choice(["debug", "info", "warning", "error"])] = "info"
+    """Least important events written to the log."""
+
+    def __post_init__(self) -> None:
+        if self.max_queued_rows < self.max_request_rows:
+            raise click.BadParameter(
+                f"must be at least --max-request-rows ({self.max_request_rows}), got {self.max_queued_rows}",
+                param_hint="--max-queued-rows",
+            )
+
+
+Command = Callable[..., Any]
+
+
+def options(command: Command) -> Command:
+    """Gives `command` one click option for each field of `Settings`, its docstring as the help text."""
+    return reduce(lambda wrapped, option: option(wrapped), reversed(_options()), command)
+
+
+def _options() -> list[Callable[[Command], Command]]:
+    kinds = get_type_hints(Settings, include_extras=True)
+    docs = _field_docstrings()
+    made: list[Callable[[Command], Command]] = []
+    for field in fields(Settings):
+        flag = f"--{field.name.replace('_', '-')}"
+        kind = kinds[field.name]
+        default = {"required": True} if field.default is MISSING else {"default": field.default}
+        made.append(
+            click.option(
+                f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+                type=next(iter(getattr(kind, "__metadata__", ())), kind),
+                envvar=f"SKETCHBATCH_{field.name.upper()}",
+                show_envvar=True,
+                show_default=True,
+                help=docs[field.name],
+                **default,
+            )
+        )
+    return made
+
+
+def _field_docstrings() -> dict[str, str]:
+    """The string under each field of `Settings`, which Python itself does not keep."""
+    body = ast.parse(inspect.getsource(Settings)).body[0].body  # type: ignore[attr-defined]  # a ClassDef
+    return {
+        ast.unparse(field.target): doc.value.value for field, doc in pairwise(body) if isinstance(field, ast.AnnAssign)
+    }
