@@ -66,9 +66,13 @@ def labelled_files(folder: Path) -> dict[str, Path]:
 
 
 def source_of(folder: Path) -> str:
-    """Where the drawings in `folder` come from: its SOURCE.txt, or else the folder itself."""
+    """Where the drawings in `folder` come from: its SOURCE.txt, or else the folder's name."""
     note = folder / SOURCE_NOTE
-    return note.read_text(encoding="utf-8").strip() if note.is_file() else f"drawings in {folder}"
+    return (
+        note.read_text(encoding="utf-8").strip()
+        if note.is_file()
+        else f"drawings in the folder {folder.resolve().name}"
+    )
 
 
 def _check_magic(path: Path, head: bytes) -> None:

@@ -55,6 +55,7 @@ def encode(answer: Answer, top_k: int, response: Response) -> None:
 def _best(scores: Scores, top_k: int) -> NDArray[np.intp]:
     """Indices of the `top_k` highest scores, (rows, top_k), best first, ties to the lower index."""
     if top_k == 1:
-        return scores.argmax(axis=1, keepdims=True)
-    order: NDArray[np.intp] = np.argsort(-scores, axis=1, kind="stable")
-    return order[:, :top_k]
+        best: NDArray[np.intp] = scores.argmax(axis=1, keepdims=True)
+    else:
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    return best

@@ -1,0 +1,123 @@
+"""Exports a trained model as one self-describing ONNX file, and refuses when ONNX and Keras disagree.
+
+The file is described in docs/model-file.md.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime as ort
+import tensorflow as tf
+import tf2onnx
+from numpy.typing import NDArray
+from sketchbatch_client.atomic import replacing
+from sketchbatch_client.metrics import confuse, measure
+from sketchbatch_client.readers import Bitmaps, labelled_files, read_bitmaps
+
+from .errors import ExportRefused
+from .run import Run
+
+OPSET = 18
+"""The highest that tf2onnx 1.17 writes."""
+
+TOLERANCE = 1e-4
+"""Most that a score may differ between Keras and ONNX Runtime, both on the CPU, both float32."""
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """How far ONNX and Keras agree."""
+
+    rows: int
+    """Held-out drawings compared."""
+    max_difference: float
+    """Largest difference of any score."""
+
+    def __str__(self) -> str:
+        return (
+            f"Keras and ONNX differ by at most {self.max_difference:.1e} on {self.rows:,} held-out drawings "
+            f"(limit {TOLERANCE:.0e})"
+        )
+
+
+def export(run: Run, *, version: int = 1, licence: str = "") -> Parity:
+    """Writes the run's model.onnx from its Keras model; its metrics are those on the held-out drawings.
+
+    Raises:
+        RunIncomplete: The run was not trained.
+        ExportRefused: A score differs by more than `TOLERANCE`; no model.onnx is left behind.
+    """
+    config = run.read_config()
+    train_first = f"sketchbatch-train train --run {run.folder} ..."
+    model = keras.saving.load_model(run.need(run.keras, train_first))
+    run.onnx.unlink(missing_ok=True)
+    bitmaps, class_index = _held_out(run, config["labels"])
+    graph = _converted(model)
+    scores = _onnx_scores(graph, bitmaps)
+    parity = compare(np.asarray(model.predict(bitmaps, verbose=0)), scores)
+    confusion = confuse(class_index, scores.argmax(axis=1), len(config["labels"]))
+    metrics = asdict(measure(confusion)) | {"rows": len(bitmaps), "parity_max_difference": parity.max_difference}
+    onnx.helper.set_model_props(graph, _metadata(config, metrics, version, licence))
+    with replacing(run.onnx) as partial:
+        onnx.save(graph, partial)
+    return parity
+
+
+def compare(keras_scores: Scores, onnx_scores: Scores) -> Parity:
+    """Compares the scores of the same drawings.
+
+    Raises:
+        ExportRefused: They differ by more than `TOLERANCE` somewhere, or are not all numbers.
+    """
+    parity = Parity(rows=len(onnx_scores), max_difference=float(np.abs(keras_scores - onnx_scores).max()))
+    if not parity.max_difference <= TOLERANCE:  # also when it is NaN
+        raise ExportRefused(f"export refused: {parity}")
+    return parity
+
+
+def _held_out(run: Run, labels: list[str]) -> tuple[Bitmaps, NDArray[np.int64]]:
+    files = labelled_files(run.test)
+    classes = [read_bitmaps(files[label]) for label in labels]
+    return np.concatenate(classes), np.repeat(np.arange(len(labels)), [len(bitmaps) for bitmaps in classes])
+
+
+def _converted(model: keras.Model) -> onnx.ModelProto:
+    """The ONNX graph: bitmaps uint8 (N, 28, 28) -> scores float32 (N, classes).
+
+    `from_function`, because `from_keras` fails on Keras 3 (tensorflow-onnx#2448); the dict names the output.
+    """
+    signature = [tf.TensorSpec([None, 28, 28], tf.uint8, name="bitmaps")]
+
+    @tf.function(input_signature=signature)  # type: ignore[untyped-decorator]  # TensorFlow has no types
+    def scores(bitmaps: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"scores": model(bitmaps, training=False)}
+
+    graph: onnx.ModelProto = tf2onnx.convert.from_function(scores, input_signature=signature, opset=OPSET)[0]
+    onnx.checker.check_model(graph)
+    return graph
+
+
+def _onnx_scores(graph: onnx.ModelProto, bitmaps: Bitmaps) -> Scores:
+    session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    parts = [session.run(["scores"], {"bitmaps": bitmaps[i : i + 256]})[0] for i in range(0, len(bitmaps), 256)]
+    return np.concatenate(parts)
+
+
+def _metadata(config: dict[str, Any], metrics: dict[str, Any], version: int, licence: str) -> dict[str, str]:
+    return {
+        "sketchbatch.labels": json.dumps(config["labels"], ensure_ascii=False),
+        "sketchbatch.name": config["name"],
+        "sketchbatch.version": str(version),
+        "sketchbatch.created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sketchbatch.data_digest": config["data_digest"],
+        "sketchbatch.config": json.dumps(config, ensure_ascii=False),
+        "sketchbatch.metrics": json.dumps(metrics),
+        "sketchbatch.licence": licence or "not stated",
+    }
