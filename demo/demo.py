@@ -1,4 +1,4 @@
-"""Runs the main job on one screen: drawings -> trained CNN -> ONNX -> running service -> bulk scores -> metrics, report.
+"""Runs the main job on one screen: drawings -> CNN -> ONNX -> running service -> bulk scores -> metrics, report.
 
 Every step is a command that a person can type, and is shown before it runs. Only the order of them lives here.
 """
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def get_drawings(data: str, folder: Path) -> Path:
-    """Says where the drawings come from, in the demo's first line, and gets them: DATA, else the bucket, else sketches."""
+    """Says where the drawings come from, in the first line, and gets them: DATA, else the bucket, else sketches."""
     if data:
         console.print(f"[bold]Sketchbatch demo[/] on the drawings in {data}")
         return Path(data)
@@ -66,7 +66,7 @@ def get_drawings(data: str, folder: Path) -> Path:
         command("sketchbatch-train", "fetch", "--folder", folder, "--classes", CLASSES, "--rows", FETCHED_ROWS)
     else:
         console.print(
-            "[bold]Sketchbatch demo[/] on synthetic sketches, no real drawings: the Quick, Draw! bucket cannot be reached "
+            "[bold]Sketchbatch demo[/] on synthetic sketches, not real drawings: Google's bucket cannot be reached "
             "(offline?); DATA=folder takes your own"
         )
         step("sketch drawings")

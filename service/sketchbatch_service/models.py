@@ -3,7 +3,7 @@
 A path is one model.onnx, or a repository NAME/VERSION/model.onnx of which every version is served.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,17 +45,14 @@ class ServedModel:
 class Models:
     """The models being served. Leaving it as a context manager finishes queued work and stops their threads."""
 
-    def __init__(self, path: Path, options: LoadOptions) -> None:
-        """Loads and warms up every model at `path`.
+    def __init__(self, models: Iterable[ServedModel], default_model: str = "") -> None:
+        """Orders `models`: those named `default_model` ("" = the first by name) first, newest version first.
 
         Raises:
-            ModelRefused: No model is there, one does not fit, or there is no `default_model`.
-            ProviderMissing: As `engine.open_session`.
+            ModelRefused: None is named `default_model`.
         """
-        loaded = [_load(file, name, version, options) for file, name, version in _find(path)]
-        # Newest version first within a name: `get` takes the first that fits.
-        self._models = sorted(loaded, key=lambda m: (m.name, -int(m.version)))
-        default = options.default_model or self._models[0].name
+        self._models = sorted(models, key=lambda m: (m.name, -int(m.version)))
+        default = default_model or self._models[0].name
         if default not in (model.name for model in self._models):
             raise ModelRefused(f"no model {default!r} to be the default; there are: {self._known()}")
         self._models.sort(key=lambda m: m.name != default)
@@ -93,6 +90,16 @@ class Models:
     def _known(self) -> str:
         names = dict.fromkeys(model.name for model in self._models)
         return "; ".join(f"{name} (version {', '.join(self.versions(name))})" for name in names)
+
+
+def load_models(path: Path, options: LoadOptions) -> Models:
+    """Loads and warms up every model at `path`.
+
+    Raises:
+        ModelRefused: No model is there, one does not fit, or there is no `default_model`.
+        ProviderMissing: As `engine.open_session`.
+    """
+    return Models([_load(file, name, version, options) for file, name, version in _find(path)], options.default_model)
 
 
 def _find(path: Path) -> list[tuple[Path, str, str]]:

@@ -13,7 +13,7 @@ from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
 from .arrays import ROW_BYTES
 from .batcher import BatchLimits
 from .errors import AddressUnusable
-from .models import LoadOptions, Models
+from .models import LoadOptions, load_models
 from .servicer import ClassifierServicer
 from .settings import Settings
 
@@ -29,7 +29,7 @@ async def serve(settings: Settings) -> None:
         StartError: A model, the provider or the address cannot be had.
     """
     log.info("starting", **asdict(settings) | {"model": str(settings.model)})
-    with Models(settings.model, _load_options(settings)) as models:
+    with load_models(settings.model, _load_options(settings)) as models:
         servicer = ClassifierServicer(models, max_request_rows=settings.max_request_rows)
         server = grpc.aio.server(options=_channel_options(settings))
         classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)

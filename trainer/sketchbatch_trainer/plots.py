@@ -40,7 +40,7 @@ def learning_curves(history: dict[str, list[float]]) -> str:
             axes.set_title(name.capitalize(), loc="left", fontweight="bold")
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False, loc="lower right")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
         return _embedded(figure)
 
 

@@ -66,7 +66,7 @@ def write_report(run: Run) -> Path:
     wrong = sorted((guess for guess in guesses if not guess.is_right), key=lambda guess: -guess.score)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("sketchbatch_trainer", "."), autoescape=True)
     page = environment.get_template("report.html.j2").render(
-        title=", ".join(config["labels"]),
+        title=_and(config["labels"]),
         is_synthetic=metrics["source"].startswith("synthetic"),
         config=config,
         metrics=metrics,
@@ -81,6 +81,12 @@ def write_report(run: Run) -> Path:
     with replacing(run.report) as partial:
         partial.write_text(page, encoding="utf-8")
     return run.report
+
+
+def _and(names: list[str]) -> str:
+    """Such as: bear, cat and dog."""
+    shown = names if len(names) <= 5 else [*names[:4], f"{len(names) - 4} more"]
+    return f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def _read_metrics(run: Run) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""What every room's tests share: tiny real models, real drawings where they are, and a real service."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx_models import write_model
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+QUICKDRAW = ROOT.parent / "shared" / "data" / "quickdraw"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top of the tree."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def quickdraw() -> Path:
+    """Real drawings in Google's layout; the tests that take them are skipped, visibly, where there are none."""
+    if not QUICKDRAW.is_dir():
+        pytest.skip("no real drawings: ../shared/data/quickdraw is absent")
+    return QUICKDRAW
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real model.onnx of three classes that runs in microseconds."""
+    return write_model(tmp_path_factory.mktemp("tiny") / "tiny.onnx")
+
+
+@pytest.fixture
+def noise() -> Callable[[int], np.ndarray]:
+    """Random bitmaps, the same for the same number of rows."""
+    return lambda rows: np.random.default_rng(rows).integers(0, 256, (rows, 28, 28), np.uint8)
+
+
+class Service:
+    """A `sketchbatch-serve` process on a free port of this machine."""
+
+    def __init__(self, model: Path, *flags: str) -> None:
+        command = [BIN / "sketchbatch-serve", "--model", model, "--address", "127.0.0.1:0", *flags]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        for line in self.process.stderr:
+            event = json.loads(line)
+            if event["message"] == "SERVING":
+                self.address = event["address"]
+                return
+        raise AssertionError("the service ended before it said SERVING")
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, list[dict]]:
+        """Sends the signal; returns the exit code and the rest of the log."""
+        if self.process.poll() is None:
+            os.kill(self.process.pid, how)
+        _, log = self.process.communicate(timeout=15)
+        return self.process.returncode, [json.loads(line) for line in log.splitlines()]
+
+
+@pytest.fixture(scope="session")
+def start_service() -> Iterator[Callable[..., Service]]:
+    """Starts services, and stops by their pids those that a test left running."""
+    started: list[Service] = []
+
+    def start(model: Path, *flags: str) -> Service:
+        started.append(Service(model, *flags))
+        return started[-1]
+
+    yield start
+    for service in started:
+        if service.process.poll() is None:
+            service.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_service(start_service: Callable[..., Service], tiny_model: Path) -> Service:
+    """One running service of the tiny model, for tests that only ask."""
+    return start_service(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., subprocess.CompletedProcess]:
+    """Runs one of our commands as a person would."""
+
+    def run(program: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:
+        words = [str(BIN / program), *map(str, arguments)]
+        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120, **options)
+
+    return run

@@ -1,0 +1,46 @@
+"""Writes tiny real ONNX models, fitting and unfitting ones."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+LABELS = ("ant", "bee", "cow")
+
+
+def write_model(
+    path: Path,
+    *,
+    labels: object = LABELS,
+    input_name: str = "bitmaps",
+    input_type: int = TensorProto.UINT8,
+    input_shape: tuple[object, ...] = ("rows", 28, 28),
+    output_name: str = "scores",
+    classes: int = 3,
+    metadata: dict[str, str] | None = None,
+) -> Path:
+    """Softmax of a random linear map of the bitmap; any part of the signature can be made unfit."""
+    weights = np.random.default_rng(7).normal(size=(784, classes)).astype(np.float32) / 1000
+    nodes = [
+        helper.make_node("Cast", [input_name], ["ink"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["ink", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], [output_name], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(input_name, input_type, input_shape)],
+        [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, ("rows", classes))],
+        [numpy_helper.from_array(np.array([-1, 784]), "shape"), numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    props = dict(metadata or {})
+    if labels is not None:
+        props["sketchbatch.labels"] = labels if isinstance(labels, str) else json.dumps(labels)
+    helper.set_model_props(model, props)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path)
+    return path
