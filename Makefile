@@ -21,7 +21,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve train protos protos-check lint locks clean
+.PHONY: help setup demo test check serve train models protos protos-check lint locks clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,11 +37,18 @@ test: check ## everything CI checks: lint, types, import rules, stubs, and the t
 check: lint protos-check
 
 serve: .venv/.done ## serve the models that ship on ADDRESS (127.0.0.1:50051)
-	$(VENV)/sketchbatch-serve --model models --address $(ADDRESS)
+	$(VENV)/sketchbatch-serve --model models --default-model bear-cat-dog --address $(ADDRESS)
 
 train: .venv/.done ## train and export CLASSES from the drawings in DATA into runs/train
 	$(VENV)/sketchbatch-train train --data "$(or $(DATA),$(error say where the drawings are: make train DATA=folder))" --classes "$(CLASSES)" --run runs/train
 	$(VENV)/sketchbatch-train export --run runs/train
+
+models: .venv/.done ## train the models that ship again, from the drawings in DATA
+	$(VENV)/sketchbatch-train train --data "$(or $(DATA),$(error say where the drawings are: make models DATA=folder))" \
+	  --classes bear,cat,dog --run runs/models/bear-cat-dog --source "Quick, Draw! drawings by Google (CC BY 4.0)"
+	$(VENV)/sketchbatch-train export --run runs/models/bear-cat-dog \
+	  --licence "Apache-2.0; learned from Quick, Draw! drawings by Google, CC BY 4.0"
+	mkdir -p models/bear-cat-dog/1 && cp runs/models/bear-cat-dog/model.onnx models/bear-cat-dog/1/model.onnx
 
 lint: .venv/.done ## ruff, mypy strict, import rules
 	$(VENV)/ruff check .

@@ -19,10 +19,11 @@ def write_model(
     input_shape: tuple[object, ...] = ("rows", 28, 28),
     output_name: str = "scores",
     classes: int = 3,
+    flat_width: int = 784,
     metadata: dict[str, str] | None = None,
 ) -> Path:
     """Softmax of a random linear map of the bitmap; any part of the signature can be made unfit."""
-    weights = np.random.default_rng(7).normal(size=(784, classes)).astype(np.float32) / 1000
+    weights = np.random.default_rng(7).normal(size=(flat_width, classes)).astype(np.float32) / 1000
     nodes = [
         helper.make_node("Cast", [input_name], ["ink"], to=TensorProto.FLOAT),
         helper.make_node("Reshape", ["ink", "shape"], ["flat"]),
@@ -34,7 +35,7 @@ def write_model(
         "tiny",
         [helper.make_tensor_value_info(input_name, input_type, input_shape)],
         [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, ("rows", classes))],
-        [numpy_helper.from_array(np.array([-1, 784]), "shape"), numpy_helper.from_array(weights, "weights")],
+        [numpy_helper.from_array(np.array([-1, flat_width]), "shape"), numpy_helper.from_array(weights, "weights")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     props = dict(metadata or {})

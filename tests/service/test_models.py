@@ -1,0 +1,129 @@
+"""Loading model files: what fits, what is refused, and which one a request means."""
+
+import json
+import os
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto
+from onnx_models import LABELS, write_model
+from sketchbatch_service.engine import CPU, Engine, available_cpus, open_session, pad
+from sketchbatch_service.errors import ModelNotFound, ModelRefused, ProviderMissing
+from sketchbatch_service.models import LoadOptions, load_models
+
+
+def test_a_fitting_file_says_who_it_is(tmp_path):
+    """Name, version, metrics and the rest come from metadata_props; labels are the only ones needed."""
+    described = {
+        "sketchbatch.name": "farm",
+        "sketchbatch.version": "7",
+        "sketchbatch.created": "2026-11-22T00:00:00+00:00",
+        "sketchbatch.metrics": json.dumps({"accuracy": 0.5}),
+        "sketchbatch.licence": "CC0",
+    }
+    model = load_models(write_model(tmp_path / "m.onnx", metadata=described), LoadOptions()).get("", "")
+    assert (model.name, model.version, model.provider) == ("farm", "7", CPU)
+    assert model.artifact.labels == LABELS
+    assert model.artifact.metrics == {"accuracy": 0.5}
+    assert (model.artifact.licence, len(model.artifact.digest)) == ("CC0", 64)
+
+
+def test_a_persons_own_file_needs_only_labels(tmp_path):
+    """The name falls back to the file's, the version to 1."""
+    model = load_models(write_model(tmp_path / "mine.onnx"), LoadOptions()).get("", "")
+    assert (model.name, model.version, model.artifact.metrics) == ("mine", "1", {})
+
+
+@pytest.mark.parametrize(
+    ("unfit", "message"),
+    [
+        ({"input_name": "image"}, r"input must be bitmaps: uint8 \(N, 28, 28\), got image: uint8 \(N, 28, 28\)"),
+        ({"input_type": TensorProto.FLOAT}, r"got bitmaps: float32 \(N, 28, 28\)"),
+        ({"input_shape": ("n", 28, 28, 1)}, r"got bitmaps: uint8 \(N, 28, 28, 1\)"),
+        ({"input_shape": (8, 28, 28)}, r"got bitmaps: uint8 \(8, 28, 28\)"),
+        ({"output_name": "probabilities"}, r"output scores: float32 \(N, classes\), got probabilities: float32"),
+        ({"labels": None}, "labels must be a JSON list of 3 different class names in metadata_props, got none"),
+        ({"labels": ["ant", "bee"]}, "3 different class names .*, got 2"),
+        ({"labels": ["ant", "ant", "bee"]}, r"got \['ant', 'ant', 'bee'\]"),
+        ({"labels": "ant, bee"}, "labels must be JSON, got 'ant, bee'"),
+        ({"labels": {"ant": 0}}, "labels must be a JSON list, got"),
+        ({"metadata": {"sketchbatch.metrics": "good"}}, "metrics must be JSON, got 'good'"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path, unfit, message):
+    """The error says which part, what was expected and what came."""
+    path = write_model(tmp_path / "odd.onnx", **unfit)
+    with pytest.raises(ModelRefused, match=message) as caught:
+        load_models(path, LoadOptions())
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    """Missing, empty of models, or not ONNX: one line each, with the path."""
+    with pytest.raises(ModelRefused, match="no such model file"):
+        load_models(tmp_path / "none.onnx", LoadOptions())
+    with pytest.raises(ModelRefused, match=r"NAME/VERSION/model\.onnx"):
+        load_models(tmp_path, LoadOptions())
+    (tmp_path / "page.onnx").write_text("<!doctype html>")
+    with pytest.raises(ModelRefused, match=r"page\.onnx: not a model that ONNX Runtime can load"):
+        load_models(tmp_path / "page.onnx", LoadOptions())
+
+
+def test_a_repository_serves_every_version_and_the_newest_by_default(tmp_path):
+    """Folders give name and version; version 10 is newer than 9; other folders are passed over."""
+    for name, version in (("farm", "9"), ("farm", "10"), ("zoo", "1"), ("zoo", "draft")):
+        write_model(tmp_path / name / version / "model.onnx", metadata={"sketchbatch.name": "other"})
+    models = load_models(tmp_path, LoadOptions(default_model="zoo"))
+    assert [(m.name, m.version) for m in models] == [("zoo", "1"), ("farm", "10"), ("farm", "9")]
+    assert models.get("", "").name == "zoo"
+    assert models.get("farm", "").version == "10"
+    assert models.get("farm", "9").version == "9"
+    assert models.versions("farm") == ["10", "9"]
+    with pytest.raises(
+        ModelNotFound, match=r"'farm' version '8'; there are: zoo \(version 1\); farm \(version 10, 9\)"
+    ):
+        models.get("farm", "8")
+    with pytest.raises(ModelRefused, match="no model 'pond' to be the default"):
+        load_models(tmp_path, LoadOptions(default_model="pond"))
+
+
+def test_cuda_is_refused_where_it_cannot_run(tiny_model):
+    """No silent fallback: `cuda` on a build or machine without it does not start."""
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(ProviderMissing, match="provider cuda was asked for"):
+        open_session(tiny_model, "cuda", 0)
+
+
+def test_auto_takes_the_cpu_where_there_is_no_gpu(tiny_model):
+    """The same file, without a flag, runs anywhere."""
+    assert open_session(tiny_model, "auto", 1).get_providers()[0] == CPU
+
+
+def test_scores_are_onnx_runtimes_own(tiny_model, noise):
+    """The engine adds and loses nothing."""
+    engine = Engine(open_session(tiny_model, "cpu", 1), max_batch_rows=8)
+    expected = ort.InferenceSession(tiny_model, providers=[CPU]).run(["scores"], {"bitmaps": noise(5)})[0]
+    assert np.array_equal(engine.predict(noise(5)), expected)
+
+
+def test_a_model_that_breaks_in_warm_up_is_refused(tmp_path):
+    """A graph that loads but cannot run is found before SERVING."""
+    path = write_model(tmp_path / "wide.onnx", flat_width=785)
+    with pytest.raises(ModelRefused, match="breaks on 1 rows"):
+        load_models(path, LoadOptions())
+
+
+@pytest.mark.parametrize(("rows", "padded"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8), (9, 12), (12, 12), (13, 13)])
+def test_rows_are_padded_with_paper_to_the_next_bucket(noise, rows, padded):
+    """Few batch sizes reach CUDA; the rows themselves are untouched."""
+    out = pad(noise(rows), (1, 2, 4, 8, 12))
+    assert len(out) == padded
+    assert np.array_equal(out[:rows], noise(rows))
+    assert not out[rows:].any()
+
+
+def test_threads_follow_what_the_process_may_use():
+    """At least one CPU, and no more than the machine has."""
+    assert 1 <= available_cpus() <= os.cpu_count()

@@ -1,0 +1,63 @@
+"""Settings: flag > environment > default, checked at start, all documented."""
+
+from dataclasses import fields
+
+import pytest
+from click.testing import CliRunner
+from sketchbatch_service import settings
+from sketchbatch_service.settings import Settings
+
+
+def read(*flags: str, **environment: str):
+    """The settings a command line and an environment give, or the error text."""
+    import click
+
+    found = []
+
+    @click.command()
+    @settings.options
+    def command(**values):
+        found.append(Settings(**values))
+
+    result = CliRunner().invoke(command, ["--model", "m", *flags], env=environment)
+    return found[0] if found else result.output
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_default():
+    """One rule for every setting."""
+    assert read().max_batch_rows == 64
+    assert read(SKETCHBATCH_MAX_BATCH_ROWS="32").max_batch_rows == 32
+    assert read("--max-batch-rows", "16", SKETCHBATCH_MAX_BATCH_ROWS="32").max_batch_rows == 16
+    assert read("--no-reflection").reflection is False
+    assert read(SKETCHBATCH_REFLECTION="0").reflection is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max-batch-rows", "0"], "0 is not in the range x>=1"),
+        (["--threads", "-1"], "-1 is not in the range x>=0"),
+        (["--drain-s", "soon"], "'soon' is not a valid float"),
+        (["--provider", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["--max-queued-rows", "5"], "must be at least --max-request-rows (16384), got 5"),
+    ],
+)
+def test_a_bad_value_is_refused_with_what_was_expected(flags, message):
+    """Nothing starts on a setting that cannot work."""
+    assert message in read(*flags)
+
+
+def test_every_setting_is_documented(root):
+    """Each field has a docstring, and a row in docs/settings.md with its flag, variable and default."""
+    page = (root / "docs" / "settings.md").read_text()
+    docs = settings._field_docstrings()
+    for field in fields(Settings):
+        assert docs[field.name].endswith("."), field.name
+        flag, variable = f"--{field.name.replace('_', '-')}", f"SKETCHBATCH_{field.name.upper()}"
+        assert f"| `{flag}` | `{variable}` |" in page
+
+
+def test_no_variable_is_one_that_kubernetes_sets():
+    """Kubernetes injects SKETCHBATCH_PORT=tcp://... for a Service named sketchbatch."""
+    names = {field.name for field in fields(Settings)}
+    assert not {name for name in names if name.startswith(("port", "service_"))}
