@@ -99,7 +99,7 @@ $(UV): locks/tools.txt
 
 .venv/.done: locks/dev.txt $(ROOMS:%=%/pyproject.toml) | $(UV)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
-	$(UV) pip sync --require-hashes --python $(VENV)/python locks/dev.txt
+	$(UV) pip sync --compile-bytecode --require-hashes --python $(VENV)/python locks/dev.txt
 	$(UV) pip install --quiet --no-deps --no-build-isolation --python $(VENV)/python $(ROOMS:%=-e %)
 	@touch $@
 

@@ -186,6 +186,13 @@ def test_pushback_is_waited_for(noise):
         assert time.monotonic() - started_at >= 0.15
 
 
+def test_a_server_on_this_machine_is_not_asked_through_a_proxy(tiny_service, noise, monkeypatch):
+    """An https_proxy in the environment is for the world outside."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    with Client(tiny_service.address) as client:
+        assert len(client.classify(noise(2))) == 2
+
+
 def test_nobody_waits_for_ever(noise):
     """A server that accepts and never answers ends in DeadlineExceeded; no server at all, in Unavailable."""
     import socket

@@ -59,7 +59,7 @@ def export(run: Run, *, version: int = 1, licence: str = "") -> Parity:
     model = keras.saving.load_model(run.need(run.keras, train_first))
     run.onnx.unlink(missing_ok=True)
     bitmaps, class_index = _held_out(run, config["labels"])
-    graph = _converted(model)
+    graph = to_onnx(model)
     scores = _onnx_scores(graph, bitmaps)
     parity = compare(np.asarray(model.predict(bitmaps, verbose=0)), scores)
     confusion = confuse(class_index, scores.argmax(axis=1), len(config["labels"]))
@@ -82,13 +82,7 @@ def compare(keras_scores: Scores, onnx_scores: Scores) -> Parity:
     return parity
 
 
-def _held_out(run: Run, labels: list[str]) -> tuple[Bitmaps, NDArray[np.int64]]:
-    files = labelled_files(run.test)
-    classes = [read_bitmaps(files[label]) for label in labels]
-    return np.concatenate(classes), np.repeat(np.arange(len(labels)), [len(bitmaps) for bitmaps in classes])
-
-
-def _converted(model: keras.Model) -> onnx.ModelProto:
+def to_onnx(model: keras.Model) -> onnx.ModelProto:
     """The ONNX graph: bitmaps uint8 (N, 28, 28) -> scores float32 (N, classes).
 
     `from_function`, because `from_keras` fails on Keras 3 (tensorflow-onnx#2448); the dict names the output.
@@ -102,6 +96,12 @@ def _converted(model: keras.Model) -> onnx.ModelProto:
     graph: onnx.ModelProto = tf2onnx.convert.from_function(scores, input_signature=signature, opset=OPSET)[0]
     onnx.checker.check_model(graph)
     return graph
+
+
+def _held_out(run: Run, labels: list[str]) -> tuple[Bitmaps, NDArray[np.int64]]:
+    files = labelled_files(run.test)
+    classes = [read_bitmaps(files[label]) for label in labels]
+    return np.concatenate(classes), np.repeat(np.arange(len(labels)), [len(bitmaps) for bitmaps in classes])
 
 
 def _onnx_scores(graph: onnx.ModelProto, bitmaps: Bitmaps) -> Scores:

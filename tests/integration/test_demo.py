@@ -1,0 +1,56 @@
+"""`make demo`, as a newcomer runs it, with few epochs."""
+
+import json
+import re
+
+import pytest
+
+FIVE = ["accuracy", "balanced_accuracy", "specificity", "matthews_corrcoef", "jaccard"]
+
+
+def demo(run_command, root, *flags: object) -> list[str]:
+    """What the demo prints, line by line."""
+    finished = run_command("python", root / "demo" / "demo.py", *flags, cwd=root)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout.splitlines()
+
+
+@pytest.mark.timeout(180)
+def test_offline_it_runs_the_whole_job_on_synthetic_sketches_and_says_so(run_command, root, tmp_path, monkeypatch):
+    """First line, metrics, model name and report all say synthetic; every file is there; the page stands alone."""
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # offline, wherever the test runs
+    lines = demo(run_command, root, "--run", tmp_path, "--epochs", 1)
+    assert "synthetic sketches" in lines[0]
+    assert any(
+        re.match(r"parity: Keras and ONNX differ by at most \S+ on \d+ held-out drawings", line) for line in lines
+    )
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(FIVE) | {"rows", "labels", "source"} <= set(metrics)
+    assert metrics["source"].startswith("synthetic sketches")
+    assert metrics["model"]["name"] == "synthetic-bear-cat-dog"
+    report = (tmp_path / "report.html").read_text()
+    assert "Synthetic sketches." in report
+    assert f"{metrics['accuracy']:.3f}" in report
+    assert report.count('src="data:image/svg+xml;base64,') >= 3
+    assert not re.findall(r'(?:src|href)="(?!data:)', report)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.real_drawings
+@pytest.mark.timeout(180)
+def test_with_drawings_of_ones_own_it_says_which(run_command, root, quickdraw, tmp_path):
+    """DATA's folder is named in the first line; the service scores what was held out of training."""
+    lines = demo(run_command, root, "--run", tmp_path, "--epochs", 2, "--data", quickdraw)
+    assert str(quickdraw) in lines[0]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["rows"], metrics["labels"]) == (913, ["bear", "cat", "dog"])
+    assert metrics["source"] == "drawings in the folder quickdraw"
+    assert metrics["accuracy"] > 0.6  # two epochs; the full demo reaches 0.8
+
+
+def test_a_failed_step_ends_the_demo(run_command, root, tmp_path):
+    """With that step's own message and exit code."""
+    finished = run_command("python", root / "demo" / "demo.py", "--run", tmp_path / "r", "--data", tmp_path)
+    assert finished.returncode == 1
+    assert "expected a NAME.npy for each label, got none" in finished.stderr
+    assert "report" not in finished.stdout

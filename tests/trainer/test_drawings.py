@@ -1,0 +1,99 @@
+"""The split: stable, and never the same bitmap on two sides."""
+
+import numpy as np
+import pytest
+from sketchbatch_client.errors import FileRefused
+from sketchbatch_trainer.drawings import read_drawings, write_bitmaps, write_labelled, write_source
+from sketchbatch_trainer.errors import DrawingsRefused
+
+
+@pytest.fixture
+def folder(tmp_path, noise):
+    """Two classes of 200 drawings, half of them copies, some copied into the other class."""
+    ant, bee = noise(100), noise(101)[:100]
+    write_bitmaps(tmp_path / "ant.npy", np.concatenate([ant, ant]))
+    write_bitmaps(tmp_path / "bee.npy", np.concatenate([bee, ant[:50], bee[:50]]))
+    return tmp_path
+
+
+def rows_of(side):
+    """The set of its bitmaps."""
+    return {row.tobytes() for row in side.bitmaps}
+
+
+def test_no_bitmap_stands_on_two_sides(folder):
+    """Copies, also those under another label, follow the bitmap's own hash."""
+    drawings = read_drawings(folder, ("ant", "bee"))
+    train, validation, test = map(rows_of, (drawings.train, drawings.validation, drawings.test))
+    assert train
+    assert validation
+    assert test
+    assert not train & validation
+    assert not train & test
+    assert not validation & test
+    assert len(drawings.train) + len(drawings.validation) + len(drawings.test) == 400
+
+
+def test_a_drawings_side_depends_on_nothing_else(folder):
+    """Fewer rows, other classes or another order of them move no drawing to another side."""
+    whole = read_drawings(folder, ("ant", "bee"))
+    part = read_drawings(folder, ("bee", "ant"), rows_per_class=120)
+    assert rows_of(part.test) <= rows_of(whole.test)
+    assert rows_of(part.train) <= rows_of(whole.train)
+    assert part.digest != whole.digest
+    assert read_drawings(folder, ("ant", "bee")).digest == whole.digest
+
+
+def test_labels_follow_the_rows(folder):
+    """Class index = place in the labels given; every row keeps its own."""
+    ants = rows_of(read_drawings(folder, ("bee", "ant")).train)
+    drawings = read_drawings(folder, ("ant", "bee"))
+    assert rows_of(drawings.train) == ants
+    assert np.bincount(np.concatenate([s.class_index for s in (drawings.train, drawings.validation, drawings.test)]))[
+        0
+    ] == len(np.load(folder / "ant.npy"))
+
+
+def test_held_out_drawings_are_written_as_google_does(folder, tmp_path):
+    """NAME.npy of uint8 (rows, 784), and where they come from, which reading them again finds."""
+    write_source(folder, "synthetic noise")
+    drawings = read_drawings(folder, ("ant", "bee"))
+    assert drawings.source == "synthetic noise"
+    write_labelled(tmp_path / "out", drawings.test, drawings.labels, drawings.source)
+    for index, label in enumerate(drawings.labels):
+        written = np.load(tmp_path / "out" / f"{label}.npy")
+        assert written.dtype == np.uint8
+        assert np.array_equal(written, drawings.test.bitmaps[drawings.test.class_index == index].reshape(-1, 784))
+    assert (tmp_path / "out" / "SOURCE.txt").read_text() == "synthetic noise\n"
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("ant", "zebra", "yak"), "no drawings of zebra, yak; there are 2 classes there"),
+        (("ant", "ant"), "two or more different classes, got ant, ant"),
+        (("ant",), "two or more different classes, got ant"),
+    ],
+)
+def test_classes_that_cannot_be_learnt_are_refused(folder, labels, message):
+    """The error names them."""
+    with pytest.raises(DrawingsRefused, match=message):
+        read_drawings(folder, labels)
+
+
+def test_too_few_drawings_are_refused(folder, noise):
+    """A class with nothing to test on says so, with its file."""
+    write_bitmaps(folder / "bee.npy", noise(1))
+    with pytest.raises(DrawingsRefused, match=r"bee\.npy: expected drawings enough to train and test on, got 1"):
+        read_drawings(folder, ("ant", "bee"))
+    (folder / "bee.npy").write_text("<html>")
+    with pytest.raises(FileRefused, match="web page"):
+        read_drawings(folder, ("ant", "bee"))
+
+
+@pytest.mark.real_drawings
+def test_real_drawings_split_eight_to_one_to_one(quickdraw):
+    """9,000 bears, cats and dogs, in about the shares meant."""
+    drawings = read_drawings(quickdraw, ("bear", "cat", "dog"))
+    shares = np.array([len(drawings.train), len(drawings.validation), len(drawings.test)]) / 9000
+    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
