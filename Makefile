@@ -21,7 +21,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve train models protos protos-check lint locks clean
+.PHONY: help setup demo test check serve train models bench-raw protos protos-check lint locks clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ models: .venv/.done ## train the models that ship again, from the drawings in DA
 	$(VENV)/sketchbatch-train export --run runs/models/bear-cat-dog \
 	  --licence "Apache-2.0; learned from Quick, Draw! drawings by Google, CC BY 4.0"
 	mkdir -p models/bear-cat-dog/1 && cp runs/models/bear-cat-dog/model.onnx models/bear-cat-dog/1/model.onnx
+
+bench-raw: .venv/.done ## raw ONNX Runtime by threads, spinning and rows a call, into benchmarks/results/
+	$(VENV)/python benchmarks/raw_session.py
 
 lint: .venv/.done ## ruff, mypy strict, import rules
 	$(VENV)/ruff check .

@@ -43,9 +43,6 @@ def open_session(path: Path, provider: Provider, threads: int) -> ort.InferenceS
     options.log_severity_level = 4  # our own errors say what failed
     options.intra_op_num_threads = threads or available_cpus()
     options.inter_op_num_threads = 1  # the graph is a chain
-    # Threads that spin between calls hold the cores that gRPC and their own siblings need: 3,900 rows/s with, 6,900
-    # without (article's CNN, 2 threads on 2 shared cores, 2026-11-22; docs/decisions/0003).
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = _providers(provider)
     if provider == "cuda":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
