@@ -14,7 +14,7 @@ import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from .client import Client
 from .errors import SketchbatchError, Unavailable
@@ -126,7 +126,7 @@ def model(
         return
     for each in models:
         title = f"{each.name} version {each.version}{' (default)' if each.is_default else ''}"
-        table = Table(title=title, title_justify="left", show_header=False, box=None)
+        table = Table("", Column(overflow="fold"), title=title, title_justify="left", show_header=False, box=None)
         labels = ", ".join(each.labels[:12]) + (", ..." if len(each.labels) > 12 else "")
         table.add_row("labels", f"{len(each.labels)}: {labels}")
         table.add_row("runs on", each.provider)
@@ -134,7 +134,7 @@ def model(
         table.add_row("digest", each.digest)
         for name in ("created", "licence"):
             table.add_row(name, getattr(each, name) or "not said")
-        for name, value in each.metrics.items():
+        for name, value in sorted(each.metrics.items()):
             if isinstance(value, (int, float)):
                 table.add_row(name, f"{value:.4g}")
         out.print(table)
