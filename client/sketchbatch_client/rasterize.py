@@ -58,8 +58,8 @@ def _points(stroke: Sequence[Sequence[float]], number: int) -> Floats:
 
 def _coverage(path: Floats) -> Floats:
     """How much of each pixel a stroke along `path` (points, 2), in pixels, covers: (28, 28), 0 to 1."""
-    first = max(0, int((path[:, 1].min() - _RADIUS) * _LINES))
-    last = min(len(_LINE_Y), int((path[:, 1].max() + _RADIUS) * _LINES) + 2)
+    first = max(0, int((np.min(path[:, 1]) - _RADIUS) * _LINES))
+    last = min(len(_LINE_Y), int((np.max(path[:, 1]) + _RADIUS) * _LINES) + 2)
     lines = np.arange(first, last)
     start, stop = path[:-1], path[1:]
     if len(path) == 1:
