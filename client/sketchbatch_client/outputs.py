@@ -14,11 +14,13 @@ from pyarrow import csv, parquet
 from .client import Classification
 from .errors import FileRefused
 
+KINDS = (".parquet", ".csv", ".jsonl")
+
 
 class Output(Protocol):
     """Where the rows go; `close` completes the file."""
 
-    def write(self, rows: pa.RecordBatch) -> None: ...
+    def write_batch(self, rows: pa.RecordBatch) -> None: ...
 
     def close(self) -> None: ...
 
@@ -26,11 +28,10 @@ class Output(Protocol):
 def table(source: str, first_row: int, result: Classification, *, with_all_scores: bool) -> pa.RecordBatch:
     """The columns of one batch of results, rows numbered from `first_row`."""
     names = pa.array(result.labels)
-    columns: dict[str, pa.Array] = {
-        "source": pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), len(result)), [source]),
+    columns = {
+        "source": pa.repeat(source, len(result)),
         "row": pa.array(range(first_row, first_row + len(result)), pa.int64()),
     }
-    columns["source"] = columns["source"].cast(pa.string())
     for place in range(result.class_index.shape[1]):
         suffix = f"_{place + 1}" if place else ""
         columns[f"label{suffix}"] = names.take(pa.array(result.class_index[:, place]))
@@ -42,52 +43,27 @@ def table(source: str, first_row: int, result: Classification, *, with_all_score
 
 
 def check_ending(path: Path) -> None:
-    """Raises FileRefused unless `path` ends in .parquet, .csv or .jsonl."""
-    if path.suffix not in _KINDS:
-        raise FileRefused(f"{path}: expected an output ending in {', '.join(_KINDS)}, got {path.suffix or 'none'!r}")
+    """Raises FileRefused unless `path` has one of the endings we write."""
+    if path.suffix not in KINDS:
+        raise FileRefused(f"{path}: expected an output ending in {', '.join(KINDS)}, got {path.suffix or 'none'!r}")
 
 
-def open_output(path: Path, kind: str, first: pa.RecordBatch) -> Output:
-    """Opens `path` for rows like `first`; `kind` is the ending that says the format."""
-    return _KINDS[kind](path, first.schema)
-
-
-class _Parquet:
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._writer = parquet.ParquetWriter(path, schema, compression="zstd")
-
-    def write(self, rows: pa.RecordBatch) -> None:
-        self._writer.write_batch(rows)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _Csv:
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+def open_output(path: Path, kind: str, schema: pa.Schema) -> Output:
+    """Opens `path` for rows of `schema`; `kind`, one of KINDS, says the format."""
+    if kind == ".parquet":
+        return parquet.ParquetWriter(path, schema, compression="zstd")  # type: ignore[no-any-return]
+    if kind == ".csv":
         options = csv.WriteOptions(quoting_style="needed", quoting_header="needed")
-        self._writer = csv.CSVWriter(path, schema, write_options=options)
-
-    def write(self, rows: pa.RecordBatch) -> None:
-        self._writer.write_batch(rows)
-
-    def close(self) -> None:
-        self._writer.close()
+        return csv.CSVWriter(path, schema, write_options=options)  # type: ignore[no-any-return]
+    return _JsonLines(path)
 
 
 class _JsonLines:
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8")
 
-    def write(self, rows: pa.RecordBatch) -> None:
+    def write_batch(self, rows: pa.RecordBatch) -> None:
         self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.to_pylist())
 
     def close(self) -> None:
         self._file.close()
-
-
-_KINDS: dict[str, type[_Parquet] | type[_Csv] | type[_JsonLines]] = {
-    ".parquet": _Parquet,
-    ".csv": _Csv,
-    ".jsonl": _JsonLines,
-}

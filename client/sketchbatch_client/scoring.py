@@ -64,8 +64,8 @@ def score_files(
         try:
             for source, first_row, result in score_rows(client, inputs, options):
                 rows = table(str(source), first_row, result, with_all_scores=options.with_all_scores)
-                writer = writer or open_output(partial, output.suffix, rows)
-                writer.write(rows)
+                writer = writer or open_output(partial, output.suffix, rows.schema)
+                writer.write_batch(rows)
                 rows_written += len(result)
                 progress(len(result))
         finally:
