@@ -28,7 +28,7 @@ help: ## list these verbs
 
 setup: .venv/.done .tools/protos/.done ## install everything, hashed, into .venv and .tools (done once)
 
-demo: .venv/.done ## drawings -> CNN -> ONNX -> service -> bulk scores -> RUN/report.html; DATA=folder for your own drawings
+demo: .venv/.done ## drawings -> CNN -> ONNX -> service -> bulk scores -> report; DATA=folder takes your drawings
 	@$(VENV)/python demo/demo.py --run "$(RUN)" $(if $(DATA),--data "$(DATA)")
 
 test: check ## everything CI checks: lint, types, import rules, stubs, and the tests
@@ -93,20 +93,24 @@ locks: $(UV) ## resolve the hashed requirement files in locks/ again
 clean: ## remove what the verbs above made, except runs/
 	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
+# Set-up says what it does on stderr: a verb's stdout is its own.
 $(UV): locks/tools.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
-	  { echo "Sketchbatch needs Python 3.11 to 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1); say make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv .tools
-	.tools/bin/pip install --quiet --disable-pip-version-check --require-hashes -r locks/tools.txt
+	  { echo "Sketchbatch needs Python 3.11 to 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1); say make PYTHON=python3.12" >&2; exit 1; }
+	@echo "installing uv into .tools" >&2
+	@$(PYTHON) -m venv .tools >&2
+	@.tools/bin/pip install --quiet --disable-pip-version-check --require-hashes -r locks/tools.txt >&2
 	@touch $@
 
 .venv/.done: locks/dev.txt $(ROOMS:%=%/pyproject.toml) | $(UV)
-	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
-	$(UV) pip sync --compile-bytecode --require-hashes --python $(VENV)/python locks/dev.txt
-	$(UV) pip install --quiet --no-deps --no-build-isolation --python $(VENV)/python $(ROOMS:%=-e %)
+	@echo "installing locks/dev.txt and our own four into .venv (about 3 GB, TensorFlow most of it)" >&2
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv >&2
+	@$(UV) pip sync --quiet --compile-bytecode --require-hashes --python $(VENV)/python locks/dev.txt >&2
+	@$(UV) pip install --quiet --no-deps --no-build-isolation --python $(VENV)/python $(ROOMS:%=-e %) >&2
 	@touch $@
 
 .tools/protos/.done: locks/protos.txt | $(UV)
-	$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/protos
-	$(UV) pip sync --quiet --require-hashes --python .tools/protos/bin/python locks/protos.txt
+	@echo "installing the stubs' generator into .tools/protos" >&2
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/protos >&2
+	@$(UV) pip sync --quiet --require-hashes --python .tools/protos/bin/python locks/protos.txt >&2
 	@touch $@
