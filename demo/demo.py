@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from sketchbatch_client.atomic import unwind_on_signals
 
 BIN = Path(sys.executable).parent
 CLASSES = "bear,cat,dog"
@@ -117,4 +118,8 @@ def _wait_until_serving(service: "subprocess.Popen[bytes]", log: Path) -> dict[s
 
 
 if __name__ == "__main__":
-    main()
+    unwind_on_signals()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -19,6 +19,7 @@ def write_model(
     input_shape: tuple[object, ...] = ("rows", 28, 28),
     output_name: str = "scores",
     classes: int = 3,
+    open_classes: bool = False,
     flat_width: int = 784,
     metadata: dict[str, str] | None = None,
 ) -> Path:
@@ -28,14 +29,20 @@ def write_model(
         helper.make_node("Cast", [input_name], ["ink"], to=TensorProto.FLOAT),
         helper.make_node("Reshape", ["ink", "shape"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], [output_name], axis=1),
+        # Compress keeps every column, but no shape inference can know that.
+        *([helper.make_node("Compress", ["logits", "kept"], ["open"], axis=1)] if open_classes else []),
+        helper.make_node("Softmax", ["open" if open_classes else "logits"], [output_name], axis=1),
     ]
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info(input_name, input_type, input_shape)],
-        [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, ("rows", classes))],
-        [numpy_helper.from_array(np.array([-1, flat_width]), "shape"), numpy_helper.from_array(weights, "weights")],
+        [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, ("rows", "c" if open_classes else classes))],
+        [
+            numpy_helper.from_array(np.array([-1, flat_width]), "shape"),
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(np.ones(classes, bool), "kept"),
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     props = dict(metadata or {})

@@ -1,6 +1,8 @@
-"""Writes a file whole or not at all."""
+"""Writes a file whole or not at all, also when the process is told to stop."""
 
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,3 +18,9 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def unwind_on_signals() -> None:
+    """Makes SIGTERM and SIGHUP leave as Ctrl-C does: partial files are removed, what was started is stopped."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from .atomic import unwind_on_signals
 from .client import Client
 from .errors import SketchbatchError, Unavailable
 from .evaluation import Evaluation, open_labelled
@@ -160,6 +161,7 @@ def health(
 
 def main() -> None:
     """Runs the command; what a person can put right ends as one line on stderr and exit code 1."""
+    unwind_on_signals()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is said once, by us
     try:
         app()

@@ -84,7 +84,7 @@ class Client:
     Args:
         target: host:port.
         timeout_s: Longest one request may take, retries included.
-        rows_per_request: Rows in one RPC; hundreds are needed to make its cost small.
+        rows_per_request: Rows in one RPC, fewer if the service allows fewer; hundreds make its cost small.
         in_flight: RPCs under way at once.
         retry: When to try again.
     """
@@ -105,7 +105,8 @@ class Client:
         self._retry = retry
         self._channel = grpc.insecure_channel(target, options=_channel_options(target))
         self._stub = ClassifierServiceStub(self._channel)
-        self._labels: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._labels: dict[tuple[str, str], tuple[str, ...]] = {}  # by model name and version
+        self._limits: dict[tuple[str, str], int] = {}  # likewise
 
     def __enter__(self) -> "Client":
         return self
@@ -146,21 +147,21 @@ class Client:
         Yields one `Classification` for each request of up to `rows_per_request` rows, in order.
         """
         options = {"top_k": top_k, "model_name": model_name, "model_version": model_version}
+        rows_per_request = min(self._rows_per_request, self._max_request_rows(model_name, model_version))
         under_way: deque[Future[Classification]] = deque()
-        with ThreadPoolExecutor(self._in_flight, thread_name_prefix="sketchbatch") as pool:
-            try:
-                for batch in batches:
-                    rows = _as_rows(batch)
-                    for start in range(0, len(rows), self._rows_per_request):
-                        if len(under_way) == self._in_flight:
-                            yield under_way.popleft().result()
-                        part = rows[start : start + self._rows_per_request]
-                        under_way.append(pool.submit(self._classify_once, part, options))
-                while under_way:
-                    yield under_way.popleft().result()
-            finally:  # after an error, or when the caller stops early: nothing more is sent
-                for request in under_way:
-                    request.cancel()
+        pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="sketchbatch")
+        try:
+            for batch in batches:
+                rows = _as_rows(batch)
+                for start in range(0, len(rows), rows_per_request):
+                    if len(under_way) == self._in_flight:
+                        yield under_way.popleft().result()
+                    part = rows[start : start + rows_per_request]
+                    under_way.append(pool.submit(self._classify_once, part, options))
+            while under_way:
+                yield under_way.popleft().result()
+        finally:  # after an error, or when the caller stops early: nothing more is sent, nothing waited for
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def models(self) -> list[ModelInfo]:
         """Every model and version being served, the default first."""
@@ -198,6 +199,12 @@ class Client:
             score = np.array(response.score, np.float32).reshape(response.rows, -1)
         return Classification(response.model_name, response.model_version, labels, class_index, score, scores)
 
+    def _max_request_rows(self, name: str, version: str) -> int:
+        """Asked for once for each model."""
+        if (name, version) not in self._limits:
+            self._limits[name, version] = self.model(name, version).max_request_rows
+        return self._limits[name, version]
+
     def _labels_of(self, name: str, version: str) -> tuple[str, ...]:
         """Asked for once for each version that answers."""
         if (name, version) not in self._labels:
@@ -230,7 +237,7 @@ class Client:
 
 
 def _channel_options(target: str) -> list[tuple[str, int]]:
-    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    options = [("grpc.max_receive_message_length", -1)]  # all scores of a large request exceed the default 4 MiB
     if target.startswith(("localhost:", "127.", "[::1]:")):
         options.append(("grpc.enable_http_proxy", 0))  # an office's https_proxy knows no way back to this machine
     return options

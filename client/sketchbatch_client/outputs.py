@@ -5,6 +5,7 @@ on; with all scores also one score_LABEL for each class.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -20,16 +21,16 @@ KINDS = (".parquet", ".csv", ".jsonl")
 class Output(Protocol):
     """Where the rows go; `close` completes the file."""
 
-    def write_batch(self, rows: pa.RecordBatch) -> None: ...
+    def write(self, rows: pa.Table) -> None: ...
 
     def close(self) -> None: ...
 
 
-def table(source: str, first_row: int, result: Classification, *, with_all_scores: bool) -> pa.RecordBatch:
+def table(source: Path, first_row: int, result: Classification, *, with_all_scores: bool) -> pa.RecordBatch:
     """The columns of one batch of results, rows numbered from `first_row`."""
     names = pa.array(result.labels)
     columns = {
-        "source": pa.repeat(source, len(result)),
+        "source": pa.repeat(os.fsencode(source).decode(errors="replace"), len(result)),
         "row": pa.array(range(first_row, first_row + len(result)), pa.int64()),
     }
     for place in range(result.class_index.shape[1]):
@@ -62,7 +63,7 @@ class _JsonLines:
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8")
 
-    def write_batch(self, rows: pa.RecordBatch) -> None:
+    def write(self, rows: pa.Table) -> None:
         self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.to_pylist())
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """Reads bitmaps from files in Google's layout: one NAME.npy for each label.
 
-Files are memory-mapped: a file of any size costs no more memory than the rows in use. Nothing is unpickled.
+Files are memory-mapped: rows are read when they are used. Nothing is unpickled.
 """
 
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -69,7 +70,7 @@ def source_of(folder: Path) -> str:
     """Where the drawings in `folder` come from: its SOURCE.txt, or else the folder's name."""
     note = folder / SOURCE_NOTE
     return (
-        note.read_text(encoding="utf-8").strip()
+        note.read_text(encoding="utf-8", errors="replace").strip()
         if note.is_file()
         else f"drawings in the folder {folder.resolve().name}"
     )
@@ -88,6 +89,7 @@ def _check_magic(path: Path, head: bytes) -> None:
 def _read_header(path: Path, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
-        return read[np.lib.format.read_magic(file)](file)
-    except (ValueError, KeyError) as exc:
-        raise FileRefused(f"{path}: its .npy header cannot be read: {exc}") from exc
+        with warnings.catch_warnings(action="ignore"):  # of files that Python 2 wrote, which are as good
+            return read[np.lib.format.read_magic(file)](file)
+    except Exception as exc:  # NumPy parses the header as Python text, and lets through whatever that raises
+        raise FileRefused(f"{path}: its .npy header cannot be read: {str(exc).partition(chr(10))[0]}") from exc

@@ -3,16 +3,22 @@
 Flow: files -> checked and mapped -> blocks of rows -> `Client.score` -> lines of output.
 """
 
+import mmap
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import pyarrow as pa
 
 from .atomic import replacing
 from .client import Classification, Client
 from .errors import FileRefused
 from .outputs import Output, check_ending, open_output, table
 from .readers import Bitmaps, labelled_files, read_bitmaps
+
+_BLOCK_ROWS = 16384  # 12.8 MB
+_GROUP_ROWS = 65536
 
 Progress = Callable[[int], object]
 """Called with the number of rows scored since the last call."""
@@ -58,16 +64,16 @@ def score_files(
         SketchbatchError: The service did not answer; nothing is left behind.
     """
     check_ending(output)
+    served = client.model(options.model_name, options.model_version)
+    options = replace(options, model_name=served.name, model_version=served.version)  # one version for the whole file
     with replacing(output) as partial:
         rows_written = 0
         writer: Output | None = None
         try:
-            for source, first_row, result in score_rows(client, inputs, options):
-                rows = table(str(source), first_row, result, with_all_scores=options.with_all_scores)
+            for rows in _gathered(client, inputs, options, progress):
                 writer = writer or open_output(partial, output.suffix, rows.schema)
-                writer.write_batch(rows)
-                rows_written += len(result)
-                progress(len(result))
+                writer.write(rows)
+                rows_written += len(rows)
         finally:
             if writer:
                 writer.close()
@@ -79,7 +85,7 @@ def score_rows(
 ) -> Iterator[tuple[Path, int, Classification]]:
     """Yields every result with its file and the row in that file it begins at, in order; no result spans two files."""
     batches = client.score(
-        inputs.values(),
+        _blocks(inputs),
         top_k=0 if options.with_all_scores else options.top_k,
         model_name=options.model_name,
         model_version=options.model_version,
@@ -91,3 +97,27 @@ def score_rows(
                 result = next(results)
                 yield source, first_row, result
                 first_row += len(result)
+
+
+def _blocks(inputs: dict[Path, Bitmaps]) -> Iterator[Bitmaps]:
+    """The rows of every file, a block at a time; blocks that were read give their memory back."""
+    for bitmaps in inputs.values():
+        for start in range(0, len(bitmaps), _BLOCK_ROWS):
+            yield bitmaps[start : start + _BLOCK_ROWS]
+            if isinstance(bitmaps.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                bitmaps.base.madvise(mmap.MADV_DONTNEED)  # rows still to be sent are read from the file again
+
+
+def _gathered(
+    client: Client, inputs: dict[Path, Bitmaps], options: ScoreOptions, progress: Progress
+) -> Iterator[pa.Table]:
+    """Lines of output, some 64 thousand at a time: a row group of Parquet for each request would double the file."""
+    waiting: list[pa.RecordBatch] = []
+    for source, first_row, result in score_rows(client, inputs, options):
+        waiting.append(table(source, first_row, result, with_all_scores=options.with_all_scores))
+        progress(len(result))
+        if sum(map(len, waiting)) >= _GROUP_ROWS:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting)

@@ -101,7 +101,7 @@ def _labels(path: Path, metadata: dict[str, str], classes: int) -> tuple[str, ..
     expected = f"a JSON list of {classes or 'its'} different class names in metadata_props"
     if labels is None:
         raise ModelRefused(f"{path}: sketchbatch.labels must be {expected}, got none")
-    if not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
+    if not labels or not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
         raise ModelRefused(f"{path}: sketchbatch.labels must be {expected}, got {labels!r}")
     if classes and len(labels) != classes:
         raise ModelRefused(f"{path}: sketchbatch.labels must be {expected}, got {len(labels)}")

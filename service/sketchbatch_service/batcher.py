@@ -137,7 +137,9 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise ShuttingDown("draining: not taking new requests")
-            if self._queued_rows + len(bitmaps) > self._limits.max_queued_rows:
+            if not self._has_room(len(bitmaps)):
+                self._forget_unwanted()
+            if not self._has_room(len(bitmaps)):
                 raise Overloaded(
                     f"queue full: {self._queued_rows} of {self._limits.max_queued_rows} rows are waiting",
                     retry_after_s=self._drain_s(),
@@ -146,6 +148,15 @@ class Batcher:
             self._queued_rows += len(bitmaps)
             self._changed.notify()
         return job.future
+
+    def _has_room(self, rows: int) -> bool:
+        return self._queued_rows + rows <= self._limits.max_queued_rows
+
+    def _forget_unwanted(self) -> None:
+        """Gives back the room of callers who have left or run out of time, wherever they stand in the queue."""
+        now = time.monotonic()
+        self._jobs = deque(job for job in self._jobs if job.is_worth_running(now))
+        self._queued_rows = sum(job.waiting_rows for job in self._jobs)
 
     def _drain_s(self) -> float:
         """Seconds until the rows now queued will have run, from the measured pace."""
@@ -190,14 +201,16 @@ class Batcher:
             scores = self._predict(batch)
             if len(scores) != len(batch):
                 raise ValueError(f"model returned {len(scores)} rows for {len(batch)}")
+            took_s = time.monotonic() - started_at
+            self._note_pace(len(batch), took_s)
+            self._answer(slices, scores, took_s)
         except Exception as exc:  # every caller of this batch must hear of it, or it would wait for ever
             for job, _ in slices:
                 error = InferenceFailed("the model call failed")  # one each: no shared traceback
                 error.__cause__ = exc
                 job.fail(error)
-            return
-        took_s = time.monotonic() - started_at
-        self._note_pace(len(batch), took_s)
+
+    def _answer(self, slices: list[tuple[_Job, Bitmaps]], scores: Scores, took_s: float) -> None:
         start = 0
         for job, part in slices:
             job.add(scores[start : start + len(part)], took_s)

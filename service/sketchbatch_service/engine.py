@@ -88,18 +88,19 @@ def available_cpus() -> int:
 class Engine:
     """One loaded model. `predict` may be called from one thread at a time."""
 
-    def __init__(self, session: ort.InferenceSession, *, max_batch_rows: int) -> None:
+    def __init__(self, session: ort.InferenceSession, *, classes: int, max_batch_rows: int) -> None:
         self._session = session
         self.provider: str = session.get_providers()[0]
         # CUDA searches for an algorithm at each new batch size (0.6-8 s): few sizes, all tried before SERVING.
         self._buckets = _powers_of_two(max_batch_rows) if self.provider == CUDA else ()
         self._max_batch_rows = max_batch_rows
+        self._classes = classes
 
     def warm_up(self) -> None:
         """Runs every batch size that will be padded to (on CPU: one row, and a full batch) on random bitmaps.
 
         Raises:
-            ModelRefused: The model breaks on bitmaps, or its scores are not (rows, classes).
+            ModelRefused: The model breaks on bitmaps, or its scores are not one for each row and label.
         """
         noise = np.random.default_rng(0)
         for rows in self._buckets or (1, self._max_batch_rows):
@@ -107,8 +108,8 @@ class Engine:
                 scores = self.predict(noise.integers(0, 256, (rows, *ROW_SHAPE), np.uint8))
             except Exception as exc:  # as in open_session
                 raise ModelRefused(f"the model breaks on {rows} rows: {str(exc).splitlines()[0]}") from exc
-            if scores.ndim != 2 or len(scores) != rows:
-                raise ModelRefused(f"scores must be (rows, classes), got {scores.shape} for {rows} rows")
+            if scores.shape != (rows, self._classes):
+                raise ModelRefused(f"scores of {rows} rows must be {(rows, self._classes)}, got {scores.shape}")
 
     def predict(self, bitmaps: Bitmaps) -> Scores:
         """Scores uint8 (rows, 28, 28), 1 <= rows <= `max_batch_rows`: float32 (rows, classes), same order."""

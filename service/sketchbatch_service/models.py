@@ -80,7 +80,7 @@ class Models:
         for model in self._models:
             if model.name == name and version in ("", model.version):
                 return model
-        wanted = f"{name!r} version {version!r}" if version else f"{name!r}"
+        wanted = f"{name[:100]!r} version {version[:100]!r}" if version else f"{name[:100]!r}"
         raise ModelNotFound(f"no model {wanted}; there are: {self._known()}")
 
     def versions(self, name: str) -> list[str]:
@@ -88,8 +88,10 @@ class Models:
         return [model.version for model in self._models if model.name == name]
 
     def _known(self) -> str:
+        """Names and versions for an error message, which travels in gRPC's metadata and so must stay small."""
         names = dict.fromkeys(model.name for model in self._models)
-        return "; ".join(f"{name} (version {', '.join(self.versions(name))})" for name in names)
+        known = "; ".join(f"{name} (version {', '.join(self.versions(name))})" for name in names)
+        return known if len(known) <= 2000 else f"{known[:2000]} ..."
 
 
 def load_models(path: Path, options: LoadOptions) -> Models:
@@ -119,8 +121,11 @@ def _find(path: Path) -> list[tuple[Path, str, str]]:
 def _load(file: Path, name: str, version: str, options: LoadOptions) -> ServedModel:
     session = open_session(file, options.provider, options.threads)
     artifact = read_artifact(file, session)
-    engine = Engine(session, max_batch_rows=options.limits.max_batch_rows)
-    engine.warm_up()
+    engine = Engine(session, classes=len(artifact.labels), max_batch_rows=options.limits.max_batch_rows)
+    try:
+        engine.warm_up()
+    except ModelRefused as exc:
+        raise ModelRefused(f"{file}: {exc}") from exc
     own_version = artifact.version if artifact.version.isdecimal() else "1"
     return ServedModel(
         name=name or artifact.name or file.stem,

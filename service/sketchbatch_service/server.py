@@ -6,13 +6,15 @@ from dataclasses import asdict
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
 
 from .arrays import ROW_BYTES
 from .batcher import BatchLimits
 from .errors import AddressUnusable
+from .health import SERVICE as HEALTH
+from .health import HealthServicer
 from .models import LoadOptions, load_models
 from .servicer import ClassifierServicer
 from .settings import Settings
@@ -29,24 +31,22 @@ async def serve(settings: Settings) -> None:
         StartError: A model, the provider or the address cannot be had.
     """
     log.info("starting", **asdict(settings) | {"model": str(settings.model)})
+    stop = _stop_signal()  # also one that comes while the models load
     with load_models(settings.model, _load_options(settings)) as models:
         servicer = ClassifierServicer(models, max_request_rows=settings.max_request_rows)
+        health = HealthServicer([SERVICE])
         server = grpc.aio.server(options=_channel_options(settings))
         classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
-        health_servicer = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
         if settings.reflection:
-            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+            reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)
         address = _listen(server, settings.address)
-        stop = _stop_signal()
         await server.start()
-        for service in ("", SERVICE):
-            await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
-        served = [f"{m.name}/{m.version} on {m.provider}" for m in models]
-        log.info("SERVING", address=address, models=served)
+        await health.serve()
+        log.info("SERVING", address=address, models=[f"{m.name}/{m.version} on {m.provider}" for m in models])
 
         log.info("draining", signal=(await stop).name, drain_s=settings.drain_s)
-        await health_servicer.enter_graceful_shutdown()  # NOT_SERVING first: balancers move away
+        await health.drain()  # NOT_SERVING first: balancers move away
         servicer.drain()
         await server.stop(settings.drain_s)
     log.info("stopped")
@@ -66,7 +66,6 @@ def _channel_options(settings: Settings) -> list[tuple[str, int]]:
         # Twice the rows allowed, so that a request a little too large hears our own error, which says the limit;
         # beyond that gRPC refuses unread, with RESOURCE_EXHAUSTED.
         ("grpc.max_receive_message_length", 2 * settings.max_request_rows * ROW_BYTES + 65536),
-        ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # a second server on our port must fail, not share it
         # Clients may ping every 10 s, also between calls, without being cut off.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

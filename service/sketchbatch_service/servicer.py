@@ -61,13 +61,15 @@ class ClassifierServicer(classifier_pb2_grpc.ClassifierServiceServicer):
     ) -> AsyncIterator[pb.ClassifyStreamResponse]:
         stream = _Stream()
         reader = asyncio.create_task(self._read(request_iterator, stream, _expiry(context)))
+        if self._draining:
+            reader.cancel()
         reader.add_done_callback(lambda _: stream.accepted.put_nowait(None))
         self._readers.add(reader)
         try:
             while (message := await stream.accepted.get()) is not None:
                 yield await message.response()
                 stream.window.release()
-            if self._draining:
+            if reader.cancelled():  # by `drain`, before the caller had sent everything
                 await _abort(context, ShuttingDown("draining: the stream is closed, open another"), "")
             reader.result()
         finally:  # the caller may have left in the middle

@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_type_hints
 import click
 
 _Count = Annotated[int, click.IntRange(min=1)]
+_RequestRows = Annotated[int, click.IntRange(1, 1_000_000)]  # gRPC counts bytes in 31 bits
 _CountOrAuto = Annotated[int, click.IntRange(min=0)]
 
 
@@ -41,7 +42,7 @@ class Settings:
     max_batch_rows: _Count = 64
     """Most rows in one model call; requests are merged and split to it."""
 
-    max_request_rows: _Count = 16384
+    max_request_rows: _RequestRows = 16384
     """Most rows in one request; more are refused with INVALID_ARGUMENT."""
 
     max_queued_rows: _Count = 65536
@@ -57,6 +58,9 @@ class Settings:
     """Least important events written to the log."""
 
     def __post_init__(self) -> None:
+        host, _, port = self.address.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise click.BadParameter(f"must be HOST:PORT, PORT 0..65535, got {self.address!r}", param_hint="--address")
         if self.max_queued_rows < self.max_request_rows:
             raise click.BadParameter(
                 f"must be at least --max-request-rows ({self.max_request_rows}), got {self.max_queued_rows}",

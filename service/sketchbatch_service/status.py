@@ -32,7 +32,7 @@ def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     """The google.rpc.Status of `error`; an INTERNAL one tells the request id only, the cause is for our log."""
     code = code_of(error)
     is_ours = code is grpc.StatusCode.INTERNAL
-    text = f"internal error, request id {request_id}" if is_ours else str(error)
+    text = f"internal error, request id {request_id[:200]}" if is_ours else str(error)
     return status_pb2.Status(code=code.value[0], message=text, details=[_packed(d) for d in _details(error)])
 
 

@@ -1,5 +1,7 @@
 """The client against real servers: results, splitting, retries, deadlines and errors."""
 
+import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -8,7 +10,6 @@ import grpc
 import numpy as np
 import onnxruntime as ort
 import pytest
-from google.protobuf import struct_pb2
 from onnx_models import LABELS
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
@@ -22,6 +23,7 @@ from sketchbatch_client import (
     Unavailable,
 )
 from sketchbatch_client.retry import RetryPolicy
+from sketchbatch_client.scoring import ScoreOptions, score_files
 
 
 @pytest.fixture
@@ -130,7 +132,7 @@ class Flaky(classifier_pb2_grpc.ClassifierServiceServicer):
         return pb.ClassifyResponse(model_name="m", model_version="1", rows=1, class_index=[0], score=[1.0])
 
     def GetModel(self, request, context):  # noqa: N802
-        return pb.GetModelResponse(model=pb.Model(name="m", version="1", labels=["a"], metrics=struct_pb2.Struct()))
+        return pb.GetModelResponse(model=pb.Model(name="m", version="1", labels=["a"], max_request_rows=100))
 
 
 @contextmanager
@@ -178,8 +180,6 @@ def test_what_will_not_pass_is_said_at_once(noise, failures, error, calls):
 
 def test_pushback_is_waited_for(noise):
     """The server's advice in milliseconds is kept."""
-    import time
-
     with flaky((FULL, "150")) as (client, _):
         started_at = time.monotonic()
         client.classify(noise(1), top_k=1)
@@ -193,10 +193,39 @@ def test_a_server_on_this_machine_is_not_asked_through_a_proxy(tiny_service, noi
         assert len(client.classify(noise(2))) == 2
 
 
+def test_requests_are_cut_to_what_the_service_allows(start_service, tiny_model, noise):
+    """A service with a smaller limit than our requests is no error."""
+    service = start_service(tiny_model, "--max-request-rows", "50")
+    with Client(service.address, rows_per_request=1024) as client:
+        assert len(client.classify(noise(333))) == 333
+
+
+def test_a_scoring_run_that_fails_midway_leaves_no_file(noise, tmp_path):
+    """Neither whole nor partial, although rows had been written; the error is the server's."""
+    inputs = {tmp_path / "a.npy": noise(3)}
+    with flaky(rows_per_request=1, in_flight=1) as (client, server):
+
+        def fail_next(_: int) -> None:
+            server.failures.append((grpc.StatusCode.INTERNAL, None))
+
+        with pytest.raises(ServerFailed):
+            score_files(client, inputs, tmp_path / "o.csv", ScoreOptions(), fail_next)
+    assert server.calls == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_leaving_early_does_not_wait_for_requests_under_way(noise):
+    """A caller that stops, for Ctrl-C say, is not held by a server that is slow to answer."""
+    with flaky((FULL, "3000")) as (client, _):
+        batches = iter([noise(1), noise(1), noise(1), noise(1), noise(1)])
+        results = client.score(batches, top_k=1)
+        started_at = time.monotonic()
+        results.close()
+        assert time.monotonic() - started_at < 1
+
+
 def test_nobody_waits_for_ever(noise):
     """A server that accepts and never answers ends in DeadlineExceeded; no server at all, in Unavailable."""
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         with Client(address, timeout_s=0.3) as client, pytest.raises((DeadlineExceeded, Unavailable)):

@@ -2,6 +2,11 @@
 
 import csv
 import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +85,22 @@ def test_score_fails_in_one_line_and_leaves_nothing_behind(sketchbatch, folder, 
     assert finished.stderr.startswith("sketchbatch: ")
     assert finished.stderr.count("\n") == 1
     assert set(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_score_that_is_stopped_leaves_nothing_behind(folder, how):
+    """Also while it waits for a server that never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        words = [Path(sys.executable).parent / "sketchbatch", "score", folder / "ant.npy", "--server", address]
+        process = subprocess.Popen([*words, "--output", folder / "o.csv"], stderr=subprocess.PIPE, text=True)
+        connection, _ = mute.accept()
+        with connection:
+            process.send_signal(how)
+            _, errors = process.communicate(timeout=10)
+    assert process.returncode in (143, 130, 1)
+    assert "Traceback" not in errors
+    assert not [path for path in folder.iterdir() if "o.csv" in path.name]
 
 
 def test_score_without_a_server_says_so(run_command, folder):

@@ -188,6 +188,38 @@ async def test_draining_ends_a_stream_after_its_last_answer():
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_a_stream_that_was_whole_before_the_drain_ends_well():
+    """Nobody sends again what was answered."""
+    model = FakeModel(held=True)
+    async with serving(model) as (stub, servicer):
+        call = stub.ClassifyStream()
+        await call.write(pb.ClassifyStreamRequest(bitmaps=drawings(7).tobytes()))
+        await call.done_writing()
+        await asyncio.to_thread(model.started.wait, 5)
+        await asyncio.sleep(0.1)  # the end of the stream crosses a socket
+        servicer.drain()
+        model.release.set()
+        assert [answer.rows async for answer in call] == [1]
+        assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_a_stream_that_comes_after_the_drain_is_unavailable():
+    """It is not read at all."""
+    async with serving(FakeModel()) as (stub, servicer):
+        servicer.drain()
+        call = stub.ClassifyStream()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_long_names_do_not_outgrow_the_metadata_of_the_answer():
+    """The error comes back by its own status, however long the name it quotes."""
+    async with serving(FakeModel()) as (stub, _):
+        error = await refusal(stub, request(1, model_name="z" * 50_000))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
 async def test_a_stream_that_is_cancelled_withdraws_its_queued_rows():
     """Rows nobody waits for are not run."""
     model = FakeModel(held=True)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import queue
 import signal
 import socket
 import time
@@ -86,10 +87,18 @@ def test_health_follows_the_service(start_service, tiny_model):
         watch = stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=10)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         assert stub.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+        assert set(stub.List(health_pb2.HealthListRequest()).statuses) == {"", name}
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="no.such.Service"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         service.process.terminate()
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        watch.cancel()
-    assert service.stop()[0] == 0
+        assert list(watch) == []
+        started_at = time.monotonic()
+        code, log = service.stop()
+        assert time.monotonic() - started_at < 5  # an open watch does not hold it for drain_s
+    assert code == 0
+    assert [event["message"] for event in log] == ["draining", "stopped"]
 
 
 def test_reflection_can_be_turned_off(start_service, tiny_service, tiny_model):
@@ -107,16 +116,33 @@ def test_reflection_can_be_turned_off(start_service, tiny_service, tiny_model):
 def test_stopping_answers_what_was_accepted_and_exits_with_0(start_service, root, noise, how):
     """Requests under way when the signal comes are answered; the log tells the stages."""
     service = start_service(root / "models", "--max-batch-rows", "16")
-    bitmaps = noise(4000)
-    with Client(service.address, rows_per_request=4000) as client, ThreadPoolExecutor() as pool:
+    bitmaps = noise(16384)
+    with Client(service.address, rows_per_request=16384) as client, ThreadPoolExecutor() as pool:
         client.classify(bitmaps[:1])
         under_way = pool.submit(client.classify, bitmaps, top_k=1)
-        time.sleep(0.15)  # it is in the model now: 4,000 rows take some 0.6 s
+        time.sleep(0.2)  # it is in the model now: 16,384 rows take seconds
         assert not under_way.done()
         code, log = service.stop(how)
-        assert len(under_way.result(10)) == 4000
+        assert len(under_way.result(15)) == 16384
     assert code == 0
     assert [event["message"] for event in log] == ["draining", "stopped"]
+
+
+def test_a_stream_in_the_middle_is_ended_by_the_stop(start_service, tiny_model):
+    """What it sent is answered; then UNAVAILABLE, at once, although the client would go on for ever."""
+    service = start_service(tiny_model)
+    more = queue.Queue()
+    more.put(pb.ClassifyStreamRequest(bitmaps=bytes(784), top_k=1))
+    with grpc.insecure_channel(service.address) as channel:
+        answers = classifier_pb2_grpc.ClassifierServiceStub(channel).ClassifyStream(iter(more.get, None))
+        assert next(answers).rows == 1
+        started_at = time.monotonic()
+        assert service.stop()[0] == 0
+        assert time.monotonic() - started_at < 5
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        more.put(None)
 
 
 def test_large_and_small_requests_side_by_side_keep_their_rows(tiny_service, tiny_model, noise):

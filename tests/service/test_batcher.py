@@ -82,15 +82,13 @@ def test_a_caller_that_leaves_while_queued_is_not_run(leaver):
 
 
 def test_a_caller_that_leaves_during_its_call_does_not_disturb_its_batch():
-    """An answer nobody waits for is dropped; the neighbour gets its own, and the next batch runs."""
+    """An answer nobody waits for is dropped, and the next batches run."""
     model = FakeModel(held=True)
     with Batcher(model.predict, BatchLimits()) as batcher:
-        first = busy(model, batcher)
-        leaver, stayer = batcher.submit(drawings(1)), batcher.submit(drawings(2))
-        model.started.clear()
-        model.release.set()
-        first.result(5)
+        leaver = busy(model, batcher)
         leaver.cancel()
+        model.release.set()
+        stayer = batcher.submit(drawings(2))
         assert first_pixels(stayer) == [2]
         assert first_pixels(batcher.submit(drawings(3))) == [3]
 
@@ -117,6 +115,31 @@ def test_a_model_that_returns_too_few_rows_is_a_broken_call():
         pytest.raises(InferenceFailed),
     ):
         batcher.submit(drawings(1, 2)).result(5)
+
+
+def test_scores_that_cannot_be_put_together_are_a_broken_call():
+    """Whatever the model returns, the caller hears of it and the batcher goes on."""
+    widths = iter((2, 3, 1))
+    with Batcher(lambda b: np.zeros((len(b), next(widths)), np.float32), BatchLimits(max_batch_rows=2)) as batcher:
+        with pytest.raises(InferenceFailed):
+            batcher.submit(drawings(1, 2, 3, 4)).result(5)
+        assert batcher.submit(drawings(5)).result(5).scores.shape == (1, 1)
+
+
+def test_callers_that_left_make_room_in_a_full_queue():
+    """Only rows that somebody waits for count against a newcomer."""
+    model = FakeModel(held=True)
+    with Batcher(model.predict, BatchLimits(max_queued_rows=4)) as batcher:
+        busy(model, batcher)
+        gone = [batcher.submit(drawings(1, 2)), batcher.submit(drawings(3, 4), expires_at=time.monotonic() + 0.01)]
+        gone[0].cancel()
+        time.sleep(0.02)
+        stayer = batcher.submit(drawings(5, 6, 7, 8))
+        with pytest.raises(Overloaded):
+            batcher.submit(drawings(9))
+        model.release.set()
+        assert first_pixels(stayer) == [5, 6, 7, 8]
+    assert model.batch_sizes == [1, 4]
 
 
 def test_the_rest_of_a_broken_request_is_not_run():

@@ -46,6 +46,8 @@ def test_a_persons_own_file_needs_only_labels(tmp_path):
         ({"labels": None}, "labels must be a JSON list of 3 different class names in metadata_props, got none"),
         ({"labels": ["ant", "bee"]}, "3 different class names .*, got 2"),
         ({"labels": ["ant", "ant", "bee"]}, r"got \['ant', 'ant', 'bee'\]"),
+        ({"labels": []}, r"3 different class names .*, got \[\]"),
+        ({"open_classes": True, "labels": ["ant", "bee"]}, r"scores of 1 rows must be \(1, 2\), got \(1, 3\)"),
         ({"labels": "ant, bee"}, "labels must be JSON, got 'ant, bee'"),
         ({"labels": {"ant": 0}}, "labels must be a JSON list, got"),
         ({"metadata": {"sketchbatch.metrics": "good"}}, "metrics must be JSON, got 'good'"),
@@ -103,7 +105,7 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu(tiny_model):
 
 def test_scores_are_onnx_runtimes_own(tiny_model, noise):
     """The engine adds and loses nothing."""
-    engine = Engine(open_session(tiny_model, "cpu", 1), max_batch_rows=8)
+    engine = Engine(open_session(tiny_model, "cpu", 1), classes=3, max_batch_rows=8)
     expected = ort.InferenceSession(tiny_model, providers=[CPU]).run(["scores"], {"bitmaps": noise(5)})[0]
     assert np.array_equal(engine.predict(noise(5)), expected)
 

@@ -39,6 +39,9 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
         (["--threads", "-1"], "-1 is not in the range x>=0"),
         (["--drain-s", "soon"], "'soon' is not a valid float"),
         (["--provider", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["--address", "localhost"], "must be HOST:PORT, PORT 0..65535, got 'localhost'"),
+        (["--address", "127.0.0.1:99999"], "got '127.0.0.1:99999'"),
+        (["--max-request-rows", "2000000"], "is not in the range 1<=x<=1000000"),
         (["--max-queued-rows", "5"], "must be at least --max-request-rows (16384), got 5"),
     ],
 )

@@ -84,11 +84,20 @@ def test_classes_that_cannot_be_learnt_are_refused(folder, labels, message):
 def test_too_few_drawings_are_refused(folder, noise):
     """A class with nothing to test on says so, with its file."""
     write_bitmaps(folder / "bee.npy", noise(1))
-    with pytest.raises(DrawingsRefused, match=r"bee\.npy: expected drawings enough to train and test on, got 1"):
+    with pytest.raises(
+        DrawingsRefused, match=r"bee\.npy: expected drawings enough for training, validation and test, got 1"
+    ):
         read_drawings(folder, ("ant", "bee"))
     (folder / "bee.npy").write_text("<html>")
     with pytest.raises(FileRefused, match="web page"):
         read_drawings(folder, ("ant", "bee"))
+
+
+def test_synthetic_drawings_cannot_pass_for_real_ones(folder):
+    """A source given by hand does not hide the folder's own note."""
+    write_source(folder, "synthetic noise")
+    with pytest.raises(DrawingsRefused, match="synthetic noise; they cannot pass for Quick, Draw!"):
+        read_drawings(folder, ("ant", "bee"), source="Quick, Draw! drawings")
 
 
 @pytest.mark.real_drawings

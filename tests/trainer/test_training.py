@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -33,8 +34,6 @@ def drawings(tmp_path_factory):
 
 def trained(drawings, folder, seed=0) -> Run:
     """A run of two epochs."""
-    from dataclasses import replace
-
     from sketchbatch_trainer.training import train
 
     run = Run(folder)
@@ -82,6 +81,41 @@ def test_every_class_weighs_the_same():
     found = class_weights(class_index)
     assert [found[0] * 10, found[1] * 40, found[2] * 50] == pytest.approx([100 / 3] * 3)
     assert np.mean([found[index] for index in class_index]) == pytest.approx(1)
+
+
+def test_training_stops_when_validation_no_longer_gains(drawings, tmp_path):
+    """`patience` epochs after the best one, whose weights are kept."""
+    import keras
+    from sketchbatch_trainer.training import train
+
+    run = Run(tmp_path)
+    hasty = replace(ARTICLE, max_epochs=40, batch_rows=32, learning_rate=0.1, patience=1)
+    train(drawings, hasty, run, seed=0)
+    with run.history.open() as file:
+        losses = [float(line["val_loss"]) for line in csv.DictReader(file)]
+    assert len(losses) == int(np.argmin(losses)) + 2 < 40
+    model = keras.saving.load_model(run.keras)
+    kept = model.evaluate(drawings.validation.bitmaps, drawings.validation.class_index, verbose=0)[0]
+    assert kept == pytest.approx(min(losses), rel=1e-3)
+
+
+def test_training_again_removes_what_the_last_run_left(drawings, tmp_path):
+    """No later step takes an old model, score or report for the new one's."""
+    run = Run(tmp_path)
+    (tmp_path / "test").mkdir()
+    stale = [run.onnx, run.scores, run.metrics, run.report, run.test / "zebra.npy"]
+    for path in stale:
+        path.write_text("old")
+    trained(drawings, tmp_path)
+    assert not [path for path in stale if path.exists()]
+
+
+def test_rare_classes_count_as_much_in_the_loss(drawings, tmp_path, run, monkeypatch):
+    """Without the weights the same training ends elsewhere."""
+    import sketchbatch_trainer.training as training
+
+    monkeypatch.setattr(training, "class_weights", lambda class_index: None)
+    assert not np.array_equal(weights(run), weights(trained(drawings, tmp_path)))
 
 
 def test_a_run_says_what_made_it(drawings, run):

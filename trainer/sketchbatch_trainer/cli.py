@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sketchbatch_client.atomic import unwind_on_signals
 from sketchbatch_client.errors import SketchbatchError
 
 from .errors import TrainerError
@@ -43,10 +44,10 @@ def fetch(
     from .progress import bar, console
 
     labels = _labels(classes)
+    write_source(folder, SOURCE.format(rows=rows))
     with bar() as shown:
         for label in shown.track(labels, description="fetching"):
             fetch_bitmaps(label, rows, folder, base_url or BUCKET)
-    write_source(folder, SOURCE.format(rows=rows))
     console.print(f"{', '.join(labels)}: the first {rows:,} drawings of each -> {folder}")
 
 
@@ -61,11 +62,11 @@ def sketch(
     from .progress import bar, console
     from .sketches import LABELS, SOURCE, draw
 
+    write_source(folder, SOURCE)
     with bar() as shown:
         task = shown.add_task("sketching", total=rows * len(LABELS))
         for label in LABELS:
             write_bitmaps(folder / f"{label}.npy", draw(label, rows, seed, lambda done: shown.advance(task, done)))
-    write_source(folder, SOURCE)
     console.print(f"{', '.join(LABELS)}: {rows:,} synthetic sketches of each -> {folder}")
 
 
@@ -86,7 +87,7 @@ def train(
     from dataclasses import replace
 
     from .drawings import read_drawings
-    from .progress import console
+    from .progress import bar, console
     from .recipes import RECIPES
 
     if recipe not in RECIPES:
@@ -101,7 +102,8 @@ def train(
         from .epochs import EpochLines
         from .training import train as train_network
 
-    train_network(drawings, chosen, Run(run), seed=seed, callbacks=[EpochLines()])
+    with bar() as shown:
+        train_network(drawings, chosen, Run(run), seed=seed, callbacks=[EpochLines(shown)])
     console.print(f"Keras model -> {Run(run).keras}")
 
 
@@ -133,6 +135,7 @@ def report(run: RunFolder) -> None:
 
 def main() -> None:
     """Runs the command; what a person can put right ends as one line on stderr and exit code 1."""
+    unwind_on_signals()
     try:
         app()
     except (TrainerError, SketchbatchError, OSError) as exc:
@@ -154,4 +157,7 @@ def _quiet_import() -> Iterator[None]:
 
 
 def _labels(classes: str) -> tuple[str, ...]:
-    return tuple(label.strip() for label in classes.split(",") if label.strip())
+    labels = tuple(label.strip() for label in classes.split(",") if label.strip())
+    if not labels:
+        raise typer.BadParameter(f"expected class names separated by commas, got {classes!r}", param_hint="--classes")
+    return labels

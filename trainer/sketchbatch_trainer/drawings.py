@@ -56,10 +56,14 @@ def read_drawings(
 
     Raises:
         FileRefused: A file is not what it should be.
-        DrawingsRefused: A label has no file, is named twice, or has too few drawings to train and to test on.
+        DrawingsRefused: A label has no file, is named twice, or has too few drawings for three sides; or `source`
+            would hide that the drawings are synthetic.
     """
     files = labelled_files(folder)
     _check_labels(folder, labels, files)
+    noted = source_of(folder)
+    if source and noted.startswith("synthetic"):
+        raise DrawingsRefused(f"{folder}: its drawings are {noted}; they cannot pass for {source}")
     digest = hashlib.sha256()
     sides: list[list[tuple[Bitmaps, int]]] = [[], [], []]  # train, validation, test
     for index, label in enumerate(labels):
@@ -68,12 +72,14 @@ def read_drawings(
         side = _sides(bitmaps)
         for number, rows in enumerate(sides):
             rows.append((bitmaps[side == number], index))
-        if not (side == 0).any() or not (side == 2).any():
-            raise DrawingsRefused(f"{files[label]}: expected drawings enough to train and test on, got {len(bitmaps)}")
+        if not set(side) >= {0, 1, 2}:
+            raise DrawingsRefused(
+                f"{files[label]}: expected drawings enough for training, validation and test, got {len(bitmaps)}"
+            )
     train, validation, test = map(_gathered, sides)
     return Drawings(
         labels=labels,
-        source=source or source_of(folder),
+        source=source or noted,
         digest=digest.hexdigest(),
         train=train,
         validation=validation,

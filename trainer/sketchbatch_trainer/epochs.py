@@ -1,18 +1,18 @@
 """Shows how fitting goes, epoch by epoch."""
 
 import keras
-from rich.progress import TaskID
+from rich.progress import Progress
 
-from .progress import bar, console
+from .progress import console
 
 
 class EpochLines(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
     """A bar of the steps of each epoch, then one line with its figures."""
 
-    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        self._bar = bar()
-        self._bar.start()
-        self._task: TaskID = self._bar.add_task("")
+    def __init__(self, shown: Progress) -> None:
+        super().__init__()
+        self._bar = shown
+        self._task = shown.add_task("")
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         title = f"epoch {epoch + 1} of at most {self.params['epochs']}"
@@ -27,6 +27,3 @@ class EpochLines(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has n
             f"epoch {epoch + 1:>2}  train loss {figures['loss']:.3f} accuracy {figures['accuracy']:.3f}   "
             f"validation loss {figures['val_loss']:.3f} accuracy {figures['val_accuracy']:.3f}"
         )
-
-    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
-        self._bar.stop()

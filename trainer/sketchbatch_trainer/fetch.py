@@ -51,7 +51,7 @@ def _get(url: str, size: int, timeout_s: float) -> bytes:
             promised = response.headers["Content-Length"]
     except urllib.error.HTTPError as exc:
         raise FetchFailed(f"{url}: the server says {exc.code} {exc.reason}") from exc
-    except (OSError, HTTPException) as exc:
+    except (OSError, HTTPException, ValueError) as exc:
         raise FetchFailed(f"{url}: cannot be reached: {getattr(exc, 'reason', exc)}") from exc
     if promised and len(content) < min(size, int(promised)):
         raise FetchFailed(f"{url}: cut off after {len(content)} of {min(size, int(promised))} bytes; try again")
@@ -64,7 +64,7 @@ def _parsed(url: str, content: bytes, rows: int) -> Bitmaps:
     try:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    except ValueError as exc:
+    except Exception as exc:  # NumPy parses the header as Python text, and lets through whatever that raises
         raise FetchFailed(f"{url}: expected a .npy file, got {content[:20]!r}") from exc
     if dtype != np.uint8 or shape[1:] != (_ROW_BYTES,):
         raise FetchFailed(f"{url}: expected uint8 (rows, {_ROW_BYTES}), got {dtype} {shape}")

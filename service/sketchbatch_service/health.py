@@ -1,0 +1,70 @@
+"""Answers grpc.health.v1: Check, Watch and List, one status for all of the server's services."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
+    """Says NOT_SERVING until `serve` and again from `drain` on, which also ends every Watch after its last word.
+
+    (grpcio-health-checking's own aio servicer has no List, and its watches hold a draining server to its limit.)
+    """
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self._services = ("", *services)  # "" = the server as a whole
+        self._status = _NOT_SERVING
+        self._is_draining = False
+        self._changed = asyncio.Condition()
+
+    async def serve(self) -> None:
+        """From now on: SERVING."""
+        async with self._changed:
+            self._status = _SERVING
+            self._changed.notify_all()
+
+    async def drain(self) -> None:
+        """From now on: NOT_SERVING, for good."""
+        async with self._changed:
+            self._status = _NOT_SERVING
+            self._is_draining = True
+            self._changed.notify_all()
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
+        status = self._status_of(request.service)
+        if status == _UNKNOWN:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"no such service; there are: {', '.join(self._services[1:])}"
+            )
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def List(self, request: health_pb2.HealthListRequest, context: Context) -> health_pb2.HealthListResponse:
+        status = health_pb2.HealthCheckResponse(status=self._status)
+        return health_pb2.HealthListResponse(statuses=dict.fromkeys(self._services, status))
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        status = self._status_of(request.service)
+        yield health_pb2.HealthCheckResponse(status=status)
+        while not self._is_draining:
+            async with self._changed:
+                await self._changed.wait()
+            told, status = status, self._status_of(request.service)
+            if status != told:
+                yield health_pb2.HealthCheckResponse(status=status)
+
+    def _status_of(self, service: str) -> int:
+        status: int = self._status if service in self._services else _UNKNOWN
+        return status
