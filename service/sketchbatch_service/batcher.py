@@ -24,6 +24,9 @@ from .errors import DeadlinePassed, InferenceFailed, Overloaded, ServiceError, S
 _FIRST_RETRY_S = 0.1
 """What a full queue advises before any model call has been timed."""
 
+_SWEEP_EVERY_S = 0.05
+"""Least time between two searches of a full queue for callers who left: under overload every arrival would search."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
@@ -103,6 +106,7 @@ class Batcher:
         self._jobs: deque[_Job] = deque()
         self._queued_rows = 0
         self._rows_per_s = 0.0  # moving average over model calls; 0 = none timed yet
+        self._swept_at = -math.inf  # time.monotonic seconds
         self._closing = False
         self._changed = threading.Condition()  # a job arrived, or we are closing; guards all of the above
         # One thread: a second call on the same cores or GPU would only queue behind the first.
@@ -155,6 +159,9 @@ class Batcher:
     def _forget_unwanted(self) -> None:
         """Gives back the room of callers who have left or run out of time, wherever they stand in the queue."""
         now = time.monotonic()
+        if now < self._swept_at + _SWEEP_EVERY_S:
+            return
+        self._swept_at = now
         self._jobs = deque(job for job in self._jobs if job.is_worth_running(now))
         self._queued_rows = sum(job.waiting_rows for job in self._jobs)
 
