@@ -49,9 +49,7 @@ LOCAL = "localhost:50051"
 def score(
     inputs: Annotated[
         list[Path],
-        typer.Argument(
-            help=".npy files of uint8 (rows, 28, 28) or (rows, 784), or folders of them.", metavar="INPUT..."
-        ),
+        typer.Argument(help=".npy files of uint8 (rows, 28, 28) or (rows, 784), or folders of them.", metavar="INPUT"),
     ],
     output: Annotated[
         Path, typer.Option(help="File to write, one line a row; its ending says how: .parquet, .csv or .jsonl.")
@@ -66,8 +64,11 @@ def score(
 ) -> None:
     """Classifies every drawing of some files.
 
-    Writes its source, row number, label and score. Order is kept; OUTPUT appears only when it is whole.
+    Writes one line for each: source file, row number in it, label, score. Order is kept, one version of the model
+    answers for the whole file, and OUTPUT appears only when it is whole.
     """
+    if all_scores and top_k > 1:
+        raise typer.BadParameter("choose one of --all-scores and --top-k", param_hint="--all-scores")
     options = ScoreOptions(top_k=top_k, with_all_scores=all_scores, model_name=model, model_version=model_version)
     bitmaps = find_inputs(inputs)
     started_at = time.monotonic()

@@ -103,6 +103,13 @@ def test_score_that_is_stopped_leaves_nothing_behind(folder, how):
     assert not [path for path in folder.iterdir() if "o.csv" in path.name]
 
 
+def test_score_wants_either_the_best_few_or_all(sketchbatch, folder):
+    """Two flags that contradict each other are not half obeyed."""
+    finished = sketchbatch("score", folder / "ant.npy", "--all-scores", "--top-k", 2, "--output", folder / "o.csv")
+    assert finished.returncode == 2
+    assert "choose one of" in finished.stderr
+
+
 def test_score_without_a_server_says_so(run_command, folder):
     """After its few attempts; nothing is left behind."""
     words = [folder / "ant.npy", "--output", folder / "o.csv", "--server", "127.0.0.1:1"]
