@@ -60,7 +60,7 @@ class Service:
         """Sends the signal; returns the exit code and the rest of the log."""
         if self.process.poll() is None:
             os.kill(self.process.pid, how)
-        _, log = self.process.communicate(timeout=15)
+        _, log = self.process.communicate(timeout=45)
         return self.process.returncode, [json.loads(line) for line in log.splitlines()]
 
 
@@ -91,6 +91,6 @@ def run_command() -> Callable[..., subprocess.CompletedProcess]:
 
     def run(program: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:
         words = [str(BIN / program), *map(str, arguments)]
-        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120, **options)
+        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=280, **options)
 
     return run

@@ -15,7 +15,7 @@ def demo(run_command, root, *flags: object) -> list[str]:
     return finished.stdout.splitlines()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_offline_it_runs_the_whole_job_on_synthetic_sketches_and_says_so(run_command, root, tmp_path, monkeypatch):
     """First line, metrics, model name and report all say synthetic; every file is there; the page stands alone."""
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # offline, wherever the test runs
@@ -37,7 +37,7 @@ def test_offline_it_runs_the_whole_job_on_synthetic_sketches_and_says_so(run_com
 
 
 @pytest.mark.real_drawings
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_with_drawings_of_ones_own_it_says_which(run_command, root, quickdraw, tmp_path):
     """DATA's folder is named in the first line; the service scores what was held out of training."""
     lines = demo(run_command, root, "--run", tmp_path, "--epochs", 2, "--data", quickdraw)

@@ -112,6 +112,7 @@ def test_reflection_can_be_turned_off(start_service, tiny_service, tiny_model):
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_answers_what_was_accepted_and_exits_with_0(start_service, root, noise, how):
     """Requests under way when the signal comes are answered; the log tells the stages."""
@@ -123,7 +124,7 @@ def test_stopping_answers_what_was_accepted_and_exits_with_0(start_service, root
         time.sleep(0.2)  # it is in the model now: 16,384 rows take seconds
         assert not under_way.done()
         code, log = service.stop(how)
-        assert len(under_way.result(15)) == 16384
+        assert len(under_way.result(45)) == 16384
     assert code == 0
     assert [event["message"] for event in log] == ["draining", "stopped"]
 
@@ -177,6 +178,7 @@ def failed_start(run_command, *flags: object) -> str:
     return finished.stderr
 
 
+@pytest.mark.timeout(60)
 def test_what_keeps_the_service_from_starting_is_one_line(run_command, tmp_path, tiny_model, tiny_service):
     """A model with the wrong input, no model, a busy port, an address that is not ours, a GPU that is not there."""
     unfit = write_model(tmp_path / "unfit.onnx", input_type=TensorProto.FLOAT, input_shape=("n", 28, 28, 1))

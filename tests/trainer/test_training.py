@@ -17,7 +17,7 @@ from sketchbatch_trainer.run import Run
 from sketchbatch_trainer.sketches import SOURCE, draw
 
 pytestmark = [
-    pytest.mark.timeout(180),  # TensorFlow itself takes 10 s to import on two cores
+    pytest.mark.timeout(300),  # TensorFlow itself takes 10 s to import on two cores
     pytest.mark.filterwarnings("ignore"),  # TensorFlow's and Keras's own
 ]
 
