@@ -19,6 +19,7 @@ from sketchbatch_client.atomic import replacing
 from sketchbatch_client.metrics import confuse, measure
 from sketchbatch_client.readers import Bitmaps, labelled_files, read_bitmaps
 
+from . import networks  # noqa: F401 - registers the layers that a saved model may hold
 from .errors import ExportRefused
 from .run import Run
 
