@@ -49,6 +49,8 @@ async def serve(settings: Settings) -> None:
         await health.drain()  # NOT_SERVING first: balancers move away
         servicer.drain()
         await server.stop(settings.drain_s)
+    for late in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(late, signal.SIG_IGN)  # also while Python itself shuts down
     log.info("stopped")
 
 
@@ -85,14 +87,22 @@ def _listen(server: grpc.aio.Server, address: str) -> str:
 
 
 def _stop_signal() -> asyncio.Future[signal.Signals]:
-    """A future of the first SIGTERM or SIGINT."""
+    """A future of the first SIGTERM or SIGINT; later ones change nothing.
+
+    Not `loop.add_signal_handler`: a closing loop takes its handlers away, and the next signal would kill a process that
+    has drained well.
+    """
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[signal.Signals] = loop.create_future()
 
-    def note(received: signal.Signals) -> None:
+    def note(number: int) -> None:
         if not stop.done():
-            stop.set_result(received)
+            stop.set_result(signal.Signals(number))
+
+    def pass_on(number: int, _: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(note, number)
 
     for wanted in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(wanted, note, wanted)
+        signal.signal(wanted, pass_on)
     return stop
