@@ -6,6 +6,7 @@ DATA    ?=
 RUN     ?= runs/demo
 ADDRESS ?= 127.0.0.1:50051
 CLASSES ?= bear,cat,dog
+MODELS  ?= $(addprefix runs/models/bear-cat-dog/,model.onnx model-int8.onnx)
 
 UV     := .tools/bin/uv
 VENV   := .venv/bin
@@ -21,10 +22,10 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve train models bench-raw protos protos-check lint locks clean
+.PHONY: help setup demo test check serve train models bench-rasterize bench-raw bench-variants bench-int8 protos protos-check lint locks clean
 
 help: ## list these verbs
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.done .tools/protos/.done ## install everything, hashed, into .venv and .tools (done once)
 
@@ -52,6 +53,15 @@ models: .venv/.done ## train the models that ship again, from the drawings in DA
 
 bench-raw: .venv/.done ## raw ONNX Runtime by threads, spinning and rows a call, into benchmarks/results/
 	$(VENV)/python benchmarks/raw_session.py
+
+bench-variants: .venv/.done ## int8 beside float32 on the CPU, into benchmarks/results/; MODELS=files takes others
+	$(VENV)/python benchmarks/variants.py $(MODELS)
+
+bench-int8: .venv/.done ## what each setting of int8 costs and gains on the trained run RUN, into benchmarks/results/
+	$(VENV)/python benchmarks/int8_settings.py --run "$(RUN)"
+
+bench-rasterize: .venv/.done ## strokes to bitmaps: how fast, and how near to Google's, on the drawings in DATA
+	$(VENV)/python benchmarks/rasterize.py --data "$(or $(DATA),$(error say where the drawings are: make bench-rasterize DATA=folder))"
 
 lint: .venv/.done ## ruff, mypy strict, import rules
 	$(VENV)/ruff check .

@@ -59,7 +59,7 @@ def get_drawings(data: str, folder: Path) -> Path:
     if data:
         console.print(f"[bold]Sketchbatch demo[/] on the drawings in {data}")
         return Path(data)
-    from sketchbatch_trainer.fetch import is_reachable
+    from sketchbatch_trainer.fetch.fetching import is_reachable
 
     if is_reachable():
         console.print("[bold]Sketchbatch demo[/] on real drawings from Google's Quick, Draw! bucket (CC BY 4.0)")

@@ -49,7 +49,11 @@ LOCAL = "localhost:50051"
 def score(
     inputs: Annotated[
         list[Path],
-        typer.Argument(help=".npy files of uint8 (rows, 28, 28) or (rows, 784), or folders of them.", metavar="INPUT"),
+        typer.Argument(
+            help="Drawings: .npy of uint8 (rows, 28, 28) or (rows, 784), .ndjson or .bin strokes, PNG or JPEG, or "
+            "folders of them.",
+            metavar="INPUT",
+        ),
     ],
     output: Annotated[
         Path, typer.Option(help="File to write, one line a row; its ending says how: .parquet, .csv or .jsonl.")
@@ -83,7 +87,7 @@ def score(
 
 @app.command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A folder with a NAME.npy for each label, as Google publishes them.")],
+    folder: Annotated[Path, typer.Argument(help="A folder with a NAME.npy for each label, or a folder of pictures.")],
     server: Server = LOCAL,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
     model: ModelName = "",

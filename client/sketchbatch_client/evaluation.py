@@ -1,4 +1,4 @@
-"""Says how good a served model is on labelled drawings: a folder with a NAME.npy for each label."""
+"""Says how good a served model is on labelled drawings: a folder with a file, or a folder of pictures, a label."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from .atomic import replacing
 from .client import Client, ModelInfo
 from .errors import FileRefused
 from .metrics import Confusion, Metrics, confuse, measure, measure_each
-from .readers import Bitmaps, labelled_files, read_bitmaps, source_of
+from .readers import BitmapRows, label_of, labelled_files, open_bitmaps, source_of
 from .scoring import Progress, ScoreOptions, score_rows
 
 
@@ -21,7 +21,7 @@ class LabelledDrawings:
 
     source: str
     """Where they come from."""
-    bitmaps: dict[Path, Bitmaps]
+    bitmaps: dict[Path, BitmapRows]
     """Files whose label the model knows."""
     passed_over: tuple[str, ...]
     """Labels the model does not know."""
@@ -65,13 +65,13 @@ class Evaluation:
 
 
 def open_labelled(folder: Path, labels: tuple[str, ...]) -> LabelledDrawings:
-    """Checks and maps the files of `folder` that are named after one of `labels`.
+    """Opens the files of `folder` that are named after one of `labels`.
 
     Raises:
         FileRefused: There is no such folder, no row in it with one of the labels, or a file is not what it should be.
     """
     files = labelled_files(folder)
-    bitmaps = {file: read_bitmaps(file) for label, file in files.items() if label in labels}
+    bitmaps = {file: open_bitmaps(file) for label, file in files.items() if label in labels}
     if not sum(map(len, bitmaps.values())):
         raise FileRefused(f"{folder}: expected drawings of {_some(labels)}, got {_some(tuple(files))}")
     return LabelledDrawings(
@@ -88,7 +88,7 @@ def evaluate(
     confusion = np.zeros((len(model.labels),) * 2, np.int64)
     options = ScoreOptions(model_name=model.name, model_version=model.version)
     for file, _, result in score_rows(client, drawings.bitmaps, options):
-        true = np.full(len(result), model.labels.index(file.stem))
+        true = np.full(len(result), model.labels.index(label_of(file)))
         confusion += confuse(true, result.class_index[:, 0], len(model.labels))
         progress(len(result))
     return Evaluation(model=model, drawings=drawings, confusion=confusion)

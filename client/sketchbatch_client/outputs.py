@@ -1,7 +1,7 @@
 """Writes one line for each row scored: Parquet, CSV or JSON lines, by the file's ending.
 
 Columns: source (the file), row (its index there, from 0), label, score; with top_k > 1 also label_2, score_2 and so
-on; with all scores also one score_LABEL for each class.
+on; with all scores also one score_LABEL for each class. A picture is a source of its own, whose row is 0.
 """
 
 import json
@@ -26,13 +26,16 @@ class Output(Protocol):
     def close(self) -> None: ...
 
 
-def table(source: Path, first_row: int, result: Classification, *, with_all_scores: bool) -> pa.RecordBatch:
-    """The columns of one batch of results, rows numbered from `first_row`."""
+def table(
+    source: Path | list[Path], first_row: int, result: Classification, *, with_all_scores: bool
+) -> pa.RecordBatch:
+    """The columns of one batch of results, rows numbered from `first_row`; of a list of pictures, one is one row."""
     names = pa.array(result.labels)
-    columns = {
-        "source": pa.repeat(os.fsencode(source).decode(errors="replace"), len(result)),
-        "row": pa.array(range(first_row, first_row + len(result)), pa.int64()),
-    }
+    rows = range(first_row, first_row + len(result))
+    if isinstance(source, list):
+        columns = {"source": pa.array([_text(source[row]) for row in rows]), "row": pa.repeat(0, len(rows))}
+    else:
+        columns = {"source": pa.repeat(_text(source), len(rows)), "row": pa.array(rows, pa.int64())}
     for place in range(result.class_index.shape[1]):
         suffix = f"_{place + 1}" if place else ""
         columns[f"label{suffix}"] = names.take(pa.array(result.class_index[:, place]))
@@ -57,6 +60,10 @@ def open_output(path: Path, kind: str, schema: pa.Schema) -> Output:
         options = csv.WriteOptions(quoting_style="needed", quoting_header="needed")
         return csv.CSVWriter(path, schema, write_options=options)  # type: ignore[no-any-return]
     return _JsonLines(path)
+
+
+def _text(path: Path) -> str:
+    return os.fsencode(path).decode(errors="replace")
 
 
 class _JsonLines:

@@ -1,24 +1,140 @@
-"""Reads bitmaps from files in Google's layout: one NAME.npy for each label.
+"""Reads bitmaps from every kind of file that drawings come in, by one interface.
 
-Files are memory-mapped: rows are read when they are used. Nothing is unpickled.
+A .npy in Google's layout is memory-mapped; strokes (.ndjson, .bin) and pictures (a folder of PNG or JPEG files) are
+drawn when a slice of them is asked for. So no file is ever held in memory. Nothing is unpickled.
 """
 
+import mmap
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import FileRefused
+from .rasterize import rasterize
+from .simplify import simplify
+from .strokes import MALFORMED_KEPT, Malformed, Stroke, StrokeFile, is_web_page, open_strokes
 
 Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
 
 SOURCE_NOTE = "SOURCE.txt"
 """One line beside the .npy files that says where the drawings come from; copied wherever they go."""
 
+PICTURES = (".jpeg", ".jpg", ".png")
+
 _ROW_BYTES = 784
 _MAGIC = b"\x93NUMPY"
+_STROKES = (".ndjson", ".bin")
+_LAYOUTS = (  # Google's folder, ending: the first that has files is taken
+    ("numpy_bitmap", ".npy"),
+    ("simplified", ".ndjson"),
+    ("binary", ".bin"),
+    ("raw", ".ndjson"),
+)
+
+
+class BitmapRows(Protocol):
+    """Bitmaps that are read, or drawn, when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Bitmaps:
+        """uint8, (rows, 28, 28), in the file's order. Raises FileRefused at what is malformed: `path:line: reason`."""
+
+
+class DrawnRows:
+    """The drawings of a stroke file, rasterised when they are asked for.
+
+    Strokes with times, or beyond the 0-to-255 square, are simplified first: they are a screen's.
+    """
+
+    def __init__(self, file: StrokeFile) -> None:
+        self.file = file
+
+    @property
+    def malformed(self) -> list[Malformed]:
+        """The first of those that were skipped."""
+        return self.file.malformed
+
+    @property
+    def malformed_count(self) -> int:
+        """All that were skipped."""
+        return self.file.malformed_count
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def __getitem__(self, rows: slice, /) -> Bitmaps:
+        numbers = range(len(self.file))[rows]
+        bitmaps = np.empty((len(numbers), 28, 28), np.uint8)
+        for place, row in enumerate(numbers):
+            strokes = self.file[row].strokes
+            bitmaps[place] = rasterize(simplify(strokes) if _is_raw(strokes) else strokes)
+        return bitmaps
+
+
+class PictureRows:
+    """Picture files as bitmaps, each read when it is asked for."""
+
+    def __init__(self, paths: list[Path], *, skip_malformed: bool = False) -> None:
+        self.paths = paths
+        """In the order of the rows."""
+        self.malformed: list[Malformed] = []
+        """The first MALFORMED_KEPT that were skipped, numbered from 1 in the order of their names."""
+        self.malformed_count = 0
+        if skip_malformed:
+            self.paths = [path for number, path in enumerate(paths, 1) if self._is_picture(number, path)]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, rows: slice, /) -> Bitmaps:
+        from .images import read_image  # Pillow, which files of other kinds do not need
+
+        paths = self.paths[rows]
+        return np.stack([read_image(path) for path in paths]) if paths else np.empty((0, 28, 28), np.uint8)
+
+    def _is_picture(self, number: int, path: Path) -> bool:
+        from .images import read_image
+
+        try:
+            read_image(path)
+        except FileRefused as exc:
+            self.malformed_count += 1
+            if len(self.malformed) < MALFORMED_KEPT:
+                self.malformed.append(Malformed(number, str(exc)))
+            return False
+        return True
+
+
+def open_bitmaps(path: Path, *, skip_malformed: bool = False) -> BitmapRows:
+    """Opens drawings of any kind, by the path's ending: .npy, .ndjson, .bin, a picture, or a folder of pictures.
+
+    Args:
+        path: Pictures in a folder are taken in the order of their names.
+        skip_malformed: Leave out lines, records and pictures that are no drawing; they are found now, by reading
+            everything once, listed in `.malformed` and counted in `.malformed_count`. A .npy has none of these.
+
+    Raises:
+        FileRefused: There is no such file, or it is not what it should be.
+    """
+    if path.is_dir():
+        return PictureRows(_pictures(path), skip_malformed=skip_malformed)
+    if path.suffix in _STROKES:
+        return DrawnRows(open_strokes(path, skip_malformed=skip_malformed))
+    if path.suffix.lower() in PICTURES:
+        return PictureRows([path], skip_malformed=skip_malformed)
+    return read_bitmaps(path)
+
+
+def give_back(rows: BitmapRows) -> None:
+    """Lets go of the memory behind rows that were read; they are read from the file again when wanted again."""
+    if isinstance(rows, DrawnRows):
+        rows.file.give_back()
+    elif isinstance(rows, np.ndarray) and isinstance(rows.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        rows.base.madvise(mmap.MADV_DONTNEED)
 
 
 def read_bitmaps(path: Path) -> Bitmaps:
@@ -52,18 +168,31 @@ def read_bitmaps(path: Path) -> Bitmaps:
 
 
 def labelled_files(folder: Path) -> dict[str, Path]:
-    """The .npy files of `folder`, or of its `numpy_bitmap/`, by label (the file's name), in order of label.
+    """The drawings in `folder` by label (the file's or folder's name), in order of label, each for `open_bitmaps`.
+
+    The first of these that is there is taken: numpy_bitmap/NAME.npy, NAME.npy, simplified/NAME.ndjson, NAME.ndjson,
+    binary/NAME.bin, NAME.bin, raw/NAME.ndjson, imagefolder/LABEL/ or LABEL/ with pictures in it, pictures.
 
     Raises:
-        FileRefused: There is no such folder, or no .npy file in it.
+        FileRefused: There is no such folder, or none of these in it.
     """
     if not folder.is_dir():
         raise FileRefused(f"{folder}: no such folder; expected one with a NAME.npy for each label")
-    inner = folder / "numpy_bitmap"
-    files = {file.stem: file for file in sorted((inner if inner.is_dir() else folder).glob("*.npy"))}
-    if not files:
-        raise FileRefused(f"{folder}: expected a NAME.npy for each label, got none")
-    return files
+    for inner, ending in _LAYOUTS:
+        for place in (folder / inner, folder):
+            if files := {file.stem: file for file in sorted(place.glob(f"*{ending}"))}:
+                return files
+    for place in (folder / "imagefolder", folder):
+        if folders := {inner.name: inner for inner in sorted(place.glob("*/")) if _pictures(inner)}:
+            return folders
+    if _pictures(folder):
+        return {folder.resolve().name: folder}
+    raise FileRefused(f"{folder}: expected a NAME.npy for each label, got none; nor are there strokes or pictures")
+
+
+def label_of(path: Path) -> str:
+    """The label that `labelled_files` found a path under."""
+    return path.name or path.resolve().name if path.is_dir() else path.stem
 
 
 def source_of(folder: Path) -> str:
@@ -76,12 +205,20 @@ def source_of(folder: Path) -> str:
     )
 
 
+def _is_raw(strokes: list[Stroke]) -> bool:
+    return any(len(stroke) > 2 or min(map(min, stroke)) < 0 or max(map(max, stroke)) > 255 for stroke in strokes)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES and file.name[0] != ".")
+
+
 def _check_magic(path: Path, head: bytes) -> None:
     if head.startswith(_MAGIC):
         return
     if not head:
         raise FileRefused(f"{path}: expected a .npy file, got an empty one")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+    if is_web_page(head):
         raise FileRefused(f"{path}: expected a .npy file, got a web page saved under that name; fetch it again")
     raise FileRefused(f"{path}: expected a .npy file (first bytes {_MAGIC!r}), got {head[:6]!r}")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx_models import LABELS
+from PIL import Image
 from pyarrow import parquet
 
 
@@ -60,6 +61,28 @@ def test_score_can_write_more_than_the_best(sketchbatch, folder):
     scores = np.column_stack([table[f"score_{label}"] for label in LABELS])
     assert np.allclose(scores.sum(axis=1), 1, atol=1e-5)
     assert [LABELS[index] for index in scores.argmax(axis=1)] == table["label"].to_pylist()
+
+
+def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
+    """Each picture of a folder is a source of its own; a malformed line stops it with file and line."""
+    drawing = json.dumps({"drawing": [[[0, 255], [0, 255]]]})
+    (tmp_path / "ant.ndjson").write_text(f"{drawing}\n" * 3)
+    (tmp_path / "scans").mkdir()
+    for name in ("b.png", "a.png"):
+        Image.fromarray(np.diag(np.full(28, 255, np.uint8))).save(tmp_path / "scans" / name)
+    output = tmp_path / "o.jsonl"
+    finished = sketchbatch("score", tmp_path / "ant.ndjson", tmp_path / "scans", "--output", output)
+    assert finished.returncode == 0, finished.stderr
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(line["source"], line["row"]) for line in lines] == [
+        *[(str(tmp_path / "ant.ndjson"), row) for row in range(3)],
+        *[(str(tmp_path / "scans" / name), 0) for name in ("a.png", "b.png")],
+    ]
+    (tmp_path / "ant.ndjson").write_text(f"{drawing}\n{{}}\n")
+    finished = sketchbatch("score", tmp_path / "ant.ndjson", "--output", tmp_path / "none.csv")
+    assert (finished.returncode, finished.stderr.count("\n")) == (1, 1)
+    assert "ant.ndjson:2: drawing must be a list of strokes" in finished.stderr
+    assert not (tmp_path / "none.csv").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,47 +1,110 @@
 """Strokes to bitmaps, as Google draws them."""
 
-import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from sketchbatch_client import rasterize
+from sketchbatch_client import cairo, coverage, rasterize
+from sketchbatch_client.geometry import lay_out
+from sketchbatch_client.rasterize import backend, rasterize_all
+from sketchbatch_client.strokes import open_strokes
+
+needs_cairo = pytest.mark.skipif(not cairo.library(), reason="this machine has no libcairo")
+PATHS = {"cairo": pytest.param(cairo.draw, marks=needs_cairo), "numpy": coverage.draw}
+
+
+@pytest.fixture(params=PATHS.values(), ids=PATHS.keys())
+def draw(request):
+    """Both ways to draw strokes: `rasterize` takes the one, or where it cannot the other."""
+    return lambda strokes: request.param(lay_out(strokes))
+
+
+@pytest.fixture(scope="session")
+def published(quickdraw):
+    """All drawings of which both strokes and bitmap are at hand: line i of the strokes is row i of the bitmaps."""
+    strokes, bitmaps = [], []
+    for path in sorted((quickdraw / "simplified").glob("*.ndjson")):
+        drawings = [drawing.strokes for drawing in open_strokes(path)]
+        strokes += drawings
+        bitmaps.append(np.load(quickdraw / "numpy_bitmap" / f"{path.stem}.npy", mmap_mode="r")[: len(drawings)])
+    return strokes, np.concatenate(bitmaps).reshape(-1, 28, 28)
+
+
+@needs_cairo
+@pytest.mark.real_drawings
+def test_cairo_draws_every_drawing_as_google_published_it(published):
+    """Byte for byte, all 8,600."""
+    strokes, bitmaps = published
+    ours = rasterize_all(strokes)
+    assert len(ours) == 8600
+    assert np.flatnonzero((ours != bitmaps).any(axis=(1, 2))).tolist() == []
 
 
 @pytest.mark.real_drawings
-def test_real_drawings_come_out_as_google_published_them(quickdraw):
-    """Mean |difference| < 0.3 levels over drawings of every kind (line i of the strokes is row i of the bitmaps)."""
-    differences = []
-    for path in sorted((quickdraw / "simplified").glob("*.ndjson"))[::20]:
-        published = np.load(quickdraw / "numpy_bitmap" / f"{path.stem}.npy", mmap_mode="r")
-        for row, line in enumerate(path.read_text().splitlines()):
-            ours = rasterize(json.loads(line)["drawing"]).astype(int)
-            differences.append(np.abs(ours.ravel() - published[row]))
-    assert len(differences) > 400
-    assert np.mean(differences) < 0.3
-    assert np.max(differences) <= 17
+def test_numpy_comes_close_to_what_google_published(published):
+    """Mean |difference| < 0.3 levels over drawings of every kind."""
+    strokes, bitmaps = published
+    ours = np.stack([coverage.draw(lay_out(drawing)) for drawing in strokes[::20]])
+    differences = np.abs(ours.astype(int) - bitmaps[::20])
+    assert differences.mean() < 0.3
+    assert differences.max() <= 18
 
 
-def test_a_stroke_is_ink_on_paper_as_wide_as_the_pen():
+@needs_cairo
+def test_threads_do_not_draw_on_each_others_canvas():
+    """Each thread has its own."""
+    drawings = [[[[0, 255], [0, n]]] for n in range(256)]
+    expected = rasterize_all(drawings)
+    with ThreadPoolExecutor(4) as pool:
+        for bitmaps in pool.map(lambda _: rasterize_all(drawings), range(8)):
+            assert np.array_equal(bitmaps, expected)
+
+
+@needs_cairo
+def test_cairo_is_what_draws_where_it_is_installed():
+    """And says so, with its version."""
+    assert backend().startswith("cairo 1.")
+    strokes = [[[0, 255, 30], [0, 9, 200]]]
+    assert np.array_equal(rasterize(strokes), cairo.draw(lay_out(strokes)))
+
+
+def test_without_cairo_numpy_draws():
+    """No error, and `backend` says so; libcairo is loaded at the first drawing, not at import."""
+    program = (
+        "import ctypes\n"
+        "def refuse(name): raise OSError(name)\n"
+        "from sketchbatch_client.rasterize import backend, rasterize\n"
+        "ctypes.PyDLL = refuse\n"
+        "print(backend(), rasterize([[[0, 255], [0, 255]]]).any())\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout == "numpy True\n"
+
+
+def test_a_stroke_is_ink_on_paper_as_wide_as_the_pen(draw):
     """A vertical line down the middle: 16 of 304 units are 1.47 pixels of ink."""
-    bitmap = rasterize([[[128, 128], [0, 255]]])
+    bitmap = draw([[[128, 128], [0, 255]]])
     assert (bitmap.shape, bitmap.dtype) == ((28, 28), np.uint8)
     assert bitmap[14].sum() / 255 == pytest.approx(16 / 304 * 28, abs=0.05)
     assert not bitmap[:, 0].any()
 
 
-def test_a_single_point_is_a_dot():
+def test_a_single_point_is_a_dot(draw):
     """Round ends make a disc of the pen's width."""
-    assert rasterize([[[100], [100]]]).sum() / 255 == pytest.approx(np.pi * (8 / 304 * 28) ** 2, rel=0.05)
+    assert draw([[[100], [100]]]).sum() / 255 == pytest.approx(np.pi * (8 / 304 * 28) ** 2, rel=0.05)
 
 
-def test_strokes_beyond_the_square_are_cut_off():
+def test_strokes_beyond_the_square_are_cut_off(draw):
     """Coordinates outside 0 to 255 do not fail or wrap around."""
-    assert rasterize([[[-500, 900], [-500, 900]]]).any()
+    assert draw([[[-500, 900], [-500, 900]]]).any()
+    assert draw([[[-1e6, 1e6], [-1e6, 1e6]]]).any()
 
 
-def test_times_are_ignored():
+def test_times_are_ignored(draw):
     """A raw stroke's third list changes nothing."""
-    assert np.array_equal(rasterize([[[0, 255], [0, 9]]]), rasterize([[[0, 255], [0, 9], [0, 700]]]))
+    assert np.array_equal(draw([[[0, 255], [0, 9]]]), draw([[[0, 255], [0, 9], [0, 700]]]))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +113,8 @@ def test_times_are_ignored():
         ([], "at least one stroke, got none"),
         ([[[], []]], "stroke 0 must have .* got 0 and 0"),
         ([[[1], [1]], [[1, 2], [1]]], "stroke 1 must have as many x as y"),
+        ([[[1, float("nan")], [1, 2]]], "numbers within 1e"),
+        ([[[1, 2], [1, -2e6]]], "numbers within 1e"),
     ],
 )
 def test_strokes_that_cannot_be_drawn_are_refused(strokes, message):

@@ -1,9 +1,15 @@
-"""Files in Google's layout: what is read, and what is refused with what was expected and what came."""
+"""Files of every kind: what is read, and what is refused with what was expected and what came."""
+
+import json
+import struct
 
 import numpy as np
 import pytest
+from PIL import Image
+from sketchbatch_client import rasterize
 from sketchbatch_client.errors import FileRefused
-from sketchbatch_client.readers import labelled_files, read_bitmaps, source_of
+from sketchbatch_client.readers import give_back, label_of, labelled_files, open_bitmaps, read_bitmaps, source_of
+from sketchbatch_client.simplify import simplify
 
 
 @pytest.mark.parametrize("shape", [(5, 784), (5, 28, 28)])
@@ -92,3 +98,97 @@ def test_a_folder_says_where_its_drawings_come_from(tmp_path):
     assert source_of(tmp_path) == f"drawings in the folder {tmp_path.name}"
     (tmp_path / "SOURCE.txt").write_text("synthetic sketches\n")
     assert source_of(tmp_path) == "synthetic sketches"
+
+
+STROKES = [[[[0, 255], [0, 10 * n]], [[9, 99], [200, 20]]] for n in range(12)]
+
+
+def write_drawings(folder):
+    """The same 12 drawings in every kind of file."""
+    bitmaps = np.stack([rasterize(strokes) for strokes in STROKES])
+    np.save(folder / "cat.npy", bitmaps.reshape(-1, 784))
+    lines = [json.dumps({"drawing": strokes}) + "\n" for strokes in STROKES]
+    (folder / "cat.ndjson").write_text("".join(lines))
+    with (folder / "cat.bin").open("wb") as file:
+        for strokes in STROKES:
+            file.write(struct.pack("<Q2sbIH", 1, b"VE", 1, 0, len(strokes)))
+            for xs, ys in strokes:
+                file.write(struct.pack("<H", len(xs)) + bytes(xs) + bytes(ys))
+    (folder / "cat").mkdir()
+    for row, bitmap in enumerate(bitmaps):
+        Image.fromarray(bitmap).save(folder / "cat" / f"{row:02}.{'png' if row % 2 else 'PNG'}")
+    return bitmaps
+
+
+@pytest.mark.parametrize("name", ["cat.npy", "cat.ndjson", "cat.bin", "cat"])
+def test_every_kind_of_file_is_read_by_one_interface(tmp_path, name):
+    """A length and slices of uint8 (rows, 28, 28), in order; also after the memory was given back."""
+    bitmaps = write_drawings(tmp_path)
+    rows = open_bitmaps(tmp_path / name)
+    assert len(rows) == 12
+    for part in (slice(None), slice(3, 5), slice(-2, None), slice(None, None, 5), slice(20, 30)):
+        assert np.array_equal(rows[part], bitmaps[part])
+        assert (rows[part].dtype, rows[part].shape[1:]) == (np.uint8, (28, 28))
+        give_back(rows)
+
+
+@pytest.mark.real_drawings
+def test_line_i_of_the_strokes_is_row_i_of_the_bitmaps(quickdraw):
+    """So strokes, bitmaps and metadata join by row number."""
+    strokes = open_bitmaps(quickdraw / "simplified" / "cat.ndjson")
+    published = open_bitmaps(quickdraw / "numpy_bitmap" / "cat.npy")
+    assert np.abs(strokes[5:25].astype(int) - published[5:25]).max() <= 18  # 0 with cairo
+
+
+@pytest.mark.parametrize("screen", [[[[300, 700], [40, 50], [0, 9]]], [[[300, 700], [40, 50]]], [[[-9, 9], [4, 5]]]])
+def test_strokes_of_a_screen_are_simplified_first(tmp_path, screen):
+    """Known by their times, or by points outside the square of 0 to 255."""
+    (tmp_path / "cat.ndjson").write_text(json.dumps({"drawing": screen}))
+    assert np.array_equal(open_bitmaps(tmp_path / "cat.ndjson")[:][0], rasterize(simplify(screen)))
+
+
+def test_malformed_lines_and_pictures_stop_or_are_skipped(tmp_path):
+    """Skipped only when asked; then counted and named."""
+    bitmaps = write_drawings(tmp_path)
+    with (tmp_path / "cat.ndjson").open("a") as file:
+        file.write("oops\n" + json.dumps({"drawing": STROKES[0]}))
+    (tmp_path / "cat" / "05.png").write_bytes(b"oops")
+    (tmp_path / "cat" / "._06.png").write_bytes(b"what a Mac leaves beside its files")
+    with pytest.raises(FileRefused, match=r"cat\.ndjson:13: not JSON"):
+        open_bitmaps(tmp_path / "cat.ndjson")[:]
+    lines = open_bitmaps(tmp_path / "cat.ndjson", skip_malformed=True)
+    assert np.array_equal(lines[:], [*bitmaps, bitmaps[0]])
+    assert (lines.malformed_count, lines.malformed[0].number) == (1, 13)
+    with pytest.raises(FileRefused, match=r"05\.png: cannot be read as a picture"):
+        open_bitmaps(tmp_path / "cat")[:]
+    pictures = open_bitmaps(tmp_path / "cat", skip_malformed=True)
+    assert np.array_equal(pictures[:], np.delete(bitmaps, 5, axis=0))
+    assert (pictures.malformed_count, pictures.malformed[0].number) == (1, 6)
+    assert len(open_bitmaps(tmp_path / "cat.npy", skip_malformed=True)) == 12
+
+
+def test_the_first_layout_that_is_there_is_taken(tmp_path):
+    """Bitmaps, simplified strokes, binary strokes, raw strokes, folders of pictures, pictures; labels in order."""
+    pictures = ["{}/1.png", "imagefolder/{}/1.jpg"]
+    strokes = ["raw/{}.ndjson", "{}.bin", "binary/{}.bin", "{}.ndjson", "simplified/{}.ndjson"]
+    for layout in (*pictures, *strokes, "{}.npy", "numpy_bitmap/{}.npy"):
+        for label in ("t-shirt", "The Eiffel Tower"):
+            path = tmp_path / layout.format(label)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        files = labelled_files(tmp_path)
+        assert list(files) == ["The Eiffel Tower", "t-shirt"]
+        assert [label_of(file) for file in files.values()] == list(files)
+        assert files["t-shirt"] == (tmp_path / layout.format("t-shirt").removesuffix("/1.png").removesuffix("/1.jpg"))
+
+
+def test_a_folder_of_pictures_is_one_label(tmp_path, monkeypatch):
+    """Its own name, also when that is not in the path; names with dots stay whole."""
+    folder = tmp_path / "st.bernard"
+    folder.mkdir()
+    (folder / "1.jpeg").touch()
+    assert labelled_files(folder) == {"st.bernard": folder}
+    assert label_of(folder) == "st.bernard"
+    monkeypatch.chdir(folder)
+    (path,) = labelled_files(type(folder)("."))
+    assert path == "st.bernard"

@@ -1,9 +1,13 @@
 """The split: stable, and never the same bitmap on two sides."""
 
+import json
+
 import numpy as np
 import pytest
 from sketchbatch_client.errors import FileRefused
-from sketchbatch_trainer.drawings import read_drawings, write_bitmaps, write_labelled, write_source
+from sketchbatch_client.rasterize import rasterize
+from sketchbatch_trainer.drawings import Wanted, write_bitmaps, write_labelled, write_source
+from sketchbatch_trainer.drawings import read_drawings as read_wanted
 from sketchbatch_trainer.errors import DrawingsRefused
 
 
@@ -16,9 +20,19 @@ def folder(tmp_path, noise):
     return tmp_path
 
 
+def read_drawings(folder, labels, **more):
+    """The three sides of these labels' drawings."""
+    return read_wanted(Wanted(folder=folder, labels=labels, **more))
+
+
+def everything(side):
+    """All its bitmaps, in order."""
+    return side.take(slice(None))[0]
+
+
 def rows_of(side):
     """The set of its bitmaps."""
-    return {row.tobytes() for row in side.bitmaps}
+    return {row.tobytes() for row in everything(side)}
 
 
 def test_no_bitmap_stands_on_two_sides(folder):
@@ -63,7 +77,7 @@ def test_held_out_drawings_are_written_as_google_does(folder, tmp_path):
     for index, label in enumerate(drawings.labels):
         written = np.load(tmp_path / "out" / f"{label}.npy")
         assert written.dtype == np.uint8
-        assert np.array_equal(written, drawings.test.bitmaps[drawings.test.class_index == index].reshape(-1, 784))
+        assert np.array_equal(written, everything(drawings.test)[drawings.test.class_index == index].reshape(-1, 784))
     assert (tmp_path / "out" / "SOURCE.txt").read_text() == "synthetic noise\n"
 
 
@@ -106,3 +120,57 @@ def test_real_drawings_split_eight_to_one_to_one(quickdraw):
     drawings = read_drawings(quickdraw, ("bear", "cat", "dog"))
     shares = np.array([len(drawings.train), len(drawings.validation), len(drawings.test)]) / 9000
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+
+
+def test_bitmaps_stay_in_their_files(folder):
+    """What is held of a drawing is its class and its row, 8 bytes; so 50 million of them are 400 MB, not 40 GB."""
+    side = read_drawings(folder, ("ant", "bee")).train
+    assert all(isinstance(file, np.memmap) for file in side.files)
+    assert side.row.nbytes + side.class_index.nbytes == 8 * len(side)
+
+
+def test_drawings_are_taken_in_the_order_asked_for(folder):
+    """Shuffled places give shuffled rows, each with its own class."""
+    side = read_drawings(folder, ("ant", "bee")).train
+    places = np.random.default_rng(0).permutation(len(side))
+    bitmaps, class_index = side.take(places)
+    assert np.array_equal(bitmaps, everything(side)[places])
+    assert np.array_equal(class_index, side.class_index[places])
+    assert np.array_equal(np.concatenate([block for block, _ in side.blocks(7)]), everything(side))
+
+
+def ndjson(drawings, *, is_recognized=True) -> str:
+    """Simplified lines of one stroke each."""
+    return "".join(
+        json.dumps({"key_id": str(n), "word": "ant", "recognized": is_recognized, "drawing": [[[0, n], [n, 255]]]})
+        + "\n"
+        for n in range(drawings)
+    )
+
+
+def test_strokes_are_drawn_once_to_train_on(tmp_path):
+    """Simplified files in place of bitmaps: drawn into the run, or refused where there is no place for that."""
+    (tmp_path / "ant.ndjson").write_text(ndjson(120))
+    (tmp_path / "bee.ndjson").write_text(ndjson(90) + "no drawing\n")
+    with pytest.raises(DrawingsRefused, match="no folder to draw these into"):
+        read_drawings(tmp_path, ("ant", "bee"))
+    with pytest.raises(FileRefused, match=r"bee\.ndjson:91: "):
+        read_drawings(tmp_path, ("ant", "bee"), drawn=tmp_path / "drawn")
+    drawings = read_drawings(tmp_path, ("ant", "bee"), drawn=tmp_path / "drawn", skip_malformed=True)
+    assert len(drawings.train) + len(drawings.validation) + len(drawings.test) == 210
+    assert np.array_equal(drawings.train.files[0][7], rasterize([[[0, 7], [7, 255]]]))
+
+
+def test_it_is_known_which_drawings_the_game_recognised(folder, tmp_path):
+    """Row i of the bitmaps is line i of the simplified file; rows past its end are not known."""
+    data = tmp_path / "data"
+    for inner in ("numpy_bitmap", "simplified"):
+        (data / inner).mkdir(parents=True)
+    for label in ("ant", "bee"):
+        (folder / f"{label}.npy").rename(data / "numpy_bitmap" / f"{label}.npy")
+    (data / "simplified" / "ant.ndjson").write_text(ndjson(50) + ndjson(50, is_recognized=False))
+    drawings = read_drawings(data, ("ant", "bee"))
+    ants, bees = drawings.recognized
+    rows = drawings.test.row[drawings.test.class_index == 0]
+    assert ants.tolist() == [1 if row < 50 else 0 if row < 100 else -1 for row in rows]
+    assert set(bees) == {-1}

@@ -2,19 +2,22 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from sketchbatch_trainer import export as exporting
-from sketchbatch_trainer.drawings import read_drawings, write_bitmaps, write_source
-from sketchbatch_trainer.errors import ExportRefused, RunIncomplete
-from sketchbatch_trainer.export import compare, export
-from sketchbatch_trainer.recipes import ARTICLE
+from sketchbatch_trainer.drawings import Wanted, read_drawings, write_bitmaps, write_source
+from sketchbatch_trainer.errors import ExportRefused, RunIncomplete, RunRefused
+from sketchbatch_trainer.export import exporting
+from sketchbatch_trainer.export.exporting import compare, export
 from sketchbatch_trainer.run import Run
 from sketchbatch_trainer.sketches import SOURCE, draw
+from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT
 
 pytestmark = [
     pytest.mark.timeout(300),  # TensorFlow itself takes 10 s to import on two cores
@@ -22,22 +25,50 @@ pytestmark = [
 ]
 
 
+LABELS = ("bear", "cat", "dog")
+HASTY = replace(ARTICLE, max_epochs=2, batch_rows=32)
+HASTY_COMPACT = replace(COMPACT, max_epochs=3, batch_rows=32)
+
+
+class Silent:
+    """A watcher that remembers what it heard."""
+
+    def __init__(self) -> None:
+        self.began: tuple[int, int, int] | None = None
+        self.epochs = []
+
+    def begins(self, epochs_done, steps_done, steps):
+        self.began = (epochs_done, steps_done, steps)
+
+    def steps_done(self, steps):
+        """Not kept."""
+
+    def epoch_done(self, epoch):
+        self.epochs.append(epoch)
+
+
 @pytest.fixture(scope="module")
-def drawings(tmp_path_factory):
-    """Synthetic sketches, few and uneven."""
+def data(tmp_path_factory):
+    """A folder of synthetic sketches, few and uneven."""
     folder = tmp_path_factory.mktemp("sketches")
     for rows, label in ((30, "bear"), (90, "cat"), (60, "dog")):
         write_bitmaps(folder / f"{label}.npy", draw(label, rows, seed=0))
     write_source(folder, SOURCE)
-    return read_drawings(folder, ("bear", "cat", "dog"))
+    return folder
 
 
-def trained(drawings, folder, seed=0) -> Run:
-    """A run of two epochs."""
-    from sketchbatch_trainer.training import train
+@pytest.fixture(scope="module")
+def drawings(data):
+    """The same, split."""
+    return read_drawings(Wanted(folder=data, labels=LABELS))
+
+
+def trained(drawings, folder, recipe=HASTY, watcher=None, **more) -> Run:
+    """A run in which `recipe` was followed."""
+    from sketchbatch_trainer.train.training import Job, train
 
     run = Run(folder)
-    train(drawings, replace(ARTICLE, max_epochs=2, batch_rows=32), run, seed=seed)
+    train(Job(**{"drawings": drawings, "recipe": recipe, "seed": 0} | more), run, watcher or Silent())
     return run
 
 
@@ -48,10 +79,22 @@ def weights(run: Run):
     return np.concatenate([each.ravel() for each in keras.saving.load_model(run.keras).get_weights()])
 
 
+def history(run: Run) -> list[dict[str, float]]:
+    """Its epochs' figures."""
+    with run.history.open() as file:
+        return [{name: float(value) for name, value in line.items()} for line in csv.DictReader(file)]
+
+
 @pytest.fixture(scope="module")
 def run(drawings, tmp_path_factory) -> Run:
-    """One run, trained."""
+    """One run of the article's recipe."""
     return trained(drawings, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def compact(drawings, tmp_path_factory) -> Run:
+    """One run of ours."""
+    return trained(drawings, tmp_path_factory.mktemp("compact"), HASTY_COMPACT)
 
 
 def test_same_seed_and_drawings_give_the_same_weights(drawings, run, tmp_path):
@@ -67,36 +110,113 @@ def test_the_network_is_the_articles(run):
     layers = keras.saving.load_model(run.keras).layers
     assert [type(layer).__name__ for layer in layers] == [
         "InputLayer", "Rescaling", "Reshape", "Conv2D", "Conv2D", "MaxPooling2D", "StaticFlatten",
-        "Dense", "BatchNormalization", "Dropout", "Dense", "BatchNormalization", "Dropout", "Dense",
+        "Dense", "BatchNormalization", "Dropout", "Dense", "BatchNormalization", "Dropout", "Dense", "Softmax",
     ]  # fmt: skip
     dense = [layer for layer in layers if type(layer).__name__ == "Dense"]
     assert [layer.kernel_regularizer is not None for layer in dense] == [True, True, False]
 
 
-def test_every_class_weighs_the_same():
-    """Rare classes count more, so that weight times rows is equal; the mean weight of a row is 1."""
-    from sketchbatch_trainer.training import class_weights
+def test_ours_keeps_its_width_for_small_sides(compact):
+    """A strided stem, then stages of 48 and 80 filters, each halving the side; no pooling, which forgets places."""
+    import keras
+
+    model = keras.saving.load_model(compact.keras)
+    sides = [layer.output.shape[1:] for layer in model.layers if type(layer).__name__ == "Conv2D"]
+    assert sides == [(14, 14, 32), *[(7, 7, 48)] * 3, *[(4, 4, 80)] * 3]
+    assert model.output_shape == (None, 3)
+
+
+def test_rare_classes_count_more_as_the_recipe_says():
+    """Weight = rows to the power of -balance, and the mean weight of a row is 1."""
+    from sketchbatch_trainer.train.fitting import class_weights
 
     class_index = np.repeat([0, 1, 2], [10, 40, 50])
-    found = class_weights(class_index)
-    assert [found[0] * 10, found[1] * 40, found[2] * 50] == pytest.approx([100 / 3] * 3)
-    assert np.mean([found[index] for index in class_index]) == pytest.approx(1)
+    whole, none, half = (class_weights(class_index, balance) for balance in (1.0, 0.0, 0.5))
+    assert [whole[0] * 10, whole[1] * 40, whole[2] * 50] == pytest.approx([100 / 3] * 3)
+    assert none == pytest.approx(1)
+    assert half[0] / half[1] == pytest.approx(2)
+    assert half[class_index].mean() == pytest.approx(1)
 
 
 def test_training_stops_when_validation_no_longer_gains(drawings, tmp_path):
     """`patience` epochs after the best one, whose weights are kept."""
     import keras
-    from sketchbatch_trainer.training import train
 
-    run = Run(tmp_path)
-    hasty = replace(ARTICLE, max_epochs=40, batch_rows=32, learning_rate=0.1, patience=1)
-    train(drawings, hasty, run, seed=0)
-    with run.history.open() as file:
-        losses = [float(line["val_loss"]) for line in csv.DictReader(file)]
+    run = trained(drawings, tmp_path, replace(HASTY, max_epochs=40, learning_rate=0.03, patience=1))
+    losses = [epoch["val_loss"] for epoch in history(run)]
     assert len(losses) == int(np.argmin(losses)) + 2 < 40
-    model = keras.saving.load_model(run.keras)
-    kept = model.evaluate(drawings.validation.bitmaps, drawings.validation.class_index, verbose=0)[0]
+    bitmaps, class_index = drawings.validation.take(slice(None))
+    scores = keras.saving.load_model(run.keras).predict(bitmaps, verbose=0)
+    kept = -np.log(scores[np.arange(len(scores)), class_index]).mean()
     assert kept == pytest.approx(min(losses), rel=1e-3)
+
+
+@pytest.mark.parametrize("killed_after", ["the first epoch", "some steps of the second"])
+def test_a_killed_training_goes_on_to_the_same_weights(drawings, data, compact, tmp_path, killed_after):
+    """SIGKILL in the middle; the same command again ends bit for bit where an unbroken run does, history too."""
+    program = f"""
+import os, sys
+import sketchbatch_trainer.train.fitting as fitting
+from dataclasses import replace
+from pathlib import Path
+from sketchbatch_trainer.drawings import Wanted, read_drawings
+from sketchbatch_trainer.train.recipes import COMPACT
+from sketchbatch_trainer.run import Run
+from sketchbatch_trainer.train.training import Job, train
+fitting.CHECKPOINT_S = 0.0  # after every step
+class Killer:
+    epoch = 0
+    def begins(self, *_): pass
+    def epoch_done(self, epoch): self.epoch = epoch.epoch
+    def steps_done(self, steps):
+        if (self.epoch, steps) == {(1, 1) if killed_after == "the first epoch" else (1, 3)}: os.kill(os.getpid(), 9)
+recipe = replace(COMPACT, max_epochs=3, batch_rows=32)
+drawings = read_drawings(Wanted(folder=Path({str(data)!r}), labels={LABELS}))
+train(Job(drawings=drawings, recipe=recipe, seed=0), Run(Path({str(tmp_path)!r})), Killer())
+"""
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    watcher = Silent()
+    run = trained(drawings, tmp_path, HASTY_COMPACT, watcher)
+    assert watcher.began is not None
+    assert watcher.began[:2] == ((1, 0) if killed_after == "the first epoch" else (1, 2))
+    assert np.array_equal(weights(run), weights(compact))
+    seconds = {"seconds": 0.0}
+    assert [epoch | seconds for epoch in history(run)] == [epoch | seconds for epoch in history(compact)]
+    assert not run.checkpoint.exists()
+
+
+def test_another_job_does_not_go_on_with_a_killed_ones_checkpoint(drawings, compact, tmp_path):
+    """Other words, another start: the checkpoint is of use to the same job alone."""
+    (tmp_path / "checkpoint.npz").write_bytes(b"of another job")
+    (tmp_path / "config.json").write_text(compact.config.read_text().replace('"seed": 0', '"seed": 7'))
+    assert np.array_equal(weights(trained(drawings, tmp_path, HASTY_COMPACT)), weights(compact))
+
+
+def test_a_network_can_begin_with_the_weights_of_another_run(drawings, compact, run, tmp_path):
+    """All layers but the last; the run says which it was; another network is refused."""
+    import keras
+
+    still = replace(HASTY_COMPACT, learning_rate=0.0, max_epochs=1, average_decay=0.0)
+    begun = trained(drawings, tmp_path / "begun", still, start_from=compact)
+    kernels = [
+        [layer.get_weights()[0] for layer in keras.saving.load_model(each.keras).layers if layer.trainable_weights]
+        for each in (compact, begun)
+    ]
+    assert [np.array_equal(*pair) for pair in zip(*kernels, strict=True)] == [True] * (len(kernels[0]) - 1) + [False]
+    assert begun.read_config()["start_from"]["recipe"] == "compact"
+    with pytest.raises(RunRefused, match="its network is that of recipe article; recipe compact cannot start from it"):
+        trained(drawings, tmp_path / "refused", still, start_from=run)
+
+
+def test_tensorboard_can_show_a_run(compact):
+    """Every figure of every epoch, as scalars."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logs = EventAccumulator(str(compact.logs))
+    logs.Reload()
+    assert {"loss/training", "loss/validation", "balanced_accuracy/validation"} <= set(logs.Tags()["tensors"])
+    assert [event.step for event in logs.Tensors("loss/training")] == [1, 2, 3]
 
 
 def test_training_again_removes_what_the_last_run_left(drawings, tmp_path):
@@ -110,24 +230,19 @@ def test_training_again_removes_what_the_last_run_left(drawings, tmp_path):
     assert not [path for path in stale if path.exists()]
 
 
-def test_rare_classes_count_as_much_in_the_loss(drawings, tmp_path, run, monkeypatch):
-    """Without the weights the same training ends elsewhere."""
-    import sketchbatch_trainer.training as training
-
-    monkeypatch.setattr(training, "class_weights", lambda class_index: None)
-    assert not np.array_equal(weights(run), weights(trained(drawings, tmp_path)))
-
-
 def test_a_run_says_what_made_it(drawings, run):
-    """History of each epoch, configuration, held-out drawings."""
-    with run.history.open() as file:
-        history = list(csv.DictReader(file))
-    assert list(history[0]) == ["epoch", "accuracy", "loss", "val_accuracy", "val_loss"]
-    assert len(history) == 2
+    """History of each epoch, configuration, held-out drawings, and some to calibrate on that are not among these."""
+    assert list(history(run)[0]) == [
+        "epoch", "loss", "accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "seconds",
+    ]  # fmt: skip
+    assert len(history(run)) == 2
     config = run.read_config()
     assert config["name"] == "synthetic-bear-cat-dog"
     assert (config["source"], config["data_digest"], config["seed"]) == (SOURCE, drawings.digest, 0)
     assert config["rows"]["test"] == sum(len(np.load(path)) for path in run.test.glob("*.npy"))
+    calibration = {row.tobytes() for row in np.load(run.calibration)}
+    assert 10 < len(calibration) <= 1024
+    assert not calibration & {row.tobytes() for row in drawings.test.take(slice(None))[0]}
 
 
 def test_the_exported_file_describes_itself_and_agrees_with_keras(drawings, run):
@@ -137,7 +252,7 @@ def test_the_exported_file_describes_itself_and_agrees_with_keras(drawings, run)
     parity = export(run, version=3, licence="CC0")
     assert 0 <= parity.max_difference <= 1e-4
     session = ort.InferenceSession(run.onnx, providers=["CPUExecutionProvider"])
-    bitmaps = drawings.test.bitmaps
+    bitmaps, class_index = drawings.test.take(slice(None))
     scores = session.run(["scores"], {"bitmaps": bitmaps})[0]
     operators = {node.op_type for node in onnx.load(run.onnx).graph.node}
     assert not operators & {"Shape", "Gather", "Slice", "Concat"}  # nothing that must run on the CPU
@@ -148,7 +263,7 @@ def test_the_exported_file_describes_itself_and_agrees_with_keras(drawings, run)
     assert json.loads(described["sketchbatch.labels"]) == ["bear", "cat", "dog"]
     assert (described["sketchbatch.version"], described["sketchbatch.licence"]) == ("3", "CC0")
     assert described["sketchbatch.data_digest"] == drawings.digest
-    accuracy = (scores.argmax(axis=1) == drawings.test.class_index).mean()
+    accuracy = (scores.argmax(axis=1) == class_index).mean()
     assert json.loads(described["sketchbatch.metrics"])["accuracy"] == pytest.approx(accuracy)
     assert json.loads(described["sketchbatch.config"])["seed"] == 0
 

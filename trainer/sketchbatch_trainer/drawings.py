@@ -1,36 +1,66 @@
-"""Prepares labelled drawings: reads them by class and splits them into train, validation and test.
+"""Prepares labelled drawings: opens them by class and splits them into train, validation and test.
 
 The side of a drawing follows from its bitmap alone (BLAKE2b of its 784 bytes), so it is the same in every run, on every
-machine and for any choice of classes, and copies of one bitmap never stand on two sides.
+machine and for any choice of classes, and copies of one bitmap never stand on two sides. Bitmaps stay in their
+memory-mapped files until a step takes them: all 50 million drawings cost 8 bytes each.
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from sketchbatch_client.atomic import replacing
-from sketchbatch_client.readers import SOURCE_NOTE, Bitmaps, labelled_files, read_bitmaps, source_of
+from sketchbatch_client.readers import (
+    SOURCE_NOTE,
+    Bitmaps,
+    label_of,
+    labelled_files,
+    open_bitmaps,
+    read_bitmaps,
+    source_of,
+)
+from sketchbatch_client.strokes import open_strokes
 
 from .errors import DrawingsRefused
 
 TEST_PERCENT = 10
 VALIDATION_PERCENT = 10
 
+_BLOCK_ROWS = 16384  # 12.8 MB
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Drawings with their classes."""
+    """Drawings with their classes, in order of class, then of row."""
 
-    bitmaps: Bitmaps
-    """uint8, (rows, 28, 28), 0 = paper, 255 = ink."""
+    files: tuple[Bitmaps, ...]
+    """For each class the bitmaps of its file, memory-mapped: uint8, (rows, 28, 28), 0 = paper, 255 = ink."""
 
-    class_index: NDArray[np.int64]
+    class_index: NDArray[np.int32]
     """(rows,), index into the labels."""
 
+    row: NDArray[np.int32]
+    """(rows,), index into the file of the class."""
+
     def __len__(self) -> int:
-        return len(self.bitmaps)
+        return len(self.row)
+
+    def take(self, places: NDArray[np.int64] | slice) -> tuple[Bitmaps, NDArray[np.int32]]:
+        """Reads the bitmaps at some places, and their class index, in the order asked for."""
+        class_index, row = self.class_index[places], self.row[places]
+        bitmaps = np.empty((len(row), 28, 28), np.uint8)
+        for index in np.unique(class_index):
+            here = class_index == index
+            bitmaps[here] = self.files[index][row[here]]
+        return bitmaps, class_index
+
+    def blocks(self, rows: int = _BLOCK_ROWS) -> Iterator[tuple[Bitmaps, NDArray[np.int32]]]:
+        """Reads all of them, in order, some at a time."""
+        for start in range(0, len(self), rows):
+            yield self.take(slice(start, start + rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,52 +75,76 @@ class Drawings:
     train: Rows
     validation: Rows
     test: Rows
+    recognized: tuple[NDArray[np.int8], ...]
+    """For each class, for each of its test rows in order: 1 = the game recognised it, 0 = not, -1 = not known."""
 
 
-def read_drawings(
-    folder: Path, labels: tuple[str, ...], rows_per_class: int | None = None, source: str = ""
-) -> Drawings:
-    """Reads the first `rows_per_class` drawings (None = all) of each label from `folder` and splits them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which drawings to read."""
 
-    `source` says where they come from; empty = what the folder says.
+    folder: Path
+    """In Google's layout; or any other that `sketchbatch_client.readers.labelled_files` knows."""
+    labels: tuple[str, ...]
+    rows_per_class: int | None = None
+    """The first so many of each label; None = all."""
+    source: str = ""
+    """Where they come from; empty = what the folder says."""
+    drawn: Path | None = None
+    """Where to draw, once, those that are not bitmaps yet (strokes, pictures); None = they are refused."""
+    skip_malformed: bool = False
+    """Leave out lines and pictures that are no drawing."""
+
+
+def read_drawings(wanted: Wanted, progress: Callable[[int], object] = lambda rows: None) -> Drawings:
+    """Opens the drawings wanted and splits them; `progress` hears of rows done.
 
     Raises:
         FileRefused: A file is not what it should be.
         DrawingsRefused: A label has no file, is named twice, or has too few drawings for three sides; or `source`
             would hide that the drawings are synthetic.
     """
-    files = labelled_files(folder)
-    _check_labels(folder, labels, files)
-    noted = source_of(folder)
-    if source and noted.startswith("synthetic"):
-        raise DrawingsRefused(f"{folder}: its drawings are {noted}; they cannot pass for {source}")
+    labels = wanted.labels
+    paths = labelled_files(wanted.folder)
+    _check_labels(wanted.folder, labels, paths)
+    noted = source_of(wanted.folder)
+    if wanted.source and noted.startswith("synthetic"):
+        raise DrawingsRefused(f"{wanted.folder}: its drawings are {noted}; they cannot pass for {wanted.source}")
+    files = tuple(_mapped(paths[label], wanted)[: wanted.rows_per_class] for label in labels)
     digest = hashlib.sha256()
-    sides: list[list[tuple[Bitmaps, int]]] = [[], [], []]  # train, validation, test
-    for index, label in enumerate(labels):
-        bitmaps = np.array(read_bitmaps(files[label])[:rows_per_class])
-        digest.update(label.encode() + b"\0" + bitmaps.tobytes())
-        side = _sides(bitmaps)
-        for number, rows in enumerate(sides):
-            rows.append((bitmaps[side == number], index))
-        if not set(side) >= {0, 1, 2}:
+    sides = []
+    for label, bitmaps in zip(labels, files, strict=True):
+        digest.update(label.encode() + b"\0")
+        sides.append(_sides(bitmaps, digest.update, progress))
+        if not {0, 1, 2} <= set(np.unique(sides[-1]).tolist()):
             raise DrawingsRefused(
-                f"{files[label]}: expected drawings enough for training, validation and test, got {len(bitmaps)}"
+                f"{paths[label]}: expected drawings enough for training, validation and test, got {len(bitmaps)}"
             )
-    train, validation, test = map(_gathered, sides)
+    train, validation, test = (_side(files, sides, number) for number in range(3))
     return Drawings(
         labels=labels,
-        source=source or noted,
+        source=wanted.source or noted,
         digest=digest.hexdigest(),
         train=train,
         validation=validation,
         test=test,
+        recognized=tuple(
+            _recognized(wanted, paths[label], test.row[test.class_index == index]) for index, label in enumerate(labels)
+        ),
     )
+
+
+def count_rows(wanted: Wanted) -> int:
+    """About how many drawings `read_drawings` will read, for a bar."""
+    paths = labelled_files(wanted.folder)
+    rows = [len(open_bitmaps(paths[label])) for label in wanted.labels if label in paths]
+    return sum(min(each, wanted.rows_per_class or each) for each in rows)
 
 
 def write_labelled(folder: Path, rows: Rows, labels: tuple[str, ...], source: str) -> None:
     """Writes NAME.npy, uint8 (rows, 784), for each label, and a note of where the drawings come from."""
     for index, label in enumerate(labels):
-        write_bitmaps(folder / f"{label}.npy", rows.bitmaps[rows.class_index == index])
+        write_bitmaps(folder / f"{label}.npy", rows.take(np.flatnonzero(rows.class_index == index))[0])
     write_source(folder, source)
 
 
@@ -106,23 +160,60 @@ def write_source(folder: Path, source: str) -> None:
         partial.write_text(source + "\n", encoding="utf-8")
 
 
-def _check_labels(folder: Path, labels: tuple[str, ...], files: dict[str, Path]) -> None:
-    missing = [label for label in labels if label not in files]
+def _check_labels(folder: Path, labels: tuple[str, ...], paths: dict[str, Path]) -> None:
+    missing = [label for label in labels if label not in paths]
     if missing:
-        raise DrawingsRefused(f"{folder}: no drawings of {', '.join(missing)}; there are {len(files)} classes there")
+        raise DrawingsRefused(f"{folder}: no drawings of {', '.join(missing)}; there are {len(paths)} classes there")
     if len(set(labels)) != len(labels) or len(labels) < 2:
         raise DrawingsRefused(f"expected two or more different classes, got {', '.join(labels)}")
 
 
-def _sides(bitmaps: Bitmaps) -> NDArray[np.int64]:
-    """0 = train, 1 = validation, 2 = test, for each row."""
-    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in bitmaps)
-    percent = np.frombuffer(digests, "<u8") % 100
-    return np.where(percent < TEST_PERCENT, 2, np.where(percent < TEST_PERCENT + VALIDATION_PERCENT, 1, 0))
+def _mapped(path: Path, wanted: Wanted) -> Bitmaps:
+    """The bitmaps of a file, memory-mapped; strokes and pictures are drawn first."""
+    if path.suffix == ".npy":
+        return read_bitmaps(path)
+    if wanted.drawn is None:
+        raise DrawingsRefused(f"{path}: expected bitmaps (.npy); there is no folder to draw these into")
+    rows = open_bitmaps(path, skip_malformed=wanted.skip_malformed)
+    copy = wanted.drawn / f"{label_of(path)}.npy"
+    with replacing(copy) as partial:
+        bitmaps = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(rows), 784))
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[start : start + _BLOCK_ROWS]
+            bitmaps[start : start + len(block)] = block.reshape(len(block), -1)
+        bitmaps.flush()
+    return read_bitmaps(copy)
 
 
-def _gathered(classes: list[tuple[Bitmaps, int]]) -> Rows:
-    return Rows(
-        np.concatenate([bitmaps for bitmaps, _ in classes]),
-        np.concatenate([np.full(len(bitmaps), index) for bitmaps, index in classes]),
-    )
+def _recognized(wanted: Wanted, path: Path, rows: NDArray[np.int32]) -> NDArray[np.int8]:
+    """Whether the game recognised these rows: row i of numpy_bitmap/NAME.npy is line i of simplified/NAME.ndjson."""
+    flags = np.full(len(rows), -1, np.int8)
+    strokes = wanted.folder / "simplified" / f"{path.stem}.ndjson"
+    if path.parent.name != "numpy_bitmap" or not strokes.is_file():
+        return flags
+    drawings = open_strokes(strokes)
+    for place in np.flatnonzero(rows < len(drawings)):
+        flags[place] = drawings[rows[place]].is_recognized
+    return flags
+
+
+def _sides(bitmaps: Bitmaps, digest: Callable[[bytes], object], progress: Callable[[int], object]) -> NDArray[np.int8]:
+    """0 = train, 1 = validation, 2 = test, for each row; `digest` hears of every byte, in order."""
+    sides = np.empty(len(bitmaps), np.int8)
+    for start in range(0, len(bitmaps), _BLOCK_ROWS):
+        block = bitmaps[start : start + _BLOCK_ROWS].tobytes()
+        digest(block)
+        hashed = b"".join(
+            hashlib.blake2b(block[at : at + 784], digest_size=8).digest() for at in range(0, len(block), 784)
+        )
+        percent = np.frombuffer(hashed, "<u8") % 100
+        side = np.where(percent < TEST_PERCENT, 2, np.where(percent < TEST_PERCENT + VALIDATION_PERCENT, 1, 0))
+        sides[start : start + len(side)] = side
+        progress(len(side))
+    return sides
+
+
+def _side(files: tuple[Bitmaps, ...], sides: list[NDArray[np.int8]], number: int) -> Rows:
+    rows = [np.flatnonzero(side == number).astype(np.int32) for side in sides]
+    class_index = np.repeat(np.arange(len(files), dtype=np.int32), [len(each) for each in rows])
+    return Rows(files, class_index, np.concatenate(rows))

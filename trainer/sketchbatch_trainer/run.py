@@ -2,12 +2,26 @@
 
 import json
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from sketchbatch_client.atomic import replacing
 
 from .errors import RunIncomplete
+
+
+class Variant(StrEnum):
+    """How the numbers inside an exported model are kept."""
+
+    FLOAT32 = "float32"
+    """As trained; runs well everywhere."""
+
+    FLOAT16 = "float16"
+    """For CUDA. A CPU turns it back into float32 as it goes, which is slower than float32 itself."""
+
+    INT8 = "int8"
+    """For the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +41,34 @@ class Run:
         return self.folder / "test"
 
     @property
+    def drawn(self) -> Path:
+        """Bitmaps of drawings that came as strokes or pictures, NAME.npy, to train on."""
+        return self.folder / "drawn"
+
+    @property
+    def recognized(self) -> Path:
+        """Of which rows of `test` it is known whether the game recognised them (CSV: label, row, is_recognized)."""
+        return self.folder / "recognized.csv"
+
+    @property
+    def calibration(self) -> Path:
+        """Drawings not held out, of every class, from which int8 learns its ranges: uint8, (rows <= 1024, 784)."""
+        return self.folder / "calibration.npy"
+
+    @property
     def keras(self) -> Path:
         """The trained Keras model."""
         return self.folder / "model.keras"
+
+    @property
+    def checkpoint(self) -> Path:
+        """How far a training came that is not done yet."""
+        return self.folder / "checkpoint.npz"
+
+    @property
+    def logs(self) -> Path:
+        """What TensorBoard shows (`tensorboard --logdir`)."""
+        return self.folder / "logs"
 
     @property
     def history(self) -> Path:
@@ -40,6 +79,10 @@ class Run:
     def onnx(self) -> Path:
         """The model that is served."""
         return self.folder / "model.onnx"
+
+    def exported(self, variant: Variant) -> Path:
+        """The model that is served, in this variant; float32 is `onnx`."""
+        return self.onnx if variant is Variant.FLOAT32 else self.folder / f"model-{variant}.onnx"
 
     @property
     def scores(self) -> Path:
@@ -55,6 +98,13 @@ class Run:
     def report(self) -> Path:
         """The page to look at."""
         return self.folder / "report.html"
+
+    @property
+    def made(self) -> tuple[Path, ...]:
+        """Every file that training and what follows it leave, but the folders `test` and `logs`."""
+        exported = (self.exported(variant) for variant in Variant)
+        made = (self.config, self.recognized, self.calibration, self.keras, self.checkpoint, self.history)
+        return (*made, *exported, self.scores, self.metrics, self.report)
 
     def need(self, path: Path, made_by: str) -> Path:
         """Returns `path`.

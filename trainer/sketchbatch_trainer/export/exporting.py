@@ -4,32 +4,26 @@ The file is described in docs/model-file.md.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import keras
 import numpy as np
 import onnx
-import onnxruntime as ort
 import tensorflow as tf
 import tf2onnx
-from numpy.typing import NDArray
-from sketchbatch_client.atomic import replacing
-from sketchbatch_client.metrics import confuse, measure
-from sketchbatch_client.readers import Bitmaps, labelled_files, read_bitmaps
 
-from . import networks  # noqa: F401 - registers the layers that a saved model may hold
-from .errors import ExportRefused
-from .run import Run
+from ..errors import ExportRefused
+from ..run import Run, Variant
+from ..train import networks  # noqa: F401 - registers the layers that a saved model may hold
+from .heldout import Scores, onnx_scores, read_held_out, save_described
 
 OPSET = 18
 """The highest that tf2onnx 1.17 writes."""
 
 TOLERANCE = 1e-4
 """Most that a score may differ between Keras and ONNX Runtime, both on the CPU, both float32."""
-
-Scores = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +52,18 @@ def export(run: Run, *, version: int = 1, licence: str = "") -> Parity:
     config = run.read_config()
     train_first = f"sketchbatch-train train --run {run.folder} ..."
     model = keras.saving.load_model(run.need(run.keras, train_first))
-    run.onnx.unlink(missing_ok=True)
-    bitmaps, class_index = _held_out(run, config["labels"])
+    for variant in Variant:  # those of an earlier model too
+        run.exported(variant).unlink(missing_ok=True)
+    held_out = read_held_out(run, config["labels"])
     graph = to_onnx(model)
-    scores = _onnx_scores(graph, bitmaps)
-    parity = compare(np.asarray(model.predict(bitmaps, verbose=0)), scores)
-    confusion = confuse(class_index, scores.argmax(axis=1), len(config["labels"]))
-    metrics = asdict(measure(confusion)) | {"rows": len(bitmaps), "parity_max_difference": parity.max_difference}
-    onnx.helper.set_model_props(graph, _metadata(config, metrics, version, licence))
-    with replacing(run.onnx) as partial:
-        onnx.save(graph, partial)
+    scores = onnx_scores(graph, held_out.bitmaps)
+    parity = compare(np.asarray(model.predict(held_out.bitmaps, verbose=0)), scores)
+    metrics = held_out.measure(scores) | {
+        "rows": parity.rows,
+        "variant": str(Variant.FLOAT32),
+        "parity_max_difference": parity.max_difference,
+    }
+    save_described(graph, run.onnx, _metadata(config, metrics, version, licence))
     return parity
 
 
@@ -97,18 +93,6 @@ def to_onnx(model: keras.Model) -> onnx.ModelProto:
     graph: onnx.ModelProto = tf2onnx.convert.from_function(scores, input_signature=signature, opset=OPSET)[0]
     onnx.checker.check_model(graph)
     return graph
-
-
-def _held_out(run: Run, labels: list[str]) -> tuple[Bitmaps, NDArray[np.int64]]:
-    files = labelled_files(run.test)
-    classes = [read_bitmaps(files[label]) for label in labels]
-    return np.concatenate(classes), np.repeat(np.arange(len(labels)), [len(bitmaps) for bitmaps in classes])
-
-
-def _onnx_scores(graph: onnx.ModelProto, bitmaps: Bitmaps) -> Scores:
-    session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    parts = [session.run(["scores"], {"bitmaps": bitmaps[i : i + 256]})[0] for i in range(0, len(bitmaps), 256)]
-    return np.concatenate(parts)
 
 
 def _metadata(config: dict[str, Any], metrics: dict[str, Any], version: int, licence: str) -> dict[str, str]:

@@ -1,0 +1,115 @@
+"""A local HTTP server that behaves like Google's bucket, and misbehaves where a test says so."""
+
+import base64
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
+
+
+class Bucket:
+    """What is served by path (`numpy_bitmap/bear.npy`), what goes wrong with it, and what was asked for."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.statuses: dict[str, list[int]] = {}
+        """Answered instead, one for each request, until there are none left; 200 = as usual."""
+        self.cuts: dict[str, list[int]] = {}
+        """Where the connection is cut, one for each request; bytes from the file's beginning."""
+        self.holds: dict[str, list[int]] = {}
+        """Where the server falls silent until `release`, one for each request; bytes from the file's beginning."""
+        self.release = threading.Event()
+        self.held = threading.Semaphore(0)
+        """Released once for each answer that fell silent."""
+        self.ignores_range = False
+        self.misplaced_bytes = 0
+        """How far behind the range asked for the one that is sent begins."""
+        self.retry_after_s = 0
+        self.md5: dict[str, str] = {}
+        """Stated instead of the right one."""
+        self.asked: list[tuple[str, int, int]] = []
+        """Path, first byte, last byte of each request."""
+        self.url = ""
+
+    def asked_for(self, path: str) -> list[tuple[int, int]]:
+        """First and last byte of each request for `path`."""
+        return [(first, last) for asked, first, last in self.asked if asked == path]
+
+
+@contextmanager
+def serving() -> Iterator[Bucket]:
+    """Serves a bucket on a free port of this machine."""
+    bucket = Bucket()
+
+    class Handler(_Handler):
+        pass
+
+    Handler.bucket = bucket
+    server = _Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    bucket.url = f"http://127.0.0.1:{server.server_port}"
+    yield bucket
+    bucket.release.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_):
+        """Clients that leave in the middle are what is tested."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    bucket: Bucket
+
+    def do_GET(self):
+        path = unquote(self.path).lstrip("/")
+        first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        self.bucket.asked.append((path, first, last))
+        content = self.bucket.files.get(path)
+        status = _next(self.bucket.statuses, path, 200)
+        if status != 200:
+            self._refuse(status)
+        elif content is None:
+            self._refuse(404)
+        elif self.bucket.ignores_range:
+            self._send(path, content, 0, len(content))
+        elif first >= len(content):
+            self._refuse(416)
+        else:
+            self._send(path, content, first + self.bucket.misplaced_bytes, min(last + 1, len(content)))
+
+    def _refuse(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.send_header("Retry-After", str(self.bucket.retry_after_s))
+        self.end_headers()
+
+    def _send(self, path: str, content: bytes, start: int, stop: int) -> None:
+        self.send_response(200 if self.bucket.ignores_range else 206)
+        self.send_header("Content-Length", str(stop - start))
+        self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
+        md5 = base64.b64encode(hashlib.md5(content).digest()).decode()
+        self.send_header("x-goog-hash", "crc32c=AAAAAA==")
+        self.send_header("x-goog-hash", f"md5={self.bucket.md5.get(path, md5)}")
+        self.end_headers()
+        end = min(stop, _next(self.bucket.cuts, path, stop))
+        pause = _next(self.bucket.holds, path, stop)
+        self.wfile.write(content[start : min(pause, end)])
+        if pause < end:
+            self.bucket.held.release()
+            self.bucket.release.wait(60)
+            self.wfile.write(content[max(start, pause) : end])
+        self.close_connection = end < stop
+
+    def log_message(self, *_):
+        """Silent."""
+
+
+def _next(told: dict[str, list[int]], path: str, usual: int) -> int:
+    return told[path].pop(0) if told.get(path) else usual

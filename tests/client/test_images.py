@@ -1,0 +1,190 @@
+"""Pictures of drawings, of any size, polarity and pen, made into bitmaps like the data's."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from sketchbatch_client import rasterize
+from sketchbatch_client.errors import FileRefused
+from sketchbatch_client.images import normalize_image, read_image
+from sketchbatch_client.readers import read_bitmaps
+from sketchbatch_client.strokes import open_strokes
+from sketches_on_paper import PICTURES, picture_of_bitmap, picture_of_strokes
+
+LABELS = ("bear", "cat", "dog")
+FACE = [
+    [[108, 0, 0, 108, 215, 215, 108], [0, 60, 200, 255, 200, 60, 0]],
+    [[60, 60], [90, 110]],
+    [[150, 150], [90, 110]],
+    [[60, 108, 160], [180, 210, 180]],
+]
+
+
+@pytest.fixture(scope="module")
+def classify(root):
+    """The shipped model: bitmaps -> class index."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(root / "models/bear-cat-dog/1/model.onnx", options)
+    return lambda bitmaps: session.run(["scores"], {"bitmaps": np.stack(bitmaps)})[0].argmax(axis=1)
+
+
+def rescanned(path, picture, number):
+    """Every second picture makes the way through a file, as JPEG or PNG."""
+    if number % 2:
+        return normalize_image(picture)
+    file = path / ("scan.jpg" if number % 4 else "scan.png")
+    Image.fromarray(picture).save(file, quality=40)
+    return read_image(file)
+
+
+@pytest.mark.real_drawings
+@pytest.mark.timeout(60)
+def test_a_model_loses_less_than_two_points_on_rescanned_drawings(quickdraw, classify, tmp_path):
+    """610 pictures: strokes and held-out bitmaps of three classes, on papers and with pens of every kind."""
+    classes, published, scanned = [], [], []
+    for index, label in enumerate(LABELS):
+        for number, drawing in enumerate(open_strokes(quickdraw / "simplified" / f"{label}.ndjson")):
+            for kind, how in enumerate(PICTURES[number % 2 :: 2]):
+                classes.append(index)
+                published.append(rasterize(drawing.strokes))
+                scanned.append(rescanned(tmp_path, picture_of_strokes(drawing.strokes, how), number + kind))
+        bitmaps = [
+            bitmap for bitmap in read_bitmaps(quickdraw / "numpy_bitmap" / f"{label}.npy")[:2000] if is_test(bitmap)
+        ]
+        for number, bitmap in enumerate(bitmaps[:125]):
+            classes.append(index)
+            published.append(bitmap)
+            scanned.append(rescanned(tmp_path, picture_of_bitmap(bitmap, PICTURES[number % len(PICTURES)]), number))
+    before = np.mean(classify(published) == classes)
+    after = np.mean(classify(scanned) == classes)
+    assert len(scanned) > 600
+    assert before > 0.7
+    assert before - after < 0.02
+
+
+def is_test(bitmap):
+    """The side that the trainer held out (sketchbatch_trainer/drawings.py)."""
+    return int.from_bytes(hashlib.blake2b(bitmap.tobytes(), digest_size=8).digest(), "little") % 100 < 10
+
+
+@pytest.mark.parametrize("how", PICTURES)
+def test_every_kind_of_picture_gives_nearly_the_same_bitmap(how):
+    """Centred, as large, as thick and as light on dark as the data."""
+    expected = rasterize(FACE).astype(int)
+    bitmap = normalize_image(picture_of_strokes(FACE, how))
+    assert (bitmap.shape, bitmap.dtype) == ((28, 28), np.uint8)
+    assert np.abs(bitmap - expected).mean() < 7
+    assert bitmap.sum() == pytest.approx(expected.sum(), rel=0.12)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (64, 200), (900, 300), (3000, 2000)])
+def test_pictures_of_any_size_are_drawn_with_the_same_pen(size):
+    """A line across the picture becomes a line across the square, 1.47 pixels thick."""
+    picture = np.full(size, 255, np.uint8)
+    thick = max(1, min(size) // 60)
+    picture[size[0] // 2 : size[0] // 2 + thick, size[1] // 10 : -size[1] // 10] = 0
+    bitmap = normalize_image(picture)
+    assert bitmap[:, 14].sum() / 255 == pytest.approx(16 / 304 * 28, abs=0.25)
+    assert np.flatnonzero(bitmap.any(axis=0))[[0, -1]].tolist() in ([1, 26], [2, 25])
+
+
+def test_what_is_filled_in_stays_filled():
+    """A disc is not traced to its middle."""
+    y, x = np.mgrid[:300, :300]
+    picture = np.where((x - 150) ** 2 + (y - 150) ** 2 < 100**2, 0, 255).astype(np.uint8)
+    assert normalize_image(picture).mean() > 120
+
+
+def test_specks_far_from_the_drawing_do_not_shrink_it():
+    """Dust in a corner is not part of the drawing."""
+    clean = picture_of_strokes(FACE, PICTURES[0])
+    dusty = clean.copy()
+    dusty[3:5, 3:5] = 0
+    assert np.array_equal(normalize_image(dusty), normalize_image(clean))
+
+
+@pytest.mark.parametrize("is_inverted", [False, True])
+def test_a_picture_of_28_by_28_is_a_bitmap_already(noise, is_inverted):
+    """People keep the data as PNG files, too: only what is dark on light is turned."""
+    bitmap = noise(1)[0]
+    bitmap[[0, -1]] = bitmap[:, [0, -1]] = 0
+    assert np.array_equal(normalize_image(255 - bitmap if is_inverted else bitmap), bitmap)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "1", "I;16", "CMYK"])
+def test_every_mode_of_picture_reads_the_same(tmp_path, mode):
+    """Colour, transparency on white, palettes, 16 bits."""
+    picture = picture_of_strokes(FACE, PICTURES[0])
+    image = Image.fromarray(picture)
+    if mode == "RGBA":
+        image = Image.merge("RGBA", [Image.new("L", image.size, 0)] * 3 + [Image.fromarray(255 - picture)])
+    elif mode == "I;16":
+        image = Image.fromarray(picture.astype(np.uint16) * 257)
+    else:
+        image = image.convert(mode)
+    file = tmp_path / ("scan.jpg" if mode == "CMYK" else "scan.png")
+    image.save(file)
+    assert np.abs(read_image(file).astype(int) - normalize_image(picture)).mean() < 4
+
+
+def test_light_ink_on_nothing_is_ink(tmp_path):
+    """A white drawing on a transparent page would vanish on white paper."""
+    ink = 255 - picture_of_strokes(FACE, PICTURES[0])
+    white = Image.new("L", ink.shape, 255)
+    Image.merge("RGBA", [white] * 3 + [Image.fromarray(ink)]).save(tmp_path / "chalk.png")
+    assert np.abs(read_image(tmp_path / "chalk.png").astype(int) - normalize_image(ink)).mean() < 3
+
+
+def test_a_picture_held_sideways_is_turned(tmp_path):
+    """Phones say so in the file instead of turning it."""
+    image = Image.fromarray(picture_of_strokes(FACE[1:], PICTURES[0]))
+    image.save(tmp_path / "up.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "sideways.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "sideways.png"), read_image(tmp_path / "up.png"))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no picture", "cannot identify image file"),
+        (b"\x89PNG\r\n\x1a\n", "cannot be read as a picture of a drawing: "),
+        (np.full((50, 50), 200, np.uint8), "ink must differ from paper by 24 grey levels or more, got 0"),
+        (np.random.default_rng(0).normal(128, 4, (90, 90)).astype(np.uint8), "ink must differ from paper"),
+    ],
+)
+def test_what_shows_no_drawing_is_refused(tmp_path, content, reason):
+    """In one line, with the path."""
+    path = tmp_path / "scan.png"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        Image.fromarray(content).save(path)
+    with pytest.raises(FileRefused, match=reason) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "picture", [np.zeros((0, 5), np.uint8), np.zeros((5, 5)), np.zeros((5, 5, 3), np.uint8), np.zeros(5, np.uint8)]
+)
+def test_what_is_no_grey_picture_is_refused(picture):
+    """What was expected and what came."""
+    with pytest.raises(ValueError, match=r"expected uint8 \(height, width\), got"):
+        normalize_image(picture)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 2)])
+def test_tiny_pictures_are_drawn_or_refused(shape):
+    """Never anything else."""
+    picture = np.full(shape, 255, np.uint8)
+    picture[0, 0] = 0
+    try:
+        assert normalize_image(picture).shape == (28, 28)
+    except ValueError as exc:
+        assert "\n" not in str(exc)  # noqa: PT017 - either is right

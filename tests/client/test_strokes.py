@@ -1,0 +1,188 @@
+"""Stroke files: what is read from them, and how malformed lines are refused, or skipped and counted."""
+
+import json
+import struct
+
+import pytest
+from sketchbatch_client.errors import FileRefused
+from sketchbatch_client.strokes import Drawing, Malformed, open_strokes
+
+LINE = {
+    "word": "cat",
+    "countrycode": "VE",
+    "timestamp": "2017-03-02 23:25:10.07453 UTC",
+    "recognized": True,
+    "key_id": "5201136883597312",
+    "drawing": [[[130, 113], [72, 40]], [[76], [136]]],
+}
+
+
+def ndjson(*lines: object) -> bytes:
+    """One line each; text stays as it is."""
+    return b"".join((line if isinstance(line, str) else json.dumps(line)).encode() + b"\n" for line in lines)
+
+
+def record(strokes, *, key_id=7, country=b"VE", is_recognized=1, drawn_at=1488497110) -> bytes:
+    """As Google's binary_file_parser.py reads it."""
+    parts = [struct.pack("<Q2sbIH", key_id, country, is_recognized, drawn_at, len(strokes))]
+    parts += [struct.pack("<H", len(xs)) + bytes(xs) + bytes(ys) for xs, ys in strokes]
+    return b"".join(parts)
+
+
+def test_a_line_is_a_drawing_with_all_that_is_known_of_it(tmp_path):
+    """Numbers and times as numbers; the file's stem is its label."""
+    path = tmp_path / "cat.ndjson"
+    path.write_bytes(ndjson(LINE))
+    file = open_strokes(path)
+    assert (file.label, len(file), file.malformed_count) == ("cat", 1, 0)
+    assert list(file) == [file[0]] == [file[-1]]
+    assert file[0] == Drawing(5201136883597312, "cat", "VE", True, 1488497110.07453, LINE["drawing"])
+    with pytest.raises(IndexError):
+        file[1]
+
+
+def test_a_line_needs_only_strokes(tmp_path):
+    """So that people's own drawings can be read."""
+    path = tmp_path / "mine.ndjson"
+    path.write_bytes(ndjson({"drawing": [[[1, 2.5], [3, 4]]]})[:-1])  # nor an end of the last line
+    assert open_strokes(path)[0] == Drawing(0, "", "", True, 0.0, [[[1, 2.5], [3, 4]]])
+
+
+def test_binary_records_hold_the_same_drawings(tmp_path):
+    """Records differ in length; words are not stored."""
+    path = tmp_path / "cat.bin"
+    drawings = [LINE["drawing"], [[[0, 255, 1], [2, 3, 4]]], [[[9], [9]]]]
+    path.write_bytes(b"".join(record(strokes, key_id=2**64 - 1) for strokes in drawings))
+    file = open_strokes(path)
+    assert [drawing.strokes for drawing in file] == drawings
+    assert file[1] == Drawing(2**64 - 1, "", "VE", True, 1488497110.0, drawings[1])
+
+
+@pytest.mark.real_drawings
+def test_real_files_are_read_whole(quickdraw):
+    """Raw drawings have times, simplified ones have none; the words are the files' names."""
+    for kind, lists in (("raw", 3), ("simplified", 2)):
+        for path in (quickdraw / kind).glob("[bcd]*.ndjson"):
+            file = open_strokes(path)
+            assert len(file) == len(path.read_text().splitlines())
+            assert {drawing.word for drawing in file} == {file.label}
+            assert {len(stroke) for drawing in file for stroke in drawing.strokes} == {lists}
+
+
+MALFORMED_LINES = [
+    ("{", "not JSON: Expecting property name enclosed in double quotes at character 2"),
+    ("", "not JSON: Expecting value at character 1"),
+    ("[" * 100_000, "not JSON: nested too deep"),
+    ("[1]", r"expected a JSON object, got \[1\]"),
+    ({"word": "cat"}, "drawing must be a list of strokes, got nothing"),
+    ({"drawing": []}, r"drawing must be a list of strokes, got \[\]"),
+    ({"drawing": [[[1]]]}, r"stroke 0 must be \[xs, ys\] or \[xs, ys, ts\], got \[\[1\]\]"),
+    ({"drawing": [[[1], 1]]}, r"stroke 0 must be \[xs, ys\]"),
+    ({"drawing": [[[1], [1]], [[1, 2], [1]]]}, r"stroke 1 must have as many x as y and at least one, got \[2, 1\]"),
+    ({"drawing": [[[], []]]}, r"at least one, got \[0, 0\]"),
+    ({"drawing": [[[1], [1], [1, 2]]]}, r"got \[1, 1, 2\]"),
+    ({"drawing": [[["1"], [1]]]}, r'numbers only, got \["1"\]'),
+    ({"drawing": [[[True], [1]]]}, "numbers only"),
+    ({"drawing": [[[1], [None]]]}, "numbers only"),
+    ({"drawing": [[[float("nan")], [1]]]}, "keep within 1e"),
+    ({"drawing": [[[1], [1e300]]]}, "keep within 1e"),
+    (LINE | {"key_id": "x"}, "key_id must be a number below"),
+    (LINE | {"key_id": str(2**64)}, "key_id must be a number below"),
+    (LINE | {"word": 1}, "word must be a str, got 1"),
+    (LINE | {"recognized": "yes"}, 'recognized must be a bool, got "yes"'),
+    (LINE | {"timestamp": "today"}, "Invalid isoformat string: 'today'"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), MALFORMED_LINES)
+def test_a_malformed_line_is_refused_with_file_and_line(tmp_path, line, reason):
+    """When it is reached; what stands before it can be read."""
+    path = tmp_path / "cat.ndjson"
+    path.write_bytes(ndjson(LINE, line, LINE))
+    file = open_strokes(path)
+    assert (len(file), file[0].word, file[2].word) == (3, "cat", "cat")
+    with pytest.raises(FileRefused, match=rf"cat\.ndjson:2: .*{reason}") as caught:
+        list(file)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 160
+
+
+def test_malformed_lines_are_skipped_and_counted_when_asked(tmp_path):
+    """The others keep their order, and say which line they are."""
+    path = tmp_path / "cat.ndjson"
+    lines = [line for line, _ in MALFORMED_LINES]
+    path.write_bytes(ndjson(*lines, LINE, *lines, LINE | {"word": "dog"}))
+    file = open_strokes(path, skip_malformed=True)
+    assert [drawing.word for drawing in file] == [file[0].word, file[1].word] == ["cat", "dog"]
+    assert file.malformed_count == len(file.malformed) == 2 * len(lines)
+    assert file.malformed[0] == Malformed(1, MALFORMED_LINES[0][1])
+    assert [file.number_of(0), file.number_of(1)] == [len(lines) + 1, 2 * len(lines) + 2]
+
+
+def test_the_list_of_malformed_lines_is_bounded(tmp_path):
+    """A file of nothing but rubbish costs no more memory than a good one; all are counted."""
+    path = tmp_path / "cat.ndjson"
+    path.write_bytes(b"{\n" * 5000)
+    file = open_strokes(path, skip_malformed=True)
+    assert (len(file), len(file.malformed), file.malformed_count) == (0, 1000, 5000)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (record([[[1, 2], [3, 4]]])[:-1], "truncated: the file ends 22 bytes into this record"),
+        (record([[[1, 2], [3, 4]]])[:9], "truncated: the file ends 9 bytes into this record"),
+        (record([]), "at least one stroke, got none"),
+        (record([[[], []]]), "stroke 0 must have at least one point"),
+    ],
+)
+def test_a_malformed_record_is_refused_or_skipped(tmp_path, content, reason):
+    """As lines are: numbered from 1."""
+    path = tmp_path / "cat.bin"
+    path.write_bytes(record(LINE["drawing"]) + content)
+    with pytest.raises(FileRefused, match=rf"cat\.bin:2: .*{reason}"):
+        list(open_strokes(path))
+    file = open_strokes(path, skip_malformed=True)
+    assert (len(file), file.malformed[0].number, file.malformed_count) == (1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cat.ndjson", b" <!doctype html>", "got a web page saved under that name; fetch it again"),
+        ("cat.ndjson", b"\x93NUMPY", "cat.ndjson:1: "),
+        ("cat.bin", b"PK", "cat.bin:1: truncated"),
+        ("cat.txt", b"", "expected an ending of .ndjson, .bin, got '.txt'"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_when_it_is_opened(tmp_path, name, content, message):
+    """Not half-way through a long run."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FileRefused, match=message):
+        open_strokes(tmp_path / name)
+
+
+def test_a_missing_file_is_refused_and_an_empty_one_has_no_drawing(tmp_path):
+    """The path is in the message."""
+    with pytest.raises(FileRefused, match=r"none\.bin: cannot be read: No such file"):
+        open_strokes(tmp_path / "none.bin")
+    (tmp_path / "empty.ndjson").touch()
+    assert list(open_strokes(tmp_path / "empty.ndjson")) == []
+
+
+def test_a_file_costs_eight_bytes_a_drawing(tmp_path):
+    """The lines themselves stay in the file."""
+    import tracemalloc
+
+    path = tmp_path / "cat.ndjson"
+    path.write_bytes(ndjson(LINE) * 50_000)
+    open_strokes(path)  # whatever is imported or cached at first
+    tracemalloc.start()
+    try:
+        file = open_strokes(path)
+        held_bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(file) == 50_000
+    assert path.stat().st_size > 9_000_000
+    assert held_bytes < 10 * 50_000 + 10_000

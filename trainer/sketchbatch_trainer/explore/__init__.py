@@ -1,0 +1,1 @@
+"""What raw drawings look like: files -> `exploring` (one pass) -> `figures` -> `page`, or `as_json`."""

@@ -1,0 +1,61 @@
+"""Turns a float32 graph into float16, for CUDA, and foretells on the CPU what CUDA will compute from it."""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+
+def to_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that computes in float16 from the pixels to the logits; bitmaps stay uint8, softmax and scores float32."""
+    logits_only = _copy(graph)
+    scores = logits_only.graph.output[0]
+    softmax = logits_only.graph.node.pop()  # or its scores would be rounded, and no longer sum to 1
+    scores.name = softmax.input[0]
+    converted: onnx.ModelProto = convert_float_to_float16(logits_only, keep_io_types=True)
+    converted.graph.node.append(softmax)
+    converted.graph.output[0].name = softmax.output[0]
+    onnx.checker.check_model(converted)
+    return converted
+
+
+def rounded_as_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """A float32 copy that rounds each weight and each node's output to float16, but for the softmax's.
+
+    Such are the numbers on CUDA, where sums run in float32 and results are kept in float16. ONNX Runtime's CPU runs a
+    float16 graph as float32 and leaves out the rounding between nodes, and so would miss what overflows at 65,504.
+    """
+    rounded = onnx.shape_inference.infer_shapes(_copy(graph))
+    floats = {each.name for each in rounded.graph.value_info if each.type.tensor_type.elem_type == TensorProto.FLOAT}
+    for weight in rounded.graph.initializer:
+        if weight.data_type == TensorProto.FLOAT:
+            values = _as_float16(numpy_helper.to_array(weight)).astype(np.float32)
+            weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    nodes = [each for node in rounded.graph.node for each in _rounded(node, floats)]
+    del rounded.graph.node[:]
+    rounded.graph.node.extend(nodes)
+    return rounded
+
+
+def _rounded(node: onnx.NodeProto, floats: set[str]) -> list[onnx.NodeProto]:
+    """The node and, where its output is one of `floats`, a cast to float16 and one back."""
+    name = node.output[0]
+    if name not in floats:
+        return [node]
+    node.output[0] = f"{name}:exact"
+    return [
+        node,
+        helper.make_node("Cast", [f"{name}:exact"], [f"{name}:float16"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", [f"{name}:float16"], [name], to=TensorProto.FLOAT),
+    ]
+
+
+def _as_float16(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # infinite is what it then is; the comparison refuses it
+        return values.astype(np.float16)
+
+
+def _copy(graph: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    return copy

@@ -1,0 +1,32 @@
+"""How matplotlib draws here, and how a picture goes into a page that is one file."""
+
+import base64
+import io
+from typing import Any
+
+from matplotlib.figure import Figure
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e7eb",
+    "axes.edgecolor": "#9ca3af",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "sketchbatch",  # the same picture gives the same bytes
+}
+
+
+def embedded(figure: Figure) -> str:
+    """The figure as an <img> source."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return data_url(file.getvalue(), "image/svg+xml")
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """A file of that media type as an <img> source, so that the page is one file."""
+    return f"data:{kind};base64," + base64.b64encode(content).decode()

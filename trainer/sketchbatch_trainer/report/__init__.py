@@ -1,0 +1,1 @@
+"""What runs are worth, on one page: `reporting` -> `quality`, `cost`, `plots`."""

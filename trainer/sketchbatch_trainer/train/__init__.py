@@ -1,0 +1,1 @@
+"""Drawings to a Keras model: `recipes` -> `training` (prepare, build, fit, keep) -> `networks`, `fitting`."""
