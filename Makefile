@@ -6,6 +6,7 @@ DATA    ?=
 RUN     ?= runs/demo
 ADDRESS ?= 127.0.0.1:50051
 CLASSES ?= bear,cat,dog
+ROWS    ?= 4000
 MODELS  ?= $(addprefix runs/models/bear-cat-dog/,model.onnx model-int8.onnx)
 
 UV     := .tools/bin/uv
@@ -22,7 +23,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve train models bench-rasterize bench-raw bench-variants bench-int8 protos protos-check lint locks clean
+.PHONY: help setup demo test check serve train models bench-ablations bench-rasterize bench-raw bench-variants bench-int8 protos protos-check lint locks clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,16 +41,42 @@ check: lint protos-check
 serve: .venv/.done ## serve the models that ship on ADDRESS (127.0.0.1:50051)
 	$(VENV)/sketchbatch-serve --model models --default-model bear-cat-dog --address $(ADDRESS)
 
-train: .venv/.done ## train and export CLASSES from the drawings in DATA into runs/train
-	$(VENV)/sketchbatch-train train --data "$(or $(DATA),$(error say where the drawings are: make train DATA=folder))" --classes "$(CLASSES)" --run runs/train
+train: .venv/.done ## train and export CLASSES (or all) into runs/train, from DATA or else from Google's bucket, ROWS of each
+	$(if $(DATA),,$(VENV)/sketchbatch-train fetch --classes "$(CLASSES)" --rows "$(ROWS)")
+	$(VENV)/sketchbatch-train train $(if $(DATA),--data "$(DATA)") --classes "$(CLASSES)" --run runs/train
 	$(VENV)/sketchbatch-train export --run runs/train
 
-models: .venv/.done ## train the models that ship again, from the drawings in DATA
-	$(VENV)/sketchbatch-train train --data "$(or $(DATA),$(error say where the drawings are: make models DATA=folder))" \
-	  --classes bear,cat,dog --run runs/models/bear-cat-dog --source "Quick, Draw! drawings by Google (CC BY 4.0)"
-	$(VENV)/sketchbatch-train export --run runs/models/bear-cat-dog \
+RUNS    := runs/models
+SHIPPED := bear-cat-dog animals-10 quickdraw-345
+ANIMALS := bear,cat,dog,duck,fish,frog,lion,monkey,rabbit,sheep
+TRAIN    = $(VENV)/sketchbatch-train train --run $(@D) --name $(notdir $(@D)) \
+  --data "$(or $(DATA),$(error say where the drawings are: make models DATA=folder))" --source "Quick, Draw! drawings by Google (CC BY 4.0)"
+
+
+# A teacher of the same labels, too large to serve, comes before each model of few classes.
+models: $(SHIPPED:%=models/%/1/model.onnx) ## train the models that ship again, from the drawings in DATA: two hours on 2 cores
+
+$(RUNS)/quickdraw-345/model.keras: | .venv/.done
+	$(TRAIN) --classes all --recipe compact
+$(RUNS)/teacher-345/model.keras: | .venv/.done
+	$(TRAIN) --classes all --recipe teacher
+$(RUNS)/teacher-bear-cat-dog/model.keras: $(RUNS)/teacher-345/model.keras
+	$(TRAIN) --classes bear,cat,dog --recipe teacher-finetune --start-from $(<D)
+$(RUNS)/teacher-animals-10/model.keras: $(RUNS)/teacher-345/model.keras
+	$(TRAIN) --classes $(ANIMALS) --recipe teacher-finetune --start-from $(<D)
+$(RUNS)/bear-cat-dog/model.keras: $(RUNS)/quickdraw-345/model.keras $(RUNS)/teacher-bear-cat-dog/model.keras
+	$(TRAIN) --classes bear,cat,dog --recipe finetune --start-from $(<D) --teacher $(RUNS)/teacher-bear-cat-dog
+$(RUNS)/animals-10/model.keras: $(RUNS)/quickdraw-345/model.keras $(RUNS)/teacher-animals-10/model.keras
+	$(TRAIN) --classes $(ANIMALS) --recipe finetune --start-from $(<D) --teacher $(RUNS)/teacher-animals-10
+
+models/%/1/model.onnx: $(RUNS)/%/model.keras
+	$(VENV)/sketchbatch-train export --run $(<D) --variant float16 --variant int8 \
 	  --licence "Apache-2.0; learned from Quick, Draw! drawings by Google, CC BY 4.0"
-	mkdir -p models/bear-cat-dog/1 && cp runs/models/bear-cat-dog/model.onnx models/bear-cat-dog/1/model.onnx
+	mkdir -p $(@D) && cp $(<D)/model.onnx $@
+
+bench-ablations: .venv/.done ## what each part of the recipe gives, three seeds; needs the runs of `make models` and DATA
+	$(VENV)/python benchmarks/ablations.py --data "$(or $(DATA),$(error say where the drawings are: make bench-ablations DATA=folder))" \
+	  --start-from $(RUNS)/quickdraw-345 --teacher $(RUNS)/teacher-bear-cat-dog
 
 bench-raw: .venv/.done ## raw ONNX Runtime by threads, spinning and rows a call, into benchmarks/results/
 	$(VENV)/python benchmarks/raw_session.py

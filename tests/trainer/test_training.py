@@ -193,20 +193,48 @@ def test_another_job_does_not_go_on_with_a_killed_ones_checkpoint(drawings, comp
     assert np.array_equal(weights(trained(drawings, tmp_path, HASTY_COMPACT)), weights(compact))
 
 
-def test_a_network_can_begin_with_the_weights_of_another_run(drawings, compact, run, tmp_path):
-    """All layers but the last; the run says which it was; another network is refused."""
+def kernels(run: Run):
+    """The first weights of each layer that has some, in order."""
     import keras
 
+    layers = keras.saving.load_model(run.keras).layers
+    return [layer.get_weights()[0] for layer in layers if layer.trainable_weights]
+
+
+def test_a_network_can_begin_with_the_weights_of_another_run(data, drawings, compact, run, tmp_path):
+    """Those of the last layer by label, where all are known; the run says which it was; another network is refused."""
     still = replace(HASTY_COMPACT, learning_rate=0.0, max_epochs=1, average_decay=0.0)
-    begun = trained(drawings, tmp_path / "begun", still, start_from=compact)
-    kernels = [
-        [layer.get_weights()[0] for layer in keras.saving.load_model(each.keras).layers if layer.trainable_weights]
-        for each in (compact, begun)
-    ]
-    assert [np.array_equal(*pair) for pair in zip(*kernels, strict=True)] == [True] * (len(kernels[0]) - 1) + [False]
+    pair = read_drawings(Wanted(folder=data, labels=("dog", "bear")))
+    begun = trained(pair, tmp_path / "begun", still, start_from=compact)
+    *before, last_before = kernels(compact)
+    *after, last_after = kernels(begun)
+    assert all(np.array_equal(*weights) for weights in zip(before, after, strict=True))
+    assert np.array_equal(last_before[:, [2, 0]], last_after)
     assert begun.read_config()["start_from"]["recipe"] == "compact"
+    more = trained(
+        drawings, tmp_path / "more", still, start_from=begun
+    )  # cat is new: the last layer begins with nothing
+    assert np.array_equal(kernels(more)[0], before[0])
+    assert not np.array_equal(kernels(more)[-1][:, [2, 0]], last_after)
     with pytest.raises(RunRefused, match="its network is that of recipe article; recipe compact cannot start from it"):
         trained(drawings, tmp_path / "refused", still, start_from=run)
+
+
+def test_a_network_can_learn_from_teachers(data, drawings, compact, run, tmp_path):
+    """Their scores stand in for a share of each label; the whole of it, and labels do not matter any more."""
+    import keras
+
+    taught = replace(HASTY_COMPACT, teacher_share=1.0, max_epochs=1)
+    one = trained(drawings, tmp_path / "one", taught, teachers=(run, compact))
+    again = trained(drawings, tmp_path / "again", replace(taught, label_smoothing=0.9), teachers=(run, compact))
+    alone = trained(drawings, tmp_path / "alone", taught)
+    assert np.array_equal(weights(one), weights(again))
+    assert not np.array_equal(weights(one), weights(alone))
+    assert [teacher["recipe"] for teacher in one.read_config()["teachers"]] == ["article", "compact"]
+    assert keras.saving.load_model(one.keras).output_shape == (None, 3)
+    pair = read_drawings(Wanted(folder=data, labels=("bear", "dog")))
+    with pytest.raises(RunRefused, match="its labels are not those to train: expected bear, dog, got bear, cat, dog"):
+        trained(pair, tmp_path / "refused", taught, teachers=(run,))
 
 
 def test_tensorboard_can_show_a_run(compact):

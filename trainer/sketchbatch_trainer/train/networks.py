@@ -1,11 +1,12 @@
 """Builds the networks. Scaling and softmax are part of them: uint8 bitmaps in, scores out."""
 
 import math
+from collections.abc import Sequence
 
 import keras
 from keras import layers
 
-from .recipes import ArticleNetwork, CompactNetwork
+from .recipes import ArticleNetwork, ResidualNetwork
 
 LOGITS = "logits"
 """Name of the layer before the softmax, and of nothing else."""
@@ -25,12 +26,12 @@ class StaticFlatten(layers.Flatten):  # type: ignore[misc]  # Keras has no types
         return keras.ops.reshape(inputs, (-1, math.prod(inputs.shape[1:])))
 
 
-def build(network: ArticleNetwork | CompactNetwork, classes: int) -> keras.Model:
+def build(network: ArticleNetwork | ResidualNetwork, classes: int) -> keras.Model:
     """Builds a network: uint8 (rows, 28, 28) in, softmax scores (rows, classes) out."""
     bitmaps = keras.Input((28, 28), dtype="uint8", name="bitmaps")
     x = layers.Rescaling(1 / 255)(bitmaps)  # before the reshape: on 28x28x1 ONNX Runtime would scale pixel by pixel
     x = layers.Reshape((28, 28, 1))(x)
-    x = _article(network, x) if isinstance(network, ArticleNetwork) else _compact(network, x)
+    x = _article(network, x) if isinstance(network, ArticleNetwork) else _residual(network, x)
     x = layers.Dense(classes, name=LOGITS)(x)  # (rows, classes)
     return keras.Model(bitmaps, layers.Softmax(name="scores")(x))
 
@@ -40,11 +41,16 @@ def with_logits(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs, model.get_layer(LOGITS).output)
 
 
-def start_from(model: keras.Model, earlier: keras.Model) -> None:
-    """Copies every layer's weights from a network of the same recipe, all but those of the last layer."""
+def start_from(model: keras.Model, earlier: keras.Model, columns: Sequence[int] | None) -> None:
+    """Copies every layer's weights from a network of the same shape.
+
+    Of the last layer only `columns`, the classes of `earlier` that `model` knows, in its order; None = it stays.
+    """
     for layer, source in zip(model.layers, earlier.layers, strict=True):
         if layer.name != LOGITS:
             layer.set_weights(source.get_weights())
+        elif columns is not None:
+            layer.set_weights([weights[..., columns] for weights in source.get_weights()])
 
 
 def _article(network: ArticleNetwork, x: keras.KerasTensor) -> keras.KerasTensor:
@@ -60,7 +66,7 @@ def _article(network: ArticleNetwork, x: keras.KerasTensor) -> keras.KerasTensor
     return x
 
 
-def _compact(network: CompactNetwork, x: keras.KerasTensor) -> keras.KerasTensor:
+def _residual(network: ResidualNetwork, x: keras.KerasTensor) -> keras.KerasTensor:
     """Ours: few filters while the side is long, more as it halves, and a dense layer that knows where things are."""
     x = _conv(x, network.stem_filters, strides=network.stem_strides)  # (rows, 14, 14, stem)
     for filters in network.stage_filters:

@@ -21,7 +21,7 @@ class ArticleNetwork:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompactNetwork:
+class ResidualNetwork:
     """A small residual CNN: a strided stem, then stages that each halve the side, add width and refine it once."""
 
     stem_filters: int
@@ -70,7 +70,7 @@ class Recipe:
     name: str
     """What to ask for it by."""
 
-    network: ArticleNetwork | CompactNetwork
+    network: ArticleNetwork | ResidualNetwork
     """What to fit."""
 
     augmentation: Augmentation | None
@@ -138,7 +138,7 @@ _LIGHT = Augmentation(
     shift_px=1.5,
 )
 
-_COMPACT_NETWORK = CompactNetwork(
+_COMPACT = ResidualNetwork(
     stem_filters=32,  # 0.1 MFLOP a row: one input channel costs next to nothing
     stem_strides=2,
     stage_filters=(48, 80),  # multiples of 16, the width of ONNX Runtime's blocked convolutions on AVX-512
@@ -148,7 +148,7 @@ _COMPACT_NETWORK = CompactNetwork(
 
 COMPACT = Recipe(
     name="compact",
-    network=_COMPACT_NETWORK,
+    network=_COMPACT,
     augmentation=_LIGHT,
     label_smoothing=0.1,  # about a tenth of the labels are wrong
     teacher_share=0.8,
@@ -166,7 +166,7 @@ COMPACT = Recipe(
 FINETUNE = replace(
     COMPACT,
     name="finetune",
-    network=replace(_COMPACT_NETWORK, dropout=0.3),  # few drawings, and weights that fit them quickly
+    network=replace(_COMPACT, dropout=0.3),  # few drawings, and weights that fit them quickly
     class_balance=0.75,
     learning_rate=1e-3,
     average_decay=0.99,  # of some 60 steps an epoch
@@ -175,4 +175,23 @@ FINETUNE = replace(
 )
 """The same network for a few classes, from weights that know many."""
 
-RECIPES = {recipe.name: recipe for recipe in (ARTICLE, COMPACT, FINETUNE)}
+_WIDE = ResidualNetwork(
+    stem_filters=16,
+    stem_strides=1,  # every pixel counts: 30 MFLOP a row, too many to serve
+    stage_filters=(32, 64, 128),
+    head_units=256,
+    dropout=0.2,
+)
+
+TEACHER = replace(
+    COMPACT,
+    name="teacher",
+    network=_WIDE,
+    max_epochs=8,  # three times the work of `compact` each
+)
+"""A larger network, for others to learn from."""
+
+TEACHER_FINETUNE = replace(FINETUNE, name="teacher-finetune", network=replace(_WIDE, dropout=0.3), max_epochs=10)
+"""The larger network for a few classes, from weights that know many."""
+
+RECIPES = {recipe.name: recipe for recipe in (ARTICLE, COMPACT, FINETUNE, TEACHER, TEACHER_FINETUNE)}

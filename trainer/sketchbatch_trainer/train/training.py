@@ -46,7 +46,7 @@ class Job:
     name: str = ""
     """Of the model; empty = from the labels."""
     start_from: Run | None = None
-    """A run of the same network whose weights, all but the last layer's, are the first ones."""
+    """A run of the same network whose weights are the first ones; those of the last layer where it knows all labels."""
     teachers: tuple[Run, ...] = ()
     """Runs on the same labels whose models' scores stand in for part of each label."""
 
@@ -66,7 +66,7 @@ def train(job: Job, run: Run, watcher: Watcher) -> None:
     model = build(job.recipe.network, len(drawings.labels))
     config = _config(job)
     if job.start_from:
-        config["start_from"] = _start_from(model, job.recipe, job.start_from)
+        config["start_from"] = _start_from(model, job, job.start_from)
     teachers = tuple(_load(teacher) for teacher in job.teachers)
     if teachers:
         config["teachers"] = [_as_teacher(job, *pair) for pair in zip(job.teachers, teachers, strict=True)]
@@ -119,16 +119,18 @@ def _calibration(rows: Rows, classes: int, seed: int) -> Any:
     return rows.take(np.concatenate(each)[:CALIBRATION_ROWS])[0]
 
 
-def _start_from(model: keras.Model, recipe: Recipe, earlier: Run) -> dict[str, Any]:
+def _start_from(model: keras.Model, job: Job, earlier: Run) -> dict[str, Any]:
     """Takes the weights of `earlier`; returns what to remember of it."""
     weights, config = _load(earlier), earlier.read_config()
-    shape = json.loads(json.dumps(asdict(recipe.network)))
+    shape = json.loads(json.dumps(asdict(job.recipe.network)))
     if config["recipe"]["network"] | {"dropout": None} != shape | {"dropout": None}:
         raise RunRefused(
-            f"{earlier.folder}: its network is that of recipe {config['recipe']['name']}; recipe {recipe.name} "
+            f"{earlier.folder}: its network is that of recipe {config['recipe']['name']}; recipe {job.recipe.name} "
             "cannot start from it"
         )
-    start_from(model, weights)
+    known = {label: column for column, label in enumerate(config["labels"])}
+    labels = job.drawings.labels
+    start_from(model, weights, [known[label] for label in labels] if set(labels) <= set(known) else None)
     return _remembered(earlier, weights)
 
 
