@@ -43,40 +43,42 @@ serve: .venv/.done ## serve the models that ship on ADDRESS (127.0.0.1:50051)
 
 train: .venv/.done ## train and export CLASSES (or all) into runs/train, from DATA or else from Google's bucket, ROWS of each
 	$(if $(DATA),,$(VENV)/sketchbatch-train fetch --classes "$(CLASSES)" --rows "$(ROWS)")
-	$(VENV)/sketchbatch-train train $(if $(DATA),--data "$(DATA)") --classes "$(CLASSES)" --run runs/train
+	$(VENV)/sketchbatch-train train $(if $(DATA),--data "$(DATA)") --classes "$(CLASSES)" --run runs/train \
+	  $(if $(DATA)$(filter all,$(ROWS)),,--rows "$(ROWS)")
 	$(VENV)/sketchbatch-train export --run runs/train
 
 RUNS    := runs/models
+TEACHERS := $(addprefix $(RUNS)/teacher-bear-cat-dog-,0 1 2)
 SHIPPED := bear-cat-dog animals-10 quickdraw-345
 ANIMALS := bear,cat,dog,duck,fish,frog,lion,monkey,rabbit,sheep
 TRAIN    = $(VENV)/sketchbatch-train train --run $(@D) --name $(notdir $(@D)) \
   --data "$(or $(DATA),$(error say where the drawings are: make models DATA=folder))" --source "Quick, Draw! drawings by Google (CC BY 4.0)"
 
 
-# A teacher of the same labels, too large to serve, comes before each model of few classes.
+# Teachers of the same labels, too large to serve, come before each model of few classes.
 models: $(SHIPPED:%=models/%/1/model.onnx) ## train the models that ship again, from the drawings in DATA: two hours on 2 cores
 
 $(RUNS)/quickdraw-345/model.keras: | .venv/.done
 	$(TRAIN) --classes all --recipe compact
 $(RUNS)/teacher-345/model.keras: | .venv/.done
 	$(TRAIN) --classes all --recipe teacher
-$(RUNS)/teacher-bear-cat-dog/model.keras: $(RUNS)/teacher-345/model.keras
-	$(TRAIN) --classes bear,cat,dog --recipe teacher-finetune --start-from $(<D)
+$(RUNS)/teacher-bear-cat-dog-%/model.keras: $(RUNS)/teacher-345/model.keras
+	$(TRAIN) --classes bear,cat,dog --recipe teacher-finetune --start-from $(<D) --seed $*
 $(RUNS)/teacher-animals-10/model.keras: $(RUNS)/teacher-345/model.keras
 	$(TRAIN) --classes $(ANIMALS) --recipe teacher-finetune --start-from $(<D)
-$(RUNS)/bear-cat-dog/model.keras: $(RUNS)/quickdraw-345/model.keras $(RUNS)/teacher-bear-cat-dog/model.keras
-	$(TRAIN) --classes bear,cat,dog --recipe finetune --start-from $(<D) --teacher $(RUNS)/teacher-bear-cat-dog
+$(RUNS)/bear-cat-dog/model.keras: $(RUNS)/quickdraw-345/model.keras $(TEACHERS:%=%/model.keras)
+	$(TRAIN) --classes bear,cat,dog --recipe finetune --start-from $(<D) $(TEACHERS:%=--teacher %)
 $(RUNS)/animals-10/model.keras: $(RUNS)/quickdraw-345/model.keras $(RUNS)/teacher-animals-10/model.keras
 	$(TRAIN) --classes $(ANIMALS) --recipe finetune --start-from $(<D) --teacher $(RUNS)/teacher-animals-10
 
 models/%/1/model.onnx: $(RUNS)/%/model.keras
 	$(VENV)/sketchbatch-train export --run $(<D) --variant float16 --variant int8 \
 	  --licence "Apache-2.0; learned from Quick, Draw! drawings by Google, CC BY 4.0"
-	mkdir -p $(@D) && cp $(<D)/model.onnx $@
+	mkdir -p $(@D) && cp $(<D)/model.onnx $@.partial && mv $@.partial $@
 
 bench-ablations: .venv/.done ## what each part of the recipe gives, three seeds; needs the runs of `make models` and DATA
 	$(VENV)/python benchmarks/ablations.py --data "$(or $(DATA),$(error say where the drawings are: make bench-ablations DATA=folder))" \
-	  --start-from $(RUNS)/quickdraw-345 --teacher $(RUNS)/teacher-bear-cat-dog
+	  --start-from $(RUNS)/quickdraw-345 $(TEACHERS:%=--teacher %)
 
 bench-raw: .venv/.done ## raw ONNX Runtime by threads, spinning and rows a call, into benchmarks/results/
 	$(VENV)/python benchmarks/raw_session.py

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sketchbatch_client.atomic import replacing
 from sketchbatch_trainer.drawings import Wanted, read_drawings
 from sketchbatch_trainer.report.quality import judge
 from sketchbatch_trainer.run import Run
@@ -56,28 +57,29 @@ def main() -> None:
     jobs["finetune's recipe from nothing"] = {"recipe": FINETUNE}
     if teachers:
         jobs["finetune from 345 classes, taught"] = {"recipe": FINETUNE, "start_from": begun, "teachers": teachers}
-    path = HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-ablations.json"
-    results = read(path)
+    path = max((HERE / "results").glob("*-ablations.json"), default=None)
+    results = read(path, drawings.digest)
+    path = path if path and results["runs"] else HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-ablations.json"
     for name, job in jobs.items():
         for seed in SEEDS:
             if str(seed) not in results["runs"].setdefault(name, {}):
                 results["runs"][name][str(seed)] = train_and_judge(job | {"drawings": drawings, "seed": seed})
-                path.write_text(json.dumps(results, indent=2) + "\n")
+                with replacing(path) as partial:
+                    partial.write_text(json.dumps(results, indent=2) + "\n")
     show(results["runs"])
 
 
-def read(path: Path) -> dict[str, Any]:
-    """What was measured today already, or the frame of it."""
-    if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
-    return {
+def read(path: Path | None, digest: str) -> dict[str, Any]:
+    """What was measured already of the same recipes on the same drawings, or the frame of it."""
+    frame = {
         "command": "make bench-ablations",
         "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0))},
         "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")},
-        "recipes": {recipe.name: asdict(recipe) for recipe in (ARTICLE, COMPACT_12, FINETUNE)},
-        "runs": {},
+        "data_digest": digest,
+        "recipes": json.loads(json.dumps({recipe.name: asdict(recipe) for recipe in (ARTICLE, COMPACT_12, FINETUNE)})),
     }
+    found: dict[str, Any] = json.loads(path.read_text()) if path else {}
+    return found if found.items() >= frame.items() else {**frame, "runs": {}}
 
 
 def train_and_judge(job: dict[str, Any]) -> dict[str, float]:

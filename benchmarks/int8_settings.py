@@ -32,7 +32,6 @@ SETTINGS = {
     "a range for each layer": replace(CHOSEN, per_channel=False),
     "weights in 8 bits": replace(CHOSEN, reduce_range=False),
     "signed activations": replace(CHOSEN, activations=QuantType.QInt8),
-    "ranges by entropy": replace(CHOSEN, ranges=CalibrationMethod.Entropy),
     "ranges by percentile": replace(CHOSEN, ranges=CalibrationMethod.Percentile),
     "softmax in int8 too": replace(CHOSEN, kept_float=()),
     "dense layers in float32": replace(CHOSEN, kept_float=("Softmax", "MatMul", "Gemm")),

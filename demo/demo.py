@@ -38,7 +38,7 @@ def main() -> None:
     started_at = time.monotonic()
     run = Path(arguments.run)
 
-    data = get_drawings(arguments.data, run / "drawings")
+    data = get_drawings(arguments.data, run)
     step("train a CNN")
     command(
         "sketchbatch-train", "train", "--data", data, "--classes", CLASSES, "--run", run, "--epochs", arguments.epochs
@@ -56,8 +56,11 @@ def main() -> None:
     console.print(f"\n[bold]done[/] in {time.monotonic() - started_at:.0f} s: open [bold]{run / 'report.html'}[/]")
 
 
-def get_drawings(data: str, folder: Path) -> Path:
-    """Says where the drawings come from, in the first line, and gets them: DATA, else the bucket, else sketches."""
+def get_drawings(data: str, run: Path) -> Path:
+    """Says where the drawings come from, in the first line, and gets them: DATA, else the bucket, else sketches.
+
+    Real drawings and sketches have folders of their own, so that one never passes for the other.
+    """
     if data:
         console.print(f"[bold]Sketchbatch demo[/] on the drawings in {data}")
         return Path(data)
@@ -66,6 +69,7 @@ def get_drawings(data: str, folder: Path) -> Path:
     if is_reachable():
         console.print("[bold]Sketchbatch demo[/] on real drawings from Google's Quick, Draw! bucket (CC BY 4.0)")
         step("fetch drawings")
+        folder = run / "drawings"
         command("sketchbatch-train", "fetch", "--folder", folder, "--classes", CLASSES, "--rows", FETCHED_ROWS)
     else:
         console.print(
@@ -73,6 +77,7 @@ def get_drawings(data: str, folder: Path) -> Path:
             "(offline?); DATA=folder takes your own"
         )
         step("sketch drawings")
+        folder = run / "sketches"
         command("sketchbatch-train", "sketch", "--folder", folder, "--rows", SYNTHETIC_ROWS)
     return folder
 

@@ -24,8 +24,8 @@ from .evaluation import evaluate as evaluate_model
 from .retry import RetryPolicy
 from .scoring import ScoreOptions, find_inputs, score_files
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+out = Console(soft_wrap=True, markup=False)
+err = Console(stderr=True, soft_wrap=True, markup=False)
 
 app = typer.Typer(
     no_args_is_help=True,

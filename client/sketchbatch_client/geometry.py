@@ -42,13 +42,15 @@ def lay_out(strokes: Strokes) -> Layout:
     ys: list[float] = []
     lengths = []
     for number, stroke in enumerate(strokes):
+        if len(stroke) < 2:
+            raise ValueError(f"stroke {number} must be [xs, ys], got {len(stroke)} lists")
         x, y = stroke[0], stroke[1]
         if not len(x) or len(x) != len(y):
             raise ValueError(f"stroke {number} must have as many x as y and at least one, got {len(x)} and {len(y)}")
         if len(x) == 1:  # a line to itself, or cairo would draw nothing
             x, y = (*x, *x), (*y, *y)
-        xs += x
-        ys += y
+        xs.extend(x)  # not +=, which would add NumPy arrays up
+        ys.extend(y)
         lengths.append(len(x))
     if not lengths:
         raise ValueError("a drawing must have at least one stroke, got none")

@@ -5,6 +5,7 @@ Dark on light or light on dark, any size, any pen, light shadows. Lines are what
 thing itself is no drawing.
 """
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -35,10 +36,17 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     try:
         with (
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-            Image.open(path) as image,
+            Image.open(path, formats=("PNG", "JPEG")) as image,
         ):
             return normalize_image(_grey(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        struct.error,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as exc:
         reason = (isinstance(exc, OSError) and exc.strerror) or str(exc).partition("\n")[0]
         raise FileRefused(f"{path}: cannot be read as a picture of a drawing: {reason}") from exc
 
@@ -70,7 +78,8 @@ def _grey(image: Image.Image) -> NDArray[np.uint8]:
     image = ImageOps.exif_transpose(image)  # a phone held sideways
     if image.mode.startswith(("I", "F")):  # 16-bit scans
         levels: NDArray[np.float64] = np.array(image, np.float64)
-        levels *= 255 / max(float(levels.max()), 1.0)
+        full = 65535.0 if image.size == (SIDE, SIDE) else max(float(levels.max()), 1.0)  # scanners use 12 of 16 bits
+        levels *= 255 / full
         return levels.clip(0, 255).astype(np.uint8)
     if image.has_transparency_data:
         image = _on_paper(image.convert("RGBA"))

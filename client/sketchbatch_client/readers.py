@@ -27,6 +27,7 @@ PICTURES = (".jpeg", ".jpg", ".png")
 _ROW_BYTES = 784
 _MAGIC = b"\x93NUMPY"
 _STROKES = (".ndjson", ".bin")
+_LEAST_EXTENT = 240  # units: no simplified drawing reaches less far (241 is the least of 8,600); people's own may
 _LAYOUTS = (  # Google's folder, ending: the first that has files is taken
     ("numpy_bitmap", ".npy"),
     ("simplified", ".ndjson"),
@@ -180,10 +181,10 @@ def labelled_files(folder: Path) -> dict[str, Path]:
         raise FileRefused(f"{folder}: no such folder; expected one with a NAME.npy for each label")
     for inner, ending in _LAYOUTS:
         for place in (folder / inner, folder):
-            if files := {file.stem: file for file in sorted(place.glob(f"*{ending}"))}:
+            if files := {file.stem: file for file in sorted(place.glob(f"[!.]*{ending}"))}:
                 return files
     for place in (folder / "imagefolder", folder):
-        if folders := {inner.name: inner for inner in sorted(place.glob("*/")) if _pictures(inner)}:
+        if folders := {inner.name: inner for inner in sorted(place.glob("[!.]*/")) if _pictures(inner)}:
             return folders
     if _pictures(folder):
         return {folder.resolve().name: folder}
@@ -206,7 +207,9 @@ def source_of(folder: Path) -> str:
 
 
 def _is_raw(strokes: list[Stroke]) -> bool:
-    return any(len(stroke) > 2 or min(map(min, stroke)) < 0 or max(map(max, stroke)) > 255 for stroke in strokes)
+    if any(len(stroke) > 2 or min(map(min, stroke)) < 0 for stroke in strokes):
+        return True
+    return not _LEAST_EXTENT <= max(max(map(max, stroke)) for stroke in strokes) <= 255
 
 
 def _pictures(folder: Path) -> list[Path]:

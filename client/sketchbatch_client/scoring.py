@@ -16,7 +16,7 @@ from .errors import FileRefused
 from .outputs import Output, check_ending, open_output, table
 from .readers import BitmapRows, Bitmaps, PictureRows, give_back, labelled_files, open_bitmaps
 
-_BLOCK_ROWS = 4096  # 3.2 MB; drawn from strokes in half a second
+_BLOCK_ROWS = 4096  # 3.2 MB; simplified strokes are drawn in half a second with cairo
 _GROUP_ROWS = 65536
 
 Progress = Callable[[int], object]

@@ -27,6 +27,7 @@ MALFORMED_KEPT = 1000
 
 _CHUNK_BYTES = 1 << 24
 _FARTHEST = 1e6  # units or pixels: far beyond any screen, and still exact in cairo's 24.8 fixed point once scaled
+_LONGEST_MS = 1e15  # milliseconds: times since the epoch pass
 _RECORD = struct.Struct("<Q2sbIH")  # key_id, country, recognised, seconds since the epoch, number of strokes
 _POINTS = struct.Struct("<H")
 _WEB_PAGE = (b"<!doctype", b"<html", b"<?xml")
@@ -208,6 +209,8 @@ def _check_stroke(stroke: object, number: int) -> None:
     for values in stroke[:2]:
         if not (min(values) >= -_FARTHEST and max(values) <= _FARTHEST and not math.isnan(sum(values))):
             raise ValueError(f"stroke {number} must keep within {_FARTHEST:g} units, got {_short(values)}")
+    if len(stroke) > 2 and not all(abs(t) <= _LONGEST_MS for t in stroke[2]):
+        raise ValueError(f"stroke {number} must have times within {_LONGEST_MS:g} ms, got {_short(stroke[2])}")
 
 
 def _key_id(value: object) -> int:
@@ -226,7 +229,13 @@ def _field(fields: dict[str, Any], name: str, kind: type[Any], missing: Any) -> 
 
 def _seconds(timestamp: str) -> float:
     """Of `2017-03-02 23:25:10.07453 UTC`."""
-    return datetime.fromisoformat(timestamp.removesuffix(" UTC")).replace(tzinfo=UTC).timestamp()
+    try:
+        when = datetime.fromisoformat(timestamp.removesuffix(" UTC"))
+    except ValueError as exc:
+        raise ValueError(f"timestamp must be a date and time, got {_short(timestamp)}") from exc
+    if not 1970 <= when.year < 2106:  # what a .bin can say
+        raise ValueError(f"timestamp must lie in 1970 to 2105, got {_short(timestamp)}")
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
 def _from_record(record: bytes) -> Drawing:

@@ -102,6 +102,14 @@ def test_strokes_beyond_the_square_are_cut_off(draw):
     assert draw([[[-1e6, 1e6], [-1e6, 1e6]]]).any()
 
 
+def test_strokes_may_be_numpy_arrays():
+    """Or lists, or both in one drawing."""
+    lists = [[[0, 255, 9], [0, 255, 9]], [[7, 200, 90], [100, 25, 9]]]
+    mixed = [lists[0], [np.array(lists[1][0]), np.array(lists[1][1])]]
+    assert np.array_equal(rasterize(mixed), rasterize(lists))
+    assert np.array_equal(rasterize(np.array(lists)), rasterize(lists))
+
+
 def test_times_are_ignored(draw):
     """A raw stroke's third list changes nothing."""
     assert np.array_equal(draw([[[0, 255], [0, 9]]]), draw([[[0, 255], [0, 9], [0, 700]]]))

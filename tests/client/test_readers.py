@@ -147,6 +147,33 @@ def test_strokes_of_a_screen_are_simplified_first(tmp_path, screen):
     assert np.array_equal(open_bitmaps(tmp_path / "cat.ndjson")[:][0], rasterize(simplify(screen)))
 
 
+@pytest.mark.parametrize("side", [1, 200, 400])
+def test_a_canvas_of_any_size_gives_the_same_bitmap(tmp_path, side):
+    """People's own strokes in 0 to 1, or on 200 pixels, are drawn as large as Google's."""
+    square = [
+        [
+            [0.2 * side, 0.7 * side, 0.7 * side, 0.2 * side, 0.2 * side],
+            [0.2 * side] * 2 + [0.7 * side] * 2 + [0.2 * side],
+        ]
+    ]
+    (tmp_path / "cat.ndjson").write_text(json.dumps({"drawing": square}))
+    full = [[[0, 255, 255, 0, 0], [0, 0, 255, 255, 0]]]
+    assert np.array_equal(open_bitmaps(tmp_path / "cat.ndjson")[:][0], rasterize(full))
+
+
+def test_hidden_files_and_folders_are_no_drawings(tmp_path):
+    """Such as a Mac leaves beside its own."""
+    write_drawings(tmp_path)
+    (tmp_path / "._cat.npy").write_bytes(b"what a Mac leaves")
+    assert set(labelled_files(tmp_path)) == {"cat"}
+    pictures = tmp_path / "pictures"
+    (pictures / ".thumbs").mkdir(parents=True)
+    Image.new("L", (28, 28)).save(pictures / ".thumbs" / "1.png")
+    (pictures / "owl").mkdir()
+    Image.new("L", (28, 28)).save(pictures / "owl" / "1.png")
+    assert set(labelled_files(pictures)) == {"owl"}
+
+
 def test_malformed_lines_and_pictures_stop_or_are_skipped(tmp_path):
     """Skipped only when asked; then counted and named."""
     bitmaps = write_drawings(tmp_path)

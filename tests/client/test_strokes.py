@@ -90,7 +90,10 @@ MALFORMED_LINES = [
     (LINE | {"key_id": str(2**64)}, "key_id must be a number below"),
     (LINE | {"word": 1}, "word must be a str, got 1"),
     (LINE | {"recognized": "yes"}, 'recognized must be a bool, got "yes"'),
-    (LINE | {"timestamp": "today"}, "Invalid isoformat string: 'today'"),
+    ({"drawing": [[[1], [1], [10**400]]]}, "times within 1e"),
+    ({"drawing": [[[1], [1], [float("nan")]]]}, "times within 1e"),
+    (LINE | {"timestamp": "9999-12-31 23:59:59"}, "timestamp must lie in 1970 to 2105"),
+    (LINE | {"timestamp": "today"}, 'timestamp must be a date and time, got "today"'),
 ]
 
 

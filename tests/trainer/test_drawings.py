@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sketchbatch_client.errors import FileRefused
 from sketchbatch_client.rasterize import rasterize
-from sketchbatch_trainer.drawings import Wanted, write_bitmaps, write_labelled, write_source
+from sketchbatch_trainer.drawings import Wanted, count_rows, write_bitmaps, write_labelled, write_source
 from sketchbatch_trainer.drawings import read_drawings as read_wanted
 from sketchbatch_trainer.errors import DrawingsRefused
 
@@ -151,13 +151,18 @@ def ndjson(drawings, *, is_recognized=True) -> str:
 def test_strokes_are_drawn_once_to_train_on(tmp_path):
     """Simplified files in place of bitmaps: drawn into the run, or refused where there is no place for that."""
     (tmp_path / "ant.ndjson").write_text(ndjson(120))
-    (tmp_path / "bee.ndjson").write_text(ndjson(90) + "no drawing\n")
+    (tmp_path / "bee.ndjson").write_text("no drawing\n" + ndjson(90, is_recognized=False))
     with pytest.raises(DrawingsRefused, match="no folder to draw these into"):
         read_drawings(tmp_path, ("ant", "bee"))
-    with pytest.raises(FileRefused, match=r"bee\.ndjson:91: "):
+    with pytest.raises(FileRefused, match=r"bee\.ndjson:1: "):
         read_drawings(tmp_path, ("ant", "bee"), drawn=tmp_path / "drawn")
     drawings = read_drawings(tmp_path, ("ant", "bee"), drawn=tmp_path / "drawn", skip_malformed=True)
     assert len(drawings.train) + len(drawings.validation) + len(drawings.test) == 210
+    assert [set(flags) for flags in drawings.recognized] == [{1}, {0}]
+    wanted = Wanted(folder=tmp_path, labels=("ant", "bee"), skip_malformed=True)
+    assert count_rows(wanted) == 210
+    read_drawings(tmp_path, ("ant", "bee"), drawn=tmp_path / "few", skip_malformed=True, rows_per_class=80)
+    assert len(np.load(tmp_path / "few" / "ant.npy")) == 80
     assert np.array_equal(drawings.train.files[0][7], rasterize([[[0, 7], [7, 255]]]))
 
 
@@ -174,3 +179,8 @@ def test_it_is_known_which_drawings_the_game_recognised(folder, tmp_path):
     rows = drawings.test.row[drawings.test.class_index == 0]
     assert ants.tolist() == [1 if row < 50 else 0 if row < 100 else -1 for row in rows]
     assert set(bees) == {-1}
+    (data / "simplified" / "ant.ndjson").write_text(ndjson(22) + "no drawing\n" * 78)
+    with pytest.raises(FileRefused, match=r"ant\.ndjson:\d+: "):
+        read_drawings(data, ("ant", "bee"))
+    ants = read_drawings(data, ("ant", "bee"), skip_malformed=True).recognized[0]
+    assert ants.tolist() == [1 if row < 22 else -1 for row in rows]

@@ -310,10 +310,10 @@ def test_a_drawing_of_any_size_fills_its_square():
 
 def test_names_cannot_break_the_page(folder, tmp_path):
     """A class is called what its file is called."""
-    (folder / "numpy_bitmap" / "bee.npy").rename(folder / "numpy_bitmap" / "<b>&'.npy")
+    (folder / "numpy_bitmap" / "bee.npy").rename(folder / "numpy_bitmap" / "<b>&' $x^$.npy")
     page = page_of(explored(folder), tmp_path)
     assert "<b>&'" not in page
-    assert "&lt;b&gt;&amp;&#39;" in page
+    assert "&lt;b&gt;&amp;&#39; $x^$" in page
 
 
 def test_tensorflow_is_not_needed():

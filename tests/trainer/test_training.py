@@ -151,12 +151,20 @@ def test_training_stops_when_validation_no_longer_gains(drawings, tmp_path):
     assert kept == pytest.approx(min(losses), rel=1e-3)
 
 
-@pytest.mark.parametrize("killed_after", ["the first epoch", "some steps of the second"])
+KILLS = {  # epochs and steps done when the signal comes, and after the resumption
+    "the first epoch": ((1, 1), (1, 0)),
+    "some steps of the second": ((1, 3), (1, 2)),
+    "the last epoch": ((None, None), (3, 0)),
+}
+
+
+@pytest.mark.parametrize("killed_after", KILLS)
 def test_a_killed_training_goes_on_to_the_same_weights(drawings, data, compact, tmp_path, killed_after):
     """SIGKILL in the middle; the same command again ends bit for bit where an unbroken run does, history too."""
     program = f"""
 import os, sys
 import sketchbatch_trainer.train.fitting as fitting
+import sketchbatch_trainer.train.training as training
 from dataclasses import replace
 from pathlib import Path
 from sketchbatch_trainer.drawings import Wanted, read_drawings
@@ -169,7 +177,9 @@ class Killer:
     def begins(self, *_): pass
     def epoch_done(self, epoch): self.epoch = epoch.epoch
     def steps_done(self, steps):
-        if (self.epoch, steps) == {(1, 1) if killed_after == "the first epoch" else (1, 3)}: os.kill(os.getpid(), 9)
+        if (self.epoch, steps) == {KILLS[killed_after][0]}: os.kill(os.getpid(), 9)
+if {killed_after == "the last epoch"}:
+    training._write_history = lambda run, history: len(history) == 3 and os.kill(os.getpid(), 9)
 recipe = replace(COMPACT, max_epochs=3, batch_rows=32)
 drawings = read_drawings(Wanted(folder=Path({str(data)!r}), labels={LABELS}))
 train(Job(drawings=drawings, recipe=recipe, seed=0), Run(Path({str(tmp_path)!r})), Killer())
@@ -179,7 +189,7 @@ train(Job(drawings=drawings, recipe=recipe, seed=0), Run(Path({str(tmp_path)!r})
     watcher = Silent()
     run = trained(drawings, tmp_path, HASTY_COMPACT, watcher)
     assert watcher.began is not None
-    assert watcher.began[:2] == ((1, 0) if killed_after == "the first epoch" else (1, 2))
+    assert watcher.began[:2] == KILLS[killed_after][1]
     assert np.array_equal(weights(run), weights(compact))
     seconds = {"seconds": 0.0}
     assert [epoch | seconds for epoch in history(run)] == [epoch | seconds for epoch in history(compact)]
@@ -218,13 +228,15 @@ def test_a_network_can_begin_with_the_weights_of_another_run(data, drawings, com
     assert not np.array_equal(kernels(more)[-1][:, [2, 0]], last_after)
     with pytest.raises(RunRefused, match="its network is that of recipe article; recipe compact cannot start from it"):
         trained(drawings, tmp_path / "refused", still, start_from=run)
+    with pytest.raises(RunRefused, match="a run cannot start from itself"):
+        trained(drawings, compact.folder, still, start_from=compact)
 
 
 def test_a_network_can_learn_from_teachers(data, drawings, compact, run, tmp_path):
     """Their scores stand in for a share of each label; the whole of it, and labels do not matter any more."""
     import keras
 
-    taught = replace(HASTY_COMPACT, teacher_share=1.0, max_epochs=1)
+    taught = replace(HASTY_COMPACT, teacher_share=1.0, max_epochs=1, network=replace(COMPACT.network, dropout=0.0))
     one = trained(drawings, tmp_path / "one", taught, teachers=(run, compact))
     again = trained(drawings, tmp_path / "again", replace(taught, label_smoothing=0.9), teachers=(run, compact))
     alone = trained(drawings, tmp_path / "alone", taught)
@@ -235,6 +247,8 @@ def test_a_network_can_learn_from_teachers(data, drawings, compact, run, tmp_pat
     pair = read_drawings(Wanted(folder=data, labels=("bear", "dog")))
     with pytest.raises(RunRefused, match="its labels are not those to train: expected bear, dog, got bear, cat, dog"):
         trained(pair, tmp_path / "refused", taught, teachers=(run,))
+    with pytest.raises(RunRefused, match="recipe article learns from no teacher; leave out --teacher"):
+        trained(drawings, tmp_path / "refused", HASTY, teachers=(compact,))
 
 
 def test_tensorboard_can_show_a_run(compact):

@@ -154,7 +154,9 @@ def train(
     classes: Annotated[
         str, typer.Option(help="Class names, separated by commas; all = every class there.")
     ] = BEAR_CAT_DOG,
-    recipe: Annotated[str, typer.Option(help="Recipe to follow: article, compact or finetune.")] = "compact",
+    recipe: Annotated[
+        str, typer.Option(help="Recipe to follow: article, compact, finetune, teacher or teacher-finetune.")
+    ] = "compact",
     start_from: Annotated[
         Path | None, typer.Option(help="Begin with the weights of this run, of the same network.", show_default="none")
     ] = None,
@@ -163,7 +165,9 @@ def train(
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Drawings of each class.", show_default="all")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs.", show_default="the recipe's")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, drawings and versions: same weights on CPU.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Same seed, drawings and versions: same weights on CPU.")
+    ] = 0,
     name: Annotated[str, typer.Option(help="Name of the model.", show_default="from its classes")] = "",
     source: Annotated[
         str, typer.Option(help="Where the drawings come from, to be kept with the model.", show_default="the folder's")

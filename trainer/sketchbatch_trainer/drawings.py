@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sketchbatch_client.atomic import replacing
+from sketchbatch_client.errors import FileRefused
 from sketchbatch_client.readers import (
     SOURCE_NOTE,
     Bitmaps,
@@ -91,7 +92,7 @@ class Wanted:
     source: str = ""
     """Where they come from; empty = what the folder says."""
     drawn: Path | None = None
-    """Where to draw, once, those that are not bitmaps yet (strokes, pictures); None = they are refused."""
+    """Where to draw those that are not bitmaps yet (strokes, pictures); None = they are refused."""
     skip_malformed: bool = False
     """Leave out lines and pictures that are no drawing."""
 
@@ -137,7 +138,11 @@ def read_drawings(wanted: Wanted, progress: Callable[[int], object] = lambda row
 def count_rows(wanted: Wanted) -> int:
     """About how many drawings `read_drawings` will read, for a bar."""
     paths = labelled_files(wanted.folder)
-    rows = [len(open_bitmaps(paths[label])) for label in wanted.labels if label in paths]
+    rows = [
+        len(open_bitmaps(paths[label], skip_malformed=wanted.skip_malformed))
+        for label in wanted.labels
+        if label in paths
+    ]
     return sum(min(each, wanted.rows_per_class or each) for each in rows)
 
 
@@ -175,11 +180,12 @@ def _mapped(path: Path, wanted: Wanted) -> Bitmaps:
     if wanted.drawn is None:
         raise DrawingsRefused(f"{path}: expected bitmaps (.npy); there is no folder to draw these into")
     rows = open_bitmaps(path, skip_malformed=wanted.skip_malformed)
+    count = min(len(rows), wanted.rows_per_class or len(rows))
     copy = wanted.drawn / f"{label_of(path)}.npy"
     with replacing(copy) as partial:
-        bitmaps = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(rows), 784))
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            block = rows[start : start + _BLOCK_ROWS]
+        bitmaps = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, 784))
+        for start in range(0, count, _BLOCK_ROWS):
+            block = rows[start : min(start + _BLOCK_ROWS, count)]
             bitmaps[start : start + len(block)] = block.reshape(len(block), -1)
         bitmaps.flush()
     return read_bitmaps(copy)
@@ -188,12 +194,17 @@ def _mapped(path: Path, wanted: Wanted) -> Bitmaps:
 def _recognized(wanted: Wanted, path: Path, rows: NDArray[np.int32]) -> NDArray[np.int8]:
     """Whether the game recognised these rows: row i of numpy_bitmap/NAME.npy is line i of simplified/NAME.ndjson."""
     flags = np.full(len(rows), -1, np.int8)
-    strokes = wanted.folder / "simplified" / f"{path.stem}.ndjson"
-    if path.parent.name != "numpy_bitmap" or not strokes.is_file():
+    is_bitmaps = path.parent.name == "numpy_bitmap"
+    strokes = wanted.folder / "simplified" / f"{path.stem}.ndjson" if is_bitmaps else path
+    if strokes.suffix not in (".ndjson", ".bin") or not strokes.is_file():
         return flags
-    drawings = open_strokes(strokes)
+    drawings = open_strokes(strokes, skip_malformed=wanted.skip_malformed and not is_bitmaps)
     for place in np.flatnonzero(rows < len(drawings)):
-        flags[place] = drawings[rows[place]].is_recognized
+        try:
+            flags[place] = drawings[rows[place]].is_recognized
+        except FileRefused:
+            if not wanted.skip_malformed:
+                raise  # otherwise it stays unknown
     return flags
 
 

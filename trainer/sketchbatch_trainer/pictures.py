@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib
     "font.size": 10,
+    "text.parse_math": False,  # a name is a name, also with dollars in it
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

@@ -41,9 +41,9 @@ def find_files(folder: Path, labels: tuple[str, ...] | None) -> dict[str, Files]
     """
     found: dict[str, Files] = {}
     for kind in (SIMPLIFIED, RAW):
-        for path in sorted((folder / kind).glob("*.ndjson")):
+        for path in sorted((folder / kind).glob("[!.]*.ndjson")):
             found.setdefault(path.stem, {})[kind] = path
-    for path in sorted((folder / BITMAPS).glob("*.npy")) or sorted(folder.glob("*.npy")):
+    for path in sorted((folder / BITMAPS).glob("[!.]*.npy")) or sorted(folder.glob("[!.]*.npy")):
         found.setdefault(path.stem, {})[BITMAPS] = path
     if not found:
         raise DrawingsRefused(f"{folder}: no {BITMAPS}/NAME.npy, {SIMPLIFIED}/NAME.ndjson or {RAW}/NAME.ndjson there")

@@ -127,13 +127,13 @@ def days(counts: By, shades: Sequence[str]) -> str:
     }
     first = min(min(each) for each in numbers.values() if each)
     last = max(max(each) for each in numbers.values() if each)
-    width = 1 if last - first < _MOST_DAYS else 7
+    width = 1 if last - first < _MOST_DAYS else 7 * -(-(last - first) // 3650)
     starts = list(range(first, last + 1, width))
     binned = {
         label: Counter({start: sum(each[start + day] for day in range(width)) for start in starts})
         for label, each in numbers.items()
     }
-    unit = "date (UTC)" if width == 1 else "week (UTC)"
+    unit = {1: "date (UTC)", 7: "week (UTC)"}.get(width, f"{width // 7} weeks (UTC)")
     epoch = date(1970, 1, 1).toordinal() - width / 2  # matplotlib counts days from then
     since_1970 = [start - epoch for start in starts]
     return _columns(binned, shades, since_1970, starts, 0.9 * width, unit, has_dates=True)

@@ -52,9 +52,9 @@ def export(run: Run, *, version: int = 1, licence: str = "") -> Parity:
     config = run.read_config()
     train_first = f"sketchbatch-train train --run {run.folder} ..."
     model = keras.saving.load_model(run.need(run.keras, train_first))
+    held_out = read_held_out(run, config["labels"])
     for variant in Variant:  # those of an earlier model too
         run.exported(variant).unlink(missing_ok=True)
-    held_out = read_held_out(run, config["labels"])
     graph = to_onnx(model)
     scores = onnx_scores(graph, held_out.bitmaps)
     parity = compare(np.asarray(model.predict(held_out.bitmaps, verbose=0)), scores)

@@ -69,7 +69,9 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime
     """Hands the drawings to ONNX Runtime, some at a time."""
 
     def __init__(self, bitmaps: Bitmaps) -> None:
-        self._parts = (bitmaps[start : start + _CALL_ROWS] for start in range(0, len(bitmaps), _CALL_ROWS))
+        rows = min(_CALL_ROWS, len(bitmaps))
+        whole = len(bitmaps) - len(bitmaps) % rows  # histograms want parts of one length
+        self._parts = (bitmaps[start : start + rows] for start in range(0, whole, rows))
 
     def get_next(self) -> dict[str, Bitmaps] | None:
         """ONNX Runtime asks until it gets None."""

@@ -1,6 +1,6 @@
 """Knows Google's Quick, Draw! bucket: its classes, where it keeps them, and what each whole .npy must be.
 
-Knows no HTTP: `download.py` fetches one file, `fetch.py` many.
+Knows no HTTP: `download.py` fetches one file, `fetching.py` many.
 """
 
 import csv

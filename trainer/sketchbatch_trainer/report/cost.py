@@ -17,7 +17,8 @@ _ROUNDS = 7  # in turn, so that what else the machine does falls on all models a
 
 def parameters(graph: onnx.ModelProto) -> int:
     """How many weights the graph holds: constants of one value (scales, zero points) do not count."""
-    return sum(math.prod(each.dims) for each in graph.graph.initializer if math.prod(each.dims) > 1)
+    weights = [each for each in graph.graph.initializer if each.data_type != onnx.TensorProto.INT64]  # those are shapes
+    return sum(math.prod(each.dims) for each in weights if math.prod(each.dims) > 1)
 
 
 def flops(graph: onnx.ModelProto) -> int:

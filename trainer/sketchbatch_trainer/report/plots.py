@@ -71,11 +71,11 @@ def gallery(bitmaps: Bitmaps, captions: list[str], colour: str, columns: int = 8
     """A grid of drawings, ink on paper, each with its caption: an <img> source."""
     rows = max(1, -(-len(bitmaps) // columns))
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(1.2 * columns, 1.48 * rows), layout="constrained")
+        figure = Figure(figsize=(1.2 * columns, 1.62 * rows), layout="constrained")
         axes: Any = figure.subplots(rows, columns, squeeze=False).ravel()
         for each in axes:
             each.set_axis_off()
         for each, bitmap, caption in zip(axes, bitmaps, captions, strict=False):
             each.imshow(255 - bitmap, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            each.set_title(caption, fontsize=8, color=colour, pad=3)
+            each.set_title(caption, fontsize=7.5, color=colour, pad=3)
         return embedded(figure)

@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sketchbatch_client.metrics import Confusion, confuse, measure
 
+from ..export.heldout import Scores
+
 RESAMPLES = 1000
 """Of the bootstrap; the ends of an interval then move by about a twentieth of its width."""
 
 BINS = 15
 """Of the calibration error (Guo et al. 2017, arXiv 1706.04599)."""
-
-Scores = NDArray[np.float32]  # (rows, classes), each row sums to 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,6 @@ METRICS = {
 
 _SHOWN = 24  # drawings in each gallery
 _CLASSES_SHOWN = 40  # in the table of classes: the worst
-_SPEED_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +136,7 @@ def _served_scores(run: Run, held_out: HeldOut, labels: list[str]) -> Scores | N
     with run.scores.open(encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
             place = places.get((Path(line["source"]).stem, int(line["row"])))
-            if place is None or f"score_{labels[0]}" not in line:
+            if place is None or any(f"score_{label}" not in line for label in labels):
                 return None  # of other drawings, or without the scores of every class
             scores[place] = [float(line[f"score_{label}"]) for label in labels]
     return None if np.isnan(scores).any() else scores
@@ -162,7 +161,7 @@ def _lines(judged: list[_Judged]) -> list[_Line]:
     """Every model file of every run, its variants too, with rows a second taken in turn."""
     files = [(each, variant) for each in judged for variant in Variant if each.run.exported(variant).exists()]
     files.sort(key=lambda file: file[1] is not Variant.FLOAT32)  # variants after all float32 models
-    bitmaps = judged[0].held_out.bitmaps[:_SPEED_ROWS]
+    bitmaps = judged[0].held_out.bitmaps
     speeds = cost.rows_per_s([each.run.exported(variant) for each, variant in files], bitmaps)
     return [
         _line(each, variant, rows_per_s, rows_per_s / speeds[0])
@@ -218,8 +217,8 @@ def _galleries(judged: _Judged) -> dict[str, Any]:
     wrong = wrong[np.argsort(-sure[wrong], kind="stable")]
     right = np.flatnonzero(best == truth)
     spread = right[:: max(1, len(right) // _SHOWN)][:_SHOWN]  # evenly, so that every class is seen
-    said_wrong = [f"{labels[truth[row]]}, said {labels[best[row]]} {sure[row]:.0%}" for row in wrong[:_SHOWN]]
-    said_right = [f"{labels[best[row]]} {sure[row]:.0%}" for row in spread]
+    said_wrong = [f"{labels[truth[row]]}\nsaid {labels[best[row]]} {sure[row]:.0%}" for row in wrong[:_SHOWN]]
+    said_right = [f"{labels[best[row]]}\n{sure[row]:.0%}" for row in spread]
     bitmaps = judged.held_out.bitmaps
     return {
         "wrong_count": len(wrong),

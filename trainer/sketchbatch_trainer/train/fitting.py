@@ -85,7 +85,7 @@ class Fit:
         self.steps = math.ceil(len(train) / recipe.batch_rows)
         """Steps in an epoch."""
         self._logits = with_logits(model)
-        self._dropouts = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+        self._dropouts = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout) and layer.rate]
         self._optimizer = _optimizer(recipe, self.steps)
         self._optimizer.build(model.trainable_variables)
         self._class_weights = tf.constant(class_weights(train.class_index, recipe.class_balance), tf.float32)
@@ -170,7 +170,11 @@ class Fit:
         targets = tf.one_hot(class_index, classes, 1 - recipe.label_smoothing + spread, spread)
         if not self._teachers:
             return targets
-        taught = tf.add_n([teacher(bitmaps, training=False) for teacher in self._teachers]) / len(self._teachers)
+        seen = [bitmaps]
+        if recipe.augmentation and recipe.augmentation.flips:
+            seen.append(tf.reverse(bitmaps, axis=[2]))  # a mirror does not change what it is: two opinions for one
+        said = [teacher(each, training=False) for teacher in self._teachers for each in seen]
+        taught = tf.add_n(said) / len(said)
         return (1 - recipe.teacher_share) * targets + recipe.teacher_share * taught
 
     def _average(self, number: tf.Tensor) -> None:

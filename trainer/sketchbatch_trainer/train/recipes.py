@@ -177,7 +177,7 @@ FINETUNE = replace(
 
 _WIDE = ResidualNetwork(
     stem_filters=16,
-    stem_strides=1,  # every pixel counts: 30 MFLOP a row, too many to serve
+    stem_strides=1,  # every pixel counts: 31 MFLOP a row, too many to serve
     stage_filters=(32, 64, 128),
     head_units=256,
     dropout=0.2,

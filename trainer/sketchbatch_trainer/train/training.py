@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import importlib.metadata
+import itertools
 import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from sketchbatch_client.atomic import replacing
+from sketchbatch_client.readers import Bitmaps
 
 from ..drawings import Drawings, Rows, write_bitmaps, write_labelled
 from ..errors import RunRefused
@@ -58,8 +60,9 @@ def train(job: Job, run: Run, watcher: Watcher) -> None:
 
     Raises:
         RunIncomplete: `job.start_from` or a teacher has no model.
-        RunRefused: The first is of another network, a teacher of other labels.
+        RunRefused: The first is of another network or `run` itself, a teacher of other labels or of no use.
     """
+    _check(job, run)
     keras.utils.set_random_seed(job.seed)
     tf.config.experimental.enable_op_determinism()
     drawings = job.drawings
@@ -81,7 +84,15 @@ def train(job: Job, run: Run, watcher: Watcher) -> None:
         _log(board, epoch)
         watcher.epoch_done(epoch)
     board.close()
+    _write_history(run, fit.history)  # a kill may have come between the last checkpoint and its line
     _keep(run, model)
+
+
+def _check(job: Job, run: Run) -> None:
+    if job.start_from and job.start_from.folder.resolve() == run.folder.resolve():
+        raise RunRefused(f"{run.folder}: a run cannot start from itself; name another folder with --run")
+    if job.teachers and not job.recipe.teacher_share:
+        raise RunRefused(f"recipe {job.recipe.name} learns from no teacher; leave out --teacher")
 
 
 def _is_cut_off(run: Run, config: dict[str, Any]) -> bool:
@@ -109,12 +120,13 @@ def _write_recognized(run: Run, drawings: Drawings) -> None:
             lines.writerows((label, row, flags[row]) for row in np.flatnonzero(flags >= 0))
 
 
-def _calibration(rows: Rows, classes: int, seed: int) -> Any:
+def _calibration(rows: Rows, classes: int, seed: int) -> Bitmaps:
     """Some drawings of every class: uint8, (rows <= CALIBRATION_ROWS, 28, 28)."""
     random = np.random.default_rng(seed)
-    places = random.permutation(len(rows))
+    edges = np.searchsorted(rows.class_index, np.arange(classes + 1))  # rows stand in order of class
     each = [
-        places[rows.class_index[places] == index][: max(1, CALIBRATION_ROWS // classes)] for index in range(classes)
+        first + random.permutation(last - first)[: max(1, CALIBRATION_ROWS // classes)]
+        for first, last in itertools.pairwise(edges)
     ]
     return rows.take(np.concatenate(each)[:CALIBRATION_ROWS])[0]
 
@@ -188,7 +200,7 @@ def _keep(run: Run, model: keras.Model) -> None:
 def _config(job: Job) -> dict[str, Any]:
     drawings = job.drawings
     labels = drawings.labels
-    name = job.name or ("-".join(labels) if len(labels) <= 5 else f"quickdraw-{len(labels)}")
+    name = job.name or ("-".join(labels) if len(labels) <= 5 else f"{len(labels)}-classes")
     return {
         "name": f"synthetic-{name}" if drawings.source.startswith("synthetic") else name,
         "labels": labels,
@@ -197,5 +209,8 @@ def _config(job: Job) -> dict[str, Any]:
         "rows": {"train": len(drawings.train), "validation": len(drawings.validation), "test": len(drawings.test)},
         "recipe": asdict(job.recipe),
         "seed": job.seed,
-        "versions": {package: importlib.metadata.version(package) for package in ("tensorflow", "keras", "numpy")},
+        "versions": {
+            package: importlib.metadata.version(package)
+            for package in ("sketchbatch-trainer", "tensorflow", "keras", "numpy")
+        },
     }
