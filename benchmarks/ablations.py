@@ -36,10 +36,8 @@ FROM_NOTHING = {
     "compact, no label smoothing": replace(COMPACT_12, label_smoothing=0.0),
     "compact, every drawing counts the same": replace(COMPACT_12, class_balance=0.0),
     "compact, every class counts the same": replace(COMPACT_12, class_balance=1.0),
-    "compact, steady learning rate": replace(COMPACT_12, is_cosine=False, learning_rate=1e-3),
     "compact, last weights instead of their average": replace(COMPACT_12, average_decay=0.0),
     "compact, no dropout": replace(COMPACT_12, network=replace(COMPACT.network, dropout=0.0)),
-    "compact, no weight decay": replace(COMPACT_12, weight_decay=0.0),
 }
 
 
@@ -54,7 +52,6 @@ def main() -> None:
     begun, teachers = Run(arguments.start_from), tuple(map(Run, arguments.teacher))
     jobs: dict[str, dict[str, Any]] = {name: {"recipe": recipe} for name, recipe in FROM_NOTHING.items()}
     jobs["finetune from 345 classes"] = {"recipe": FINETUNE, "start_from": begun}
-    jobs["finetune's recipe from nothing"] = {"recipe": FINETUNE}
     if teachers:
         jobs["finetune from 345 classes, taught"] = {"recipe": FINETUNE, "start_from": begun, "teachers": teachers}
     path = max((HERE / "results").glob("*-ablations.json"), default=None)
