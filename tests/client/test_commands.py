@@ -113,6 +113,7 @@ def test_score_fails_in_one_line_and_leaves_nothing_behind(sketchbatch, folder, 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_score_that_is_stopped_leaves_nothing_behind(folder, how):
     """Also while it waits for a server that never answers."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would inherit that it is ignored
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         words = [Path(sys.executable).parent / "sketchbatch", "score", folder / "ant.npy", "--server", address]
@@ -120,7 +121,11 @@ def test_score_that_is_stopped_leaves_nothing_behind(folder, how):
         connection, _ = mute.accept()
         with connection:
             process.send_signal(how)
-            _, errors = process.communicate(timeout=10)
+            try:
+                _, errors = process.communicate(timeout=10)
+            finally:
+                process.kill()
+                process.wait()
     assert process.returncode in (143, 130, 1)
     assert "Traceback" not in errors
     assert not [path for path in folder.iterdir() if "o.csv" in path.name]
