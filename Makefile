@@ -7,7 +7,7 @@ RUN     ?= runs/demo
 ADDRESS ?= 127.0.0.1:50051
 CLASSES ?= bear,cat,dog
 ROWS    ?= 4000
-MODELS  ?= $(addprefix runs/models/bear-cat-dog/,model.onnx model-int8.onnx)
+MODELS  ?= $(addprefix runs/models/,article/model.onnx bear-cat-dog/model.onnx bear-cat-dog/model-int8.onnx)
 
 UV     := .tools/bin/uv
 VENV   := .venv/bin
@@ -71,6 +71,10 @@ $(RUNS)/bear-cat-dog/model.keras: $(RUNS)/quickdraw-345/model.keras $(TEACHERS:%
 $(RUNS)/animals-10/model.keras: $(RUNS)/quickdraw-345/model.keras $(RUNS)/teacher-animals-10/model.keras
 	$(TRAIN) --classes $(ANIMALS) --recipe finetune --start-from $(<D) --teacher $(RUNS)/teacher-animals-10
 
+$(RUNS)/article/model.onnx: | .venv/.done
+	$(TRAIN) --classes bear,cat,dog --recipe article
+	$(VENV)/sketchbatch-train export --run $(@D)
+
 models/%/1/model.onnx: $(RUNS)/%/model.keras
 	$(VENV)/sketchbatch-train export --run $(<D) --variant float16 --variant int8 \
 	  --licence "Apache-2.0; learned from Quick, Draw! drawings by Google, CC BY 4.0"
@@ -83,11 +87,11 @@ bench-ablations: .venv/.done ## what each part of the recipe gives, three seeds;
 bench-raw: .venv/.done ## raw ONNX Runtime by threads, spinning and rows a call, into benchmarks/results/
 	$(VENV)/python benchmarks/raw_session.py
 
-bench-variants: .venv/.done ## int8 beside float32 on the CPU, into benchmarks/results/; MODELS=files takes others
+bench-variants: $(RUNS)/article/model.onnx ## the article's network, ours, and int8 on the CPU, into benchmarks/results/; MODELS=files takes others
 	$(VENV)/python benchmarks/variants.py $(MODELS)
 
-bench-int8: .venv/.done ## what each setting of int8 costs and gains on the trained run RUN, into benchmarks/results/
-	$(VENV)/python benchmarks/int8_settings.py --run "$(RUN)"
+bench-int8: .venv/.done ## what each setting of int8 costs and gains on quickdraw-345, into benchmarks/results/
+	$(VENV)/python benchmarks/int8_settings.py --run $(RUNS)/quickdraw-345
 
 bench-rasterize: .venv/.done ## strokes to bitmaps: how fast, and how near to Google's, on the drawings in DATA
 	$(VENV)/python benchmarks/rasterize.py --data "$(or $(DATA),$(error say where the drawings are: make bench-rasterize DATA=folder))"

@@ -55,7 +55,8 @@ class _Judged:
     @property
     def title(self) -> str:
         """Name of the model and recipe."""
-        return f"{self.config['name']}, {self.config['recipe']['name']}"
+        name, recipe = self.config["name"], self.config["recipe"]["name"]
+        return name if name == recipe else f"{name}, {recipe}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
