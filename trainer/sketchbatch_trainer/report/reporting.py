@@ -48,7 +48,8 @@ class _Judged:
     quality: Quality
     recognized: Quality | None
     """On those drawings alone that the game recognised; None where that is not known of any."""
-    unrecognized_rows: int
+    known: Quality | None
+    """On all drawings of which it is known, recognised or not: what `recognized` is to be held against."""
     is_served: bool
     """Whether the scores came over gRPC from the running service."""
 
@@ -114,7 +115,7 @@ def _judge(run: Run) -> _Judged:
     if scores is None:
         scores = onnx_scores(graph, held_out.bitmaps)
     flags = _read_recognized(run, config["labels"], held_out)
-    known = flags == 1
+    is_known, is_recognized = flags >= 0, flags == 1
     return _Judged(
         run=run,
         config=config,
@@ -122,10 +123,14 @@ def _judge(run: Run) -> _Judged:
         held_out=held_out,
         scores=scores,
         quality=judge(scores, held_out.class_index),
-        recognized=judge(scores[known], held_out.class_index[known]) if known.any() else None,
-        unrecognized_rows=int((flags == 0).sum()),
+        recognized=_judge_some(scores, held_out, is_recognized),
+        known=_judge_some(scores, held_out, is_known),
         is_served=is_served,
     )
+
+
+def _judge_some(scores: Scores, held_out: HeldOut, some: NDArray[np.bool_]) -> Quality | None:
+    return judge(scores[some], held_out.class_index[some]) if some.any() else None
 
 
 def _served_scores(run: Run, held_out: HeldOut, labels: list[str]) -> Scores | None:
