@@ -56,7 +56,7 @@ TRAIN    = $(VENV)/sketchbatch-train train --run $(@D) --name $(notdir $(@D)) \
 
 
 # Teachers of the same labels, too large to serve, come before each model of few classes.
-models: $(SHIPPED:%=models/%/1/model.onnx) ## train the models that ship again, from the drawings in DATA: two hours on 2 cores
+models: $(SHIPPED:%=models/%/1/model.onnx) ## train the models that ship again, from the drawings in DATA: about an hour on 2 cores
 
 $(RUNS)/quickdraw-345/model.keras: | .venv/.done
 	$(TRAIN) --classes all --recipe compact

@@ -1,4 +1,4 @@
-"""The command `sketchbatch-train`: fetch or sketch drawings, train, export, report.
+"""The command `sketchbatch-train`: fetch or sketch drawings, explore, train, export, report.
 
 Each command imports what it needs when it runs: TensorFlow takes seconds, and `--help` must not.
 """
@@ -25,8 +25,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Turns drawings into one ONNX file. In order: fetch (or sketch), train, export; then serve it, score and "
-    "evaluate its held-out drawings with `sketchbatch`, and report.",
+    help="Turns drawings into one ONNX file. In order: fetch (or sketch), explore, train, export, report; then serve "
+    "it with `sketchbatch-serve`, and score drawings with `sketchbatch`.",
 )
 
 Classes = Annotated[str, typer.Option(help="Class names, separated by commas; their order becomes the model's.")]
