@@ -25,6 +25,7 @@ from sketchbatch_client.geometry import MARGIN, PEN, SCALE, SIDE, SQUARE, Stroke
 from sketchbatch_client.rasterize import backend
 from sketchbatch_client.simplify import simplify
 from sketchbatch_client.strokes import open_strokes
+from variants import cpu_name
 
 HERE = Path(__file__).resolve().parent
 NUMPY_EVERY = 10  # the NumPy way draws every 10th drawing only
@@ -179,12 +180,6 @@ def cairocffi_version() -> dict[str, str]:
         return {"cairocffi": version("cairocffi")}
     except PackageNotFoundError:
         return {}
-
-
-def cpu_name() -> str:
-    """As Linux names it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

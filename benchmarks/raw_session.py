@@ -15,6 +15,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from variants import cpu_name
+
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parent / "models" / "bear-cat-dog" / "1" / "model.onnx"
 ROWS_A_CALL = (1, 8, 16, 32, 64, 128, 256, 1024)
@@ -92,12 +94,6 @@ def write(rows_per_s: dict[str, list[int]], repeats: int) -> None:
     path = HERE / "results" / f"{now:%Y-%m-%d}-raw-session.json"
     path.write_text(json.dumps(results, indent=2) + "\n")
     print(f"-> {path.relative_to(HERE.parent)}")
-
-
-def cpu_name() -> str:
-    """As Linux names it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def train(
     rows: Annotated[int | None, typer.Option(min=1, help="Drawings of each class.", show_default="all")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs.", show_default="the recipe's")] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**31 - 1, help="Same seed, drawings and versions: same weights on CPU.")
+        int, typer.Option(min=0, max=2**30, help="Same seed, drawings and versions: same weights on CPU.")
     ] = 0,
     name: Annotated[str, typer.Option(help="Name of the model.", show_default="from its classes")] = "",
     source: Annotated[
