@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from . import logs
+from . import logs, memory
 from .errors import StartError
 from .settings import Settings, options
 
@@ -24,6 +24,7 @@ def main(**values: Any) -> None:
     """
     settings = Settings(**values)
     logs.set_up(settings.log_level)
+    memory.keep_freed()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a failed bind is said once, by us
     from .server import serve  # ONNX Runtime and gRPC take a while: --help and a wrong flag need not wait
 

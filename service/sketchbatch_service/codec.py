@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from sketchbatch.v1 import classifier_pb2 as pb
 
 from .arrays import ROW_BYTES, ROW_SHAPE, Bitmaps, Scores
-from .batcher import Answer
 from .errors import InvalidRequest
+from .row_queue import Answer
 
 Request = pb.ClassifyRequest | pb.ClassifyStreamRequest
 Response = pb.ClassifyResponse | pb.ClassifyStreamResponse
@@ -22,7 +22,8 @@ def decode(request: Request, *, max_rows: int, classes: int) -> Bitmaps:
         InvalidRequest: The byte count is no multiple of 784, there are no rows or more than `max_rows`, or `top_k`
             is more than `classes`.
     """
-    payload_bytes = len(request.bitmaps)
+    payload = request.bitmaps  # once: each look makes a copy
+    payload_bytes = len(payload)
     rows, rest = divmod(payload_bytes, ROW_BYTES)
     if rest:
         raise InvalidRequest(
@@ -36,7 +37,7 @@ def decode(request: Request, *, max_rows: int, classes: int) -> Bitmaps:
         raise InvalidRequest(
             field="top_k", expected=f"0..{classes} (0 = the scores of all classes)", got=str(request.top_k)
         )
-    return np.frombuffer(request.bitmaps, np.uint8).reshape(rows, *ROW_SHAPE)
+    return np.frombuffer(payload, np.uint8).reshape(rows, *ROW_SHAPE)
 
 
 def encode(answer: Answer, top_k: int, response: Response) -> None:

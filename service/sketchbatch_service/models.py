@@ -4,12 +4,12 @@ A path is one model.onnx, or a repository NAME/VERSION/model.onnx of which every
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from .artifact import Artifact, read_artifact
 from .batcher import Batcher, BatchLimits
+from .crew import Crew, Source
 from .engine import Engine, Provider, open_session
 from .errors import ModelNotFound, ModelRefused
 
@@ -22,13 +22,16 @@ class LoadOptions:
     """`auto`, `cpu` or `cuda`; see `engine.open_session`."""
 
     threads: int = 0
-    """CPU threads of one model call; 0 = as many as this process may use."""
+    """CPUs to use; 0 = as many as this process may."""
 
     default_model: str = ""
     """Name that answers when a request names none; empty = the first by name."""
 
-    limits: BatchLimits = field(default_factory=BatchLimits)
-    """Batch and queue sizes of each model."""
+    max_batch_rows: int = 0
+    """Most rows in one model call; 0 = as `Engine` finds best."""
+
+    max_queued_rows: int = 65536
+    """Most rows waiting for each model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +43,12 @@ class ServedModel:
     artifact: Artifact
     provider: str
     batcher: Batcher
+    watches_while_full: bool = True
+    """See `Engine`."""
 
 
 class Models:
-    """The models being served. Leaving it as a context manager finishes queued work and stops their threads."""
+    """The models being served."""
 
     def __init__(self, models: Iterable[ServedModel], default_model: str = "") -> None:
         """Orders `models`: those named `default_model` ("" = the first by name) first, newest version first.
@@ -56,19 +61,19 @@ class Models:
         if default not in (model.name for model in self._models):
             raise ModelRefused(f"no model {default!r} to be the default; there are: {self._known()}")
         self._models.sort(key=lambda m: m.name != default)
-        self._threads = ExitStack()
-
-    def __enter__(self) -> "Models":
-        for model in self._models:
-            self._threads.enter_context(model.batcher)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._threads.close()
 
     def __iter__(self) -> Iterator[ServedModel]:
         """Default model first, then by name; newest version first."""
         return iter(self._models)
+
+    def crew(self, source: Source | None = None) -> Crew:
+        """Threads to run them all; see `Crew`."""
+        return Crew(
+            [model.batcher for model in self._models],
+            lanes=max(model.batcher.limits.lanes for model in self._models),
+            source=source,
+            watches_while_full=any(model.watches_while_full for model in self._models),
+        )
 
     def get(self, name: str, version: str) -> ServedModel:
         """The model of that name ("" = the default) and version ("" = the newest).
@@ -119,9 +124,11 @@ def _find(path: Path) -> list[tuple[Path, str, str]]:
 
 
 def _load(file: Path, name: str, version: str, options: LoadOptions) -> ServedModel:
-    session = open_session(file, options.provider, options.threads)
+    session = open_session(file, options.provider)
     artifact = read_artifact(file, session)
-    engine = Engine(session, classes=len(artifact.labels), max_batch_rows=options.limits.max_batch_rows)
+    engine = Engine(
+        session, classes=len(artifact.labels), threads=options.threads, max_batch_rows=options.max_batch_rows
+    )
     try:
         engine.warm_up()
     except ModelRefused as exc:
@@ -132,5 +139,15 @@ def _load(file: Path, name: str, version: str, options: LoadOptions) -> ServedMo
         version=version or own_version,
         artifact=artifact,
         provider=engine.provider,
-        batcher=Batcher(engine.predict, options.limits),
+        batcher=Batcher(engine.predict, _limits(engine, options)),
+        watches_while_full=engine.watches_while_full,
+    )
+
+
+def _limits(engine: Engine, options: LoadOptions) -> BatchLimits:
+    return BatchLimits(
+        lanes=engine.lanes,
+        max_batch_rows=engine.batch_rows,
+        quick_rows=engine.quick_rows,
+        max_queued_rows=options.max_queued_rows,
     )

@@ -3,16 +3,16 @@
 import asyncio
 import signal
 from dataclasses import asdict
+from typing import Any
 
-import grpc
 import structlog
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
 
 from .arrays import ROW_BYTES
-from .batcher import BatchLimits
 from .errors import AddressUnusable
+from .grpc_server import GrpcServer
 from .health import SERVICE as HEALTH
 from .health import HealthServicer
 from .models import LoadOptions, load_models
@@ -32,16 +32,18 @@ async def serve(settings: Settings) -> None:
     """
     log.info("starting", **asdict(settings) | {"model": str(settings.model)})
     stop = _stop_signal()  # also one that comes while the models load
-    with load_models(settings.model, _load_options(settings)) as models:
-        servicer = ClassifierServicer(models, max_request_rows=settings.max_request_rows)
-        health = HealthServicer([SERVICE])
-        server = grpc.aio.server(options=_channel_options(settings))
-        classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        if settings.reflection:
-            reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)
-        address = _listen(server, settings.address)
-        await server.start()
+    models = load_models(settings.model, _load_options(settings))
+    servicer = ClassifierServicer(models, max_request_rows=settings.max_request_rows)
+    health = HealthServicer([SERVICE])
+    server: Any = GrpcServer(_channel_options(settings))  # Any: the generated functions know grpc's own servers only
+    classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    if settings.reflection:
+        names = (SERVICE, HEALTH, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), server)
+    address = _listen(server, settings.address)
+    await server.start()
+    with models.crew(server):
         await health.serve()
         log.info("SERVING", address=address, models=[f"{m.name}/{m.version} on {m.provider}" for m in models])
 
@@ -59,7 +61,8 @@ def _load_options(settings: Settings) -> LoadOptions:
         provider=settings.provider,  # type: ignore[arg-type]  # click.Choice holds it to the three words
         threads=settings.threads,
         default_model=settings.default_model,
-        limits=BatchLimits(max_batch_rows=settings.max_batch_rows, max_queued_rows=settings.max_queued_rows),
+        max_batch_rows=settings.max_batch_rows,
+        max_queued_rows=settings.max_queued_rows,
     )
 
 
@@ -75,7 +78,7 @@ def _channel_options(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
-def _listen(server: grpc.aio.Server, address: str) -> str:
+def _listen(server: GrpcServer, address: str) -> str:
     """Binds the port and returns the address with the port taken."""
     try:
         port = server.add_insecure_port(address)

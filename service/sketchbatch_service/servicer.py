@@ -1,6 +1,7 @@
 """Answers the ClassifierService RPCs: decode, submit to the model's batcher, encode.
 
-Runs on the event loop and does no heavy work there. Every error leaves through `status`.
+`Classify` runs on the crew's threads, which also answer it; everything else runs on the event loop. None does heavy
+work. Every error leaves through `status`.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import structlog
@@ -19,14 +20,16 @@ from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 
 from . import codec
-from .batcher import Answer
 from .errors import Overloaded, ServiceError, ShuttingDown
+from .grpc_calls import DirectCall
 from .models import Models, ServedModel
+from .row_queue import Answer
 from .status import code_of, to_status, to_trailers
 
 log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
+"""In fact an `AsyncCall`, which does what we ask of one."""
 
 _STREAM_WINDOW = 64
 """Messages of one stream accepted but not yet answered; their rows are bounded by the queue itself."""
@@ -44,15 +47,15 @@ class ClassifierServicer(classifier_pb2_grpc.ClassifierServiceServicer):
         self._readers: set[asyncio.Task[None]] = set()
         self._draining = False
 
-    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
+    def Classify(self, request: pb.ClassifyRequest, call: DirectCall) -> None:  # type: ignore[override]  # GrpcServer's own kind
         request_id = request.request_id or uuid.uuid4().hex
-        response = pb.ClassifyResponse(request_id=request_id)
         try:
-            accepted = self._accept(request, _expiry(context))
-            await _answer(accepted, response)
-        except Exception as exc:  # the caller must be answered by status, not by a stack
-            await _abort(context, exc, request_id)
-        return response
+            accepted = self._accept(request, time.monotonic() + call.time_remaining())
+        except Exception as exc:  # the caller must be answered
+            _refuse(call, exc, request_id)
+            return
+        call.on_leave(accepted.future.cancel)
+        accepted.future.add_done_callback(lambda _: _finish(call, accepted, request_id))
 
     async def ClassifyStream(
         self,
@@ -186,9 +189,24 @@ class _Stream:
                 message.outcome.future.cancel()
 
 
+def _finish(call: DirectCall, accepted: _Accepted, request_id: str) -> None:
+    """Answers a unary call, on the crew's thread that settled its future."""
+    if accepted.future.cancelled():
+        return
+    try:
+        response = pb.ClassifyResponse(request_id=request_id)
+        _fill(response, accepted, accepted.future.result())
+        call.answer(response)
+    except Exception as exc:  # the caller must be answered
+        _refuse(call, exc, request_id)
+
+
 async def _answer(accepted: _Accepted, response: codec.Response) -> None:
     """Waits for the scores and fills `response`; cancelling it withdraws the rows still queued."""
-    answer = await asyncio.wrap_future(accepted.future)
+    _fill(response, accepted, await asyncio.wrap_future(accepted.future))
+
+
+def _fill(response: codec.Response, accepted: _Accepted, answer: Answer) -> None:
     response.model_name = accepted.model.name
     response.model_version = accepted.model.version
     codec.encode(answer, accepted.top_k, response)
@@ -200,7 +218,13 @@ def _expiry(context: Context) -> float:
     return math.inf if remaining_s is None else time.monotonic() + remaining_s
 
 
-async def _abort(context: Context, error: Exception, request_id: str) -> None:
+def _refuse(call: DirectCall, error: Exception, request_id: str) -> None:
+    _log_refusal(error, request_id)
+    status = to_status(error, request_id)
+    call.refuse(code_of(error), status.message, to_trailers(error, status))
+
+
+async def _abort(context: Context, error: Exception, request_id: str) -> NoReturn:
     _log_refusal(error, request_id)
     status = to_status(error, request_id)
     await context.abort(code_of(error), status.message, to_trailers(error, status))

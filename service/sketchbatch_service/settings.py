@@ -37,10 +37,10 @@ class Settings:
     """Where models run: auto takes CUDA where it works and the CPU elsewhere; cuda refuses to start on the CPU."""
 
     threads: _CountOrAuto = 0
-    """CPU threads of one model call; 0 = the CPUs this process may use (affinity and cgroup quota)."""
+    """CPUs for model calls, one call on each at a time; 0 = all this process may use (affinity and cgroup quota)."""
 
-    max_batch_rows: _Count = 64
-    """Most rows in one model call; requests are merged and split to it."""
+    max_batch_rows: _CountOrAuto = 0
+    """Most rows in one model call; requests are merged and split to it. 0 = some 5 ms' worth on a CPU, 256 on CUDA."""
 
     max_request_rows: _RequestRows = 16384
     """Most rows in one request; more are refused with INVALID_ARGUMENT."""

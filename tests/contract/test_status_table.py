@@ -14,6 +14,7 @@ from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 from sketchbatch_service.artifact import Artifact
 from sketchbatch_service.batcher import Batcher, BatchLimits
+from sketchbatch_service.grpc_server import GrpcServer
 from sketchbatch_service.models import Models, ServedModel
 from sketchbatch_service.servicer import ClassifierServicer
 
@@ -27,12 +28,13 @@ async def serving(model: FakeModel, limits: BatchLimits = LIMITS):
     served = ServedModel(
         name="fake", version="1", artifact=ARTIFACT, provider="CPU", batcher=Batcher(model.predict, limits)
     )
-    with Models([served]) as models:
-        servicer = ClassifierServicer(models, max_request_rows=8)
-        server = grpc.aio.server()
-        classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
+    models = Models([served])
+    servicer = ClassifierServicer(models, max_request_rows=8)
+    server = GrpcServer()
+    classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    with models.crew(server):
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             yield classifier_pb2_grpc.ClassifierServiceStub(channel), servicer
         model.release.set()

@@ -1,13 +1,24 @@
 """The batcher alone: no sockets, no model, no sleeping to "let things happen"."""
 
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from fakes import FakeModel, drawings
 from sketchbatch_service.batcher import Batcher, BatchLimits
+from sketchbatch_service.crew import Crew
 from sketchbatch_service.errors import DeadlinePassed, InferenceFailed, Overloaded, ShuttingDown
+
+
+@contextmanager
+def running(batcher: Batcher) -> Iterator[Batcher]:
+    """The batcher with threads to run it."""
+    with Crew([batcher], lanes=batcher.limits.lanes):
+        yield batcher
 
 
 def busy(model: FakeModel, batcher: Batcher):
@@ -25,7 +36,7 @@ def first_pixels(future):
 def test_requests_that_wait_together_run_together():
     """Callers queued behind a busy model share the next call and keep their rows."""
     model = FakeModel(held=True)
-    with Batcher(model.predict, BatchLimits(max_batch_rows=8)) as batcher:
+    with running(Batcher(model.predict, BatchLimits(max_batch_rows=8))) as batcher:
         busy(model, batcher)
         callers = [batcher.submit(drawings(n, n + 1)) for n in (10, 20, 30)]
         model.release.set()
@@ -37,7 +48,7 @@ def test_requests_that_wait_together_run_together():
 def test_an_idle_model_starts_at_once():
     """A lone request is run without waiting for others to join it."""
     model = FakeModel(held=True)
-    with Batcher(model.predict, BatchLimits(max_batch_rows=100)) as batcher:
+    with running(Batcher(model.predict, BatchLimits(max_batch_rows=100))) as batcher:
         future = busy(model, batcher)  # it starts although the batch is far from full
         model.release.set()
         assert first_pixels(future) == [0]
@@ -46,7 +57,7 @@ def test_an_idle_model_starts_at_once():
 def test_a_large_request_is_split_and_comes_back_in_order():
     """A request of more rows than a batch runs in several calls and is one answer."""
     model = FakeModel()
-    with Batcher(model.predict, BatchLimits(max_batch_rows=4)) as batcher:
+    with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         answer = batcher.submit(drawings(*range(10))).result(5)
     assert answer.scores[:, 0].tolist() == list(range(10))
     assert model.batch_sizes == [4, 4, 2]
@@ -55,7 +66,7 @@ def test_a_large_request_is_split_and_comes_back_in_order():
 def test_the_end_of_a_large_request_shares_a_call_with_the_next():
     """Splitting and merging meet: no call goes out part-filled while rows are waiting."""
     model = FakeModel(held=True)
-    with Batcher(model.predict, BatchLimits(max_batch_rows=4)) as batcher:
+    with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         busy(model, batcher)
         large, small = batcher.submit(drawings(*range(6))), batcher.submit(drawings(50, 51))
         model.release.set()
@@ -68,7 +79,7 @@ def test_the_end_of_a_large_request_shares_a_call_with_the_next():
 def test_a_caller_that_leaves_while_queued_is_not_run(leaver):
     """Its rows are skipped and its neighbours' answers are whole."""
     model = FakeModel(held=True)
-    with Batcher(model.predict, BatchLimits(max_batch_rows=3)) as batcher:
+    with running(Batcher(model.predict, BatchLimits(max_batch_rows=3))) as batcher:
         busy(model, batcher)
         callers = [batcher.submit(drawings(n)) for n in range(3)]
         callers[leaver].cancel()
@@ -84,7 +95,7 @@ def test_a_caller_that_leaves_while_queued_is_not_run(leaver):
 def test_a_caller_that_leaves_during_its_call_does_not_disturb_its_batch():
     """An answer nobody waits for is dropped, and the next batches run."""
     model = FakeModel(held=True)
-    with Batcher(model.predict, BatchLimits()) as batcher:
+    with running(Batcher(model.predict, BatchLimits())) as batcher:
         leaver = busy(model, batcher)
         leaver.cancel()
         model.release.set()
@@ -96,7 +107,7 @@ def test_a_caller_that_leaves_during_its_call_does_not_disturb_its_batch():
 def test_a_broken_model_call_reaches_every_caller():
     """Nobody is left waiting, each hears the cause, and the next batch still runs."""
     model = FakeModel(held=True)
-    with Batcher(model.predict, BatchLimits()) as batcher:
+    with running(Batcher(model.predict, BatchLimits())) as batcher:
         callers = [busy(model, batcher), batcher.submit(drawings(1)), batcher.submit(drawings(2))]
         model.error = RuntimeError("CUDA out of memory")
         model.release.set()
@@ -111,7 +122,7 @@ def test_a_broken_model_call_reaches_every_caller():
 def test_a_model_that_returns_too_few_rows_is_a_broken_call():
     """Scores are never handed to the wrong row."""
     with (
-        Batcher(lambda bitmaps: np.zeros((len(bitmaps) - 1, 3), np.float32), BatchLimits()) as batcher,
+        running(Batcher(lambda bitmaps: np.zeros((len(bitmaps) - 1, 3), np.float32), BatchLimits())) as batcher,
         pytest.raises(InferenceFailed),
     ):
         batcher.submit(drawings(1, 2)).result(5)
@@ -120,7 +131,9 @@ def test_a_model_that_returns_too_few_rows_is_a_broken_call():
 def test_scores_that_cannot_be_put_together_are_a_broken_call():
     """Whatever the model returns, the caller hears of it and the batcher goes on."""
     widths = iter((2, 3, 1))
-    with Batcher(lambda b: np.zeros((len(b), next(widths)), np.float32), BatchLimits(max_batch_rows=2)) as batcher:
+    with running(
+        Batcher(lambda b: np.zeros((len(b), next(widths)), np.float32), BatchLimits(max_batch_rows=2))
+    ) as batcher:
         with pytest.raises(InferenceFailed):
             batcher.submit(drawings(1, 2, 3, 4)).result(5)
         assert batcher.submit(drawings(5)).result(5).scores.shape == (1, 1)
@@ -129,7 +142,7 @@ def test_scores_that_cannot_be_put_together_are_a_broken_call():
 def test_callers_that_left_make_room_in_a_full_queue():
     """Only rows that somebody waits for count against a newcomer."""
     model = FakeModel(held=True)
-    with Batcher(model.predict, BatchLimits(max_queued_rows=4)) as batcher:
+    with running(Batcher(model.predict, BatchLimits(max_queued_rows=4))) as batcher:
         busy(model, batcher)
         gone = [batcher.submit(drawings(1, 2)), batcher.submit(drawings(3, 4), expires_at=time.monotonic() + 0.01)]
         gone[0].cancel()
@@ -145,7 +158,7 @@ def test_callers_that_left_make_room_in_a_full_queue():
 def test_the_rest_of_a_broken_request_is_not_run():
     """When one call of a split request breaks, the rows of it still queued are dropped."""
     model = FakeModel(held=True)
-    with Batcher(model.predict, BatchLimits(max_batch_rows=2)) as batcher:
+    with running(Batcher(model.predict, BatchLimits(max_batch_rows=2))) as batcher:
         split = batcher.submit(drawings(1, 2, 3, 4, 5, 6))
         assert model.started.wait(5)
         model.error = RuntimeError("broken")
@@ -160,7 +173,7 @@ def test_the_rest_of_a_broken_request_is_not_run():
 def test_a_deadline_that_passes_in_the_queue_is_never_run():
     """The caller hears DeadlinePassed, and the model never sees its rows."""
     model = FakeModel(held=True)
-    with Batcher(model.predict, BatchLimits()) as batcher:
+    with running(Batcher(model.predict, BatchLimits())) as batcher:
         busy(model, batcher)
         late = batcher.submit(drawings(1), expires_at=time.monotonic())
         on_time = batcher.submit(drawings(2), expires_at=time.monotonic() + 60)
@@ -174,7 +187,7 @@ def test_a_deadline_that_passes_in_the_queue_is_never_run():
 def test_a_full_queue_refuses_at_once_and_says_when_to_return():
     """Overload is reported on arrival, not after a wait, with the time the queue needs to drain."""
     model = FakeModel(held=True)
-    with Batcher(model.predict, BatchLimits(max_batch_rows=2, max_queued_rows=2)) as batcher:
+    with running(Batcher(model.predict, BatchLimits(max_batch_rows=2, max_queued_rows=2))) as batcher:
         busy(model, batcher)
         batcher.submit(drawings(1, 2))
         with pytest.raises(Overloaded, match="2 of 2 rows") as caught:
@@ -186,7 +199,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return():
 def test_room_is_given_back_by_rows_that_ran_and_by_callers_that_left():
     """The queue's count of rows returns to zero whatever became of them."""
     model = FakeModel(held=True)
-    with Batcher(model.predict, BatchLimits(max_batch_rows=4, max_queued_rows=4)) as batcher:
+    with running(Batcher(model.predict, BatchLimits(max_batch_rows=4, max_queued_rows=4))) as batcher:
         for _ in range(3):
             model.started.clear()
             model.release.clear()
@@ -202,7 +215,7 @@ def test_leaving_finishes_queued_work_and_refuses_more():
     """Draining answers what was accepted; later callers are told to go elsewhere."""
     model = FakeModel(held=True)
     batcher = Batcher(model.predict, BatchLimits(max_batch_rows=1))
-    with batcher:
+    with running(batcher):
         first = busy(model, batcher)
         queued = batcher.submit(drawings(5))
         model.release.set()
@@ -215,7 +228,7 @@ def test_leaving_finishes_queued_work_and_refuses_more():
 def test_timings_tell_the_queue_from_the_model_call():
     """A request that waited says so; its own call is counted apart."""
     model = FakeModel(held=True)
-    with Batcher(model.predict, BatchLimits(max_batch_rows=1)) as batcher:
+    with running(Batcher(model.predict, BatchLimits(max_batch_rows=1))) as batcher:
         first = busy(model, batcher)
         second = batcher.submit(drawings(1))
         time.sleep(0.05)
@@ -223,3 +236,74 @@ def test_timings_tell_the_queue_from_the_model_call():
         assert first.result(5).inference_s >= 0.05
         assert second.result(5).queue_s >= 0.05
         assert second.result(5).inference_s < 0.05
+
+
+def test_a_small_request_does_not_wait_for_a_bulk_job():
+    """While both wait, half of each call is for small requests, and the bulk job has the rest."""
+    model = FakeModel(held=True)
+    with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
+        busy(model, batcher)
+        bulk = [batcher.submit(drawings(*range(n, n + 8))) for n in (10, 20)]
+        small = [batcher.submit(drawings(n)) for n in (1, 2, 3)]
+        ends: list[str] = []
+        small[1].add_done_callback(lambda _: ends.append("small"))
+        bulk[0].add_done_callback(lambda _: ends.append("bulk"))
+        model.release.set()
+        assert [first_pixels(each) for each in small] == [[1], [2], [3]]
+        assert [first_pixels(each) for each in bulk] == [list(range(n, n + 8)) for n in (10, 20)]
+    assert model.batch_sizes == [1, 4, 4, 4, 4, 3]  # 2+2, 1+3, then the bulk jobs alone
+    assert ends == ["small", "bulk"]
+
+
+def test_a_crowd_of_small_requests_does_not_starve_a_bulk_job():
+    """The bulk job ends before the small ones that stood there when it came."""
+    model = FakeModel(held=True)
+    with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
+        busy(model, batcher)
+        small = [batcher.submit(drawings(n)) for n in range(20)]
+        bulk = batcher.submit(drawings(*range(100, 106)))
+        waiting_at_the_end: list[int] = []
+        bulk.add_done_callback(lambda _: waiting_at_the_end.append(sum(not each.done() for each in small)))
+        model.release.set()
+        assert [first_pixels(each) for each in small] == [[n] for n in range(20)]
+    assert waiting_at_the_end[0] >= 12  # 3 calls with two rows of each kind
+
+
+class LanesModel:
+    """Holds each call until as many run at once as it was told."""
+
+    def __init__(self, lanes: int) -> None:
+        self.together = threading.Barrier(lanes, timeout=5)
+
+    def predict(self, bitmaps):
+        self.together.wait()
+        return bitmaps[:, 0, :1].astype(np.float32)
+
+
+def test_an_idle_lane_takes_its_share_of_a_lone_request():
+    """One request runs on all lanes at once, and its rows come back in order."""
+    with running(Batcher(LanesModel(3).predict, BatchLimits(lanes=3))) as batcher:
+        answer = batcher.submit(drawings(*range(30)))
+        assert first_pixels(answer) == list(range(30))
+
+
+def test_a_quick_request_is_not_split():
+    """Where a call is over in no time, sharing it between lanes costs more than it saves."""
+    model = FakeModel()
+    with running(Batcher(model.predict, BatchLimits(lanes=3, quick_rows=30))) as batcher:
+        assert first_pixels(batcher.submit(drawings(*range(30)))) == list(range(30))
+    assert model.batch_sizes == [30]
+
+
+def test_no_more_calls_run_at_a_time_than_there_are_lanes():
+    """A second model shares the lanes of the crew, not adds its own."""
+    held, other = FakeModel(held=True), FakeModel()
+    batchers = [Batcher(model.predict, BatchLimits()) for model in (held, other)]
+    with Crew(batchers, lanes=1):
+        first = busy(held, batchers[0])
+        second = batchers[1].submit(drawings(5))
+        time.sleep(0.05)
+        assert other.batch_sizes == []
+        held.release.set()
+        assert first_pixels(first) == [0]
+        assert first_pixels(second) == [5]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from sketchbatch.v1 import classifier_pb2 as pb
-from sketchbatch_service.batcher import Answer
 from sketchbatch_service.codec import decode, encode
 from sketchbatch_service.errors import InvalidRequest
+from sketchbatch_service.row_queue import Answer
 
 LIMITS = {"max_rows": 3, "classes": 4}
 

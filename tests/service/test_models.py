@@ -95,17 +95,17 @@ def test_cuda_is_refused_where_it_cannot_run(tiny_model):
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(ProviderMissing, match="provider cuda was asked for"):
-        open_session(tiny_model, "cuda", 0)
+        open_session(tiny_model, "cuda")
 
 
 def test_auto_takes_the_cpu_where_there_is_no_gpu(tiny_model):
     """The same file, without a flag, runs anywhere."""
-    assert open_session(tiny_model, "auto", 1).get_providers()[0] == CPU
+    assert open_session(tiny_model, "auto").get_providers()[0] == CPU
 
 
 def test_scores_are_onnx_runtimes_own(tiny_model, noise):
     """The engine adds and loses nothing."""
-    engine = Engine(open_session(tiny_model, "cpu", 1), classes=3, max_batch_rows=8)
+    engine = Engine(open_session(tiny_model, "cpu"), classes=3, max_batch_rows=8)
     expected = ort.InferenceSession(tiny_model, providers=[CPU]).run(["scores"], {"bitmaps": noise(5)})[0]
     assert np.array_equal(engine.predict(noise(5)), expected)
 

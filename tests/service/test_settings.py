@@ -25,7 +25,7 @@ def read(*flags: str, **environment: str):
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_default():
     """One rule for every setting."""
-    assert read().max_batch_rows == 64
+    assert read().max_batch_rows == 0
     assert read(SKETCHBATCH_MAX_BATCH_ROWS="32").max_batch_rows == 32
     assert read("--max-batch-rows", "16", SKETCHBATCH_MAX_BATCH_ROWS="32").max_batch_rows == 16
     assert read("--no-reflection").reflection is False
@@ -35,7 +35,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--max-batch-rows", "0"], "0 is not in the range x>=1"),
+        (["--max-batch-rows", "-1"], "-1 is not in the range x>=0"),
         (["--threads", "-1"], "-1 is not in the range x>=0"),
         (["--drain-s", "soon"], "'soon' is not a valid float"),
         (["--provider", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),

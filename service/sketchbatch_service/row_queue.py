@@ -1,0 +1,146 @@
+"""The rows that wait for a model call, request by request; which of them run next is decided here.
+
+Two lines, each in order of arrival: small requests, which fit one call, and large ones, which do not. While both have
+rows, half of every call is for the small ones, so that a lone drawing does not wait for a bulk job, nor a bulk job for
+a crowd of lone drawings. Not thread-safe: the batcher holds its lock.
+"""
+
+import time
+from collections import deque
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .arrays import Bitmaps, Scores
+from .errors import DeadlinePassed, ServiceError
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a caller gets back."""
+
+    scores: Scores
+    """float32, (rows, classes), in the order of the rows submitted."""
+
+    queue_s: float
+    """Seconds from `submit` to the start of the first model call."""
+
+    inference_s: float
+    """Seconds in the model calls this request was part of, neighbours' rows included."""
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request: its rows, how many have been handed to model calls, and the scores that came back."""
+
+    bitmaps: Bitmaps
+    expires_at: float  # time.monotonic seconds
+    queued_at: float = field(default_factory=time.monotonic)
+    future: Future[Answer] = field(default_factory=Future)
+    taken: int = 0
+    _scored: int = 0
+    _scores: Scores | None = None
+    _queue_s: float = 0.0
+    _inference_s: float = 0.0
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows not yet handed to a model call."""
+        return len(self.bitmaps) - self.taken
+
+    def is_worth_running(self, now: float) -> bool:
+        """False when the caller has left, has been failed already, or is out of time (and hears so)."""
+        if now >= self.expires_at:
+            self.fail(DeadlinePassed("the deadline passed while the request was queued"))
+        return not self.future.done()
+
+    def take(self, rows: int, now: float) -> "Slice":
+        """Hands over the next rows."""
+        if not self.taken:
+            self._queue_s = now - self.queued_at
+        self.taken += rows
+        return Slice(self, self.taken - rows, self.bitmaps[self.taken - rows : self.taken])
+
+    def add(self, start: int, scores: Scores, took_s: float) -> bool:
+        """Keeps the scores of rows from `start` on; True when they were the last ones missing."""
+        self._inference_s += took_s
+        self._scored += len(scores)
+        if len(scores) == len(self.bitmaps):
+            self._scores = scores
+        else:
+            if self._scores is None:
+                self._scores = np.empty((len(self.bitmaps), scores.shape[1]), np.float32)
+            self._scores[start : start + len(scores)] = scores
+        return self._scored == len(self.bitmaps)
+
+    def answer(self) -> None:
+        """Tells the caller, who may have left."""
+        assert self._scores is not None
+        with suppress(InvalidStateError):
+            self.future.set_result(Answer(self._scores, self._queue_s, self._inference_s))
+
+    def fail(self, error: ServiceError) -> None:
+        """Tells the caller, who may have left, or have been told already."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Rows of one request in one model call."""
+
+    job: Job
+    start: int
+    bitmaps: Bitmaps
+
+
+class RowQueue:
+    """Requests whose rows are waiting, small ones of up to `small_rows` rows and large ones."""
+
+    def __init__(self, small_rows: int) -> None:
+        self._small_rows = small_rows
+        self._small: deque[Job] = deque()
+        self._large: deque[Job] = deque()
+        self.rows = 0
+        """Rows waiting."""
+
+    def put(self, job: Job) -> None:
+        """Adds a request to the end of its line."""
+        line = self._small if len(job.bitmaps) <= self._small_rows else self._large
+        line.append(job)
+        self.rows += len(job.bitmaps)
+
+    def take(self, most_rows: int) -> list[Slice]:
+        """Takes up to `most_rows` rows for one model call, passing over requests not worth running."""
+        now = time.monotonic()
+        for_small = (most_rows + 1) // 2 if self._large else most_rows
+        slices = self._take(self._small, for_small, now)
+        slices += self._take(self._large, most_rows - _rows_of(slices), now)
+        return slices + self._take(self._small, most_rows - _rows_of(slices), now)
+
+    def forget_unwanted(self) -> None:
+        """Gives back the room of callers who have left or run out of time, wherever they stand."""
+        now = time.monotonic()
+        self._small = deque(job for job in self._small if job.is_worth_running(now))
+        self._large = deque(job for job in self._large if job.is_worth_running(now))
+        self.rows = sum(job.waiting_rows for job in (*self._small, *self._large))
+
+    def _take(self, line: deque[Job], most_rows: int, now: float) -> list[Slice]:
+        slices: list[Slice] = []
+        while line and most_rows:
+            job = line[0]
+            is_wanted = job.is_worth_running(now)
+            rows = min(most_rows, job.waiting_rows) if is_wanted else job.waiting_rows
+            self.rows -= rows
+            if is_wanted:
+                slices.append(job.take(rows, now))
+                most_rows -= rows
+            if not is_wanted or not job.waiting_rows:
+                line.popleft()
+        return slices
+
+
+def _rows_of(slices: list[Slice]) -> int:
+    return sum(len(each.bitmaps) for each in slices)
