@@ -294,6 +294,8 @@ class Model(google.protobuf.message.Message):
     METRICS_FIELD_NUMBER: builtins.int
     CREATED_FIELD_NUMBER: builtins.int
     LICENCE_FIELD_NUMBER: builtins.int
+    WORKERS_FIELD_NUMBER: builtins.int
+    WORKER_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name to ask for in `model_name`."""
     version: builtins.str
@@ -310,6 +312,12 @@ class Model(google.protobuf.message.Message):
     """When it was exported, RFC 3339; empty if the file does not say."""
     licence: builtins.str
     """Licence of the model and of the drawings it learned from; empty if the file does not say."""
+    workers: builtins.int
+    """How many processes answer on this address, each over connections of its own; 1 or more. A client that wants them
+    all opens connections until each `worker` has answered once. (Behind a balancer these are one replica's.)
+    """
+    worker: builtins.int
+    """Which of them gave this answer, 1 to `workers`."""
     @property
     def versions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Every version of this name being served, newest first."""
@@ -341,9 +349,11 @@ class Model(google.protobuf.message.Message):
         metrics: google.protobuf.struct_pb2.Struct | None = ...,
         created: builtins.str = ...,
         licence: builtins.str = ...,
+        workers: builtins.int = ...,
+        worker: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["input", b"input", "metrics", b"metrics"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created", b"created", "digest", b"digest", "input", b"input", "is_default", b"is_default", "labels", b"labels", "licence", b"licence", "max_request_rows", b"max_request_rows", "metrics", b"metrics", "name", b"name", "provider", b"provider", "version", b"version", "versions", b"versions"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "digest", b"digest", "input", b"input", "is_default", b"is_default", "labels", b"labels", "licence", b"licence", "max_request_rows", b"max_request_rows", "metrics", b"metrics", "name", b"name", "provider", b"provider", "version", b"version", "versions", b"versions", "worker", b"worker", "workers", b"workers"]) -> None: ...
 
 global___Model = Model
 
