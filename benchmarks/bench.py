@@ -1,0 +1,176 @@
+"""Measures our service beside raw ONNX Runtime and its peers: `make bench`, or a part of it by the flags below.
+
+Every contestant runs the same workloads on the same models in one run, in turn, so that a ratio compares neighbours in
+time; servers and load generators are started anew for every repeat, and medians are kept. Prints tables, and writes
+benchmarks/results/DATE-bench.json with a plot beside it; a part of it goes to runs/bench/ instead.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from callers import STYLES
+from networks import article, small
+from peers import Call, Peer, find_peers
+from plots import plot
+from processes import cpus
+from rounds import WORKLOADS, Plan, run
+from sketchbatch_client.atomic import replacing
+from sketchbatch_client.readers import read_bitmaps
+from sketchbatch_trainer.report.cost import flops
+from tables import print_tables
+from variants import HERE, cpu_name
+
+ROOT = HERE.parent
+CACHE = ROOT / "runs" / "bench"
+REAL_DRAWINGS = ROOT.parent / "shared" / "data" / "quickdraw"
+DRAWN_ROWS = 8192  # cut into requests: 8 of the largest
+
+MODELS: dict[str, Callable[[], Path]] = {
+    "shipped": lambda: ROOT / "models" / "bear-cat-dog" / "1" / "model.onnx",
+    "article": lambda: article().write(CACHE / "article" / "model.onnx"),
+    "small": lambda: small().write(CACHE / "small" / "model.onnx"),
+}
+
+
+def main() -> None:
+    """Measures what was asked for, shows it and writes it."""
+    asked = read_arguments()
+    peers, left_out = choose(asked.contestants)
+    with drawings_file(asked.data) as (drawings, source):
+        plan = Plan(
+            models={name: MODELS[name]() for name in asked.models},
+            peers=peers,
+            workloads=asked.workloads,
+            drawings=drawings,
+            call=Call(style=asked.style, channels=asked.channels),
+            repeats=asked.repeats,
+            seconds=asked.seconds,
+        )
+        started_at = time.monotonic()
+        results = run(plan)
+    record = {
+        **describe_machine(),
+        "settings": {"repeats": plan.repeats, "window_s": plan.seconds, **asdict(plan.call), "drawings": source},
+        "took_s": round(time.monotonic() - started_at),
+        "models": {name: describe_model(path) for name, path in plan.models.items()},
+        "contestants": {peer.name: peer.about for peer in peers},
+        "left_out": left_out,
+        "workloads": {name: asdict(WORKLOADS[name]) for name in plan.workloads},
+        "measured": results.as_json(),
+    }
+    print_tables(record)
+    write(record, asked.output or (HERE / "results" if asked.is_whole else CACHE))
+
+
+def read_arguments() -> argparse.Namespace:
+    """The flags; `is_whole` says whether they leave nothing out."""
+    peers = list(find_peers())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--models", type=names_of(MODELS), default=list(MODELS), help=f"of {','.join(MODELS)}")
+    add("--workloads", type=names_of(WORKLOADS), default=list(WORKLOADS), help=f"of {','.join(WORKLOADS)}")
+    add("--contestants", type=names_of(peers), default=peers, help=f"of {','.join(peers)}")
+    add("--repeats", type=int, default=3, help="default: %(default)s")
+    add("--seconds", type=float, default=1.0, help="a window; bulk and mix take two (default: %(default)s)")
+    add("--style", choices=STYLES, default="threads", help="how plain stubs keep requests in flight")
+    add("--channels", type=int, default=1, help="connections of each load generator (default: %(default)s)")
+    add("--data", type=Path, help="drawings in Google's layout (default: those in ../shared, else noise)")
+    add("--output", type=Path, help="folder to write to (default: benchmarks/results, or runs/bench for a part)")
+    add("--quick", action="store_true", help="the small model, one repeat, half a second a window")
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.models, asked.repeats, asked.seconds = ["small"], 1, 0.5
+    parts = ("models", "workloads", "contestants", "repeats", "seconds")
+    asked.is_whole = all(getattr(asked, part) == parser.get_default(part) for part in parts)
+    return asked
+
+
+def names_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    """Reads a list with commas, each one of `known`."""
+
+    def names(text: str) -> list[str]:
+        if unknown := [name for name in text.split(",") if name not in known]:
+            raise argparse.ArgumentTypeError(f"must be of {','.join(known)}, got {','.join(unknown)}")
+        return text.split(",")
+
+    return names
+
+
+def choose(names: list[str]) -> tuple[list[Peer], dict[str, str]]:
+    """The peers that can be measured here, and why the others cannot."""
+    peers = [find_peers()[name] for name in names]
+    left_out = {peer.name: reason for peer in peers if (reason := peer.missing())}
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    return [peer for peer in peers if peer.name not in left_out], left_out
+
+
+@contextmanager
+def drawings_file(data: Path | None) -> Iterator[tuple[Path, str]]:
+    """Drawings in random order in a .npy file, and where they are from; without any, noise: never blank paper."""
+    folder = (data or REAL_DRAWINGS) / "numpy_bitmap"
+    random = np.random.default_rng(0)
+    if folder.is_dir():
+        rows = np.concatenate([read_bitmaps(folder / f"{label}.npy") for label in ("bear", "cat", "dog")])
+        source = "Quick, Draw! by Google (CC BY 4.0): bear, cat, dog"
+    else:
+        rows, source = random.integers(0, 256, (DRAWN_ROWS, 28, 28), np.uint8), "noise"
+    with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+        np.save(file, random.permutation(rows)[:DRAWN_ROWS])
+        file.flush()
+        yield Path(file.name), source
+
+
+def describe_machine() -> dict[str, Any]:
+    """When, where, with what, by which command."""
+    packages = ("onnxruntime", "grpcio", "protobuf", "numpy", "sketchbatch-service", "sketchbatch-client")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "make bench" + f" BENCH={shlex.quote(shlex.join(sys.argv[1:]))}" * bool(sys.argv[1:]),
+        "commit": commit(),
+        "machine": {"cpu": cpu_name(), "cpus": cpus(), "load": round(os.getloadavg()[0], 1)},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def commit() -> str:
+    """Of this tree, "+changes" behind it where it differs; "" outside git."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def describe_model(path: Path) -> dict[str, Any]:
+    """Where it is and what it costs."""
+    mflop = flops(onnx.load(path)) / 1e6
+    return {"file": path.relative_to(ROOT).as_posix(), "mflop_per_row": round(mflop, 3)}
+
+
+def write(record: dict[str, Any], folder: Path) -> None:
+    """The record, and the plot beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record['date'][:10]}-bench.json"
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n")
+    plot(record, path.with_suffix(".png"))
+    print(f"-> {path}\n-> {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()

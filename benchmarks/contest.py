@@ -1,0 +1,175 @@
+"""Starts a peer's server and its load generator, and runs windows on them."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from peers import Call, Peer
+from processes import cpu_s, machine_cpu_s, memory, tree
+
+LOAD = Path(__file__).resolve().parent / "load.py"
+Counted = dict[str, float]
+"""What a load generator says of a window: see `load.run_window`; with the server's and the machine's CPU seconds."""
+
+READY_WITHIN_S = 60
+STOPS_WITHIN_S = 30
+
+
+class PeerFailed(RuntimeError):
+    """A server or a load generator ended, or never was ready; the message ends with what it said last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests of `rows` rows, `in_flight` at once."""
+
+    rows: int
+    in_flight: int
+
+
+class Generator:
+    """A load generator's process."""
+
+    def __init__(self, peer: Peer, target: str, drawings: Path, call: Call) -> None:
+        words = ["--peer", peer.name, "--target", target, "--drawings", str(drawings)]
+        words += ["--style", call.style, "--channels", str(max(call.channels, peer.least_channels))]
+        self._name = peer.name
+        self._process = subprocess.Popen(
+            [sys.executable, str(LOAD), *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.scores: list[list[float]] = self._read()["scores"]
+
+    def begin(self, load: Load) -> None:
+        """Opens a window."""
+        self._write(json.dumps(asdict(load)))
+
+    def end(self) -> Counted:
+        """Closes it; returns what it counted, all answered."""
+        self._write("stop")
+        return self._read()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate(timeout=STOPS_WITHIN_S)
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise PeerFailed(f"the load generator of {self._name} ended with {self._process.wait()}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+
+class Server:
+    """A peer's server process; what it prints is read all the time, so that it never waits for a reader."""
+
+    def __init__(self, peer: Peer, model: Path) -> None:
+        assert peer.command
+        assert peer.address_in
+        assert peer.probe
+        started_at = time.perf_counter()
+        self._process = subprocess.Popen(
+            peer.command(model), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert self._process.stdout
+        watchdog = threading.Timer(READY_WITHIN_S, self._process.kill)
+        watchdog.start()
+        self.address = _address(peer, self._process.stdout)
+        self._ready_s = time.perf_counter() - started_at
+        watchdog.cancel()
+        self._drain = threading.Thread(target=self._process.stdout.read, daemon=True)
+        self._drain.start()
+        peer.probe(self.address)
+        self._well_s = time.perf_counter() - started_at
+
+    def cpu_s(self) -> float:
+        """Of all its processes, so far."""
+        return cpu_s(tree(self._process.pid))
+
+    def figures(self) -> dict[str, float]:
+        """Seconds from its start until it said it was ready, and until it was found well; memory of its processes."""
+        used = memory(tree(self._process.pid))
+        return {
+            "ready_s": self._ready_s,
+            "well_s": self._well_s,
+            "peak_mib": used.peak_mib,
+            "after_mib": used.after_mib,
+        }
+
+    def close(self) -> None:
+        """Stops it as an operator would."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOPS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _address(peer: Peer, output: TextIO) -> str:
+    assert peer.address_in
+    last = ""
+    for line in output:
+        if address := peer.address_in(line):
+            return address
+        last = line
+    raise PeerFailed(f"the server of {peer.name} was not ready in {READY_WITHIN_S} s; it said last: {last.strip()}")
+
+
+class Contestant:
+    """A peer with its server, where it has one, and a load generator; with two, loads can run side by side."""
+
+    def __init__(self, peer: Peer, *, model: Path, drawings: Path, call: Call, generators: int) -> None:
+        self.peer = peer
+        with ExitStack() as stack:  # what was started is stopped, too, when something later does not start
+            self.server = Server(peer, model) if peer.command else None
+            if self.server:
+                stack.callback(self.server.close)
+            target = self.server.address if self.server else str(model)
+            self._generators = []
+            for _ in range(generators):
+                self._generators.append(Generator(peer, target, drawings, call))
+                stack.callback(self._generators[-1].close)
+            self._opened = stack.pop_all()
+        self.scores = self._generators[0].scores
+
+    def measure(self, loads: Sequence[Load], seconds: float) -> list[Counted]:
+        """A window of `seconds` and what the last requests take; of several loads the first ends first.
+
+        So the first load has all others beside it from its beginning to its end.
+        """
+        opened_at, before = time.perf_counter(), self._cpu_s()
+        generators = list(zip(self._generators, loads, strict=False))
+        for generator, load in generators:
+            generator.begin(load)
+        time.sleep(seconds)
+        counted = [generator.end() for generator, _ in generators]
+        took_s = time.perf_counter() - opened_at
+        server_cpu_s, machine_cpu_s = (after - b for after, b in zip(self._cpu_s(), before, strict=True))
+        other_cpu_s = machine_cpu_s - server_cpu_s - sum(each["client_cpu_s"] for each in counted)
+        shared = {"server_cpu_s": server_cpu_s, "other_cpus": max(0.0, other_cpu_s / took_s)}
+        return [each | shared for each in counted]
+
+    def __enter__(self) -> "Contestant":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Ends its processes, generators first."""
+        self._opened.close()
+
+    def _cpu_s(self) -> tuple[float, float]:
+        """Of its server, and of the whole machine."""
+        return self.server.cpu_s() if self.server else 0.0, machine_cpu_s()
