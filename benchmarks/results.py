@@ -12,6 +12,9 @@ from contest import Counted
 
 Figures = dict[str, float]
 
+DISTURBED_CPUS = 0.15
+"""CPUs that others used during a window, above which it is worth little: the ratios of 2 CPUs move by 5 %."""
+
 BULK = "1024x4"
 """The workload that the mix's bulk is held against."""
 

@@ -2,13 +2,11 @@
 
 from typing import Any
 
+from results import DISTURBED_CPUS
 from rich.console import Console
 from rich.table import Table
 
 Record = dict[str, Any]
-
-_OTHERS_DISTURB = 0.15
-"""CPUs that others used while a cell was measured, above which it is marked: the ratios of 2 CPUs move by 5 %."""
 
 
 def print_tables(record: Record) -> None:
@@ -20,7 +18,7 @@ def print_tables(record: Record) -> None:
         console.print(_rates(record, cells))
         console.print(_costs(record, cells))
     if any(_is_disturbed(cell) for cell in record["measured"]):
-        console.print(f"* other work on the machine took more than {_OTHERS_DISTURB} CPUs: measure again")
+        console.print(f"* other work on the machine took more than {DISTURBED_CPUS} CPUs: measure again")
 
 
 def _rates(record: Record, cells: dict[tuple[str, str], Record]) -> Table:
@@ -91,4 +89,4 @@ def _cpu(cell: Record | None) -> str:
 
 def _is_disturbed(cell: Record) -> bool:
     medians = cell["medians"]
-    return bool(medians.get("other_cpus", medians.get("bulk_other_cpus", 0)) > _OTHERS_DISTURB)
+    return bool(medians.get("other_cpus", medians.get("bulk_other_cpus", 0)) > DISTURBED_CPUS)
