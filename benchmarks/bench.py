@@ -61,12 +61,19 @@ def main() -> None:
             call=Call(style=asked.style, channels=asked.channels),
             repeats=asked.repeats,
             seconds=asked.seconds,
+            attempts=asked.attempts,
         )
         started_at = time.monotonic()
         results = run(plan)
     record = {
         **describe_machine(),
-        "settings": {"repeats": plan.repeats, "window_s": plan.seconds, **asdict(plan.call), "drawings": source},
+        "settings": {
+            "repeats": plan.repeats,
+            "window_s": plan.seconds,
+            "attempts": plan.attempts,
+            **asdict(plan.call),
+            "drawings": source,
+        },
         "took_s": round(time.monotonic() - started_at),
         "models": {name: describe_model(path) for name, path in plan.models.items()},
         "contestants": {peer.name: peer.about for peer in peers},
@@ -88,6 +95,7 @@ def read_arguments() -> argparse.Namespace:
     add("--contestants", type=names_of(peers), default=peers, help=f"of {','.join(peers)}")
     add("--repeats", type=int, default=3, help="default: %(default)s")
     add("--seconds", type=float, default=1.0, help="a window; bulk and mix take two (default: %(default)s)")
+    add("--attempts", type=int, default=3, help="at a window that other work disturbs (default: %(default)s)")
     add("--style", choices=STYLES, default="threads", help="how plain stubs keep requests in flight")
     add("--channels", type=int, default=1, help="connections of each load generator (default: %(default)s)")
     add("--data", type=Path, help="drawings in Google's layout (default: those in ../shared, else noise)")
@@ -95,7 +103,7 @@ def read_arguments() -> argparse.Namespace:
     add("--quick", action="store_true", help="the small model, one repeat, half a second a window")
     asked = parser.parse_args()
     if asked.quick:
-        asked.models, asked.repeats, asked.seconds = ["small"], 1, 0.5
+        asked.models, asked.repeats, asked.seconds, asked.attempts = ["small"], 1, 0.5, 1
     parts = ("models", "workloads", "contestants", "repeats", "seconds")
     asked.is_whole = all(getattr(asked, part) == parser.get_default(part) for part in parts)
     return asked

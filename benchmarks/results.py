@@ -19,8 +19,8 @@ BULK = "1024x4"
 """The workload that the mix's bulk is held against."""
 
 PLAIN = "plain"
-RAW = "raw-"
-"""What the names of the ways to call ONNX Runtime in process begin with."""
+RAW, RAW_DEFAULT = "raw-", "raw-default"
+"""What the names of the ways to call ONNX Runtime in process begin with, and the one with its own settings."""
 
 
 def figures(counted: Counted) -> Figures:
@@ -85,7 +85,7 @@ class Results:
         cell.add(found)
 
     def raw(self, model: str, workload: str) -> Cell | None:
-        """The faster way to call ONNX Runtime in process, by its median; None = neither was measured."""
+        """The fastest way to call ONNX Runtime in process, by its median; None = none was measured."""
         raws = [c for c in self.cells if (c.model, c.workload) == (model, workload) and c.contestant.startswith(RAW)]
         return max(raws, key=lambda cell: cell.median("rows_per_s"), default=None)
 
@@ -97,10 +97,11 @@ class Results:
             if alone := self.cell(cell.model, BULK, cell.contestant):
                 found["bulk_kept"] = median_ratio(cell.repeats["bulk_rows_per_s"], alone.repeats["rows_per_s"])
             return found
-        raw = self.raw(cell.model, cell.workload)
-        return _ratios("to_raw", cell, raw, ["rows_per_s"]) | _ratios(
-            "to_plain", cell, plain, ["rows_per_s", "p50_ms", "p99_ms"]
-        )
+        return {
+            **_ratios("to_raw", cell, self.raw(cell.model, cell.workload), ["rows_per_s"]),
+            **_ratios("to_raw_default", cell, self.cell(cell.model, cell.workload, RAW_DEFAULT), ["rows_per_s"]),
+            **_ratios("to_plain", cell, plain, ["rows_per_s", "p50_ms", "p99_ms"]),
+        }
 
     def as_json(self) -> list[dict[str, Any]]:
         """Every cell: medians, ratios, and the repeats that they come from."""

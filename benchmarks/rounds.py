@@ -13,7 +13,6 @@ from results import DISTURBED_CPUS, Figures, Results, figures, mix_figures
 
 WARM_UP_S = 0.3
 AGREE_WITHIN = 1e-4  # of the same drawings' scores: another batch size may add in another order
-ATTEMPTS = 3  # at a window that nobody else on the machine disturbs
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +51,8 @@ class Plan:
     repeats: int
     seconds: float
     """A window."""
+    attempts: int
+    """At a window that nobody else on the machine disturbs."""
 
 
 def run(plan: Plan) -> Results:
@@ -82,19 +83,19 @@ def _run_workloads(plan: Plan, model: str, contestants: Sequence[Contestant], re
         _say(f"  {name}:")
         for contestant in contestants:
             if contestant.peer.takes(name):
-                found = _measure(contestant, name, plan.seconds)
+                found = _measure(plan, contestant, name)
                 results.add(model, name, contestant.peer.name, found)
                 _say(f" {contestant.peer.name} {next(iter(found.values())):,.0f}")
         _say(" rows/s\n")
 
 
-def _measure(contestant: Contestant, name: str, seconds: float) -> Figures:
+def _measure(plan: Plan, contestant: Contestant, name: str) -> Figures:
     """A window after a short one to warm up; again, when others took part in it. The least disturbed is kept."""
     workload = WORKLOADS[name]
     attempts: list[list[Counted]] = []
-    while not attempts or (len(attempts) < ATTEMPTS and attempts[-1][0]["other_cpus"] > DISTURBED_CPUS):
-        contestant.measure(workload.loads, WARM_UP_S)
-        attempts.append(contestant.measure(workload.loads, workload.windows * seconds))
+    while not attempts or (len(attempts) < plan.attempts and attempts[-1][0]["other_cpus"] > DISTURBED_CPUS):
+        contestant.measure(workload.loads, workload.windows * WARM_UP_S)
+        attempts.append(contestant.measure(workload.loads, workload.windows * plan.seconds))
     counted = min(attempts, key=lambda attempt: attempt[0]["other_cpus"])
     return mix_figures(*counted) if name == MIX else figures(*counted)
 
