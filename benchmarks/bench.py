@@ -24,9 +24,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from callers import STYLES
 from networks import article, small
-from peers import Call, Peer, find_peers
+from peers import Peer, find_peer, find_peers
 from plots import plot
 from processes import cpus
 from rounds import WORKLOADS, Plan, run
@@ -51,14 +50,13 @@ MODELS: dict[str, Callable[[], Path]] = {
 def main() -> None:
     """Measures what was asked for, shows it and writes it."""
     asked = read_arguments()
-    peers, left_out = choose(asked.contestants)
+    peers, left_out = choose(asked.contestants, asked.channels)
     with drawings_file(asked.data) as (drawings, source):
         plan = Plan(
             models={name: MODELS[name]() for name in asked.models},
             peers=peers,
             workloads=asked.workloads,
             drawings=drawings,
-            call=Call(style=asked.style, channels=asked.channels),
             repeats=asked.repeats,
             seconds=asked.seconds,
             attempts=asked.attempts,
@@ -71,18 +69,20 @@ def main() -> None:
             "repeats": plan.repeats,
             "window_s": plan.seconds,
             "attempts": plan.attempts,
-            **asdict(plan.call),
             "drawings": source,
         },
         "took_s": round(time.monotonic() - started_at),
         "models": {name: describe_model(path) for name, path in plan.models.items()},
-        "contestants": {peer.name: peer.about for peer in peers},
+        "contestants": {
+            peer.name: {"about": peer.about, "style": peer.style, "channels": peer.channels} for peer in peers
+        },
         "left_out": left_out,
         "workloads": {name: asdict(WORKLOADS[name]) for name in plan.workloads},
         "measured": results.as_json(),
     }
     print_tables(record)
-    write(record, asked.output or (HERE / "results" if asked.is_whole else CACHE))
+    folder = HERE / "results" if asked.is_whole else CACHE
+    write(record, asked.output or folder / f"{record['date'][:10]}-bench.json")
 
 
 def read_arguments() -> argparse.Namespace:
@@ -92,14 +92,15 @@ def read_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--models", type=names_of(MODELS), default=list(MODELS), help=f"of {','.join(MODELS)}")
     add("--workloads", type=names_of(WORKLOADS), default=list(WORKLOADS), help=f"of {','.join(WORKLOADS)}")
-    add("--contestants", type=names_of(peers), default=peers, help=f"of {','.join(peers)}")
+    add(
+        "--contestants", type=lambda text: text.split(","), default=peers, help=f"of {','.join(peers)}; also NAME@STYLE"
+    )
     add("--repeats", type=int, default=3, help="default: %(default)s")
     add("--seconds", type=float, default=1.0, help="a window; bulk and mix take two (default: %(default)s)")
     add("--attempts", type=int, default=3, help="at a window that other work disturbs (default: %(default)s)")
-    add("--style", choices=STYLES, default="threads", help="how plain stubs keep requests in flight")
     add("--channels", type=int, default=1, help="connections of each load generator (default: %(default)s)")
     add("--data", type=Path, help="drawings in Google's layout (default: those in ../shared, else noise)")
-    add("--output", type=Path, help="folder to write to (default: benchmarks/results, or runs/bench for a part)")
+    add("--output", type=Path, help="file (default: benchmarks/results/DATE-bench.json, for a part in runs/bench)")
     add("--quick", action="store_true", help="the small model, one repeat, half a second a window")
     asked = parser.parse_args()
     if asked.quick:
@@ -120,9 +121,12 @@ def names_of(known: Collection[str]) -> Callable[[str], list[str]]:
     return names
 
 
-def choose(names: list[str]) -> tuple[list[Peer], dict[str, str]]:
+def choose(names: list[str], channels: int) -> tuple[list[Peer], dict[str, str]]:
     """The peers that can be measured here, and why the others cannot."""
-    peers = [find_peers()[name] for name in names]
+    try:
+        peers = [find_peer(name, channels=channels) for name in names]
+    except ValueError as exc:
+        sys.exit(f"--contestants: {exc}")
     left_out = {peer.name: reason for peer in peers if (reason := peer.missing())}
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
@@ -170,10 +174,9 @@ def describe_model(path: Path) -> dict[str, Any]:
     return {"file": path.relative_to(ROOT).as_posix(), "mflop_per_row": round(mflop, 3)}
 
 
-def write(record: dict[str, Any], folder: Path) -> None:
+def write(record: dict[str, Any], path: Path) -> None:
     """The record, and the plot beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{record['date'][:10]}-bench.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
     plot(record, path.with_suffix(".png"))

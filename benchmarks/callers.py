@@ -13,7 +13,7 @@ from itertools import chain, cycle, islice
 
 import grpc
 import numpy as np
-from peers import Bitmaps, Call, Caller, Scores, Stop
+from peers import Bitmaps, Caller, Peer, Scores, Stop
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1.classifier_pb2_grpc import ClassifierServiceStub
 
@@ -47,8 +47,8 @@ def in_threads(calls: Sequence[Classify], requests: Sequence[Bitmaps], in_flight
 class StubThreads:
     """Plain generated stubs, called from one thread for each request in flight."""
 
-    def __init__(self, address: str, call: Call) -> None:
-        channels = [grpc.insecure_channel(address, options=_OPTIONS) for _ in range(call.channels)]
+    def __init__(self, address: str, peer: Peer) -> None:
+        channels = [grpc.insecure_channel(address, options=_OPTIONS) for _ in range(peer.channels)]
         self._stubs = [ClassifierServiceStub(channel) for channel in channels]
 
     def classify(self, bitmaps: Bitmaps) -> Scores:
@@ -90,9 +90,9 @@ class StubFutures(StubThreads):
 class StubTasks(StubThreads):
     """Plain stubs of grpc.aio, one asyncio task for each request in flight."""
 
-    def __init__(self, address: str, call: Call) -> None:
-        super().__init__(address, call)
-        self._address, self._channels = address, call.channels
+    def __init__(self, address: str, peer: Peer) -> None:
+        super().__init__(address, peer)
+        self._address, self._channels = address, peer.channels
         self._runner = asyncio.Runner()
         self._aio_stubs = self._runner.run(self._connect())
 
@@ -121,7 +121,7 @@ class StubTasks(StubThreads):
 class ClientThreads:
     """Our own client, one of it, `Client.classify` called from one thread for each request in flight."""
 
-    def __init__(self, address: str, _: Call) -> None:
+    def __init__(self, address: str, _: Peer) -> None:
         from sketchbatch_client import Client
 
         self._client = Client(address)
@@ -135,12 +135,12 @@ class ClientThreads:
         return in_threads([self._client.classify], requests, in_flight, stop)
 
 
-STYLES: dict[str, Callable[[str, Call], Caller]] = {"threads": StubThreads, "futures": StubFutures, "aio": StubTasks}
+STYLES: dict[str, Callable[[str, Peer], Caller]] = {"threads": StubThreads, "futures": StubFutures, "aio": StubTasks}
 
 
-def stubs(address: str, call: Call) -> Caller:
-    """Plain stubs of `sketchbatch.v1`, in the style asked for."""
-    return STYLES[call.style](address, call)
+def stubs(address: str, peer: Peer) -> Caller:
+    """Plain stubs of `sketchbatch.v1`, in the peer's style."""
+    return STYLES[peer.style](address, peer)
 
 
 def _request(bitmaps: Bitmaps) -> pb.ClassifyRequest:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from peers import Call, Peer
+from peers import Peer
 from processes import cpu_s, machine_cpu_s, memory, tree
 
 LOAD = Path(__file__).resolve().parent / "load.py"
@@ -37,9 +37,9 @@ class Load:
 class Generator:
     """A load generator's process."""
 
-    def __init__(self, peer: Peer, target: str, drawings: Path, call: Call) -> None:
+    def __init__(self, peer: Peer, target: str, drawings: Path) -> None:
         words = ["--peer", peer.name, "--target", target, "--drawings", str(drawings)]
-        words += ["--style", call.style, "--channels", str(max(call.channels, peer.least_channels))]
+        words += ["--channels", str(peer.channels)]
         self._name = peer.name
         self._process = subprocess.Popen(
             [sys.executable, str(LOAD), *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -132,7 +132,7 @@ def _address(peer: Peer, output: TextIO) -> str:
 class Contestant:
     """A peer with its server, where it has one, and a load generator; with two, loads can run side by side."""
 
-    def __init__(self, peer: Peer, *, model: Path, drawings: Path, call: Call, generators: int) -> None:
+    def __init__(self, peer: Peer, *, model: Path, drawings: Path, generators: int) -> None:
         self.peer = peer
         with ExitStack() as stack:  # what was started is stopped, too, when something later does not start
             self.server = Server(peer, model) if peer.command else None
@@ -141,7 +141,7 @@ class Contestant:
             target = self.server.address if self.server else str(model)
             self._generators = []
             for _ in range(generators):
-                self._generators.append(Generator(peer, target, drawings, call))
+                self._generators.append(Generator(peer, target, drawings))
                 stack.callback(self._generators[-1].close)
             self._opened = stack.pop_all()
         self.scores = self._generators[0].scores

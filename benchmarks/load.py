@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from peers import Bitmaps, Call, Caller, find_peers
+from peers import Bitmaps, Caller, find_peer
 
 CHECKED_ROWS = 5
 
@@ -22,14 +22,13 @@ CHECKED_ROWS = 5
 def main() -> None:
     """Connects, says so, and runs the windows asked for on stdin."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", required=True)
+    parser.add_argument("--peer", required=True, help="NAME or NAME@STYLE.")
     parser.add_argument("--target", required=True, help="The server's address, or the model's path.")
     parser.add_argument("--drawings", type=Path, required=True, help="uint8 (rows, 28, 28), a .npy file.")
-    parser.add_argument("--style", required=True)
     parser.add_argument("--channels", type=int, required=True)
     arguments = parser.parse_args()
-    call = Call(style=arguments.style, channels=arguments.channels)
-    caller = find_peers()[arguments.peer].connect(arguments.target, call)
+    peer = find_peer(arguments.peer, channels=arguments.channels)
+    caller = peer.connect(arguments.target, peer)
     drawings = np.load(arguments.drawings)
     say({"scores": np.asarray(caller.classify(drawings[:CHECKED_ROWS])).tolist()})
     while line := sys.stdin.readline():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from contest import Contestant, Counted, Load
-from peers import Call, Peer
+from peers import Peer
 from results import DISTURBED_CPUS, Figures, Results, figures, mix_figures
 
 WARM_UP_S = 0.3
@@ -47,7 +47,6 @@ class Plan:
     peers: Sequence[Peer]
     workloads: Sequence[str]
     drawings: Path
-    call: Call
     repeats: int
     seconds: float
     """A window."""
@@ -75,7 +74,7 @@ def run(plan: Plan) -> Results:
 
 def _start(plan: Plan, peer: Peer, model: Path) -> Contestant:
     loads = max(len(WORKLOADS[name].loads) for name in plan.workloads if peer.takes(name))
-    return Contestant(peer, model=model, drawings=plan.drawings, call=plan.call, generators=loads)
+    return Contestant(peer, model=model, drawings=plan.drawings, generators=loads)
 
 
 def _run_workloads(plan: Plan, model: str, contestants: Sequence[Contestant], results: Results) -> None:

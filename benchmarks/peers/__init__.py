@@ -7,7 +7,7 @@ A file sets `PEERS`, a tuple of `Peer`. Whatever answers the same question, uint
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -40,17 +40,6 @@ class Caller(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """How requests are to be made, as the person who measures asked."""
-
-    style: str
-    """How gRPC requests are kept in flight: a key of `callers.STYLES`."""
-
-    channels: int
-    """Connections to spread requests over."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
     """One line of the table."""
 
@@ -60,8 +49,14 @@ class Peer:
     about: str
     """What it is, with the settings that matter to its speed."""
 
-    connect: Callable[[str, Call], Caller]
+    connect: Callable[[str, "Peer"], Caller]
     """Makes the caller, in the load generator's process, from the server's address; without one, from the model."""
+
+    styles: tuple[str, ...] = ()
+    """Ways in which its caller can keep requests in flight, the usual one first; NAME@STYLE asks for another."""
+
+    channels: int = 1
+    """Connections that requests are spread over."""
 
     command: Callable[[Path], list[str]] | None = None
     """The words that start its server on a free port with a model; None = it runs in the load generator's process."""
@@ -75,11 +70,13 @@ class Peer:
     missing: Callable[[], str] = lambda: ""
     """Why it cannot be measured here; "" = it can."""
 
-    least_channels: int = 1
-    """Connections it needs to be used in full."""
-
     workloads: tuple[str, ...] = ()
     """Names of those it takes part in; () = all."""
+
+    @property
+    def style(self) -> str:
+        """As its name asks, or else the usual one; "" = it has none."""
+        return self.name.partition("@")[2] or next(iter(self.styles), "")
 
     def takes(self, workload: str) -> bool:
         """Whether it takes part."""
@@ -95,3 +92,19 @@ def find_peers() -> dict[str, Peer]:
     files = sorted({found.name for found in pkgutil.iter_modules(__path__)} - set(_REFERENCES))
     modules = [importlib.import_module(f"{__name__}.{name}") for name in (*_REFERENCES, *files)]
     return {peer.name: peer for module in modules for peer in module.PEERS}
+
+
+def find_peer(name: str, *, channels: int = 1) -> Peer:
+    """The one of that name, or of NAME@STYLE, with at least so many channels.
+
+    Raises:
+        ValueError: There is none, or it has no such style.
+    """
+    peers = find_peers()
+    base, _, style = name.partition("@")
+    if base not in peers:
+        raise ValueError(f"no contestant {base!r}; there are: {', '.join(peers)}")
+    peer = peers[base]
+    if style and style not in peer.styles:
+        raise ValueError(f"{base}@ must be one of {', '.join(peer.styles) or 'no styles at all'}, got {style!r}")
+    return replace(peer, name=name, channels=max(channels, peer.channels))

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import grpc
-from callers import ClientThreads, stubs
+from callers import STYLES, ClientThreads, stubs
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from . import Peer
@@ -42,14 +42,21 @@ def _missing_workers() -> str:
 _ours = partial(Peer, address_in=_address_in, probe=_probe)
 
 PEERS = (
-    _ours(name="ours", about="sketchbatch-serve, its defaults, by plain stubs", connect=stubs, command=_command),
+    _ours(
+        name="ours",
+        about="sketchbatch-serve, its defaults, by plain stubs",
+        connect=stubs,
+        styles=tuple(STYLES),
+        command=_command,
+    ),
     _ours(
         name="ours-2-workers",
         about="sketchbatch-serve --workers 2, by plain stubs",
         connect=stubs,
+        styles=tuple(STYLES),
         command=lambda model: _command(model, "--workers", "2"),
         missing=_missing_workers,
-        least_channels=4,  # each connection stays with one worker
+        channels=4,  # each connection stays with one worker
     ),
     _ours(
         name="ours-client",

@@ -13,13 +13,13 @@ import onnxruntime as ort
 from callers import in_threads
 from processes import cpus
 
-from . import Bitmaps, Call, Peer, Scores, Stop
+from . import Bitmaps, Peer, Scores, Stop
 
 
 class Raw:
     """`sessions` sessions of `threads` threads, one caller each; a call has at most `call_rows` rows of a request."""
 
-    def __init__(self, model: str, _: Call, *, sessions: int, threads: int, call_rows: int = 1024) -> None:
+    def __init__(self, model: str, _: Peer, *, sessions: int, threads: int, call_rows: int = 1024) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3

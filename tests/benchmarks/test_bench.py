@@ -27,7 +27,7 @@ from . import Peer
 
 
 class Liar:
-    def __init__(self, model, call): ...
+    def __init__(self, model, peer): ...
     def classify(self, bitmaps): return np.full((len(bitmaps), 3), 1 / 3, np.float32)
 
 
@@ -104,15 +104,15 @@ def test_one_run_measures_each_contestant_for_real(root, tmp_path):
     flags = ["--models", "small", "--workloads", "1024x4,1x1,mix", "--contestants", "raw-default,plain,ours"]
     started_at = time.monotonic()
     flags += ["--repeats", "1", "--attempts", "1", "--seconds", "0.2"]
-    finished = bench(root / "benchmarks", *flags, "--output", str(tmp_path))
+    finished = bench(root / "benchmarks", *flags, "--output", str(tmp_path / "found.json"))
     assert finished.returncode == 0, finished.stderr
-    record = json.loads(next(tmp_path.glob("*-bench.json")).read_text())
+    record = json.loads((tmp_path / "found.json").read_text())
     cells = {(cell["contestant"], cell["workload"]): cell for cell in record["measured"]}
     assert set(cells) == {(name, work) for name in ("plain", "ours") for work in ("1024x4", "1x1", "mix", "server")} | {
         ("raw-default", "1024x4"),
         ("raw-default", "1x1"),
     }
-    assert next(tmp_path.glob("*-bench.png")).stat().st_size > 10_000
+    assert (tmp_path / "found.png").stat().st_size > 10_000
     assert record["models"]["small"]["mflop_per_row"] == 1.032
     ours = cells["ours", "1x1"]["medians"]
     assert 0 < ours["p50_ms"] <= ours["p99_ms"] < 1000
