@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ from peers import Peer, find_peer, find_peers
 from plots import plot
 from processes import cpus
 from rounds import WORKLOADS, Plan, run
-from sketchbatch_client.atomic import replacing
+from sketchbatch_client.atomic import replacing, unwind_on_signals
 from sketchbatch_client.readers import read_bitmaps
 from sketchbatch_trainer.report.cost import flops
 from tables import print_tables
@@ -49,11 +49,12 @@ MODELS: dict[str, Callable[[], Path]] = {
 
 def main() -> None:
     """Measures what was asked for, shows it and writes it."""
+    unwind_on_signals()  # servers and load generators end with us
     asked = read_arguments()
     peers, left_out = choose(asked.contestants, asked.channels)
     with drawings_file(asked.data) as (drawings, source):
         plan = Plan(
-            models={name: MODELS[name]() for name in asked.models},
+            models={name: MODELS.get(name, Path(name).resolve)() for name in asked.models},
             peers=peers,
             workloads=asked.workloads,
             drawings=drawings,
@@ -90,8 +91,8 @@ def read_arguments() -> argparse.Namespace:
     peers = list(find_peers())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--models", type=names_of(MODELS), default=list(MODELS), help=f"of {','.join(MODELS)}")
-    add("--workloads", type=names_of(WORKLOADS), default=list(WORKLOADS), help=f"of {','.join(WORKLOADS)}")
+    add("--models", type=models_of, default=list(MODELS), help=f"of {','.join(MODELS)}, or files")
+    add("--workloads", type=workloads_of, default=list(WORKLOADS), help=f"of {','.join(WORKLOADS)}")
     add(
         "--contestants", type=lambda text: text.split(","), default=peers, help=f"of {','.join(peers)}; also NAME@STYLE"
     )
@@ -110,14 +111,20 @@ def read_arguments() -> argparse.Namespace:
     return asked
 
 
-def names_of(known: Collection[str]) -> Callable[[str], list[str]]:
-    """Reads a list with commas, each one of `known`."""
+def models_of(text: str) -> list[str]:
+    """Reads a list with commas."""
+    return known(text, [name for name in text.split(",") if name in MODELS or Path(name).is_file()], MODELS)
 
-    def names(text: str) -> list[str]:
-        if unknown := [name for name in text.split(",") if name not in known]:
-            raise argparse.ArgumentTypeError(f"must be of {','.join(known)}, got {','.join(unknown)}")
-        return text.split(",")
 
+def workloads_of(text: str) -> list[str]:
+    """Reads a list with commas."""
+    return known(text, [name for name in text.split(",") if name in WORKLOADS], WORKLOADS)
+
+
+def known(text: str, names: list[str], choices: Iterable[str]) -> list[str]:
+    """`names`, if they are all that `text` says."""
+    if names != text.split(","):
+        raise argparse.ArgumentTypeError(f"must be of {','.join(choices)}, got {text}")
     return names
 
 
@@ -171,7 +178,8 @@ def commit() -> str:
 def describe_model(path: Path) -> dict[str, Any]:
     """Where it is and what it costs."""
     mflop = flops(onnx.load(path)) / 1e6
-    return {"file": path.relative_to(ROOT).as_posix(), "mflop_per_row": round(mflop, 3)}
+    file = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+    return {"file": file, "mflop_per_row": round(mflop, 3)}
 
 
 def write(record: dict[str, Any], path: Path) -> None:

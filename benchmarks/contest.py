@@ -5,8 +5,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,11 +15,13 @@ from peers import Peer
 from processes import cpu_s, machine_cpu_s, memory, tree
 
 LOAD = Path(__file__).resolve().parent / "load.py"
+
 Counted = dict[str, float]
 """What a load generator says of a window: see `load.run_window`; with the server's and the machine's CPU seconds."""
 
 READY_WITHIN_S = 60
-STOPS_WITHIN_S = 30
+ANSWERS_WITHIN_S = 120
+STOPS_WITHIN_S = 40  # longer than our service drains
 
 
 class PeerFailed(RuntimeError):
@@ -57,7 +59,8 @@ class Generator:
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.communicate(timeout=STOPS_WITHIN_S)
+        with _killed_after(STOPS_WITHIN_S, self._process):
+            self._process.communicate()
 
     def _write(self, line: str) -> None:
         assert self._process.stdin
@@ -66,9 +69,10 @@ class Generator:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout
-        line = self._process.stdout.readline()
+        with _killed_after(ANSWERS_WITHIN_S, self._process):
+            line = self._process.stdout.readline()
         if not line:
-            raise PeerFailed(f"the load generator of {self._name} ended with {self._process.wait()}")
+            raise PeerFailed(f"the load generator of {self._name} ended with {self._process.wait()}: see above")
         found: dict[str, Any] = json.loads(line)
         return found
 
@@ -85,26 +89,28 @@ class Server:
             peer.command(model), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         assert self._process.stdout
-        watchdog = threading.Timer(READY_WITHIN_S, self._process.kill)
-        watchdog.start()
-        self.address = _address(peer, self._process.stdout)
+        with _killed_after(READY_WITHIN_S, self._process):
+            self.address = _address(peer, self._process.stdout)
         self._ready_s = time.perf_counter() - started_at
-        watchdog.cancel()
         self._drain = threading.Thread(target=self._process.stdout.read, daemon=True)
         self._drain.start()
-        peer.probe(self.address)
-        self._well_s = time.perf_counter() - started_at
+        try:
+            peer.probe(self.address)
+        except BaseException:
+            self.close()
+            raise
+        self._healthy_s = time.perf_counter() - started_at
 
     def cpu_s(self) -> float:
         """Of all its processes, so far."""
         return cpu_s(tree(self._process.pid))
 
     def figures(self) -> dict[str, float]:
-        """Seconds from its start until it said it was ready, and until it was found well; memory of its processes."""
+        """Seconds from its start until it said it was ready, and until it was healthy; memory of its processes."""
         used = memory(tree(self._process.pid))
         return {
             "ready_s": self._ready_s,
-            "well_s": self._well_s,
+            "healthy_s": self._healthy_s,
             "peak_mib": used.peak_mib,
             "after_mib": used.after_mib,
         }
@@ -112,11 +118,19 @@ class Server:
     def close(self) -> None:
         """Stops it as an operator would."""
         self._process.terminate()
-        try:
-            self._process.wait(STOPS_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        with _killed_after(STOPS_WITHIN_S, self._process):
             self._process.wait()
+
+
+@contextmanager
+def _killed_after(seconds: float, process: "subprocess.Popen[str]") -> Iterator[None]:
+    """Nobody waits for a process that hangs."""
+    watchdog = threading.Timer(seconds, process.kill)
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
 
 
 def _address(peer: Peer, output: TextIO) -> str:

@@ -54,13 +54,13 @@ def _costs(record: Record, cells: dict[tuple[str, str], Record]) -> Table:
     workloads = [name for name in record["workloads"] if name != "mix"]
     for workload in workloads:
         table.add_column(f"{workload} CPU us", justify="right")
-    for title in ("ready s", "well s", "peak MiB", "after MiB"):
+    for title in ("ready s", "healthy s", "peak MiB", "after MiB"):
         table.add_column(title, justify="right")
     for name in record["contestants"]:
         words = [_cpu(cells.get((name, workload))) for workload in workloads]
         server = cells.get((name, "server"))
         medians = server["medians"] if server else {}
-        words += [f"{medians[key]:.2f}" if server else "" for key in ("ready_s", "well_s")]
+        words += [f"{medians[key]:.2f}" if server else "" for key in ("ready_s", "healthy_s")]
         words += [f"{medians[key]:.0f}" if server else "" for key in ("peak_mib", "after_mib")]
         table.add_row(name, *words)
     return table
