@@ -1,5 +1,6 @@
 """Draws a run, a row of panels a model: bulk against raw, one-row requests against the plain server, waiting times."""
 
+from collections.abc import Iterable
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from results import RAW
 from sketchbatch_trainer.pictures import STYLE
 
 Cells = dict[tuple[str, str], dict[str, Any]]  # by contestant and workload
 
-_COLOURS = ("#6b7280", "#9aa5b1", "#d97706", "#2563eb", "#1e3a8a", "#15803d", "#b91c1c", "#7c3aed")
+_GREYS = ("#6b7280", "#9aa5b1", "#cbd5e1")
+_COLOURS = ("#d97706", "#2563eb", "#1e3a8a", "#15803d", "#b91c1c", "#7c3aed", "#0891b2")
 _PANELS = (  # title; the bars' groups: title -> workload, and where the value stands in its cell
     (
         "rows/s, raw in process = 1",
@@ -31,7 +34,7 @@ _PANELS = (  # title; the bars' groups: title -> workload, and where the value s
 
 def plot(record: dict[str, Any], path: Path) -> None:
     """Writes a PNG: in each panel a group a workload, a bar a contestant, and its number over it."""
-    colours = dict(zip(record["contestants"], cycle(_COLOURS), strict=False))
+    colours = _colours(record["contestants"])
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(13, 2.6 * len(record["models"]) + 0.6), layout="constrained")
         grid = figure.subplots(len(record["models"]), len(_PANELS), squeeze=False)
@@ -39,13 +42,19 @@ def plot(record: dict[str, Any], path: Path) -> None:
             cells = {(c["contestant"], c["workload"]): c for c in record["measured"] if c["model"] == model}
             for number, (axes, (title, groups)) in enumerate(zip(row, _PANELS, strict=True)):
                 # In process there is no request: raw is no measure of one.
-                shown = {name: colours[name] for name in colours if number == 0 or not name.startswith("raw-")}
+                shown = {name: colour for name, colour in colours.items() if number == 0 or not name.startswith(RAW)}
                 _bars(axes, shown, cells, groups)
                 axes.set_title(title, loc="left")
             row[0].set_ylabel(f"{model}\n{about['mflop_per_row']:.3g} MFLOP a row", fontweight="bold")
         handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
         figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
         figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _colours(contestants: Iterable[str]) -> dict[str, str]:
+    """Grey for raw, a colour for each of the others."""
+    greys, others = cycle(_GREYS), cycle(_COLOURS)
+    return {name: next(greys if name.startswith(RAW) else others) for name in contestants}
 
 
 def _bars(axes: Axes, colours: dict[str, str], cells: Cells, groups: dict[str, tuple[str, str, str]]) -> None:
