@@ -51,7 +51,7 @@ def main() -> None:
     """Measures what was asked for, shows it and writes it."""
     unwind_on_signals()  # servers and load generators end with us
     asked = read_arguments()
-    peers, left_out = choose(asked.contestants, asked.channels)
+    peers, left_out = choose(asked.contestants, asked.workloads, asked.channels)
     with drawings_file(asked.data) as (drawings, source):
         plan = Plan(
             models={name: MODELS.get(name, Path(name).resolve)() for name in asked.models},
@@ -128,12 +128,13 @@ def known(text: str, names: list[str], choices: Iterable[str]) -> list[str]:
     return names
 
 
-def choose(names: list[str], channels: int) -> tuple[list[Peer], dict[str, str]]:
-    """The peers that can be measured here, and why the others cannot."""
+def choose(names: list[str], workloads: list[str], channels: int) -> tuple[list[Peer], dict[str, str]]:
+    """The peers that take part in any of `workloads` and can be measured here, and why others cannot."""
     try:
         peers = [find_peer(name, channels=channels) for name in names]
     except ValueError as exc:
         sys.exit(f"--contestants: {exc}")
+    peers = [peer for peer in peers if any(map(peer.takes, workloads))]
     left_out = {peer.name: reason for peer in peers if (reason := peer.missing())}
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)

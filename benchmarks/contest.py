@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from peers import Peer
 from processes import cpu_s, machine_cpu_s, memory, tree
@@ -82,19 +82,18 @@ class Server:
 
     def __init__(self, peer: Peer, model: Path) -> None:
         assert peer.command
-        assert peer.address_in
         assert peer.probe
         started_at = time.perf_counter()
         self._process = subprocess.Popen(
             peer.command(model), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         assert self._process.stdout
-        with _killed_after(READY_WITHIN_S, self._process):
-            self.address = _address(peer, self._process.stdout)
-        self._ready_s = time.perf_counter() - started_at
-        self._drain = threading.Thread(target=self._process.stdout.read, daemon=True)
-        self._drain.start()
+        self._reader = threading.Thread(target=self._process.stdout.read, daemon=True)
         try:
+            with _killed_after(READY_WITHIN_S, self._process):
+                self.address = _address(peer, self._process.stdout)
+            self._ready_s = time.perf_counter() - started_at
+            self._reader.start()
             peer.probe(self.address)
         except BaseException:
             self.close()
@@ -120,6 +119,10 @@ class Server:
         self._process.terminate()
         with _killed_after(STOPS_WITHIN_S, self._process):
             self._process.wait()
+        if self._reader.is_alive():
+            self._reader.join(STOPS_WITHIN_S)
+        assert self._process.stdout
+        self._process.stdout.close()
 
 
 @contextmanager
@@ -133,7 +136,7 @@ def _killed_after(seconds: float, process: "subprocess.Popen[str]") -> Iterator[
         watchdog.cancel()
 
 
-def _address(peer: Peer, output: TextIO) -> str:
+def _address(peer: Peer, output: IO[str]) -> str:
     assert peer.address_in
     last = ""
     for line in output:

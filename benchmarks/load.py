@@ -44,7 +44,7 @@ def run_window(caller: Caller, drawings: Bitmaps, *, rows: int, in_flight: int) 
     """Asks until stdin's next line."""
     requests = cut(drawings, rows)
     stop = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
+    threading.Thread(target=stop_at_next_line, args=(stop,), daemon=True).start()
     started_at, cpu_started_s = time.perf_counter(), time.process_time()
     latencies_s = caller.keep_in_flight(requests, in_flight, stop)
     took_s, cpu_s = time.perf_counter() - started_at, time.process_time() - cpu_started_s
@@ -57,6 +57,12 @@ def run_window(caller: Caller, drawings: Bitmaps, *, rows: int, in_flight: int) 
         "p99_ms": p99,
         "client_cpu_s": cpu_s,
     }
+
+
+def stop_at_next_line(stop: threading.Event) -> None:
+    """Also at stdin's end: whoever asked is gone."""
+    sys.stdin.readline()
+    stop.set()
 
 
 def cut(drawings: Bitmaps, rows: int) -> list[Bitmaps]:

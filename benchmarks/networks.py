@@ -5,6 +5,7 @@ Speed does not depend on what weights say. Both files have the signature and lab
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -63,7 +64,7 @@ class Network:
             onnx.save(model, partial)
         return path
 
-    def _add(self, kind: str, source: str, *more: str, **attributes: object) -> "Network":
+    def _add(self, kind: str, source: str, *more: str, **attributes: Any) -> "Network":
         """A node after the last one, or after `source`."""
         inputs = [source or self._nodes[-1].output[0], *more]
         self._nodes.append(helper.make_node(kind, inputs, [f"x{len(self._nodes)}"], **attributes))

@@ -5,8 +5,12 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+from bench import choose
+from contest import PeerFailed, Server
+from peers import find_peer
 from processes import cpu_s, memory, tree
 from results import Results, figures, mix_figures
 
@@ -44,7 +48,7 @@ def measured(**rates: list[float]) -> Results:
     return results
 
 
-def bench(folder, *flags: str) -> subprocess.CompletedProcess:
+def run_bench(folder, *flags: str) -> subprocess.CompletedProcess:
     words = [sys.executable, str(folder / "bench.py"), *flags]
     return subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
 
@@ -98,13 +102,31 @@ def test_a_process_is_billed_with_its_children():
         process.communicate()
 
 
+def test_only_who_takes_part_is_started():
+    """Raw ONNX Runtime has no part in a mix, our client none in bulk; who cannot be measured here is named, and why."""
+    peers, _ = choose(["raw-default", "plain@aio", "ours-client"], ["mix"], channels=2)
+    assert [(peer.name, peer.style, peer.channels) for peer in peers] == [("plain@aio", "aio", 2)]
+    with pytest.raises(SystemExit, match="plain@ must be one of threads, futures, aio, got 'fork'"):
+        choose(["plain@fork"], ["mix"], channels=1)
+    with pytest.raises(SystemExit, match="no contestant 'triton'; there are: raw-default, "):
+        choose(["triton"], ["mix"], channels=1)
+
+
+def test_a_server_that_does_not_start_is_told_with_its_last_words(tiny_model):
+    """Rather than measured, or waited for."""
+    words = [sys.executable, "-c", "print('hello'); print('no licence')"]
+    broken = replace(find_peer("plain"), command=lambda model: words)
+    with pytest.raises(PeerFailed, match=r"server of plain was not ready .* said last: no licence"):
+        Server(broken, tiny_model)
+
+
 @pytest.mark.timeout(60)
 def test_one_run_measures_each_contestant_for_real(root, tmp_path):
     """Rates, latencies, CPU, memory, start-up and ratios of real processes; JSON and picture."""
     flags = ["--models", "small", "--workloads", "1024x4,1x1,mix", "--contestants", "raw-default,plain,ours"]
     started_at = time.monotonic()
     flags += ["--repeats", "1", "--attempts", "1", "--seconds", "0.2"]
-    finished = bench(root / "benchmarks", *flags, "--output", str(tmp_path / "found.json"))
+    finished = run_bench(root / "benchmarks", *flags, "--output", str(tmp_path / "found.json"))
     assert finished.returncode == 0, finished.stderr
     record = json.loads((tmp_path / "found.json").read_text())
     cells = {(cell["contestant"], cell["workload"]): cell for cell in record["measured"]}
@@ -132,6 +154,6 @@ def test_a_new_file_is_a_new_peer_and_a_wrong_answer_is_not_measured(root, tmp_p
     """A file in peers/ is enough; whoever scores the drawings otherwise than raw is no contestant."""
     copy = shutil.copytree(root / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results"))
     (copy / "peers" / "liar.py").write_text(LIAR)
-    finished = bench(copy, "--models", "small", "--contestants", "raw-default,liar", "--workloads", "1x1")
+    finished = run_bench(copy, "--models", "small", "--contestants", "raw-default,liar", "--workloads", "1x1")
     assert finished.returncode != 0
     assert "raw-default and liar must agree within 0.0001, got" in finished.stderr
