@@ -23,7 +23,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve train models bench-ablations bench-rasterize bench-raw bench-variants bench-int8 protos protos-check lint locks clean
+.PHONY: help setup demo test check serve train models bench bench-ablations bench-rasterize bench-raw bench-variants bench-int8 protos protos-check lint locks clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ models/%/1/model.onnx: $(RUNS)/%/model.keras
 	$(VENV)/sketchbatch-train export --run $(<D) --variant float16 --variant int8 \
 	  --licence "Apache-2.0; learned from Quick, Draw! drawings by Google, CC BY 4.0"
 	mkdir -p $(@D) && cp $(<D)/model.onnx $@.partial && mv $@.partial $@
+
+bench: .venv/.done ## ours beside raw ONNX Runtime and a plain server: 8 minutes, or BENCH=--quick; BENCH=--help says the rest
+	$(VENV)/python benchmarks/bench.py $(BENCH)
 
 bench-ablations: .venv/.done ## what each part of the recipe gives, three seeds; needs the runs of `make models` and DATA
 	$(VENV)/python benchmarks/ablations.py --data "$(or $(DATA),$(error say where the drawings are: make bench-ablations DATA=folder))" \

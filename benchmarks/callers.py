@@ -1,0 +1,156 @@
+"""Keeps requests in flight: threads, futures or asyncio tasks on plain stubs; threads on our own client.
+
+What each costs is in README.md. Runs in the load generator's process only.
+"""
+
+import asyncio
+import queue
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain, cycle, islice
+
+import grpc
+import numpy as np
+from peers import Bitmaps, Caller, Peer, Scores, Stop
+from sketchbatch.v1 import classifier_pb2 as pb
+from sketchbatch.v1.classifier_pb2_grpc import ClassifierServiceStub
+
+Classify = Callable[[Bitmaps], object]
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # a machine's proxy is not the way to its own loopback
+    ("grpc.use_local_subchannel_pool", 1),  # channels share a connection otherwise
+]
+
+
+def in_threads(calls: Sequence[Classify], requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
+    """`in_flight` threads, each asking again once it is answered, spread over `calls`: seconds of each request."""
+
+    def ask(number: int) -> list[float]:
+        took_s = []
+        call = calls[number % len(calls)]
+        for bitmaps in _from(requests, number):
+            asked_at = time.perf_counter()
+            call(bitmaps)
+            took_s.append(time.perf_counter() - asked_at)
+            if stop.is_set():
+                break
+        return took_s
+
+    with ThreadPoolExecutor(in_flight) as pool:
+        return list(chain.from_iterable(pool.map(ask, range(in_flight))))
+
+
+class StubThreads:
+    """Plain generated stubs, called from one thread for each request in flight."""
+
+    def __init__(self, address: str, peer: Peer) -> None:
+        channels = [grpc.insecure_channel(address, options=_OPTIONS) for _ in range(peer.channels)]
+        self._stubs = [ClassifierServiceStub(channel) for channel in channels]
+
+    def classify(self, bitmaps: Bitmaps) -> Scores:
+        response = self._stubs[0].Classify(_request(bitmaps))
+        return np.frombuffer(response.scores, "<f4").reshape(len(bitmaps), -1)
+
+    def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
+        calls = [partial(_ask, stub) for stub in self._stubs]
+        return in_threads(calls, requests, in_flight, stop)
+
+
+class StubFutures(StubThreads):
+    """Plain stubs, asked from one thread that never waits for one answer in particular."""
+
+    def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
+        done: queue.SimpleQueue[tuple[grpc.Future, float, int]] = queue.SimpleQueue()
+        upcoming = cycle(requests)
+
+        def ask(number: int) -> None:
+            asked_at = time.perf_counter()
+            future = self._stubs[number % len(self._stubs)].Classify.future(_request(next(upcoming)))
+            future.add_done_callback(lambda future: done.put((future, asked_at, number)))
+
+        for number in range(in_flight):
+            ask(number)
+        took_s = []
+        under_way = in_flight
+        while under_way:
+            future, asked_at, number = done.get()
+            future.result()
+            took_s.append(time.perf_counter() - asked_at)
+            if stop.is_set():
+                under_way -= 1
+            else:
+                ask(number)
+        return took_s
+
+
+class StubTasks(StubThreads):
+    """Plain stubs of grpc.aio, one asyncio task for each request in flight."""
+
+    def __init__(self, address: str, peer: Peer) -> None:
+        super().__init__(address, peer)
+        self._address, self._channels = address, peer.channels
+        self._runner = asyncio.Runner()
+        self._aio_stubs = self._runner.run(self._connect())
+
+    def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
+        return self._runner.run(self._keep_in_flight(requests, in_flight, stop))
+
+    async def _connect(self) -> list[ClassifierServiceStub]:
+        channels = [grpc.aio.insecure_channel(self._address, options=_OPTIONS) for _ in range(self._channels)]
+        return [ClassifierServiceStub(channel) for channel in channels]
+
+    async def _keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
+        async def ask(number: int) -> list[float]:
+            took_s = []
+            stub = self._aio_stubs[number % len(self._aio_stubs)]
+            for bitmaps in _from(requests, number):
+                asked_at = time.perf_counter()
+                await stub.Classify(_request(bitmaps))
+                took_s.append(time.perf_counter() - asked_at)
+                if stop.is_set():
+                    break
+            return took_s
+
+        return list(chain.from_iterable(await asyncio.gather(*map(ask, range(in_flight)))))
+
+
+class ClientThreads:
+    """Our own client, one of it, `Client.classify` called from one thread for each request in flight."""
+
+    def __init__(self, address: str, _: Peer) -> None:
+        from sketchbatch_client import Client
+
+        self._client = Client(address)
+
+    def classify(self, bitmaps: Bitmaps) -> Scores:
+        scores = self._client.classify(bitmaps).scores
+        assert scores is not None
+        return scores
+
+    def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
+        return in_threads([self._client.classify], requests, in_flight, stop)
+
+
+STYLES: dict[str, Callable[[str, Peer], Caller]] = {"threads": StubThreads, "futures": StubFutures, "aio": StubTasks}
+
+
+def stubs(address: str, peer: Peer) -> Caller:
+    """Plain stubs of `sketchbatch.v1`, in the peer's style."""
+    return STYLES[peer.style](address, peer)
+
+
+def _request(bitmaps: Bitmaps) -> pb.ClassifyRequest:
+    return pb.ClassifyRequest(bitmaps=bitmaps.tobytes())
+
+
+def _ask(stub: ClassifierServiceStub, bitmaps: Bitmaps) -> None:
+    stub.Classify(_request(bitmaps))
+
+
+def _from(requests: Sequence[Bitmaps], number: int) -> "islice[Bitmaps]":
+    """The requests over and over, each of those in flight beginning with another."""
+    return islice(cycle(requests), number % len(requests), None)

@@ -1,0 +1,68 @@
+"""Our service, `sketchbatch-serve`: with one worker and with two, by plain stubs and by our own client."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import grpc
+from callers import STYLES, ClientThreads, stubs
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from . import Peer
+
+_SERVE = str(Path(sys.executable).parent / "sketchbatch-serve")
+
+
+def _command(model: Path, *flags: str) -> list[str]:
+    return [_SERVE, "--model", str(model), "--address", "127.0.0.1:0", *flags]
+
+
+def _address_in(line: str) -> str:
+    """The log says SERVING once a call would be answered."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return ""
+    return str(event["address"]) if event["message"] == "SERVING" else ""
+
+
+def _probe(address: str) -> None:
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    assert response.status == health_pb2.HealthCheckResponse.SERVING, response
+
+
+def _missing_workers() -> str:
+    shown = subprocess.run([_SERVE, "--help"], capture_output=True, text=True, check=True).stdout
+    return "" if "--workers" in shown else "sketchbatch-serve has no --workers"
+
+
+_ours = partial(Peer, address_in=_address_in, probe=_probe)
+
+PEERS = (
+    _ours(
+        name="ours",
+        about="sketchbatch-serve, its defaults, by plain stubs",
+        connect=stubs,
+        styles=tuple(STYLES),
+        command=_command,
+    ),
+    _ours(
+        name="ours-2-workers",
+        about="sketchbatch-serve --workers 2, by plain stubs",
+        connect=stubs,
+        styles=tuple(STYLES),
+        command=lambda model: _command(model, "--workers", "2"),
+        missing=_missing_workers,
+        channels=4,  # each connection stays with one worker
+    ),
+    _ours(
+        name="ours-client",
+        about="sketchbatch-serve, its defaults, by sketchbatch_client.Client",
+        connect=ClientThreads,
+        command=_command,
+        workloads=("1x32", "1x1"),
+    ),
+)

@@ -1,0 +1,29 @@
+"""The plain server: `plain_server.py`, 40 lines of grpcio; it speaks our contract, so that the same stubs drive it."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from callers import STYLES, StubThreads, stubs
+
+from . import Peer
+
+_SERVER = str(Path(__file__).resolve().parent.parent / "plain_server.py")
+
+
+def _probe(address: str) -> None:
+    """It has no health service: a row classified is all it can say."""
+    StubThreads(address, PEERS[0]).classify(np.full((1, 28, 28), 128, np.uint8))
+
+
+PEERS = (
+    Peer(
+        name="plain",
+        about="sync grpc.server, 10 threads, one default InferenceSession, session.run for each request",
+        connect=stubs,
+        styles=tuple(STYLES),
+        command=lambda model: [sys.executable, _SERVER, str(model)],
+        address_in=lambda line: line.strip() if line.startswith("127.0.0.1:") else "",
+        probe=_probe,
+    ),
+)

@@ -1,0 +1,65 @@
+"""Raw ONNX Runtime, called in the process that has the drawings: what the hardware allows, no server at all.
+
+Ways to use all CPUs: ONNX Runtime's own (one session, a thread for each CPU), and one session of one thread for each
+CPU, each with a caller of its own; the latter also with large requests cut into calls whose activations stay in the
+caches. The fastest in each workload is what the others are held against.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import onnxruntime as ort
+from callers import in_threads
+from processes import cpus
+
+from . import Bitmaps, Peer, Scores, Stop
+
+
+class Raw:
+    """`sessions` sessions of `threads` threads, one caller each; a call has at most `call_rows` rows of a request."""
+
+    def __init__(self, model: str, _: Peer, *, sessions: int, threads: int, call_rows: int = 1024) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        providers = ["CPUExecutionProvider"]
+        self._call_rows = call_rows
+        self._sessions = [ort.InferenceSession(model, options, providers=providers) for _ in range(sessions)]
+
+    def classify(self, bitmaps: Bitmaps) -> Scores:
+        return self._run(self._sessions[0], bitmaps)
+
+    def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
+        calls = [partial(self._run, session) for session in self._sessions]
+        return in_threads(calls, requests, min(in_flight, len(calls)), stop)
+
+    def _run(self, session: ort.InferenceSession, bitmaps: Bitmaps) -> Scores:
+        starts = range(0, len(bitmaps), self._call_rows)
+        calls = [session.run(["scores"], {"bitmaps": bitmaps[at : at + self._call_rows]})[0] for at in starts]
+        scores: Scores = calls[0] if len(calls) == 1 else np.concatenate(calls)
+        return scores
+
+
+_WORKLOADS = ("1024x4", "64x8", "1x32", "1x1")  # a mix needs somebody who shares out
+
+PEERS = (
+    Peer(
+        name="raw-default",
+        about=f"ONNX Runtime in process, one session, {cpus()} threads, its defaults, called from one thread",
+        connect=partial(Raw, sessions=1, threads=cpus()),
+        workloads=_WORKLOADS,
+    ),
+    Peer(
+        name="raw-per-cpu",
+        about=f"ONNX Runtime in process, {cpus()} sessions of 1 thread, each called from a thread of its own",
+        connect=partial(Raw, sessions=cpus(), threads=1),
+        workloads=_WORKLOADS,
+    ),
+    Peer(
+        name="raw-per-cpu-64",
+        about="as raw-per-cpu, a request of more than 64 rows cut into calls of 64",
+        connect=partial(Raw, sessions=cpus(), threads=1, call_rows=64),
+        workloads=("1024x4",),  # elsewhere it is raw-per-cpu
+    ),
+)

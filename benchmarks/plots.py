@@ -1,0 +1,70 @@
+"""Draws a run, a row of panels a model: bulk against raw, one-row requests against the plain server, waiting times."""
+
+from collections.abc import Iterable
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from results import RAW
+from sketchbatch_trainer.pictures import STYLE
+
+Cells = dict[tuple[str, str], dict[str, Any]]  # by contestant and workload
+
+_GREYS = ("#6b7280", "#9aa5b1", "#cbd5e1")
+_COLOURS = ("#d97706", "#2563eb", "#1e3a8a", "#15803d", "#b91c1c", "#7c3aed", "#0891b2")
+_PANELS = (  # title; the bars' groups: title -> workload, and where the value stands in its cell
+    (
+        "rows/s, raw in process = 1",
+        {"1024x4": ("1024x4", "ratios", "rows_per_s_to_raw"), "64x8": ("64x8", "ratios", "rows_per_s_to_raw")},
+    ),
+    (
+        "one-row requests/s, plain server = 1",
+        {"1x32": ("1x32", "ratios", "rows_per_s_to_plain"), "1x1": ("1x1", "ratios", "rows_per_s_to_plain")},
+    ),
+    (
+        "p99 of a one-row request, ms",
+        {"1x1": ("1x1", "medians", "p99_ms"), "beside bulk": ("mix", "medians", "single_p99_ms")},
+    ),
+)
+
+
+def plot(record: dict[str, Any], path: Path) -> None:
+    """Writes a PNG: in each panel a group a workload, a bar a contestant, and its number over it."""
+    colours = _colours(record["contestants"])
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(13, 2.6 * len(record["models"]) + 0.6), layout="constrained")
+        grid = figure.subplots(len(record["models"]), len(_PANELS), squeeze=False)
+        for row, (model, about) in zip(grid, record["models"].items(), strict=True):
+            cells = {(c["contestant"], c["workload"]): c for c in record["measured"] if c["model"] == model}
+            for number, (axes, (title, groups)) in enumerate(zip(row, _PANELS, strict=True)):
+                # In process there is no request: raw is no measure of one.
+                shown = {name: colour for name, colour in colours.items() if number == 0 or not name.startswith(RAW)}
+                _bars(axes, shown, cells, groups)
+                axes.set_title(title, loc="left")
+            row[0].set_ylabel(f"{model}\n{about['mflop_per_row']:.3g} MFLOP a row", fontweight="bold")
+        handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _colours(contestants: Iterable[str]) -> dict[str, str]:
+    """Grey for raw, a colour for each of the others."""
+    greys, others = cycle(_GREYS), cycle(_COLOURS)
+    return {name: next(greys if name.startswith(RAW) else others) for name in contestants}
+
+
+def _bars(axes: Axes, colours: dict[str, str], cells: Cells, groups: dict[str, tuple[str, str, str]]) -> None:
+    width = 0.84 / max(1, len(colours))
+    for group, (workload, part, figure) in enumerate(groups.values()):
+        for number, (name, colour) in enumerate(colours.items()):
+            value = cells.get((name, workload), {}).get(part, {}).get(figure)
+            if value is not None:
+                place = group + (number - (len(colours) - 1) / 2) * width
+                bar = axes.bar(place, value, width * 0.94, color=colour)
+                axes.bar_label(bar, [f"{value:.3g}"], fontsize=7, padding=1)
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.grid(visible=False, axis="x")

@@ -1,0 +1,57 @@
+"""Reads from Linux's /proc what processes cost: CPU seconds and memory."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Resident memory of a server's processes together, MiB; pages they share count for each."""
+
+    peak_mib: float
+    after_mib: float
+
+
+def tree(pid: int) -> list[int]:
+    """The process and those below it that are alive."""
+    pids = [pid]
+    for parent in pids:  # grows as it goes
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            pids.extend(map(int, children.read_text().split()))
+    return pids
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """CPU seconds so far, user and system, all threads; in steps of a hundredth."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # what is before may hold spaces
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS_PER_S
+
+
+def machine_cpu_s() -> float:
+    """CPU seconds so far that somebody used on this machine, or that its host took away."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(
+        int, Path("/proc/stat").read_text().partition("\n")[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq + steal) / _TICKS_PER_S
+
+
+def memory(pids: Iterable[int]) -> Memory:
+    """Of all of them together."""
+    peak_kib = after_kib = 0
+    for pid in pids:
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        peak_kib += int(fields["VmHWM"].split()[0])
+        after_kib += int(fields["VmRSS"].split()[0])
+    return Memory(round(peak_kib / 1024, 1), round(after_kib / 1024, 1))
+
+
+def cpus() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,114 @@
+"""Runs the workloads on every contestant in turn, repeat after repeat, model after model."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from contest import Contestant, Counted, Load
+from peers import Peer
+from results import DISTURBED_CPUS, Figures, Results, figures, mix_figures
+
+WARM_UP_S = 0.3
+AGREE_WITHIN = 1e-4  # of the same drawings' scores: another batch size may add in another order
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Loads at the same time, for so many windows: where few requests fit into one, more are needed."""
+
+    loads: tuple[Load, ...]
+    windows: float
+
+
+_BULK, _SINGLE = Load(1024, 4), Load(1, 1)
+
+MIX = "mix"
+WORKLOADS = {
+    "1024x4": Workload((_BULK,), 2),
+    "64x8": Workload((Load(64, 8),), 1),
+    "1x32": Workload((Load(1, 32),), 1),
+    "1x1": Workload((_SINGLE,), 1),
+    MIX: Workload((_BULK, _SINGLE), 2),
+}
+
+
+class Disagreement(RuntimeError):
+    """Two contestants score the same drawings differently: at least one of them is not doing the work."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to measure, and how."""
+
+    models: dict[str, Path]
+    peers: Sequence[Peer]
+    workloads: Sequence[str]
+    drawings: Path
+    repeats: int
+    seconds: float
+    """A window."""
+    attempts: int
+    """At a window that nobody else on the machine disturbs."""
+
+
+def run(plan: Plan) -> Results:
+    """Every cell of every repeat."""
+    results = Results()
+    for model in plan.models:
+        for repeat in range(plan.repeats):
+            _say(f"{model}, repeat {repeat + 1} of {plan.repeats}\n")
+            with ExitStack() as stack:
+                contestants = [stack.enter_context(_start(plan, peer, plan.models[model])) for peer in plan.peers]
+                _check_agreement(contestants)
+                # Not always in the same order: who comes first may find the machine in another state.
+                turn = repeat % len(contestants)
+                _run_workloads(plan, model, contestants[turn:] + contestants[:turn], results)
+                for contestant in contestants:
+                    if contestant.server:
+                        results.add(model, "server", contestant.peer.name, contestant.server.figures())
+    return results
+
+
+def _start(plan: Plan, peer: Peer, model: Path) -> Contestant:
+    loads = max(len(WORKLOADS[name].loads) for name in plan.workloads if peer.takes(name))
+    return Contestant(peer, model=model, drawings=plan.drawings, generators=loads)
+
+
+def _run_workloads(plan: Plan, model: str, contestants: Sequence[Contestant], results: Results) -> None:
+    for name in plan.workloads:
+        _say(f"  {name}:")
+        for contestant in contestants:
+            if contestant.peer.takes(name):
+                found = _measure(plan, contestant, name)
+                results.add(model, name, contestant.peer.name, found)
+                _say(f" {contestant.peer.name} {next(iter(found.values())):,.0f}")
+        _say(" rows/s\n")
+
+
+def _measure(plan: Plan, contestant: Contestant, name: str) -> Figures:
+    """A window after a short one to warm up; again, when others took part in it. The least disturbed is kept."""
+    workload = WORKLOADS[name]
+    attempts: list[list[Counted]] = []
+    while not attempts or (len(attempts) < plan.attempts and attempts[-1][0]["other_cpus"] > DISTURBED_CPUS):
+        contestant.measure(workload.loads, workload.windows * WARM_UP_S)
+        attempts.append(contestant.measure(workload.loads, workload.windows * plan.seconds))
+    counted = min(attempts, key=lambda attempt: attempt[0]["other_cpus"])
+    return mix_figures(*counted) if name == MIX else figures(*counted)
+
+
+def _check_agreement(contestants: Sequence[Contestant]) -> None:
+    """All score the same drawings alike, or nothing is measured."""
+    first = contestants[0]
+    for other in contestants[1:]:
+        difference = float(np.abs(np.subtract(first.scores, other.scores)).max())
+        if not difference <= AGREE_WITHIN:
+            raise Disagreement(
+                f"{first.peer.name} and {other.peer.name} must agree within {AGREE_WITHIN}, got {difference:.2g}"
+            )
+
+
+def _say(text: str) -> None:
+    print(text, end="", file=sys.stderr, flush=True)

@@ -1,0 +1,92 @@
+"""Prints a run: for each model rates beside their ratios to raw and to the plain server, then what they cost."""
+
+from typing import Any
+
+from results import DISTURBED_CPUS
+from rich.console import Console
+from rich.table import Table
+
+Record = dict[str, Any]
+
+
+def print_tables(record: Record) -> None:
+    """All of them; a `*` marks what other work on the machine disturbed."""
+    console = Console(width=None if Console().is_terminal else 150, highlight=False)
+    for model, about in record["models"].items():
+        cells = {(c["contestant"], c["workload"]): c for c in record["measured"] if c["model"] == model}
+        console.print(f"\n[bold]{model}[/], {about['mflop_per_row']} MFLOP a row: medians (ratio to raw, to plain)")
+        console.print(_rates(record, cells))
+        console.print(_costs(record, cells))
+    if any(_is_disturbed(cell) for cell in record["measured"]):
+        console.print(f"* other work on the machine took more than {DISTURBED_CPUS} CPUs: measure again")
+
+
+def _rates(record: Record, cells: dict[tuple[str, str], Record]) -> Table:
+    table = Table("", box=None, pad_edge=False)
+    columns = {
+        "1024x4": "1024x4 rows/s",
+        "64x8": "64x8 rows/s",
+        "1x32": "1x32 requests/s",
+        "1x1": "1x1 requests/s",
+    }
+    shown = {name: title for name, title in columns.items() if name in record["workloads"]}
+    for title in shown.values():
+        table.add_column(title, justify="right")
+    if "1x1" in shown:
+        table.add_column("p50, p99 ms", justify="right")
+    if "mix" in record["workloads"]:
+        table.add_column("mix: p50, p99 ms", justify="right")
+        table.add_column("bulk kept", justify="right")
+    for name in record["contestants"]:
+        words = [_rate(cells.get((name, workload))) for workload in shown]
+        if "1x1" in shown:
+            words.append(_latency(cells.get((name, "1x1")), ""))
+        if "mix" in record["workloads"]:
+            mix = cells.get((name, "mix"))
+            words += [_latency(mix, "single_"), f"{mix['ratios'].get('bulk_kept', float('nan')):.2f}" if mix else ""]
+        table.add_row(name, *words)
+    return table
+
+
+def _costs(record: Record, cells: dict[tuple[str, str], Record]) -> Table:
+    """CPU microseconds of client and server a request, start-up and memory."""
+    table = Table("", box=None, pad_edge=False)
+    workloads = [name for name in record["workloads"] if name != "mix"]
+    for workload in workloads:
+        table.add_column(f"{workload} CPU us", justify="right")
+    for title in ("ready s", "healthy s", "peak MiB", "after MiB"):
+        table.add_column(title, justify="right")
+    for name in record["contestants"]:
+        words = [_cpu(cells.get((name, workload))) for workload in workloads]
+        server = cells.get((name, "server"))
+        medians = server["medians"] if server else {}
+        words += [f"{medians[key]:.2f}" if server else "" for key in ("ready_s", "healthy_s")]
+        words += [f"{medians[key]:.0f}" if server else "" for key in ("peak_mib", "after_mib")]
+        table.add_row(name, *words)
+    return table
+
+
+def _rate(cell: Record | None) -> str:
+    if not cell:
+        return ""
+    ratios = [cell["ratios"].get(f"rows_per_s_{against}") for against in ("to_raw", "to_plain")]
+    told = ", ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
+    rate = cell["medians"]["rows_per_s"]
+    return f"{rate:,.0f}{'*' * _is_disturbed(cell)} ({told})"
+
+
+def _latency(cell: Record | None, prefix: str) -> str:
+    return ", ".join(f"{cell['medians'][f'{prefix}{name}_ms']:.2f}" for name in ("p50", "p99")) if cell else ""
+
+
+def _cpu(cell: Record | None) -> str:
+    """Client + server."""
+    if not cell:
+        return ""
+    client, server = (cell["medians"][f"{side}_cpu_us_per_request"] for side in ("client", "server"))
+    return f"{client:,.0f} + {server:,.0f}"
+
+
+def _is_disturbed(cell: Record) -> bool:
+    medians = cell["medians"]
+    return bool(medians.get("other_cpus", medians.get("bulk_other_cpus", 0)) > DISTURBED_CPUS)

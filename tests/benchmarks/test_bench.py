@@ -1,0 +1,159 @@
+"""The benchmark's arithmetic, and the benchmark itself on one small model."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from bench import choose
+from contest import PeerFailed, Server
+from peers import find_peer
+from processes import cpu_s, memory, tree
+from results import Results, figures, mix_figures
+
+WINDOW = {
+    "requests": 100,
+    "rows": 6400,
+    "took_s": 2.0,
+    "p50_ms": 9.0,
+    "p99_ms": 11.0,
+    "client_cpu_s": 0.5,
+    "server_cpu_s": 1.0,
+    "other_cpus": 0.1,
+}
+
+LIAR = """
+import numpy as np
+from . import Peer
+
+
+class Liar:
+    def __init__(self, model, peer): ...
+    def classify(self, bitmaps): return np.full((len(bitmaps), 3), 1 / 3, np.float32)
+
+
+PEERS = (Peer(name="liar", about="always says the same", connect=Liar, workloads=("1x1",)),)
+"""
+
+
+def measured(**rates: list[float]) -> Results:
+    """Results of one cell a contestant, with these rows/s in its repeats."""
+    results = Results()
+    for contestant, values in rates.items():
+        for value in values:
+            results.add("small", "64x8", contestant.replace("_", "-"), {"rows_per_s": value})
+    return results
+
+
+def run_bench(folder, *flags: str) -> subprocess.CompletedProcess:
+    words = [sys.executable, str(folder / "bench.py"), *flags]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_window_becomes_rates_and_cpu_seconds_of_either_side():
+    """Rates over all of the window's time; CPU seconds a request and a thousand rows."""
+    found = figures(WINDOW)
+    assert found["rows_per_s"] == 3200
+    assert found["requests_per_s"] == 50
+    assert (found["client_cpu_us_per_request"], found["server_cpu_us_per_request"]) == (5000, 10000)
+    assert found["client_cpu_s_per_1000_rows"] == pytest.approx(0.5 / 6.4)
+
+
+def test_a_ratio_compares_neighbours_in_time():
+    """On a machine that slows down between repeats, equals stay equal: 300/100, 30/10 and 3/1 are all 3."""
+    results = measured(raw_default=[100, 10, 1], ours=[300, 30, 3], plain=[100, 10, 2])
+    ratios = results.ratios(results.cell("small", "64x8", "ours"))
+    assert ratios == {"rows_per_s_to_raw": 3, "rows_per_s_to_raw_default": 3, "rows_per_s_to_plain": 3}
+    assert results.ratios(results.cell("small", "64x8", "plain"))["rows_per_s_to_raw"] == 1
+
+
+def test_the_fastest_way_to_call_onnx_runtime_is_raw():
+    """By its median, not by its best repeat."""
+    results = measured(raw_default=[10, 10, 99], raw_per_cpu=[20, 20, 20], ours=[10, 10, 10])
+    assert results.raw("small", "64x8").contestant == "raw-per-cpu"
+    assert results.ratios(results.cell("small", "64x8", "ours"))["rows_per_s_to_raw"] == 0.5
+
+
+def test_a_mix_is_held_against_its_own_bulk_alone():
+    """What single requests cost a bulk job is the share of its pace that it keeps."""
+    results = Results()
+    results.add("small", "1024x4", "ours", figures(WINDOW))
+    results.add("small", "mix", "ours", mix_figures(WINDOW | {"rows": 4800}, WINDOW | {"p99_ms": 30.0}))
+    mix = results.cell("small", "mix", "ours")
+    assert results.ratios(mix)["bulk_kept"] == 0.75
+    assert mix.median("single_p99_ms") == 30
+
+
+def test_a_process_is_billed_with_its_children():
+    """A server of several workers costs what all of them cost."""
+    burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    parent = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        pids = tree(process.pid)
+        assert len(pids) == 2
+        assert 0.28 <= cpu_s(pids) - cpu_s(pids[:1]) < 2
+        assert memory(pids).after_mib > memory(pids[:1]).after_mib > 1
+    finally:
+        process.communicate()
+
+
+def test_only_who_takes_part_is_started():
+    """Raw ONNX Runtime has no part in a mix, our client none in bulk; who cannot be measured here is named, and why."""
+    peers, _ = choose(["raw-default", "plain@aio", "ours-client"], ["mix"], channels=2)
+    assert [(peer.name, peer.style, peer.channels) for peer in peers] == [("plain@aio", "aio", 2)]
+    with pytest.raises(SystemExit, match="plain@ must be one of threads, futures, aio, got 'fork'"):
+        choose(["plain@fork"], ["mix"], channels=1)
+    with pytest.raises(SystemExit, match="no contestant 'triton'; there are: raw-default, "):
+        choose(["triton"], ["mix"], channels=1)
+
+
+def test_a_server_that_does_not_start_is_told_with_its_last_words(tiny_model):
+    """Rather than measured, or waited for."""
+    words = [sys.executable, "-c", "print('hello'); print('no licence')"]
+    broken = replace(find_peer("plain"), command=lambda model: words)
+    with pytest.raises(PeerFailed, match=r"server of plain was not ready .* said last: no licence"):
+        Server(broken, tiny_model)
+
+
+@pytest.mark.timeout(60)
+def test_one_run_measures_each_contestant_for_real(root, tmp_path):
+    """Rates, latencies, CPU, memory, start-up and ratios of real processes; JSON and picture."""
+    flags = ["--models", "small", "--workloads", "1024x4,1x1,mix", "--contestants", "raw-default,plain,ours"]
+    started_at = time.monotonic()
+    flags += ["--repeats", "1", "--attempts", "1", "--seconds", "0.2"]
+    finished = run_bench(root / "benchmarks", *flags, "--output", str(tmp_path / "found.json"))
+    assert finished.returncode == 0, finished.stderr
+    record = json.loads((tmp_path / "found.json").read_text())
+    cells = {(cell["contestant"], cell["workload"]): cell for cell in record["measured"]}
+    assert set(cells) == {(name, work) for name in ("plain", "ours") for work in ("1024x4", "1x1", "mix", "server")} | {
+        ("raw-default", "1024x4"),
+        ("raw-default", "1x1"),
+    }
+    assert (tmp_path / "found.png").stat().st_size > 10_000
+    assert record["models"]["small"]["mflop_per_row"] == 1.032
+    ours = cells["ours", "1x1"]["medians"]
+    assert 0 < ours["p50_ms"] <= ours["p99_ms"] < 1000
+    assert ours["requests_per_s"] * ours["p50_ms"] < 2000  # one at a time
+    assert ours["client_cpu_us_per_request"] > 0
+    assert ours["server_cpu_us_per_request"] > 0
+    assert 0 < cells["ours", "1x1"]["ratios"]["rows_per_s_to_raw"] < 1
+    assert cells["raw-default", "1024x4"]["ratios"]["rows_per_s_to_raw"] == 1
+    assert 0 < cells["ours", "mix"]["ratios"]["bulk_kept"] < 3
+    server = cells["ours", "server"]["medians"]
+    assert 0 < server["ready_s"] <= server["healthy_s"] < time.monotonic() - started_at
+    assert 20 < server["after_mib"] <= server["peak_mib"] < 2000
+    assert "ours" in finished.stdout
+
+
+def test_a_new_file_is_a_new_peer_and_a_wrong_answer_is_not_measured(root, tmp_path):
+    """A file in peers/ is enough; whoever scores the drawings otherwise than raw is no contestant."""
+    copy = shutil.copytree(root / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results"))
+    (copy / "peers" / "liar.py").write_text(LIAR)
+    finished = run_bench(copy, "--models", "small", "--contestants", "raw-default,liar", "--workloads", "1x1")
+    assert finished.returncode != 0
+    assert "raw-default and liar must agree within 0.0001, got" in finished.stderr
