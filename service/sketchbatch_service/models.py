@@ -7,11 +7,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+import onnxruntime as ort
+import structlog
 
 from .artifact import Artifact, read_artifact
 from .batcher import Batcher, BatchLimits
-from .engine import Engine, Provider, open_session
-from .errors import ModelNotFound, ModelRefused
+from .cuda import CudaEngine, CudaOptions, open_on_cuda
+from .cuda_device import is_built_in
+from .engine import Engine, open_session
+from .errors import ModelNotFound, ModelRefused, ProviderMissing
+
+log = structlog.get_logger()
+
+Provider = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +29,10 @@ class LoadOptions:
     """How to run the models found."""
 
     provider: Provider = "auto"
-    """`auto`, `cpu` or `cuda`; see `engine.open_session`."""
+    """`auto`, `cpu` or `cuda`: `auto` takes CUDA where it works and the CPU elsewhere, `cuda` takes nothing else."""
+
+    cuda: CudaOptions = field(default_factory=CudaOptions)
+    """How to run them where that is CUDA."""
 
     threads: int = 0
     """CPU threads of one model call; 0 = as many as this process may use."""
@@ -99,7 +112,7 @@ def load_models(path: Path, options: LoadOptions) -> Models:
 
     Raises:
         ModelRefused: No model is there, one does not fit, or there is no `default_model`.
-        ProviderMissing: As `engine.open_session`.
+        ProviderMissing: `cuda` was asked for and cannot be had; says why.
     """
     return Models([_load(file, name, version, options) for file, name, version in _find(path)], options.default_model)
 
@@ -119,11 +132,10 @@ def _find(path: Path) -> list[tuple[Path, str, str]]:
 
 
 def _load(file: Path, name: str, version: str, options: LoadOptions) -> ServedModel:
-    session = open_session(file, options.provider, options.threads)
+    session = open_session(file, options.threads)
     artifact = read_artifact(file, session)
-    engine = Engine(session, classes=len(artifact.labels), max_batch_rows=options.limits.max_batch_rows)
     try:
-        engine.warm_up()
+        engine = _engine(file, session, len(artifact.labels), options)
     except ModelRefused as exc:
         raise ModelRefused(f"{file}: {exc}") from exc
     own_version = artifact.version if artifact.version.isdecimal() else "1"
@@ -134,3 +146,18 @@ def _load(file: Path, name: str, version: str, options: LoadOptions) -> ServedMo
         provider=engine.provider,
         batcher=Batcher(engine.predict, options.limits),
     )
+
+
+def _engine(file: Path, session: ort.InferenceSession, classes: int, options: LoadOptions) -> Engine | CudaEngine:
+    """The model warmed up on CUDA or, from `session`, on the CPU; `session` is also what CUDA is compared with."""
+    rows = options.limits.max_batch_rows
+    if options.provider == "cuda" or (options.provider == "auto" and is_built_in()):
+        try:
+            return open_on_cuda(file, session, classes=classes, max_batch_rows=rows, options=options.cuda)
+        except ProviderMissing as exc:
+            if options.provider == "cuda":
+                raise ProviderMissing(f"provider cuda was asked for, but {exc}") from exc
+            log.warning("on the CPU, not on CUDA", model=str(file), cause=str(exc))
+    engine = Engine(session, classes=classes, max_batch_rows=rows)
+    engine.warm_up()
+    return engine

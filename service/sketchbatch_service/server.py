@@ -12,6 +12,7 @@ from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
 
 from .arrays import ROW_BYTES
 from .batcher import BatchLimits
+from .cuda import CudaOptions
 from .errors import AddressUnusable
 from .health import SERVICE as HEALTH
 from .health import HealthServicer
@@ -57,6 +58,7 @@ async def serve(settings: Settings) -> None:
 def _load_options(settings: Settings) -> LoadOptions:
     return LoadOptions(
         provider=settings.provider,  # type: ignore[arg-type]  # click.Choice holds it to the three words
+        cuda=CudaOptions(graphs=settings.cuda_graphs, tf32=settings.cuda_tf32),  # type: ignore[arg-type]  # as above
         threads=settings.threads,
         default_model=settings.default_model,
         limits=BatchLimits(max_batch_rows=settings.max_batch_rows, max_queued_rows=settings.max_queued_rows),
