@@ -18,6 +18,7 @@ from .cuda import CudaEngine, CudaOptions, open_on_cuda
 from .cuda_device import is_built_in
 from .engine import Engine, open_session
 from .errors import ModelNotFound, ModelRefused, ProviderMissing
+from .reference import Reference
 
 log = structlog.get_logger()
 
@@ -153,7 +154,7 @@ def _engine(file: Path, session: ort.InferenceSession, classes: int, options: Lo
     rows = options.limits.max_batch_rows
     if options.provider == "cuda" or (options.provider == "auto" and is_built_in()):
         try:
-            return open_on_cuda(file, session, classes=classes, max_batch_rows=rows, options=options.cuda)
+            return open_on_cuda(file, Reference(session, classes), max_batch_rows=rows, options=options.cuda)
         except ProviderMissing as exc:
             if options.provider == "cuda":
                 raise ProviderMissing(f"provider cuda was asked for, but {exc}") from exc

@@ -11,11 +11,12 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx_models import write_model
-from sketchbatch_service.cuda import CudaEngine, random_drawings
+from sketchbatch_service.cuda import CudaEngine, CudaOptions
 from sketchbatch_service.cuda_device import Device, is_built_in
 from sketchbatch_service.engine import CPU, open_session
 from sketchbatch_service.errors import ModelRefused, ProviderMissing
 from sketchbatch_service.models import LoadOptions, load_models
+from sketchbatch_service.reference import Reference, random_drawings
 
 HERE = Device("cpu")
 
@@ -26,9 +27,10 @@ def session(tiny_model):
     return open_session(tiny_model, 1)
 
 
-def engine_of(session, *, rows=12, **options):
-    """An engine of three classes that is compared with `session` itself, unless told otherwise."""
-    return CudaEngine(session, HERE, **{"classes": 3, "max_batch_rows": rows, "reference": session} | options)
+def engine_of(session, *, rows=12, lanes=2, reference=None, classes=3):
+    """An engine that is compared with `session` itself, unless told otherwise."""
+    reference = Reference(reference or session, classes)
+    return CudaEngine(session, HERE, reference, max_batch_rows=rows, options=CudaOptions(lanes=lanes))
 
 
 @pytest.mark.parametrize(("most", "buckets"), [(1, (1,)), (2, (1, 2)), (12, (1, 2, 4, 8, 12)), (16, (1, 2, 4, 8, 16))])
@@ -107,7 +109,7 @@ def test_warm_up_says_how_far_from_the_cpu_the_scores_are(session):
 def test_a_model_that_scores_otherwise_than_on_the_cpu_is_refused(session, root):
     """What a graph under the wrong id would do: scores of the right shape, and wrong."""
     other = open_session(root / "models/bear-cat-dog/1/model.onnx", 1)
-    with pytest.raises(ProviderMissing, match=r"scores of 1 rows may differ from the CPU's by 0\.01, got 0\."):
+    with pytest.raises(ProviderMissing, match=r"scores of 1 rows may differ from the CPU's by 0\.001, got 0\."):
         engine_of(session, reference=other).warm_up()
 
 
