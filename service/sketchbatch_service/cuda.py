@@ -25,6 +25,9 @@ from .reference import Reference, random_drawings
 
 log = structlog.get_logger()
 
+BATCH_ROWS = 1024
+"""Most rows in one call where nobody says: some 100 us of Python a call is then shared by many. Not measured."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CudaOptions:
@@ -44,7 +47,7 @@ class CudaOptions:
 
 
 def open_on_cuda(path: Path, reference: Reference, *, max_batch_rows: int, options: CudaOptions) -> "CudaEngine":
-    """Loads the model at `path` and warms it up; `reference` is the same file on the CPU.
+    """Loads the model at `path` and warms it up; `reference` is the same file on the CPU, 0 rows are `BATCH_ROWS`.
 
     Raises:
         ModelRefused: The model breaks on bitmaps, on the CPU too.
@@ -84,7 +87,11 @@ class CudaEngine:
     ) -> None:
         self.provider: str = session.get_providers()[0]
         self.lanes = options.lanes
-        self.buckets = _powers_of_two(max_batch_rows)
+        """Calls of `predict` at a time."""
+        self.buckets = _powers_of_two(max_batch_rows or BATCH_ROWS)
+        """Numbers of rows that are computed: others are padded to the next."""
+        self.batch_rows = self.share_rows = self.buckets[-1]
+        """Most rows of a call, and rows worth a call of their own: the device computes one at a time."""
         self.has_graphs = session.get_provider_options().get(CUDA, {}).get("enable_cuda_graph") == "1"
         self.tolerance = reference.tolerance(tf32=options.tf32)
         self.largest_difference = 0.0
@@ -120,7 +127,7 @@ class CudaEngine:
             self._compare(scores, expected[start : start + slot.rows])
 
     def predict(self, bitmaps: Bitmaps) -> Scores:
-        """Scores uint8 (rows, 28, 28), 1 <= rows <= `max_batch_rows`: float32 (rows, classes), same order."""
+        """Scores uint8 (rows, 28, 28), 1 <= rows <= `batch_rows`: float32 (rows, classes), same order."""
         lane = self._free.get()
         try:
             slot = lane.fill(bitmaps)

@@ -36,7 +36,9 @@ def engine_of(session, *, rows=12, lanes=2, reference=None, classes=3):
 @pytest.mark.parametrize(("most", "buckets"), [(1, (1,)), (2, (1, 2)), (12, (1, 2, 4, 8, 12)), (16, (1, 2, 4, 8, 16))])
 def test_buckets_double_up_to_the_batch_size(session, most, buckets):
     """Few sizes to capture, and none more than half empty."""
-    assert engine_of(session, rows=most).buckets == buckets
+    engine = engine_of(session, rows=most)
+    assert engine.buckets == buckets
+    assert engine.batch_rows == most
 
 
 def test_scores_are_onnx_runtimes_own_for_any_number_of_rows(session, noise):
