@@ -33,8 +33,8 @@ BATCH_ROWS = 1024
 class CudaOptions:
     """How to run on CUDA."""
 
-    device_id: int = 0
-    """Which of the devices visible; see `cuda_device.device_of_worker`."""
+    device: int = 0
+    """Which of the devices visible, counted around: a worker's number spreads workers over all of them."""
 
     graphs: Literal["auto", "on", "off"] = "auto"
     """CUDA graphs: `auto` captures them where that is possible, `on` refuses a model where it is not; `off`."""
@@ -54,14 +54,14 @@ def open_on_cuda(path: Path, reference: Reference, *, max_batch_rows: int, optio
         ProviderMissing: CUDA, or a device, is missing; the whole model does not run there; it scores other than the
             CPU; or graphs are `on` and cannot be captured.
     """
-    device = Device.cuda(options.device_id)
+    device = Device.cuda(options.device)
     if options.graphs == "auto":
         try:
             return open_on_cuda(path, reference, max_batch_rows=max_batch_rows, options=replace(options, graphs="on"))
         except ProviderMissing as exc:
             log.warning("no CUDA graphs for this model", model=str(path), cause=str(exc))
         gc.collect()  # the session that failed must be gone: a stream left in capture fails the next one's calls
-    session = _open_session(path, options)
+    session = _open_session(path, device, options)
     engine = CudaEngine(session, device, reference, max_batch_rows=max_batch_rows, options=options)
     engine.warm_up()
     log.info("on CUDA", model=str(path), tf32=options.tf32, **engine.description())
@@ -221,7 +221,7 @@ class _Slot:
         return np.array(self._scores.numpy()[:rows])
 
 
-def _open_session(path: Path, options: CudaOptions) -> ort.InferenceSession:
+def _open_session(path: Path, device: Device, options: CudaOptions) -> ort.InferenceSession:
     """The whole model on the device: one node left to the CPU would copy its inputs and outputs with every batch."""
     if not options.tf32:
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # cuDNN and cuBLAS obey it even where use_tf32 is ignored
@@ -229,7 +229,7 @@ def _open_session(path: Path, options: CudaOptions) -> ort.InferenceSession:
     session_options.log_severity_level = 4  # our own errors say what failed
     session_options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     provider_options = {
-        "device_id": str(options.device_id),
+        "device_id": str(device.id),
         # DEFAULT maps to a slow fallback since 1.20 (onnxruntime#22705); EXHAUSTIVE searches for seconds a shape.
         "cudnn_conv_algo_search": "HEURISTIC",
         "use_tf32": str(int(options.tf32)),

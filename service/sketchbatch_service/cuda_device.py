@@ -29,15 +29,6 @@ def is_built_in() -> bool:
     return CUDA in ort.get_available_providers()
 
 
-def device_of_worker(number: int) -> int:
-    """The device of worker `number` (0, 1, ...): each of the devices visible gets as many workers, give or take one.
-
-    Raises:
-        ProviderMissing: There is no CUDA, or no device.
-    """
-    return number % _runtime().device_count()
-
-
 @dataclass(frozen=True, slots=True)
 class Device:
     """Where the tensors are: a CUDA device, or this machine's own memory, which needs no GPU."""
@@ -46,16 +37,13 @@ class Device:
     id: int = 0
 
     @classmethod
-    def cuda(cls, device_id: int = 0) -> "Device":
-        """The CUDA device of that number.
+    def cuda(cls, number: int = 0) -> "Device":
+        """The CUDA device of that number, counted around: past the last comes the first again.
 
         Raises:
-            ProviderMissing: There is no CUDA, or no such device.
+            ProviderMissing: There is no CUDA, or no device.
         """
-        count = _runtime().device_count()
-        if not 0 <= device_id < count:
-            raise ProviderMissing(f"the CUDA device must be 0..{count - 1}, got {device_id}")
-        return cls("cuda", device_id)
+        return cls("cuda", number % _runtime().device_count())
 
     def tensor(self, shape: tuple[int, ...], kind: type[np.generic]) -> ort.OrtValue:
         """Uninitialised memory of the device, at an address that stays."""

@@ -21,7 +21,7 @@ from onnx import helper
 from onnx_models import write_model
 from sketchbatch_client import Client
 from sketchbatch_service.cuda import CudaEngine, CudaOptions, open_on_cuda
-from sketchbatch_service.cuda_device import CUDA, Device, device_of_worker
+from sketchbatch_service.cuda_device import CUDA, Device
 from sketchbatch_service.engine import CPU
 from sketchbatch_service.errors import ProviderMissing
 from sketchbatch_service.models import LoadOptions, load_models
@@ -154,12 +154,14 @@ def test_auto_takes_cuda(files):
     assert load_models(files["float32"], LoadOptions(provider="auto")).get("", "").provider == CUDA
 
 
-def test_a_device_that_is_not_there_is_refused():
-    """And workers take those there are in turn."""
-    with pytest.raises(ProviderMissing, match=r"the CUDA device must be 0\.\.\d+, got 99"):
-        Device.cuda(99)
-    assert device_of_worker(0) == 0
-    Device.cuda(device_of_worker(17))
+def test_workers_are_spread_over_the_devices_there_are(files):
+    """Worker 17 takes the device that comes after as many; on each the scores are the same."""
+    count = 1 + max(Device.cuda(number).id for number in range(64))
+    for number in range(17, 17 + count):
+        assert Device.cuda(number).id == number % count
+        engine, bitmaps = on_cuda(files["float32"], 8, device=number), noise(5, number)
+        expected = on_cpu(files["float32"]).run(["scores"], {"bitmaps": bitmaps})[0]
+        assert np.abs(engine.predict(bitmaps) - expected).max() <= FLOAT32_TOLERANCE
 
 
 def test_pinned_memory_is_memory():

@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
+from onnx import numpy_helper
 from onnx_models import write_model
 from sketchbatch_service.cuda import CudaEngine, CudaOptions
 from sketchbatch_service.cuda_device import Device, is_built_in
@@ -113,6 +115,16 @@ def test_a_model_that_scores_otherwise_than_on_the_cpu_is_refused(session, root)
     other = open_session(root / "models/bear-cat-dog/1/model.onnx", 1)
     with pytest.raises(ProviderMissing, match=r"scores of 1 rows may differ from the CPU's by 0\.001, got 0\."):
         engine_of(session, reference=other).warm_up()
+
+
+def test_scores_that_are_no_numbers_are_refused(session, tiny_model, tmp_path):
+    """What overflows in float16 ends as NaN, which no comparison finds larger than anything."""
+    model = onnx.load(tiny_model)
+    (weights,) = (each for each in model.graph.initializer if each.name == "weights")
+    weights.CopyFrom(numpy_helper.from_array(np.full((784, 3), np.nan, np.float32), "weights"))
+    onnx.save(model, tmp_path / "nan.onnx")
+    with pytest.raises(ProviderMissing, match="got nan"):
+        engine_of(open_session(tmp_path / "nan.onnx", 1), reference=session).warm_up()
 
 
 def test_each_bucket_is_compared_on_drawings_of_its_own(session, tiny_model, tmp_path):
