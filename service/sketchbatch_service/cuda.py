@@ -90,8 +90,8 @@ class CudaEngine:
         """Calls of `predict` at a time."""
         self.buckets = _powers_of_two(max_batch_rows or BATCH_ROWS)
         """Numbers of rows that are computed: others are padded to the next."""
-        self.batch_rows = self.share_rows = self.buckets[-1]
-        """Most rows of a call, and rows worth a call of their own: the device computes one at a time."""
+        self.batch_rows = self.buckets[-1]
+        """Most rows of a call."""
         self.has_graphs = session.get_provider_options().get(CUDA, {}).get("enable_cuda_graph") == "1"
         self.tolerance = reference.tolerance(tf32=options.tf32)
         self.largest_difference = 0.0
