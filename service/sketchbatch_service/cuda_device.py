@@ -46,8 +46,16 @@ class Device:
         return cls("cuda", number % _runtime().device_count())
 
     def tensor(self, shape: tuple[int, ...], kind: type[np.generic]) -> ort.OrtValue:
-        """Uninitialised memory of the device, at an address that stays."""
-        return ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, self.name, self.id)
+        """Uninitialised memory of the device, at an address that stays.
+
+        Raises:
+            ProviderMissing: It has none left.
+        """
+        try:
+            return ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, self.name, self.id)
+        except Exception as exc:  # ONNX Runtime's own error types share no public base; the operator must hear
+            cause = str(exc).splitlines()[0]
+            raise ProviderMissing(f"{self.name} device {self.id} has no memory for {shape}: {cause}") from exc
 
     def host_rows(self, rows: int) -> Bitmaps:
         """Memory of the host for as many bitmaps, pinned where the device reads it by itself."""

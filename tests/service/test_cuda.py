@@ -160,6 +160,12 @@ def test_a_model_that_breaks_only_on_the_device_is_no_reason_to_refuse_the_file(
         engine_of(wide, reference=session).warm_up()
 
 
+def test_a_device_that_is_full_is_refused_like_one_that_is_missing():
+    """`auto` then serves on the CPU: another process may hold the GPU's memory."""
+    with pytest.raises(ProviderMissing, match=r"cpu device 0 has no memory for \(1125899906842624, 28, 28\)"):
+        HERE.tensor((2**50, 28, 28), np.uint8)
+
+
 def test_cuda_is_refused_where_it_cannot_run(tiny_model):
     """No silent fallback: `cuda` on a build or a machine without it does not start, and says which of the two it is."""
     if is_built_in():
