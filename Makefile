@@ -23,7 +23,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve train models bench bench-ablations bench-rasterize bench-raw bench-variants bench-int8 protos protos-check lint locks clean
+.PHONY: help setup demo test check serve train models bench bench-ablations bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle protos protos-check lint locks clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,24 @@ bench-int8: .venv/.done ## what each setting of int8 costs and gains on quickdra
 
 bench-rasterize: .venv/.done ## strokes to bitmaps: how fast, and how near to Google's, on the drawings in DATA
 	$(VENV)/python benchmarks/rasterize.py --data "$(or $(DATA),$(error say where the drawings are: make bench-rasterize DATA=folder))"
+
+# On a GPU machine: a plain Python, no index, nothing of ours installed (docs/gpu.md).
+OUTPUT   ?=
+PROVIDER ?= cuda
+
+bench-gpu: ## CUDA in at most 8 minutes: tests/gpu, raw ONNX Runtime, the service; needs a GPU, and PYTHON with onnxruntime-gpu
+	$(PYTHON) benchmarks/gpu.py --provider $(PROVIDER) $(if $(OUTPUT),--output "$(OUTPUT)")
+
+GPU_WHEELS = .tools/bin/pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+  --python-version 3.12 --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64
+
+gpu-bundle: $(UV) ## what a GPU machine without an index needs for that, into dist/gpu, in pieces of 50 MB
+	rm -rf dist/gpu && mkdir -p dist/gpu
+	awk '/^[^ ]/ {keep = !/^(nvidia-|onnxruntime-gpu)/} keep' locks/service-gpu.txt >dist/gpu/small.txt
+	awk '/^[^ ]/ {keep = /^onnxruntime-gpu/} keep' locks/service-gpu.txt >dist/gpu/large.txt
+	$(GPU_WHEELS) -r dist/gpu/small.txt -d dist/gpu/wheels
+	$(GPU_WHEELS) -r dist/gpu/large.txt -d dist/gpu
+	cd dist/gpu && sha256sum onnxruntime_gpu-*.whl >wheels/sha256 && split -b 50M onnxruntime_gpu-*.whl piece- && rm onnxruntime_gpu-*.whl *.txt
 
 lint: .venv/.done ## ruff, mypy strict, import rules
 	$(VENV)/ruff check .

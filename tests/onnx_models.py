@@ -21,13 +21,18 @@ def write_model(
     classes: int = 3,
     open_classes: bool = False,
     flat_width: int = 784,
+    right_rows: int | None = None,
     metadata: dict[str, str] | None = None,
 ) -> Path:
-    """Softmax of a random linear map of the bitmap; any part of the signature can be made unfit."""
+    """Softmax of a random linear map of the bitmap; any part of the signature can be made unfit.
+
+    Rows past `right_rows`, if given, are scored as if they were blank.
+    """
     weights = np.random.default_rng(7).normal(size=(flat_width, classes)).astype(np.float32) / 1000
     nodes = [
         helper.make_node("Cast", [input_name], ["ink"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["ink", "shape"], ["flat"]),
+        *(_blank_past(right_rows) if right_rows is not None else []),
+        helper.make_node("Reshape", ["ink" if right_rows is None else "right ink", "shape"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
         # Compress keeps every column, but no shape inference can know that.
         *([helper.make_node("Compress", ["logits", "kept"], ["open"], axis=1)] if open_classes else []),
@@ -52,3 +57,16 @@ def write_model(
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
     return path
+
+
+def _blank_past(rows: int) -> list[onnx.NodeProto]:
+    """From `ink` to `right ink`."""
+    numbers = {"zero": [0], "rows": [rows], "end": [2**31 - 1]}
+    return [
+        *(helper.make_node("Constant", [], [name], value_ints=value) for name, value in numbers.items()),
+        helper.make_node("Constant", [], ["blank"], value_float=0.0),
+        helper.make_node("Slice", ["ink", "zero", "rows", "zero"], ["first"]),
+        helper.make_node("Slice", ["ink", "rows", "end", "zero"], ["rest"]),
+        helper.make_node("Mul", ["rest", "blank"], ["no ink"]),
+        helper.make_node("Concat", ["first", "no ink"], ["right ink"], axis=0),
+    ]

@@ -39,8 +39,11 @@ class BatchLimits:
     max_batch_rows: int = 256
     """Most rows in one model call."""
 
+    share_rows: int = 1
+    """Rows below which a batch is not split between idle lanes."""
+
     quick_rows: int = 0
-    """Rows whose call is over so soon that splitting it, or handing it to another thread, costs more than it saves."""
+    """Rows whose call is over so soon that handing it to another thread would cost more than it saves."""
 
     max_queued_rows: int = 65536
     """Rows accepted but not yet running; beyond it `submit` raises `Overloaded`."""
@@ -112,7 +115,7 @@ class Batcher:
             idle_lanes = min(idle_lanes, self.limits.lanes - self._running)
             if idle_lanes < 1:
                 return None
-            share = max(self.limits.quick_rows, math.ceil(self._queue.rows / idle_lanes))
+            share = max(self.limits.share_rows, math.ceil(self._queue.rows / idle_lanes))
             slices = self._queue.take(min(self.limits.max_batch_rows, share))
             if not slices:
                 return None

@@ -4,14 +4,25 @@ A path is one model.onnx, or a repository NAME/VERSION/model.onnx of which every
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+import onnxruntime as ort
+import structlog
 
 from .artifact import Artifact, read_artifact
 from .batcher import Batcher, BatchLimits
 from .crew import Crew, Source
-from .engine import Engine, Provider, open_session
-from .errors import ModelNotFound, ModelRefused
+from .cuda import CudaEngine, CudaOptions, open_on_cuda
+from .cuda_device import is_built_in
+from .engine import Engine, available_cpus, open_session
+from .errors import ModelNotFound, ModelRefused, ProviderMissing
+from .reference import Reference
+
+log = structlog.get_logger()
+
+Provider = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +30,10 @@ class LoadOptions:
     """How to run the models found."""
 
     provider: Provider = "auto"
-    """`auto`, `cpu` or `cuda`; see `engine.open_session`."""
+    """`auto`, `cpu` or `cuda`: `auto` takes CUDA where it works and the CPU elsewhere, `cuda` takes nothing else."""
+
+    cuda: CudaOptions = field(default_factory=CudaOptions)
+    """How to run them where that is CUDA."""
 
     threads: int = 0
     """CPUs to use; 0 = as many as this process may."""
@@ -104,7 +118,7 @@ def load_models(path: Path, options: LoadOptions) -> Models:
 
     Raises:
         ModelRefused: No model is there, one does not fit, or there is no `default_model`.
-        ProviderMissing: As `engine.open_session`.
+        ProviderMissing: `cuda` was asked for and cannot be had; says why.
     """
     return Models([_load(file, name, version, options) for file, name, version in _find(path)], options.default_model)
 
@@ -124,13 +138,10 @@ def _find(path: Path) -> list[tuple[Path, str, str]]:
 
 
 def _load(file: Path, name: str, version: str, options: LoadOptions) -> ServedModel:
-    session = open_session(file, options.provider)
+    session = open_session(file)
     artifact = read_artifact(file, session)
-    engine = Engine(
-        session, classes=len(artifact.labels), threads=options.threads, max_batch_rows=options.max_batch_rows
-    )
     try:
-        engine.warm_up()
+        engine = _engine(file, session, len(artifact.labels), options)
     except ModelRefused as exc:
         raise ModelRefused(f"{file}: {exc}") from exc
     own_version = artifact.version if artifact.version.isdecimal() else "1"
@@ -144,10 +155,26 @@ def _load(file: Path, name: str, version: str, options: LoadOptions) -> ServedMo
     )
 
 
-def _limits(engine: Engine, options: LoadOptions) -> BatchLimits:
+def _limits(engine: Engine | CudaEngine, options: LoadOptions) -> BatchLimits:
     return BatchLimits(
         lanes=engine.lanes,
         max_batch_rows=engine.batch_rows,
+        share_rows=engine.share_rows,
         quick_rows=engine.quick_rows,
         max_queued_rows=options.max_queued_rows,
     )
+
+
+def _engine(file: Path, session: ort.InferenceSession, classes: int, options: LoadOptions) -> Engine | CudaEngine:
+    """The model warmed up on CUDA or, from `session`, on the CPU; `session` is also what CUDA is compared with."""
+    rows = options.max_batch_rows
+    if options.provider == "cuda" or (options.provider == "auto" and is_built_in()):
+        try:
+            return open_on_cuda(file, Reference(session, classes), max_batch_rows=rows, options=options.cuda)
+        except ProviderMissing as exc:
+            if options.provider == "cuda":
+                raise ProviderMissing(f"provider cuda was asked for, but {exc}") from exc
+            log.warning("on the CPU, not on CUDA", model=str(file), cause=str(exc))
+    engine = Engine(session, classes=classes, lanes=options.threads or available_cpus(), max_batch_rows=rows)
+    engine.warm_up()
+    return engine

@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
 
 from .arrays import ROW_BYTES
+from .cuda import CudaOptions
 from .errors import AddressUnusable
 from .grpc_server import GrpcServer
 from .health import SERVICE as HEALTH
@@ -59,6 +60,7 @@ async def serve(settings: Settings) -> None:
 def _load_options(settings: Settings) -> LoadOptions:
     return LoadOptions(
         provider=settings.provider,  # type: ignore[arg-type]  # click.Choice holds it to the three words
+        cuda=CudaOptions(graphs=settings.cuda_graphs, tf32=settings.cuda_tf32),  # type: ignore[arg-type]  # as above
         threads=settings.threads,
         default_model=settings.default_model,
         max_batch_rows=settings.max_batch_rows,

@@ -36,6 +36,12 @@ class Settings:
     provider: Annotated[str, click.Choice(["auto", "cpu", "cuda"])] = "auto"
     """Where models run: auto takes CUDA where it works and the CPU elsewhere; cuda refuses to start on the CPU."""
 
+    cuda_graphs: Annotated[str, click.Choice(["auto", "on", "off"])] = "auto"
+    """CUDA graphs: auto captures one for each batch size where the model allows it; on refuses to start without."""
+
+    cuda_tf32: bool = False
+    """On CUDA, let float32 models multiply in TF32: faster, and scores may differ from the CPU's by 1e-2."""
+
     threads: _CountOrAuto = 0
     """CPUs for model calls, one call on each at a time; 0 = all this process may use (affinity and cgroup quota)."""
 

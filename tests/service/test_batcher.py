@@ -287,10 +287,10 @@ def test_an_idle_lane_takes_its_share_of_a_lone_request():
         assert first_pixels(answer) == list(range(30))
 
 
-def test_a_quick_request_is_not_split():
+def test_a_request_too_small_to_share_is_not_split():
     """Where a call is over in no time, sharing it between lanes costs more than it saves."""
     model = FakeModel()
-    with running(Batcher(model.predict, BatchLimits(lanes=3, quick_rows=30))) as batcher:
+    with running(Batcher(model.predict, BatchLimits(lanes=3, share_rows=30))) as batcher:
         assert first_pixels(batcher.submit(drawings(*range(30)))) == list(range(30))
     assert model.batch_sizes == [30]
 

@@ -84,7 +84,7 @@ def tiny_run(tmp_path) -> Run:
 
 def scores_of(run: Run, variant: Variant) -> np.ndarray:
     """What the service's own engine says of the held-out drawings, in order of label."""
-    session = open_session(run.exported(variant), "cpu", threads=1)
+    session = open_session(run.exported(variant))
     bitmaps = np.concatenate([np.load(run.test / f"{label}.npy") for label in ("bear", "cat", "dog")])
     return Engine(session, classes=3, max_batch_rows=512).predict(bitmaps.reshape(-1, 28, 28))
 
@@ -93,7 +93,7 @@ def scores_of(run: Run, variant: Variant) -> np.ndarray:
 def test_a_variant_serves_and_describes_itself_as_float32_does(run, variant):
     """The service takes it: same input, output, labels, name, version, licence; scores still sum to 1."""
     artifacts = {
-        each: read_artifact(run.exported(each), open_session(run.exported(each), "cpu", threads=1))
+        each: read_artifact(run.exported(each), open_session(run.exported(each)))
         for each in (Variant.FLOAT32, variant)
     }
     expected = artifacts[Variant.FLOAT32]

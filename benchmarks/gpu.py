@@ -1,0 +1,282 @@
+"""Measures CUDA in one call: the floors, raw ONNX Runtime by bucket, the service over gRPC, the engine's lanes.
+
+Needs a plain Python with numpy, grpcio, protobuf, onnx and onnxruntime-gpu (docs/gpu.md); knows the rooms by their
+folders. Each measurement is a process of its own (`gpu_parts.py`), so that one that breaks CUDA leaves the others
+whole, and all end when `--budget-s` is spent: what was left out, or broke, is in the results by name. Prints tables and
+writes one JSON. `--provider cpu` runs all of it without a GPU, to try the script: its figures say nothing of CUDA.
+"""
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from variants import cpu_name
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+ROOMS = [str(ROOT / room) for room in ("protos", "service", "client", "trainer", "tests")]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([*ROOMS, os.environ.get("PYTHONPATH", "")])}
+
+RAW = (  # name, variant, settings of ONNX Runtime's CUDA provider
+    ("float32", "float32", {"use_tf32": "0"}),
+    ("float32, graphs", "float32", {"use_tf32": "0", "enable_cuda_graph": "1"}),
+    ("float32 as TF32, graphs", "float32", {"use_tf32": "1", "enable_cuda_graph": "1"}),
+    ("float16", "float16", {"use_tf32": "0"}),
+    ("float16, graphs", "float16", {"use_tf32": "0", "enable_cuda_graph": "1"}),
+    ("float16 channels last, graphs", "float16", {"use_tf32": "0", "enable_cuda_graph": "1", "prefer_nhwc": "1"}),
+)
+RAW_ON_CPU = (("float32", "float32", {}), ("float16", "float16", {}))
+VARIANTS = ("float32", "float16")
+WORKERS = (1, 4, 8)
+
+MODEL_S = 60.0
+"""Most seconds of reading the model, which comes before the budget."""
+
+LEAST_S = 5.0
+"""Seconds that must be left for another measurement to begin."""
+
+CARD_TFLOPS = 790.0
+"""Dense float16, measured on an H200 by an 8192-cubed product on random data; for another card say --card-tflops."""
+
+
+class Bench:
+    """One run: what is left of its time, what it found, and what it could not measure."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.results: dict[str, Any] = {}
+        self.not_measured: dict[str, str] = {}
+        self._ends_at = time.monotonic() + MODEL_S  # of the first part; the budget begins after it
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left."""
+        return self._ends_at - time.monotonic()
+
+    def begin(self) -> None:
+        """Starts the budget."""
+        self._ends_at = time.monotonic() + self.arguments.budget_s
+
+    def part(self, name: str, key: str, *words: object, most_s: float = 90) -> Any:
+        """Runs a part of gpu_parts.py and keeps its answer under `name` and `key`; None where there is none."""
+        flags = ["--provider", self.arguments.provider, "--measure-s", str(self.arguments.measure_s)]
+        answer = self.run(f"{name}: {key}", [sys.executable, str(HERE / "gpu_parts.py"), name, *flags, *words], most_s)
+        if answer is not None:
+            self.results.setdefault(name, {})[key] = json.loads(answer.splitlines()[-1])
+        return self.results.get(name, {}).get(key)
+
+    def run(self, what: str, command: list[object], most_s: float) -> str | None:
+        """The output of `command`; None, and a word in the results, where time is up or it fails."""
+        if self.left_s < LEAST_S:
+            return self.leave_out(what, "the time was up")
+        print(f"... {what}", file=sys.stderr, flush=True)
+        try:
+            words = list(map(str, command))
+            options = {"env": ENVIRONMENT, "cwd": ROOT, "capture_output": True, "text": True}
+            finished = subprocess.run(words, timeout=min(most_s, self.left_s), check=False, **options)
+        except subprocess.TimeoutExpired as exc:
+            return self.leave_out(what, f"took more than {exc.timeout:.0f} s")
+        if finished.returncode:
+            return self.leave_out(what, (finished.stdout + finished.stderr).strip()[-4000:])
+        return finished.stdout
+
+    def leave_out(self, what: str, why: str) -> None:
+        """Notes that `what` was not measured."""
+        self.not_measured[what] = why
+        print(f"not measured: {what}: {why}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    arguments = parse()
+    bench = Bench(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        half = Path(folder) / "float16" / "1" / "model.onnx"
+        files = {"float32": arguments.model, "float16": half}
+        about = bench.part("model", "model", "--model", arguments.model, "--write-float16", half)
+        if about is None:
+            sys.exit("the model could not be read")
+        print_floors(about, arguments.card_tflops)
+        bench.begin()
+        if arguments.provider == "cuda":
+            run_tests(bench)
+        files = {variant: file for variant, file in files.items() if variant in arguments.variants}
+        measure_raw(bench, files)
+        measure_service(bench, files)
+        measure_engine(bench, files)
+    print_tables(bench)
+    write(bench)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--provider", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "bear-cat-dog" / "1" / "model.onnx")
+    parser.add_argument("--rows", type=int, default=1024, help="Most rows in one model call.")
+    parser.add_argument("--budget-s", type=float, default=450, help="Seconds after which nothing more is begun.")
+    parser.add_argument("--measure-s", type=float, default=0.3, help="Seconds of each figure; of the service's ten.")
+    parser.add_argument("--variants", choices=VARIANTS, nargs="+", default=list(VARIANTS))
+    parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS))
+    parser.add_argument("--card-tflops", type=float, default=CARD_TFLOPS)
+    parser.add_argument("--output", type=Path, help="Where the JSON goes, if not to benchmarks/results/.")
+    return parser.parse_args()
+
+
+def print_floors(about: dict[str, Any], card_tflops: float) -> None:
+    """What no program on this card and bus can beat, written before anything is measured."""
+    mflop, bus = about["mflop_a_row"], about["bus_gb_per_s"]
+    about["floors"] = {"card_tflops": card_tflops, "rows_per_s_by_the_card": card_tflops * 1e6 / mflop}
+    print(f"floor, card: {mflop:.1f} MFLOP a row at {card_tflops:g} TFLOP/s: {card_tflops / mflop:,.1f} M rows/s")
+    if bus:
+        about["floors"]["rows_per_s_by_the_bus"] = bus * 1e9 / 784
+        print(f"floor, bus: 784 bytes a row at {bus:.1f} GB/s from pinned memory: {bus * 1e3 / 784:,.1f} M rows/s")
+
+
+def run_tests(bench: Bench) -> None:
+    """Correctness before speed: tests/gpu, every bucket against the CPU."""
+    words = ["-m", "pytest", "-q", "-c", os.devnull, "--rootdir", ROOT, "--confcutdir", ROOT / "tests" / "gpu"]
+    command = [
+        sys.executable,
+        *words,
+        "--import-mode=importlib",
+        "-p",
+        "no:cacheprovider",
+        "-rs",
+        ROOT / "tests" / "gpu",
+    ]
+    said = bench.run("tests/gpu", command, 150)
+    bench.results["tests"] = said.strip().splitlines()[-1] if said else "failed"
+    print(f"tests/gpu: {bench.results['tests']}")
+
+
+def measure_raw(bench: Bench, files: dict[str, Path]) -> None:
+    """ONNX Runtime alone, each setting in a process; each bucket is compared with the CPU first."""
+    for name, variant, options in RAW if bench.arguments.provider == "cuda" else RAW_ON_CPU:
+        if variant not in files:
+            continue
+        words = ("--model", files[variant], "--rows", bench.arguments.rows, "--options", json.dumps(options))
+        bench.part("raw", name, *words)
+
+
+def measure_service(bench: Bench, files: dict[str, Path]) -> None:
+    """Rows/s over gRPC, by workers; as many processes ask as serve, and one more."""
+    said = bench.run("--workers", [sys.executable, "-m", "sketchbatch_service", "--help"], 30) or ""
+    for variant, file in files.items():
+        for workers in bench.arguments.workers:
+            if workers > 1 and "--workers" not in said:
+                bench.leave_out(f"service: {variant}, {workers} workers", "this service has no --workers")
+                continue
+            if bench.left_s < LEAST_S:
+                bench.leave_out(f"service: {variant}, {workers} workers", "the time was up")
+                continue
+            measure_one_service(bench, variant, file, workers)
+
+
+def measure_one_service(bench: Bench, variant: str, file: Path, workers: int) -> None:
+    """One service, asked by `workers` + 1 processes at the same time."""
+    key, rows, seconds = f"{variant}, {workers} workers", bench.arguments.rows, 10 * bench.arguments.measure_s
+    flags = ["--model", file, "--provider", bench.arguments.provider, "--max-batch-rows", rows]
+    try:
+        with serving(
+            *flags, *(["--workers", workers] if workers > 1 else []), most_s=min(120, bench.left_s)
+        ) as address:
+            words = ("--address", address, "--callers", workers + 1, "--rows", rows, "--seconds", seconds)
+            bench.part("service", key, *words, most_s=seconds + 40)
+    except RuntimeError as exc:
+        bench.leave_out(f"service: {key}", str(exc))
+
+
+def measure_engine(bench: Bench, files: dict[str, Path]) -> None:
+    """What a second lane gains, without gRPC."""
+    for variant, file in files.items():
+        for lanes in (1, 2):
+            words = ("--model", file, "--rows", bench.arguments.rows, "--lanes", lanes)
+            bench.part("engine", f"{variant}, {lanes} lanes", *words)
+
+
+@contextmanager
+def serving(*flags: object, most_s: float) -> Iterator[str]:
+    """A service on a free port; gives its address. It is killed, with its workers, after `most_s`.
+
+    Raises:
+        RuntimeError: It ended before it served; says what it said.
+    """
+    command = [sys.executable, "-m", "sketchbatch_service", "--address", "127.0.0.1:0", *map(str, flags)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr
+    timer = threading.Timer(most_s, os.killpg, (process.pid, signal.SIGKILL))
+    timer.start()
+    try:
+        said: list[str] = []
+        while '"SERVING"' not in (said[-1] if said else ""):
+            said.append(process.stderr.readline())
+            if not said[-1]:
+                raise RuntimeError(f"the service did not start: {''.join(said)[-4000:]}")
+        yield json.loads(said[-1])["address"]
+    finally:
+        process.terminate()
+        process.communicate()  # ends: by itself, or by the timer
+        timer.cancel()
+
+
+def print_tables(bench: Bench) -> None:
+    """Rows/s; the service beside the best that raw ONNX Runtime does with the same variant, its copies included."""
+    best: dict[str, float] = {}
+    for name, found in bench.results.get("raw", {}).items():
+        print(f"\nraw, {name}: largest difference from the CPU {max(found['difference']):.1e}")
+        for line in ("rows", "ms_computing", "ms_with_copies"):
+            print(line.ljust(16), *(f"{value:>9.4g}" for value in found[line]))
+        if "TF32" not in name:
+            variant = name.split(",")[0].split()[0]
+            best[variant] = max(best.get(variant, 0), found["rows"][-1] / found["ms_with_copies"][-1] * 1e3)
+    for part in ("engine", "service"):
+        print()
+        for key, found in bench.results.get(part, {}).items():
+            ratio = found["rows_per_s"] / best[key.split(",")[0]] if key.split(",")[0] in best else 0
+            found["of_raw"] = round(ratio, 3)
+            print(f"{part}, {key}".ljust(34), f"{found['rows_per_s']:>12,.0f} rows/s {ratio:>7.2f} of raw")
+
+
+def write(bench: Bench) -> None:
+    """The JSON."""
+    now, arguments = datetime.now(UTC), bench.arguments
+    results = {
+        "date": now.isoformat(timespec="seconds"),
+        "command": "make bench-gpu" + (" PROVIDER=cpu" if arguments.provider == "cpu" else ""),
+        "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0)), "gpus": gpu_names()},
+        "versions": {"python": platform.python_version()} | bench.results["model"]["model"].pop("versions"),
+        "settings": {name: value for name, value in vars(arguments).items() if name not in ("output", "model")},
+        **bench.results,
+        "not_measured": bench.not_measured,
+    }
+    dry = "" if arguments.provider == "cuda" else "-on-cpu"
+    path = arguments.output or HERE / "results" / f"{now:%Y-%m-%d}-gpu{dry}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"-> {path}")
+
+
+def gpu_names() -> list[str]:
+    """Each card with its driver, as nvidia-smi says; none where there is no such command."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return []
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""The parts of `gpu.py`, each a process of its own that prints one line of JSON: model, raw, engine, service.
+
+`engine` imports the service's CUDA engine, which no other benchmark does: what two lanes gain over one cannot be seen
+through gRPC, where the cost of the calls hides it.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+IN_FLIGHT = 4
+
+
+def main() -> None:
+    """Measures the part named and prints what it found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("model", "raw", "engine", "service", "caller"))
+    parser.add_argument("--provider", choices=("cuda", "cpu"))
+    parser.add_argument("--measure-s", type=float)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--write-float16", type=Path)
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--options", type=json.loads, help="Of ONNX Runtime's CUDA provider, as JSON.")
+    parser.add_argument("--lanes", type=int)
+    parser.add_argument("--address")
+    parser.add_argument("--callers", type=int)
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--start-at", type=float)
+    arguments = parser.parse_args()
+    print(json.dumps(globals()[arguments.part](arguments)))
+
+
+def model(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Counts the model's FLOPs, writes it in float16, and times the bus."""
+    import onnx
+    import onnxruntime as ort
+    from sketchbatch_trainer.export.float16 import to_float16
+
+    graph = onnx.load(arguments.model)
+    half = to_float16(graph)
+    onnx.helper.set_model_props(
+        half, {each.key: each.value for each in graph.metadata_props} | {"sketchbatch.metrics": "{}"}
+    )
+    arguments.write_float16.parent.mkdir(parents=True)
+    onnx.save(half, arguments.write_float16)
+    return {
+        "file": "/".join(arguments.model.parts[-3:]),
+        "mflop_a_row": mflop_a_row(graph),
+        "bus_gb_per_s": bus_gb_per_s() if arguments.provider == "cuda" else None,
+        "versions": {"numpy": np.__version__, "onnxruntime": ort.__version__, "cuda": ort.cuda_version},
+    }
+
+
+def mflop_a_row(graph: Any) -> float:
+    """Two operations a multiplication of the convolutions and matrix products; the rest does not count."""
+    import onnx
+
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    known = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
+    shapes = {each.name: list(each.dims) for each in known.initializer}
+    for each in (*known.value_info, *known.output):
+        shapes[each.name] = [dim.dim_value for dim in each.type.tensor_type.shape.dim]
+    flop = 0
+    for node in known.node:
+        weights = shapes.get(node.input[1]) if len(node.input) > 1 else None
+        if node.op_type == "Conv" and weights:
+            flop += 2 * int(np.prod(weights)) * int(np.prod(shapes[node.output[0]][2:]))
+        elif node.op_type in {"MatMul", "Gemm"} and weights:
+            flop += 2 * int(np.prod(weights))
+    return flop / 1e6
+
+
+def bus_gb_per_s() -> float:
+    """The fastest of ten copies of 256 MB from pinned memory to the device."""
+    from sketchbatch_service.cuda_device import Device
+
+    device, rows = Device.cuda(), 2**28 // 784
+    host, there = device.host_rows(rows), device.tensor((rows, 28, 28), np.uint8)
+    host[:] = noise(1)
+    return host.nbytes / min(timed(lambda: there.update_inplace(host)) for _ in range(10)) / 1e9
+
+
+def raw(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds a call of bound tensors, by bucket: computing alone, and with the copies there and back.
+
+    `ms_switching` is a call when the one before it had another number of rows.
+    """
+    import onnxruntime as ort
+
+    session = open_session(arguments)
+    reference = ort.InferenceSession(str(arguments.model), quiet(), providers=["CPUExecutionProvider"])
+    sizes = [*(1 << number for number in range((arguments.rows - 1).bit_length())), arguments.rows]
+    calls = [BoundCall(session, arguments.provider, rows, graph_id) for graph_id, rows in enumerate(sizes, 1)]
+    for call in calls:
+        call.with_copies(noise(call.rows))  # captures, where there are graphs
+    difference = []
+    for call in calls:
+        bitmaps = noise(call.rows)
+        expected = reference.run(["scores"], {"bitmaps": bitmaps})[0]
+        difference.append(float(np.abs(call.with_copies(bitmaps) - expected).max()))
+    found: dict[str, Any] = {"rows": [call.rows for call in calls], "difference": difference}
+    found["ms_computing"] = [median_ms(call.compute, arguments.measure_s) for call in calls]
+    for call in calls:
+        call.bitmaps = noise(call.rows)
+    found["ms_with_copies"] = [median_ms(call.again, arguments.measure_s) for call in calls]
+    in_turn = [[timed(call.compute) * 1e3 for call in calls] for _ in range(5)]
+    found["ms_switching"] = [statistics.median(each) for each in zip(*in_turn, strict=True)]
+    return found
+
+
+class BoundCall:
+    """One number of rows: tensors on the device, bound once, and a graph's id of its own."""
+
+    def __init__(self, session: Any, device: str, rows: int, graph_id: int) -> None:
+        import onnxruntime as ort
+
+        classes = session.get_outputs()[0].shape[1]
+        self.rows = rows
+        self.bitmaps = noise(rows)
+        self._session = session
+        self._there = ort.OrtValue.ortvalue_from_shape_and_type((rows, 28, 28), np.uint8, device, 0)
+        self._scores = ort.OrtValue.ortvalue_from_shape_and_type((rows, classes), np.float32, device, 0)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input("bitmaps", self._there)
+        self._binding.bind_ortvalue_output("scores", self._scores)
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry("gpu_graph_id", str(graph_id))
+
+    def compute(self) -> None:
+        """What is on the device already."""
+        self._session.run_with_iobinding(self._binding, self._options)
+
+    def with_copies(self, bitmaps: np.ndarray) -> np.ndarray:
+        """From the host's memory to the host's memory."""
+        self._there.update_inplace(bitmaps)
+        self.compute()
+        return np.array(self._scores.numpy())
+
+    def again(self) -> None:
+        """`with_copies` of the same bitmaps."""
+        self.with_copies(self.bitmaps)
+
+
+def open_session(arguments: argparse.Namespace) -> Any:
+    """On CUDA alone, or on the CPU."""
+    import onnxruntime as ort
+
+    if arguments.provider == "cpu":
+        return ort.InferenceSession(str(arguments.model), quiet(), providers=["CPUExecutionProvider"])
+    ort.preload_dlls()
+    options = quiet()
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    settings = {"cudnn_conv_algo_search": "HEURISTIC"} | arguments.options
+    return ort.InferenceSession(str(arguments.model), options, providers=[("CUDAExecutionProvider", settings)])
+
+
+def quiet() -> Any:
+    """Session options that leave warnings out."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return options
+
+
+def engine(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Rows/s of the service's engine with as many threads as lanes, at its largest batch."""
+    import onnxruntime as ort
+    from sketchbatch_service.cuda import CudaEngine, CudaOptions, open_on_cuda
+    from sketchbatch_service.cuda_device import Device
+    from sketchbatch_service.reference import Reference
+
+    session = ort.InferenceSession(str(arguments.model), quiet(), providers=["CPUExecutionProvider"])
+    reference = Reference(session, session.get_outputs()[0].shape[1])
+    options = CudaOptions(lanes=arguments.lanes)
+    started_at = time.perf_counter()
+    if arguments.provider == "cuda":
+        found = open_on_cuda(arguments.model, reference, max_batch_rows=arguments.rows, options=options)
+    else:
+        found = CudaEngine(session, Device("cpu"), reference, max_batch_rows=arguments.rows, options=options)
+        found.warm_up()
+    warm_up_s = time.perf_counter() - started_at
+    rows_per_s = pace(found.predict, arguments.rows, arguments.lanes, 5 * arguments.measure_s)
+    return {"rows_per_s": rows_per_s, "open_and_warm_up_s": warm_up_s, **found.description()}
+
+
+def pace(predict: Callable[[np.ndarray], object], rows: int, threads: int, seconds: float) -> float:
+    """Rows/s of `threads` that each call `predict` again and again."""
+    ends_at = time.perf_counter() + seconds
+    counts = [0] * threads
+
+    def call(number: int) -> None:
+        bitmaps = noise(rows)
+        while time.perf_counter() < ends_at:
+            predict(bitmaps)
+            counts[number] += rows
+
+    started_at = time.perf_counter()
+    running = [threading.Thread(target=call, args=(number,)) for number in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - started_at)
+
+
+def service(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Rows/s of a service that runs already, from `callers` processes at the same time."""
+    start_at = time.time() + 2 + 0.3 * arguments.callers
+    words = ["--address", arguments.address, "--rows", str(arguments.rows), "--seconds", str(arguments.seconds)]
+    command = [sys.executable, __file__, "caller", *words, "--start-at", str(start_at)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(arguments.callers)]
+    answers = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+    return {
+        "rows_per_s": sum(answer["rows"] for answer in answers) / arguments.seconds,
+        "callers": arguments.callers,
+        "in_flight_each": IN_FLIGHT,
+        "p50_ms": statistics.median(answer["p50_ms"] for answer in answers),
+    }
+
+
+def caller(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keeps IN_FLIGHT requests under way, each on a channel of its own, and counts the rows answered in the window.
+
+    Requests are serialised once and answers are not parsed: the service is measured, not its caller.
+    """
+    import grpc
+    from sketchbatch.v1 import classifier_pb2 as pb
+
+    request = pb.ClassifyRequest(bitmaps=noise(arguments.rows).tobytes()).SerializeToString()
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+    channels = [grpc.insecure_channel(arguments.address, options) for _ in range(IN_FLIGHT)]
+    calls = [channel.unary_unary("/sketchbatch.v1.ClassifierService/Classify") for channel in channels]
+    waiting = deque((call, time.time(), call.future(request)) for call in calls)
+    took_s: list[float] = []
+    ends_at = arguments.start_at + arguments.seconds
+    while (now := time.time()) < ends_at:
+        call, asked_at, answer = waiting.popleft()
+        answer.result()
+        if arguments.start_at <= (now := time.time()) < ends_at:
+            took_s.append(now - asked_at)
+        waiting.append((call, now, call.future(request)))
+    for _, _, answer in waiting:
+        answer.result()
+    return {"rows": arguments.rows * len(took_s), "p50_ms": statistics.median(took_s or [0.0]) * 1e3}
+
+
+def noise(rows: int) -> np.ndarray:
+    """Bitmaps partly inked: uint8 (rows, 28, 28); different ones at each call."""
+    random = np.random.default_rng()
+    grey = random.integers(0, 256, (rows, 28, 28), np.uint8)
+    return np.where(random.random((rows, 28, 28)) < random.random((rows, 1, 1)), grey, 0).astype(np.uint8)
+
+
+def median_ms(call: Callable[[], object], seconds: float) -> float:
+    """The median of calls for `seconds`, after three that do not count."""
+    for _ in range(3):
+        call()
+    ends_at, took = time.perf_counter() + seconds, []
+    while not took or time.perf_counter() < ends_at:
+        took.append(timed(call) * 1e3)
+    return statistics.median(took)
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    started_at = time.perf_counter()
+    call()
+    return time.perf_counter() - started_at
+
+
+if __name__ == "__main__":
+    main()

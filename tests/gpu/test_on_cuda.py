@@ -1,0 +1,228 @@
+"""The CUDA engine and the service on a real GPU; skipped, visibly, where there is none.
+
+Runs with a plain Python and no plugins, as docs/gpu.md says, so it takes nothing from the fixtures of the other rooms.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper
+from onnx_models import write_model
+from sketchbatch_client import Client
+from sketchbatch_service.cuda import CudaEngine, CudaOptions, open_on_cuda
+from sketchbatch_service.cuda_device import CUDA, Device
+from sketchbatch_service.engine import CPU
+from sketchbatch_service.errors import ProviderMissing
+from sketchbatch_service.models import LoadOptions, load_models
+from sketchbatch_service.reference import COARSE_TOLERANCE, FLOAT32_TOLERANCE, Reference
+from sketchbatch_trainer.export.float16 import to_float16
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models" / "bear-cat-dog" / "1" / "model.onnx"
+TOLERANCES = {"float32": FLOAT32_TOLERANCE, "float16": COARSE_TOLERANCE}
+ROWS = 256
+
+
+def cuda_missing() -> str:
+    """Why there is no CUDA here; empty where there is."""
+    try:
+        Device.cuda()
+    except ProviderMissing as exc:
+        return str(exc)
+    return ""
+
+
+REASON = cuda_missing()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(REASON), reason=f"no CUDA: {REASON}")]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The shipped model in float32 and in float16."""
+    half = tmp_path_factory.mktemp("half") / "model.onnx"
+    model = to_float16(onnx.load(MODEL))
+    helper.set_model_props(model, {"sketchbatch.labels": '["bear", "cat", "dog"]'})
+    onnx.save(model, half)
+    return {"float32": MODEL, "float16": half}
+
+
+@pytest.fixture(scope="module")
+def opened(files: dict[str, Path]) -> Callable[..., CudaEngine]:
+    """Engines, each warmed up once: by variant, and whether with CUDA graphs."""
+    engines: dict[tuple[str, str], CudaEngine] = {}
+
+    def engine(variant: str, graphs: str) -> CudaEngine:
+        if (variant, graphs) not in engines:
+            engines[variant, graphs] = on_cuda(files[variant], ROWS, graphs=graphs)
+        return engines[variant, graphs]
+
+    return engine
+
+
+def on_cpu(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # float16 on the CPU warns of every node that it runs as float32
+    return ort.InferenceSession(str(path), options, providers=[CPU])
+
+
+def on_cuda(path: Path, rows: int, **options: object) -> CudaEngine:
+    return open_on_cuda(path, Reference(on_cpu(path), 3), max_batch_rows=rows, options=CudaOptions(**options))
+
+
+def noise(rows: int, seed: int) -> np.ndarray:
+    """Bitmaps that no warm-up has seen."""
+    random = np.random.default_rng(seed)
+    grey = random.integers(0, 256, (rows, 28, 28), np.uint8)
+    return np.where(random.random((rows, 28, 28)) < random.random((rows, 1, 1)), grey, 0).astype(np.uint8)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("graphs", ["on", "off"])
+@pytest.mark.parametrize("variant", ["float32", "float16"])
+def test_every_bucket_scores_as_the_cpu_does(files, opened, variant, graphs):
+    """Full and part-filled buckets, there and back: a graph that replays what it was captured with would show."""
+    engine, reference = opened(variant, graphs), on_cpu(files[variant])
+    assert engine.provider == CUDA
+    assert engine.has_graphs == (graphs == "on")
+    sizes = sorted({rows for bucket in engine.buckets for rows in (bucket, bucket // 2 + 1)})
+    for seed, rows in enumerate([*sizes, *reversed(sizes)]):
+        bitmaps = noise(rows, seed)
+        expected = reference.run(["scores"], {"bitmaps": bitmaps})[0]
+        assert np.abs(engine.predict(bitmaps) - expected).max() <= TOLERANCES[variant], rows
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("variant", ["float32", "float16"])
+def test_graphs_change_no_score(opened, variant):
+    """They save launches; what is computed stays the same."""
+    for rows in (1, 3, 64, 200, ROWS):
+        scores = [opened(variant, graphs).predict(noise(rows, rows)) for graphs in ("on", "off")]
+        assert np.allclose(*scores, atol=TOLERANCES[variant] / 10), rows
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("graphs", ["on", "off"])
+def test_two_lanes_at_once_keep_their_rows(files, opened, graphs):
+    """One batch is copied while the other computes; neither sees the other."""
+    engine, reference = opened("float32", graphs), on_cpu(files["float32"])
+    batches = [noise(1 + 37 * n % ROWS, n) for n in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(engine.predict, batches * 5))
+    expected = [reference.run(["scores"], {"bitmaps": bitmaps})[0] for bitmaps in batches] * 5
+    assert max(np.abs(mine - its).max() for mine, its in zip(found, expected, strict=True)) <= FLOAT32_TOLERANCE
+
+
+@pytest.mark.timeout(60)
+def test_a_model_of_another_file_is_found_out(files, tmp_path):
+    """What a mixed-up graph would do: the comparison with the CPU keeps it from being served."""
+    other = Reference(on_cpu(write_model(tmp_path / "other.onnx")), 3)
+    with pytest.raises(ProviderMissing, match="may differ from the CPU's"):
+        open_on_cuda(files["float32"], other, max_batch_rows=4, options=CudaOptions())
+
+
+def hardmax_model(path: Path) -> Path:
+    """The tiny model with an operator that ONNX Runtime has for the CPU only."""
+    model = onnx.load(write_model(path))
+    softmax = model.graph.node[-1]
+    model.graph.node.insert(len(model.graph.node) - 1, helper.make_node("Hardmax", [softmax.input[0]], ["hard"]))
+    softmax.input[0] = "hard"
+    onnx.save(model, path)
+    return path
+
+
+def test_a_model_that_does_not_run_whole_on_cuda_is_refused(tmp_path):
+    """`cuda` takes no fallback, not for one node; `auto` serves the whole model on the CPU."""
+    path = hardmax_model(tmp_path / "hard.onnx")
+    with pytest.raises(ProviderMissing, match="provider cuda was asked for, but the model cannot run on CUDA alone"):
+        load_models(path, LoadOptions(provider="cuda"))
+    assert load_models(path, LoadOptions(provider="auto")).get("", "").provider == CPU
+
+
+def test_auto_takes_cuda(files):
+    """Where it works."""
+    assert load_models(files["float32"], LoadOptions(provider="auto")).get("", "").provider == CUDA
+
+
+def test_workers_are_spread_over_the_devices_there_are(files):
+    """Worker 17 takes the device that comes after as many; on each the scores are the same."""
+    count = 1 + max(Device.cuda(number).id for number in range(64))
+    for number in range(17, 17 + count):
+        assert Device.cuda(number).id == number % count
+        engine, bitmaps = on_cuda(files["float32"], 8, device=number), noise(5, number)
+        expected = on_cpu(files["float32"]).run(["scores"], {"bitmaps": bitmaps})[0]
+        assert np.abs(engine.predict(bitmaps) - expected).max() <= FLOAT32_TOLERANCE
+
+
+def test_pinned_memory_is_memory():
+    """Written, read, and given back with the array."""
+    for _ in range(100):
+        rows = Device.cuda().host_rows(1024)
+        rows[:] = 7
+        assert rows.sum() == 7 * 784 * 1024
+
+
+@contextmanager
+def service(*flags: object) -> Iterator[tuple[str, list[dict]]]:
+    """A service on a free port, and its log up to SERVING."""
+    command = [sys.executable, "-m", "sketchbatch_service", "--address", "127.0.0.1:0", *map(str, flags)]
+    paths = [str(ROOT / room) for room in ("protos", "service", "client")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        said: list[str] = []
+        while not said or '"SERVING"' not in said[-1]:
+            said.append(process.stderr.readline())
+            assert said[-1], f"the service ended before it said SERVING: {said}"
+        events = [json.loads(line) for line in said if line.startswith("{")]
+        yield events[-1]["address"], events
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("variant", ["float32", "float16"])
+def test_the_service_on_cuda_answers_as_onnx_runtime_on_the_cpu(files, variant):
+    """Over gRPC, split and merged, and it says what it runs on."""
+    bitmaps = noise(3000, 3)
+    flags = ("--model", files[variant], "--provider", "cuda", "--max-batch-rows", ROWS)
+    with service(*flags) as (address, log), Client(address) as client:
+        assert client.model().provider == CUDA
+        scores = client.classify(bitmaps).scores
+    expected = np.concatenate(
+        [on_cpu(files[variant]).run(["scores"], {"bitmaps": part})[0] for part in np.split(bitmaps, 10)]
+    )
+    assert np.abs(scores - expected).max() <= TOLERANCES[variant]
+    (said,) = [event for event in log if event["message"] == "on CUDA"]
+    assert said["cuda_graphs"] is True
+    assert said["tf32"] is False
+    assert said["largest_difference"] <= TOLERANCES[variant]
+
+
+@pytest.mark.timeout(120)
+def test_a_model_that_cannot_be_captured_runs_without_graphs_or_not_at_all(tmp_path):
+    """Compress asks the device how many columns it kept, which no capture allows: `auto` goes on, `on` refuses.
+
+    In processes of their own: what a failed capture leaves behind must not fail the other tests.
+    """
+    path = write_model(tmp_path / "open.onnx", open_classes=True)
+    with service("--model", path, "--provider", "cuda", "--max-batch-rows", 4) as (address, log):
+        assert [event["cuda_graphs"] for event in log if event["message"] == "on CUDA"] == [False]
+        assert "no CUDA graphs for this model" in [event["message"] for event in log]
+        with Client(address) as client:
+            scores = client.classify(noise(9, 9)).scores
+    assert np.allclose(scores, on_cpu(path).run(["scores"], {"bitmaps": noise(9, 9)})[0], atol=FLOAT32_TOLERANCE)
+    refused = pytest.raises(AssertionError, match="the service ended before it said SERVING")
+    with refused, service("--model", path, "--provider", "cuda", "--cuda-graphs", "on"):
+        pass
