@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .artifact import Artifact, read_artifact
-from .batcher import Batcher, BatchLimits
+from .batcher import BatchLimits
+from .counts import CountedBatcher
 from .engine import Engine, Provider, open_session
 from .errors import ModelNotFound, ModelRefused
 
@@ -39,7 +40,7 @@ class ServedModel:
     version: str
     artifact: Artifact
     provider: str
-    batcher: Batcher
+    batcher: CountedBatcher
 
 
 class Models:
@@ -132,5 +133,5 @@ def _load(file: Path, name: str, version: str, options: LoadOptions) -> ServedMo
         version=version or own_version,
         artifact=artifact,
         provider=engine.provider,
-        batcher=Batcher(engine.predict, options.limits),
+        batcher=CountedBatcher(engine.predict, options.limits),
     )

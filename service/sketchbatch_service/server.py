@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
 
 from .arrays import ROW_BYTES
@@ -16,6 +16,8 @@ from .errors import AddressUnusable
 from .health import SERVICE as HEALTH
 from .health import HealthServicer
 from .models import LoadOptions, load_models
+from .openinference import wire
+from .openinference.servicer import InferenceServicer
 from .servicer import ClassifierServicer
 from .settings import Settings
 
@@ -34,12 +36,14 @@ async def serve(settings: Settings) -> None:
     stop = _stop_signal()  # also one that comes while the models load
     with load_models(settings.model, _load_options(settings)) as models:
         servicer = ClassifierServicer(models, max_request_rows=settings.max_request_rows)
-        health = HealthServicer([SERVICE])
+        inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
+        health = HealthServicer([SERVICE, wire.SERVICE])
         server = grpc.aio.server(options=_channel_options(settings))
         classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
+        server.add_generic_rpc_handlers((wire.handlers(inference),))
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         if settings.reflection:
-            reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)
+            _reflect(server)
         address = _listen(server, settings.address)
         await server.start()
         await health.serve()
@@ -48,6 +52,7 @@ async def serve(settings: Settings) -> None:
         log.info("draining", signal=(await stop).name, drain_s=settings.drain_s)
         await health.drain()  # NOT_SERVING first: balancers move away
         servicer.drain()
+        inference.drain()
         await server.stop(settings.drain_s)
     for late in (signal.SIGTERM, signal.SIGINT):
         signal.signal(late, signal.SIG_IGN)  # also while Python itself shuts down
@@ -73,6 +78,12 @@ def _channel_options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
+
+
+def _reflect(server: grpc.aio.Server) -> None:
+    """Answers reflection for every service, the Open Inference Protocol under its own name."""
+    pool = wire.reflection_pool(classifier_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
+    reflection.enable_server_reflection((SERVICE, wire.SERVICE, HEALTH, reflection.SERVICE_NAME), server, pool)
 
 
 def _listen(server: grpc.aio.Server, address: str) -> str:
