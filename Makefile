@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve train models bench-ablations bench-rasterize bench-raw bench-variants bench-int8 protos protos-check lint locks clean
+.PHONY: help setup demo test check serve train models bench-ablations bench-rasterize bench-raw bench-variants bench-int8 bench-perf-analyzer protos protos-check lint locks clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ bench-int8: .venv/.done ## what each setting of int8 costs and gains on quickdra
 bench-rasterize: .venv/.done ## strokes to bitmaps: how fast, and how near to Google's, on the drawings in DATA
 	$(VENV)/python benchmarks/rasterize.py --data "$(or $(DATA),$(error say where the drawings are: make bench-rasterize DATA=folder))"
 
+bench-perf-analyzer: .venv/.done .tools/perf-analyzer/.done ## NVIDIA's perf_analyzer against our service, into benchmarks/results/ (x86-64 Linux with libb64-0d)
+	$(VENV)/python benchmarks/perf_analyzer.py
+
 lint: .venv/.done ## ruff, mypy strict, import rules
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
@@ -134,6 +137,7 @@ locks: $(UV) ## resolve the hashed requirement files in locks/ again
 	$(COMPILE) $(ROOMS:%=%/pyproject.toml) --extra cpu --group pyproject.toml:dev -o locks/dev.txt
 	$(COMPILE) --group pyproject.toml:protos -o locks/protos.txt
 	$(COMPILE) client/pyproject.toml --group pyproject.toml:openinference --no-emit-package pyarrow -o locks/openinference.txt
+	$(COMPILE) --group pyproject.toml:perf-analyzer -o locks/perf-analyzer.txt
 	$(COMPILE) --group pyproject.toml:tools -o locks/tools.txt
 
 clean: ## remove what the verbs above made, except runs/
@@ -165,4 +169,11 @@ $(UV): locks/tools.txt
 	@echo "installing tritonclient and kserve, which the tests run, into .tools/openinference (about 350 MB)" >&2
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/openinference >&2
 	@$(UV) pip sync --quiet --require-hashes --python .tools/openinference/bin/python locks/openinference.txt >&2
+	@touch $@
+
+.tools/perf-analyzer/.done: locks/perf-analyzer.txt | $(UV)
+	@echo "installing perf_analyzer into .tools/perf-analyzer" >&2
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/perf-analyzer >&2
+	@$(UV) pip sync --quiet --require-hashes --python .tools/perf-analyzer/bin/python locks/perf-analyzer.txt >&2
+	@chmod +x .tools/perf-analyzer/bin/perf_analyzer
 	@touch $@

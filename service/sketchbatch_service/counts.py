@@ -47,11 +47,11 @@ class Counts:
     inference: Duration = field(default_factory=Duration)
     """Answered requests, in the model calls they were part of, neighbours' rows included."""
 
-    decoding: Duration = field(default_factory=Duration)
-    """Making bitmaps of what callers sent, as far as `add_codec` was told."""
+    decoding_s: float = 0.0
+    """Seconds that making bitmaps of what callers sent took, as far as `add_codec` was told."""
 
-    encoding: Duration = field(default_factory=Duration)
-    """Making answers of scores, as far as `add_codec` was told."""
+    encoding_s: float = 0.0
+    """Seconds that making answers of scores took, as far as `add_codec` was told."""
 
     calls: dict[int, Duration] = field(default_factory=dict)
     """Model calls by their number of rows."""
@@ -85,10 +85,10 @@ class CountedBatcher(Batcher):
             return deepcopy(self._counts)
 
     def add_codec(self, *, decoding_s: float, encoding_s: float) -> None:
-        """Counts what an answered request took before `submit` and after its answer."""
+        """Adds what an answered request took before `submit` and after its answer."""
         with self._counting:
-            self._counts.decoding.add(decoding_s)
-            self._counts.encoding.add(encoding_s)
+            self._counts.decoding_s += decoding_s
+            self._counts.encoding_s += encoding_s
             self._counts.success.seconds += decoding_s + encoding_s
 
     def _add_request(self, done: Future[Answer], rows: int, took_s: float) -> None:

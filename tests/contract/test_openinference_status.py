@@ -288,8 +288,8 @@ async def test_statistics_count_what_was_asked_by_either_protocol():
         counted = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="fake"))).model_stats[0]
     stats = counted.inference_stats
     assert (counted.inference_count, counted.execution_count) == (7, 3)
-    assert (stats.success.count, stats.fail.count, stats.queue.count, stats.compute_infer.count) == (3, 1, 3, 3)
-    assert (stats.compute_input.count, stats.compute_output.count) == (2, 2)
+    assert (stats.success.count, stats.fail.count, stats.queue.count) == (3, 1, 3)
+    assert stats.compute_input.count == stats.compute_infer.count == stats.compute_output.count == 3
     assert [(batch.batch_size, batch.compute_infer.count) for batch in counted.batch_stats] == [(1, 1), (2, 1), (4, 1)]
     parts = stats.queue.ns + stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns
     assert stats.success.ns >= parts > stats.compute_infer.ns > 0

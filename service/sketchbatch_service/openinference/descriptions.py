@@ -69,13 +69,15 @@ def statistics(model: ServedModel) -> pb.ModelStatistics:
 
 
 def _inference_statistics(counts: Counts) -> pb.InferStatistics:
+    """All parts of an answered request are counted alike: perf_analyzer refuses figures where they are not."""
+    answered = counts.success.count
     return pb.InferStatistics(
         success=_duration(counts.success),
         fail=_duration(counts.fail),
         queue=_duration(counts.queue),
-        compute_input=_duration(counts.decoding),
+        compute_input=_duration(Duration(answered, counts.decoding_s)),
         compute_infer=_duration(counts.inference),
-        compute_output=_duration(counts.encoding),
+        compute_output=_duration(Duration(answered, counts.encoding_s)),
     )
 
 

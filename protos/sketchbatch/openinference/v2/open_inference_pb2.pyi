@@ -317,7 +317,7 @@ global___InferParameter = InferParameter
 
 @typing.final
 class InferTensorContents(google.protobuf.message.Message):
-    """The elements of one tensor, row-major, in the field that fits the element type. A raw tensor is ten times faster."""
+    """The elements of one tensor, row-major, in the field that fits the element type. Bytes are far cheaper."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -989,7 +989,7 @@ class InferStatistics(google.protobuf.message.Message):
 
     @property
     def fail(self) -> global___StatisticDuration:
-        """Requests taken to the queue and not answered: refused for want of room, out of time, withdrawn, or broken."""
+        """Requests accepted into the queue and not answered: out of time, withdrawn, or broken."""
 
     @property
     def queue(self) -> global___StatisticDuration:
@@ -997,7 +997,7 @@ class InferStatistics(google.protobuf.message.Message):
 
     @property
     def compute_input(self) -> global___StatisticDuration:
-        """Answered requests of this protocol: making bitmaps of their tensors."""
+        """Answered requests: making bitmaps of their tensors. Those of ClassifierService take no time for it."""
 
     @property
     def compute_infer(self) -> global___StatisticDuration:
@@ -1005,7 +1005,7 @@ class InferStatistics(google.protobuf.message.Message):
 
     @property
     def compute_output(self) -> global___StatisticDuration:
-        """Answered requests of this protocol: making tensors of their scores."""
+        """Answered requests: making tensors of their scores. Those of ClassifierService are not timed."""
 
     def __init__(
         self,
