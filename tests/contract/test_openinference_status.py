@@ -18,6 +18,7 @@ from sketchbatch_service.models import Models, ServedModel
 from sketchbatch_service.openinference import wire
 from sketchbatch_service.openinference.servicer import InferenceServicer
 from sketchbatch_service.servicer import ClassifierServicer
+from structlog.testing import capture_logs
 
 ARTIFACT = Artifact(labels=("ink",), name="", version="", created="", licence="", metrics={}, digest="d")
 MAX_ROWS = 100
@@ -163,16 +164,19 @@ async def test_a_request_out_of_time_is_deadline_exceeded_and_never_run(limit):
 
 
 async def test_a_broken_model_call_is_internal_and_tells_the_request_id_only():
-    """No cause, path or stack leaves the process, from a call or a stream."""
+    """No cause, path or stack leaves the process, from a call or a stream; the log has them."""
     model = FakeModel()
     model.error = RuntimeError("secret path /models/x")
-    async with serving(model) as (stub, *_):
-        error = await refusal(stub.ModelInfer(request(1, id="abc")))
-        streamed = [answer async for answer in stub.ModelStreamInfer([request(1, id="abc")])]
+    with capture_logs() as log:
+        async with serving(model) as (stub, *_):
+            error = await refusal(stub.ModelInfer(request(1, id="abc")))
+            streamed = [answer async for answer in stub.ModelStreamInfer([request(1, id="abc")])]
     assert error.code() is grpc.StatusCode.INTERNAL
     assert error.details() == "internal error, request id abc"
     assert streamed[0].error_message == "INTERNAL: internal error, request id abc"
     assert "secret" not in repr(error.trailing_metadata())
+    assert [(event["event"], event["request_id"]) for event in log] == 2 * [("request failed", "abc")]
+    assert "secret" in str(log[0]["exc_info"].__cause__)
 
 
 async def test_a_request_after_the_end_is_unavailable():
@@ -284,7 +288,8 @@ async def test_statistics_count_what_was_asked_by_either_protocol():
         ours = classifier_pb2_grpc.ClassifierServiceStub(stub.channel)
         await ours.Classify(classifier_pb2.ClassifyRequest(bitmaps=drawings(5).tobytes()))
         model.error = RuntimeError("broken")
-        await refusal(stub.ModelInfer(request(6)))
+        with capture_logs():
+            await refusal(stub.ModelInfer(request(6)))
         counted = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="fake"))).model_stats[0]
     stats = counted.inference_stats
     assert (counted.inference_count, counted.execution_count) == (7, 3)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 
 import grpc
@@ -153,3 +154,17 @@ def test_reflection_shows_the_protocol_by_its_own_name(tiny_service):
     assert file.package == "inference"
     infer = next(method for method in file.service[0].method if method.name == "ModelInfer")
     assert infer.input_type == ".inference.ModelInferRequest"
+
+
+@pytest.mark.timeout(60)
+def test_the_examples_of_the_documentation_run(start_service, root, tmp_path):
+    """As they stand, but for the port."""
+    service = start_service(root / "models", "--default-model", "bear-cat-dog")
+    page = (root / "docs/open-inference-protocol.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        words = [root / ".tools/openinference/bin/python", "-c", example.replace("localhost:50051", service.address)]
+        finished = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=30)
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stdout.startswith("["), finished.stdout
