@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 from sketchbatch_service.errors import InvalidRequest
-from sketchbatch_service.openinference.codec import decode, encode, is_view, timeout_s, wanted
+from sketchbatch_service.openinference.codec import decode, encode, is_view, timeout_s, top_k
 
 LEVELS = np.resize(np.arange(256, dtype=np.uint8), (2, 28, 28))  # every grey level there is
 SHAPES = [(2, 28, 28), (2, 28, 28, 1), (2, 784)]
@@ -112,18 +112,19 @@ def outputs(*parameters: dict[str, pb.InferParameter], name: str = "scores") -> 
     return pb.ModelInferRequest(outputs=[tensor(name=name, parameters=p) for p in parameters])
 
 
-def test_the_outputs_asked_for_are_scores_or_the_best_classes():
-    """None named means the scores; each named one is answered, in order."""
-    three = {"classification": pb.InferParameter(int64_param=3)}
-    assert wanted(outputs(), classes=3) == (0,)
-    assert wanted(outputs({}, three), classes=3) == (0, 3)
-    assert wanted(outputs({"classification": pb.InferParameter(uint64_param=1)}), classes=3) == (1,)
+def test_the_output_asked_for_is_the_scores_or_the_best_classes():
+    """None named means the scores."""
+    assert top_k(outputs(), classes=3) == 0
+    assert top_k(outputs({}), classes=3) == 0
+    assert top_k(outputs({"classification": pb.InferParameter(int64_param=3)}), classes=3) == 3
+    assert top_k(outputs({"classification": pb.InferParameter(uint64_param=1)}), classes=3) == 1
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
         (outputs({}, name="labels"), "outputs must be scores, or none, got ['labels']"),
+        (outputs({}, {}), "outputs must be scores, or none, got ['scores', 'scores']"),
         (outputs({"classification": pb.InferParameter(int64_param=4)}), "must be an integer, 1..3, got 4"),
         (outputs({"classification": pb.InferParameter(int64_param=0)}), "must be an integer, 1..3, got 0"),
         (
@@ -136,7 +137,7 @@ def test_the_outputs_asked_for_are_scores_or_the_best_classes():
 def test_an_output_that_cannot_be_had_is_refused(bad, message):
     """Before anything is run."""
     with pytest.raises(InvalidRequest) as caught:
-        wanted(bad, classes=3)
+        top_k(bad, classes=3)
     assert message in str(caught.value)
 
 
@@ -146,21 +147,24 @@ SCORES = np.array([[0.25, 0.5, 0.25], [0, 0, 1]], np.float32)
 @pytest.mark.parametrize("as_raw", [True, False])
 def test_an_answer_has_the_form_of_its_request(as_raw):
     """Raw fills raw_output_contents and nothing else; typed fills contents and nothing else."""
-    response = pb.ModelInferResponse()
-    encode(SCORES, (0, 2), ("ant", "bee", "kuh \u00fc"), response, as_raw=as_raw)
-    first, second = response.outputs
+    scores, classified = pb.ModelInferResponse(), pb.ModelInferResponse()
+    labels = ("ant", "bee", "kuh \u00fc")
+    encode(SCORES, 0, labels, scores, as_raw=as_raw)
+    encode(SCORES, 2, labels, classified, as_raw=as_raw)
+    first, second = scores.outputs[0], classified.outputs[0]
     assert (first.name, first.datatype, list(first.shape)) == ("scores", "FP32", [2, 3])
     assert (second.name, second.datatype, list(second.shape)) == ("scores", "BYTES", [2, 2])
     texts = [text.encode() for text in ("0.500000:1:bee", "0.250000:0:ant", "1.000000:2:kuh \u00fc", "0.000000:0:ant")]
     if as_raw:
-        scores, best = response.raw_output_contents
-        assert np.array_equal(np.frombuffer(scores, "<f4").reshape(2, 3), SCORES)
-        assert best == b"".join(len(text).to_bytes(4, "little") + text for text in texts)
-        assert not any(output.HasField("contents") for output in response.outputs)
+        assert np.array_equal(np.frombuffer(scores.raw_output_contents[0], "<f4").reshape(2, 3), SCORES)
+        assert classified.raw_output_contents == [b"".join(len(text).to_bytes(4, "little") + text for text in texts)]
+        assert not first.HasField("contents")
+        assert not second.HasField("contents")
     else:
         assert list(first.contents.fp32_contents) == SCORES.ravel().tolist()
         assert list(second.contents.bytes_contents) == texts
-        assert not response.raw_output_contents
+        assert not scores.raw_output_contents
+        assert not classified.raw_output_contents
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ INPUT = "bitmaps"
 OUTPUT = "scores"
 
 _Tensor = pb.ModelInferRequest.InferInputTensor
-_Tensors = Sequence[_Tensor | pb.ModelInferRequest.InferRequestedOutputTensor]
+_Output = pb.ModelInferRequest.InferRequestedOutputTensor
 
 _DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
 _ROW_SHAPES = (list(ROW_SHAPE), [*ROW_SHAPE, 1], [ROW_BYTES])
@@ -139,35 +139,34 @@ def _grey_levels(ink: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
-def wanted(request: pb.ModelInferRequest, *, classes: int) -> tuple[int, ...]:
-    """For each output asked for, how many of the best classes, or 0 for the scores; the scores when none is named.
+def top_k(request: pb.ModelInferRequest, *, classes: int) -> int:
+    """How many of the best classes are asked for; 0 = the scores of all, also when no output is named.
 
     Raises:
-        InvalidRequest: An output is not `scores`, or its classification not 1 to `classes`.
+        InvalidRequest: The output is not `scores`, or its classification not 1 to `classes`.
     """
     names = [output.name for output in request.outputs]
-    if set(names) - {OUTPUT}:
+    if names not in ([], [OUTPUT]):
         raise InvalidRequest(field="outputs", expected=f"{OUTPUT}, or none", got=_listed(names))
-    return tuple(_top_k(output, n, classes) for n, output in enumerate(request.outputs)) or (0,)
-
-
-def _top_k(output: pb.ModelInferRequest.InferRequestedOutputTensor, place: int, classes: int) -> int:
-    _refuse_shared_memory(output, f"outputs[{place}]")
+    if not names:
+        return 0
+    output = request.outputs[0]
+    _refuse_shared_memory(output, "outputs[0]")
     if "classification" not in output.parameters:
         return 0
     parameter = output.parameters["classification"]
     chosen = parameter.WhichOneof("parameter_choice")
-    top_k = getattr(parameter, chosen) if chosen in ("int64_param", "uint64_param") else None
-    if top_k is None or not 1 <= top_k <= classes:
+    count: int | None = getattr(parameter, chosen) if chosen in ("int64_param", "uint64_param") else None
+    if count is None or not 1 <= count <= classes:
         raise InvalidRequest(
-            field=f"outputs[{place}].parameters[classification]",
+            field="outputs[0].parameters[classification]",
             expected=f"an integer, 1..{classes}",
-            got="another type" if top_k is None else str(top_k),
+            got="another type" if count is None else str(count),
         )
-    return int(top_k)
+    return count
 
 
-def _refuse_shared_memory(tensor: _Tensor | pb.ModelInferRequest.InferRequestedOutputTensor, field: str) -> None:
+def _refuse_shared_memory(tensor: _Tensor | _Output, field: str) -> None:
     if _SHARED_MEMORY in tensor.parameters:
         raise InvalidRequest(field=f"{field}.parameters", expected="without shared memory", got=_SHARED_MEMORY)
 
@@ -176,39 +175,27 @@ def _listed(names: Sequence[str]) -> str:
     return repr([name[:100] for name in names[:10]]) if names else "none"
 
 
-def encode(
-    scores: Scores, wanted: Sequence[int], labels: Sequence[str], response: pb.ModelInferResponse, *, as_raw: bool
-) -> None:
-    """Adds one output for each of `wanted` to `response`: the scores, or so many of the best classes."""
-    for top_k in wanted:
-        output = response.outputs.add(name=OUTPUT)
-        if top_k:
-            _add_classification(scores, top_k, labels, output, response.raw_output_contents if as_raw else None)
-            continue
-        output.datatype = "FP32"
-        output.shape.extend(scores.shape)
+def encode(scores: Scores, top_k: int, labels: Sequence[str], response: pb.ModelInferResponse, *, as_raw: bool) -> None:
+    """Adds the output to `response`: the scores, or the best `top_k` classes of each row."""
+    output = response.outputs.add(name=OUTPUT, datatype="BYTES" if top_k else "FP32")
+    output.shape.extend([len(scores), top_k or scores.shape[1]])
+    if top_k:
+        texts = _classification(scores, top_k, labels)
         if as_raw:
-            response.raw_output_contents.append(scores.astype("<f4", copy=False).tobytes())
+            response.raw_output_contents.append(b"".join(len(text).to_bytes(4, "little") + text for text in texts))
         else:
-            output.contents.fp32_contents.extend(scores.ravel().tolist())
+            output.contents.bytes_contents.extend(texts)
+    elif as_raw:
+        response.raw_output_contents.append(scores.astype("<f4", copy=False).tobytes())
+    else:
+        output.contents.fp32_contents.extend(scores.ravel().tolist())
 
 
-def _add_classification(
-    scores: Scores,
-    top_k: int,
-    labels: Sequence[str],
-    output: pb.ModelInferResponse.InferOutputTensor,
-    raw: Any,  # the repeated field to add bytes to, or None
-) -> None:
+def _classification(scores: Scores, top_k: int, labels: Sequence[str]) -> list[bytes]:
+    """SCORE:INDEX:LABEL for each row and place, rows x top_k."""
     places = best(scores, top_k)  # (rows, top_k)
     values = np.take_along_axis(scores, places, axis=1)
-    texts = [
+    return [
         f"{value:f}:{place}:{labels[place]}".encode()
         for value, place in zip(values.ravel().tolist(), places.ravel().tolist(), strict=True)
     ]
-    output.datatype = "BYTES"
-    output.shape.extend(places.shape)
-    if raw is None:
-        output.contents.bytes_contents.extend(texts)
-    else:
-        raw.append(b"".join(len(text).to_bytes(4, "little") + text for text in texts))

@@ -131,14 +131,14 @@ class InferenceServicer:
         """Checks the request and makes bitmaps of its input."""
         started_at = time.monotonic()
         model = self._models.get(request.model_name, request.model_version)
-        wanted = codec.wanted(request, classes=len(model.artifact.labels))
+        top_k = codec.top_k(request, classes=len(model.artifact.labels))
         is_quick = codec.is_view(request) or codec.claimed_rows(request) <= _LOOP_ROWS
         bitmaps = await _run(is_quick, lambda: codec.decode(request, max_rows=self._max_request_rows))
         return _Question(
             id=request.id,
             model=model,
             bitmaps=bitmaps,
-            wanted=wanted,
+            top_k=top_k,
             is_raw=codec.is_raw(request),
             expires_at=min(expires_at, started_at + codec.timeout_s(request)),
             decoding_s=time.monotonic() - started_at,
@@ -152,7 +152,7 @@ class _Question:
     id: str
     model: ServedModel
     bitmaps: Bitmaps
-    wanted: tuple[int, ...]
+    top_k: int
     is_raw: bool
     expires_at: float  # time.monotonic seconds
     decoding_s: float
@@ -165,9 +165,9 @@ class _Question:
         scores = (await asyncio.wrap_future(future)).scores
         started_at = time.monotonic()
         response = pb.ModelInferResponse(model_name=self.model.name, model_version=self.model.version, id=self.id)
-        is_quick = len(scores) <= _LOOP_ROWS or (self.is_raw and not any(self.wanted))
+        is_quick = len(scores) <= _LOOP_ROWS or (self.is_raw and not self.top_k)
         labels = self.model.artifact.labels
-        await _run(is_quick, lambda: codec.encode(scores, self.wanted, labels, response, as_raw=self.is_raw))
+        await _run(is_quick, lambda: codec.encode(scores, self.top_k, labels, response, as_raw=self.is_raw))
         self.model.batcher.add_codec(decoding_s=self.decoding_s, encoding_s=time.monotonic() - started_at)
         return response
 

@@ -525,7 +525,7 @@ class ModelInferRequest(google.protobuf.message.Message):
 
     @property
     def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ModelInferRequest.InferRequestedOutputTensor]:
-        """What to answer with; empty = the scores."""
+        """What to answer with: one, or none for the scores."""
 
     @property
     def raw_input_contents(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
@@ -645,11 +645,11 @@ class ModelInferResponse(google.protobuf.message.Message):
 
     @property
     def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ModelInferResponse.InferOutputTensor]:
-        """One for each output asked for, in that order."""
+        """One."""
 
     @property
     def raw_output_contents(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
-        """The elements of each output, row-major, where the request's input was raw. Scores are float32, little-endian. A
+        """The elements of the output, row-major, where the request's input was raw. Scores are float32, little-endian. A
         classification is a text SCORE:INDEX:LABEL for each row and place, best first, each behind its length (uint32,
         little-endian).
         """
