@@ -95,7 +95,7 @@ bench-int8: .venv/.done ## what each setting of int8 costs and gains on quickdra
 bench-rasterize: .venv/.done ## strokes to bitmaps: how fast, and how near to Google's, on the drawings in DATA
 	$(VENV)/python benchmarks/rasterize.py --data "$(or $(DATA),$(error say where the drawings are: make bench-rasterize DATA=folder))"
 
-bench-perf-analyzer: .venv/.done .tools/perf-analyzer/.done ## NVIDIA's perf_analyzer against our service, into benchmarks/results/ (x86-64 Linux with libb64-0d)
+bench-perf-analyzer: .venv/.done .tools/perf-analyzer/.done ## NVIDIA's perf_analyzer against our service, into benchmarks/results/; needs Debian's libb64-0d
 	$(VENV)/python benchmarks/perf_analyzer.py
 
 lint: .venv/.done ## ruff, mypy strict, import rules

@@ -5,10 +5,8 @@ What a message is, how it is accepted and how it is answered is the servicer's a
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
-from .batcher import Answer
 from .errors import Overloaded, ShuttingDown
 
 _WINDOW = 64
@@ -18,7 +16,7 @@ _RETRY_S = 0.05
 """Longest a stream waits before it asks a full queue for room again."""
 
 
-class Accepted(Protocol):
+class Waiting(Protocol):
     """A message of a stream that waits for its answer."""
 
     def withdraw(self) -> None:
@@ -26,7 +24,8 @@ class Accepted(Protocol):
 
 
 _Request = TypeVar("_Request")
-_Message = TypeVar("_Message", bound=Accepted)
+_Message = TypeVar("_Message", bound=Waiting)
+_Submitted = TypeVar("_Submitted")
 
 
 class OpenStreams:
@@ -45,7 +44,7 @@ class OpenStreams:
     async def read(
         self, requests: AsyncIterator[_Request], accept: Callable[[_Request], Awaitable[_Message]]
     ) -> AsyncGenerator[_Message, None]:
-        """Accepted messages in the order of `requests`, read ahead of the answers; to be closed by the caller.
+        """Waiting messages in the order of `requests`, read ahead of the answers; to be closed by the caller.
 
         While `accept` waits, nothing more is read, and flow control holds the client back.
 
@@ -81,7 +80,7 @@ class OpenStreams:
                     left.withdraw()
 
 
-async def when_room(submit: Callable[[], Future[Answer]]) -> Future[Answer]:
+async def when_room(submit: Callable[[], _Submitted]) -> _Submitted:
     """What `submit` gives, asked again for as long as the queue is full."""
     while True:
         try:
