@@ -12,7 +12,6 @@ MODELS  ?= $(addprefix runs/models/,article/model.onnx bear-cat-dog/model.onnx b
 UV     := .tools/bin/uv
 VENV   := .venv/bin
 ROOMS  := protos client service trainer
-STUBS  := protos/sketchbatch/v1
 
 # uv does not read pip's configuration: a mirror that pip was told of is passed on, unless uv has its own.
 ifeq ($(origin UV_DEFAULT_INDEX),undefined)
@@ -23,17 +22,17 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve train models bench bench-ablations bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle protos protos-check lint locks clean
+.PHONY: help setup demo test check serve train models bench bench-ablations bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint locks clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/.done .tools/protos/.done ## install everything, hashed, into .venv and .tools (done once)
+setup: .venv/.done .tools/protos/.done .tools/openinference/.done ## install everything, hashed, into .venv and .tools (done once)
 
 demo: .venv/.done ## drawings -> CNN -> ONNX -> service -> bulk scores -> report; DATA=folder takes your drawings
 	@$(VENV)/python demo/demo.py --run "$(RUN)" $(if $(DATA),--data "$(DATA)")
 
-test: check ## everything CI checks: lint, types, import rules, stubs, and the tests
+test: check .tools/openinference/.done ## everything CI checks: lint, types, import rules, stubs, and the tests
 	$(VENV)/pytest
 
 check: lint protos-check
@@ -117,29 +116,35 @@ gpu-bundle: $(UV) ## what a GPU machine without an index needs for that, into di
 	$(GPU_WHEELS) -r dist/gpu/large.txt -d dist/gpu
 	cd dist/gpu && sha256sum onnxruntime_gpu-*.whl >wheels/sha256 && split -b 50M onnxruntime_gpu-*.whl piece- && rm onnxruntime_gpu-*.whl *.txt
 
+bench-perf-analyzer: .venv/.done .tools/perf-analyzer/.done ## NVIDIA's perf_analyzer against our service, into benchmarks/results/; needs Debian's libb64-0d
+	$(VENV)/python benchmarks/perf_analyzer.py
+
 lint: .venv/.done ## ruff, mypy strict, import rules
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
 	$(VENV)/lint-imports
 
-protos: .tools/protos/.done ## make the gRPC stubs again from classifier.proto
+protos: .tools/protos/.done ## make the stubs again from the .proto files
 	@$(call generate,protos)
 
 protos-check: .tools/protos/.done ## fail if the committed stubs are not what the generator makes
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(call generate,"$$out") && \
-	for stub in "$$out"/sketchbatch/v1/*; do \
-	  cmp -s "$$stub" "$(STUBS)/$${stub##*/}" || { echo "stale: $(STUBS)/$${stub##*/}; run 'make protos'"; exit 1; }; \
+	for stub in $$(cd "$$out" && find . -type f); do \
+	  cmp -s "$$out/$$stub" "protos/$$stub" || { echo "stale: protos/$${stub#./}; run 'make protos'"; exit 1; }; \
 	done
 
-# grpcio-tools 1.71.2 on purpose; the reason stands beside the pin in pyproject.toml.
-define generate
-.tools/protos/bin/python -m grpc_tools.protoc -Iprotos \
+# grpcio-tools 1.71.2 on purpose; the reason stands beside the pin in pyproject.toml. The Open Inference Protocol gets
+# messages only: gRPC stubs would call a service of our package's name, and on the wire it has the protocol's.
+PROTOC := .tools/protos/bin/python -m grpc_tools.protoc -Iprotos \
   -I"$$(.tools/protos/bin/python -c 'import google.rpc as g; print(g.__path__[0] + "/../..")')" \
   --plugin=protoc-gen-mypy=.tools/protos/bin/protoc-gen-mypy \
-  --plugin=protoc-gen-mypy_grpc=.tools/protos/bin/protoc-gen-mypy_grpc \
-  --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
-  protos/sketchbatch/v1/classifier.proto
+  --plugin=protoc-gen-mypy_grpc=.tools/protos/bin/protoc-gen-mypy_grpc
+
+define generate
+$(PROTOC) --python_out=$(1) --mypy_out=quiet:$(1) --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) \
+  protos/sketchbatch/v1/classifier.proto && \
+$(PROTOC) --python_out=$(1) --mypy_out=quiet:$(1) protos/sketchbatch/openinference/v2/open_inference.proto
 endef
 
 COMPILE = $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
@@ -152,6 +157,8 @@ locks: $(UV) ## resolve the hashed requirement files in locks/ again
 	$(COMPILE) trainer/pyproject.toml -o locks/trainer.txt
 	$(COMPILE) $(ROOMS:%=%/pyproject.toml) --extra cpu --group pyproject.toml:dev -o locks/dev.txt
 	$(COMPILE) --group pyproject.toml:protos -o locks/protos.txt
+	$(COMPILE) client/pyproject.toml --group pyproject.toml:openinference --no-emit-package pyarrow -o locks/openinference.txt
+	$(COMPILE) --group pyproject.toml:perf-analyzer -o locks/perf-analyzer.txt
 	$(COMPILE) --group pyproject.toml:tools -o locks/tools.txt
 
 clean: ## remove what the verbs above made, except runs/
@@ -177,4 +184,17 @@ $(UV): locks/tools.txt
 	@echo "installing the stubs' generator into .tools/protos" >&2
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/protos >&2
 	@$(UV) pip sync --quiet --require-hashes --python .tools/protos/bin/python locks/protos.txt >&2
+	@touch $@
+
+.tools/openinference/.done: locks/openinference.txt | $(UV)
+	@echo "installing tritonclient and kserve, which the tests run, into .tools/openinference (about 350 MB)" >&2
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/openinference >&2
+	@$(UV) pip sync --quiet --require-hashes --python .tools/openinference/bin/python locks/openinference.txt >&2
+	@touch $@
+
+.tools/perf-analyzer/.done: locks/perf-analyzer.txt | $(UV)
+	@echo "installing perf_analyzer into .tools/perf-analyzer" >&2
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/perf-analyzer >&2
+	@$(UV) pip sync --quiet --require-hashes --python .tools/perf-analyzer/bin/python locks/perf-analyzer.txt >&2
+	@chmod +x .tools/perf-analyzer/bin/perf_analyzer
 	@touch $@

@@ -46,17 +46,17 @@ def encode(answer: Answer, top_k: int, response: Response) -> None:
     response.queue_us = round(answer.queue_s * 1e6)
     response.inference_us = round(answer.inference_s * 1e6)
     if top_k:
-        best = _best(answer.scores, top_k)
-        response.class_index.extend(best.ravel().tolist())
-        response.score.extend(np.take_along_axis(answer.scores, best, axis=1).ravel().tolist())
+        places = best(answer.scores, top_k)
+        response.class_index.extend(places.ravel().tolist())
+        response.score.extend(np.take_along_axis(answer.scores, places, axis=1).ravel().tolist())
     else:
         response.scores = answer.scores.astype("<f4", copy=False).tobytes()
 
 
-def _best(scores: Scores, top_k: int) -> NDArray[np.intp]:
+def best(scores: Scores, top_k: int) -> NDArray[np.intp]:
     """Indices of the `top_k` highest scores, (rows, top_k), best first, ties to the lower index."""
     if top_k == 1:
-        best: NDArray[np.intp] = scores.argmax(axis=1, keepdims=True)
+        places: NDArray[np.intp] = scores.argmax(axis=1, keepdims=True)
     else:
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-    return best
+        places = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    return places

@@ -12,7 +12,8 @@ import onnxruntime as ort
 import structlog
 
 from .artifact import Artifact, read_artifact
-from .batcher import Batcher, BatchLimits
+from .batcher import BatchLimits
+from .counts import CountedBatcher
 from .crew import Crew, Source
 from .cuda import CudaEngine, CudaOptions, open_on_cuda
 from .cuda_device import is_built_in
@@ -56,7 +57,7 @@ class ServedModel:
     version: str
     artifact: Artifact
     provider: str
-    batcher: Batcher
+    batcher: CountedBatcher
     watches_while_full: bool = True
     """See `Engine`."""
 
@@ -150,7 +151,7 @@ def _load(file: Path, name: str, version: str, options: LoadOptions) -> ServedMo
         version=version or own_version,
         artifact=artifact,
         provider=engine.provider,
-        batcher=Batcher(engine.predict, _limits(engine, options)),
+        batcher=CountedBatcher(engine.predict, _limits(engine, options)),
         watches_while_full=engine.watches_while_full,
     )
 

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 import structlog
-from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
 
 from .arrays import ROW_BYTES
@@ -17,6 +17,8 @@ from .grpc_server import GrpcServer
 from .health import SERVICE as HEALTH
 from .health import HealthServicer
 from .models import LoadOptions, load_models
+from .openinference import wire
+from .openinference.servicer import InferenceServicer
 from .servicer import ClassifierServicer
 from .settings import Settings
 
@@ -35,13 +37,14 @@ async def serve(settings: Settings) -> None:
     stop = _stop_signal()  # also one that comes while the models load
     models = load_models(settings.model, _load_options(settings))
     servicer = ClassifierServicer(models, max_request_rows=settings.max_request_rows)
-    health = HealthServicer([SERVICE])
+    inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
+    health = HealthServicer([SERVICE, wire.SERVICE])
     server: Any = GrpcServer(_channel_options(settings))  # Any: the generated functions know grpc's own servers only
     classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
+    server.add_generic_rpc_handlers([wire.handlers(inference)])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if settings.reflection:
-        names = (SERVICE, HEALTH, reflection.SERVICE_NAME)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_reflection(), server)
     address = _listen(server, settings.address)
     await server.start()
     with models.crew(server):
@@ -51,6 +54,7 @@ async def serve(settings: Settings) -> None:
         log.info("draining", signal=(await stop).name, drain_s=settings.drain_s)
         await health.drain()  # NOT_SERVING first: balancers move away
         servicer.drain()
+        inference.drain()
         await server.stop(settings.drain_s)
     for late in (signal.SIGTERM, signal.SIGINT):
         signal.signal(late, signal.SIG_IGN)  # also while Python itself shuts down
@@ -78,6 +82,12 @@ def _channel_options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
+
+
+def _reflection() -> Any:
+    """Answers reflection for every service, the Open Inference Protocol under its own name."""
+    pool = wire.reflection_pool(classifier_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
+    return reflection.aio.ReflectionServicer((SERVICE, wire.SERVICE, HEALTH, reflection.SERVICE_NAME), pool)
 
 
 def _listen(server: GrpcServer, address: str) -> str:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 
+import pytest
 from packaging.requirements import Requirement
 
 ROOMS = ("protos", "client", "service", "trainer")
@@ -57,10 +58,11 @@ def test_importing_the_client_imports_nothing_heavy():
     assert not set(loaded) & {"keras", "onnxruntime", "tensorflow", "pyarrow", "pandas", "rich", "typer"}
 
 
-def test_every_element_of_the_contract_is_commented(root):
-    """Messages, fields and RPCs each have a comment on the line above."""
-    lines = (root / "protos/sketchbatch/v1/classifier.proto").read_text().splitlines()
-    elements = re.compile(r"^\s*(message|service|rpc|(repeated )?[\w.]+ \w+ = \d+;)")
+@pytest.mark.parametrize("file", ["v1/classifier.proto", "openinference/v2/open_inference.proto"])
+def test_every_element_of_the_contract_is_commented(root, file):
+    """Messages, fields, values and RPCs each have a comment on the line above."""
+    lines = (root / "protos/sketchbatch" / file).read_text().splitlines()
+    elements = re.compile(r"^\s*(message|service|rpc|enum|oneof|(repeated )?([\w.]+|map<.*>) \w+ = \d+;|\w+ = \d+;)")
     found = [number for number, line in enumerate(lines) if elements.match(line)]
     assert len(found) > 50
     assert not [lines[number] for number in found if not lines[number - 1].lstrip().startswith("//")]

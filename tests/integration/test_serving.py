@@ -87,7 +87,7 @@ def test_health_follows_the_service(start_service, tiny_model):
         watch = stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=10)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         assert stub.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
-        assert set(stub.List(health_pb2.HealthListRequest()).statuses) == {"", name}
+        assert set(stub.List(health_pb2.HealthListRequest()).statuses) == {"", name, "inference.GRPCInferenceService"}
         with pytest.raises(grpc.RpcError) as caught:
             stub.Check(health_pb2.HealthCheckRequest(service="no.such.Service"))
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND

@@ -93,8 +93,7 @@ def scores_of(run: Run, variant: Variant) -> np.ndarray:
 def test_a_variant_serves_and_describes_itself_as_float32_does(run, variant):
     """The service takes it: same input, output, labels, name, version, licence; scores still sum to 1."""
     artifacts = {
-        each: read_artifact(run.exported(each), open_session(run.exported(each)))
-        for each in (Variant.FLOAT32, variant)
+        each: read_artifact(run.exported(each), open_session(run.exported(each))) for each in (Variant.FLOAT32, variant)
     }
     expected = artifacts[Variant.FLOAT32]
     assert (expected.labels, expected.licence) == (("bear", "cat", "dog"), "CC0")

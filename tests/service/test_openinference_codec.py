@@ -1,0 +1,182 @@
+"""Tensors of the Open Inference Protocol to bitmaps, and scores to tensors: no sockets, no model."""
+
+import numpy as np
+import pytest
+from sketchbatch.openinference.v2 import open_inference_pb2 as pb
+from sketchbatch_service.errors import InvalidRequest
+from sketchbatch_service.openinference.codec import decode, encode, is_view, timeout_s, top_k
+
+LEVELS = np.resize(np.arange(256, dtype=np.uint8), (2, 28, 28))  # every grey level there is
+SHAPES = [(2, 28, 28), (2, 28, 28, 1), (2, 784)]
+
+
+def request(
+    datatype: str = "UINT8", shape: tuple = (2, 28, 28), *, name: str = "bitmaps", raw: bytes = b"", **typed
+) -> pb.ModelInferRequest:
+    """One input, raw or typed."""
+    made = pb.ModelInferRequest(raw_input_contents=[raw] if raw else [])
+    tensor = made.inputs.add(name=name, datatype=datatype, shape=shape)
+    if typed:
+        tensor.contents.CopyFrom(pb.InferTensorContents(**typed))
+    return made
+
+
+def refusal(bad: pb.ModelInferRequest, max_rows: int = 8) -> str:
+    """The message that decoding ends with."""
+    with pytest.raises(InvalidRequest) as caught:
+        decode(bad, max_rows=max_rows)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("form", ["raw", "uint", "int", "bytes", "fp32", "raw fp32"])
+def test_every_form_of_a_tensor_gives_the_same_bitmaps(form, shape):
+    """Bytes or numbers, uint8 or float, with or without a channel: every grey level arrives as it was."""
+    ink = LEVELS / np.float32(255)
+    made = {
+        "raw": request(shape=shape, raw=LEVELS.tobytes()),
+        "uint": request(shape=shape, uint_contents=LEVELS.ravel().tolist()),
+        "int": request(shape=shape, int_contents=LEVELS.ravel().tolist()),
+        "bytes": request(shape=shape, bytes_contents=[row.tobytes() for row in LEVELS]),
+        "fp32": request("FP32", shape, fp32_contents=ink.ravel().tolist()),
+        "raw fp32": request("FP32", shape, raw=ink.astype("<f4").tobytes()),
+    }[form]
+    bitmaps = decode(made, max_rows=2)
+    assert bitmaps.dtype == np.uint8
+    assert np.array_equal(bitmaps, LEVELS)
+    assert is_view(made) == (form == "raw")
+
+
+def test_ink_between_grey_levels_is_rounded_to_the_nearest():
+    """0.5 of a level up or down, not cut off."""
+    ink = np.zeros((1, 784), "<f4")
+    ink[0, :4] = [0.4 / 255, 0.6 / 255, 254.4 / 255, 1]
+    assert decode(request("FP32", (1, 784), raw=ink.tobytes()), max_rows=1).ravel()[:5].tolist() == [0, 1, 254, 255, 0]
+
+
+@pytest.mark.parametrize(
+    ("value", "got"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (-0.01, "-0.01"), (255, "255")]
+)
+@pytest.mark.parametrize("form", ["raw", "typed"])
+def test_ink_that_is_no_number_or_out_of_range_is_refused(value, got, form):
+    """One bad pixel is enough; the message says what the scale is."""
+    ink = np.zeros(2 * 784, "<f4")
+    ink[1000] = value
+    contents = {"raw": ink.tobytes()} if form == "raw" else {"fp32_contents": ink.tolist()}
+    message = refusal(request("FP32", (2, 28, 28, 1), **contents))
+    assert "must be 0 to 1 for FP32 (0 = paper, 1 = ink; divide grey levels by 255)" in message
+    assert message.endswith(f"got {got}")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (pb.ModelInferRequest(), "inputs must be one tensor, bitmaps, got none"),
+        (request(name="image", raw=LEVELS.tobytes()), r"inputs must be one tensor, bitmaps, got ['image']"),
+        (request("INT64", raw=LEVELS.tobytes()), "inputs[0].datatype must be UINT8 (0 to 255) or FP32 (0 to 1), got"),
+        (request(shape=(2, 28), raw=LEVELS.tobytes()), "inputs[0].shape must be [rows, 28, 28], [rows, 28, 28, 1]"),
+        (request(shape=(), raw=LEVELS.tobytes()), "inputs[0].shape must be [rows, 28, 28], [rows, 28, 28, 1]"),
+        (request(shape=(0, 784)), "inputs[0].shape must be 1..8 rows, got 0 rows"),
+        (request(shape=(-1, 784)), "inputs[0].shape must be 1..8 rows, got -1 rows"),
+        (request(shape=(9, 784), raw=bytes(9 * 784)), "inputs[0].shape must be 1..8 rows, got 9 rows"),
+        (request(raw=b"123"), "raw_input_contents[0] must be 1568 bytes (UINT8 [2, 28, 28]), got 3 bytes"),
+        (request("FP32", raw=LEVELS.tobytes()), "must be 6272 bytes (FP32 [2, 28, 28]), got 1568 bytes"),
+        (request(), "inputs[0].contents.uint_contents must be 1568 values (UINT8 [2, 28, 28]), got 0 values"),
+        (request(fp32_contents=[0.5]), "inputs[0].contents.uint_contents must be 1568 values"),
+        (request("FP32", uint_contents=[1]), "inputs[0].contents.fp32_contents must be 1568 values"),
+        (request(bytes_contents=[b"12"]), "inputs[0].contents.bytes_contents must be 1568 bytes"),
+        (request(uint_contents=[256] * 1568), "inputs[0].contents must be 0..255 for UINT8, got 256"),
+        (request(int_contents=[0, -1] * 784), "inputs[0].contents must be 0..255 for UINT8, got -1"),
+        (
+            request(raw=LEVELS.tobytes(), uint_contents=[1]),
+            "contents must be empty beside raw_input_contents",
+        ),
+        (pb.ModelInferRequest(inputs=[*request().inputs, *request().inputs]), "got ['bitmaps', 'bitmaps']"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_refused(bad, message):
+    """The message says which part, what was expected and what came."""
+    assert message in refusal(bad)
+
+
+def test_shared_memory_is_refused():
+    """Its bytes are not in the request."""
+    bad = request()
+    bad.inputs[0].parameters["shared_memory_region"].string_param = "here"
+    assert "inputs[0].parameters must be without shared memory" in refusal(bad)
+
+
+def outputs(*parameters: dict[str, pb.InferParameter], name: str = "scores") -> pb.ModelInferRequest:
+    """A request for outputs."""
+    tensor = pb.ModelInferRequest.InferRequestedOutputTensor
+    return pb.ModelInferRequest(outputs=[tensor(name=name, parameters=p) for p in parameters])
+
+
+def test_the_output_asked_for_is_the_scores_or_the_best_classes():
+    """None named means the scores."""
+    assert top_k(outputs(), classes=3) == 0
+    assert top_k(outputs({}), classes=3) == 0
+    assert top_k(outputs({"classification": pb.InferParameter(int64_param=3)}), classes=3) == 3
+    assert top_k(outputs({"classification": pb.InferParameter(uint64_param=1)}), classes=3) == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (outputs({}, name="labels"), "outputs must be scores, or none, got ['labels']"),
+        (outputs({}, {}), "outputs must be scores, or none, got ['scores', 'scores']"),
+        (outputs({"classification": pb.InferParameter(int64_param=4)}), "must be an integer, 1..3, got 4"),
+        (outputs({"classification": pb.InferParameter(int64_param=0)}), "must be an integer, 1..3, got 0"),
+        (
+            outputs({"classification": pb.InferParameter(string_param="2")}),
+            "an integer, 1..3, got another type",
+        ),
+        (outputs({"shared_memory_region": pb.InferParameter(string_param="x")}), "without shared memory"),
+    ],
+)
+def test_an_output_that_cannot_be_had_is_refused(bad, message):
+    """Before anything is run."""
+    with pytest.raises(InvalidRequest) as caught:
+        top_k(bad, classes=3)
+    assert message in str(caught.value)
+
+
+SCORES = np.array([[0.25, 0.5, 0.25], [0, 0, 1]], np.float32)
+
+
+@pytest.mark.parametrize("as_raw", [True, False])
+def test_an_answer_has_the_form_of_its_request(as_raw):
+    """Raw fills raw_output_contents and nothing else; typed fills contents and nothing else."""
+    scores, classified = pb.ModelInferResponse(), pb.ModelInferResponse()
+    labels = ("ant", "bee", "kuh \u00fc")
+    encode(SCORES, 0, labels, scores, as_raw=as_raw)
+    encode(SCORES, 2, labels, classified, as_raw=as_raw)
+    first, second = scores.outputs[0], classified.outputs[0]
+    assert (first.name, first.datatype, list(first.shape)) == ("scores", "FP32", [2, 3])
+    assert (second.name, second.datatype, list(second.shape)) == ("scores", "BYTES", [2, 2])
+    texts = [text.encode() for text in ("0.500000:1:bee", "0.250000:0:ant", "1.000000:2:kuh \u00fc", "0.000000:0:ant")]
+    if as_raw:
+        assert np.array_equal(np.frombuffer(scores.raw_output_contents[0], "<f4").reshape(2, 3), SCORES)
+        assert classified.raw_output_contents == [b"".join(len(text).to_bytes(4, "little") + text for text in texts)]
+        assert not first.HasField("contents")
+        assert not second.HasField("contents")
+    else:
+        assert list(first.contents.fp32_contents) == SCORES.ravel().tolist()
+        assert list(second.contents.bytes_contents) == texts
+        assert not scores.raw_output_contents
+        assert not classified.raw_output_contents
+
+
+@pytest.mark.parametrize(
+    ("parameter", "seconds"),
+    [
+        (pb.InferParameter(int64_param=1500), 0.0015),
+        (pb.InferParameter(uint64_param=2_000_000), 2),
+        (pb.InferParameter(int64_param=0), float("inf")),
+        (pb.InferParameter(string_param="soon"), float("inf")),
+    ],
+)
+def test_a_timeout_is_in_microseconds_and_0_is_none(parameter, seconds):
+    """As Triton counts it; what is no number is ignored."""
+    assert timeout_s(pb.ModelInferRequest(parameters={"timeout": parameter})) == seconds
+    assert timeout_s(pb.ModelInferRequest()) == float("inf")
