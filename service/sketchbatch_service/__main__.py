@@ -25,6 +25,8 @@ def main(**values: Any) -> None:
     settings = Settings(**values)
     logs.set_up(settings.log_level)
     memory.keep_freed()
+    # gRPC then reads its sockets on the thread that watches, instead of handing each message on from one of its own.
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a failed bind is said once, by us
     from .server import serve  # ONNX Runtime and gRPC take a while: --help and a wrong flag need not wait
 

@@ -1,7 +1,9 @@
 """What an RPC does besides its work: knows its deadline, ends in a status, and logs what was refused."""
 
+import itertools
 import math
 import time
+import uuid
 from typing import Any, NoReturn
 
 import grpc
@@ -14,6 +16,15 @@ log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 """In fact a `grpc_calls.AsyncCall`, which does what we ask of one."""
+
+
+_PROCESS = uuid.uuid4().hex[:16]
+_numbers = itertools.count(1)
+
+
+def new_request_id() -> str:
+    """An id for a request that brought none: unlike any other of this process, and hardly like one of another."""
+    return f"{_PROCESS}-{next(_numbers):x}"
 
 
 def expiry(context: Context) -> float:

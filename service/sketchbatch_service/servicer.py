@@ -6,7 +6,6 @@ work. Every error leaves through `status`.
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import aclosing
@@ -17,7 +16,7 @@ from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 
 from . import codec
-from .calls import Context, abort, expiry, log_refusal, refuse
+from .calls import Context, abort, expiry, log_refusal, new_request_id, refuse
 from .errors import ServiceError, ShuttingDown
 from .grpc_calls import DirectCall
 from .models import Models, ServedModel
@@ -35,7 +34,7 @@ class ClassifierServicer(classifier_pb2_grpc.ClassifierServiceServicer):
         self._streams = OpenStreams()
 
     def Classify(self, request: pb.ClassifyRequest, call: DirectCall) -> None:  # type: ignore[override]  # GrpcServer's kind
-        request_id = request.request_id or uuid.uuid4().hex
+        request_id = request.request_id or new_request_id()
         try:
             accepted = self._accept(request, time.monotonic() + call.time_remaining())
         except Exception as exc:  # the caller must be answered
@@ -52,7 +51,7 @@ class ClassifierServicer(classifier_pb2_grpc.ClassifierServiceServicer):
         expires_at = expiry(context)
 
         async def accept(request: pb.ClassifyStreamRequest) -> _Message:
-            request_id = request.request_id or uuid.uuid4().hex
+            request_id = request.request_id or new_request_id()
             try:
                 return _Message(request_id, await when_room(lambda: self._accept(request, expires_at)))
             except Exception as exc:  # this message's caller hears of it in its turn

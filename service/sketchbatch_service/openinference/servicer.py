@@ -7,7 +7,6 @@ Runs on the event loop; what takes long there (numbers one by one, many texts) g
 import asyncio
 import importlib.metadata
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import aclosing
@@ -17,7 +16,7 @@ from typing import TypeVar
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 
 from ..arrays import Bitmaps
-from ..calls import Context, abort, expiry, log_refusal
+from ..calls import Context, abort, expiry, log_refusal, new_request_id
 from ..errors import ModelNotFound, ServiceError, ShuttingDown
 from ..models import Models, ServedModel
 from ..row_queue import Answer
@@ -92,7 +91,7 @@ class InferenceServicer:
         )
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        request_id = request.id or uuid.uuid4().hex
+        request_id = request.id or new_request_id()
         try:
             question = await self._decode(request, expiry(context))
             return await question.answer(question.submit())
@@ -196,7 +195,7 @@ class _Message:
             self.future.cancel()
 
     def _refusal(self, error: Exception) -> pb.ModelStreamInferResponse:
-        request_id = self.id or uuid.uuid4().hex
+        request_id = self.id or new_request_id()
         log_refusal(error, request_id)
         return pb.ModelStreamInferResponse(
             error_message=f"{code_of(error).name}: {to_status(error, request_id).message}",
