@@ -1,13 +1,12 @@
 """The command `sketchbatch-serve`: reads the settings and runs the server."""
 
 import asyncio
-import os
 import sys
 from typing import Any
 
 import click
 
-from . import logs, memory
+from . import process
 from .errors import StartError
 from .settings import Settings, options
 
@@ -23,13 +22,12 @@ def main(**values: Any) -> None:
     Try: sketchbatch-serve --model models, and in another terminal: sketchbatch model --server localhost:50051
     """
     settings = Settings(**values)
-    logs.set_up(settings.log_level)
-    memory.keep_freed()
-    # gRPC then reads its sockets on the thread that watches, instead of handing each message on from one of its own.
-    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a failed bind is said once, by us
-    from .server import serve  # ONNX Runtime and gRPC take a while: --help and a wrong flag need not wait
-
+    process.prepare(settings.log_level)
+    # ONNX Runtime and gRPC take a while to load: --help and a wrong flag need not wait, nor the workers' parent.
+    if settings.workers > 1:
+        from .workers import supervise as serve
+    else:
+        from .server import serve
     try:
         asyncio.run(serve(settings))
     except StartError as exc:

@@ -10,7 +10,8 @@ ServiceError
 StartError             the operator must change a setting, a file or the machine
 ├── ModelRefused       the model file does not fit
 ├── ProviderMissing    the execution provider asked for is not to be had
-└── AddressUnusable    the address cannot be listened on
+├── AddressUnusable    the address cannot be listened on
+└── WorkerLost         a worker's process ended before it served
 """
 
 
@@ -64,3 +65,7 @@ class ProviderMissing(StartError):
 
 class AddressUnusable(StartError):
     """The address is taken or not ours to listen on."""
+
+
+class WorkerLost(StartError):
+    """A worker's process ended before it served, without saying why."""

@@ -6,10 +6,11 @@ import sys
 import structlog
 
 
-def set_up(level: str) -> None:
-    """Writes events of `level` (debug, info, warning, error) and above."""
+def set_up(level: str, **always: object) -> None:
+    """Writes events of `level` (debug, info, warning, error) and above; `always` stands in each."""
     structlog.configure(
         processors=[
+            lambda _, __, event: {**always, **event},
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             structlog.processors.format_exc_info,

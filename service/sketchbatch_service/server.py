@@ -1,7 +1,5 @@
 """Runs the service: loads the models, listens, says SERVING, and drains when told to stop."""
 
-import asyncio
-import signal
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +10,7 @@ from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
 
 from .arrays import ROW_BYTES
 from .cuda import CudaOptions
+from .engine import available_cpus
 from .errors import AddressUnusable
 from .grpc_server import GrpcServer
 from .health import SERVICE as HEALTH
@@ -21,25 +20,30 @@ from .openinference import wire
 from .openinference.servicer import InferenceServicer
 from .servicer import ClassifierServicer
 from .settings import Settings
+from .signals import ignore_late_ones, stop_signal
+from .worker import Worker
 
 log = structlog.get_logger()
 
 SERVICE = classifier_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa: B008 - frozen
     """Serves until SIGTERM or SIGINT, then finishes what was accepted and returns.
 
     Raises:
         StartError: A model, the provider or the address cannot be had.
     """
     log.info("starting", **asdict(settings) | {"model": str(settings.model)})
-    stop = _stop_signal()  # also one that comes while the models load
-    models = load_models(settings.model, _load_options(settings))
-    servicer = ClassifierServicer(models, max_request_rows=settings.max_request_rows)
+    stop = stop_signal()  # also one that comes while the models load
+    worker.stop_without_parent(stop)
+    models = load_models(settings.model, _load_options(settings, worker))
+    servicer = ClassifierServicer(models, worker, max_request_rows=settings.max_request_rows)
     inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
     health = HealthServicer([SERVICE, wire.SERVICE])
-    server: Any = GrpcServer(_channel_options(settings))  # Any: the generated functions know grpc's own servers only
+    server: Any = GrpcServer(
+        _channel_options(settings, worker)
+    )  # Any: the generated functions know grpc's own servers only
     classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
     server.add_generic_rpc_handlers([wire.handlers(inference)])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -49,35 +53,36 @@ async def serve(settings: Settings) -> None:
     await server.start()
     with models.crew(server):
         await health.serve()
-        log.info("SERVING", address=address, models=[f"{m.name}/{m.version} on {m.provider}" for m in models])
+        served = [f"{m.name}/{m.version} on {m.provider}" for m in models]
+        worker.report(served)
+        log.info("SERVING" if worker.count == 1 else "worker ready", address=address, models=served)
 
         log.info("draining", signal=(await stop).name, drain_s=settings.drain_s)
         await health.drain()  # NOT_SERVING first: balancers move away
         servicer.drain()
         inference.drain()
         await server.stop(settings.drain_s)
-    for late in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(late, signal.SIG_IGN)  # also while Python itself shuts down
+    ignore_late_ones()
     log.info("stopped")
 
 
-def _load_options(settings: Settings) -> LoadOptions:
+def _load_options(settings: Settings, worker: Worker) -> LoadOptions:
     return LoadOptions(
         provider=settings.provider,  # type: ignore[arg-type]  # click.Choice holds it to the three words
-        cuda=CudaOptions(graphs=settings.cuda_graphs, tf32=settings.cuda_tf32),  # type: ignore[arg-type]  # as above
-        threads=settings.threads,
+        cuda=CudaOptions(device=worker.number - 1, graphs=settings.cuda_graphs, tf32=settings.cuda_tf32),  # type: ignore[arg-type]  # as above
+        threads=settings.threads or max(1, available_cpus() // worker.count),
         default_model=settings.default_model,
         max_batch_rows=settings.max_batch_rows,
         max_queued_rows=settings.max_queued_rows,
     )
 
 
-def _channel_options(settings: Settings) -> list[tuple[str, int]]:
+def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]]:
     return [
         # Twice the rows allowed, so that a request a little too large hears our own error, which says the limit;
         # beyond that gRPC refuses unread, with RESOURCE_EXHAUSTED.
         ("grpc.max_receive_message_length", 2 * settings.max_request_rows * ROW_BYTES + 65536),
-        ("grpc.so_reuseport", 0),  # a second server on our port must fail, not share it
+        ("grpc.so_reuseport", int(worker.count > 1)),  # a second service on our port must fail, not share it
         # Clients may ping every 10 s, also between calls, without being cut off.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -99,25 +104,3 @@ def _listen(server: GrpcServer, address: str) -> str:
             f"cannot listen on {address}: the port is in use, or the address is not this machine's"
         ) from exc
     return f"{address.rpartition(':')[0]}:{port}"
-
-
-def _stop_signal() -> asyncio.Future[signal.Signals]:
-    """A future of the first SIGTERM or SIGINT; later ones change nothing.
-
-    Not `loop.add_signal_handler`: a closing loop takes its handlers away, and the next signal would kill a process that
-    has drained well.
-    """
-    loop = asyncio.get_running_loop()
-    stop: asyncio.Future[signal.Signals] = loop.create_future()
-
-    def note(number: int) -> None:
-        if not stop.done():
-            stop.set_result(signal.Signals(number))
-
-    def pass_on(number: int, _: object) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(note, number)
-
-    for wanted in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(wanted, pass_on)
-    return stop

@@ -23,13 +23,15 @@ from .models import Models, ServedModel
 from .row_queue import Answer
 from .status import to_status
 from .streams import OpenStreams, when_room
+from .worker import Worker
 
 
 class ClassifierServicer(classifier_pb2_grpc.ClassifierServiceServicer):
     """The service's methods; `drain` ends the open streams once what they sent is answered."""
 
-    def __init__(self, models: Models, *, max_request_rows: int) -> None:
+    def __init__(self, models: Models, worker: Worker = Worker(), *, max_request_rows: int) -> None:  # noqa: B008 - frozen
         self._models = models
+        self._worker = worker
         self._max_request_rows = max_request_rows
         self._streams = OpenStreams()
 
@@ -104,6 +106,8 @@ class ClassifierServicer(classifier_pb2_grpc.ClassifierServiceServicer):
             metrics=metrics,
             created=model.artifact.created,
             licence=model.artifact.licence,
+            workers=self._worker.count,
+            worker=self._worker.number,
         )
 
 

@@ -1,0 +1,41 @@
+"""Which of the processes on a port this one is, and its line to the parent, if it has one."""
+
+import asyncio
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from .errors import StartError
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One process that serves; alone on its port unless said otherwise."""
+
+    number: int = 1
+    """1 to `count`."""
+
+    count: int = 1
+    """Processes on the port."""
+
+    parent: Connection | None = None
+    """The line to the parent: open for as long as that lives."""
+
+    def report(self, outcome: list[str] | StartError) -> None:
+        """Tells the parent what is served, or why nothing is."""
+        if self.parent:
+            with suppress(BrokenPipeError):  # it has gone: the worker drains
+                self.parent.send(outcome)
+
+    def stop_without_parent(self, stop: "asyncio.Future[signal.Signals]") -> None:
+        """Settles `stop` when the parent is gone, as if it had sent SIGTERM."""
+        if self.parent:
+            line, loop = self.parent, asyncio.get_running_loop()
+
+            def orphaned() -> None:
+                loop.remove_reader(line)
+                if not stop.done():
+                    stop.set_result(signal.SIGTERM)
+
+            loop.add_reader(line, orphaned)  # the parent never writes: what can be read is the end

@@ -1,0 +1,157 @@
+"""Runs several processes of the service on one port, and keeps them running.
+
+Each worker is a whole service; the kernel gives every new connection to one of them (SO_REUSEPORT). The parent holds
+the port, starts them, says SERVING once all are ready, starts another in place of one that dies, and passes SIGTERM on.
+"""
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+
+import structlog
+
+from . import process
+from .errors import AddressUnusable, StartError, WorkerLost
+from .settings import Settings
+from .signals import ignore_late_ones, stop_signal
+from .worker import Worker
+
+log = structlog.get_logger()
+
+_RESTART_S = 1.0
+"""How long a dead worker's place stays empty: one that dies at once must not keep the machine busy."""
+
+_KILL_S = 5.0
+"""How long after `drain_s` a worker that has not ended is killed."""
+
+
+async def supervise(settings: Settings) -> None:
+    """Runs `settings.workers` workers until SIGTERM or SIGINT.
+
+    Raises:
+        StartError: The port is in use, or a worker cannot start.
+    """
+    stop = stop_signal()
+    with _held(settings.address) as port:
+        settings = replace(settings, address=f"{settings.address.rpartition(':')[0]}:{port}")
+        places = [_Place(settings, number) for number in range(1, settings.workers + 1)]
+        try:
+            await _run(places, settings, stop)
+        finally:
+            await asyncio.gather(*(place.clear(settings.drain_s + _KILL_S) for place in places))
+    ignore_late_ones()
+    log.info("stopped")
+
+
+async def _run(places: list["_Place"], settings: Settings, stop: "asyncio.Future[signal.Signals]") -> None:
+    ready = asyncio.gather(*(place.fill() for place in places))
+    await asyncio.wait((ready, stop), return_when=asyncio.FIRST_COMPLETED)
+    if ready.done():
+        log.info("SERVING", address=settings.address, workers=len(places), models=ready.result()[0])
+        keepers = [asyncio.create_task(place.keep_filled()) for place in places]
+        await stop
+        for keeper in keepers:
+            keeper.cancel()
+    else:
+        ready.cancel()
+    log.info("draining", signal=stop.result().name, drain_s=settings.drain_s)
+
+
+class _Place:
+    """Where one worker after another sits."""
+
+    def __init__(self, settings: Settings, number: int) -> None:
+        self._settings = settings
+        self._number = number
+        self._sitter: BaseProcess | None = None
+
+    async def fill(self) -> list[str]:
+        """Starts a worker; returns what it serves once it does.
+
+        Raises:
+            StartError: It cannot start.
+        """
+        context = get_context("spawn")  # gRPC and ONNX Runtime do not survive a fork
+        self._line, theirs = context.Pipe()  # ours stays open: its end tells the worker of ours
+        worker = Worker(self._number, self._settings.workers, theirs)
+        self._sitter = context.Process(target=_work, args=(self._settings, worker), name=f"worker-{self._number}")
+        self._sitter.start()
+        theirs.close()
+        try:
+            outcome = await asyncio.to_thread(self._line.recv)
+        except EOFError:
+            raise WorkerLost(f"worker {self._number} ended before it served") from None
+        if isinstance(outcome, StartError):
+            raise outcome
+        models: list[str] = outcome
+        return models
+
+    async def keep_filled(self) -> None:
+        """Starts another worker whenever one dies, for ever."""
+        while True:
+            assert self._sitter
+            await _ended(self._sitter)
+            log.error("worker died, starting another", worker=self._number, exit_code=self._sitter.exitcode)
+            await asyncio.sleep(_RESTART_S)
+            with suppress(StartError):  # it has died, too, and is found dead in a moment
+                await self.fill()
+
+    async def clear(self, limit_s: float) -> None:
+        """Lets the worker drain, and kills it after `limit_s`."""
+        if not self._sitter:
+            return
+        self._sitter.terminate()
+        try:
+            await asyncio.wait_for(_ended(self._sitter), limit_s)
+        except TimeoutError:
+            log.error("worker did not end in time, killing it", worker=self._number)
+            self._sitter.kill()
+            await _ended(self._sitter)
+
+
+async def _ended(worker: BaseProcess) -> None:
+    """Waits for the end of a worker's process."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(worker.sentinel, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(worker.sentinel)
+    worker.join()
+
+
+def _work(settings: Settings, worker: Worker) -> None:
+    """The whole life of a worker's process."""
+    process.prepare(settings.log_level, worker=worker.number)
+    from .server import serve  # after `prepare`
+
+    try:
+        asyncio.run(serve(settings, worker))
+    except StartError as exc:
+        worker.report(exc)
+        sys.exit(1)
+
+
+@contextmanager
+def _held(address: str) -> Iterator[int]:
+    """Binds the port, without listening, so that nobody but our workers can; yields its number."""
+    host, _, wanted = address.rpartition(":")
+    try:
+        family, *_, place = socket.getaddrinfo(host.strip("[]"), int(wanted), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as alone:  # with SO_REUSEPORT, two services would share the port in silence
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(place)
+            taken = alone.getsockname()
+        holder = socket.socket(family)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(taken)
+    except OSError as exc:
+        raise AddressUnusable(f"cannot listen on {address}: {exc.strerror}") from exc
+    with holder:
+        yield taken[1]
