@@ -33,6 +33,7 @@ class DirectCall:
         self._deadline: float = event.call_details.deadline
         self._on_leave: Callable[[], object] | None = None
         self._has_left = False
+        self._is_over = False
 
     def time_remaining(self) -> float:
         """Seconds until the caller's deadline; infinite without one."""
@@ -46,6 +47,7 @@ class DirectCall:
 
     def answer(self, response: Any) -> None:
         """Sends the response and ends the call well."""
+        self._is_over = True
         _start(
             self._call,
             _ignore,
@@ -56,10 +58,15 @@ class DirectCall:
 
     def refuse(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
         """Ends the call with an error."""
+        self._is_over = True
         refuse(self._call, code, details, trailers)
 
-    def leave(self) -> None:
-        """The caller has left, or is out of time."""
+    def listen(self) -> None:
+        """Hears from now on of a caller that leaves; not worth it for a call that is over."""
+        if not self._is_over:
+            receive_close(self._call, self._leave)
+
+    def _leave(self) -> None:
         self._has_left = True
         if self._on_leave:
             self._on_leave()

@@ -54,6 +54,7 @@ class GrpcServer:
         self._server.register_completion_queue(self._events)
         self._generic_handlers: list[grpc.GenericRpcHandler] = []
         self._methods: dict[bytes, _Method] = {}  # as they were first asked for
+        self._begun: list[DirectCall] = []  # since the last `watch`
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls_ended: asyncio.Future[None] = self._loop.create_future()
 
@@ -100,6 +101,9 @@ class GrpcServer:
 
         Only one thread at a time may watch.
         """
+        for call in self._begun:  # those not answered by now will take a while
+            call.listen()
+        self._begun.clear()
         handled, event = 0, self._events.poll()
         while event.completion_type != cygrpc.CompletionType.queue_timeout:
             if event.completion_type == cygrpc.CompletionType.queue_shutdown:
@@ -157,7 +161,7 @@ class GrpcServer:
                 return
             handler.unary_unary(request, call)
 
-        receive_close(core_call, call.leave)
+        self._begun.append(call)
         receive_message(core_call, run)
 
     def _run_on_loop(self, call: AsyncCall, core_call: Any) -> None:
