@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve train models bench bench-ablations bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint locks clean
+.PHONY: help setup demo test check serve train models bench bench-steady bench-ablations bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint locks clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ models/%/1/model.onnx: $(RUNS)/%/model.keras
 
 bench: .venv/.done ## ours beside raw ONNX Runtime and a plain server: 8 minutes, or BENCH=--quick; BENCH=--help says the rest
 	$(VENV)/python benchmarks/bench.py $(BENCH)
+
+bench-steady: .venv/.done ## our service's memory, threads and files under load for MINUTES (10), into benchmarks/results/
+	$(VENV)/python benchmarks/steady.py --minutes $(or $(MINUTES),10)
 
 bench-ablations: .venv/.done ## what each part of the recipe gives, three seeds; needs the runs of `make models` and DATA
 	$(VENV)/python benchmarks/ablations.py --data "$(or $(DATA),$(error say where the drawings are: make bench-ablations DATA=folder))" \

@@ -100,13 +100,17 @@ class Server:
             raise
         self._healthy_s = time.perf_counter() - started_at
 
+    def pids(self) -> list[int]:
+        """Its processes."""
+        return tree(self._process.pid)
+
     def cpu_s(self) -> float:
         """Of all its processes, so far."""
-        return cpu_s(tree(self._process.pid))
+        return cpu_s(self.pids())
 
     def figures(self) -> dict[str, float]:
         """Seconds from its start until it said it was ready, and until it was healthy; memory of its processes."""
-        used = memory(tree(self._process.pid))
+        used = memory(self.pids())
         return {
             "ready_s": self._ready_s,
             "healthy_s": self._healthy_s,

@@ -202,3 +202,34 @@ def test_what_keeps_the_service_from_starting_is_one_line(run_command, tmp_path,
         assert "the port is in use" in failed_start(run_command, "--model", tiny_model, "--address", address)
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         assert "provider cuda was asked for" in failed_start(run_command, "--model", tiny_model, "--provider", "cuda")
+
+
+@pytest.mark.timeout(60)
+def test_scores_are_onnx_runtimes_own_bit_for_bit_however_requests_are_split_and_merged(shipped, root):
+    """From one row to tens of thousands, beside one another; a session with ONNX Runtime's defaults is the judge."""
+    random = np.random.default_rng(3)
+    sizes = [1] * 40 + [2, 3, 7, 16, 17, 63, 64, 65, 127, 300, 1024, 1025, 5000, 16384]
+    bitmaps = random.integers(0, 256, (sum(sizes), 28, 28), np.uint8)
+    session = ort.InferenceSession(root / "models/bear-cat-dog/1/model.onnx", providers=["CPUExecutionProvider"])
+    expected = np.concatenate(
+        [session.run(["scores"], {"bitmaps": bitmaps[i : i + 1000]})[0] for i in range(0, len(bitmaps), 1000)]
+    )
+    ends = np.cumsum(sizes)
+    requests = [bitmaps[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    with grpc.insecure_channel(shipped.address) as channel, ThreadPoolExecutor(16) as pool:
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        order = random.permutation(len(requests))
+        answers = list(pool.map(lambda n: stub.Classify(pb.ClassifyRequest(bitmaps=requests[n].tobytes())), order))
+    served = np.empty_like(expected)
+    for n, answer in zip(order, answers, strict=True):
+        served[ends[n] - sizes[n] : ends[n]] = np.frombuffer(answer.scores, "<f4").reshape(-1, 3)
+    assert np.array_equal(served, expected)
+
+
+def test_100000_rows_through_the_client_are_onnx_runtimes_own_bit_for_bit(tiny_service, tiny_model, noise):
+    """Cut into many requests, and those into many calls."""
+    bitmaps = noise(100_000)
+    session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
+    with Client(tiny_service.address) as client:
+        scores = client.classify(bitmaps).scores
+    assert np.array_equal(scores, session.run(["scores"], {"bitmaps": bitmaps})[0])
