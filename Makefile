@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check serve train models bench bench-steady bench-ablations bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint locks clean
+.PHONY: help setup demo test check serve train models bench bench-tuning bench-steady bench-ablations bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint locks clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,11 @@ models/%/1/model.onnx: $(RUNS)/%/model.keras
 
 bench: .venv/.done ## ours beside raw ONNX Runtime and a plain server: 8 minutes, or BENCH=--quick; BENCH=--help says the rest
 	$(VENV)/python benchmarks/bench.py $(BENCH)
+
+TUNED := ours,ours+threads=1,ours+max-batch-rows=16,ours+max-batch-rows=64,ours+max-batch-rows=1024,ours-2-workers
+bench-tuning: .venv/.done ## what settings do to rates and latencies, for docs/tuning.md, into benchmarks/results/: 5 minutes
+	$(VENV)/python benchmarks/bench.py --models shipped,small --contestants $(TUNED) \
+	  --output benchmarks/results/$(shell date -u +%F)-tuning.json
 
 bench-steady: .venv/.done ## our service's memory, threads and files under load for MINUTES (10), into benchmarks/results/
 	$(VENV)/python benchmarks/steady.py --minutes $(or $(MINUTES),10)

@@ -94,7 +94,10 @@ def read_arguments() -> argparse.Namespace:
     add("--models", type=models_of, default=list(MODELS), help=f"of {','.join(MODELS)}, or files")
     add("--workloads", type=workloads_of, default=list(WORKLOADS), help=f"of {','.join(WORKLOADS)}")
     add(
-        "--contestants", type=lambda text: text.split(","), default=peers, help=f"of {','.join(peers)}; also NAME@STYLE"
+        "--contestants",
+        type=lambda text: text.split(","),
+        default=peers,
+        help=f"of {','.join(peers)}; also NAME@STYLE and NAME+FLAG=VALUE",
     )
     add("--repeats", type=int, default=3, help="default: %(default)s")
     add("--seconds", type=float, default=1.0, help="a window; bulk and mix take two (default: %(default)s)")

@@ -95,16 +95,26 @@ def find_peers() -> dict[str, Peer]:
 
 
 def find_peer(name: str, *, channels: int = 1) -> Peer:
-    """The one of that name, or of NAME@STYLE, with at least so many channels.
+    """The one of that name, or of NAME@STYLE, with at least so many channels; NAME+FLAG=VALUE gives its server a flag.
 
     Raises:
-        ValueError: There is none, or it has no such style.
+        ValueError: There is none, or it has no such style or no server.
     """
     peers = find_peers()
     base, _, style = name.partition("@")
+    base, *flags = base.split("+")
     if base not in peers:
         raise ValueError(f"no contestant {base!r}; there are: {', '.join(peers)}")
     peer = peers[base]
     if style and style not in peer.styles:
         raise ValueError(f"{base}@ must be one of {', '.join(peer.styles) or 'no styles at all'}, got {style!r}")
+    if flags:
+        peer = replace(peer, command=_with_flags(peer, flags))
     return replace(peer, name=name, channels=max(channels, peer.channels))
+
+
+def _with_flags(peer: Peer, flags: list[str]) -> Callable[[Path], list[str]]:
+    command = peer.command
+    if command is None:
+        raise ValueError(f"{peer.name} has no server to give {', '.join(flags)} to")
+    return lambda model: [*command(model), *(f"--{flag}" for flag in flags)]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from bench import choose
@@ -160,3 +161,12 @@ def test_a_new_file_is_a_new_peer_and_a_wrong_answer_is_not_measured(root, tmp_p
     finished = run_bench(copy, "--models", "small", "--contestants", "raw-default,liar", "--workloads", "1x1")
     assert finished.returncode != 0
     assert "raw-default and liar must agree within 0.0001, got" in finished.stderr
+
+
+def test_a_contestants_server_can_be_given_flags():
+    """So that settings can be compared in one run; what has no server takes none."""
+    tuned = find_peer("ours+threads=1+max-batch-rows=64@aio")
+    assert tuned.command(Path("m.onnx"))[-2:] == ["--threads=1", "--max-batch-rows=64"]
+    assert (tuned.name, tuned.style) == ("ours+threads=1+max-batch-rows=64@aio", "aio")
+    with pytest.raises(ValueError, match="raw-default has no server to give threads=1 to"):
+        find_peer("raw-default+threads=1")
