@@ -154,9 +154,7 @@ def train(
     classes: Annotated[
         str, typer.Option(help="Class names, separated by commas; all = every class there.")
     ] = BEAR_CAT_DOG,
-    recipe: Annotated[
-        str, typer.Option(help="Recipe to follow: article, compact, finetune, teacher or teacher-finetune.")
-    ] = "compact",
+    recipe: Annotated[str, typer.Option(help="Recipe to follow: article, compact, again or finetune.")] = "compact",
     start_from: Annotated[
         Path | None, typer.Option(help="Begin with the weights of this run, of the same network.", show_default="none")
     ] = None,
