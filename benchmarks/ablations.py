@@ -30,20 +30,18 @@ LABELS = ("bear", "cat", "dog")
 SEEDS = (0, 1, 2)
 EPOCHS = 12  # of those that begin with nothing; 12 is where the article's stops, too
 COMPACT_12 = replace(COMPACT, max_epochs=EPOCHS)
-SHORT = replace(FINETUNE, max_epochs=12, average_decay=0.99, class_balance=0.75)
 
-JOBS: dict[str, tuple[Recipe, str, str]] = {  # the recipe, the name of the run it begins with, that of its teacher
-    "article": (ARTICLE, "", ""),
-    "compact": (COMPACT_12, "", ""),
-    "compact, drawings as they are": (replace(COMPACT_12, augmentation=None), "", ""),
-    "compact, no label smoothing": (replace(COMPACT_12, label_smoothing=0.0), "", ""),
-    "compact, every drawing counts the same": (replace(COMPACT_12, class_balance=0.0), "", ""),
-    "compact, every class counts the same": (replace(COMPACT_12, class_balance=1.0), "", ""),
-    "compact, last weights instead of their average": (replace(COMPACT_12, average_decay=0.0), "", ""),
-    "compact, no dropout": (replace(COMPACT_12, network=replace(COMPACT.network, dropout=0.0)), "", ""),
-    "finetune from compact-345": (FINETUNE, "compact-345", ""),
-    "finetune from quickdraw-345": (FINETUNE, "quickdraw-345", ""),
-    "finetune from quickdraw-345, taught": (FINETUNE, "quickdraw-345", "ablations/finetune-from-quickdraw-345/0"),
+JOBS: dict[str, tuple[Recipe, str]] = {  # the recipe, and the name of the run it begins with
+    "article": (ARTICLE, ""),
+    "compact": (COMPACT_12, ""),
+    "compact, drawings as they are": (replace(COMPACT_12, augmentation=None), ""),
+    "compact, no label smoothing": (replace(COMPACT_12, label_smoothing=0.0), ""),
+    "compact, every drawing counts the same": (replace(COMPACT_12, class_balance=0.0), ""),
+    "compact, every class counts the same": (replace(COMPACT_12, class_balance=1.0), ""),
+    "compact, last weights instead of their average": (replace(COMPACT_12, average_decay=0.0), ""),
+    "compact, no dropout": (replace(COMPACT_12, network=replace(COMPACT.network, dropout=0.0)), ""),
+    "finetune from compact-345": (FINETUNE, "compact-345"),
+    "finetune from quickdraw-345": (FINETUNE, "quickdraw-345"),
 }
 
 
@@ -57,13 +55,12 @@ def main() -> None:
     latest = max((HERE / "results").glob("*-ablations.json"), default=None)
     path = HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-ablations.json"
     results = read(latest, drawings.digest)
-    for name, (recipe, begun, teacher) in JOBS.items():
-        start_from, teachers = runs_in(arguments.runs, begun), runs_in(arguments.runs, teacher)
-        row = wanted_row(results, name, recipe, [*start_from, *teachers])
+    for name, (recipe, begun) in JOBS.items():
+        start_from = Run(arguments.runs / begun) if begun else None
+        row = wanted_row(results, name, recipe, start_from)
         for seed in SEEDS:
             if str(seed) not in row["seeds"]:
-                begin = start_from[0] if start_from else None
-                job = Job(drawings=drawings, recipe=recipe, seed=seed, start_from=begin, teachers=teachers)
+                job = Job(drawings=drawings, recipe=recipe, seed=seed, start_from=start_from)
                 folder = arguments.runs / "ablations" / name.replace(",", "").replace(" ", "-") / str(seed)
                 row["seeds"][str(seed)] = train_and_judge(job, Run(folder))
                 with replacing(path) as partial:
@@ -83,17 +80,12 @@ def read(path: Path | None, digest: str) -> dict[str, Any]:
     return found if found.items() >= frame.items() else {**frame, "runs": {}}
 
 
-def runs_in(folder: Path, name: str) -> tuple[Run, ...]:
-    """The run of that name; none for an empty name."""
-    return (Run(folder / name),) if name else ()
-
-
-def wanted_row(results: dict[str, Any], name: str, recipe: Recipe, needs: list[Run]) -> dict[str, Any]:
+def wanted_row(results: dict[str, Any], name: str, recipe: Recipe, begun: Run | None) -> dict[str, Any]:
     """The row of `results` of that name: the one there, if it was measured of the same, or a new one."""
-    digests = [hashlib.sha256(run.keras.read_bytes()).hexdigest() for run in needs]
-    row = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "recipe": json.loads(json.dumps(asdict(recipe))), "needs": digests}
+    digest = hashlib.sha256(begun.keras.read_bytes()).hexdigest() if begun else ""
+    row = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "recipe": json.loads(json.dumps(asdict(recipe))), "begun": digest}
     found: dict[str, Any] = results["runs"].get(name, {})
-    if (found.get("recipe"), found.get("needs")) != (row["recipe"], row["needs"]):
+    if (found.get("recipe"), found.get("begun")) != (row["recipe"], row["begun"]):
         found = {**row, "seeds": {}}
     results["runs"][name] = found
     return found

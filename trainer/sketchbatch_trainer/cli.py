@@ -225,6 +225,22 @@ def train(
 
 
 @app.command()
+def average(
+    run: RunFolder,
+    of: Annotated[list[Path], typer.Option(help="A trained run's folder; given again for each to average.")],
+    name: Annotated[str, typer.Option(help="Name of the model.", show_default="that of the first")] = "",
+) -> None:
+    """Averages the weights of runs that started from the same run and differ by --seed; leaves a run to export."""
+    from .progress import console
+
+    with _quiet_import():
+        from .train.averaging import average as average_runs
+
+    average_runs([Run(folder) for folder in of], Run(run), name=name)
+    console.print(f"Keras model -> {Run(run).keras}")
+
+
+@app.command()
 def export(
     run: RunFolder,
     version: Annotated[int, typer.Option(min=1, help="Version to write into the file.")] = 1,
