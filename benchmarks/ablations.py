@@ -1,27 +1,29 @@
-"""Measures what each part of the compact recipe gives, and what a start from 345 classes gives, over three seeds.
+"""Measures what each part of the recipes gives, and what a start from 345 classes gives, over three seeds.
 
 Trains bear, cat and dog again and again, each time with one thing changed, and judges every network on the drawings
-that all of them held out. Writes benchmarks/results/DATE-ablations.json after every training, and goes on from it when
-it is started again; prints the table. Not a matter of speed: other work on the machine does not disturb it.
+that all of them held out. Leaves the runs in RUNS/ablations. Writes benchmarks/results/DATE-ablations.json after every
+training, and goes on from the latest: what it has of the same recipe, begun with the same weights, is not trained
+again. Prints the table. Not a matter of speed: other work on the machine does not disturb it.
 """
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
 import statistics
-import tempfile
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import keras
 from sketchbatch_client.atomic import replacing
 from sketchbatch_trainer.drawings import Wanted, read_drawings
 from sketchbatch_trainer.report.quality import judge
 from sketchbatch_trainer.run import Run
-from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE
+from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, Recipe
+from sketchbatch_trainer.train.training import Job, train
 from variants import HERE, cpu_name
 
 LABELS = ("bear", "cat", "dog")
@@ -29,15 +31,17 @@ SEEDS = (0, 1, 2)
 EPOCHS = 12  # of those that begin with nothing; 12 is where the article's stops, too
 COMPACT_12 = replace(COMPACT, max_epochs=EPOCHS)
 
-FROM_NOTHING = {
-    "article": ARTICLE,
-    "compact": COMPACT_12,
-    "compact, drawings as they are": replace(COMPACT_12, augmentation=None),
-    "compact, no label smoothing": replace(COMPACT_12, label_smoothing=0.0),
-    "compact, every drawing counts the same": replace(COMPACT_12, class_balance=0.0),
-    "compact, every class counts the same": replace(COMPACT_12, class_balance=1.0),
-    "compact, last weights instead of their average": replace(COMPACT_12, average_decay=0.0),
-    "compact, no dropout": replace(COMPACT_12, network=replace(COMPACT.network, dropout=0.0)),
+JOBS: dict[str, tuple[Recipe, str]] = {  # the recipe, and the name of the run it begins with
+    "article": (ARTICLE, ""),
+    "compact": (COMPACT_12, ""),
+    "compact, drawings as they are": (replace(COMPACT_12, augmentation=None), ""),
+    "compact, no label smoothing": (replace(COMPACT_12, label_smoothing=0.0), ""),
+    "compact, every drawing counts the same": (replace(COMPACT_12, class_balance=0.0), ""),
+    "compact, every class counts the same": (replace(COMPACT_12, class_balance=1.0), ""),
+    "compact, last weights instead of their average": (replace(COMPACT_12, average_decay=0.0), ""),
+    "compact, no dropout": (replace(COMPACT_12, network=replace(COMPACT.network, dropout=0.0)), ""),
+    "finetune from compact-345": (FINETUNE, "compact-345"),
+    "finetune from quickdraw-345": (FINETUNE, "quickdraw-345"),
 }
 
 
@@ -45,51 +49,53 @@ def main() -> None:
     """Trains what the results file does not have yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="Drawings in Google's layout.")
-    parser.add_argument("--start-from", type=Path, required=True, help="The trained run of 345 classes.")
-    parser.add_argument("--teacher", type=Path, action="append", default=[], help="A run on bear, cat and dog.")
+    parser.add_argument("--runs", type=Path, required=True, help="Where compact-345 and quickdraw-345 are, trained.")
     arguments = parser.parse_args()
     drawings = read_drawings(Wanted(folder=arguments.data, labels=LABELS))
-    begun, teachers = Run(arguments.start_from), tuple(map(Run, arguments.teacher))
-    jobs: dict[str, dict[str, Any]] = {name: {"recipe": recipe} for name, recipe in FROM_NOTHING.items()}
-    jobs["finetune from 345 classes"] = {"recipe": FINETUNE, "start_from": begun}
-    if teachers:
-        jobs["finetune from 345 classes, taught"] = {"recipe": FINETUNE, "start_from": begun, "teachers": teachers}
-    path = max((HERE / "results").glob("*-ablations.json"), default=None)
-    results = read(path, drawings.digest)
-    path = path if path and results["runs"] else HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-ablations.json"
-    for name, job in jobs.items():
+    latest = max((HERE / "results").glob("*-ablations.json"), default=None)
+    path = HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-ablations.json"
+    results = read(latest, drawings.digest)
+    for name, (recipe, begun) in JOBS.items():
+        start_from = Run(arguments.runs / begun) if begun else None
+        row = wanted_row(results, name, recipe, start_from)
         for seed in SEEDS:
-            if str(seed) not in results["runs"].setdefault(name, {}):
-                results["runs"][name][str(seed)] = train_and_judge(job | {"drawings": drawings, "seed": seed})
+            if str(seed) not in row["seeds"]:
+                job = Job(drawings=drawings, recipe=recipe, seed=seed, start_from=start_from)
+                folder = arguments.runs / "ablations" / name.replace(",", "").replace(" ", "-") / str(seed)
+                row["seeds"][str(seed)] = train_and_judge(job, Run(folder))
                 with replacing(path) as partial:
                     partial.write_text(json.dumps(results, indent=2) + "\n")
     show(results["runs"])
 
 
 def read(path: Path | None, digest: str) -> dict[str, Any]:
-    """What was measured already of the same recipes on the same drawings, or the frame of it."""
+    """What was measured already on the same drawings with the same versions, or the frame of it."""
     frame = {
         "command": "make bench-ablations",
         "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0))},
         "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")},
         "data_digest": digest,
-        "recipes": json.loads(json.dumps({recipe.name: asdict(recipe) for recipe in (ARTICLE, COMPACT_12, FINETUNE)})),
     }
     found: dict[str, Any] = json.loads(path.read_text()) if path else {}
     return found if found.items() >= frame.items() else {**frame, "runs": {}}
 
 
-def train_and_judge(job: dict[str, Any]) -> dict[str, float]:
-    """One training: accuracy and balanced accuracy of its network on what was held out."""
-    import keras
-    from sketchbatch_trainer.train.training import Job, train
+def wanted_row(results: dict[str, Any], name: str, recipe: Recipe, begun: Run | None) -> dict[str, Any]:
+    """The row of `results` of that name: the one there, if it was measured of the same, or a new one."""
+    digest = hashlib.sha256(begun.keras.read_bytes()).hexdigest() if begun else ""
+    row = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "recipe": json.loads(json.dumps(asdict(recipe))), "begun": digest}
+    found: dict[str, Any] = results["runs"].get(name, {})
+    if (found.get("recipe"), found.get("begun")) != (row["recipe"], row["begun"]):
+        found = {**row, "seeds": {}}
+    results["runs"][name] = found
+    return found
 
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder))
-        train(Job(**job), run, Silent())
-        bitmaps, class_index = job["drawings"].test.take(slice(None))
-        scores = keras.saving.load_model(run.keras, compile=False).predict(bitmaps, verbose=0)
-    quality = judge(np.asarray(scores), class_index)
+
+def train_and_judge(job: Job, run: Run) -> dict[str, float]:
+    """One training: accuracy and balanced accuracy of its network on what was held out."""
+    train(job, run, Silent())
+    bitmaps, class_index = job.drawings.test.take(slice(None))
+    quality = judge(keras.saving.load_model(run.keras, compile=False).predict(bitmaps, verbose=0), class_index)
     return {name: round(quality.metrics[name].value, 4) for name in ("accuracy", "balanced_accuracy")}
 
 
@@ -106,12 +112,12 @@ class Silent:
         """Nothing."""
 
 
-def show(runs: dict[str, dict[str, dict[str, float]]]) -> None:
+def show(runs: dict[str, dict[str, Any]]) -> None:
     """Prints mean and range over the seeds."""
-    for name, by_seed in runs.items():
+    for name, row in runs.items():
         columns = []
         for metric in ("accuracy", "balanced_accuracy"):
-            values = [measured[metric] for measured in by_seed.values()]
+            values = [measured[metric] for measured in row["seeds"].values()]
             columns.append(f"{statistics.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})")
         print(f"{name:<48} {'   '.join(columns)}")
 

@@ -251,6 +251,34 @@ def test_a_network_can_learn_from_teachers(data, drawings, compact, run, tmp_pat
         trained(drawings, tmp_path / "refused", HASTY, teachers=(compact,))
 
 
+def test_runs_that_differ_by_their_seed_can_be_averaged(drawings, compact, tmp_path):
+    """Every weight is the mean of theirs; the result is a run to export; runs that did not begin alike are refused."""
+    from sketchbatch_trainer.train.averaging import average
+
+    short = replace(HASTY_COMPACT, max_epochs=1)
+    members = [trained(drawings, tmp_path / str(n), short, seed=n, start_from=compact) for n in (0, 1)]
+    averaged = Run(tmp_path / "averaged")
+    (tmp_path / "averaged").mkdir()
+    averaged.onnx.write_text("of an earlier model")
+    average(members, averaged, name="mean")
+    assert weights(averaged) == pytest.approx(np.mean([weights(each) for each in members], axis=0), abs=1e-6)
+    assert not np.array_equal(weights(members[0]), weights(members[1]))
+    config = averaged.read_config()
+    assert config["name"] == "mean"
+    assert [each["seed"] for each in config["averaged"]] == [0, 1]
+    losses = [history(each)[0]["val_loss"] for each in (averaged, *members)]
+    assert losses[0] == pytest.approx(np.mean(losses[1:]))
+    assert not averaged.onnx.exists()
+    assert export(averaged).rows == len(drawings.test)
+    longer = trained(drawings, tmp_path / "longer", replace(short, max_epochs=2), start_from=compact)
+    with pytest.raises(RunRefused, match=r"differ by their seed alone; it differs from .*0 in recipe"):
+        average([*members, longer], averaged)
+    with pytest.raises(RunRefused, match="began with nothing"):
+        average([compact, members[0]], averaged)
+    with pytest.raises(RunRefused, match="expected two or more different runs to average into yet another"):
+        average([members[0], members[0]], averaged)
+
+
 def test_tensorboard_can_show_a_run(compact):
     """Every figure of every epoch, as scalars."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -154,9 +154,7 @@ def train(
     classes: Annotated[
         str, typer.Option(help="Class names, separated by commas; all = every class there.")
     ] = BEAR_CAT_DOG,
-    recipe: Annotated[
-        str, typer.Option(help="Recipe to follow: article, compact, finetune, teacher or teacher-finetune.")
-    ] = "compact",
+    recipe: Annotated[str, typer.Option(help="Recipe to follow: article, compact, again or finetune.")] = "compact",
     start_from: Annotated[
         Path | None, typer.Option(help="Begin with the weights of this run, of the same network.", show_default="none")
     ] = None,
@@ -223,6 +221,22 @@ def train(
     )
     with bar() as shown:
         train(job, Run(run), EpochLines(shown, chosen.max_epochs))
+    console.print(f"Keras model -> {Run(run).keras}")
+
+
+@app.command()
+def average(
+    run: RunFolder,
+    of: Annotated[list[Path], typer.Option(help="A trained run's folder; given again for each to average.")],
+    name: Annotated[str, typer.Option(help="Name of the model.", show_default="that of the first")] = "",
+) -> None:
+    """Averages the weights of runs that started from the same run and differ by --seed; leaves a run to export."""
+    from .progress import console
+
+    with _quiet_import():
+        from .train.averaging import average as average_runs
+
+    average_runs([Run(folder) for folder in of], Run(run), name=name)
     console.print(f"Keras model -> {Run(run).keras}")
 
 

@@ -70,7 +70,7 @@ def train(job: Job, run: Run, watcher: Watcher) -> None:
     config = _config(job)
     if job.start_from:
         config["start_from"] = _start_from(model, job, job.start_from)
-    teachers = tuple(_load(teacher) for teacher in job.teachers)
+    teachers = tuple(load(teacher) for teacher in job.teachers)
     if teachers:
         config["teachers"] = [_as_teacher(job, *pair) for pair in zip(job.teachers, teachers, strict=True)]
     if not _is_cut_off(run, config):
@@ -85,7 +85,45 @@ def train(job: Job, run: Run, watcher: Watcher) -> None:
         watcher.epoch_done(epoch)
     board.close()
     _write_history(run, fit.history)  # a kill may have come between the last checkpoint and its line
-    _keep(run, model)
+    keep(run, model)
+
+
+def clear(run: Run) -> None:
+    """Makes the folder, and removes what an earlier training left, so that no step takes it for this one's."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for stale in (*run.made, *run.test.glob("*.npy"), *run.logs.glob("events.*")):
+        stale.unlink(missing_ok=True)
+
+
+def keep(run: Run, model: keras.Model) -> None:
+    """Writes the model of `run`, whole or not at all; with it the training is done."""
+    with replacing(run.keras) as partial:
+        unfinished = partial.with_suffix(".keras")  # Keras insists on its ending
+        model.save(unfinished)
+        unfinished.replace(partial)
+    run.checkpoint.unlink(missing_ok=True)
+
+
+def load(run: Run) -> keras.Model:
+    """The model of a run.
+
+    Raises:
+        RunIncomplete: It was not trained.
+    """
+    made_by = f"sketchbatch-train train --run {run.folder} ..."
+    return keras.saving.load_model(run.need(run.keras, made_by), compile=False)
+
+
+def remembered(run: Run, model: keras.Model) -> dict[str, Any]:
+    """What a run says of another that it was made from: name, recipe, seed, digest of the weights."""
+    config = run.read_config()
+    digest = hashlib.sha256(b"".join(np.array(each).tobytes() for each in model.weights)).hexdigest()
+    return {
+        "name": config["name"],
+        "recipe": config["recipe"]["name"],
+        "seed": config["seed"],
+        "weights_digest": digest,
+    }
 
 
 def _check(job: Job, run: Run) -> None:
@@ -101,10 +139,8 @@ def _is_cut_off(run: Run, config: dict[str, Any]) -> bool:
 
 
 def _prepare(run: Run, drawings: Drawings, config: dict[str, Any]) -> None:
-    """Removes what an earlier training left, so that no step takes it for this one's, and writes what is known."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    for stale in (*run.made, *run.test.glob("*.npy"), *run.logs.glob("events.*")):
-        stale.unlink(missing_ok=True)
+    """Leaves in `run` what is known before the first step, and nothing of an earlier training."""
+    clear(run)
     write_labelled(run.test, drawings.test, drawings.labels, drawings.source)
     _write_recognized(run, drawings)
     write_bitmaps(run.calibration, _calibration(drawings.train, len(drawings.labels), config["seed"]))
@@ -133,7 +169,7 @@ def _calibration(rows: Rows, classes: int, seed: int) -> Bitmaps:
 
 def _start_from(model: keras.Model, job: Job, earlier: Run) -> dict[str, Any]:
     """Takes the weights of `earlier`; returns what to remember of it."""
-    weights, config = _load(earlier), earlier.read_config()
+    weights, config = load(earlier), earlier.read_config()
     shape = json.loads(json.dumps(asdict(job.recipe.network)))
     if config["recipe"]["network"] | {"dropout": None} != shape | {"dropout": None}:
         raise RunRefused(
@@ -143,7 +179,7 @@ def _start_from(model: keras.Model, job: Job, earlier: Run) -> dict[str, Any]:
     known = {label: column for column, label in enumerate(config["labels"])}
     labels = job.drawings.labels
     start_from(model, weights, [known[label] for label in labels] if set(labels) <= set(known) else None)
-    return _remembered(earlier, weights)
+    return remembered(earlier, weights)
 
 
 def _as_teacher(job: Job, teacher: Run, model: keras.Model) -> dict[str, Any]:
@@ -154,23 +190,7 @@ def _as_teacher(job: Job, teacher: Run, model: keras.Model) -> dict[str, Any]:
             f"{teacher.folder}: its labels are not those to train: expected {', '.join(job.drawings.labels)}, "
             f"got {', '.join(labels)}"
         )
-    return _remembered(teacher, model)
-
-
-def _load(run: Run) -> keras.Model:
-    made_by = f"sketchbatch-train train --run {run.folder} ..."
-    return keras.saving.load_model(run.need(run.keras, made_by), compile=False)
-
-
-def _remembered(run: Run, model: keras.Model) -> dict[str, Any]:
-    config = run.read_config()
-    digest = hashlib.sha256(b"".join(np.array(each).tobytes() for each in model.weights)).hexdigest()
-    return {
-        "name": config["name"],
-        "recipe": config["recipe"]["name"],
-        "seed": config["seed"],
-        "weights_digest": digest,
-    }
+    return remembered(teacher, model)
 
 
 def _write_history(run: Run, history: list[Epoch]) -> None:
@@ -187,14 +207,6 @@ def _log(board: Any, epoch: Epoch) -> None:
             figure = name.removeprefix("val_")
             tf.summary.scalar(f"{figure}/{'training' if figure == name else 'validation'}", value)
     board.flush()
-
-
-def _keep(run: Run, model: keras.Model) -> None:
-    with replacing(run.keras) as partial:
-        unfinished = partial.with_suffix(".keras")  # Keras insists on its ending
-        model.save(unfinished)
-        unfinished.replace(partial)
-    run.checkpoint.unlink(missing_ok=True)
 
 
 def _config(job: Job) -> dict[str, Any]:
