@@ -5,7 +5,8 @@ with Client("localhost:50051") as client:
     print(client.classify(rasterize(strokes)).label)
 """
 
-from .client import Classification, Client, ModelInfo
+from .classification import Classification, ModelInfo
+from .client import Client
 from .errors import (
     DeadlineExceeded,
     FileRefused,
