@@ -79,7 +79,7 @@ def decoded(response: pb.ClassifyResponse, labels: tuple[str, ...]) -> Classific
     if response.scores:
         scores = np.frombuffer(response.scores, "<f4").reshape(response.rows, len(labels))
         class_index = scores.argmax(axis=1)[:, None]
-        score = np.take_along_axis(scores, class_index, axis=1)
+        score = scores.max(axis=1)[:, None]
     else:
         scores = None
         class_index = np.array(response.class_index, np.int64).reshape(response.rows, -1)

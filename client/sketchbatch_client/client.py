@@ -16,48 +16,26 @@ from sketchbatch.v1 import classifier_pb2 as pb
 
 from . import errors
 from .attempts import Attempts
-from .channels import Channels
+from .caller import Caller, some_rows
 from .classification import Classification, ModelInfo, decoded, joined, model_info
-from .coalescing import HURRY_AFTER_S, SHARED_ROWS, SMALL_ROWS, Lane, Share, fail, hand_out
+from .coalescing import HURRY_AFTER_S, Lane, Share, fail, hand_out
 from .questions import Question, as_rows, encoded, in_parts, question
 from .readers import Bitmaps
-from .retry import RetryPolicy
 
 _SENDERS = 32  # threads that send shared requests, started as needed; two a lane while the service answers in time
 
 Answer = TypeVar("Answer")
 
 
-class Client:
+class Client(Caller):
     """A connection to a service; safe to share between threads. Close it, or use it as a context manager.
 
-    Args:
-        target: host:port.
-        timeout_s: Longest one request may take, retries included.
-        rows_per_request: Rows in one RPC, fewer if the service allows fewer; hundreds make its cost small.
-        in_flight: RPCs of one call under way at once.
-        retry: When to try again.
-        channels: Connections to spread RPCs over; None = one for each worker process of the service.
+    Takes what `Caller` takes.
     """
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        timeout_s: float = 60.0,
-        rows_per_request: int = 1024,
-        in_flight: int = 4,
-        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
-        channels: int | None = None,
-    ) -> None:
-        self.target = target
-        self._timeout_s = timeout_s
-        self._rows_per_request = rows_per_request
-        self._in_flight = in_flight
-        self._retry = retry
-        self._channels = Channels(target, grpc.insecure_channel, channels)
-        self._models: dict[tuple[str, str], ModelInfo] = {}  # by name and version as asked for, and as answered
-        self._lanes: dict[Question, Lane] = {}
+    _open_channel = staticmethod(grpc.insecure_channel)
+
+    def _get_ready(self) -> None:
         self._senders = ThreadPoolExecutor(_SENDERS, thread_name_prefix="sketchbatch-shared")
 
     def __enter__(self) -> "Client":
@@ -86,14 +64,12 @@ class Client:
             RequestRefused: The bitmaps are none, or of another type or shape; or `top_k` is too large.
             SketchbatchError: As `errors` says, when the service cannot answer.
         """
-        rows = as_rows(bitmaps)
-        if not len(rows):
-            raise errors.RequestRefused("bitmaps must have at least 1 row, got 0")
+        rows = some_rows(bitmaps)
         asked = question(top_k, model_name, model_version)
-        rows_per_request = self._rows_per_request_of(asked)
-        if len(rows) <= min(SMALL_ROWS, rows_per_request):
-            return self._ask_together(asked, rows, self._lane(asked, rows_per_request))
-        if len(rows) <= rows_per_request:
+        rows_limit = self._rows_limit(self._known(model_name, model_version))
+        if lane := self._lane(asked, len(rows), rows_limit):
+            return self._ask_together(asked, rows, lane)
+        if len(rows) <= rows_limit:
             return self._ask(asked, rows, self._attempts())
         return joined(list(self.score([rows], top_k=top_k, model_name=model_name, model_version=model_version)))
 
@@ -105,13 +81,13 @@ class Client:
         Yields one `Classification` for each request of up to `rows_per_request` rows, in order.
         """
         asked = question(top_k, model_name, model_version)
-        rows_per_request = self._rows_per_request_of(asked)
+        rows_limit = self._rows_limit(self._known(model_name, model_version))
         self._reach_all_workers()
         under_way: deque[Future[Classification]] = deque()
         pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="sketchbatch")
         try:
             for batch in batches:
-                for rows in in_parts(as_rows(batch), rows_per_request):
+                for rows in in_parts(as_rows(batch), rows_limit):
                     if len(under_way) == self._in_flight:
                         yield under_way.popleft().result()
                     under_way.append(pool.submit(lambda rows: self._ask(asked, rows, self._attempts()), rows))
@@ -128,9 +104,7 @@ class Client:
     def model(self, name: str = "", version: str = "") -> ModelInfo:
         """One model; "" = the default, or the newest version. Raises `ModelNotFound`."""
         request = pb.GetModelRequest(model_name=name, model_version=version)
-        model = self._call(self._channels.first.stub.GetModel, request).model
-        self._channels.note(model)
-        return model_info(model)
+        return self._noted(self._call(self._channels.first.stub.GetModel, request).model)
 
     def health(self, service: str = "") -> str:
         """What grpc.health.v1 says: SERVING, NOT_SERVING or SERVICE_UNKNOWN; "" = the server as a whole."""
@@ -153,19 +127,7 @@ class Client:
                 finally:
                     if lane.come_back():
                         self._senders.submit(self._send, asked, lane)
-            settled = threading.Lock()
-            settled.acquire()
-            share = Share(rows, attempts.give_up_at, settled.release)
-            try:
-                if lane.wait(share):
-                    self._senders.submit(self._send, asked, lane)
-                if not settled.acquire(timeout=min(HURRY_AFTER_S, attempts.remaining_s())):
-                    if lane.hurry(share):
-                        self._senders.submit(self._send, asked, lane)
-                    if not settled.acquire(timeout=attempts.remaining_s()):
-                        raise attempts.out_of_time()
-            finally:
-                share.has_left = True
+            share = self._share(asked, rows, lane, attempts)
             if share.answer:
                 return share.answer
             assert share.error
@@ -173,6 +135,23 @@ class Client:
             if delay_s is None:
                 return self._ask(asked, rows, attempts)
             time.sleep(delay_s)
+
+    def _share(self, asked: Question, rows: Bitmaps, lane: Lane, attempts: Attempts) -> Share:
+        """One shared request, with the answer or the error that it brought."""
+        settled = threading.Lock()
+        settled.acquire()
+        share = Share(rows, attempts.give_up_at, settled.release)
+        try:
+            if lane.wait(share):
+                self._senders.submit(self._send, asked, lane)
+            if not settled.acquire(timeout=min(HURRY_AFTER_S, attempts.remaining_s())):
+                if lane.hurry(share):
+                    self._senders.submit(self._send, asked, lane)
+                if not settled.acquire(timeout=attempts.remaining_s()):
+                    raise attempts.out_of_time()
+        finally:
+            share.has_left = True
+        return share
 
     def _send(self, asked: Question, lane: Lane) -> None:
         """Sends the shared requests of a lane until nobody waits; on a thread of its own."""
@@ -223,16 +202,6 @@ class Client:
                 return
             if not self._channels.keep(connection, worker):
                 connection.channel.close()
-
-    def _attempts(self) -> Attempts:
-        return Attempts(self._retry, self.target, self._timeout_s)
-
-    def _lane(self, asked: Question, rows_per_request: int) -> Lane:
-        lane = self._lanes.get(asked)
-        return lane or self._lanes.setdefault(asked, Lane(min(SHARED_ROWS, rows_per_request)))
-
-    def _rows_per_request_of(self, asked: Question) -> int:
-        return min(self._rows_per_request, self._known(asked.model_name, asked.model_version).max_request_rows)
 
     def _known(self, name: str, version: str) -> ModelInfo:
         """Asked for once for each name and version."""

@@ -56,7 +56,8 @@ def encoded(question: Question, parts: Sequence[Bitmaps]) -> bytes:
         top_k=question.top_k, model_name=question.model_name, model_version=question.model_version
     ).SerializeToString()
     payload_bytes = sum(part.nbytes for part in parts)
-    return b"".join((head, _BITMAPS_TAG, _varint(payload_bytes), *map(np.ascontiguousarray, parts)))
+    buffers = (np.ascontiguousarray(part).data for part in parts)
+    return b"".join((head, _BITMAPS_TAG, _varint(payload_bytes), *buffers))
 
 
 def _varint(number: int) -> bytes:

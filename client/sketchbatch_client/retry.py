@@ -36,6 +36,6 @@ class RetryPolicy:
 
 def _pushback_s(error: grpc.RpcError) -> float | None:
     """The server's own advice, from its trailer in milliseconds; None without one, or if it is negative."""
-    trailers = {entry.key: entry.value for entry in error.trailing_metadata() or ()}
+    trailers = {key: value for key, value in error.trailing_metadata() or ()}
     advice = str(trailers.get("grpc-retry-pushback-ms", ""))
     return int(advice) / 1000 if advice.isdecimal() else None
