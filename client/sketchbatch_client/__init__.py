@@ -5,7 +5,9 @@ with Client("localhost:50051") as client:
     print(client.classify(rasterize(strokes)).label)
 """
 
-from .client import Classification, Client, ModelInfo
+from .async_client import AsyncClient
+from .classification import Classification, ModelInfo
+from .client import Client
 from .errors import (
     DeadlineExceeded,
     FileRefused,
@@ -20,6 +22,7 @@ from .errors import (
 from .rasterize import rasterize
 
 __all__ = [
+    "AsyncClient",
     "Classification",
     "Client",
     "DeadlineExceeded",

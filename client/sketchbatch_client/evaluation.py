@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from .atomic import replacing
-from .client import Client, ModelInfo
+from .classification import ModelInfo
+from .client import Client
 from .errors import FileRefused
 from .metrics import Confusion, Metrics, confuse, measure, measure_each
 from .readers import BitmapRows, label_of, labelled_files, open_bitmaps, source_of

@@ -12,7 +12,7 @@ from typing import Protocol
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from .client import Classification
+from .classification import Classification
 from .errors import FileRefused
 
 KINDS = (".parquet", ".csv", ".jsonl")

@@ -6,6 +6,7 @@ says when to come back. RESOURCE_EXHAUSTED without that means the message was to
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -36,6 +37,6 @@ class RetryPolicy:
 
 def _pushback_s(error: grpc.RpcError) -> float | None:
     """The server's own advice, from its trailer in milliseconds; None without one, or if it is negative."""
-    trailers = {entry.key: entry.value for entry in error.trailing_metadata() or ()}
-    advice = str(trailers.get("grpc-retry-pushback-ms", ""))
+    pairs: Any = error.trailing_metadata() or ()  # of two kinds: grpc's and grpc.aio's
+    advice = str(dict(pairs).get("grpc-retry-pushback-ms", ""))
     return int(advice) / 1000 if advice.isdecimal() else None

@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from .atomic import replacing
-from .client import Classification, Client
+from .classification import Classification
+from .client import Client
 from .errors import FileRefused
 from .outputs import Output, check_ending, open_output, table
 from .readers import BitmapRows, Bitmaps, PictureRows, give_back, labelled_files, open_bitmaps

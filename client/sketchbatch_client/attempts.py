@@ -1,0 +1,57 @@
+"""Keeps count of one call's attempts: the time left, the wait before the next, or the error that it ends in.
+
+This is the one place where gRPC's status codes become `errors`.
+"""
+
+import time
+
+import grpc
+
+from . import errors
+from .retry import RetryPolicy
+
+_ERRORS: dict[grpc.StatusCode, type[errors.SketchbatchError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: errors.RequestRefused,
+    grpc.StatusCode.NOT_FOUND: errors.ModelNotFound,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.Overloaded,
+    grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+}
+
+
+class Attempts:
+    """One call's attempts, all within `timeout_s`; the call makes them and does the waiting."""
+
+    def __init__(self, retry: RetryPolicy, target: str, timeout_s: float) -> None:
+        self.give_up_at = time.monotonic() + timeout_s
+        self._retry = retry
+        self._target = target
+        self._timeout_s = timeout_s
+        self._failed = 0
+
+    def remaining_s(self) -> float:
+        """Seconds left; 0 when the time is up."""
+        return max(0.0, self.give_up_at - time.monotonic())
+
+    def delay_s(self, error: Exception) -> float | None:
+        """Seconds to wait after an attempt failed with `error`; None = do not try again."""
+        self._failed += 1
+        if not isinstance(error, grpc.RpcError):
+            return None
+        delay_s = self._retry.delay_s(error, self._failed)
+        return None if delay_s is None or delay_s >= self.remaining_s() else delay_s
+
+    def failure(self, error: grpc.RpcError) -> errors.SketchbatchError:
+        """What the caller is told when the last attempt failed with `error`."""
+        code, details = error.code(), error.details()
+        if code is grpc.StatusCode.UNAVAILABLE:
+            return errors.Unavailable(f"no answer from {self._target} in {self._failed} attempts: {details}")
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return self.out_of_time()
+        if code in _ERRORS:
+            return _ERRORS[code](details)
+        return errors.ServerFailed(f"{self._target} answered {code.name}: {details}")
+
+    def out_of_time(self) -> errors.DeadlineExceeded:
+        """What the caller is told when the time is up."""
+        return errors.DeadlineExceeded(f"no answer from {self._target} in {self._timeout_s:g} s")

@@ -1,0 +1,97 @@
+"""Small real servers of the contract whose requests a test can see, hold and refuse."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+
+import grpc
+import numpy as np
+import pytest
+from sketchbatch.v1 import classifier_pb2 as pb
+from sketchbatch.v1 import classifier_pb2_grpc
+
+REFUSED = 255
+
+
+class Watched(classifier_pb2_grpc.ClassifierServiceServicer):
+    """Scores a drawing by its first pixel, and refuses requests with a first pixel of 255; `hold` holds all."""
+
+    def __init__(self, *, worker: int = 1, workers: int = 1) -> None:
+        self.requests: list[list[int]] = []  # first pixels
+        self.peers: set[str] = set()
+        self._worker, self._workers = worker, workers
+        self._open = threading.Event()
+        self._open.set()
+        self._changed = threading.Condition()
+
+    def hold(self) -> None:
+        self._open.clear()
+
+    def release(self) -> None:
+        self._open.set()
+
+    def wait_for_rows(self, rows: int) -> None:
+        """Returns when so many rows have arrived."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: sum(map(len, self.requests)) >= rows, 10)
+
+    def Classify(self, request, context):  # noqa: N802
+        pixels = np.frombuffer(request.bitmaps, np.uint8).reshape(-1, 784)[:, 0]
+        with self._changed:
+            self.requests.append(pixels.tolist())
+            self.peers.add(context.peer())
+            self._changed.notify_all()
+        assert self._open.wait(10)
+        if REFUSED in pixels:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such drawing")
+        scores = np.stack([pixels / 256, 1 - pixels / 256], axis=1).astype("<f4")
+        return pb.ClassifyResponse(model_name="m", model_version="1", rows=len(pixels), scores=scores.tobytes())
+
+    def GetModel(self, request, context):  # noqa: N802
+        counts = {"workers": self._workers, "worker": self._worker}
+        return pb.GetModelResponse(
+            model=pb.Model(name="m", version="1", labels=["a", "b"], max_request_rows=100, **counts)
+        )
+
+
+@pytest.fixture
+def start_watched() -> Iterator[Callable[..., str]]:
+    """Serves a `Watched` on a port, or on a free one; returns the address, and stops it with the test."""
+    started: list[tuple[grpc.Server, Watched]] = []
+
+    def start(servicer: Watched, address: str = "127.0.0.1:0") -> str:
+        server = grpc.server(futures.ThreadPoolExecutor(64), options=[("grpc.so_reuseport", 1)])
+        classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
+        port = server.add_insecure_port(address)
+        server.start()
+        started.append((server, servicer))
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for server, servicer in started:
+        servicer.release()
+        server.stop(None).wait()
+
+
+@pytest.fixture
+def watched() -> Watched:
+    """One such servicer."""
+    return Watched()
+
+
+@pytest.fixture
+def drawing() -> Callable[[int], np.ndarray]:
+    """One drawing, known by its first pixel."""
+
+    def draw(pixel: int) -> np.ndarray:
+        bitmap = np.zeros((28, 28), np.uint8)
+        bitmap[0, 0] = pixel
+        return bitmap
+
+    return draw
+
+
+@pytest.fixture
+def workers() -> Callable[[int], list[Watched]]:
+    """The workers of one service, as many as wanted."""
+    return lambda count: [Watched(worker=number + 1, workers=count) for number in range(count)]
