@@ -1,4 +1,4 @@
-"""Keeps requests in flight: threads, futures or asyncio tasks on plain stubs; threads on our own client.
+"""Keeps requests in flight: threads, futures or asyncio tasks on plain stubs; threads or tasks on our own clients.
 
 What each costs is in README.md. Runs in the load generator's process only.
 """
@@ -6,7 +6,7 @@ What each costs is in README.md. Runs in the load generator's process only.
 import asyncio
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, cycle, islice
@@ -16,6 +16,7 @@ import numpy as np
 from peers import Bitmaps, Caller, Peer, Scores, Stop
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1.classifier_pb2_grpc import ClassifierServiceStub
+from sketchbatch_client import AsyncClient, Client
 
 Classify = Callable[[Bitmaps], object]
 
@@ -42,6 +43,25 @@ def in_threads(calls: Sequence[Classify], requests: Sequence[Bitmaps], in_flight
 
     with ThreadPoolExecutor(in_flight) as pool:
         return list(chain.from_iterable(pool.map(ask, range(in_flight))))
+
+
+async def in_tasks(
+    calls: Sequence[Callable[[Bitmaps], Awaitable[object]]], requests: Sequence[Bitmaps], in_flight: int, stop: Stop
+) -> list[float]:
+    """As `in_threads`, with an asyncio task for each."""
+
+    async def ask(number: int) -> list[float]:
+        took_s = []
+        call = calls[number % len(calls)]
+        for bitmaps in _from(requests, number):
+            asked_at = time.perf_counter()
+            await call(bitmaps)
+            took_s.append(time.perf_counter() - asked_at)
+            if stop.is_set():
+                break
+        return took_s
+
+    return list(chain.from_iterable(await asyncio.gather(*map(ask, range(in_flight)))))
 
 
 class StubThreads:
@@ -104,26 +124,14 @@ class StubTasks(StubThreads):
         return [ClassifierServiceStub(channel) for channel in channels]
 
     async def _keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
-        async def ask(number: int) -> list[float]:
-            took_s = []
-            stub = self._aio_stubs[number % len(self._aio_stubs)]
-            for bitmaps in _from(requests, number):
-                asked_at = time.perf_counter()
-                await stub.Classify(_request(bitmaps))
-                took_s.append(time.perf_counter() - asked_at)
-                if stop.is_set():
-                    break
-            return took_s
-
-        return list(chain.from_iterable(await asyncio.gather(*map(ask, range(in_flight)))))
+        calls = [partial(_ask_async, stub) for stub in self._aio_stubs]
+        return await in_tasks(calls, requests, in_flight, stop)
 
 
 class ClientThreads:
     """Our own client, one of it, `Client.classify` called from one thread for each request in flight."""
 
     def __init__(self, address: str, _: Peer) -> None:
-        from sketchbatch_client import Client
-
         self._client = Client(address)
 
     def classify(self, bitmaps: Bitmaps) -> Scores:
@@ -133,6 +141,18 @@ class ClientThreads:
 
     def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
         return in_threads([self._client.classify], requests, in_flight, stop)
+
+
+class ClientTasks(ClientThreads):
+    """Our own client for asyncio, one of it, `AsyncClient.classify` awaited by one task for each request in flight."""
+
+    def __init__(self, address: str, peer: Peer) -> None:
+        super().__init__(address, peer)
+        self._runner = asyncio.Runner()
+        self._tasks_client = self._runner.run(_made(address))
+
+    def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
+        return self._runner.run(in_tasks([self._tasks_client.classify], requests, in_flight, stop))
 
 
 STYLES: dict[str, Callable[[str, Peer], Caller]] = {"threads": StubThreads, "futures": StubFutures, "aio": StubTasks}
@@ -149,6 +169,15 @@ def _request(bitmaps: Bitmaps) -> pb.ClassifyRequest:
 
 def _ask(stub: ClassifierServiceStub, bitmaps: Bitmaps) -> None:
     stub.Classify(_request(bitmaps))
+
+
+async def _ask_async(stub: ClassifierServiceStub, bitmaps: Bitmaps) -> None:
+    await stub.Classify(_request(bitmaps))
+
+
+async def _made(address: str) -> AsyncClient:
+    """On the loop that it belongs to."""
+    return AsyncClient(address)
 
 
 def _from(requests: Sequence[Bitmaps], number: int) -> "islice[Bitmaps]":

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import grpc
-from callers import STYLES, ClientThreads, stubs
+from callers import STYLES, ClientTasks, ClientThreads, stubs
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from . import Peer
@@ -63,6 +63,11 @@ PEERS = (
         about="sketchbatch-serve, its defaults, by sketchbatch_client.Client",
         connect=ClientThreads,
         command=_command,
-        workloads=("1x32", "1x1"),
+    ),
+    _ours(
+        name="ours-async-client",
+        about="sketchbatch-serve, its defaults, by sketchbatch_client.AsyncClient",
+        connect=ClientTasks,
+        command=_command,
     ),
 )
