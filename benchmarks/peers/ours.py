@@ -63,11 +63,13 @@ PEERS = (
         about="sketchbatch-serve, its defaults, by sketchbatch_client.Client",
         connect=ClientThreads,
         command=_command,
+        workloads=("1024x4", "1x32", "1x1"),
     ),
     _ours(
         name="ours-async-client",
         about="sketchbatch-serve, its defaults, by sketchbatch_client.AsyncClient",
         connect=ClientTasks,
         command=_command,
+        workloads=("1024x4", "1x32", "1x1"),
     ),
 )

@@ -104,7 +104,7 @@ def test_a_process_is_billed_with_its_children():
 
 
 def test_only_who_takes_part_is_started():
-    """Raw ONNX Runtime has no part in a mix, our client none in bulk; who cannot be measured here is named, and why."""
+    """Raw ONNX Runtime and our clients have no part in a mix; who cannot be measured here is named, and why."""
     peers, _ = choose(["raw-default", "plain@aio", "ours-client"], ["mix"], channels=2)
     assert [(peer.name, peer.style, peer.channels) for peer in peers] == [("plain@aio", "aio", 2)]
     with pytest.raises(SystemExit, match="plain@ must be one of threads, futures, aio, got 'fork'"):
