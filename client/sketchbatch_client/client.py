@@ -118,7 +118,7 @@ class Client(Caller):
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
     def _ask_together(self, asked: Question, rows: Bitmaps, lane: Lane) -> Classification:
-        """A small call: in a request of its own while hardly anybody asks, else in one shared with others."""
+        """A small call: in a request of its own while the lane is idle, else in one shared with others."""
         attempts = self._attempts()
         while True:
             if lane.go_alone():

@@ -1,7 +1,7 @@
 """Decides which concurrent small calls share a request, and when it goes out; does no waiting and no sending itself.
 
-A call that finds fewer than two under way goes at once, by itself. Others wait in a `Lane`, one for each question,
-until a request comes back; all that wait then go together. So no call waits while hardly anybody asks, and the more
+A call that finds nobody under way goes at once, by itself. Others wait in a `Lane`, one for each question,
+until a request comes back; all that wait then go together. So no call waits while the client is idle, and the more
 ask, the more share a request. A call that has waited `HURRY_AFTER_S` goes all the same (docs/decisions/0011).
 
 Whoever is told to send does so in a thread or task that is no caller's: a caller that leaves takes nobody with it.
@@ -54,21 +54,18 @@ class Lane:
         self._lock = threading.Lock()
         self._waiting: deque[Share] = deque()
         self._under_way = 0
-        self._alone = 0  # of those, the callers that send by themselves
 
     def go_alone(self) -> bool:
-        """True if hardly anybody is under way: the caller sends by itself, at once, and then calls `come_back`."""
+        """True if nobody is under way: the caller sends by itself, at once, and then calls `come_back`."""
         with self._lock:
-            if self._waiting or self._under_way > self._alone or self._alone >= AT_ONCE:
+            if self._under_way:
                 return False
             self._under_way += 1
-            self._alone += 1
             return True
 
     def come_back(self) -> bool:
         """Ends what `go_alone` began; True = others have come meanwhile: send."""
         with self._lock:
-            self._alone -= 1
             if not self._waiting:
                 self._under_way -= 1
             return bool(self._waiting)
