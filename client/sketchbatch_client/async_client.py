@@ -125,19 +125,25 @@ class AsyncClient(Caller):
 
     async def _share(self, asked: Question, rows: Bitmaps, lane: Lane, attempts: Attempts) -> Share:
         """One shared request, with the answer or the error that it brought."""
-        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        settled: asyncio.Future[None] = loop.create_future()
         share = Share(rows, attempts.give_up_at, partial(_settle, settled))
+        impatience = loop.call_later(HURRY_AFTER_S, self._hurry, asked, lane, share)
         try:
             if lane.wait(share):
                 self._start_sender(asked, lane)
-            if not await _within(settled, min(HURRY_AFTER_S, attempts.remaining_s())):
-                if lane.hurry(share):
-                    self._start_sender(asked, lane)
-                if not await _within(settled, attempts.remaining_s()):
-                    raise attempts.out_of_time()
+            async with asyncio.timeout(attempts.remaining_s()):
+                await settled
+        except TimeoutError:
+            raise attempts.out_of_time() from None
         finally:
+            impatience.cancel()
             share.has_left = True
         return share
+
+    def _hurry(self, asked: Question, lane: Lane, share: Share) -> None:
+        if lane.hurry(share):
+            self._start_sender(asked, lane)
 
     def _start_sender(self, asked: Question, lane: Lane) -> None:
         sender = asyncio.create_task(self._send(asked, lane))
@@ -216,9 +222,3 @@ async def _each(batches: Iterable[Bitmaps] | AsyncIterable[Bitmaps]) -> AsyncIte
 def _settle(settled: asyncio.Future[None]) -> None:
     if not settled.done():  # its caller may have been cancelled
         settled.set_result(None)
-
-
-async def _within(settled: asyncio.Future[None], timeout_s: float) -> bool:
-    """Whether it is settled in time; it is not cancelled if not."""
-    done, _ = await asyncio.wait((settled,), timeout=timeout_s)
-    return bool(done)
