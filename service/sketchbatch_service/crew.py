@@ -3,19 +3,24 @@
 The thread that takes a request off the network also runs it, where it can: handing a small request to another thread
 costs more than its model call. So threads take two roles in turn. One at most watches; the others run batches, or
 sleep. The watcher runs quick batches itself, and leaves the watch to another thread before a longer one. While every
-lane runs a call nobody watches, unless `watches_while_full`: what comes in waits, in gRPC, for the first lane that is
-done, and the threads do not fight for the cores. docs/decisions/0008 has the measurements.
+lane runs a call nobody watches, unless `watches_while_full`: the first that is done has a look at what came meanwhile,
+and the threads do not fight for the cores. docs/decisions/0008 has the measurements.
 
 Knows the batchers, and of the network only the function to call.
 """
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol
 
 from .batcher import Batch, Batcher
+
+_LOOK_EVERY_S = 0.001
+"""How long rows that are queued may keep threads from looking for more: a small request goes before a large one."""
 
 _LEAVE_S = 0.01
 """How often leaving looks whether the last call has ended."""
@@ -24,8 +29,8 @@ _LEAVE_S = 0.01
 class Source(Protocol):
     """Where requests come from."""
 
-    def watch(self) -> bool:
-        """Waits for requests, submits what has come, and returns soon after; False = it was closed."""
+    def watch(self, *, waits: bool) -> bool:
+        """Submits what requests have come, after waiting for the first if it `waits`; False = it was closed."""
 
     def close(self) -> None:
         """Ends `watch`; no request is under way any more."""
@@ -54,6 +59,7 @@ class Crew:
         self._source = source
         self._watches_while_full = watches_while_full
         self._watcher: int | None = None  # the watching thread's ident
+        self._looked_at = -math.inf  # time.monotonic seconds
         self._running = 0  # calls under way
         self._sleeping = 0
         self._is_closed = False
@@ -96,6 +102,9 @@ class Crew:
         me = threading.get_ident()
         with self._changed:
             while True:
+                if self._should_look(me):
+                    self._watcher = me
+                    return partial(self._look, waits=False)
                 if batch := self._take():
                     if self._watcher == me and not batch.is_quick:
                         self._watcher = None
@@ -103,7 +112,7 @@ class Crew:
                     return partial(self._run, batch)
                 if self._watcher == me or self._may_watch():
                     self._watcher = me
-                    return self._look
+                    return partial(self._look, waits=True)
                 if self._is_closed:
                     return None
                 self._sleeping += 1
@@ -119,6 +128,11 @@ class Crew:
                 self._running += 1
                 return batch
         return None
+
+    def _should_look(self, me: int) -> bool:
+        """Whether this thread, before it takes rows that wait, looks for others that may have to go first."""
+        is_free = self._watcher in (None, me) and self._source is not None and not self._is_closed
+        return is_free and self._has_rows() and time.monotonic() > self._looked_at + _LOOK_EVERY_S
 
     def _may_watch(self) -> bool:
         has_room = self._watches_while_full or self._running < self._lanes
@@ -137,8 +151,10 @@ class Crew:
         with self._changed:
             self._running -= 1
 
-    def _look(self) -> None:
+    def _look(self, *, waits: bool) -> None:
         assert self._source
-        if not self._source.watch():
+        is_open = self._source.watch(waits=waits)
+        self._looked_at = time.monotonic()
+        if not is_open:
             with self._changed:
                 self._source = self._watcher = None

@@ -96,15 +96,15 @@ class GrpcServer:
         self._events.shutdown()
         self._server.destroy()
 
-    def watch(self) -> bool:
-        """Waits for an event, handles it and those that have come meanwhile; False once the server is stopped.
+    def watch(self, *, waits: bool) -> bool:
+        """Handles the events that have come, after waiting for the first if it `waits`; False once it is closed.
 
         Only one thread at a time may watch.
         """
         for call in self._begun:  # those not answered by now will take a while
             call.listen()
         self._begun.clear()
-        handled, event = 0, self._events.poll()
+        handled, event = 0, self._events.poll() if waits else self._events.poll(0)
         while event.completion_type != cygrpc.CompletionType.queue_timeout:
             if event.completion_type == cygrpc.CompletionType.queue_shutdown:
                 return False

@@ -307,3 +307,37 @@ def test_no_more_calls_run_at_a_time_than_there_are_lanes():
         held.release.set()
         assert first_pixels(first) == [0]
         assert first_pixels(second) == [5]
+
+
+class ArrivingLater:
+    """A source of one request, which comes while the first call runs."""
+
+    def __init__(self, batcher: Batcher, model: FakeModel, ends: list[str]) -> None:
+        self.batcher, self.model, self.ends = batcher, model, ends
+        self.closed = threading.Event()
+        self.has_come = False
+
+    def watch(self, *, waits: bool) -> bool:
+        if self.model.started.is_set() and not self.has_come:
+            self.has_come = True
+            self.batcher.submit(drawings(200)).add_done_callback(lambda _: self.ends.append("late"))
+        if waits:
+            self.closed.wait(0.01)
+        return not self.closed.is_set()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_rows_that_are_queued_do_not_keep_a_crew_from_looking_for_more():
+    """What comes while all lanes run is taken in before the next call, and goes before the bulk job's other rows."""
+    model, ends = FakeModel(held=True), []
+    batcher = Batcher(model.predict, BatchLimits(max_batch_rows=4))
+    with Crew([batcher], lanes=1, source=ArrivingLater(batcher, model, ends), watches_while_full=False):
+        bulk = batcher.submit(drawings(*range(100)))
+        bulk.add_done_callback(lambda _: ends.append("bulk"))
+        assert model.started.wait(5)
+        time.sleep(0.01)  # longer than rows may keep a thread from looking
+        model.release.set()
+        assert first_pixels(bulk) == list(range(100))
+    assert ends == ["late", "bulk"]

@@ -64,7 +64,7 @@ async def serving(*, stops: bool = True):
     await server.start()
 
     def keep_watch() -> None:
-        while server.watch():
+        while server.watch(waits=True):
             pass
 
     watcher = threading.Thread(target=keep_watch)
