@@ -309,21 +309,33 @@ def test_no_more_calls_run_at_a_time_than_there_are_lanes():
         assert first_pixels(second) == [5]
 
 
-class ArrivingLater:
-    """A source of one request, which comes while the first call runs."""
+class BulkThenOne:
+    """A source of a bulk job and then, while its first call runs, of a single drawing."""
 
-    def __init__(self, batcher: Batcher, model: FakeModel, ends: list[str]) -> None:
-        self.batcher, self.model, self.ends = batcher, model, ends
+    def __init__(self, batcher: Batcher, model: FakeModel) -> None:
+        self.batcher, self.model = batcher, model
+        self.submitted: list[str] = []
+        self.ends: list[str] = []
+        self.all_ended = threading.Event()
         self.closed = threading.Event()
-        self.has_come = False
 
     def watch(self, *, waits: bool) -> bool:
-        if self.model.started.is_set() and not self.has_come:
-            self.has_come = True
-            self.batcher.submit(drawings(200)).add_done_callback(lambda _: self.ends.append("late"))
-        if waits:
-            self.closed.wait(0.01)
+        if not self.model.started.is_set():
+            self.submit("bulk", *range(100))
+        elif self.submitted == ["bulk"]:
+            self.submit("one", 200)
+        elif waits:
+            self.closed.wait()
         return not self.closed.is_set()
+
+    def submit(self, name: str, *first_pixels: int) -> None:
+        self.submitted.append(name)
+        self.batcher.submit(drawings(*first_pixels)).add_done_callback(lambda _: self.end(name))
+
+    def end(self, name: str) -> None:
+        self.ends.append(name)
+        if len(self.ends) == 2:
+            self.all_ended.set()
 
     def close(self) -> None:
         self.closed.set()
@@ -331,13 +343,12 @@ class ArrivingLater:
 
 def test_rows_that_are_queued_do_not_keep_a_crew_from_looking_for_more():
     """What comes while all lanes run is taken in before the next call, and goes before the bulk job's other rows."""
-    model, ends = FakeModel(held=True), []
+    model = FakeModel(held=True)
     batcher = Batcher(model.predict, BatchLimits(max_batch_rows=4))
-    with Crew([batcher], lanes=1, source=ArrivingLater(batcher, model, ends), watches_while_full=False):
-        bulk = batcher.submit(drawings(*range(100)))
-        bulk.add_done_callback(lambda _: ends.append("bulk"))
+    source = BulkThenOne(batcher, model)
+    with Crew([batcher], lanes=1, source=source, watches_while_full=False):
         assert model.started.wait(5)
         time.sleep(0.01)  # longer than rows may keep a thread from looking
         model.release.set()
-        assert first_pixels(bulk) == list(range(100))
-    assert ends == ["late", "bulk"]
+        assert source.all_ended.wait(5)
+    assert source.ends == ["one", "bulk"]
