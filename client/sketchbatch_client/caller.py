@@ -50,8 +50,7 @@ class Caller:
         self._get_ready()
 
     def _get_ready(self) -> None:
-        """Makes what sends shared requests."""
-        raise NotImplementedError
+        """Makes what sends shared requests, in a way of its own for threads and for tasks."""
 
     def _attempts(self) -> Attempts:
         return Attempts(self._retry, self.target, self._timeout_s)
