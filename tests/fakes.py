@@ -1,8 +1,12 @@
-"""A model whose calls the test starts, holds and breaks."""
+"""A model whose calls the test starts, holds and breaks, and what it takes to run it."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+from sketchbatch_service.batcher import Batcher
+from sketchbatch_service.crew import Crew
 
 
 class FakeModel:
@@ -30,3 +34,22 @@ def drawings(*first_pixels: int):
     out = np.zeros((len(first_pixels), 28, 28), np.uint8)
     out[:, 0, 0] = first_pixels
     return out
+
+
+@contextmanager
+def running(batcher: Batcher) -> Iterator[Batcher]:
+    """The batcher with threads to run it."""
+    with Crew([batcher], lanes=batcher.limits.lanes):
+        yield batcher
+
+
+def busy(model: FakeModel, batcher: Batcher):
+    """Occupies the model, so that whatever is submitted next has to queue."""
+    future = batcher.submit(drawings(0))
+    assert model.started.wait(5)
+    return future
+
+
+def first_pixels(future):
+    """Which drawings an answer is about, in its order."""
+    return future.result(5).scores[:, 0].tolist()

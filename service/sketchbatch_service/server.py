@@ -41,9 +41,8 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     servicer = ClassifierServicer(models, worker, max_request_rows=settings.max_request_rows)
     inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
     health = HealthServicer([SERVICE, wire.SERVICE])
-    server: Any = GrpcServer(
-        _channel_options(settings, worker)
-    )  # Any: the generated functions know grpc's own servers only
+    # Any: the generated functions know grpc's own servers only.
+    server: Any = GrpcServer(_channel_options(settings, worker))
     classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
     server.add_generic_rpc_handlers([wire.handlers(inference)])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
