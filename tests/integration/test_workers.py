@@ -62,7 +62,7 @@ def test_a_worker_that_is_killed_is_replaced(start_service, tiny_model):
     victim = children(service.process.pid)[0]
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: victim not in children(service.process.pid))
-    assert len(worker_numbers(service.address, 5)) == 1
+    assert worker_numbers(service.address, 5) <= {1, 2}  # the new one may be there by now; none of five was refused
     wait_for(lambda: worker_numbers(service.address) == {1, 2})
     code, log = service.stop()
     assert code == 0
