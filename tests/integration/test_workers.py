@@ -28,7 +28,15 @@ def worker_numbers(address: str, connections: int = 40) -> set[int]:
 def children(pid: int) -> list[int]:
     """The processes that `pid` started and that live, those of Python's own tracker of resources left out."""
     started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(each) for each in started if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
+    return [int(each) for each in started if b"spawn_main" in command_line(each)]
+
+
+def command_line(pid: str) -> bytes:
+    """Nothing for a process that ends while we look."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def wait_for(is_so, limit_s: float = 20):
