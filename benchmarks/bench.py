@@ -30,7 +30,7 @@ from plots import plot
 from processes import cpus
 from rounds import WORKLOADS, Plan, run
 from sketchbatch_client.atomic import replacing, unwind_on_signals
-from sketchbatch_client.readers import read_bitmaps
+from sketchbatch_client.drawings.readers import read_bitmaps
 from sketchbatch_trainer.report.cost import flops
 from tables import print_tables
 from variants import HERE, cpu_name

@@ -5,9 +5,10 @@ with Client("localhost:50051") as client:
     print(client.classify(rasterize(strokes)).label)
 """
 
-from .async_client import AsyncClient
-from .classification import Classification, ModelInfo
-from .client import Client
+from .calls.async_client import AsyncClient
+from .calls.classification import Classification, ModelInfo
+from .calls.client import Client
+from .drawings.rasterize import rasterize
 from .errors import (
     DeadlineExceeded,
     FileRefused,
@@ -19,7 +20,6 @@ from .errors import (
     Unauthenticated,
     Unavailable,
 )
-from .rasterize import rasterize
 
 __all__ = [
     "AsyncClient",

@@ -22,8 +22,8 @@ from sketchbatch_client import (
     ServerFailed,
     Unavailable,
 )
-from sketchbatch_client.retry import RetryPolicy
-from sketchbatch_client.scoring import ScoreOptions, score_files
+from sketchbatch_client.calls.retry import RetryPolicy
+from sketchbatch_client.scoring.files import ScoreOptions, score_files
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from sketchbatch_client import rasterize
+from sketchbatch_client.drawings.images import normalize_image, read_image
+from sketchbatch_client.drawings.readers import read_bitmaps
+from sketchbatch_client.drawings.strokes import open_strokes
 from sketchbatch_client.errors import FileRefused
-from sketchbatch_client.images import normalize_image, read_image
-from sketchbatch_client.readers import read_bitmaps
-from sketchbatch_client.strokes import open_strokes
 from sketches_on_paper import PICTURES, picture_of_bitmap, picture_of_strokes
 
 LABELS = ("bear", "cat", "dog")

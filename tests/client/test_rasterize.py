@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from sketchbatch_client import cairo, coverage, rasterize
-from sketchbatch_client.geometry import lay_out
-from sketchbatch_client.rasterize import backend, rasterize_all
-from sketchbatch_client.strokes import open_strokes
+from sketchbatch_client import rasterize
+from sketchbatch_client.drawings import cairo, coverage
+from sketchbatch_client.drawings.geometry import lay_out
+from sketchbatch_client.drawings.rasterize import backend, rasterize_all
+from sketchbatch_client.drawings.strokes import open_strokes
 
 needs_cairo = pytest.mark.skipif(not cairo.library(), reason="this machine has no libcairo")
 PATHS = {"cairo": pytest.param(cairo.draw, marks=needs_cairo), "numpy": coverage.draw}
@@ -75,7 +76,7 @@ def test_without_cairo_numpy_draws():
     program = (
         "import ctypes\n"
         "def refuse(name): raise OSError(name)\n"
-        "from sketchbatch_client.rasterize import backend, rasterize\n"
+        "from sketchbatch_client.drawings.rasterize import backend, rasterize\n"
         "ctypes.PyDLL = refuse\n"
         "print(backend(), rasterize([[[0, 255], [0, 255]]]).any())\n"
     )

@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from sketchbatch_client import rasterize
+from sketchbatch_client.drawings.readers import (
+    give_back,
+    label_of,
+    labelled_files,
+    open_bitmaps,
+    read_bitmaps,
+    source_of,
+)
+from sketchbatch_client.drawings.simplify import simplify
 from sketchbatch_client.errors import FileRefused
-from sketchbatch_client.readers import give_back, label_of, labelled_files, open_bitmaps, read_bitmaps, source_of
-from sketchbatch_client.simplify import simplify
 
 
 @pytest.mark.parametrize("shape", [(5, 784), (5, 28, 28)])

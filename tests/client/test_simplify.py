@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from sketchbatch_client import rasterize
-from sketchbatch_client.simplify import simplify
-from sketchbatch_client.strokes import open_strokes
+from sketchbatch_client.drawings.simplify import simplify
+from sketchbatch_client.drawings.strokes import open_strokes
 
 
 @pytest.mark.real_drawings

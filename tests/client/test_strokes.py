@@ -4,8 +4,8 @@ import json
 import struct
 
 import pytest
+from sketchbatch_client.drawings.strokes import Drawing, Malformed, open_strokes
 from sketchbatch_client.errors import FileRefused
-from sketchbatch_client.strokes import Drawing, Malformed, open_strokes
 
 LINE = {
     "word": "cat",

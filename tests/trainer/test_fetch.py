@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bucket_server import Bucket, serving
-from sketchbatch_client.readers import labelled_files, source_of
+from sketchbatch_client.drawings.readers import labelled_files, source_of
 from sketchbatch_trainer.errors import BucketUnreachable, FetchFailed
 from sketchbatch_trainer.fetch.bucket import SOURCE, WholeNpy, cache_folder, known_classes, read_catalogue
 from sketchbatch_trainer.fetch.download import HEAD_BYTES, OVERLAP_BYTES, Patience

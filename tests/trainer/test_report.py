@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sketchbatch_client.readers import read_bitmaps
+from sketchbatch_client.drawings.readers import read_bitmaps
 from sketchbatch_trainer.drawings import Wanted, read_drawings, write_bitmaps, write_source
 from sketchbatch_trainer.errors import RunIncomplete
 from sketchbatch_trainer.export.heldout import onnx_scores

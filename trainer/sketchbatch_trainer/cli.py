@@ -181,7 +181,7 @@ def train(
     """
     from dataclasses import replace
 
-    from sketchbatch_client.readers import labelled_files
+    from sketchbatch_client.drawings.readers import labelled_files
 
     from .drawings import Wanted
     from .fetch.bucket import cache_folder

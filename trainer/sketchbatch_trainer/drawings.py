@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sketchbatch_client.atomic import replacing
-from sketchbatch_client.errors import FileRefused
-from sketchbatch_client.readers import (
+from sketchbatch_client.drawings.readers import (
     SOURCE_NOTE,
     Bitmaps,
     label_of,
@@ -23,7 +22,8 @@ from sketchbatch_client.readers import (
     read_bitmaps,
     source_of,
 )
-from sketchbatch_client.strokes import open_strokes
+from sketchbatch_client.drawings.strokes import open_strokes
+from sketchbatch_client.errors import FileRefused
 
 from .errors import DrawingsRefused
 
@@ -85,7 +85,7 @@ class Wanted:
     """Which drawings to read."""
 
     folder: Path
-    """In Google's layout; or any other that `sketchbatch_client.readers.labelled_files` knows."""
+    """In Google's layout; or any other that `sketchbatch_client.drawings.readers.labelled_files` knows."""
     labels: tuple[str, ...]
     rows_per_class: int | None = None
     """The first so many of each label; None = all."""

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from sketchbatch_client.rasterize import rasterize
-from sketchbatch_client.readers import Bitmaps
+from sketchbatch_client.drawings.rasterize import rasterize
+from sketchbatch_client.drawings.readers import Bitmaps
 
 SOURCE = "synthetic sketches, drawn by sketchbatch-train sketch; no real drawings"
 

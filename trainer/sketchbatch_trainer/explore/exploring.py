@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sketchbatch_client.rasterize import rasterize_all
-from sketchbatch_client.readers import Bitmaps, read_bitmaps, source_of
-from sketchbatch_client.simplify import simplify
-from sketchbatch_client.strokes import open_strokes
+from sketchbatch_client.drawings.rasterize import rasterize_all
+from sketchbatch_client.drawings.readers import Bitmaps, read_bitmaps, source_of
+from sketchbatch_client.drawings.simplify import simplify
+from sketchbatch_client.drawings.strokes import open_strokes
 
 from ..errors import DrawingsRefused
 from .figures import BITMAPS, NEAR_EMPTY, RAW, SIMPLIFIED, BitmapFigures, ClassFigures, Figures, StrokeFigures

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sketchbatch_client.readers import Bitmaps
+from sketchbatch_client.drawings.readers import Bitmaps
 
 NEIGHBOURS = 10
 """Of 1, 5 and 10 these name most drawings right: 71 % of 1,000 bears, cats and dogs each, 69 % of 400 each of ten

@@ -12,8 +12,8 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from sketchbatch_client.atomic import replacing
-from sketchbatch_client.metrics import confuse, measure
-from sketchbatch_client.readers import Bitmaps, labelled_files, read_bitmaps
+from sketchbatch_client.drawings.readers import Bitmaps, labelled_files, read_bitmaps
+from sketchbatch_client.evaluation.metrics import confuse, measure
 
 from ..run import Run
 

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from sketchbatch_client.readers import Bitmaps
+from sketchbatch_client.drawings.readers import Bitmaps
 
 _CALL_ROWS = 64  # rows in one model call; the ranges do not depend on it
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from sketchbatch_client.readers import Bitmaps, read_bitmaps
+from sketchbatch_client.drawings.readers import Bitmaps, read_bitmaps
 
 from ..errors import ExportRefused
 from ..run import Run, Variant

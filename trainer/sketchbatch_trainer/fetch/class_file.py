@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Callable
 from io import BufferedRandom, BufferedReader, BytesIO
 
+from sketchbatch_client.drawings.readers import read_bitmaps
 from sketchbatch_client.errors import FileRefused
-from sketchbatch_client.readers import read_bitmaps
 
 from ..errors import FetchFailed
 from .download import Downloader, Remote

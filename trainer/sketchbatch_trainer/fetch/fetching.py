@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sketchbatch_client.drawings.readers import SOURCE_NOTE, read_bitmaps
 from sketchbatch_client.errors import FileRefused
-from sketchbatch_client.readers import SOURCE_NOTE, read_bitmaps
 
 from ..drawings import write_source
 from ..errors import BucketUnreachable, FetchFailed

@@ -9,7 +9,7 @@ from statistics import median
 import numpy as np
 import onnx
 import onnxruntime as ort
-from sketchbatch_client.readers import Bitmaps
+from sketchbatch_client.drawings.readers import Bitmaps
 
 _CALL_ROWS = 256
 _ROUNDS = 7  # in turn, so that a slower clock falls on all models alike

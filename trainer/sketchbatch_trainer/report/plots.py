@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sketchbatch_client.readers import Bitmaps
+from sketchbatch_client.drawings.readers import Bitmaps
 
 from ..pictures import STYLE, embedded
 from .quality import Reliability

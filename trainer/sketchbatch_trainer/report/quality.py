@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sketchbatch_client.metrics import Confusion, confuse, measure
+from sketchbatch_client.evaluation.metrics import Confusion, confuse, measure
 
 from ..export.heldout import Scores
 
@@ -46,7 +46,7 @@ class Quality:
 
     rows: int
     metrics: dict[str, Measured]
-    """The five, by name (`sketchbatch_client.metrics.Metrics`)."""
+    """The five, by name (`sketchbatch_client.evaluation.metrics.Metrics`)."""
     top_3: float
     """Share of rows whose label is among the three best scores."""
     reliability: Reliability

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from sketchbatch_client.atomic import replacing
-from sketchbatch_client.metrics import measure_each
+from sketchbatch_client.evaluation.metrics import measure_each
 
 from ..export.heldout import HeldOut, Scores, onnx_scores, read_held_out
 from ..run import Run, Variant

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 from sketchbatch_client.atomic import replacing
-from sketchbatch_client.metrics import confuse, measure
+from sketchbatch_client.evaluation.metrics import confuse, measure
 
 from ..drawings import Rows
 from .augmentation import augment

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from sketchbatch_client.atomic import replacing
-from sketchbatch_client.readers import Bitmaps
+from sketchbatch_client.drawings.readers import Bitmaps
 
 from ..drawings import Drawings, Rows, write_bitmaps, write_labelled
 from ..errors import RunRefused

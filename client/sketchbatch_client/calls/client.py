@@ -14,13 +14,13 @@ from typing import TypeVar
 import grpc
 from sketchbatch.v1 import classifier_pb2 as pb
 
-from . import errors
+from .. import errors
+from ..drawings.readers import Bitmaps
 from .attempts import Attempts
 from .caller import Caller, some_rows
 from .classification import Classification, ModelInfo, decoded, joined, model_info
 from .coalescing import HURRY_AFTER_S, Lane, Share, fail, hand_out
 from .questions import Question, as_rows, encoded, in_parts, question
-from .readers import Bitmaps
 
 _SENDERS = 32  # threads that send shared requests, started as needed; two a lane while the service answers in time
 

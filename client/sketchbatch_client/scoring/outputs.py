@@ -12,8 +12,8 @@ from typing import Protocol
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from .classification import Classification
-from .errors import FileRefused
+from ..calls.classification import Classification
+from ..errors import FileRefused
 
 KINDS = (".parquet", ".csv", ".jsonl")
 

@@ -7,7 +7,7 @@ import time
 
 import grpc
 
-from . import errors
+from .. import errors
 from .retry import RetryPolicy
 
 _ERRORS: dict[grpc.StatusCode, type[errors.SketchbatchError]] = {

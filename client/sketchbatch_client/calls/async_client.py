@@ -11,13 +11,13 @@ import grpc
 import grpc.aio
 from sketchbatch.v1 import classifier_pb2 as pb
 
-from . import errors
+from .. import errors
+from ..drawings.readers import Bitmaps
 from .attempts import Attempts
 from .caller import Caller, some_rows
 from .classification import Classification, ModelInfo, decoded, joined, model_info
 from .coalescing import HURRY_AFTER_S, Lane, Share, fail, hand_out
 from .questions import Question, as_rows, encoded, in_parts, question
-from .readers import Bitmaps
 
 Answer = TypeVar("Answer")
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from sketchbatch.v1 import classifier_pb2 as pb
 
-from .errors import RequestRefused
-from .readers import Bitmaps
+from ..drawings.readers import Bitmaps
+from ..errors import RequestRefused
 
 _LENGTH_DELIMITED = 2  # https://protobuf.dev/programming-guides/encoding/#structure
 _BITMAPS_TAG = bytes([pb.ClassifyRequest.BITMAPS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])

@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import FileRefused
+from ..errors import FileRefused
 from .rasterize import rasterize
 from .simplify import simplify
 from .strokes import MALFORMED_KEPT, Malformed, Stroke, StrokeFile, is_web_page, open_strokes

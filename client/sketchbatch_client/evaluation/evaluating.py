@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from .atomic import replacing
-from .classification import ModelInfo
-from .client import Client
-from .errors import FileRefused
+from ..atomic import replacing
+from ..calls.classification import ModelInfo
+from ..calls.client import Client
+from ..drawings.readers import BitmapRows, label_of, labelled_files, open_bitmaps, source_of
+from ..errors import FileRefused
+from ..scoring.files import Progress, ScoreOptions, score_rows
 from .metrics import Confusion, Metrics, confuse, measure, measure_each
-from .readers import BitmapRows, label_of, labelled_files, open_bitmaps, source_of
-from .scoring import Progress, ScoreOptions, score_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import FileRefused
+from ..errors import FileRefused
 
 Stroke = list[list[float | int]]
 """`[xs, ys]`, or raw `[xs, ys, ts]` with t in ms; at least one point, all lists of one length, y downwards."""

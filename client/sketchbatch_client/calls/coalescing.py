@@ -12,8 +12,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from ..drawings.readers import Bitmaps
 from .classification import Classification, cut
-from .readers import Bitmaps
 
 SMALL_ROWS = 16
 """Most rows of a call that may share a request; a larger one is worth a request of its own."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from .errors import FileRefused
+from ..errors import FileRefused
 from .geometry import SIDE
 from .tracing import WORK, trace
 

@@ -5,13 +5,13 @@ from typing import Any
 
 from sketchbatch.v1 import classifier_pb2 as pb
 
+from ..drawings.readers import Bitmaps
+from ..errors import RequestRefused
 from .attempts import Attempts
 from .channels import Channels
 from .classification import ModelInfo, model_info
 from .coalescing import SHARED_ROWS, SMALL_ROWS, Lane
-from .errors import RequestRefused
 from .questions import Question, as_rows
-from .readers import Bitmaps
 from .retry import RetryPolicy
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from .atomic import replacing
-from .classification import Classification
-from .client import Client
-from .errors import FileRefused
+from ..atomic import replacing
+from ..calls.classification import Classification
+from ..calls.client import Client
+from ..drawings.readers import BitmapRows, Bitmaps, PictureRows, give_back, labelled_files, open_bitmaps
+from ..errors import FileRefused
 from .outputs import Output, check_ending, open_output, table
-from .readers import BitmapRows, Bitmaps, PictureRows, give_back, labelled_files, open_bitmaps
 
 _BLOCK_ROWS = 4096  # 3.2 MB; simplified strokes are drawn in half a second with cairo
 _GROUP_ROWS = 65536
