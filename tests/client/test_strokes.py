@@ -4,7 +4,8 @@ import json
 import struct
 
 import pytest
-from sketchbatch_client.drawings.strokes import Drawing, Malformed, open_strokes
+from sketchbatch_client.drawings.drawing import Drawing
+from sketchbatch_client.drawings.strokes import Malformed, open_strokes
 from sketchbatch_client.errors import FileRefused
 
 LINE = {

@@ -10,9 +10,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from sketchbatch_client.drawings.drawing import Drawing
 from sketchbatch_client.drawings.rasterize import rasterize
 from sketchbatch_client.drawings.readers import read_bitmaps
-from sketchbatch_client.drawings.strokes import Drawing
 from sketchbatch_client.errors import FileRefused
 from sketchbatch_trainer.drawings import write_bitmaps, write_source
 from sketchbatch_trainer.errors import DrawingsRefused

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FileRefused
+from .drawing import Stroke
 from .rasterize import rasterize
 from .simplify import simplify
-from .strokes import MALFORMED_KEPT, Malformed, Stroke, StrokeFile, is_web_page, open_strokes
+from .strokes import MALFORMED_KEPT, Malformed, StrokeFile, is_web_page, open_strokes
 
 Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sketchbatch_client.drawings.drawing import Drawing
 from sketchbatch_client.drawings.readers import Bitmaps
-from sketchbatch_client.drawings.strokes import Drawing
 
 from .lookalikes import Copies, Neighbours
 

@@ -7,7 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
-from sketchbatch_client.drawings.strokes import Drawing
+from sketchbatch_client.drawings.drawing import Drawing
 
 from .figures import has_times
 
