@@ -2,6 +2,7 @@
 
 SketchbatchError
 ├── FileRefused         a file is not what it should be; fetch or make it again
+├── JobRefused          what was begun cannot go on like this; begin anew, or put things as they were
 ├── RequestRefused      the request can never succeed as sent; change it
 ├── ModelNotFound       the server has no such model; the message lists those it has
 ├── Overloaded          the server stayed full until the time was up; try later, or send less at once
@@ -18,6 +19,10 @@ class SketchbatchError(Exception):
 
 class FileRefused(SketchbatchError):
     """A file or folder cannot be read as drawings."""
+
+
+class JobRefused(SketchbatchError):
+    """A job was begun with other inputs, another model or other options, or another process is at it."""
 
 
 class RequestRefused(SketchbatchError):

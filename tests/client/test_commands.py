@@ -44,7 +44,8 @@ def test_score_writes_one_line_a_row_in_order(sketchbatch, folder):
         *[(str(folder / "ant.npy"), row) for row in range(30)],
     ]
     assert {line["label"] for line in lines} <= set(LABELS)
-    assert [json.loads(line) for line in kinds["jsonl"].read_text().splitlines()] == lines
+    from_json = [json.loads(line) for line in kinds["jsonl"].read_text().splitlines()]
+    assert [line | {"score": np.float32(line["score"])} for line in from_json] == lines
     with kinds["csv"].open(newline="") as file:
         assert [line["label"] for line in csv.DictReader(file)] == [line["label"] for line in lines]
     assert not list(folder.glob(".*"))
@@ -64,7 +65,7 @@ def test_score_can_write_more_than_the_best(sketchbatch, folder):
 
 
 def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
-    """Each picture of a folder is a source of its own; a malformed line stops it with file and line."""
+    """Each picture of a folder is a source of its own."""
     drawing = json.dumps({"drawing": [[[0, 255], [0, 255]]]})
     (tmp_path / "ant.ndjson").write_text(f"{drawing}\n" * 3)
     (tmp_path / "scans").mkdir()
@@ -78,11 +79,6 @@ def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
         *[(str(tmp_path / "ant.ndjson"), row) for row in range(3)],
         *[(str(tmp_path / "scans" / name), 0) for name in ("a.png", "b.png")],
     ]
-    (tmp_path / "ant.ndjson").write_text(f"{drawing}\n{{}}\n")
-    finished = sketchbatch("score", tmp_path / "ant.ndjson", "--output", tmp_path / "none.csv")
-    assert (finished.returncode, finished.stderr.count("\n")) == (1, 1)
-    assert "ant.ndjson:2: drawing must be a list of strokes" in finished.stderr
-    assert not (tmp_path / "none.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +88,7 @@ def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
         (["page.npy", "--output", "o.csv"], "got a web page saved under that name"),
         (["cut.npy", "--output", "o.csv"], "truncated"),
         (["ant.npy", "page.npy", "--output", "o.csv"], "web page"),
-        (["ant.npy", "--output", "o.txt"], "expected an output ending in .parquet, .csv, .jsonl, got '.txt'"),
+        (["ant.npy", "--output", "o.txt"], "expected an output ending in .parquet, .csv, .jsonl, .npy, got '.txt'"),
         (["ant.npy", "--model", "zebra", "--output", "o.csv"], "there are: tiny (version 1)"),
         (["ant.npy", "--top-k", "9", "--output", "o.csv"], "top_k must be 0..3"),
     ],

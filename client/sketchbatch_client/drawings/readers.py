@@ -72,8 +72,7 @@ class DrawnRows:
         numbers = range(len(self.file))[rows]
         bitmaps = np.empty((len(numbers), 28, 28), np.uint8)
         for place, row in enumerate(numbers):
-            strokes = self.file[row].strokes
-            bitmaps[place] = rasterize(simplify(strokes) if _is_raw(strokes) else strokes)
+            bitmaps[place] = draw_strokes(self.file[row].strokes)
         return bitmaps
 
 
@@ -129,6 +128,11 @@ def open_bitmaps(path: Path, *, skip_malformed: bool = False) -> BitmapRows:
     if path.suffix.lower() in PICTURES:
         return PictureRows([path], skip_malformed=skip_malformed)
     return read_bitmaps(path)
+
+
+def draw_strokes(strokes: list[Stroke]) -> NDArray[np.uint8]:
+    """One bitmap, (28, 28), of strokes as a file has them: those with times, or beyond the square, simplified first."""
+    return rasterize(simplify(strokes) if _is_raw(strokes) else strokes)
 
 
 def give_back(rows: BitmapRows) -> None:

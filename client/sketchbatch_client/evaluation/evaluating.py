@@ -12,7 +12,8 @@ from ..calls.classification import ModelInfo
 from ..calls.client import Client
 from ..drawings.readers import BitmapRows, label_of, labelled_files, open_bitmaps, source_of
 from ..errors import FileRefused
-from ..scoring.files import Progress, ScoreOptions, score_rows
+from ..scoring.plan import ScoreOptions
+from ..scoring.rows import Progress, score_rows
 from .metrics import Confusion, Metrics, confuse, measure, measure_each
 
 

@@ -1,0 +1,72 @@
+"""Says beside an output what it was made from, so that a finished job is recognised, and shards find one another."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..atomic import replacing
+from .plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A finished job."""
+
+    plan: Plan
+    digests: dict[int, int]
+    """What the rows of each part were made from."""
+    rows: int
+    """Rows written."""
+    rejected: int
+    """Rows that are no drawing."""
+    output_bytes: int
+    """The output's size, by which it is recognised."""
+
+    def write(self, output: Path) -> None:
+        """Beside `output`, whole or not at all."""
+        write_json(
+            path_beside(output),
+            {
+                "plan": self.plan.to_json(),
+                "digests": self.digests,
+                "rows": self.rows,
+                "rejected": self.rejected,
+                "output_bytes": self.output_bytes,
+            },
+        )
+
+    @classmethod
+    def read(cls, output: Path) -> "Manifest | None":
+        """Of `output`, if it is there and as large as it was; None otherwise, and where there is no manifest."""
+        try:
+            found = read_json(path_beside(output))
+            manifest = cls(
+                plan=Plan.from_json(found["plan"]),
+                digests={int(part): digest for part, digest in found["digests"].items()},
+                rows=found["rows"],
+                rejected=found["rejected"],
+                output_bytes=found["output_bytes"],
+            )
+            return manifest if output.stat().st_size == manifest.output_bytes else None
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+
+def path_beside(output: Path) -> Path:
+    """Where the manifest of `output` is."""
+    return output.with_name(f"{output.name}.manifest.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises ValueError where there is no JSON object in it."""
+    found = json.loads(path.read_bytes())
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return found
+
+
+def write_json(path: Path, contents: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
