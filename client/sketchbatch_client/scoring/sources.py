@@ -76,10 +76,9 @@ class BitmapSource:
         return len(self._bitmaps)
 
     def block(self, start: int, stop: int) -> Block:
-        bitmaps = self._bitmaps[start:stop]
-        digest = zlib.crc32(bitmaps.data)
-        give_back(self._bitmaps)  # rows still to be sent are read from the file again
-        return Block(rows=np.arange(start, stop), bitmaps=bitmaps, digest=digest)
+        bitmaps = np.array(self._bitmaps[start:stop])  # read once: from the map each use would fault its pages in again
+        give_back(self._bitmaps)
+        return Block(rows=np.arange(start, stop), bitmaps=bitmaps, digest=zlib.crc32(bitmaps.data))
 
     def place(self, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
         return self.name, rows
