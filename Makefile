@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check kills serve train models bench bench-tuning bench-steady bench-ablations bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint locks clean
+.PHONY: help setup demo test check kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint locks clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ bench-tuning: .venv/.done ## what settings do to rates and latencies, for docs/t
 
 bench-steady: .venv/.done ## our service's memory, threads and files under load for MINUTES (10), into benchmarks/results/
 	$(VENV)/python benchmarks/steady.py --minutes $(or $(MINUTES),10)
+
+bench-scoring: .venv/.done ## a million drawings by `sketchbatch score` beside the bulk workload of `make bench`, into benchmarks/results/
+	$(VENV)/python benchmarks/scoring.py
 
 bench-ablations: .venv/.done ## what each part of the recipe gives, three seeds; needs the runs of `make models` and DATA
 	$(VENV)/python benchmarks/ablations.py --data "$(or $(DATA),$(error say where the drawings are: make bench-ablations DATA=folder))" \
