@@ -47,7 +47,8 @@ class Service:
     """A `sketchbatch-serve` process on a free port of this machine."""
 
     def __init__(self, model: Path, *flags: str) -> None:
-        command = [BIN / "sketchbatch-serve", "--model", model, "--address", "127.0.0.1:0", *flags]
+        always = ("--address", "127.0.0.1:0", "--lame-duck-s", "0")
+        command = [BIN / "sketchbatch-serve", "--model", model, *always, *flags]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         for line in self.process.stderr:
             event = json.loads(line)

@@ -87,9 +87,13 @@ class GrpcServer:
         try:
             await asyncio.wait_for(asyncio.shield(self._calls_ended), grace_s)
         except TimeoutError:
-            self._server.cancel_all_calls()
+            self.cancel_calls()
             await self._calls_ended
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cancel_calls(self) -> None:
+        """Ends those that are under way, after `stop` has begun."""
+        self._server.cancel_all_calls()
 
     def close(self) -> None:
         """Ends `watch`, after `stop`. No call may be answered any more: the C core ends the process at one that is."""

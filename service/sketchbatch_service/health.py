@@ -17,7 +17,7 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
-    """Says NOT_SERVING until `serve` and again from `drain` on, which also ends every Watch after its last word.
+    """Says NOT_SERVING until `serve` and again from `leave` on; `drain` ends every Watch after its last word.
 
     (grpcio-health-checking's own aio servicer has no List, and its watches hold a draining server to its limit.)
     """
@@ -34,10 +34,15 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
             self._status = _SERVING
             self._changed.notify_all()
 
-    async def drain(self) -> None:
-        """From now on: NOT_SERVING, for good."""
+    async def leave(self) -> None:
+        """From now on: NOT_SERVING, for good; whoever watches is told, and may watch on."""
         async with self._changed:
             self._status = _NOT_SERVING
+            self._changed.notify_all()
+
+    async def drain(self) -> None:
+        """After `leave`: ends every Watch."""
+        async with self._changed:
             self._is_draining = True
             self._changed.notify_all()
 

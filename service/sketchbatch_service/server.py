@@ -1,5 +1,10 @@
 """Runs the service: loads the models, listens, says SERVING, and drains when told to stop."""
 
+import asyncio
+import os
+import signal
+import threading
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -20,10 +25,13 @@ from .openinference import wire
 from .openinference.servicer import InferenceServicer
 from .servicer import ClassifierServicer
 from .settings import Settings
-from .signals import ignore_late_ones, stop_signal
+from .signals import Stop, ignore_late_ones
 from .worker import Worker
 
 log = structlog.get_logger()
+
+_LATE_S = 5.0
+"""How long after `lame_duck_s` and `drain_s` the process ends, whatever it is at."""
 
 SERVICE = classifier_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name
 
@@ -35,7 +43,7 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
         StartError: A model, the provider or the address cannot be had.
     """
     log.info("starting", **asdict(settings) | {"model": str(settings.model)})
-    stop = stop_signal()  # also one that comes while the models load
+    stop = Stop()  # also by a signal that comes while the models load
     worker.stop_without_parent(stop)
     models = load_models(settings.model, _load_options(settings, worker))
     servicer = ClassifierServicer(models, worker, max_request_rows=settings.max_request_rows)
@@ -56,13 +64,41 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
         worker.report(served)
         log.info("SERVING" if worker.count == 1 else "worker ready", address=address, models=served)
 
-        log.info("draining", signal=(await stop).name, drain_s=settings.drain_s)
-        await health.drain()  # NOT_SERVING first: balancers move away
+        await _leave(settings, stop, health)
+        log.info("draining", drain_s=settings.drain_s)
+        await health.drain()
         servicer.drain()
         inference.drain()
-        await server.stop(settings.drain_s)
+        await _drain(server, stop, settings.drain_s)
     ignore_late_ones()
     log.info("stopped")
+
+
+async def _leave(settings: Settings, stop: Stop, health: HealthServicer) -> None:
+    """Once asked to stop: NOT_SERVING first, and calls are taken until balancers and clients have moved away."""
+    asked = await stop.asked
+    lame_duck_s = settings.lame_duck_s if asked is signal.SIGTERM else 0.0  # a person at the keyboard waits for us
+    threading.Thread(target=_end_late, args=(lame_duck_s + settings.drain_s + _LATE_S,), daemon=True).start()
+    log.info("leaving", signal=asked.name, lame_duck_s=lame_duck_s)
+    await health.leave()
+    await stop.hurried_within(lame_duck_s)
+
+
+async def _drain(server: GrpcServer, stop: Stop, drain_s: float) -> None:
+    """Takes no more calls; those under way get `drain_s`, or until somebody is in a hurry."""
+    stopping = asyncio.create_task(server.stop(drain_s))
+    await asyncio.wait((stopping, stop.hurried), return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        log.warning("hurried: calls under way are cancelled")
+        server.cancel_calls()
+    await stopping
+
+
+def _end_late(limit_s: float) -> None:
+    """Ends a process that cannot end by itself: a model call that never returns holds a thread of ours."""
+    time.sleep(limit_s)
+    log.error("a model call does not end: leaving without it")
+    os._exit(1)
 
 
 def _load_options(settings: Settings, worker: Worker) -> LoadOptions:

@@ -57,8 +57,11 @@ class Settings:
     max_queued_rows: _Count = 65536
     """Most rows waiting for each model; more are refused with RESOURCE_EXHAUSTED, and streams are not read on."""
 
+    lame_duck_s: Annotated[float, click.FloatRange(min=0)] = 2.0
+    """Seconds after SIGTERM in which calls are still taken while health says NOT_SERVING, so that clients move away."""
+
     drain_s: Annotated[float, click.FloatRange(min=0)] = 30.0
-    """Seconds that requests already accepted get to finish after SIGTERM or SIGINT."""
+    """Seconds that requests already accepted get to finish after that, or after SIGINT; a second signal ends them."""
 
     reflection: bool = True
     """Answer gRPC reflection, so that grpcurl needs no .proto file."""

@@ -1,4 +1,4 @@
-"""Turns SIGTERM and SIGINT into a future, for the event loop to wait for."""
+"""Turns SIGTERM and SIGINT into futures, for the event loop to wait for."""
 
 import asyncio
 import signal
@@ -6,26 +6,36 @@ import signal
 _WANTED = (signal.SIGTERM, signal.SIGINT)
 
 
-def stop_signal() -> "asyncio.Future[signal.Signals]":
-    """A future of the first SIGTERM or SIGINT; later ones change nothing.
+class Stop:
+    """What the signals of this process ask for; of the running event loop.
 
     Not `loop.add_signal_handler`: a closing loop takes its handlers away, and the next signal would kill a process that
     has drained well.
     """
-    loop = asyncio.get_running_loop()
-    stop: asyncio.Future[signal.Signals] = loop.create_future()
 
-    def note(number: int) -> None:
-        if not stop.done():
-            stop.set_result(signal.Signals(number))
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.asked: asyncio.Future[signal.Signals] = self._loop.create_future()
+        """Settled by the first signal: end in good order."""
+        self.hurried: asyncio.Future[signal.Signals] = self._loop.create_future()
+        """Settled by the second: end now."""
+        for wanted in _WANTED:
+            signal.signal(wanted, self._pass_on)
 
-    def pass_on(number: int, _: object) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(note, number)
+    def note(self, number: int) -> None:
+        """As if the signal had come."""
+        waiting = next((each for each in (self.asked, self.hurried) if not each.done()), None)
+        if waiting:
+            waiting.set_result(signal.Signals(number))
 
-    for wanted in _WANTED:
-        signal.signal(wanted, pass_on)
-    return stop
+    async def hurried_within(self, limit_s: float) -> bool:
+        """Waits for the second signal, for so long at most; whether it came."""
+        await asyncio.wait((self.hurried,), timeout=limit_s)
+        return self.hurried.done()
+
+    def _pass_on(self, number: int, _: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.note, number)
 
 
 def ignore_late_ones() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from .errors import StartError
+from .signals import Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,14 @@ class Worker:
             with suppress(BrokenPipeError):  # it has gone: the worker drains
                 self.parent.send(outcome)
 
-    def stop_without_parent(self, stop: "asyncio.Future[signal.Signals]") -> None:
-        """Settles `stop` when the parent is gone, as if it had sent SIGTERM."""
+    def stop_without_parent(self, stop: Stop) -> None:
+        """Stops when the parent is gone, as if it had sent SIGTERM."""
         if self.parent:
             line, loop = self.parent, asyncio.get_running_loop()
 
             def orphaned() -> None:
                 loop.remove_reader(line)
-                if not stop.done():
-                    stop.set_result(signal.SIGTERM)
+                if not stop.asked.done():
+                    stop.note(signal.SIGTERM)
 
             loop.add_reader(line, orphaned)  # the parent never writes: what can be read is the end

@@ -5,6 +5,7 @@ the port, starts them, says SERVING once all are ready, starts another in place 
 """
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -19,7 +20,7 @@ import structlog
 from . import process
 from .errors import AddressUnusable, StartError, WorkerLost
 from .settings import Settings
-from .signals import ignore_late_ones, stop_signal
+from .signals import Stop, ignore_late_ones
 from .worker import Worker
 
 log = structlog.get_logger()
@@ -27,8 +28,8 @@ log = structlog.get_logger()
 _RESTART_S = 1.0
 """How long a dead worker's place stays empty: one that dies at once must not keep the machine busy."""
 
-_KILL_S = 5.0
-"""How long after `drain_s` a worker that has not ended is killed."""
+_KILL_S = 7.0
+"""How long after `lame_duck_s` and `drain_s` a worker that has not ended is killed."""
 
 
 async def supervise(settings: Settings) -> None:
@@ -37,30 +38,31 @@ async def supervise(settings: Settings) -> None:
     Raises:
         StartError: The port is in use, or a worker cannot start.
     """
-    stop = stop_signal()
+    stop = Stop()
     with _held(settings.address) as port:
         settings = replace(settings, address=f"{settings.address.rpartition(':')[0]}:{port}")
         places = [_Place(settings, number) for number in range(1, settings.workers + 1)]
         try:
             await _run(places, settings, stop)
         finally:
-            await asyncio.gather(*(place.clear(settings.drain_s + _KILL_S) for place in places))
+            limit_s = settings.lame_duck_s + settings.drain_s + _KILL_S
+            await asyncio.gather(*(place.clear(stop, limit_s) for place in places))
     ignore_late_ones()
     log.info("stopped")
 
 
-async def _run(places: list["_Place"], settings: Settings, stop: "asyncio.Future[signal.Signals]") -> None:
+async def _run(places: list["_Place"], settings: Settings, stop: Stop) -> None:
     ready = asyncio.gather(*(place.fill() for place in places))
-    await asyncio.wait((ready, stop), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((ready, stop.asked), return_when=asyncio.FIRST_COMPLETED)
     if ready.done():
         log.info("SERVING", address=settings.address, workers=len(places), models=ready.result()[0])
         keepers = [asyncio.create_task(place.keep_filled()) for place in places]
-        await stop
+        await stop.asked
         for keeper in keepers:
             keeper.cancel()
     else:
         ready.cancel()
-    log.info("draining", signal=stop.result().name, drain_s=settings.drain_s)
+    log.info("leaving", signal=stop.asked.result().name)
 
 
 class _Place:
@@ -102,17 +104,23 @@ class _Place:
             with suppress(StartError):  # it has died, too, and is found dead in a moment
                 await self.fill()
 
-    async def clear(self, limit_s: float) -> None:
-        """Lets the worker drain, and kills it after `limit_s`."""
+    async def clear(self, stop: Stop, limit_s: float) -> None:
+        """Lets the worker end as `stop` says, and kills it after `limit_s`."""
         if not self._sitter:
             return
-        self._sitter.terminate()
+        self._pass_on(stop.asked)
+        stop.hurried.add_done_callback(self._pass_on)
         try:
             await asyncio.wait_for(_ended(self._sitter), limit_s)
         except TimeoutError:
             log.error("worker did not end in time, killing it", worker=self._number)
             self._sitter.kill()
             await _ended(self._sitter)
+
+    def _pass_on(self, number: "asyncio.Future[signal.Signals]") -> None:
+        """The signal that came; SIGTERM where it was an error that ends us."""
+        if self._sitter and self._sitter.pid and self._sitter.is_alive():
+            os.kill(self._sitter.pid, number.result() if number.done() else signal.SIGTERM)
 
 
 async def _ended(worker: BaseProcess) -> None:
@@ -128,6 +136,7 @@ async def _ended(worker: BaseProcess) -> None:
 
 def _work(settings: Settings, worker: Worker) -> None:
     """The whole life of a worker's process."""
+    os.setpgid(0, 0)  # a terminal's Ctrl-C goes to the parent, which passes it on once
     process.prepare(settings.log_level, worker=worker.number)
     from .server import serve  # after `prepare`
 

@@ -19,7 +19,7 @@ from onnx import TensorProto
 from onnx_models import write_model
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
-from sketchbatch_client import Client
+from sketchbatch_client import Client, SketchbatchError
 
 FIVE = ["accuracy", "balanced_accuracy", "specificity", "matthews_corrcoef", "jaccard"]
 
@@ -94,11 +94,10 @@ def test_health_follows_the_service(start_service, tiny_model):
         service.process.terminate()
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert list(watch) == []
-        started_at = time.monotonic()
+        service.process.wait(5)  # an open watch does not hold it for drain_s
         code, log = service.stop()
-        assert time.monotonic() - started_at < 5  # an open watch does not hold it for drain_s
     assert code == 0
-    assert [event["message"] for event in log] == ["draining", "stopped"]
+    assert [event["message"] for event in log] == ["leaving", "draining", "stopped"]
 
 
 def test_reflection_can_be_turned_off(start_service, tiny_service, tiny_model):
@@ -126,7 +125,46 @@ def test_stopping_answers_what_was_accepted_and_exits_with_0(start_service, root
         code, log = service.stop(how)
         assert len(under_way.result(45)) == 16384
     assert code == 0
-    assert [event["message"] for event in log] == ["draining", "stopped"]
+    assert [event["message"] for event in log] == ["leaving", "draining", "stopped"]
+
+
+def test_calls_are_taken_while_clients_move_away(start_service, tiny_model, noise):
+    """After SIGTERM: NOT_SERVING at once, and no call fails until `--lame-duck-s` is over."""
+    service = start_service(tiny_model, "--lame-duck-s", "1.0")
+    with grpc.insecure_channel(service.address) as channel:
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        service.process.terminate()
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        left_at, answered = time.monotonic(), 0
+        with pytest.raises(grpc.RpcError) as caught:
+            while True:
+                answered += stub.Classify(pb.ClassifyRequest(bitmaps=noise(1).tobytes())).rows
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert 0.8 < time.monotonic() - left_at < 5
+        assert answered > 10
+    assert service.stop()[0] == 0
+
+
+@pytest.mark.timeout(60)
+def test_a_second_signal_hurries(start_service, root, noise):
+    """Calls under way are ended, and so is the process, long before `--drain-s`."""
+    service = start_service(root / "models", "--max-batch-rows", "16", "--lame-duck-s", "30")
+    with Client(service.address, rows_per_request=16384) as client, ThreadPoolExecutor() as pool:
+        client.classify(noise(1))
+        under_way = [pool.submit(client.classify, noise(16384)) for _ in range(3)]
+        time.sleep(0.2)
+        service.process.terminate()
+        time.sleep(0.2)
+        service.process.terminate()  # over with the lame duck
+        started_at = time.monotonic()
+        code, log = service.stop()  # and one more changes nothing
+        assert time.monotonic() - started_at < 5
+        with pytest.raises(SketchbatchError):
+            [each.result() for each in under_way]
+    assert code == 0
+    assert "hurried: calls under way are cancelled" in [event["message"] for event in log]
 
 
 def test_signals_that_come_again_change_nothing(start_service, tiny_model):
