@@ -11,6 +11,7 @@ service/pyproject.toml holds grpcio to the versions that the tests ran with.
 import asyncio
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,13 @@ log = structlog.get_logger()
 
 _EVENTS_A_WATCH = 100
 """Most events handled before rows that they brought are looked after: those of some thirty small requests."""
+
+_CALLS_ASKED_FOR = 256
+"""Calls that the C core may hand over before the first is begun. What it still holds when it shuts down, or what comes
+before clients have read its GOAWAY, ends in CANCELLED, and no client takes that for a reason to ask another server."""
+
+_LAST_CALLS_S = 0.1
+"""How long before that calls are refused with UNAVAILABLE, so that hardly any are left for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,7 @@ class GrpcServer:
         self._server.register_completion_queue(self._events)
         self._generic_handlers: list[grpc.GenericRpcHandler] = []
         self._methods: dict[bytes, _Method] = {}  # as they were first asked for
+        self._is_stopping = False
         self._begun: list[DirectCall] = []  # since the last `watch`
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls_ended: asyncio.Future[None] = self._loop.create_future()
@@ -79,10 +88,13 @@ class GrpcServer:
     async def start(self) -> None:
         """Takes calls from now on; somebody must call `watch` again and again."""
         self._server.start()
-        self._ask_for_call()
+        for _ in range(_CALLS_ASKED_FOR):
+            self._ask_for_call()
 
     async def stop(self, grace_s: float) -> None:
         """Takes no more calls, lets those under way end, cancels them after `grace_s`; returns when all are over."""
+        self._is_stopping = True
+        await asyncio.sleep(_LAST_CALLS_S)
         self._server.shutdown(self._events, self._note_calls_ended)
         try:
             await asyncio.wait_for(asyncio.shield(self._calls_ended), grace_s)
@@ -123,7 +135,8 @@ class GrpcServer:
         return True
 
     def _ask_for_call(self) -> None:
-        self._server.request_call(self._events, self._events, self._begin)
+        with suppress(ValueError):  # it is stopping
+            self._server.request_call(self._events, self._events, self._begin)
 
     def _note_calls_ended(self, event: Any) -> None:
         self._loop.call_soon_threadsafe(self._calls_ended.set_result, None)
@@ -133,6 +146,10 @@ class GrpcServer:
         if not event.success:
             return
         self._ask_for_call()
+        if self._is_stopping:
+            receive_close(event.call, lambda: None)
+            refuse(event.call, grpc.StatusCode.UNAVAILABLE, "this replica is draining; another will answer")
+            return
         method = self._methods.get(event.call_details.method) or self._find(event)
         if method is None:
             receive_close(event.call, lambda: None)
