@@ -91,21 +91,20 @@ class GrpcServer:
         for _ in range(_CALLS_ASKED_FOR):
             self._ask_for_call()
 
-    async def stop(self, grace_s: float) -> None:
-        """Takes no more calls, lets those under way end, cancels them after `grace_s`; returns when all are over."""
+    async def stop(self, grace_s: float, hurried: "asyncio.Future[Any] | None" = None) -> None:
+        """Takes no more calls, lets those under way end; returns when all are over.
+
+        Cancels them after `grace_s`, or as soon as `hurried` is settled.
+        """
         self._is_stopping = True
         await asyncio.sleep(_LAST_CALLS_S)
         self._server.shutdown(self._events, self._note_calls_ended)
-        try:
-            await asyncio.wait_for(asyncio.shield(self._calls_ended), grace_s)
-        except TimeoutError:
-            self.cancel_calls()
+        reasons = (self._calls_ended, hurried) if hurried else (self._calls_ended,)
+        await asyncio.wait(reasons, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        if not self._calls_ended.done():
+            self._server.cancel_all_calls()
             await self._calls_ended
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def cancel_calls(self) -> None:
-        """Ends those that are under way, after `stop` has begun."""
-        self._server.cancel_all_calls()
 
     def close(self) -> None:
         """Ends `watch`, after `stop`. No call may be answered any more: the C core ends the process at one that is."""

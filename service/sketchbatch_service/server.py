@@ -1,6 +1,5 @@
 """Runs the service: loads the models, listens, says SERVING, and drains when told to stop."""
 
-import asyncio
 import os
 import signal
 import threading
@@ -69,9 +68,9 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
         await health.drain()
         servicer.drain()
         inference.drain()
-        await _drain(server, stop, settings.drain_s)
+        await server.stop(settings.drain_s, stop.hurried)
     ignore_late_ones()
-    log.info("stopped")
+    log.info("stopped", was_hurried=stop.hurried.done())
 
 
 async def _leave(settings: Settings, stop: Stop, health: HealthServicer) -> None:
@@ -82,16 +81,6 @@ async def _leave(settings: Settings, stop: Stop, health: HealthServicer) -> None
     log.info("leaving", signal=asked.name, lame_duck_s=lame_duck_s)
     await health.leave()
     await stop.hurried_within(lame_duck_s)
-
-
-async def _drain(server: GrpcServer, stop: Stop, drain_s: float) -> None:
-    """Takes no more calls; those under way get `drain_s`, or until somebody is in a hurry."""
-    stopping = asyncio.create_task(server.stop(drain_s))
-    await asyncio.wait((stopping, stop.hurried), return_when=asyncio.FIRST_COMPLETED)
-    if not stopping.done():
-        log.warning("hurried: calls under way are cancelled")
-        server.cancel_calls()
-    await stopping
 
 
 def _end_late(limit_s: float) -> None:
