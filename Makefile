@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint locks clean
+.PHONY: help setup demo test check chaos kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint locks clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: check .tools/openinference/.done ## everything CI checks: lint, types, imp
 	$(VENV)/pytest
 
 check: lint protos-check
+
+chaos: .venv/.done ## overload, callers that leave, restarts under load: minutes; each prints its counts
+	$(VENV)/pytest -m chaos tests/chaos
 
 kills: .venv/.done ## score a job whose client and server are killed KILLS (50) times at random moments: the same bytes
 	KILLS=$(or $(KILLS),50) $(VENV)/pytest tests/integration/test_kills.py

@@ -1,0 +1,137 @@
+"""Five times more requests than the service can answer, and callers that leave in droves."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+import onnxruntime as ort
+import pytest
+from processes import memory
+from sketchbatch.openinference.v2 import open_inference_pb2 as oip
+from sketchbatch.v1 import classifier_pb2 as pb
+from sketchbatch.v1 import classifier_pb2_grpc
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
+
+ROWS = 64
+DEADLINE_S = 2.0
+OVERLOAD_S = 30.0
+
+
+@dataclass
+class Load:
+    """What became of the requests of one load."""
+
+    codes: Counter = field(default_factory=Counter)
+    latencies_s: list[float] = field(default_factory=list)
+
+    async def ask(self, stub, request, deadline_s):
+        asked_at = time.perf_counter()
+        try:
+            await stub.Classify(request, timeout=deadline_s)
+        except grpc.aio.AioRpcError as exc:
+            self.codes[exc.code().name] += 1
+        else:
+            self.codes["OK"] += 1
+            self.latencies_s.append(time.perf_counter() - asked_at)
+
+
+def executed_rows(address):
+    """Rows that model calls were made for, as the service counts them."""
+    with grpc.insecure_channel(address) as channel:
+        ask = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelStatistics",
+            request_serializer=oip.ModelStatisticsRequest.SerializeToString,
+            response_deserializer=oip.ModelStatisticsResponse.FromString,
+        )
+        return sum(each.inference_count for each in ask(oip.ModelStatisticsRequest()).model_stats)
+
+
+async def test_overload_is_refused_and_goodput_stays(start_service, root, noise, capsys):
+    """What is accepted is answered before its deadline; nothing is executed in vain; memory is bounded."""
+    model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
+    service = start_service(model, "--threads", "1", "--max-queued-rows", "16384")
+    request = pb.ClassifyRequest(bitmaps=noise(ROWS).tobytes())
+    async with grpc.aio.insecure_channel(service.address, options=[("grpc.enable_retries", 0)]) as channel:
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        peak_per_s = await _closed_loop(stub, request, in_flight=8, seconds=5)
+        before_mib, executed_before = memory([service.process.pid]).after_mib, executed_rows(service.address)
+        load = await _open_loop(stub, request, per_s=5 * peak_per_s, seconds=OVERLOAD_S)
+    executed = executed_rows(service.address) - executed_before
+    used = memory([service.process.pid])
+    goodput = load.codes["OK"] / OVERLOAD_S / peak_per_s
+    p99_s = float(np.percentile(load.latencies_s, 99))
+    wasted = executed - load.codes["OK"] * ROWS
+    with capsys.disabled():
+        print(
+            f"\npeak {peak_per_s:.0f} requests/s of {ROWS} rows; 5 times that for {OVERLOAD_S:.0f} s: {dict(load.codes)}, "
+            f"goodput {goodput:.2f} of peak, p99 of answered {p99_s:.2f} s (deadline {DEADLINE_S} s), "
+            f"{wasted} rows executed in vain, memory {before_mib:.0f} -> {used.after_mib:.0f} MiB, "
+            f"at most {used.peak_mib:.0f}"
+        )
+    assert goodput >= 0.9
+    assert p99_s < DEADLINE_S
+    assert set(load.codes) <= {"OK", "RESOURCE_EXHAUSTED"}
+    assert wasted == 0
+    assert used.peak_mib < 350
+
+
+async def _closed_loop(stub, request, *, in_flight, seconds):
+    """Requests a second of so many callers, each asking again once it is answered."""
+    until = time.perf_counter() + seconds
+
+    async def ask():
+        answered = 0
+        while time.perf_counter() < until:
+            await stub.Classify(request)
+            answered += 1
+        return answered
+
+    return sum(await asyncio.gather(*(ask() for _ in range(in_flight)))) / seconds
+
+
+async def _open_loop(stub, request, *, per_s, seconds):
+    """So many requests a second, whatever becomes of them."""
+    load, tasks = Load(), []
+    began_at = time.perf_counter()
+    while (now := time.perf_counter() - began_at) < seconds:
+        while len(tasks) < now * per_s:
+            tasks.append(asyncio.create_task(load.ask(stub, request, DEADLINE_S)))
+        await asyncio.sleep(0.002)
+    await asyncio.gather(*tasks)
+    return load
+
+
+async def test_callers_that_leave_change_nobody_elses_answer(start_service, root, capsys):
+    """Half of 2,000 callers leave at random moments; every other one gets its own rows' scores."""
+    model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
+    service = start_service(model)
+    session = ort.InferenceSession(model)
+    chance = random.Random(4)
+    callers, right, left = 2000, 0, Counter()
+
+    async def ask(stub, number, leaves):
+        nonlocal right
+        rows = 1 + number % 40
+        bitmaps = np.random.default_rng(number).integers(0, 256, (rows, 28, 28), np.uint8)
+        call = stub.Classify(pb.ClassifyRequest(bitmaps=bitmaps.tobytes(), request_id=str(number)))
+        if leaves:
+            await asyncio.sleep(chance.uniform(0, 2))
+            left["in time" if call.cancel() else "too late"] += 1
+            return
+        answer = await call
+        wanted = session.run(None, {"bitmaps": bitmaps})[0]
+        assert answer.request_id == str(number)
+        assert np.allclose(np.frombuffer(answer.scores, "<f4").reshape(rows, -1), wanted, atol=1e-6)
+        right += 1
+
+    async with grpc.aio.insecure_channel(service.address) as channel:
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        await asyncio.gather(*(ask(stub, number, leaves=number % 2 == 0) for number in range(callers)))
+    with capsys.disabled():
+        print(f"\n{callers} callers: {right} answered with their own scores, {dict(left)} of those that left")
+    assert right == callers // 2

@@ -1,0 +1,76 @@
+"""Three servers, restarted one after another under load by callers that never ask twice."""
+
+import json
+import socket
+import threading
+import time
+from collections import Counter
+
+import grpc
+import numpy as np
+import pytest
+from sketchbatch.v1 import classifier_pb2 as pb
+from sketchbatch.v1 import classifier_pb2_grpc
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
+
+SERVERS, CALLERS, REQUESTS = 3, 16, 10_000
+BALANCED = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}})
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_rolling_restart_loses_nothing(start_service, tiny_model, capsys, workers):
+    """Health tells callers to move on before a server takes no more calls: no request fails, none is answered twice."""
+    ports = [free_port() for _ in range(SERVERS)]
+    flags = [("--address", f"127.0.0.1:{port}", "--lame-duck-s", "2", "--workers", str(workers)) for port in ports]
+    services = [start_service(tiny_model, *each) for each in flags]
+    target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
+    outcomes: Counter = Counter()
+    answered = [0] * CALLERS
+    restarted = threading.Event()
+
+    def ask(caller):
+        options = [("grpc.service_config", BALANCED), ("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(target, options=options) as channel:
+            stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+            number = 0
+            while not restarted.is_set() or number < REQUESTS / CALLERS:
+                number += 1
+                bitmaps = np.full((1, 784), number % 256, np.uint8)
+                try:
+                    answer = stub.Classify(
+                        pb.ClassifyRequest(bitmaps=bitmaps.tobytes(), request_id=f"{caller}-{number}")
+                    )
+                except grpc.RpcError as exc:
+                    outcomes[f"{exc.code().name}: {exc.details()}"] += 1
+                else:
+                    assert (answer.request_id, answer.rows) == (request.request_id, 1)
+                    answered[caller] += 1
+            outcomes["asked"] += number
+
+    threads = [threading.Thread(target=ask, args=(caller,)) for caller in range(CALLERS)]
+    for thread in threads:
+        thread.start()
+    time.sleep(2)
+    for number, flag in enumerate(flags):
+        code, _ = services[number].stop()
+        assert code == 0
+        services[number] = start_service(tiny_model, *flag)
+        time.sleep(2)  # as a rolling update waits for readiness
+    restarted.set()
+    for thread in threads:
+        thread.join()
+    asked = outcomes.pop("asked")
+    with capsys.disabled():
+        print(
+            f"\n{SERVERS} servers of {workers} workers restarted: {asked:,} asked, {sum(answered):,} answered, "
+            f"failed: {dict(outcomes)}"
+        )
+    assert not outcomes
+    assert sum(answered) == asked >= REQUESTS
+
+
+def free_port():
+    """A port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
