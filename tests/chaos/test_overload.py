@@ -69,7 +69,7 @@ async def test_overload_is_refused_and_goodput_stays(start_service, root, noise,
     with capsys.disabled():
         print(
             f"\npeak {peak_per_s:.0f} requests/s of {ROWS} rows; 5 times that for {OVERLOAD_S:.0f} s: "
-            f"{dict(load.codes)}, goodput {goodput:.2f} of peak, p99 of answered {p99_s:.2f} s (deadline {DEADLINE_S} s), "
+            f"{dict(load.codes)}, goodput {goodput:.2f} of peak, p99 {p99_s:.2f} s (deadline {DEADLINE_S} s), "
             f"{wasted} rows executed in vain, memory {before_mib:.0f} -> {used.after_mib:.0f} MiB, "
             f"at most {used.peak_mib:.0f}"
         )
