@@ -14,7 +14,7 @@ from ..evaluation.as_json import write_json
 from ..evaluation.drift import stored_rows
 from ..evaluation.evaluating import Comparison, Evaluation, common_labels, compare
 from ..evaluation.evaluating import evaluate as evaluate_model
-from ..evaluation.labelled import open_labelled
+from ..evaluation.labelled import LabelledDrawings, open_labelled
 from ..evaluation.page import write_page
 from ..evaluation.pairing import spoken
 from .options import LOCAL, ModelName, ModelVersion, Quiet, Server, TimeoutS, err, out
@@ -81,6 +81,7 @@ def evaluate(  # noqa: PLR0913 - one for each flag
         _print(evaluation)
         if isinstance(result, Comparison):
             _print_comparison(result)
+        _print_left_out(drawings, "not both models know" if second else "this model does not know")
     accuracy = evaluation.metrics.accuracy
     if accuracy < min_accuracy:
         err.print(f"accuracy must be at least {min_accuracy}, got {accuracy:.4f}")
@@ -96,8 +97,11 @@ def _print(evaluation: Evaluation) -> None:
     _print_recognized(evaluation)
     _print_calibration(evaluation)
     _print_drift(evaluation)
+
+
+def _print_left_out(drawings: LabelledDrawings, why: str) -> None:
     if drawings.passed_over:
-        err.print(f"passed over {len(drawings.passed_over)} files whose label this model does not know")
+        err.print(f"passed over {len(drawings.passed_over)} files whose label {why}")
     if drawings.malformed_count:
         err.print(f"left out {drawings.malformed_count:,} malformed drawings, such as")
         for file, malformed in drawings.malformed[:_MALFORMED_SHOWN]:

@@ -66,7 +66,7 @@ def wilson(share: NDArray[np.float64], number: NDArray[np.float64]) -> tuple[NDA
     number = np.maximum(number, 1e-9)
     middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
     half = z * np.sqrt(share * (1 - share) / number + z**2 / (4 * number**2)) / (1 + z**2 / number)
-    return middle - half, middle + half
+    return np.minimum(middle - half, share), np.maximum(middle + half, share)  # of none or all, rounding would pass it
 
 
 def _resamples(counts: Confusion) -> Iterator[Confusion]:
