@@ -14,11 +14,12 @@ from sketchbatch_client.drawings.drawing import Drawing
 from sketchbatch_client.drawings.rasterize import rasterize
 from sketchbatch_client.drawings.readers import read_bitmaps
 from sketchbatch_client.errors import FileRefused
+from sketchbatch_client.evaluation.intervals import wilson
 from sketchbatch_trainer.drawings import write_bitmaps, write_source
 from sketchbatch_trainer.errors import DrawingsRefused
 from sketchbatch_trainer.explore.as_json import as_json
 from sketchbatch_trainer.explore.exploring import find_files, gather
-from sketchbatch_trainer.explore.figures import NEAR_EMPTY, Sample, differ, quantile, wilson
+from sketchbatch_trainer.explore.figures import NEAR_EMPTY, Sample, differ, quantile
 from sketchbatch_trainer.explore.lookalikes import find_neighbours
 from sketchbatch_trainer.explore.page import write_page
 from sketchbatch_trainer.explore.stroke_lines import TIME_COLOURS, plain, timed

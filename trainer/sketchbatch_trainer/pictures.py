@@ -1,10 +1,10 @@
 """How matplotlib draws here, and how a picture goes into a page that is one file."""
 
-import base64
 import io
 from typing import Any
 
 from matplotlib.figure import Figure
+from sketchbatch_client.pages import data_url
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib
@@ -26,8 +26,3 @@ def embedded(figure: Figure) -> str:
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return data_url(file.getvalue(), "image/svg+xml")
-
-
-def data_url(content: bytes, kind: str) -> str:
-    """A file of that media type as an <img> source, so that the page is one file."""
-    return f"data:{kind};base64," + base64.b64encode(content).decode()

@@ -1,6 +1,6 @@
 """The verb `evaluate`."""
 
-from dataclasses import asdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -9,42 +9,148 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from ..calls.client import Client
-from ..evaluation.evaluating import Evaluation, open_labelled
+from ..evaluation.answers import Served
+from ..evaluation.as_json import write_json
+from ..evaluation.drift import stored_rows
+from ..evaluation.evaluating import Comparison, Evaluation, common_labels, compare
 from ..evaluation.evaluating import evaluate as evaluate_model
+from ..evaluation.labelled import LabelledDrawings, open_labelled
+from ..evaluation.page import write_page
+from ..evaluation.pairing import spoken
 from .options import LOCAL, ModelName, ModelVersion, Quiet, Server, TimeoutS, err, out
 from .progress import showing
 
+_MALFORMED_SHOWN = 5
+
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A folder with a NAME.npy for each label, or a folder of pictures.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder with a NAME.npy, .ndjson or .bin for each label, or a folder of pictures.")
+    ],
     server: Server = LOCAL,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page to look at to this file.")] = None,
     model: ModelName = "",
     model_version: ModelVersion = "",
+    against_server: Annotated[
+        str,
+        typer.Option(
+            help="Compare with a model served here.", metavar="HOST:PORT", show_default="--server, if a model is named"
+        ),
+    ] = "",
+    against_model: Annotated[
+        str, typer.Option(help="Compare with this model.", show_default="the default of --against-server, or --model")
+    ] = "",
+    against_version: Annotated[str, typer.Option(help="Compare with this version.", show_default="the newest")] = "",
+    skip_malformed: Annotated[
+        bool, typer.Option("--skip-malformed", help="Leave out and count what is no drawing, instead of ending there.")
+    ] = False,
+    min_accuracy: Annotated[float, typer.Option(min=0, max=1, help="End with exit code 1 if accuracy is less.")] = 0.0,
     timeout_s: TimeoutS = 60.0,
     quiet: Quiet = False,
 ) -> None:
-    """Says how good the served model is on labelled drawings.
+    """Says how good the served model is on labelled drawings, and whether another one is better.
 
-    Accuracy, balanced accuracy, specificity, Matthews correlation and Jaccard (macro-averaged), precision and recall
-    of each class, and the confusion matrix. Files named after a label that the model does not know are passed over.
+    Accuracy, balanced accuracy, specificity, Matthews correlation and Jaccard (macro-averaged) with intervals of 95 %,
+    recall and precision of each class, the confusion matrix, calibration, and how all that compares with the figures
+    stored in the model. With an --against flag the same of a second model on the same drawings, and McNemar's test.
+    Files named after a label that the model (or one of the two) does not know are passed over.
     """
-    with Client(server, timeout_s=timeout_s) as client:
-        served = client.model(model, model_version)
-        drawings = open_labelled(folder, served.labels)
+    with ExitStack() as stack:
+        client = stack.enter_context(Client(server, timeout_s=timeout_s))
+        first, second = Served(client, client.model(model, model_version)), None
+        labels = first.model.labels
+        if against_server or against_model or against_version:
+            other = stack.enter_context(Client(against_server, timeout_s=timeout_s)) if against_server else client
+            name = against_model or ("" if against_server else model)
+            second = Served(other, other.model(name, against_version))
+            labels = common_labels(first.model, second.model)
+        drawings = open_labelled(folder, labels, skip_malformed=skip_malformed)
+        result: Evaluation | Comparison
         with showing("evaluating", drawings.bitmaps.values(), is_quiet=quiet) as advance:
-            evaluation = evaluate_model(client, served, drawings, advance)
+            if second:
+                result = compare(first, second, drawings, advance)
+            else:
+                result = evaluate_model(client, first.model, drawings, advance)
     if json_file:
-        evaluation.write(json_file)
-    if quiet:
-        return
-    rows = int(evaluation.confusion.sum())
-    out.print(f"{served.name} version {served.version} on {rows:,} drawings: {drawings.source}")
-    for name, value in asdict(evaluation.metrics).items():
-        out.print(f"  {name:<18} {value:.4f}")
+        write_json(result, json_file)
+    if html_file:
+        write_page(result, html_file)
+    evaluation = result.first if isinstance(result, Comparison) else result
+    if not quiet:
+        _print(evaluation)
+        if isinstance(result, Comparison):
+            _print_comparison(result)
+        _print_left_out(drawings, "not both models know" if second else "this model does not know")
+    accuracy = evaluation.metrics.accuracy
+    if accuracy < min_accuracy:
+        err.print(f"accuracy must be at least {min_accuracy}, got {accuracy:.4f}")
+        raise typer.Exit(1)
+
+
+def _print(evaluation: Evaluation) -> None:
+    drawings = evaluation.drawings
+    out.print(f"{evaluation.name} on {evaluation.figures.rows:,} drawings: {drawings.source}")
+    for name, each in evaluation.figures.measured.items():
+        out.print(f"  {name:<18} {each.value:.4f}   {each.low:.4f} to {each.high:.4f}")
     out.print(_confusion_table(evaluation))
+    _print_recognized(evaluation)
+    _print_calibration(evaluation)
+    _print_drift(evaluation)
+
+
+def _print_left_out(drawings: LabelledDrawings, why: str) -> None:
     if drawings.passed_over:
-        err.print(f"passed over {len(drawings.passed_over)} files whose label this model does not know")
+        err.print(f"passed over {len(drawings.passed_over)} files whose label {why}")
+    if drawings.malformed_count:
+        err.print(f"left out {drawings.malformed_count:,} malformed drawings, such as")
+        for file, malformed in drawings.malformed[:_MALFORMED_SHOWN]:
+            err.print(f"  {file}:{malformed.number}: {malformed.reason}")
+
+
+def _print_recognized(evaluation: Evaluation) -> None:
+    if evaluation.recognized:
+        for figures, kind in (
+            (evaluation.recognized.known, "of which it is known whether the game recognised them"),
+            (evaluation.recognized.recognized, "that it recognised"),
+        ):
+            own = figures.measured["accuracy"]
+            out.print(f"accuracy on the {figures.rows:,} {kind}: {own.value:.4f}   {own.low:.4f} to {own.high:.4f}")
+
+
+def _print_calibration(evaluation: Evaluation) -> None:
+    calibration = evaluation.calibration
+    if not calibration:
+        out.print("calibration not known: the scores are not shares that sum to 1")
+        return
+    out.print(
+        f"calibration: error (ECE) {calibration.expected_error:.4f}, mean score {calibration.mean_confidence:.4f}, "
+        f"log loss {calibration.log_loss:.4f}, Brier {calibration.brier:.4f}"
+    )
+
+
+def _print_drift(evaluation: Evaluation) -> None:
+    if not evaluation.drift:
+        return
+    rows = stored_rows(evaluation.model.metrics)
+    out.print("stored in the model" + (f", of {rows:,} drawings:" if rows else ":"))
+    for name, each in evaluation.drift.items():
+        out.print(f"  {name:<18} {each.stored:.4f}   {each}")
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    paired, other = comparison.paired, comparison.second
+    first, second = (name for name, _ in comparison.beside)
+    out.print(f"\n{second} on the same drawings")
+    for name, each in other.figures.measured.items():
+        out.print(f"  {name:<18} {each.value:.4f}   {each.low:.4f} to {each.high:.4f}")
+    out.print(
+        f"both right {paired.table[1, 1]:,}, only {first} {paired.only_first:,}, only {second} {paired.only_second:,}, "
+        f"both wrong {paired.table[0, 0]:,}"
+    )
+    gap = paired.difference
+    out.print(f"accuracy {gap.value:+.4f}   {gap.low:+.4f} to {gap.high:+.4f}, McNemar p {spoken(paired.p_value)}")
+    out.print(paired.verdict(first, second))
 
 
 def _confusion_table(evaluation: Evaluation) -> Table:

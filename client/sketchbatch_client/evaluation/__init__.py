@@ -1,1 +1,28 @@
-"""Says how good a model is on labelled drawings."""
+"""Says how good served models are on labelled drawings.
+
+from sketchbatch_client import Client
+from sketchbatch_client.evaluation import evaluate, open_labelled
+with Client("localhost:50051") as client:
+    model = client.model()
+    print(evaluate(client, model, open_labelled(folder, model.labels)).figures)
+"""
+
+from .answers import Served
+from .as_json import as_json, write_json
+from .evaluating import Comparison, Evaluation, common_labels, compare, evaluate
+from .labelled import LabelledDrawings, open_labelled
+from .page import write_page
+
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "LabelledDrawings",
+    "Served",
+    "as_json",
+    "common_labels",
+    "compare",
+    "evaluate",
+    "open_labelled",
+    "write_json",
+    "write_page",
+]

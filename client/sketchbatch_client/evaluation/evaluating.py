@@ -1,32 +1,46 @@
-"""Says how good a served model is on labelled drawings: a folder with a file, or a folder of pictures, a label."""
+"""Says how good served models are on labelled drawings: one, or two side by side on the same.
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+Flow: labelled files -> answers of the service -> counts -> figures with their intervals. Rows are never kept.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..atomic import replacing
 from ..calls.classification import ModelInfo
 from ..calls.client import Client
-from ..drawings.readers import BitmapRows, label_of, labelled_files, open_bitmaps, source_of
-from ..errors import FileRefused
-from ..scoring.plan import ScoreOptions
-from ..scoring.rows import Progress, score_rows
-from .metrics import Confusion, Metrics, confuse, measure, measure_each
+from ..errors import RequestRefused
+from .answers import Served, answers, answers_in_step
+from .calibration import Calibration
+from .drift import Drift, drift
+from .intervals import Measured, wilson, with_intervals
+from .labelled import LabelledDrawings, RecognizedFlags
+from .metrics import Confusion, Metrics, measure, measure_each
+from .pairing import Paired, count, pair
+from .tally import Mistake, Tally
+
+Progress = Callable[[int], object]
+"""Called with the number of rows scored since the last call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledDrawings:
-    """The drawings of a folder that a model can be judged by."""
+class Figures:
+    """How good a model is on some drawings."""
 
-    source: str
-    """Where they come from."""
-    bitmaps: dict[Path, BitmapRows]
-    """Files whose label the model knows."""
-    passed_over: tuple[str, ...]
-    """Labels the model does not know."""
+    rows: int
+    measured: dict[str, Measured]
+    """The five metrics by name (`Metrics`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recognized:
+    """How good it is where the game recognised the drawing."""
+
+    known: Figures
+    """On all drawings of which that is known: what `recognized` is to be held against."""
+    recognized: Figures
+    """On those alone that the game recognised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +48,26 @@ class Evaluation:
     """How one model did on one folder."""
 
     model: ModelInfo
+    server: str
+    """host:port, or whatever the client was told."""
     drawings: LabelledDrawings
     confusion: Confusion
     """(classes, classes), rows = true label, columns = predicted label, in the order of the model's labels."""
+    figures: Figures
+    """On all drawings."""
+    recognized: Recognized | None
+    """None where the flag is not known of any drawing, or all were recognised."""
+    top_3: float
+    """Share of rows whose label is among the three best scores."""
+    calibration: Calibration | None
+    """None if the scores are not shares that sum to 1."""
+    mistakes: tuple[Mistake, ...]
+    """The surest, first of all; a few."""
+
+    @property
+    def name(self) -> str:
+        """Of model and version."""
+        return f"{self.model.name} version {self.model.version}"
 
     @property
     def metrics(self) -> Metrics:
@@ -45,56 +76,112 @@ class Evaluation:
 
     @property
     def per_class(self) -> dict[str, dict[str, float]]:
-        """Precision, recall, specificity and rows, by label."""
+        """Precision, recall, specificity, rows, and rows predicted as it, by label."""
         return dict(zip(self.model.labels, measure_each(self.confusion), strict=True))
 
-    def to_json(self) -> dict[str, Any]:
-        """The contents of metrics.json."""
-        return asdict(self.metrics) | {
-            "rows": int(self.confusion.sum()),
-            "labels": list(self.model.labels),
-            "source": self.drawings.source,
-            "per_class": self.per_class,
-            "confusion": self.confusion.tolist(),
-            "passed_over": list(self.drawings.passed_over),
-            "model": {"name": self.model.name, "version": self.model.version, "digest": self.model.digest},
-        }
+    @property
+    def class_intervals(self) -> dict[str, tuple[Measured, Measured]]:
+        """Recall and precision of each label, with their intervals; 0 to 1 where there is nothing to go by."""
+        own = self.per_class.values()
+        recall = _shares([each["recall"] for each in own], [each["rows"] for each in own])
+        precision = _shares([each["precision"] for each in own], [each["predicted"] for each in own])
+        return dict(zip(self.model.labels, zip(recall, precision, strict=True), strict=True))
 
-    def write(self, path: Path) -> None:
-        """Writes `to_json`, whole or not at all."""
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    @property
+    def drift(self) -> dict[str, Drift]:
+        """Each metric that the model stores of its training, beside the one measured here."""
+        return drift(self.model.metrics, self.figures.measured, self.figures.rows)
 
 
-def open_labelled(folder: Path, labels: tuple[str, ...]) -> LabelledDrawings:
-    """Opens the files of `folder` that are named after one of `labels`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How two models did on the same drawings, each naming what scores highest among its own labels."""
 
-    Raises:
-        FileRefused: There is no such folder, no row in it with one of the labels, or a file is not what it should be.
-    """
-    files = labelled_files(folder)
-    bitmaps = {file: open_bitmaps(file) for label, file in files.items() if label in labels}
-    if not sum(map(len, bitmaps.values())):
-        raise FileRefused(f"{folder}: expected drawings of {_some(labels)}, got {_some(tuple(files))}")
-    return LabelledDrawings(
-        source=source_of(folder),
-        bitmaps=bitmaps,
-        passed_over=tuple(label for label in files if label not in labels),
-    )
+    first: Evaluation
+    second: Evaluation
+    paired: Paired
+
+    @property
+    def beside(self) -> list[tuple[str, Evaluation]]:
+        """Both, with what to call them: their servers, too, where model and version are the same."""
+        both = self.first, self.second
+        is_twin = self.first.name == self.second.name
+        return [(f"{each.name} at {each.server}" if is_twin else each.name, each) for each in both]
 
 
 def evaluate(
     client: Client, model: ModelInfo, drawings: LabelledDrawings, progress: Progress = lambda rows: None
 ) -> Evaluation:
-    """Classifies `drawings` with exactly `model` and counts hits and misses."""
-    confusion = np.zeros((len(model.labels),) * 2, np.int64)
-    options = ScoreOptions(model_name=model.name, model_version=model.version)
-    for file, _, result in score_rows(client, drawings.bitmaps, options):
-        true = np.full(len(result), model.labels.index(label_of(file)))
-        confusion += confuse(true, result.class_index[:, 0], len(model.labels))
-        progress(len(result))
-    return Evaluation(model=model, drawings=drawings, confusion=confusion)
+    """Classifies `drawings` with exactly `model` and counts hits and misses.
+
+    Raises:
+        FileRefused: A line or picture is malformed.
+        SketchbatchError: The service did not answer.
+    """
+    served, tally, flags = Served(client, model), Tally(model.labels), RecognizedFlags(drawings)
+    for answer in answers(served, drawings.bitmaps):
+        tally.add(answer, flags(answer.file, answer.rows))
+        progress(len(answer.rows))
+    return _evaluation(served, drawings, tally)
 
 
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def compare(
+    first: Served, second: Served, drawings: LabelledDrawings, progress: Progress = lambda rows: None
+) -> Comparison:
+    """Classifies `drawings`, whose labels both models know, with both at the same time; errors as `evaluate`."""
+    tallies, flags = (Tally(first.model.labels), Tally(second.model.labels)), RecognizedFlags(drawings)
+    table = np.zeros((2, 2), np.int64)
+    for both in answers_in_step(first, second, drawings.bitmaps):
+        of_these = flags(both[0].file, both[0].rows)
+        table += count(*(tally.add(answer, of_these) for tally, answer in zip(tallies, both, strict=True)))
+        progress(len(of_these))
+    return Comparison(
+        first=_evaluation(first, drawings, tallies[0]),
+        second=_evaluation(second, drawings, tallies[1]),
+        paired=pair(table),
+    )
+
+
+def common_labels(first: ModelInfo, second: ModelInfo) -> tuple[str, ...]:
+    """The labels that both models know, in the order of the first.
+
+    Raises:
+        RequestRefused: There are none.
+    """
+    labels = tuple(label for label in first.labels if label in second.labels)
+    if not labels:
+        raise RequestRefused(
+            f"{first.name} and {second.name} have no label in common: there is nothing to compare them on"
+        )
+    return labels
+
+
+def _evaluation(served: Served, drawings: LabelledDrawings, tally: Tally) -> Evaluation:
+    figures = _figures(tally.confusion)
+    return Evaluation(
+        model=served.model,
+        server=served.client.target,
+        drawings=drawings,
+        confusion=tally.confusion,
+        figures=figures,
+        recognized=_recognized(tally),
+        top_3=tally.in_top_3 / figures.rows,
+        calibration=tally.calibration,
+        mistakes=tuple(tally.mistakes),
+    )
+
+
+def _figures(confusion: Confusion) -> Figures:
+    return Figures(rows=int(confusion.sum()), measured=with_intervals(confusion))
+
+
+def _recognized(tally: Tally) -> Recognized | None:
+    """Not where all were recognised: strokes of other people's carry no flag, and count as recognised."""
+    if not tally.recognized.any() or (tally.recognized == tally.known).all():
+        return None
+    return Recognized(known=_figures(tally.known), recognized=_figures(tally.recognized))
+
+
+def _shares(values: list[float], numbers: list[float]) -> list[Measured]:
+    low, high = wilson(np.array(values), np.array(numbers, np.float64))
+    return [Measured(*each) for each in zip(values, low.tolist(), high.tolist(), strict=True)]

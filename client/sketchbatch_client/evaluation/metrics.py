@@ -12,6 +12,16 @@ from numpy.typing import NDArray
 Confusion = NDArray[np.int64]  # (classes, classes): rows = true class, columns = predicted class
 
 
+TITLES = {
+    "accuracy": ("Accuracy", "drawings named right"),
+    "balanced_accuracy": ("Balanced accuracy", "mean recall of the classes"),
+    "specificity": ("Specificity", "others not taken for the class, mean"),
+    "matthews_corrcoef": ("Matthews correlation", "1 = perfect, 0 = chance"),
+    "jaccard": ("Jaccard", "hits / (true + predicted - hits), mean"),
+}
+"""Of the five, as pages call them, and what they mean."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
     """The five numbers; all but the Matthews correlation (-1 to 1) run from 0 to 1, 1 = perfect."""
@@ -55,7 +65,7 @@ def measure(confusion: Confusion) -> Metrics:
 
 
 def measure_each(confusion: Confusion) -> list[dict[str, float]]:
-    """For each class: precision, recall, specificity (0 where undefined) and its number of rows."""
+    """For each class: precision, recall, specificity (0 where undefined), its rows, and the rows predicted as it."""
     hits, actual, predicted, total = _counts(confusion)
     precision, recall = _ratio(hits, predicted), _ratio(hits, actual)
     specificity = _ratio(total - actual - predicted + hits, total - actual)
@@ -65,9 +75,18 @@ def measure_each(confusion: Confusion) -> list[dict[str, float]]:
             "recall": float(recall[index]),
             "specificity": float(specificity[index]),
             "rows": int(actual[index]),
+            "predicted": int(predicted[index]),
         }
         for index in range(len(confusion))
     ]
+
+
+def confused_pairs(confusion: Confusion, most: int) -> list[tuple[int, int]]:
+    """The pairs of (true, predicted) class that are confused, most rows first; at most so many."""
+    wrong = confusion - np.diag(np.diagonal(confusion))
+    pairs = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    found = zip(*np.unravel_index(pairs, wrong.shape), strict=True)
+    return [(int(true), int(predicted)) for true, predicted in found if wrong[true, predicted]]
 
 
 def _counts(confusion: Confusion) -> tuple[Confusion, Confusion, Confusion, int]:

@@ -215,14 +215,6 @@ def quantile(counts: Counter[int], share: float) -> int:
     return values[int(np.searchsorted(reached, share * reached[-1]))]
 
 
-def wilson(share: NDArray[np.float64], number: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The 95 % interval of shares of that many drawings, low and high (Wilson 1927, doi:10.2307/2276774)."""
-    z = 1.96
-    middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
-    half = z * np.sqrt(share * (1 - share) / number + z**2 / (4 * number**2)) / (1 + z**2 / number)
-    return middle - half, middle + half
-
-
 def differ(hits: Sequence[int], of: Sequence[int]) -> bool:
     """Whether shares differ by more than chance would make them: chi-squared, at about 1 %."""
     number = np.array(of, np.float64)

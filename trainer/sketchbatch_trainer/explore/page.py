@@ -8,8 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from sketchbatch_client.atomic import replacing
+from sketchbatch_client.pages import write_page as write
 
 from . import parts, plots
 from .exploring import DRAWN
@@ -30,8 +29,9 @@ _FORMATS = {SIMPLIFIED: "simplified", RAW: "raw", BITMAPS: "npy"}  # as fetch ca
 
 def write_page(figures: Figures, output: Path) -> Path:
     """Writes the page, whole or not at all."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("sketchbatch_trainer", "."), autoescape=True)
-    page = environment.get_template("explore/explore.html.j2").render(
+    write(
+        output,
+        "sketchbatch_trainer/explore/explore.html.j2",
         title=listed([each.label for each in figures.classes]),
         is_synthetic=figures.source.startswith("synthetic"),
         figures=figures,
@@ -57,8 +57,6 @@ def write_page(figures: Figures, output: Path) -> Path:
         read=_read(figures),
         missing=_missing(figures),
     )
-    with replacing(output) as partial:
-        partial.write_text(page, encoding="utf-8")
     return output
 
 

@@ -13,9 +13,11 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from sketchbatch_client.evaluation.intervals import wilson
+from sketchbatch_client.pages import data_url
 
-from ..pictures import STYLE, data_url, embedded
-from .figures import quantile, wilson
+from ..pictures import STYLE, embedded
+from .figures import quantile
 
 INK = "#111827"
 COLOURS = (

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sketchbatch_client.drawings.readers import Bitmaps
+from sketchbatch_client.evaluation.calibration import Calibration
 
 from ..pictures import STYLE, embedded
-from .quality import Reliability
 
 TRAIN, VALIDATION = "#9aa5b1", "#2563eb"
 RIGHT, WRONG = "#15803d", "#b91c1c"
@@ -34,7 +34,7 @@ def learning_curves(history: dict[str, list[float]], kept: int) -> str:
         return embedded(figure)
 
 
-def reliability(bins: Reliability) -> str:
+def reliability(bins: Calibration) -> str:
     """Accuracy by confidence, on the line where they are equal if the model is as sure as it is right: an <img>."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 4.2), layout="constrained")

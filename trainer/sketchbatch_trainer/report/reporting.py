@@ -10,26 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from sketchbatch_client.atomic import replacing
-from sketchbatch_client.evaluation.metrics import measure_each
+from sketchbatch_client.evaluation.metrics import TITLES, measure_each
+from sketchbatch_client.pages import write_page
 
 from ..export.heldout import HeldOut, Scores, onnx_scores, read_held_out
 from ..run import Run, Variant
 from . import cost, plots
 from .quality import Quality, judge
-
-METRICS = {
-    "accuracy": ("Accuracy", "drawings named right"),
-    "balanced_accuracy": ("Balanced accuracy", "mean recall of the classes"),
-    "specificity": ("Specificity", "others not taken for the class, mean"),
-    "matthews_corrcoef": ("Matthews correlation", "1 = perfect, 0 = chance"),
-    "jaccard": ("Jaccard", "hits / (true + predicted - hits), mean"),
-}
-"""The article's five: title and meaning."""
 
 _SHOWN = 24  # drawings in each gallery
 _CLASSES_SHOWN = 40  # in the table of classes: the worst
@@ -84,16 +74,17 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
     """
     judged = [_judge(run) for run in runs]
     first = judged[0]
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("sketchbatch_trainer", "."), autoescape=True)
-    page = environment.get_template("report/report.html.j2").render(
+    write_page(
+        output,
+        "sketchbatch_trainer/report/report.html.j2",
         title=_and(first.config["labels"]),
         is_synthetic=any(each.config["source"].startswith("synthetic") for each in judged),
         first=first,
         config=first.config,
         recipe=_named_values(first.config["recipe"]),
         model=_described(first),
-        cards=[(*METRICS[name], first.quality.metrics[name]) for name in METRICS],
-        metric_names={name: title for name, (title, _) in METRICS.items()},
+        cards=[(*TITLES[name], first.quality.metrics[name]) for name in TITLES],
+        metric_names={name: title for name, (title, _) in TITLES.items()},
         curves=plots.learning_curves(_read_history(first.run), _kept_epoch(first)),
         reliability=plots.reliability(first.quality.reliability),
         confusion=_confusion(first),
@@ -102,8 +93,6 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
         is_one_test=len({each.config["data_digest"] for each in judged}) == 1,
         **_galleries(first),
     )
-    with replacing(output) as partial:
-        partial.write_text(page, encoding="utf-8")
 
 
 def _judge(run: Run) -> _Judged:
