@@ -8,16 +8,16 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ..calls.client import Client
 from ..evaluation.evaluating import Evaluation, open_labelled
 from ..evaluation.evaluating import evaluate as evaluate_model
-from .options import LOCAL, ModelName, ModelVersion, Quiet, Server, TimeoutS, err, out
+from .options import Connection, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err, out
 from .progress import showing
 
 
+@connecting
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="A folder with a NAME.npy for each label, or a folder of pictures.")],
-    server: Server = LOCAL,
+    connection: Connection,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
     model: ModelName = "",
     model_version: ModelVersion = "",
@@ -29,7 +29,7 @@ def evaluate(
     Accuracy, balanced accuracy, specificity, Matthews correlation and Jaccard (macro-averaged), precision and recall
     of each class, and the confusion matrix. Files named after a label that the model does not know are passed over.
     """
-    with Client(server, timeout_s=timeout_s) as client:
+    with connection.open(timeout_s=timeout_s) as client:
         served = client.model(model, model_version)
         drawings = open_labelled(folder, served.labels)
         with showing("evaluating", drawings.bitmaps.values(), is_quiet=quiet) as advance:

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from ..calls.client import Client
 from ..scoring.files import ScoreOptions, find_inputs, score_files
-from .options import LOCAL, ModelName, ModelVersion, Quiet, Server, TimeoutS, err
+from .options import Connection, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err
 from .progress import showing
 
 
+@connecting
 def score(
     inputs: Annotated[
         list[Path],
@@ -24,7 +24,7 @@ def score(
     output: Annotated[
         Path, typer.Option(help="File to write, one line a row; its ending says how: .parquet, .csv or .jsonl.")
     ],
-    server: Server = LOCAL,
+    connection: Connection,
     top_k: Annotated[int, typer.Option(min=1, help="How many of the best classes to write for each row.")] = 1,
     all_scores: Annotated[bool, typer.Option("--all-scores", help="Write the score of every class, too.")] = False,
     model: ModelName = "",
@@ -42,7 +42,10 @@ def score(
     options = ScoreOptions(top_k=top_k, with_all_scores=all_scores, model_name=model, model_version=model_version)
     bitmaps = find_inputs(inputs)
     started_at = time.monotonic()
-    with Client(server, timeout_s=timeout_s) as client, showing("scoring", bitmaps.values(), is_quiet=quiet) as advance:
+    with (
+        connection.open(timeout_s=timeout_s) as client,
+        showing("scoring", bitmaps.values(), is_quiet=quiet) as advance,
+    ):
         rows = score_files(client, bitmaps, output, options, advance)
     if not quiet:
         took_s = time.monotonic() - started_at
