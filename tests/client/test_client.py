@@ -20,7 +20,10 @@ from sketchbatch_client import (
     Overloaded,
     RequestRefused,
     ServerFailed,
+    SketchbatchError,
+    Unauthenticated,
     Unavailable,
+    errors,
 )
 from sketchbatch_client.calls.retry import RetryPolicy
 from sketchbatch_client.scoring.files import ScoreOptions, score_files
@@ -149,12 +152,16 @@ def flaky(*failures: tuple[grpc.StatusCode, str | None], **options: object) -> I
     server.stop(None).wait()
 
 
-FULL, DRAINING = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
+FULL, DRAINING, STOPPING = (
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,  # what a server answers whose socket has just closed
+)
 
 
-@pytest.mark.parametrize("failures", [[(DRAINING, None)] * 4, [(FULL, "1")] * 20])
+@pytest.mark.parametrize("failures", [[(DRAINING, None)] * 9, [(FULL, "1")] * 20, [(STOPPING, None)] * 3])
 def test_what_may_pass_is_tried_again(noise, failures):
-    """UNAVAILABLE up to five attempts; a full server as often as it asks, in time."""
+    """A server that has answered before is waited for; a full one is asked as often as it says, in time."""
     with flaky(*failures) as (client, server):
         assert client.classify(noise(1), top_k=1).label.tolist() == ["a"]
     assert server.calls == len(failures) + 1
@@ -163,12 +170,13 @@ def test_what_may_pass_is_tried_again(noise, failures):
 @pytest.mark.parametrize(
     ("failures", "error", "calls"),
     [
-        ([(DRAINING, None)] * 9, Unavailable, 5),
         ([(FULL, None)] * 9, Overloaded, 1),  # too large a message: no advice, no second attempt
         ([(FULL, "-1")] * 9, Overloaded, 1),  # the protocol's word for: do not retry
         ([(FULL, "60000")], Overloaded, 1),  # later than the deadline
         ([(grpc.StatusCode.INTERNAL, None)] * 9, ServerFailed, 1),
         ([(grpc.StatusCode.INVALID_ARGUMENT, None)] * 9, RequestRefused, 1),
+        ([(grpc.StatusCode.UNAUTHENTICATED, None)] * 9, Unauthenticated, 1),
+        ([(grpc.StatusCode.PERMISSION_DENIED, None)] * 9, Unauthenticated, 1),
     ],
 )
 def test_what_will_not_pass_is_said_at_once(noise, failures, error, calls):
@@ -178,12 +186,54 @@ def test_what_will_not_pass_is_said_at_once(noise, failures, error, calls):
     assert server.calls == calls
 
 
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [
+        ({"retry": RetryPolicy(patience_s=0, first_backoff_s=0.001)}, 5),
+        (
+            {"retry": RetryPolicy(patience_s=0.2, max_attempts=1, first_backoff_s=0.02, max_backoff_s=0.02)},
+            range(8, 22),
+        ),
+        ({"retry": RetryPolicy(first_backoff_s=0.02, max_backoff_s=0.02), "timeout_s": 0.2}, range(8, 22)),
+    ],
+)
+def test_patience_with_a_server_that_has_gone_has_an_end(noise, options, calls):
+    """After `patience_s` or `timeout_s`, whichever is first; `max_attempts` are made in any case."""
+    with flaky(*[(DRAINING, None)] * 99, **options) as (client, server), pytest.raises(Unavailable, match="no answer"):
+        client.classify(noise(1))
+    assert server.calls == calls or server.calls in calls
+
+
 def test_pushback_is_waited_for(noise):
     """The server's advice in milliseconds is kept."""
     with flaky((FULL, "150")) as (client, _):
         started_at = time.monotonic()
         client.classify(noise(1), top_k=1)
         assert time.monotonic() - started_at >= 0.15
+
+
+def test_clients_pushed_back_together_do_not_come_back_together(noise):
+    """None before its time, and no two of them at once."""
+    error = grpc.RpcError()
+    error.code = lambda: FULL
+    error.trailing_metadata = lambda: (("grpc-retry-pushback-ms", "100"),)
+    delays = {RetryPolicy().delay_s(error, 1) for _ in range(20)}
+    assert len(delays) == 20
+    assert 0.1 <= min(delays) < max(delays) <= 0.15
+
+
+def test_a_client_that_was_closed_says_so(client, noise):
+    """Not by an error of gRPC's."""
+    client.classify(noise(1))
+    client.close()
+    with pytest.raises(Unavailable, match="the client was closed"):
+        client.classify(noise(1))
+
+
+def test_every_error_stands_in_the_tree():
+    """The one that is drawn in `errors`, with what to do about it."""
+    assert all(f"── {each.__name__} " in errors.__doc__ for each in SketchbatchError.__subclasses__())
+    assert len(SketchbatchError.__subclasses__()) == errors.__doc__.count("── ")
 
 
 def test_a_server_on_this_machine_is_not_asked_through_a_proxy(tiny_service, noise, monkeypatch):

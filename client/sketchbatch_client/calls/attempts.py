@@ -8,7 +8,7 @@ import time
 import grpc
 
 from .. import errors
-from .retry import RetryPolicy
+from .retry import NO_SERVER, RetryPolicy
 from .window import Window
 
 _ERRORS: dict[grpc.StatusCode, type[errors.SketchbatchError]] = {
@@ -59,7 +59,7 @@ class Attempts:
     def failure(self, error: grpc.RpcError) -> errors.SketchbatchError:
         """What the caller is told when the last attempt failed with `error`."""
         code, details = error.code(), error.details()
-        if code is grpc.StatusCode.UNAVAILABLE:
+        if code in NO_SERVER:
             return errors.Unavailable(f"no answer from {self._target} in {self._failed} attempts: {details}")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return self.out_of_time()

@@ -13,11 +13,11 @@ from .. import errors
 from .attempts import Attempts
 from .classification import ModelInfo, model_info
 from .coalescing import Lane
-from .credentials import Tls, Token
+from .credentials import Access, Tls, Token
 from .questions import Question
 from .retry import RetryPolicy
 from .servers import Connection, Servers
-from .targets import Options, channel_options, targets_of
+from .targets import channel_options, targets_of
 from .waits import Waits
 from .window import Window
 
@@ -79,14 +79,12 @@ class Caller:
         self._lanes: dict[Question, Lane] = {}
         self._models: dict[tuple[str, str], ModelInfo] = {}  # by name and version as asked for, and as answered
         self._waits = self._make_waits()
-        self._token = Token(token, token_file)
-        encryption = Tls() if tls is True else tls or None
-        if not encryption and not insecure_token:
-            self._token.check_privacy(self._targets)
-        credentials = encryption.channel_credentials() if encryption else None
-        more_options = encryption.options if encryption else []
-        self._open_channel = partial(_open_channel, self._waits, credentials, more_options)
+        self._access = Access(self._targets, tls, Token(token, token_file), insecure_token=insecure_token)
         self._servers = Servers(self._targets, self._open_channel, channels)
+
+    def _open_channel(self, target: str, *, watches_health: bool = True) -> Any:
+        options = channel_options(target, watches_health=watches_health and self._access.watches_health)
+        return self._waits.open_channel(target, self._access.credentials, options + self._access.options)
 
     def _window(self) -> Window:
         return Window(self._servers.in_flight if self._in_flight is None else self._in_flight)
@@ -96,7 +94,7 @@ class Caller:
 
     def _rpc(self, rpc: Callable[..., Any], request: object, give_up_at: float) -> Awaitable[Any]:
         """One RPC, without retries."""
-        return self._waits.call(rpc, request, max(0.0, give_up_at - time.monotonic()), self._token.metadata())
+        return self._waits.call(rpc, request, max(0.0, give_up_at - time.monotonic()), self._access.metadata())
 
     def _call(self, ask: Ask[Answer], attempts: Attempts) -> Awaitable[Answer]:
         """One RPC, with retries."""
@@ -204,16 +202,3 @@ class Caller:
     async def _close(self) -> None:
         await self._waits.close_channels(self._servers.close())
         self._waits.stop()
-
-
-def _open_channel(
-    waits: Waits,
-    credentials: grpc.ChannelCredentials | None,
-    more_options: Options,
-    target: str,
-    *,
-    watches_health: bool = True,
-) -> Any:
-    return waits.open_channel(
-        target, credentials, channel_options(target, watches_health=watches_health) + more_options
-    )

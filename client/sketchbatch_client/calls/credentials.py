@@ -8,7 +8,7 @@ import grpc
 
 from .targets import Options, is_local
 
-Metadata = tuple[tuple[str, str], ...]
+Metadata = tuple[tuple[str, str | bytes], ...]
 Pem = Path | bytes
 
 
@@ -40,26 +40,24 @@ class Tls:
 
 
 class Token:
-    """A bearer token, sent with each request, or none; one from a file is read again when the file has changed.
+    """A bearer token; one from a file is read again when the file has changed.
 
     Raises:
-        ValueError: Both are given, the token is empty or no visible ASCII, or it would leave this machine unencrypted.
+        ValueError: Both are given, or the token is empty or no visible ASCII.
         OSError: The file cannot be read.
     """
 
-    def __init__(self, token: str | None, file: Path | None) -> None:
-        if token is not None and file is not None:
+    def __init__(self, text: str | None, file: Path | None) -> None:
+        if text is not None and file is not None:
             raise ValueError("give token or token_file, not both")
         self._file = None if file is None else Path(file)
         self._version = () if self._file is None else _version(self._file)
-        text = token if self._file is None else self._file.read_text()
+        text = text if self._file is None else self._file.read_text()
         self._metadata = None if text is None else _bearer(text)
 
-    def check_privacy(self, targets: Iterable[str]) -> None:
-        """Refuses to send a token in the clear to another machine."""
-        remote = [target for target in targets if not is_local(target)]
-        if self._metadata and remote:
-            raise ValueError(f"the token would go to {remote[0]} unencrypted: use TLS, or say insecure_token=True")
+    def __bool__(self) -> bool:
+        """Whether there is one."""
+        return self._metadata is not None
 
     def metadata(self) -> Metadata | None:
         """What goes with the next request."""
@@ -75,6 +73,47 @@ class Token:
                 self._version = version
         except (OSError, ValueError):  # being replaced just now: the one we have may do until it is
             return
+
+
+class Access:
+    """How channels are opened, and what goes with each request.
+
+    Over TLS gRPC adds the token itself, also to its own watch of the server's health. It adds none to what is not
+    encrypted: there each request gets it from us, and health is not watched, which the server may want a token for.
+
+    Raises:
+        ValueError: The token would go to another machine in the clear, and that is not allowed by `insecure_token`.
+        OSError: A certificate cannot be read.
+    """
+
+    def __init__(self, targets: Iterable[str], tls: Tls | bool, token: Token, *, insecure_token: bool) -> None:
+        encryption = Tls() if tls is True else tls or None
+        remote = [target for target in targets if not is_local(target)]
+        if token and remote and not encryption and not insecure_token:
+            raise ValueError(f"the token would go to {remote[0]} unencrypted: use TLS, or allow that (insecure_token)")
+        self.options = encryption.options if encryption else []
+        self.credentials = _channel_credentials(encryption, token) if encryption else None
+        self.watches_health = encryption is not None or not token
+        self._token = None if encryption or not token else token
+
+    def metadata(self) -> Metadata | None:
+        """For one request."""
+        return self._token.metadata() if self._token else None
+
+
+class _Signature(grpc.AuthMetadataPlugin):
+    def __init__(self, token: Token) -> None:
+        self._token = token
+
+    def __call__(self, context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
+        callback(self._token.metadata() or (), None)
+
+
+def _channel_credentials(tls: Tls, token: Token) -> grpc.ChannelCredentials:
+    encryption = tls.channel_credentials()
+    if not token:
+        return encryption
+    return grpc.composite_channel_credentials(encryption, grpc.metadata_call_credentials(_Signature(token)))
 
 
 def _version(file: Path) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1.classifier_pb2_grpc import ClassifierServiceStub
 
+from ..errors import Unavailable
 from .targets import servers_behind
 
 _CLASSIFY = f"/{pb.DESCRIPTOR.services_by_name['ClassifierService'].full_name}/Classify"
@@ -83,6 +84,7 @@ class Servers:
             for _ in range(channels or 1)
         ]
         self._search_is_over = channels is not None
+        self._is_closed = False
 
     @property
     def in_flight(self) -> int:
@@ -92,12 +94,18 @@ class Servers:
     def close(self) -> list[Any]:
         """The channels that now must be closed; no others are opened."""
         with self._lock:
-            self._search_is_over = True
+            self._is_closed = self._search_is_over = True
             return [connection.channel for connection in self._connections]
 
     def borrow(self, tried: Collection[Connection]) -> Connection:
-        """The connection for the next request, not one of `tried` while another may do; give it back."""
+        """The connection for the next request, not one of `tried` while another may do; give it back.
+
+        Raises:
+            Unavailable: All are closed.
+        """
         with self._lock:
+            if self._is_closed:
+                raise Unavailable("the client was closed")
             chosen = self._choose(tried) if len(self._connections) > 1 else self._connections[0]
             chosen.under_way += 1
             return chosen

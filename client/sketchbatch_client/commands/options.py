@@ -46,18 +46,22 @@ class Connection:
         Path | None, typer.Option(help=f"File with the bearer token to send; or the token itself in {_TOKEN}.")
     ] = None
 
+    insecure_token: Annotated[
+        bool, typer.Option("--insecure-token", help="Send the token to another machine without TLS, too.")
+    ] = False
+
     def open(self, *, timeout_s: float, retry: RetryPolicy = RetryPolicy()) -> Client:  # noqa: B008 - frozen
         """A client of that service; what is wrong with the options is said as typer says it."""
-        token = os.environ.get(_TOKEN) or None
+        is_tls = self.tls or self.ca or self.cert or self.key
         try:
-            is_tls = self.tls or self.ca or self.cert or self.key
             return Client(
                 self.server,
                 timeout_s=timeout_s,
                 retry=retry,
                 tls=Tls(ca=self.ca, cert=self.cert, key=self.key) if is_tls else False,
-                token=None if self.token_file else token,
+                token=None if self.token_file else os.environ.get(_TOKEN) or None,
                 token_file=self.token_file,
+                insecure_token=self.insecure_token,
             )
         except ValueError as exc:
             raise typer.BadParameter(str(exc)) from exc
