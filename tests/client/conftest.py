@@ -69,6 +69,9 @@ class Watched(classifier_pb2_grpc.ClassifierServiceServicer):
             model=pb.Model(name="m", version="1", labels=["a", "b"], max_request_rows=100, **counts)
         )
 
+    def ListModels(self, request, context):  # noqa: N802
+        return pb.ListModelsResponse(models=[self.GetModel(pb.GetModelRequest(), context).model])
+
 
 @pytest.fixture
 def start_watched() -> Iterator[Callable[..., str]]:

@@ -1,6 +1,8 @@
 """The client against real servers: results, splitting, retries, deadlines and errors."""
 
+import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -60,6 +62,35 @@ def test_top_k_brings_the_best_classes_alone(client, expected, noise):
     assert result.scores is None
     assert np.array_equal(result.class_index, np.argsort(-expected(noise(20)), kind="stable")[:, :2])
     assert (result.score[:, 0] >= result.score[:, 1]).all()
+
+
+def test_a_result_becomes_a_data_frame(client, noise):
+    """With the columns of `sketchbatch score`: the best few, or the best and the score of each class."""
+    result = client.classify(noise(20))
+    frame = result.to_pandas()
+    assert list(frame) == ["label", "score", *(f"score_{label}" for label in LABELS)]
+    assert frame["label"].tolist() == result.label.tolist()
+    assert np.array_equal(frame[[f"score_{label}" for label in LABELS]], result.scores)
+    best = client.classify(noise(20), top_k=2)
+    frame = best.to_pandas()
+    assert list(frame) == ["label", "score", "label_2", "score_2"]
+    assert frame["label_2"].tolist() == [LABELS[index] for index in best.class_index[:, 1]]
+    assert np.array_equal(frame["score_2"], best.score[:, 1])
+
+
+def test_a_data_frame_needs_pandas_and_says_so(client, noise, monkeypatch):
+    """By the name of what to install; results do without."""
+    result = client.classify(noise(1))
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install 'sketchbatch-client\[pandas\]'"):
+        result.to_pandas()
+
+
+def test_a_result_is_shown_in_a_line(client, noise):
+    """However many rows it has."""
+    shown = repr(client.classify(noise(100)))
+    assert re.fullmatch(r"<Classification of 100 rows by tiny version 1: (\w+ 0\.\d{3}, ){3}\.\.\.>", shown)
+    assert repr(client.classify(noise(1))).count(",") == 0
 
 
 def test_one_bitmap_or_flat_rows_are_taken_as_they_are(client, noise):
