@@ -19,12 +19,14 @@ REFUSED = 255
 class Watched(classifier_pb2_grpc.ClassifierServiceServicer):
     """Scores a drawing by its first pixel, and refuses requests with a first pixel of 255; `hold` holds all.
 
-    As many requests as `full_for` says are pushed back, each for `pushback_ms`.
+    As many requests as `full_for` says are pushed back, each for `pushback_ms`; of the next, each for which
+    `unavailable` has a True is not answered.
     """
 
     def __init__(self, *, worker: int = 1, workers: int = 1) -> None:
         self.requests: list[list[int]] = []  # first pixels
         self.peers: set[str] = set()
+        self.unavailable: list[bool] = []
         self.full_for = 0
         self.pushback_ms = 0
         self._worker, self._workers = worker, workers
@@ -53,6 +55,8 @@ class Watched(classifier_pb2_grpc.ClassifierServiceServicer):
             if is_full:
                 context.set_trailing_metadata((("grpc-retry-pushback-ms", str(self.pushback_ms)),))
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+            if self.unavailable and self.unavailable.pop(0):
+                context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
             self.requests.append(pixels.tolist())
             self.peers.add(context.peer())
             number = len(self.requests)

@@ -15,6 +15,8 @@ from grpc_health.v1.health import HealthServicer
 from sketchbatch_client import AsyncClient, Client, Unavailable
 from sketchbatch_client.calls.retry import RetryPolicy
 
+pytestmark = pytest.mark.timeout(60)  # three start two processes each
+
 IN_NO_HURRY = RetryPolicy(max_attempts=1, first_backoff_s=60, max_backoff_s=60)
 
 
@@ -151,6 +153,23 @@ def test_a_server_that_comes_back_is_asked_again(start_watched, workers, drawing
         while not back.requests:
             assert time.monotonic() < give_up_at
             client.classify(drawing(2))
+
+
+def test_a_server_rests_longer_each_time_it_fails_but_not_once_it_has_answered(start_watched, workers, drawing):
+    """By `first_backoff_s` at first, twice that next, and anew after an answer."""
+    retry = RetryPolicy(first_backoff_s=0.01, max_backoff_s=60)
+
+    def asked_within(wanted_s: float, *unavailable: bool) -> int:
+        shaky, steady = [*workers(1), *workers(1)]
+        shaky.unavailable = list(unavailable)
+        with Client([start_watched(shaky), start_watched(steady)], retry=retry) as client:
+            give_up_at = time.monotonic() + wanted_s
+            while shaky.unavailable and time.monotonic() < give_up_at:
+                client.classify(drawing(1))
+        return len(unavailable) - len(shaky.unavailable)
+
+    assert asked_within(10, *[True, False] * 12) == 24
+    assert asked_within(0.5, *[True] * 12) < 10  # 0.01 x (1 + 2 + ... + 512) x 0.5 = 5 s for ten
 
 
 def test_servers_of_which_none_answers_are_named(free_address):

@@ -41,7 +41,7 @@ class RowsCaller(Caller):
         rows_limit = self._rows_limit(await self._known(asked.model_name, asked.model_version))
         await self._reach_all_workers()
         window = self._window()
-        # `aclosing`: after an error, or when the caller stops early, nothing more is sent
+        # However it is left, early too, nothing more is sent then.
         async with aclosing(self._waits.requests(window.most)) as requests, aclosing(batches):
             async for batch in batches:
                 for rows in in_parts(as_rows(batch), rows_limit):

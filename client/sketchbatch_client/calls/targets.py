@@ -20,10 +20,9 @@ _SERVICE_CONFIG = json.dumps(
 
 def targets_of(target: str | Sequence[str]) -> tuple[str, ...]:
     """Each server, or name of servers, once: of a sequence, of text with commas, or of one gRPC target."""
-    is_list = isinstance(target, str) and not target.startswith(_LISTS)
-    named = (
-        target.split(",") if isinstance(target, str) and is_list else [target] if isinstance(target, str) else target
-    )
+    if isinstance(target, str) and not target.startswith(_LISTS):
+        return targets_of(target.split(","))
+    named = [target] if isinstance(target, str) else target
     targets = tuple(dict.fromkeys(each.strip() for each in named))
     if not targets or not all(targets):
         raise ValueError(f"expected HOST:PORT, several with commas between, or gRPC targets, got {target!r}")
