@@ -8,6 +8,8 @@ with Client("localhost:50051") as client:
 from .calls.async_client import AsyncClient
 from .calls.classification import Classification, ModelInfo
 from .calls.client import Client
+from .calls.credentials import Tls
+from .calls.retry import RetryPolicy
 from .drawings.rasterize import rasterize
 from .errors import (
     DeadlineExceeded,
@@ -31,8 +33,10 @@ __all__ = [
     "ModelNotFound",
     "Overloaded",
     "RequestRefused",
+    "RetryPolicy",
     "ServerFailed",
     "SketchbatchError",
+    "Tls",
     "Unauthenticated",
     "Unavailable",
     "rasterize",

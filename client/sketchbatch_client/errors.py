@@ -8,7 +8,7 @@ SketchbatchError
 ├── Overloaded          the server stayed full until the time was up; try later, or send less at once
 ├── Unavailable         no server answered; is it running, and is the address right?
 ├── DeadlineExceeded    no answer in time; allow more time, or send less at once
-├── Unauthenticated     the server wants credentials
+├── Unauthenticated     the server wants credentials, or others; give it a token or certificate that it knows
 └── ServerFailed        the server broke; its log has the cause under the request id
 """
 

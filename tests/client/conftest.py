@@ -1,5 +1,6 @@
 """Small real servers of the contract whose requests a test can see, hold and refuse."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -7,6 +8,8 @@ from concurrent import futures
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import HealthServicer
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 
@@ -14,21 +17,31 @@ REFUSED = 255
 
 
 class Watched(classifier_pb2_grpc.ClassifierServiceServicer):
-    """Scores a drawing by its first pixel, and refuses requests with a first pixel of 255; `hold` holds all."""
+    """Scores a drawing by its first pixel, and refuses requests with a first pixel of 255; `hold` holds all.
+
+    As many requests as `full_for` says are pushed back, each for `pushback_ms`; of the next, each for which
+    `unavailable` has a True is not answered.
+    """
 
     def __init__(self, *, worker: int = 1, workers: int = 1) -> None:
         self.requests: list[list[int]] = []  # first pixels
         self.peers: set[str] = set()
+        self.unavailable: list[bool] = []
+        self.full_for = 0
+        self.pushback_ms = 0
         self._worker, self._workers = worker, workers
-        self._open = threading.Event()
-        self._open.set()
+        self._let_through = math.inf  # requests, from the first on
         self._changed = threading.Condition()
 
     def hold(self) -> None:
-        self._open.clear()
+        """Holds what comes from now on."""
+        self._let_through = len(self.requests)
 
-    def release(self) -> None:
-        self._open.set()
+    def release(self, requests: float = math.inf) -> None:
+        """Lets all be answered, or the first so many of those held."""
+        with self._changed:
+            self._let_through += requests
+            self._changed.notify_all()
 
     def wait_for_rows(self, rows: int) -> None:
         """Returns when so many rows have arrived."""
@@ -38,10 +51,17 @@ class Watched(classifier_pb2_grpc.ClassifierServiceServicer):
     def Classify(self, request, context):  # noqa: N802
         pixels = np.frombuffer(request.bitmaps, np.uint8).reshape(-1, 784)[:, 0]
         with self._changed:
+            is_full, self.full_for = self.full_for > 0, max(0, self.full_for - 1)
+            if is_full:
+                context.set_trailing_metadata((("grpc-retry-pushback-ms", str(self.pushback_ms)),))
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+            if self.unavailable and self.unavailable.pop(0):
+                context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
             self.requests.append(pixels.tolist())
             self.peers.add(context.peer())
+            number = len(self.requests)
             self._changed.notify_all()
-        assert self._open.wait(10)
+            assert self._changed.wait_for(lambda: number <= self._let_through, 10)
         if REFUSED in pixels:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such drawing")
         scores = np.stack([pixels / 256, 1 - pixels / 256], axis=1).astype("<f4")
@@ -53,15 +73,20 @@ class Watched(classifier_pb2_grpc.ClassifierServiceServicer):
             model=pb.Model(name="m", version="1", labels=["a", "b"], max_request_rows=100, **counts)
         )
 
+    def ListModels(self, request, context):  # noqa: N802
+        return pb.ListModelsResponse(models=[self.GetModel(pb.GetModelRequest(), context).model])
+
 
 @pytest.fixture
 def start_watched() -> Iterator[Callable[..., str]]:
     """Serves a `Watched` on a port, or on a free one; returns the address, and stops it with the test."""
     started: list[tuple[grpc.Server, Watched]] = []
 
-    def start(servicer: Watched, address: str = "127.0.0.1:0") -> str:
+    def start(servicer: Watched, address: str = "127.0.0.1:0", health: HealthServicer | None = None) -> str:
         server = grpc.server(futures.ThreadPoolExecutor(64), options=[("grpc.so_reuseport", 1)])
         classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
+        if health:
+            health_pb2_grpc.add_HealthServicer_to_server(health, server)
         port = server.add_insecure_port(address)
         server.start()
         started.append((server, servicer))

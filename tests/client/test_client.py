@@ -1,6 +1,8 @@
 """The client against real servers: results, splitting, retries, deadlines and errors."""
 
+import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -20,10 +22,13 @@ from sketchbatch_client import (
     Overloaded,
     RequestRefused,
     ServerFailed,
+    SketchbatchError,
+    Unauthenticated,
     Unavailable,
+    errors,
 )
 from sketchbatch_client.calls.retry import RetryPolicy
-from sketchbatch_client.scoring.files import ScoreOptions, score_files
+from sketchbatch_client.scoring.job import Order, write_scores
 
 
 @pytest.fixture
@@ -57,6 +62,35 @@ def test_top_k_brings_the_best_classes_alone(client, expected, noise):
     assert result.scores is None
     assert np.array_equal(result.class_index, np.argsort(-expected(noise(20)), kind="stable")[:, :2])
     assert (result.score[:, 0] >= result.score[:, 1]).all()
+
+
+def test_a_result_becomes_a_data_frame(client, noise):
+    """With the columns of `sketchbatch score`: the best few, or the best and the score of each class."""
+    result = client.classify(noise(20))
+    frame = result.to_pandas()
+    assert list(frame) == ["label", "score", *(f"score_{label}" for label in LABELS)]
+    assert frame["label"].tolist() == result.label.tolist()
+    assert np.array_equal(frame[[f"score_{label}" for label in LABELS]], result.scores)
+    best = client.classify(noise(20), top_k=2)
+    frame = best.to_pandas()
+    assert list(frame) == ["label", "score", "label_2", "score_2"]
+    assert frame["label_2"].tolist() == [LABELS[index] for index in best.class_index[:, 1]]
+    assert np.array_equal(frame["score_2"], best.score[:, 1])
+
+
+def test_a_data_frame_needs_pandas_and_says_so(client, noise, monkeypatch):
+    """By the name of what to install; results do without."""
+    result = client.classify(noise(1))
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install 'sketchbatch-client\[pandas\]'"):
+        result.to_pandas()
+
+
+def test_a_result_is_shown_in_a_line(client, noise):
+    """However many rows it has."""
+    shown = repr(client.classify(noise(100)))
+    assert re.fullmatch(r"<Classification of 100 rows by tiny version 1: (\w+ 0\.\d{3}, ){3}\.\.\.>", shown)
+    assert repr(client.classify(noise(1))).count(",") == 0
 
 
 def test_one_bitmap_or_flat_rows_are_taken_as_they_are(client, noise):
@@ -149,12 +183,16 @@ def flaky(*failures: tuple[grpc.StatusCode, str | None], **options: object) -> I
     server.stop(None).wait()
 
 
-FULL, DRAINING = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
+FULL, DRAINING, STOPPING = (
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,  # what a server answers whose socket has just closed
+)
 
 
-@pytest.mark.parametrize("failures", [[(DRAINING, None)] * 4, [(FULL, "1")] * 20])
+@pytest.mark.parametrize("failures", [[(DRAINING, None)] * 9, [(FULL, "1")] * 20, [(STOPPING, None)] * 3])
 def test_what_may_pass_is_tried_again(noise, failures):
-    """UNAVAILABLE up to five attempts; a full server as often as it asks, in time."""
+    """A server that has answered before is waited for; a full one is asked as often as it says, in time."""
     with flaky(*failures) as (client, server):
         assert client.classify(noise(1), top_k=1).label.tolist() == ["a"]
     assert server.calls == len(failures) + 1
@@ -163,12 +201,13 @@ def test_what_may_pass_is_tried_again(noise, failures):
 @pytest.mark.parametrize(
     ("failures", "error", "calls"),
     [
-        ([(DRAINING, None)] * 9, Unavailable, 5),
         ([(FULL, None)] * 9, Overloaded, 1),  # too large a message: no advice, no second attempt
         ([(FULL, "-1")] * 9, Overloaded, 1),  # the protocol's word for: do not retry
         ([(FULL, "60000")], Overloaded, 1),  # later than the deadline
         ([(grpc.StatusCode.INTERNAL, None)] * 9, ServerFailed, 1),
         ([(grpc.StatusCode.INVALID_ARGUMENT, None)] * 9, RequestRefused, 1),
+        ([(grpc.StatusCode.UNAUTHENTICATED, None)] * 9, Unauthenticated, 1),
+        ([(grpc.StatusCode.PERMISSION_DENIED, None)] * 9, Unauthenticated, 1),
     ],
 )
 def test_what_will_not_pass_is_said_at_once(noise, failures, error, calls):
@@ -178,12 +217,54 @@ def test_what_will_not_pass_is_said_at_once(noise, failures, error, calls):
     assert server.calls == calls
 
 
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [
+        ({"retry": RetryPolicy(patience_s=0, first_backoff_s=0.001)}, 5),
+        (
+            {"retry": RetryPolicy(patience_s=0.2, max_attempts=1, first_backoff_s=0.02, max_backoff_s=0.02)},
+            range(8, 22),
+        ),
+        ({"retry": RetryPolicy(first_backoff_s=0.02, max_backoff_s=0.02), "timeout_s": 0.2}, range(8, 22)),
+    ],
+)
+def test_patience_with_a_server_that_has_gone_has_an_end(noise, options, calls):
+    """After `patience_s` or `timeout_s`, whichever is first; `max_attempts` are made in any case."""
+    with flaky(*[(DRAINING, None)] * 99, **options) as (client, server), pytest.raises(Unavailable, match="no answer"):
+        client.classify(noise(1))
+    assert server.calls == calls or server.calls in calls
+
+
 def test_pushback_is_waited_for(noise):
     """The server's advice in milliseconds is kept."""
     with flaky((FULL, "150")) as (client, _):
         started_at = time.monotonic()
         client.classify(noise(1), top_k=1)
         assert time.monotonic() - started_at >= 0.15
+
+
+def test_clients_pushed_back_together_do_not_come_back_together(noise):
+    """None before its time, and no two of them at once."""
+    error = grpc.RpcError()
+    error.code = lambda: FULL
+    error.trailing_metadata = lambda: (("grpc-retry-pushback-ms", "100"),)
+    delays = {RetryPolicy().delay_s(error, 1) for _ in range(20)}
+    assert len(delays) == 20
+    assert 0.1 <= min(delays) < max(delays) <= 0.15
+
+
+def test_a_client_that_was_closed_says_so(client, noise):
+    """Not by an error of gRPC's."""
+    client.classify(noise(1))
+    client.close()
+    with pytest.raises(Unavailable, match="the client was closed"):
+        client.classify(noise(1))
+
+
+def test_every_error_stands_in_the_tree():
+    """The one that is drawn in `errors`, with what to do about it."""
+    assert all(f"── {each.__name__} " in errors.__doc__ for each in SketchbatchError.__subclasses__())
+    assert len(SketchbatchError.__subclasses__()) == errors.__doc__.count("── ")
 
 
 def test_a_server_on_this_machine_is_not_asked_through_a_proxy(tiny_service, noise, monkeypatch):
@@ -200,18 +281,36 @@ def test_requests_are_cut_to_what_the_service_allows(start_service, tiny_model, 
         assert len(client.classify(noise(333))) == 333
 
 
-def test_a_scoring_run_that_fails_midway_leaves_no_file(noise, tmp_path):
-    """Neither whole nor partial, although rows had been written; the error is the server's."""
-    inputs = {tmp_path / "a.npy": noise(3)}
+class FailsAfter:
+    """Watches a job, and has the server break once some rows are done."""
+
+    def __init__(self, server):
+        self._server = server
+
+    def opens(self, source):
+        pass
+
+    def begins(self, rows, rows_done):
+        self.rows_done = rows_done
+
+    def advances(self, rows):
+        """The part that has these rows is kept before the next request's answer is looked at."""
+        self._server.failures.append((grpc.StatusCode.INTERNAL, None))
+
+
+def test_a_scoring_run_that_fails_midway_keeps_what_is_finished(noise, tmp_path):
+    """No output, whole or partial; the error is the server's; the next run goes on after the last part."""
+    np.save(tmp_path / "a.npy", noise(3))
+    order = Order(inputs=[str(tmp_path / "a.npy")], part_rows=1)
     with flaky(rows_per_request=1, in_flight=1) as (client, server):
-
-        def fail_next(_: int) -> None:
-            server.failures.append((grpc.StatusCode.INTERNAL, None))
-
+        watch = FailsAfter(server)
         with pytest.raises(ServerFailed):
-            score_files(client, inputs, tmp_path / "o.csv", ScoreOptions(), fail_next)
-    assert server.calls == 2
-    assert not list(tmp_path.iterdir())
+            write_scores(client, order, tmp_path / "o.csv", watch)
+        assert not (tmp_path / "o.csv").exists()
+        server.failures.clear()
+        watch.advances = lambda rows: None
+        assert write_scores(client, order, tmp_path / "o.csv", watch).rows == 3
+        assert watch.rows_done > 0
 
 
 def test_leaving_early_does_not_wait_for_requests_under_way(noise):

@@ -5,12 +5,15 @@ Decodes answers, cuts a shared one into its callers' rows, and joins those of a 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
 from sketchbatch.v1 import classifier_pb2 as pb
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class ModelInfo:
     licence: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Classification:
     """The classes of a batch of drawings, row for row in the order sent."""
 
@@ -55,6 +58,35 @@ class Classification:
     def label(self) -> NDArray[np.str_]:
         """The best class name of each row: (rows,)."""
         return np.array(self.labels)[self.class_index[:, 0]]
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Each (rows,), named as in the files of `sketchbatch score`.
+
+        label and score, with top_k > 1 also label_2, score_2 and so on, with all scores also one score_LABEL a class.
+        """
+        names = np.array(self.labels)
+        columns: dict[str, NDArray[Any]] = {}
+        for place in range(self.class_index.shape[1]):
+            suffix = f"_{place + 1}" if place else ""
+            columns[f"label{suffix}"] = names[self.class_index[:, place]]
+            columns[f"score{suffix}"] = self.score[:, place]
+        if self.scores is not None:
+            columns |= {f"score_{label}": self.scores[:, index] for index, label in enumerate(self.labels)}
+        return columns
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """`columns` as a data frame. Raises ImportError: pandas is not installed."""
+        try:
+            import pandas as pd
+        except ImportError as exc:
+            raise ImportError("to_pandas needs pandas: pip install 'sketchbatch-client[pandas]'") from exc
+        return pd.DataFrame(self.columns())
+
+    def __repr__(self) -> str:
+        shown = [f"{label} {score:.3f}" for label, score in zip(self.label[:3], self.score[:3, 0], strict=True)]
+        more = ["..."] if len(self) > 3 else []
+        model = f"{self.model_name} version {self.model_version}"
+        return f"<Classification of {len(self)} rows by {model}: {', '.join(shown + more)}>"
 
 
 def model_info(model: pb.Model) -> ModelInfo:

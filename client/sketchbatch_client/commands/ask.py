@@ -7,19 +7,19 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from ..calls.client import Client
 from ..calls.retry import RetryPolicy
 from ..errors import Unavailable
-from .options import LOCAL, Server, TimeoutS, out
+from .options import Connection, TimeoutS, connecting, out
 
 
+@connecting
 def model(
-    server: Server = LOCAL,
+    connection: Connection,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
     timeout_s: TimeoutS = 10.0,
 ) -> None:
     """Describes the models being served: labels, versions, limits, provider, digest, metrics."""
-    with Client(server, timeout_s=timeout_s) as client:
+    with connection.open(timeout_s=timeout_s) as client:
         models = client.models()
     if as_json:
         print(json.dumps([asdict(each) for each in models], indent=2, ensure_ascii=False))
@@ -40,15 +40,16 @@ def model(
         out.print(table)
 
 
+@connecting
 def health(
-    server: Server = LOCAL,
+    connection: Connection,
     service: Annotated[
         str, typer.Option(help="Service to ask about, such as sketchbatch.v1.ClassifierService.", show_default="all")
     ] = "",
     timeout_s: TimeoutS = 5.0,
 ) -> None:
     """Asks whether the service is ready; exits with 0 only if it says SERVING."""
-    with Client(server, timeout_s=timeout_s, retry=RetryPolicy(max_attempts=1)) as client:
+    with connection.open(timeout_s=timeout_s, retry=RetryPolicy(max_attempts=1)) as client:
         try:
             status = client.health(service)
         except Unavailable:

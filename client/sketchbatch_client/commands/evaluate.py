@@ -1,6 +1,7 @@
 """The verb `evaluate`."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,6 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ..calls.client import Client
 from ..evaluation.answers import Served
 from ..evaluation.as_json import write_json
 from ..evaluation.drift import stored_rows
@@ -17,17 +17,18 @@ from ..evaluation.evaluating import evaluate as evaluate_model
 from ..evaluation.labelled import LabelledDrawings, open_labelled
 from ..evaluation.page import write_page
 from ..evaluation.pairing import spoken
-from .options import LOCAL, ModelName, ModelVersion, Quiet, Server, TimeoutS, err, out
+from .options import Connection, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err, out
 from .progress import showing
 
 _MALFORMED_SHOWN = 5
 
 
+@connecting
 def evaluate(
     folder: Annotated[
         Path, typer.Argument(help="A folder with a NAME.npy, .ndjson or .bin for each label, or a folder of pictures.")
     ],
-    server: Server = LOCAL,
+    connection: Connection,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="Write a page to look at to this file.")] = None,
     model: ModelName = "",
@@ -57,11 +58,13 @@ def evaluate(
     Files named after a label that the model (or one of the two) does not know are passed over.
     """
     with ExitStack() as stack:
-        client = stack.enter_context(Client(server, timeout_s=timeout_s))
+        client = stack.enter_context(connection.open(timeout_s=timeout_s))
         first, second = Served(client, client.model(model, model_version)), None
         labels = first.model.labels
         if against_server or against_model or against_version:
-            other = stack.enter_context(Client(against_server, timeout_s=timeout_s)) if against_server else client
+            other = client
+            if against_server:
+                other = stack.enter_context(replace(connection, server=against_server).open(timeout_s=timeout_s))
             name = against_model or ("" if against_server else model)
             second = Served(other, other.model(name, against_version))
             labels = common_labels(first.model, second.model)

@@ -15,7 +15,7 @@ from ..scoring.job import Order, Outcome, rejects_beside, stream_scores, write_s
 from ..scoring.outputs import KINDS, kind_of
 from ..scoring.plan import ScoreOptions, Shard
 from ..scoring.shards import path_of_shard
-from .options import LOCAL, ModelName, ModelVersion, Quiet, Server, TimeoutS, err
+from .options import Connection, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err
 from .progress import Shown
 
 SOME_REJECTED = 3
@@ -25,6 +25,7 @@ _STDOUT = "-"
 _SHOWN = 5  # rejects that are written to stderr where there is no file for them
 
 
+@connecting
 def score(
     inputs: Annotated[
         list[str],
@@ -34,6 +35,7 @@ def score(
             metavar="INPUT...",
         ),
     ],
+    connection: Connection,
     output: Annotated[
         str,
         typer.Option(
@@ -42,7 +44,6 @@ def score(
             metavar="FILE",
         ),
     ] = "scores.parquet",
-    server: Server = LOCAL,
     output_format: Annotated[
         str, typer.Option("--format", help=f"{', '.join(KINDS)}, whatever the ending.", show_default="as OUTPUT ends")
     ] = "",
@@ -86,7 +87,7 @@ def score(
     )
     order = Order(inputs=inputs, kind=kind, options=options, shard=_shard(shard), part_rows=part_rows, readers=readers)
     began_at = time.monotonic()
-    with Client(server, timeout_s=timeout_s) as client, Shown("scoring", is_quiet=quiet) as shown:
+    with connection.open(timeout_s=timeout_s) as client, Shown("scoring", is_quiet=quiet) as shown:
         if output == _STDOUT:
             rejected = _to_stdout(client, order, shown)
             raise typer.Exit(SOME_REJECTED if rejected else 0)

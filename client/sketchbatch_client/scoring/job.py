@@ -23,7 +23,7 @@ from ..drawings.readers import Bitmaps
 from ..errors import FileRefused, JobRefused
 from .inputs import find_sources
 from .manifest import Manifest, path_beside
-from .outputs import open_output, reject_line, schema, table
+from .outputs import reject_line, schema, table, writing
 from .parts import Part, Parts, held
 from .plan import ALL, Input, Plan, ScoreOptions, Shard, difference, good_part_rows
 from .reading import Batch, Reading, digest_of
@@ -117,11 +117,10 @@ def stream_scores(client: Client, order: Order, file: BinaryIO, spool: Path, wat
     with Reading(plan, sources, order.readers) as reading:
         job = _Job(client, order.kind, plan, sources, reading, watch)
         watch.begins(plan.rows, 0)
-        writer = open_output(file, order.kind, plan, job.schema)
-        for part in job.scored(plan.parts):
-            writer.write(part.rows, plan.rows_of(part.number))
-            yield from part.rejects
-        writer.close()
+        with writing(file, order.kind, plan, job.schema) as output:
+            for part in job.scored(plan.parts):
+                output.write(part.rows, plan.rows_of(part.number))
+                yield from part.rejects
 
 
 class _Job:
@@ -146,8 +145,11 @@ class _Job:
         self._watch.begins(plan.rows, plan.rows - sum(map(plan.rows_of, missing)))
         partial, rejects = parts.folder / "output.partial", parts.folder / "rejects.partial"
         rows = rejected = 0
-        with partial.open("wb") as file, rejects.open("w", encoding="utf-8") as reject_file:
-            writer = open_output(file, self._kind, plan, self.schema)
+        with (
+            partial.open("wb") as file,
+            rejects.open("w", encoding="utf-8") as reject_file,
+            writing(file, self._kind, plan, self.schema) as writer,
+        ):
             scored = self.scored(missing)
             for number in plan.parts:
                 if digests[number] is None:
@@ -159,7 +161,6 @@ class _Job:
                 writer.write(part.rows, plan.rows_of(number))
                 reject_file.writelines(part.rejects)
                 rows, rejected = rows + len(part.rows), rejected + len(part.rejects)
-            writer.close()
         done = {part: digest for part, digest in digests.items() if digest is not None}
         manifest = Manifest(plan=plan, digests=done, rows=rows, rejected=rejected, output_bytes=partial.stat().st_size)
         if rejected and not rows and plan.shard == ALL:
@@ -177,14 +178,15 @@ class _Job:
     def scored(self, numbers: Iterable[int]) -> Iterator[Part]:
         """These parts, scored, in order."""
         batches: list[tuple[Batch, Classification | None]] = []
+        rows = 0
         for batch, result in self._results(self._reading.batches(numbers)):
-            if batches and batches[0][0].part != batch.part:
-                yield self._part(batches)
-                batches = []
             batches.append((batch, result))
-            self._watch.advances(sum(len(piece.block.rows) + len(piece.block.rejects) for piece in batch.pieces))
-        if batches:
-            yield self._part(batches)
+            batch_rows = sum(len(piece.block.rows) + len(piece.block.rejects) for piece in batch.pieces)
+            self._watch.advances(batch_rows)
+            rows += batch_rows
+            if rows == self._plan.rows_of(batch.part):
+                yield self._part(batches)
+                batches, rows = [], 0
 
     def _part(self, batches: list[tuple[Batch, Classification | None]]) -> Part:
         """Raises JobRefused if the model is not the one that the plan was made for any more."""

@@ -7,7 +7,8 @@ source of its own, whose row is 0. A .npy has the scores alone: float32 (rows, c
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -29,12 +30,16 @@ OFFSET = "offset"
 
 
 class Output(Protocol):
-    """Where the rows of a job go, part by part; `close` completes the file, and leaves closing it to its owner."""
+    """Where the rows of a job go, part by part; closing the file is its owner's."""
 
     def write(self, rows: pa.Table, count: int) -> None:
         """The next part: its rows, and their number before some were rejected."""
 
-    def close(self) -> None: ...
+    def complete(self) -> None:
+        """Writes what comes after the last part."""
+
+    def abandon(self) -> None:
+        """Leaves the file as it is: nothing that would make it look whole."""
 
 
 def kind_of(path: Path) -> str:
@@ -91,8 +96,19 @@ def reject_line(reject: Reject) -> str:
     return json.dumps({**reject._asdict(), "source": text(reject.source)}, ensure_ascii=False) + "\n"
 
 
-def open_output(file: BinaryIO, kind: str, plan: Plan, schema: pa.Schema) -> Output:
-    """Begins an output of `kind`, one of KINDS, for rows of `schema`."""
+@contextmanager
+def writing(file: BinaryIO, kind: str, plan: Plan, schema: pa.Schema) -> Iterator[Output]:
+    """An output of `kind`, one of KINDS, for rows of `schema`; complete after the block, unless that fails."""
+    output = _opened(file, kind, plan, schema)
+    try:
+        yield output
+    except BaseException:
+        output.abandon()
+        raise
+    output.complete()
+
+
+def _opened(file: BinaryIO, kind: str, plan: Plan, schema: pa.Schema) -> Output:
     schema = schema.remove(schema.get_field_index(OFFSET))
     if kind == "parquet":
         return _Parquet(file, schema)
@@ -111,8 +127,11 @@ class _Parquet:
         if len(rows):
             self._writer.write_table(rows.drop_columns(OFFSET))
 
-    def close(self) -> None:
+    def complete(self) -> None:
         self._writer.close()
+
+    def abandon(self) -> None:
+        self._writer.is_open = False  # or the garbage collector would have it complete the file
 
 
 class _Csv:
@@ -123,8 +142,11 @@ class _Csv:
     def write(self, rows: pa.Table, count: int) -> None:
         self._writer.write(rows.drop_columns(OFFSET))
 
-    def close(self) -> None:
+    def complete(self) -> None:
         self._writer.close()
+
+    def abandon(self) -> None:
+        pass
 
 
 class _JsonLines:
@@ -142,7 +164,10 @@ class _JsonLines:
             lines = pc.binary_join_element_wise(*pieces, "}\n", "", null_handling="replace", null_replacement="null")
             self._file.writelines(lines.cast(pa.large_binary()).to_pylist())
 
-    def close(self) -> None:
+    def complete(self) -> None:
+        pass
+
+    def abandon(self) -> None:
         pass
 
 
@@ -174,5 +199,8 @@ class _Npy:
             scores[offsets, index] = rows[name].to_numpy()
         self._file.write(scores.tobytes())
 
-    def close(self) -> None:
+    def complete(self) -> None:
+        pass
+
+    def abandon(self) -> None:
         pass

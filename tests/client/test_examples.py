@@ -1,0 +1,30 @@
+"""The examples of the client's guide do what it says."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+GUIDE = Path(__file__).parents[2] / "client" / "README.md"
+BLOCKS = re.findall(r"^```python( compile-only)?\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("mark", "example"), BLOCKS, ids=[str(number) for number in range(len(BLOCKS))])
+def test_every_example_runs_as_it_stands(tiny_service, mark, example, monkeypatch):
+    """But for the address; those that need certificates of their own are compiled alone."""
+    code = compile(example.replace("localhost:50051", tiny_service.address), str(GUIDE), "exec")
+    if not mark:
+        module = types.ModuleType("example")
+        monkeypatch.setitem(sys.modules, "example", module)
+        exec(code, vars(module))
+
+
+def test_there_are_examples_of_everything():
+    """A guide that is written otherwise than the test reads it must not pass."""
+    text = "".join(example for _, example in BLOCKS)
+    assert len(BLOCKS) == GUIDE.read_text().count("```python") >= 9
+    assert sum(bool(mark) for mark, _ in BLOCKS) == 1
+    for name in ("classify", "score", "AsyncClient", "to_pandas", "RetryPolicy", "Tls", "except", "dns:///"):
+        assert name in text
