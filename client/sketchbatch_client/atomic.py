@@ -2,10 +2,14 @@
 
 import os
 import signal
-import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_LATE_S = 5.0
+"""How long a process that was told to stop may take to tidy up."""
 
 
 @contextmanager
@@ -21,6 +25,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def unwind_on_signals() -> None:
-    """Makes SIGTERM and SIGHUP leave as Ctrl-C does: partial files are removed, what was started is stopped."""
+    """Makes SIGTERM and SIGHUP leave as Ctrl-C does: partial files are removed, what was started is stopped.
+
+    What cannot be stopped, such as a thread whose lock went with the code that was interrupted, is left after a while.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: sys.exit(128 + received))
+        signal.signal(number, lambda received, _: _unwind(SystemExit(128 + received)))
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a job in the background
+        signal.signal(signal.SIGINT, lambda *_: _unwind(KeyboardInterrupt()))
+
+
+def _unwind(error: BaseException) -> None:
+    threading.Thread(target=_end_late, daemon=True).start()
+    raise error
+
+
+def _end_late() -> None:
+    time.sleep(_LATE_S)
+    os._exit(1)

@@ -29,8 +29,12 @@ def evaluate(
         Path, typer.Argument(help="A folder with a NAME.npy, .ndjson or .bin for each label, or a folder of pictures.")
     ],
     connection: Connection,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
-    html_file: Annotated[Path | None, typer.Option("--html", help="Write a page to look at to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Write the figures to this file, too.")
+    ] = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", dir_okay=False, help="Write a page to look at to this file.")
+    ] = None,
     model: ModelName = "",
     model_version: ModelVersion = "",
     against_server: Annotated[
@@ -94,12 +98,16 @@ def evaluate(
 def _print(evaluation: Evaluation) -> None:
     drawings = evaluation.drawings
     out.print(f"{evaluation.name} on {evaluation.figures.rows:,} drawings: {drawings.source}")
-    for name, each in evaluation.figures.measured.items():
-        out.print(f"  {name:<18} {each.value:.4f}   {each.low:.4f} to {each.high:.4f}")
+    _print_figures(evaluation)
     out.print(_confusion_table(evaluation))
     _print_recognized(evaluation)
     _print_calibration(evaluation)
     _print_drift(evaluation)
+
+
+def _print_figures(evaluation: Evaluation) -> None:
+    for name, each in evaluation.figures.measured.items():
+        out.print(f"  {name:<18} {each.value:.4f}   {each.low:.4f} to {each.high:.4f}")
 
 
 def _print_left_out(drawings: LabelledDrawings, why: str) -> None:
@@ -142,11 +150,10 @@ def _print_drift(evaluation: Evaluation) -> None:
 
 
 def _print_comparison(comparison: Comparison) -> None:
-    paired, other = comparison.paired, comparison.second
+    paired = comparison.paired
     first, second = (name for name, _ in comparison.beside)
     out.print(f"\n{second} on the same drawings")
-    for name, each in other.figures.measured.items():
-        out.print(f"  {name:<18} {each.value:.4f}   {each.low:.4f} to {each.high:.4f}")
+    _print_figures(comparison.second)
     out.print(
         f"both right {paired.table[1, 1]:,}, only {first} {paired.only_first:,}, only {second} {paired.only_second:,}, "
         f"both wrong {paired.table[0, 0]:,}"

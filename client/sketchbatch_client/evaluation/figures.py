@@ -31,10 +31,10 @@ class Bar(NamedTuple):
 
 def reliability_bars(calibration: Calibration) -> list[Bar]:
     """The bins that hold rows, from the least sure."""
-    held = np.flatnonzero(calibration.bin_rows)
-    heights = calibration.rows / calibration.rows.max()
-    shapes = zip(held / BINS, calibration.confidence, calibration.accuracy, heights, calibration.rows, strict=True)
-    return [Bar(*map(float, each[:4]), int(each[4])) for each in shapes]  # type: ignore[call-arg,arg-type]
+    left = np.flatnonzero(calibration.bin_rows) / BINS
+    height = calibration.rows / calibration.rows.max()
+    columns = (left, calibration.confidence, calibration.accuracy, height, calibration.rows)
+    return [Bar(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def confusion_table(confusion: Confusion, labels: tuple[str, ...]) -> dict[str, Any]:
