@@ -80,8 +80,10 @@ def test_addresses_and_localhost_are_not(demo, host):
         (json.dumps({"drawing": [[[1] * (MAX_POINTS + 1)] * 2]}), 400, "at most 10,000 points, got 10,001"),
         (json.dumps({"drawing": ZIGZAG}), 400, f"lines must be at most {MAX_CROSSINGS} times as long as the drawing"),
         (b" " * (MAX_BODY_BYTES + 1), 413, "a drawing must have at most 1,048,576 bytes, got 1,048,577"),
+        (b" " * (8 << 20), 413, "got 8,388,608"),
         (None, 411, "Content-Length must say how many bytes come"),
     ],
+    ids=range(10),
 )
 def test_what_is_no_drawing_is_refused_in_one_line(demo, body, status, message):
     """As JSON, with what was expected and what came; also where all that was sent has not been read."""

@@ -22,7 +22,7 @@ MAX_POINTS = 10_000
 MAX_CROSSINGS = 500
 """How often the lines may cross the drawing; simplifying a zigzag takes time with its square: so many, 0.5 s."""
 
-_TOP = 10  # labels
+_TOP = 6  # labels; more would push the bitmap off a laptop's screen
 
 
 @dataclass(frozen=True, slots=True)
