@@ -162,10 +162,11 @@ $(PROTOC) --python_out=$(1) --mypy_out=quiet:$(1) --grpc_python_out=$(1) --mypy_
 $(PROTOC) --python_out=$(1) --mypy_out=quiet:$(1) protos/sketchbatch/openinference/v2/open_inference.proto
 endef
 
-COMPILE = $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+UPGRADE ?= --upgrade
+COMPILE = $(UV) pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --generate-hashes --no-header \
   --no-emit-package sketchbatch-protos --no-emit-package sketchbatch-client
 
-locks: $(UV) ## resolve the hashed requirement files in locks/ again
+locks: $(UV) ## resolve the hashed requirement files in locks/ again; UPGRADE= keeps the versions there are
 	$(COMPILE) client/pyproject.toml -o locks/client.txt
 	$(COMPILE) service/pyproject.toml --extra cpu -o locks/service-cpu.txt
 	$(COMPILE) service/pyproject.toml --extra gpu -o locks/service-gpu.txt

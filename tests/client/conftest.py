@@ -8,8 +8,10 @@ from concurrent import futures
 import grpc
 import numpy as np
 import pytest
+from demo_process import Demo
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
+from onnx_models import LABELS, write_model
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 
@@ -120,3 +122,34 @@ def drawing() -> Callable[[int], np.ndarray]:
 def workers() -> Callable[[int], list[Watched]]:
     """The workers of one service, as many as wanted."""
     return lambda count: [Watched(worker=number + 1, workers=count) for number in range(count)]
+
+
+@pytest.fixture(scope="session")
+def start_demo():
+    """Starts demos, and stops those that a test left running."""
+    started = []
+
+    def start(*arguments, **options):
+        started.append(Demo(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.terminate()
+    for each in started:
+        each.stop()
+
+
+@pytest.fixture(scope="session")
+def demo(start_demo, tiny_service):
+    """One demo of the tiny service."""
+    return start_demo(tiny_service.address)
+
+
+@pytest.fixture(scope="session")
+def two_models(tmp_path_factory):
+    """A folder of two models that know other things."""
+    folder = tmp_path_factory.mktemp("two")
+    for name, labels in (("insects", LABELS), ("shapes", ("arc", "box", "cup"))):
+        write_model(folder / name / "1" / "model.onnx", labels=labels)
+    return folder

@@ -1,0 +1,215 @@
+"""The page of the verb `demo` in a real browser, drawn on by a real pointer, with a real service behind."""
+
+import json
+import shutil
+import signal
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from demo_process import ROOF, ZIGZAG, seen_in
+from onnx_models import LABELS
+from selenium import webdriver
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
+from selenium.webdriver.common.actions.pointer_input import PointerInput
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.wait import WebDriverWait
+from sketchbatch_client import Client
+from sketchbatch_client.drawings.strokes import open_strokes
+
+pytestmark = pytest.mark.timeout(60)  # a browser takes its time to start where every core is busy
+
+CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = [
+    *("--headless=new", "--window-size=1100,900", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+    *("--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+TAIL = [[[250, 256, 262], [340, 360, 380]]]
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """A headless Chromium; what the page saves goes to its `downloads`."""
+    if not (CHROMIUM and CHROMEDRIVER):
+        pytest.skip("no browser: chromium and chromedriver are not installed (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    downloads = tmp_path_factory.mktemp("downloads")
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(CHROMEDRIVER)) as driver:
+        driver.downloads = downloads
+        yield driver
+
+
+class Page:
+    """The page as a person meets it."""
+
+    def __init__(self, driver, url):
+        self.driver = driver
+        driver.get(url)
+
+    def draw(self, strokes, *, kind="mouse", lift=True):
+        """Moves a real pointer, which `lift` takes off the paper in the end; units are the drawing's own, 0 to 512."""
+        left, top, width = self.run(
+            "const b = document.getElementById('paper').getBoundingClientRect(); return [b.left, b.top, b.width]"
+        )
+        pointer = PointerInput(kind, kind)
+        for xs, ys in strokes:
+            for step, (x, y) in enumerate(zip(xs, ys, strict=True)):
+                place = {"x": left + x / 512 * width, "y": top + y / 512 * width}
+                pointer.create_pointer_move(duration=10, **place)
+                if not step:
+                    pointer.create_pointer_down(button=0)
+            if lift:
+                pointer.create_pointer_up(0)
+        ActionBuilder(self.driver, mouse=pointer).perform()
+
+    def press(self, *keys):
+        webdriver.ActionChains(self.driver).key_down(keys[0]).send_keys(*keys[1:]).key_up(keys[0]).perform()
+
+    def click(self, name):
+        self.driver.find_element("id", name).click()
+
+    def run(self, script):
+        return self.driver.execute_script(script)
+
+    def text(self, name):
+        return self.driver.find_element("id", name).text
+
+    @property
+    def strokes(self):
+        return self.run("return strokes")
+
+    @property
+    def pixels(self):
+        """What is shown: uint8, (28, 28, 4)."""
+        pixels = "document.getElementById('bitmap').getContext('2d').getImageData(0, 0, 28, 28).data"
+        return np.array(self.run(f"return [...{pixels}]"), np.uint8).reshape(28, 28, 4)
+
+    @property
+    def bitmap(self):
+        """The levels shown: the ink's colour is the theme's, its level how opaque it is."""
+        return self.pixels[:, :, 3]
+
+    def settled(self):
+        """Returns what is shown once it is what the model sees in the strokes, and the scores shown with it."""
+        self.until(lambda: np.array_equal(self.bitmap, seen_in(self.strokes)))
+        return self.bitmap, self.text("top").split("\n")
+
+    def until(self, is_so):
+        WebDriverWait(self.driver, 10, poll_frequency=0.05).until(lambda _: is_so())
+
+
+def shown_scores(server, bitmap):
+    """As the page writes the scores of a bitmap, best first: label, percentage, label, ..."""
+    with Client(server) as client:
+        scores = client.classify(bitmap).scores[0]
+    return [text for index in scores.argsort()[::-1] for text in (LABELS[index], f"{100 * scores[index]:.1f} %")]
+
+
+def test_the_scores_follow_the_pen(chromium, demo, tiny_service):
+    """Also before it is lifted; at most one request is under way, and the last is about the last drawing."""
+    page = Page(chromium, demo.url)
+    page.draw([[x[:2] for x in ROOF[0][:2]]], lift=False)
+    first, first_scores = page.settled()
+    assert first_scores == shown_scores(tiny_service.address, first)
+    page.draw([stroke[:2] for stroke in ROOF])
+    last, last_scores = page.settled()
+    assert len(page.strokes) == 3
+    assert last_scores == shown_scores(tiny_service.address, last) != first_scores
+    assert [page.text("label"), page.text("score")] == last_scores[:2]
+    page.until(lambda: page.run("return document.getElementById('said').textContent") == ", ".join(last_scores[:2]))
+    spans = page.run(
+        "return performance.getEntriesByType('resource').filter(each => each.name.includes('/classify'))"
+        ".map(each => [each.startTime, each.responseEnd])"
+    )
+    assert len(spans) > 2
+    assert all(begun >= ended for (_, ended), (begun, _) in pairwise(spans))
+    assert not [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"]  # as what the policy bars
+
+
+def test_what_was_drawn_can_be_taken_back(chromium, demo):
+    """Stroke by stroke or all of it, by key or by button; and what was cleared comes back."""
+    page = Page(chromium, demo.url)
+    page.draw([ROOF[0][:2]])
+    one = page.settled()
+    page.draw(TAIL)
+    two = page.settled()
+    page.press(Keys.CONTROL, "z")
+    assert (page.settled()[1], len(page.strokes)) == (one[1], 1)
+    for clear in (lambda: page.press(Keys.ESCAPE), lambda: page.press(Keys.DELETE), lambda: page.click("clear")):
+        page.draw(TAIL)
+        page.settled()
+        clear()
+        assert (page.text("label"), page.text("top"), page.bitmap.any()) == ("?", "", False)
+        page.click("undo")
+        assert np.array_equal(page.settled()[0], two[0])
+        page.click("undo")
+        page.settled()
+
+
+def test_a_finger_draws_on_a_narrow_dark_page(chromium, demo):
+    """The page neither scrolls under it nor is wider than the screen, and the ink is light."""
+    narrow = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+    chromium.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    try:
+        page = Page(chromium, demo.url)
+        page.draw([[[100, 110, 120, 130], [450, 300, 200, 60]]], kind="touch")
+        page.settled()
+        assert page.run("return [scrollY, document.documentElement.scrollWidth, paper.width]") == [0, 360, 2 * 310]
+        assert page.pixels[page.bitmap == 255].min() > 200
+    finally:
+        chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+        chromium.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
+def test_saved_strokes_are_a_file_that_we_read(chromium, demo):
+    """As raw strokes, which come to the bitmap that was shown."""
+    page = Page(chromium, demo.url)
+    page.draw([ROOF[0][:2], *TAIL])
+    bitmap, _ = page.settled()
+    page.click("save")
+    saved = chromium.downloads / "drawing.ndjson"
+    page.until(saved.exists)
+    (drawing,) = open_strokes(saved)
+    assert [len(stroke) for stroke in drawing.strokes] == [3, 3]
+    assert np.array_equal(seen_in(drawing.strokes), bitmap)
+
+
+def test_a_drawing_that_is_refused_is_said_so_until_it_changes(chromium, demo):
+    """In the server's words, and without asking again and again."""
+    page = Page(chromium, demo.url)
+    page.draw(TAIL)
+    page.settled()
+    page.run(f"past.push(strokes); strokes = {json.dumps(ZIGZAG)}; changed()")
+    page.until(lambda: "times as long as the drawing" in page.text("trouble"))
+    page.click("clear")
+    assert not page.text("trouble")
+
+
+def test_the_page_waits_for_a_service_that_is_down(chromium, start_demo, start_service, two_models, tiny_model):
+    """It says so, keeps the drawing, and goes on by itself when a service is back, with the models of that one."""
+    service = start_service(tiny_model)
+    page = Page(chromium, start_demo(service.address).url)
+    page.draw(TAIL)
+    page.settled()
+    service.stop(signal.SIGKILL)
+    page.until(lambda: "The service does not answer." in page.text("trouble"))  # also without a stroke
+    page.draw([ROOF[0][:2]])
+    assert len(page.strokes) == 2
+    start_service(two_models, "--default-model", "insects", "--address", service.address)
+    page.settled()
+    page.until(lambda: page.driver.find_element("id", "model").is_displayed())
+    assert not page.text("trouble")
+    assert page.text("facts").startswith("insects, version 1")
+    Select(page.driver.find_element("id", "model")).select_by_visible_text("shapes, version 1")
+    page.until(lambda: page.text("facts").startswith("shapes, version 1"))
+    assert page.text("label") in ("arc", "box", "cup")

@@ -1,0 +1,53 @@
+"""A running `sketchbatch demo`, and drawings to give it."""
+
+import json
+import signal
+import subprocess
+import sys
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sketchbatch_client import rasterize
+from sketchbatch_client.demo.answers import MAX_CROSSINGS
+from sketchbatch_client.drawings.simplify import simplify
+
+COMMAND = str(Path(sys.executable).parent / "sketchbatch")
+JSON = {"Content-Type": "application/json"}
+
+ROOF = [
+    [[40.5, 200, 390], [300, 80.2, 310], [0, 150, 320]],
+    [[60, 60, 370, 370], [310, 480, 480, 310], [600, 700, 800, 900]],
+]
+ZIGZAG = [[[0, 500] * MAX_CROSSINGS, list(range(2 * MAX_CROSSINGS))]]  # crosses too often
+
+
+def seen_in(strokes):
+    """What the model sees in strokes of any size."""
+    return rasterize(simplify(strokes))
+
+
+class Demo:
+    """A `sketchbatch demo` process on a free port, and what it answers."""
+
+    def __init__(self, server, *flags, **options):
+        words = [COMMAND, "demo", "--server", server, "--address", "127.0.0.1:0", *flags]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        self.url = self.process.stdout.readline().split()[2]
+        self.address = urlsplit(self.url).netloc
+
+    def ask(self, method, path, body=None, headers=JSON):
+        connection = HTTPConnection(self.address, timeout=10)
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        text = response.read().decode()
+        connection.close()
+        return response, json.loads(text) if response.getheader("Content-Type") == "application/json" else text
+
+    def classify(self, strokes, query=""):
+        return self.ask("POST", f"/classify{query}", json.dumps({"drawing": strokes}))
+
+    def stop(self, how=signal.SIGTERM):
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        return *self.process.communicate(timeout=10), self.process.returncode
