@@ -77,7 +77,7 @@ class Settings:
     """Where to answer health checks, and nothing else, in plain text, HOST:PORT: Kubernetes' probes know no TLS."""
 
     max_connections: _Count = 900
-    """Connections that each worker keeps; further ones are closed at once. (Files open at a time are often 1,024.)"""
+    """Connections that each worker keeps; further ones are closed at once. 1,024 open files are the usual limit."""
 
     max_calls_per_connection: _Count = 1000
     """Calls under way on one connection; a client's further ones wait on its side."""

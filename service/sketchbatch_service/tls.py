@@ -47,14 +47,14 @@ def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(files.cert, files.key, password="")
-    except ssl.SSLError as exc:
+    except OSError as exc:  # an ssl.SSLError, or a file that has just gone
         raise CredentialsUnusable(
             f"{files.cert} and {files.key} must be a PEM certificate chain and its key, without a passphrase: {exc}"
         ) from exc
     if client_ca is not None:
         try:
             context.load_verify_locations(cadata=client_ca.decode("ascii", "replace"))
-        except ssl.SSLError as exc:
+        except (ssl.SSLError, ValueError) as exc:
             raise CredentialsUnusable(f"{files.client_ca} must hold PEM certificates of authorities: {exc}") from exc
     return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=client_ca)
 

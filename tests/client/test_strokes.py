@@ -130,7 +130,9 @@ def test_a_line_or_record_of_many_megabytes_is_refused_and_the_next_is_read(tmp_
     path = tmp_path / f"cat{ending}"
     lines = ndjson(LINE | {"drawing": much}, LINE)
     path.write_bytes(lines if ending == ".ndjson" else record(much) + record(LINE["drawing"]))
-    with pytest.raises(FileRefused, match=f"cat{ending}:1: expected a line or record of at most 4194304 bytes, got more"):
+    with pytest.raises(
+        FileRefused, match=f"cat{ending}:1: expected a line or record of at most 4194304 bytes, got more"
+    ):
         open_strokes(path)
     file = open_strokes(path, skip_malformed=True)
     assert (len(file), file.malformed_count, file[0].strokes) == (1, 1, LINE["drawing"])

@@ -77,7 +77,8 @@ def normalize_image(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _grey(image: Image.Image) -> NDArray[np.uint8]:
     image.draft("L", (_LARGEST, _LARGEST))  # JPEG can be decoded at a fraction of its size
     if image.width * image.height > _MOST_PIXELS:  # a small file may hold very many
-        raise ValueError(f"expected at most {_MOST_PIXELS // 1_000_000} million pixels, got {image.width} x {image.height}")
+        most = f"{_MOST_PIXELS // 1_000_000} million pixels"
+        raise ValueError(f"expected at most {most}, got {image.width} x {image.height}")
     image = ImageOps.exif_transpose(image)  # a phone held sideways
     if image.mode.startswith(("I", "F")):  # 16-bit scans
         levels: NDArray[np.float64] = np.array(image, np.float64)

@@ -20,7 +20,7 @@ MALFORMED_KEPT = 1000
 """Malformed lines that a file remembers one by one; beyond it they are only counted."""
 
 _LONGEST_BYTES = 1 << 22
-"""The longest line or record taken: 200 times the longest of Google's, and parsing takes 20 bytes of memory for each."""
+"""The longest line or record taken, 200 times the longest of Google's; parsing takes 20 times as much memory."""
 
 _CHUNK_BYTES = 1 << 24
 _WEB_PAGE = (b"<!doctype", b"<html", b"<?xml")
