@@ -96,7 +96,7 @@ class Settings:
         if self.probe_address:
             _check_address(self.probe_address, "--probe-address")
         if bool(self.tls_cert) != bool(self.tls_key):
-            raise click.BadParameter("needs --tls-key, and that this", param_hint="--tls-cert")
+            raise click.BadParameter("goes with --tls-key: both or neither", param_hint="--tls-cert")
         if self.tls_client_ca and not self.tls_cert:
             raise click.BadParameter("needs --tls-cert and --tls-key", param_hint="--tls-client-ca")
         if self.max_queued_rows < self.max_request_rows:
