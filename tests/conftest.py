@@ -54,6 +54,7 @@ class Service:
             event = json.loads(line)
             if event["message"] == "SERVING":
                 self.address = event["address"]
+                self.probe_address = event["probe_address"]
                 return
         raise AssertionError("the service ended before it said SERVING")
 

@@ -115,7 +115,7 @@ def _json(path: Path, metadata: dict[str, str], key: str, kind: type) -> Any:
         return None
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as exc:
+    except (json.JSONDecodeError, RecursionError) as exc:
         raise ModelRefused(f"{path}: {key} must be JSON, got {text[:60]!r}") from exc
     if not isinstance(value, kind):
         raise ModelRefused(f"{path}: {key} must be a JSON {kind.__name__}, got {text[:60]!r}")

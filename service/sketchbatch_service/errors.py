@@ -11,6 +11,7 @@ StartError             the operator must change a setting, a file or the machine
 ├── ModelRefused       the model file does not fit
 ├── ProviderMissing    the execution provider asked for is not to be had
 ├── AddressUnusable    the address cannot be listened on
+├── CredentialsUnusable  a certificate, key or token file does not do
 └── WorkerLost         a worker's process ended before it served
 """
 
@@ -65,6 +66,10 @@ class ProviderMissing(StartError):
 
 class AddressUnusable(StartError):
     """The address is taken or not ours to listen on."""
+
+
+class CredentialsUnusable(StartError):
+    """A certificate, key or token file is missing, or not what it should be."""
 
 
 class WorkerLost(StartError):

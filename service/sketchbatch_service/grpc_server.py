@@ -9,8 +9,9 @@ service/pyproject.toml holds grpcio to the versions that the tests ran with.
 """
 
 import asyncio
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # not public, so 
 from .grpc_calls import NO_REQUEST, AsyncCall, DirectCall, receive_close, receive_message, refuse, unreadable
 
 log = structlog.get_logger()
+
+Guard = Callable[[bytes, Sequence[tuple[str, str | bytes]]], str | None]
+"""Says of a call, by the path of its method and its metadata, why it may not be answered; None = it may."""
 
 _EVENTS_A_WATCH = 100
 """Most events handled before rows that they brought are looked after: those of some thirty small requests."""
@@ -53,9 +57,13 @@ class GrpcServer:
 
     A method of a servicer that is a coroutine function or an asynchronous generator runs on the loop with an
     `AsyncCall`; any other is called on the watching thread with a `DirectCall`, and must not block there.
+
+    Args:
+        options: gRPC's own.
+        guard: Asked about each call before anything of its request is read; must not block. None = all are answered.
     """
 
-    def __init__(self, options: Sequence[tuple[str, int]] = ()) -> None:
+    def __init__(self, options: Sequence[tuple[str, int]] = (), guard: Guard | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._events = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(options, False)
@@ -66,6 +74,7 @@ class GrpcServer:
         self._begun: list[DirectCall] = []  # since the last `watch`
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls_ended: asyncio.Future[None] = self._loop.create_future()
+        self._on_call = functools.partial(self._begin_guarded, guard) if guard else self._begin
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Serves what these know; the generated `add_*_to_server` call it."""
@@ -80,10 +89,11 @@ class GrpcServer:
         Raises:
             RuntimeError: The address cannot be had.
         """
-        port: int = self._server.add_http2_port(address.encode())
-        if not port:
-            raise RuntimeError(f"cannot bind {address}")
-        return port
+        return _bound(address, self._server.add_http2_port(address.encode()))
+
+    def add_secure_port(self, address: str, credentials: grpc.ServerCredentials) -> int:
+        """Likewise, with TLS."""
+        return _bound(address, self._server.add_http2_port(address.encode(), credentials._credentials))  # type: ignore[attr-defined]  # the C core's
 
     async def start(self) -> None:
         """Takes calls from now on; somebody must call `watch` again and again."""
@@ -135,10 +145,19 @@ class GrpcServer:
 
     def _ask_for_call(self) -> None:
         with suppress(ValueError):  # it is stopping
-            self._server.request_call(self._events, self._events, self._begin)
+            self._server.request_call(self._events, self._events, self._on_call)
 
     def _note_calls_ended(self, event: Any) -> None:
         self._loop.call_soon_threadsafe(self._calls_ended.set_result, None)
+
+    def _begin_guarded(self, guard: Guard, event: Any) -> None:
+        refusal = guard(event.call_details.method, event.invocation_metadata) if event.success else None
+        if refusal is None:
+            self._begin(event)
+            return
+        self._ask_for_call()
+        log.debug("request refused", code="UNAUTHENTICATED", reason=refusal, peer=event.call.peer().decode())
+        _turn_away(event, grpc.StatusCode.UNAUTHENTICATED, refusal)
 
     def _begin(self, event: Any) -> None:
         """A call has come in; not successful means that the server is stopping."""
@@ -146,13 +165,11 @@ class GrpcServer:
             return
         self._ask_for_call()
         if self._is_stopping:
-            receive_close(event.call, lambda: None)
-            refuse(event.call, grpc.StatusCode.UNAVAILABLE, "this replica is draining; another will answer")
+            _turn_away(event, grpc.StatusCode.UNAVAILABLE, "this replica is draining; another will answer")
             return
         method = self._methods.get(event.call_details.method) or self._find(event)
         if method is None:
-            receive_close(event.call, lambda: None)
-            refuse(event.call, grpc.StatusCode.UNIMPLEMENTED, "no such method")
+            _turn_away(event, grpc.StatusCode.UNIMPLEMENTED, "no such method")
         elif method.is_async:
             self._run_on_loop(AsyncCall(event, method.handler, self._loop), event.call)
         else:
@@ -203,3 +220,15 @@ class GrpcServer:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("an RPC's handler broke", exc_info=error)
+
+
+def _bound(address: str, port: int) -> int:
+    if not port:
+        raise RuntimeError(f"cannot bind {address}")
+    return port
+
+
+def _turn_away(event: Any, code: grpc.StatusCode, details: str) -> None:
+    """Ends a call that has just come in; nothing of its request is read."""
+    receive_close(event.call, lambda: None)
+    refuse(event.call, code, details)

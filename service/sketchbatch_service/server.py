@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -16,15 +17,18 @@ from .arrays import ROW_BYTES
 from .cuda import CudaOptions
 from .engine import available_cpus
 from .errors import AddressUnusable
-from .grpc_server import GrpcServer
+from .grpc_server import GrpcServer, Guard
 from .health import SERVICE as HEALTH
 from .health import HealthServicer
 from .models import LoadOptions, load_models
 from .openinference import wire
 from .openinference.servicer import InferenceServicer
+from .probes import ProbePort
 from .servicer import ClassifierServicer
 from .settings import Settings
 from .signals import Stop, ignore_late_ones
+from .tls import TlsFiles, server_credentials
+from .tokens import TokenFile
 from .worker import Worker
 
 log = structlog.get_logger()
@@ -39,9 +43,9 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     """Serves until SIGTERM or SIGINT, then finishes what was accepted and returns.
 
     Raises:
-        StartError: A model, the provider or the address cannot be had.
+        StartError: A model, the provider, an address, certificate or token cannot be had.
     """
-    log.info("starting", **asdict(settings) | {"model": str(settings.model)})
+    log.info("starting", **{k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()})
     stop = Stop()  # also by a signal that comes while the models load
     worker.stop_without_parent(stop)
     models = load_models(settings.model, _load_options(settings, worker))
@@ -49,19 +53,22 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
     health = HealthServicer([SERVICE, wire.SERVICE])
     # Any: the generated functions know grpc's own servers only.
-    server: Any = GrpcServer(_channel_options(settings, worker))
+    server: Any = GrpcServer(_channel_options(settings, worker), _guard(settings))
     classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
     server.add_generic_rpc_handlers([wire.handlers(inference)])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if settings.reflection:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_reflection(), server)
-    address = _listen(server, settings.address)
+    address = _listen(server, settings)
+    probes = ProbePort(health, settings.probe_address, is_shared=worker.count > 1)
     await server.start()
+    await probes.start()
     with models.crew(server):
         await health.serve()
         served = [f"{m.name}/{m.version} on {m.provider}" for m in models]
         worker.report(served)
-        log.info("SERVING" if worker.count == 1 else "worker ready", address=address, models=served)
+        ready = "SERVING" if worker.count == 1 else "worker ready"
+        log.info(ready, address=address, probe_address=probes.address, models=served)
 
         await _leave(settings, stop, health)
         log.info("draining", drain_s=settings.drain_s)
@@ -69,6 +76,7 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
         servicer.drain()
         inference.drain()
         await server.stop(settings.drain_s, stop.hurried)
+        await probes.stop()  # until then they hear NOT_SERVING
     ignore_late_ones()
     log.info("stopped", was_hurried=stop.hurried.done())
 
@@ -102,7 +110,7 @@ def _load_options(settings: Settings, worker: Worker) -> LoadOptions:
 
 
 def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]]:
-    return [
+    options = [
         # Twice the rows allowed, so that a request a little too large hears our own error, which says the limit;
         # beyond that gRPC refuses unread, with RESOURCE_EXHAUSTED.
         ("grpc.max_receive_message_length", 2 * settings.max_request_rows * ROW_BYTES + 65536),
@@ -110,7 +118,25 @@ def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]
         # Clients may ping every 10 s, also between calls, without being cut off.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        # A client that is gone without a word is let go of after 5 minutes (gRPC's own: 2 hours).
+        ("grpc.keepalive_time_ms", 300_000),
+        ("grpc.server_handshake_timeout_ms", 20_000),  # somebody who connects and says nothing holds no place
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
     ]
+    if settings.max_connection_age_s:
+        options.append(("grpc.max_connection_age_ms", max(1, round(settings.max_connection_age_s * 1000))))
+    return options
+
+
+def _guard(settings: Settings) -> Guard | None:
+    """Health alone needs no token: whoever balances or restarts the service holds none."""
+    if not settings.token_file:
+        return None
+    if not settings.tls_cert:
+        log.warning("tokens travel in plain text: --tls-cert is not set")
+    methods = health_pb2.DESCRIPTOR.services_by_name["Health"].methods
+    return TokenFile(settings.token_file, frozenset(f"/{HEALTH}/{m.name}".encode() for m in methods)).refusal
 
 
 def _reflection() -> Any:
@@ -119,12 +145,21 @@ def _reflection() -> Any:
     return reflection.aio.ReflectionServicer((SERVICE, wire.SERVICE, HEALTH, reflection.SERVICE_NAME), pool)
 
 
-def _listen(server: GrpcServer, address: str) -> str:
-    """Binds the port and returns the address with the port taken."""
+def _listen(server: GrpcServer, settings: Settings) -> str:
+    """Binds the port, with TLS where that is set, and returns the address with the port taken."""
+    address = settings.address
+    tls = _tls_files(settings)
+    credentials = server_credentials(tls) if tls else None
     try:
-        port = server.add_insecure_port(address)
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as exc:
         raise AddressUnusable(
             f"cannot listen on {address}: the port is in use, or the address is not this machine's"
         ) from exc
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _tls_files(settings: Settings) -> TlsFiles | None:
+    if not settings.tls_cert or not settings.tls_key:
+        return None
+    return TlsFiles(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)

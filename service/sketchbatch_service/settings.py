@@ -18,6 +18,7 @@ import click
 _Count = Annotated[int, click.IntRange(min=1)]
 _RequestRows = Annotated[int, click.IntRange(1, 1_000_000)]  # gRPC counts bytes in 31 bits
 _CountOrAuto = Annotated[int, click.IntRange(min=0)]
+_File = Annotated[Path | None, click.Path(path_type=Path)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,30 @@ class Settings:
     drain_s: Annotated[float, click.FloatRange(min=0)] = 30.0
     """Seconds that requests already accepted get to finish after that, or after SIGINT; a second signal ends them."""
 
+    tls_cert: _File = None
+    """PEM certificate chain of the service, with --tls-key; read again when it changes. None = plain text."""
+
+    tls_key: _File = None
+    """PEM private key of --tls-cert, without a passphrase."""
+
+    tls_client_ca: _File = None
+    """PEM certificates of authorities: clients must show a certificate that one of them signed."""
+
+    token_file: _File = None
+    """Bearer tokens, one a line: every call but health checks must bring one; read again when it changes."""
+
+    probe_address: str = ""
+    """Where to answer health checks, and nothing else, in plain text, HOST:PORT: Kubernetes' probes know no TLS."""
+
+    max_connections: _Count = 900
+    """Connections that each worker keeps; further ones are closed at once. 1,024 open files are the usual limit."""
+
+    max_calls_per_connection: _Count = 1000
+    """Calls under way on one connection; a client's further ones wait on its side."""
+
+    max_connection_age_s: Annotated[float, click.FloatRange(min=0)] = 0.0
+    """Seconds after which a client is asked to connect anew, its calls under way unharmed; 0 = never."""
+
     reflection: bool = True
     """Answer gRPC reflection, so that grpcurl needs no .proto file."""
 
@@ -70,14 +95,24 @@ class Settings:
     """Least important events written to the log."""
 
     def __post_init__(self) -> None:
-        host, _, port = self.address.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
-            raise click.BadParameter(f"must be HOST:PORT, PORT 0..65535, got {self.address!r}", param_hint="--address")
+        _check_address(self.address, "--address")
+        if self.probe_address:
+            _check_address(self.probe_address, "--probe-address")
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise click.BadParameter("goes with --tls-key: both or neither", param_hint="--tls-cert")
+        if self.tls_client_ca and not self.tls_cert:
+            raise click.BadParameter("needs --tls-cert and --tls-key", param_hint="--tls-client-ca")
         if self.max_queued_rows < self.max_request_rows:
             raise click.BadParameter(
                 f"must be at least --max-request-rows ({self.max_request_rows}), got {self.max_queued_rows}",
                 param_hint="--max-queued-rows",
             )
+
+
+def _check_address(address: str, flag: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise click.BadParameter(f"must be HOST:PORT, PORT 0..65535, got {address!r}", param_hint=flag)
 
 
 Command = Callable[..., Any]

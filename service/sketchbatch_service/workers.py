@@ -39,8 +39,8 @@ async def supervise(settings: Settings) -> None:
         StartError: The port is in use, or a worker cannot start.
     """
     stop = Stop()
-    with _held(settings.address) as port:
-        settings = replace(settings, address=f"{settings.address.rpartition(':')[0]}:{port}")
+    with _held(settings.address) as address, _held(settings.probe_address) as probe_address:
+        settings = replace(settings, address=address, probe_address=probe_address)
         places = [_Place(settings, number) for number in range(1, settings.workers + 1)]
         try:
             await _run(places, settings, stop)
@@ -55,7 +55,13 @@ async def _run(places: list["_Place"], settings: Settings, stop: Stop) -> None:
     ready = asyncio.gather(*(place.fill() for place in places))
     await asyncio.wait((ready, stop.asked), return_when=asyncio.FIRST_COMPLETED)
     if ready.done():
-        log.info("SERVING", address=settings.address, workers=len(places), models=ready.result()[0])
+        log.info(
+            "SERVING",
+            address=settings.address,
+            probe_address=settings.probe_address,
+            workers=len(places),
+            models=ready.result()[0],
+        )
         keepers = [asyncio.create_task(place.keep_filled()) for place in places]
         await stop.asked
         for keeper in keepers:
@@ -148,8 +154,11 @@ def _work(settings: Settings, worker: Worker) -> None:
 
 
 @contextmanager
-def _held(address: str) -> Iterator[int]:
-    """Binds the port, without listening, so that nobody but our workers can; yields its number."""
+def _held(address: str) -> Iterator[str]:
+    """Binds the port, without listening, so that nobody but our workers can; yields the address with the port taken."""
+    if not address:
+        yield ""
+        return
     host, _, wanted = address.rpartition(":")
     try:
         family, *_, place = socket.getaddrinfo(host.strip("[]"), int(wanted), type=socket.SOCK_STREAM)[0]
@@ -163,4 +172,4 @@ def _held(address: str) -> Iterator[int]:
     except OSError as exc:
         raise AddressUnusable(f"cannot listen on {address}: {exc.strerror}") from exc
     with holder:
-        yield taken[1]
+        yield f"{host}:{taken[1]}"

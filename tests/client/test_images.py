@@ -148,6 +148,15 @@ def test_a_picture_held_sideways_is_turned(tmp_path):
     assert np.array_equal(read_image(tmp_path / "sideways.png"), read_image(tmp_path / "up.png"))
 
 
+def test_a_small_file_of_very_many_pixels_is_refused_unread(tmp_path):
+    """36 million white pixels are 35 kB as PNG, and would be half a gigabyte in memory."""
+    path = tmp_path / "bomb.png"
+    Image.new("L", (6001, 6000), 255).save(path)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(FileRefused, match="expected at most 36 million pixels, got 6001 x 6000"):
+        read_image(path)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

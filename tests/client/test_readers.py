@@ -1,7 +1,10 @@
 """Files of every kind: what is read, and what is refused with what was expected and what came."""
 
 import json
+import os
 import struct
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +81,40 @@ def test_what_is_no_file_of_bitmaps_is_refused(tmp_path, content, message):
         read_bitmaps(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_nothing_in_a_file_is_run(tmp_path):
+    """A pickle inside a .npy or .npz would be code; it stays bytes."""
+    trap, sprung = tmp_path / "cat.npy", tmp_path / "sprung"
+    for save in (np.save, np.savez):
+        with trap.open("wb") as file:
+            save(file, np.array([Trap(sprung)], object))
+        assert b"touch" in trap.read_bytes()
+        with pytest.raises(FileRefused):
+            open_bitmaps(trap)
+    assert not sprung.exists()
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_file_that_claims_a_huge_header_costs_no_memory(tmp_path):
+    """The claim costs its writer twelve bytes, and a disk nothing: the rest of the file is a hole."""
+    path = tmp_path / "cat.npy"
+    path.write_bytes(b"\x93NUMPY\x02\x00" + (1 << 28).to_bytes(4, "little"))
+    os.truncate(path, 1 << 29)
+    tracemalloc.start()
+    with pytest.raises(FileRefused, match="header cannot be read"):
+        read_bitmaps(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def test_a_missing_file_or_folder_is_refused(tmp_path):

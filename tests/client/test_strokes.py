@@ -123,6 +123,21 @@ def test_malformed_lines_are_skipped_and_counted_when_asked(tmp_path):
     assert [file.number_of(0), file.number_of(1)] == [len(lines) + 1, 2 * len(lines) + 2]
 
 
+@pytest.mark.parametrize("ending", [".ndjson", ".bin"])
+def test_a_line_or_record_of_many_megabytes_is_refused_and_the_next_is_read(tmp_path, ending):
+    """Parsing takes many times its size in memory; no drawing is as large."""
+    much = [[[1] * 60_000] * 2] * 40
+    path = tmp_path / f"cat{ending}"
+    lines = ndjson(LINE | {"drawing": much}, LINE)
+    path.write_bytes(lines if ending == ".ndjson" else record(much) + record(LINE["drawing"]))
+    with pytest.raises(
+        FileRefused, match=f"cat{ending}:1: expected a line or record of at most 4194304 bytes, got more"
+    ):
+        open_strokes(path)
+    file = open_strokes(path, skip_malformed=True)
+    assert (len(file), file.malformed_count, file[0].strokes) == (1, 1, LINE["drawing"])
+
+
 def test_the_list_of_malformed_lines_is_bounded(tmp_path):
     """A file of nothing but rubbish costs no more memory than a good one; all are counted."""
     path = tmp_path / "cat.ndjson"

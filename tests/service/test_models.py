@@ -5,6 +5,7 @@ import os
 from contextlib import suppress
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto
@@ -53,6 +54,7 @@ def test_a_persons_own_file_needs_only_labels(tmp_path):
         ({"labels": "ant, bee"}, "labels must be JSON, got 'ant, bee'"),
         ({"labels": {"ant": 0}}, "labels must be a JSON list, got"),
         ({"metadata": {"sketchbatch.metrics": "good"}}, "metrics must be JSON, got 'good'"),
+        ({"metadata": {"sketchbatch.metrics": "[" * 100_000}}, "metrics must be JSON, got"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path, unfit, message):
@@ -72,6 +74,33 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "page.onnx").write_text("<!doctype html>")
     with pytest.raises(ModelRefused, match=r"page\.onnx: not a model that ONNX Runtime can load"):
         load_models(tmp_path / "page.onnx", LoadOptions())
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "{folder}/weights", "../weights", "link"])
+def test_a_file_that_wants_weights_from_elsewhere_is_refused(tmp_path, place):
+    """A model must not read what the service can read: not by an absolute path, nor upwards, nor by a link."""
+    (tmp_path / "weights").write_bytes(bytes(784 * 3 * 4))
+    path = write_model(tmp_path / "models" / "m.onnx")
+    (path.parent / "link").symlink_to(tmp_path / "weights")
+    model = onnx.load(path)
+    weights = next(tensor for tensor in model.graph.initializer if tensor.name == "weights")
+    weights.ClearField("raw_data")
+    weights.data_location = TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=place.format(folder=tmp_path))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelRefused, match=r"m\.onnx: not a model that ONNX Runtime can load: .*External data path"):
+        load_models(path, LoadOptions())
+
+
+def test_a_file_with_operators_of_its_own_is_refused(tmp_path):
+    """Their code would have to be loaded from a library; none ever is."""
+    path = write_model(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.graph.node[0].domain = "com.example"
+    model.opset_import.add(domain="com.example", version=1)
+    onnx.save(model, path)
+    with pytest.raises(ModelRefused, match=r"com\.example"):
+        load_models(path, LoadOptions())
 
 
 def test_a_repository_serves_every_version_and_the_newest_by_default(tmp_path):

@@ -42,6 +42,14 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
         (["--address", "localhost"], "must be HOST:PORT, PORT 0..65535, got 'localhost'"),
         (["--address", "127.0.0.1:99999"], "got '127.0.0.1:99999'"),
         (["--max-request-rows", "2000000"], "is not in the range 1<=x<=1000000"),
+        (
+            ["--probe-address", "50052"],
+            "Invalid value for --probe-address: must be HOST:PORT, PORT 0..65535, got '50052'",
+        ),
+        (["--tls-cert", "c.pem"], "Invalid value for --tls-cert: goes with --tls-key: both or neither"),
+        (["--tls-key", "k.pem"], "Invalid value for --tls-cert: goes with --tls-key: both or neither"),
+        (["--tls-client-ca", "ca.pem"], "Invalid value for --tls-client-ca: needs --tls-cert"),
+        (["--max-connections", "0"], "0 is not in the range x>=1"),
         (["--max-queued-rows", "5"], "must be at least --max-request-rows (16384), got 5"),
     ],
 )

@@ -17,6 +17,7 @@ from ..errors import FileRefused
 from .geometry import SIDE
 from .tracing import WORK, trace
 
+_MOST_PIXELS = 36_000_000  # a page of A4 scanned at 600 dots an inch has 34.8; reading takes 10 to 20 bytes for each
 _LARGEST = 640  # pixels: larger pictures are reduced first; a thin pen still leaves a mark
 _SAME = 1e-3  # grey levels: rounding, no difference
 _LEAST_CONTRAST = 24.0  # grey levels between ink and paper
@@ -75,6 +76,9 @@ def normalize_image(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _grey(image: Image.Image) -> NDArray[np.uint8]:
     image.draft("L", (_LARGEST, _LARGEST))  # JPEG can be decoded at a fraction of its size
+    if image.width * image.height > _MOST_PIXELS:  # a small file may hold very many
+        most = f"{_MOST_PIXELS // 1_000_000} million pixels"
+        raise ValueError(f"expected at most {most}, got {image.width} x {image.height}")
     image = ImageOps.exif_transpose(image)  # a phone held sideways
     if image.mode.startswith(("I", "F")):  # 16-bit scans
         levels: NDArray[np.float64] = np.array(image, np.float64)

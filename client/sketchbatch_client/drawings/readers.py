@@ -4,6 +4,7 @@ A .npy in Google's layout is memory-mapped; strokes (.ndjson, .bin) and pictures
 drawn when a slice of them is asked for. So no file is ever held in memory. Nothing is unpickled.
 """
 
+import io
 import mmap
 import warnings
 from pathlib import Path
@@ -27,6 +28,7 @@ PICTURES = (".jpeg", ".jpg", ".png")
 
 _ROW_BYTES = 784
 _MAGIC = b"\x93NUMPY"
+_HEADER_BYTES = 12 + 10_000  # NumPy takes no longer one, but would read all that a file claims to be one
 _STROKES = (".ndjson", ".bin")
 _LEAST_EXTENT = 240  # units: no simplified drawing reaches less far (241 is the least of 8,600); people's own may
 _LAYOUTS = (  # Google's folder, ending: the first that has files is taken
@@ -152,12 +154,13 @@ def read_bitmaps(path: Path) -> Bitmaps:
     """
     try:
         with path.open("rb") as file:
-            _check_magic(path, file.read(512))
-            file.seek(0)
-            shape, is_fortran, dtype = _read_header(path, file)
-            start = file.tell()
+            head = file.read(_HEADER_BYTES)
     except OSError as exc:
         raise FileRefused(f"{path}: cannot be read: {exc.strerror}") from exc
+    _check_magic(path, head)
+    header = io.BytesIO(head)
+    shape, is_fortran, dtype = _read_header(path, header)
+    start = header.tell()
     if dtype != np.uint8 or is_fortran or shape[1:] not in ((_ROW_BYTES,), (28, 28)):
         order = ", Fortran order" if is_fortran else ""
         raise FileRefused(f"{path}: expected uint8 (rows, 784) or (rows, 28, 28), got {dtype} {shape}{order}")

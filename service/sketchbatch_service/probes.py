@@ -1,0 +1,55 @@
+"""Answers health checks, and nothing else, in plain text on an address of their own.
+
+Kubernetes' gRPC probes speak no TLS: where the service does, they need another way in. A plain `grpc.aio.server`: what
+a probe costs matters to nobody, and on our own server nobody could tell through which port a call came.
+"""
+
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+
+from .errors import AddressUnusable
+from .health import HealthServicer
+
+_LIMITS = [
+    ("grpc.max_receive_message_length", 4096),  # a health request is a name
+    ("grpc.max_concurrent_streams", 16),
+    ("grpc.max_allowed_incoming_connections", 64),
+    ("grpc.server_handshake_timeout_ms", 5_000),
+]
+"""A kubelet makes one connection for each probe, a few at a time; anybody who can reach the pod can make them, too."""
+
+
+class ProbePort:
+    """Where probes are answered; `address` is empty where they have no address of their own."""
+
+    def __init__(self, health: HealthServicer, address: str, *, is_shared: bool) -> None:
+        """Binds the port (shared with other processes, or not).
+
+        Raises:
+            AddressUnusable: The address cannot be had.
+        """
+        self.address = address
+        self._server: Any = None
+        if not address:
+            return
+        self._server = grpc.aio.server(options=[*_LIMITS, ("grpc.so_reuseport", int(is_shared))])
+        health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as exc:
+            raise AddressUnusable(
+                f"cannot listen for probes on {address}: the port is in use, or the address is not this machine's"
+            ) from exc
+        self.address = f"{address.rpartition(':')[0]}:{port}"
+
+    async def start(self) -> None:
+        """Answers from now on."""
+        if self._server:
+            await self._server.start()
+
+    async def stop(self) -> None:
+        """Answers no more, at once."""
+        if self._server:
+            await self._server.stop(None)

@@ -1,0 +1,159 @@
+"""Tokens, and files that change: whom a token file lets in, and what happens when files are replaced, or break."""
+
+import time
+
+import pytest
+import trustme
+from sketchbatch_service.errors import CredentialsUnusable
+from sketchbatch_service.tls import TlsFiles, server_credentials
+from sketchbatch_service.tokens import TokenFile
+from sketchbatch_service.watched_files import WatchedFiles
+
+OLD, NEW = "old-token-0123456789", "new-token-0123456789=="
+METHOD, OPEN = b"/sketchbatch.v1.ClassifierService/Classify", b"/grpc.health.v1.Health/Check"
+NEEDED, WRONG = "a bearer token is needed", "none that this service takes"
+
+
+def token_file(path, text: str = f"# two, for a change\n\n{OLD}\n  {NEW}\t\n") -> TokenFile:
+    """The tokens of a file with that text."""
+    path.write_text(text)
+    return TokenFile(path, frozenset({OPEN}))
+
+
+def sent(*values: str) -> list[tuple[str, str]]:
+    """The metadata of a call with these authorizations."""
+    return [("user-agent", "test"), *(("authorization", value) for value in values)]
+
+
+@pytest.mark.parametrize("value", [f"Bearer {OLD}", f"bearer {OLD}", f"Bearer  {NEW}"])
+def test_each_token_of_the_file_lets_in(tmp_path, value):
+    """So that callers can change to a new one before the old one goes."""
+    assert token_file(tmp_path / "tokens").refusal(METHOD, sent(value)) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ([], NEEDED),
+        (["Basic b2xkOm5ldw=="], NEEDED),
+        ([OLD], NEEDED),
+        (["Bearer"], WRONG),
+        (["Bearer # two, for a change"], WRONG),
+        ([f"Bearer {OLD[:-1]}"], WRONG),
+        ([f"Bearer {OLD}x"], WRONG),
+        ([f"Bearer {OLD.upper()}"], WRONG),
+        ([f"Bearer {OLD} {NEW}"], WRONG),
+        (["Bearer größe-0123456789"], WRONG),
+        ([f"Bearer {OLD}", f"Bearer {NEW}"], NEEDED),
+    ],
+)
+def test_anything_else_is_refused_except_for_open_methods(tmp_path, values, reason):
+    """By a reason that says nothing of the tokens."""
+    tokens = token_file(tmp_path / "tokens")
+    refusal = tokens.refusal(METHOD, sent(*values))
+    assert reason in refusal
+    assert OLD not in refusal
+    assert tokens.refusal(OPEN, sent(*values)) is None
+
+
+def test_a_token_that_is_taken_out_of_the_file_is_refused_a_second_later(tmp_path):
+    """Also where the file is a link that is turned, as Kubernetes does; one that is put in is taken."""
+    (tmp_path / "1").write_text(OLD)
+    (tmp_path / "2").write_text(NEW)
+    link = tmp_path / "tokens"
+    link.symlink_to("1")
+    tokens = TokenFile(link, frozenset())
+    assert tokens.refusal(METHOD, sent(f"Bearer {OLD}")) is None
+    (tmp_path / "turned").symlink_to("2")
+    (tmp_path / "turned").replace(link)
+    time.sleep(1.05)
+    assert WRONG in tokens.refusal(METHOD, sent(f"Bearer {OLD}"))
+    assert tokens.refusal(METHOD, sent(f"Bearer {NEW}")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "expected a token a line, got none"),
+        ("# nothing\n", "expected a token a line, got none"),
+        (f"{OLD}\nshort-012345678", r"tokens:2: a token must be 16 or more of .* got 15 characters"),
+        ("two words of a token", "tokens:1: a token must be 16 or more of"),
+        ("größe-0123456789-0123456789", "tokens:1: a token must be 16 or more of"),
+    ],
+)
+def test_a_file_of_bad_tokens_is_refused_without_telling_them(tmp_path, text, reason):
+    """Weak ones, too: they could be guessed."""
+    with pytest.raises(CredentialsUnusable, match=reason) as caught:
+        token_file(tmp_path / "tokens", text)
+    assert not any(word in str(caught.value) for word in ("0123", "two words"))
+
+
+def test_a_file_that_breaks_is_logged_once_and_what_it_said_stays(tmp_path, capsys):
+    """A half-written file locks nobody out, and nobody in; when it is whole again, it counts."""
+    path = tmp_path / "file"
+    path.write_text("one")
+
+    def read() -> str:
+        if not path.exists() or (text := path.read_text()) == "broken":
+            raise CredentialsUnusable("broken")
+        return text
+
+    watched = WatchedFiles([path], read)
+    assert (watched.changed(), watched.content) == (None, "one")
+    for break_it in (lambda: path.write_text("broken"), path.unlink):
+        break_it()
+        assert [watched.changed() for _ in range(3)] == [None] * 3
+        assert capsys.readouterr().out.count("not reloaded, what was read before stays") == 1
+        assert watched.content == "one"
+    path.write_text("two")
+    assert (watched.changed(), watched.changed(), watched.content) == ("two", None, "two")
+    assert capsys.readouterr().out.count("reloaded") == 1
+
+
+def write_pair(folder, issued) -> TlsFiles:
+    """A certificate and its key as files."""
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    (folder / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    return TlsFiles(cert=folder / "cert.pem", key=folder / "key.pem", client_ca=folder / "ca.pem")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("cert.pem", None, r"cert\.pem: cannot be read: No such file"),
+        ("key.pem", None, r"key\.pem: cannot be read: No such file"),
+        ("ca.pem", None, r"ca\.pem: cannot be read: No such file"),
+        ("cert.pem", b"<html>", "must be a PEM certificate chain and its key"),
+        (
+            "key.pem",
+            "another",
+            "must be a PEM certificate chain and its key, without a passphrase: .*KEY_VALUES_MISMATCH",
+        ),
+        ("key.pem", "locked", "must be a PEM certificate chain and its key, without a passphrase"),
+        ("ca.pem", b"", r"ca\.pem must hold PEM certificates of authorities"),
+        ("ca.pem", b"nothing", r"ca\.pem must hold PEM certificates of authorities"),
+    ],
+)
+def test_certificates_that_do_not_fit_are_refused_by_name(tmp_path, name, content, reason):
+    """Before anybody connects; nobody is asked for a passphrase."""
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = ca.issue_cert("localhost")
+    files = write_pair(tmp_path, issued)
+    assert server_credentials(files)
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        replacement = {"another": ca.issue_cert("localhost").private_key_pem.bytes(), "locked": locked(issued)}
+        (tmp_path / name).write_bytes(replacement.get(content, content))
+    with pytest.raises(CredentialsUnusable, match=reason):
+        server_credentials(files)
+
+
+def locked(issued) -> bytes:
+    """The key with a passphrase."""
+    from cryptography.hazmat.primitives import serialization
+
+    key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)
+    encryption = serialization.BestAvailableEncryption(b"secret")
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
