@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import BIN
 from onnx_models import write_model
 from PIL import Image
 from pyarrow import parquet
+from sketchbatch_client import Client
 from sketchbatch_client.cli import main
+from sketchbatch_client.scoring.job import Order, write_scores
 from sketchbatch_client.scoring.outputs import KINDS
+from sketchbatch_client.scoring.plan import ScoreOptions
 
 ROWS, PART = 6000, 512
 
@@ -64,14 +68,29 @@ def score(sketchbatch, tiny_service):
     return lambda *words: sketchbatch("score", *words, "--server", tiny_service.address, "--part-rows", PART)
 
 
+class Silent:
+    """Watches a job, and says nothing."""
+
+    def opens(self, source):
+        pass
+
+    def begins(self, rows, rows_done):
+        pass
+
+    def advances(self, rows):
+        pass
+
+
 @pytest.fixture(scope="module")
-def undisturbed(drawings, tmp_path_factory, run_command, tiny_service):
+def undisturbed(drawings, tmp_path_factory, tiny_service):
     """What one run writes, by kind."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    for kind in KINDS:
-        words = [drawings, "--output", folder / f"o.{kind}", "--server", tiny_service.address, "--part-rows", PART]
-        assert run_command("sketchbatch", "score", *words).returncode == 0
-    return {kind: (folder / f"o.{kind}").read_bytes() for kind in KINDS}
+    with Client(tiny_service.address) as client:
+        for kind in KINDS:
+            options = ScoreOptions(with_all_scores=kind == "npy")
+            order = Order(inputs=[str(drawings)], kind=kind, options=options, part_rows=PART)
+            assert write_scores(client, order, folder / kind, Silent()).rows == ROWS
+    return {kind: (folder / kind).read_bytes() for kind in KINDS}
 
 
 def killed_after(parts: int, output: Path, *words: object, how: signal.Signals = signal.SIGKILL) -> int:
@@ -253,16 +272,21 @@ def test_every_kind_of_input_gives_the_same_labels(sketchbatch, tiny_service, qu
     (tmp_path / "lines" / "cat.ndjson").write_bytes(b"".join(lines))
     (tmp_path / "cat.bin").write_bytes(b"".join(map(as_record, lines)))
     np.save(tmp_path / "cat.npy", rows)
+    np.savez_compressed(tmp_path / "cat.npz", x=rows, y=np.arange(len(rows)))
+    parquet.write_table(pa.table({"bitmap": [row.tobytes() for row in rows]}), tmp_path / "cat.parquet")
     (tmp_path / "png").mkdir()
     for number, bitmap in enumerate(rows):
         Image.fromarray(bitmap.reshape(28, 28)).save(tmp_path / "png" / f"{number:02}.png")
     given = {
         "file": (tmp_path / "cat.npy", None),
+        "archive": (tmp_path / "cat.npz", None),
+        "parquet": (tmp_path / "cat.parquet", None),
         "glob": (tmp_path / "c*.npy", None),
         "folder": (tmp_path / "lines", None),
         "records": (tmp_path / "cat.bin", None),
         "pictures": (tmp_path / "png", None),
         "piped bitmaps": ("-", tmp_path / "cat.npy"),
+        "piped parquet": ("-", tmp_path / "cat.parquet"),
         "piped strokes": ("-", tmp_path / "lines" / "cat.ndjson"),
     }
     labels = {}

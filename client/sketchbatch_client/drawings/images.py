@@ -5,6 +5,7 @@ Dark on light or light on dark, any size, any pen, light shadows. Lines are what
 thing itself is no drawing.
 """
 
+import io
 import struct
 import warnings
 from pathlib import Path
@@ -35,9 +36,17 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         FileRefused: There is no such file, it is no picture, or no drawing can be told from its paper.
     """
     try:
+        return decode_image(path.read_bytes(), str(path))
+    except OSError as exc:
+        raise FileRefused(f"{path}: cannot be read as a picture of a drawing: {exc.strerror}") from exc
+
+
+def decode_image(contents: bytes, name: str) -> NDArray[np.uint8]:
+    """Likewise from the contents of such a file; `name` is for the error."""
+    try:
         with (
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-            Image.open(path, formats=("PNG", "JPEG")) as image,
+            Image.open(io.BytesIO(contents), formats=("PNG", "JPEG")) as image,
         ):
             return normalize_image(_grey(image))
     except (
@@ -48,8 +57,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as exc:
-        reason = (isinstance(exc, OSError) and exc.strerror) or str(exc).partition("\n")[0]
-        raise FileRefused(f"{path}: cannot be read as a picture of a drawing: {reason}") from exc
+        reason = str(exc).partition("\n")[0]
+        raise FileRefused(f"{name}: cannot be read as a picture of a drawing: {reason}") from exc
 
 
 def normalize_image(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -4,31 +4,26 @@ A .npy in Google's layout is memory-mapped; strokes (.ndjson, .bin) and pictures
 drawn when a slice of them is asked for. So no file is ever held in memory. Nothing is unpickled.
 """
 
-import io
 import mmap
-import warnings
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FileRefused
 from .drawing import Stroke
+from .npy import Bitmaps as Bitmaps  # everybody's word
+from .npy import read_bitmaps as read_bitmaps
 from .rasterize import rasterize
 from .simplify import simplify
-from .strokes import MALFORMED_KEPT, Malformed, StrokeFile, is_web_page, open_strokes
-
-Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
+from .strokes import MALFORMED_KEPT, Malformed, StrokeFile, open_strokes
 
 SOURCE_NOTE = "SOURCE.txt"
 """One line beside the .npy files that says where the drawings come from; copied wherever they go."""
 
 PICTURES = (".jpeg", ".jpg", ".png")
 
-_ROW_BYTES = 784
-_MAGIC = b"\x93NUMPY"
-_HEADER_BYTES = 12 + 10_000  # NumPy takes no longer one, but would read all that a file claims to be one
 _STROKES = (".ndjson", ".bin")
 _LEAST_EXTENT = 240  # units: no simplified drawing reaches less far (241 is the least of 8,600); people's own may
 _LAYOUTS = (  # Google's folder, ending: the first that has files is taken
@@ -145,37 +140,6 @@ def give_back(rows: BitmapRows) -> None:
         rows.base.madvise(mmap.MADV_DONTNEED)
 
 
-def read_bitmaps(path: Path) -> Bitmaps:
-    """Maps a .npy file of uint8 (rows, 784) or (rows, 28, 28), C order, as (rows, 28, 28), read-only.
-
-    Raises:
-        FileRefused: There is no such file, it is no .npy file, its rows are something else, or its size does not
-            fit its header.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(_HEADER_BYTES)
-    except OSError as exc:
-        raise FileRefused(f"{path}: cannot be read: {exc.strerror}") from exc
-    _check_magic(path, head)
-    header = io.BytesIO(head)
-    shape, is_fortran, dtype = _read_header(path, header)
-    start = header.tell()
-    if dtype != np.uint8 or is_fortran or shape[1:] not in ((_ROW_BYTES,), (28, 28)):
-        order = ", Fortran order" if is_fortran else ""
-        raise FileRefused(f"{path}: expected uint8 (rows, 784) or (rows, 28, 28), got {dtype} {shape}{order}")
-    expected = shape[0] * _ROW_BYTES
-    got = path.stat().st_size - start
-    if got != expected:
-        state = "truncated" if got < expected else "too long"
-        raise FileRefused(
-            f"{path}: {state}: {shape[0]} rows of {_ROW_BYTES} are {expected} bytes, got {got}; fetch it again"
-        )
-    if not shape[0]:
-        return np.empty((0, 28, 28), np.uint8)
-    return np.memmap(path, np.uint8, "r", start, (shape[0], 28, 28))
-
-
 def labelled_files(folder: Path) -> dict[str, Path]:
     """The drawings in `folder` by label (the file's or folder's name), in order of label, each for `open_bitmaps`.
 
@@ -222,22 +186,3 @@ def _is_raw(strokes: list[Stroke]) -> bool:
 
 def _pictures(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES and file.name[0] != ".")
-
-
-def _check_magic(path: Path, head: bytes) -> None:
-    if head.startswith(_MAGIC):
-        return
-    if not head:
-        raise FileRefused(f"{path}: expected a .npy file, got an empty one")
-    if is_web_page(head):
-        raise FileRefused(f"{path}: expected a .npy file, got a web page saved under that name; fetch it again")
-    raise FileRefused(f"{path}: expected a .npy file (first bytes {_MAGIC!r}), got {head[:6]!r}")
-
-
-def _read_header(path: Path, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of files that Python 2 wrote, which are as good
-            return read[np.lib.format.read_magic(file)](file)
-    except Exception as exc:  # NumPy parses the header as Python text, and lets through whatever that raises
-        raise FileRefused(f"{path}: its .npy header cannot be read: {str(exc).partition(chr(10))[0]}") from exc

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ..drawings.readers import PICTURES, labelled_files, read_bitmaps
+from ..drawings.npy import open_npz, read_bitmaps
+from ..drawings.readers import PICTURES, labelled_files
 from ..drawings.strokes import StrokeFile, is_web_page
 from ..errors import FileRefused
+from .parquet import ParquetSource
 from .sources import BitmapSource, PictureSource, Source, StrokeSource
 
 STDIN = "-"
@@ -87,8 +89,19 @@ def _open_strokes(path: Path, name: str) -> list[Source]:
     return [StrokeSource(name, file, _stamp(path))]
 
 
+def _open_npz(path: Path, name: str) -> list[Source]:
+    stamp = _stamp(path)
+    return [BitmapSource(f"{name}:{array}", bitmaps, stamp) for array, bitmaps in open_npz(path).items()]
+
+
+def _open_parquet(path: Path, name: str) -> list[Source]:
+    return [ParquetSource(path, name, _stamp(path) if path.exists() else "")]
+
+
 _KINDS: dict[str, Callable[[Path, str], list[Source]]] = {
     ".npy": _open_npy,
+    ".npz": _open_npz,
+    ".parquet": _open_parquet,
     ".ndjson": _open_strokes,
     ".bin": _open_strokes,
 }
@@ -100,7 +113,7 @@ def _open_stdin(spool: Path) -> list[Source]:
     kind = next((ending for magic, ending in _MAGICS if head.lstrip().startswith(magic)), None)
     if kind is None:
         got = "nothing" if not head else "a web page" if is_web_page(head) else repr(head[:6])
-        raise FileRefused(f"standard input: expected .npy or .ndjson drawings, got {got}; put other kinds into a file")
+        raise FileRefused(f"standard input: expected .npy, .npz, .ndjson or .parquet, got {got}; others need a file")
     spool.mkdir(parents=True, exist_ok=True)
     path = spool / f"stdin{kind}"
     with path.open("wb") as file:
@@ -109,7 +122,7 @@ def _open_stdin(spool: Path) -> list[Source]:
     return _open(path, STDIN)
 
 
-_MAGICS = ((b"\x93NUMPY", ".npy"), (b"{", ".ndjson"))
+_MAGICS = ((b"\x93NUMPY", ".npy"), (b"{", ".ndjson"), (b"PK", ".npz"), (b"PAR1", ".parquet"))
 
 
 def _is_picture(name: str) -> bool:

@@ -4,6 +4,7 @@ A source knows how many rows it has before any is read, keeps little of them in 
 process. Row i of a source stays row i whatever else is wrong with it.
 """
 
+import os
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,16 +142,17 @@ class PictureSource:
         return len(self._names)
 
     def block(self, start: int, stop: int) -> Block:
-        from ..drawings.images import read_image  # Pillow, which files of other kinds do not need
+        from ..drawings.images import decode_image  # Pillow, which files of other kinds do not need
 
         digest = 0
         rows, bitmaps, rejects = [], [], []
         for row in range(start, stop):
             path = self._folder / self._names[row]
-            digest = zlib.crc32(_contents(path), zlib.crc32(self._names[row].encode(errors="replace"), digest))
             try:
-                bitmaps.append(read_image(path))
-            except FileRefused as exc:
+                contents = path.read_bytes()
+                digest = zlib.crc32(contents, zlib.crc32(os.fsencode(path.name), digest))
+                bitmaps.append(decode_image(contents, str(path)))
+            except (FileRefused, OSError) as exc:
                 rejects.append(Reject(str(path), 0, str(exc)))
             else:
                 rows.append(row)
@@ -163,10 +165,3 @@ class PictureSource:
 def stacked(bitmaps: list[NDArray[np.uint8]]) -> Bitmaps:
     """(rows, 28, 28), also of none."""
     return np.stack(bitmaps) if bitmaps else np.empty((0, 28, 28), np.uint8)
-
-
-def _contents(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""  # whoever reads the picture says what is wrong

@@ -1,0 +1,146 @@
+"""Maps bitmaps from .npy files, alone or in a .npz; nothing is unpickled, and no header is believed that does not fit.
+
+Flow: the first bytes -> header -> checked against the size -> memory-mapped where it lies.
+"""
+
+import io
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FileRefused
+from .strokes import is_web_page
+
+Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
+
+_ROW_BYTES = 784
+_MAGIC = b"\x93NUMPY"
+_HEADER_BYTES = 12 + 10_000  # NumPy takes no longer one, but would read all that a file claims to be one
+_LOCAL_HEADER_BYTES = 30  # of a member of a zip, before its name: APPNOTE.TXT, 4.3.7
+_COPIED_BYTES = 1 << 20
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, ...]
+    is_fortran: bool
+    dtype: np.dtype[np.generic]
+    bytes: int
+
+    @property
+    def is_of_bitmaps(self) -> bool:
+        return self.dtype == np.uint8 and not self.is_fortran and self.shape[1:] in ((_ROW_BYTES,), (28, 28))
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}{', Fortran order' if self.is_fortran else ''}"
+
+
+def read_bitmaps(path: Path) -> Bitmaps:
+    """Maps a .npy file of uint8 (rows, 784) or (rows, 28, 28), C order, as (rows, 28, 28), read-only.
+
+    Raises:
+        FileRefused: There is no such file, it is no .npy file, its rows are something else, or its size does not
+            fit its header.
+    """
+    try:
+        with path.open("rb") as file:
+            return _mapped(file, str(path), 0, path.stat().st_size)
+    except OSError as exc:
+        raise FileRefused(f"{path}: cannot be read: {exc.strerror}") from exc
+
+
+def open_npz(path: Path) -> dict[str, Bitmaps]:
+    """Maps every array of bitmaps in a .npz, by its name; other arrays, such as labels, are passed over.
+
+    Stored arrays are mapped where they lie; compressed ones are unpacked to temporary files, no more than their
+    headers say.
+
+    Raises:
+        FileRefused: There is no such file, it is no .npz, or there are no bitmaps in it; or an array is not whole.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+            headers = {member.filename: _header_of(archive, member) for member in members}
+            wanted = [member for member in members if headers[member.filename].is_of_bitmaps]
+            if not wanted:
+                there = ", ".join(f"{name} {header}" for name, header in headers.items()) or "no array"
+                expected = "an array of uint8 (rows, 784) or (rows, 28, 28)"
+                raise FileRefused(f"{path}: expected {expected}, got {there[:500]}")
+            return {member.filename.removesuffix(".npy"): _member(path, archive, member) for member in wanted}
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as exc:  # RuntimeError: it is encrypted
+        raise FileRefused(f"{path}: cannot be read as a .npz: {exc}") from exc
+    except OSError as exc:
+        raise FileRefused(f"{path}: cannot be read: {exc.strerror}") from exc
+
+
+def _header_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
+    with archive.open(member) as file:
+        return _read_header(f"{archive.filename}:{member.filename}", file.read(_HEADER_BYTES))
+
+
+def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Bitmaps:
+    name = f"{path}:{member.filename}"
+    if member.compress_type == zipfile.ZIP_STORED:
+        with path.open("rb") as file:
+            file.seek(member.header_offset)
+            local = file.read(_LOCAL_HEADER_BYTES)
+            lengths = np.frombuffer(local, "<u2", 2, 26)  # of the name, and of what else stands before the contents
+            start = member.header_offset + _LOCAL_HEADER_BYTES + int(lengths.sum())
+            return _mapped(file, name, start, member.file_size)
+    header = _header_of(archive, member)
+    _check_size(name, header, member.file_size)  # before anything is unpacked
+    with archive.open(member) as packed, tempfile.TemporaryFile() as file:
+        while chunk := packed.read(_COPIED_BYTES):
+            file.write(chunk)
+            if file.tell() > member.file_size:
+                raise FileRefused(f"{name}: more is packed in it than it says")
+        file.flush()
+        return _mapped(file, name, 0, file.tell())
+
+
+def _mapped(file: BinaryIO, name: str, start: int, size: int) -> Bitmaps:
+    """The array in `size` bytes of a file."""
+    file.seek(start)
+    header = _read_header(name, file.read(min(size, _HEADER_BYTES)))
+    if not header.is_of_bitmaps:
+        raise FileRefused(f"{name}: expected uint8 (rows, 784) or (rows, 28, 28), got {header}")
+    _check_size(name, header, size)
+    rows = header.shape[0]
+    if not rows:
+        return np.empty((0, 28, 28), np.uint8)
+    return np.memmap(file, np.uint8, "r", start + header.bytes, (rows, 28, 28))
+
+
+def _check_size(name: str, header: _Header, size: int) -> None:
+    expected, got = header.shape[0] * _ROW_BYTES, size - header.bytes
+    if got != expected:
+        state = "truncated" if got < expected else "too long"
+        rows = f"{header.shape[0]} rows of {_ROW_BYTES}"
+        raise FileRefused(f"{name}: {state}: {rows} are {expected} bytes, got {got}; fetch it again")
+
+
+def _read_header(name: str, head: bytes) -> _Header:
+    _check_magic(name, head)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    file = io.BytesIO(head)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of files that Python 2 wrote, which are as good
+            shape, is_fortran, dtype = read[np.lib.format.read_magic(file)](file)
+    except Exception as exc:  # NumPy parses the header as Python text, and lets through whatever that raises
+        raise FileRefused(f"{name}: its .npy header cannot be read: {str(exc).partition(chr(10))[0]}") from exc
+    return _Header(shape, is_fortran, dtype, file.tell())
+
+
+def _check_magic(name: str, head: bytes) -> None:
+    if head.startswith(_MAGIC):
+        return
+    if not head:
+        raise FileRefused(f"{name}: expected a .npy file, got an empty one")
+    if is_web_page(head):
+        raise FileRefused(f"{name}: expected a .npy file, got a web page saved under that name; fetch it again")
+    raise FileRefused(f"{name}: expected a .npy file (first bytes {_MAGIC!r}), got {head[:6]!r}")

@@ -1,0 +1,148 @@
+"""Drawings in Parquet files and in .npz archives, whole and broken."""
+
+import io
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+from sketchbatch_client.drawings.npy import open_npz
+from sketchbatch_client.errors import FileRefused
+from sketchbatch_client.scoring.inputs import find_sources
+from sketchbatch_client.scoring.parquet import ParquetSource
+
+
+def encoded(bitmap):
+    """A PNG of it."""
+    file = io.BytesIO()
+    Image.fromarray(bitmap).save(file, "PNG")
+    return file.getvalue()
+
+
+COLUMNS = {
+    "bytes": lambda rows: pa.array([row.tobytes() for row in rows]),
+    "large bytes": lambda rows: pa.array([row.tobytes() for row in rows], pa.large_binary()),
+    "784 bytes": lambda rows: pa.array([row.tobytes() for row in rows], pa.binary(784)),
+    "numbers": lambda rows: pa.array([row.ravel().tolist() for row in rows]),
+    "784 numbers": lambda rows: pa.array([row.ravel().tolist() for row in rows], pa.list_(pa.uint8(), 784)),
+    "28 times 28": lambda rows: pa.array([row.tolist() for row in rows]),
+    "pictures": lambda rows: pa.array([encoded(row) for row in rows]),
+    "pictures with paths": lambda rows: pa.array([{"bytes": encoded(row), "path": None} for row in rows]),
+}
+
+
+@pytest.fixture
+def rows(noise):
+    """Light on dark at the border, as drawings are."""
+    bitmaps = noise(3000)
+    bitmaps[:, [0, -1]] = bitmaps[:, :, [0, -1]] = 0
+    return bitmaps
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_drawings_are_found_in_a_column_of_any_kind(tmp_path, rows, kind):
+    """In order or not, across row groups; the column's name does not matter, nor do others."""
+    rows = rows[:300] if "pictures" in kind else rows
+    table = pa.table({"word": ["cat"] * len(rows), "drawing": COLUMNS[kind](rows), "n": range(len(rows))})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=len(rows) // 3 + 1)
+    (source,) = find_sources([str(tmp_path / "a.parquet")], tmp_path, lambda path: None)
+    assert len(source) == len(rows)
+    assert not source.has_key_ids
+    tenth = len(rows) // 10
+    for start in (0, tenth, 5 * tenth, 2 * tenth):
+        block = source.block(start, start + tenth)
+        assert np.array_equal(block.bitmaps, rows[start : start + tenth])
+        assert block.rows.tolist() == list(range(start, start + tenth))
+        assert not block.rejects
+    assert source.block(0, tenth).digest == source.block(0, tenth).digest != source.block(1, tenth + 1).digest
+
+
+def test_rows_that_are_no_drawing_are_rejects(tmp_path, rows):
+    """Each with its reason; the others keep their numbers and names."""
+    values = [row.ravel().tolist() for row in rows[:6]]
+    values[1], values[2], values[4] = None, values[2][:-1], [256] * 784
+    table = pa.table({"drawing": values, "key_id": ["11", "12", "13", "x", "15", "16"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    source = ParquetSource(tmp_path / "a.parquet", "a.parquet", "")
+    block = source.block(0, 6)
+    assert block.rows.tolist() == [0, 3, 5]
+    assert block.key_ids.tolist() == [11, 0, 16]
+    assert np.array_equal(block.bitmaps, rows[[0, 3, 5]])
+    assert [(reject.row, reject.reason) for reject in block.rejects] == [
+        (1, "expected a drawing, got nothing"),
+        (2, "expected 784 numbers or 28 x 28, got int64 (783,)"),
+        (4, "expected numbers of 0 to 255, got 256 to 256"),
+    ]
+
+
+def test_bytes_that_are_neither_bitmap_nor_picture_are_rejects(tmp_path, rows):
+    """A row of the wrong length is no drawing."""
+    parquet.write_table(pa.table({"b": [rows[0].tobytes(), b"cat"]}), tmp_path / "a.parquet")
+    block = ParquetSource(tmp_path / "a.parquet", "a.parquet", "").block(0, 2)
+    assert block.rows.tolist() == [0]
+    assert "row 1: cannot be read as a picture of a drawing" in block.rejects[0].reason
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pa.table({"word": ["cat"]}), "expected one column of drawings .* got word string"),
+        (pa.table({"a": [bytes(784)], "b": [bytes(784)]}), "expected one column of drawings .* got a binary, b binary"),
+        (None, "a.parquet: cannot be read as Parquet"),
+    ],
+)
+def test_a_file_without_drawings_is_refused(tmp_path, table, message):
+    """With what is there instead."""
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 cut short")
+    if table:
+        parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(FileRefused, match=message):
+        find_sources([str(tmp_path / "a.parquet")], tmp_path, lambda path: None)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_every_array_of_bitmaps_in_an_archive_is_a_source(tmp_path, rows, save):
+    """Stored or compressed; labels and the like are passed over."""
+    save(tmp_path / "a.npz", x_train=rows[:500], y_train=np.arange(500), x_test=rows[500:700].reshape(-1, 784))
+    sources = find_sources([str(tmp_path / "a.npz")], tmp_path, lambda path: None)
+    assert [source.name for source in sources] == [f"{tmp_path}/a.npz:{name}" for name in ("x_train", "x_test")]
+    assert [len(source) for source in sources] == [500, 200]
+    assert np.array_equal(sources[0].block(100, 300).bitmaps, rows[100:300])
+    assert np.array_equal(sources[1].block(0, 200).bitmaps, rows[500:700])
+
+
+def npz(**members: bytes) -> bytes:
+    """An archive of these members, compressed."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, contents in members.items():
+            archive.writestr(f"{name}.npy", contents)
+    return file.getvalue()
+
+
+def npy(array) -> bytes:
+    """As np.save writes it."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"<html>", "cannot be read as a .npz: File is not a zip file"),
+        (npz(), "expected an array of uint8 .*, got no array"),
+        (npz(y=npy(np.arange(3))), r"got y.npy int64 \(3,\)"),
+        (npz(x=npy(np.zeros((9, 784), np.uint8))[:-1]), "x.npy: truncated: 9 rows of 784 are 7056 bytes, got 7055"),
+        (npz(x=npy(np.zeros((9, 784), np.uint8)) + bytes(10**7)), "x.npy: too long"),
+        (npz(x=b"cat"), "expected a .npy file"),
+        (npz(x=npy(np.zeros((9, 784), np.uint8)))[:200], "cannot be read as a .npz"),
+    ],
+)
+def test_a_broken_archive_is_refused(tmp_path, contents, message):
+    """Before anything large is unpacked."""
+    (tmp_path / "a.npz").write_bytes(contents)
+    with pytest.raises(FileRefused, match=message):
+        open_npz(tmp_path / "a.npz")
