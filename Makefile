@@ -164,7 +164,7 @@ locks: $(UV) ## resolve the hashed requirement files in locks/ again
 	$(COMPILE) service/pyproject.toml --extra cpu -o locks/service-cpu.txt
 	$(COMPILE) service/pyproject.toml --extra gpu -o locks/service-gpu.txt
 	$(COMPILE) trainer/pyproject.toml -o locks/trainer.txt
-	$(COMPILE) $(ROOMS:%=%/pyproject.toml) --extra cpu --group pyproject.toml:dev -o locks/dev.txt
+	$(COMPILE) $(ROOMS:%=%/pyproject.toml) --extra cpu --extra traces --group pyproject.toml:dev -o locks/dev.txt
 	$(COMPILE) --group pyproject.toml:protos -o locks/protos.txt
 	$(COMPILE) client/pyproject.toml --group pyproject.toml:openinference --no-emit-package pyarrow -o locks/openinference.txt
 	$(COMPILE) --group pyproject.toml:perf-analyzer -o locks/perf-analyzer.txt
