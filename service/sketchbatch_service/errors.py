@@ -11,6 +11,7 @@ StartError             the operator must change a setting, a file or the machine
 ├── ModelRefused       the model file does not fit
 ├── ProviderMissing    the execution provider asked for is not to be had
 ├── AddressUnusable    the address cannot be listened on
+├── ExtraMissing       a setting needs a package that is not installed
 └── WorkerLost         a worker's process ended before it served
 """
 
@@ -65,6 +66,10 @@ class ProviderMissing(StartError):
 
 class AddressUnusable(StartError):
     """The address is taken or not ours to listen on."""
+
+
+class ExtraMissing(StartError):
+    """A setting needs one of the distribution's extras, which is not installed."""
 
 
 class WorkerLost(StartError):

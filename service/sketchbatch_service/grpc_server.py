@@ -10,7 +10,7 @@ service/pyproject.toml holds grpcio to the versions that the tests ran with.
 
 import asyncio
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import grpc
 import structlog
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # not public, so without types
 
-from .grpc_calls import NO_REQUEST, AsyncCall, DirectCall, receive_close, receive_message, refuse, unreadable
+from .grpc_calls import NO_REQUEST, AsyncCall, CallEnds, DirectCall, receive_close, receive_message, refuse, unreadable
 
 log = structlog.get_logger()
 
@@ -30,6 +30,7 @@ _EVENTS_A_WATCH = 100
 class _Method:
     handler: Any  # a grpc.RpcMethodHandler
     is_async: bool  # whether it runs on the event loop
+    ends: CallEnds
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class GrpcServer:
         self._server.register_completion_queue(self._events)
         self._generic_handlers: list[grpc.GenericRpcHandler] = []
         self._methods: dict[bytes, _Method] = {}  # as they were first asked for
+        self._turned_away = CallEnds()  # calls that reached no method
         self._begun: list[DirectCall] = []  # since the last `watch`
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls_ended: asyncio.Future[None] = self._loop.create_future()
@@ -75,6 +77,13 @@ class GrpcServer:
         if not port:
             raise RuntimeError(f"cannot bind {address}")
         return port
+
+    def call_ends(self) -> Iterator[tuple[str, str, int]]:
+        """How calls ended: method ("SERVICE/METHOD", or "none" where they reached none), status, count."""
+        named = [(path.decode()[1:], method.ends) for path, method in list(self._methods.items())]
+        for name, ends in [*named, ("none", self._turned_away)]:
+            for code, count in ends.counts().items():
+                yield name, code, count
 
     async def start(self) -> None:
         """Takes calls from now on; somebody must call `watch` again and again."""
@@ -133,10 +142,11 @@ class GrpcServer:
         if method is None:
             receive_close(event.call, lambda: None)
             refuse(event.call, grpc.StatusCode.UNIMPLEMENTED, "no such method")
+            self._turned_away.add(grpc.StatusCode.UNIMPLEMENTED.value[0])
         elif method.is_async:
-            self._run_on_loop(AsyncCall(event, method.handler, self._loop), event.call)
+            self._run_on_loop(AsyncCall(event, method.handler, method.ends, self._loop), event.call)
         else:
-            self._run_here(DirectCall(event, method.handler), event.call, method.handler)
+            self._run_here(DirectCall(event, method.handler, method.ends), event.call, method.handler)
 
     def _find(self, event: Any) -> _Method | None:
         path: bytes = event.call_details.method
@@ -146,7 +156,7 @@ class GrpcServer:
             return None
         behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         is_async = inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
-        self._methods[path] = _Method(handler, is_async)
+        self._methods[path] = _Method(handler, is_async, CallEnds())
         return self._methods[path]
 
     def _run_here(self, call: DirectCall, core_call: Any, handler: Any) -> None:

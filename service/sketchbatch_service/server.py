@@ -1,5 +1,6 @@
 """Runs the service: loads the models, listens, says SERVING, and drains when told to stop."""
 
+import asyncio
 from dataclasses import asdict
 from typing import Any
 
@@ -11,13 +12,16 @@ from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
 from .arrays import ROW_BYTES
 from .cuda import CudaOptions
 from .engine import available_cpus
-from .errors import AddressUnusable
+from .errors import AddressUnusable, ExtraMissing
+from .exposition import MetricsPort
 from .grpc_server import GrpcServer
 from .health import SERVICE as HEALTH
 from .health import HealthServicer
-from .models import LoadOptions, load_models
+from .metrics import ServiceMetrics
+from .models import LoadOptions, Models, load_models
 from .openinference import wire
 from .openinference.servicer import InferenceServicer
+from .selfcheck import follow_models
 from .servicer import ClassifierServicer
 from .settings import Settings
 from .signals import ignore_late_ones, stop_signal
@@ -36,9 +40,9 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     """
     log.info("starting", **asdict(settings) | {"model": str(settings.model)})
     stop = stop_signal()  # also one that comes while the models load
-    worker.stop_without_parent(stop)
+    worker.heed_parent(stop)
     models = load_models(settings.model, _load_options(settings, worker))
-    servicer = ClassifierServicer(models, worker, max_request_rows=settings.max_request_rows)
+    servicer = _classifier_servicer(settings, models, worker)
     inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
     health = HealthServicer([SERVICE, wire.SERVICE])
     # Any: the generated functions know grpc's own servers only.
@@ -49,14 +53,21 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     if settings.reflection:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_reflection(), server)
     address = _listen(server, settings.address)
+    metrics = ServiceMetrics(models, server, health, worker=worker.number)
+    worker.heed_parent(stop, metrics.collect)
+    port = MetricsPort("" if worker.parent else settings.metrics_address, metrics.collect)
+    port.start()
     await server.start()
     with models.crew(server):
         await health.serve()
         served = [f"{m.name}/{m.version} on {m.provider}" for m in models]
         worker.report(served)
-        log.info("SERVING" if worker.count == 1 else "worker ready", address=address, models=served)
+        ready = "SERVING" if worker.count == 1 else "worker ready"
+        log.info(ready, address=address, metrics_address=port.address, models=served)
+        following = asyncio.create_task(follow_models(models, health))
 
         log.info("draining", signal=(await stop).name, drain_s=settings.drain_s)
+        following.cancel()
         await health.drain()  # NOT_SERVING first: balancers move away
         servicer.drain()
         inference.drain()
@@ -74,6 +85,16 @@ def _load_options(settings: Settings, worker: Worker) -> LoadOptions:
         max_batch_rows=settings.max_batch_rows,
         max_queued_rows=settings.max_queued_rows,
     )
+
+
+def _classifier_servicer(settings: Settings, models: Models, worker: Worker) -> ClassifierServicer:
+    if not settings.otlp_endpoint:
+        return ClassifierServicer(models, worker, max_request_rows=settings.max_request_rows)
+    try:
+        from .traces import TracedServicer
+    except ImportError as exc:
+        raise ExtraMissing(f"--otlp-endpoint needs sketchbatch-service[traces]: {exc}") from exc
+    return TracedServicer(models, worker, max_request_rows=settings.max_request_rows).trace(settings.otlp_endpoint)
 
 
 def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]]:

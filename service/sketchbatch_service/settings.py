@@ -60,6 +60,12 @@ class Settings:
     drain_s: Annotated[float, click.FloatRange(min=0)] = 30.0
     """Seconds that requests already accepted get to finish after SIGTERM or SIGINT."""
 
+    metrics_address: str = ""
+    """Where to answer Prometheus over HTTP, HOST:PORT; port 0 takes a free one. Empty = nowhere."""
+
+    otlp_endpoint: str = ""
+    """Where to send traces of Classify calls (OTLP), http://HOST:4318; needs the extra `traces`. Empty = nowhere."""
+
     reflection: bool = True
     """Answer gRPC reflection, so that grpcurl needs no .proto file."""
 
@@ -67,14 +73,24 @@ class Settings:
     """Least important events written to the log."""
 
     def __post_init__(self) -> None:
-        host, _, port = self.address.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
-            raise click.BadParameter(f"must be HOST:PORT, PORT 0..65535, got {self.address!r}", param_hint="--address")
+        _check_address(self.address, "--address")
+        if self.metrics_address:
+            _check_address(self.metrics_address, "--metrics-address")
+        if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise click.BadParameter(
+                f"must be http://HOST:PORT or https://..., got {self.otlp_endpoint!r}", param_hint="--otlp-endpoint"
+            )
         if self.max_queued_rows < self.max_request_rows:
             raise click.BadParameter(
                 f"must be at least --max-request-rows ({self.max_request_rows}), got {self.max_queued_rows}",
                 param_hint="--max-queued-rows",
             )
+
+
+def _check_address(address: str, flag: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise click.BadParameter(f"must be HOST:PORT, PORT 0..65535, got {address!r}", param_hint=flag)
 
 
 Command = Callable[..., Any]

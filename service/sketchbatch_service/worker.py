@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -28,14 +29,21 @@ class Worker:
             with suppress(BrokenPipeError):  # it has gone: the worker drains
                 self.parent.send(outcome)
 
-    def stop_without_parent(self, stop: "asyncio.Future[signal.Signals]") -> None:
-        """Settles `stop` when the parent is gone, as if it had sent SIGTERM."""
+    def heed_parent(self, stop: "asyncio.Future[signal.Signals]", tell: Callable[[], object] = list) -> None:
+        """Settles `stop` when the parent is gone, as if it had sent SIGTERM; answers each of its questions by `tell`.
+
+        Said again, it does so from now on by another `tell`.
+        """
         if self.parent:
             line, loop = self.parent, asyncio.get_running_loop()
 
-            def orphaned() -> None:
-                loop.remove_reader(line)
-                if not stop.done():
-                    stop.set_result(signal.SIGTERM)
+            def hear() -> None:
+                try:
+                    line.recv()
+                    line.send(tell())
+                except (EOFError, OSError):
+                    loop.remove_reader(line)
+                    if not stop.done():
+                        stop.set_result(signal.SIGTERM)
 
-            loop.add_reader(line, orphaned)  # the parent never writes: what can be read is the end
+            loop.add_reader(line, hear)
