@@ -53,6 +53,7 @@ class Service:
             event = json.loads(line)
             if event["message"] == "SERVING":
                 self.address = event["address"]
+                self.metrics_address = event["metrics_address"]
                 return
         raise AssertionError("the service ended before it said SERVING")
 

@@ -19,13 +19,10 @@ from .models import ServedModel
 
 log = structlog.get_logger()
 
-_ASK_EVERY_S = 1.0
-"""Time between two questions to a failing model."""
-
 _BLANK = np.zeros((1, *ROW_SHAPE), np.uint8)
 
 
-async def follow_models(models: Iterable[ServedModel], health: HealthServicer) -> None:
+async def follow_models(models: Iterable[ServedModel], health: HealthServicer, *, ask_every_s: float = 1.0) -> None:
     """Keeps `health` to what `models` do, until it is cancelled; to be started once a crew runs them."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
     failing: list[ServedModel] = []
@@ -38,14 +35,14 @@ async def follow_models(models: Iterable[ServedModel], health: HealthServicer) -
             await (health.fail() if failing else health.serve())
             _log_change(before, failing)
         for model in failing:
-            _ask(model)
+            _ask(model, time.monotonic() + ask_every_s)
         with suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), _ASK_EVERY_S if failing else None)
+            await asyncio.wait_for(changed.wait(), ask_every_s if failing else None)
 
 
-def _ask(model: ServedModel) -> None:
+def _ask(model: ServedModel, expires_at: float) -> None:
     with suppress(ServiceError):  # a full queue: others ask
-        model.batcher.submit(_BLANK, expires_at=time.monotonic() + _ASK_EVERY_S)
+        model.batcher.submit(_BLANK, expires_at=expires_at)
 
 
 def _log_change(before: list[ServedModel], failing: list[ServedModel]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from processes import children
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 
@@ -23,20 +24,6 @@ def ask(address: str, call):
 def worker_numbers(address: str, connections: int = 40) -> set[int]:
     """The workers that answer, each over at least one of many connections."""
     return {ask(address, lambda stub: stub.GetModel(pb.GetModelRequest()).model.worker) for _ in range(connections)}
-
-
-def children(pid: int) -> list[int]:
-    """The processes that `pid` started and that live, those of Python's own tracker of resources left out."""
-    started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(each) for each in started if b"spawn_main" in command_line(each)]
-
-
-def command_line(pid: str) -> bytes:
-    """Nothing for a process that ends while we look."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
 
 
 def wait_for(is_so, limit_s: float = 20):
