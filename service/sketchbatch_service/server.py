@@ -40,7 +40,7 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     """
     log.info("starting", **asdict(settings) | {"model": str(settings.model)})
     stop = stop_signal()  # also one that comes while the models load
-    worker.heed_parent(stop)
+    worker.stop_without_parent(stop)
     models = load_models(settings.model, _load_options(settings, worker))
     servicer = _classifier_servicer(settings, models, worker)
     inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
@@ -54,7 +54,7 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_reflection(), server)
     address = _listen(server, settings.address)
     metrics = ServiceMetrics(models, server, health, worker=worker.number)
-    worker.heed_parent(stop, metrics.collect)
+    worker.answer_parent(metrics.collect, stop)
     port = MetricsPort("" if worker.parent else settings.metrics_address, metrics.collect)
     port.start()
     await server.start()

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,21 +30,31 @@ class Worker:
             with suppress(BrokenPipeError):  # it has gone: the worker drains
                 self.parent.send(outcome)
 
-    def heed_parent(self, stop: "asyncio.Future[signal.Signals]", tell: Callable[[], object] = list) -> None:
-        """Settles `stop` when the parent is gone, as if it had sent SIGTERM; answers each of its questions by `tell`.
-
-        Said again, it does so from now on by another `tell`.
-        """
+    def stop_without_parent(self, stop: "asyncio.Future[signal.Signals]") -> None:
+        """Settles `stop` when the parent is gone, as if it had sent SIGTERM."""
         if self.parent:
             line, loop = self.parent, asyncio.get_running_loop()
 
-            def hear() -> None:
-                try:
-                    line.recv()
-                    line.send(tell())
-                except (EOFError, OSError):
-                    loop.remove_reader(line)
-                    if not stop.done():
-                        stop.set_result(signal.SIGTERM)
+            def orphaned() -> None:
+                loop.remove_reader(line)
+                if not stop.done():
+                    stop.set_result(signal.SIGTERM)
 
-            loop.add_reader(line, hear)
+            loop.add_reader(line, orphaned)  # the parent writes nothing before `report`: what can be read is the end
+
+    def answer_parent(self, tell: Callable[[], object], stop: "asyncio.Future[signal.Signals]") -> None:
+        """Answers each question of the parent by `tell`, until it is gone: then `stop_without_parent`."""
+        if self.parent:
+            line, loop = self.parent, asyncio.get_running_loop()
+            loop.remove_reader(line)
+
+            def answer() -> None:
+                with suppress(EOFError, OSError):
+                    while True:
+                        line.recv()
+                        line.send(tell())
+                with suppress(RuntimeError):  # the loop is closed: we are at our own end
+                    loop.call_soon_threadsafe(self.stop_without_parent, stop)
+
+            # A thread: a parent that does not read an answer holds up nothing else.
+            threading.Thread(target=answer, name="parent", daemon=True).start()

@@ -129,3 +129,13 @@ def test_a_metrics_address_that_cannot_be_had_is_one_line(run_command, tiny_mode
                 1,
                 f"sketchbatch-serve: cannot listen for metrics on {address}: Address already in use\n",
             )
+
+
+def test_traces_without_their_extra_are_refused_in_one_line(run_command, tiny_model, tmp_path):
+    """It says what to install."""
+    (tmp_path / "opentelemetry.py").write_text("raise ImportError('there is none')")
+    flags = ["--address", "127.0.0.1:0", "--otlp-endpoint", "http://127.0.0.1:4318", "--log-level", "error"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    refused = run_command("sketchbatch-serve", "--model", tiny_model, *flags, env=environment)
+    message = "sketchbatch-serve: --otlp-endpoint needs sketchbatch-service[traces]: there is none\n"
+    assert (refused.returncode, refused.stderr) == (1, message)
