@@ -60,7 +60,7 @@ class Batcher:
         self.wake: Callable[[], None] = lambda: None
         """Called when rows have been submitted; the crew's."""
         self.on_health: Callable[[], object] = lambda: None
-        """Called when `is_failing` has changed, on one of the crew's threads."""
+        """Called when `is_failing` may have changed, on one of the crew's threads."""
         self.counter = ModelCounter()
         self._predict = predict
         self.limits = limits
@@ -165,20 +165,15 @@ class Batcher:
             if len(scores) != batch.rows:
                 raise ValueError(f"model returned {len(scores)} rows for {batch.rows}")
             ended_at = time.monotonic()
+            was_failing = self.is_failing
             whole = self._add(slices, scores, ended_at - started_at)
         except Exception as exc:  # every caller of this batch must hear of it, or it would wait for ever
             self._fail(batch, exc)
             return
-        if self._broken_calls:
-            self._recover()
         call = ModelCall(batch.rows, batch.closed, assembled_at - started_at, ended_at - assembled_at)
         self.counter.add_call(call, whole)
         for job in whole:
             job.answer()
-
-    def _recover(self) -> None:
-        with self._lock:
-            was_failing, self._broken_calls = self.is_failing, 0
         if was_failing:
             self.on_health()
 
@@ -188,13 +183,13 @@ class Batcher:
             self._running -= 1
             self._broken_calls += 1
             has_changed = self._broken_calls == _FAILING_CALLS
-        if has_changed:
-            self.on_health()
         self.counter.add_broken_call(batch.closed, [each.job for each in batch.slices])
         for each in batch.slices:
             error = InferenceFailed("the model call failed")  # one each: no shared traceback
             error.__cause__ = cause
             each.job.fail(error)
+        if has_changed:
+            self.on_health()
 
     def _add(self, slices: list[Slice], scores: Scores, took_s: float) -> list[Job]:
         """Keeps the scores of one call; returns the requests that are whole with them."""
@@ -208,6 +203,7 @@ class Batcher:
                 first += rows
             self._rows_per_s += (pace - self._rows_per_s) * (0.2 if self._rows_per_s else 1)
             self._running -= 1
+            self._broken_calls = 0
         return whole
 
 

@@ -22,10 +22,9 @@ log = structlog.get_logger()
 Context = grpc.aio.ServicerContext[Any, Any]
 """In fact a `grpc_calls.AsyncCall`, which does what we ask of one."""
 
-refusals = Counter({each.__name__: 0 for each in ServiceError.__subclasses__()})
-"""Requests, and messages of streams, that ended in an error, by the error's class; changed under `_refusing`."""
+_refusals = Counter({each.__name__: 0 for each in ServiceError.__subclasses__()})
 
-_refusing = threading.Lock()
+_refusing = threading.Lock()  # guards it
 
 _PROCESS = uuid.uuid4().hex[:16]
 _numbers = itertools.count(1)
@@ -60,11 +59,17 @@ def log_refusal(error: Exception, request_id: str) -> None:
     """Writes what broke as an error, what the caller did or must wait for at `debug`; counts both."""
     code = code_of(error)
     with _refusing:
-        refusals[type(error).__name__ if isinstance(error, ServiceError) else "other"] += 1
+        _refusals[type(error).__name__ if isinstance(error, ServiceError) else "other"] += 1
     if code is grpc.StatusCode.INTERNAL:
         log.error("request failed", request_id=request_id, code=code.name, exc_info=error)
     else:
         log.debug("request refused", request_id=request_id, code=code.name, reason=str(error))
+
+
+def refusals() -> dict[str, int]:
+    """Requests, and messages of streams, of this process that ended in an error, by the error's class."""
+    with _refusing:
+        return dict(_refusals)
 
 
 def log_answer(answer: Answer, *, model_name: str, request_id: str) -> None:

@@ -7,10 +7,10 @@ what they cost. docs/decisions/0018 has the measurements.
 import threading
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from .row_queue import Job
 
@@ -54,8 +54,7 @@ class Histogram:
         return Duration(sum(self.counts), self.seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelCall:
+class ModelCall(NamedTuple):
     """One model call that went well."""
 
     rows: int
@@ -95,7 +94,7 @@ class Counts:
     encoding: Histogram = field(default_factory=Histogram)
     """Answers made of scores."""
 
-    calls: dict[int, Duration] = field(default_factory=dict)
+    calls: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))
     """Model calls by their number of rows."""
 
     call_times: Histogram = field(default_factory=Histogram)
@@ -128,7 +127,7 @@ class ModelCounter:
         now = time.monotonic()
         with self._counting:
             counts = self._counts
-            counts.calls.setdefault(call.rows, Duration()).add(call.inference_s)
+            counts.calls[call.rows].add(call.inference_s)
             counts.call_times.add(call.inference_s)
             counts.assembling.add(call.assembling_s)
             counts.closed[call.closed] += 1

@@ -103,7 +103,7 @@ class ServiceMetrics:
 def _rejected() -> Metric:
     text = "Requests, and messages of streams, that ended in an error, by its class in errors.py."
     rejected = CounterMetricFamily("sketchbatch_rejected", text, labels=["reason"])
-    for reason, count in refusals.copy().items():
+    for reason, count in refusals().items():
         rejected.add_metric([reason], count)
     return rejected
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from processes import children
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
+from worker_processes import children
 
 pytestmark = pytest.mark.timeout(60)  # each test starts three processes
 

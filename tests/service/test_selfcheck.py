@@ -88,18 +88,24 @@ async def test_the_open_inference_protocol_says_which_model_is_not_ready():
 
     async with serving(bear=model, cat=healthy) as service:
 
-        async def ready(method: str, **fields) -> bool:
+        async def rpc(method: str, **fields):
             call = service.channel.unary_unary(
                 f"/inference.GRPCInferenceService/{method}",
                 request_serializer=lambda message: message.SerializeToString(),
                 response_deserializer=getattr(pb, f"{method}Response").FromString,
             )
-            return (await call(getattr(pb, f"{method}Request")(**fields))).ready
+            return await call(getattr(pb, f"{method}Request")(**fields))
 
-        assert await ready("ServerReady")
+        assert (await rpc("ServerReady")).ready
         await fail(service, model)
-        assert not await ready("ServerReady")
-        assert [await ready("ModelReady", name=name) for name in ("bear", "cat")] == [False, True]
+        assert not (await rpc("ServerReady")).ready
+        assert [(await rpc("ModelReady", name=name)).ready for name in ("bear", "cat")] == [False, True]
+        index = (await rpc("RepositoryIndex")).models
+        assert [(model.state, model.reason) for model in index] == [
+            ("UNAVAILABLE", "its last calls broke"),
+            ("READY", ""),
+        ]
+        assert [model.name for model in (await rpc("RepositoryIndex", ready=True)).models] == ["cat"]
 
 
 async def test_a_full_queue_does_not_end_the_self_checks():
