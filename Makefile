@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check chaos kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint locks clean
+.PHONY: help setup demo test check chaos kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint locks clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +110,9 @@ bench-variants: $(RUNS)/article/model.onnx ## the article's network, ours, and i
 bench-int8: .venv/.done ## what each setting of int8 costs and gains on quickdraw-345, into benchmarks/results/
 	$(VENV)/python benchmarks/int8_settings.py --run $(RUNS)/quickdraw-345
 
+bench-counting: .venv/.done ## what the service's counting costs a request, into benchmarks/results/
+	$(VENV)/python benchmarks/counting.py
+
 bench-rasterize: .venv/.done ## strokes to bitmaps: how fast, and how near to Google's, on the drawings in DATA
 	$(VENV)/python benchmarks/rasterize.py --data "$(or $(DATA),$(error say where the drawings are: make bench-rasterize DATA=folder))"
 
@@ -171,7 +174,7 @@ locks: $(UV) ## resolve the hashed requirement files in locks/ again; UPGRADE= k
 	$(COMPILE) service/pyproject.toml --extra cpu -o locks/service-cpu.txt
 	$(COMPILE) service/pyproject.toml --extra gpu -o locks/service-gpu.txt
 	$(COMPILE) trainer/pyproject.toml -o locks/trainer.txt
-	$(COMPILE) $(ROOMS:%=%/pyproject.toml) --extra cpu --group pyproject.toml:dev -o locks/dev.txt
+	$(COMPILE) $(ROOMS:%=%/pyproject.toml) --extra cpu --extra traces --group pyproject.toml:dev -o locks/dev.txt
 	$(COMPILE) --group pyproject.toml:protos -o locks/protos.txt
 	$(COMPILE) client/pyproject.toml --group pyproject.toml:openinference --no-emit-package pyarrow -o locks/openinference.txt
 	$(COMPILE) --group pyproject.toml:perf-analyzer -o locks/perf-analyzer.txt

@@ -55,6 +55,7 @@ class Service:
             if event["message"] == "SERVING":
                 self.address = event["address"]
                 self.probe_address = event["probe_address"]
+                self.metrics_address = event["metrics_address"]
                 return
         raise AssertionError("the service ended before it said SERVING")
 

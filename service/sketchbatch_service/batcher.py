@@ -19,11 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from .arrays import Bitmaps, Scores
+from .counts import Closed, ModelCall, ModelCounter
 from .errors import InferenceFailed, Overloaded, ShuttingDown
 from .row_queue import Answer, Job, RowQueue, Slice
 
 _FIRST_RETRY_S = 0.1
 """What a full queue advises before any model call has been timed."""
+
+_FAILING_CALLS = 3
+"""Broken calls in a row after which a model counts as failing: one may be chance, and any good call starts anew."""
 
 _SWEEP_EVERY_S = 0.05
 """Least time between two searches of a full queue for callers who left: under overload every arrival would search."""
@@ -55,10 +59,14 @@ class Batcher:
     def __init__(self, predict: Callable[[Bitmaps], Scores], limits: BatchLimits) -> None:
         self.wake: Callable[[], None] = lambda: None
         """Called when rows have been submitted; the crew's."""
+        self.on_health: Callable[[], object] = lambda: None
+        """Called when `is_failing` may have changed, on one of the crew's threads."""
+        self.counter = ModelCounter()
         self._predict = predict
         self.limits = limits
-        self._queue = RowQueue(small_rows=limits.max_batch_rows)
+        self._queue = RowQueue(limits.max_batch_rows, self.counter.add_failure)
         self._running = 0  # calls under way
+        self._broken_calls = 0  # since the last good one
         self._rows_per_s = 0.0  # of one lane: moving average over model calls; 0 = none timed yet
         self._swept_at = -math.inf  # time.monotonic seconds
         self._closed = False
@@ -68,6 +76,16 @@ class Batcher:
     def has_rows(self) -> bool:
         """Whether rows are waiting for which another call may run."""
         return self._queue.rows > 0 and self._running < self.limits.lanes
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows waiting for a model call."""
+        return self._queue.rows
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the model's last calls, several in a row, broke."""
+        return self._broken_calls >= _FAILING_CALLS
 
     def close(self) -> None:
         """Refuses new work; what is queued can still be taken."""
@@ -120,7 +138,9 @@ class Batcher:
             if not slices:
                 return None
             self._running += 1
-        return Batch(self, slices)
+            rows = sum(len(each.bitmaps) for each in slices)
+            is_full = rows == self.limits.max_batch_rows
+            return Batch(self, slices, rows, "full" if is_full else "shared" if self._queue.rows else "empty")
 
     def _has_room(self, rows: int) -> bool:
         return self._queue.rows + rows <= self.limits.max_queued_rows
@@ -136,24 +156,40 @@ class Batcher:
         pace = self._rows_per_s * self.limits.lanes
         return self._queue.rows / pace if pace else _FIRST_RETRY_S
 
-    def _run(self, slices: list[Slice]) -> None:
-        started_at = time.monotonic()
+    def _run(self, batch: "Batch") -> None:
+        slices, started_at = batch.slices, time.monotonic()
         try:
-            batch = slices[0].bitmaps if len(slices) == 1 else np.concatenate([each.bitmaps for each in slices])
-            scores = self._predict(batch)
-            if len(scores) != len(batch):
-                raise ValueError(f"model returned {len(scores)} rows for {len(batch)}")
-            whole = self._add(slices, scores, time.monotonic() - started_at)
+            bitmaps = slices[0].bitmaps if len(slices) == 1 else np.concatenate([each.bitmaps for each in slices])
+            assembled_at = time.monotonic()
+            scores = self._predict(bitmaps)
+            if len(scores) != batch.rows:
+                raise ValueError(f"model returned {len(scores)} rows for {batch.rows}")
+            ended_at = time.monotonic()
+            was_failing = self.is_failing
+            whole = self._add(slices, scores, ended_at - started_at)
         except Exception as exc:  # every caller of this batch must hear of it, or it would wait for ever
-            with self._lock:
-                self._running -= 1
-            for each in slices:
-                error = InferenceFailed("the model call failed")  # one each: no shared traceback
-                error.__cause__ = exc
-                each.job.fail(error)
-        else:
-            for job in whole:
-                job.answer()
+            self._fail(batch, exc)
+            return
+        call = ModelCall(batch.rows, batch.closed, assembled_at - started_at, ended_at - assembled_at)
+        self.counter.add_call(call, whole)
+        for job in whole:
+            job.answer()
+        if was_failing:
+            self.on_health()
+
+    def _fail(self, batch: "Batch", cause: Exception) -> None:
+        """Tells every caller of a batch that its call broke."""
+        with self._lock:
+            self._running -= 1
+            self._broken_calls += 1
+            has_changed = self._broken_calls == _FAILING_CALLS
+        self.counter.add_broken_call(batch.closed, [each.job for each in batch.slices])
+        for each in batch.slices:
+            error = InferenceFailed("the model call failed")  # one each: no shared traceback
+            error.__cause__ = cause
+            each.job.fail(error)
+        if has_changed:
+            self.on_health()
 
     def _add(self, slices: list[Slice], scores: Scores, took_s: float) -> list[Job]:
         """Keeps the scores of one call; returns the requests that are whole with them."""
@@ -167,6 +203,7 @@ class Batcher:
                 first += rows
             self._rows_per_s += (pace - self._rows_per_s) * (0.2 if self._rows_per_s else 1)
             self._running -= 1
+            self._broken_calls = 0
         return whole
 
 
@@ -176,12 +213,14 @@ class Batch:
 
     batcher: Batcher
     slices: list[Slice]
+    rows: int
+    closed: Closed
 
     @property
     def is_quick(self) -> bool:
         """Whether it will be over in no time: see `BatchLimits.quick_rows`."""
-        return sum(len(each.bitmaps) for each in self.slices) <= self.batcher.limits.quick_rows
+        return self.rows <= self.batcher.limits.quick_rows
 
     def run(self) -> None:
         """Calls the model and answers the callers, on this thread; failures reach them, too."""
-        self.batcher._run(self.slices)
+        self.batcher._run(self)

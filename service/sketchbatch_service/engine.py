@@ -85,6 +85,8 @@ class Engine:
         """Calls of `predict` at a time."""
         self.batch_rows = max_batch_rows or _BATCH_ROWS[0]
         """Most rows of a call."""
+        self.buckets: tuple[int, ...] = ()
+        """None: any number of rows is computed as it is."""
         self.quick_rows = 1
         """Rows whose call takes no more than a millisecond."""
         self.watches_while_full = False

@@ -12,6 +12,7 @@ StartError             the operator must change a setting, a file or the machine
 ├── ProviderMissing    the execution provider asked for is not to be had
 ├── AddressUnusable    the address cannot be listened on
 ├── CredentialsUnusable  a certificate, key or token file does not do
+├── ExtraMissing       a setting needs a package that is not installed
 └── WorkerLost         a worker's process ended before it served
 """
 
@@ -70,6 +71,10 @@ class AddressUnusable(StartError):
 
 class CredentialsUnusable(StartError):
     """A certificate, key or token file is missing, or not what it should be."""
+
+
+class ExtraMissing(StartError):
+    """A setting needs one of the distribution's extras, which is not installed."""
 
 
 class WorkerLost(StartError):

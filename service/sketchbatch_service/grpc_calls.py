@@ -6,10 +6,11 @@ thread that watches (`GrpcServer.watch`), each at the function that it was start
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # not public, so without types
@@ -17,7 +18,39 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # not public, so 
 Trailers = Sequence[tuple[str, str | bytes]]
 
 _NO_FLAGS = 0
-_CODES = {code: code.value[0] for code in grpc.StatusCode}
+_CODES: dict[grpc.StatusCode, int] = {code: code.value[0] for code in grpc.StatusCode}
+_OK = _CODES[grpc.StatusCode.OK]
+
+
+class CallEnds:
+    """How the calls of one method ended: counts by status. Any thread may add to them."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * len(_CODES)
+        self._counting = threading.Lock()
+
+    def add(self, code: int, call: "DirectCall | None" = None) -> None:
+        """Counts one more; the end of a `call` that has ended before is not counted again."""
+        with self._counting:
+            if call:
+                if call.is_over:
+                    return
+                call.is_over = True
+            self._counts[code] += 1
+
+    def counts(self) -> dict[str, int]:
+        """By the names of the statuses that there were."""
+        return {code.name: count for code, number in _CODES.items() if (count := self._counts[number])}
+
+
+class UnaryCall(Protocol):
+    """What a handler may do with a `DirectCall`."""
+
+    def time_remaining(self) -> float: ...
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]: ...
+    def on_leave(self, withdraw: Callable[[], object]) -> None: ...
+    def answer(self, response: Any) -> None: ...
+    def refuse(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None: ...
 
 
 class DirectCall:
@@ -27,17 +60,24 @@ class DirectCall:
     in one `answer` or `refuse`, sooner or later.
     """
 
-    def __init__(self, event: Any, handler: Any) -> None:
+    def __init__(self, event: Any, handler: Any, ends: CallEnds) -> None:
+        self.is_over = False
+        """Answered, refused, or left by its caller."""
         self._call = event.call
+        self._metadata = event.invocation_metadata
         self._serialize: Callable[[Any], bytes] = handler.response_serializer
         self._deadline: float = event.call_details.deadline
+        self._ends = ends
         self._on_leave: Callable[[], object] | None = None
         self._has_left = False
-        self._is_over = False
 
     def time_remaining(self) -> float:
         """Seconds until the caller's deadline; infinite without one."""
         return _remaining_s(self._deadline)
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
+        """What the caller sent beside the request."""
+        return tuple(self._metadata)
 
     def on_leave(self, withdraw: Callable[[], object]) -> None:
         """Calls `withdraw` if the caller leaves before the end, at once if it has."""
@@ -47,7 +87,7 @@ class DirectCall:
 
     def answer(self, response: Any) -> None:
         """Sends the response and ends the call well."""
-        self._is_over = True
+        self._ends.add(_OK, self)
         _start(
             self._call,
             _ignore,
@@ -58,16 +98,17 @@ class DirectCall:
 
     def refuse(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
         """Ends the call with an error."""
-        self._is_over = True
+        self._ends.add(_CODES[code], self)
         refuse(self._call, code, details, trailers)
 
     def listen(self) -> None:
         """Hears from now on of a caller that leaves; not worth it for a call that is over."""
-        if not self._is_over:
+        if not self.is_over:
             receive_close(self._call, self._leave)
 
     def _leave(self) -> None:
         self._has_left = True
+        self._ends.add(_CODES[_left(self._deadline)], self)
         if self._on_leave:
             self._on_leave()
 
@@ -78,8 +119,9 @@ class AsyncCall:
     To the handler it is what a `grpc.aio.ServicerContext` would be, as far as our servicers use one.
     """
 
-    def __init__(self, event: Any, handler: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, event: Any, handler: Any, ends: CallEnds, loop: asyncio.AbstractEventLoop) -> None:
         self._call = event.call
+        self._ends = ends
         self._handler = handler
         self._deadline: float = event.call_details.deadline
         self._metadata = event.invocation_metadata
@@ -113,12 +155,15 @@ class AsyncCall:
         try:
             await self._respond()
         except _Aborted as aborted:
-            await self._end(_status(aborted.code, aborted.details, aborted.trailers))
+            await self._end(aborted.code, aborted.details, aborted.trailers)
+        except asyncio.CancelledError:
+            self._ends.add(_CODES[_left(self._deadline)])
+            raise
         except Exception:
-            await self._end(_status(grpc.StatusCode.UNKNOWN, "the handler broke"))
+            await self._end(grpc.StatusCode.UNKNOWN, "the handler broke")
             raise
         else:
-            await self._end(_status(grpc.StatusCode.OK, "", self._trailers))
+            await self._end(grpc.StatusCode.OK, "", self._trailers)
 
     async def _respond(self) -> None:
         handler = self._handler
@@ -154,8 +199,9 @@ class AsyncCall:
         message = cygrpc.SendMessageOperation(self._handler.response_serializer(response), _NO_FLAGS)
         await self._perform(*self._beginning(), message)
 
-    async def _end(self, status: Any) -> None:
-        await self._perform(*self._beginning(), status)
+    async def _end(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
+        self._ends.add(_CODES[code])
+        await self._perform(*self._beginning(), _status(code, details, trailers))
 
     def _beginning(self) -> tuple[Any, ...]:
         if self._has_begun:
@@ -225,6 +271,11 @@ def _start(call: Any, on_event: Callable[[Any], object], *operations: Any) -> No
 
 def _status(code: grpc.StatusCode, details: str = "", trailers: Trailers = ()) -> Any:
     return cygrpc.SendStatusFromServerOperation(tuple(trailers), _CODES[code], details.encode(), _NO_FLAGS)
+
+
+def _left(deadline: float) -> grpc.StatusCode:
+    """How a call ended whose caller did not wait for its end."""
+    return grpc.StatusCode.CANCELLED if _remaining_s(deadline) else grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def _remaining_s(deadline: float) -> float:

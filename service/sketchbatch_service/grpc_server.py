@@ -11,7 +11,7 @@ service/pyproject.toml holds grpcio to the versions that the tests ran with.
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ import grpc
 import structlog
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # not public, so without types
 
-from .grpc_calls import NO_REQUEST, AsyncCall, DirectCall, receive_close, receive_message, refuse, unreadable
+from .grpc_calls import NO_REQUEST, AsyncCall, CallEnds, DirectCall, receive_close, receive_message, refuse, unreadable
 
 log = structlog.get_logger()
 
@@ -42,6 +42,7 @@ _LAST_CALLS_S = 0.1
 class _Method:
     handler: Any  # a grpc.RpcMethodHandler
     is_async: bool  # whether it runs on the event loop
+    ends: CallEnds
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class GrpcServer:
         self._generic_handlers: list[grpc.GenericRpcHandler] = []
         self._methods: dict[bytes, _Method] = {}  # as they were first asked for
         self._is_stopping = False
+        self._turned_away = CallEnds()  # calls that reached no method
         self._begun: list[DirectCall] = []  # since the last `watch`
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls_ended: asyncio.Future[None] = self._loop.create_future()
@@ -94,6 +96,13 @@ class GrpcServer:
     def add_secure_port(self, address: str, credentials: grpc.ServerCredentials) -> int:
         """Likewise, with TLS."""
         return _bound(address, self._server.add_http2_port(address.encode(), credentials._credentials))  # type: ignore[attr-defined]  # the C core's
+
+    def call_ends(self) -> Iterator[tuple[str, str, int]]:
+        """How calls ended: method ("SERVICE/METHOD", or "none" where they reached none), status, count."""
+        named = [(path.decode()[1:], method.ends) for path, method in list(self._methods.items())]
+        for name, ends in [*named, ("none", self._turned_away)]:
+            for code, count in ends.counts().items():
+                yield name, code, count
 
     async def start(self) -> None:
         """Takes calls from now on; somebody must call `watch` again and again."""
@@ -157,7 +166,7 @@ class GrpcServer:
             return
         self._ask_for_call()
         log.debug("request refused", code="UNAUTHENTICATED", reason=refusal, peer=event.call.peer().decode())
-        _turn_away(event, grpc.StatusCode.UNAUTHENTICATED, refusal)
+        self._turn_away(event, grpc.StatusCode.UNAUTHENTICATED, refusal)
 
     def _begin(self, event: Any) -> None:
         """A call has come in; not successful means that the server is stopping."""
@@ -165,15 +174,21 @@ class GrpcServer:
             return
         self._ask_for_call()
         if self._is_stopping:
-            _turn_away(event, grpc.StatusCode.UNAVAILABLE, "this replica is draining; another will answer")
+            self._turn_away(event, grpc.StatusCode.UNAVAILABLE, "this replica is draining; another will answer")
             return
         method = self._methods.get(event.call_details.method) or self._find(event)
         if method is None:
-            _turn_away(event, grpc.StatusCode.UNIMPLEMENTED, "no such method")
+            self._turn_away(event, grpc.StatusCode.UNIMPLEMENTED, "no such method")
         elif method.is_async:
-            self._run_on_loop(AsyncCall(event, method.handler, self._loop), event.call)
+            self._run_on_loop(AsyncCall(event, method.handler, method.ends, self._loop), event.call)
         else:
-            self._run_here(DirectCall(event, method.handler), event.call, method.handler)
+            self._run_here(DirectCall(event, method.handler, method.ends), event.call, method.handler)
+
+    def _turn_away(self, event: Any, code: grpc.StatusCode, details: str) -> None:
+        """Ends a call that has just come in; nothing of its request is read."""
+        receive_close(event.call, lambda: None)
+        refuse(event.call, code, details)
+        self._turned_away.add(code.value[0])
 
     def _find(self, event: Any) -> _Method | None:
         path: bytes = event.call_details.method
@@ -183,7 +198,7 @@ class GrpcServer:
             return None
         behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         is_async = inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
-        self._methods[path] = _Method(handler, is_async)
+        self._methods[path] = _Method(handler, is_async, CallEnds())
         return self._methods[path]
 
     def _run_here(self, call: DirectCall, core_call: Any, handler: Any) -> None:
@@ -226,9 +241,3 @@ def _bound(address: str, port: int) -> int:
     if not port:
         raise RuntimeError(f"cannot bind {address}")
     return port
-
-
-def _turn_away(event: Any, code: grpc.StatusCode, details: str) -> None:
-    """Ends a call that has just come in; nothing of its request is read."""
-    receive_close(event.call, lambda: None)
-    refuse(event.call, code, details)

@@ -17,7 +17,7 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
-    """Says NOT_SERVING until `serve` and again from `leave` on; `drain` ends every Watch after its last word.
+    """Says NOT_SERVING until `serve`, after `fail`, and from `leave` on; `drain` ends every Watch after its last word.
 
     (grpcio-health-checking's own aio servicer has no List, and its watches hold a draining server to its limit.)
     """
@@ -25,26 +25,32 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
     def __init__(self, services: Iterable[str]) -> None:
         self._services = ("", *services)  # "" = the server as a whole
         self._status = _NOT_SERVING
+        self._is_leaving = False
         self._is_draining = False
         self._changed = asyncio.Condition()
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether it says SERVING."""
+        return bool(self._status == _SERVING)
+
     async def serve(self) -> None:
-        """From now on: SERVING."""
-        async with self._changed:
-            self._status = _SERVING
-            self._changed.notify_all()
+        """From now on: SERVING, unless the server leaves."""
+        await self._say(_NOT_SERVING if self._is_leaving else _SERVING)
+
+    async def fail(self) -> None:
+        """From now on: NOT_SERVING, until `serve`."""
+        await self._say(_NOT_SERVING)
 
     async def leave(self) -> None:
         """From now on: NOT_SERVING, for good; whoever watches is told, and may watch on."""
-        async with self._changed:
-            self._status = _NOT_SERVING
-            self._changed.notify_all()
+        self._is_leaving = True
+        await self._say(_NOT_SERVING)
 
     async def drain(self) -> None:
         """After `leave`: ends every Watch."""
-        async with self._changed:
-            self._is_draining = True
-            self._changed.notify_all()
+        self._is_draining = True
+        await self._say(_NOT_SERVING)
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
         status = self._status_of(request.service)
@@ -69,6 +75,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
             told, status = status, self._status_of(request.service)
             if status != told:
                 yield health_pb2.HealthCheckResponse(status=status)
+
+    async def _say(self, status: int) -> None:
+        async with self._changed:
+            self._status = status
+            self._changed.notify_all()
 
     def _status_of(self, service: str) -> int:
         status: int = self._status if service in self._services else _UNKNOWN

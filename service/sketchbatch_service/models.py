@@ -12,8 +12,7 @@ import onnxruntime as ort
 import structlog
 
 from .artifact import Artifact, read_artifact
-from .batcher import BatchLimits
-from .counts import CountedBatcher
+from .batcher import Batcher, BatchLimits
 from .crew import Crew, Source
 from .cuda import CudaEngine, CudaOptions, open_on_cuda
 from .cuda_device import is_built_in
@@ -57,9 +56,12 @@ class ServedModel:
     version: str
     artifact: Artifact
     provider: str
-    batcher: CountedBatcher
+    batcher: Batcher
     watches_while_full: bool = True
     """See `Engine`."""
+
+    buckets: tuple[int, ...] = ()
+    """Numbers of rows that are computed: others are padded to the next. None = any number is."""
 
 
 class Models:
@@ -151,8 +153,9 @@ def _load(file: Path, name: str, version: str, options: LoadOptions) -> ServedMo
         version=version or own_version,
         artifact=artifact,
         provider=engine.provider,
-        batcher=CountedBatcher(engine.predict, _limits(engine, options)),
+        batcher=Batcher(engine.predict, _limits(engine, options)),
         watches_while_full=engine.watches_while_full,
+        buckets=engine.buckets,
     )
 
 

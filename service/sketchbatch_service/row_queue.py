@@ -7,6 +7,7 @@ a crowd of lone drawings. Not thread-safe: the batcher holds its lock.
 
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,10 +41,11 @@ class Job:
     queued_at: float = field(default_factory=time.monotonic)
     future: Future[Answer] = field(default_factory=Future)
     taken: int = 0
+    queue_s: float = 0.0  # as in Answer
+    inference_s: float = 0.0  # so far
+    is_counted: bool = False  # as one that will not be run to its end
     _scored: int = 0
     _scores: Scores | None = None
-    _queue_s: float = 0.0
-    _inference_s: float = 0.0
 
     @property
     def waiting_rows(self) -> int:
@@ -59,13 +61,13 @@ class Job:
     def take(self, rows: int, now: float) -> "Slice":
         """Hands over the next rows."""
         if not self.taken:
-            self._queue_s = now - self.queued_at
+            self.queue_s = now - self.queued_at
         self.taken += rows
         return Slice(self, self.taken - rows, self.bitmaps[self.taken - rows : self.taken])
 
     def add(self, start: int, scores: Scores, took_s: float) -> bool:
         """Keeps the scores of rows from `start` on; True when they were the last ones missing."""
-        self._inference_s += took_s
+        self.inference_s += took_s
         self._scored += len(scores)
         if len(scores) == len(self.bitmaps):
             self._scores = scores
@@ -79,7 +81,7 @@ class Job:
         """Tells the caller, who may have left."""
         assert self._scores is not None
         with suppress(InvalidStateError):
-            self.future.set_result(Answer(self._scores, self._queue_s, self._inference_s))
+            self.future.set_result(Answer(self._scores, self.queue_s, self.inference_s))
 
     def fail(self, error: ServiceError) -> None:
         """Tells the caller, who may have left, or have been told already."""
@@ -97,10 +99,14 @@ class Slice:
 
 
 class RowQueue:
-    """Requests whose rows are waiting, small ones of up to `small_rows` rows and large ones."""
+    """Requests whose rows are waiting, small ones of up to `small_rows` rows and large ones.
 
-    def __init__(self, small_rows: int) -> None:
+    `on_drop` is called with each that is not worth running any more.
+    """
+
+    def __init__(self, small_rows: int, on_drop: Callable[[Job], None]) -> None:
         self._small_rows = small_rows
+        self._on_drop = on_drop
         self._small: deque[Job] = deque()
         self._large: deque[Job] = deque()
         self.rows = 0
@@ -123,15 +129,15 @@ class RowQueue:
     def forget_unwanted(self) -> None:
         """Gives back the room of callers who have left or run out of time, wherever they stand."""
         now = time.monotonic()
-        self._small = deque(job for job in self._small if job.is_worth_running(now))
-        self._large = deque(job for job in self._large if job.is_worth_running(now))
+        self._small = deque(job for job in self._small if self._is_wanted(job, now))
+        self._large = deque(job for job in self._large if self._is_wanted(job, now))
         self.rows = sum(job.waiting_rows for job in (*self._small, *self._large))
 
     def _take(self, line: deque[Job], most_rows: int, now: float) -> list[Slice]:
         slices: list[Slice] = []
         while line and most_rows:
             job = line[0]
-            is_wanted = job.is_worth_running(now)
+            is_wanted = self._is_wanted(job, now)
             rows = min(most_rows, job.waiting_rows) if is_wanted else job.waiting_rows
             self.rows -= rows
             if is_wanted:
@@ -140,6 +146,12 @@ class RowQueue:
             if not is_wanted or not job.waiting_rows:
                 line.popleft()
         return slices
+
+    def _is_wanted(self, job: Job, now: float) -> bool:
+        is_wanted = job.is_worth_running(now)
+        if not is_wanted:
+            self._on_drop(job)
+        return is_wanted
 
 
 def _rows_of(slices: list[Slice]) -> int:

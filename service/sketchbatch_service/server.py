@@ -1,5 +1,6 @@
 """Runs the service: loads the models, listens, says SERVING, and drains when told to stop."""
 
+import asyncio
 import os
 import signal
 import threading
@@ -16,14 +17,17 @@ from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
 from .arrays import ROW_BYTES
 from .cuda import CudaOptions
 from .engine import available_cpus
-from .errors import AddressUnusable
+from .errors import AddressUnusable, ExtraMissing
+from .exposition import MetricsPort
 from .grpc_server import GrpcServer, Guard
 from .health import SERVICE as HEALTH
 from .health import HealthServicer
-from .models import LoadOptions, load_models
+from .metrics import ServiceMetrics
+from .models import LoadOptions, Models, load_models
 from .openinference import wire
 from .openinference.servicer import InferenceServicer
 from .probes import ProbePort
+from .selfcheck import follow_models
 from .servicer import ClassifierServicer
 from .settings import Settings
 from .signals import Stop, ignore_late_ones
@@ -49,7 +53,7 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     stop = Stop()  # also by a signal that comes while the models load
     worker.stop_without_parent(stop)
     models = load_models(settings.model, _load_options(settings, worker))
-    servicer = ClassifierServicer(models, worker, max_request_rows=settings.max_request_rows)
+    servicer = _classifier_servicer(settings, models, worker)
     inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
     health = HealthServicer([SERVICE, wire.SERVICE])
     # Any: the generated functions know grpc's own servers only.
@@ -61,6 +65,10 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_reflection(), server)
     address = _listen(server, settings)
     probes = ProbePort(health, settings.probe_address, is_shared=worker.count > 1)
+    metrics = ServiceMetrics(models, server, health, worker=worker.number)
+    worker.answer_parent(metrics.collect, stop)
+    port = MetricsPort("" if worker.parent else settings.metrics_address, metrics.collect)
+    port.start()
     await server.start()
     await probes.start()
     with models.crew(server):
@@ -68,9 +76,11 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
         served = [f"{m.name}/{m.version} on {m.provider}" for m in models]
         worker.report(served)
         ready = "SERVING" if worker.count == 1 else "worker ready"
-        log.info(ready, address=address, probe_address=probes.address, models=served)
+        log.info(ready, address=address, probe_address=probes.address, metrics_address=port.address, models=served)
+        following = asyncio.create_task(follow_models(models, health))
 
         await _leave(settings, stop, health)
+        following.cancel()
         log.info("draining", drain_s=settings.drain_s)
         await health.drain()
         servicer.drain()
@@ -107,6 +117,16 @@ def _load_options(settings: Settings, worker: Worker) -> LoadOptions:
         max_batch_rows=settings.max_batch_rows,
         max_queued_rows=settings.max_queued_rows,
     )
+
+
+def _classifier_servicer(settings: Settings, models: Models, worker: Worker) -> ClassifierServicer:
+    if not settings.otlp_endpoint:
+        return ClassifierServicer(models, worker, max_request_rows=settings.max_request_rows)
+    try:
+        from .traces import TracedServicer
+    except ImportError as exc:
+        raise ExtraMissing(f"--otlp-endpoint needs sketchbatch-service[traces]: {exc}") from exc
+    return TracedServicer(models, worker, max_request_rows=settings.max_request_rows).trace(settings.otlp_endpoint)
 
 
 def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]]:

@@ -16,9 +16,9 @@ from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 
 from . import codec
-from .calls import Context, abort, expiry, log_refusal, new_request_id, refuse
+from .calls import Context, abort, expiry, log_answer, log_refusal, new_request_id, refuse
 from .errors import ServiceError, ShuttingDown
-from .grpc_calls import DirectCall
+from .grpc_calls import UnaryCall
 from .models import Models, ServedModel
 from .row_queue import Answer
 from .status import to_status
@@ -35,7 +35,7 @@ class ClassifierServicer(classifier_pb2_grpc.ClassifierServiceServicer):
         self._max_request_rows = max_request_rows
         self._streams = OpenStreams()
 
-    def Classify(self, request: pb.ClassifyRequest, call: DirectCall) -> None:  # type: ignore[override]  # GrpcServer's kind
+    def Classify(self, request: pb.ClassifyRequest, call: UnaryCall) -> None:  # type: ignore[override]  # GrpcServer's kind
         request_id = request.request_id or new_request_id()
         try:
             accepted = self._accept(request, time.monotonic() + call.time_remaining())
@@ -145,7 +145,7 @@ class _Message:
             self.outcome.future.cancel()
 
 
-def _finish(call: DirectCall, accepted: _Accepted, request_id: str) -> None:
+def _finish(call: UnaryCall, accepted: _Accepted, request_id: str) -> None:
     """Answers a unary call, on the thread that settled its future."""
     if accepted.future.cancelled():
         return  # by the caller, who has left
@@ -163,6 +163,10 @@ async def _answer(accepted: _Accepted, response: codec.Response) -> None:
 
 
 def _fill(response: codec.Response, accepted: _Accepted, answer: Answer) -> None:
-    response.model_name = accepted.model.name
-    response.model_version = accepted.model.version
+    started_at = time.monotonic()
+    model = accepted.model
+    response.model_name = model.name
+    response.model_version = model.version
     codec.encode(answer, accepted.top_k, response)
+    model.batcher.counter.add_codec(encoding_s=time.monotonic() - started_at)
+    log_answer(answer, model_name=model.name, request_id=response.request_id)

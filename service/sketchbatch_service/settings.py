@@ -88,6 +88,12 @@ class Settings:
     max_connection_age_s: Annotated[float, click.FloatRange(min=0)] = 0.0
     """Seconds after which a client is asked to connect anew, its calls under way unharmed; 0 = never."""
 
+    metrics_address: str = ""
+    """Where to answer Prometheus over HTTP, HOST:PORT; port 0 takes a free one. Empty = nowhere."""
+
+    otlp_endpoint: str = ""
+    """Where to send traces of Classify calls (OTLP), http://HOST:4318; needs the extra `traces`. Empty = nowhere."""
+
     reflection: bool = True
     """Answer gRPC reflection, so that grpcurl needs no .proto file."""
 
@@ -102,6 +108,12 @@ class Settings:
             raise click.BadParameter("goes with --tls-key: both or neither", param_hint="--tls-cert")
         if self.tls_client_ca and not self.tls_cert:
             raise click.BadParameter("needs --tls-cert and --tls-key", param_hint="--tls-client-ca")
+        if self.metrics_address:
+            _check_address(self.metrics_address, "--metrics-address")
+        if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise click.BadParameter(
+                f"must be http://HOST:PORT or https://..., got {self.otlp_endpoint!r}", param_hint="--otlp-endpoint"
+            )
         if self.max_queued_rows < self.max_request_rows:
             raise click.BadParameter(
                 f"must be at least --max-request-rows ({self.max_request_rows}), got {self.max_queued_rows}",

@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -39,4 +41,21 @@ class Worker:
                 if not stop.asked.done():
                     stop.note(signal.SIGTERM)
 
-            loop.add_reader(line, orphaned)  # the parent never writes: what can be read is the end
+            loop.add_reader(line, orphaned)  # the parent writes nothing before `report`: what can be read is the end
+
+    def answer_parent(self, tell: Callable[[], object], stop: Stop) -> None:
+        """Answers each question of the parent by `tell`, until it is gone: then `stop_without_parent`."""
+        if self.parent:
+            line, loop = self.parent, asyncio.get_running_loop()
+            loop.remove_reader(line)
+
+            def answer() -> None:
+                with suppress(EOFError, OSError):
+                    while True:
+                        line.recv()
+                        line.send(tell())
+                with suppress(RuntimeError):  # the loop is closed: we are at our own end
+                    loop.call_soon_threadsafe(self.stop_without_parent, stop)
+
+            # A thread: a parent that does not read an answer holds up nothing else.
+            threading.Thread(target=answer, name="parent", daemon=True).start()

@@ -9,16 +9,20 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 import structlog
+from prometheus_client.core import Metric
 
 from . import process
 from .errors import AddressUnusable, StartError, WorkerLost
+from .exposition import MetricsPort, side_by_side
 from .settings import Settings
 from .signals import Stop, ignore_late_ones
 from .worker import Worker
@@ -27,6 +31,9 @@ log = structlog.get_logger()
 
 _RESTART_S = 1.0
 """How long a dead worker's place stays empty: one that dies at once must not keep the machine busy."""
+
+_ANSWER_S = 1.0
+"""How long a worker may take to say what it counts: Prometheus itself waits for 10 s."""
 
 _KILL_S = 7.0
 """How long after `lame_duck_s` and `drain_s` a worker that has not ended is killed."""
@@ -42,6 +49,9 @@ async def supervise(settings: Settings) -> None:
     with _held(settings.address) as address, _held(settings.probe_address) as probe_address:
         settings = replace(settings, address=address, probe_address=probe_address)
         places = [_Place(settings, number) for number in range(1, settings.workers + 1)]
+        metrics = MetricsPort(settings.metrics_address, lambda: side_by_side(place.metrics() for place in places))
+        metrics.start()
+        settings = replace(settings, metrics_address=metrics.address)
         try:
             await _run(places, settings, stop)
         finally:
@@ -59,6 +69,7 @@ async def _run(places: list["_Place"], settings: Settings, stop: Stop) -> None:
             "SERVING",
             address=settings.address,
             probe_address=settings.probe_address,
+            metrics_address=settings.metrics_address,
             workers=len(places),
             models=ready.result()[0],
         )
@@ -78,6 +89,8 @@ class _Place:
         self._settings = settings
         self._number = number
         self._sitter: BaseProcess | None = None
+        self._asking = threading.Lock()
+        self._answers: Connection | None = None  # the line, while the worker serves
 
     async def fill(self) -> list[str]:
         """Starts a worker; returns what it serves once it does.
@@ -98,7 +111,24 @@ class _Place:
         if isinstance(outcome, StartError):
             raise outcome
         models: list[str] = outcome
+        self._answers = self._line
         return models
+
+    def metrics(self) -> list[Metric]:
+        """What the worker counts now; none while there is none that serves, or it does not answer in time."""
+        with self._asking:
+            line = self._answers
+            try:
+                while line and line.poll():  # an answer that came too late for its question
+                    line.recv()
+                if line:
+                    line.send("metrics")
+                    if line.poll(_ANSWER_S):
+                        metrics: list[Metric] = line.recv()
+                        return metrics
+            except (EOFError, OSError):
+                pass  # it has died: the next one brings a line of its own
+        return []
 
     async def keep_filled(self) -> None:
         """Starts another worker whenever one dies, for ever."""

@@ -12,8 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
 from sketchbatch_service.artifact import Artifact
-from sketchbatch_service.batcher import BatchLimits
-from sketchbatch_service.counts import CountedBatcher
+from sketchbatch_service.batcher import Batcher, BatchLimits
 from sketchbatch_service.grpc_server import GrpcServer
 from sketchbatch_service.models import Models, ServedModel
 from sketchbatch_service.openinference import wire
@@ -51,7 +50,7 @@ async def serving(*fakes: FakeModel, max_queued_rows: int = 4):
             version=str(n),
             artifact=ARTIFACT,
             provider="CPU",
-            batcher=CountedBatcher(fake.predict, limits),
+            batcher=Batcher(fake.predict, limits),
         )
         for n, fake in enumerate(fakes, 1)
     ]
@@ -226,7 +225,7 @@ async def test_a_stream_waits_for_room_instead_of_failing():
     async with serving(FakeModel()) as (stub, _, models):
         messages = (request(n % 250, 1, 2) for n in range(200))
         answers = [answer async for answer in stub.ModelStreamInfer(messages)]
-        assert models.get("", "").batcher.counts().fail.count == 0
+        assert models.get("", "").batcher.counter.counts().fail.count == 0
     assert [scores(answer.infer_response)[0] for answer in answers] == [n % 250 for n in range(200)]
 
 

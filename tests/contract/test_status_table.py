@@ -13,8 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 from sketchbatch_service.artifact import Artifact
-from sketchbatch_service.batcher import BatchLimits
-from sketchbatch_service.counts import CountedBatcher
+from sketchbatch_service.batcher import Batcher, BatchLimits
 from sketchbatch_service.grpc_server import GrpcServer
 from sketchbatch_service.models import Models, ServedModel
 from sketchbatch_service.servicer import ClassifierServicer
@@ -27,7 +26,7 @@ LIMITS = BatchLimits(max_batch_rows=4, max_queued_rows=4)
 async def serving(model: FakeModel, limits: BatchLimits = LIMITS):
     """A real server of a fake model on a free port: yields a stub, and the servicer."""
     served = ServedModel(
-        name="fake", version="1", artifact=ARTIFACT, provider="CPU", batcher=CountedBatcher(model.predict, limits)
+        name="fake", version="1", artifact=ARTIFACT, provider="CPU", batcher=Batcher(model.predict, limits)
     )
     models = Models([served])
     servicer = ClassifierServicer(models, max_request_rows=8)

@@ -158,7 +158,7 @@ def failure(rpc, request):
 def test_a_second_signal_hurries(start_service, root, noise):
     """Calls under way are ended, and so is the process, long before `--drain-s`."""
     service = start_service(root / "models", "--max-batch-rows", "16", "--lame-duck-s", "30")
-    with Client(service.address, rows_per_request=16384) as client, ThreadPoolExecutor() as pool:
+    with Client(service.address, rows_per_request=16384, timeout_s=5) as client, ThreadPoolExecutor() as pool:
         client.classify(noise(1))
         under_way = [pool.submit(client.classify, noise(16384)) for _ in range(3)]
         time.sleep(0.2)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
+from worker_processes import children
 
 pytestmark = pytest.mark.timeout(60)  # each test starts three processes
 
@@ -23,20 +24,6 @@ def ask(address: str, call):
 def worker_numbers(address: str, connections: int = 40) -> set[int]:
     """The workers that answer, each over at least one of many connections."""
     return {ask(address, lambda stub: stub.GetModel(pb.GetModelRequest()).model.worker) for _ in range(connections)}
-
-
-def children(pid: int) -> list[int]:
-    """The processes that `pid` started and that live, those of Python's own tracker of resources left out."""
-    started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(each) for each in started if b"spawn_main" in command_line(each)]
-
-
-def command_line(pid: str) -> bytes:
-    """Nothing for a process that ends while we look."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
 
 
 def wait_for(is_so, limit_s: float = 20):
@@ -69,6 +56,7 @@ def test_a_worker_that_is_killed_is_replaced(start_service, tiny_model):
     service = start_service(tiny_model, "--workers", "2")
     victim = children(service.process.pid)[0]
     os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{victim}/exe").exists())  # until then the kernel gives it connections
     wait_for(lambda: victim not in children(service.process.pid))
     assert worker_numbers(service.address, 5) <= {1, 2}  # the new one may be there by now; none of five was refused
     wait_for(lambda: worker_numbers(service.address) == {1, 2})

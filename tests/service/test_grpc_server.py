@@ -118,6 +118,40 @@ async def test_a_caller_that_leaves_a_direct_call_is_heard_of():
         assert await call_to(channel, "Unary")(b"still here") == b"still here"
 
 
+async def test_how_each_call_ended_is_counted_once():
+    """Answered, aborted, broken, unknown; left, whatever is answered then; out of time; and a stream at its end."""
+    async with serving() as (channel, echo, server):
+        unary, direct = call_to(channel, "Unary"), call_to(channel, "Direct")
+        await unary(b"hello")
+        for call in (unary(b"abort"), unary(b"break"), call_to(channel, "Missing")(b""), direct(b"x", timeout=0.1)):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
+        leaver, stream = direct(b"x"), channel.stream_stream(STREAM)()
+        waiting = asyncio.ensure_future(leaver)
+        for _ in range(2):
+            assert await asyncio.to_thread(echo.came.acquire, timeout=5)
+        await stream.write(b"a")
+        await stream.read()
+        leaver.cancel()
+        stream.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        expected = {
+            ("test.Echo/Unary", "OK", 1),
+            ("test.Echo/Unary", "NOT_FOUND", 1),
+            ("test.Echo/Unary", "UNKNOWN", 1),
+            ("none", "UNIMPLEMENTED", 1),
+            ("test.Echo/Direct", "DEADLINE_EXCEEDED", 1),
+            ("test.Echo/Direct", "CANCELLED", 1),
+            ("test.Echo/Stream", "CANCELLED", 1),
+        }
+        while set(server.call_ends()) != expected:
+            await asyncio.sleep(0.01)
+        for _, call in echo.direct:
+            call.answer(b"late")
+        assert set(server.call_ends()) == expected
+
+
 async def test_a_call_knows_its_deadline():
     """In seconds from now; without one there is no end."""
     async with serving() as (channel, echo, _):

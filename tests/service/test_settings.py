@@ -41,6 +41,8 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
         (["--provider", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
         (["--address", "localhost"], "must be HOST:PORT, PORT 0..65535, got 'localhost'"),
         (["--address", "127.0.0.1:99999"], "got '127.0.0.1:99999'"),
+        (["--metrics-address", "9090"], "must be HOST:PORT, PORT 0..65535, got '9090'"),
+        (["--otlp-endpoint", "collector:4318"], "must be http://HOST:PORT or https://..., got 'collector:4318'"),
         (["--max-request-rows", "2000000"], "is not in the range 1<=x<=1000000"),
         (
             ["--probe-address", "50052"],

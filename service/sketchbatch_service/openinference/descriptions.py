@@ -53,7 +53,7 @@ def _parameters(model: ServedModel) -> dict[str, str]:
 
 def statistics(model: ServedModel) -> pb.ModelStatistics:
     """The model's counts since the service started."""
-    counts = model.batcher.counts()
+    counts = model.batcher.counter.counts()
     return pb.ModelStatistics(
         name=model.name,
         version=model.version,
@@ -74,10 +74,10 @@ def _inference_statistics(counts: Counts) -> pb.InferStatistics:
     return pb.InferStatistics(
         success=_duration(counts.success),
         fail=_duration(counts.fail),
-        queue=_duration(counts.queue),
+        queue=_duration(counts.queue.total()),
         compute_input=_duration(Duration(answered, counts.decoding_s)),
         compute_infer=_duration(counts.inference),
-        compute_output=_duration(Duration(answered, counts.encoding_s)),
+        compute_output=_duration(Duration(answered, counts.encoding.seconds)),
     )
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 
 from ..arrays import Bitmaps
-from ..calls import Context, abort, expiry, log_refusal, new_request_id
+from ..calls import Context, abort, expiry, log_answer, log_refusal, new_request_id
 from ..errors import ModelNotFound, ServiceError, ShuttingDown
 from ..models import Models, ServedModel
 from ..row_queue import Answer
@@ -51,14 +51,14 @@ class InferenceServicer:
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=not self._is_draining)
+        return pb.ServerReadyResponse(ready=all(map(self._is_ready, self._models)))
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         try:
-            self._models.get(request.name, request.version)
+            model = self._models.get(request.name, request.version)
         except ModelNotFound:  # an answer to this question, as in Triton
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=not self._is_draining)
+        return pb.ModelReadyResponse(ready=self._is_ready(model))
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
         version = importlib.metadata.version("sketchbatch-service")
@@ -82,13 +82,8 @@ class InferenceServicer:
         return pb.ModelStatisticsResponse(model_stats=map(descriptions.statistics, asked_for))
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
-        index = pb.RepositoryIndexResponse.ModelIndex
-        state, reason = ("UNAVAILABLE", "draining") if self._is_draining else ("READY", "")
-        if self._is_draining and request.ready:
-            return pb.RepositoryIndexResponse()
-        return pb.RepositoryIndexResponse(
-            models=[index(name=m.name, version=m.version, state=state, reason=reason) for m in self._models]
-        )
+        asked_for = [model for model in self._models if self._is_ready(model) or not request.ready]
+        return pb.RepositoryIndexResponse(models=map(self._index, asked_for))
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         request_id = request.id or new_request_id()
@@ -116,6 +111,14 @@ class InferenceServicer:
                     yield await message.response()
             except ShuttingDown as exc:
                 await abort(context, exc, "")
+
+    def _is_ready(self, model: ServedModel) -> bool:
+        return not self._is_draining and not model.batcher.is_failing
+
+    def _index(self, model: ServedModel) -> pb.RepositoryIndexResponse.ModelIndex:
+        reason = "" if self._is_ready(model) else "draining" if self._is_draining else "its last calls broke"
+        state = "UNAVAILABLE" if reason else "READY"
+        return pb.RepositoryIndexResponse.ModelIndex(name=model.name, version=model.version, state=state, reason=reason)
 
     async def _model(
         self, request: pb.ModelMetadataRequest | pb.ModelConfigRequest | pb.ModelStatisticsRequest, context: Context
@@ -161,13 +164,14 @@ class _Question:
 
     async def answer(self, future: Future[Answer]) -> pb.ModelInferResponse:
         """Waits for the scores; cancelling it withdraws the rows still queued."""
-        scores = (await asyncio.wrap_future(future)).scores
-        started_at = time.monotonic()
+        result = await asyncio.wrap_future(future)
+        started_at, scores = time.monotonic(), result.scores
         response = pb.ModelInferResponse(model_name=self.model.name, model_version=self.model.version, id=self.id)
         is_quick = len(scores) <= _LOOP_ROWS or (self.is_raw and not self.top_k)
         labels = self.model.artifact.labels
         await _run(is_quick, lambda: codec.encode(scores, self.top_k, labels, response, as_raw=self.is_raw))
-        self.model.batcher.add_codec(decoding_s=self.decoding_s, encoding_s=time.monotonic() - started_at)
+        self.model.batcher.counter.add_codec(decoding_s=self.decoding_s, encoding_s=time.monotonic() - started_at)
+        log_answer(result, model_name=self.model.name, request_id=self.id)
         return response
 
 

@@ -1,0 +1,112 @@
+"""Measures what counting costs a request: the batcher alone, counted, and with prometheus_client told each time.
+
+A model that takes no time, and one thread that submits and runs: what is left is the batcher and what counts. Ways are
+interleaved and repeated, and the least CPU time of all repeats is kept, because other work may share the cores. Writes
+benchmarks/results/DATE-counting.json and prints a table.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from sketchbatch_service.arrays import Bitmaps, Scores
+from sketchbatch_service.batcher import Batcher, BatchLimits
+from sketchbatch_service.counts import BOUNDS_S, ModelCounter
+from sketchbatch_service.row_queue import Answer
+from variants import cpu_name
+
+HERE = Path(__file__).resolve().parent
+REQUESTS = 8192
+SHARES = {"1 request a call": 1, "32 requests a call": 32}
+
+
+class Uncounted(ModelCounter):
+    """Keeps no counts."""
+
+    def add_call(self, *_: object) -> None: ...
+    def add_codec(self, **_: object) -> None: ...
+
+
+class Told:
+    """Tells prometheus_client of each answered request: rows, and a histogram for the queue and for the answer."""
+
+    def __init__(self) -> None:
+        registry, labels = CollectorRegistry(), ["model", "version"]
+        self.rows = Counter("rows", "rows", labels, registry=registry).labels("m", "1")
+        self.queue = Histogram("queue", "queue", labels, buckets=BOUNDS_S, registry=registry).labels("m", "1")
+        self.encode = Histogram("encode", "encode", labels, buckets=BOUNDS_S, registry=registry).labels("m", "1")
+
+    def tell(self, answer: Future[Answer]) -> None:
+        """Of one request."""
+        self.rows.inc(1)
+        self.queue.observe(answer.result().queue_s)
+        self.encode.observe(1e-5)
+
+
+def model(bitmaps: Bitmaps) -> Scores:
+    """Scores without looking."""
+    return np.zeros((len(bitmaps), 3), np.float32)
+
+
+def seconds(batcher: Batcher, at_a_time: int, after: Callable[[Future[Answer]], object]) -> float:
+    """CPU time of one request, submitted, run and answered."""
+    drawing = np.zeros((1, 28, 28), np.uint8)
+    started_at = time.thread_time()
+    for _ in range(REQUESTS // at_a_time):
+        answers = [batcher.submit(drawing) for _ in range(at_a_time)]
+        batch = batcher.take(1)
+        assert batch
+        batch.run()
+        for answer in answers:
+            after(answer)
+    return (time.thread_time() - started_at) / REQUESTS
+
+
+def ways() -> dict[str, tuple[Batcher, Callable[[Future[Answer]], object]]]:
+    """Batchers, and what is done after each request."""
+    batchers = [Batcher(model, BatchLimits(max_batch_rows=32)) for _ in range(3)]
+    batchers[0].counter = batchers[2].counter = Uncounted()
+    return {
+        "not counted": (batchers[0], lambda _: None),
+        "counted": (batchers[1], lambda _: batchers[1].counter.add_codec(encoding_s=1e-5)),
+        "prometheus_client told": (batchers[2], Told().tell),
+    }
+
+
+def main() -> None:
+    """Measures every way `--repeats` times."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=25)
+    repeats = parser.parse_args().repeats
+    results: dict[str, dict[str, list[float]]] = {share: {name: [] for name in ways()} for share in SHARES}
+    for _ in range(repeats):
+        for share, at_a_time in SHARES.items():
+            for name, (batcher, after) in ways().items():
+                results[share][name].append(seconds(batcher, at_a_time, after) * 1e6)
+    us = {share: {name: round(min(each), 2) for name, each in found.items()} for share, found in results.items()}
+    for share, found in us.items():
+        print(share, "  ".join(f"{name}: {value:.1f} us" for name, value in found.items()), sep=": ")
+    environment = {
+        "cpu": cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "prometheus_client": version("prometheus-client"),
+        "load_average": os.getloadavg()[0],
+        "repeats": repeats,
+    }
+    day = datetime.now(UTC).date()
+    text = json.dumps({"date": str(day), **environment, "cpu_us_a_request": us}, indent=2)
+    (HERE / "results" / f"{day}-counting.json").write_text(f"{text}\n")
+
+
+if __name__ == "__main__":
+    main()

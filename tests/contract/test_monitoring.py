@@ -1,0 +1,61 @@
+"""Dashboard, alerts and the operator's page speak of metrics that there are, and the alerts fire when they should."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from fakes import FakeModel
+from in_process import serving
+
+NAME = re.compile(r"\b(?:sketchbatch|process)_[a-z_]+\b")
+MONITORING = "deploy/monitoring"
+
+
+async def series() -> dict[str, set[str]]:
+    """The labels of every series of a service that has answered one call and refused one."""
+    async with serving(bear=FakeModel()) as service:
+        await service.classify(1)
+        await service.refusal()
+        found = {}
+        for metric in service.metrics.collect():
+            for sample in metric.samples:
+                found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def expressions(root) -> list[str]:
+    """Every query of the dashboard and the alerts."""
+    panels = json.loads((root / MONITORING / "dashboard.json").read_text())["panels"]
+    alerts = (root / MONITORING / "alerts.yaml").read_text()
+    return [target["expr"] for panel in panels for target in panel["targets"]] + re.findall("expr: (.+)", alerts)
+
+
+async def test_every_metric_that_is_asked_for_exists_with_its_labels(root):
+    """In the dashboard, the alerts and docs/operations.md; and the page leaves none out."""
+    known = await series()
+    queries = expressions(root)
+    assert len(queries) > 30
+    assert {name for query in queries for name in NAME.findall(query)} <= known.keys()
+    for query in queries:
+        labels = {label for name in NAME.findall(query) for label in known[name]} | {"job", "instance", ""}
+        for group in re.findall(r"by \(([^)]*)\)", query):
+            assert set(re.split(r", *", group)) <= labels, query
+    page = (root / "docs" / "operations.md").read_text()
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known}
+    assert set(NAME.findall(page)) <= families | known.keys()
+    assert {name for name in families if name.startswith("sketchbatch_")} <= set(NAME.findall(page))
+    assert set(re.findall(r"alert: (\w+)", (root / MONITORING / "alerts.yaml").read_text())) <= set(
+        re.findall(r"\bSketchbatch\w+", page)
+    )
+
+
+@pytest.mark.parametrize("words", [("check", "rules", "alerts.yaml"), ("test", "rules", "alerts_test.yaml")])
+def test_the_alerts_fire_when_they_should(root, words):
+    """Prometheus' own tool judges."""
+    promtool = shutil.which("promtool")
+    if not promtool:
+        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+    finished = subprocess.run([promtool, *words], cwd=root / MONITORING, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
