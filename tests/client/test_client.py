@@ -64,18 +64,18 @@ def test_top_k_brings_the_best_classes_alone(client, expected, noise):
     assert (result.score[:, 0] >= result.score[:, 1]).all()
 
 
-def test_a_result_becomes_a_data_frame(client, noise):
-    """With the columns of `sketchbatch score`: the best few, or the best and the score of each class."""
+def test_a_result_has_the_columns_of_sketchbatch_score(client, noise):
+    """The best few, or the best and the score of each class."""
     result = client.classify(noise(20))
-    frame = result.to_pandas()
-    assert list(frame) == ["label", "score", *(f"score_{label}" for label in LABELS)]
-    assert frame["label"].tolist() == result.label.tolist()
-    assert np.array_equal(frame[[f"score_{label}" for label in LABELS]], result.scores)
+    columns = result.columns()
+    assert list(columns) == ["label", "score", *(f"score_{label}" for label in LABELS)]
+    assert columns["label"].tolist() == result.label.tolist()
+    assert np.array_equal(np.column_stack([columns[f"score_{label}"] for label in LABELS]), result.scores)
     best = client.classify(noise(20), top_k=2)
-    frame = best.to_pandas()
-    assert list(frame) == ["label", "score", "label_2", "score_2"]
-    assert frame["label_2"].tolist() == [LABELS[index] for index in best.class_index[:, 1]]
-    assert np.array_equal(frame["score_2"], best.score[:, 1])
+    columns = best.columns()
+    assert list(columns) == ["label", "score", "label_2", "score_2"]
+    assert columns["label_2"].tolist() == [LABELS[index] for index in best.class_index[:, 1]]
+    assert np.array_equal(columns["score_2"], best.score[:, 1])
 
 
 def test_a_data_frame_needs_pandas_and_says_so(client, noise, monkeypatch):

@@ -108,8 +108,8 @@ def model_info(model: pb.Model) -> ModelInfo:
 
 def decoded(response: pb.ClassifyResponse, labels: tuple[str, ...]) -> Classification:
     """The answer to one request; `labels` are those of the model that gave it."""
-    if response.scores:
-        scores = np.frombuffer(response.scores, "<f4").reshape(response.rows, len(labels))
+    if all_scores := response.scores:  # once: each look makes a copy
+        scores = np.frombuffer(all_scores, "<f4").reshape(response.rows, len(labels))
         class_index = scores.argmax(axis=1)[:, None]
         score = scores.max(axis=1)[:, None]
     else:

@@ -5,6 +5,7 @@ the other, so the rows' field is put behind the others by hand.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from operator import index
 from typing import NamedTuple
 
@@ -52,12 +53,17 @@ def in_parts(rows: Bitmaps, rows_per_request: int) -> Iterator[Bitmaps]:
 
 def encoded(question: Question, parts: Sequence[Bitmaps]) -> bytes:
     """A ClassifyRequest of the rows of all parts, in order, as it goes over the wire."""
-    head = pb.ClassifyRequest(
-        top_k=question.top_k, model_name=question.model_name, model_version=question.model_version
-    ).SerializeToString()
     payload_bytes = sum(part.nbytes for part in parts)
     buffers = (np.ascontiguousarray(part).data for part in parts)
-    return b"".join((head, _BITMAPS_TAG, _varint(payload_bytes), *buffers))
+    return b"".join((_head(question), _BITMAPS_TAG, _varint(payload_bytes), *buffers))
+
+
+@lru_cache(maxsize=64)
+def _head(question: Question) -> bytes:
+    """A request without its rows; most clients ask the same again and again."""
+    return pb.ClassifyRequest(
+        top_k=question.top_k, model_name=question.model_name, model_version=question.model_version
+    ).SerializeToString()
 
 
 def _varint(number: int) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 NO_SERVER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-"""What says that nobody has looked at the request, or ever will."""
+"""What says that no answer will come; to ask again is safe, since asking changes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
