@@ -1,6 +1,6 @@
 """A container engine for tests/image, a base that needs no registry, and one container run as Kubernetes would run it.
 
-`engine` takes the Docker that answers; else it starts one of its own, which needs root and Debian's docker.io.
+`engine` takes the Docker that answers, else starts one of its own from Debian's docker.io; it all needs root.
 `base_image` takes the Dockerfile's own base where it can be pulled, else makes a Debian with debootstrap.
 """
 
@@ -71,11 +71,13 @@ def engine() -> Iterator[Engine]:
     Raises:
         NoEngine: Neither is to be had.
     """
+    if os.geteuid():
+        raise NoEngine("needs root, to enter the network of a container")
     if shutil.which("docker") and Engine().attempt("info").returncode == 0:
         yield Engine()
         return
-    if os.geteuid() or not all(map(shutil.which, ["docker", "dockerd", "debootstrap"])):
-        raise NoEngine("no Docker answers, and to start one takes root and Debian's docker.io and debootstrap")
+    if not all(map(shutil.which, ["docker", "dockerd", "debootstrap"])):
+        raise NoEngine("no Docker answers; to start one here takes Debian's docker.io and debootstrap")
     with tempfile.TemporaryDirectory(prefix="sketchbatch-") as folder:
         host = f"unix://{folder}/socket"
         command = ["dockerd", "--host", host, "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec"]
@@ -90,6 +92,8 @@ def engine() -> Iterator[Engine]:
             finally:
                 daemon.terminate()
                 daemon.wait(60)
+                left_mounted = f"{folder}/exec/netns/default"
+                subprocess.run(["umount", left_mounted], check=False, capture_output=True)
 
 
 def _wait_for(started: Engine, daemon: subprocess.Popen, log: str) -> None:

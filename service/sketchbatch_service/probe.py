@@ -19,7 +19,7 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # noqa: S1
 @click.command()
 @click.option(
     "--address",
-    envvar="SKETCHBATCH_ADDRESS",
+    envvar=["SKETCHBATCH_PROBE_ADDRESS", "SKETCHBATCH_ADDRESS"],  # where TLS is on, the former answers without
     default=Settings(model=Path()).address,
     show_envvar=True,
     show_default=True,

@@ -68,6 +68,12 @@ def test_a_service_that_listens_everywhere_is_asked_on_loopback(health_alone):
     assert (code, said.partition(": ")[0]) == (1, "[::1]:1")
 
 
+def test_a_port_for_probes_is_asked_rather_than_the_service_s_own(health_alone):
+    """The service's own may be behind TLS and tokens, of which a probe knows nothing."""
+    health_alone.say("SERVING")
+    assert probe("127.0.0.1:1", SKETCHBATCH_PROBE_ADDRESS=f"0.0.0.0:{health_alone.port}") == (0, "SERVING")
+
+
 def test_nobody_there_is_one_line_at_once():
     """The port is closed: no waiting for the limit."""
     started_at = time.monotonic()
