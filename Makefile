@@ -22,20 +22,20 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check chaos kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint locks clean
+.PHONY: help setup demo test check chaos kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-test sbom clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/.done .tools/protos/.done .tools/openinference/.done ## install everything, hashed, into .venv and .tools (done once)
+setup: .venv/.done .tools/protos/.done .tools/openinference/.done .tools/image/.done ## install everything, hashed, into .venv and .tools (done once)
 
 demo: .venv/.done ## drawings -> CNN -> ONNX -> service -> bulk scores -> report; DATA=folder takes your drawings
 	@$(VENV)/python demo/demo.py --run "$(RUN)" $(if $(DATA),--data "$(DATA)")
 
-test: check .tools/openinference/.done ## everything CI checks: lint, types, import rules, stubs, and the tests
+test: check .tools/openinference/.done ## everything CI checks: lint, types, import rules, stubs, and the tests; not `make image-test`
 	$(VENV)/pytest
 
-check: lint protos-check
+check: lint protos-check lint-image
 
 chaos: .venv/.done ## overload, callers that leave, restarts under load: minutes; each prints its counts
 	$(VENV)/pytest -m chaos tests/chaos
@@ -137,6 +137,40 @@ gpu-bundle: $(UV) ## what a GPU machine without an index needs for that, into di
 bench-perf-analyzer: .venv/.done .tools/perf-analyzer/.done ## NVIDIA's perf_analyzer against our service, into benchmarks/results/; needs Debian's libb64-0d
 	$(VENV)/python benchmarks/perf_analyzer.py
 
+# docs/container.md. EXTRA is gpu (CUDA 13) or cpu, as in `pip install sketchbatch-service[cpu]`.
+DOCKER       ?= docker
+EXTRA        ?=
+IMAGE        ?= sketchbatch:$(or $(EXTRA),gpu)
+BASE_IMAGE   ?=
+BUILD_FLAGS  ?=
+IMAGE_PYTHON ?= 3.12
+
+image: export PIP_INDEX_URL := $(or $(PIP_INDEX),$(UV_DEFAULT_INDEX))
+image: ## build the service's image: EXTRA=gpu (CUDA 13, the default) or cpu; IMAGE=name BASE_IMAGE=any-debian BUILD_FLAGS="for docker build"
+	$(DOCKER) build -f Dockerfile.gpu -t $(IMAGE) --build-arg EXTRA=$(or $(EXTRA),gpu) --build-arg PIP_INDEX_URL \
+	  --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' service/pyproject.toml) \
+	  --build-arg REVISION=$(shell git describe --always --dirty --abbrev=40 2>/dev/null || echo unknown) \
+	  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(BUILD_FLAGS) .
+
+image-test: .venv/.done .tools/image/.done ## build the image (EXTRA=cpu, the default, or gpu) and run it as Kubernetes would; needs Docker, or root and Debian's docker.io and debootstrap
+	EXTRA=$(or $(EXTRA),cpu) $(VENV)/pytest -m image tests/image
+
+lint-image: .tools/image/.done ## hadolint on Dockerfile.gpu
+	.tools/image/bin/hadolint Dockerfile.gpu
+
+# From the lock, installed for the Python of the image's default base, cuFFT left out as Dockerfile.gpu does.
+SBOM_PIP = $(UV) pip install --quiet --no-deps --python .tools/sbom/bin/python --python-version $(IMAGE_PYTHON) \
+  --target $$(echo .tools/sbom/lib/python3.*/site-packages)
+
+sbom: .tools/image/.done ## bill of materials of the image's Python packages (EXTRA=gpu, the default, or cpu), CycloneDX, into dist/
+	@rm -rf .tools/sbom dist/wheels && $(UV) venv --quiet --python $(PYTHON) .tools/sbom
+	@for room in protos service; do $(UV) build --quiet --wheel --no-build-isolation --python .tools/image/bin/python -o dist/wheels $$room || exit; done
+	@awk '/^[^ ]/ {keep = !/^nvidia-cufft/} keep' locks/service-$(or $(EXTRA),gpu).txt >.tools/sbom/lock.txt
+	@$(SBOM_PIP) --python-platform x86_64-manylinux_2_28 --only-binary :all: --require-hashes -r .tools/sbom/lock.txt
+	@$(SBOM_PIP) --no-index --find-links dist/wheels sketchbatch-protos sketchbatch-service
+	.tools/image/bin/cyclonedx-py environment --gather-license-texts --output-reproducible --pyproject service/pyproject.toml \
+	  -o dist/sbom-$(or $(EXTRA),gpu).cdx.json .tools/sbom
+
 lint: .venv/.done ## ruff, mypy strict, import rules
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
@@ -179,6 +213,8 @@ locks: $(UV) ## resolve the hashed requirement files in locks/ again; UPGRADE= k
 	$(COMPILE) client/pyproject.toml --group pyproject.toml:openinference --no-emit-package pyarrow -o locks/openinference.txt
 	$(COMPILE) --group pyproject.toml:perf-analyzer -o locks/perf-analyzer.txt
 	$(COMPILE) --group pyproject.toml:tools -o locks/tools.txt
+	$(COMPILE) --group pyproject.toml:build -o locks/build.txt
+	$(COMPILE) --group pyproject.toml:image -o locks/image.txt
 
 clean: ## remove what the verbs above made, except runs/
 	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
@@ -216,4 +252,10 @@ $(UV): locks/tools.txt
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/perf-analyzer >&2
 	@$(UV) pip sync --quiet --require-hashes --python .tools/perf-analyzer/bin/python locks/perf-analyzer.txt >&2
 	@chmod +x .tools/perf-analyzer/bin/perf_analyzer
+	@touch $@
+
+.tools/image/.done: locks/image.txt | $(UV)
+	@echo "installing hadolint and cyclonedx-py into .tools/image" >&2
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/image >&2
+	@$(UV) pip sync --quiet --require-hashes --python .tools/image/bin/python locks/image.txt >&2
 	@touch $@

@@ -1,0 +1,70 @@
+"""The image, built for real by `make image`, and containers of it."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from container_engine import Engine, NoEngine, Pod, base_image, engine
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What `make image` built."""
+
+    name: str
+    extra: str
+    """`cpu` or `gpu`."""
+    memory: str
+    """Enough for a container of it."""
+
+
+@pytest.fixture(scope="session")
+def docker() -> Iterator[Engine]:
+    """A container engine."""
+    try:
+        with engine() as found:
+            yield found
+    except NoEngine as exc:
+        pytest.exit(f"image-test: {exc}", returncode=1)
+
+
+@pytest.fixture(scope="session")
+def image(docker: Engine, root: Path) -> Image:
+    """The image for EXTRA (cpu, or gpu)."""
+    extra = os.environ.get("EXTRA") or "cpu"
+    name = f"sketchbatch:test-{extra}"
+    words = [f"EXTRA={extra}", f"IMAGE={name}", f"BASE_IMAGE={base_image(docker, root / 'Dockerfile.gpu')}"]
+    command = ["make", "--no-print-directory", "image", *words, f"BUILD_FLAGS={docker.build_flags}"]
+    built = subprocess.run(command, cwd=root, env=docker.environment, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout[-4000:] + built.stderr[-4000:]
+    return Image(name, extra, memory="512m" if extra == "cpu" else "2g")
+
+
+@pytest.fixture
+def start_pod(docker: Engine, image: Image) -> Iterator[Callable[..., Pod]]:
+    """Starts containers of the image; removes them after the test."""
+    started: list[Pod] = []
+
+    def start(*flags: object, memory: str = image.memory) -> Pod:
+        started.append(Pod(docker, image.name, memory, *flags))
+        return started[-1]
+
+    yield start
+    for pod in started:
+        pod.remove()
+
+
+@pytest.fixture
+def refused(start_pod: Callable[..., Pod], docker: Engine) -> Callable[..., tuple[int, list[str]]]:
+    """Exit code of a container that does not start, and what it says besides its log's events."""
+
+    def run(*flags: object) -> tuple[int, list[str]]:
+        pod = start_pod(*flags)
+        code = int(docker("wait", pod.id))
+        said = docker.attempt("logs", pod.id).stderr.splitlines()
+        return code, [line for line in said if not line.startswith("{")]
+
+    return run
