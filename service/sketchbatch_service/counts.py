@@ -1,7 +1,7 @@
 """Counts what a model is asked and how long it takes: ModelStatistics and the metrics both read it.
 
-Once a model call, not once a request: a lock and a callback for each of 13,000 requests a second would be a fifth of
-what they cost. docs/decisions/0018 has the measurements.
+Once a model call, not once a request: a lock and a callback for each request cost several times as much.
+docs/decisions/0018 has the measurements.
 """
 
 import threading

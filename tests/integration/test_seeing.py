@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import grpc
 import pytest
@@ -100,15 +101,28 @@ def test_a_call_shows_in_metrics_log_and_traces(start_service, tiny_model):
 
 @pytest.mark.timeout(60)
 def test_the_metrics_of_all_workers_stand_side_by_side(start_service, tiny_model):
-    """On one port, told apart by a label; one that was killed is left out until its successor serves."""
+    """On one port, told apart by a label. One that does not answer is left out, and so is what it answers too late; one
+    that was killed, until its successor serves.
+    """
     service = start_service(tiny_model, "--workers", "2", "--metrics-address", "127.0.0.1:0")
     for _ in range(40):
         ask(service.address, 2)
     rows = scrape(service.metrics_address)["sketchbatch_rows_total"]
     assert sum(rows.values()) == 80
     assert min(rows["1"], rows["2"]) > 0
+    halted = children(service.process.pid)[0]
+    os.kill(halted, signal.SIGSTOP)
+    while Path(f"/proc/{halted}/stat").read_text().split()[2] != "T":  # it takes a moment
+        time.sleep(0.01)
+    assert len(scrape(service.metrics_address)["sketchbatch_rows_total"]) == 1
+    os.kill(halted, signal.SIGCONT)
+    time.sleep(0.3)  # its answer comes
+    for _ in range(20):
+        ask(service.address, 2)
+    rows = scrape(service.metrics_address)["sketchbatch_rows_total"]
+    assert sum(rows.values()) == 120
     begun = scrape(service.metrics_address)["process_start_time_seconds"]
-    os.kill(children(service.process.pid)[0], signal.SIGKILL)
+    os.kill(halted, signal.SIGKILL)
     after = begun
     while set(after) != {"1", "2"} or after == begun:
         time.sleep(0.1)

@@ -128,3 +128,12 @@ async def test_a_full_queue_does_not_end_the_self_checks():
     while not health.is_serving:
         await asyncio.sleep(0.01)
     following.cancel()
+
+
+async def test_a_draining_server_does_not_serve_again():
+    """A model that works again after the drain has begun changes nothing."""
+    health = HealthServicer([])
+    await health.serve()
+    await health.drain()
+    await health.serve()
+    assert not health.is_serving
