@@ -26,6 +26,7 @@ class Watched(classifier_pb2_grpc.ClassifierServiceServicer):
     """
 
     def __init__(self, *, worker: int = 1, workers: int = 1) -> None:
+        self.server: grpc.Server | None = None  # the last that was started with it
         self.requests: list[list[int]] = []  # first pixels
         self.peers: set[str] = set()
         self.unavailable: list[bool] = []
@@ -91,6 +92,7 @@ def start_watched() -> Iterator[Callable[..., str]]:
             health_pb2_grpc.add_HealthServicer_to_server(health, server)
         port = server.add_insecure_port(address)
         server.start()
+        servicer.server = server
         started.append((server, servicer))
         return f"127.0.0.1:{port}"
 

@@ -201,6 +201,24 @@ def test_a_server_that_says_not_serving_gets_no_new_request(start_watched, worke
     assert not leaving.requests
 
 
+def test_health_is_that_of_the_moment(start_watched, watched, drawing, free_address):
+    """One server that serves is enough; where none answers, that is said without the patience that requests have."""
+    health, retry = HealthServicer(), RetryPolicy(max_attempts=2, first_backoff_s=0.01)
+    address = start_watched(watched, health=health)
+    with Client([free_address, address], retry=retry) as client:
+        client.classify(drawing(1))
+        assert client.health() == "SERVING"
+        health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert client.health() == "NOT_SERVING"
+    health.set("", health_pb2.HealthCheckResponse.SERVING)
+    with Client([address, free_address], retry=retry) as client:
+        client.classify(drawing(1))
+        assert client.health("no.such.Service") == "SERVICE_UNKNOWN"
+        watched.server.stop(None).wait()
+        with pytest.raises(Unavailable, match=f"no answer from {free_address} in 2 attempts"):
+            client.health()
+
+
 def test_every_worker_of_every_server_is_met(start_watched, workers):
     """Two servers of two processes each take four connections, as many requests as keep four busy."""
     servers = [workers(2), workers(2)]

@@ -179,18 +179,20 @@ class Caller:
                 told.append(await self._check_health_of(target, service))
             except (errors.Unavailable, errors.DeadlineExceeded) as exc:
                 silence = exc
+            if told[-1:] == ["SERVING"]:
+                return "SERVING"
         if silence and not told:
             raise silence
-        return "SERVING" if "SERVING" in told else told[0]
+        return told[0]
 
     async def _check_health_of(self, target: str, service: str) -> str:
-        """Over a channel of its own, which also speaks to a server that is not healthy."""
+        """Over a channel of its own, which also speaks to a server that is not healthy; without patience: it is now."""
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
         channel = self._open_channel(target, watches_health=False)
         check = health_pb2_grpc.HealthStub(channel).Check
         request = health_pb2.HealthCheckRequest(service=service)
-        attempts = self._attempts()
+        attempts = Attempts(self._retry, target, self._timeout_s, has_answered=False)
         try:
             answer = await self._persist(lambda: self._rpc(check, request, attempts.give_up_at), attempts)
         except errors.ModelNotFound:  # the health protocol's NOT_FOUND
