@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check chaos kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-test sbom clean
+.PHONY: help setup demo test test-ray check chaos kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-test sbom clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: check .tools/openinference/.done ## everything CI checks: lint, types, imp
 	$(VENV)/pytest
 
 check: lint protos-check lint-image
+
+test-ray: .venv/.done .tools/ray/.done ## Ray Data on a local cluster, an actor of which is killed; Ray is 300 MB, and left out of `make test`
+	$(VENV)/pytest tests/integration/test_ray.py
 
 chaos: .venv/.done ## overload, callers that leave, restarts under load: minutes; each prints its counts
 	$(VENV)/pytest -m chaos tests/chaos
@@ -211,6 +214,7 @@ locks: $(UV) ## resolve the hashed requirement files in locks/ again; UPGRADE= k
 	$(COMPILE) $(ROOMS:%=%/pyproject.toml) --extra cpu --extra traces --group pyproject.toml:dev -o locks/dev.txt
 	$(COMPILE) --group pyproject.toml:protos -o locks/protos.txt
 	$(COMPILE) client/pyproject.toml --group pyproject.toml:openinference --no-emit-package pyarrow -o locks/openinference.txt
+	$(COMPILE) client/pyproject.toml --group pyproject.toml:ray -o locks/ray.txt
 	$(COMPILE) --group pyproject.toml:perf-analyzer -o locks/perf-analyzer.txt
 	$(COMPILE) --group pyproject.toml:tools -o locks/tools.txt
 	$(COMPILE) --group pyproject.toml:build -o locks/build.txt
@@ -245,6 +249,12 @@ $(UV): locks/tools.txt
 	@echo "installing tritonclient and kserve, which the tests run, into .tools/openinference (about 350 MB)" >&2
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/openinference >&2
 	@$(UV) pip sync --quiet --require-hashes --python .tools/openinference/bin/python locks/openinference.txt >&2
+	@touch $@
+
+.tools/ray/.done: locks/ray.txt | $(UV)
+	@echo "installing Ray into .tools/ray (about 300 MB)" >&2
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/ray >&2
+	@$(UV) pip sync --quiet --require-hashes --python .tools/ray/bin/python locks/ray.txt >&2
 	@touch $@
 
 .tools/perf-analyzer/.done: locks/perf-analyzer.txt | $(UV)
