@@ -11,4 +11,5 @@ def prepare(log_level: str, **always: object) -> None:
     memory.keep_freed()
     # gRPC then reads its sockets on the thread that watches, instead of handing each message on from one of its own.
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's wheels report to Microsoft unless told not to
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a failed bind is said once, by us

@@ -17,7 +17,7 @@ from sketchbatch_trainer.export import exporting
 from sketchbatch_trainer.export.exporting import compare, export
 from sketchbatch_trainer.run import Run
 from sketchbatch_trainer.sketches import SOURCE, draw
-from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT
+from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, with_network
 
 pytestmark = [
     pytest.mark.timeout(300),  # TensorFlow itself takes 10 s to import on two cores
@@ -230,6 +230,18 @@ def test_a_network_can_begin_with_the_weights_of_another_run(data, drawings, com
         trained(drawings, tmp_path / "refused", still, start_from=run)
     with pytest.raises(RunRefused, match="a run cannot start from itself"):
         trained(drawings, compact.folder, still, start_from=compact)
+
+
+def test_any_recipe_of_ours_takes_the_light_network():
+    """Which is another network, and everything else the recipe's own."""
+    from sketchbatch_trainer.train.networks import build
+
+    for recipe in (COMPACT, FINETUNE):
+        light = with_network(recipe, "light")
+        assert with_network(recipe, "compact") == recipe != light
+        assert replace(light, network=recipe.network) == recipe
+        assert light.network.dropout == recipe.network.dropout
+        assert build(light.network, 3).count_params() < 0.8 * build(recipe.network, 3).count_params()
 
 
 def test_a_network_can_learn_from_teachers(data, drawings, compact, run, tmp_path):

@@ -155,6 +155,10 @@ def train(
         str, typer.Option(help="Class names, separated by commas; all = every class there.")
     ] = BEAR_CAT_DOG,
     recipe: Annotated[str, typer.Option(help="Recipe to follow: article, compact, again or finetune.")] = "compact",
+    network: Annotated[
+        str,
+        typer.Option(help="Network of any recipe but article: compact, or light, for few classes and more rows/s."),
+    ] = "compact",
     start_from: Annotated[
         Path | None, typer.Option(help="Begin with the weights of this run, of the same network.", show_default="none")
     ] = None,
@@ -186,11 +190,13 @@ def train(
     from .drawings import Wanted
     from .fetch.bucket import cache_folder
     from .progress import bar, console
-    from .train.recipes import RECIPES
+    from .train.recipes import ARTICLE, NETWORKS, RECIPES, with_network
 
-    if recipe not in RECIPES:
-        raise typer.BadParameter(f"expected one of {', '.join(RECIPES)}, got {recipe}", param_hint="--recipe")
-    chosen = RECIPES[recipe] if epochs is None else replace(RECIPES[recipe], max_epochs=epochs)
+    for given, known, flag in ((recipe, RECIPES, "--recipe"), (network, NETWORKS, "--network")):
+        if given not in known:
+            raise typer.BadParameter(f"expected one of {', '.join(known)}, got {given}", param_hint=flag)
+    chosen = RECIPES[recipe] if RECIPES[recipe] is ARTICLE else with_network(RECIPES[recipe], network)
+    chosen = chosen if epochs is None else replace(chosen, max_epochs=epochs)
     data = data or cache_folder()
     labels = tuple(labelled_files(data)) if classes == "all" else _labels(classes)
     drawings = _read_drawings(
@@ -299,6 +305,7 @@ def main() -> None:
 def _quiet_import() -> Iterator[None]:
     """Keeps TensorFlow's start-up lines off stderr: its C++ writes them before any setting of its own can stop it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # and its later ones, about GPUs that are not there
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's wheels report to Microsoft unless told not to
     stderr = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
