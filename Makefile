@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray check chaos kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-test sbom clean
+.PHONY: help setup demo test test-ray check chaos balancing kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-test sbom clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test-ray: .venv/.done .tools/ray/.done ## Ray Data on a local cluster, an actor 
 
 chaos: .venv/.done ## overload, callers that leave, restarts under load: minutes; each prints its counts
 	$(VENV)/pytest -m chaos tests/chaos
+
+balancing: .venv/.done ## nginx, HAProxy and Envoy, where installed, before three servers, one drained and one killed: a minute; docs/load-balancing.md
+	$(VENV)/pytest -m balancing tests/balancing
 
 kills: .venv/.done ## score a job whose client and server are killed KILLS (50) times at random moments: the same bytes
 	KILLS=$(or $(KILLS),50) $(VENV)/pytest tests/integration/test_kills.py
