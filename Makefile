@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check chaos kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-test k8s sbom clean
+.PHONY: help setup demo test check chaos kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-client image-test k8s sbom clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -150,6 +150,12 @@ image: ## build the service's image: EXTRA=gpu (CUDA 13, the default) or cpu; IM
 	$(DOCKER) build -f Dockerfile.gpu -t $(IMAGE) --build-arg EXTRA=$(or $(EXTRA),gpu) --build-arg PIP_INDEX_URL \
 	  --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' service/pyproject.toml) \
 	  --build-arg REVISION=$(shell git describe --always --dirty --abbrev=40 2>/dev/null || echo unknown) \
+	  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(BUILD_FLAGS) .
+
+image-client: export PIP_INDEX_URL := $(or $(PIP_INDEX),$(UV_DEFAULT_INDEX))
+image-client: IMAGE := sketchbatch:client
+image-client: ## build the client's image, for bulk jobs on a cluster: sketchbatch:client; BASE_IMAGE and BUILD_FLAGS as above
+	$(DOCKER) build -f Dockerfile.gpu --target client -t $(IMAGE) --build-arg PIP_INDEX_URL \
 	  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(BUILD_FLAGS) .
 
 image-test: .venv/.done .tools/image/.done ## build the image (EXTRA=cpu, the default, or gpu) and run it as Kubernetes would; needs Docker, or root and Debian's docker.io and debootstrap

@@ -92,10 +92,9 @@ def configured(manifests: list[Manifest]) -> Iterator[str]:
     """The service takes its settings, knows each, and finds the ports and files that they name."""
     for pod, container, environment in _services(manifests):
         yield from (f"{key} is no setting" for key in environment if key not in _variables())
-        try:
-            settings = _settings(environment)
-        except ValueError as exc:
-            yield str(exc)
+        settings = _settings(environment)
+        if isinstance(settings, str):
+            yield settings
             continue
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         named = {"grpc": settings.address, "probe": settings.probe_address, "metrics": settings.metrics_address}
@@ -130,6 +129,8 @@ def in_time(manifests: list[Manifest]) -> Iterator[str]:
     """A pod is not killed before the service has ended by itself."""
     for pod, container, environment in _services(manifests):
         settings = _settings(environment)
+        if isinstance(settings, str):
+            continue  # `configured` says so
         before = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         needed = before + settings.lame_duck_s + settings.drain_s + LATE_S
         if not pod["terminationGracePeriodSeconds"] > needed:
@@ -239,17 +240,11 @@ def _variables() -> set[str]:
     return {parameter.envvar for parameter in _reader([]).params}
 
 
-def _settings(environment: dict[str, str]) -> Settings:
-    """The settings as the service would read them.
-
-    Raises:
-        ValueError: It would not start with them.
-    """
+def _settings(environment: dict[str, str]) -> Settings | str:
+    """The settings as the service would read them, or what it would say instead of starting."""
     read: list[Settings] = []
     said = CliRunner().invoke(_reader(read), [], env=environment)
-    if not read:
-        raise ValueError(said.output.strip())
-    return read[0]
+    return read[0] if read else said.output.strip().splitlines()[-1]
 
 
 def _reader(read: list[Settings]) -> click.Command:

@@ -249,11 +249,11 @@ def test_a_misspelt_field_fits_no_schema(render, tmp_path, name, spoil):
     assert validated(manifests, VERSIONS[-1], tmp_path).returncode != 0
 
 
-def test_checkov_finds_a_container_that_may_be_root(render, tmp_path):
+def test_checkov_finds_a_container_that_may_gain_privileges(render, tmp_path):
     """So it looks at what we give it."""
     manifests = render("deploy/overlays/cpu")
-    pod(manifests)["securityContext"].pop("runAsNonRoot")
-    assert "CKV_K8S_23" in {each["check_id"] for each in checked(manifests, tmp_path)["results"]["failed_checks"]}
+    container(manifests)["securityContext"].pop("allowPrivilegeEscalation")
+    assert "CKV_K8S_20" in {each["check_id"] for each in checked(manifests, tmp_path)["results"]["failed_checks"]}
 
 
 def test_bulk_jobs_reach_the_service_and_each_other_s_files(render):
