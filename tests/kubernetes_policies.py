@@ -213,10 +213,10 @@ def _of(kind: str, manifests: list[Manifest]) -> list[Manifest]:
 
 
 def _pods(manifests: list[Manifest]) -> list[tuple[str, Manifest]]:
-    return [
-        (m["metadata"]["name"], m["spec"]["template"]["spec"])
-        for m in _of("Deployment", manifests) + _of("Job", manifests)
-    ]
+    """Name and specification of each pod, whatever makes it."""
+    owners = _of("Deployment", manifests) + _of("Job", manifests)
+    pods = [(m["metadata"]["name"], m["spec"]["template"]["spec"]) for m in owners]
+    return pods + [(m["metadata"]["name"], m["spec"]) for m in _of("Pod", manifests)]
 
 
 def _containers(pod: Manifest) -> list[Manifest]:

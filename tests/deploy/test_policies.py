@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.k8s, pytest.mark.timeout(180)]
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / ".tools" / "k8s" / "bin"
 RENDERED = sorted(str(path.parent.relative_to(ROOT)) for path in ROOT.glob("deploy/[ob]*/*/kustomization.yaml"))
-"""Overlays and bulk jobs."""
+"""Overlays, and bulk jobs with their files."""
 VERSIONS = ["1.29.0", "1.33.0", "1.37.0"]
 """The oldest that has retries of each index without a feature gate, and the newest of which there are schemas."""
 
@@ -51,9 +51,9 @@ def validated(manifests: list[Manifest], version: str, folder: Path) -> subproce
 
 
 def test_there_is_all_that_is_promised():
-    """The overlays that docs/operations.md names, and both bulk jobs."""
+    """The overlays that docs/operations.md names, and what bulk jobs need."""
     names = {Path(folder).name for folder in RENDERED}
-    assert names == {"cpu", "cpu-pvc", "cpu-fetch", "gpu", "gpu-mig", "tls", "gateway", "score", "merge"}
+    assert names == {"cpu", "cpu-pvc", "cpu-fetch", "gpu", "gpu-mig", "tls", "gateway", "files", "score", "merge"}
 
 
 @pytest.mark.parametrize("folder", RENDERED)
@@ -91,7 +91,8 @@ def checked(manifests: list[Manifest], folder: Path) -> dict:
 
 def pod(manifests: list[Manifest]) -> Manifest:
     """The first pod's specification."""
-    return next(m for m in manifests if m["kind"] in ("Deployment", "Job"))["spec"]["template"]["spec"]
+    owner = next(m for m in manifests if m["kind"] in ("Deployment", "Job", "Pod"))["spec"]
+    return owner["template"]["spec"] if "template" in owner else owner
 
 
 def container(manifests: list[Manifest]) -> Manifest:
@@ -117,6 +118,11 @@ WRONG = {
         "restricted",
         "cpu-fetch",
         lambda m: pod(m)["initContainers"][0]["securityContext"].pop("readOnlyRootFilesystem"),
+    ),
+    "a bare pod writes its root": (
+        "restricted",
+        "files",
+        lambda m: container(m)["securityContext"].update(readOnlyRootFilesystem=False),
     ),
     "a job is root": ("restricted", "score", lambda m: pod(m)["securityContext"].update(runAsUser=0)),
     "a capability is added": (
