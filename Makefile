@@ -32,7 +32,7 @@ setup: .venv/.done .tools/protos/.done .tools/openinference/.done .tools/image/.
 demo: .venv/.done ## drawings -> CNN -> ONNX -> service -> bulk scores -> report; DATA=folder takes your drawings
 	@$(VENV)/python demo/demo.py --run "$(RUN)" $(if $(DATA),--data "$(DATA)")
 
-test: check .tools/openinference/.done ## everything CI checks: lint, types, import rules, stubs, and the tests; not `make image-test`
+test: check .tools/openinference/.done ## everything CI checks: lint, types, import rules, stubs, and the tests; not `make k8s` and `make image-test`
 	$(VENV)/pytest
 
 check: lint protos-check lint-image

@@ -99,8 +99,12 @@ def container(manifests: list[Manifest]) -> Manifest:
     return pod(manifests)["containers"][0]
 
 
+def first(kind: str, manifests: list[Manifest]) -> Manifest:
+    return next(m for m in manifests if m["kind"] == kind)
+
+
 def spec(kind: str, manifests: list[Manifest]) -> Manifest:
-    return next(m for m in manifests if m["kind"] == kind)["spec"]
+    return first(kind, manifests)["spec"]
 
 
 def settings(manifests: list[Manifest]) -> dict:
@@ -119,6 +123,7 @@ WRONG = {
         "cpu-fetch",
         lambda m: pod(m)["initContainers"][0]["securityContext"].pop("readOnlyRootFilesystem"),
     ),
+    "privileged": ("restricted", "cpu", lambda m: container(m)["securityContext"].update(privileged=True)),
     "a bare pod writes its root": (
         "restricted",
         "files",
@@ -139,6 +144,11 @@ WRONG = {
     "a token": ("sealed", "cpu", lambda m: pod(m).pop("automountServiceAccountToken")),
     "links": ("sealed", "score", lambda m: pod(m).pop("enableServiceLinks")),
     "the node's network": ("sealed", "cpu", lambda m: pod(m).update(hostNetwork=True)),
+    "a folder of the node": (
+        "sealed",
+        "merge",
+        lambda m: pod(m)["volumes"][1].update(hostPath={"path": "/tmp"}),
+    ),
     "no memory limit": ("sealed", "merge", lambda m: container(m)["resources"].pop("limits")),
     "a volume is misspelt": ("mounted", "cpu-pvc", lambda m: container(m)["volumeMounts"][0].update(name="modles")),
     "a secret by subPath": ("mounted", "tls", lambda m: container(m)["volumeMounts"][0].update(subPath="tls.crt")),
@@ -194,6 +204,11 @@ WRONG = {
         lambda m: spec("NetworkPolicy", m)["ingress"][0]["ports"].append({"port": 50052, "protocol": "TCP"}),
     ),
     "everybody is let in": ("connected", "cpu", lambda m: spec("NetworkPolicy", m)["ingress"][0].pop("from")),
+    "no budget": (
+        "connected",
+        "cpu",
+        lambda m: m.remove(first("PodDisruptionBudget", m)),
+    ),
     "no spread": ("connected", "cpu", lambda m: pod(m)["topologySpreadConstraints"].clear()),
     "replicas beside an autoscaler": ("scaled", "cpu", lambda m: spec("Deployment", m).update(replicas=2)),
     "all replicas leave at once": ("scaled", "gpu", lambda m: spec("HorizontalPodAutoscaler", m).update(minReplicas=1)),
