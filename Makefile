@@ -32,8 +32,11 @@ setup: .venv/.done .tools/protos/.done .tools/openinference/.done .tools/image/.
 demo: .venv/.done ## drawings -> CNN -> ONNX -> service -> bulk scores -> report; DATA=folder takes your drawings
 	@$(VENV)/python demo/demo.py --run "$(RUN)" $(if $(DATA),--data "$(DATA)")
 
+# Two processes, a file's tests in one of them: tests wait for processes to start, and training takes both cores anyway.
+TESTS ?= -n 2 --dist loadfile
+
 test: check .tools/openinference/.done ## everything CI checks: lint, types, import rules, stubs, and the tests; not `make k8s` and `make image-test`
-	$(VENV)/pytest
+	$(VENV)/pytest $(TESTS)
 
 check: lint protos-check lint-image
 
