@@ -7,8 +7,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kubernetes_policies import Manifest, violations
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(180)]
@@ -275,6 +277,17 @@ def test_checkov_finds_a_container_that_may_gain_privileges(render, tmp_path):
     manifests = render("deploy/overlays/cpu")
     container(manifests)["securityContext"].pop("allowPrivilegeEscalation")
     assert "CKV_K8S_20" in {each["check_id"] for each in checked(manifests, tmp_path)["results"]["failed_checks"]}
+
+
+def test_a_running_service_answers_every_probe(render, start_service, tiny_model):
+    """On its port for probes, by the names in the manifest."""
+    service = start_service(tiny_model, "--probe-address", "127.0.0.1:0")
+    with grpc.insecure_channel(service.probe_address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            name = container(render("deploy/overlays/cpu"))[probe]["grpc"]["service"]
+            answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_bulk_jobs_reach_the_service_and_each_other_s_files(render):
