@@ -40,7 +40,7 @@ test: check .tools/openinference/.done ## everything CI checks: lint, types, imp
 
 check: lint protos-check lint-image
 
-test-ray: .venv/.done .tools/ray/.done ## Ray Data on a local cluster, an actor of which is killed; Ray is 300 MB, and left out of `make test`
+test-ray: .venv/.done .tools/ray/.done ## Ray Data on a local cluster, an actor of which is killed; Ray is 540 MB, and left out of `make test`
 	$(VENV)/pytest tests/integration/test_ray.py
 
 chaos: .venv/.done ## overload, callers that leave, restarts under load: minutes; each prints its counts
@@ -272,7 +272,7 @@ $(UV): locks/tools.txt
 	@touch $@
 
 .tools/ray/.done: locks/ray.txt | $(UV)
-	@echo "installing Ray into .tools/ray (about 300 MB)" >&2
+	@echo "installing Ray into .tools/ray (about 540 MB)" >&2
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/ray >&2
 	@$(UV) pip sync --quiet --require-hashes --python .tools/ray/bin/python locks/ray.txt >&2
 	@touch $@

@@ -102,6 +102,33 @@ def test_a_file_without_drawings_is_refused(tmp_path, table, message):
         find_sources([str(tmp_path / "a.parquet")], tmp_path, lambda path: None)
 
 
+def damaged(contents: bytes, start: int, count: int) -> bytes:
+    """The same with some of its bytes overwritten, as a disk or a broken download leaves it."""
+    return contents[:start] + b"\xff" * count + contents[start + count :]
+
+
+def test_a_damaged_page_is_refused_where_it_is_reached(tmp_path, rows):
+    """In one line with the file's name; the rows before it can be read."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"drawing": COLUMNS["bytes"](rows)}), path, row_group_size=2000, use_dictionary=False)
+    page = parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    path.write_bytes(damaged(path.read_bytes(), page, 16))
+    source = ParquetSource(path, "a.parquet", "")
+    assert np.array_equal(source.block(0, 1000).bitmaps, rows[:1000])
+    for start in (1000, 2500):  # going on, and sought
+        with pytest.raises(FileRefused, match=r"^a\.parquet: damaged, cannot be read as Parquet: .+$") as caught:
+            source.block(start, start + 100)
+        assert "\n" not in str(caught.value)
+
+
+def test_damaged_key_ids_are_refused(tmp_path, rows):
+    """Bytes that are no text are a broken file, no traceback."""
+    keys = pa.array([b"12345", b"\xf3\xf3"]).view(pa.string())
+    parquet.write_table(pa.table({"drawing": COLUMNS["bytes"](rows[:2]), "key_id": keys}), tmp_path / "a.parquet")
+    with pytest.raises(FileRefused, match=r"a\.parquet: damaged, key_id is no text"):
+        ParquetSource(tmp_path / "a.parquet", "a.parquet", "").block(0, 2)
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_every_array_of_bitmaps_in_an_archive_is_a_source(tmp_path, rows, save):
     """Stored or compressed; labels and the like are passed over."""
@@ -113,10 +140,10 @@ def test_every_array_of_bitmaps_in_an_archive_is_a_source(tmp_path, rows, save):
     assert np.array_equal(sources[1].block(0, 200).bitmaps, rows[500:700])
 
 
-def npz(**members: bytes) -> bytes:
+def npz(method: int = zipfile.ZIP_DEFLATED, **members: bytes) -> bytes:
     """An archive of these members, compressed."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w", method) as archive:
         for name, contents in members.items():
             archive.writestr(f"{name}.npy", contents)
     return file.getvalue()
@@ -139,6 +166,8 @@ def npy(array) -> bytes:
         (npz(x=npy(np.zeros((9, 784), np.uint8)) + bytes(10**7)), "x.npy: too long"),
         (npz(x=b"cat"), "expected a .npy file"),
         (npz(x=npy(np.zeros((9, 784), np.uint8)))[:200], "cannot be read as a .npz"),
+        (damaged(npz(x=npy(np.zeros((9, 784), np.uint8))), 35, 9), "as a .npz: Error -3 while"),
+        (npz(zipfile.ZIP_LZMA, x=npy(np.zeros((9, 784), np.uint8))), "x.npy must be stored or deflated, got method 14"),
     ],
 )
 def test_a_broken_archive_is_refused(tmp_path, contents, message):

@@ -70,9 +70,14 @@ class ParquetSource:
             kept, bitmaps, rejects = self._one_by_one(column, start)
         keys = None
         if self.has_key_ids:
-            named = table[_KEY_ID].take(pa.array(kept - start)).to_pylist()
-            keys = np.array([_key_id(value) for value in named], np.uint64)
+            keys = np.array([_key_id(value) for value in self._key_ids(table, kept - start)], np.uint64)
         return Block(rows=kept, bitmaps=bitmaps, key_ids=keys, rejects=rejects, digest=digest)
+
+    def _key_ids(self, table: pa.Table, rows: NDArray[np.int64]) -> list[Any]:
+        try:
+            return list(table[_KEY_ID].take(pa.array(rows)).to_pylist())
+        except UnicodeDecodeError as exc:
+            raise FileRefused(f"{self.name}: damaged, {_KEY_ID} is no text: {exc}") from exc
 
     def _one_by_one(self, column: pa.Array, start: int) -> tuple[NDArray[np.int64], Bitmaps, list[Reject]]:
         rows, bitmaps, rejects = [], [], []
@@ -90,7 +95,7 @@ class ParquetSource:
             self._seek(start)
         tables = [self._rest]
         while sum(map(len, tables)) < stop - start:
-            tables.append(pa.Table.from_batches([next(self._ahead)]))
+            tables.append(self._next())
         table = pa.concat_tables(table for table in tables if len(table))
         self._rest, self._at = table.slice(stop - start), stop
         return table.slice(0, stop - start)
@@ -107,10 +112,18 @@ class ParquetSource:
         self._ahead = self._file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False)
         self._rest = pa.table({})
         while first < start:
-            batch = pa.Table.from_batches([next(self._ahead)])
+            batch = self._next()
             self._rest = batch.slice(start - first)
             first += len(batch)
         self._at = start
+
+    def _next(self) -> pa.Table:
+        """The next rows in the file's order. Raises FileRefused where its pages are damaged."""
+        try:
+            return pa.Table.from_batches([next(self._ahead)])
+        except (OSError, pa.ArrowException, StopIteration) as exc:
+            reason = str(exc).partition("\n")[0] or "fewer rows than it says"
+            raise FileRefused(f"{self.name}: damaged, cannot be read as Parquet: {reason}") from exc
 
 
 def _is_of_drawings(kind: pa.DataType) -> bool:
