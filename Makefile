@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check chaos balancing kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-test sbom clean
+.PHONY: help setup demo test check chaos soak balancing kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-test sbom clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,8 +37,11 @@ test: check .tools/openinference/.done ## everything CI checks: lint, types, imp
 
 check: lint protos-check lint-image
 
-chaos: .venv/.done ## overload, callers that leave, restarts under load: minutes; each prints its counts
+chaos: .venv/.done ## overload, callers that leave, restarts under load, a minute of bad manners: minutes; each prints its counts
 	$(VENV)/pytest -m chaos tests/chaos
+
+soak: .venv/.done ## callers of every bad manner at once for MINUTES (10): memory, threads and open files of the service stay as they are
+	MINUTES=$(or $(MINUTES),10) $(VENV)/pytest -m chaos tests/chaos/test_soak.py
 
 balancing: .venv/.done ## nginx, HAProxy and Envoy, where installed, before three servers, one drained and one killed: a minute; docs/load-balancing.md
 	$(VENV)/pytest -m balancing tests/balancing
