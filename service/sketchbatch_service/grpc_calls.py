@@ -63,7 +63,7 @@ class DirectCall:
     def __init__(self, event: Any, handler: Any, ends: CallEnds) -> None:
         self.is_over = False
         """Answered, refused, or left by its caller."""
-        self._call = event.call
+        self._call: Any = event.call  # None once it is over and the core has said so
         self._metadata = event.invocation_metadata
         self._serialize: Callable[[Any], bytes] = handler.response_serializer
         self._deadline: float = event.call_details.deadline
@@ -88,8 +88,11 @@ class DirectCall:
     def answer(self, response: Any) -> None:
         """Sends the response and ends the call well."""
         self._ends.add(_OK, self)
+        core = self._call
+        if core is None:
+            return  # its caller has left
         _start(
-            self._call,
+            core,
             _ignore,
             cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
             cygrpc.SendMessageOperation(self._serialize(response), _NO_FLAGS),
@@ -99,7 +102,9 @@ class DirectCall:
     def refuse(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
         """Ends the call with an error."""
         self._ends.add(_CODES[code], self)
-        refuse(self._call, code, details, trailers)
+        core = self._call
+        if core is not None:
+            refuse(core, code, details, trailers)
 
     def listen(self) -> None:
         """Hears from now on of a caller that leaves; not worth it for a call that is over."""
@@ -111,6 +116,9 @@ class DirectCall:
         self._ends.add(_CODES[_left(self._deadline)], self)
         if self._on_leave:
             self._on_leave()
+        # In a circle, since the future that we withdraw knows us, we live until Python looks for circles. Until the
+        # core's call is let go of, it counts among the connection's `--max-calls-per-connection`.
+        self._call = None
 
 
 class AsyncCall:

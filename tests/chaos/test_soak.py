@@ -1,0 +1,174 @@
+"""Callers of every bad manner at once, for MINUTES (1): `make soak MINUTES=10` is the long proof."""
+
+import asyncio
+import os
+import random
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import grpc
+import numpy as np
+import onnxruntime as ort
+import pytest
+from sketchbatch.v1 import classifier_pb2 as pb
+from sketchbatch.v1 import classifier_pb2_grpc
+from steady import growth, held
+
+MINUTES = float(os.environ.get("MINUTES", "1"))
+SETTLED = 0.4  # of the time: until then ONNX Runtime's arena and the allocator grow to what the load needs
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120 + 60 * MINUTES)]
+
+LARGE = 4000
+
+
+class Trouble:
+    """What each kind of caller does once; returns what became of it."""
+
+    def __init__(self, address: str, session: ort.InferenceSession) -> None:
+        self._address = address
+        self._channel = grpc.aio.insecure_channel(address)
+        self._stub = classifier_pb2_grpc.ClassifierServiceStub(self._channel)
+        self._session = session
+        self._chance = random.Random(7)
+        self._bitmaps = np.random.default_rng(7).integers(0, 256, (LARGE, 28, 28), np.uint8)
+        self._expected = session.run(["scores"], {"bitmaps": self._bitmaps})[0]
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def small(self) -> str:
+        return await self._ask(1 + self._chance.randrange(20))
+
+    async def large(self) -> str:
+        return await self._ask(LARGE)
+
+    async def wrong_size(self) -> str:
+        return await self._outcome(self._stub.Classify(pb.ClassifyRequest(bitmaps=bytes(self._chance.randrange(784)))))
+
+    async def unknown_model(self) -> str:
+        return await self._outcome(self._stub.Classify(pb.ClassifyRequest(bitmaps=bytes(784), model_name="nobody")))
+
+    async def leaves(self) -> str:
+        """At a random moment."""
+        call = self._stub.Classify(self._request(1 + self._chance.randrange(400)))
+        await asyncio.sleep(self._chance.expovariate(100))
+        call.cancel()
+        return await self._outcome(call)
+
+    async def is_late(self) -> str:
+        """Has next to no time."""
+        return await self._outcome(self._stub.Classify(self._request(400), timeout=self._chance.uniform(0.0005, 0.02)))
+
+    async def cuts_its_connection(self) -> str:
+        """With a request under way."""
+        channel = grpc.aio.insecure_channel(self._address, [("grpc.use_local_subchannel_pool", 1)])
+        call = classifier_pb2_grpc.ClassifierServiceStub(channel).Classify(self._request(400))
+        await asyncio.sleep(self._chance.uniform(0, 0.05))
+        await channel.close()
+        return await self._outcome(call)
+
+    async def speaks_no_http2(self) -> str:
+        """Or says nothing at all, and is gone after a while."""
+        host, port = self._address.split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(self._chance.choice([b"", b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n", bytes(1000)]))
+        await asyncio.sleep(self._chance.uniform(0, 1))
+        writer.transport.abort()
+        return "gone"
+
+    async def leaves_a_stream_open(self) -> str:
+        """Neither ended nor cancelled until its connection ends; some answers are never read."""
+        async with grpc.aio.insecure_channel(self._address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stream = classifier_pb2_grpc.ClassifierServiceStub(channel).ClassifyStream()
+            for _ in range(5):
+                await stream.write(pb.ClassifyStreamRequest(bitmaps=self._bitmaps[:20].tobytes()))
+            answer = await stream.read()
+            await asyncio.sleep(self._chance.uniform(0, 2))
+        return self._judge(answer, 20)
+
+    def _request(self, rows: int) -> pb.ClassifyRequest:
+        return pb.ClassifyRequest(bitmaps=self._bitmaps[:rows].tobytes())
+
+    async def _ask(self, rows: int) -> str:
+        return await self._outcome(self._stub.Classify(self._request(rows)), rows)
+
+    async def _outcome(self, call: Awaitable[pb.ClassifyResponse], rows: int = 0) -> str:
+        try:
+            answer = await call
+        except grpc.aio.AioRpcError as exc:
+            return exc.code().name
+        except asyncio.CancelledError:  # the call, not us
+            return "CANCELLED"
+        return self._judge(answer, rows or answer.rows)
+
+    def _judge(self, answer: pb.ClassifyResponse | pb.ClassifyStreamResponse, rows: int) -> str:
+        scores = np.frombuffer(answer.scores, "<f4").reshape(answer.rows, -1)
+        right = answer.rows == rows and np.allclose(scores, self._expected[:rows], atol=1e-5)
+        return "OK" if right else "wrong scores"
+
+
+CALLERS = {"small": 4, "large": 1, "leaves_a_stream_open": 8, "speaks_no_http2": 8}  # one of each other kind
+MAY_BE = {
+    "small": {"OK"},
+    "large": {"OK"},
+    "wrong_size": {"INVALID_ARGUMENT"},
+    "unknown_model": {"NOT_FOUND"},
+    "leaves": {"CANCELLED", "OK"},
+    "is_late": {"DEADLINE_EXCEEDED", "OK"},
+    "cuts_its_connection": {"CANCELLED", "OK"},
+    "speaks_no_http2": {"gone"},
+    "leaves_a_stream_open": {"OK"},
+}
+
+
+async def test_bad_manners_leave_nothing_behind(start_service, root, capsys):
+    """Everyone hears what is theirs to hear; memory, threads and open files stay, and go back when callers are gone."""
+    model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
+    service = start_service(model, "--metrics-address", "127.0.0.1:0")
+    before = held([service.process.pid])
+    trouble = Trouble(service.address, ort.InferenceSession(model))
+    until = time.monotonic() + 60 * MINUTES
+    outcomes: Counter = Counter()
+    samples: list[dict[str, float]] = []
+
+    async def repeat(kind: str) -> None:
+        act: Callable[[], Awaitable[str]] = getattr(trouble, kind)
+        while time.monotonic() < until:
+            outcomes[kind, await act()] += 1
+            await asyncio.sleep(0.005)
+
+    async def watch() -> None:
+        while time.monotonic() < until:
+            outcomes["scrape", await asyncio.to_thread(scraped, service.metrics_address)] += 1
+            samples.append(held([service.process.pid]))
+            await asyncio.sleep(1)
+
+    await asyncio.gather(watch(), *(repeat(kind) for kind in MAY_BE for _ in range(CALLERS.get(kind, 1))))
+    await trouble.close()
+    settled = samples[int(SETTLED * len(samples)) :]
+    grown = {name: growth(settled, name) for name in ("resident_mib", "threads", "open_files")}
+    give_up_at = time.monotonic() + 20
+    while (after := held([service.process.pid]))["open_files"] > before["open_files"] and time.monotonic() < give_up_at:
+        await asyncio.sleep(0.1)
+    with capsys.disabled():
+        print(f"\n{MINUTES:g} minutes: { {' '.join(names): count for names, count in sorted(outcomes.items())} }")
+        print(f"held before {before}, under load {grown}, when all had gone {after}")
+    assert service.stop()[0] == 0
+    assert outcomes.keys() <= {(kind, code) for kind in MAY_BE for code in MAY_BE[kind]} | {("scrape", "OK")}
+    assert {kind for kind, _ in outcomes} == {*MAY_BE, "scrape"}
+    assert outcomes["leaves", "CANCELLED"]
+    assert outcomes["is_late", "DEADLINE_EXCEEDED"]
+    assert outcomes["cuts_its_connection", "CANCELLED"]
+    assert grown["resident_mib"]["last_third"] <= grown["resident_mib"]["first_third"] * 1.05
+    assert grown["threads"]["last_third"] <= grown["threads"]["first_third"]
+    assert grown["open_files"]["last_third"] <= grown["open_files"]["first_third"] + 4  # callers come and go
+    assert after["open_files"] <= before["open_files"]
+
+
+def scraped(address: str) -> str:
+    """As Prometheus does."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
+        return "OK" if b"sketchbatch_queued_rows{" in page.read() else "nothing"
