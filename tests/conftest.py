@@ -80,6 +80,7 @@ def start_service() -> Iterator[Callable[..., Service]]:
     for service in started:
         if service.process.poll() is None:
             service.stop()
+        service.process.stderr.close()
 
 
 @pytest.fixture(scope="session")

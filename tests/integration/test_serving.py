@@ -130,7 +130,7 @@ def test_stopping_answers_what_was_accepted_and_exits_with_0(start_service, root
 
 def test_calls_are_taken_while_clients_move_away(start_service, tiny_model, noise):
     """After SIGTERM: NOT_SERVING at once, and no call fails until `--lame-duck-s` is over."""
-    service = start_service(tiny_model, "--lame-duck-s", "1.0")
+    service = start_service(tiny_model, "--lame-duck-s", "3.0")
     with grpc.insecure_channel(service.address) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
@@ -140,8 +140,8 @@ def test_calls_are_taken_while_clients_move_away(start_service, tiny_model, nois
         left_at, answered = time.monotonic(), 0
         while not (error := failure(stub.Classify, pb.ClassifyRequest(bitmaps=noise(1).tobytes()))):
             answered += 1
-        assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert 0.8 < time.monotonic() - left_at < 5
+        assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+        assert 0.8 < time.monotonic() - left_at < 6  # 3, but for what the machine was busy with meanwhile
         assert answered > 10
     assert service.stop()[0] == 0
 
