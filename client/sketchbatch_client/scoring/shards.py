@@ -15,7 +15,7 @@ from ..atomic import replacing
 from ..errors import JobRefused
 from .job import Outcome, rejects_beside
 from .manifest import Manifest
-from .outputs import kind_of
+from .outputs import kind_of, parquet_writer
 from .plan import ALL, Plan, Shard, difference
 
 _COPIED_BYTES = 1 << 20
@@ -85,7 +85,7 @@ def _join_parquet(shards: Sequence[Path], file: BinaryIO, plan: Plan) -> None:
     writer = None
     for shard in shards:
         with parquet.ParquetFile(shard) as read:
-            writer = writer or parquet.ParquetWriter(file, read.schema_arrow, compression="zstd")
+            writer = writer or parquet_writer(file, read.schema_arrow)
             for group in range(read.num_row_groups):
                 writer.write_table(read.read_row_group(group))
     if writer:
