@@ -82,7 +82,7 @@ class Settings:
     max_connections: _Count = 900
     """Connections that each worker keeps; further ones are closed at once. 1,024 open files are the usual limit."""
 
-    max_calls_per_connection: _Count = 1000
+    max_calls_per_connection: _Count = 10_000
     """Calls under way on one connection; a client's further ones wait on its side."""
 
     max_connection_age_s: Annotated[float, click.FloatRange(min=0)] = 0.0
