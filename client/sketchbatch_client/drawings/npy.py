@@ -73,7 +73,7 @@ def open_npz(path: Path) -> dict[str, Bitmaps]:
                 expected = "an array of uint8 (rows, 784) or (rows, 28, 28)"
                 raise FileRefused(f"{path}: expected {expected}, got {there[:500]}")
             return {member.filename.removesuffix(".npy"): _member(path, archive, member) for member in wanted}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as exc:  # Runtime: encrypted
+    except (zipfile.BadZipFile, RuntimeError, EOFError, zlib.error) as exc:  # RuntimeError: it is encrypted
         raise FileRefused(f"{path}: cannot be read as a .npz: {exc}") from exc
     except OSError as exc:
         raise FileRefused(f"{path}: cannot be read: {exc.strerror}") from exc
@@ -81,7 +81,7 @@ def open_npz(path: Path) -> dict[str, Bitmaps]:
 
 def _header_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # what NumPy writes
-        raise NotImplementedError(f"{member.filename} must be stored or deflated, got method {member.compress_type}")
+        raise zipfile.BadZipFile(f"{member.filename} must be stored or deflated, got method {member.compress_type}")
     with archive.open(member) as file:
         return _read_header(f"{archive.filename}:{member.filename}", file.read(_HEADER_BYTES))
 
