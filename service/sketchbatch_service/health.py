@@ -70,14 +70,20 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        status = self._status_of(request.service)
-        yield health_pb2.HealthCheckResponse(status=status)
-        while not self._is_draining:
-            async with self._changed:
-                await self._changed.wait()
-            told, status = status, self._status_of(request.service)
-            if status != told:
-                yield health_pb2.HealthCheckResponse(status=status)
+        told = None
+
+        def has_news() -> bool:
+            return self._status_of(request.service) != told
+
+        while True:
+            if has_news():  # again after each: it may have changed while that was sent
+                told = self._status_of(request.service)
+                yield health_pb2.HealthCheckResponse(status=told)
+            elif self._is_draining:
+                return
+            else:
+                async with self._changed:
+                    await self._changed.wait_for(lambda: has_news() or self._is_draining)
 
     async def _say(self, status: int) -> None:
         async with self._changed:

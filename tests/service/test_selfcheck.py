@@ -141,3 +141,16 @@ async def test_a_draining_server_does_not_serve_again():
     assert not health.is_serving
     alive = await health.Check(health_pb2.HealthCheckRequest(service=LIVENESS), None)
     assert alive.status == SERVING  # a restart would lose the requests that it drains
+
+
+async def test_no_change_is_missed_while_a_watcher_is_being_told_of_another():
+    """A client that never heard NOT_SERVING would send its calls on until they fail."""
+    health = HealthServicer([])
+    watch = health.Watch(health_pb2.HealthCheckRequest(), None)
+    told = [(await anext(watch)).status]
+    await health.serve()  # the watcher has not come back for more
+    told.append((await asyncio.wait_for(anext(watch), 5)).status)
+    await health.leave()
+    await health.drain()
+    told += [each.status async for each in watch]
+    assert told == [NOT_SERVING, SERVING, NOT_SERVING]
