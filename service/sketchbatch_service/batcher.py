@@ -6,7 +6,8 @@ Has no threads of its own, and knows neither gRPC nor ONNX Runtime nor an event 
 Latency contract: a request never waits for others to join it. An idle lane starts at once; whatever arrives while all
 are busy shares the next calls. A small request, of up to `max_batch_rows` rows, waits for the calls under way and the
 small ones ahead of it, of which each call takes at least `max_batch_rows / 2` rows. A large one waits for the large
-ones ahead of it, and gets no less than half of every call while small ones keep coming.
+ones ahead of it, and gets no less than half of every call while small ones keep coming. What would then be too late
+for its deadline is refused on arrival.
 """
 
 import math
@@ -21,10 +22,15 @@ import numpy as np
 from .arrays import Bitmaps, Scores
 from .counts import Closed, ModelCall, ModelCounter
 from .errors import InferenceFailed, Overloaded, ShuttingDown
+from .pace import DrainPace
 from .row_queue import Answer, Job, RowQueue, Slice
 
 _FIRST_RETRY_S = 0.1
 """What a full queue advises before any model call has been timed."""
+
+_CAUTION = 1.5
+"""How much longer than measured a wait may turn out. A request that runs into its deadline was run in vain, and those
+behind it waited for it; one refused too soon comes back. docs/decisions/0024 has the measurements."""
 
 _FAILING_CALLS = 3
 """Broken calls in a row after which a model counts as failing: one may be chance, and any good call starts anew."""
@@ -67,7 +73,7 @@ class Batcher:
         self._queue = RowQueue(limits.max_batch_rows, self.counter.add_failure)
         self._running = 0  # calls under way
         self._broken_calls = 0  # since the last good one
-        self._rows_per_s = 0.0  # of one lane: moving average over model calls; 0 = none timed yet
+        self._pace = DrainPace()
         self._swept_at = -math.inf  # time.monotonic seconds
         self._closed = False
         self._lock = threading.Lock()  # guards all of the above, and the scores of jobs in more than one call
@@ -103,20 +109,17 @@ class Batcher:
             raise `DeadlinePassed`, or `InferenceFailed` when a model call this request was part of broke.
 
         Raises:
-            Overloaded: The queue has no room; safe to retry.
+            Overloaded: The queue has no room, or what is ahead would take until `expires_at`; safe to retry.
             ShuttingDown: The batcher is closing.
         """
         job = Job(bitmaps, expires_at)
         with self._lock:
             if self._closed:
                 raise ShuttingDown("draining: not taking new requests")
-            if not self._has_room(len(bitmaps)):
+            if self._obstacle(job):
                 self._forget_unwanted()
-            if not self._has_room(len(bitmaps)):
-                raise Overloaded(
-                    f"queue full: {self._queue.rows} of {self.limits.max_queued_rows} rows are waiting",
-                    retry_after_s=self._drain_s(),
-                )
+            if obstacle := self._obstacle(job):
+                raise Overloaded(obstacle, retry_after_s=self._queue.rows * self._pace.row_s or _FIRST_RETRY_S)
             self._queue.put(job)
         self.wake()
         return job.future
@@ -138,23 +141,29 @@ class Batcher:
             if not slices:
                 return None
             self._running += 1
-            rows = sum(len(each.bitmaps) for each in slices)
+            rows, left, now = sum(len(each.bitmaps) for each in slices), self._queue.rows, time.monotonic()
+            self._pace.note_taken(left, now)
             is_full = rows == self.limits.max_batch_rows
-            return Batch(self, slices, rows, "full" if is_full else "shared" if self._queue.rows else "empty")
+            return Batch(self, slices, rows, now, "full" if is_full else "shared" if left else "empty")
 
-    def _has_room(self, rows: int) -> bool:
-        return self._queue.rows + rows <= self.limits.max_queued_rows
+    def _obstacle(self, job: Job) -> str | None:
+        """Why a request must not be queued; None = it may."""
+        rows = len(job.bitmaps)
+        if self._queue.rows + rows > self.limits.max_queued_rows:
+            return f"queue full: {self._queue.rows} of {self.limits.max_queued_rows} rows are waiting"
+        before = self._queue.rows_before(rows)
+        if not before:
+            return None  # whether the time is enough on an idle service, its caller knows
+        left_s, needed_s = job.expires_at - job.queued_at, (before + rows) * self._pace.row_s * _CAUTION
+        if needed_s <= left_s:
+            return None
+        return f"too late: {before} rows go first, which may take {needed_s:.2f} s; the deadline is in {left_s:.2f} s"
 
     def _forget_unwanted(self) -> None:
         now = time.monotonic()
         if now >= self._swept_at + _SWEEP_EVERY_S:
             self._swept_at = now
             self._queue.forget_unwanted()
-
-    def _drain_s(self) -> float:
-        """Seconds until the rows now queued will have run, from the measured pace."""
-        pace = self._rows_per_s * self.limits.lanes
-        return self._queue.rows / pace if pace else _FIRST_RETRY_S
 
     def _run(self, batch: "Batch") -> None:
         slices, started_at = batch.slices, time.monotonic()
@@ -166,7 +175,7 @@ class Batcher:
                 raise ValueError(f"model returned {len(scores)} rows for {batch.rows}")
             ended_at = time.monotonic()
             was_failing = self.is_failing
-            whole = self._add(slices, scores, ended_at - started_at)
+            whole = self._add(batch, scores, ended_at - started_at)
         except Exception as exc:  # every caller of this batch must hear of it, or it would wait for ever
             self._fail(batch, exc)
             return
@@ -191,17 +200,16 @@ class Batcher:
         if has_changed:
             self.on_health()
 
-    def _add(self, slices: list[Slice], scores: Scores, took_s: float) -> list[Job]:
+    def _add(self, batch: "Batch", scores: Scores, took_s: float) -> list[Job]:
         """Keeps the scores of one call; returns the requests that are whole with them."""
-        pace = len(scores) / max(took_s, 1e-6)
         whole, first = [], 0
         with self._lock:
-            for each in slices:
+            for each in batch.slices:
                 rows = len(each.bitmaps)
                 if each.job.add(each.start, scores[first : first + rows], took_s):
                     whole.append(each.job)
                 first += rows
-            self._rows_per_s += (pace - self._rows_per_s) * (0.2 if self._rows_per_s else 1)
+            self._pace.note_ended(batch.rows, batch.taken_at, time.monotonic())
             self._running -= 1
             self._broken_calls = 0
         return whole
@@ -214,6 +222,7 @@ class Batch:
     batcher: Batcher
     slices: list[Slice]
     rows: int
+    taken_at: float  # time.monotonic seconds
     closed: Closed
 
     @property

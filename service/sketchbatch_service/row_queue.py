@@ -106,37 +106,54 @@ class RowQueue:
 
     def __init__(self, small_rows: int, on_drop: Callable[[Job], None]) -> None:
         self._small_rows = small_rows
-        self._on_drop = on_drop
-        self._small: deque[Job] = deque()
-        self._large: deque[Job] = deque()
-        self.rows = 0
+        self._small = _Line(on_drop)
+        self._large = _Line(on_drop)
+
+    @property
+    def rows(self) -> int:
         """Rows waiting."""
+        return self._small.rows + self._large.rows
+
+    def rows_before(self, rows: int) -> int:
+        """Rows waiting that would run before the last of a new request of so many."""
+        own, other = (self._small, self._large) if rows <= self._small_rows else (self._large, self._small)
+        return own.rows + min(own.rows + rows, other.rows)  # half of every call is for each
 
     def put(self, job: Job) -> None:
         """Adds a request to the end of its line."""
-        line = self._small if len(job.bitmaps) <= self._small_rows else self._large
-        line.append(job)
-        self.rows += len(job.bitmaps)
+        (self._small if len(job.bitmaps) <= self._small_rows else self._large).put(job)
 
     def take(self, most_rows: int) -> list[Slice]:
         """Takes up to `most_rows` rows for one model call, passing over requests not worth running."""
         now = time.monotonic()
-        for_small = (most_rows + 1) // 2 if self._large else most_rows
-        slices = self._take(self._small, for_small, now)
-        slices += self._take(self._large, most_rows - _rows_of(slices), now)
-        return slices + self._take(self._small, most_rows - _rows_of(slices), now)
+        for_small = (most_rows + 1) // 2 if self._large.rows else most_rows
+        slices = self._small.take(for_small, now)
+        slices += self._large.take(most_rows - _rows_of(slices), now)
+        return slices + self._small.take(most_rows - _rows_of(slices), now)
 
     def forget_unwanted(self) -> None:
         """Gives back the room of callers who have left or run out of time, wherever they stand."""
         now = time.monotonic()
-        self._small = deque(job for job in self._small if self._is_wanted(job, now))
-        self._large = deque(job for job in self._large if self._is_wanted(job, now))
-        self.rows = sum(job.waiting_rows for job in (*self._small, *self._large))
+        self._small.forget_unwanted(now)
+        self._large.forget_unwanted(now)
 
-    def _take(self, line: deque[Job], most_rows: int, now: float) -> list[Slice]:
+
+class _Line:
+    """Requests in order of arrival."""
+
+    def __init__(self, on_drop: Callable[[Job], None]) -> None:
+        self.rows = 0  # waiting
+        self._jobs: deque[Job] = deque()
+        self._on_drop = on_drop
+
+    def put(self, job: Job) -> None:
+        self._jobs.append(job)
+        self.rows += len(job.bitmaps)
+
+    def take(self, most_rows: int, now: float) -> list[Slice]:
         slices: list[Slice] = []
-        while line and most_rows:
-            job = line[0]
+        while self._jobs and most_rows:
+            job = self._jobs[0]
             is_wanted = self._is_wanted(job, now)
             rows = min(most_rows, job.waiting_rows) if is_wanted else job.waiting_rows
             self.rows -= rows
@@ -144,8 +161,12 @@ class RowQueue:
                 slices.append(job.take(rows, now))
                 most_rows -= rows
             if not is_wanted or not job.waiting_rows:
-                line.popleft()
+                self._jobs.popleft()
         return slices
+
+    def forget_unwanted(self, now: float) -> None:
+        self._jobs = deque(job for job in self._jobs if self._is_wanted(job, now))
+        self.rows = sum(job.waiting_rows for job in self._jobs)
 
     def _is_wanted(self, job: Job, now: float) -> bool:
         is_wanted = job.is_worth_running(now)

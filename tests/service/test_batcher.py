@@ -161,6 +161,58 @@ def test_a_deadline_that_passes_in_the_queue_is_never_run():
     assert model.batch_sizes == [1, 1]
 
 
+class SlowModel(FakeModel):
+    """Takes a hundredth of a second a row."""
+
+    def predict(self, bitmaps):
+        scores = super().predict(bitmaps)
+        time.sleep(0.01 * len(bitmaps))
+        return scores
+
+
+def in_time(seconds: float):
+    return {"expires_at": time.monotonic() + seconds}
+
+
+def test_what_would_be_answered_too_late_is_refused_on_arrival():
+    """By the pace at which the queue was seen to drain; what comes soon enough is taken."""
+    model = SlowModel()
+    with running(Batcher(model.predict, BatchLimits(max_batch_rows=2))) as batcher:
+        for each in [batcher.submit(drawings(1, 2), **in_time(60)) for _ in range(10)]:
+            each.result(5)
+        model.started.clear()
+        model.release.clear()
+        first = busy(model, batcher)
+        waiting = [batcher.submit(drawings(3, 4)) for _ in range(20)]  # 0.4 s
+        with pytest.raises(Overloaded, match="too late: 40 rows go first") as caught:
+            batcher.submit(drawings(5), **in_time(0.3))
+        assert 0.3 < caught.value.retry_after_s < 5
+        late = batcher.submit(drawings(5), **in_time(60))
+        waiting[0].cancel()
+        model.release.set()
+        assert first_pixels(first) == [0]
+        assert first_pixels(late) == [5]
+
+
+def test_only_the_rows_that_go_first_count_against_a_deadline():
+    """A small request passes a bulk job, which another bulk job waits for; an idle service refuses nothing."""
+    model = SlowModel()
+    with running(Batcher(model.predict, BatchLimits(max_batch_rows=2))) as batcher:
+        batcher.submit(drawings(*range(10))).result(5)
+        model.started.clear()
+        model.release.clear()
+        first = busy(model, batcher)
+        bulk = batcher.submit(drawings(*range(60)))
+        with pytest.raises(Overloaded, match="too late: 60 rows go first"):
+            batcher.submit(drawings(1, 2, 3), **in_time(0.5))
+        small = batcher.submit(drawings(7), **in_time(0.5))
+        model.release.set()
+        assert first_pixels(small) == [7]
+        assert [first_pixels(first), first_pixels(bulk)] == [[0], list(range(60))]
+        with pytest.raises(DeadlinePassed):
+            batcher.submit(drawings(*range(10)), **in_time(0.05)).result(5)
+
+
 def test_a_full_queue_refuses_at_once_and_says_when_to_return():
     """Overload is reported on arrival, not after a wait, with the time the queue needs to drain."""
     model = FakeModel(held=True)

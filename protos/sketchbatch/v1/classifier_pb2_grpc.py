@@ -31,8 +31,9 @@ class ClassifierServiceStub(object):
     Errors, the same for every RPC (in a stream, as the `error` of the one answer):
     INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
     NOT_FOUND           no such model or version; the message lists those there are.
-    RESOURCE_EXHAUSTED  the queue is full; google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` say when
-    to try again. Without that trailer the message itself was too large for gRPC.
+    RESOURCE_EXHAUSTED  the queue is full, or what waits ahead takes longer than the call's deadline allows;
+    google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` say when to try again.
+    Without that trailer the message itself was too large for gRPC.
     UNAVAILABLE         this replica is draining; another will answer.
     DEADLINE_EXCEEDED   the deadline passed while the request was queued; it was never run.
     INTERNAL            the model call broke; the message carries the request id only.
@@ -72,8 +73,9 @@ class ClassifierServiceServicer(object):
     Errors, the same for every RPC (in a stream, as the `error` of the one answer):
     INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
     NOT_FOUND           no such model or version; the message lists those there are.
-    RESOURCE_EXHAUSTED  the queue is full; google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` say when
-    to try again. Without that trailer the message itself was too large for gRPC.
+    RESOURCE_EXHAUSTED  the queue is full, or what waits ahead takes longer than the call's deadline allows;
+    google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` say when to try again.
+    Without that trailer the message itself was too large for gRPC.
     UNAVAILABLE         this replica is draining; another will answer.
     DEADLINE_EXCEEDED   the deadline passed while the request was queued; it was never run.
     INTERNAL            the model call broke; the message carries the request id only.
@@ -147,8 +149,9 @@ class ClassifierService(object):
     Errors, the same for every RPC (in a stream, as the `error` of the one answer):
     INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
     NOT_FOUND           no such model or version; the message lists those there are.
-    RESOURCE_EXHAUSTED  the queue is full; google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` say when
-    to try again. Without that trailer the message itself was too large for gRPC.
+    RESOURCE_EXHAUSTED  the queue is full, or what waits ahead takes longer than the call's deadline allows;
+    google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` say when to try again.
+    Without that trailer the message itself was too large for gRPC.
     UNAVAILABLE         this replica is draining; another will answer.
     DEADLINE_EXCEEDED   the deadline passed while the request was queued; it was never run.
     INTERNAL            the model call broke; the message carries the request id only.
