@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray check chaos soak balancing kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-client image-test k8s sbom clean
+.PHONY: help setup demo test test-slow test-ray check chaos soak balancing kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-client image-test k8s sbom clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ TESTS ?= -n 2 --dist loadfile
 
 test: check .tools/openinference/.done ## everything CI checks: lint, types, import rules, stubs, and the tests; not `make k8s` and `make image-test`
 	$(VENV)/pytest $(TESTS)
+
+test-slow: .venv/.done ## the tests that train for long: two minutes
+	$(VENV)/pytest -m slow $(TESTS)
 
 check: lint protos-check lint-image
 

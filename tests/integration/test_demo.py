@@ -37,6 +37,7 @@ def test_offline_it_runs_the_whole_job_on_synthetic_sketches_and_says_so(run_com
 
 
 @pytest.mark.real_drawings
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_with_drawings_of_ones_own_it_says_which(run_command, root, quickdraw, tmp_path):
     """DATA's folder is named in the first line; the service scores what was held out of training."""

@@ -72,6 +72,7 @@ def test_runs_stand_side_by_side_on_one_page(runs, tmp_path):
     assert article.startswith("synthetic-bear-cat-dog, article 24.0 1,207,4")  # MFLOP, parameters
 
 
+@pytest.mark.slow
 def test_a_report_without_scores_from_the_service_computes_them(runs, tmp_path):
     """And says which of the two it shows; scores of other drawings are not taken for this run's."""
     run = runs[0]

@@ -158,7 +158,10 @@ KILLS = {  # epochs and steps done when the signal comes, and after the resumpti
 }
 
 
-@pytest.mark.parametrize("killed_after", KILLS)
+@pytest.mark.parametrize(
+    "killed_after",
+    [pytest.param(each, marks=() if each == "some steps of the second" else pytest.mark.slow) for each in KILLS],
+)
 def test_a_killed_training_goes_on_to_the_same_weights(drawings, data, compact, tmp_path, killed_after):
     """SIGKILL in the middle; the same command again ends bit for bit where an unbroken run does, history too."""
     program = f"""
@@ -211,6 +214,7 @@ def kernels(run: Run):
     return [layer.get_weights()[0] for layer in layers if layer.trainable_weights]
 
 
+@pytest.mark.slow
 def test_a_network_can_begin_with_the_weights_of_another_run(data, drawings, compact, run, tmp_path):
     """Those of the last layer by label, where all are known; the run says which it was; another network is refused."""
     still = replace(HASTY_COMPACT, learning_rate=0.0, max_epochs=1, average_decay=0.0)
@@ -244,6 +248,7 @@ def test_any_recipe_of_ours_takes_the_light_network():
         assert build(light.network, 3).count_params() < 0.8 * build(recipe.network, 3).count_params()
 
 
+@pytest.mark.slow
 def test_a_network_can_learn_from_teachers(data, drawings, compact, run, tmp_path):
     """Their scores stand in for a share of each label; the whole of it, and labels do not matter any more."""
     import keras
@@ -263,6 +268,7 @@ def test_a_network_can_learn_from_teachers(data, drawings, compact, run, tmp_pat
         trained(drawings, tmp_path / "refused", HASTY, teachers=(compact,))
 
 
+@pytest.mark.slow
 def test_runs_that_differ_by_their_seed_can_be_averaged(drawings, compact, tmp_path):
     """Every weight is the mean of theirs; the result is a run to export; runs that did not begin alike are refused."""
     from sketchbatch_trainer.train.averaging import average
