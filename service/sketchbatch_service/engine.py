@@ -56,14 +56,22 @@ def open_session(path: Path) -> ort.InferenceSession:
         raise ModelRefused(f"{path}: not a model that ONNX Runtime can load: {cause}") from exc
 
 
-def available_cpus() -> int:
-    """CPUs this process may use: its affinity, cut by the cgroup v2 quota (a container's limit), at least 1."""
+def available_cpus(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs this process may use: its affinity, cut by the quota of its cgroup (a container's limit), at least 1."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # version 2, and 1
+        match [word for file in files for word in _words(cgroups / file)]:
+            case [quota, period] if quota not in ("max", "-1"):
+                return max(1, min(cpus, math.ceil(int(quota) / int(period))))
+    return cpus
+
+
+def _words(file: Path) -> list[str]:
+    """Nothing for a file that is not there."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cpus
-    return cpus if quota == "max" else max(1, min(cpus, math.ceil(int(quota) / int(period))))
+        return file.read_text().split()
+    except OSError:
+        return []
 
 
 class Engine:

@@ -145,3 +145,21 @@ def test_a_model_that_breaks_in_warm_up_is_refused(tmp_path):
 def test_threads_follow_what_the_process_may_use():
     """At least one CPU, and no more than the machine has."""
     assert 1 <= available_cpus() <= os.cpu_count()
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({}, None),
+    ],
+)
+def test_threads_follow_a_containers_limit(tmp_path, files, cpus):
+    """By the quota of its cgroup, in either version; None = as many as without a limit."""
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    assert available_cpus(tmp_path) == (cpus or len(os.sched_getaffinity(0)))
