@@ -24,7 +24,7 @@ from sketchbatch_service.cuda import CudaEngine, CudaOptions, open_on_cuda
 from sketchbatch_service.cuda_device import CUDA, Device
 from sketchbatch_service.engine import CPU
 from sketchbatch_service.errors import ProviderMissing
-from sketchbatch_service.models import LoadOptions, load_models
+from sketchbatch_service.model_loading import LoadOptions, load_models
 from sketchbatch_service.reference import COARSE_TOLERANCE, FLOAT32_TOLERANCE, Reference
 from sketchbatch_trainer.export.float16 import to_float16
 

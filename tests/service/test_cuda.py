@@ -17,7 +17,7 @@ from sketchbatch_service.cuda import CudaEngine, CudaOptions
 from sketchbatch_service.cuda_device import Device, is_built_in
 from sketchbatch_service.engine import CPU, open_session
 from sketchbatch_service.errors import ModelRefused, ProviderMissing
-from sketchbatch_service.models import LoadOptions, load_models
+from sketchbatch_service.model_loading import LoadOptions, load_models
 from sketchbatch_service.reference import Reference, random_drawings
 
 HERE = Device("cpu")

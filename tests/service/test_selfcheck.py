@@ -11,7 +11,7 @@ from sketchbatch.openinference.v2 import open_inference_pb2
 from sketchbatch_service.batcher import Batcher, BatchLimits
 from sketchbatch_service.errors import InferenceFailed
 from sketchbatch_service.health import LIVENESS, HealthServicer
-from sketchbatch_service.models import ServedModel
+from sketchbatch_service.models import Models, ServedModel
 from sketchbatch_service.selfcheck import follow_models
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -121,7 +121,7 @@ async def test_a_full_queue_does_not_end_the_self_checks():
     await health.serve()
     batcher.submit(drawings(2))
     served = ServedModel(name="bear", version="1", artifact=ARTIFACT, provider="CPU", batcher=batcher)
-    following = asyncio.create_task(follow_models([served], health, ask_every_s=0.01))
+    following = asyncio.create_task(follow_models(Models([served]), health, ask_every_s=0.01))
     await asyncio.sleep(0.1)
     assert not health.is_serving
     model.error = None

@@ -1,16 +1,18 @@
 """Describes models in the words of the Open Inference Protocol and of Triton's extensions to it."""
 
 import json
+import re
 
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 
 from ..arrays import ROW_SHAPE
 from ..counts import Counts, Duration
-from ..models import ServedModel
+from ..models import Refusal, ServedModel
 from .codec import INPUT, OUTPUT
 
 _PLATFORM = "onnxruntime_onnx"
 _BACKEND = "onnxruntime"
+_PATH = re.compile(r"[^\s'\"]*/[^\s'\"]*")
 
 
 def metadata(model: ServedModel, versions: list[str]) -> pb.ModelMetadataResponse:
@@ -49,6 +51,15 @@ def _parameters(model: ServedModel) -> dict[str, str]:
         "created": model.artifact.created,
         "licence": model.artifact.licence,
     }
+
+
+def refused(refusal: Refusal) -> pb.RepositoryIndexResponse.ModelIndex:
+    """A file that is not served; of where it lies nothing is said."""
+    file = refusal.file
+    reason = _PATH.sub("...", refusal.cause.removeprefix(f"{file.path}: ").replace(str(file.path), "it"))
+    return pb.RepositoryIndexResponse.ModelIndex(
+        name=file.name, version=file.version, state="UNAVAILABLE", reason=f"refused: {reason}"
+    )
 
 
 def statistics(model: ServedModel) -> pb.ModelStatistics:

@@ -83,7 +83,8 @@ class InferenceServicer:
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         asked_for = [model for model in self._models if self._is_ready(model) or not request.ready]
-        return pb.RepositoryIndexResponse(models=map(self._index, asked_for))
+        refused = [] if request.ready else self._models.refused
+        return pb.RepositoryIndexResponse(models=[*map(self._index, asked_for), *map(descriptions.refused, refused)])
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         request_id = request.id or new_request_id()
