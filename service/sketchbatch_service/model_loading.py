@@ -60,7 +60,10 @@ def load_models(path: Path, options: LoadOptions) -> Models:
         ModelRefused: No model is there, or none that fits to be the default.
         ProviderMissing: `cuda` was asked for and cannot be had; says why.
     """
-    files = find(path)
+    try:
+        files = find(path)
+    except OSError as exc:
+        raise ModelRefused(f"{path}: cannot be looked through: {exc}") from exc
     if not files and path.is_dir():
         raise ModelRefused(f"{path}: no model there; a repository holds NAME/VERSION/model.onnx, VERSION a number")
     if not files:
@@ -77,9 +80,10 @@ def load_models(path: Path, options: LoadOptions) -> Models:
     for file, error in refused.items():
         if not served or (file.name == default and not has_default):
             raise error
-    models = Models(served, default, [Refusal(file, str(error)) for file, error in refused.items()])
-    for refusal in models.refused:
-        log.error("model refused", model=refusal.file.name, version=refusal.file.version, cause=refusal.cause)
+    refusals = [Refusal(file.name, file.version, file, str(error)) for file, error in refused.items()]
+    models = Models(served, default, refusals)
+    for refusal in refusals:
+        log.error("model refused", model=refusal.name, version=refusal.version, cause=refusal.cause)
     return models
 
 

@@ -27,8 +27,8 @@ from .models import Models, Refusal, ServedModel
 
 log = structlog.get_logger()
 
-_LATE_S = 5.0
-"""How long a model that is not served any more is kept for requests that had found it before: they submit within
+LATE_S = 5.0
+"""Seconds that a model which is not served any more is kept for requests that had found it before: they submit within
 milliseconds, and messages of streams ask a full queue again every 50."""
 
 _NICE = 10
@@ -44,14 +44,25 @@ class ModelWatch:
         models: What is served; the watch alone changes it.
         crew: Runs them.
         every_s: Seconds between two looks; 0 = never looks by itself.
+        late_s: Seconds that a model is kept for late requests.
     """
 
-    def __init__(self, path: Path, options: LoadOptions, models: Models, crew: Crew, *, every_s: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        options: LoadOptions,
+        models: Models,
+        crew: Crew,
+        *,
+        every_s: float,
+        late_s: float = LATE_S,
+    ) -> None:
         self._path = path
         self._options = options
         self._models = models
         self._crew = crew
         self._every_s = every_s
+        self._late_s = late_s
         self._last = {model.file.path: model.file for model in models if model.file}  # seen at the last look
         self._leaving: list[tuple[ServedModel, float]] = []  # with time.monotonic seconds
         self._said: object = None  # of what cannot be done, for as long as it is the same
@@ -89,7 +100,7 @@ class ModelWatch:
                 if last.get(path) == file:
                     self._take(file)
                 else:
-                    log.info("model found", **_named(file))
+                    log.info("model found", file=str(file.path))
         self._drop({*self._known()} - {*found} - {*last})
 
     def _watch(self) -> None:
@@ -101,30 +112,29 @@ class ModelWatch:
                 log.exception("a look for models broke")
 
     def _known(self) -> list[Path]:
-        files = [model.file for model in self._models if model.file]
-        return [file.path for file in [*files, *(refusal.file for refusal in self._models.refused)]]
+        files = [each.file for each in (*self._models, *self._models.refused)]
+        return [file.path for file in files if file]
 
     def _is_settled(self, file: ModelFile) -> bool:
         """Whether there is nothing to do about it: it is what is served, or it was refused."""
-        refused = [refusal.file for refusal in self._models.refused if refusal.file.path == file.path]
-        return file in (refused or [model.file for model in self._models])
+        for refusal in self._models.refused:
+            if refusal.file.path == file.path:
+                return refusal.file == file
+        return any(model.file == file for model in self._models)
 
     def _take(self, file: ModelFile) -> None:
         """Serves it in place of what its path held before, or refuses it."""
-        started_at = time.monotonic()
         old = next((model for model in self._models if model.file and model.file.path == file.path), None)
+        started_at = time.monotonic()
         try:
             if old and digest_of(file.path) == old.artifact.digest:  # touched, or put back
-                self._models.put(
-                    [replace(model, file=file) if model is old else model for model in self._models],
-                    self._refused_but({file.path}),
-                )
-                return
-            new = load(file, self._options)
-            self._check_name(new, old)
+                new = replace(old, file=file)
+            else:
+                new = load(file, self._options)
+                self._check_name(new, old)
         except Exception as exc:  # also what ONNX Runtime and a failing disk come with; the operator must hear
             if file.is_unchanged():  # else it was still being written: the next look sees to it
-                self._refuse(file, exc)
+                self._refuse(file, old, exc)
             return
         if file.is_unchanged() and not self._stopping.is_set():
             self._serve(new, old, load_s=round(time.monotonic() - started_at, 3))
@@ -136,28 +146,23 @@ class ModelWatch:
             raise ModelRefused(f"{new.file and new.file.path}: must be named {default!r} as before, got {new.name!r}")
 
     def _serve(self, new: ServedModel, old: ServedModel | None, load_s: float) -> None:
-        self._crew.add(new.batcher, watches_while_full=new.watches_while_full)
-        self._models.loads["served"] += 1
-        others = [model for model in self._models if model is not old]
         assert new.file
-        self._models.put([*others, new], self._refused_but({new.file.path}))
-        is_newest = self._models.get(new.name, "") is new
-        log.info(
-            "model serves",
-            model=new.name,
-            version=new.version,
-            provider=new.provider,
-            digest=new.artifact.digest,
-            is_newest=is_newest,
-            load_s=load_s,
-        )
-        self._retire([old] if old else [], "replaced")
+        models = [*(model for model in self._models if model is not old), new]
+        is_other = not old or new.batcher is not old.batcher
+        if is_other:
+            self._crew.add(new.batcher, watches_while_full=new.watches_while_full)
+            self._models.loads["served"] += 1
+        self._models.put(models, self._refused_but({new.file.path}))
+        if is_other:
+            log.info("model serves", load_s=load_s, is_newest=self._models.get(new.name, "") is new, **_described(new))
+            self._retire([old] if old else [], "replaced")
 
-    def _refuse(self, file: ModelFile, error: Exception) -> None:
-        refusal = Refusal(file, str(error) if isinstance(error, StartError) else f"{type(error).__name__}: {error}")
+    def _refuse(self, file: ModelFile, old: ServedModel | None, error: Exception) -> None:
+        cause = str(error) if isinstance(error, StartError) else f"{file.path}: {type(error).__name__}: {error}"
+        named = (old.name, old.version) if old else (file.name, file.version)
         self._models.loads["refused"] += 1
-        self._models.put(self._models, [*self._refused_but({file.path}), refusal])
-        log.error("model refused, what is served stays", **_named(file), cause=refusal.cause)
+        self._models.put(self._models, [*self._refused_but({file.path}), Refusal(*named, file, cause)])
+        log.error("model refused, what is served stays", model=named[0], version=named[1], cause=cause)
 
     def _drop(self, gone: set[Path]) -> None:
         """Serves no more what was loaded from these; the default model's newest version stays if it is the last."""
@@ -182,16 +187,16 @@ class ModelWatch:
     def _refused_but(self, paths: set[Path]) -> list[Refusal]:
         return [refusal for refusal in self._models.refused if refusal.file.path not in paths]
 
-    def _retire(self, models: list[ServedModel], reason: str) -> None:
+    def _retire(self, models: list[ServedModel], cause: str) -> None:
         for model in models:
             self._leaving.append((model, time.monotonic()))
             queued_rows = model.batcher.queued_rows
-            log.info("model retired", model=model.name, version=model.version, reason=reason, queued_rows=queued_rows)
+            log.info("model retired", model=model.name, version=model.version, cause=cause, queued_rows=queued_rows)
 
     def _unload(self) -> None:
         """Gives back the memory of models that nobody can ask any more, once their last rows are answered."""
         for model, since in list(self._leaving):
-            if time.monotonic() > since + _LATE_S and model.batcher.release():
+            if time.monotonic() > since + self._late_s and model.batcher.release():
                 self._leaving.remove((model, since))
                 self._crew.remove(model.batcher)
                 log.info("model unloaded", model=model.name, version=model.version)
@@ -212,5 +217,10 @@ def _stand_back(options: LoadOptions) -> None:
         os.setpriority(os.PRIO_PROCESS, me, min(19, os.getpriority(os.PRIO_PROCESS, me) + _NICE))
 
 
-def _named(file: ModelFile) -> dict[str, str]:
-    return {"model": file.name, "version": file.version, "file": str(file.path)}
+def _described(model: ServedModel) -> dict[str, str]:
+    return {
+        "model": model.name,
+        "version": model.version,
+        "provider": model.provider,
+        "digest": model.artifact.digest,
+    }

@@ -42,6 +42,10 @@ class ServedModel:
 class Refusal:
     """A file that is not served."""
 
+    name: str
+    """Of the model that it would be, or whose place it would have taken."""
+
+    version: str
     file: ModelFile
 
     cause: str

@@ -29,7 +29,7 @@ class Settings:
     """What to serve: one model.onnx, or a repository NAME/VERSION/model.onnx, every version of it."""
 
     watch_models_s: Annotated[float, click.FloatRange(min=0)] = 5.0
-    """Seconds between two looks at --model: files that came, changed or went in time of service. 0 = never looks again."""
+    """Seconds between two looks at --model for files that came, changed or went while it serves. 0 = never."""
 
     default_model: str = ""
     """Name that answers when a request names none; empty = the first by name."""

@@ -53,13 +53,10 @@ def _parameters(model: ServedModel) -> dict[str, str]:
     }
 
 
-def refused(refusal: Refusal) -> pb.RepositoryIndexResponse.ModelIndex:
-    """A file that is not served; of where it lies nothing is said."""
-    file = refusal.file
-    reason = _PATH.sub("...", refusal.cause.removeprefix(f"{file.path}: ").replace(str(file.path), "it"))
-    return pb.RepositoryIndexResponse.ModelIndex(
-        name=file.name, version=file.version, state="UNAVAILABLE", reason=f"refused: {reason}"
-    )
+def refusal(refused: Refusal) -> str:
+    """Why a file is not served; of where it lies nothing is said."""
+    path = str(refused.file.path)
+    return "refused: " + _PATH.sub("...", refused.cause.removeprefix(f"{path}: ").replace(path, "..."))
 
 
 def statistics(model: ServedModel) -> pb.ModelStatistics:
