@@ -3,7 +3,6 @@
 The tests look by themselves: a file is taken at the second look that finds it the same, gone at the second without it.
 """
 
-import gc
 import re
 import shutil
 import weakref
@@ -259,7 +258,6 @@ def test_a_removed_version_answers_what_it_has_queued_and_then_its_memory_is_fre
                 watched.look(1)
             with pytest.raises(ShuttingDown):
                 model.batcher.submit(drawings(1))
-        gc.collect()
         assert session() is None
 
 
