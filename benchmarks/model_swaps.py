@@ -3,7 +3,7 @@
 One-row requests to models/bear-cat-dog, one and eight at a time, while its file is replaced again and again by one with
 another word in its description. A request counts as "loading" if it overlaps a load, by the log's times, and as
 "quiet" if none. With the loading thread standing back (nice 10, as it does) and without, by turns. Writes
-benchmarks/results/DATE-swaps.json and prints a table.
+benchmarks/results/DATE-swaps.json and prints the medians.
 """
 
 import argparse

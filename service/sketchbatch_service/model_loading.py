@@ -96,7 +96,7 @@ def load(file: ModelFile, options: LoadOptions) -> ServedModel:
     """Loads, warms up and tries one file.
 
     Raises:
-        ModelRefused: It does not fit; says which part, and how.
+        ModelRefused: It does not fit; says which part, and how. Or it is not the file any more that it was.
         ProviderMissing: `cuda` was asked for, and it does not run there.
     """
     session = open_session(file.path)
@@ -106,6 +106,8 @@ def load(file: ModelFile, options: LoadOptions) -> ServedModel:
         _check_scores(engine)
     except ModelRefused as exc:
         raise ModelRefused(f"{file.path}: {exc}") from exc
+    if not file.is_unchanged():  # its digest may be of another file than its scores
+        raise ModelRefused(f"{file.path}: changed while it was loaded")
     own_version = artifact.version if artifact.version.isdecimal() else "1"
     return ServedModel(
         name=file.name or artifact.name or file.path.stem,

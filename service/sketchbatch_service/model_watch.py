@@ -136,7 +136,7 @@ class ModelWatch:
             if file.is_unchanged():  # else it was still being written: the next look sees to it
                 self._refuse(file, old, exc)
             return
-        if file.is_unchanged() and not self._stopping.is_set():
+        if not self._stopping.is_set():
             self._serve(new, old, load_s=round(time.monotonic() - started_at, 3))
 
     def _check_name(self, new: ServedModel, old: ServedModel | None) -> None:

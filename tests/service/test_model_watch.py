@@ -16,7 +16,8 @@ from fakes import drawings
 from onnx_models import write_model
 from sketchbatch_service.crew import Crew
 from sketchbatch_service.errors import ModelNotFound, ModelRefused, ShuttingDown
-from sketchbatch_service.model_loading import LoadOptions, load_models
+from sketchbatch_service.model_files import find
+from sketchbatch_service.model_loading import LoadOptions, load, load_models
 from sketchbatch_service.model_watch import ModelWatch
 from sketchbatch_service.models import ServedModel
 from structlog.testing import capture_logs
@@ -301,6 +302,14 @@ def test_a_broken_version_at_start_is_refused_while_the_default_has_another(repo
     put(repository, "ants/1", labels=None)  # the first by name
     with pytest.raises(ModelRefused, match=r"ants/1.*labels"):
         load_models(repository, OPTIONS)
+
+
+def test_a_file_that_changes_while_it_is_loaded_is_not_served(repository):
+    """Its scores could be of one file, its digest of the next."""
+    [file] = find(repository)
+    put(repository, "farm/1", seed=2)
+    with pytest.raises(ModelRefused, match="changed while it was loaded"):
+        load(file, OPTIONS)
 
 
 def test_a_watch_that_was_stopped_takes_nothing_more(repository):
