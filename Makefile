@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-ray check chaos soak balancing kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-client image-test k8s sbom clean
+.PHONY: help setup demo test test-slow test-ray check chaos soak balancing kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-swaps bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-client image-test k8s sbom clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,7 +46,7 @@ check: lint protos-check lint-image
 test-ray: .venv/.done .tools/ray/.done ## Ray Data on a local cluster, an actor of which is killed; Ray is 540 MB, and left out of `make test`
 	$(VENV)/pytest tests/integration/test_ray.py
 
-chaos: .venv/.done ## overload, callers that leave, restarts under load, a minute of bad manners: minutes; each prints its counts
+chaos: .venv/.done ## overload, callers that leave, restarts and models that change under load, a minute of bad manners: minutes; each prints its counts
 	$(VENV)/pytest -m chaos tests/chaos
 
 soak: .venv/.done ## callers of every bad manner at once for MINUTES (10): memory, threads and open files of the service stay as they are
@@ -131,6 +131,9 @@ bench-int8: .venv/.done ## what each setting of int8 costs and gains on quickdra
 
 bench-counting: .venv/.done ## what the service's counting costs a request, into benchmarks/results/
 	$(VENV)/python benchmarks/counting.py
+
+bench-swaps: .venv/.done ## what loading a new version of a model does to requests, into benchmarks/results/: 2 minutes
+	$(VENV)/python benchmarks/model_swaps.py
 
 bench-rasterize: .venv/.done ## strokes to bitmaps: how fast, and how near to Google's, on the drawings in DATA
 	$(VENV)/python benchmarks/rasterize.py --data "$(or $(DATA),$(error say where the drawings are: make bench-rasterize DATA=folder))"

@@ -22,13 +22,16 @@ def write_model(
     open_classes: bool = False,
     flat_width: int = 784,
     right_rows: int | None = None,
+    seed: int = 7,
+    softmax: bool = True,
+    scale: float = 0.001,
     metadata: dict[str, str] | None = None,
 ) -> Path:
-    """Softmax of a random linear map of the bitmap; any part of the signature can be made unfit.
+    """Softmax of a random linear map (by `seed`) of the bitmap; any part of the signature can be made unfit.
 
     Rows past `right_rows`, if given, are scored as if they were blank.
     """
-    weights = np.random.default_rng(7).normal(size=(flat_width, classes)).astype(np.float32) / 1000
+    weights = np.random.default_rng(seed).normal(size=(flat_width, classes)).astype(np.float32) * np.float32(scale)
     nodes = [
         helper.make_node("Cast", [input_name], ["ink"], to=TensorProto.FLOAT),
         *(_blank_past(right_rows) if right_rows is not None else []),
@@ -36,7 +39,12 @@ def write_model(
         helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
         # Compress keeps every column, but no shape inference can know that.
         *([helper.make_node("Compress", ["logits", "kept"], ["open"], axis=1)] if open_classes else []),
-        helper.make_node("Softmax", ["open" if open_classes else "logits"], [output_name], axis=1),
+        helper.make_node(
+            "Softmax" if softmax else "Sigmoid",
+            ["open" if open_classes else "logits"],
+            [output_name],
+            **({"axis": 1} if softmax else {}),
+        ),
     ]
     graph = helper.make_graph(
         nodes,

@@ -59,8 +59,13 @@ def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
         created=metadata.get("sketchbatch.created", ""),
         licence=metadata.get("sketchbatch.licence", ""),
         metrics=_json(path, metadata, "sketchbatch.metrics", dict) or {},
-        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        digest=digest_of(path),
     )
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of the file at `path`, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _check_input(path: Path, session: ort.InferenceSession) -> None:

@@ -97,6 +97,15 @@ class Batcher:
         """Refuses new work; what is queued can still be taken."""
         self._closed = True
 
+    def release(self) -> bool:
+        """Closes it and gives up the model, if nothing is queued or running; False = something is."""
+        with self._lock:
+            if self._queue.rows or self._running:
+                return False
+            self._closed = True
+            self._predict = _released
+            return True
+
     def submit(self, bitmaps: Bitmaps, *, expires_at: float = math.inf) -> Future[Answer]:
         """Queues `bitmaps`, to share model calls with other callers where it can.
 
@@ -213,6 +222,10 @@ class Batcher:
             self._running -= 1
             self._broken_calls = 0
         return whole
+
+
+def _released(bitmaps: Bitmaps) -> Scores:
+    raise AssertionError("a batcher that was released has no rows to run")
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ class Source(Protocol):
 class Crew:
     """Runs the batches of `batchers`, in turn. Use as a context manager: leaving it finishes what is queued.
 
+    Others may join, and leave once nothing of theirs is queued, while it runs.
+
     Args:
         batchers: Whose rows to run; each says how many of its own calls may run at a time.
         lanes: Model calls at a time, of all batchers together.
@@ -75,9 +77,9 @@ class Crew:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for batcher in self._batchers:
-            batcher.close()
         with self._changed:
+            for batcher in self._batchers:
+                batcher.close()
             while self._running or self._has_rows():  # an answer must not meet a closed source
                 self._changed.wait(_LEAVE_S)
             self._is_closed = True
@@ -86,6 +88,18 @@ class Crew:
             self._source.close()
         for thread in self._threads:
             thread.join()
+
+    def add(self, batcher: Batcher, *, watches_while_full: bool) -> None:
+        """Runs the batches of one more, on the lanes there are."""
+        batcher.wake = self._wake
+        with self._changed:
+            self._batchers.append(batcher)
+            self._watches_while_full |= watches_while_full
+
+    def remove(self, batcher: Batcher) -> None:
+        """Lets go of one that was released."""
+        with self._changed:
+            self._batchers.remove(batcher)
 
     def _wake(self) -> None:
         """Rows were submitted. The watcher sees for itself when it has done watching; for others a thread is woken."""

@@ -9,6 +9,7 @@ Must not know gRPC, nor the batcher. What it rests on: docs/decisions/0010-the-c
 import gc
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,6 +20,7 @@ import onnxruntime as ort
 import structlog
 
 from .arrays import ROW_SHAPE, Bitmaps, Scores
+from .cuda_captures import CAPTURES
 from .cuda_device import CUDA, Device
 from .errors import ProviderMissing
 from .reference import Reference, random_drawings
@@ -54,15 +56,27 @@ def open_on_cuda(path: Path, reference: Reference, *, max_batch_rows: int, optio
         ProviderMissing: CUDA, or a device, is missing; the whole model does not run there; it scores other than the
             CPU; or graphs are `on` and cannot be captured.
     """
-    device = Device.cuda(options.device)
+    Device.cuda(options.device)  # or there is nothing to try
     if options.graphs == "auto":
-        try:
-            return open_on_cuda(path, reference, max_batch_rows=max_batch_rows, options=replace(options, graphs="on"))
-        except ProviderMissing as exc:
-            log.warning("no CUDA graphs for this model", model=str(path), cause=str(exc))
-        gc.collect()  # the session that failed must be gone: a stream left in capture fails the next one's calls
+        with ExitStack() as alone:
+            try:
+                return _open(path, reference, max_batch_rows, replace(options, graphs="on"), alone)
+            except ProviderMissing as exc:
+                log.warning("no CUDA graphs for this model", model=str(path), cause=str(exc))
+            gc.collect()  # the session that failed must be gone: a stream left in capture fails the calls of others
+    with ExitStack() as alone:
+        return _open(path, reference, max_batch_rows, options, alone)
+
+
+def _open(
+    path: Path, reference: Reference, max_batch_rows: int, options: CudaOptions, alone: ExitStack
+) -> "CudaEngine":
+    """With graphs on or off; while they are captured, and until `alone` is left, other calls on CUDA wait."""
+    device = Device.cuda(options.device)
     session = _open_session(path, device, options)
     engine = CudaEngine(session, device, reference, max_batch_rows=max_batch_rows, options=options)
+    if engine.has_graphs:
+        alone.enter_context(CAPTURES.alone())
     engine.warm_up()
     log.info("on CUDA", model=str(path), tf32=options.tf32, **engine.description())
     return engine
@@ -116,7 +130,7 @@ class CudaEngine:
 
         ONNX Runtime replays what was captured under a graph's id whatever is bound: a mix-up would answer with another
         batch's scores and no error. So each is compared on drawings it has not seen, once all are captured. No other
-        thread of this process may use CUDA meanwhile: a capture fails when one does.
+        thread of this process may use CUDA while graphs are captured: see `Captures`.
 
         Raises:
             ModelRefused: The model breaks on bitmaps, or its scores are not one for each row and label.
@@ -136,9 +150,10 @@ class CudaEngine:
         """Scores uint8 (rows, 28, 28), 1 <= rows <= `batch_rows`: float32 (rows, classes), same order."""
         lane = self._free.get()
         try:
-            slot = lane.fill(bitmaps)
-            self._run(slot)
-            return slot.scores_of(len(bitmaps))
+            with CAPTURES.call():
+                slot = lane.fill(bitmaps)
+                self._run(slot)
+                return slot.scores_of(len(bitmaps))
         finally:
             self._free.put(lane)
 

@@ -81,7 +81,14 @@ class ServiceMetrics:
     def collect(self) -> list[Metric]:
         """All metrics as they are now."""
         seen = [_Seen(model, model.batcher.counter.counts()) for model in self._models]
-        metrics = [self._serving(), self._requests(), _rejected(), *_of_models(seen), *self._process.collect()]
+        metrics = [
+            self._serving(),
+            self._requests(),
+            _rejected(),
+            *self._loads(),
+            *_of_models(seen),
+            *self._process.collect(),
+        ]
         for metric in metrics:
             metric.samples = [
                 sample._replace(labels={"worker": self._worker, **sample.labels}) for sample in metric.samples
@@ -98,6 +105,15 @@ class ServiceMetrics:
         for method, code, count in self._server.call_ends():
             requests.add_metric([method, code], count)
         return requests
+
+    def _loads(self) -> Iterator[Metric]:
+        text = "Model files loaded, at start and since, by what came of it: served or refused."
+        loads = CounterMetricFamily("sketchbatch_model_loads", text, labels=["outcome"])
+        for outcome, count in self._models.loads.items():
+            loads.add_metric([outcome], count)
+        yield loads
+        text = "Model files that are there and not served; RepositoryIndex and the log say why."
+        yield GaugeMetricFamily("sketchbatch_refused_models", text, value=len(self._models.refused))
 
 
 def _rejected() -> Metric:

@@ -6,7 +6,6 @@ or an error of their own. A blank drawing is asked besides, as any caller would,
 
 import asyncio
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 
 import numpy as np
@@ -15,21 +14,27 @@ import structlog
 from .arrays import ROW_SHAPE
 from .errors import ServiceError
 from .health import HealthServicer
-from .models import ServedModel
+from .models import Models, ServedModel
 
 log = structlog.get_logger()
 
 _BLANK = np.zeros((1, *ROW_SHAPE), np.uint8)
 
 
-async def follow_models(models: Iterable[ServedModel], health: HealthServicer, *, ask_every_s: float = 1.0) -> None:
+async def follow_models(models: Models, health: HealthServicer, *, ask_every_s: float = 1.0) -> None:
     """Keeps `health` to what `models` do, until it is cancelled; to be started once a crew runs them."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
     failing: list[ServedModel] = []
-    for model in models:
-        model.batcher.on_health = lambda: loop.call_soon_threadsafe(changed.set)
+
+    def note_change() -> None:
+        with suppress(RuntimeError):  # the loop is closed: we are at our end
+            loop.call_soon_threadsafe(changed.set)
+
+    models.on_change = note_change
     while True:
         changed.clear()
+        for model in models:  # others may have come
+            model.batcher.on_health = note_change
         before, failing = failing, [model for model in models if model.batcher.is_failing]
         if failing != before:
             await (health.fail() if failing else health.serve())

@@ -23,7 +23,9 @@ from .grpc_server import GrpcServer, Guard
 from .health import SERVICE as HEALTH
 from .health import HealthServicer
 from .metrics import ServiceMetrics
-from .models import LoadOptions, Models, load_models
+from .model_loading import LoadOptions, load_models
+from .model_watch import ModelWatch
+from .models import Models
 from .openinference import wire
 from .openinference.servicer import InferenceServicer
 from .probes import ProbePort
@@ -52,7 +54,8 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     log.info("starting", **{k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()})
     stop = Stop()  # also by a signal that comes while the models load
     worker.stop_without_parent(stop)
-    models = load_models(settings.model, _load_options(settings, worker))
+    options = _load_options(settings, worker)
+    models = load_models(settings.model, options)
     servicer = _classifier_servicer(settings, models, worker)
     inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
     health = HealthServicer([SERVICE, wire.SERVICE])
@@ -71,7 +74,10 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     port.start()
     await server.start()
     await probes.start()
-    with models.crew(server):
+    with (
+        models.crew(server) as crew,
+        ModelWatch(settings.model, options, models, crew, every_s=settings.watch_models_s) as watch,
+    ):
         await health.serve()
         served = [f"{m.name}/{m.version} on {m.provider}" for m in models]
         worker.report(served)
@@ -80,6 +86,7 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
         following = asyncio.create_task(follow_models(models, health))
 
         await _leave(settings, stop, health)
+        watch.stop()
         following.cancel()
         log.info("draining", drain_s=settings.drain_s)
         await health.drain()

@@ -28,6 +28,9 @@ class Settings:
     model: Annotated[Path, click.Path(path_type=Path)]
     """What to serve: one model.onnx, or a repository NAME/VERSION/model.onnx, every version of it."""
 
+    watch_models_s: Annotated[float, click.FloatRange(0, 86_400)] = 5.0
+    """Seconds between two looks at --model for files that came, changed or went while it serves. 0 = never."""
+
     default_model: str = ""
     """Name that answers when a request names none; empty = the first by name."""
 

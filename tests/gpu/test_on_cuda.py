@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from sketchbatch_service.cuda import CudaEngine, CudaOptions, open_on_cuda
 from sketchbatch_service.cuda_device import CUDA, Device
 from sketchbatch_service.engine import CPU
 from sketchbatch_service.errors import ProviderMissing
-from sketchbatch_service.models import LoadOptions, load_models
+from sketchbatch_service.model_loading import LoadOptions, load_models
 from sketchbatch_service.reference import COARSE_TOLERANCE, FLOAT32_TOLERANCE, Reference
 from sketchbatch_trainer.export.float16 import to_float16
 
@@ -121,6 +122,29 @@ def test_two_lanes_at_once_keep_their_rows(files, opened, graphs):
         found = list(pool.map(engine.predict, batches * 5))
     expected = [reference.run(["scores"], {"bitmaps": bitmaps})[0] for bitmaps in batches] * 5
     assert max(np.abs(mine - its).max() for mine, its in zip(found, expected, strict=True)) <= FLOAT32_TOLERANCE
+
+
+@pytest.mark.timeout(120)
+def test_a_model_is_loaded_while_another_is_asked(files):
+    """Captures wait for calls, and calls for captures: none fails, and the scores stay right."""
+    engine, bitmaps = on_cuda(files["float32"], 64), noise(33, 1)
+    expected = on_cpu(files["float32"]).run(["scores"], {"bitmaps": bitmaps})[0]
+    loaded = threading.Event()
+
+    def ask() -> float:
+        worst = 0.0
+        while not loaded.is_set():
+            worst = max(worst, np.abs(engine.predict(bitmaps) - expected).max())
+        return worst
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        try:
+            others = [on_cuda(files["float32"], 64) for _ in range(3)]
+        finally:
+            loaded.set()
+        assert max(each.result() for each in asking) <= FLOAT32_TOLERANCE
+    assert all(other.has_graphs for other in others)
 
 
 @pytest.mark.timeout(60)

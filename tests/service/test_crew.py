@@ -4,9 +4,11 @@ import threading
 import time
 
 import numpy as np
+import pytest
 from fakes import FakeModel, busy, drawings, first_pixels, running
 from sketchbatch_service.batcher import Batcher, BatchLimits
 from sketchbatch_service.crew import Crew
+from sketchbatch_service.errors import ShuttingDown
 
 
 class LanesModel:
@@ -47,6 +49,25 @@ def test_no_more_calls_run_at_a_time_than_there_are_lanes():
         held.release.set()
         assert first_pixels(first) == [0]
         assert first_pixels(second) == [5]
+
+
+def test_a_batcher_joins_and_leaves_while_the_crew_runs():
+    """It shares the lanes that there are; it is released only once nothing of its is queued or running."""
+    model, other = FakeModel(), FakeModel(held=True)
+    first, second = Batcher(model.predict, BatchLimits()), Batcher(other.predict, BatchLimits())
+    with Crew([first], lanes=1) as crew:
+        crew.add(second, watches_while_full=False)
+        under_way = busy(other, second)
+        queued = second.submit(drawings(5))
+        assert not second.release()
+        other.release.set()
+        assert (first_pixels(under_way), first_pixels(queued)) == ([0], [5])
+        while not second.release():
+            time.sleep(0.001)
+        crew.remove(second)
+        with pytest.raises(ShuttingDown):
+            second.submit(drawings(6))
+        assert first_pixels(first.submit(drawings(7))) == [7]
 
 
 class BulkThenOne:

@@ -14,10 +14,11 @@ import pytest
 from onnx import numpy_helper
 from onnx_models import write_model
 from sketchbatch_service.cuda import CudaEngine, CudaOptions
+from sketchbatch_service.cuda_captures import CAPTURES
 from sketchbatch_service.cuda_device import Device, is_built_in
 from sketchbatch_service.engine import CPU, open_session
 from sketchbatch_service.errors import ModelRefused, ProviderMissing
-from sketchbatch_service.models import LoadOptions, load_models
+from sketchbatch_service.model_loading import LoadOptions, load_models
 from sketchbatch_service.reference import Reference, random_drawings
 
 HERE = Device("cpu")
@@ -53,6 +54,27 @@ def test_scores_are_onnx_runtimes_own_for_any_number_of_rows(session, noise):
         scores = engine.predict(noise(rows))
         assert scores.shape == (rows, 3)
         assert np.array_equal(scores, session.run(["scores"], {"bitmaps": padded})[0][:rows])
+
+
+def test_calls_wait_while_another_model_captures_its_graphs(session, noise):
+    """One that used CUDA meanwhile would fail, and the capture with it; captures wait for the calls under way."""
+    engine = engine_of(session)
+    with ThreadPoolExecutor(2) as threads:
+        with CAPTURES.alone():
+            waiting = threads.submit(engine.predict, noise(3))
+            with pytest.raises(TimeoutError):
+                waiting.result(0.05)
+        assert waiting.result(5).shape == (3, 3)
+        with CAPTURES.call():
+
+            def capture() -> str:
+                with CAPTURES.alone():
+                    return "captured"
+
+            waiting = threads.submit(capture)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.05)
+        assert waiting.result(5) == "captured"
 
 
 def test_a_batch_sees_nothing_of_the_one_before_it(session):

@@ -13,7 +13,7 @@ from onnx_models import LABELS, write_model
 from sketchbatch_service.cuda_device import Device
 from sketchbatch_service.engine import CPU, Engine, available_cpus, open_session
 from sketchbatch_service.errors import ModelNotFound, ModelRefused, ProviderMissing
-from sketchbatch_service.models import LoadOptions, load_models
+from sketchbatch_service.model_loading import LoadOptions, load_models
 
 
 def test_a_fitting_file_says_who_it_is(tmp_path):

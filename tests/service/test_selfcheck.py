@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
 import grpc
 from fakes import FakeModel, drawings, running
@@ -9,9 +10,10 @@ from grpc_health.v1 import health_pb2
 from in_process import ARTIFACT, SERVICE, serving
 from sketchbatch.openinference.v2 import open_inference_pb2
 from sketchbatch_service.batcher import Batcher, BatchLimits
+from sketchbatch_service.crew import Crew
 from sketchbatch_service.errors import InferenceFailed
 from sketchbatch_service.health import LIVENESS, HealthServicer
-from sketchbatch_service.models import ServedModel
+from sketchbatch_service.models import Models, ServedModel
 from sketchbatch_service.selfcheck import follow_models
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -65,6 +67,23 @@ async def test_a_model_that_keeps_failing_is_not_serving_until_a_blank_drawing_i
     assert model.batch_sizes[3:] == [1] * len(model.batch_sizes[3:])  # blank drawings, one a call
     told = [(event["event"], event["model"]) for event in service.log if event["event"].startswith("a model")]
     assert told == [("a model keeps failing, NOT_SERVING", "bear"), ("a model works again", "bear")]
+
+
+async def test_models_that_come_are_followed_and_those_that_go_are_not():
+    """A failing version that is rolled back turns health to serving again, and one that takes over can fail."""
+    broken, healthy = FakeModel(), FakeModel()
+    async with serving(bear=healthy) as service:
+        [good] = service.models
+        bad = replace(good, version="2", batcher=Batcher(broken.predict, BatchLimits()))
+        with Crew([bad.batcher], lanes=1):
+            service.models.put([good, bad], [])
+            await asyncio.sleep(0)  # the change is told to the event loop
+            await fail(service, broken)
+            while await service.is_serving():
+                await asyncio.sleep(0.01)
+            service.models.put([good], [])
+            while not await service.is_serving():
+                await asyncio.sleep(0.01)
 
 
 async def test_a_request_that_is_answered_heals_at_once():
@@ -121,7 +140,7 @@ async def test_a_full_queue_does_not_end_the_self_checks():
     await health.serve()
     batcher.submit(drawings(2))
     served = ServedModel(name="bear", version="1", artifact=ARTIFACT, provider="CPU", batcher=batcher)
-    following = asyncio.create_task(follow_models([served], health, ask_every_s=0.01))
+    following = asyncio.create_task(follow_models(Models([served]), health, ask_every_s=0.01))
     await asyncio.sleep(0.1)
     assert not health.is_serving
     model.error = None

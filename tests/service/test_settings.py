@@ -37,6 +37,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
     [
         (["--max-batch-rows", "-1"], "-1 is not in the range x>=0"),
         (["--threads", "-1"], "-1 is not in the range x>=0"),
+        (["--watch-models-s", "-1"], "-1.0 is not in the range 0<=x<=86400"),
         (["--drain-s", "soon"], "'soon' is not a valid float"),
         (["--provider", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
         (["--address", "localhost"], "must be HOST:PORT, PORT 0..65535, got 'localhost'"),

@@ -1,16 +1,18 @@
 """Describes models in the words of the Open Inference Protocol and of Triton's extensions to it."""
 
 import json
+import re
 
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 
 from ..arrays import ROW_SHAPE
 from ..counts import Counts, Duration
-from ..models import ServedModel
+from ..models import Refusal, ServedModel
 from .codec import INPUT, OUTPUT
 
 _PLATFORM = "onnxruntime_onnx"
 _BACKEND = "onnxruntime"
+_PATH = re.compile(r"[^\s'\"]*/[^\s'\"]*")
 
 
 def metadata(model: ServedModel, versions: list[str]) -> pb.ModelMetadataResponse:
@@ -49,6 +51,12 @@ def _parameters(model: ServedModel) -> dict[str, str]:
         "created": model.artifact.created,
         "licence": model.artifact.licence,
     }
+
+
+def refusal(refused: Refusal) -> str:
+    """Why a file is not served; of where it lies nothing is said."""
+    path = str(refused.file.path)
+    return "refused: " + _PATH.sub("...", refused.cause.removeprefix(f"{path}: ").replace(path, "..."))
 
 
 def statistics(model: ServedModel) -> pb.ModelStatistics:

@@ -83,7 +83,12 @@ class InferenceServicer:
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         asked_for = [model for model in self._models if self._is_ready(model) or not request.ready]
-        return pb.RepositoryIndexResponse(models=map(self._index, asked_for))
+        refused = {(each.name, each.version): descriptions.refusal(each) for each in self._models.refused}
+        index = [self._index(model, refused.pop((model.name, model.version), "")) for model in asked_for]
+        if not request.ready:
+            entry = pb.RepositoryIndexResponse.ModelIndex
+            index += [entry(name=n, version=v, state="UNAVAILABLE", reason=why) for (n, v), why in refused.items()]
+        return pb.RepositoryIndexResponse(models=index)
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         request_id = request.id or new_request_id()
@@ -115,9 +120,10 @@ class InferenceServicer:
     def _is_ready(self, model: ServedModel) -> bool:
         return not self._is_draining and not model.batcher.is_failing
 
-    def _index(self, model: ServedModel) -> pb.RepositoryIndexResponse.ModelIndex:
-        reason = "" if self._is_ready(model) else "draining" if self._is_draining else "its last calls broke"
-        state = "UNAVAILABLE" if reason else "READY"
+    def _index(self, model: ServedModel, refusal: str) -> pb.RepositoryIndexResponse.ModelIndex:
+        """`refusal` is why another file in its place is not served; it changes no state."""
+        state = "READY" if self._is_ready(model) else "UNAVAILABLE"
+        reason = refusal if state == "READY" else "draining" if self._is_draining else "its last calls broke"
         return pb.RepositoryIndexResponse.ModelIndex(name=model.name, version=model.version, state=state, reason=reason)
 
     async def _model(

@@ -1138,7 +1138,7 @@ global___RepositoryIndexRequest = RepositoryIndexRequest
 
 @typing.final
 class RepositoryIndexResponse(google.protobuf.message.Message):
-    """Every model and version being served."""
+    """Every model and version being served, and those whose files were refused."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1157,9 +1157,9 @@ class RepositoryIndexResponse(google.protobuf.message.Message):
         version: builtins.str
         """Its version."""
         state: builtins.str
-        """READY; UNAVAILABLE while the service drains."""
+        """READY, or UNAVAILABLE: the service drains, its last calls broke, or its file was refused."""
         reason: builtins.str
-        """Why it is not READY; else empty."""
+        """Why it is not READY, or why another file in its place was refused; else empty."""
         def __init__(
             self,
             *,
@@ -1173,7 +1173,7 @@ class RepositoryIndexResponse(google.protobuf.message.Message):
     MODELS_FIELD_NUMBER: builtins.int
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RepositoryIndexResponse.ModelIndex]:
-        """Default model first, then by name; newest version first."""
+        """Default model first, then by name; newest version first; those refused last."""
 
     def __init__(
         self,

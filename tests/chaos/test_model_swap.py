@@ -1,0 +1,66 @@
+"""Models come, change, break and go for 20 seconds under load by callers that never ask twice."""
+
+import random
+import shutil
+import time
+
+import pytest
+from model_callers import Callers, Repository
+from worker_processes import resident_mib
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+
+SECONDS = 20
+
+
+def test_models_change_under_load_and_no_answer_is_lost_or_wrong(start_service, tmp_path, capsys):
+    """Unary calls, streams and the Open Inference Protocol: every answer scores as the version that it names."""
+    repository = Repository(tmp_path / "models")
+    repository.write(1)
+    service = start_service(
+        repository.path, "--watch-models-s", "0.1", "--provider", "cpu", "--max-queued-rows", "16384"
+    )
+    chance = random.Random(7)
+    done = dict.fromkeys(("new", "broken", "half", "replaced", "removed"), 0)
+    versions, newest = [1], 1
+    with Callers(service.address, repository, each=2) as callers:
+        memory_before = resident_mib(service.process.pid)
+        ends_at = time.monotonic() + SECONDS
+        while time.monotonic() < ends_at:
+            what = chance.choice(list(done))
+            if what == "new":
+                newest += 1
+                repository.write(newest)
+                versions.append(newest)
+            elif what == "broken":
+                newest += 1
+                repository.write(newest, flat_width=785)
+            elif what == "half":
+                whole = (repository.path / "farm" / str(versions[-1]) / "model.onnx").read_bytes()
+                newest += 1
+                place = repository.path / "farm" / str(newest)
+                place.mkdir()
+                (place / "model.onnx").write_bytes(whole[: len(whole) // 2])  # and never the rest
+            elif what == "replaced":
+                repository.write(chance.choice(versions))
+            elif len(versions) == 1:
+                continue
+            else:
+                shutil.rmtree(repository.path / "farm" / str(versions.pop()))
+            done[what] += 1
+            time.sleep(chance.uniform(0, 0.8))
+        while callers.newest() != str(versions[-1]):
+            time.sleep(0.05)
+        memory_after = resident_mib(service.process.pid)
+    code, log = service.stop()
+    events = [event["message"] for event in log]
+    counts = {event: events.count(event) for event in sorted(set(events)) if event.startswith("model ")}
+    with capsys.disabled():
+        print(
+            f"\n{SECONDS} s of changes: {done}; {callers.outcomes.total():,} answers, {dict(callers.outcomes)}, "
+            f"of {len(callers.versions)} versions; {counts}; {memory_before:.0f} MiB before, {memory_after:.0f} after"
+        )
+    assert code == 0
+    assert callers.outcomes == {"right": callers.outcomes.total()}
+    assert len(callers.versions) > 3
+    assert counts["model refused, what is served stays"] > 1
