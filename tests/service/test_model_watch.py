@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from fakes import drawings
 from onnx_models import write_model
@@ -20,6 +21,7 @@ from sketchbatch_service.model_files import find
 from sketchbatch_service.model_loading import LoadOptions, load, load_models
 from sketchbatch_service.model_watch import ModelWatch
 from sketchbatch_service.models import ServedModel
+from sketchbatch_service.openinference import descriptions
 from structlog.testing import capture_logs
 
 OPTIONS = LoadOptions(provider="cpu", threads=1)
@@ -146,6 +148,28 @@ def test_a_broken_version_is_refused_and_the_old_one_stays(repository, broken, c
         watched.look()
         assert (watched.served(), watched.models.refused) == (["farm/2", "farm/1"], ())
         assert watched.models.loads == {"served": 2, "refused": 1}
+
+
+@pytest.mark.parametrize("what", ["no model", "weights from elsewhere"])
+def test_a_refusal_tells_callers_why_and_not_where(tmp_path, what):
+    """ONNX Runtime names paths, also with blanks in them; RepositoryIndex passes none on."""
+    repository = tmp_path / "the models"
+    put(repository, "farm/1")
+    path = put(repository, "farm/2")
+    if what == "no model":
+        path.write_text("<!doctype html>")
+    else:
+        model = onnx.load(path)
+        weights = next(tensor for tensor in model.graph.initializer if tensor.name == "weights")
+        weights.ClearField("raw_data")
+        weights.data_location = onnx.TensorProto.EXTERNAL
+        weights.external_data.add(key="location", value=str(tmp_path / "secret place" / "weights"))
+        path.write_bytes(model.SerializeToString())
+    [refused] = load_models(repository, OPTIONS).refused
+    told = descriptions.refusal(refused)
+    assert str(path) in refused.cause
+    assert told.startswith("refused: not a model that ONNX Runtime can load: ")
+    assert not re.search(r"/|the models|secret", told)
 
 
 def test_a_file_replaced_in_place_is_that_version_anew(repository):
