@@ -50,14 +50,17 @@ class Service:
         always = ("--address", "127.0.0.1:0", "--lame-duck-s", "0")
         command = [BIN / "sketchbatch-serve", "--model", model, *always, *flags]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        ready = self.wait_for("SERVING")
+        self.address: str = ready["address"]
+        self.probe_address: str = ready["probe_address"]
+        self.metrics_address: str = ready["metrics_address"]
+
+    def wait_for(self, message: str) -> dict:
+        """Reads the log up to the line of that message, and returns it."""
         for line in self.process.stderr:
-            event = json.loads(line)
-            if event["message"] == "SERVING":
-                self.address = event["address"]
-                self.probe_address = event["probe_address"]
-                self.metrics_address = event["metrics_address"]
-                return
-        raise AssertionError("the service ended before it said SERVING")
+            if (event := json.loads(line))["message"] == message:
+                return event
+        raise AssertionError(f"the service ended before it said {message}")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, list[dict]]:
         """Sends the signal; returns the exit code and the rest of the log."""

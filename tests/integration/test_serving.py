@@ -163,7 +163,7 @@ def test_a_second_signal_hurries(start_service, root, noise):
         under_way = [pool.submit(client.classify, noise(16384)) for _ in range(3)]
         time.sleep(0.2)
         service.process.terminate()
-        time.sleep(0.2)
+        service.wait_for("leaving")  # else the kernel makes one signal of two
         service.process.terminate()  # over with the lame duck
         started_at = time.monotonic()
         code, log = service.stop()  # and one more changes nothing
