@@ -4,7 +4,9 @@ Memory under such a load says little: large messages come together by chance, wh
 (`sketchbatch_service.memory`), and protobuf gives it back at every 10,000th block that it frees (`malloc_trim` in its
 `upb_trim_allocfunc`): a saw of 140 to 220 MiB. What stays is seen at rest: when all callers have gone, and small
 requests have brought protobuf to that point. So the load comes in thirds, with a rest after each; the first is to warm
-up, and what is held after the last may not be more than after the first.
+up, and what is held after the last may not be more than after the first, but for pages that a few blocks keep: of five
+rounds of 75 s resident memory at rest was 124 to 130 MiB, while what was allocated (`mallinfo2`, after a collection)
+stayed at 30 to 31 MiB, and Python's objects at 55,000 to 57,000.
 """
 
 import asyncio
@@ -28,6 +30,7 @@ from steady import held
 MINUTES = float(os.environ.get("MINUTES", "1"))
 ROUNDS = 3
 SMALL_REQUESTS = 12_000  # two blocks each: two of protobuf's rounds, whatever the count was before
+MAY_GROW = 1.1  # of resident memory at rest
 MAY_HOLD_MIB = 350  # what the service may take on a CPU
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180 + 60 * MINUTES)]
@@ -176,7 +179,7 @@ async def test_bad_manners_leave_nothing_behind(start_service, root, capsys):
     assert outcomes["leaves", "CANCELLED"]
     assert outcomes["is_late", "DEADLINE_EXCEEDED"]
     assert outcomes["cuts_its_connection", "CANCELLED"]
-    assert at_rest[-1]["resident_mib"] <= at_rest[0]["resident_mib"] * 1.05
+    assert at_rest[-1]["resident_mib"] <= at_rest[0]["resident_mib"] * MAY_GROW
     assert at_rest[-1]["threads"] <= at_rest[0]["threads"]
     assert not left_open[-1]
     assert largest["resident_mib"] < MAY_HOLD_MIB
