@@ -1,5 +1,6 @@
-"""Writes a file whole or not at all, also when the process is told to stop."""
+"""Writes a file whole or not at all, also when the disk is full or the process is told to stop."""
 
+import errno
 import os
 import signal
 import threading
@@ -8,20 +9,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import DiskFull
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 _LATE_S = 5.0
 """How long a process that was told to stop may take to tidy up."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; it becomes `path` on leaving, or vanishes if leaving by an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Yields a path beside `path` to write to; it becomes `path` on leaving, or vanishes if leaving by an error.
+
+    Raises:
+        DiskFull: There is no room for it.
+    """
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Raises DiskFull, which names `path`, where the block cannot write for want of room."""
     try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as exc:
+        if exc.errno not in _NO_ROOM:
+            raise
+        raise DiskFull(f"{path}: {exc.strerror}; make room there, then give the same command again") from exc
 
 
 def unwind_on_signals() -> None:

@@ -2,6 +2,7 @@
 
 SketchbatchError
 ├── FileRefused         a file is not what it should be; fetch or make it again
+├── DiskFull            a file cannot be written to its end; make room, then give the same command again
 ├── JobRefused          what was begun cannot go on like this; begin anew, or put things as they were
 ├── RequestRefused      the request can never succeed as sent; change it
 ├── ModelNotFound       the server has no such model; the message lists those it has
@@ -19,6 +20,10 @@ class SketchbatchError(Exception):
 
 class FileRefused(SketchbatchError):
     """A file or folder cannot be read as drawings."""
+
+
+class DiskFull(SketchbatchError):
+    """There is no room for a file: the disk is full, or a quota or limit is reached. Nothing of it is left."""
 
 
 class JobRefused(SketchbatchError):

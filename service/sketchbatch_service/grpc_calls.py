@@ -128,7 +128,7 @@ class AsyncCall:
     """
 
     def __init__(self, event: Any, handler: Any, ends: CallEnds, loop: asyncio.AbstractEventLoop) -> None:
-        self._call = event.call
+        self._call: Any = event.call  # None once it is over
         self._ends = ends
         self._handler = handler
         self._deadline: float = event.call_details.deadline
@@ -172,6 +172,8 @@ class AsyncCall:
             raise
         else:
             await self._end(grpc.StatusCode.OK, "", self._trailers)
+        finally:
+            self._call = None  # as above: a handler's frames and their error may be in a circle that knows us
 
     async def _respond(self) -> None:
         handler = self._handler

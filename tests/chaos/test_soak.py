@@ -1,4 +1,13 @@
-"""Callers of every bad manner at once, for MINUTES (1): `make soak MINUTES=10` is the long proof."""
+"""Callers of every bad manner at once, for MINUTES (1): `make soak MINUTES=10` is the long proof.
+
+Memory under such a load says little: large messages come together by chance, what they took is kept for the next
+(`sketchbatch_service.memory`), and protobuf gives it back at every 10,000th block that it frees (`malloc_trim` in its
+`upb_trim_allocfunc`): a saw of 140 to 220 MiB. What stays is seen at rest: when all callers have gone, and small
+requests have brought protobuf to that point. So the load comes in thirds, with a rest after each; the first is to warm
+up, and what is held after the last may not be more than after the first, but for pages that a few blocks keep: of five
+rounds of 75 s resident memory at rest was 124 to 130 MiB, while what was allocated (`mallinfo2`, after a collection)
+stayed at 30 to 31 MiB, and Python's objects at 55,000 to 57,000.
+"""
 
 import asyncio
 import os
@@ -7,6 +16,8 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -14,12 +25,15 @@ import onnxruntime as ort
 import pytest
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
-from steady import growth, held
+from steady import held
 
 MINUTES = float(os.environ.get("MINUTES", "1"))
-SETTLED = 0.4  # of the time: until then ONNX Runtime's arena and the allocator grow to what the load needs
+ROUNDS = 3
+SMALL_REQUESTS = 12_000  # two blocks each: two of protobuf's rounds, whatever the count was before
+MAY_GROW = 1.1  # of resident memory at rest
+MAY_HOLD_MIB = 350  # what the service may take on a CPU
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120 + 60 * MINUTES)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180 + 60 * MINUTES)]
 
 LARGE = 4000
 
@@ -27,17 +41,12 @@ LARGE = 4000
 class Trouble:
     """What each kind of caller does once; returns what became of it."""
 
-    def __init__(self, address: str, session: ort.InferenceSession) -> None:
+    def __init__(self, address: str, channel: grpc.aio.Channel, session: ort.InferenceSession, seed: int) -> None:
         self._address = address
-        self._channel = grpc.aio.insecure_channel(address)
-        self._stub = classifier_pb2_grpc.ClassifierServiceStub(self._channel)
-        self._session = session
-        self._chance = random.Random(7)
+        self._stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        self._chance = random.Random(seed)
         self._bitmaps = np.random.default_rng(7).integers(0, 256, (LARGE, 28, 28), np.uint8)
         self._expected = session.run(["scores"], {"bitmaps": self._bitmaps})[0]
-
-    async def close(self) -> None:
-        await self._channel.close()
 
     async def small(self) -> str:
         return await self._ask(1 + self._chance.randrange(20))
@@ -125,47 +134,77 @@ MAY_BE = {
 
 
 async def test_bad_manners_leave_nothing_behind(start_service, root, capsys):
-    """Everyone hears what is theirs to hear; memory, threads and open files stay, and go back when callers are gone."""
+    """Everyone hears what is theirs to hear; memory, threads and files go back to what they were, again and again."""
     model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
     service = start_service(model, "--metrics-address", "127.0.0.1:0")
-    before = held([service.process.pid])
-    trouble = Trouble(service.address, ort.InferenceSession(model))
-    until = time.monotonic() + 60 * MINUTES
+    pid = service.process.pid
+    before = open_files(pid)
+    session = ort.InferenceSession(model)
     outcomes: Counter = Counter()
-    samples: list[dict[str, float]] = []
+    under_load: list[dict[str, float]] = []
+    at_rest: list[dict[str, float]] = []
+    left_open: list[Counter] = []
 
-    async def repeat(kind: str) -> None:
+    async def repeat(trouble: Trouble, kind: str, until: float) -> None:
         act: Callable[[], Awaitable[str]] = getattr(trouble, kind)
         while time.monotonic() < until:
             outcomes[kind, await act()] += 1
             await asyncio.sleep(0.005)
 
-    async def watch() -> None:
+    async def watch(until: float) -> None:
         while time.monotonic() < until:
             outcomes["scrape", await asyncio.to_thread(scraped, service.metrics_address)] += 1
-            samples.append(held([service.process.pid]))
+            under_load.append(held([pid]))
             await asyncio.sleep(1)
 
-    await asyncio.gather(watch(), *(repeat(kind) for kind in MAY_BE for _ in range(CALLERS.get(kind, 1))))
-    await trouble.close()
-    settled = samples[int(SETTLED * len(samples)) :]
-    grown = {name: growth(settled, name) for name in ("resident_mib", "threads", "open_files")}
-    give_up_at = time.monotonic() + 20
-    while (after := held([service.process.pid]))["open_files"] > before["open_files"] and time.monotonic() < give_up_at:
-        await asyncio.sleep(0.1)
+    for number in range(ROUNDS):
+        until = time.monotonic() + 60 * MINUTES / ROUNDS
+        async with grpc.aio.insecure_channel(service.address) as channel:
+            trouble = Trouble(service.address, channel, session, number)
+            callers = [repeat(trouble, kind, until) for kind in MAY_BE for _ in range(CALLERS.get(kind, 1))]
+            await asyncio.gather(watch(until), *callers)
+        await rest(service.address)
+        give_up_at = time.monotonic() + 30  # who connects and says nothing is let go of after 20 s
+        while (more := open_files(pid) - before) and time.monotonic() < give_up_at:
+            await asyncio.sleep(0.1)
+        left_open.append(more)
+        at_rest.append(held([pid]))
+    largest = {name: max(sample[name] for sample in under_load) for name in under_load[0]}
     with capsys.disabled():
         print(f"\n{MINUTES:g} minutes: { {' '.join(names): count for names, count in sorted(outcomes.items())} }")
-        print(f"held before {before}, under load {grown}, when all had gone {after}")
+        print(f"held at most {largest}, at rest after each third {at_rest}, left open {left_open}")
     assert service.stop()[0] == 0
     assert outcomes.keys() <= {(kind, code) for kind in MAY_BE for code in MAY_BE[kind]} | {("scrape", "OK")}
     assert {kind for kind, _ in outcomes} == {*MAY_BE, "scrape"}
     assert outcomes["leaves", "CANCELLED"]
     assert outcomes["is_late", "DEADLINE_EXCEEDED"]
     assert outcomes["cuts_its_connection", "CANCELLED"]
-    assert grown["resident_mib"]["last_third"] <= grown["resident_mib"]["first_third"] * 1.05
-    assert grown["threads"]["last_third"] <= grown["threads"]["first_third"]
-    assert grown["open_files"]["last_third"] <= grown["open_files"]["first_third"] + 4  # callers come and go
-    assert after["open_files"] <= before["open_files"]
+    assert at_rest[-1]["resident_mib"] <= at_rest[0]["resident_mib"] * MAY_GROW
+    assert at_rest[-1]["threads"] <= at_rest[0]["threads"]
+    assert not left_open[-1]
+    assert largest["resident_mib"] < MAY_HOLD_MIB
+
+
+async def rest(address: str) -> None:
+    """Small requests, one after another, which leave nothing of the large ones' memory behind."""
+    async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        classify = classifier_pb2_grpc.ClassifierServiceStub(channel).Classify
+
+        async def ask() -> None:
+            for _ in range(SMALL_REQUESTS // 8):
+                await classify(pb.ClassifyRequest(bitmaps=bytes(784)))
+
+        await asyncio.gather(*(ask() for _ in range(8)))
+
+
+def open_files(pid: int) -> Counter:
+    """How many of each kind a process has open: socket, pipe, eventfd, or the path of a file."""
+    kinds: Counter = Counter()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            target = str(entry.readlink())
+            kinds[target.partition(":[")[0]] += 1
+    return kinds
 
 
 def scraped(address: str) -> str:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import struct
@@ -136,6 +137,25 @@ def test_a_part_that_a_disk_lost_is_scored_again(drawings, score, tiny_service, 
     part.write_bytes(part.read_bytes()[:100])
     assert score(drawings, "--output", output).code == 0
     assert output.read_bytes() == undisturbed["parquet"]
+
+
+def test_without_room_it_says_which_file_and_goes_on_later(drawings, score, undisturbed, tmp_path):
+    """One line and exit code 1; parts are kept, and nothing stands in the output's place."""
+    output = tmp_path / "o.csv"
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))  # Python ignores the signal
+    try:
+        finished = score(drawings, "--output", output, "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    line = f"sketchbatch: {output}: File too large; make room there, then give the same command again\n"
+    assert (finished.code, finished.err) == (1, line)
+    folder = output.with_name("o.csv.parts")
+    assert list(tmp_path.iterdir()) == [folder]
+    assert list(folder.glob("*.arrow"))
+    assert not list(folder.glob("*.partial"))
+    assert score(drawings, "--output", output).code == 0
+    assert output.read_bytes() == undisturbed["csv"]
 
 
 def test_a_finished_job_is_recognised(drawings, score, tmp_path):

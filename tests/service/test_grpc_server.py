@@ -1,6 +1,7 @@
 """The gRPC server on grpcio's C core, against grpcio's own clients: every kind of call, and every way it can end."""
 
 import asyncio
+import gc
 import threading
 from contextlib import asynccontextmanager
 
@@ -56,9 +57,9 @@ def refusing(message: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def serving(*, stops: bool = True):
+async def serving(*options: tuple[str, int], stops: bool = True):
     """A server, watched by one thread, and a channel to it; stopped at the end, unless the test does it."""
-    echo, server = Echo(), GrpcServer()
+    echo, server = Echo(), GrpcServer(options)
     server.add_generic_rpc_handlers([echo])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -69,12 +70,14 @@ async def serving(*, stops: bool = True):
 
     watcher = threading.Thread(target=keep_watch)
     watcher.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield channel, echo, server
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield channel, echo, server
+    finally:
         if stops:
             await server.stop(5)
-    server.close()
-    await asyncio.to_thread(watcher.join)
+        server.close()
+        await asyncio.to_thread(watcher.join)
 
 
 def call_to(channel, method: str):
@@ -116,6 +119,43 @@ async def test_a_caller_that_leaves_a_direct_call_is_heard_of():
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert await call_to(channel, "Unary")(b"still here") == b"still here"
+
+
+CALLS = 5
+
+
+@pytest.fixture
+def no_collection():
+    """Python looks for no circles meanwhile."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def test_calls_that_were_left_count_no_more(no_collection):
+    """Of those that a connection may hold; even while their work is kept, and before Python looks for circles."""
+    async with serving(("grpc.max_concurrent_streams", CALLS)) as (channel, echo, _):
+        for _ in range(4 * CALLS):
+            leaver = call_to(channel, "Direct")(b"x")
+            assert await asyncio.to_thread(echo.came.acquire, timeout=5)
+            leaver.cancel()
+            assert await asyncio.to_thread(echo.left.wait, 5)
+            echo.left.clear()
+        assert len(echo.direct) == 4 * CALLS
+        assert await call_to(channel, "Unary")(b"next", timeout=1) == b"next"
+
+
+async def test_streams_that_were_left_count_no_more(no_collection):
+    """Likewise."""
+    async with serving(("grpc.max_concurrent_streams", CALLS)) as (channel, echo, _):
+        for _ in range(4 * CALLS):
+            stream = channel.stream_stream(STREAM)()
+            await stream.write(b"a")
+            assert await stream.read() == b"aa"
+            stream.cancel()
+            await asyncio.wait_for(echo.ended.wait(), 5)
+            echo.ended.clear()
+        assert await call_to(channel, "Unary")(b"next", timeout=1) == b"next"
 
 
 async def test_how_each_call_ended_is_counted_once():

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from ..atomic import room_for
 from ..calls.client import Client
 from ..scoring.job import Order, Outcome, rejects_beside, stream_scores, write_scores
 from ..scoring.outputs import KINDS, kind_of
@@ -127,12 +128,12 @@ def _shard(text: str) -> Shard:
 
 def _to_stdout(client: Client, order: Order, shown: Shown) -> int:
     rejected = 0
-    with tempfile.TemporaryDirectory() as spool:
+    with room_for(Path("standard output")), tempfile.TemporaryDirectory() as spool:
         for line in stream_scores(client, order, sys.stdout.buffer, Path(spool), shown):
             rejected += 1
             if rejected <= _SHOWN:
                 err.print(f"rejected: {line.strip()}")
-    sys.stdout.buffer.flush()
+        sys.stdout.buffer.flush()
     if rejected:
         err.print(f"{rejected:,} rows are no drawing; an output file would have them all listed beside it")
     return rejected

@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..atomic import room_for
 from ..errors import FileRefused
 from .strokes import is_web_page
 
@@ -62,6 +63,7 @@ def open_npz(path: Path) -> dict[str, Bitmaps]:
 
     Raises:
         FileRefused: There is no such file, it is no .npz, or there are no bitmaps in it; or an array is not whole.
+        DiskFull: There is no room to unpack it.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -97,7 +99,7 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Bi
             return _mapped(file, name, start, member.file_size)
     header = _header_of(archive, member)
     _check_size(name, header, member.file_size)  # before anything is unpacked
-    with archive.open(member) as packed, tempfile.TemporaryFile() as file:
+    with room_for(Path(tempfile.gettempdir())), archive.open(member) as packed, tempfile.TemporaryFile() as file:
         while chunk := packed.read(_COPIED_BYTES):
             file.write(chunk)
             if file.tell() > member.file_size:

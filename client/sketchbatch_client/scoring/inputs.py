@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ..atomic import room_for
 from ..drawings.npy import open_npz, read_bitmaps
 from ..drawings.readers import PICTURES, labelled_files
 from ..drawings.strokes import StrokeFile, is_web_page
@@ -31,6 +32,7 @@ def find_sources(inputs: Sequence[str], spool: Path, opens: Callable[[str], obje
         opens: Is told of each before it is opened.
 
     Raises:
+        DiskFull: There is no room to keep standard input.
         FileRefused: One of them is not what it should be, or they hold no row at all.
     """
     sources: list[Source] = []
@@ -114,9 +116,8 @@ def _open_stdin(spool: Path) -> list[Source]:
     if kind is None:
         got = "nothing" if not head else "a web page" if is_web_page(head) else repr(head[:6])
         raise FileRefused(f"standard input: expected .npy, .npz, .ndjson or .parquet, got {got}; others need a file")
-    spool.mkdir(parents=True, exist_ok=True)
     path = spool / f"stdin{kind}"
-    with path.open("wb") as file:
+    with room_for(path), path.open("wb") as file:
         while chunk := sys.stdin.buffer.read(_SPOOL_BYTES):
             file.write(chunk)
     return _open(path, STDIN)

@@ -17,6 +17,7 @@ from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 
+from ..atomic import replacing, room_for
 from ..calls.classification import Classification, ModelInfo, joined
 from ..calls.client import Client
 from ..drawings.readers import Bitmaps
@@ -82,6 +83,7 @@ def write_scores(client: Client, order: Order, output: Path, watch: Watch, *, re
     `restart` forgets what was done before.
 
     Raises:
+        DiskFull: There is no room to write; run again to go on.
         FileRefused: An input is not what it should be.
         JobRefused: It was begun with other inputs, another model or other options, or another process is at it.
         SketchbatchError: The service did not answer; run again to go on.
@@ -146,6 +148,7 @@ class _Job:
         partial, rejects = parts.folder / "output.partial", parts.folder / "rejects.partial"
         rows = rejected = 0
         with (
+            room_for(output),
             partial.open("wb") as file,
             rejects.open("w", encoding="utf-8") as reject_file,
             writing(file, self._kind, plan, self.schema) as writer,
@@ -167,11 +170,12 @@ class _Job:
             first = json.loads(rejects.read_text(encoding="utf-8").partition("\n")[0])["reason"]
             parts.clear()
             raise FileRefused(f"none of {rejected:,} rows is a drawing; the first: {first}")
-        rejects_beside(output).unlink(missing_ok=True)
-        if rejected:
-            rejects.replace(rejects_beside(output))
-        partial.replace(output)
-        manifest.write(output)
+        with replacing(path_beside(output)) as described:  # whole before anything is in its place, and there last
+            manifest.write(described)
+            rejects_beside(output).unlink(missing_ok=True)
+            if rejected:
+                rejects.replace(rejects_beside(output))
+            partial.replace(output)
         parts.clear()
         return manifest
 

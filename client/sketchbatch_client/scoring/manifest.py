@@ -23,18 +23,16 @@ class Manifest:
     output_bytes: int
     """The output's size, by which it is recognised."""
 
-    def write(self, output: Path) -> None:
-        """Beside `output`, whole or not at all."""
-        write_json(
-            path_beside(output),
-            {
-                "plan": self.plan.to_json(),
-                "digests": self.digests,
-                "rows": self.rows,
-                "rejected": self.rejected,
-                "output_bytes": self.output_bytes,
-            },
-        )
+    def write(self, path: Path) -> None:
+        """To a path that becomes `path_beside` its output only when that is in its place."""
+        contents = {
+            "plan": self.plan.to_json(),
+            "digests": self.digests,
+            "rows": self.rows,
+            "rejected": self.rejected,
+            "output_bytes": self.output_bytes,
+        }
+        path.write_text(_text(contents), encoding="utf-8")
 
     @classmethod
     def read(cls, output: Path) -> "Manifest | None":
@@ -69,4 +67,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, contents: dict[str, Any]) -> None:
     """Whole or not at all."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(_text(contents), encoding="utf-8")
+
+
+def _text(contents: dict[str, Any]) -> str:
+    return json.dumps(contents, indent=1, ensure_ascii=False) + "\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ..atomic import replacing
+from ..atomic import replacing, room_for
 from ..errors import JobRefused
 from .manifest import read_json, write_json
 from .plan import Plan
@@ -104,11 +104,14 @@ def held(output: Path) -> Iterator[Parts]:
     """The parts of `output`; on leaving, the folder goes too if there is no part in it.
 
     Raises:
+        DiskFull: There is no room for the folder.
         JobRefused: Another process is at it.
     """
     parts = Parts(output.with_name(f"{output.name}.parts"))
-    parts.folder.mkdir(parents=True, exist_ok=True)
-    with (parts.folder / "lock").open("w") as lock:
+    with room_for(output):
+        parts.folder.mkdir(parents=True, exist_ok=True)
+        lock_file = (parts.folder / "lock").open("w")
+    with lock_file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
@@ -116,5 +119,7 @@ def held(output: Path) -> Iterator[Parts]:
         try:
             yield parts
         finally:
+            for unfinished in parts.folder.glob("*.partial"):  # whoever goes on writes it anew; a full disk wants room
+                unfinished.unlink()
             if not parts.has_any():
                 shutil.rmtree(parts.folder, ignore_errors=True)

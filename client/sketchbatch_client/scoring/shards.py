@@ -14,7 +14,7 @@ from pyarrow import parquet
 from ..atomic import replacing
 from ..errors import JobRefused
 from .job import Outcome, rejects_beside
-from .manifest import Manifest
+from .manifest import Manifest, path_beside
 from .outputs import kind_of, parquet_writer
 from .plan import ALL, Plan, Shard, difference
 
@@ -32,6 +32,7 @@ def merge(shards: Sequence[Path], output: Path) -> Outcome:
     """Joins the finished outputs of all shards of one job, given in any order.
 
     Raises:
+        DiskFull: There is no room for it; nothing of it is left.
         FileRefused: An output has an ending that we do not write.
         JobRefused: A shard is missing, not finished, or of another job.
     """
@@ -40,22 +41,28 @@ def merge(shards: Sequence[Path], output: Path) -> Outcome:
     for shard in ordered:
         if kind_of(shard) != kind:
             raise JobRefused(f"{shard}: expected a shard ending in .{kind}, as {output} does")
+    with replacing(path_beside(output)) as described, replacing(output) as partial:
+        with partial.open("wb") as file:
+            _JOIN[kind](ordered, file, manifests[0].plan)
+        whole = Manifest(
+            plan=replace(manifests[0].plan, shard=ALL),
+            digests={part: digest for manifest in manifests for part, digest in manifest.digests.items()},
+            rows=sum(manifest.rows for manifest in manifests),
+            rejected=sum(manifest.rejected for manifest in manifests),
+            output_bytes=partial.stat().st_size,
+        )
+        whole.write(described)
+        _join_rejects(ordered, rejects_beside(output))
+    return Outcome(rows=whole.rows, rejected=whole.rejected)
+
+
+def _join_rejects(shards: Sequence[Path], output: Path) -> None:
+    found = [rejects_beside(shard) for shard in shards if rejects_beside(shard).exists()]
+    if not found:
+        output.unlink(missing_ok=True)
+        return
     with replacing(output) as partial, partial.open("wb") as file:
-        _JOIN[kind](ordered, file, manifests[0].plan)
-    rejected = sum(manifest.rejected for manifest in manifests)
-    rejects_beside(output).unlink(missing_ok=True)
-    if rejected:
-        with replacing(rejects_beside(output)) as partial, partial.open("wb") as file:
-            _append([rejects_beside(shard) for shard in ordered if rejects_beside(shard).exists()], file)
-    whole = Manifest(
-        plan=replace(manifests[0].plan, shard=ALL),
-        digests={part: digest for manifest in manifests for part, digest in manifest.digests.items()},
-        rows=sum(manifest.rows for manifest in manifests),
-        rejected=rejected,
-        output_bytes=output.stat().st_size,
-    )
-    whole.write(output)
-    return Outcome(rows=whole.rows, rejected=rejected)
+        _append(found, file)
 
 
 def _in_order(shards: Sequence[Path]) -> tuple[list[Path], list[Manifest]]:
