@@ -16,8 +16,6 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -25,7 +23,7 @@ import onnxruntime as ort
 import pytest
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
-from steady import held
+from steady import held, open_files
 
 MINUTES = float(os.environ.get("MINUTES", "1"))
 ROUNDS = 3
@@ -195,16 +193,6 @@ async def rest(address: str) -> None:
                 await classify(pb.ClassifyRequest(bitmaps=bytes(784)))
 
         await asyncio.gather(*(ask() for _ in range(8)))
-
-
-def open_files(pid: int) -> Counter:
-    """How many of each kind a process has open: socket, pipe, eventfd, or the path of a file."""
-    kinds: Counter = Counter()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            target = str(entry.readlink())
-            kinds[target.partition(":[")[0]] += 1
-    return kinds
 
 
 def scraped(address: str) -> str:
