@@ -46,7 +46,7 @@ check: lint protos-check lint-image
 test-ray: .venv/.done .tools/ray/.done ## Ray Data on a local cluster, an actor of which is killed; Ray is 540 MB, and left out of `make test`
 	$(VENV)/pytest tests/integration/test_ray.py
 
-chaos: .venv/.done ## overload, callers that leave, restarts and models that change under load, a minute of bad manners: minutes; each prints its counts
+chaos: .venv/.done ## overload, callers that leave, cut and silent connections, a full disk, restarts and models that change under load, bad manners: minutes; each prints its counts
 	$(VENV)/pytest -m chaos tests/chaos
 
 soak: .venv/.done ## callers of every bad manner at once for MINUTES (10): memory, threads and open files of the service stay as they are

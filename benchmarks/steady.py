@@ -8,6 +8,8 @@ import argparse
 import json
 import statistics
 import threading
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,15 @@ def held(pids: list[int]) -> dict[str, float]:
         "threads": status["Threads"],
         "open_files": sum(len(list((folder / "fd").iterdir())) for folder in folders),
     }
+
+
+def open_files(pid: int) -> Counter[str]:
+    """How many of each kind a process has open: socket, pipe, eventfd, or a file by its path."""
+    kinds: Counter[str] = Counter()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            kinds[str(entry.readlink()).rstrip("0123456789]")] += 1
+    return kinds
 
 
 def growth(samples: list[dict[str, float]], name: str) -> dict[str, Any]:
