@@ -51,7 +51,11 @@ def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
     """
     _check_input(path, session)
     classes = _check_output(path, session)
-    metadata = session.get_modelmeta().custom_metadata_map
+    try:
+        metadata = session.get_modelmeta().custom_metadata_map
+        _ = [text.encode() for text in metadata.values()]
+    except UnicodeError as exc:
+        raise ModelRefused(f"{path}: metadata_props must be UTF-8: {exc}") from exc
     return Artifact(
         labels=_labels(path, metadata, classes),
         name=metadata.get("sketchbatch.name", ""),
@@ -115,7 +119,7 @@ def _json(path: Path, metadata: dict[str, str], key: str, kind: type) -> Any:
         return None
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # ValueError: also a number of thousands of digits
         raise ModelRefused(f"{path}: {key} must be JSON, got {text[:60]!r}") from exc
     if not isinstance(value, kind):
         raise ModelRefused(f"{path}: {key} must be a JSON {kind.__name__}, got {text[:60]!r}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
-from .plan import Plan
+from .plan import Plan, whole_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +43,13 @@ class Manifest:
             found = read_json(path_beside(output))
             manifest = cls(
                 plan=Plan.from_json(found["plan"]),
-                digests={int(part): digest for part, digest in found["digests"].items()},
-                rows=found["rows"],
-                rejected=found["rejected"],
-                output_bytes=found["output_bytes"],
+                digests={int(part): whole_number(digest) for part, digest in found["digests"].items()},
+                rows=whole_number(found["rows"]),
+                rejected=whole_number(found["rejected"]),
+                output_bytes=whole_number(found["output_bytes"]),
             )
             return manifest if output.stat().st_size == manifest.output_bytes else None
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, AttributeError):
             return None
 
 
@@ -60,7 +60,10 @@ def path_beside(output: Path) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Raises ValueError where there is no JSON object in it."""
-    found = json.loads(path.read_bytes())
+    try:
+        found = json.loads(path.read_bytes())
+    except RecursionError as exc:
+        raise ValueError(f"{path}: nested too deep") from exc
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object")
     return found
