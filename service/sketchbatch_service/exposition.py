@@ -66,7 +66,7 @@ def _polite(app: Any) -> Any:
     def answer(environ: Any, start_response: Any) -> Any:
         try:
             return app(environ, start_response)
-        except ValueError as exc:
+        except (TypeError, ValueError) as exc:
             log.debug("metrics refused", reason=str(exc))
             start_response("400 Bad Request", [("Content-Type", "text/plain")])
             return [b"the request's headers cannot be read\n"]

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,6 +148,7 @@ def _watch(process: Any, at: Any, receive: Any, save: Callable[[int, str], None]
 def _work(name: str, first: int, last: int, seed: int, at: Any, send: Any) -> None:
     """In a process of its own."""
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
+    warnings.simplefilter("ignore")  # such as those of pictures with odd headers
     target, most_mib = ALL[name], 0.0
     with _begun(target) as trial:
         for start in range(first, last, target.batch):

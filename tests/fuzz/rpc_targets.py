@@ -288,27 +288,27 @@ _infer = either(mutants("infer"), infer_message)
 
 RPCS: Sequence[Target] = [
     Target(
-        name="classify", share=90, make=_classify, begin=unary(CLASSIFY, pb.ClassifyRequest, right_scores), batch=128
+        name="classify", share=22, make=_classify, begin=unary(CLASSIFY, pb.ClassifyRequest, right_scores), batch=128
     ),
-    Target(name="infer", share=50, make=_infer, begin=unary(INFER, oip.ModelInferRequest, right_tensor), batch=128),
-    Target(name="others", share=40, make=mutants("others"), begin=rpcs(_others), batch=128),
+    Target(name="infer", share=8, make=_infer, begin=unary(INFER, oip.ModelInferRequest, right_tensor), batch=128),
+    Target(name="others", share=8, make=mutants("others"), begin=rpcs(_others), batch=128),
     Target(
         name="stream",
-        share=12,
+        share=2,
         make=either(mutants("stream"), framed(_classify)),
         begin=streams(_STREAM, pb.ClassifyStreamRequest, pb.ClassifyStreamResponse, _code_of),
         batch=16,
     ),
     Target(
         name="inferstream",
-        share=8,
+        share=1,
         make=framed(_infer),
         begin=streams(_STREAM_INFER, oip.ModelInferRequest, oip.ModelStreamInferResponse, _code_of_infer),
         batch=16,
     ),
     Target(
         name="reflection",
-        share=5,
+        share=1,
         make=mutants("reflection"),
         begin=streams(
             _REFLECTION, reflection_pb2.ServerReflectionRequest, reflection_pb2.ServerReflectionResponse, _code_of_reflection
