@@ -14,6 +14,7 @@ import onnxruntime as ort
 from .arrays import ROW_SHAPE
 from .errors import ModelRefused
 
+_DEEPEST = 16  # values within values: protobuf's parsers take some 30
 _ONNX_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
@@ -119,8 +120,22 @@ def _json(path: Path, metadata: dict[str, str], key: str, kind: type) -> Any:
         return None
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as exc:  # ValueError: also a number of thousands of digits
-        raise ModelRefused(f"{path}: {key} must be JSON, got {text[:60]!r}") from exc
+        _check_sendable(value, _DEEPEST)
+    except (ValueError, OverflowError, RecursionError) as exc:
+        raise ModelRefused(f"{path}: {key} must be JSON that a message can carry, got {text[:60]!r}") from exc
     if not isinstance(value, kind):
         raise ModelRefused(f"{path}: {key} must be a JSON {kind.__name__}, got {text[:60]!r}")
     return value
+
+
+def _check_sendable(value: object, depth: int) -> None:
+    """Raises what protobuf would, or a client, of texts that are no UTF-8, large numbers, and what is nested deep."""
+    if depth < 0:
+        raise ValueError(f"nested deeper than {_DEEPEST}")
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, int):
+        float(value)
+    elif isinstance(value, list | dict):
+        for each in value if isinstance(value, list) else (*value.keys(), *value.values()):
+            _check_sendable(each, depth - 1)

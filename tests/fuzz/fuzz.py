@@ -150,7 +150,7 @@ def _work(name: str, first: int, last: int, seed: int, at: Any, send: Any) -> No
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
     warnings.simplefilter("ignore")  # such as those of pictures with odd headers
     target, most_mib = ALL[name], 0.0
-    with _begun(target) as trial:
+    with begun(target) as trial:
         for start in range(first, last, target.batch):
             inputs = [input_of(target.make, name, seed, n) for n in range(start, min(last, start + target.batch))]
 
@@ -168,7 +168,7 @@ def _work(name: str, first: int, last: int, seed: int, at: Any, send: Any) -> No
     at.value = last - 1
 
 
-class _begun:  # noqa: N801 - used like a function
+class begun:  # noqa: N801 - used like a function
     """A target's trial, with a folder to write in."""
 
     def __init__(self, target: Target) -> None:
@@ -187,7 +187,7 @@ class _begun:  # noqa: N801 - used like a function
 
 def try_file(target: Target, *paths: Path) -> list[tuple[str, str]]:
     """What goes wrong with files: their names, and what."""
-    with _begun(target) as trial:
+    with begun(target) as trial:
         return [(paths[place].name, what) for place, what in trial([path.read_bytes() for path in paths], lambda _: None)]
 
 

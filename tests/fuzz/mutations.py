@@ -8,6 +8,7 @@ import io
 import random
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -136,7 +137,8 @@ def zipped(make: Make, names: Sequence[str]) -> Make:
 
     def pack(chance: random.Random) -> bytes:
         file = io.BytesIO()
-        with zipfile.ZipFile(file, "w", chance.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
+        kind = chance.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+        with zipfile.ZipFile(file, "w", kind) as archive, warnings.catch_warnings(action="ignore"):  # of a name twice
             for _ in range(chance.choice((1, 1, 2))):
                 archive.writestr(zipfile.ZipInfo(chance.choice(names)), make(chance), archive.compression)
         return file.getvalue()

@@ -28,7 +28,7 @@ _CHANNEL = [
 class Service:
     """`sketchbatch-serve`; its stderr goes to a file, which `complaints` reads."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path) -> None:
         model = write_model(folder / "tiny.onnx")
         options = ort.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 4, 1
@@ -37,7 +37,7 @@ class Service:
         always = ("--address", "127.0.0.1:0", "--lame-duck-s", "0", "--max-request-rows", str(MAX_ROWS))
         ports = ("--metrics-address", "127.0.0.1:0", "--probe-address", "127.0.0.1:0")
         with self._log_path.open("w") as file:
-            command = [_BIN / "sketchbatch-serve", "--model", model, *always, *ports, *flags]
+            command = [_BIN / "sketchbatch-serve", "--model", model, *always, *ports]
             self.process = subprocess.Popen(command, stderr=file)
         event = next(line for line in self._lines() if line["message"] == "SERVING")
         self.address, self.metrics_address = event["address"], event["metrics_address"]
@@ -122,14 +122,31 @@ def _is_calm(line: str) -> bool:
         return False
 
 
+_shared: list[Service] = []
+
+
 @contextmanager
-def running(folder: Path, *flags: str) -> Iterator[Service]:
-    """Stopped by its pid at the end."""
-    service = Service(folder, *flags)
+def running(folder: Path) -> Iterator[Service]:
+    """One that is `sharing`, or else a new one, stopped by its pid at the end."""
+    if _shared:
+        yield _shared[0]
+        return
+    service = Service(folder)
     try:
         yield service
     finally:
         service.stop()
+
+
+@contextmanager
+def sharing(folder: Path) -> Iterator[None]:
+    """Makes do with one service for everything inside."""
+    with running(folder) as service:
+        _shared.append(service)
+        try:
+            yield
+        finally:
+            _shared.clear()
 
 
 @contextmanager
