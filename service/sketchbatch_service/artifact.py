@@ -120,9 +120,12 @@ def _json(path: Path, metadata: dict[str, str], key: str, kind: type) -> Any:
         return None
     try:
         value = json.loads(text)
+    except (ValueError, RecursionError) as exc:  # ValueError: also a number of thousands of digits
+        raise ModelRefused(f"{path}: {key} must be JSON, got {text[:60]!r}") from exc
+    try:
         _check_sendable(value, _DEEPEST)
-    except (ValueError, OverflowError, RecursionError) as exc:
-        raise ModelRefused(f"{path}: {key} must be JSON that a message can carry, got {text[:60]!r}") from exc
+    except (ValueError, OverflowError) as exc:
+        raise ModelRefused(f"{path}: {key} must be what a message can carry: {exc}, in {text[:60]!r}") from exc
     if not isinstance(value, kind):
         raise ModelRefused(f"{path}: {key} must be a JSON {kind.__name__}, got {text[:60]!r}")
     return value

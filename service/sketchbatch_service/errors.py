@@ -16,7 +16,6 @@ StartError             the operator must change a setting, a file or the machine
 └── WorkerLost         a worker's process ended before it served
 """
 
-
 _SHOWN = 200  # characters of what a caller sent
 
 

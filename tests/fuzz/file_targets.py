@@ -79,7 +79,7 @@ def line(data: bytes, folder: Path) -> None:
     try:
         from_line(data)
     except ValueError as refused:
-        assert len(str(refused)) < 500
+        _check_refusal(refused)
 
 
 def record(data: bytes, folder: Path) -> None:
@@ -87,7 +87,7 @@ def record(data: bytes, folder: Path) -> None:
     try:
         from_record(data)
     except ValueError as refused:
-        assert len(str(refused)) < 500
+        _check_refusal(refused)
 
 
 def bitmaps(data: bytes, folder: Path) -> None:
@@ -123,7 +123,7 @@ def manifest(data: bytes, folder: Path) -> None:
         try:
             merge([output], folder / "merged.csv")
         except (JobRefused, FileRefused) as refused:
-            assert "\n" not in str(refused)
+            _check_refusal(refused)
     parts = Parts(folder)
     (folder / "part-0000000.arrow").touch()
     (folder / "manifest.json").write_bytes(data)
@@ -149,7 +149,7 @@ def model(data: bytes, folder: Path) -> None:
         artifact = read_artifact(path, session)
         Engine(session, classes=len(artifact.labels), max_batch_rows=16).warm_up()
     except ModelRefused as refused:
-        assert "\n" not in str(refused)
+        _check_refusal(refused)
         return
     metrics = struct_pb2.Struct()
     metrics.update(artifact.metrics)
@@ -161,7 +161,12 @@ def model(data: bytes, folder: Path) -> None:
 def described(chance) -> bytes:
     """A good model that says hostile things of itself: a ModelProto's field 14 is a list of keys and values."""
     key = chance.choice((b"labels", b"metrics", b"metrics", b"name", b"version", b"created", b"licence"))
-    texts = (b'["ant", "bee", "cow"]', b'{"accuracy": 0.9, "rows": 10, "nested": {"of": [1, 2, null]}}', b"1", b"\xff\xfe")
+    texts = (
+        b'["ant", "bee", "cow"]',
+        b'{"accuracy": 0.9, "rows": 10, "nested": {"of": [1, 2, null]}}',
+        b"1",
+        b"\xff\xfe",
+    )
     key = b"sketchbatch." + key
     value = of_seeds(texts, text_token, nest)(chance)
     entry = b"\x0a" + encode_varint(len(key)) + key + b"\x12" + encode_varint(len(value)) + value
@@ -175,7 +180,7 @@ def tokens(data: bytes, folder: Path) -> None:
     try:
         file = TokenFile(folder / "tokens", frozenset())
     except CredentialsUnusable as refused:
-        assert "\n" not in str(refused)
+        _check_refusal(refused)
         return
     sent = [("authorization", text), ("authorization", f"Bearer {text}"), ("authorization", f"Bearer  {text}=")]
     for one in sent:
@@ -239,7 +244,12 @@ FILES = [
     Target(name="bin", share=80, make=rarely(mutants("bin"), long_record, 0.0005), begin=drawings(".bin")),
     Target(name="line", share=160, make=mutants("simplified", *_json), begin=in_process(line)),
     Target(name="record", share=100, make=mutants("bin"), begin=in_process(record)),
-    Target(name="png", share=12, make=rarely(mutants("png", png_chunk), mutants("png-large", png_chunk), 0.003), begin=drawings(".png")),
+    Target(
+        name="png",
+        share=12,
+        make=rarely(mutants("png", png_chunk), mutants("png-large", png_chunk), 0.003),
+        begin=drawings(".png"),
+    ),
     Target(name="jpeg", share=12, make=mutants("jpeg"), begin=drawings(".jpg")),
     Target(name="parquet", share=10, make=mutants("parquet"), begin=drawings(".parquet", evaluates=False)),
     Target(name="manifest", share=50, make=mutants("manifest", *_json), begin=in_process(manifest)),

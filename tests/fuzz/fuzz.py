@@ -1,7 +1,7 @@
-"""Throws hostile inputs at every parser and RPC: `make fuzz`; INPUTS=, SEED= and TARGETS= say how many, which and where.
+"""Throws hostile inputs at every parser, RPC and port: `make fuzz`; INPUTS, SEED and TARGETS say how many, and where.
 
-Each target has a process, which is watched: it may not crash, hang, or take much memory. Input N of a target is the same
-bytes for the same seed and corpus. One that does harm is saved, with the command that tries it again.
+Each target has a process, which is watched: it may not crash, hang, or take much memory. Input N of a target is the
+same bytes for the same seed and corpus. One that does harm is saved, with the command that tries it again.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -71,7 +71,9 @@ def main() -> None:
     }
     for name, each in results.items():
         rate = each.inputs / max(each.seconds, 1e-3)
-        print(f"{name:12} {each.inputs:>9,} inputs {each.seconds:7.1f} s {rate:>8,.0f}/s {len(each.findings):>4} findings")
+        print(
+            f"{name:12} {each.inputs:>9,} inputs {each.seconds:7.1f} s {rate:>8,.0f}/s {len(each.findings):>4} findings"
+        )
     print(f"{record['inputs']:,} inputs in {seconds:.0f} s: {record['findings']} findings")
     if asked.output:
         from bench import describe_machine
@@ -117,7 +119,9 @@ def _run_one(target: Target, inputs: int, seed: int, folder: Path, result: Resul
         process = context.Process(target=_work, args=(target.name, first, inputs, seed, at, receive_send[1]))
         process.start()
         receive_send[1].close()
-        ended = _watch(process, at, receive_send[0], lambda number, what: _save(target, number, seed, what, folder, result), result)
+        ended = _watch(
+            process, at, receive_send[0], lambda number, what: _save(target, number, seed, what, folder, result), result
+        )
         if ended:
             _save(target, at.value, seed, ended, folder, result)
         first = at.value + 1 if ended else inputs
@@ -172,7 +176,9 @@ class begun:  # noqa: N801 - used like a function
     """A target's trial, with a folder to write in."""
 
     def __init__(self, target: Target) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None
+        )
         self._begun = target.begin(Path(self._folder.name))
 
     def __enter__(self) -> Trial:
@@ -188,7 +194,9 @@ class begun:  # noqa: N801 - used like a function
 def try_file(target: Target, *paths: Path) -> list[tuple[str, str]]:
     """What goes wrong with files: their names, and what."""
     with begun(target) as trial:
-        return [(paths[place].name, what) for place, what in trial([path.read_bytes() for path in paths], lambda _: None)]
+        return [
+            (paths[place].name, what) for place, what in trial([path.read_bytes() for path in paths], lambda _: None)
+        ]
 
 
 def _save(target: Target, number: int, seed: int, what: str, folder: Path, result: Result) -> None:

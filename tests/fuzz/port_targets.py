@@ -36,7 +36,9 @@ def port(name: str) -> Callable:
 
             def trial(inputs: list[bytes], at: Callable[[int], None]) -> list[tuple[int, str]]:
                 at(0)
-                sent = senders.map(lambda data: _sent(host, int(number), data, is_http=name in ("metrics", "page")), inputs)
+                sent = senders.map(
+                    lambda data: _sent(host, int(number), data, is_http=name in ("metrics", "page")), inputs
+                )
                 wrong = [(place, what) for place, what in enumerate(sent) if what]
                 at(len(inputs) - 1)
                 what = _wrong_now(service, log_path)

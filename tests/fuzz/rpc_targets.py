@@ -259,7 +259,9 @@ def _add_tensor(request: oip.ModelInferRequest, chance: random.Random) -> None:
     is_float, form = tensor.datatype == "FP32", chance.randrange(4)
     if form == 0:
         size = values * (4 if is_float else 1)
-        request.raw_input_contents.append(np.full(values, chance.choice(_FLOATS), "<f4").tobytes() if is_float else bytes(size))
+        request.raw_input_contents.append(
+            np.full(values, chance.choice(_FLOATS), "<f4").tobytes() if is_float else bytes(size)
+        )
     elif form == 1:
         tensor.contents.fp32_contents.extend([chance.choice(_FLOATS)] * values)
     elif form == 2:
@@ -276,7 +278,11 @@ def _add_outputs(request: oip.ModelInferRequest, chance: random.Random) -> None:
         output = request.outputs.add(name=chance.choice(("scores",) * 6 + _TEXTS))
         if chance.random() < 0.5:
             parameter = output.parameters["classification"]
-            values = (("int64_param", chance.choice((-1, 0, 1, 3, 4, 2**63 - 1))), ("string_param", "2"), ("double_param", 1.0))
+            values = (
+                ("int64_param", chance.choice((-1, 0, 1, 3, 4, 2**63 - 1))),
+                ("string_param", "2"),
+                ("double_param", 1.0),
+            )
             setattr(parameter, *chance.choice(values))
 
 
@@ -311,7 +317,10 @@ RPCS: Sequence[Target] = [
         share=1,
         make=mutants("reflection"),
         begin=streams(
-            _REFLECTION, reflection_pb2.ServerReflectionRequest, reflection_pb2.ServerReflectionResponse, _code_of_reflection
+            _REFLECTION,
+            reflection_pb2.ServerReflectionRequest,
+            reflection_pb2.ServerReflectionResponse,
+            _code_of_reflection,
         ),
         batch=16,
     ),

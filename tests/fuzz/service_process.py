@@ -1,4 +1,4 @@
-"""A running service of a tiny model, and the page beside it, for hostile callers: what they say in their logs counts."""
+"""A running service of a tiny model, and the page beside it, for hostile callers: what their logs say counts."""
 
 import json
 import subprocess

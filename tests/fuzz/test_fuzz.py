@@ -8,8 +8,14 @@ from targets import CORPUS
 
 SEED = 20261125
 NEW = {  # inputs; so many take a second or less
-    **{"line": 2000, "record": 2000, "bitmaps": 2000, "tensors": 1500, "tokens": 1500, "manifest": 500, "npy": 500},
-    **{"npz": 500, "simplified": 200, "raw": 200, "bin": 200, "part": 200, "parquet": 50, "png": 30, "jpeg": 50},
+    "line": 2000,
+    "record": 2000,
+    "bitmaps": 2000,
+    "tensors": 1500,
+    "tokens": 1500,
+    **dict.fromkeys(("npy", "npz", "manifest"), 500),
+    **dict.fromkeys(("simplified", "raw", "bin", "part"), 200),
+    **dict.fromkeys(("png", "jpeg", "parquet"), 50),
 }
 
 

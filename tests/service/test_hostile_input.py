@@ -54,7 +54,9 @@ def test_an_error_about_long_names_arrives(service):
     for _ in range(12):
         request.inputs.add(name="\u2603" * 200)
     with grpc.insecure_channel(service.address) as channel:
-        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer", oip.ModelInferRequest.SerializeToString)
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer", oip.ModelInferRequest.SerializeToString
+        )
         with pytest.raises(grpc.RpcError) as caught:
             call(request, timeout=5)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -75,5 +77,5 @@ def test_a_model_that_says_what_no_message_can_carry_is_refused_at_start(tmp_pat
     path = write_model(tmp_path / "model.onnx", metadata={f"sketchbatch.{key}": text}, labels=None)
     if key == "metrics":
         path = write_model(tmp_path / "model.onnx", metadata={f"sketchbatch.{key}": text})
-    with pytest.raises(ModelRefused, match=f"sketchbatch.{key} must be JSON that a message can carry"):
+    with pytest.raises(ModelRefused, match=f"sketchbatch.{key} must be (JSON|what a message can carry)"):
         read_artifact(path, open_session(path))
