@@ -50,13 +50,12 @@ def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
     Raises:
         ModelRefused: The input, the output or the labels do not fit; says which, and how.
     """
-    _check_input(path, session)
-    classes = _check_output(path, session)
     try:
+        _check_input(path, session)
+        classes = _check_output(path, session)
         metadata = session.get_modelmeta().custom_metadata_map
-        _ = [text.encode() for text in metadata.values()]
-    except UnicodeError as exc:
-        raise ModelRefused(f"{path}: metadata_props must be UTF-8: {exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise ModelRefused(f"{path}: names and metadata_props must be UTF-8: {exc}") from exc
     return Artifact(
         labels=_labels(path, metadata, classes),
         name=metadata.get("sketchbatch.name", ""),

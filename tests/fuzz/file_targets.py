@@ -28,6 +28,7 @@ from sketchbatch_service.tokens import TokenFile
 from targets import Target, corpus, in_process, mutants
 
 ROWS = 4  # of each file are read: its first and its last
+PICTURE_MIB = 700  # docs/security.md: 20 bytes for each of 36 million pixels
 
 
 def drawings(ending: str, *, evaluates: bool = True):
@@ -249,8 +250,9 @@ FILES = [
         share=12,
         make=rarely(mutants("png", png_chunk), mutants("png-large", png_chunk), 0.003),
         begin=drawings(".png"),
+        memory_mib=PICTURE_MIB,
     ),
-    Target(name="jpeg", share=12, make=mutants("jpeg"), begin=drawings(".jpg")),
+    Target(name="jpeg", share=12, make=mutants("jpeg"), begin=drawings(".jpg"), memory_mib=PICTURE_MIB),
     Target(name="parquet", share=10, make=mutants("parquet"), begin=drawings(".parquet", evaluates=False)),
     Target(name="manifest", share=50, make=mutants("manifest", *_json), begin=in_process(manifest)),
     Target(name="part", share=15, make=mutants("part"), begin=in_process(part)),

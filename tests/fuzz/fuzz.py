@@ -26,7 +26,7 @@ from file_targets import FILES  # noqa: E402
 from mutations import input_of  # noqa: E402
 from port_targets import PORTS  # noqa: E402
 from rpc_targets import RPCS  # noqa: E402
-from targets import MEMORY_MIB, Target, Trial  # noqa: E402
+from targets import Target, Trial  # noqa: E402
 
 ALL = {target.name: target for target in [*RPCS, *PORTS, *FILES]}  # the slowest first, as they decide when it ends
 
@@ -166,7 +166,7 @@ def _work(name: str, first: int, last: int, seed: int, at: Any, send: Any) -> No
             taken_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             if start == first:
                 most_mib = taken_mib
-            elif taken_mib > most_mib + MEMORY_MIB:
+            elif taken_mib > most_mib + target.memory_mib:
                 send.send((at.value, f"memory: {taken_mib - most_mib:.0f} MiB for it or one before it in its batch"))
                 most_mib = taken_mib
     at.value = last - 1

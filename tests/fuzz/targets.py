@@ -34,6 +34,7 @@ class Target:
     """Given a folder to write in."""
     batch: int = 64
     """Inputs tried at a time."""
+    memory_mib: int = MEMORY_MIB
 
 
 def corpus(name: str) -> list[bytes]:

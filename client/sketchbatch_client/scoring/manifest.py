@@ -72,4 +72,5 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, contents: dict[str, Any]) -> None:
     """Whole or not at all."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(contents, indent=1, ensure_ascii=False) + "\n"
+        partial.write_bytes(text.encode(errors="surrogatepass"))  # names of files need be no UTF-8; `json` reads it so

@@ -102,7 +102,7 @@ class ParquetSource:
         return table.slice(0, stop - start)
 
     def _seek(self, start: int) -> None:
-        first = 0
+        first = group = 0
         for group in range(self._file.num_row_groups):
             rows = self._file.metadata.row_group(group).num_rows
             if start < first + rows:
