@@ -125,9 +125,10 @@ class BatcherMachine(RuleBasedStateMachine):
         self.breaks = False
         while self.running or self.batcher.has_rows:
             self.take(1)
-            if self.running:
-                batch, self.unwanted = self.running.pop()
-                batch.run()
+            if not self.running:
+                break  # whoever was left wanted nothing any more
+            batch, self.unwanted = self.running.pop()
+            batch.run()
         assert self.batcher.queued_rows == 0
         for caller in self.callers:
             self._check_end(caller)
