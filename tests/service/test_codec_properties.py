@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sketchbatch.openinference.v2 import open_inference_pb2 as oip
@@ -19,6 +19,7 @@ few_values = st.sampled_from([0.0, 0.25, 0.5, 1.0, 1e-30])  # so that ties are c
 some_scores = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 7)), elements=few_values)
 
 
+@settings(max_examples=30)
 @given(some_bitmaps)
 def test_any_bitmaps_come_out_as_they_went_in(bitmaps):
     """By bytes, and by every form that the Open Inference Protocol has for them."""
