@@ -22,7 +22,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-ray check chaos soak balancing kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-swaps bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-client image-test k8s sbom clean
+.PHONY: help setup demo test test-slow test-ray check chaos fuzz soak balancing kills serve train models bench bench-tuning bench-steady bench-scoring bench-ablations bench-counting bench-swaps bench-rasterize bench-raw bench-variants bench-int8 bench-gpu gpu-bundle bench-perf-analyzer protos protos-check lint lint-image locks image image-client image-test k8s sbom clean
 
 help: ## list these verbs
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ test-ray: .venv/.done .tools/ray/.done ## Ray Data on a local cluster, an actor 
 
 chaos: .venv/.done ## overload, callers that leave, cut and silent connections, a full disk, restarts and models that change under load, bad manners: minutes; each prints its counts
 	$(VENV)/pytest -m chaos tests/chaos
+
+fuzz: .venv/.done ## hostile bytes at every parser, RPC and port: INPUTS (1000000) of SEED (1), or TARGETS=npy,classify: a quarter of an hour on 2 cores
+	$(VENV)/python tests/fuzz/fuzz.py --inputs $(or $(INPUTS),1000000) --seed $(or $(SEED),1) \
+	  --output benchmarks/results/$(shell date -u +%F)-fuzz.json $(if $(TARGETS),--targets $(TARGETS))
 
 soak: .venv/.done ## callers of every bad manner at once for MINUTES (10): memory, threads and open files of the service stay as they are
 	MINUTES=$(or $(MINUTES),10) $(VENV)/pytest -m chaos tests/chaos/test_soak.py

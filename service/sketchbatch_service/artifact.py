@@ -14,6 +14,7 @@ import onnxruntime as ort
 from .arrays import ROW_SHAPE
 from .errors import ModelRefused
 
+_DEEPEST = 16  # values within values: protobuf's parsers take some 30
 _ONNX_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
@@ -49,9 +50,12 @@ def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
     Raises:
         ModelRefused: The input, the output or the labels do not fit; says which, and how.
     """
-    _check_input(path, session)
-    classes = _check_output(path, session)
-    metadata = session.get_modelmeta().custom_metadata_map
+    try:
+        _check_input(path, session)
+        classes = _check_output(path, session)
+        metadata = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as exc:
+        raise ModelRefused(f"{path}: names and metadata_props must be UTF-8: {exc}") from exc
     return Artifact(
         labels=_labels(path, metadata, classes),
         name=metadata.get("sketchbatch.name", ""),
@@ -120,8 +124,25 @@ def _json(path: Path, metadata: dict[str, str], key: str, kind: type) -> Any:
         return None
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # ValueError: also a number of thousands of digits
         raise ModelRefused(f"{path}: {key} must be JSON, got {text[:60]!r}") from exc
+    try:
+        _check_sendable(value, _DEEPEST)
+    except (ValueError, OverflowError) as exc:
+        raise ModelRefused(f"{path}: {key} must be what a message can carry: {exc}, in {text[:60]!r}") from exc
     if not isinstance(value, kind):
         raise ModelRefused(f"{path}: {key} must be a JSON {kind.__name__}, got {text[:60]!r}")
     return value
+
+
+def _check_sendable(value: object, depth: int) -> None:
+    """Raises what protobuf would, or a client, of texts that are no UTF-8, large numbers, and what is nested deep."""
+    if depth < 0:
+        raise ValueError(f"nested deeper than {_DEEPEST}")
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, int):
+        float(value)
+    elif isinstance(value, list | dict):
+        for each in value if isinstance(value, list) else (*value.keys(), *value.values()):
+            _check_sendable(each, depth - 1)

@@ -16,6 +16,8 @@ StartError             the operator must change a setting, a file or the machine
 └── WorkerLost         a worker's process ended before it served
 """
 
+_SHOWN = 200  # characters of what a caller sent
+
 
 class ServiceError(Exception):
     """Base class of what a caller can hear; `status` maps each subclass to one gRPC status."""
@@ -25,7 +27,8 @@ class InvalidRequest(ServiceError):
     """The request can never succeed as sent."""
 
     def __init__(self, *, field: str, expected: str, got: str) -> None:
-        super().__init__(f"{field} must be {expected}, got {got}")
+        # Errors travel in gRPC's metadata, of which 8 KiB arrive; a character may take 12 bytes there, and comes twice.
+        super().__init__(f"{field} must be {expected}, got {got if len(got) <= _SHOWN else got[:_SHOWN] + ' ...'}")
         self.field = field
 
 

@@ -39,7 +39,7 @@ class MetricsPort:
             self._server = _Server(family, (str(place[0]), int(place[1])))
         except OSError as exc:
             raise AddressUnusable(f"cannot listen for metrics on {address}: {exc.strerror}") from exc
-        self._server.set_app(make_wsgi_app(registry))
+        self._server.set_app(_polite(make_wsgi_app(registry)))
         self.address = f"{host}:{self._server.server_port}"
 
     def start(self) -> None:
@@ -58,6 +58,20 @@ def side_by_side(processes: Iterable[Iterable[Metric]]) -> list[Metric]:
             else:
                 merged[metric.name] = metric
     return list(merged.values())
+
+
+def _polite(app: Any) -> Any:
+    """`app`, which answers 400 where prometheus_client breaks on a header, such as `Accept: ...; version=x`."""
+
+    def answer(environ: Any, start_response: Any) -> Any:
+        try:
+            return app(environ, start_response)
+        except (TypeError, ValueError) as exc:
+            log.debug("metrics refused", reason=str(exc))
+            start_response("400 Bad Request", [("Content-Type", "text/plain")])
+            return [b"the request's headers cannot be read\n"]
+
+    return answer
 
 
 class _Collector:

@@ -1,15 +1,16 @@
 """Answers health checks, and nothing else, in plain text on an address of their own.
 
-Kubernetes' gRPC probes speak no TLS: where the service does, they need another way in. A plain `grpc.aio.server`: what
-a probe costs matters to nobody, and on our own server nobody could tell through which port a call came.
+Kubernetes' gRPC probes speak no TLS: where the service does, they need another way in. A server of its own, as nobody
+could tell through which port of one server a call came; of ours, since `grpc.aio`'s ends for good at the first call
+whose path is no UTF-8.
 """
 
-from typing import Any
+import threading
 
-import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from .errors import AddressUnusable
+from .grpc_server import GrpcServer
 from .health import HealthServicer
 
 _LIMITS = [
@@ -31,10 +32,10 @@ class ProbePort:
             AddressUnusable: The address cannot be had.
         """
         self.address = address
-        self._server: Any = None
+        self._server: GrpcServer | None = None
         if not address:
             return
-        self._server = grpc.aio.server(options=[*_LIMITS, ("grpc.so_reuseport", int(is_shared))])
+        self._server = GrpcServer([*_LIMITS, ("grpc.so_reuseport", int(is_shared))])
         health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
         try:
             port = self._server.add_insecure_port(address)
@@ -43,13 +44,21 @@ class ProbePort:
                 f"cannot listen for probes on {address}: the port is in use, or the address is not this machine's"
             ) from exc
         self.address = f"{address.rpartition(':')[0]}:{port}"
+        self._watching = threading.Thread(target=self._watch, name="probes", daemon=True)
 
     async def start(self) -> None:
         """Answers from now on."""
         if self._server:
             await self._server.start()
+            self._watching.start()
 
     async def stop(self) -> None:
         """Answers no more, at once."""
         if self._server:
-            await self._server.stop(None)
+            await self._server.stop(0)
+            self._server.close()
+            self._watching.join()
+
+    def _watch(self) -> None:
+        while self._server and self._server.watch(waits=True):
+            pass

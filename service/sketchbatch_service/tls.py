@@ -54,7 +54,7 @@ def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     if client_ca is not None:
         try:
             context.load_verify_locations(cadata=client_ca.decode("ascii", "replace"))
-        except (ssl.SSLError, ValueError) as exc:
+        except (ssl.SSLError, ValueError, TypeError) as exc:  # TypeError: there is more than ASCII in it
             raise CredentialsUnusable(f"{files.client_ca} must hold PEM certificates of authorities: {exc}") from exc
     return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=client_ca)
 

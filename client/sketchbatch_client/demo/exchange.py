@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler
 from io import BufferedReader, RawIOBase
 from time import monotonic
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from .. import errors
 from .answers import Answers
@@ -24,6 +24,7 @@ from .page import Page
 MAX_BODY_BYTES = 1 << 20
 
 _CHUNK_BYTES = 1 << 16
+_LENGTH_DIGITS = 20  # of a Content-Length: already far too many
 
 _STATUSES: dict[type[errors.SketchbatchError], HTTPStatus] = {
     errors.RequestRefused: HTTPStatus.BAD_REQUEST,
@@ -112,9 +113,9 @@ class Exchange(BaseHTTPRequestHandler):
     def _answer(self, answers: Mapping[str, Callable[[_Query], None]]) -> None:
         try:
             length = self.headers.get("Content-Length", "")
-            self._unread_bytes = int(length) if length.isdecimal() else 0
+            self._unread_bytes = int(length[:_LENGTH_DIGITS]) if length.isdecimal() else 0
             self._check_host()
-            url = urlsplit(self.path)
+            url = self._url()
             if url.path not in answers:
                 raise _Refused(HTTPStatus.NOT_FOUND, f"{self.command} takes {', '.join(answers)}, got {url.path}")
             answers[url.path]({name: values[-1] for name, values in parse_qs(url.query).items()})
@@ -133,6 +134,12 @@ class Exchange(BaseHTTPRequestHandler):
         asked = self.headers.get("Host", "")
         if not _is_own_name(asked, self._site.host):
             raise _Refused(HTTPStatus.MISDIRECTED_REQUEST, f"Host must be localhost or an IP address, got {asked!r}")
+
+    def _url(self) -> SplitResult:
+        try:
+            return urlsplit(self.path)
+        except ValueError as exc:
+            raise _Refused(HTTPStatus.BAD_REQUEST, f"no address of this page: {exc}") from exc
 
     def _page(self, _: _Query) -> None:
         self._send(HTTPStatus.OK, "text/html; charset=utf-8", self._site.page.html)

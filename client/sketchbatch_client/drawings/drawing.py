@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 Stroke = list[list[float | int]]
 """`[xs, ys]`, or raw `[xs, ys, ts]` with t in ms; at least one point, all lists of one length, y downwards."""
 
@@ -18,6 +20,8 @@ RECORD = struct.Struct("<Q2sbIH")  # key_id, country, recognised, seconds since 
 POINTS = struct.Struct("<H")
 _FARTHEST = 1e6  # units or pixels: far beyond any screen, and still exact in cairo's 24.8 fixed point once scaled
 _LONGEST_MS = 1e15  # milliseconds: times since the epoch pass
+_MOST_POINTS = 40_000  # ten times those of Google's longest; cairo takes time with their square: so many, half a second
+_MOST_CROSSINGS = 500  # lengths of the drawing that its lines may have: simplifying takes time with their square, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ def from_line(line: bytes) -> Drawing:
         raise ValueError(f"drawing must be a list of strokes, got {_short(strokes)}")
     for number, stroke in enumerate(strokes):
         _check_stroke(stroke, number)
+    _check_cost(strokes)
     return Drawing(
         key_id=_key_id(fields.get("key_id", 0)),
         word=_field(fields, "word", str, ""),
@@ -77,6 +82,20 @@ def _check_stroke(stroke: object, number: int) -> None:
             raise ValueError(f"stroke {number} must keep within {_FARTHEST:g} units, got {_short(values)}")
     if len(stroke) > 2 and not all(abs(t) <= _LONGEST_MS for t in stroke[2]):
         raise ValueError(f"stroke {number} must have times within {_LONGEST_MS:g} ms, got {_short(stroke[2])}")
+
+
+def _check_cost(strokes: list[Stroke]) -> None:
+    """Refuses what is well-formed, and would take minutes to draw."""
+    points = sum(len(stroke[0]) for stroke in strokes)
+    if points > _MOST_POINTS:
+        raise ValueError(f"a drawing must have at most {_MOST_POINTS:,} points, got {points:,}")
+    if points * math.sqrt(2) <= _MOST_CROSSINGS:
+        return
+    paths = [np.array(stroke[:2], np.float64) for stroke in strokes]  # (2, points)
+    side = np.ptp(np.concatenate(paths, axis=1), axis=1).max() or 1.0
+    crossings = sum(np.hypot(*np.diff(path)).sum() for path in paths) / side
+    if crossings > _MOST_CROSSINGS:
+        raise ValueError(f"lines must be at most {_MOST_CROSSINGS} times as long as the drawing, got {crossings:.0f}")
 
 
 def _key_id(value: object) -> int:
@@ -113,6 +132,7 @@ def from_record(record: bytes) -> Drawing:
         raise ValueError(f"truncated: the file ends {len(record)} bytes into this record") from exc
     if not strokes:
         raise ValueError("a drawing must have at least one stroke, got none")
+    _check_cost(strokes)
     return Drawing(key_id, "", country.decode("ascii", "replace"), bool(is_recognized), float(drawn_at), strokes)
 
 
@@ -131,5 +151,8 @@ def _binary_strokes(record: bytes, n_strokes: int) -> Iterator[Stroke]:
 
 def _short(value: object) -> str:
     """At most 60 characters of it, for a message."""
-    text = "nothing" if value is None else json.dumps(value)
+    try:
+        text = "nothing" if value is None else json.dumps(value)
+    except RecursionError:  # it could just be read
+        text = "what is nested too deep"
     return text if len(text) <= 60 else f"{text[:57]}..."

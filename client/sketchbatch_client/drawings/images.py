@@ -6,7 +6,6 @@ thing itself is no drawing.
 """
 
 import io
-import struct
 import warnings
 from pathlib import Path
 
@@ -20,8 +19,10 @@ from .tracing import WORK, trace
 
 _MOST_PIXELS = 36_000_000  # a page of A4 scanned at 600 dots an inch has 34.8; reading takes 10 to 20 bytes for each
 _LARGEST = 640  # pixels: larger pictures are reduced first; a thin pen still leaves a mark
+_MOST_SCANS = 100  # of a progressive JPEG; encoders make ten, and each goes over all pixels again
 _SAME = 1e-3  # grey levels: rounding, no difference
 _LEAST_CONTRAST = 24.0  # grey levels between ink and paper
+_SCAN = b"\xff\xda"  # begins one; not among packed pixels, where 0 or a restart follows 255
 _ROUNDS = 4  # of telling ink from paper and fitting the paper's shade to what is not ink
 _FITTED = 100  # pixels of the shorter side are enough to see a shade
 _NEAR = 8  # pixels: within this reach even the end of a line one pixel thin has more pixels of ink than a speck
@@ -48,15 +49,10 @@ def decode_image(contents: bytes, name: str) -> NDArray[np.uint8]:
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
             Image.open(io.BytesIO(contents), formats=("PNG", "JPEG")) as image,
         ):
+            if image.format == "JPEG" and contents.count(_SCAN) > _MOST_SCANS:
+                raise ValueError(f"expected at most {_MOST_SCANS} scans, got {contents.count(_SCAN)}")
             return normalize_image(_grey(image))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        struct.error,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as exc:
+    except Exception as exc:  # Pillow lets through whatever damaged chunks and EXIF raise: TypeError, struct.error, ...
         reason = str(exc).partition("\n")[0]
         raise FileRefused(f"{name}: cannot be read as a picture of a drawing: {reason}") from exc
 

@@ -25,6 +25,8 @@ _MAGIC = b"\x93NUMPY"
 _HEADER_BYTES = 12 + 10_000  # NumPy takes no longer one, but would read all that a file claims to be one
 _LOCAL_HEADER_BYTES = 30  # of a member of a zip, before its name: APPNOTE.TXT, 4.3.7
 _COPIED_BYTES = 1 << 20
+_BOMB_BYTES, _BOMB_RATIO = 1 << 30, 200  # drawings are packed 2 to 10 times as small; deflate can do 1,032
+_SHOWN = 200  # characters of what a file says of itself
 
 
 class _Header(NamedTuple):
@@ -38,7 +40,7 @@ class _Header(NamedTuple):
         return self.dtype == np.uint8 and not self.is_fortran and self.shape[1:] in ((_ROW_BYTES,), (28, 28))
 
     def __str__(self) -> str:
-        return f"{self.dtype} {self.shape}{', Fortran order' if self.is_fortran else ''}"
+        return f"{self.dtype} {self.shape}{', Fortran order' if self.is_fortran else ''}"[:_SHOWN]
 
 
 def read_bitmaps(path: Path) -> Bitmaps:
@@ -58,8 +60,8 @@ def read_bitmaps(path: Path) -> Bitmaps:
 def open_npz(path: Path) -> dict[str, Bitmaps]:
     """Maps every array of bitmaps in a .npz, by its name; other arrays, such as labels, are passed over.
 
-    Stored arrays are mapped where they lie; compressed ones are unpacked to temporary files, no more than their
-    headers say.
+    Stored arrays are read once, to see that they are whole, and mapped where they lie; compressed ones are unpacked to
+    temporary files, no more than their headers say.
 
     Raises:
         FileRefused: There is no such file, it is no .npz, or there are no bitmaps in it; or an array is not whole.
@@ -75,8 +77,9 @@ def open_npz(path: Path) -> dict[str, Bitmaps]:
                 expected = "an array of uint8 (rows, 784) or (rows, 28, 28)"
                 raise FileRefused(f"{path}: expected {expected}, got {there[:500]}")
             return {member.filename.removesuffix(".npy"): _member(path, archive, member) for member in wanted}
-    except (zipfile.BadZipFile, RuntimeError, EOFError, zlib.error) as exc:  # RuntimeError: it is encrypted
-        raise FileRefused(f"{path}: cannot be read as a .npz: {exc}") from exc
+    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, zlib.error) as exc:
+        # RuntimeError: it is encrypted; ValueError: names that are no UTF-8, places before its beginning
+        raise FileRefused(f"{path}: cannot be read as a .npz: {' '.join(str(exc).split())[:_SHOWN]}") from exc
     except OSError as exc:
         raise FileRefused(f"{path}: cannot be read: {exc.strerror}") from exc
 
@@ -91,6 +94,9 @@ def _header_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
 def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Bitmaps:
     name = f"{path}:{member.filename}"
     if member.compress_type == zipfile.ZIP_STORED:
+        with archive.open(member) as stored:  # which compares its CRC-32 at the end
+            while stored.read(_COPIED_BYTES):
+                pass
         with path.open("rb") as file:
             file.seek(member.header_offset)
             local = file.read(_LOCAL_HEADER_BYTES)
@@ -99,6 +105,11 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Bi
             return _mapped(file, name, start, member.file_size)
     header = _header_of(archive, member)
     _check_size(name, header, member.file_size)  # before anything is unpacked
+    if member.file_size > max(_BOMB_BYTES, _BOMB_RATIO * member.compress_size):
+        raise FileRefused(
+            f"{name}: expected an array packed at most {_BOMB_RATIO} times as small, got {member.file_size:,} bytes in "
+            f"{member.compress_size:,}; store it uncompressed"
+        )
     with room_for(Path(tempfile.gettempdir())), archive.open(member) as packed, tempfile.TemporaryFile() as file:
         while chunk := packed.read(_COPIED_BYTES):
             file.write(chunk)
@@ -137,7 +148,8 @@ def _read_header(name: str, head: bytes) -> _Header:
         with warnings.catch_warnings(action="ignore"):  # of files that Python 2 wrote, which are as good
             shape, is_fortran, dtype = read[np.lib.format.read_magic(file)](file)
     except Exception as exc:  # NumPy parses the header as Python text, and lets through whatever that raises
-        raise FileRefused(f"{name}: its .npy header cannot be read: {str(exc).partition(chr(10))[0]}") from exc
+        reason = str(exc).partition("\n")[0][:_SHOWN]
+        raise FileRefused(f"{name}: its .npy header cannot be read: {reason}") from exc
     return _Header(shape, is_fortran, dtype, file.tell())
 
 

@@ -79,6 +79,8 @@ class StrokeFile:
 
     def lines(self, start: int, stop: int) -> Iterator[bytes]:
         """Lines or records start + 1 to stop as they stand in the file (a much too long one cut); for `parse`."""
+        if start >= stop:
+            return  # an empty .bin has no beginning
         at = self._starts[start // self._every]
         for index in range(start - start % self._every, stop):
             end = self._kind.end(self._data, at)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
-from .plan import Plan
+from .plan import Plan, whole_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Manifest:
             "rejected": self.rejected,
             "output_bytes": self.output_bytes,
         }
-        path.write_text(_text(contents), encoding="utf-8")
+        path.write_bytes(_encoded(contents))
 
     @classmethod
     def read(cls, output: Path) -> "Manifest | None":
@@ -41,13 +41,13 @@ class Manifest:
             found = read_json(path_beside(output))
             manifest = cls(
                 plan=Plan.from_json(found["plan"]),
-                digests={int(part): digest for part, digest in found["digests"].items()},
-                rows=found["rows"],
-                rejected=found["rejected"],
-                output_bytes=found["output_bytes"],
+                digests={int(part): whole_number(digest) for part, digest in found["digests"].items()},
+                rows=whole_number(found["rows"]),
+                rejected=whole_number(found["rejected"]),
+                output_bytes=whole_number(found["output_bytes"]),
             )
             return manifest if output.stat().st_size == manifest.output_bytes else None
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, AttributeError):
             return None
 
 
@@ -58,7 +58,10 @@ def path_beside(output: Path) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Raises ValueError where there is no JSON object in it."""
-    found = json.loads(path.read_bytes())
+    try:
+        found = json.loads(path.read_bytes())
+    except RecursionError as exc:
+        raise ValueError(f"{path}: nested too deep") from exc
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object")
     return found
@@ -67,8 +70,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, contents: dict[str, Any]) -> None:
     """Whole or not at all."""
     with replacing(path) as partial:
-        partial.write_text(_text(contents), encoding="utf-8")
+        partial.write_bytes(_encoded(contents))
 
 
-def _text(contents: dict[str, Any]) -> str:
-    return json.dumps(contents, indent=1, ensure_ascii=False) + "\n"
+def _encoded(contents: dict[str, Any]) -> bytes:
+    text = json.dumps(contents, indent=1, ensure_ascii=False) + "\n"
+    return text.encode(errors="surrogatepass")  # names of files need be no UTF-8; `json` reads it so

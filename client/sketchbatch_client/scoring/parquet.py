@@ -38,10 +38,11 @@ class ParquetSource:
         self.stamp = stamp
         try:
             self._file = parquet.ParquetFile(path)
-        except (OSError, pa.ArrowException) as exc:
+            schema = self._file.schema_arrow
+            _ = schema.names, self._file.metadata.num_rows
+        except (OSError, ValueError, pa.ArrowException) as exc:  # ValueError: a name is no UTF-8
             reason = str(exc).partition("\n")[0]
             raise FileRefused(f"{name}: cannot be read as Parquet: {reason}") from exc
-        schema = self._file.schema_arrow
         fitting = [field.name for field in schema if _is_of_drawings(field.type)]
         if len(fitting) != 1:
             got = ", ".join(f"{field.name} {field.type}" for field in schema)
@@ -101,7 +102,7 @@ class ParquetSource:
         return table.slice(0, stop - start)
 
     def _seek(self, start: int) -> None:
-        first = 0
+        first = group = 0
         for group in range(self._file.num_row_groups):
             rows = self._file.metadata.row_group(group).num_rows
             if start < first + rows:

@@ -61,15 +61,17 @@ class Parts:
     def digest(self, part: int) -> int | None:
         """What the rows of a finished part were made from; None = it is not finished."""
         try:
-            with pa.memory_map(os.fspath(self._rows(part))) as file:
-                return int(pa.ipc.open_file(file).schema.metadata[_DIGEST])
-        except (FileNotFoundError, pa.ArrowInvalid):  # a disk may lose the end of a file when its power fails
+            return self.read(part).digest
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):  # power that fails leaves files damaged
             return None
 
     def read(self, part: int) -> Part:
-        """A finished part."""
+        """A finished part, which `digest` has found whole."""
         with pa.memory_map(os.fspath(self._rows(part))) as file:
             rows = pa.ipc.open_file(file).read_all()
+        rows.validate(full=True)
         rejects = self._rejects(part)
         lines = rejects.read_text(encoding="utf-8").splitlines(keepends=True) if rejects.exists() else []
         digest = int(rows.schema.metadata[_DIGEST])

@@ -7,7 +7,7 @@ manifest holds.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 FORMAT = 1
 """Of manifests; another number was written by another version of this program."""
@@ -15,6 +15,8 @@ FORMAT = 1
 _PART_ROWS = 65536
 _PART_SCORES = 4 << 20  # scores in a part at most: 16 MB, some four times that while it is written
 _LEAST_PART_ROWS = 1024
+
+_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,19 +126,29 @@ class Plan:
         try:
             if manifest["format"] != FORMAT:
                 raise ValueError(f"expected format {FORMAT}, got {manifest['format']}")
+            number, shards = map(whole_number, manifest["shard"])
+            if number >= shards:
+                raise ValueError(f"shard must be below {shards}, got {number}")
             return cls(
-                inputs=tuple(Input(**each) for each in manifest["inputs"]),
-                model=manifest["model"],
-                version=manifest["version"],
-                model_digest=manifest["model_digest"],
-                labels=tuple(manifest["labels"]),
-                top_k=manifest["top_k"],
-                with_all_scores=manifest["with_all_scores"],
-                part_rows=manifest["part_rows"],
-                shard=Shard(*manifest["shard"]),
+                inputs=tuple(_input_from_json(each) for each in manifest["inputs"]),
+                model=_checked(str, manifest["model"]),
+                version=_checked(str, manifest["version"]),
+                model_digest=_checked(str, manifest["model_digest"]),
+                labels=tuple(_checked(str, label) for label in manifest["labels"]),
+                top_k=whole_number(manifest["top_k"]),
+                with_all_scores=_checked(bool, manifest["with_all_scores"]),
+                part_rows=whole_number(manifest["part_rows"]) or _none_of("part_rows"),
+                shard=Shard(number, shards),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError(f"no manifest of a job: {exc!r}") from exc
+
+
+def whole_number(value: object) -> int:
+    """`value`, if it is one, 0 to 2**63 - 1. Raises ValueError otherwise."""
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(f"expected a whole number, got a {type(value).__name__}")
+    return value
 
 
 def good_part_rows(scores: int) -> int:
@@ -179,3 +191,19 @@ def _cut(lengths: Sequence[int], start: int, stop: int) -> Iterator[Segment]:
         if begins < ends:
             yield Segment(source, begins - first, ends - first)
         first += rows
+
+
+def _input_from_json(found: dict[str, Any]) -> Input:
+    return Input(
+        source=_checked(str, found["source"]), rows=whole_number(found["rows"]), stamp=_checked(str, found["stamp"])
+    )
+
+
+def _checked(kind: type[_Kind], value: object) -> _Kind:
+    if not isinstance(value, kind):
+        raise ValueError(f"expected a {kind.__name__}, got a {type(value).__name__}")
+    return value
+
+
+def _none_of(name: str) -> NoReturn:
+    raise ValueError(f"{name} must be 1 or more, got 0")

@@ -81,8 +81,11 @@ def _in_order(shards: Sequence[Path]) -> tuple[list[Path], list[Manifest]]:
             raise JobRefused(f"{path}: a shard of another job than {shards[0]}: {what}")
         found[plan.shard.number] = (path, manifest)
     numbers = range(first.shard.shards if first else 0)
-    if missing := [number for number in numbers if number not in found]:
-        raise JobRefused(f"{len(missing)} of {len(numbers)} shards are missing, the first is number {missing[0]}")
+    if len(found) < len(numbers):  # not listed: a damaged manifest may speak of any number
+        missing = next(number for number in numbers if number not in found)
+        raise JobRefused(
+            f"{len(numbers) - len(found)} of {len(numbers)} shards are missing, the first is number {missing}"
+        )
     paths, manifests = zip(*(found[number] for number in numbers), strict=True)
     return list(paths), list(manifests)
 

@@ -1,0 +1,113 @@
+"""Files that fuzzing found to do harm, each refused in one line; tests/fuzz/FINDINGS.md tells of them all."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from sketchbatch_client.drawings.drawing import from_line
+from sketchbatch_client.drawings.images import decode_image
+from sketchbatch_client.drawings.npy import open_npz
+from sketchbatch_client.errors import FileRefused, JobRefused
+from sketchbatch_client.scoring.inputs import find_sources
+from sketchbatch_client.scoring.manifest import Manifest
+from sketchbatch_client.scoring.parts import Parts
+from sketchbatch_client.scoring.shards import merge
+
+
+def test_a_stored_array_with_a_flipped_bit_is_refused(tmp_path, noise):
+    """A .npz has checksums: what is not what was written is not scored."""
+    path = tmp_path / "drawings.npz"
+    np.savez(path, drawings=noise(3))
+    assert np.array_equal(open_npz(path)["drawings"], noise(3))
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(FileRefused, match="Bad CRC-32"):
+        open_npz(path)
+
+
+def test_an_array_packed_too_small_is_refused_before_it_is_unpacked(tmp_path):
+    """A few hundred kB may hold many GB of blank drawings."""
+    path = tmp_path / "bomb.npz"
+    header = io.BytesIO()
+    rows = 1_400_000  # 1.1 GB
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (rows, 784)})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("blank.npy", header.getvalue() + bytes(784))
+    contents = bytearray(path.read_bytes())
+    directory = contents.rfind(b"PK\1\2")  # what it says there is believed until it is unpacked
+    contents[directory + 24 : directory + 28] = (len(header.getvalue()) + rows * 784).to_bytes(4, "little")
+    path.write_bytes(contents)
+    with pytest.raises(FileRefused, match="packed at most 200 times as small, got 1,097,600,128 bytes"):
+        open_npz(path)
+
+
+@pytest.mark.parametrize(
+    ("xs", "reason"),
+    [
+        ([0, 255] * 20_001, "at most 40,000 points, got 40,002"),
+        ([0, 255] * 400, "at most 500 times as long as the drawing, got 799"),
+    ],
+)
+def test_lines_that_would_take_minutes_to_draw_are_refused(xs, reason):
+    """Drawing takes time with the square of what is to be drawn."""
+    line = json.dumps({"drawing": [[xs, [place % 2 for place in range(len(xs))]]]}).encode()
+    with pytest.raises(ValueError, match=reason):
+        from_line(line)
+    from_line(json.dumps({"drawing": [[xs[:800:4], [0, 255] * 100]]}).encode())  # of people's own length
+
+
+def test_an_empty_bin_holds_no_row(tmp_path):
+    """In one line, as for any other kind."""
+    (tmp_path / "empty.bin").touch()
+    with pytest.raises(FileRefused, match="expected drawings, got no row"):
+        find_sources([str(tmp_path / "empty.bin")], tmp_path, lambda _: None)
+
+
+def test_a_jpeg_of_very_many_scans_is_refused():
+    """Each scan goes over all pixels again: a small file could keep us for hours."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64), 255).save(file, "JPEG", progressive=True)
+    contents = file.getvalue()
+    scan = contents[contents.rfind(b"\xff\xda") : -2]
+    with pytest.raises(FileRefused, match="at most 100 scans, got 15"):
+        decode_image(contents[:-2] + scan * 150 + contents[-2:], "many.jpg")
+
+
+def finished(tmp_path, **changes):
+    """A job of one shard with a manifest; `changes` are made to its plan."""
+    output = tmp_path / "labels.csv"
+    output.write_bytes(b"source,row\n")
+    plan = {"format": 1, "inputs": [], "model": "m", "version": "1", "model_digest": "d", "labels": ["a"], "top_k": 1}
+    plan |= {"with_all_scores": False, "part_rows": 1, "shard": [0, 1], **changes}
+    manifest = {"plan": plan, "digests": {}, "rows": 0, "rejected": 0, "output_bytes": 11}
+    (tmp_path / "labels.csv.manifest.json").write_text(json.dumps(manifest))
+    return output
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"part_rows": 0}, {"part_rows": "1"}, {"shard": [1, 1]}, {"shard": [-1, 2]}, {"labels": [1]}, {"top_k": 1e9}],
+)
+def test_a_manifest_that_says_what_cannot_be_is_none(tmp_path, changes):
+    """It would break a job later, and far from its cause."""
+    assert Manifest.read(finished(tmp_path))
+    assert Manifest.read(finished(tmp_path, **changes)) is None
+
+
+def test_missing_shards_are_counted_not_listed(tmp_path):
+    """A damaged manifest may speak of any number of them."""
+    with pytest.raises(JobRefused, match="999999999999 of 1000000000000 shards are missing, the first is number 1"):
+        merge([finished(tmp_path, shard=[0, 10**12])], tmp_path / "all.csv")
+
+
+def test_a_part_that_is_damaged_anywhere_is_scored_again(tmp_path, root):
+    """Not only one that is too short."""
+    for damaged in (root / "tests/fuzz/corpus/part").glob("[cden]*.arrow"):  # cut, damaged, empty, no digest
+        (tmp_path / "part-0000000.arrow").write_bytes(damaged.read_bytes())
+        assert Parts(tmp_path).digest(0) is None, damaged
+    (tmp_path / "part-0000000.arrow").write_bytes((root / "tests/fuzz/corpus/part/lz4.arrow").read_bytes())
+    assert Parts(tmp_path).digest(0) == 123

@@ -1,0 +1,264 @@
+"""Files of every kind that client and service read: each is read, or refused in one line by the documented error."""
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from google.protobuf import struct_pb2
+from google.protobuf.message import DecodeError
+from mutations import either, encode_varint, nest, of_seeds, png_chunk, text_token, zipped
+from sketchbatch.openinference.v2 import open_inference_pb2 as oip
+from sketchbatch.v1 import classifier_pb2 as pb
+from sketchbatch_client.drawings.drawing import from_line, from_record
+from sketchbatch_client.drawings.readers import open_bitmaps
+from sketchbatch_client.errors import FileRefused, JobRefused
+from sketchbatch_client.scoring.inputs import find_sources
+from sketchbatch_client.scoring.manifest import Manifest
+from sketchbatch_client.scoring.parts import Parts
+from sketchbatch_client.scoring.shards import merge
+from sketchbatch_service import codec
+from sketchbatch_service.artifact import read_artifact
+from sketchbatch_service.engine import Engine, open_session
+from sketchbatch_service.errors import CredentialsUnusable, InvalidRequest, ModelRefused
+from sketchbatch_service.openinference import codec as tensor_codec
+from sketchbatch_service.tls import TlsFiles, server_credentials
+from sketchbatch_service.tokens import TokenFile
+from targets import Target, corpus, in_process, mutants
+
+ROWS = 4  # of each file are read: its first and its last
+PICTURE_MIB = 700  # docs/security.md: 20 bytes for each of 36 million pixels
+
+
+def drawings(ending: str, *, evaluates: bool = True):
+    """As `sketchbatch score` and `sketchbatch evaluate` read a file of drawings."""
+
+    def check(data: bytes, folder: Path) -> None:
+        path = folder / f"input{ending}"
+        path.write_bytes(data)
+        try:
+            if not evaluates or zlib.crc32(data) % 2:  # one of the two, but always the same
+                for source in find_sources([str(path)], folder, lambda _: None):
+                    _read_rows(source)
+                return
+            rows = open_bitmaps(path, skip_malformed=True)
+            _check_bitmaps(rows[:ROWS], min(ROWS, len(rows)))
+        except FileRefused as refused:
+            _check_refusal(refused)
+
+    return in_process(check)
+
+
+def _read_rows(source) -> None:
+    rows = len(source)
+    for start in (0, max(0, rows - ROWS)):
+        stop = min(rows, start + ROWS)
+        if start < stop:
+            block = source.block(start, stop)
+            _check_bitmaps(block.bitmaps, len(block.rows))
+            assert len(block.rows) + len(block.rejects) == stop - start
+            assert block.key_ids is None or len(block.key_ids) == len(block.rows)
+            for reject in block.rejects:
+                json.dumps(reject, ensure_ascii=False).encode()  # as it is written
+            np.asarray(block.bitmaps).sum()  # touches each
+
+
+def _check_bitmaps(bitmaps: np.ndarray, rows: int) -> None:
+    assert bitmaps.shape == (rows, 28, 28), bitmaps.shape
+    assert bitmaps.dtype == np.uint8
+    bitmaps.sum()
+
+
+def _check_refusal(refused: Exception) -> None:
+    assert "\n" not in str(refused), "a refusal is one line"
+    assert len(str(refused)) < 2000, "a refusal is short"
+
+
+def line(data: bytes, folder: Path) -> None:
+    """A line of .ndjson, as the demo's page takes one, too."""
+    try:
+        from_line(data)
+    except ValueError as refused:
+        _check_refusal(refused)
+
+
+def record(data: bytes, folder: Path) -> None:
+    """A record of a .bin."""
+    try:
+        from_record(data)
+    except ValueError as refused:
+        _check_refusal(refused)
+
+
+def bitmaps(data: bytes, folder: Path) -> None:
+    """A Classify message, parsed and decoded."""
+    try:
+        request = pb.ClassifyRequest.FromString(data)
+        assert len(codec.decode(request, max_rows=64, classes=3)) * 784 == len(request.bitmaps)
+    except (DecodeError, InvalidRequest):
+        return
+
+
+def tensors(data: bytes, folder: Path) -> None:
+    """A ModelInfer message, likewise."""
+    try:
+        request = oip.ModelInferRequest.FromString(data)
+        assert 0 <= tensor_codec.top_k(request, classes=3) <= 3
+        assert tensor_codec.timeout_s(request) > 0
+        assert tensor_codec.claimed_rows(request) is not None
+        assert len(tensor_codec.decode(request, max_rows=64)) == request.inputs[0].shape[0]
+    except (DecodeError, InvalidRequest):
+        return
+
+
+def manifest(data: bytes, folder: Path) -> None:
+    """Of a finished job, which is recognised and merged; and of one under way."""
+    output = folder / "labels.csv"
+    output.write_bytes(b"source,row\n")
+    (folder / "labels.csv.manifest.json").write_bytes(data)
+    found = Manifest.read(output)
+    if found:
+        plan = found.plan
+        _ = plan.parts, plan.all_rows, plan.segments(0), plan.options
+        try:
+            merge([output], folder / "merged.csv")
+        except (JobRefused, FileRefused) as refused:
+            _check_refusal(refused)
+    parts = Parts(folder)
+    (folder / "part-0000000.arrow").touch()
+    (folder / "manifest.json").write_bytes(data)
+    parts.earlier_plan()
+
+
+def part(data: bytes, folder: Path) -> None:
+    """A part of a job is whole, or scored again."""
+    (folder / "part-0000000.arrow").write_bytes(data)
+    parts = Parts(folder)
+    if parts.digest(0) is not None:
+        rows = parts.read(0).rows
+        rows.validate(full=True)
+        rows.to_pydict()
+
+
+def model(data: bytes, folder: Path) -> None:
+    """A model file serves, with a description that can be sent, or is refused at start."""
+    path = folder / "model.onnx"
+    path.write_bytes(data)
+    try:
+        session = open_session(path)
+        artifact = read_artifact(path, session)
+        Engine(session, classes=len(artifact.labels), max_batch_rows=16).warm_up()
+    except ModelRefused as refused:
+        _check_refusal(refused)
+        return
+    metrics = struct_pb2.Struct()
+    metrics.update(artifact.metrics)
+    told = pb.Model(labels=artifact.labels, created=artifact.created, licence=artifact.licence, metrics=metrics)
+    pb.Model.FromString(told.SerializeToString())
+    pb.Model(name=artifact.name, version=artifact.version)
+
+
+def described(chance) -> bytes:
+    """A good model that says hostile things of itself: a ModelProto's field 14 is a list of keys and values."""
+    key = chance.choice((b"labels", b"metrics", b"metrics", b"name", b"version", b"created", b"licence"))
+    texts = (
+        b'["ant", "bee", "cow"]',
+        b'{"accuracy": 0.9, "rows": 10, "nested": {"of": [1, 2, null]}}',
+        b"1",
+        b"\xff\xfe",
+    )
+    key = b"sketchbatch." + key
+    value = of_seeds(texts, text_token, nest)(chance)
+    entry = b"\x0a" + encode_varint(len(key)) + key + b"\x12" + encode_varint(len(value)) + value
+    return chance.choice(corpus("onnx")) + b"\x72" + encode_varint(len(entry)) + entry
+
+
+def tokens(data: bytes, folder: Path) -> None:
+    """A token file; and what a caller sends is none of its tokens."""
+    (folder / "tokens").write_bytes(data)
+    text = data[:100].decode("latin-1")
+    try:
+        file = TokenFile(folder / "tokens", frozenset())
+    except CredentialsUnusable as refused:
+        _check_refusal(refused)
+        return
+    sent = [("authorization", text), ("authorization", f"Bearer {text}"), ("authorization", f"Bearer  {text}=")]
+    for one in sent:
+        file.refusal(b"/a/b", [one])
+    assert file.refusal(b"/a/b", [])
+    assert file.refusal(b"/a/b", [("authorization", f"Bearer nobody's {text}")])
+
+
+def certificates(data: bytes, folder: Path) -> None:
+    """Three files, with a NUL between them."""
+    parts = [*data.split(b"\0", 2), b"", b""]
+    files = {name: folder / f"{name}.pem" for name in ("cert", "key", "client_ca")}
+    for path, contents in zip(files.values(), parts, strict=False):
+        path.write_bytes(contents)
+    try:
+        server_credentials(TlsFiles(**files))
+    except CredentialsUnusable:
+        return
+
+
+def zigzag(chance) -> bytes:
+    """A line as long as lines may be that crosses the drawing as often as it can."""
+    points = chance.choice((1_000, 20_000, 400_000))
+    xs, ys = ["0", chance.choice(("9", "255", "999"))] * (points // 2), map(str, range(points))
+    if chance.random() < 0.3:
+        ys = iter(["0", "255"] * (points // 2))
+    return f'{{"drawing":[[[{",".join(xs)}],[{",".join(ys)}]]]}}\n'.encode()[: 1 << 22]
+
+
+def long_record(chance) -> bytes:
+    """A .bin record of many long strokes."""
+    strokes = chance.choice((1, 3, 30))
+    points = chance.choice((1, 1000, 65535))
+    one = struct.pack("<H", points) + bytes([0, 255]) * points
+    return struct.pack("<Q2sbIH", 1, b"DE", 1, 0, strokes) + one * strokes
+
+
+def rarely(one, other, chances: float):
+    """Mostly `one`, as the other is slow."""
+    return lambda chance: (other if chance.random() < chances else one)(chance)
+
+
+_npy = rarely(mutants("npy", text_token), mutants("npy", nest), 0.02)
+_json = (text_token, text_token, nest)
+
+FILES = [
+    Target(name="npy", share=110, make=_npy, begin=drawings(".npy")),
+    Target(
+        name="npz",
+        share=90,
+        make=rarely(either(mutants("npz"), zipped(_npy, ("a.npy", "b.npy", "a.txt"))), mutants("npz-large"), 0.003),
+        begin=drawings(".npz", evaluates=False),
+    ),
+    Target(
+        name="simplified",
+        share=60,
+        make=rarely(mutants("simplified", *_json), zigzag, 0.0005),
+        begin=drawings(".ndjson"),
+    ),
+    Target(name="raw", share=50, make=rarely(mutants("raw", *_json), zigzag, 0.0005), begin=drawings(".ndjson")),
+    Target(name="bin", share=80, make=rarely(mutants("bin"), long_record, 0.0005), begin=drawings(".bin")),
+    Target(name="line", share=160, make=mutants("simplified", *_json), begin=in_process(line)),
+    Target(name="record", share=100, make=mutants("bin"), begin=in_process(record)),
+    Target(
+        name="png",
+        share=12,
+        make=rarely(mutants("png", png_chunk), mutants("png-large", png_chunk), 0.003),
+        begin=drawings(".png"),
+        memory_mib=PICTURE_MIB,
+    ),
+    Target(name="jpeg", share=12, make=mutants("jpeg"), begin=drawings(".jpg"), memory_mib=PICTURE_MIB),
+    Target(name="parquet", share=10, make=mutants("parquet"), begin=drawings(".parquet", evaluates=False)),
+    Target(name="manifest", share=50, make=mutants("manifest", *_json), begin=in_process(manifest)),
+    Target(name="part", share=15, make=mutants("part"), begin=in_process(part)),
+    Target(name="bitmaps", share=120, make=mutants("classify"), begin=in_process(bitmaps)),
+    Target(name="tensors", share=50, make=mutants("infer"), begin=in_process(tensors)),
+    Target(name="onnx", share=4, make=either(mutants("onnx"), described), begin=in_process(model)),
+    Target(name="tokens", share=30, make=mutants("tokens"), begin=in_process(tokens)),
+    Target(name="tls", share=2, make=mutants("tls"), begin=in_process(certificates)),
+]

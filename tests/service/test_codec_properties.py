@@ -1,0 +1,75 @@
+"""What holds of the codecs for every request and every matrix of scores."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sketchbatch.openinference.v2 import open_inference_pb2 as oip
+from sketchbatch.v1 import classifier_pb2 as pb
+from sketchbatch_service.codec import decode, encode
+from sketchbatch_service.errors import InvalidRequest
+from sketchbatch_service.openinference import codec as tensor_codec
+from sketchbatch_service.row_queue import Answer
+
+MAX_ROWS, CLASSES = 5, 4
+
+some_bitmaps = arrays(np.uint8, st.tuples(st.integers(1, MAX_ROWS), st.just(28), st.just(28)))
+few_values = st.sampled_from([0.0, 0.25, 0.5, 1.0, 1e-30])  # so that ties are common
+some_scores = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 7)), elements=few_values)
+
+
+@settings(max_examples=30)
+@given(some_bitmaps)
+def test_any_bitmaps_come_out_as_they_went_in(bitmaps):
+    """By bytes, and by every form that the Open Inference Protocol has for them."""
+    assert np.array_equal(decode(pb.ClassifyRequest(bitmaps=bitmaps.tobytes()), max_rows=5, classes=1), bitmaps)
+    for request in tensor_requests(bitmaps):
+        assert np.array_equal(tensor_codec.decode(request, max_rows=MAX_ROWS), bitmaps)
+
+
+def tensor_requests(bitmaps: np.ndarray):
+    """The same bitmaps as raw bytes, raw floats, numbers and floats."""
+    ink = bitmaps.astype(np.float32) / 255
+    for datatype, raw in (("UINT8", bitmaps.tobytes()), ("FP32", ink.astype("<f4").tobytes())):
+        request = oip.ModelInferRequest(raw_input_contents=[raw])
+        request.inputs.add(name="bitmaps", datatype=datatype, shape=bitmaps.shape)
+        yield request
+    for datatype, field, values in (("UINT8", "uint_contents", bitmaps), ("FP32", "fp32_contents", ink)):
+        request = oip.ModelInferRequest()
+        tensor = request.inputs.add(name="bitmaps", datatype=datatype, shape=(len(bitmaps), 784))
+        getattr(tensor.contents, field).extend(values.ravel().tolist())
+        yield request
+
+
+@given(st.integers(0, 784 * (MAX_ROWS + 2)), st.integers(0, 2**32 - 1))
+def test_a_request_is_taken_if_and_only_if_its_numbers_fit(payload_bytes, top_k):
+    """The refusal names the number that does not."""
+    request = pb.ClassifyRequest(bitmaps=bytes(payload_bytes), top_k=top_k)
+    rows, rest = divmod(payload_bytes, 784)
+    wrong = f"got {payload_bytes} bytes" if rest else f"got {rows} rows" if not 1 <= rows <= MAX_ROWS else ""
+    wrong = wrong or (f"got {top_k}" if top_k > CLASSES else "")
+    if wrong:
+        with pytest.raises(InvalidRequest, match=wrong):
+            decode(request, max_rows=MAX_ROWS, classes=CLASSES)
+    else:
+        assert len(decode(request, max_rows=MAX_ROWS, classes=CLASSES)) == rows
+
+
+@given(some_scores, st.data())
+def test_the_best_are_those_of_a_stable_sort(scores, data):
+    """Best first, ties to the lower index, row by row, each with its own score."""
+    top_k = data.draw(st.integers(1, scores.shape[1]))
+    response = pb.ClassifyResponse()
+    encode(Answer(scores, 0.0, 0.0), top_k, response)
+    expected = [sorted(range(len(row)), key=lambda place: (-row[place], place))[:top_k] for row in scores]
+    assert list(response.class_index) == np.concatenate(expected).tolist()
+    assert list(response.score) == np.take_along_axis(scores, np.array(expected), axis=1).ravel().tolist()
+
+
+@given(some_scores)
+def test_all_scores_come_out_as_they_went_in(scores):
+    """Bit for bit."""
+    response = pb.ClassifyResponse()
+    encode(Answer(scores, 0.0, 0.0), 0, response)
+    assert np.array_equal(np.frombuffer(response.scores, "<f4").reshape(response.rows, -1), scores)

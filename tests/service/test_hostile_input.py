@@ -1,0 +1,81 @@
+"""Input that fuzzing found to do harm to the service; tests/fuzz/FINDINGS.md tells of it all."""
+
+import socket
+import urllib.error
+import urllib.request
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from onnx_models import write_model
+from sketchbatch.openinference.v2 import open_inference_pb2 as oip
+from sketchbatch_service.artifact import read_artifact
+from sketchbatch_service.engine import open_session
+from sketchbatch_service.errors import ModelRefused
+
+
+@pytest.fixture(scope="module")
+def service(start_service, tiny_model):
+    """One with every port it can have."""
+    return start_service(tiny_model, "--probe-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
+
+
+def test_a_call_whose_path_is_no_text_ends_no_probes(service, root):
+    """Kubernetes restarts what does not answer its probes: one such call would have been enough."""
+    host, _, port = service.probe_address.rpartition(":")
+    for _ in range(3):
+        with socket.create_connection((host, int(port)), 5) as connection:
+            connection.sendall((root / "tests/fuzz/corpus/grpc/path-is-no-utf8").read_bytes())
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(1 << 16):
+                pass
+    with grpc.insecure_channel(service.probe_address) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_an_accept_header_that_cannot_be_read_is_400(service):
+    """Not 500, and no stack on stderr."""
+    url = f"http://{service.metrics_address}/metrics"
+    for version in ("x", "1", "true"):
+        headers = {"Accept": f"application/openmetrics-text; version={version}"}
+        try:
+            status = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5).status
+        except urllib.error.HTTPError as error:
+            status = error.code
+            error.close()
+        assert status in (200, 400), version
+    assert urllib.request.urlopen(url, timeout=5).status == 200
+
+
+def test_an_error_about_long_names_arrives(service):
+    """It travels in gRPC's metadata, of which 8 KiB arrive; beyond that the caller would hear RESOURCE_EXHAUSTED."""
+    request = oip.ModelInferRequest()
+    for _ in range(12):
+        request.inputs.add(name="\u2603" * 200)
+    with grpc.insecure_channel(service.address) as channel:
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer", oip.ModelInferRequest.SerializeToString
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            call(request, timeout=5)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details().startswith("inputs must be one tensor, bitmaps, got ['\u2603")
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("metrics", '{"rows": ' + "9" * 5000 + "}"),
+        ("metrics", '{"rows": ' + "9" * 400 + "}"),
+        ("metrics", '{"deep": ' + "[" * 60 + "]" * 60 + "}"),
+        ("labels", '["\\ud800", "b", "c"]'),
+    ],
+)
+def test_a_model_that_says_what_no_message_can_carry_is_refused_at_start(tmp_path, key, text):
+    """Or ListModels and GetModel would break for everybody."""
+    path = write_model(tmp_path / "model.onnx", metadata={f"sketchbatch.{key}": text}, labels=None)
+    if key == "metrics":
+        path = write_model(tmp_path / "model.onnx", metadata={f"sketchbatch.{key}": text})
+    with pytest.raises(ModelRefused, match=f"sketchbatch.{key} must be (JSON|what a message can carry)"):
+        read_artifact(path, open_session(path))
