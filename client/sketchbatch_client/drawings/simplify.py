@@ -10,6 +10,7 @@ import numpy as np
 from .geometry import Floats, Strokes
 
 _LARGEST = 255.0  # units
+_LEAST = 1e-6  # pixels: what reaches no farther is a point; 255 over the least of numbers would be infinite
 _STEP = 1.0  # units between resampled points
 _EPSILON = 2.0  # units a point may lie off the line that replaces it
 
@@ -26,7 +27,7 @@ def simplify(strokes: Strokes) -> list[list[list[int]]]:
     paths = [np.array(stroke[:2], np.float64).T for stroke in strokes]
     least = np.min([path.min(axis=0) for path in paths], axis=0)
     extent = np.max([path.max(axis=0) for path in paths], axis=0) - least
-    scale = _LARGEST / (extent.max() or 1.0)  # a drawing of one point has no extent
+    scale = _LARGEST / (extent.max() if extent.max() > _LEAST else 1.0)  # a drawing of one point has no extent
     simple = [_douglas_peucker(_resampled((path - least) * scale)) for path in paths]
     return [np.rint(path).astype(int).T.tolist() for path in simple]
 
