@@ -178,7 +178,7 @@ def test_saved_strokes_are_a_file_that_we_read(chromium, demo):
     bitmap, _ = page.settled()
     page.click("save")
     saved = chromium.downloads / "drawing.ndjson"
-    page.until(saved.exists)
+    page.until(lambda: saved.exists() and saved.stat().st_size)  # Chromium takes the name first
     (drawing,) = open_strokes(saved)
     assert [len(stroke) for stroke in drawing.strokes] == [3, 3]
     assert np.array_equal(seen_in(drawing.strokes), bitmap)
