@@ -195,8 +195,8 @@ class AsyncCall:
     async def _requests(self) -> AsyncIterator[Any]:
         """The caller's messages, each taken off the connection when it is asked for: HTTP/2 holds back the rest."""
         while True:
-            received = await self._perform(cygrpc.ReceiveMessageOperation(_NO_FLAGS))
-            message = received.batch_operations[0].message()
+            (received,) = await self._perform(cygrpc.ReceiveMessageOperation(_NO_FLAGS))
+            message = received.message()
             if message is None:
                 return
             try:
@@ -220,12 +220,13 @@ class AsyncCall:
         return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),)
 
     async def _perform(self, *operations: Any) -> Any:
-        """Starts operations of the C core and waits for their event."""
+        """Starts operations of the C core, waits for their end and returns them."""
         done: asyncio.Future[Any] = self._loop.create_future()
 
         def settle(event: Any) -> None:
             if not done.done():
-                done.set_result(event)
+                # Not the event, which knows us: in a circle, a received message would live until Python looks for them.
+                done.set_result(event.batch_operations)
 
         _start(self._call, lambda event: self._loop.call_soon_threadsafe(settle, event), *operations)
         return await done

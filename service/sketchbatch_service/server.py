@@ -42,6 +42,10 @@ log = structlog.get_logger()
 LATE_S = 5.0
 """How long after `lame_duck_s` and `drain_s` the process ends, whatever it is at."""
 
+_WINDOW_BYTES = 4 << 20
+"""What a stream may send ahead of our reading it. gRPC's own guess, from how fast and far away a client seems, went to
+60 MB for each on a busy machine: docs/decisions/0023."""
+
 SERVICE = classifier_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name
 
 
@@ -141,6 +145,8 @@ def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]
         # Twice the rows allowed, so that a request a little too large hears our own error, which says the limit;
         # beyond that gRPC refuses unread, with RESOURCE_EXHAUSTED.
         ("grpc.max_receive_message_length", 2 * settings.max_request_rows * ROW_BYTES + 65536),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
         ("grpc.so_reuseport", int(worker.count > 1)),  # a second service on our port must fail, not share it
         # Clients may ping every 10 s, also between calls, without being cut off.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

@@ -23,9 +23,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time: closing sends RST, not FIN
 
-MOST_UNREAD_MIB = 800
-"""For four streams of 784 kB messages, as fast as they go:
-580 to 620 were measured: a queue, and what gRPC had received."""
+MOST_UNREAD_MIB = 350  # what the service may take on a CPU
 
 
 class Proxy:

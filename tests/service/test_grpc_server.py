@@ -158,6 +158,23 @@ async def test_streams_that_were_left_count_no_more(no_collection):
         assert await call_to(channel, "Unary")(b"next", timeout=1) == b"next"
 
 
+async def test_messages_are_let_go_of_at_once(no_collection):
+    """No event of the C core stays in a circle, with the message that it brought."""
+
+    def events() -> int:
+        return sum(type(each).__name__ == "BatchOperationEvent" for each in gc.get_objects())
+
+    async with serving() as (channel, echo, server):
+        before = events()
+        stream = channel.stream_stream(STREAM)()
+        for _ in range(20):
+            await stream.write(b"a")
+            assert await stream.read() == b"aa"
+        for _ in range(20):
+            assert await call_to(channel, "Unary")(b"x") == b"x"
+        assert events() < before + 20
+
+
 async def test_how_each_call_ended_is_counted_once():
     """Answered, aborted, broken, unknown; left, whatever is answered then; out of time; and a stream at its end."""
     async with serving() as (channel, echo, server):
