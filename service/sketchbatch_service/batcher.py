@@ -125,9 +125,10 @@ class Batcher:
         with self._lock:
             if self._closed:
                 raise ShuttingDown("draining: not taking new requests")
-            if self._obstacle(job):
-                self._forget_unwanted()
-            if obstacle := self._obstacle(job):
+            obstacle = self._obstacle(job)
+            if obstacle and self._forget_unwanted():
+                obstacle = self._obstacle(job)
+            if obstacle:
                 raise Overloaded(obstacle, retry_after_s=self._queue.rows * self._pace.row_s or _FIRST_RETRY_S)
             self._queue.put(job)
         self.wake()
@@ -168,11 +169,14 @@ class Batcher:
             return None
         return f"too late: {before} rows go first, which may take {needed_s:.2f} s; the deadline is in {left_s:.2f} s"
 
-    def _forget_unwanted(self) -> None:
+    def _forget_unwanted(self) -> bool:
+        """Searches the queue for callers who left, unless that was done just now."""
         now = time.monotonic()
-        if now >= self._swept_at + _SWEEP_EVERY_S:
-            self._swept_at = now
-            self._queue.forget_unwanted()
+        if now < self._swept_at + _SWEEP_EVERY_S:
+            return False
+        self._swept_at = now
+        self._queue.forget_unwanted()
+        return True
 
     def _run(self, batch: "Batch") -> None:
         slices, started_at = batch.slices, time.monotonic()

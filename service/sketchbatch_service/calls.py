@@ -63,7 +63,7 @@ def log_refusal(error: Exception, request_id: str) -> None:
     if code is grpc.StatusCode.INTERNAL:
         log.error("request failed", request_id=request_id, code=code.name, exc_info=error)
     else:
-        log.debug("request refused", request_id=request_id, code=code.name, reason=str(error))
+        _bound_log().debug("request refused", request_id=request_id, code=code.name, reason=str(error))
 
 
 def refusals() -> dict[str, int]:

@@ -81,13 +81,15 @@ class DirectCall:
 
     def on_leave(self, withdraw: Callable[[], object]) -> None:
         """Calls `withdraw` if the caller leaves before the end, at once if it has."""
-        self._on_leave = withdraw
         if self._has_left:
             withdraw()
+        else:
+            self._on_leave = withdraw
 
     def answer(self, response: Any) -> None:
         """Sends the response and ends the call well."""
         self._ends.add(_OK, self)
+        self._on_leave = None  # else we stand in a circle, which costs more to find than a small request
         core = self._call
         if core is None:
             return  # its caller has left
@@ -102,6 +104,7 @@ class DirectCall:
     def refuse(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
         """Ends the call with an error."""
         self._ends.add(_CODES[code], self)
+        self._on_leave = None
         core = self._call
         if core is not None:
             refuse(core, code, details, trailers)
@@ -114,10 +117,11 @@ class DirectCall:
     def _leave(self) -> None:
         self._has_left = True
         self._ends.add(_CODES[_left(self._deadline)], self)
-        if self._on_leave:
-            self._on_leave()
-        # In a circle, since the future that we withdraw knows us, we live until Python looks for circles. Until the
-        # core's call is let go of, it counts among the connection's `--max-calls-per-connection`.
+        if withdraw := self._on_leave:
+            withdraw()
+        self._on_leave = None
+        # Whoever is to answer us may keep us for a while; the core's call counts among the connection's
+        # `--max-calls-per-connection` until it is let go of.
         self._call = None
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from google.protobuf import struct_pb2
 from sketchbatch.v1 import classifier_pb2 as pb
@@ -43,7 +44,7 @@ class ClassifierServicer(classifier_pb2_grpc.ClassifierServiceServicer):
             refuse(call, exc, request_id)
             return
         call.on_leave(accepted.future.cancel)
-        accepted.future.add_done_callback(lambda _: _finish(call, accepted, request_id))
+        accepted.future.add_done_callback(partial(_finish, call, accepted.model, accepted.top_k, request_id))
 
     async def ClassifyStream(
         self,
@@ -128,30 +129,31 @@ class _Message:
     outcome: _Accepted | Exception
 
     async def response(self) -> pb.ClassifyStreamResponse:
+        if isinstance(self.outcome, Exception):
+            return self._refusal(self.outcome)
         response = pb.ClassifyStreamResponse(request_id=self.request_id)
         try:
-            if isinstance(self.outcome, Exception):
-                raise self.outcome
             await _answer(self.outcome, response)
         except Exception as exc:  # answered in place; the stream goes on
-            log_refusal(exc, self.request_id)
-            response.Clear()
-            response.request_id = self.request_id
-            response.error.CopyFrom(to_status(exc, self.request_id))
+            return self._refusal(exc)
         return response
 
     def withdraw(self) -> None:
         if isinstance(self.outcome, _Accepted):
             self.outcome.future.cancel()
 
+    def _refusal(self, error: Exception) -> pb.ClassifyStreamResponse:
+        log_refusal(error, self.request_id)
+        return pb.ClassifyStreamResponse(request_id=self.request_id, error=to_status(error, self.request_id))
 
-def _finish(call: UnaryCall, accepted: _Accepted, request_id: str) -> None:
+
+def _finish(call: UnaryCall, model: ServedModel, top_k: int, request_id: str, future: Future[Answer]) -> None:
     """Answers a unary call, on the thread that settled its future."""
-    if accepted.future.cancelled():
+    if future.cancelled():
         return  # by the caller, who has left
     try:
         response = pb.ClassifyResponse(request_id=request_id)
-        _fill(response, accepted, accepted.future.result())
+        _fill(response, model, top_k, future.result())
         call.answer(response)
     except Exception as exc:  # the caller must be answered
         refuse(call, exc, request_id)
@@ -159,14 +161,13 @@ def _finish(call: UnaryCall, accepted: _Accepted, request_id: str) -> None:
 
 async def _answer(accepted: _Accepted, response: codec.Response) -> None:
     """Waits for the scores and fills `response`; cancelling it withdraws the rows still queued."""
-    _fill(response, accepted, await asyncio.wrap_future(accepted.future))
+    _fill(response, accepted.model, accepted.top_k, await asyncio.wrap_future(accepted.future))
 
 
-def _fill(response: codec.Response, accepted: _Accepted, answer: Answer) -> None:
+def _fill(response: codec.Response, model: ServedModel, top_k: int, answer: Answer) -> None:
     started_at = time.monotonic()
-    model = accepted.model
     response.model_name = model.name
     response.model_version = model.version
-    codec.encode(answer, accepted.top_k, response)
+    codec.encode(answer, top_k, response)
     model.batcher.counter.add_codec(encoding_s=time.monotonic() - started_at)
     log_answer(answer, model_name=model.name, request_id=response.request_id)

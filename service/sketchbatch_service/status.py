@@ -51,8 +51,8 @@ def _details(error: Exception) -> list[message.Message]:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=str(error))
         return [error_details_pb2.BadRequest(field_violations=[violation])]
     if isinstance(error, Overloaded):
-        delay = duration_pb2.Duration()
-        delay.FromMilliseconds(_retry_ms(error))
+        seconds, ms = divmod(_retry_ms(error), 1000)
+        delay = duration_pb2.Duration(seconds=seconds, nanos=ms * 1_000_000)
         return [error_details_pb2.RetryInfo(retry_delay=delay)]
     return []
 

@@ -27,7 +27,8 @@ class Load:
     """What became of the requests of one load."""
 
     codes: Counter = field(default_factory=Counter)
-    latencies_s: list[float] = field(default_factory=list)
+    latencies_s: list[float] = field(default_factory=list)  # of the answered
+    refused_after_s: list[float] = field(default_factory=list)
 
     async def ask(self, stub, request, deadline_s):
         asked_at = time.perf_counter()
@@ -35,6 +36,7 @@ class Load:
             await stub.Classify(request, timeout=deadline_s)
         except grpc.aio.AioRpcError as exc:
             self.codes[exc.code().name] += 1
+            self.refused_after_s.append(time.perf_counter() - asked_at)
         else:
             self.codes["OK"] += 1
             self.latencies_s.append(time.perf_counter() - asked_at)
@@ -61,20 +63,23 @@ async def test_overload_is_refused_and_goodput_stays(start_service, root, noise,
         peak_per_s = await _closed_loop(stub, request, in_flight=8, seconds=5)
         before_mib, executed_before = memory([service.process.pid]).after_mib, executed_rows(service.address)
         load = await _open_loop(stub, request, per_s=5 * peak_per_s, seconds=OVERLOAD_S)
-    executed = executed_rows(service.address) - executed_before
+        executed = executed_rows(service.address) - executed_before
+        # Again, since on a shared machine it is another by now.
+        peak_per_s = (peak_per_s + await _closed_loop(stub, request, in_flight=8, seconds=5)) / 2
     used = memory([service.process.pid])
     goodput = load.codes["OK"] / OVERLOAD_S / peak_per_s
-    p99_s = float(np.percentile(load.latencies_s, 99))
+    p99_s, refused_p99_s = (float(np.percentile(each, 99)) for each in (load.latencies_s, load.refused_after_s))
     wasted = executed - load.codes["OK"] * ROWS
     with capsys.disabled():
         print(
             f"\npeak {peak_per_s:.0f} requests/s of {ROWS} rows; 5 times that for {OVERLOAD_S:.0f} s: "
             f"{dict(load.codes)}, goodput {goodput:.2f} of peak, p99 {p99_s:.2f} s (deadline {DEADLINE_S} s), "
-            f"{wasted} rows executed in vain, memory {before_mib:.0f} -> {used.after_mib:.0f} MiB, "
-            f"at most {used.peak_mib:.0f}"
+            f"of the refused {refused_p99_s * 1e3:.0f} ms, {wasted} rows executed in vain, "
+            f"memory {before_mib:.0f} -> {used.after_mib:.0f} MiB, at most {used.peak_mib:.0f}"
         )
     assert goodput >= 0.9
     assert p99_s < DEADLINE_S
+    assert refused_p99_s < DEADLINE_S / 10
     assert set(load.codes) <= {"OK", "RESOURCE_EXHAUSTED"}
     assert wasted == 0
     assert used.peak_mib < 350

@@ -164,7 +164,7 @@ async def test_messages_are_let_go_of_at_once(no_collection):
     def events() -> int:
         return sum(type(each).__name__ == "BatchOperationEvent" for each in gc.get_objects())
 
-    async with serving() as (channel, echo, server):
+    async with serving() as (channel, _, _):
         before = events()
         stream = channel.stream_stream(STREAM)()
         for _ in range(20):

@@ -190,10 +190,10 @@ class _Message:
     future: Future[Answer] | None = None
 
     async def response(self) -> pb.ModelStreamInferResponse:
+        if isinstance(self.outcome, Exception):
+            return self._refusal(self.outcome)
+        assert self.future is not None
         try:
-            if isinstance(self.outcome, Exception):
-                raise self.outcome
-            assert self.future is not None
             response = await self.outcome.answer(self.future)
         except Exception as exc:  # answered in place; the stream goes on
             return self._refusal(exc)
