@@ -31,8 +31,8 @@ _EVENTS_A_WATCH = 100
 """Most events handled before rows that they brought are looked after: those of some thirty small requests."""
 
 _EMPTY_POLLS = 2
-"""Polls in a row that bring nothing until there is nothing: one that only reads a socket looks alike. With 1, half of what
-came stayed in a busy service's sockets, out of sight of its queue, until it was too late: docs/decisions/0024."""
+"""Polls in a row that bring nothing until there is nothing: one that only reads a socket looks alike. With 1, half of
+what came stayed in a busy service's sockets, out of sight of its queue, until it was too late: docs/decisions/0024."""
 
 _CALLS_ASKED_FOR = 256
 """Calls that the C core may hand over before the first is begun. What it still holds when it shuts down, or what comes
