@@ -33,17 +33,17 @@ class Watched(classifier_pb2_grpc.ClassifierServiceServicer):
         self.full_for = 0
         self.pushback_ms = 0
         self._worker, self._workers = worker, workers
-        self._let_through = math.inf  # requests, from the first on
+        self._let_through: float = math.inf  # requests whose first pixel is below it
         self._changed = threading.Condition()
 
     def hold(self) -> None:
         """Holds what comes from now on."""
-        self._let_through = len(self.requests)
+        self._let_through = 0
 
-    def release(self, requests: float = math.inf) -> None:
-        """Lets all be answered, or the first so many of those held."""
+    def release(self, *, below: float = math.inf) -> None:
+        """Lets all be answered, or those whose first pixel is below that: they may arrive in any order."""
         with self._changed:
-            self._let_through += requests
+            self._let_through = below
             self._changed.notify_all()
 
     def wait_for_rows(self, rows: int) -> None:
@@ -62,9 +62,8 @@ class Watched(classifier_pb2_grpc.ClassifierServiceServicer):
                 context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
             self.requests.append(pixels.tolist())
             self.peers.add(context.peer())
-            number = len(self.requests)
             self._changed.notify_all()
-            assert self._changed.wait_for(lambda: number <= self._let_through, 10)
+            assert self._changed.wait_for(lambda: pixels[0] < self._let_through, 10)
         if REFUSED in pixels:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such drawing")
         scores = np.stack([pixels / 256, 1 - pixels / 256], axis=1).astype("<f4")

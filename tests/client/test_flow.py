@@ -44,9 +44,9 @@ def test_a_job_that_is_pushed_back_has_fewer_requests_under_way(start_watched, w
         job.start()
         watched.wait_for_rows(8)
         watched.full_for, watched.pushback_ms = 1, 5
-        watched.release(1)
+        watched.release(below=1)
         watched.wait_for_rows(9)  # the next, which was pushed back, and has come again
-        watched.release(8)
+        watched.release(below=9)
         watched.wait_for_rows(9 + 4)
         time.sleep(0.1)  # nothing more comes
         assert len(watched.requests) - 9 in (4, 5)  # half of eight, and one that eight answers brought

@@ -56,24 +56,29 @@ class Tasks:
 
 
 class _Gate:
+    """One timer at a time, for hurrying and then for giving up: there is a gate for each small call."""
+
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._opened: asyncio.Future[bool] = self._loop.create_future()
 
     def open(self) -> None:
-        if not self._opened.done():  # its caller may have been cancelled
-            self._opened.set_result(None)
+        self._settle(True)
 
     async def wait(self, hurry: Callable[[], object], timeout_s: float) -> bool:
-        impatience = self._loop.call_later(HURRY_AFTER_S, hurry)
+        self._timer = self._loop.call_later(min(HURRY_AFTER_S, timeout_s), self._lose_patience, hurry, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._opened
-        except TimeoutError:
-            return False
+            return await self._opened
         finally:
-            impatience.cancel()
-        return True
+            self._timer.cancel()
+
+    def _lose_patience(self, hurry: Callable[[], object], timeout_s: float) -> None:
+        hurry()
+        self._timer = self._loop.call_later(max(0.0, timeout_s - HURRY_AFTER_S), self._settle, False)
+
+    def _settle(self, is_open: bool) -> None:
+        if not self._opened.done():  # its caller may have been cancelled
+            self._opened.set_result(is_open)
 
 
 class _Requests:
