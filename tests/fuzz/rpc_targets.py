@@ -151,6 +151,23 @@ def _others(service: Service, inputs: list[bytes]) -> Iterator[str]:
         yield _judged(service, data, call, kind, lambda *_: "")
 
 
+def _watches(service: Service, inputs: list[bytes]) -> Iterator[str]:
+    """Each hears how the service is, and leaves; a watch has no end of its own."""
+    watch = service.channel.unary_stream("/grpc.health.v1.Health/Watch", None, health_pb2.HealthCheckResponse.FromString)
+    calls = [watch(data, timeout=_WAIT_S, **_oddly(data)) for data in inputs]
+    for data, call in zip(inputs, calls, strict=True):
+        request = parsed(health_pb2.HealthCheckRequest, data)
+        try:
+            told = next(call).status
+        except grpc.RpcError as error:
+            is_right = request is None and error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            yield "" if is_right else f"{error.code().name}: {error.details()[:300]}"
+            continue
+        call.cancel()
+        known = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        yield "" if request is not None and told in known else f"told {told}"
+
+
 def streams(method: str, kind: type[Message], answer: type[Message], codes: Callable[[Message], str]) -> Callable:
     """Sends streams of messages: each has its answer, or its error, in order, until one is no message at all."""
 
@@ -228,6 +245,7 @@ RPCS: Sequence[Target] = [
     ),
     Target(name="infer", share=8, make=_infer, begin=unary(INFER, oip.ModelInferRequest, right_tensor), batch=128),
     Target(name="others", share=8, make=mutants("others"), begin=rpcs(_others), batch=128),
+    Target(name="watch", share=2, make=mutants("watch"), begin=rpcs(_watches), batch=128),
     Target(
         name="stream",
         share=2,
