@@ -153,7 +153,8 @@ def _others(service: Service, inputs: list[bytes]) -> Iterator[str]:
 
 def _watches(service: Service, inputs: list[bytes]) -> Iterator[str]:
     """Each hears how the service is, and leaves; a watch has no end of its own."""
-    watch = service.channel.unary_stream("/grpc.health.v1.Health/Watch", None, health_pb2.HealthCheckResponse.FromString)
+    answer = health_pb2.HealthCheckResponse
+    watch = service.channel.unary_stream("/grpc.health.v1.Health/Watch", None, answer.FromString)
     calls = [watch(data, timeout=_WAIT_S, **_oddly(data)) for data in inputs]
     for data, call in zip(inputs, calls, strict=True):
         request = parsed(health_pb2.HealthCheckRequest, data)
@@ -164,8 +165,8 @@ def _watches(service: Service, inputs: list[bytes]) -> Iterator[str]:
             yield "" if is_right else f"{error.code().name}: {error.details()[:300]}"
             continue
         call.cancel()
-        known = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-        yield "" if request is not None and told in known else f"told {told}"
+        is_right = request is not None and told in (answer.SERVING, answer.SERVICE_UNKNOWN)
+        yield "" if is_right else f"told {told}"
 
 
 def streams(method: str, kind: type[Message], answer: type[Message], codes: Callable[[Message], str]) -> Callable:
