@@ -81,10 +81,10 @@ class DirectCall:
 
     def on_leave(self, withdraw: Callable[[], object]) -> None:
         """Calls `withdraw` if the caller leaves before the end, at once if it has."""
-        if self._has_left:
+        self._on_leave = withdraw
+        if self._has_left:  # looked at after that, since it may happen at any time
             withdraw()
-        else:
-            self._on_leave = withdraw
+            self._on_leave = None
 
     def answer(self, response: Any) -> None:
         """Sends the response and ends the call well."""

@@ -97,6 +97,7 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
         servicer.drain()
         inference.drain()
         await server.stop(settings.drain_s, stop.hurried)
+        inference.close()
         await probes.stop()  # until then they hear NOT_SERVING
     ignore_late_ones()
     log.info("stopped", was_hurried=stop.hurried.done())

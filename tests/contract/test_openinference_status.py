@@ -79,6 +79,14 @@ def request(*first_pixels: int, **fields) -> pb.ModelInferRequest:
     return made
 
 
+def numbers(*first_pixels: int) -> pb.ModelInferRequest:
+    """Likewise, each pixel a number."""
+    made = pb.ModelInferRequest()
+    tensor = made.inputs.add(name="bitmaps", datatype="UINT8", shape=(len(first_pixels), 784))
+    tensor.contents.uint_contents.extend(drawings(*first_pixels).ravel().tolist())
+    return made
+
+
 def scores(response: pb.ModelInferResponse) -> list[float]:
     return np.frombuffer(response.raw_output_contents[0], "<f4").tolist()
 
@@ -193,13 +201,13 @@ async def test_a_call_that_is_cancelled_withdraws_its_queued_rows():
     model = FakeModel(held=True)
     async with serving(model, max_queued_rows=100) as (stub, *_):
         first = await running(stub, model)
-        left = asyncio.ensure_future(stub.ModelInfer(request(1, 2, 3)))
+        left = [asyncio.ensure_future(stub.ModelInfer(each)) for each in (request(1, 2, 3), numbers(*range(80)))]
         stream = stub.ModelStreamInfer()
         for n in range(3):
             await stream.write(request(n, n))
         await asyncio.sleep(0.2)  # they cross a socket
-        left.cancel()
-        stream.cancel()
+        for each in [*left, stream]:
+            each.cancel()
         await asyncio.sleep(0.2)  # so do the cancellations
         model.release.set()
         await first
@@ -268,13 +276,10 @@ async def test_the_newest_version_answers_unless_another_is_named():
 
 
 async def test_numbers_of_many_rows_are_answered_as_numbers():
-    """Also where they are decoded off the event loop."""
+    """Also where they are decoded by a thread of their own."""
     values = [n % 250 for n in range(MAX_ROWS)]
-    typed = pb.ModelInferRequest()
-    tensor = typed.inputs.add(name="bitmaps", datatype="UINT8", shape=(MAX_ROWS, 784))
-    tensor.contents.uint_contents.extend(drawings(*values).ravel().tolist())
     async with serving(FakeModel(), max_queued_rows=MAX_ROWS) as (stub, *_):
-        answer = await stub.ModelInfer(typed)
+        answer = await stub.ModelInfer(numbers(*values))
     assert list(answer.outputs[0].contents.fp32_contents) == values
     assert list(answer.outputs[0].shape) == [MAX_ROWS, 1]
 

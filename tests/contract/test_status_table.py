@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import grpc
+import in_process
 import numpy as np
 import pytest
 from fakes import FakeModel, drawings
@@ -95,12 +96,15 @@ async def test_an_unknown_model_or_version_is_not_found(fields):
 async def test_a_full_queue_is_resource_exhausted_with_pushback():
     """RetryInfo and the pushback trailer give the same time, more than none."""
     model = FakeModel(held=True)
-    async with serving(model) as (stub, _):
+    async with in_process.serving(LIMITS, fake=model) as service:
+        stub = service.stub
         running = asyncio.ensure_future(stub.Classify(request(0)))
         await asyncio.to_thread(model.started.wait, 5)
         queued = asyncio.ensure_future(stub.Classify(request(1, 2, 3, 4)))
-        await _until_refused(stub)
+        while service.models.get("", "").batcher.queued_rows < 4:
+            await asyncio.sleep(0.01)
         error = await refusal(stub, request(5))
+        assert (await stub.GetModel(pb.GetModelRequest())).model.name == "fake"  # not behind the queue
         model.release.set()
         await asyncio.gather(running, queued)
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -108,17 +112,6 @@ async def test_a_full_queue_is_resource_exhausted_with_pushback():
     retry = error_details_pb2.RetryInfo()
     assert details(error).details[0].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == pushback_ms > 0
-
-
-async def _until_refused(stub) -> None:
-    """Waits until the queue is full: metadata calls are still answered then."""
-    for _ in range(200):
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Classify(request(9), timeout=0.05)
-        if caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            assert (await stub.GetModel(pb.GetModelRequest())).model.name == "fake"
-            return
-    raise AssertionError("the queue never filled")
 
 
 async def test_a_deadline_that_passes_in_the_queue_is_deadline_exceeded_and_never_run():

@@ -1,23 +1,24 @@
 """Answers the RPCs of the Open Inference Protocol: decode, submit to the model's batcher, encode.
 
-Runs on the event loop; what takes long there (numbers one by one, many texts) goes to a thread. Errors leave through
-`status`, as those of ClassifierService do.
+`ModelInfer` runs on the crew's threads, as `Classify` does; everything else runs on the event loop. What takes long
+there (numbers one by one, many texts) goes to threads of their own. Errors leave through `status`.
 """
 
 import asyncio
 import importlib.metadata
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 
-from ..arrays import Bitmaps
-from ..calls import Context, abort, expiry, log_answer, log_refusal, new_request_id
+from ..calls import Context, abort, expiry, log_answer, log_refusal, new_request_id, refuse
 from ..errors import ModelNotFound, ServiceError, ShuttingDown
+from ..grpc_calls import UnaryCall
 from ..models import Models, ServedModel
 from ..row_queue import Answer
 from ..status import code_of, to_status
@@ -27,25 +28,37 @@ from . import codec, descriptions
 _EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "parameters", "statistics")
 """By the names of Triton's server metadata."""
 
-_LOOP_ROWS = 64
-"""Most rows that are decoded or encoded on the event loop where it costs more than a view of bytes."""
+_QUICK_ROWS = 64
+"""Most rows that are decoded or encoded where others wait, if it costs more than a view of bytes."""
 
+_SLOW = 2
+"""Threads for more; they share Python with all others."""
+
+_Submit = Callable[[], Future[Answer]]
 _Made = TypeVar("_Made")
 
 
 class InferenceServicer:
-    """The protocol's methods; `drain` says not ready and ends the open streams once what they sent is answered."""
+    """The protocol's methods; `drain` says not ready and ends the open streams once what they sent is answered.
+
+    To be closed once no call is under way.
+    """
 
     def __init__(self, models: Models, *, max_request_rows: int) -> None:
         self._models = models
         self._max_request_rows = max_request_rows
         self._streams = OpenStreams()
         self._is_draining = False
+        self._slow = ThreadPoolExecutor(_SLOW, thread_name_prefix="tensors")
 
     def drain(self) -> None:
         """From now on: not ready, and no more messages are read from streams."""
         self._is_draining = True
         self._streams.drain()
+
+    def close(self) -> None:
+        """Returns when nothing is decoded or encoded any more."""
+        self._slow.shutdown(cancel_futures=True)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
@@ -90,13 +103,12 @@ class InferenceServicer:
             index += [entry(name=n, version=v, state="UNAVAILABLE", reason=why) for (n, v), why in refused.items()]
         return pb.RepositoryIndexResponse(models=index)
 
-    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        request_id = request.id or new_request_id()
-        try:
-            question = await self._decode(request, expiry(context))
-            return await question.answer(question.submit())
-        except Exception as exc:  # the caller must be answered by status, not by a stack
-            await abort(context, exc, request_id)
+    def ModelInfer(self, request: pb.ModelInferRequest, call: UnaryCall) -> None:
+        infer = partial(self._infer, request, call, time.monotonic() + call.time_remaining())
+        if _is_quick(request):
+            infer()
+        else:
+            self._slow.submit(infer)
 
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
@@ -104,16 +116,17 @@ class InferenceServicer:
         expires_at = expiry(context)
 
         async def accept(request: pb.ModelInferRequest) -> _Message:
+            decode = partial(self._decode, request, expires_at)
             try:
-                question = await self._decode(request, expires_at)
-                return _Message(request.id, question, await when_room(question.submit))
+                question, submit = decode() if _is_quick(request) else await self._slowly(decode)
+                return _Message(request.id, question, await when_room(submit))
             except Exception as exc:  # this message's caller hears of it in its turn
                 return _Message(request.id, exc)
 
         async with aclosing(self._streams.read(request_iterator, accept)) as messages:
             try:
                 async for message in messages:
-                    yield await message.response()
+                    yield await self._response(message)
             except ShuttingDown as exc:
                 await abort(context, exc, "")
 
@@ -135,49 +148,84 @@ class InferenceServicer:
         except ServiceError as exc:
             await abort(context, exc, "")
 
-    async def _decode(self, request: pb.ModelInferRequest, expires_at: float) -> "_Question":
-        """Checks the request and makes bitmaps of its input."""
+    def _infer(self, request: pb.ModelInferRequest, call: UnaryCall, expires_at: float) -> None:
+        request_id = request.id or new_request_id()
+        try:
+            question, submit = self._decode(request, expires_at)
+            future = submit()
+        except Exception as exc:  # the caller must be answered
+            refuse(call, exc, request_id)
+            return
+        call.on_leave(future.cancel)
+        future.add_done_callback(partial(self._finish, call, question, request_id))
+
+    def _finish(self, call: UnaryCall, question: "_Question", request_id: str, future: Future[Answer]) -> None:
+        """Answers a unary call, or has it answered, on the thread that settled its future."""
+        if future.cancelled():
+            return  # by the caller, who has left
+        if question.is_quick:
+            _answer(call, question, request_id, future)
+        else:
+            self._slow.submit(_answer, call, question, request_id, future)
+
+    def _decode(self, request: pb.ModelInferRequest, expires_at: float) -> tuple["_Question", _Submit]:
+        """Checks the request, and makes bitmaps of its input: how to answer it, and what submits them."""
         started_at = time.monotonic()
         model = self._models.get(request.model_name, request.model_version)
         top_k = codec.top_k(request, classes=len(model.artifact.labels))
-        is_quick = codec.is_view(request) or codec.claimed_rows(request) <= _LOOP_ROWS
-        bitmaps = await _run(is_quick, lambda: codec.decode(request, max_rows=self._max_request_rows))
-        return _Question(
+        bitmaps = codec.decode(request, max_rows=self._max_request_rows)
+        expires_at = min(expires_at, started_at + codec.timeout_s(request))
+        question = _Question(
             id=request.id,
             model=model,
-            bitmaps=bitmaps,
+            rows=len(bitmaps),
             top_k=top_k,
             is_raw=codec.is_raw(request),
-            expires_at=min(expires_at, started_at + codec.timeout_s(request)),
             decoding_s=time.monotonic() - started_at,
         )
+        return question, partial(model.batcher.submit, bitmaps, expires_at=expires_at)
+
+    async def _response(self, message: "_Message") -> pb.ModelStreamInferResponse:
+        question = message.outcome
+        if isinstance(question, Exception):
+            return message.refusal(question)
+        assert message.future is not None
+        try:
+            encode = partial(question.response, await asyncio.wrap_future(message.future))
+            response = encode() if question.is_quick else await self._slowly(encode)
+        except Exception as exc:  # answered in place; the stream goes on
+            return message.refusal(exc)
+        response.parameters["triton_final_response"].bool_param = True
+        return pb.ModelStreamInferResponse(infer_response=response)
+
+    def _slowly(self, make: Callable[[], _Made]) -> Awaitable[_Made]:
+        """Calls it in a thread, so that other callers' turns come."""
+        return asyncio.wrap_future(self._slow.submit(make))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Question:
-    """A request that fits: what to submit, and how to answer."""
+    """How to answer a request; its rows are with the batcher."""
 
     id: str
     model: ServedModel
-    bitmaps: Bitmaps
+    rows: int
     top_k: int
     is_raw: bool
-    expires_at: float  # time.monotonic seconds
     decoding_s: float
 
-    def submit(self) -> Future[Answer]:
-        return self.model.batcher.submit(self.bitmaps, expires_at=self.expires_at)
+    @property
+    def is_quick(self) -> bool:
+        """Whether the answer is encoded in no time."""
+        return self.rows <= _QUICK_ROWS or (self.is_raw and not self.top_k)
 
-    async def answer(self, future: Future[Answer]) -> pb.ModelInferResponse:
-        """Waits for the scores; cancelling it withdraws the rows still queued."""
-        result = await asyncio.wrap_future(future)
-        started_at, scores = time.monotonic(), result.scores
+    def response(self, answer: Answer) -> pb.ModelInferResponse:
+        """The scores in the form of the request, counted and logged."""
+        started_at = time.monotonic()
         response = pb.ModelInferResponse(model_name=self.model.name, model_version=self.model.version, id=self.id)
-        is_quick = len(scores) <= _LOOP_ROWS or (self.is_raw and not self.top_k)
-        labels = self.model.artifact.labels
-        await _run(is_quick, lambda: codec.encode(scores, self.top_k, labels, response, as_raw=self.is_raw))
+        codec.encode(answer.scores, self.top_k, self.model.artifact.labels, response, as_raw=self.is_raw)
         self.model.batcher.counter.add_codec(decoding_s=self.decoding_s, encoding_s=time.monotonic() - started_at)
-        log_answer(result, model_name=self.model.name, request_id=self.id)
+        log_answer(answer, model_name=self.model.name, request_id=self.id)
         return response
 
 
@@ -189,22 +237,11 @@ class _Message:
     outcome: _Question | Exception
     future: Future[Answer] | None = None
 
-    async def response(self) -> pb.ModelStreamInferResponse:
-        if isinstance(self.outcome, Exception):
-            return self._refusal(self.outcome)
-        assert self.future is not None
-        try:
-            response = await self.outcome.answer(self.future)
-        except Exception as exc:  # answered in place; the stream goes on
-            return self._refusal(exc)
-        response.parameters["triton_final_response"].bool_param = True
-        return pb.ModelStreamInferResponse(infer_response=response)
-
     def withdraw(self) -> None:
         if self.future:
             self.future.cancel()
 
-    def _refusal(self, error: Exception) -> pb.ModelStreamInferResponse:
+    def refusal(self, error: Exception) -> pb.ModelStreamInferResponse:
         request_id = self.id or new_request_id()
         log_refusal(error, request_id)
         return pb.ModelStreamInferResponse(
@@ -213,6 +250,13 @@ class _Message:
         )
 
 
-async def _run(is_quick: bool, make: Callable[[], _Made]) -> _Made:
-    """Calls `make` here when that is quick, else in a thread, so that other callers' turns come."""
-    return make() if is_quick else await asyncio.to_thread(make)
+def _is_quick(request: pb.ModelInferRequest) -> bool:
+    """Whether it is decoded in no time."""
+    return codec.is_view(request) or codec.claimed_rows(request) <= _QUICK_ROWS
+
+
+def _answer(call: UnaryCall, question: _Question, request_id: str, future: Future[Answer]) -> None:
+    try:
+        call.answer(question.response(future.result()))
+    except Exception as exc:  # the caller must be answered
+        refuse(call, exc, request_id)
