@@ -110,6 +110,7 @@ class Crew:
     def _work(self) -> None:
         while task := self._next_task():
             task()
+            del task  # or the rows and callers of its batch would stay for as long as this thread sleeps
 
     def _next_task(self) -> Callable[[], None] | None:
         """What this thread is to do next, after sleeping until there is something; None = nothing ever again."""

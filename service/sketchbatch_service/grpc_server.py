@@ -139,9 +139,7 @@ class GrpcServer:
 
         Only one thread at a time may watch.
         """
-        for call in self._begun:  # those not answered by now will take a while
-            call.listen()
-        self._begun.clear()
+        self._listen()
         handled = empty_polls = 0
         event = self._events.poll() if waits else self._events.poll(0)
         while True:
@@ -159,6 +157,12 @@ class GrpcServer:
             if handled == _EVENTS_A_WATCH or empty_polls == _EMPTY_POLLS:
                 return True
             event = self._events.poll(0)  # what is there already
+
+    def _listen(self) -> None:
+        """To those begun in the last `watch`: calls that are not answered by now will take a while."""
+        for call in self._begun:
+            call.listen()
+        self._begun.clear()
 
     def _ask_for_call(self) -> None:
         with suppress(ValueError):  # it is stopping

@@ -11,12 +11,17 @@ from contextlib import suppress
 import grpc
 import pytest
 from fakes import FakeModel, drawings
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from in_process import serving
 from sketchbatch.openinference.v2 import open_inference_pb2 as oip
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
+from sketchbatch_service.batcher import Batch
+from sketchbatch_service.grpc_calls import AsyncCall, DirectCall
+from sketchbatch_service.row_queue import Job
 
-CALLS = 20
+TIMES = 20
+OF_A_CALL = DirectCall, AsyncCall, Batch, Job
 
 
 def of_ours(found: object) -> bool:
@@ -57,6 +62,20 @@ async def stream_wrongly(channel):
     await stream(channel, pb.ClassifyStreamRequest(bitmaps=b"x"))
 
 
+async def leave_a_stream(channel):
+    calls = classifier_pb2_grpc.ClassifierServiceStub(channel).ClassifyStream()
+    for _ in range(5):
+        await calls.write(pb.ClassifyStreamRequest(bitmaps=drawings(*range(20)).tobytes()))
+    await calls.read()
+    calls.cancel()
+
+
+async def leave_a_watch(channel):
+    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+    await watch.read()
+    watch.cancel()
+
+
 async def infer(channel, request=None):
     if request is None:
         tensor = oip.ModelInferRequest.InferInputTensor(name="bitmaps", datatype="UINT8", shape=[1, 28, 28])
@@ -73,7 +92,20 @@ async def infer_wrongly(channel):
         await infer(channel, oip.ModelInferRequest(model_name="nobody"))
 
 
-@pytest.mark.parametrize("call", [classify, classify_wrongly, leave, stream, stream_wrongly, infer, infer_wrongly])
+CALLS = [
+    classify,
+    classify_wrongly,
+    leave,
+    stream,
+    stream_wrongly,
+    leave_a_stream,
+    leave_a_watch,
+    infer,
+    infer_wrongly,
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
 async def test_a_call_leaves_no_circle(call):
     async with serving(a=FakeModel()) as service:
         await call(service.channel)  # what is made once
@@ -82,13 +114,15 @@ async def test_a_call_leaves_no_circle(call):
         gc.disable()
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
-            for _ in range(CALLS):
+            for _ in range(TIMES):
                 await call(service.channel)
             await asyncio.sleep(0.1)
+            alive = Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, OF_A_CALL))
             gc.collect()
             found = Counter(type(each).__name__ for each in gc.garbage if of_ours(each))
         finally:
             gc.set_debug(0)
             gc.garbage.clear()
             gc.enable()
+    assert not alive
     assert not found
