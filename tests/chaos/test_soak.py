@@ -163,7 +163,7 @@ async def test_bad_manners_leave_nothing_behind(start_service, root, capsys):
             callers = [repeat(trouble, kind, until) for kind in MAY_BE for _ in range(CALLERS.get(kind, 1))]
             await asyncio.gather(watch(until), *callers)
         await rest(service.address)
-        give_up_at = time.monotonic() + 40  # silent connections are let go of after 20 s
+        give_up_at = time.monotonic() + 60  # silent connections are let go of after 50 s
         while more := open_files(pid) + threads(pid) - before:
             if time.monotonic() > give_up_at:
                 break
