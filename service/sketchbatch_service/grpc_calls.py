@@ -89,7 +89,7 @@ class DirectCall:
     def answer(self, response: Any) -> None:
         """Sends the response and ends the call well."""
         self._ends.add(_OK, self)
-        self._on_leave = None  # else we stand in a circle, which costs more to find than a small request
+        self._on_leave = None  # else we stand in a circle, for which Python has to look
         core = self._call
         if core is None:
             return  # its caller has left

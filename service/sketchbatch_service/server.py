@@ -153,7 +153,7 @@ def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         # A client that is gone without a word is let go of after 50 s (gRPC's own: 2 hours). Of those whose connection
-        # is cut in the middle of a message, one in some thousand is not seen to go, and is found by this ping.
+        # is cut in the middle of a message, one in ten thousand is not seen to go, and is found by this ping.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.server_handshake_timeout_ms", 20_000),  # somebody who connects and says nothing holds no place
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
