@@ -1,6 +1,6 @@
 """What a call brings is let go of when the call ends, and does not wait for Python to look for circles.
 
-Looking for them took some 25 us of a request, in pauses, and up to 50 MB of a few streams' messages lay about meanwhile.
+Looking for them took some 25 us of a request, in pauses, and up to 50 MB of a few streams' messages lay about then.
 """
 
 import asyncio
