@@ -92,9 +92,7 @@ async def serving(
     )
     server = GrpcServer()
     health = HealthServicer([SERVICE])
-    classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(
-        ClassifierServicer(models, max_request_rows=100), server
-    )
+    server.add_generic_rpc_handlers([ClassifierServicer(models, max_request_rows=100).handlers()])
     server.add_generic_rpc_handlers([wire.handlers(InferenceServicer(models, max_request_rows=100))])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     port = server.add_insecure_port("127.0.0.1:0")

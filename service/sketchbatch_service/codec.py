@@ -3,16 +3,45 @@
 Works on the unary and the streamed messages alike: they have the same fields.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from sketchbatch.v1 import classifier_pb2 as pb
 
 from .arrays import ROW_BYTES, ROW_SHAPE, Bitmaps, Scores
 from .errors import InvalidRequest
+from .large_field import take_out
 from .row_queue import Answer
 
-Request = pb.ClassifyRequest | pb.ClassifyStreamRequest
 Response = pb.ClassifyResponse | pb.ClassifyStreamResponse
+
+_LARGE_BYTES = 1 << 16
+"""Size of a message from which on it is cheaper to take its bitmaps out than to have protobuf copy them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A `ClassifyRequest`, or a message of a stream."""
+
+    fields: pb.ClassifyRequest
+    """All but `bitmaps`, which may be left out here."""
+
+    bitmaps: bytes | memoryview
+    """As they came."""
+
+
+def read(message: bytes) -> Request:
+    """Parses one message.
+
+    Raises:
+        google.protobuf.message.DecodeError: It is none.
+    """
+    if len(message) >= _LARGE_BYTES and (taken := take_out(message, pb.ClassifyRequest.BITMAPS_FIELD_NUMBER)):
+        bitmaps, rest = taken
+        return Request(pb.ClassifyRequest.FromString(rest), bitmaps)
+    fields = pb.ClassifyRequest.FromString(message)
+    return Request(fields, fields.bitmaps)
 
 
 def decode(request: Request, *, max_rows: int, classes: int) -> Bitmaps:
@@ -22,8 +51,7 @@ def decode(request: Request, *, max_rows: int, classes: int) -> Bitmaps:
         InvalidRequest: The byte count is no multiple of 784, there are no rows or more than `max_rows`, or `top_k`
             is more than `classes`.
     """
-    payload = request.bitmaps  # once: each look makes a copy
-    payload_bytes = len(payload)
+    payload_bytes = len(request.bitmaps)
     rows, rest = divmod(payload_bytes, ROW_BYTES)
     if rest:
         raise InvalidRequest(
@@ -33,11 +61,11 @@ def decode(request: Request, *, max_rows: int, classes: int) -> Bitmaps:
         )
     if not 1 <= rows <= max_rows:
         raise InvalidRequest(field="bitmaps", expected=f"1..{max_rows} rows", got=f"{rows} rows")
-    if request.top_k > classes:
+    if request.fields.top_k > classes:
         raise InvalidRequest(
-            field="top_k", expected=f"0..{classes} (0 = the scores of all classes)", got=str(request.top_k)
+            field="top_k", expected=f"0..{classes} (0 = the scores of all classes)", got=str(request.fields.top_k)
         )
-    return np.frombuffer(payload, np.uint8).reshape(rows, *ROW_SHAPE)
+    return np.frombuffer(request.bitmaps, np.uint8).reshape(rows, *ROW_SHAPE)
 
 
 def encode(answer: Answer, top_k: int, response: Response) -> None:

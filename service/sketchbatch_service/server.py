@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
-from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
+from sketchbatch.v1 import classifier_pb2
 
 from .arrays import ROW_BYTES
 from .cuda import CudaOptions
@@ -30,7 +30,7 @@ from .openinference import wire
 from .openinference.servicer import InferenceServicer
 from .probes import ProbePort
 from .selfcheck import follow_models
-from .servicer import ClassifierServicer
+from .servicer import SERVICE, ClassifierServicer
 from .settings import Settings
 from .signals import Stop, ignore_late_ones
 from .tls import TlsFiles, server_credentials
@@ -46,8 +46,6 @@ _WINDOW_BYTES = 4 << 20
 """What a stream may send ahead of our reading it. gRPC's own guess, from how fast and far away a client seems, went to
 60 MB for each on a busy machine: docs/decisions/0023."""
 
-SERVICE = classifier_pb2.DESCRIPTOR.services_by_name["ClassifierService"].full_name
-
 
 async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa: B008 - frozen
     """Serves until SIGTERM or SIGINT, then finishes what was accepted and returns.
@@ -62,10 +60,10 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     models = load_models(settings.model, options)
     servicer = _classifier_servicer(settings, models, worker)
     inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
-    health = HealthServicer([SERVICE, wire.SERVICE])
+    health = HealthServicer([SERVICE.full_name, wire.SERVICE])
     # Any: the generated functions know grpc's own servers only.
     server: Any = GrpcServer(_channel_options(settings, worker), _guard(settings))
-    classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
+    server.add_generic_rpc_handlers([servicer.handlers()])
     server.add_generic_rpc_handlers([wire.handlers(inference)])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if settings.reflection:
@@ -177,7 +175,7 @@ def _guard(settings: Settings) -> Guard | None:
 def _reflection() -> Any:
     """Answers reflection for every service, the Open Inference Protocol under its own name."""
     pool = wire.reflection_pool(classifier_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
-    return reflection.aio.ReflectionServicer((SERVICE, wire.SERVICE, HEALTH, reflection.SERVICE_NAME), pool)
+    return reflection.aio.ReflectionServicer((SERVICE.full_name, wire.SERVICE, HEALTH, reflection.SERVICE_NAME), pool)
 
 
 def _listen(server: GrpcServer, settings: Settings) -> str:

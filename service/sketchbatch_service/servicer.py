@@ -12,9 +12,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
+import grpc
 from google.protobuf import struct_pb2
 from sketchbatch.v1 import classifier_pb2 as pb
-from sketchbatch.v1 import classifier_pb2_grpc
 
 from . import codec
 from .calls import Context, abort, expiry, log_answer, log_refusal, new_request_id, refuse
@@ -22,12 +22,15 @@ from .errors import ServiceError, ShuttingDown
 from .grpc_calls import UnaryCall
 from .models import Models, ServedModel
 from .row_queue import Answer
+from .rpc_handlers import handlers
 from .status import to_status
 from .streams import OpenStreams, when_room
 from .worker import Worker
 
+SERVICE = pb.DESCRIPTOR.services_by_name["ClassifierService"]
 
-class ClassifierServicer(classifier_pb2_grpc.ClassifierServiceServicer):
+
+class ClassifierServicer:
     """The service's methods; `drain` ends the open streams once what they sent is answered."""
 
     def __init__(self, models: Models, worker: Worker = Worker(), *, max_request_rows: int) -> None:  # noqa: B008 - frozen
@@ -36,8 +39,13 @@ class ClassifierServicer(classifier_pb2_grpc.ClassifierServiceServicer):
         self._max_request_rows = max_request_rows
         self._streams = OpenStreams()
 
-    def Classify(self, request: pb.ClassifyRequest, call: UnaryCall) -> None:  # type: ignore[override]  # GrpcServer's kind
-        request_id = request.request_id or new_request_id()
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The methods below, for a server."""
+        readers = {"Classify": codec.read, "ClassifyStream": codec.read}
+        return handlers(SERVICE, self, readers=readers)
+
+    def Classify(self, request: codec.Request, call: UnaryCall) -> None:
+        request_id = request.fields.request_id or new_request_id()
         try:
             accepted = self._accept(request, time.monotonic() + call.time_remaining())
         except Exception as exc:  # the caller must be answered
@@ -48,13 +56,13 @@ class ClassifierServicer(classifier_pb2_grpc.ClassifierServiceServicer):
 
     async def ClassifyStream(
         self,
-        request_iterator: AsyncIterator[pb.ClassifyStreamRequest],
+        request_iterator: AsyncIterator[codec.Request],
         context: Context,
     ) -> AsyncIterator[pb.ClassifyStreamResponse]:
         expires_at = expiry(context)
 
-        async def accept(request: pb.ClassifyStreamRequest) -> _Message:
-            request_id = request.request_id or new_request_id()
+        async def accept(request: codec.Request) -> _Message:
+            request_id = request.fields.request_id or new_request_id()
             try:
                 return _Message(request_id, await when_room(lambda: self._accept(request, expires_at)))
             except Exception as exc:  # this message's caller hears of it in its turn
@@ -87,9 +95,10 @@ class ClassifierServicer(classifier_pb2_grpc.ClassifierServiceServicer):
 
     def _accept(self, request: codec.Request, expires_at: float) -> "_Accepted":
         """Checks the request and queues its rows."""
-        model = self._models.get(request.model_name, request.model_version)
+        fields = request.fields
+        model = self._models.get(fields.model_name, fields.model_version)
         bitmaps = codec.decode(request, max_rows=self._max_request_rows, classes=len(model.artifact.labels))
-        return _Accepted(model, request.top_k, model.batcher.submit(bitmaps, expires_at=expires_at))
+        return _Accepted(model, fields.top_k, model.batcher.submit(bitmaps, expires_at=expires_at))
 
     def _describe(self, model: ServedModel) -> pb.Model:
         metrics = struct_pb2.Struct()

@@ -14,8 +14,8 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from sketchbatch.v1 import classifier_pb2 as pb
 
+from .codec import Request
 from .grpc_calls import Trailers, UnaryCall
 from .servicer import ClassifierServicer
 
@@ -32,7 +32,7 @@ class TracedServicer(ClassifierServicer):
         self._tracer = provider.get_tracer(__name__)
         return self
 
-    def Classify(self, request: pb.ClassifyRequest, call: UnaryCall) -> None:  # type: ignore[override]  # as there
+    def Classify(self, request: Request, call: UnaryCall) -> None:
         parent = propagate.extract(dict(call.invocation_metadata()))
         span = self._tracer.start_span(_NAME, parent, trace.SpanKind.SERVER, {"rpc.system": "grpc"})
         super().Classify(request, _TracedCall(call, self._tracer, span) if span.is_recording() else call)

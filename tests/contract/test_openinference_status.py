@@ -58,9 +58,7 @@ async def serving(*fakes: FakeModel, max_queued_rows: int = 4):
     servicer = InferenceServicer(models, max_request_rows=MAX_ROWS)
     server = GrpcServer()
     server.add_generic_rpc_handlers((wire.handlers(servicer),))
-    classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(
-        ClassifierServicer(models, max_request_rows=MAX_ROWS), server
-    )
+    server.add_generic_rpc_handlers([ClassifierServicer(models, max_request_rows=MAX_ROWS).handlers()])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     with models.crew(server):

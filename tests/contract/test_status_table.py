@@ -32,7 +32,7 @@ async def serving(model: FakeModel, limits: BatchLimits = LIMITS):
     models = Models([served])
     servicer = ClassifierServicer(models, max_request_rows=8)
     server = GrpcServer()
-    classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
+    server.add_generic_rpc_handlers([servicer.handlers()])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     with models.crew(server):

@@ -18,7 +18,7 @@ from sketchbatch_client.scoring.inputs import find_sources
 from sketchbatch_client.scoring.manifest import Manifest
 from sketchbatch_client.scoring.parts import Parts
 from sketchbatch_client.scoring.shards import merge
-from sketchbatch_service import codec
+from sketchbatch_service import codec, large_field
 from sketchbatch_service.artifact import read_artifact
 from sketchbatch_service.engine import Engine, open_session
 from sketchbatch_service.errors import CredentialsUnusable, InvalidRequest, ModelRefused
@@ -92,9 +92,14 @@ def record(data: bytes, folder: Path) -> None:
 
 
 def bitmaps(data: bytes, folder: Path) -> None:
-    """A Classify message, parsed and decoded."""
+    """A Classify message, parsed and decoded; with its bitmaps taken out, it is what protobuf takes it for."""
+    taken = large_field.take_out(data, pb.ClassifyRequest.BITMAPS_FIELD_NUMBER)
     try:
-        request = pb.ClassifyRequest.FromString(data)
+        if taken:
+            request = pb.ClassifyRequest.FromString(taken[1])
+            request.bitmaps = bytes(taken[0])
+            assert request == pb.ClassifyRequest.FromString(data)
+        request = codec.read(data)
         assert len(codec.decode(request, max_rows=64, classes=3)) * 784 == len(request.bitmaps)
     except (DecodeError, InvalidRequest):
         return

@@ -3,11 +3,17 @@
 import numpy as np
 import pytest
 from sketchbatch.v1 import classifier_pb2 as pb
-from sketchbatch_service.codec import decode, encode
+from sketchbatch_service.codec import decode as decode_read
+from sketchbatch_service.codec import encode, read
 from sketchbatch_service.errors import InvalidRequest
 from sketchbatch_service.row_queue import Answer
 
 LIMITS = {"max_rows": 3, "classes": 4}
+
+
+def decode(request: pb.ClassifyRequest, **limits: int) -> np.ndarray:
+    """From the wire."""
+    return decode_read(read(request.SerializeToString()), **limits)
 
 
 def test_bytes_become_bitmaps_row_by_row(noise):

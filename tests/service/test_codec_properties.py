@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sketchbatch.openinference.v2 import open_inference_pb2 as oip
 from sketchbatch.v1 import classifier_pb2 as pb
-from sketchbatch_service.codec import decode, encode
+from sketchbatch_service.codec import decode, encode, read
 from sketchbatch_service.errors import InvalidRequest
 from sketchbatch_service.openinference import codec as tensor_codec
 from sketchbatch_service.row_queue import Answer
@@ -23,7 +23,9 @@ some_scores = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 7))
 @given(some_bitmaps)
 def test_any_bitmaps_come_out_as_they_went_in(bitmaps):
     """By bytes, and by every form that the Open Inference Protocol has for them."""
-    assert np.array_equal(decode(pb.ClassifyRequest(bitmaps=bitmaps.tobytes()), max_rows=5, classes=1), bitmaps)
+    assert np.array_equal(
+        decode(read(pb.ClassifyRequest(bitmaps=bitmaps.tobytes()).SerializeToString()), max_rows=5, classes=1), bitmaps
+    )
     for request in tensor_requests(bitmaps):
         assert np.array_equal(tensor_codec.decode(request, max_rows=MAX_ROWS), bitmaps)
 
@@ -45,7 +47,7 @@ def tensor_requests(bitmaps: np.ndarray):
 @given(st.integers(0, 784 * (MAX_ROWS + 2)), st.integers(0, 2**32 - 1))
 def test_a_request_is_taken_if_and_only_if_its_numbers_fit(payload_bytes, top_k):
     """The refusal names the number that does not."""
-    request = pb.ClassifyRequest(bitmaps=bytes(payload_bytes), top_k=top_k)
+    request = read(pb.ClassifyRequest(bitmaps=bytes(payload_bytes), top_k=top_k).SerializeToString())
     rows, rest = divmod(payload_bytes, 784)
     wrong = f"got {payload_bytes} bytes" if rest else f"got {rows} rows" if not 1 <= rows <= MAX_ROWS else ""
     wrong = wrong or (f"got {top_k}" if top_k > CLASSES else "")

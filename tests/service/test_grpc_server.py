@@ -219,7 +219,7 @@ async def test_a_call_knows_its_deadline():
         for _, call in echo.direct:
             call.answer(b"")
         await asyncio.gather(*waiting)
-    assert 25 < remaining[0] <= 30
+    assert 25 < remaining[0] < 31  # by the clock of the day, which may be set meanwhile
     assert remaining[1] > 1e9
 
 

@@ -1,35 +1,26 @@
 """Puts the servicer on the wire under the protocol's own name, which is not our package's."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.descriptor import FileDescriptor, MethodDescriptor
+from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.descriptor import FileDescriptor
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
+
+from .. import rpc_handlers
 
 if TYPE_CHECKING:
     from .servicer import InferenceServicer
 
 _PACKAGE = "inference"
-_METHODS = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
-SERVICE = f"{_PACKAGE}.GRPCInferenceService"
+SERVICE = f"{_PACKAGE}.{_SERVICE.name}"
 
 
 def handlers(servicer: "InferenceServicer") -> grpc.GenericRpcHandler:
     """The protocol's RPCs, answered by the methods of `servicer` of the same names."""
-    return grpc.method_handlers_generic_handler(
-        SERVICE, {method.name: _handler(method, servicer) for method in _METHODS}
-    )
-
-
-def _handler(method: MethodDescriptor, servicer: "InferenceServicer") -> "grpc.RpcMethodHandler[Any, Any]":
-    kind = grpc.stream_stream_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
-    return kind(
-        getattr(servicer, method.name),
-        request_deserializer=message_factory.GetMessageClass(method.input_type).FromString,
-        response_serializer=message_factory.GetMessageClass(method.output_type).SerializeToString,
-    )
+    return rpc_handlers.handlers(_SERVICE, servicer, name=SERVICE)
 
 
 def reflection_pool(*others: FileDescriptor) -> descriptor_pool.DescriptorPool:

@@ -1,0 +1,81 @@
+"""A large field is taken out of a message as protobuf would read it, without a copy."""
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+from sketchbatch.v1 import classifier_pb2 as pb
+from sketchbatch_service.codec import decode, read
+from sketchbatch_service.large_field import take_out
+
+BITMAPS = pb.ClassifyRequest.BITMAPS_FIELD_NUMBER
+
+some_requests = st.builds(
+    pb.ClassifyRequest,
+    model_name=st.text(max_size=200),
+    model_version=st.text(max_size=3),
+    bitmaps=st.binary(max_size=300),
+    top_k=st.integers(0, 2**32 - 1),
+    request_id=st.text(max_size=3),
+)
+
+
+@given(st.lists(some_requests, min_size=1, max_size=3), st.data())
+def test_a_message_is_what_protobuf_takes_it_for(requests, data):
+    """Whatever is set, in any order, twice, with fields of a later contract: the last of each counts."""
+    later = data.draw(st.sampled_from([b"", b"\x30\xff\x01", b"\x3a\x02hi", b"\x1a\x00"]))
+    message = data.draw(st.permutations([*(each.SerializeToString() for each in requests), later]))
+    message = b"".join(message)
+    bitmaps, rest = take_out(message, BITMAPS)
+    request = pb.ClassifyRequest.FromString(rest)
+    assert not request.bitmaps
+    request.bitmaps = bytes(bitmaps)
+    assert request.SerializeToString(deterministic=True) == pb.ClassifyRequest.FromString(message).SerializeToString(
+        deterministic=True
+    )
+
+
+@given(st.binary(max_size=60))
+def test_of_any_bytes_nothing_is_taken_that_protobuf_would_refuse(message):
+    """Or the rest is refused in its turn."""
+    if taken := take_out(message, BITMAPS):
+        try:
+            request = pb.ClassifyRequest.FromString(taken[1])
+        except DecodeError:
+            return
+        request.bitmaps = bytes(taken[0])
+        assert request == pb.ClassifyRequest.FromString(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\x1a\x05four",  # longer than the message
+        b"\x1a\x80",  # ends within a length
+        b"\x1a" + b"\xff" * 10 + b"\x01",  # a length of eleven bytes
+        b"\x9a\x00\x01x",  # field 3, its tag in two bytes
+        b"\x0d\x00\x00\x00\x00",  # a fixed32
+        b"\x13\x14",  # a group
+    ],
+)
+def test_what_is_unusual_is_left_to_protobuf(message):
+    """Right or wrong."""
+    assert take_out(message, BITMAPS) is None
+
+
+def test_the_bitmaps_of_a_large_request_are_not_copied():
+    """They are the bytes that came."""
+    bitmaps = np.random.default_rng(1).integers(0, 256, (500, 28, 28), np.uint8)
+    message = pb.ClassifyRequest(bitmaps=bitmaps.tobytes(), request_id="mine", top_k=2).SerializeToString()
+    request = read(message)
+    assert (request.fields.request_id, request.fields.top_k) == ("mine", 2)
+    decoded = decode(request, max_rows=500, classes=3)
+    assert np.array_equal(decoded, bitmaps)
+    assert np.shares_memory(decoded, np.frombuffer(message, np.uint8))
+
+
+def test_a_large_message_that_is_none_is_refused():
+    """By protobuf, in its words."""
+    with pytest.raises(DecodeError):
+        read(b"\x1a\xff\xff\xff\x7f" + bytes(100_000))
