@@ -29,13 +29,16 @@ ROOT = HERE.parent
 ROOMS = [str(ROOT / room) for room in ("protos", "service", "client", "trainer", "tests")]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([*ROOMS, os.environ.get("PYTHONPATH", "")])}
 
+GRAPHS = {"enable_cuda_graph": "1"}
+CHANNELS_LAST = {"prefer_nhwc": "1"}
 RAW = (  # name, variant, settings of ONNX Runtime's CUDA provider
     ("float32", "float32", {"use_tf32": "0"}),
-    ("float32, graphs", "float32", {"use_tf32": "0", "enable_cuda_graph": "1"}),
-    ("float32 as TF32, graphs", "float32", {"use_tf32": "1", "enable_cuda_graph": "1"}),
+    ("float32, graphs", "float32", {"use_tf32": "0"} | GRAPHS),
+    ("float32 channels last, graphs", "float32", {"use_tf32": "0"} | GRAPHS | CHANNELS_LAST),
+    ("float32 as TF32 channels last, graphs", "float32", {"use_tf32": "1"} | GRAPHS | CHANNELS_LAST),
     ("float16", "float16", {"use_tf32": "0"}),
-    ("float16, graphs", "float16", {"use_tf32": "0", "enable_cuda_graph": "1"}),
-    ("float16 channels last, graphs", "float16", {"use_tf32": "0", "enable_cuda_graph": "1", "prefer_nhwc": "1"}),
+    ("float16, graphs", "float16", {"use_tf32": "0"} | GRAPHS),
+    ("float16 channels last, graphs", "float16", {"use_tf32": "0"} | GRAPHS | CHANNELS_LAST),
 )
 RAW_ON_CPU = (("float32", "float32", {}), ("float16", "float16", {}))
 VARIANTS = ("float32", "float16")
@@ -125,7 +128,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--provider", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "bear-cat-dog" / "1" / "model.onnx")
-    parser.add_argument("--rows", type=int, default=1024, help="Most rows in one model call.")
+    parser.add_argument("--rows", type=int, default=4096, help="Most rows in one model call.")
+    parser.add_argument("--request-rows", type=int, default=1024, help="Rows of a request to the service.")
     parser.add_argument("--budget-s", type=float, default=450, help="Seconds after which nothing more is begun.")
     parser.add_argument("--measure-s", type=float, default=0.3, help="Seconds of each figure; of the service's ten.")
     parser.add_argument("--variants", choices=VARIANTS, nargs="+", default=list(VARIANTS))
@@ -186,15 +190,18 @@ def measure_service(bench: Bench, files: dict[str, Path]) -> None:
 
 
 def measure_one_service(bench: Bench, variant: str, file: Path, workers: int) -> None:
-    """One service, asked by `workers` + 1 processes at the same time."""
-    key, rows, seconds = f"{variant}, {workers} workers", bench.arguments.rows, 10 * bench.arguments.measure_s
-    flags = ["--model", file, "--provider", bench.arguments.provider, "--max-batch-rows", rows]
+    """One service, asked by some more processes than it has, at the same time; one worker also a row at a time."""
+    key, seconds = f"{variant}, {workers} workers", 10 * bench.arguments.measure_s
+    flags = ["--model", file, "--provider", bench.arguments.provider, "--max-batch-rows", bench.arguments.rows]
     try:
         with serving(
             *flags, *(["--workers", workers] if workers > 1 else []), most_s=min(120, bench.left_s)
         ) as address:
-            words = ("--address", address, "--callers", workers + 1, "--rows", rows, "--seconds", seconds)
-            bench.part("service", key, *words, most_s=seconds + 40)
+            words = ("--address", address, "--callers", workers + 2, "--rows", bench.arguments.request_rows)
+            bench.part("service", key, *words, "--seconds", seconds, most_s=seconds + 40)
+            if workers == 1:
+                words = ("--address", address, "--callers", 1, "--rows", 1, "--in-flight", 1)
+                bench.part("one_row", variant, *words, "--seconds", seconds / 2, most_s=seconds + 40)
     except RuntimeError as exc:
         bench.leave_out(f"service: {key}", str(exc))
 
@@ -233,7 +240,9 @@ def serving(*flags: object, most_s: float) -> Iterator[str]:
 
 
 def print_tables(bench: Bench) -> None:
-    """Rows/s; the service beside the best that raw ONNX Runtime does with the same variant, its copies included."""
+    """Rows/s; the service beside the best that raw ONNX Runtime does with the same variant, in whatever batch size and
+    layout, its copies included.
+    """
     best: dict[str, float] = {}
     for name, found in bench.results.get("raw", {}).items():
         print(f"\nraw, {name}: largest difference from the CPU {max(found['difference']):.1e}")
@@ -241,13 +250,16 @@ def print_tables(bench: Bench) -> None:
             print(line.ljust(16), *(f"{value:>9.4g}" for value in found[line]))
         if "TF32" not in name:
             variant = name.split(",")[0].split()[0]
-            best[variant] = max(best.get(variant, 0), found["rows"][-1] / found["ms_with_copies"][-1] * 1e3)
+            rates = [rows / ms * 1e3 for rows, ms in zip(found["rows"], found["ms_with_copies"], strict=True)]
+            best[variant] = max(best.get(variant, 0), *rates)
     for part in ("engine", "service"):
         print()
         for key, found in bench.results.get(part, {}).items():
             ratio = found["rows_per_s"] / best[key.split(",")[0]] if key.split(",")[0] in best else 0
             found["of_raw"] = round(ratio, 3)
             print(f"{part}, {key}".ljust(34), f"{found['rows_per_s']:>12,.0f} rows/s {ratio:>7.2f} of raw")
+    for variant, found in bench.results.get("one_row", {}).items():
+        print(f"one row at a time, {variant}".ljust(34), f"{found['p50_ms']:>12.3f} ms, half of them, by a plain stub")
 
 
 def write(bench: Bench) -> None:

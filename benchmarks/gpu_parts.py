@@ -1,4 +1,4 @@
-"""The parts of `gpu.py`, each a process of its own that prints one line of JSON: model, raw, engine, service.
+"""The parts of `gpu.py`, each a process of its own that prints one line of JSON: model, raw, engine, service, one_row.
 
 `engine` imports the service's CUDA engine, which no other benchmark does: what two lanes gain over one cannot be seen
 through gRPC, where the cost of the calls hides it.
@@ -18,13 +18,11 @@ from typing import Any
 
 import numpy as np
 
-IN_FLIGHT = 4
-
 
 def main() -> None:
     """Measures the part named and prints what it found."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("model", "raw", "engine", "service", "caller"))
+    parser.add_argument("part", choices=("model", "raw", "engine", "service", "one_row", "caller"))
     parser.add_argument("--provider", choices=("cuda", "cpu"))
     parser.add_argument("--measure-s", type=float)
     parser.add_argument("--model", type=Path)
@@ -34,6 +32,7 @@ def main() -> None:
     parser.add_argument("--lanes", type=int)
     parser.add_argument("--address")
     parser.add_argument("--callers", type=int)
+    parser.add_argument("--in-flight", type=int, default=4, help="Requests of each caller.")
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--start-at", type=float)
     arguments = parser.parse_args()
@@ -49,7 +48,8 @@ def model(arguments: argparse.Namespace) -> dict[str, Any]:
     graph = onnx.load(arguments.model)
     half = to_float16(graph)
     onnx.helper.set_model_props(
-        half, {each.key: each.value for each in graph.metadata_props} | {"sketchbatch.metrics": "{}"}
+        half,
+        {each.key: each.value for each in graph.metadata_props} | {"sketchbatch.metrics": '{"variant": "float16"}'},
     )
     arguments.write_float16.parent.mkdir(parents=True)
     onnx.save(half, arguments.write_float16)
@@ -217,20 +217,26 @@ def pace(predict: Callable[[np.ndarray], object], rows: int, threads: int, secon
 def service(arguments: argparse.Namespace) -> dict[str, Any]:
     """Rows/s of a service that runs already, from `callers` processes at the same time."""
     start_at = time.time() + 2 + 0.3 * arguments.callers
-    words = ["--address", arguments.address, "--rows", str(arguments.rows), "--seconds", str(arguments.seconds)]
-    command = [sys.executable, __file__, "caller", *words, "--start-at", str(start_at)]
+    words = ["--address", arguments.address, "--rows", arguments.rows, "--in-flight", arguments.in_flight]
+    words += ["--seconds", arguments.seconds, "--start-at", start_at]
+    command = [sys.executable, __file__, "caller", *map(str, words)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(arguments.callers)]
     answers = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
     return {
         "rows_per_s": sum(answer["rows"] for answer in answers) / arguments.seconds,
         "callers": arguments.callers,
-        "in_flight_each": IN_FLIGHT,
+        "in_flight_each": arguments.in_flight,
         "p50_ms": statistics.median(answer["p50_ms"] for answer in answers),
     }
 
 
+def one_row(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Likewise: what a lone drawing waits for its answer."""
+    return service(arguments)
+
+
 def caller(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keeps IN_FLIGHT requests under way, each on a channel of its own, and counts the rows answered in the window.
+    """Keeps `in_flight` requests under way, each on a channel of its own, and counts the rows answered in the window.
 
     Requests are serialised once and answers are not parsed: the service is measured, not its caller.
     """
@@ -239,7 +245,7 @@ def caller(arguments: argparse.Namespace) -> dict[str, Any]:
 
     request = pb.ClassifyRequest(bitmaps=noise(arguments.rows).tobytes()).SerializeToString()
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
-    channels = [grpc.insecure_channel(arguments.address, options) for _ in range(IN_FLIGHT)]
+    channels = [grpc.insecure_channel(arguments.address, options) for _ in range(arguments.in_flight)]
     calls = [channel.unary_unary("/sketchbatch.v1.ClassifierService/Classify") for channel in channels]
     waiting = deque((call, time.time(), call.future(request)) for call in calls)
     took_s: list[float] = []

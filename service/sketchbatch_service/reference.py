@@ -39,10 +39,15 @@ class Reference:
         starts = range(0, len(drawings), _ROWS_A_CALL)
         return np.concatenate([self._call(drawings[start : start + _ROWS_A_CALL]) for start in starts])
 
+    @property
+    def variant(self) -> str:
+        """What the file says it computes in ("float32", "float16"); empty where it does not say."""
+        metrics = json.loads(self.session.get_modelmeta().custom_metadata_map.get("sketchbatch.metrics", "{}"))
+        return str(metrics.get("variant", ""))
+
     def tolerance(self, *, tf32: bool) -> float:
         """Most that a score may differ. Only a file that says it is float32 is held to that."""
-        metrics = json.loads(self.session.get_modelmeta().custom_metadata_map.get("sketchbatch.metrics", "{}"))
-        return FLOAT32_TOLERANCE if metrics.get("variant") == "float32" and not tf32 else COARSE_TOLERANCE
+        return FLOAT32_TOLERANCE if self.variant == "float32" and not tf32 else COARSE_TOLERANCE
 
     def _call(self, drawings: Bitmaps) -> Scores:
         rows = len(drawings)

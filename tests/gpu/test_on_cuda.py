@@ -53,7 +53,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The shipped model in float32 and in float16."""
     half = tmp_path_factory.mktemp("half") / "model.onnx"
     model = to_float16(onnx.load(MODEL))
-    helper.set_model_props(model, {"sketchbatch.labels": '["bear", "cat", "dog"]'})
+    about = {"sketchbatch.labels": '["bear", "cat", "dog"]', "sketchbatch.metrics": '{"variant": "float16"}'}
+    helper.set_model_props(model, about)
     onnx.save(model, half)
     return {"float32": MODEL, "float16": half}
 
@@ -231,6 +232,7 @@ def test_the_service_on_cuda_answers_as_onnx_runtime_on_the_cpu(files, variant):
     (said,) = [event for event in log if event["message"] == "on CUDA"]
     assert said["cuda_graphs"] is True
     assert said["tf32"] is False
+    assert said["channels_last"] is (variant == "float16")
     assert said["largest_difference"] <= TOLERANCES[variant]
 
 

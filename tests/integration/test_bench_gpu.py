@@ -24,6 +24,7 @@ def test_one_call_measures_everything_and_writes_it_down(root, tmp_path):
     assert set(results["engine"]) == {"float32, 1 lanes", "float32, 2 lanes"}
     assert results["engine"]["float32, 2 lanes"]["rows_per_s"] > 0
     assert results["service"]["float32, 1 workers"]["rows_per_s"] > 0
+    assert results["one_row"]["float32"]["p50_ms"] > 0
 
 
 def test_what_time_was_too_short_for_is_named(root, tmp_path):

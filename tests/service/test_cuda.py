@@ -44,6 +44,14 @@ def test_buckets_double_up_to_the_batch_size(session, most, buckets):
     assert engine.batch_rows == most
 
 
+@pytest.mark.parametrize(
+    ("most", "largest"), [(0, (1024, 1536, 2048, 3072, 4096)), (1600, (512, 1024, 1536, 1600)), (1024, (512, 1024))]
+)
+def test_where_time_goes_with_rows_buckets_are_closer_together(session, most, largest):
+    """No more than a third of a large one is padding."""
+    assert engine_of(session, rows=most, lanes=1).buckets[-len(largest) :] == largest
+
+
 def test_scores_are_onnx_runtimes_own_for_any_number_of_rows(session, noise):
     """Padding, bound buffers and cutting back add and lose nothing: bit for bit what the padded bucket gives."""
     engine = engine_of(session)
@@ -127,6 +135,7 @@ def test_warm_up_says_how_far_from_the_cpu_the_scores_are(session):
         "device_id": 0,
         "buckets": [1, 2, 4, 8, 12],
         "cuda_graphs": False,
+        "channels_last": False,
         "largest_difference": engine.largest_difference,
         "tolerance": 1e-2,
     }
