@@ -47,13 +47,13 @@ class Settings:
     """On CUDA, let float32 models multiply in TF32: faster, and scores may differ from the CPU's by 1e-2."""
 
     workers: _Count = 1
-    """Processes on the port, each a whole service with its own connections, models and queue; on CUDA one a device."""
+    """Processes on the port, each a whole service with its own connections, models and queue."""
 
     threads: _CountOrAuto = 0
     """CPUs for model calls, one call on each at a time; 0 = all that may be used, shared by the workers."""
 
     max_batch_rows: _CountOrAuto = 0
-    """Most rows in one model call; requests are merged and split to it. 0 = some 5 ms' worth on a CPU, 256 on CUDA."""
+    """Most rows in one model call; requests are merged and split to it. 0 = some 5 ms' worth on a CPU, 4096 on CUDA."""
 
     max_request_rows: _RequestRows = 16384
     """Most rows in one request; more are refused with INVALID_ARGUMENT."""
