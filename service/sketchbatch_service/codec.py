@@ -16,7 +16,7 @@ from .row_queue import Answer
 
 Response = pb.ClassifyResponse | pb.ClassifyStreamResponse
 
-_LARGE_BYTES = 1 << 16
+_LARGE_BYTES = 1 << 15
 """Size of a message from which on it is cheaper to take its bitmaps out than to have protobuf copy them."""
 
 

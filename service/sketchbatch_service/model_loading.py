@@ -43,6 +43,9 @@ class LoadOptions:
     threads: int = 0
     """CPUs to use; 0 = as many as this process may."""
 
+    has_spare_cpus: bool = False
+    """Whether there are CPUs besides those: requests are taken in on them while all others run model calls."""
+
     default_model: str = ""
     """Name that answers when a request names none; empty = the first by name."""
 
@@ -116,7 +119,7 @@ def load(file: ModelFile, options: LoadOptions) -> ServedModel:
         provider=engine.provider,
         batcher=Batcher(engine.predict, _limits(engine, options)),
         file=file,
-        watches_while_full=engine.watches_while_full,
+        watches_while_full=engine.watches_while_full or options.has_spare_cpus,
         buckets=engine.buckets,
     )
 

@@ -119,10 +119,13 @@ def _end_late(limit_s: float) -> None:
 
 
 def _load_options(settings: Settings, worker: Worker) -> LoadOptions:
+    cpus = available_cpus()
+    threads = settings.threads or max(1, cpus // worker.count)
     return LoadOptions(
         provider=settings.provider,  # type: ignore[arg-type]  # click.Choice holds it to the three words
         cuda=CudaOptions(device=worker.number - 1, graphs=settings.cuda_graphs, tf32=settings.cuda_tf32),  # type: ignore[arg-type]  # as above
-        threads=settings.threads or max(1, available_cpus() // worker.count),
+        threads=threads,
+        has_spare_cpus=threads * worker.count < cpus,
         default_model=settings.default_model,
         max_batch_rows=settings.max_batch_rows,
         max_queued_rows=settings.max_queued_rows,

@@ -113,3 +113,19 @@ def test_rows_that_are_queued_do_not_keep_a_crew_from_looking_for_more():
         model.release.set()
         assert source.all_ended.wait(5)
     assert source.ends == ["one", "bulk"]
+
+
+@pytest.mark.parametrize("watches_while_full", [True, False])
+def test_a_crew_looks_while_all_lanes_run_only_where_it_may(watches_while_full):
+    """With a CPU to spare, what comes is taken in, or refused, beside the call; else it waits for the call's end."""
+    model = FakeModel(held=True)
+    batcher = Batcher(model.predict, BatchLimits(max_batch_rows=4))
+    source = BulkThenOne(batcher, model)
+    with Crew([batcher], lanes=1, source=source, watches_while_full=watches_while_full):
+        assert model.started.wait(5)
+        ends_at = time.monotonic() + (5 if watches_while_full else 0.05)
+        while time.monotonic() < ends_at and "one" not in source.submitted:
+            time.sleep(0.001)
+        assert ("one" in source.submitted) is watches_while_full
+        model.release.set()
+        assert source.all_ended.wait(5)

@@ -3,6 +3,7 @@
 import json
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,10 +11,13 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 from onnx_models import LABELS, write_model
+from sketchbatch_service import server
 from sketchbatch_service.cuda_device import Device
 from sketchbatch_service.engine import CPU, Engine, available_cpus, open_session
 from sketchbatch_service.errors import ModelNotFound, ModelRefused, ProviderMissing
 from sketchbatch_service.model_loading import LoadOptions, load_models
+from sketchbatch_service.settings import Settings
+from sketchbatch_service.worker import Worker
 
 
 def test_a_fitting_file_says_who_it_is(tmp_path):
@@ -126,6 +130,25 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu(tiny_model):
     with suppress(ProviderMissing):
         pytest.skip(f"there is one: {Device.cuda()}")
     assert load_models(tiny_model, LoadOptions(provider="auto")).get("", "").provider == CPU
+
+
+@pytest.mark.parametrize("has_spare_cpus", [True, False])
+def test_requests_are_taken_in_beside_quick_calls_where_a_cpu_is_left_for_it(tiny_model, has_spare_cpus):
+    """And not on the CPU that the call needs."""
+    model = load_models(tiny_model, LoadOptions(provider="cpu", threads=1, has_spare_cpus=has_spare_cpus)).get("", "")
+    assert model.watches_while_full is has_spare_cpus
+
+
+@pytest.mark.parametrize(
+    ("threads", "workers", "lanes", "has_spare"),
+    [(0, 1, 4, False), (0, 3, 1, True), (0, 2, 2, False), (1, 1, 1, True), (2, 2, 2, False), (8, 1, 8, False)],
+)
+def test_a_cpu_is_left_where_all_workers_together_use_fewer(monkeypatch, threads, workers, lanes, has_spare):
+    """Of four."""
+    monkeypatch.setattr(server, "available_cpus", lambda: 4)
+    settings = Settings(model=Path("models"), threads=threads, workers=workers)
+    options = server._load_options(settings, Worker(count=workers))
+    assert (options.threads, options.has_spare_cpus) == (lanes, has_spare)
 
 
 def test_scores_are_onnx_runtimes_own(tiny_model, noise):
