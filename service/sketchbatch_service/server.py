@@ -151,7 +151,7 @@ def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]
         ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
         ("grpc.so_reuseport", int(worker.count > 1)),  # a second service on our port must fail, not share it
         # Clients may ping every 10 s, also between calls, without being cut off.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         # A client that is gone without a word is let go of after 50 s (gRPC's own: 2 hours). Of those whose connection
         # is cut in the middle of a message, one in ten thousand is not seen to go, and is found by this ping.

@@ -190,6 +190,19 @@ async def test_a_silent_connection_holds_no_call_beyond_its_time(service, noise,
     assert took_s < 3
 
 
+async def test_a_client_that_is_idle_for_long_keeps_its_connection(service, noise, capsys):
+    """Its pings, every 20 s, are no abuse: at the third that is, gRPC cuts the connection, with what is under way."""
+    idle_s = 70.0
+    async with proxied(service.address) as (proxy, address), AsyncClient(address) as client:
+        await client.classify(noise(1))
+        connections = proxy.connections
+        await asyncio.sleep(idle_s)
+        await client.classify(noise(1))
+    with capsys.disabled():
+        print(f"\nidle for {idle_s:.0f} s: {proxy.connections - connections} connections were made anew")
+    assert proxy.connections == connections
+
+
 async def test_who_never_reads_a_stream_disturbs_nobody(service, noise, capsys):
     """Flow control holds it back: a bounded part of what it sends is taken, and neighbours are answered as ever."""
     message = pb.ClassifyStreamRequest(bitmaps=noise(1000).tobytes())
