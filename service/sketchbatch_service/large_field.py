@@ -8,6 +8,9 @@ _VARINT, _LENGTH_DELIMITED = 0, 2  # the wire types that our messages have
 _ONE_BYTE = 0x80  # from here on, a varint goes on in the next byte
 _MOST_BYTES = 10  # of a varint
 
+_MOST_FIELDS = 64
+"""Ours have five. A message of millions would keep the thread that reads for everyone."""
+
 
 def take_out(message: bytes, field: int) -> tuple[memoryview, bytes] | None:
     """Views the field of number `field` (1 to 15, `bytes`, not repeated), and returns the message without it.
@@ -18,7 +21,9 @@ def take_out(message: bytes, field: int) -> tuple[memoryview, bytes] | None:
     view, rest = memoryview(message), bytearray()
     found, wanted, at = view[:0], field << 3 | _LENGTH_DELIMITED, 0
     try:
-        while at < len(message):
+        for _ in range(_MOST_FIELDS):
+            if at == len(message):
+                return found, bytes(rest)
             tag = message[at]
             number, end = _varint(message, at + 1)
             if tag >= _ONE_BYTE or tag & 7 not in (_VARINT, _LENGTH_DELIMITED):
@@ -34,7 +39,7 @@ def take_out(message: bytes, field: int) -> tuple[memoryview, bytes] | None:
             at = end
     except IndexError:  # it ends within a number
         return None
-    return found, bytes(rest)
+    return None
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

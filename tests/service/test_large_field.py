@@ -1,5 +1,7 @@
 """A large field is taken out of a message as protobuf would read it, without a copy."""
 
+import time
+
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
@@ -62,6 +64,15 @@ def test_of_any_bytes_nothing_is_taken_that_protobuf_would_refuse(message):
 def test_what_is_unusual_is_left_to_protobuf(message):
     """Right or wrong."""
     assert take_out(message, BITMAPS) is None
+
+
+def test_a_message_of_very_many_fields_is_left_to_protobuf():
+    """Which is quick: one of millions must not keep the thread that reads for everyone."""
+    assert take_out(b"\x20\x01" * 63, BITMAPS) is not None
+    assert take_out(b"\x20\x01" * 64, BITMAPS) is None
+    began_at = time.thread_time()
+    assert read(b"\x20\x01" * 5_000_000).fields.top_k == 1
+    assert time.thread_time() - began_at < 1  # 0.05 s
 
 
 def test_the_bitmaps_of_a_large_request_are_not_copied():
