@@ -19,7 +19,7 @@ from typing import Any
 
 import keras
 from sketchbatch_client.atomic import replacing
-from sketchbatch_trainer.drawings import Wanted, read_drawings
+from sketchbatch_trainer.dataset import Wanted, read_drawings
 from sketchbatch_trainer.report.quality import judge
 from sketchbatch_trainer.run import Run
 from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, Recipe

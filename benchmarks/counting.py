@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from sketchbatch_service.arrays import Bitmaps, Scores
-from sketchbatch_service.batcher import Batcher, BatchLimits
-from sketchbatch_service.counts import BOUNDS_S, ModelCounter
-from sketchbatch_service.row_queue import Answer
+from sketchbatch_service.batching.batcher import Batcher, BatchLimits
+from sketchbatch_service.batching.row_queue import Answer
+from sketchbatch_service.batching.statistics import BOUNDS_S, ModelStatistics
 from variants import cpu_name
 
 HERE = Path(__file__).resolve().parent
@@ -29,7 +29,7 @@ REQUESTS = 8192
 SHARES = {"1 request a call": 1, "32 requests a call": 32}
 
 
-class Uncounted(ModelCounter):
+class Uncounted(ModelStatistics):
     """Keeps no counts."""
 
     def add_call(self, *_: object) -> None: ...
@@ -74,10 +74,10 @@ def seconds(batcher: Batcher, at_a_time: int, after: Callable[[Future[Answer]], 
 def ways() -> dict[str, tuple[Batcher, Callable[[Future[Answer]], object]]]:
     """Batchers, and what is done after each request."""
     batchers = [Batcher(model, BatchLimits(max_batch_rows=32)) for _ in range(3)]
-    batchers[0].counter = batchers[2].counter = Uncounted()
+    batchers[0].statistics = batchers[2].statistics = Uncounted()
     return {
         "not counted": (batchers[0], lambda _: None),
-        "counted": (batchers[1], lambda _: batchers[1].counter.add_codec(encoding_s=1e-5)),
+        "counted": (batchers[1], lambda _: batchers[1].statistics.add_codec(encoding_s=1e-5)),
         "prometheus_client told": (batchers[2], Told().tell),
     }
 

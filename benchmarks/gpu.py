@@ -1,4 +1,4 @@
-"""Measures CUDA in one call: the floors, raw ONNX Runtime by bucket, the service over gRPC, the engine's lanes.
+"""Measures CUDA in one call: the floors, raw ONNX Runtime by bucket, the service over gRPC, the engine's slots.
 
 Needs a plain Python with numpy, grpcio, protobuf, onnx and onnxruntime-gpu (docs/gpu.md); knows the rooms by their
 folders. Each measurement is a process of its own (`gpu_parts.py`), so that one that breaks CUDA leaves the others
@@ -209,9 +209,9 @@ def measure_one_service(bench: Bench, variant: str, file: Path, workers: int) ->
 def measure_engine(bench: Bench, files: dict[str, Path]) -> None:
     """What a second lane gains, without gRPC."""
     for variant, file in files.items():
-        for lanes in (1, 2):
-            words = ("--model", file, "--rows", bench.arguments.rows, "--lanes", lanes)
-            bench.part("engine", f"{variant}, {lanes} lanes", *words)
+        for slots in (1, 2):
+            words = ("--model", file, "--rows", bench.arguments.rows, "--slots", slots)
+            bench.part("engine", f"{variant}, {slots} slots", *words)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The parts of `gpu.py`, each a process of its own that prints one line of JSON: model, raw, engine, service, one_row.
 
-`engine` imports the service's CUDA engine, which no other benchmark does: what two lanes gain over one cannot be seen
+`engine` imports the service's CUDA engine, which no other benchmark does: what two slots gain over one cannot be seen
 through gRPC, where the cost of the calls hides it.
 """
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--write-float16", type=Path)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--options", type=json.loads, help="Of ONNX Runtime's CUDA provider, as JSON.")
-    parser.add_argument("--lanes", type=int)
+    parser.add_argument("--slots", type=int)
     parser.add_argument("--address")
     parser.add_argument("--callers", type=int)
     parser.add_argument("--in-flight", type=int, default=4, help="Requests of each caller.")
@@ -82,7 +82,7 @@ def mflop_a_row(graph: Any) -> float:
 
 def bus_gb_per_s() -> float:
     """The fastest of ten copies of 256 MB from pinned memory to the device."""
-    from sketchbatch_service.cuda_device import Device
+    from sketchbatch_service.engines.cuda_device import Device
 
     device, rows = Device.cuda(), 2**28 // 784
     host, there = device.host_rows(rows), device.tensor((rows, 28, 28), np.uint8)
@@ -174,15 +174,15 @@ def quiet() -> Any:
 
 
 def engine(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Rows/s of the service's engine with as many threads as lanes, at its largest batch."""
+    """Rows/s of the service's engine with as many threads as slots, at its largest batch."""
     import onnxruntime as ort
-    from sketchbatch_service.cuda import CudaEngine, CudaOptions, open_on_cuda
-    from sketchbatch_service.cuda_device import Device
-    from sketchbatch_service.reference import Reference
+    from sketchbatch_service.engines.cuda import CudaEngine, CudaOptions, open_on_cuda
+    from sketchbatch_service.engines.cuda_device import Device
+    from sketchbatch_service.engines.parity import Reference
 
     session = ort.InferenceSession(str(arguments.model), quiet(), providers=["CPUExecutionProvider"])
     reference = Reference(session, session.get_outputs()[0].shape[1])
-    options = CudaOptions(lanes=arguments.lanes)
+    options = CudaOptions(slots=arguments.slots)
     started_at = time.perf_counter()
     if arguments.provider == "cuda":
         found = open_on_cuda(arguments.model, reference, max_batch_rows=arguments.rows, options=options)
@@ -190,7 +190,7 @@ def engine(arguments: argparse.Namespace) -> dict[str, Any]:
         found = CudaEngine(session, Device("cpu"), reference, max_batch_rows=arguments.rows, options=options)
         found.warm_up()
     warm_up_s = time.perf_counter() - started_at
-    rows_per_s = pace(found.predict, arguments.rows, arguments.lanes, 5 * arguments.measure_s)
+    rows_per_s = pace(found.predict, arguments.rows, arguments.slots, 5 * arguments.measure_s)
     return {"rows_per_s": rows_per_s, "open_and_warm_up_s": warm_up_s, **found.description()}
 
 

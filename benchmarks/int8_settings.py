@@ -21,7 +21,7 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.quantization import CalibrationMethod, QuantType
 from sketchbatch_client.drawings.readers import read_bitmaps
-from sketchbatch_trainer.export.heldout import onnx_scores, read_held_out
+from sketchbatch_trainer.export.held_out import onnx_scores, read_held_out
 from sketchbatch_trainer.export.int8 import Int8Settings, to_int8
 from sketchbatch_trainer.run import Run
 from variants import HERE, ROWS_A_CALL, cpu_name, describe, has_vnni, run_apart

@@ -33,7 +33,7 @@ MODEL = HERE.parent / "models" / "bear-cat-dog" / "1" / "model.onnx"
 REST_S = 0.3
 NICE = (10, 0)
 IN_FLIGHT = (1, 8)
-SERVE = "import sketchbatch_service.model_watch as w, sketchbatch_service.__main__ as m; w._NICE = {}; m.main()"
+SERVE = "import sketchbatch_service.models.watcher as w, sketchbatch_service.__main__ as m; w._NICE = {}; m.main()"
 
 Times = list[tuple[float, float]]
 """Starts and ends, seconds since 1970."""

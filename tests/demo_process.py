@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sketchbatch_client import rasterize
-from sketchbatch_client.demo.answers import MAX_CROSSINGS
+from sketchbatch_client.demo.classification_api import MAX_CROSSINGS
 from sketchbatch_client.drawings.simplify import simplify
 
 COMMAND = str(Path(sys.executable).parent / "sketchbatch")

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from sketchbatch_service.batcher import Batcher
-from sketchbatch_service.crew import Crew
+from sketchbatch_service.batching.batcher import Batcher
+from sketchbatch_service.batching.leader_follower_pool import LeaderFollowerPool
 
 
 class FakeModel:
@@ -39,7 +39,7 @@ def drawings(*first_pixels: int):
 @contextmanager
 def running(batcher: Batcher) -> Iterator[Batcher]:
     """The batcher with threads to run it."""
-    with Crew([batcher], lanes=batcher.limits.lanes):
+    with LeaderFollowerPool([batcher], slots=batcher.limits.slots):
         yield batcher
 
 

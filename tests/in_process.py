@@ -10,16 +10,16 @@ from fakes import FakeModel, drawings
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
-from sketchbatch_service.artifact import Artifact
-from sketchbatch_service.batcher import Batcher, BatchLimits
-from sketchbatch_service.grpc_server import GrpcServer
-from sketchbatch_service.health import HealthServicer
-from sketchbatch_service.metrics import ServiceMetrics
-from sketchbatch_service.models import Models, ServedModel
-from sketchbatch_service.openinference import wire
-from sketchbatch_service.openinference.servicer import InferenceServicer
-from sketchbatch_service.selfcheck import follow_models
-from sketchbatch_service.servicer import ClassifierServicer
+from sketchbatch_service.api.classifier.servicer import ClassifierServicer
+from sketchbatch_service.api.health import HealthServicer
+from sketchbatch_service.api.health_monitor import monitor_health
+from sketchbatch_service.api.openinference import wire
+from sketchbatch_service.api.openinference.servicer import InferenceServicer
+from sketchbatch_service.batching.batcher import Batcher, BatchLimits
+from sketchbatch_service.models.artifact import Artifact
+from sketchbatch_service.models.registry import ModelRegistry, ServedModel
+from sketchbatch_service.telemetry.metrics import ServiceMetrics
+from sketchbatch_service.transport.core_server import CoreServer
 from structlog.testing import capture_logs
 
 ARTIFACT = Artifact(labels=("ink",), name="", version="", created="", licence="", metrics={}, digest="d")
@@ -31,7 +31,7 @@ class InProcess:
     """The service, and what asks it."""
 
     channel: grpc.aio.Channel
-    models: Models
+    models: ModelRegistry
     metrics: ServiceMetrics
     log: list[dict]
 
@@ -79,7 +79,7 @@ async def serving(
     limits: BatchLimits | None = None, *, buckets: tuple[int, ...] = (), ask_every_s: float = 0.1, **fakes: FakeModel
 ) -> AsyncIterator[InProcess]:
     """Serves `fakes` under their names."""
-    models = Models(
+    models = ModelRegistry(
         ServedModel(
             name=name,
             version="1",
@@ -90,16 +90,16 @@ async def serving(
         )
         for name, fake in fakes.items()
     )
-    server = GrpcServer()
+    server = CoreServer()
     health = HealthServicer([SERVICE])
     server.add_generic_rpc_handlers([ClassifierServicer(models, max_request_rows=100).handlers()])
     server.add_generic_rpc_handlers([wire.handlers(InferenceServicer(models, max_request_rows=100))])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    with capture_logs() as log, models.crew(server):
+    with capture_logs() as log, models.thread_pool(server):
         await health.serve()
-        following = asyncio.create_task(follow_models(models, health, ask_every_s=ask_every_s))
+        following = asyncio.create_task(monitor_health(models, health, ask_every_s=ask_every_s))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             yield InProcess(channel, models, ServiceMetrics(models, server, health, worker=1), log)
         for fake in fakes.values():

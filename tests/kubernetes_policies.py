@@ -11,10 +11,10 @@ from typing import Any
 import click
 from click.testing import CliRunner
 from sketchbatch_service import settings as service_settings
-from sketchbatch_service.health import LIVENESS
-from sketchbatch_service.health import SERVICE as HEALTH
-from sketchbatch_service.openinference import wire
-from sketchbatch_service.server import LATE_S, SERVICE
+from sketchbatch_service.api.health import LIVENESS
+from sketchbatch_service.api.health import SERVICE as HEALTH
+from sketchbatch_service.api.openinference import wire
+from sketchbatch_service.app.server import LATE_S, SERVICE
 from sketchbatch_service.settings import Settings
 
 Manifest = dict[str, Any]

@@ -5,11 +5,6 @@ with Client("localhost:50051") as client:
     print(client.classify(rasterize(strokes)).label)
 """
 
-from .calls.async_client import AsyncClient
-from .calls.classification import Classification, ModelInfo
-from .calls.client import Client
-from .calls.credentials import Tls
-from .calls.retry import RetryPolicy
 from .drawings.rasterize import rasterize
 from .errors import (
     DeadlineExceeded,
@@ -22,6 +17,11 @@ from .errors import (
     Unauthenticated,
     Unavailable,
 )
+from .rpc.async_client import AsyncClient
+from .rpc.classification import Classification, ModelInfo
+from .rpc.client import Client
+from .rpc.connections.credentials import Tls
+from .rpc.retries.retry_policy import RetryPolicy
 
 __all__ = [
     "AsyncClient",

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from .atomic import unwind_on_signals
-from .commands import ask, demo, evaluate, merge, score
+from .commands import demo, evaluate, inspect, merge, score
 from .errors import SketchbatchError
 
 app = typer.Typer(
@@ -15,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Classifies drawings in bulk through a Sketchbatch service, and says how good its model is.",
 )
-for verb in (score.score, merge.merge, evaluate.evaluate, ask.model, ask.health, demo.demo):
+for verb in (score.score, merge.merge, evaluate.evaluate, inspect.model, inspect.health, demo.demo):
     app.command()(verb)
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .calls.classification import Classification, ModelInfo, cut
-from .calls.client import Client
 from .drawings.readers import Bitmaps
 from .errors import RequestRefused
+from .rpc.classification import Classification, ModelInfo, cut
+from .rpc.client import Client
 
 if TYPE_CHECKING:
     from ray.data import Dataset

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from . import process
+from .app import process
 from .errors import StartError
 from .settings import Settings, options
 
@@ -25,9 +25,9 @@ def main(**values: Any) -> None:
     process.prepare(settings.log_level)
     # ONNX Runtime and gRPC take a while to load: --help and a wrong flag need not wait, nor the workers' parent.
     if settings.workers > 1:
-        from .workers import supervise as serve
+        from .app.supervisor import supervise as serve
     else:
-        from .server import serve
+        from .app.server import serve
     try:
         asyncio.run(serve(settings))
     except StartError as exc:

@@ -1,8 +1,8 @@
 """Callers of every bad manner at once, for MINUTES (1): `make soak MINUTES=10` is the long proof.
 
 Memory under such a load says little: large messages come together by chance, what they took is kept for the next
-(`sketchbatch_service.memory`), and protobuf gives it back at every 10,000th block that it frees (`malloc_trim` in its
-`upb_trim_allocfunc`): a saw of 140 to 220 MiB. What stays is seen at rest: when all callers have gone, and small
+(`sketchbatch_service.app.memory`), and protobuf gives it back at every 10,000th block that it frees (`malloc_trim`
+in its `upb_trim_allocfunc`): a saw of 140 to 220 MiB. What stays is seen at rest: when all callers have gone, and small
 requests have brought protobuf to that point. So the load comes in thirds, with a rest after each; the first is to warm
 up, and what is held after the last may not be more than after the first, but for pages that a few blocks keep: of five
 rounds of 75 s resident memory at rest was 124 to 130 MiB, while what was allocated (`mallinfo2`, after a collection)

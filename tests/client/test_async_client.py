@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 from sketchbatch_client import AsyncClient, Client, ModelNotFound, RequestRefused, Unavailable
-from sketchbatch_client.calls.retry import RetryPolicy
+from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
 
 
 def pixel(result) -> int:

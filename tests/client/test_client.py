@@ -27,7 +27,7 @@ from sketchbatch_client import (
     Unavailable,
     errors,
 )
-from sketchbatch_client.calls.retry import RetryPolicy
+from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
 from sketchbatch_client.scoring.job import Order, write_scores
 
 

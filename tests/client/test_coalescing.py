@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from sketchbatch_client import Client, DeadlineExceeded, RequestRefused
-from sketchbatch_client.calls.retry import RetryPolicy
+from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
 
 THREADS = 32
 

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 from sketchbatch.v1 import classifier_pb2_grpc
 from sketchbatch_client import AsyncClient, Client, Tls, Unauthenticated, Unavailable
-from sketchbatch_client.calls.retry import RetryPolicy
+from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
 
 SOON = {"retry": RetryPolicy(max_attempts=2, first_backoff_s=0.01)}
 

@@ -15,10 +15,10 @@ import pytest
 from demo_process import ROOF, ZIGZAG, seen_in
 from onnx_models import LABELS
 from sketchbatch_client import Client
-from sketchbatch_client.calls.retry import RetryPolicy
-from sketchbatch_client.demo.answers import MAX_CROSSINGS, MAX_POINTS, Answers
-from sketchbatch_client.demo.exchange import MAX_BODY_BYTES
+from sketchbatch_client.demo.classification_api import MAX_CROSSINGS, MAX_POINTS, Answers
+from sketchbatch_client.demo.http_handler import MAX_BODY_BYTES
 from sketchbatch_client.demo.server import PageServer
+from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
 
 
 def test_a_drawing_is_answered_as_everywhere_else(demo, tiny_service):

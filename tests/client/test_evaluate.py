@@ -21,7 +21,7 @@ from sketchbatch_client.evaluation import (
     write_json,
     write_page,
 )
-from sketchbatch_client.evaluation.pairing import mcnemar
+from sketchbatch_client.evaluation.stats.mcnemar import mcnemar
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
 
 OTHER_LABELS = ("bee", "yak", "ant", "fox")

@@ -5,13 +5,13 @@ import tracemalloc
 import numpy as np
 import pytest
 from scipy import stats
-from sketchbatch_client.evaluation import intervals
-from sketchbatch_client.evaluation.calibration import BINS, are_shares, calibrate
-from sketchbatch_client.evaluation.drift import drift
 from sketchbatch_client.evaluation.figures import MOST_WRITTEN, confusion_table, reliability_bars
-from sketchbatch_client.evaluation.intervals import Measured, wilson, with_intervals
-from sketchbatch_client.evaluation.metrics import confused_pairs, measure
-from sketchbatch_client.evaluation.pairing import count, mcnemar, pair
+from sketchbatch_client.evaluation.stats import intervals
+from sketchbatch_client.evaluation.stats.calibration import BINS, are_shares, calibrate
+from sketchbatch_client.evaluation.stats.drift import drift
+from sketchbatch_client.evaluation.stats.intervals import Measured, wilson, with_intervals
+from sketchbatch_client.evaluation.stats.mcnemar import count, mcnemar, pair
+from sketchbatch_client.evaluation.stats.metrics import confused_pairs, measure
 from sklearn import metrics as reference
 
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 from sketchbatch_client import AsyncClient, Client
-from sketchbatch_client.calls.window import Window
+from sketchbatch_client.rpc.retries.aimd_limit import Window
 
 ROWS = np.arange(200, dtype=np.uint8).repeat(784).reshape(-1, 28, 28)
 

@@ -13,8 +13,8 @@ from sketchbatch_client.drawings.npy import open_npz
 from sketchbatch_client.errors import FileRefused, JobRefused
 from sketchbatch_client.scoring.inputs import find_sources
 from sketchbatch_client.scoring.manifest import Manifest
+from sketchbatch_client.scoring.merge import merge
 from sketchbatch_client.scoring.parts import Parts
-from sketchbatch_client.scoring.shards import merge
 
 
 def test_a_stored_array_with_a_flipped_bit_is_refused(tmp_path, noise):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sketchbatch_client.evaluation.metrics import confuse, measure, measure_each
+from sketchbatch_client.evaluation.stats.metrics import confuse, measure, measure_each
 from sklearn import metrics as reference
 
 

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from sketchbatch_client.drawings.npy import open_npz
 from sketchbatch_client.errors import FileRefused
 from sketchbatch_client.scoring.inputs import find_sources
-from sketchbatch_client.scoring.parquet import ParquetSource
+from sketchbatch_client.scoring.parquet_source import ParquetSource
 
 
 def encoded(bitmap):

@@ -11,13 +11,13 @@ from fakes import FakeModel, drawings
 from google.rpc import error_details_pb2, status_pb2
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
-from sketchbatch_service.artifact import Artifact
-from sketchbatch_service.batcher import Batcher, BatchLimits
-from sketchbatch_service.grpc_server import GrpcServer
-from sketchbatch_service.models import Models, ServedModel
-from sketchbatch_service.openinference import wire
-from sketchbatch_service.openinference.servicer import InferenceServicer
-from sketchbatch_service.servicer import ClassifierServicer
+from sketchbatch_service.api.classifier.servicer import ClassifierServicer
+from sketchbatch_service.api.openinference import wire
+from sketchbatch_service.api.openinference.servicer import InferenceServicer
+from sketchbatch_service.batching.batcher import Batcher, BatchLimits
+from sketchbatch_service.models.artifact import Artifact
+from sketchbatch_service.models.registry import ModelRegistry, ServedModel
+from sketchbatch_service.transport.core_server import CoreServer
 from structlog.testing import capture_logs
 
 ARTIFACT = Artifact(labels=("ink",), name="", version="", created="", licence="", metrics={}, digest="d")
@@ -54,14 +54,14 @@ async def serving(*fakes: FakeModel, max_queued_rows: int = 4):
         )
         for n, fake in enumerate(fakes, 1)
     ]
-    models = Models(served)
+    models = ModelRegistry(served)
     servicer = InferenceServicer(models, max_request_rows=MAX_ROWS)
-    server = GrpcServer()
+    server = CoreServer()
     server.add_generic_rpc_handlers((wire.handlers(servicer),))
     server.add_generic_rpc_handlers([ClassifierServicer(models, max_request_rows=MAX_ROWS).handlers()])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    with models.crew(server):
+    with models.thread_pool(server):
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             yield Stub(channel), servicer, models
         for fake in fakes:
@@ -231,7 +231,7 @@ async def test_a_stream_waits_for_room_instead_of_failing():
     async with serving(FakeModel()) as (stub, _, models):
         messages = (request(n % 250, 1, 2) for n in range(200))
         answers = [answer async for answer in stub.ModelStreamInfer(messages)]
-        assert models.get("", "").batcher.counter.counts().fail.count == 0
+        assert models.get("", "").batcher.statistics.counts().fail.count == 0
     assert [scores(answer.infer_response)[0] for answer in answers] == [n % 250 for n in range(200)]
 
 

@@ -13,11 +13,11 @@ from fakes import FakeModel, drawings
 from google.rpc import error_details_pb2, status_pb2
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
-from sketchbatch_service.artifact import Artifact
-from sketchbatch_service.batcher import Batcher, BatchLimits
-from sketchbatch_service.grpc_server import GrpcServer
-from sketchbatch_service.models import Models, ServedModel
-from sketchbatch_service.servicer import ClassifierServicer
+from sketchbatch_service.api.classifier.servicer import ClassifierServicer
+from sketchbatch_service.batching.batcher import Batcher, BatchLimits
+from sketchbatch_service.models.artifact import Artifact
+from sketchbatch_service.models.registry import ModelRegistry, ServedModel
+from sketchbatch_service.transport.core_server import CoreServer
 
 ARTIFACT = Artifact(labels=("ink",), name="", version="", created="", licence="", metrics={}, digest="d")
 LIMITS = BatchLimits(max_batch_rows=4, max_queued_rows=4)
@@ -29,13 +29,13 @@ async def serving(model: FakeModel, limits: BatchLimits = LIMITS):
     served = ServedModel(
         name="fake", version="1", artifact=ARTIFACT, provider="CPU", batcher=Batcher(model.predict, limits)
     )
-    models = Models([served])
+    models = ModelRegistry([served])
     servicer = ClassifierServicer(models, max_request_rows=8)
-    server = GrpcServer()
+    server = CoreServer()
     server.add_generic_rpc_handlers([servicer.handlers()])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    with models.crew(server):
+    with models.thread_pool(server):
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             yield classifier_pb2_grpc.ClassifierServiceStub(channel), servicer
         model.release.set()

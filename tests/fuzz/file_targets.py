@@ -16,15 +16,15 @@ from sketchbatch_client.drawings.readers import open_bitmaps
 from sketchbatch_client.errors import FileRefused, JobRefused
 from sketchbatch_client.scoring.inputs import find_sources
 from sketchbatch_client.scoring.manifest import Manifest
+from sketchbatch_client.scoring.merge import merge
 from sketchbatch_client.scoring.parts import Parts
-from sketchbatch_client.scoring.shards import merge
-from sketchbatch_service import codec, large_field
-from sketchbatch_service.artifact import read_artifact
-from sketchbatch_service.engine import Engine, open_session
+from sketchbatch_service.api.classifier import codec, large_field
+from sketchbatch_service.api.openinference import codec as tensor_codec
+from sketchbatch_service.engines.cpu import Engine, open_session
 from sketchbatch_service.errors import CredentialsUnusable, InvalidRequest, ModelRefused
-from sketchbatch_service.openinference import codec as tensor_codec
-from sketchbatch_service.tls import TlsFiles, server_credentials
-from sketchbatch_service.tokens import TokenFile
+from sketchbatch_service.models.artifact import read_artifact
+from sketchbatch_service.transport.tls import TlsFiles, server_credentials
+from sketchbatch_service.transport.tokens import TokenFile
 from targets import Target, corpus, in_process, mutants
 
 ROWS = 4  # of each file are read: its first and its last

@@ -21,12 +21,12 @@ import pytest
 from onnx import helper
 from onnx_models import write_model
 from sketchbatch_client import Client
-from sketchbatch_service.cuda import CudaEngine, CudaOptions, open_on_cuda
-from sketchbatch_service.cuda_device import CUDA, Device
-from sketchbatch_service.engine import CPU
+from sketchbatch_service.engines.cpu import CPU
+from sketchbatch_service.engines.cuda import CudaEngine, CudaOptions, open_on_cuda
+from sketchbatch_service.engines.cuda_device import CUDA, Device
+from sketchbatch_service.engines.parity import COARSE_TOLERANCE, FLOAT32_TOLERANCE, Reference
 from sketchbatch_service.errors import ProviderMissing
-from sketchbatch_service.model_loading import LoadOptions, load_models
-from sketchbatch_service.reference import COARSE_TOLERANCE, FLOAT32_TOLERANCE, Reference
+from sketchbatch_service.models.loader import LoadOptions, load_models
 from sketchbatch_trainer.export.float16 import to_float16
 
 ROOT = Path(__file__).resolve().parents[2]

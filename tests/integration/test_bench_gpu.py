@@ -21,8 +21,8 @@ def test_one_call_measures_everything_and_writes_it_down(root, tmp_path):
     assert results["raw"]["float32"]["rows"] == [1, 2, 4, 8, 12]
     assert max(results["raw"]["float32"]["difference"]) < 1e-6
     assert all(milliseconds > 0 for milliseconds in results["raw"]["float32"]["ms_with_copies"])
-    assert set(results["engine"]) == {"float32, 1 lanes", "float32, 2 lanes"}
-    assert results["engine"]["float32, 2 lanes"]["rows_per_s"] > 0
+    assert set(results["engine"]) == {"float32, 1 slots", "float32, 2 slots"}
+    assert results["engine"]["float32, 2 slots"]["rows_per_s"] > 0
     assert results["service"]["float32, 1 workers"]["rows_per_s"] > 0
     assert results["one_row"]["float32"]["p50_ms"] > 0
 

@@ -20,7 +20,7 @@ def wait_until(is_so) -> None:
 
 @pytest.mark.timeout(60)
 def test_versions_come_and_go_under_load(start_service, tmp_path):
-    """No call fails, every answer is of the version that it names; refusals and loads can be seen from outside."""
+    """No call fails, every answer is of the version that it names; rejections and loads can be seen from outside."""
     repository = Repository(tmp_path / "models")
     repository.write(1)
     service = start_service(

@@ -299,7 +299,7 @@ def test_too_much_metadata_is_refused_before_a_handler_sees_it(tiny_service):
 
 
 def test_no_answer_tells_of_the_machine(tiny_service, tiny_model):
-    """Paths are for the log alone: not in descriptions, nor in refusals."""
+    """Paths are for the log alone: not in descriptions, nor in rejections."""
     answers = []
     with grpc.insecure_channel(tiny_service.address) as channel:
         for method in METHODS:

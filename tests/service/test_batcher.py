@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 from fakes import FakeModel, busy, drawings, first_pixels, running
-from sketchbatch_service.batcher import Batcher, BatchLimits
+from sketchbatch_service.batching.batcher import Batcher, BatchLimits
 from sketchbatch_service.errors import DeadlinePassed, InferenceFailed, Overloaded, ShuttingDown
 
 

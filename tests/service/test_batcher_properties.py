@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from sketchbatch_service.batcher import Batch, Batcher, BatchLimits
+from sketchbatch_service.batching.batcher import Batch, Batcher, BatchLimits
 from sketchbatch_service.errors import DeadlinePassed, InferenceFailed, Overloaded, ShuttingDown
 
 MAX_QUEUED = 40
@@ -43,9 +43,9 @@ class Caller:
 class BatcherMachine(RuleBasedStateMachine):
     """The test is the crew: it decides when batches are taken, and when and how their calls end."""
 
-    @initialize(lanes=st.integers(1, 3), batch=st.integers(1, 9), share=st.integers(1, 4))
-    def start(self, lanes, batch, share):
-        limits = BatchLimits(lanes=lanes, max_batch_rows=batch, share_rows=share, max_queued_rows=MAX_QUEUED)
+    @initialize(slots=st.integers(1, 3), batch=st.integers(1, 9), share=st.integers(1, 4))
+    def start(self, slots, batch, share):
+        limits = BatchLimits(slots=slots, max_batch_rows=batch, share_rows=share, max_queued_rows=MAX_QUEUED)
         self.batcher = Batcher(self.predict, limits)
         self.callers: list[Caller] = []
         self.running: list[tuple[Batch, set[int]]] = []  # with the numbers that nobody wanted when it was taken
@@ -87,13 +87,13 @@ class BatcherMachine(RuleBasedStateMachine):
     def cancel(self, data):
         data.draw(st.sampled_from(self.callers)).future.cancel()
 
-    @rule(idle_lanes=st.integers(1, 4))
-    def take(self, idle_lanes):
+    @rule(idle_slots=st.integers(1, 4))
+    def take(self, idle_slots):
         unwanted = {number for caller in self.callers if caller.is_unwanted for number in caller.numbers}
-        batch = self.batcher.take(idle_lanes)
+        batch = self.batcher.take(idle_slots)
         if batch:
             self.running.append((batch, unwanted))
-        assert len(self.running) <= self.batcher.limits.lanes
+        assert len(self.running) <= self.batcher.limits.slots
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), breaks=st.booleans())

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from sketchbatch.v1 import classifier_pb2 as pb
-from sketchbatch_service.codec import decode as decode_read
-from sketchbatch_service.codec import encode, read
+from sketchbatch_service.api.classifier.codec import decode as decode_read
+from sketchbatch_service.api.classifier.codec import encode, read
+from sketchbatch_service.batching.row_queue import Answer
 from sketchbatch_service.errors import InvalidRequest
-from sketchbatch_service.row_queue import Answer
 
 LIMITS = {"max_rows": 3, "classes": 4}
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sketchbatch.openinference.v2 import open_inference_pb2 as oip
 from sketchbatch.v1 import classifier_pb2 as pb
-from sketchbatch_service.codec import decode, encode, read
+from sketchbatch_service.api.classifier.codec import decode, encode, read
+from sketchbatch_service.api.openinference import codec as tensor_codec
+from sketchbatch_service.batching.row_queue import Answer
 from sketchbatch_service.errors import InvalidRequest
-from sketchbatch_service.openinference import codec as tensor_codec
-from sketchbatch_service.row_queue import Answer
 
 MAX_ROWS, CLASSES = 5, 4
 

@@ -5,9 +5,9 @@ import time
 import pytest
 import trustme
 from sketchbatch_service.errors import CredentialsUnusable
-from sketchbatch_service.tls import TlsFiles, server_credentials
-from sketchbatch_service.tokens import TokenFile
-from sketchbatch_service.watched_files import WatchedFiles
+from sketchbatch_service.transport.file_reloader import FileReloader
+from sketchbatch_service.transport.tls import TlsFiles, server_credentials
+from sketchbatch_service.transport.tokens import TokenFile
 
 OLD, NEW = "old-token-0123456789", "new-token-0123456789=="
 METHOD, OPEN = b"/sketchbatch.v1.ClassifierService/Classify", b"/grpc.health.v1.Health/Check"
@@ -28,7 +28,7 @@ def sent(*values: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("value", [f"Bearer {OLD}", f"bearer {OLD}", f"Bearer  {NEW}"])
 def test_each_token_of_the_file_lets_in(tmp_path, value):
     """So that callers can change to a new one before the old one goes."""
-    assert token_file(tmp_path / "tokens").refusal(METHOD, sent(value)) is None
+    assert token_file(tmp_path / "tokens").rejection_reason(METHOD, sent(value)) is None
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_each_token_of_the_file_lets_in(tmp_path, value):
 def test_anything_else_is_refused_except_for_open_methods(tmp_path, values, reason):
     """By a reason that says nothing of the tokens."""
     tokens = token_file(tmp_path / "tokens")
-    refusal = tokens.refusal(METHOD, sent(*values))
+    refusal = tokens.rejection_reason(METHOD, sent(*values))
     assert reason in refusal
     assert OLD not in refusal
-    assert tokens.refusal(OPEN, sent(*values)) is None
+    assert tokens.rejection_reason(OPEN, sent(*values)) is None
 
 
 def test_a_token_that_is_taken_out_of_the_file_is_refused_a_second_later(tmp_path):
@@ -63,12 +63,12 @@ def test_a_token_that_is_taken_out_of_the_file_is_refused_a_second_later(tmp_pat
     link = tmp_path / "tokens"
     link.symlink_to("1")
     tokens = TokenFile(link, frozenset())
-    assert tokens.refusal(METHOD, sent(f"Bearer {OLD}")) is None
+    assert tokens.rejection_reason(METHOD, sent(f"Bearer {OLD}")) is None
     (tmp_path / "turned").symlink_to("2")
     (tmp_path / "turned").replace(link)
     time.sleep(1.05)
-    assert WRONG in tokens.refusal(METHOD, sent(f"Bearer {OLD}"))
-    assert tokens.refusal(METHOD, sent(f"Bearer {NEW}")) is None
+    assert WRONG in tokens.rejection_reason(METHOD, sent(f"Bearer {OLD}"))
+    assert tokens.rejection_reason(METHOD, sent(f"Bearer {NEW}")) is None
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_file_that_breaks_is_logged_once_and_what_it_said_stays(tmp_path, caps
             raise CredentialsUnusable("broken")
         return text
 
-    watched = WatchedFiles([path], read)
+    watched = FileReloader([path], read)
     assert (watched.changed(), watched.content) == (None, "one")
     for break_it in (lambda: path.write_text("broken"), path.unlink):
         break_it()

@@ -13,13 +13,13 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 from onnx_models import write_model
-from sketchbatch_service.cuda import CudaEngine, CudaOptions
-from sketchbatch_service.cuda_captures import CAPTURES
-from sketchbatch_service.cuda_device import Device, is_built_in
-from sketchbatch_service.engine import CPU, open_session
+from sketchbatch_service.engines.cpu import CPU, open_session
+from sketchbatch_service.engines.cuda import CudaEngine, CudaOptions
+from sketchbatch_service.engines.cuda_captures import CAPTURES
+from sketchbatch_service.engines.cuda_device import Device, is_built_in
+from sketchbatch_service.engines.parity import Reference, random_drawings
 from sketchbatch_service.errors import ModelRefused, ProviderMissing
-from sketchbatch_service.model_loading import LoadOptions, load_models
-from sketchbatch_service.reference import Reference, random_drawings
+from sketchbatch_service.models.loader import LoadOptions, load_models
 
 HERE = Device("cpu")
 
@@ -30,10 +30,10 @@ def session(tiny_model):
     return open_session(tiny_model)
 
 
-def engine_of(session, *, rows=12, lanes=2, reference=None, classes=3):
+def engine_of(session, *, rows=12, slots=2, reference=None, classes=3):
     """An engine that is compared with `session` itself, unless told otherwise."""
     reference = Reference(reference or session, classes)
-    return CudaEngine(session, HERE, reference, max_batch_rows=rows, options=CudaOptions(lanes=lanes))
+    return CudaEngine(session, HERE, reference, max_batch_rows=rows, options=CudaOptions(slots=slots))
 
 
 @pytest.mark.parametrize(("most", "buckets"), [(1, (1,)), (2, (1, 2)), (12, (1, 2, 4, 8, 12)), (16, (1, 2, 4, 8, 16))])
@@ -49,7 +49,7 @@ def test_buckets_double_up_to_the_batch_size(session, most, buckets):
 )
 def test_where_time_goes_with_rows_buckets_are_closer_together(session, most, largest):
     """No more than a third of a large one is padding."""
-    assert engine_of(session, rows=most, lanes=1).buckets[-len(largest) :] == largest
+    assert engine_of(session, rows=most, slots=1).buckets[-len(largest) :] == largest
 
 
 def test_scores_are_onnx_runtimes_own_for_any_number_of_rows(session, noise):
@@ -87,7 +87,7 @@ def test_calls_wait_while_another_model_captures_its_graphs(session, noise):
 
 def test_a_batch_sees_nothing_of_the_one_before_it(session):
     """The bound buffers are refreshed in place, and scores handed out are the caller's to keep."""
-    engine = engine_of(session, lanes=1)
+    engine = engine_of(session, slots=1)
     drawings = random_drawings(16)
     first = engine.predict(drawings[:8])
     kept = first.copy()
@@ -97,7 +97,7 @@ def test_a_batch_sees_nothing_of_the_one_before_it(session):
 
 
 def test_callers_on_several_threads_get_their_own_scores(session):
-    """Two lanes, eight threads: whoever finds no lane free waits for one, and no rows are mixed up."""
+    """Two slots, eight threads: whoever finds no lane free waits for one, and no rows are mixed up."""
     engine = engine_of(session)
     drawings = random_drawings(212)
     expected = session.run(["scores"], {"bitmaps": drawings})[0]

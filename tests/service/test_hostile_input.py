@@ -9,9 +9,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx_models import write_model
 from sketchbatch.openinference.v2 import open_inference_pb2 as oip
-from sketchbatch_service.artifact import read_artifact
-from sketchbatch_service.engine import open_session
+from sketchbatch_service.engines.cpu import open_session
 from sketchbatch_service.errors import ModelRefused
+from sketchbatch_service.models.artifact import read_artifact
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from sketchbatch.v1 import classifier_pb2 as pb
-from sketchbatch_service.codec import decode, read
-from sketchbatch_service.large_field import take_out
+from sketchbatch_service.api.classifier.codec import decode, read
+from sketchbatch_service.api.classifier.large_field import take_out
 
 BITMAPS = pb.ClassifyRequest.BITMAPS_FIELD_NUMBER
 

@@ -7,7 +7,7 @@ import sys
 PROGRAM = """
 import logging, threading, warnings
 import structlog
-from sketchbatch_service import logs
+from sketchbatch_service.app import logs
 
 logs.set_up("info", worker=3)
 structlog.get_logger().info("ours", rows=5)

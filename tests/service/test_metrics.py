@@ -8,8 +8,8 @@ import pytest
 from fakes import FakeModel, busy, drawings, first_pixels, running
 from in_process import serving
 from sketchbatch.v1 import classifier_pb2 as pb
-from sketchbatch_service.batcher import Batcher, BatchLimits
-from sketchbatch_service.counts import BOUNDS_S, Histogram
+from sketchbatch_service.batching.batcher import Batcher, BatchLimits
+from sketchbatch_service.batching.statistics import BOUNDS_S, Histogram
 from sketchbatch_service.errors import InferenceFailed
 
 CLASSIFY = "sketchbatch.v1.ClassifierService/Classify"
@@ -25,15 +25,15 @@ def test_a_histogram_counts_a_value_at_its_bound_and_one_above_all_bounds():
 
 
 @pytest.mark.parametrize(
-    ("rows", "idle_lanes", "expected"),
+    ("rows", "idle_slots", "expected"),
     [(4, 1, "full"), (9, 2, "full"), (6, 2, "shared"), (3, 1, "empty")],
 )
-def test_a_batch_says_why_no_more_rows_went_in(rows, idle_lanes, expected):
-    """It was full; its other rows were for idle lanes; or nothing more was waiting."""
-    batcher = Batcher(FakeModel().predict, BatchLimits(lanes=2, max_batch_rows=4))
+def test_a_batch_says_why_no_more_rows_went_in(rows, idle_slots, expected):
+    """It was full; its other rows were for idle slots; or nothing more was waiting."""
+    batcher = Batcher(FakeModel().predict, BatchLimits(slots=2, max_batch_rows=4))
     batcher.submit(drawings(*range(rows)))
-    batcher.take(idle_lanes).run()
-    assert batcher.counter.counts().closed == {"full": 0, "shared": 0, "empty": 0} | {expected: 1}
+    batcher.take(idle_slots).run()
+    assert batcher.statistics.counts().closed == {"full": 0, "shared": 0, "empty": 0} | {expected: 1}
 
 
 def test_each_request_is_counted_once_however_it_ends():
@@ -54,7 +54,7 @@ def test_each_request_is_counted_once_however_it_ends():
         model.error = None
         assert first_pixels(batcher.submit(drawings(9))) == [9]
     assert late.done()
-    counts = batcher.counter.counts()
+    counts = batcher.statistics.counts()
     assert (counts.success.count, counts.fail.count, counts.queue.total().count) == (3, 3, 3)
     assert (counts.rows, counts.broken_calls) == (8, 1)
     assert {rows: calls.count for rows, calls in counts.calls.items()} == {1: 2, 2: 3}

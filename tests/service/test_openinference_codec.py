@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
+from sketchbatch_service.api.openinference.codec import decode, encode, is_view, timeout_s, top_k
 from sketchbatch_service.errors import InvalidRequest
-from sketchbatch_service.openinference.codec import decode, encode, is_view, timeout_s, top_k
 
 LEVELS = np.resize(np.arange(256, dtype=np.uint8), (2, 28, 28))  # every grey level there is
 SHAPES = [(2, 28, 28), (2, 28, 28, 1), (2, 784)]

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from click.testing import CliRunner
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from sketchbatch_service.probe import main
+from sketchbatch_service.app.probe import main
 
 
 class HealthAlone:

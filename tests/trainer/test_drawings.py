@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sketchbatch_client.drawings.rasterize import rasterize
 from sketchbatch_client.errors import FileRefused
-from sketchbatch_trainer.drawings import Wanted, count_rows, write_bitmaps, write_labelled, write_source
-from sketchbatch_trainer.drawings import read_drawings as read_wanted
+from sketchbatch_trainer.dataset import Wanted, count_rows, write_bitmaps, write_labelled, write_source
+from sketchbatch_trainer.dataset import read_drawings as read_wanted
 from sketchbatch_trainer.errors import DrawingsRefused
 
 

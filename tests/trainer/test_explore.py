@@ -14,14 +14,14 @@ from sketchbatch_client.drawings.drawing import Drawing
 from sketchbatch_client.drawings.rasterize import rasterize
 from sketchbatch_client.drawings.readers import read_bitmaps
 from sketchbatch_client.errors import FileRefused
-from sketchbatch_client.evaluation.intervals import wilson
-from sketchbatch_trainer.drawings import write_bitmaps, write_source
+from sketchbatch_client.evaluation.stats.intervals import wilson
+from sketchbatch_trainer.dataset import write_bitmaps, write_source
 from sketchbatch_trainer.errors import DrawingsRefused
-from sketchbatch_trainer.explore.as_json import as_json
+from sketchbatch_trainer.explore.explore_json import as_json
+from sketchbatch_trainer.explore.explore_page import write_page
 from sketchbatch_trainer.explore.exploring import find_files, gather
 from sketchbatch_trainer.explore.figures import NEAR_EMPTY, Sample, differ, quantile
-from sketchbatch_trainer.explore.lookalikes import find_neighbours
-from sketchbatch_trainer.explore.page import write_page
+from sketchbatch_trainer.explore.similarity import find_neighbours
 from sketchbatch_trainer.explore.stroke_lines import TIME_COLOURS, plain, timed
 
 SIMPLE = [[[0, 255], [0, 0]], [[0, 0, 0], [0, 100, 255]]]  # two strokes, five points
@@ -319,7 +319,7 @@ def test_names_cannot_break_the_page(folder, tmp_path):
 
 def test_tensorflow_is_not_needed():
     """Looking at drawings starts in a second."""
-    command = "import sys, sketchbatch_trainer.explore.page, sketchbatch_trainer.explore.as_json"
+    command = "import sys, sketchbatch_trainer.explore.explore_page, sketchbatch_trainer.explore.explore_json"
     assert subprocess.run([sys.executable, "-c", f"{command}; sys.exit('tensorflow' in sys.modules)"]).returncode == 0
 
 

@@ -20,9 +20,9 @@ from sketchbatch_client.drawings.readers import labelled_files, source_of
 from sketchbatch_trainer.errors import BucketUnreachable, FetchFailed
 from sketchbatch_trainer.fetch.bucket import SOURCE, WholeNpy, cache_folder, known_classes, read_catalogue
 from sketchbatch_trainer.fetch.download import HEAD_BYTES, OVERLAP_BYTES, Patience
+from sketchbatch_trainer.fetch.fetch_request import Fetched, Order
 from sketchbatch_trainer.fetch.fetching import fetch, is_reachable
 from sketchbatch_trainer.fetch.formats import FORMATS
-from sketchbatch_trainer.fetch.order import Fetched, Order
 
 ROWS = 400
 DRAWINGS = np.random.default_rng(5).integers(0, 256, (ROWS, 784), np.uint8)

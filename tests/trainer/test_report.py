@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from sketchbatch_client.drawings.readers import read_bitmaps
-from sketchbatch_trainer.drawings import Wanted, read_drawings, write_bitmaps, write_source
+from sketchbatch_trainer.dataset import Wanted, read_drawings, write_bitmaps, write_source
 from sketchbatch_trainer.errors import RunIncomplete
-from sketchbatch_trainer.export.heldout import onnx_scores
+from sketchbatch_trainer.export.held_out import onnx_scores
 from sketchbatch_trainer.report.reporting import write_report
 from sketchbatch_trainer.run import Run, Variant
-from sketchbatch_trainer.sketches import LABELS, SOURCE, draw
+from sketchbatch_trainer.synthetic import LABELS, SOURCE, draw
 from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT
 
 pytestmark = [

@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from sketchbatch_trainer.drawings import Wanted, read_drawings, write_bitmaps, write_source
+from sketchbatch_trainer.dataset import Wanted, read_drawings, write_bitmaps, write_source
 from sketchbatch_trainer.errors import ExportRefused, RunIncomplete, RunRefused
 from sketchbatch_trainer.export import exporting
 from sketchbatch_trainer.export.exporting import compare, export
 from sketchbatch_trainer.run import Run
-from sketchbatch_trainer.sketches import SOURCE, draw
+from sketchbatch_trainer.synthetic import SOURCE, draw
 from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, with_network
 
 pytestmark = [
@@ -128,7 +128,7 @@ def test_ours_keeps_its_width_for_small_sides(compact):
 
 def test_rare_classes_count_more_as_the_recipe_says():
     """Weight = rows to the power of -balance, and the mean weight of a row is 1."""
-    from sketchbatch_trainer.train.fitting import class_weights
+    from sketchbatch_trainer.train.fit import class_weights
 
     class_index = np.repeat([0, 1, 2], [10, 40, 50])
     whole, none, half = (class_weights(class_index, balance) for balance in (1.0, 0.0, 0.5))
@@ -166,11 +166,11 @@ def test_a_killed_training_goes_on_to_the_same_weights(drawings, data, compact, 
     """SIGKILL in the middle; the same command again ends bit for bit where an unbroken run does, history too."""
     program = f"""
 import os, sys
-import sketchbatch_trainer.train.fitting as fitting
+import sketchbatch_trainer.train.fit as fitting
 import sketchbatch_trainer.train.training as training
 from dataclasses import replace
 from pathlib import Path
-from sketchbatch_trainer.drawings import Wanted, read_drawings
+from sketchbatch_trainer.dataset import Wanted, read_drawings
 from sketchbatch_trainer.train.recipes import COMPACT
 from sketchbatch_trainer.run import Run
 from sketchbatch_trainer.train.training import Job, train

@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx_models import LABELS, write_model
-from sketchbatch_service.artifact import read_artifact
-from sketchbatch_service.engine import Engine, open_session
+from sketchbatch_service.engines.cpu import Engine, open_session
+from sketchbatch_service.models.artifact import read_artifact
 from sketchbatch_trainer.errors import ExportRefused, RunIncomplete
-from sketchbatch_trainer.export.heldout import HeldOut
+from sketchbatch_trainer.export.held_out import HeldOut
 from sketchbatch_trainer.export.variants import compare, export_variant, lost_limit
 from sketchbatch_trainer.run import Run, Variant
-from sketchbatch_trainer.sketches import draw
+from sketchbatch_trainer.synthetic import draw
 from typer.testing import CliRunner
 
 pytestmark = [

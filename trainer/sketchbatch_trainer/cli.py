@@ -19,7 +19,7 @@ from .fetch.formats import FormatName
 from .run import Run, Variant
 
 if TYPE_CHECKING:
-    from .drawings import Drawings, Wanted
+    from .dataset import Drawings, Wanted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,9 +67,9 @@ def fetch(
     Whole .npy files are checked against their known SHA-256; one is about 115 MB, all 345 are 40 GB.
     """
     from .fetch.bucket import BUCKET, cache_folder, known_classes, read_catalogue
+    from .fetch.fetch_request import Fetched, Order
     from .fetch.fetching import fetch as fetch_all
     from .fetch.formats import FORMATS
-    from .fetch.order import Fetched, Order
     from .progress import console, download_bar
 
     order = Order(
@@ -102,9 +102,9 @@ def sketch(
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws others.")] = 0,
 ) -> None:
     """Draws synthetic bears, cats and dogs, for a machine without drawings and without a network."""
-    from .drawings import write_bitmaps, write_source
+    from .dataset import write_bitmaps, write_source
     from .progress import bar, console
-    from .sketches import LABELS, SOURCE, draw
+    from .synthetic import LABELS, SOURCE, draw
 
     write_source(folder, SOURCE)
     with bar() as shown:
@@ -130,9 +130,9 @@ def explore(
     ] = False,
 ) -> None:
     """Shows what drawings are like, before any training: an HTML page of counts, countries, times, look-alikes."""
-    from .explore.as_json import write_json
+    from .explore.explore_json import write_json
+    from .explore.explore_page import write_page
     from .explore.exploring import find_files, gather
-    from .explore.page import write_page
     from .fetch.bucket import cache_folder
     from .progress import bar, console, watching
 
@@ -187,7 +187,7 @@ def train(
 
     from sketchbatch_client.drawings.readers import labelled_files
 
-    from .drawings import Wanted
+    from .dataset import Wanted
     from .fetch.bucket import cache_folder
     from .progress import bar, console
     from .train.recipes import ARTICLE, NETWORKS, RECIPES, with_network
@@ -214,7 +214,7 @@ def train(
         f"{len(drawings.validation):,} to validate, {len(drawings.test):,} held out"
     )
     with _quiet_import():
-        from .train.epochs import EpochLines
+        from .train.epoch_lines import EpochLines
         from .train.training import Job, train
 
     job = Job(
@@ -318,7 +318,7 @@ def _quiet_import() -> Iterator[None]:
 
 def _read_drawings(wanted: "Wanted") -> "Drawings":
     """Opens and splits them, behind a bar: hashing tens of millions takes minutes."""
-    from .drawings import count_rows, read_drawings
+    from .dataset import count_rows, read_drawings
     from .progress import bar
 
     with bar() as shown:

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ..calls.retry import RetryPolicy
-from ..demo.answers import Answers
+from ..demo.classification_api import Answers
 from ..demo.server import PageServer
+from ..rpc.retries.retry_policy import RetryPolicy
 from .options import Connection, ModelName, ModelVersion, TimeoutS, connecting
 
 

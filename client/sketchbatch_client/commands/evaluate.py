@@ -9,14 +9,14 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
-from ..evaluation.answers import Served
-from ..evaluation.as_json import write_json
-from ..evaluation.drift import stored_rows
 from ..evaluation.evaluating import Comparison, Evaluation, common_labels, compare
 from ..evaluation.evaluating import evaluate as evaluate_model
+from ..evaluation.evaluation_json import write_json
+from ..evaluation.evaluation_page import write_page
 from ..evaluation.labelled import LabelledDrawings, open_labelled
-from ..evaluation.page import write_page
-from ..evaluation.pairing import spoken
+from ..evaluation.predictions import Served
+from ..evaluation.stats.drift import stored_rows
+from ..evaluation.stats.mcnemar import spoken
 from .options import Connection, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err, out
 from .progress import showing
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..scoring.job import rejects_beside
-from ..scoring.shards import merge as merge_shards
+from ..scoring.merge import merge as merge_shards
 from .options import Quiet, err
 from .score import SOME_REJECTED
 

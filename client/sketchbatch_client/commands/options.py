@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ..calls.client import Client
-from ..calls.credentials import Tls
-from ..calls.retry import RetryPolicy
+from ..rpc.client import Client
+from ..rpc.connections.credentials import Tls
+from ..rpc.retries.retry_policy import RetryPolicy
 
 out = Console(soft_wrap=True, markup=False)
 err = Console(stderr=True, soft_wrap=True, markup=False)

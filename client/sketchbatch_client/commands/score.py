@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 
 from ..atomic import room_for
-from ..calls.client import Client
+from ..rpc.client import Client
 from ..scoring.job import Order, Outcome, rejects_beside, stream_scores, write_scores
+from ..scoring.merge import path_of_shard
 from ..scoring.outputs import KINDS, kind_of
 from ..scoring.plan import ScoreOptions, Shard
-from ..scoring.shards import path_of_shard
 from .options import Connection, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err
 from .progress import Shown
 

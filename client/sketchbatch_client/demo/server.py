@@ -7,8 +7,8 @@ import traceback
 from functools import partial
 from socketserver import TCPServer, ThreadingMixIn
 
-from .answers import Answers
-from .exchange import Exchange, Site
+from .classification_api import Answers
+from .http_handler import Exchange, Site
 from .page import read_page
 
 

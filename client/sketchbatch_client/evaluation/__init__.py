@@ -7,11 +7,11 @@ with Client("localhost:50051") as client:
     print(evaluate(client, model, open_labelled(folder, model.labels)).figures)
 """
 
-from .answers import Served
-from .as_json import as_json, write_json
 from .evaluating import Comparison, Evaluation, common_labels, compare, evaluate
+from .evaluation_json import as_json, write_json
+from .evaluation_page import write_page
 from .labelled import LabelledDrawings, open_labelled
-from .page import write_page
+from .predictions import Served
 
 __all__ = [
     "Comparison",

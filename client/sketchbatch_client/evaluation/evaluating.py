@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..calls.classification import ModelInfo
-from ..calls.client import Client
 from ..errors import RequestRefused
-from .answers import Served, answers, answers_in_step
-from .calibration import Calibration
-from .drift import Drift, drift
-from .intervals import Measured, wilson, with_intervals
+from ..rpc.classification import ModelInfo
+from ..rpc.client import Client
+from .accumulator import Mistake, Tally
 from .labelled import LabelledDrawings, RecognizedFlags
-from .metrics import Confusion, Metrics, measure, measure_each
-from .pairing import Paired, count, pair
-from .tally import Mistake, Tally
+from .predictions import Served, answers, answers_in_step
+from .stats.calibration import Calibration
+from .stats.drift import Drift, drift
+from .stats.intervals import Measured, wilson, with_intervals
+from .stats.mcnemar import Paired, count, pair
+from .stats.metrics import Confusion, Metrics, measure, measure_each
 
 Progress = Callable[[int], object]
 """Called with the number of rows scored since the last call."""

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pages import data_url
-from .calibration import BINS, Calibration
-from .metrics import Confusion, confused_pairs
+from ..html_page import data_url
+from .stats.calibration import BINS, Calibration
+from .stats.metrics import Confusion, confused_pairs
 
 MOST_WRITTEN = 20
 """Classes in a confusion matrix with its counts written in; beyond it they would be too small to read."""

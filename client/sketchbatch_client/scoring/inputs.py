@@ -12,7 +12,7 @@ from ..drawings.npy import open_npz, read_bitmaps
 from ..drawings.readers import PICTURES, labelled_files
 from ..drawings.strokes import StrokeFile, is_web_page
 from ..errors import FileRefused
-from .parquet import ParquetSource
+from .parquet_source import ParquetSource
 from .sources import BitmapSource, PictureSource, Source, StrokeSource
 
 STDIN = "-"

@@ -18,16 +18,16 @@ from typing import BinaryIO, Protocol
 import pyarrow as pa
 
 from ..atomic import replacing, room_for
-from ..calls.classification import Classification, ModelInfo, joined
-from ..calls.client import Client
 from ..drawings.readers import Bitmaps
 from ..errors import FileRefused, JobRefused
+from ..rpc.classification import Classification, ModelInfo, joined
+from ..rpc.client import Client
+from .block_reader import Batch, Reading, digest_of
 from .inputs import find_sources
 from .manifest import Manifest, path_beside
 from .outputs import reject_line, schema, table, writing
 from .parts import Part, Parts, held
 from .plan import ALL, Input, Plan, ScoreOptions, Shard, difference, good_part_rows
-from .reading import Batch, Reading, digest_of
 from .sources import Source
 
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
-from ..calls.classification import Classification
 from ..errors import FileRefused
+from ..rpc.classification import Classification
+from .block_reader import Batch, Piece
 from .plan import Plan
-from .reading import Batch, Piece
 from .sources import Reject, Source
 
 KINDS = ("parquet", "csv", "jsonl", "npy")

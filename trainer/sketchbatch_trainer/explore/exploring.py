@@ -20,7 +20,7 @@ from sketchbatch_client.drawings.strokes import open_strokes
 
 from ..errors import DrawingsRefused
 from .figures import BITMAPS, NEAR_EMPTY, RAW, SIMPLIFIED, BitmapFigures, ClassFigures, Figures, StrokeFigures
-from .lookalikes import find_copies, find_neighbours
+from .similarity import find_copies, find_neighbours
 
 DRAWN = 1000
 """Most bitmaps of a class that are drawn here, where there is no .npy file of it."""

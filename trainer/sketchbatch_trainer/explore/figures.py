@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sketchbatch_client.drawings.drawing import Drawing
 from sketchbatch_client.drawings.readers import Bitmaps
 
-from .lookalikes import Copies, Neighbours
+from .similarity import Copies, Neighbours
 
 BITMAPS, SIMPLIFIED, RAW = "numpy_bitmap", "simplified", "raw"
 """The three kinds of file, named as Google's folders are."""

@@ -17,7 +17,7 @@ import tf2onnx
 from ..errors import ExportRefused
 from ..run import Run, Variant
 from ..train import networks  # noqa: F401 - registers the layers that a saved model may hold
-from .heldout import Scores, onnx_scores, read_held_out, save_described
+from .held_out import Scores, onnx_scores, read_held_out, save_described
 
 OPSET = 18
 """The highest that tf2onnx 1.17 writes."""

@@ -13,7 +13,7 @@ from sketchbatch_client.drawings.readers import Bitmaps, read_bitmaps
 from ..errors import ExportRefused
 from ..run import Run, Variant
 from .float16 import rounded_as_float16, to_float16
-from .heldout import HeldOut, Scores, onnx_scores, read_held_out, save_described
+from .held_out import HeldOut, Scores, onnx_scores, read_held_out, save_described
 from .int8 import to_int8
 
 FLOAT16_TOLERANCE = 1e-2

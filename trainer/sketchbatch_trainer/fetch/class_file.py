@@ -16,8 +16,8 @@ from sketchbatch_client.errors import FileRefused
 
 from ..errors import FetchFailed
 from .download import Downloader, Remote
+from .fetch_request import Fetched, Order
 from .formats import NPY, Beginning, NotDrawings, state_rows
-from .order import Fetched, Order
 
 
 class ClassFile:

@@ -13,13 +13,13 @@ from pathlib import Path
 from sketchbatch_client.drawings.readers import SOURCE_NOTE, read_bitmaps
 from sketchbatch_client.errors import FileRefused
 
-from ..drawings import write_source
+from ..dataset import write_source
 from ..errors import BucketUnreachable, FetchFailed
 from .bucket import BUCKET, SOURCE
 from .class_file import ClassFile
 from .download import Downloader, Patience, Shared, Stopped
+from .fetch_request import Fetched, Order
 from .formats import FORMATS, NPY
-from .order import Fetched, Order
 
 _LEAVE_WITHIN_S = 0.2  # of each thread; one that waits for a silent server is left behind: it is a daemon
 

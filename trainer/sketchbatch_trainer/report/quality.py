@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sketchbatch_client.evaluation.calibration import Calibration, calibrate
-from sketchbatch_client.evaluation.intervals import Measured, with_intervals
-from sketchbatch_client.evaluation.metrics import Confusion, confuse
+from sketchbatch_client.evaluation.stats.calibration import Calibration, calibrate
+from sketchbatch_client.evaluation.stats.intervals import Measured, with_intervals
+from sketchbatch_client.evaluation.stats.metrics import Confusion, confuse
 
-from ..export.heldout import Scores
+from ..export.held_out import Scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,7 @@ class Quality:
 
     rows: int
     metrics: dict[str, Measured]
-    """The five, by name (`sketchbatch_client.evaluation.metrics.Metrics`)."""
+    """The five, by name (`sketchbatch_client.evaluation.stats.metrics.Metrics`)."""
     top_3: float
     """Share of rows whose label is among the three best scores."""
     reliability: Calibration

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from sketchbatch_client.evaluation.metrics import TITLES, measure_each
-from sketchbatch_client.pages import write_page
+from sketchbatch_client.evaluation.stats.metrics import TITLES, measure_each
+from sketchbatch_client.html_page import write_page
 
-from ..export.heldout import HeldOut, Scores, onnx_scores, read_held_out
+from ..export.held_out import HeldOut, Scores, onnx_scores, read_held_out
 from ..run import Run, Variant
-from . import cost, plots
+from . import cost, report_plots
 from .quality import Quality, judge
 
 _SHOWN = 24  # drawings in each gallery
@@ -85,8 +85,8 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
         model=_described(first),
         cards=[(*TITLES[name], first.quality.metrics[name]) for name in TITLES],
         metric_names={name: title for name, (title, _) in TITLES.items()},
-        curves=plots.learning_curves(_read_history(first.run), _kept_epoch(first)),
-        reliability=plots.reliability(first.quality.reliability),
+        curves=report_plots.learning_curves(_read_history(first.run), _kept_epoch(first)),
+        reliability=report_plots.reliability(first.quality.reliability),
         confusion=_confusion(first),
         classes=_classes(first),
         lines=_lines(judged),
@@ -197,11 +197,11 @@ def _classes(judged: _Judged) -> list[dict[str, Any]]:
 def _confusion(judged: _Judged) -> str:
     """The matrix, of the classes most often taken for one another where there are many."""
     labels, confusion = judged.config["labels"], judged.quality.confusion
-    if len(labels) > plots.MOST_WRITTEN:
+    if len(labels) > report_plots.MOST_WRITTEN:
         wrong = confusion - np.diag(np.diagonal(confusion))
-        worst = np.sort(np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)))[: plots.MOST_WRITTEN])
+        worst = np.sort(np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)))[: report_plots.MOST_WRITTEN])
         labels, confusion = [labels[index] for index in worst], confusion[np.ix_(worst, worst)]
-    return plots.confusion_matrix(confusion, labels)
+    return report_plots.confusion_matrix(confusion, labels)
 
 
 def _galleries(judged: _Judged) -> dict[str, Any]:
@@ -217,8 +217,8 @@ def _galleries(judged: _Judged) -> dict[str, Any]:
     bitmaps = judged.held_out.bitmaps
     return {
         "wrong_count": len(wrong),
-        "wrong": plots.gallery(bitmaps[wrong[:_SHOWN]], said_wrong, plots.WRONG) if len(wrong) else "",
-        "right": plots.gallery(bitmaps[spread], said_right, plots.RIGHT) if len(right) else "",
+        "wrong": report_plots.gallery(bitmaps[wrong[:_SHOWN]], said_wrong, report_plots.WRONG) if len(wrong) else "",
+        "right": report_plots.gallery(bitmaps[spread], said_right, report_plots.RIGHT) if len(right) else "",
     }
 
 

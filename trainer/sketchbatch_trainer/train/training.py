@@ -14,10 +14,10 @@ import tensorflow as tf
 from sketchbatch_client.atomic import replacing
 from sketchbatch_client.drawings.readers import Bitmaps
 
-from ..drawings import Drawings, Rows, write_bitmaps, write_labelled
+from ..dataset import Drawings, Rows, write_bitmaps, write_labelled
 from ..errors import RunRefused
 from ..run import Run
-from .fitting import Epoch, Fit, Lesson
+from .fit import Epoch, Fit, Lesson
 from .networks import build, start_from
 from .recipes import Recipe
 

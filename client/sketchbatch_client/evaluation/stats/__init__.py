@@ -1,0 +1,1 @@
+"""Statistics of an evaluation: metrics, intervals, calibration, McNemar's test and drift."""

@@ -1,0 +1,1 @@
+"""gRPC servicers: the classifier, the Open Inference Protocol and health."""

@@ -1,0 +1,201 @@
+"""Turns the tensors of the Open Inference Protocol into bitmaps, and scores into tensors.
+
+An answer has the form of its request: raw bytes, or numbers one by one. Only raw UINT8 comes in without a copy.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sketchbatch.openinference.v2 import open_inference_pb2 as pb
+
+from ...arrays import ROW_BYTES, ROW_SHAPE, Bitmaps, Scores
+from ...errors import InvalidRequest
+from ..classifier.codec import best
+
+INPUT = "bitmaps"
+OUTPUT = "scores"
+
+_Tensor = pb.ModelInferRequest.InferInputTensor
+_Output = pb.ModelInferRequest.InferRequestedOutputTensor
+
+_DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
+_ROW_SHAPES = (list(ROW_SHAPE), [*ROW_SHAPE, 1], [ROW_BYTES])
+_SHARED_MEMORY = "shared_memory_region"
+
+
+def is_raw(request: pb.ModelInferRequest) -> bool:
+    """True when the tensors come as bytes, and so go."""
+    return bool(request.raw_input_contents)
+
+
+def is_view(request: pb.ModelInferRequest) -> bool:
+    """True when decoding makes no copy."""
+    return is_raw(request) and all(tensor.datatype == "UINT8" for tensor in request.inputs)
+
+
+def claimed_rows(request: pb.ModelInferRequest) -> int:
+    """Most rows that any tensor says it has; `decode` refuses what it has not, before any work."""
+    return max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=0)
+
+
+def timeout_s(request: pb.ModelInferRequest) -> float:
+    """Seconds that the request may wait by its own `timeout` (microseconds; 0 = no limit); infinite without one."""
+    parameter = request.parameters["timeout"] if "timeout" in request.parameters else pb.InferParameter()
+    timeout_us = parameter.int64_param or parameter.uint64_param
+    return timeout_us / 1e6 if timeout_us > 0 else math.inf
+
+
+def decode(request: pb.ModelInferRequest, *, max_rows: int) -> Bitmaps:
+    """The request's one input as uint8, (rows, 28, 28); FP32 is rounded to the nearest of 256 grey levels.
+
+    Raises:
+        InvalidRequest: It is not one tensor `bitmaps` of a type, shape, size and range that is taken.
+    """
+    tensor = _only_input(request)
+    rows = _rows(tensor, max_rows)
+    values = _raw_values(request, tensor, rows) if is_raw(request) else _typed_values(tensor, rows)
+    bitmaps = values if values.dtype == np.uint8 else _grey_levels(values)
+    return bitmaps.reshape(rows, *ROW_SHAPE)
+
+
+def _only_input(request: pb.ModelInferRequest) -> _Tensor:
+    names = [tensor.name for tensor in request.inputs]
+    if names != [INPUT]:
+        raise InvalidRequest(field="inputs", expected=f"one tensor, {INPUT}", got=_listed(names))
+    tensor = request.inputs[0]
+    _refuse_shared_memory(tensor, "inputs[0]")
+    if tensor.datatype not in _DTYPES:
+        raise InvalidRequest(
+            field="inputs[0].datatype", expected="UINT8 (0 to 255) or FP32 (0 to 1)", got=repr(tensor.datatype[:100])
+        )
+    return tensor
+
+
+def _rows(tensor: _Tensor, max_rows: int) -> int:
+    rows, *row_shape = tensor.shape or [0]
+    if row_shape not in _ROW_SHAPES:
+        raise InvalidRequest(
+            field="inputs[0].shape",
+            expected="[rows, 28, 28], [rows, 28, 28, 1] or [rows, 784]",
+            got=str(list(tensor.shape[:10])),
+        )
+    if not 1 <= rows <= max_rows:
+        raise InvalidRequest(field="inputs[0].shape", expected=f"1..{max_rows} rows", got=f"{rows} rows")
+    return rows
+
+
+def _raw_values(request: pb.ModelInferRequest, tensor: _Tensor, rows: int) -> NDArray[Any]:
+    dtype = _DTYPES[tensor.datatype]
+    if len(request.raw_input_contents) != 1:
+        raise InvalidRequest(
+            field="raw_input_contents", expected="one for each input, 1", got=str(len(request.raw_input_contents))
+        )
+    if tensor.HasField("contents"):
+        raise InvalidRequest(field="inputs[0].contents", expected="empty beside raw_input_contents", got="both")
+    payload = request.raw_input_contents[0]
+    _check_size("raw_input_contents[0]", "bytes", len(payload), tensor, rows * ROW_BYTES * dtype.itemsize)
+    return np.frombuffer(payload, dtype)
+
+
+def _typed_values(tensor: _Tensor, rows: int) -> NDArray[Any]:
+    contents = tensor.contents
+    if tensor.datatype == "FP32":
+        _check_size("inputs[0].contents.fp32_contents", "values", len(contents.fp32_contents), tensor, rows * ROW_BYTES)
+        return np.array(contents.fp32_contents, np.float32)
+    if contents.bytes_contents:
+        payload = b"".join(contents.bytes_contents)
+        _check_size("inputs[0].contents.bytes_contents", "bytes", len(payload), tensor, rows * ROW_BYTES)
+        return np.frombuffer(payload, np.uint8)
+    numbers = contents.uint_contents or contents.int_contents
+    _check_size("inputs[0].contents.uint_contents", "values", len(numbers), tensor, rows * ROW_BYTES)
+    values = np.array(numbers, np.int64)
+    if values.min() < 0 or values.max() > 255:
+        wrong = next(value for value in values if not 0 <= value <= 255)
+        raise InvalidRequest(field="inputs[0].contents", expected="0..255 for UINT8", got=str(wrong))
+    return values.astype(np.uint8)
+
+
+def _check_size(field: str, unit: str, got: int, tensor: _Tensor, expected: int) -> None:
+    if got != expected:
+        raise InvalidRequest(
+            field=field,
+            expected=f"{expected} {unit} ({tensor.datatype} {list(tensor.shape)})",
+            got=f"{got} {unit}",
+        )
+
+
+def _grey_levels(ink: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """0 to 1 as 0 to 255, rounded; n / 255 gives n."""
+    low, high = ink.min(), ink.max()  # a NaN among them makes both NaN
+    if not (low >= 0 and high <= 1):
+        wrong = next(value for value in (low, high) if not 0 <= value <= 1)
+        raise InvalidRequest(
+            field=INPUT, expected="0 to 1 for FP32 (0 = paper, 1 = ink; divide grey levels by 255)", got=f"{wrong:g}"
+        )
+    scaled: NDArray[np.float32] = ink * np.float32(255)
+    return np.rint(scaled, out=scaled).astype(np.uint8)
+
+
+def top_k(request: pb.ModelInferRequest, *, classes: int) -> int:
+    """How many of the best classes are asked for; 0 = the scores of all, also when no output is named.
+
+    Raises:
+        InvalidRequest: The output is not `scores`, or its classification not 1 to `classes`.
+    """
+    names = [output.name for output in request.outputs]
+    if names not in ([], [OUTPUT]):
+        raise InvalidRequest(field="outputs", expected=f"{OUTPUT}, or none", got=_listed(names))
+    if not names:
+        return 0
+    output = request.outputs[0]
+    _refuse_shared_memory(output, "outputs[0]")
+    if "classification" not in output.parameters:
+        return 0
+    parameter = output.parameters["classification"]
+    chosen = parameter.WhichOneof("parameter_choice")
+    count: int | None = getattr(parameter, chosen) if chosen in ("int64_param", "uint64_param") else None
+    if count is None or not 1 <= count <= classes:
+        raise InvalidRequest(
+            field="outputs[0].parameters[classification]",
+            expected=f"an integer, 1..{classes}",
+            got="another type" if count is None else str(count),
+        )
+    return count
+
+
+def _refuse_shared_memory(tensor: _Tensor | _Output, field: str) -> None:
+    if _SHARED_MEMORY in tensor.parameters:
+        raise InvalidRequest(field=f"{field}.parameters", expected="without shared memory", got=_SHARED_MEMORY)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return repr([name[:100] for name in names[:10]]) if names else "none"
+
+
+def encode(scores: Scores, top_k: int, labels: Sequence[str], response: pb.ModelInferResponse, *, as_raw: bool) -> None:
+    """Adds the output to `response`: the scores, or the best `top_k` classes of each row."""
+    output = response.outputs.add(name=OUTPUT, datatype="BYTES" if top_k else "FP32")
+    output.shape.extend([len(scores), top_k or scores.shape[1]])
+    if top_k:
+        texts = _classification(scores, top_k, labels)
+        if as_raw:
+            response.raw_output_contents.append(b"".join(len(text).to_bytes(4, "little") + text for text in texts))
+        else:
+            output.contents.bytes_contents.extend(texts)
+    elif as_raw:
+        response.raw_output_contents.append(scores.astype("<f4", copy=False).tobytes())
+    else:
+        output.contents.fp32_contents.extend(scores.ravel().tolist())
+
+
+def _classification(scores: Scores, top_k: int, labels: Sequence[str]) -> list[bytes]:
+    """SCORE:INDEX:LABEL for each row and place, rows x top_k."""
+    places = best(scores, top_k)  # (rows, top_k)
+    values = np.take_along_axis(scores, places, axis=1)
+    return [
+        f"{value:f}:{place}:{labels[place]}".encode()
+        for value, place in zip(values.ravel().tolist(), places.ravel().tolist(), strict=True)
+    ]

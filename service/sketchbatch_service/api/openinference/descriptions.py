@@ -1,0 +1,93 @@
+"""Describes models in the words of the Open Inference Protocol and of Triton's extensions to it."""
+
+import json
+import re
+
+from sketchbatch.openinference.v2 import open_inference_pb2 as pb
+
+from ...arrays import ROW_SHAPE
+from ...batching.statistics import Counts, Duration
+from ...models.registry import RefusedFile, ServedModel
+from .codec import INPUT, OUTPUT
+
+_PLATFORM = "onnxruntime_onnx"
+_BACKEND = "onnxruntime"
+_PATH = re.compile(r"[^\s'\"]*/[^\s'\"]*")
+
+
+def metadata(model: ServedModel, versions: list[str]) -> pb.ModelMetadataResponse:
+    """The model's tensors; `versions` are all those of its name."""
+    tensor = pb.ModelMetadataResponse.TensorMetadata
+    return pb.ModelMetadataResponse(
+        name=model.name,
+        versions=versions,
+        platform=_PLATFORM,
+        inputs=[tensor(name=INPUT, datatype="UINT8", shape=[-1, *ROW_SHAPE])],
+        outputs=[tensor(name=OUTPUT, datatype="FP32", shape=[-1, len(model.artifact.labels)])],
+    )
+
+
+def config(model: ServedModel, *, max_request_rows: int) -> pb.ModelConfig:
+    """The model as Triton would configure it."""
+    return pb.ModelConfig(
+        name=model.name,
+        platform=_PLATFORM,
+        backend=_BACKEND,
+        max_batch_size=max_request_rows,
+        input=[pb.ModelInput(name=INPUT, data_type=pb.TYPE_UINT8, dims=ROW_SHAPE)],
+        output=[pb.ModelOutput(name=OUTPUT, data_type=pb.TYPE_FP32, dims=[len(model.artifact.labels)])],
+        dynamic_batching=pb.ModelDynamicBatching(),
+        model_transaction_policy=pb.ModelTransactionPolicy(decoupled=False),
+        parameters={name: pb.ModelParameter(string_value=text) for name, text in _parameters(model).items() if text},
+    )
+
+
+def _parameters(model: ServedModel) -> dict[str, str]:
+    return {
+        "labels": json.dumps(model.artifact.labels, ensure_ascii=False),
+        "bitmaps": "UINT8, 0 = paper, 255 = ink; or FP32, 0 = paper, 1 = ink; [N,28,28], [N,28,28,1] or [N,784]",
+        "provider": model.provider,
+        "digest": model.artifact.digest,
+        "created": model.artifact.created,
+        "licence": model.artifact.licence,
+    }
+
+
+def refusal(refused: RefusedFile) -> str:
+    """Why a file is not served; of where it lies nothing is said."""
+    path = str(refused.file.path)
+    return "refused: " + _PATH.sub("...", refused.cause.removeprefix(f"{path}: ").replace(path, "..."))
+
+
+def statistics(model: ServedModel) -> pb.ModelStatistics:
+    """The model's counts since the service started."""
+    counts = model.batcher.statistics.counts()
+    return pb.ModelStatistics(
+        name=model.name,
+        version=model.version,
+        last_inference=round(counts.last_answer_at * 1000),
+        inference_count=counts.rows,
+        execution_count=sum(calls.count for calls in counts.calls.values()),
+        inference_stats=_inference_statistics(counts),
+        batch_stats=[
+            pb.InferBatchStatistics(batch_size=rows, compute_infer=_duration(calls))
+            for rows, calls in sorted(counts.calls.items())
+        ],
+    )
+
+
+def _inference_statistics(counts: Counts) -> pb.InferStatistics:
+    """All parts of an answered request are counted alike: perf_analyzer refuses figures where they are not."""
+    answered = counts.success.count
+    return pb.InferStatistics(
+        success=_duration(counts.success),
+        fail=_duration(counts.fail),
+        queue=_duration(counts.queue.total()),
+        compute_input=_duration(Duration(answered, counts.decoding_s)),
+        compute_infer=_duration(counts.inference),
+        compute_output=_duration(Duration(answered, counts.encoding.seconds)),
+    )
+
+
+def _duration(duration: Duration) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=duration.count, ns=round(duration.seconds * 1e9))

@@ -1,0 +1,1 @@
+"""Model execution with ONNX Runtime on CPU and CUDA."""

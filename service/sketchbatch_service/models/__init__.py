@@ -1,0 +1,1 @@
+"""Model files: found, loaded, checked and replaced while the service runs."""

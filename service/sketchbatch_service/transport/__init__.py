@@ -1,0 +1,1 @@
+"""The gRPC server, its calls, status codes, TLS and tokens."""

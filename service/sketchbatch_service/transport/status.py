@@ -1,0 +1,67 @@
+"""Translates the service's errors into gRPC statuses: the one table at the edge."""
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2, message
+from google.rpc import error_details_pb2, status_pb2
+
+from ..errors import (
+    DeadlinePassed,
+    InferenceFailed,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    ShuttingDown,
+)
+
+_CODES: dict[type[Exception], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ShuttingDown: grpc.StatusCode.UNAVAILABLE,
+    DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
+    InferenceFailed: grpc.StatusCode.INTERNAL,
+}
+
+
+def code_of(error: Exception) -> grpc.StatusCode:
+    """The status of `error`; INTERNAL for anything the table does not know."""
+    return _CODES.get(type(error), grpc.StatusCode.INTERNAL)
+
+
+def to_status(error: Exception, request_id: str) -> status_pb2.Status:
+    """The google.rpc.Status of `error`; an INTERNAL one tells the request id only, the cause is for our log."""
+    code = code_of(error)
+    is_ours = code is grpc.StatusCode.INTERNAL
+    text = f"internal error, request id {request_id[:200]}" if is_ours else str(error)
+    return status_pb2.Status(code=code.value[0], message=text, details=[_packed(d) for d in _details(error)])
+
+
+def to_trailers(error: Exception, status: status_pb2.Status) -> tuple[tuple[str, str | bytes], ...]:
+    """The trailing metadata that carries the details, and the pushback that gRPC clients obey."""
+    trailers: list[tuple[str, str | bytes]] = []
+    if status.details:
+        trailers.append(("grpc-status-details-bin", status.SerializeToString()))
+    if isinstance(error, Overloaded):
+        trailers.append(("grpc-retry-pushback-ms", str(_retry_ms(error))))
+    return tuple(trailers)
+
+
+def _details(error: Exception) -> list[message.Message]:
+    if isinstance(error, InvalidRequest):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=str(error))
+        return [error_details_pb2.BadRequest(field_violations=[violation])]
+    if isinstance(error, Overloaded):
+        seconds, ms = divmod(_retry_ms(error), 1000)
+        delay = duration_pb2.Duration(seconds=seconds, nanos=ms * 1_000_000)
+        return [error_details_pb2.RetryInfo(retry_delay=delay)]
+    return []
+
+
+def _retry_ms(error: Overloaded) -> int:
+    return max(1, round(error.retry_after_s * 1000))
+
+
+def _packed(detail: message.Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed

@@ -1,0 +1,188 @@
+"""Loading model files: what fits, what is refused, and which one a request means."""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto
+from onnx_models import LABELS, write_model
+from sketchbatch_service.app import server
+from sketchbatch_service.app.worker import Worker
+from sketchbatch_service.engines.cpu import CPU, Engine, available_cpus, open_session
+from sketchbatch_service.engines.cuda_device import Device
+from sketchbatch_service.errors import ModelNotFound, ModelRefused, ProviderMissing
+from sketchbatch_service.models.loader import LoadOptions, load_models
+from sketchbatch_service.settings import Settings
+
+
+def test_a_fitting_file_says_who_it_is(tmp_path):
+    """Name, version, metrics and the rest come from metadata_props; labels are the only ones needed."""
+    described = {
+        "sketchbatch.name": "farm",
+        "sketchbatch.version": "7",
+        "sketchbatch.created": "2026-11-22T00:00:00+00:00",
+        "sketchbatch.metrics": json.dumps({"accuracy": 0.5}),
+        "sketchbatch.licence": "CC0",
+    }
+    model = load_models(write_model(tmp_path / "m.onnx", metadata=described), LoadOptions()).get("", "")
+    assert (model.name, model.version, model.provider) == ("farm", "7", CPU)
+    assert model.artifact.labels == LABELS
+    assert model.artifact.metrics == {"accuracy": 0.5}
+    assert (model.artifact.licence, len(model.artifact.digest)) == ("CC0", 64)
+
+
+def test_a_persons_own_file_needs_only_labels(tmp_path):
+    """The name falls back to the file's, the version to 1."""
+    model = load_models(write_model(tmp_path / "mine.onnx"), LoadOptions()).get("", "")
+    assert (model.name, model.version, model.artifact.metrics) == ("mine", "1", {})
+
+
+@pytest.mark.parametrize(
+    ("unfit", "message"),
+    [
+        ({"input_name": "image"}, r"input must be bitmaps: uint8 \(N, 28, 28\), got image: uint8 \(N, 28, 28\)"),
+        ({"input_type": TensorProto.FLOAT}, r"got bitmaps: float32 \(N, 28, 28\)"),
+        ({"input_shape": ("n", 28, 28, 1)}, r"got bitmaps: uint8 \(N, 28, 28, 1\)"),
+        ({"input_shape": (8, 28, 28)}, r"got bitmaps: uint8 \(8, 28, 28\)"),
+        ({"output_name": "probabilities"}, r"output scores: float32 \(N, classes\), got probabilities: float32"),
+        ({"labels": None}, "labels must be a JSON list of 3 different class names in metadata_props, got none"),
+        ({"labels": ["ant", "bee"]}, "3 different class names .*, got 2"),
+        ({"labels": ["ant", "ant", "bee"]}, r"got \['ant', 'ant', 'bee'\]"),
+        ({"labels": []}, r"3 different class names .*, got \[\]"),
+        ({"open_classes": True, "labels": ["ant", "bee"]}, r"scores of 1 rows must be \(1, 2\), got \(1, 3\)"),
+        ({"labels": "ant, bee"}, "labels must be JSON, got 'ant, bee'"),
+        ({"labels": {"ant": 0}}, "labels must be a JSON list, got"),
+        ({"metadata": {"sketchbatch.metrics": "good"}}, "metrics must be JSON, got 'good'"),
+        ({"metadata": {"sketchbatch.metrics": "[" * 100_000}}, "metrics must be JSON, got"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path, unfit, message):
+    """The error says which part, what was expected and what came."""
+    path = write_model(tmp_path / "odd.onnx", **unfit)
+    with pytest.raises(ModelRefused, match=message) as caught:
+        load_models(path, LoadOptions())
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    """Missing, empty of models, or not ONNX: one line each, with the path."""
+    with pytest.raises(ModelRefused, match="no such model file"):
+        load_models(tmp_path / "none.onnx", LoadOptions())
+    with pytest.raises(ModelRefused, match=r"NAME/VERSION/model\.onnx"):
+        load_models(tmp_path, LoadOptions())
+    (tmp_path / "page.onnx").write_text("<!doctype html>")
+    with pytest.raises(ModelRefused, match=r"page\.onnx: not a model that ONNX Runtime can load"):
+        load_models(tmp_path / "page.onnx", LoadOptions())
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "{folder}/weights", "../weights", "link"])
+def test_a_file_that_wants_weights_from_elsewhere_is_refused(tmp_path, place):
+    """A model must not read what the service can read: not by an absolute path, nor upwards, nor by a link."""
+    (tmp_path / "weights").write_bytes(bytes(784 * 3 * 4))
+    path = write_model(tmp_path / "models" / "m.onnx")
+    (path.parent / "link").symlink_to(tmp_path / "weights")
+    model = onnx.load(path)
+    weights = next(tensor for tensor in model.graph.initializer if tensor.name == "weights")
+    weights.ClearField("raw_data")
+    weights.data_location = TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=place.format(folder=tmp_path))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelRefused, match=r"m\.onnx: not a model that ONNX Runtime can load: .*External data path"):
+        load_models(path, LoadOptions())
+
+
+def test_a_file_with_operators_of_its_own_is_refused(tmp_path):
+    """Their code would have to be loaded from a library; none ever is."""
+    path = write_model(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.graph.node[0].domain = "com.example"
+    model.opset_import.add(domain="com.example", version=1)
+    onnx.save(model, path)
+    with pytest.raises(ModelRefused, match=r"com\.example"):
+        load_models(path, LoadOptions())
+
+
+def test_a_repository_serves_every_version_and_the_newest_by_default(tmp_path):
+    """Folders give name and version; version 10 is newer than 9; other folders are passed over."""
+    for name, version in (("farm", "9"), ("farm", "10"), ("zoo", "1"), ("zoo", "draft")):
+        write_model(tmp_path / name / version / "model.onnx", metadata={"sketchbatch.name": "other"})
+    models = load_models(tmp_path, LoadOptions(default_model="zoo"))
+    assert [(m.name, m.version) for m in models] == [("zoo", "1"), ("farm", "10"), ("farm", "9")]
+    assert models.get("", "").name == "zoo"
+    assert models.get("farm", "").version == "10"
+    assert models.get("farm", "9").version == "9"
+    assert models.versions("farm") == ["10", "9"]
+    with pytest.raises(
+        ModelNotFound, match=r"'farm' version '8'; there are: zoo \(version 1\); farm \(version 10, 9\)"
+    ):
+        models.get("farm", "8")
+    with pytest.raises(ModelRefused, match="no model 'pond' to be the default"):
+        load_models(tmp_path, LoadOptions(default_model="pond"))
+
+
+def test_auto_takes_the_cpu_where_there_is_no_gpu(tiny_model):
+    """The same file, without a flag, runs anywhere, also with a build for CUDA where there is no GPU."""
+    with suppress(ProviderMissing):
+        pytest.skip(f"there is one: {Device.cuda()}")
+    assert load_models(tiny_model, LoadOptions(provider="auto")).get("", "").provider == CPU
+
+
+@pytest.mark.parametrize("has_spare_cpus", [True, False])
+def test_requests_are_taken_in_beside_quick_calls_where_a_cpu_is_left_for_it(tiny_model, has_spare_cpus):
+    """And not on the CPU that the call needs."""
+    model = load_models(tiny_model, LoadOptions(provider="cpu", threads=1, has_spare_cpus=has_spare_cpus)).get("", "")
+    assert model.polls_while_saturated is has_spare_cpus
+
+
+@pytest.mark.parametrize(
+    ("threads", "workers", "slots", "has_spare"),
+    [(0, 1, 4, False), (0, 3, 1, True), (0, 2, 2, False), (1, 1, 1, True), (2, 2, 2, False), (8, 1, 8, False)],
+)
+def test_a_cpu_is_left_where_all_workers_together_use_fewer(monkeypatch, threads, workers, slots, has_spare):
+    """Of four."""
+    monkeypatch.setattr(server, "available_cpus", lambda: 4)
+    settings = Settings(model=Path("models"), threads=threads, workers=workers)
+    options = server._load_options(settings, Worker(count=workers))
+    assert (options.threads, options.has_spare_cpus) == (slots, has_spare)
+
+
+def test_scores_are_onnx_runtimes_own(tiny_model, noise):
+    """The engine adds and loses nothing."""
+    engine = Engine(open_session(tiny_model), classes=3, max_batch_rows=8)
+    expected = ort.InferenceSession(tiny_model, providers=[CPU]).run(["scores"], {"bitmaps": noise(5)})[0]
+    assert np.array_equal(engine.predict(noise(5)), expected)
+
+
+def test_a_model_that_breaks_in_warm_up_is_refused(tmp_path):
+    """A graph that loads but cannot run is found before SERVING."""
+    path = write_model(tmp_path / "wide.onnx", flat_width=785)
+    with pytest.raises(ModelRefused, match="breaks on 1 rows"):
+        load_models(path, LoadOptions())
+
+
+def test_threads_follow_what_the_process_may_use():
+    """At least one CPU, and no more than the machine has."""
+    assert 1 <= available_cpus() <= os.cpu_count()
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({}, None),
+    ],
+)
+def test_threads_follow_a_containers_limit(tmp_path, files, cpus):
+    """By the quota of its cgroup, in either version; None = as many as without a limit."""
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    assert available_cpus(tmp_path) == (cpus or len(os.sched_getaffinity(0)))
