@@ -71,7 +71,7 @@ def main() -> None:
 def read(path: Path | None, digest: str) -> dict[str, Any]:
     """What was measured already on the same drawings with the same versions, or the frame of it."""
     frame = {
-        "command": "make bench-ablations",
+        "command": "python -m benchmarks ablations",
         "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0))},
         "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")},
         "data_digest": digest,

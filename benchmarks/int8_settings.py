@@ -91,7 +91,7 @@ def write(run: Run, measured: dict[str, dict[str, Any]], repeats: int) -> None:
     now = datetime.now(UTC)
     results = {
         "date": now.isoformat(timespec="seconds"),
-        "command": "make bench-int8",
+        "command": "python -m benchmarks int8-settings",
         "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0)), "vnni": has_vnni()},
         "versions": {"python": platform.python_version(), "onnxruntime": ort.__version__},
         "model": describe(run.onnx),

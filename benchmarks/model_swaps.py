@@ -1,4 +1,4 @@
-"""Measures what loading a new version does to requests: `make bench-swaps`.
+"""Measures what loading a new version does to requests: `python -m benchmarks model-swaps`.
 
 One-row requests to models/bear-cat-dog, one and eight at a time, while its file is replaced again and again by one with
 another word in its description. A request counts as "loading" if it overlaps a load, by the log's times, and as
@@ -52,7 +52,7 @@ def main() -> None:
                 measured.append(measure(nice, in_flight, asked.seconds))
                 print(json.dumps(measured[-1]), flush=True)
     summary = [summarized(measured, nice, in_flight) for in_flight in IN_FLIGHT for nice in NICE]
-    record = {**describe_machine(), "command": "make bench-swaps", "summary": summary, "rounds": measured}
+    record = {**describe_machine(), "command": "python -m benchmarks model-swaps", "summary": summary, "rounds": measured}
     path = HERE / "results" / f"{record['date'][:10]}-swaps.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(summary, indent=1))

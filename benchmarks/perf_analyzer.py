@@ -86,7 +86,7 @@ def write(found: dict[str, dict[str, float]]) -> None:
     now = datetime.now(UTC)
     results = {
         "date": now.isoformat(timespec="seconds"),
-        "command": "make bench-perf-analyzer",
+        "command": "python -m benchmarks perf-analyzer",
         "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0))},
         "versions": {
             "python": platform.python_version(),

@@ -162,7 +162,7 @@ def write(results: dict[str, Figures], repeats: int) -> None:
     now = datetime.now(UTC)
     record = {
         "date": now.isoformat(timespec="seconds"),
-        "command": "make bench-rasterize DATA=../shared/data/quickdraw",
+        "command": "python -m benchmarks rasterize DATA=../shared/data/quickdraw",
         "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0)), "load": round(os.getloadavg()[0], 1)},
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "backend": backend()}
         | cairocffi_version(),

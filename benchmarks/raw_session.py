@@ -83,7 +83,7 @@ def write(rows_per_s: dict[str, list[int]], repeats: int) -> None:
     now = datetime.now(UTC)
     results = {
         "date": now.isoformat(timespec="seconds"),
-        "command": "make bench-raw",
+        "command": "python -m benchmarks raw-session",
         "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0))},
         "versions": {"python": platform.python_version(), "onnxruntime": ort.__version__},
         "model": MODEL.relative_to(HERE.parent).as_posix(),

@@ -1,4 +1,4 @@
-"""Scores a million drawings with the command, beside the bulk workload of `make bench`: `make bench-scoring`.
+"""Scores a million drawings with the command, beside the bulk workload of `make bench`: `python -m benchmarks scoring`.
 
 In turn, several times: 1024-row requests, four in flight, by plain stubs; then `sketchbatch score` on a file of real
 drawings, to a new Parquet file. Both ask one service of the small model, where the client costs most. Afterwards every
@@ -54,7 +54,7 @@ def main() -> None:
         check(output, model, read_bitmaps(million))
     record = {
         **describe_machine(),
-        "command": "make bench-scoring",
+        "command": "python -m benchmarks scoring",
         "model": describe_model(model),
         "drawings": source,
         "bulk": f"{BULK.rows} rows x {BULK.in_flight} in flight, plain stubs",

@@ -1,4 +1,4 @@
-"""Watches the memory, threads and files of our service under load for some minutes: `make bench-steady`.
+"""Watches the memory, threads and files of our service under load for some minutes: `python -m benchmarks steady`.
 
 A saturating bulk job of 1024 rows x 4 with one-row requests beside it, on the small model, where requests come fastest.
 Writes benchmarks/results/DATE-steady.json with a sample every few seconds.
@@ -40,7 +40,7 @@ def main() -> None:
     settled = [sample for sample in samples if sample["after_s"] >= min(SETTLED_S, asked.minutes * 30)]
     record = {
         **describe_machine(),
-        "command": f"make bench-steady MINUTES={asked.minutes:g}",
+        "command": f"python -m benchmarks steady MINUTES={asked.minutes:g}",
         "model": describe_model(model),
         "drawings": source,
         "workload": str(WORKLOADS["mix"]),

@@ -87,7 +87,7 @@ def write(models: list[Path], repeats: list[dict[tuple[Path, int], dict[str, lis
     now = datetime.now(UTC)
     results = {
         "date": now.isoformat(timespec="seconds"),
-        "command": "make bench-variants",
+        "command": "python -m benchmarks variants",
         "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0)), "vnni": has_vnni()},
         "versions": {"python": platform.python_version(), "onnxruntime": ort.__version__},
         "models": [describe(path) for path in models],

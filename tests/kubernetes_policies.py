@@ -1,7 +1,7 @@
-"""What rendered manifests must keep to, beyond what Kubernetes' schemas and checkov know: our own policies.
+"""Check rendered manifests against our own policies, beyond Kubernetes' schemas and checkov.
 
-Each policy takes the manifests of one rendering and yields a line for each violation. They compare with the service
-itself: its settings as it would read them, the names that its health knows.
+Each policy takes the manifests of one rendering and yields a line per violation. The policies compare manifests with
+the service itself: with the settings that it would read and with the service names that its health check knows.
 """
 
 import re
@@ -19,8 +19,15 @@ from sketchbatch_service.settings import Settings
 
 Manifest = dict[str, Any]
 
-PROBED = {"startupProbe": ("", SERVICE, wire.SERVICE), "readinessProbe": ("", SERVICE, wire.SERVICE)}
-PROBED["livenessProbe"] = (LIVENESS,)  # health of models must start no process again
+CLASSIFIER = SERVICE.full_name
+
+MODEL_HEALTH = ("", CLASSIFIER, wire.SERVICE)
+PROBED = {
+    "startupProbe": MODEL_HEALTH,
+    "readinessProbe": MODEL_HEALTH,
+    "livenessProbe": (LIVENESS,),  # a failing model must not restart the process
+}
+"""The service names that each probe may check."""
 
 ROUTE = {
     "apiVersion": {},
@@ -32,17 +39,17 @@ ROUTE = {
         "rules": {"matches": {"method": {"service": {}}}, "backendRefs": {"name": {}, "port": {}}},
     },
 }
-"""The fields of a GRPCRoute that we use: no schema of the Gateway API is to be had offline."""
+"""The fields of a GRPCRoute that we use. No schema of the Gateway API is available offline."""
 
 
 def violations(manifests: list[Manifest]) -> list[str]:
-    """Everything in `manifests` that must not be."""
+    """Return a line per violation of any policy in `manifests`."""
     policies = (restricted, sealed, mounted, configured, probed, in_time, connected, scaled, routed, sharded)
     return [f"{policy.__name__}: {line}" for policy in policies for line in policy(manifests)]
 
 
 def restricted(manifests: list[Manifest]) -> Iterator[str]:
-    """Every container as Pod Security's "restricted" wants it, and with a read-only root."""
+    """Require Pod Security's "restricted" level and a read-only root file system of each container."""
     for name, pod in _pods(manifests):
         own = pod.get("securityContext", {})
         for container in _containers(pod):
@@ -56,18 +63,20 @@ def restricted(manifests: list[Manifest]) -> Iterator[str]:
             if not both.get("runAsUser"):
                 yield f"{where}: runAsUser must be a number, not 0"
             if mine.get("capabilities") != {"drop": ["ALL"]}:
-                yield f"{where}: capabilities must be dropped, all, and none added"
+                yield f"{where}: capabilities must be {{'drop': ['ALL']}}, got {mine.get('capabilities')}"
             if both.get("seccompProfile") != {"type": "RuntimeDefault"}:
                 yield f"{where}: seccompProfile must be RuntimeDefault"
             if mine.get("privileged"):
-                yield f"{where}: privileged"
+                yield f"{where}: privileged must not be set"
 
 
 def sealed(manifests: list[Manifest]) -> Iterator[str]:
-    """Nothing of the node, of the cluster, and no more memory than was asked for."""
+    """Forbid access to the node and to the cluster's API, and require equal memory request and limit."""
     for name, pod in _pods(manifests):
-        yield from (f"{name}: {field}" for field in ("hostNetwork", "hostPID", "hostIPC") if pod.get(field))
-        yield from (f"{name}: hostPath" for volume in pod.get("volumes", []) if "hostPath" in volume)
+        for field in ("hostNetwork", "hostPID", "hostIPC"):
+            if pod.get(field):
+                yield f"{name}: {field} must not be set"
+        yield from (f"{name}: volumes must not use hostPath" for each in pod.get("volumes", []) if "hostPath" in each)
         for field in ("automountServiceAccountToken", "enableServiceLinks"):
             if pod.get(field) is not False:
                 yield f"{name}: {field} must be false"
@@ -75,23 +84,25 @@ def sealed(manifests: list[Manifest]) -> Iterator[str]:
             asked = container.get("resources", {})
             memory = [asked.get(kind, {}).get("memory") for kind in ("requests", "limits")]
             if None in memory or memory[0] != memory[1] or "cpu" not in asked["requests"]:
-                yield f"{name}/{container['name']}: wants a CPU request, and the same memory as request and limit"
+                yield f"{name}/{container['name']}: must have a CPU request and equal memory request and limit"
 
 
 def mounted(manifests: list[Manifest]) -> Iterator[str]:
-    """What is mounted is there, and can be replaced."""
+    """Require that pods mount exactly the volumes that they declare, and none by subPath."""
     for name, pod in _pods(manifests):
         volumes = {volume["name"] for volume in pod.get("volumes", [])}
         mounts = [mount for container in _containers(pod) for mount in container.get("volumeMounts", [])]
         if {mount["name"] for mount in mounts} != volumes:
             yield f"{name}: mounts {sorted({mount['name'] for mount in mounts})}, has volumes {sorted(volumes)}"
-        yield from (f"{name}: subPath is never replaced" for mount in mounts if "subPath" in mount)
+        yield from (
+            f"{name}: subPath must not be used: its file is never updated" for each in mounts if "subPath" in each
+        )
 
 
 def configured(manifests: list[Manifest]) -> Iterator[str]:
-    """The service takes its settings, knows each, and finds the ports and files that they name."""
+    """Require that the service accepts its settings and finds the ports and files that they name."""
     for pod, container, environment in _services(manifests):
-        yield from (f"{key} is no setting" for key in environment if key not in _variables())
+        yield from (f"{key} is not a setting of the service" for key in environment if key not in _variables())
         settings = _settings(environment)
         if isinstance(settings, str):
             yield settings
@@ -99,9 +110,9 @@ def configured(manifests: list[Manifest]) -> Iterator[str]:
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         named = {"grpc": settings.address, "probe": settings.probe_address, "metrics": settings.metrics_address}
         if ports != {name: _port(address) for name, address in named.items()}:
-            yield f"containerPorts {ports}, and the settings say {named}"
+            yield f"containerPorts must be those of the settings {named}, got {ports}"
         volumes = {mount["mountPath"]: mount.get("readOnly") for mount in container.get("volumeMounts", [])}
-        yield from (f"{path} is mounted for writing" for path, is_read_only in volumes.items() if not is_read_only)
+        yield from (f"{path} must be mounted read-only" for path, is_read_only in volumes.items() if not is_read_only)
         offered = {
             f"/{mount['name']}/{item['path']}"
             for mount in container.get("volumeMounts", [])
@@ -110,65 +121,65 @@ def configured(manifests: list[Manifest]) -> Iterator[str]:
             for item in source["secret"]["items"]
         }
         files = (settings.tls_cert, settings.tls_key, settings.tls_client_ca, settings.token_file)
-        yield from (f"{file} is in no Secret" for file in files if file and str(file) not in offered)
+        yield from (f"{file} must come from a Secret" for file in files if file and str(file) not in offered)
 
 
 def probed(manifests: list[Manifest]) -> Iterator[str]:
-    """Probes ask the port for probes, by gRPC, for a name that there is and that means what it should."""
+    """Require that each probe checks the probe port by gRPC, with a service name that fits its purpose."""
     for _, container, environment in _services(manifests):
         port = _port(environment.get("SKETCHBATCH_PROBE_ADDRESS", ""))
         for probe, names in PROBED.items():
             asked = container.get(probe, {}).get("grpc", {})
             if asked.get("port") != port:
-                yield f"{probe} must ask port {port} by gRPC, asks {asked.get('port')}"
+                yield f"{probe} must check port {port} by gRPC, got {asked.get('port')}"
             if asked.get("service", "") not in names:
-                yield f"{probe} must ask for one of {names}, asks for {asked.get('service', '')!r}"
+                yield f"{probe} must check one of the services {names}, got {asked.get('service', '')!r}"
 
 
 def in_time(manifests: list[Manifest]) -> Iterator[str]:
-    """A pod is not killed before the service has ended by itself."""
+    """Require a grace period that lets the service end by itself."""
     for pod, container, environment in _services(manifests):
         settings = _settings(environment)
         if isinstance(settings, str):
-            continue  # `configured` says so
+            continue  # `configured` reports it
         before = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         needed = before + settings.lame_duck_s + settings.drain_s + LATE_S
         if not pod["terminationGracePeriodSeconds"] > needed:
-            yield f"terminationGracePeriodSeconds must be above {needed}, is {pod['terminationGracePeriodSeconds']}"
+            yield f"terminationGracePeriodSeconds must be above {needed}, got {pod['terminationGracePeriodSeconds']}"
 
 
 def connected(manifests: list[Manifest]) -> Iterator[str]:
-    """Services, policies and budgets select pods that there are, and ports that these have; nobody gets to probes."""
+    """Require that Services, policies and budgets select our pods and existing ports, and never the probe port."""
     for pod, container, _ in _services(manifests):
         labels = next(m for m in manifests if m["kind"] == "Deployment")["spec"]["template"]["metadata"]["labels"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         for service in _of("Service", manifests):
             for port in service["spec"]["ports"]:
                 if (port["targetPort"], port["port"]) != ("grpc", ports["grpc"]):
-                    yield f"Service {service['metadata']['name']}: {port['port']} to {port['targetPort']}"
+                    yield f"Service {service['metadata']['name']} must lead from {ports['grpc']} to grpc, got {port}"
         selectors = [m["spec"]["selector"] for m in _of("Service", manifests)]
         selectors += [m["spec"]["selector"]["matchLabels"] for m in _of("PodDisruptionBudget", manifests)]
         selectors += [m["spec"]["podSelector"]["matchLabels"] for m in _of("NetworkPolicy", manifests)]
         selectors += [s["labelSelector"]["matchLabels"] for s in pod["topologySpreadConstraints"]]
-        yield from (f"{each} selects no pod of ours" for each in selectors if not each.items() <= labels.items())
+        yield from (f"{each} selects none of our pods" for each in selectors if not each.items() <= labels.items())
         if len(selectors) != 6:
-            yield "wants two Services, a PodDisruptionBudget, a NetworkPolicy and spread over nodes and zones"
+            yield "there must be two Services, a PodDisruptionBudget, a NetworkPolicy and spread over nodes and zones"
         for policy in _of("NetworkPolicy", manifests):
-            let_in = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
-            if let_in != {ports["grpc"], ports["metrics"]}:
-                yield f"NetworkPolicy lets into {sorted(let_in)}, the pod has {ports}"
+            allowed = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
+            if allowed != {ports["grpc"], ports["metrics"]}:
+                yield f"NetworkPolicy must allow the ports grpc and metrics of {ports}, got {sorted(allowed)}"
             if not all(rule.get("from") for rule in policy["spec"]["ingress"]):
-                yield "NetworkPolicy lets everybody in"
+                yield "each ingress rule of a NetworkPolicy must name its sources"
 
 
 def scaled(manifests: list[Manifest]) -> Iterator[str]:
-    """Replicas come from the autoscaler, and one always answers, whatever leaves."""
+    """Require that only the autoscaler sets replicas, and that one replica is always left."""
     for deployment in _of("Deployment", manifests):
         if "replicas" in deployment["spec"]:
-            yield "an apply would set back the autoscaler's replicas"
+            yield "replicas must not be set: each apply would undo the autoscaler's number"
         scalers = [m["spec"] for m in _of("HorizontalPodAutoscaler", manifests)]
         if [each["scaleTargetRef"]["name"] for each in scalers] != [deployment["metadata"]["name"]]:
-            yield "wants one autoscaler, of this Deployment"
+            yield "there must be one autoscaler, for this Deployment"
             continue
         update = deployment["spec"]["strategy"]["rollingUpdate"]
         leaving = [
@@ -176,11 +187,11 @@ def scaled(manifests: list[Manifest]) -> Iterator[str]:
             *(m["spec"]["maxUnavailable"] for m in _of("PodDisruptionBudget", manifests)),
         ]
         if not max(leaving) < scalers[0]["minReplicas"]:
-            yield f"{max(leaving)} of {scalers[0]['minReplicas']} replicas may leave at once"
+            yield f"fewer than {scalers[0]['minReplicas']} replicas may stop at once, got {max(leaving)}"
 
 
 def routed(manifests: list[Manifest]) -> Iterator[str]:
-    """A GRPCRoute has fields that there are, and leads to services that there are."""
+    """Require known fields in a GRPCRoute, and existing Services and gRPC services behind it."""
     ports = {m["metadata"]["name"]: [port["port"] for port in m["spec"]["ports"]] for m in _of("Service", manifests)}
     for route in _of("GRPCRoute", manifests):
         yield from (f"unknown field {path}" for path in _unknown(route, ROUTE, "GRPCRoute"))
@@ -189,23 +200,23 @@ def routed(manifests: list[Manifest]) -> Iterator[str]:
                 if backend["port"] not in ports.get(backend["name"], []):
                     yield f"no Service {backend['name']}:{backend['port']}"
             for match in rule.get("matches", []):
-                if match["method"]["service"] not in (SERVICE, wire.SERVICE, HEALTH):
+                if match["method"]["service"] not in (CLASSIFIER, wire.SERVICE, HEALTH):
                     yield f"no gRPC service {match['method']['service']}"
 
 
 def sharded(manifests: list[Manifest]) -> Iterator[str]:
-    """An Indexed Job has as many shares as `--shard` says, and tries each by itself."""
+    """Require that an Indexed Job has as many indexes as `--shard` names, and retries each by itself."""
     for job in (m["spec"] for m in _of("Job", manifests) if m["spec"].get("completionMode") == "Indexed"):
         arguments = job["template"]["spec"]["containers"][0]["args"]
         if f"--shard=/{job['completions']}" not in arguments:
-            yield f"{job['completions']} completions, and {arguments}"
+            yield f"--shard must name {job['completions']} shares, got {arguments}"
         if not job.get("backoffLimitPerIndex") or job["template"]["spec"]["restartPolicy"] != "Never":
-            yield "wants retries of each index"
+            yield "an Indexed Job must have backoffLimitPerIndex and restartPolicy Never"
         codes = [
             code for rule in job["podFailurePolicy"]["rules"] for code in rule.get("onExitCodes", {}).get("values", [])
         ]
         if codes != [2]:
-            yield f"only a misspelt command (2) fails the job at once, got {codes}"
+            yield f"only exit code 2, an invalid command, may fail the whole job, got {codes}"
 
 
 def _of(kind: str, manifests: list[Manifest]) -> list[Manifest]:
@@ -213,7 +224,7 @@ def _of(kind: str, manifests: list[Manifest]) -> list[Manifest]:
 
 
 def _pods(manifests: list[Manifest]) -> list[tuple[str, Manifest]]:
-    """Name and specification of each pod, whatever makes it."""
+    """Return name and specification of each pod of Deployments, Jobs and bare Pods."""
     owners = _of("Deployment", manifests) + _of("Job", manifests)
     pods = [(m["metadata"]["name"], m["spec"]["template"]["spec"]) for m in owners]
     return pods + [(m["metadata"]["name"], m["spec"]) for m in _of("Pod", manifests)]
@@ -224,7 +235,7 @@ def _containers(pod: Manifest) -> list[Manifest]:
 
 
 def _services(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest, dict[str, str]]]:
-    """Pod, container and environment of each service."""
+    """Yield pod, container and environment of each Deployment."""
     maps = {m["metadata"]["name"]: m["data"] for m in _of("ConfigMap", manifests)}
     for deployment in _of("Deployment", manifests):
         pod = deployment["spec"]["template"]["spec"]
@@ -236,15 +247,15 @@ def _services(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest, d
 
 
 def _variables() -> set[str]:
-    """Every variable that the service reads."""
+    """Return every environment variable that the service reads."""
     return {parameter.envvar for parameter in _reader([]).params}
 
 
 def _settings(environment: dict[str, str]) -> Settings | str:
-    """The settings as the service would read them, or what it would say instead of starting."""
+    """Return the settings that the service would read, or its error message."""
     read: list[Settings] = []
-    said = CliRunner().invoke(_reader(read), [], env=environment)
-    return read[0] if read else said.output.strip().splitlines()[-1]
+    result = CliRunner().invoke(_reader(read), [], env=environment)
+    return read[0] if read else result.output.strip().splitlines()[-1]
 
 
 def _reader(read: list[Settings]) -> click.Command:

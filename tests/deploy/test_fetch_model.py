@@ -1,4 +1,4 @@
-"""The init container's script keeps a model of the right digest, and nothing else."""
+"""The init container's script stores a model with the expected digest and no other file."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ DIGEST = hashlib.sha256(b"a model").hexdigest()
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """The address of a web server that has one model."""
+    """Serve one model over HTTP; the fixture is the server's address."""
     folder = tmp_path_factory.mktemp("store")
     (folder / "model.onnx").write_bytes(b"a model")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
@@ -28,7 +28,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def fetch(root, tmp_path):
-    """Runs the script as the container would, with no variable of ours; what it said, and the folder after it."""
+    """Return a function that runs the script as the container does; it returns the process and the stored files."""
 
     def run(url: str, digest: str = DIGEST) -> tuple[subprocess.CompletedProcess, list[str]]:
         path = tmp_path / "bear" / "1" / "model.onnx"
@@ -41,15 +41,15 @@ def fetch(root, tmp_path):
 
 
 @pytest.mark.parametrize("digest", [DIGEST, DIGEST.upper()])
-def test_a_model_of_the_right_digest_is_there(store, fetch, digest):
-    """Whole, under its name, and again over what an earlier start has left."""
+def test_a_model_with_the_expected_digest_is_stored(store, fetch, digest):
+    """Whole, under its name, also over the file of an earlier start."""
     for _ in range(2):
         finished, files = fetch(f"{store}/model.onnx", digest)
         assert (finished.returncode, files) == (0, ["model.onnx"]), finished.stderr
 
 
 @pytest.mark.parametrize(
-    ("url", "digest", "said"),
+    ("url", "digest", "message"),
     [
         ("{store}/model.onnx", "0" * 64, f"expected SHA-256 {'0' * 64}, got {DIGEST}"),
         ("{store}/missing.onnx", DIGEST, "HTTP Error 404"),
@@ -57,18 +57,18 @@ def test_a_model_of_the_right_digest_is_there(store, fetch, digest):
         ("file:///etc/hostname", DIGEST, "MODEL_URL must be https://"),
     ],
 )
-def test_anything_else_is_one_line_and_no_file(store, fetch, url, digest, said):
-    """So the pod does not start, and its log says why."""
+def test_any_other_download_fails_with_one_line_and_no_file(store, fetch, url, digest, message):
+    """The pod does not start, and its log has the reason."""
     finished, files = fetch(url.format(store=store), digest)
     assert finished.returncode == 1
     assert finished.stderr.startswith("fetch_model: ")
-    assert said in finished.stderr
+    assert message in finished.stderr
     assert len(finished.stderr.splitlines()) == 1
     assert files == []
 
 
 def test_the_example_names_the_digest_of_the_model_that_ships(root):
-    """A copy of models/bear-cat-dog put behind the address works as it is."""
+    """A copy of models/bear-cat-dog at the example's address passes the check."""
     kustomization = yaml.safe_load((root / SCRIPT).with_name("kustomization.yaml").read_text())
     shipped = hashlib.sha256((root / "models/bear-cat-dog/1/model.onnx").read_bytes()).hexdigest()
     assert f"sha256={shipped}" in kustomization["configMapGenerator"][0]["literals"]

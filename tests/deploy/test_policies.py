@@ -1,4 +1,4 @@
-"""The manifests of deploy/, as kustomize renders them: strict schemas, checkov, our policies, and what each refuses."""
+"""Check the rendered manifests of deploy/ with strict schemas, checkov and our policies, and check each check."""
 
 import copy
 import json
@@ -18,19 +18,19 @@ pytestmark = [pytest.mark.k8s, pytest.mark.timeout(180)]
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / ".tools" / "k8s" / "bin"
 RENDERED = sorted(str(path.parent.relative_to(ROOT)) for path in ROOT.glob("deploy/[ob]*/*/kustomization.yaml"))
-"""Overlays, and bulk jobs with their files."""
+"""Folders of the overlays and of the bulk jobs."""
 VERSIONS = ["1.29.0", "1.33.0", "1.37.0"]
-"""The oldest that has retries of each index without a feature gate, and the newest of which there are schemas."""
+"""From the oldest with backoffLimitPerIndex enabled by default to the newest with published schemas."""
 
 
 def run(*command: object, text: str | None = None) -> subprocess.CompletedProcess:
-    """Runs it, whatever comes of it."""
+    """Run a command, whatever its exit status."""
     return subprocess.run(list(map(str, command)), input=text, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 @pytest.fixture(scope="session")
 def render() -> Callable[[str], list[Manifest]]:
-    """The manifests of a folder, each folder rendered once; a copy, to be changed."""
+    """Return a function that renders a folder once and returns a copy of its manifests."""
     kubectl = os.environ.get("KUBECTL") or TOOLS / "kubectl"
     known: dict[str, list[Manifest]] = {}
 
@@ -38,7 +38,7 @@ def render() -> Callable[[str], list[Manifest]]:
         if folder not in known:
             finished = run(kubectl, "kustomize", folder)
             assert finished.returncode == 0, finished.stderr
-            assert not finished.stderr, finished.stderr  # what is deprecated
+            assert not finished.stderr, finished.stderr  # deprecation warnings
             known[folder] = list(yaml.safe_load_all(finished.stdout))
         return copy.deepcopy(known[folder])
 
@@ -46,33 +46,33 @@ def render() -> Callable[[str], list[Manifest]]:
 
 
 def validated(manifests: list[Manifest], version: str, folder: Path) -> subprocess.CompletedProcess:
-    """What Kubernetes' own schemas say, strictly; of the Gateway API's GRPCRoute our policies know the fields."""
+    """Validate against Kubernetes' schemas, strictly; `routed` checks GRPCRoute, which these schemas lack."""
     file = folder / "manifests.yaml"
     file.write_text(yaml.safe_dump_all([m for m in manifests if m["kind"] != "GRPCRoute"]))
     return run(TOOLS / "kubernetes-validate", "--strict", "-k", version, file)
 
 
-def test_there_is_all_that_is_promised():
-    """The overlays that docs/operations.md names, and what bulk jobs need."""
+def test_every_documented_folder_is_rendered():
+    """The overlays and bulk jobs that docs/operations.md names exist."""
     names = {Path(folder).name for folder in RENDERED}
     assert names == {"cpu", "cpu-pvc", "cpu-fetch", "gpu", "gpu-mig", "tls", "gateway", "files", "score", "merge"}
 
 
 @pytest.mark.parametrize("folder", RENDERED)
 def test_no_manifest_breaks_a_policy(render, folder):
-    """Ours."""
+    """Each rendering keeps every policy of kubernetes_policies.py."""
     assert violations(render(folder)) == []
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_manifest_fits_the_schema(render, tmp_path, version):
-    """Strictly: fields that there are not are errors."""
+    """In strict mode, so that an unknown field is an error."""
     finished = validated([manifest for folder in RENDERED for manifest in render(folder)], version, tmp_path)
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 def test_checkov_finds_nothing(render, tmp_path):
-    """But for what deploy/checkov.yaml leaves out, with reasons."""
+    """Except for the checks that deploy/checkov.yaml skips, with reasons."""
     report = checked([manifest for folder in RENDERED for manifest in render(folder)], tmp_path)
     assert report["summary"]["passed"] > 500
     assert [
@@ -81,18 +81,18 @@ def test_checkov_finds_nothing(render, tmp_path):
 
 
 def checked(manifests: list[Manifest], folder: Path) -> dict:
-    """Checkov's report."""
+    """Return checkov's report on the manifests."""
     for number, manifest in enumerate(manifests):
         (folder / f"{number}.yaml").write_text(yaml.safe_dump(manifest))
     finished = run(TOOLS / "checkov", "--config-file", ROOT / "deploy" / "checkov.yaml", "--directory", folder)
     return json.loads(finished.stdout)
 
 
-# Each: what is done to a rendering, and the policy that must notice.
+# Each case: the policy that must report a violation, the overlay, and the change that causes the violation.
 
 
 def pod(manifests: list[Manifest]) -> Manifest:
-    """The first pod's specification."""
+    """Return the specification of the first pod."""
     owner = next(m for m in manifests if m["kind"] in ("Deployment", "Job", "Pod"))["spec"]
     return owner["template"]["spec"] if "template" in owner else owner
 
@@ -132,88 +132,120 @@ WRONG = {
         lambda m: container(m)["securityContext"].update(readOnlyRootFilesystem=False),
     ),
     "a job is root": ("restricted", "score", lambda m: pod(m)["securityContext"].update(runAsUser=0)),
-    "a capability is added": (
+    "a capability is added to a container": (
         "restricted",
         "gpu",
         lambda m: container(m)["securityContext"]["capabilities"].update(add=["NET_RAW"]),
     ),
-    "no seccomp": ("restricted", "merge", lambda m: pod(m)["securityContext"].pop("seccompProfile")),
-    "privileges may grow": (
+    "there is no seccomp profile": ("restricted", "merge", lambda m: pod(m)["securityContext"].pop("seccompProfile")),
+    "privilege escalation is allowed": (
         "restricted",
         "tls",
         lambda m: container(m)["securityContext"].pop("allowPrivilegeEscalation"),
     ),
-    "a token": ("sealed", "cpu", lambda m: pod(m).pop("automountServiceAccountToken")),
-    "links": ("sealed", "score", lambda m: pod(m).pop("enableServiceLinks")),
-    "the node's network": ("sealed", "cpu", lambda m: pod(m).update(hostNetwork=True)),
-    "a folder of the node": (
+    "a token is mounted": ("sealed", "cpu", lambda m: pod(m).pop("automountServiceAccountToken")),
+    "service links are enabled": ("sealed", "score", lambda m: pod(m).pop("enableServiceLinks")),
+    "a pod uses the node's network": ("sealed", "cpu", lambda m: pod(m).update(hostNetwork=True)),
+    "a pod mounts a folder of the node": (
         "sealed",
         "merge",
         lambda m: pod(m)["volumes"][1].update(hostPath={"path": "/tmp"}),
     ),
-    "no memory limit": ("sealed", "merge", lambda m: container(m)["resources"].pop("limits")),
+    "there is no memory limit": ("sealed", "merge", lambda m: container(m)["resources"].pop("limits")),
     "a volume is misspelt": ("mounted", "cpu-pvc", lambda m: container(m)["volumeMounts"][0].update(name="modles")),
-    "a secret by subPath": ("mounted", "tls", lambda m: container(m)["volumeMounts"][0].update(subPath="tls.crt")),
+    "a secret is mounted by subPath": (
+        "mounted",
+        "tls",
+        lambda m: container(m)["volumeMounts"][0].update(subPath="tls.crt"),
+    ),
     "a setting is misspelt": ("configured", "cpu", lambda m: settings(m).update(SKETCHBATCH_DRAIN="30")),
     "a setting has a bad value": ("configured", "cpu", lambda m: settings(m).update(SKETCHBATCH_PROVIDER="gpu")),
-    "the port that Kubernetes injects": ("configured", "cpu", lambda m: settings(m).update(SKETCHBATCH_PORT="50051")),
-    "another port in the settings": (
+    "a variable that Kubernetes injects is a setting": (
+        "configured",
+        "cpu",
+        lambda m: settings(m).update(SKETCHBATCH_PORT="50051"),
+    ),
+    "the settings name another port": (
         "configured",
         "cpu",
         lambda m: settings(m).update(SKETCHBATCH_ADDRESS="0.0.0.0:8001"),
     ),
-    "another port in the pod": ("configured", "cpu", lambda m: container(m)["ports"][2].update(containerPort=9091)),
-    "models may be written": ("configured", "cpu-pvc", lambda m: container(m)["volumeMounts"][0].pop("readOnly")),
-    "a key that no Secret has": (
+    "the pod names another port": ("configured", "cpu", lambda m: container(m)["ports"][2].update(containerPort=9091)),
+    "the models are mounted for writing": (
+        "configured",
+        "cpu-pvc",
+        lambda m: container(m)["volumeMounts"][0].pop("readOnly"),
+    ),
+    "a TLS key is in no Secret": (
         "configured",
         "tls",
         lambda m: settings(m).update(SKETCHBATCH_TLS_KEY="/credentials/key"),
     ),
-    "half of TLS": ("configured", "tls", lambda m: settings(m).pop("SKETCHBATCH_TLS_KEY")),
-    "a probe's service name is wrong": (
+    "a TLS certificate has no key": ("configured", "tls", lambda m: settings(m).pop("SKETCHBATCH_TLS_KEY")),
+    "a probe's service name is misspelt": (
         "probed",
         "cpu",
         lambda m: container(m)["readinessProbe"]["grpc"].update(service="sketchbatch.v1.Classifier"),
     ),
-    "liveness asks for the models": (
+    "liveness checks the models": (
         "probed",
         "gpu",
         lambda m: container(m)["livenessProbe"]["grpc"].update(service="sketchbatch.v1.ClassifierService"),
     ),
-    "readiness asks for the process": (
+    "readiness checks the process only": (
         "probed",
         "gpu",
         lambda m: container(m)["readinessProbe"]["grpc"].update(service="liveness"),
     ),
-    "a probe asks the port behind TLS": (
+    "a probe checks the port behind TLS": (
         "probed",
         "tls",
         lambda m: container(m)["startupProbe"]["grpc"].update(port=50051),
     ),
-    "no readiness": ("probed", "cpu", lambda m: container(m).pop("readinessProbe")),
-    "killed while it drains": ("in_time", "cpu", lambda m: pod(m).update(terminationGracePeriodSeconds=45)),
-    "drains for longer": ("in_time", "cpu", lambda m: settings(m).update(SKETCHBATCH_DRAIN_S="60")),
-    "a Service of another port": ("connected", "cpu", lambda m: spec("Service", m)["ports"][0].update(port=8001)),
-    "a Service leads to probes": (
+    "there is no readiness probe": ("probed", "cpu", lambda m: container(m).pop("readinessProbe")),
+    "the grace period ends during the drain": (
+        "in_time",
+        "cpu",
+        lambda m: pod(m).update(terminationGracePeriodSeconds=45),
+    ),
+    "the drain takes longer than the grace period": (
+        "in_time",
+        "cpu",
+        lambda m: settings(m).update(SKETCHBATCH_DRAIN_S="60"),
+    ),
+    "a Service has another port": ("connected", "cpu", lambda m: spec("Service", m)["ports"][0].update(port=8001)),
+    "a Service leads to the probe port": (
         "connected",
         "tls",
         lambda m: spec("Service", m)["ports"][0].update(targetPort="probe"),
     ),
-    "a Service selects nobody": ("connected", "cpu", lambda m: spec("Service", m)["selector"].update(tier="front")),
-    "probes are let in to": (
+    "a Service selects no pod": ("connected", "cpu", lambda m: spec("Service", m)["selector"].update(tier="front")),
+    "a NetworkPolicy allows the probe port": (
         "connected",
         "tls",
         lambda m: spec("NetworkPolicy", m)["ingress"][0]["ports"].append({"port": 50052, "protocol": "TCP"}),
     ),
-    "everybody is let in": ("connected", "cpu", lambda m: spec("NetworkPolicy", m)["ingress"][0].pop("from")),
-    "no budget": (
+    "a NetworkPolicy allows every source": (
+        "connected",
+        "cpu",
+        lambda m: spec("NetworkPolicy", m)["ingress"][0].pop("from"),
+    ),
+    "there is no disruption budget": (
         "connected",
         "cpu",
         lambda m: m.remove(first("PodDisruptionBudget", m)),
     ),
-    "no spread": ("connected", "cpu", lambda m: pod(m)["topologySpreadConstraints"].clear()),
-    "replicas beside an autoscaler": ("scaled", "cpu", lambda m: spec("Deployment", m).update(replicas=2)),
-    "all replicas leave at once": ("scaled", "gpu", lambda m: spec("HorizontalPodAutoscaler", m).update(minReplicas=1)),
+    "replicas are not spread": ("connected", "cpu", lambda m: pod(m)["topologySpreadConstraints"].clear()),
+    "replicas are set although there is an autoscaler": (
+        "scaled",
+        "cpu",
+        lambda m: spec("Deployment", m).update(replicas=2),
+    ),
+    "all replicas may stop at once": (
+        "scaled",
+        "gpu",
+        lambda m: spec("HorizontalPodAutoscaler", m).update(minReplicas=1),
+    ),
     "the autoscaler's target is misspelt": (
         "scaled",
         "cpu",
@@ -224,18 +256,18 @@ WRONG = {
         "gateway",
         lambda m: spec("GRPCRoute", m)["rules"][0].update(backendRef=[]),
     ),
-    "a route to nowhere": (
+    "a route leads to an unknown Service": (
         "routed",
         "gateway",
         lambda m: spec("GRPCRoute", m)["rules"][0]["backendRefs"][0].update(name="sketch"),
     ),
-    "a route for nothing": (
+    "a route matches an unknown gRPC service": (
         "routed",
         "gateway",
         lambda m: spec("GRPCRoute", m)["rules"][0]["matches"][0]["method"].update(service="Classifier"),
     ),
-    "more shares than pods": ("sharded", "score", lambda m: spec("Job", m).update(completions=4)),
-    "no retries of an index": ("sharded", "score", lambda m: spec("Job", m).pop("backoffLimitPerIndex")),
+    "a job has fewer shares than pods": ("sharded", "score", lambda m: spec("Job", m).update(completions=4)),
+    "an index is not retried": ("sharded", "score", lambda m: spec("Job", m).pop("backoffLimitPerIndex")),
     "rejected rows fail a job": (
         "sharded",
         "score",
@@ -245,8 +277,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("policy", "name", "spoil"), WRONG.values(), ids=WRONG)
-def test_a_policy_refuses(render, policy, name, spoil):
-    """Each manifest but for one thing as it is."""
+def test_a_policy_reports_a_violation(render, policy, name, spoil):
+    """Each case changes one field of a correct rendering."""
     manifests = render(next(folder for folder in RENDERED if Path(folder).name == name))
     spoil(manifests)
     found = violations(manifests)
@@ -265,22 +297,22 @@ def test_a_policy_refuses(render, policy, name, spoil):
         ("cpu", lambda m: spec("PodDisruptionBudget", m).update(maxUnavailable=[1])),
     ],
 )
-def test_a_misspelt_field_fits_no_schema(render, tmp_path, name, spoil):
-    """Nor does a value of another type."""
+def test_a_misspelt_field_breaks_the_schema(render, tmp_path, name, spoil):
+    """So does a value of another type."""
     manifests = render(next(folder for folder in RENDERED if Path(folder).name == name))
     spoil(manifests)
     assert validated(manifests, VERSIONS[-1], tmp_path).returncode != 0
 
 
 def test_checkov_finds_a_container_that_may_gain_privileges(render, tmp_path):
-    """So it looks at what we give it."""
+    """Proves that checkov checks the manifests that it is given."""
     manifests = render("deploy/overlays/cpu")
     container(manifests)["securityContext"].pop("allowPrivilegeEscalation")
     assert "CKV_K8S_20" in {each["check_id"] for each in checked(manifests, tmp_path)["results"]["failed_checks"]}
 
 
 def test_a_running_service_answers_every_probe(render, start_service, tiny_model):
-    """On its port for probes, by the names in the manifest."""
+    """On its probe port, under the service names in the manifest."""
     service = start_service(tiny_model, "--probe-address", "127.0.0.1:0")
     with grpc.insecure_channel(service.probe_address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
@@ -291,13 +323,13 @@ def test_a_running_service_answers_every_probe(render, start_service, tiny_model
 
 
 def test_bulk_jobs_reach_the_service_and_each_other_s_files(render):
-    """Across renderings: the address, the label that lets them in, the names of the shares."""
+    """Renderings agree on the address, on the label that the NetworkPolicy allows and on the names of the shares."""
     base, score, merge = map(render, ["deploy/overlays/cpu", "deploy/bulk/score", "deploy/bulk/merge"])
     addresses = {
         f"dns:///{m['metadata']['name']}:{m['spec']['ports'][0]['port']}" for m in base if m["kind"] == "Service"
     }
     assert container(score)["env"][0]["value"] in addresses
-    let_in = spec("NetworkPolicy", base)["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items()
-    assert let_in <= spec("Job", score)["template"]["metadata"]["labels"].items()
+    allowed = spec("NetworkPolicy", base)["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items()
+    assert allowed <= spec("Job", score)["template"]["metadata"]["labels"].items()
     assert pod(score)["serviceAccountName"] in {m["metadata"]["name"] for m in base if m["kind"] == "ServiceAccount"}
     assert f"of-{spec('Job', score)['completions']:05}.parquet" in container(merge)["command"][2]
