@@ -1,6 +1,6 @@
 """nginx, HAProxy and Envoy in front of three servers, of which one is drained and one is killed under load.
 
-Each runs the very file in deploy/balancers that docs/load-balancing.md tells of, with addresses of this machine.
+Each balancer runs its file in deploy/balancers, which docs/load-balancing.md describes, with local addresses.
 """
 
 import os
@@ -36,13 +36,13 @@ OPTIONS = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 @dataclass(frozen=True, slots=True)
 class Balancer:
-    """How one is started."""
+    """The command and the configuration of one balancer."""
 
     command: tuple[str, ...]
     config: str
     package: str
     asks_for_health: bool = True
-    """If not, callers that ask once hear from a server that it drains."""
+    """If false, clients without retries receive errors from a draining server."""
 
 
 BALANCERS = {
@@ -56,7 +56,7 @@ BALANCERS = {
 
 @pytest.fixture
 def chosen(request) -> Balancer:
-    """One that is installed."""
+    """Return the balancer of this test, or skip the test if it is not installed."""
     wanted = BALANCERS[request.param]
     if not shutil.which(wanted.command[0]):
         pytest.skip(f"{wanted.command[0]} is not installed ({wanted.package})")
@@ -65,13 +65,13 @@ def chosen(request) -> Balancer:
 
 @pytest.fixture
 def services(chosen, start_service, tiny_model) -> list:
-    """Three servers, each of which has the time to leave that it has by default."""
+    """Start three servers with the default lame-duck period."""
     return [start_service(tiny_model, "--lame-duck-s", "2", "--metrics-address", "127.0.0.1:0") for _ in range(3)]
 
 
 @pytest.fixture
 def balanced(chosen, services, root, tmp_path) -> Iterator[str]:
-    """The address of a running balancer."""
+    """Run the balancer; yield its address."""
     address = free_address()
     config = tmp_path / chosen.config
     config.write_text(localised((root / "deploy" / "balancers" / chosen.config).read_text(), address, services))
@@ -88,7 +88,7 @@ def balanced(chosen, services, root, tmp_path) -> Iterator[str]:
 
 
 def localised(text: str, address: str, services: list) -> str:
-    """A file of deploy/balancers with this machine's ports instead of its own."""
+    """Return a file of deploy/balancers with local addresses instead of its own."""
     host, port = address.split(":")
     text = re.sub(r"0\.0\.0\.0(:| *, *port_value: *)50050", rf"{host}\g<1>{port}", text)
     for number, service in enumerate(services, 1):
@@ -99,31 +99,31 @@ def localised(text: str, address: str, services: list) -> str:
 
 
 def free_address() -> str:
-    """Where nobody listened a moment ago."""
+    """Return an address whose port is free now."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @dataclass
 class Load:
-    """Callers of three kinds who ask one thing after another until told to stop, and what became of it."""
+    """Clients of three kinds that send one request after another, and the outcomes."""
 
     address: str
     bitmaps: np.ndarray
     expected: np.ndarray
-    gone: str = "nobody"
+    stopped: str = "none"
     answered: Counter = field(default_factory=Counter)
     failed: Counter = field(default_factory=Counter)
-    """By caller, who had gone, and what the caller heard."""
+    """By client, stopped server and status."""
     waits_s: dict[str, float] = field(default_factory=dict)
-    """The longest of each."""
+    """The longest wait, by client."""
     over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """Asks while inside."""
-        callers = [self._ask_by_stub] * CALLERS + [self._ask_by_client] * CALLERS + [self._score]
+    def running(self) -> Iterator[None]:
+        """Send requests until the context ends."""
+        callers = [self._call_by_stub] * CALLERS + [self._call_by_client] * CALLERS + [self._score]
         threads = [threading.Thread(target=caller) for caller in callers]
         for thread in threads:
             thread.start()
@@ -134,14 +134,14 @@ class Load:
             for thread in threads:
                 thread.join()
 
-    def _ask_by_stub(self) -> None:
-        """Each request once: nothing is tried again, not even by gRPC unseen."""
+    def _call_by_stub(self) -> None:
+        """Send each request once, without gRPC's transparent retries."""
         with grpc.insecure_channel(self.address, OPTIONS) as channel:
             stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
             request = pb.ClassifyRequest(bitmaps=self.bitmaps.tobytes())
             self._repeat("stub", lambda: np.frombuffer(stub.Classify(request, timeout=20).scores, "<f4"))
 
-    def _ask_by_client(self) -> None:
+    def _call_by_client(self) -> None:
         with Client(self.address) as client:
             self._repeat("client", lambda: client.classify(self.bitmaps).scores)
 
@@ -149,13 +149,13 @@ class Load:
         with Client(self.address, rows_per_request=ROWS) as client:
             parts = client.score(self.bitmaps for _ in iter(self.over.is_set, True))
             self._repeat("bulk", lambda: next(parts).scores)
-            assert all(len(part.scores) == ROWS for part in parts)  # those still under way
+            assert all(len(part.scores) == ROWS for part in parts)  # the requests still in flight
 
-    def _repeat(self, caller: str, ask: Callable[[], np.ndarray]) -> None:
+    def _repeat(self, caller: str, classify: Callable[[], np.ndarray]) -> None:
         while not self.over.is_set():
-            asked_at = time.monotonic()
+            sent_at = time.monotonic()
             try:
-                scores = ask().reshape(self.expected.shape)
+                scores = classify().reshape(self.expected.shape)
                 outcome = "answered" if np.allclose(scores, self.expected, atol=1e-6) else "wrong scores"
             except Exception as exc:
                 outcome = exc.code().name if isinstance(exc, grpc.RpcError) else repr(exc)
@@ -163,19 +163,19 @@ class Load:
                 if outcome == "answered":
                     self.answered[caller] += 1
                 else:
-                    self.failed[caller, self.gone, outcome] += 1
-                self.waits_s[caller] = max(self.waits_s.get(caller, 0.0), round(time.monotonic() - asked_at, 2))
+                    self.failed[caller, self.stopped, outcome] += 1
+                self.waits_s[caller] = max(self.waits_s.get(caller, 0.0), round(time.monotonic() - sent_at, 2))
 
 
 @pytest.fixture
 def load(balanced, tiny_model, noise) -> Load:
-    """Not yet begun."""
+    """Return a load that has not started."""
     bitmaps = noise(ROWS)
     return Load(balanced, bitmaps, ort.InferenceSession(tiny_model).run(["scores"], {"bitmaps": bitmaps})[0])
 
 
 def classified(service) -> int:
-    """Requests that the server has answered."""
+    """Return the number of requests that the server has answered."""
     with urllib.request.urlopen(f"http://{service.metrics_address}/metrics", timeout=10) as page:
         found = re.search(r'requests_total\{code="OK",method="[\w.]+/Classify",.*\} (.+)', page.read().decode())
     return int(float(found[1])) if found else 0
@@ -183,29 +183,29 @@ def classified(service) -> int:
 
 @pytest.mark.parametrize("chosen", BALANCERS, indirect=True)
 def test_a_server_drained_and_one_killed_cost_our_client_nothing(chosen, services, load, capsys):
-    """No request of `Client` fails; of those sent once, only what each balancer cannot help."""
+    """No request of `Client` fails; without retries, only requests in flight to the killed server fail."""
     _, drained, killed = services
-    with load.under_way():
+    with load.running():
         time.sleep(2)
         shares = [classified(service) for service in services]
-        load.gone = "drained"
+        load.stopped = "drained"
         code, _ = drained.stop()
         time.sleep(1)
-        load.gone = "killed"
-        os.kill(killed.process.pid, signal.SIGSTOP)  # what it is asked from now on, it never answers
+        load.stopped = "killed"
+        os.kill(killed.process.pid, signal.SIGSTOP)  # it answers no request from now on
         time.sleep(0.2)
         killed.stop(signal.SIGKILL)
         time.sleep(2)
     with capsys.disabled():
         failed = {" ".join(names): count for names, count in load.failed.items()}
         print(
-            f"\n{chosen.command[0]}: answered {dict(load.answered)}, by server before any went {shares}, "
+            f"\n{chosen.command[0]}: answered {dict(load.answered)}, by server before the first stop {shares}, "
             f"failed {failed}, longest waits {load.waits_s} s"
         )
     assert code == 0
     assert min(load.answered[caller] for caller in ("stub", "client", "bulk")) > 100
     assert min(shares) > sum(shares) / 10
-    assert load.failed["stub", "killed", "UNAVAILABLE"] <= CALLERS  # those under way
+    assert load.failed["stub", "killed", "UNAVAILABLE"] <= CALLERS  # the requests in flight
     allowed = {("stub", "killed", "UNAVAILABLE")}
     if not chosen.asks_for_health:
         allowed |= {("stub", "drained", "UNAVAILABLE"), ("stub", "drained", "CANCELLED")}

@@ -1,4 +1,4 @@
-"""Connections that are cut, slow or silent, between our clients and a service: through a proxy that the test rules."""
+"""Cut, slow and silent connections between our clients and a service, through a proxy that the test controls."""
 
 import asyncio
 import gc
@@ -21,22 +21,22 @@ from steady import held, open_files
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time: closing sends RST, not FIN
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER with time 0: close() sends RST instead of FIN
 
-MOST_UNREAD_MIB = 350  # what the service may take on a CPU
+MAX_SERVICE_MIB = 350  # the memory limit of the service on a CPU
 
 
 class Proxy:
-    """Passes bytes on; cuts, delays or swallows them as told."""
+    """Forward bytes between a client and the service; cut, delay or discard them on demand."""
 
     def __init__(self, target: str) -> None:
         self._host, port = target.split(":")
         self._port = int(port)
         self._chance = random.Random(3)
         self._open: list[asyncio.StreamWriter] = []
-        self.delay_s = 0.0  # before each piece is passed on
+        self.delay_s = 0.0  # before each piece is forwarded
         self.piece_bytes = 65_536
-        self.may_pass = asyncio.Event()  # cleared: everything is swallowed, nothing closed
+        self.may_pass = asyncio.Event()  # while cleared, bytes are discarded and no connection is closed
         self.may_pass.set()
         self.cuts = {"RST": 0, "FIN": 0}
         self.connections = 0
@@ -62,12 +62,12 @@ class Proxy:
         writer.close()
 
     def cut(self) -> None:
-        """All connections, now, in the middle of whatever passes."""
+        """Cut all connections at once, also in the middle of a message."""
         for writer in self._open:
             how = self._chance.choice(("RST", "FIN"))
             self.cuts[how] += 1
-            if how == "RST" and (its_socket := writer.get_extra_info("socket")).fileno() >= 0:
-                its_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            if how == "RST" and (tcp := writer.get_extra_info("socket")).fileno() >= 0:
+                tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 writer.transport.abort()
             else:
                 writer.close()
@@ -76,7 +76,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxied(target: str):
-    """A proxy, and the address it listens on."""
+    """Run a proxy; yield it and its address."""
     proxy = Proxy(target)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
@@ -90,27 +90,27 @@ async def proxied(target: str):
 
 @pytest.fixture
 def service(start_service, tiny_model):
-    """One of its own: what it holds is compared."""
+    """Start a service for one test, which compares its open files before and after."""
     return start_service(tiny_model)
 
 
-async def let_go_of(service, before) -> float:
-    """Seconds until the service has no more open than before."""
+async def wait_until_closed(service, before) -> float:
+    """Wait until the service has no more files open than `before`; return the seconds."""
     began_at = time.monotonic()
     while more := open_files(service.process.pid) - before:
-        gc.collect()  # our own end's calls
+        gc.collect()  # the test's own calls keep connections open
         assert time.monotonic() - began_at < 10, more
         await asyncio.sleep(0.05)
     return time.monotonic() - began_at
 
 
 def expected(model, bitmaps):
-    """ONNX Runtime's own scores."""
+    """Return the scores of ONNX Runtime called directly."""
     return ort.InferenceSession(model).run(["scores"], {"bitmaps": bitmaps})[0]
 
 
 async def cutting(proxy: Proxy, work: asyncio.Task) -> None:
-    """Cuts everything at random moments until the work is done."""
+    """Cut all connections at random moments until the work is done."""
     chance = random.Random(5)
     while not work.done():
         await asyncio.sleep(chance.uniform(0.05, 0.4))
@@ -118,7 +118,7 @@ async def cutting(proxy: Proxy, work: asyncio.Task) -> None:
 
 
 async def test_cut_connections_lose_no_answer(service, tiny_model, noise, capsys):
-    """RST or FIN at random moments: every call gets its own rows' scores, within its time."""
+    """With RST or FIN at random moments, every call receives the scores of its rows before its deadline."""
     bitmaps = noise(3000)
     right = expected(tiny_model, bitmaps)
     before = open_files(service.process.pid)
@@ -139,18 +139,18 @@ async def test_cut_connections_lose_no_answer(service, tiny_model, noise, capsys
             work = asyncio.ensure_future(asyncio.gather(*(caller(client, number) for number in range(8))))
             await cutting(proxy, work)
             answered = sum(await work)
-    took_s = await let_go_of(service, before)
+    took_s = await wait_until_closed(service, before)
     with capsys.disabled():
         print(
-            f"\ncut {proxy.cuts}, {proxy.connections} connections: {answered:,} calls, all answered; "
-            f"files back in {took_s:.1f} s"
+            f"\ncut {proxy.cuts} of {proxy.connections} connections: {answered:,} calls, all answered; "
+            f"files closed within {took_s:.1f} s"
         )
     assert proxy.connections > 5
     assert answered > 100
 
 
 async def test_cut_connections_lose_no_row_of_a_file(service, noise, tmp_path, capsys):
-    """`sketchbatch score` ends in the bytes of a run that was not disturbed."""
+    """`sketchbatch score` over cut connections produces output identical to an undisturbed run."""
     np.save(tmp_path / "a.npy", noise(30_000))
 
     async def score(address: str, name: str) -> bytes:
@@ -162,17 +162,17 @@ async def test_cut_connections_lose_no_row_of_a_file(service, noise, tmp_path, c
 
     undisturbed = await score(service.address, "undisturbed.csv")
     async with proxied(service.address) as (proxy, address):
-        proxy.delay_s, proxy.piece_bytes = 0.001, 16_384  # or it is over too soon
+        proxy.delay_s, proxy.piece_bytes = 0.001, 16_384  # slow enough that several cuts happen during the job
         work = asyncio.ensure_future(score(address, "cut.csv"))
         await cutting(proxy, work)
     with capsys.disabled():
-        print(f"\ncut {proxy.cuts}, {proxy.connections} connections, under a job of 30,000 rows: the same bytes")
+        print(f"\ncut {proxy.cuts} of {proxy.connections} connections during a job of 30,000 rows: identical output")
     assert await work == undisturbed
     assert proxy.connections > 2
 
 
-async def test_a_silent_connection_holds_no_call_beyond_its_time(service, noise, capsys):
-    """Everything is swallowed and nothing closed: the call ends when its time is up, here and in the service."""
+async def test_a_call_over_a_silent_connection_ends_at_its_deadline(service, noise, capsys):
+    """While bytes are discarded and no connection is closed, client and service end the call at its deadline."""
     before = open_files(service.process.pid)
     async with proxied(service.address) as (proxy, address), AsyncClient(address, timeout_s=2) as client:
         await client.classify(noise(1))
@@ -184,14 +184,14 @@ async def test_a_silent_connection_holds_no_call_beyond_its_time(service, noise,
         proxy.may_pass.set()
         proxy.cut()
         assert len(await client.classify(noise(1))) == 1
-    let_go_s = await let_go_of(service, before)
+    closed_s = await wait_until_closed(service, before)
     with capsys.disabled():
-        print(f"\nsilent: DeadlineExceeded after {took_s:.1f} of 2 s; files back in {let_go_s:.1f} s")
+        print(f"\nsilent: DeadlineExceeded after {took_s:.1f} of 2 s; files closed within {closed_s:.1f} s")
     assert took_s < 3
 
 
 async def test_a_client_that_is_idle_for_long_keeps_its_connection(service, noise, capsys):
-    """Its pings, every 20 s, are no abuse: at the third that is, gRPC cuts the connection, with what is under way."""
+    """The service accepts a ping every 20 s; a server that counts pings as abuse closes the connection at the third."""
     idle_s = 70.0
     async with proxied(service.address) as (proxy, address), AsyncClient(address) as client:
         await client.classify(noise(1))
@@ -199,12 +199,12 @@ async def test_a_client_that_is_idle_for_long_keeps_its_connection(service, nois
         await asyncio.sleep(idle_s)
         await client.classify(noise(1))
     with capsys.disabled():
-        print(f"\nidle for {idle_s:.0f} s: {proxy.connections - connections} connections were made anew")
+        print(f"\nidle for {idle_s:.0f} s: {proxy.connections - connections} new connections")
     assert proxy.connections == connections
 
 
-async def test_who_never_reads_a_stream_disturbs_nobody(service, noise, capsys):
-    """Flow control holds it back: a bounded part of what it sends is taken, and neighbours are answered as ever."""
+async def test_a_client_that_never_reads_its_stream_slows_no_other_client(service, noise, capsys):
+    """Flow control bounds the messages that the service accepts from such a stream, and its memory."""
     message = pb.ClassifyStreamRequest(bitmaps=noise(1000).tobytes())
     sent = [0] * 4
     channels = [grpc.aio.insecure_channel(service.address, [("grpc.use_local_subchannel_pool", 1)]) for _ in sent]
@@ -229,12 +229,12 @@ async def test_who_never_reads_a_stream_disturbs_nobody(service, noise, capsys):
     async with AsyncClient(service.address) as client:
         alone = await latencies(client)
         senders = [asyncio.create_task(send(number)) for number in range(len(sent))]
-        stood = -1
-        while stood != sum(sent) or not stood:
-            stood = sum(sent)
+        sent_before = -1
+        while sent_before != sum(sent) or not sent_before:  # until flow control stops all senders
+            sent_before = sum(sent)
             await asyncio.sleep(1)
-        stood_mib = held([service.process.pid])["resident_mib"]
-        beside = await latencies(client)
+        stopped_mib = held([service.process.pid])["resident_mib"]
+        concurrent = await latencies(client)
         largest = held([service.process.pid])["resident_mib"]
         for stream in streams:
             stream.cancel()
@@ -242,15 +242,14 @@ async def test_who_never_reads_a_stream_disturbs_nobody(service, noise, capsys):
         await asyncio.gather(*(channel.close() for channel in channels))
         senders.clear()
         streams.clear()
-        del stream  # grpc.aio keeps a connection for as long as anybody knows a call of it
-    let_go_s = await let_go_of(service, before)
+        del stream  # grpc.aio keeps a connection open while one of its calls is referenced
+    closed_s = await wait_until_closed(service, before)
     with capsys.disabled():
         print(
-            f"\n4 streams unread: {sent} messages taken, {largest} MiB; a neighbour's p50 "
-            f"{alone[150] * 1e3:.1f} -> {beside[150] * 1e3:.1f} ms, p99 {alone[297] * 1e3:.1f} -> "
-            f"{beside[297] * 1e3:.1f} ms; "
-            f"files back in {let_go_s:.1f} s"
+            f"\n4 unread streams: {sent} messages accepted, {largest} MiB; another client's p50 "
+            f"{alone[150] * 1e3:.1f} -> {concurrent[150] * 1e3:.1f} ms, p99 {alone[297] * 1e3:.1f} -> "
+            f"{concurrent[297] * 1e3:.1f} ms; files closed within {closed_s:.1f} s"
         )
-    assert largest < MOST_UNREAD_MIB
-    assert largest <= stood_mib * 1.05
-    assert beside[150] < max(5 * alone[150], 0.02)
+    assert largest < MAX_SERVICE_MIB
+    assert largest <= stopped_mib * 1.05
+    assert concurrent[150] < max(5 * alone[150], 0.02)

@@ -1,4 +1,4 @@
-"""The client's files on a disk that is full: a small file system in memory, which only root can mount."""
+"""The client's commands on a full disk: a small tmpfs, which only root can mount."""
 
 import json
 import os
@@ -14,34 +14,34 @@ pytestmark = [
 ]
 
 ROWS, PART = 6000, 512
-STEP_KIB = 130  # the job takes some 620 in all with a CSV, half as much with Parquet
+STEP_KIB = 130  # the job needs about 620 KiB with a CSV and half of that with Parquet
 
 
 class SmallDisk:
-    """A file system of 3 MiB, of which a file of ours takes all but what a test leaves free."""
+    """A file system of 3 MiB, which a filler file fills except for the space that a test frees."""
 
     def __init__(self, folder) -> None:
         self.folder = folder
         self._filler = folder / "filler"
 
     def leave(self, kib: int) -> None:
-        """Makes so much room."""
+        """Free this much space."""
         self._filler.unlink(missing_ok=True)
         disk = os.statvfs(self.folder)
         self._filler.write_bytes(bytes(max(0, disk.f_bavail * disk.f_frsize - kib * 1024)))
 
     def used_kib(self) -> int:
-        """What our files take."""
+        """Return the space of all files except the filler."""
         return sum((self.folder / name).stat().st_blocks for name in self.files()) // 2
 
     def files(self) -> set[str]:
-        """What is there, but for the filler."""
+        """Return the names of all files except the filler."""
         return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()} - {"filler"}
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """Full."""
+    """Mount a small disk, filled completely."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -57,7 +57,7 @@ def disk(tmp_path):
 
 @pytest.fixture
 def drawings(tmp_path):
-    """Bitmaps, and strokes of which some lines are no drawing."""
+    """Write a file of bitmaps, and a file of strokes in which some lines are invalid."""
     folder = tmp_path / "drawings"
     folder.mkdir()
     np.save(folder / "a.npy", np.random.default_rng(5).integers(0, 256, (ROWS, 784), np.uint8))
@@ -68,8 +68,8 @@ def drawings(tmp_path):
     return folder
 
 
-def says_which_and_what_to_do(finished, folder):
-    """One line, and exit code 1."""
+def assert_reports_full_disk(finished, folder):
+    """Check for exit code 1 and one line that names the file and the remedy."""
     assert finished.returncode == 1, finished.stderr
     assert finished.stderr.startswith(f"sketchbatch: {folder}/")
     assert finished.stderr.endswith(": No space left on device; make room there, then give the same command again\n")
@@ -78,14 +78,14 @@ def says_which_and_what_to_do(finished, folder):
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_full_disk_loses_nothing(run_command, tiny_service, drawings, disk, tmp_path, capsys, kind):
-    """Parts are kept, no output is begun in its place; with room enough the same command ends in the same bytes."""
+    """Parts are kept and no output is written; with enough space the same command produces identical output."""
     flags = ["--server", tiny_service.address, "--part-rows", PART, "--quiet"]
     undisturbed, output = tmp_path / f"o.{kind}", disk.folder / f"o.{kind}"
     assert run_command("sketchbatch", "score", drawings, "--output", undisturbed, *flags).returncode == 3
     parts: list[int] = []
     kib = 0
     while (finished := run_command("sketchbatch", "score", drawings, "--output", output, *flags)).returncode != 3:
-        says_which_and_what_to_do(finished, disk.folder)
+        assert_reports_full_disk(finished, disk.folder)
         left = disk.files()
         parts.append(len([name for name in left if name.endswith(".arrow")]))
         assert all(name.startswith(f"{output.name}.parts/") and "partial" not in name for name in left)
@@ -96,13 +96,13 @@ def test_a_full_disk_loses_nothing(run_command, tiny_service, drawings, disk, tm
         assert mine == other
     assert len(disk.files()) == 3
     with capsys.disabled():
-        print(f"\n{kind}: full {len(parts)} times, with so many parts kept: {parts}; the same bytes")
+        print(f"\n{kind}: disk full {len(parts)} times, parts kept each time: {parts}; identical output")
     assert parts == sorted(parts)
     assert parts[-1] > 1
 
 
-def test_merge_and_evaluate_leave_no_half_of_a_file(run_command, tiny_service, drawings, disk, tmp_path, capsys):
-    """Whatever did not fit: output, rejects, manifest, figures or page."""
+def test_merge_and_evaluate_leave_no_partial_file(run_command, tiny_service, drawings, disk, tmp_path, capsys):
+    """Neither output, rejects, manifest, figures nor page is left incomplete."""
     flags = ["--server", tiny_service.address, "--quiet"]
     shards = []
     for number in range(2):
@@ -124,7 +124,7 @@ def test_merge_and_evaluate_leave_no_half_of_a_file(run_command, tiny_service, d
     for number, label in enumerate(("ant", "bee", "cow")):
         np.save(labelled / f"{label}.npy", np.load(drawings / "a.npy")[number * 50 : number * 50 + 50])
     joined_kib = sum(shard.stat().st_size for shard in shards) // 1024
-    verbs = {  # and room that is too little; for the output alone it is enough where `merge` is tried for the last time
+    verbs = {  # each with space that is too small; the last try of `merge` has enough for the output, not for the rest
         "m.csv": (["merge", *shards, "--quiet", "--output"], (0, joined_kib // 2, joined_kib + 4)),
         "e.json": (["evaluate", labelled, *flags, "--json"], (0, 4)),
         "e.html": (["evaluate", labelled, *flags, "--html"], (0, 4)),
@@ -132,7 +132,7 @@ def test_merge_and_evaluate_leave_no_half_of_a_file(run_command, tiny_service, d
     for name, (words, too_little) in verbs.items():
         for kib in too_little:
             disk.leave(kib)
-            says_which_and_what_to_do(run_command("sketchbatch", *words, disk.folder / name), disk.folder)
+            assert_reports_full_disk(run_command("sketchbatch", *words, disk.folder / name), disk.folder)
             assert not disk.files()
         disk.leave(2000)
         assert run_command("sketchbatch", *words, disk.folder / name).returncode in (0, 3)
@@ -140,4 +140,4 @@ def test_merge_and_evaluate_leave_no_half_of_a_file(run_command, tiny_service, d
         for each in disk.files():
             (disk.folder / each).unlink()
     with capsys.disabled():
-        print("\nfull seven times: nothing of a file was left")
+        print("\ndisk full seven times: no partial file was left")

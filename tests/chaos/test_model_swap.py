@@ -1,4 +1,4 @@
-"""Models come, change, break and go for 20 seconds under load by callers that never ask twice."""
+"""Model files appear, change, break and disappear for 20 seconds under load from clients that never retry."""
 
 import random
 import shutil
@@ -14,7 +14,7 @@ SECONDS = 20
 
 
 def test_models_change_under_load_and_no_answer_is_lost_or_wrong(start_service, tmp_path, capsys):
-    """Unary calls, streams and the Open Inference Protocol: every answer scores as the version that it names."""
+    """In unary calls, streams and the Open Inference Protocol, scores are those of the version in the answer."""
     repository = Repository(tmp_path / "models")
     repository.write(1)
     service = start_service(
@@ -40,7 +40,7 @@ def test_models_change_under_load_and_no_answer_is_lost_or_wrong(start_service, 
                 newest += 1
                 place = repository.path / "farm" / str(newest)
                 place.mkdir()
-                (place / "model.onnx").write_bytes(whole[: len(whole) // 2])  # and never the rest
+                (place / "model.onnx").write_bytes(whole[: len(whole) // 2])  # the other half never follows
             elif what == "replaced":
                 repository.write(chance.choice(versions))
             elif len(versions) == 1:

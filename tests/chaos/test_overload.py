@@ -1,4 +1,4 @@
-"""Five times more requests than the service can answer, and callers that leave in droves."""
+"""Overload at five times the service's capacity, and a storm of cancelled calls."""
 
 import asyncio
 import random
@@ -25,37 +25,37 @@ LEAST_GOODPUT = 0.9
 
 @dataclass
 class Load:
-    """What became of the requests of one load."""
+    """The outcomes of the requests of one load."""
 
     codes: Counter = field(default_factory=Counter)
-    latencies_s: list[float] = field(default_factory=list)  # of the answered
-    refused_after_s: list[float] = field(default_factory=list)
+    latencies_s: list[float] = field(default_factory=list)  # of answered requests
+    rejected_after_s: list[float] = field(default_factory=list)
 
-    async def ask(self, stub, request, deadline_s):
-        asked_at = time.perf_counter()
+    async def send(self, stub, request, deadline_s):
+        sent_at = time.perf_counter()
         try:
             await stub.Classify(request, timeout=deadline_s)
         except grpc.aio.AioRpcError as exc:
             self.codes[exc.code().name] += 1
-            self.refused_after_s.append(time.perf_counter() - asked_at)
+            self.rejected_after_s.append(time.perf_counter() - sent_at)
         else:
             self.codes["OK"] += 1
-            self.latencies_s.append(time.perf_counter() - asked_at)
+            self.latencies_s.append(time.perf_counter() - sent_at)
 
 
 def executed_rows(address):
-    """Rows that model calls were made for, as the service counts them."""
+    """Return the number of rows in model calls, as the service counts them."""
     with grpc.insecure_channel(address) as channel:
-        ask = channel.unary_unary(
+        model_statistics = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelStatistics",
             request_serializer=oip.ModelStatisticsRequest.SerializeToString,
             response_deserializer=oip.ModelStatisticsResponse.FromString,
         )
-        return sum(each.inference_count for each in ask(oip.ModelStatisticsRequest()).model_stats)
+        return sum(each.inference_count for each in model_statistics(oip.ModelStatisticsRequest()).model_stats)
 
 
-async def test_overload_is_refused_and_goodput_stays(start_service, root, noise, capsys):
-    """What is accepted is answered before its deadline; nothing is executed in vain; memory is bounded."""
+async def test_overload_is_rejected_and_goodput_stays(start_service, root, noise, capsys):
+    """Accepted requests are answered before their deadline, no rejected row is executed, and memory is bounded."""
     model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
     service = start_service(model, "--threads", "1", "--max-queued-rows", "16384")
     request = pb.ClassifyRequest(bitmaps=noise(ROWS).tobytes())
@@ -65,69 +65,69 @@ async def test_overload_is_refused_and_goodput_stays(start_service, root, noise,
         before_mib, executed_before = memory([service.process.pid]).after_mib, executed_rows(service.address)
         load = await _open_loop(stub, request, per_s=5 * peak_per_s, seconds=OVERLOAD_S)
         executed = executed_rows(service.address) - executed_before
-        # Again, since on a shared machine it is another by now.
+        # Measured again, because the speed of a shared machine changes.
         peak_per_s = (peak_per_s + await _closed_loop(stub, request, in_flight=8, seconds=5)) / 2
     used = memory([service.process.pid])
     goodput = load.codes["OK"] / OVERLOAD_S / peak_per_s
-    p99_s, refused_p99_s = (float(np.percentile(each, 99)) for each in (load.latencies_s, load.refused_after_s))
+    p99_s, rejected_p99_s = (float(np.percentile(each, 99)) for each in (load.latencies_s, load.rejected_after_s))
     wasted = executed - load.codes["OK"] * ROWS
     with capsys.disabled():
         print(
             f"\npeak {peak_per_s:.0f} requests/s of {ROWS} rows; 5 times that for {OVERLOAD_S:.0f} s: "
             f"{dict(load.codes)}, goodput {goodput:.2f} of peak, p99 {p99_s:.2f} s (deadline {DEADLINE_S} s), "
-            f"of the refused {refused_p99_s * 1e3:.0f} ms, {wasted} rows executed in vain, "
+            f"of rejected requests {rejected_p99_s * 1e3:.0f} ms, {wasted} rows executed for no answer, "
             f"memory {before_mib:.0f} -> {used.after_mib:.0f} MiB, at most {used.peak_mib:.0f}"
         )
     assert goodput >= LEAST_GOODPUT
     assert p99_s < DEADLINE_S
-    assert refused_p99_s < DEADLINE_S / 10
+    assert rejected_p99_s < DEADLINE_S / 10
     assert set(load.codes) <= {"OK", "RESOURCE_EXHAUSTED"}
     assert wasted == 0
     assert used.peak_mib < 350
 
 
 async def _closed_loop(stub, request, *, in_flight, seconds):
-    """Requests a second of so many callers, each asking again once it is answered."""
+    """Return the requests per second of `in_flight` callers, each of which sends again after its answer."""
     until = time.perf_counter() + seconds
 
-    async def ask():
+    async def repeat():
         answered = 0
         while time.perf_counter() < until:
             await stub.Classify(request)
             answered += 1
         return answered
 
-    return sum(await asyncio.gather(*(ask() for _ in range(in_flight)))) / seconds
+    return sum(await asyncio.gather(*(repeat() for _ in range(in_flight)))) / seconds
 
 
 async def _open_loop(stub, request, *, per_s, seconds):
-    """So many requests a second, whatever becomes of them."""
+    """Send `per_s` requests per second, independent of their outcomes."""
     load, tasks = Load(), []
     began_at = time.perf_counter()
     while (now := time.perf_counter() - began_at) < seconds:
         while len(tasks) < now * per_s:
-            tasks.append(asyncio.create_task(load.ask(stub, request, DEADLINE_S)))
+            tasks.append(asyncio.create_task(load.send(stub, request, DEADLINE_S)))
         await asyncio.sleep(0.002)
     await asyncio.gather(*tasks)
     return load
 
 
-async def test_callers_that_leave_change_nobody_elses_answer(start_service, root, capsys):
-    """Half of 2,000 callers leave at random moments; every other one gets its own rows' scores."""
+async def test_cancelled_calls_change_no_other_call_s_answer(start_service, root, capsys):
+    """Half of 2,000 calls are cancelled at random moments; every other call receives the scores of its rows."""
     model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
     service = start_service(model)
     session = ort.InferenceSession(model)
     chance = random.Random(4)
-    callers, right, left = 2000, 0, Counter()
+    callers, right, cancelled = 2000, 0, Counter()
 
-    async def ask(stub, number, leaves):
+    async def classify(stub, number, is_cancelled):
         nonlocal right
         rows = 1 + number % 40
         bitmaps = np.random.default_rng(number).integers(0, 256, (rows, 28, 28), np.uint8)
         call = stub.Classify(pb.ClassifyRequest(bitmaps=bitmaps.tobytes(), request_id=str(number)))
-        if leaves:
+        if is_cancelled:
             await asyncio.sleep(chance.uniform(0, 2))
-            left["in time" if call.cancel() else "too late"] += 1
+            cancelled["before the answer" if call.cancel() else "after the answer"] += 1
             return
         answer = await call
         wanted = session.run(None, {"bitmaps": bitmaps})[0]
@@ -137,7 +137,7 @@ async def test_callers_that_leave_change_nobody_elses_answer(start_service, root
 
     async with grpc.aio.insecure_channel(service.address) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
-        await asyncio.gather(*(ask(stub, number, leaves=number % 2 == 0) for number in range(callers)))
+        await asyncio.gather(*(classify(stub, number, is_cancelled=number % 2 == 0) for number in range(callers)))
     with capsys.disabled():
-        print(f"\n{callers} callers: {right} answered with their own scores, {dict(left)} of those that left")
+        print(f"\n{callers} calls: {right} answered with the scores of their rows, cancelled {dict(cancelled)}")
     assert right == callers // 2

@@ -1,4 +1,4 @@
-"""Three servers, restarted one after another under load by callers that never ask twice."""
+"""Three servers, restarted one after another under load from clients that never retry."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ BALANCED = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthChec
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_rolling_restart_loses_nothing(start_service, tiny_model, capsys, workers):
-    """Health tells callers to move on before a server takes no more calls: no request fails, none is answered twice."""
+    """Health reports NOT_SERVING before a server rejects calls, so that no request fails and none is answered twice."""
     ports = [free_port() for _ in range(SERVERS)]
     flags = [("--address", f"127.0.0.1:{port}", "--lame-duck-s", "2", "--workers", str(workers)) for port in ports]
     services = [start_service(tiny_model, *each) for each in flags]
@@ -28,7 +28,7 @@ def test_a_rolling_restart_loses_nothing(start_service, tiny_model, capsys, work
     answered = [0] * CALLERS
     restarted = threading.Event()
 
-    def ask(caller):
+    def classify(caller):
         options = [("grpc.service_config", BALANCED), ("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(target, options=options) as channel:
             stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
@@ -43,9 +43,9 @@ def test_a_rolling_restart_loses_nothing(start_service, tiny_model, capsys, work
                 else:
                     assert (answer.request_id, answer.rows) == (request.request_id, 1)
                     answered[caller] += 1
-            outcomes["asked"] += number
+            outcomes["sent"] += number
 
-    threads = [threading.Thread(target=ask, args=(caller,)) for caller in range(CALLERS)]
+    threads = [threading.Thread(target=classify, args=(caller,)) for caller in range(CALLERS)]
     for thread in threads:
         thread.start()
     time.sleep(2)
@@ -53,21 +53,21 @@ def test_a_rolling_restart_loses_nothing(start_service, tiny_model, capsys, work
         code, _ = services[number].stop()
         assert code == 0
         services[number] = start_service(tiny_model, *flag)
-        time.sleep(2)  # as a rolling update waits for readiness
+        time.sleep(2)  # a rolling update waits for readiness
     restarted.set()
     for thread in threads:
         thread.join()
-    asked = outcomes.pop("asked")
+    sent = outcomes.pop("sent")
     with capsys.disabled():
         print(
-            f"\n{SERVERS} servers of {workers} workers restarted: {asked:,} asked, {sum(answered):,} answered, "
+            f"\n{SERVERS} servers of {workers} workers restarted: {sent:,} sent, {sum(answered):,} answered, "
             f"failed: {dict(outcomes)}"
         )
     assert not outcomes
-    assert sum(answered) == asked >= REQUESTS
+    assert sum(answered) == sent >= REQUESTS
 
 
 def free_port():
-    """A port that was free a moment ago."""
+    """Return a port that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]

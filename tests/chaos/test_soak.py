@@ -1,12 +1,13 @@
-"""Callers of every bad manner at once, for MINUTES (1): `make soak MINUTES=10` is the long proof.
+"""A soak test: misbehaving clients of every kind at once for MINUTES (1), and no leak of memory, threads or files.
 
-Memory under such a load says little: large messages come together by chance, what they took is kept for the next
-(`sketchbatch_service.app.memory`), and protobuf gives it back at every 10,000th block that it frees (`malloc_trim`
-in its `upb_trim_allocfunc`): a saw of 140 to 220 MiB. What stays is seen at rest: when all callers have gone, and small
-requests have brought protobuf to that point. So the load comes in thirds, with a rest after each; the first is to warm
-up, and what is held after the last may not be more than after the first, but for pages that a few blocks keep: of five
-rounds of 75 s resident memory at rest was 124 to 130 MiB, while what was allocated (`mallinfo2`, after a collection)
-stayed at 30 to 31 MiB, and Python's objects at 55,000 to 57,000. Of threads gRPC's own pool keeps four or five.
+Memory under load swings between 140 and 220 MiB. Large messages coincide by chance, the process keeps their freed
+memory (`sketchbatch_service.app.memory`), and protobuf returns memory at every 10,000th block that it frees (`malloc_trim` in
+`upb_trim_allocfunc`). A leak shows at rest only: after all clients have disconnected and small requests have brought
+protobuf to that point. Therefore the load runs in three rounds with a rest after each. The first round warms up. After
+the last round the service may hold no more than after the first, except for pages that a few blocks keep.
+
+Five rounds of 75 s gave 124 to 130 MiB of resident memory at rest, 30 to 31 MiB allocated (`mallinfo2`, after a
+collection) and 55,000 to 57,000 Python objects. gRPC's own thread pool keeps four or five threads.
 """
 
 import asyncio
@@ -28,17 +29,17 @@ from steady import held, open_files
 
 MINUTES = float(os.environ.get("MINUTES", "1"))
 ROUNDS = 3
-SMALL_REQUESTS = 12_000  # two blocks each: two of protobuf's rounds, whatever the count was before
-MAY_GROW = 1.1  # of resident memory at rest
-MAY_HOLD_MIB = 350  # what the service may take on a CPU
+SMALL_REQUESTS = 12_000  # with two blocks each, protobuf returns memory at least twice
+MAX_GROWTH = 1.1  # of resident memory at rest
+MAX_SERVICE_MIB = 350  # the memory limit of the service on a CPU
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(360 + 60 * MINUTES)]
 
 LARGE = 4000
 
 
-class Trouble:
-    """What each kind of caller does once; returns what became of it."""
+class Misbehaviour:
+    """One action of each kind of client; each returns its outcome."""
 
     def __init__(self, address: str, channel: grpc.aio.Channel, session: ort.InferenceSession, seed: int) -> None:
         self._address = address
@@ -59,19 +60,19 @@ class Trouble:
     async def unknown_model(self) -> str:
         return await self._outcome(self._stub.Classify(pb.ClassifyRequest(bitmaps=bytes(784), model_name="nobody")))
 
-    async def leaves(self) -> str:
-        """At a random moment."""
+    async def cancels(self) -> str:
+        """Cancel the call at a random moment."""
         call = self._stub.Classify(self._request(1 + self._chance.randrange(400)))
         await asyncio.sleep(self._chance.expovariate(100))
         call.cancel()
         return await self._outcome(call)
 
-    async def is_late(self) -> str:
-        """Has next to no time."""
+    async def has_a_short_deadline(self) -> str:
+        """Set a deadline of 0.5 to 20 ms."""
         return await self._outcome(self._stub.Classify(self._request(400), timeout=self._chance.uniform(0.0005, 0.02)))
 
     async def cuts_its_connection(self) -> str:
-        """With a request under way."""
+        """Close the channel while a request is in flight."""
         channel = grpc.aio.insecure_channel(self._address, [("grpc.use_local_subchannel_pool", 1)])
         call = classifier_pb2_grpc.ClassifierServiceStub(channel).Classify(self._request(400))
         await asyncio.sleep(self._chance.uniform(0, 0.05))
@@ -79,16 +80,16 @@ class Trouble:
         return await self._outcome(call)
 
     async def speaks_no_http2(self) -> str:
-        """Or says nothing at all, and is gone after a while."""
+        """Send other bytes or none, and close the connection after a while."""
         host, port = self._address.split(":")
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(self._chance.choice([b"", b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n", bytes(1000)]))
         await asyncio.sleep(self._chance.uniform(0, 1))
         writer.transport.abort()
-        return "gone"
+        return "closed"
 
     async def leaves_a_stream_open(self) -> str:
-        """Neither ended nor cancelled until its connection ends; some answers are never read."""
+        """Neither end nor cancel the stream before closing its connection; leave some answers unread."""
         async with grpc.aio.insecure_channel(self._address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
             stream = classifier_pb2_grpc.ClassifierServiceStub(channel).ClassifyStream()
             for _ in range(5):
@@ -108,7 +109,7 @@ class Trouble:
             answer = await call
         except grpc.aio.AioRpcError as exc:
             return exc.code().name
-        except asyncio.CancelledError:  # the call, not us
+        except asyncio.CancelledError:  # of the call, not of this task
             return "CANCELLED"
         return self._judge(answer, rows or answer.rows)
 
@@ -118,22 +119,22 @@ class Trouble:
         return "OK" if right else "wrong scores"
 
 
-CALLERS = {"small": 4, "large": 1, "leaves_a_stream_open": 8, "speaks_no_http2": 8}  # one of each other kind
-MAY_BE = {
+CALLERS = {"small": 4, "large": 1, "leaves_a_stream_open": 8, "speaks_no_http2": 8}  # and one of each other kind
+EXPECTED = {
     "small": {"OK"},
     "large": {"OK"},
     "wrong_size": {"INVALID_ARGUMENT"},
     "unknown_model": {"NOT_FOUND"},
-    "leaves": {"CANCELLED", "OK"},
-    "is_late": {"RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "OK"},  # refused, where the queue takes longer
+    "cancels": {"CANCELLED", "OK"},
+    "has_a_short_deadline": {"RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "OK"},  # rejected, if the queue takes longer
     "cuts_its_connection": {"CANCELLED", "OK"},
-    "speaks_no_http2": {"gone"},
+    "speaks_no_http2": {"closed"},
     "leaves_a_stream_open": {"OK"},
 }
 
 
-async def test_bad_manners_leave_nothing_behind(start_service, root, capsys):
-    """Everyone hears what is theirs to hear; memory, threads and files go back to what they were, again and again."""
+async def test_misbehaving_clients_cause_no_leak(start_service, root, capsys):
+    """Each client receives its status, and memory, threads and files return to their level after each round."""
     model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
     service = start_service(model, "--metrics-address", "127.0.0.1:0")
     pid = service.process.pid
@@ -144,8 +145,8 @@ async def test_bad_manners_leave_nothing_behind(start_service, root, capsys):
     at_rest: list[dict[str, float]] = []
     left: list[Counter] = []
 
-    async def repeat(trouble: Trouble, kind: str, until: float) -> None:
-        act: Callable[[], Awaitable[str]] = getattr(trouble, kind)
+    async def repeat(misbehaviour: Misbehaviour, kind: str, until: float) -> None:
+        act: Callable[[], Awaitable[str]] = getattr(misbehaviour, kind)
         while time.monotonic() < until:
             outcomes[kind, await act()] += 1
             await asyncio.sleep(0.005)
@@ -159,11 +160,11 @@ async def test_bad_manners_leave_nothing_behind(start_service, root, capsys):
     for number in range(ROUNDS):
         until = time.monotonic() + 60 * MINUTES / ROUNDS
         async with grpc.aio.insecure_channel(service.address) as channel:
-            trouble = Trouble(service.address, channel, session, number)
-            callers = [repeat(trouble, kind, until) for kind in MAY_BE for _ in range(CALLERS.get(kind, 1))]
+            misbehaviour = Misbehaviour(service.address, channel, session, number)
+            callers = [repeat(misbehaviour, kind, until) for kind in EXPECTED for _ in range(CALLERS.get(kind, 1))]
             await asyncio.gather(watch(until), *callers)
         await rest(service.address)
-        give_up_at = time.monotonic() + 60  # silent connections are let go of after 50 s
+        give_up_at = time.monotonic() + 60  # silent connections are closed after 50 s
         while more := open_files(pid) + threads(pid) - before:
             if time.monotonic() > give_up_at:
                 break
@@ -175,36 +176,36 @@ async def test_bad_manners_leave_nothing_behind(start_service, root, capsys):
         print(f"\n{MINUTES:g} minutes: { {' '.join(names): count for names, count in sorted(outcomes.items())} }")
         print(f"held at most {largest}, at rest after each third {at_rest}, left open {left}")
     assert service.stop()[0] == 0
-    assert outcomes.keys() <= {(kind, code) for kind in MAY_BE for code in MAY_BE[kind]} | {("scrape", "OK")}
-    assert {kind for kind, _ in outcomes} == {*MAY_BE, "scrape"}
-    assert outcomes["leaves", "CANCELLED"]
-    assert outcomes["is_late", "DEADLINE_EXCEEDED"]
+    assert outcomes.keys() <= {(kind, code) for kind in EXPECTED for code in EXPECTED[kind]} | {("scrape", "OK")}
+    assert {kind for kind, _ in outcomes} == {*EXPECTED, "scrape"}
+    assert outcomes["cancels", "CANCELLED"]
+    assert outcomes["has_a_short_deadline", "DEADLINE_EXCEEDED"]
     assert outcomes["cuts_its_connection", "CANCELLED"]
-    assert at_rest[-1]["resident_mib"] <= at_rest[0]["resident_mib"] * MAY_GROW
+    assert at_rest[-1]["resident_mib"] <= at_rest[0]["resident_mib"] * MAX_GROWTH
     assert not left[-1]
-    assert largest["resident_mib"] < MAY_HOLD_MIB
+    assert largest["resident_mib"] < MAX_SERVICE_MIB
 
 
 def threads(pid: int) -> Counter[str]:
-    """How many of each name a process has, without those that gRPC takes and gives back."""
+    """Return the number of threads by name, without gRPC's pool, which grows and shrinks."""
     names = Counter((task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir())
     del names["event_engine"]
     return names
 
 
 async def rest(address: str) -> None:
-    """Small requests, one after another, which leave nothing of the large ones' memory behind."""
+    """Send small requests, which make protobuf return the memory of large ones."""
     async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         classify = classifier_pb2_grpc.ClassifierServiceStub(channel).Classify
 
-        async def ask() -> None:
+        async def repeat() -> None:
             for _ in range(SMALL_REQUESTS // 8):
                 await classify(pb.ClassifyRequest(bitmaps=bytes(784)))
 
-        await asyncio.gather(*(ask() for _ in range(8)))
+        await asyncio.gather(*(repeat() for _ in range(8)))
 
 
 def scraped(address: str) -> str:
-    """As Prometheus does."""
+    """Return OK if the metrics page lists the queued rows, as Prometheus reads it."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
         return "OK" if b"sketchbatch_queued_rows{" in page.read() else "nothing"
