@@ -1,8 +1,8 @@
 """A soak test: misbehaving clients of every kind at once for MINUTES (1), and no leak of memory, threads or files.
 
 Memory under load swings between 140 and 220 MiB. Large messages coincide by chance, the process keeps their freed
-memory (`sketchbatch_service.app.memory`), and protobuf returns memory at every 10,000th block that it frees (`malloc_trim` in
-`upb_trim_allocfunc`). A leak shows at rest only: after all clients have disconnected and small requests have brought
+memory (`sketchbatch_service.app.memory`), and protobuf returns memory at every 10,000th block that it frees
+(`malloc_trim` in `upb_trim_allocfunc`). A leak shows at rest only: after all clients have disconnected and small requests have brought
 protobuf to that point. Therefore the load runs in three rounds with a rest after each. The first round warms up. After
 the last round the service may hold no more than after the first, except for pages that a few blocks keep.
 

@@ -56,7 +56,7 @@ def image(build: Callable[..., None]) -> Image:
 @pytest.fixture(scope="session")
 def client_image(build: Callable[..., None]) -> str:
     """The client's image."""
-    build("image-client", "IMAGE=sketchbatch:test-client")
+    build("image", "EXTRA=client", "IMAGE=sketchbatch:test-client")
     return "sketchbatch:test-client"
 
 
