@@ -29,7 +29,7 @@ def main() -> None:
     """Run the script that the first argument names, with the other arguments as its own."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in NAMES:
-        print(f"usage: python -m benchmarks NAME [FLAGS]\n\n{listing()}")  # noqa: T201
+        print(f"usage: python -m benchmarks NAME [FLAGS]\n\n{listing()}")
         sys.exit(0 if name in ("", "-h", "--help") else f"no benchmark {name!r}")
     script = script_of(name)
     sys.argv[:2] = [str(script)]

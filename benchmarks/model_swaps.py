@@ -52,7 +52,8 @@ def main() -> None:
                 measured.append(measure(nice, in_flight, asked.seconds))
                 print(json.dumps(measured[-1]), flush=True)
     summary = [summarized(measured, nice, in_flight) for in_flight in IN_FLIGHT for nice in NICE]
-    record = {**describe_machine(), "command": "python -m benchmarks model-swaps", "summary": summary, "rounds": measured}
+    command = "python -m benchmarks model-swaps"
+    record = {**describe_machine(), "command": command, "summary": summary, "rounds": measured}
     path = HERE / "results" / f"{record['date'][:10]}-swaps.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
