@@ -1,9 +1,9 @@
-"""Measures what each part of the recipes gives, and what a start from 345 classes gives, over three seeds.
+"""Measure how much accuracy each part of the recipes adds, and a start from 345 classes, over three seeds.
 
-Trains bear, cat and dog again and again, each time with one thing changed, and judges every network on the drawings
-that all of them held out. Leaves the runs in RUNS/ablations. Writes benchmarks/results/DATE-ablations.json after every
-training, and goes on from the latest: what it has of the same recipe, begun with the same weights, is not trained
-again. Prints the table. Not a matter of speed: other work on the machine does not disturb it.
+Trains bear, cat and dog repeatedly, each time with one setting changed, and evaluates every network on the same
+held-out drawings. Keeps the runs in RUNS/ablations. Writes benchmarks/results/DATE-ablations.json after every training
+and resumes from the latest file: trainings with equal recipe and start are not repeated. Accuracy does not depend on
+other work on the machine.
 """
 
 import argparse
@@ -28,17 +28,17 @@ from variants import HERE, cpu_name
 
 LABELS = ("bear", "cat", "dog")
 SEEDS = (0, 1, 2)
-EPOCHS = 12  # of those that begin with nothing; 12 is where the article's stops, too
+EPOCHS = 12  # of trainings from random weights; the article's recipe stops after 12, too
 COMPACT_12 = replace(COMPACT, max_epochs=EPOCHS)
 
-JOBS: dict[str, tuple[Recipe, str]] = {  # the recipe, and the name of the run it begins with
+JOBS: dict[str, tuple[Recipe, str]] = {  # the recipe, and the run whose weights it starts from
     "article": (ARTICLE, ""),
     "compact": (COMPACT_12, ""),
-    "compact, drawings as they are": (replace(COMPACT_12, augmentation=None), ""),
+    "compact, no augmentation": (replace(COMPACT_12, augmentation=None), ""),
     "compact, no label smoothing": (replace(COMPACT_12, label_smoothing=0.0), ""),
-    "compact, every drawing counts the same": (replace(COMPACT_12, class_balance=0.0), ""),
-    "compact, every class counts the same": (replace(COMPACT_12, class_balance=1.0), ""),
-    "compact, last weights instead of their average": (replace(COMPACT_12, average_decay=0.0), ""),
+    "compact, equal weight per drawing": (replace(COMPACT_12, class_balance=0.0), ""),
+    "compact, equal weight per class": (replace(COMPACT_12, class_balance=1.0), ""),
+    "compact, no weight averaging": (replace(COMPACT_12, average_decay=0.0), ""),
     "compact, no dropout": (replace(COMPACT_12, network=replace(COMPACT.network, dropout=0.0)), ""),
     "finetune from compact-345": (FINETUNE, "compact-345"),
     "finetune from quickdraw-345": (FINETUNE, "quickdraw-345"),
@@ -46,7 +46,7 @@ JOBS: dict[str, tuple[Recipe, str]] = {  # the recipe, and the name of the run i
 
 
 def main() -> None:
-    """Trains what the results file does not have yet."""
+    """Train what the results file lacks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="Drawings in Google's layout.")
     parser.add_argument("--runs", type=Path, required=True, help="Where compact-345 and quickdraw-345 are, trained.")
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def read(path: Path | None, digest: str) -> dict[str, Any]:
-    """What was measured already on the same drawings with the same versions, or the frame of it."""
+    """Return the results measured on the same drawings with the same versions, or empty results."""
     frame = {
         "command": "python -m benchmarks ablations",
         "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0))},
@@ -81,7 +81,7 @@ def read(path: Path | None, digest: str) -> dict[str, Any]:
 
 
 def wanted_row(results: dict[str, Any], name: str, recipe: Recipe, begun: Run | None) -> dict[str, Any]:
-    """The row of `results` of that name: the one there, if it was measured of the same, or a new one."""
+    """Return the row `name` of `results`, or a new row if recipe or start differ."""
     digest = hashlib.sha256(begun.keras.read_bytes()).hexdigest() if begun else ""
     row = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "recipe": json.loads(json.dumps(asdict(recipe))), "begun": digest}
     found: dict[str, Any] = results["runs"].get(name, {})
@@ -92,7 +92,7 @@ def wanted_row(results: dict[str, Any], name: str, recipe: Recipe, begun: Run | 
 
 
 def train_and_judge(job: Job, run: Run) -> dict[str, float]:
-    """One training: accuracy and balanced accuracy of its network on what was held out."""
+    """Train once; return accuracy and balanced accuracy on the held-out drawings."""
     train(job, run, Silent())
     bitmaps, class_index = job.drawings.test.take(slice(None))
     quality = judge(keras.saving.load_model(run.keras, compile=False).predict(bitmaps, verbose=0), class_index)
@@ -100,20 +100,20 @@ def train_and_judge(job: Job, run: Run) -> dict[str, float]:
 
 
 class Silent:
-    """A watcher that shows nothing."""
+    """A training listener that shows nothing."""
 
     def begins(self, epochs_done: int, steps_done: int, steps: int) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def steps_done(self, steps: int) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def epoch_done(self, epoch: object) -> None:
-        """Nothing."""
+        """Show nothing."""
 
 
 def show(runs: dict[str, dict[str, Any]]) -> None:
-    """Prints mean and range over the seeds."""
+    """Print mean and range over the seeds."""
     for name, row in runs.items():
         columns = []
         for metric in ("accuracy", "balanced_accuracy"):

@@ -1,8 +1,8 @@
-"""Measures our service beside raw ONNX Runtime and its peers: `make bench`, or a part of it by the flags below.
+"""Compare our service with ONNX Runtime called in process and with other servers.
 
-Every contestant runs the same workloads on the same models in one run, in turn, so that a ratio compares neighbours in
-time; servers and load generators are started anew for every repeat, and medians are kept. Prints tables, and writes
-benchmarks/results/DATE-bench.json with a plot beside it; a part of it goes to runs/bench/ instead.
+Each contestant runs the same workloads on the same models in one run, in turn, so that a ratio compares neighbouring
+measurements. Each repeat starts servers and load generators again; the tables show medians. A whole run (`make bench`)
+writes benchmarks/results/DATE-bench.json and a plot. A part of it, chosen by flags, writes to runs/bench/.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from variants import HERE, cpu_name
 ROOT = HERE.parent
 CACHE = ROOT / "runs" / "bench"
 REAL_DRAWINGS = ROOT.parent / "shared" / "data" / "quickdraw"
-DRAWN_ROWS = 8192  # cut into requests: 8 of the largest
+DRAWN_ROWS = 8192  # eight of the largest requests
 
 MODELS: dict[str, Callable[[], Path]] = {
     "shipped": lambda: ROOT / "models" / "bear-cat-dog" / "1" / "model.onnx",
@@ -48,8 +48,8 @@ MODELS: dict[str, Callable[[], Path]] = {
 
 
 def main() -> None:
-    """Measures what was asked for, shows it and writes it."""
-    unwind_on_signals()  # servers and load generators end with us
+    """Measure what the flags ask for, print the tables and write the results."""
+    unwind_on_signals()  # also ends servers and load generators
     asked = read_arguments()
     peers, left_out = choose(asked.contestants, asked.workloads, asked.channels)
     with drawings_file(asked.data) as (drawings, source):
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def read_arguments() -> argparse.Namespace:
-    """The flags; `is_whole` says whether they leave nothing out."""
+    """Parse the flags; `is_whole` is true if they leave nothing out."""
     peers = list(find_peers())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -100,12 +100,17 @@ def read_arguments() -> argparse.Namespace:
         help=f"of {','.join(peers)}; also NAME@STYLE and NAME+FLAG=VALUE",
     )
     add("--repeats", type=int, default=3, help="default: %(default)s")
-    add("--seconds", type=float, default=1.0, help="a window; bulk and mix take two (default: %(default)s)")
-    add("--attempts", type=int, default=3, help="at a window that other work disturbs (default: %(default)s)")
+    add("--seconds", type=float, default=1.0, help="of one window; bulk and mix take two (default: %(default)s)")
+    add(
+        "--attempts",
+        type=int,
+        default=3,
+        help="to measure a window without other work on the machine (default: %(default)s)",
+    )
     add("--channels", type=int, default=1, help="connections of each load generator (default: %(default)s)")
     add("--data", type=Path, help="drawings in Google's layout (default: those in ../shared, else noise)")
-    add("--output", type=Path, help="file (default: benchmarks/results/DATE-bench.json, for a part in runs/bench)")
-    add("--quick", action="store_true", help="the small model, one repeat, half a second a window")
+    add("--output", type=Path, help="file (default: benchmarks/results/DATE-bench.json; of a part, in runs/bench)")
+    add("--quick", action="store_true", help="measure the small model once, with windows of half a second")
     asked = parser.parse_args()
     if asked.quick:
         asked.models, asked.repeats, asked.seconds, asked.attempts = ["small"], 1, 0.5, 1
@@ -115,24 +120,24 @@ def read_arguments() -> argparse.Namespace:
 
 
 def models_of(text: str) -> list[str]:
-    """Reads a list with commas."""
+    """Parse a comma-separated list of models."""
     return known(text, [name for name in text.split(",") if name in MODELS or Path(name).is_file()], MODELS)
 
 
 def workloads_of(text: str) -> list[str]:
-    """Reads a list with commas."""
+    """Parse a comma-separated list of workloads."""
     return known(text, [name for name in text.split(",") if name in WORKLOADS], WORKLOADS)
 
 
 def known(text: str, names: list[str], choices: Iterable[str]) -> list[str]:
-    """`names`, if they are all that `text` says."""
+    """Return `names` if they are all the names in `text`."""
     if names != text.split(","):
         raise argparse.ArgumentTypeError(f"must be of {','.join(choices)}, got {text}")
     return names
 
 
 def choose(names: list[str], workloads: list[str], channels: int) -> tuple[list[Peer], dict[str, str]]:
-    """The peers that take part in any of `workloads` and can be measured here, and why others cannot."""
+    """Return the peers that take part in any of `workloads`, and why others cannot be measured on this machine."""
     try:
         peers = [find_peer(name, channels=channels) for name in names]
     except ValueError as exc:
@@ -146,7 +151,7 @@ def choose(names: list[str], workloads: list[str], channels: int) -> tuple[list[
 
 @contextmanager
 def drawings_file(data: Path | None) -> Iterator[tuple[Path, str]]:
-    """Drawings in random order in a .npy file, and where they are from; without any, noise: never blank paper."""
+    """Yield a .npy file of drawings in random order and their source; without a data folder, of noise."""
     folder = (data or REAL_DRAWINGS) / "numpy_bitmap"
     random = np.random.default_rng(0)
     if folder.is_dir():
@@ -161,7 +166,7 @@ def drawings_file(data: Path | None) -> Iterator[tuple[Path, str]]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """When, where, with what, by which command."""
+    """Return date, command, commit, machine and versions."""
     packages = ("onnxruntime", "grpcio", "protobuf", "numpy", "sketchbatch-service", "sketchbatch-client")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -174,20 +179,20 @@ def describe_machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of this tree, "+changes" behind it where it differs; "" outside git."""
+    """Return the commit of this tree, with "+changes" if it was edited; "" outside git."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"]
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def describe_model(path: Path) -> dict[str, Any]:
-    """Where it is and what it costs."""
+    """Return a model's file and its MFLOP per row."""
     mflop = flops(onnx.load(path)) / 1e6
     file = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
     return {"file": file, "mflop_per_row": round(mflop, 3)}
 
 
 def write(record: dict[str, Any], path: Path) -> None:
-    """The record, and the plot beside it."""
+    """Write the record and its plot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,6 +1,6 @@
-"""Keeps requests in flight: threads, futures or asyncio tasks on plain stubs; threads or tasks on our own clients.
+"""Keep requests in flight with threads, futures or asyncio tasks, on plain stubs or on our clients.
 
-What each costs is in README.md. Runs in the load generator's process only.
+README.md has the cost of each. This module runs in the load generator's process only.
 """
 
 import asyncio
@@ -22,50 +22,50 @@ Classify = Callable[[Bitmaps], object]
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_http_proxy", 0),  # a machine's proxy is not the way to its own loopback
-    ("grpc.use_local_subchannel_pool", 1),  # channels share a connection otherwise
+    ("grpc.enable_http_proxy", 0),  # loopback must not go through a proxy
+    ("grpc.use_local_subchannel_pool", 1),  # without it, channels share one connection
 ]
 
 
 def in_threads(calls: Sequence[Classify], requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
-    """`in_flight` threads, each asking again once it is answered, spread over `calls`: seconds of each request."""
+    """Run `in_flight` threads, each of which sends again after its answer; return each request's seconds."""
 
-    def ask(number: int) -> list[float]:
+    def repeat(number: int) -> list[float]:
         took_s = []
         call = calls[number % len(calls)]
         for bitmaps in _from(requests, number):
-            asked_at = time.perf_counter()
+            sent_at = time.perf_counter()
             call(bitmaps)
-            took_s.append(time.perf_counter() - asked_at)
+            took_s.append(time.perf_counter() - sent_at)
             if stop.is_set():
                 break
         return took_s
 
     with ThreadPoolExecutor(in_flight) as pool:
-        return list(chain.from_iterable(pool.map(ask, range(in_flight))))
+        return list(chain.from_iterable(pool.map(repeat, range(in_flight))))
 
 
 async def in_tasks(
     calls: Sequence[Callable[[Bitmaps], Awaitable[object]]], requests: Sequence[Bitmaps], in_flight: int, stop: Stop
 ) -> list[float]:
-    """As `in_threads`, with an asyncio task for each."""
+    """Run `in_flight` asyncio tasks, each of which sends again after its answer; return each request's seconds."""
 
-    async def ask(number: int) -> list[float]:
+    async def repeat(number: int) -> list[float]:
         took_s = []
         call = calls[number % len(calls)]
         for bitmaps in _from(requests, number):
-            asked_at = time.perf_counter()
+            sent_at = time.perf_counter()
             await call(bitmaps)
-            took_s.append(time.perf_counter() - asked_at)
+            took_s.append(time.perf_counter() - sent_at)
             if stop.is_set():
                 break
         return took_s
 
-    return list(chain.from_iterable(await asyncio.gather(*map(ask, range(in_flight)))))
+    return list(chain.from_iterable(await asyncio.gather(*map(repeat, range(in_flight)))))
 
 
 class StubThreads:
-    """Plain generated stubs, called from one thread for each request in flight."""
+    """Plain generated stubs, with one thread per request in flight."""
 
     def __init__(self, address: str, peer: Peer) -> None:
         channels = [grpc.insecure_channel(address, options=_OPTIONS) for _ in range(peer.channels)]
@@ -76,39 +76,39 @@ class StubThreads:
         return np.frombuffer(response.scores, "<f4").reshape(len(bitmaps), -1)
 
     def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
-        calls = [partial(_ask, stub) for stub in self._stubs]
+        calls = [partial(_classify, stub) for stub in self._stubs]
         return in_threads(calls, requests, in_flight, stop)
 
 
 class StubFutures(StubThreads):
-    """Plain stubs, asked from one thread that never waits for one answer in particular."""
+    """Plain generated stubs, with futures that one thread collects."""
 
     def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
         done: queue.SimpleQueue[tuple[grpc.Future, float, int]] = queue.SimpleQueue()
         upcoming = cycle(requests)
 
-        def ask(number: int) -> None:
-            asked_at = time.perf_counter()
+        def send(number: int) -> None:
+            sent_at = time.perf_counter()
             future = self._stubs[number % len(self._stubs)].Classify.future(_request(next(upcoming)))
-            future.add_done_callback(lambda future: done.put((future, asked_at, number)))
+            future.add_done_callback(lambda future: done.put((future, sent_at, number)))
 
         for number in range(in_flight):
-            ask(number)
+            send(number)
         took_s = []
-        under_way = in_flight
-        while under_way:
-            future, asked_at, number = done.get()
+        open_requests = in_flight
+        while open_requests:
+            future, sent_at, number = done.get()
             future.result()
-            took_s.append(time.perf_counter() - asked_at)
+            took_s.append(time.perf_counter() - sent_at)
             if stop.is_set():
-                under_way -= 1
+                open_requests -= 1
             else:
-                ask(number)
+                send(number)
         return took_s
 
 
 class StubTasks(StubThreads):
-    """Plain stubs of grpc.aio, one asyncio task for each request in flight."""
+    """Plain generated stubs on grpc.aio, with one asyncio task per request in flight."""
 
     def __init__(self, address: str, peer: Peer) -> None:
         super().__init__(address, peer)
@@ -124,12 +124,12 @@ class StubTasks(StubThreads):
         return [ClassifierServiceStub(channel) for channel in channels]
 
     async def _keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
-        calls = [partial(_ask_async, stub) for stub in self._aio_stubs]
+        calls = [partial(_classify_async, stub) for stub in self._aio_stubs]
         return await in_tasks(calls, requests, in_flight, stop)
 
 
 class ClientThreads:
-    """Our own client, one of it, `Client.classify` called from one thread for each request in flight."""
+    """One `Client`, with one thread per request in flight."""
 
     def __init__(self, address: str, _: Peer) -> None:
         self._client = Client(address)
@@ -144,12 +144,12 @@ class ClientThreads:
 
 
 class ClientTasks(ClientThreads):
-    """Our own client for asyncio, one of it, `AsyncClient.classify` awaited by one task for each request in flight."""
+    """One `AsyncClient`, with one task per request in flight."""
 
     def __init__(self, address: str, peer: Peer) -> None:
         super().__init__(address, peer)
         self._runner = asyncio.Runner()
-        self._tasks_client = self._runner.run(_made(address))
+        self._tasks_client = self._runner.run(_async_client(address))
 
     def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
         return self._runner.run(in_tasks([self._tasks_client.classify], requests, in_flight, stop))
@@ -159,7 +159,7 @@ STYLES: dict[str, Callable[[str, Peer], Caller]] = {"threads": StubThreads, "fut
 
 
 def stubs(address: str, peer: Peer) -> Caller:
-    """Plain stubs of `sketchbatch.v1`, in the peer's style."""
+    """Return a caller with plain generated stubs, in the peer's style."""
     return STYLES[peer.style](address, peer)
 
 
@@ -167,19 +167,19 @@ def _request(bitmaps: Bitmaps) -> pb.ClassifyRequest:
     return pb.ClassifyRequest(bitmaps=bitmaps.tobytes())
 
 
-def _ask(stub: ClassifierServiceStub, bitmaps: Bitmaps) -> None:
+def _classify(stub: ClassifierServiceStub, bitmaps: Bitmaps) -> None:
     stub.Classify(_request(bitmaps))
 
 
-async def _ask_async(stub: ClassifierServiceStub, bitmaps: Bitmaps) -> None:
+async def _classify_async(stub: ClassifierServiceStub, bitmaps: Bitmaps) -> None:
     await stub.Classify(_request(bitmaps))
 
 
-async def _made(address: str) -> AsyncClient:
-    """On the loop that it belongs to."""
+async def _async_client(address: str) -> AsyncClient:
+    """Create the client on the running loop, to which it belongs."""
     return AsyncClient(address)
 
 
 def _from(requests: Sequence[Bitmaps], number: int) -> "islice[Bitmaps]":
-    """The requests over and over, each of those in flight beginning with another."""
+    """Cycle through the requests; each caller starts at another one."""
     return islice(cycle(requests), number % len(requests), None)

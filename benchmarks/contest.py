@@ -1,4 +1,4 @@
-"""Starts a peer's server and its load generator, and runs windows on them."""
+"""Start a peer's server and load generator, and measure windows."""
 
 import json
 import subprocess
@@ -17,27 +17,27 @@ from processes import cpu_s, machine_cpu_s, memory, tree
 LOAD = Path(__file__).resolve().parent / "load.py"
 
 Counted = dict[str, float]
-"""What a load generator says of a window: see `load.run_window`; with the server's and the machine's CPU seconds."""
+"""The counts of one window: those of `load.run_window`, and CPU seconds of the server and of other processes."""
 
 READY_WITHIN_S = 60
 ANSWERS_WITHIN_S = 120
-STOPS_WITHIN_S = 40  # longer than our service drains
+STOPS_WITHIN_S = 40  # longer than the drain of our service
 
 
 class PeerFailed(RuntimeError):
-    """A server or a load generator ended, or never was ready; the message ends with what it said last."""
+    """A server or load generator ended or did not become ready; the message ends with its last line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Requests of `rows` rows, `in_flight` at once."""
+    """`in_flight` concurrent requests of `rows` rows."""
 
     rows: int
     in_flight: int
 
 
 class Generator:
-    """A load generator's process."""
+    """The process of a load generator."""
 
     def __init__(self, peer: Peer, target: str, drawings: Path) -> None:
         words = ["--peer", peer.name, "--target", target, "--drawings", str(drawings)]
@@ -49,16 +49,16 @@ class Generator:
         self.scores: list[list[float]] = self._read()["scores"]
 
     def begin(self, load: Load) -> None:
-        """Opens a window."""
+        """Start a window."""
         self._write(json.dumps(asdict(load)))
 
     def end(self) -> Counted:
-        """Closes it; returns what it counted, all answered."""
+        """End the window; return its counts once all requests are answered."""
         self._write("stop")
         return self._read()
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         with _killed_after(STOPS_WITHIN_S, self._process):
             self._process.communicate()
 
@@ -72,13 +72,15 @@ class Generator:
         with _killed_after(ANSWERS_WITHIN_S, self._process):
             line = self._process.stdout.readline()
         if not line:
-            raise PeerFailed(f"the load generator of {self._name} ended with {self._process.wait()}: see above")
+            raise PeerFailed(
+                f"the load generator of {self._name} exited with {self._process.wait()}; its error is above"
+            )
         found: dict[str, Any] = json.loads(line)
         return found
 
 
 class Server:
-    """A peer's server process; what it prints is read all the time, so that it never waits for a reader."""
+    """A peer's server process; a thread reads its output, so that the pipe never fills."""
 
     def __init__(self, peer: Peer, model: Path) -> None:
         assert peer.command
@@ -101,15 +103,15 @@ class Server:
         self._healthy_s = time.perf_counter() - started_at
 
     def pids(self) -> list[int]:
-        """Its processes."""
+        """Return the process and its descendants."""
         return tree(self._process.pid)
 
     def cpu_s(self) -> float:
-        """Of all its processes, so far."""
+        """Return the CPU seconds of all its processes since the start."""
         return cpu_s(self.pids())
 
     def figures(self) -> dict[str, float]:
-        """Seconds from its start until it said it was ready, and until it was healthy; memory of its processes."""
+        """Return the seconds from start to ready and to healthy, and the memory of its processes."""
         used = memory(self.pids())
         return {
             "ready_s": self._ready_s,
@@ -119,7 +121,7 @@ class Server:
         }
 
     def close(self) -> None:
-        """Stops it as an operator would."""
+        """Stop the server with SIGTERM."""
         self._process.terminate()
         with _killed_after(STOPS_WITHIN_S, self._process):
             self._process.wait()
@@ -131,7 +133,7 @@ class Server:
 
 @contextmanager
 def _killed_after(seconds: float, process: "subprocess.Popen[str]") -> Iterator[None]:
-    """Nobody waits for a process that hangs."""
+    """Kill the process if the context takes longer than `seconds`."""
     watchdog = threading.Timer(seconds, process.kill)
     watchdog.start()
     try:
@@ -147,15 +149,15 @@ def _address(peer: Peer, output: IO[str]) -> str:
         if address := peer.address_in(line):
             return address
         last = line
-    raise PeerFailed(f"the server of {peer.name} was not ready in {READY_WITHIN_S} s; it said last: {last.strip()}")
+    raise PeerFailed(f"the server of {peer.name} was not ready in {READY_WITHIN_S} s; its last line: {last.strip()}")
 
 
 class Contestant:
-    """A peer with its server, where it has one, and a load generator; with two, loads can run side by side."""
+    """A peer with its server, if it has one, and load generators; two of them run concurrent loads."""
 
     def __init__(self, peer: Peer, *, model: Path, drawings: Path, generators: int) -> None:
         self.peer = peer
-        with ExitStack() as stack:  # what was started is stopped, too, when something later does not start
+        with ExitStack() as stack:  # if a later process does not start, the earlier ones are stopped
             self.server = Server(peer, model) if peer.command else None
             if self.server:
                 stack.callback(self.server.close)
@@ -168,9 +170,9 @@ class Contestant:
         self.scores = self._generators[0].scores
 
     def measure(self, loads: Sequence[Load], seconds: float) -> list[Counted]:
-        """A window of `seconds` and what the last requests take; of several loads the first ends first.
+        """Measure a window of `seconds`, plus the time until the last requests are answered.
 
-        So the first load has all others beside it from its beginning to its end.
+        The first of several loads ends first, so that the others run during all of it.
         """
         opened_at, before = time.perf_counter(), self._cpu_s()
         generators = list(zip(self._generators, loads, strict=False))
@@ -188,7 +190,7 @@ class Contestant:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Ends its processes, generators first."""
+        """End the load generators and then the server."""
         self._opened.close()
 
     def _cpu_s(self) -> tuple[float, float]:

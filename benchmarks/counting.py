@@ -1,8 +1,8 @@
-"""Measures what counting costs a request: the batcher alone, counted, and with prometheus_client told each time.
+"""Measure what statistics cost per request: the batcher without them, with them, and with prometheus_client.
 
-A model that takes no time, and one thread that submits and runs: what is left is the batcher and what counts. Ways are
-interleaved and repeated, and the least CPU time of all repeats is kept, because other work may share the cores. Writes
-benchmarks/results/DATE-counting.json and prints a table.
+The model takes no time, and one thread submits and runs, so that only the batcher and the counting are measured. The
+three variants are interleaved and repeated. The result is the lowest CPU time of all repeats, because other work may
+share the cores. Writes benchmarks/results/DATE-counting.json and prints a table.
 """
 
 import argparse
@@ -26,18 +26,18 @@ from variants import cpu_name
 
 HERE = Path(__file__).resolve().parent
 REQUESTS = 8192
-SHARES = {"1 request a call": 1, "32 requests a call": 32}
+SHARES = {"1 request per call": 1, "32 requests per call": 32}
 
 
 class Uncounted(ModelStatistics):
-    """Keeps no counts."""
+    """Statistics that count nothing."""
 
     def add_call(self, *_: object) -> None: ...
     def add_codec(self, **_: object) -> None: ...
 
 
-class Told:
-    """Tells prometheus_client of each answered request: rows, and a histogram for the queue and for the answer."""
+class PrometheusCounts:
+    """Counts each answered request with prometheus_client: rows, and histograms of queue and encoding time."""
 
     def __init__(self) -> None:
         registry, labels = CollectorRegistry(), ["model", "version"]
@@ -45,20 +45,20 @@ class Told:
         self.queue = Histogram("queue", "queue", labels, buckets=BOUNDS_S, registry=registry).labels("m", "1")
         self.encode = Histogram("encode", "encode", labels, buckets=BOUNDS_S, registry=registry).labels("m", "1")
 
-    def tell(self, answer: Future[Answer]) -> None:
-        """Of one request."""
+    def count(self, answer: Future[Answer]) -> None:
+        """Count one request."""
         self.rows.inc(1)
         self.queue.observe(answer.result().queue_s)
         self.encode.observe(1e-5)
 
 
 def model(bitmaps: Bitmaps) -> Scores:
-    """Scores without looking."""
+    """Return zeros, in no time."""
     return np.zeros((len(bitmaps), 3), np.float32)
 
 
 def seconds(batcher: Batcher, at_a_time: int, after: Callable[[Future[Answer]], object]) -> float:
-    """CPU time of one request, submitted, run and answered."""
+    """Return the CPU seconds of one request: submitted, run and answered."""
     drawing = np.zeros((1, 28, 28), np.uint8)
     started_at = time.thread_time()
     for _ in range(REQUESTS // at_a_time):
@@ -71,26 +71,26 @@ def seconds(batcher: Batcher, at_a_time: int, after: Callable[[Future[Answer]], 
     return (time.thread_time() - started_at) / REQUESTS
 
 
-def ways() -> dict[str, tuple[Batcher, Callable[[Future[Answer]], object]]]:
-    """Batchers, and what is done after each request."""
+def variants() -> dict[str, tuple[Batcher, Callable[[Future[Answer]], object]]]:
+    """Return batchers, and the function to call after each request."""
     batchers = [Batcher(model, BatchLimits(max_batch_rows=32)) for _ in range(3)]
     batchers[0].statistics = batchers[2].statistics = Uncounted()
     return {
         "not counted": (batchers[0], lambda _: None),
         "counted": (batchers[1], lambda _: batchers[1].statistics.add_codec(encoding_s=1e-5)),
-        "prometheus_client told": (batchers[2], Told().tell),
+        "prometheus_client": (batchers[2], PrometheusCounts().count),
     }
 
 
 def main() -> None:
-    """Measures every way `--repeats` times."""
+    """Measure every variant `--repeats` times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=25)
     repeats = parser.parse_args().repeats
-    results: dict[str, dict[str, list[float]]] = {share: {name: [] for name in ways()} for share in SHARES}
+    results: dict[str, dict[str, list[float]]] = {share: {name: [] for name in variants()} for share in SHARES}
     for _ in range(repeats):
         for share, at_a_time in SHARES.items():
-            for name, (batcher, after) in ways().items():
+            for name, (batcher, after) in variants().items():
                 results[share][name].append(seconds(batcher, at_a_time, after) * 1e6)
     us = {share: {name: round(min(each), 2) for name, each in found.items()} for share, found in results.items()}
     for share, found in us.items():
@@ -104,7 +104,7 @@ def main() -> None:
         "repeats": repeats,
     }
     day = datetime.now(UTC).date()
-    text = json.dumps({"date": str(day), **environment, "cpu_us_a_request": us}, indent=2)
+    text = json.dumps({"date": str(day), **environment, "cpu_us_per_request": us}, indent=2)
     (HERE / "results" / f"{day}-counting.json").write_text(f"{text}\n")
 
 

@@ -1,9 +1,9 @@
-"""Measures CUDA in one call: the floors, raw ONNX Runtime by bucket, the service over gRPC, the engine's slots.
+"""Measure CUDA in one call: the hardware's limits, ONNX Runtime by bucket, the service over gRPC, execution slots.
 
-Needs a plain Python with numpy, grpcio, protobuf, onnx and onnxruntime-gpu (docs/gpu.md); knows the rooms by their
-folders. Each measurement is a process of its own (`gpu_parts.py`), so that one that breaks CUDA leaves the others
-whole, and all end when `--budget-s` is spent: what was left out, or broke, is in the results by name. Prints tables and
-writes one JSON. `--provider cpu` runs all of it without a GPU, to try the script: its figures say nothing of CUDA.
+Needs a plain Python with numpy, grpcio, protobuf, onnx and onnxruntime-gpu (docs/gpu.md), and finds our packages by
+their folders. Each measurement runs in its own process (`gpu_parts.py`), so that one which breaks CUDA does not affect
+the others. All end when `--budget-s` is spent; the results name each measurement that is missing. Prints tables and
+writes one JSON file. `--provider cpu` tries the script without a GPU; its figures do not describe CUDA.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from variants import cpu_name
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-ROOMS = [str(ROOT / room) for room in ("protos", "service", "client", "trainer", "tests")]
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([*ROOMS, os.environ.get("PYTHONPATH", "")])}
+FOLDERS = [str(ROOT / folder) for folder in ("protos", "service", "client", "trainer", "tests")]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([*FOLDERS, os.environ.get("PYTHONPATH", "")])}
 
 GRAPHS = {"enable_cuda_graph": "1"}
 CHANNELS_LAST = {"prefer_nhwc": "1"}
@@ -45,35 +45,35 @@ VARIANTS = ("float32", "float16")
 WORKERS = (1, 4, 8)
 
 MODEL_S = 60.0
-"""Most seconds of reading the model, which comes before the budget."""
+"""Most seconds for reading the model, which happens before the budget starts."""
 
-LEAST_S = 5.0
-"""Seconds that must be left for another measurement to begin."""
+MIN_LEFT_S = 5.0
+"""Seconds that must be left to start another measurement."""
 
 CARD_TFLOPS = 790.0
-"""Dense float16, measured on an H200 by an 8192-cubed product on random data; for another card say --card-tflops."""
+"""Dense float16 rate of an H200, measured with an 8192-cubed product on random data; --card-tflops overrides it."""
 
 
 class Bench:
-    """One run: what is left of its time, what it found, and what it could not measure."""
+    """One run: the remaining time, the results, and the measurements that are missing."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.results: dict[str, Any] = {}
         self.not_measured: dict[str, str] = {}
-        self._ends_at = time.monotonic() + MODEL_S  # of the first part; the budget begins after it
+        self._ends_at = time.monotonic() + MODEL_S  # of the first part; the budget starts after it
 
     @property
     def left_s(self) -> float:
-        """Seconds left."""
+        """Return the remaining seconds."""
         return self._ends_at - time.monotonic()
 
     def begin(self) -> None:
-        """Starts the budget."""
+        """Start the budget."""
         self._ends_at = time.monotonic() + self.arguments.budget_s
 
     def part(self, name: str, key: str, *words: object, most_s: float = 90) -> Any:
-        """Runs a part of gpu_parts.py and keeps its answer under `name` and `key`; None where there is none."""
+        """Run a part of gpu_parts.py and keep its answer under `name` and `key`; None = it gave none."""
         flags = ["--provider", self.arguments.provider, "--measure-s", str(self.arguments.measure_s)]
         answer = self.run(f"{name}: {key}", [sys.executable, str(HERE / "gpu_parts.py"), name, *flags, *words], most_s)
         if answer is not None:
@@ -81,8 +81,8 @@ class Bench:
         return self.results.get(name, {}).get(key)
 
     def run(self, what: str, command: list[object], most_s: float) -> str | None:
-        """The output of `command`; None, and a word in the results, where time is up or it fails."""
-        if self.left_s < LEAST_S:
+        """Return the output of `command`; None, and an entry in the results, if time is up or it fails."""
+        if self.left_s < MIN_LEFT_S:
             return self.leave_out(what, "the time was up")
         print(f"... {what}", file=sys.stderr, flush=True)
         try:
@@ -96,13 +96,13 @@ class Bench:
         return finished.stdout
 
     def leave_out(self, what: str, why: str) -> None:
-        """Notes that `what` was not measured."""
+        """Record why `what` was not measured."""
         self.not_measured[what] = why
         print(f"not measured: {what}: {why}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measure, print the tables and write the results."""
     arguments = parse()
     bench = Bench(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -124,14 +124,16 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--provider", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "bear-cat-dog" / "1" / "model.onnx")
     parser.add_argument("--rows", type=int, default=4096, help="Most rows in one model call.")
-    parser.add_argument("--request-rows", type=int, default=1024, help="Rows of a request to the service.")
-    parser.add_argument("--budget-s", type=float, default=450, help="Seconds after which nothing more is begun.")
-    parser.add_argument("--measure-s", type=float, default=0.3, help="Seconds of each figure; of the service's ten.")
+    parser.add_argument("--request-rows", type=int, default=1024, help="Rows per request to the service.")
+    parser.add_argument("--budget-s", type=float, default=450, help="Seconds after which no measurement starts.")
+    parser.add_argument(
+        "--measure-s", type=float, default=0.3, help="Seconds per figure; ten times that for the service."
+    )
     parser.add_argument("--variants", choices=VARIANTS, nargs="+", default=list(VARIANTS))
     parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS))
     parser.add_argument("--card-tflops", type=float, default=CARD_TFLOPS)
@@ -140,17 +142,17 @@ def parse() -> argparse.Namespace:
 
 
 def print_floors(about: dict[str, Any], card_tflops: float) -> None:
-    """What no program on this card and bus can beat, written before anything is measured."""
-    mflop, bus = about["mflop_a_row"], about["bus_gb_per_s"]
+    """Print the limits of card and bus before anything is measured."""
+    mflop, bus = about["mflop_per_row"], about["bus_gb_per_s"]
     about["floors"] = {"card_tflops": card_tflops, "rows_per_s_by_the_card": card_tflops * 1e6 / mflop}
-    print(f"floor, card: {mflop:.1f} MFLOP a row at {card_tflops:g} TFLOP/s: {card_tflops / mflop:,.1f} M rows/s")
+    print(f"floor, card: {mflop:.1f} MFLOP per row at {card_tflops:g} TFLOP/s: {card_tflops / mflop:,.1f} M rows/s")
     if bus:
         about["floors"]["rows_per_s_by_the_bus"] = bus * 1e9 / 784
-        print(f"floor, bus: 784 bytes a row at {bus:.1f} GB/s from pinned memory: {bus * 1e3 / 784:,.1f} M rows/s")
+        print(f"floor, bus: 784 bytes per row at {bus:.1f} GB/s from pinned memory: {bus * 1e3 / 784:,.1f} M rows/s")
 
 
 def run_tests(bench: Bench) -> None:
-    """Correctness before speed: tests/gpu, every bucket against the CPU."""
+    """Run tests/gpu, which compare every bucket with the CPU."""
     words = ["-m", "pytest", "-q", "-c", os.devnull, "--rootdir", ROOT, "--confcutdir", ROOT / "tests" / "gpu"]
     command = [
         sys.executable,
@@ -161,13 +163,13 @@ def run_tests(bench: Bench) -> None:
         "-rs",
         ROOT / "tests" / "gpu",
     ]
-    said = bench.run("tests/gpu", command, 150)
-    bench.results["tests"] = said.strip().splitlines()[-1] if said else "failed"
+    output = bench.run("tests/gpu", command, 150)
+    bench.results["tests"] = output.strip().splitlines()[-1] if output else "failed"
     print(f"tests/gpu: {bench.results['tests']}")
 
 
 def measure_raw(bench: Bench, files: dict[str, Path]) -> None:
-    """ONNX Runtime alone, each setting in a process; each bucket is compared with the CPU first."""
+    """Measure ONNX Runtime alone, each setting in a process, after comparing each bucket with the CPU."""
     for name, variant, options in RAW if bench.arguments.provider == "cuda" else RAW_ON_CPU:
         if variant not in files:
             continue
@@ -176,21 +178,21 @@ def measure_raw(bench: Bench, files: dict[str, Path]) -> None:
 
 
 def measure_service(bench: Bench, files: dict[str, Path]) -> None:
-    """Rows/s over gRPC, by workers; as many processes ask as serve, and one more."""
-    said = bench.run("--workers", [sys.executable, "-m", "sketchbatch_service", "--help"], 30) or ""
+    """Measure rows/s over gRPC by number of workers, with two client processes more than workers."""
+    help_text = bench.run("--workers", [sys.executable, "-m", "sketchbatch_service", "--help"], 30) or ""
     for variant, file in files.items():
         for workers in bench.arguments.workers:
-            if workers > 1 and "--workers" not in said:
+            if workers > 1 and "--workers" not in help_text:
                 bench.leave_out(f"service: {variant}, {workers} workers", "this service has no --workers")
                 continue
-            if bench.left_s < LEAST_S:
+            if bench.left_s < MIN_LEFT_S:
                 bench.leave_out(f"service: {variant}, {workers} workers", "the time was up")
                 continue
             measure_one_service(bench, variant, file, workers)
 
 
 def measure_one_service(bench: Bench, variant: str, file: Path, workers: int) -> None:
-    """One service, asked by some more processes than it has, at the same time; one worker also a row at a time."""
+    """Measure one service with more client processes than workers; with one worker, also single rows."""
     key, seconds = f"{variant}, {workers} workers", 10 * bench.arguments.measure_s
     flags = ["--model", file, "--provider", bench.arguments.provider, "--max-batch-rows", bench.arguments.rows]
     try:
@@ -207,7 +209,7 @@ def measure_one_service(bench: Bench, variant: str, file: Path, workers: int) ->
 
 
 def measure_engine(bench: Bench, files: dict[str, Path]) -> None:
-    """What a second lane gains, without gRPC."""
+    """Measure the gain of a second execution slot, without gRPC."""
     for variant, file in files.items():
         for slots in (1, 2):
             words = ("--model", file, "--rows", bench.arguments.rows, "--slots", slots)
@@ -216,10 +218,10 @@ def measure_engine(bench: Bench, files: dict[str, Path]) -> None:
 
 @contextmanager
 def serving(*flags: object, most_s: float) -> Iterator[str]:
-    """A service on a free port; gives its address. It is killed, with its workers, after `most_s`.
+    """Serve on a free port; yield the address. Kill the service and its workers after `most_s`.
 
     Raises:
-        RuntimeError: It ended before it served; says what it said.
+        RuntimeError: The service ended before it was ready; the message has its output.
     """
     command = [sys.executable, "-m", "sketchbatch_service", "--address", "127.0.0.1:0", *map(str, flags)]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -227,21 +229,22 @@ def serving(*flags: object, most_s: float) -> Iterator[str]:
     timer = threading.Timer(most_s, os.killpg, (process.pid, signal.SIGKILL))
     timer.start()
     try:
-        said: list[str] = []
-        while '"SERVING"' not in (said[-1] if said else ""):
-            said.append(process.stderr.readline())
-            if not said[-1]:
-                raise RuntimeError(f"the service did not start: {''.join(said)[-4000:]}")
-        yield json.loads(said[-1])["address"]
+        lines: list[str] = []
+        while '"SERVING"' not in (lines[-1] if lines else ""):
+            lines.append(process.stderr.readline())
+            if not lines[-1]:
+                raise RuntimeError(f"the service did not start: {''.join(lines)[-4000:]}")
+        yield json.loads(lines[-1])["address"]
     finally:
         process.terminate()
-        process.communicate()  # ends: by itself, or by the timer
+        process.communicate()  # returns when the service ends or the timer kills it
         timer.cancel()
 
 
 def print_tables(bench: Bench) -> None:
-    """Rows/s; the service beside the best that raw ONNX Runtime does with the same variant, in whatever batch size and
-    layout, its copies included.
+    """Print rows/s, and the ratio of engine and service to the best rate of ONNX Runtime with the same variant.
+
+    That rate includes copies and is the best over all batch sizes and layouts.
     """
     best: dict[str, float] = {}
     for name, found in bench.results.get("raw", {}).items():
@@ -259,11 +262,11 @@ def print_tables(bench: Bench) -> None:
             found["of_raw"] = round(ratio, 3)
             print(f"{part}, {key}".ljust(34), f"{found['rows_per_s']:>12,.0f} rows/s {ratio:>7.2f} of raw")
     for variant, found in bench.results.get("one_row", {}).items():
-        print(f"one row at a time, {variant}".ljust(34), f"{found['p50_ms']:>12.3f} ms, half of them, by a plain stub")
+        print(f"one row at a time, {variant}".ljust(34), f"{found['p50_ms']:>12.3f} ms (p50, plain stub)")
 
 
 def write(bench: Bench) -> None:
-    """The JSON."""
+    """Write the JSON file."""
     now, arguments = datetime.now(UTC), bench.arguments
     results = {
         "date": now.isoformat(timespec="seconds"),
@@ -282,7 +285,7 @@ def write(bench: Bench) -> None:
 
 
 def gpu_names() -> list[str]:
-    """Each card with its driver, as nvidia-smi says; none where there is no such command."""
+    """Return each card with its driver from nvidia-smi; none without that command."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -1,7 +1,6 @@
-"""The parts of `gpu.py`, each a process of its own that prints one line of JSON: model, raw, engine, service, one_row.
+"""The parts of `gpu.py`: model, raw, engine, service and one_row; each process prints one line of JSON.
 
-`engine` imports the service's CUDA engine, which no other benchmark does: what two slots gain over one cannot be seen
-through gRPC, where the cost of the calls hides it.
+`engine` imports the service's CUDA engine, because the cost of gRPC calls hides the gain of a second execution slot.
 """
 
 import argparse
@@ -20,7 +19,7 @@ import numpy as np
 
 
 def main() -> None:
-    """Measures the part named and prints what it found."""
+    """Measure one part and print its result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=("model", "raw", "engine", "service", "one_row", "caller"))
     parser.add_argument("--provider", choices=("cuda", "cpu"))
@@ -40,7 +39,7 @@ def main() -> None:
 
 
 def model(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Counts the model's FLOPs, writes it in float16, and times the bus."""
+    """Count the model's FLOPs, write it in float16, and measure the bus."""
     import onnx
     import onnxruntime as ort
     from sketchbatch_trainer.export.float16 import to_float16
@@ -55,14 +54,14 @@ def model(arguments: argparse.Namespace) -> dict[str, Any]:
     onnx.save(half, arguments.write_float16)
     return {
         "file": "/".join(arguments.model.parts[-3:]),
-        "mflop_a_row": mflop_a_row(graph),
+        "mflop_per_row": mflop_per_row(graph),
         "bus_gb_per_s": bus_gb_per_s() if arguments.provider == "cuda" else None,
         "versions": {"numpy": np.__version__, "onnxruntime": ort.__version__, "cuda": ort.cuda_version},
     }
 
 
-def mflop_a_row(graph: Any) -> float:
-    """Two operations a multiplication of the convolutions and matrix products; the rest does not count."""
+def mflop_per_row(graph: Any) -> float:
+    """Return the MFLOP per row of convolutions and matrix products, two operations per multiplication."""
     import onnx
 
     graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
@@ -81,7 +80,7 @@ def mflop_a_row(graph: Any) -> float:
 
 
 def bus_gb_per_s() -> float:
-    """The fastest of ten copies of 256 MB from pinned memory to the device."""
+    """Return the rate of the fastest of ten copies of 256 MB from pinned memory to the device."""
     from sketchbatch_service.engines.cuda_device import Device
 
     device, rows = Device.cuda(), 2**28 // 784
@@ -91,9 +90,9 @@ def bus_gb_per_s() -> float:
 
 
 def raw(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds a call of bound tensors, by bucket: computing alone, and with the copies there and back.
+    """Return the milliseconds per call by bucket: without copies, and with copies to and from the device.
 
-    `ms_switching` is a call when the one before it had another number of rows.
+    `ms_switching` is the time of a call that follows a call with another number of rows.
     """
     import onnxruntime as ort
 
@@ -102,7 +101,7 @@ def raw(arguments: argparse.Namespace) -> dict[str, Any]:
     sizes = [*(1 << number for number in range((arguments.rows - 1).bit_length())), arguments.rows]
     calls = [BoundCall(session, arguments.provider, rows, graph_id) for graph_id, rows in enumerate(sizes, 1)]
     for call in calls:
-        call.with_copies(noise(call.rows))  # captures, where there are graphs
+        call.with_copies(noise(call.rows))  # captures a CUDA graph, if graphs are enabled
     difference = []
     for call in calls:
         bitmaps = noise(call.rows)
@@ -119,7 +118,7 @@ def raw(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 class BoundCall:
-    """One number of rows: tensors on the device, bound once, and a graph's id of its own."""
+    """Device tensors for one number of rows, bound once, with their own graph id."""
 
     def __init__(self, session: Any, device: str, rows: int, graph_id: int) -> None:
         import onnxruntime as ort
@@ -137,22 +136,22 @@ class BoundCall:
         self._options.add_run_config_entry("gpu_graph_id", str(graph_id))
 
     def compute(self) -> None:
-        """What is on the device already."""
+        """Run the model on rows that are already on the device."""
         self._session.run_with_iobinding(self._binding, self._options)
 
     def with_copies(self, bitmaps: np.ndarray) -> np.ndarray:
-        """From the host's memory to the host's memory."""
+        """Run the model from host memory to host memory."""
         self._there.update_inplace(bitmaps)
         self.compute()
         return np.array(self._scores.numpy())
 
     def again(self) -> None:
-        """`with_copies` of the same bitmaps."""
+        """Run `with_copies` on the same bitmaps."""
         self.with_copies(self.bitmaps)
 
 
 def open_session(arguments: argparse.Namespace) -> Any:
-    """On CUDA alone, or on the CPU."""
+    """Open a session on CUDA without CPU fallback, or on the CPU."""
     import onnxruntime as ort
 
     if arguments.provider == "cpu":
@@ -165,7 +164,7 @@ def open_session(arguments: argparse.Namespace) -> Any:
 
 
 def quiet() -> Any:
-    """Session options that leave warnings out."""
+    """Return session options without warnings."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -174,7 +173,7 @@ def quiet() -> Any:
 
 
 def engine(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Rows/s of the service's engine with as many threads as slots, at its largest batch."""
+    """Return rows/s of the service's engine at its largest batch, with a thread per execution slot."""
     import onnxruntime as ort
     from sketchbatch_service.engines.cuda import CudaEngine, CudaOptions, open_on_cuda
     from sketchbatch_service.engines.cuda_device import Device
@@ -190,12 +189,12 @@ def engine(arguments: argparse.Namespace) -> dict[str, Any]:
         found = CudaEngine(session, Device("cpu"), reference, max_batch_rows=arguments.rows, options=options)
         found.warm_up()
     warm_up_s = time.perf_counter() - started_at
-    rows_per_s = pace(found.predict, arguments.rows, arguments.slots, 5 * arguments.measure_s)
+    rows_per_s = rate(found.predict, arguments.rows, arguments.slots, 5 * arguments.measure_s)
     return {"rows_per_s": rows_per_s, "open_and_warm_up_s": warm_up_s, **found.description()}
 
 
-def pace(predict: Callable[[np.ndarray], object], rows: int, threads: int, seconds: float) -> float:
-    """Rows/s of `threads` that each call `predict` again and again."""
+def rate(predict: Callable[[np.ndarray], object], rows: int, threads: int, seconds: float) -> float:
+    """Return rows/s of `threads` threads that call `predict` repeatedly."""
     ends_at = time.perf_counter() + seconds
     counts = [0] * threads
 
@@ -215,7 +214,7 @@ def pace(predict: Callable[[np.ndarray], object], rows: int, threads: int, secon
 
 
 def service(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Rows/s of a service that runs already, from `callers` processes at the same time."""
+    """Return rows/s of a running service, from `callers` concurrent processes."""
     start_at = time.time() + 2 + 0.3 * arguments.callers
     words = ["--address", arguments.address, "--rows", arguments.rows, "--in-flight", arguments.in_flight]
     words += ["--seconds", arguments.seconds, "--start-at", start_at]
@@ -231,14 +230,14 @@ def service(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def one_row(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Likewise: what a lone drawing waits for its answer."""
+    """Return the latency of single one-row requests to a running service."""
     return service(arguments)
 
 
 def caller(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keeps `in_flight` requests under way, each on a channel of its own, and counts the rows answered in the window.
+    """Keep `in_flight` requests in flight, each on its own channel, and count the rows answered in the window.
 
-    Requests are serialised once and answers are not parsed: the service is measured, not its caller.
+    Requests are serialised once and answers are not parsed, so that the client costs little.
     """
     import grpc
     from sketchbatch.v1 import classifier_pb2 as pb
@@ -262,14 +261,14 @@ def caller(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def noise(rows: int) -> np.ndarray:
-    """Bitmaps partly inked: uint8 (rows, 28, 28); different ones at each call."""
+    """Return new random bitmaps, partly inked, uint8 (rows, 28, 28)."""
     random = np.random.default_rng()
     grey = random.integers(0, 256, (rows, 28, 28), np.uint8)
     return np.where(random.random((rows, 28, 28)) < random.random((rows, 1, 1)), grey, 0).astype(np.uint8)
 
 
 def median_ms(call: Callable[[], object], seconds: float) -> float:
-    """The median of calls for `seconds`, after three that do not count."""
+    """Return the median duration of calls during `seconds`, after three warm-up calls."""
     for _ in range(3):
         call()
     ends_at, took = time.perf_counter() + seconds, []
@@ -279,7 +278,7 @@ def median_ms(call: Callable[[], object], seconds: float) -> float:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     started_at = time.perf_counter()
     call()
     return time.perf_counter() - started_at

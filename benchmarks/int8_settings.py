@@ -1,8 +1,8 @@
-"""Measures what each setting of int8 costs and gains: accuracy, agreement with float32, speed; on one trained run.
+"""Measure accuracy, agreement with float32 and speed of each int8 setting on one trained run.
 
 Every setting differs from the chosen one (`Int8Settings`) in one point. Accuracy is on the run's held-out drawings.
-Speed is one thread's at 256 rows a call, by the processor's time, each file in a process of its own, over float32's.
-Writes benchmarks/results/DATE-int8-settings.json and prints a table.
+Speed is relative to float32, in CPU time of one thread at 256 rows per call, each file in its own process. Writes
+benchmarks/results/DATE-int8-settings.json and prints a table.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from sketchbatch_client.drawings.readers import read_bitmaps
 from sketchbatch_trainer.export.held_out import onnx_scores, read_held_out
 from sketchbatch_trainer.export.int8 import Int8Settings, to_int8
 from sketchbatch_trainer.run import Run
-from variants import HERE, ROWS_A_CALL, cpu_name, describe, has_vnni, run_apart
+from variants import HERE, ROWS_PER_CALL, cpu_name, describe, has_vnni, run_apart
 
 CHOSEN = Int8Settings()
 SETTINGS = {
@@ -40,7 +40,7 @@ SETTINGS = {
 
 
 def main() -> None:
-    """Tries every setting on the run's model.onnx."""
+    """Measure every setting on the run's model.onnx."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="A run's folder, trained and exported.")
     parser.add_argument("--repeats", type=int, default=5)
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def try_settings(run: Run, files: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """Writes each setting's file; returns what it does to the scores of the held-out drawings."""
+    """Write each setting's file; return its effect on the scores of the held-out drawings."""
     graph = onnx.load(run.onnx)
     held_out = read_held_out(run, run.read_config()["labels"])
     calibration = read_bitmaps(run.calibration)
@@ -76,8 +76,8 @@ def try_settings(run: Run, files: dict[str, Path]) -> dict[str, dict[str, Any]]:
 
 
 def rows_per_cpu_s_ratios(first: Path, files: dict[str, Path], repeats: int) -> dict[str, float]:
-    """Rows a second of processor time, at 256 rows a call on one thread, over those of `first` just before: medians."""
-    place = ROWS_A_CALL.index(256)
+    """Return the median ratio to `first` of rows per CPU second, at 256 rows per call on one thread."""
+    place = ROWS_PER_CALL.index(256)
     ratios: dict[str, list[float]] = {name: [] for name in files}
     for _ in range(repeats):
         for name, path in files.items():
@@ -87,7 +87,7 @@ def rows_per_cpu_s_ratios(first: Path, files: dict[str, Path], repeats: int) -> 
 
 
 def write(run: Run, measured: dict[str, dict[str, Any]], repeats: int) -> None:
-    """Prints the table and writes the results file."""
+    """Print the table and write the results file."""
     now = datetime.now(UTC)
     results = {
         "date": now.isoformat(timespec="seconds"),
@@ -98,7 +98,7 @@ def write(run: Run, measured: dict[str, dict[str, Any]], repeats: int) -> None:
         "repeats": repeats,
         "settings": measured,
     }
-    print("setting".ljust(26), "accuracy  agreement  rows a processor second")
+    print("setting".ljust(26), "accuracy  agreement  rows per CPU second")
     for name, found in measured.items():
         cells = f"{found['accuracy_change']:+8.2%} {found['agreement']:10.2%} {found['rows_per_cpu_s_ratio']:6.2f}x"
         print(name.ljust(26), cells)

@@ -1,8 +1,9 @@
-"""The load generator: a process of its own that asks one peer, window after window.
+"""The load generator: a process that sends requests to one peer, window by window.
 
-Reads a JSON line for each window, asks until the next line comes, waits for what is under way, and answers with a JSON
-line: requests, the window's seconds from the first request to the last answer, latencies, its own CPU seconds. So every
-request sent is counted, and all the time that it took. Its first line holds a few rows' scores, for a check.
+Its first output line holds the scores of a few rows, for a check. Each input line is a JSON object that starts a
+window; the next line ends it. After the last answer the process prints a JSON line: the number of requests, the seconds
+from the first request to the last answer, latencies and its own CPU seconds. Thus every request is counted with all its
+time.
 """
 
 import argparse
@@ -20,7 +21,7 @@ CHECKED_ROWS = 5
 
 
 def main() -> None:
-    """Connects, says so, and runs the windows asked for on stdin."""
+    """Connect, print the scores of the check, and run the windows that stdin describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", required=True, help="NAME or NAME@STYLE.")
     parser.add_argument("--target", required=True, help="The server's address, or the model's path.")
@@ -30,18 +31,18 @@ def main() -> None:
     peer = find_peer(arguments.peer, channels=arguments.channels)
     caller = peer.connect(arguments.target, peer)
     drawings = np.load(arguments.drawings)
-    say({"scores": np.asarray(caller.classify(drawings[:CHECKED_ROWS])).tolist()})
+    write({"scores": np.asarray(caller.classify(drawings[:CHECKED_ROWS])).tolist()})
     while line := sys.stdin.readline():
-        say(run_window(caller, drawings, **json.loads(line)))
+        write(run_window(caller, drawings, **json.loads(line)))
 
 
-def say(result: dict[str, object]) -> None:
-    """One line on stdout."""
+def write(result: dict[str, object]) -> None:
+    """Print one JSON line."""
     print(json.dumps(result), flush=True)
 
 
 def run_window(caller: Caller, drawings: Bitmaps, *, rows: int, in_flight: int) -> dict[str, object]:
-    """Asks until stdin's next line."""
+    """Send requests until the next line of stdin; return the counts."""
     requests = cut(drawings, rows)
     stop = threading.Event()
     threading.Thread(target=stop_at_next_line, args=(stop,), daemon=True).start()
@@ -60,17 +61,17 @@ def run_window(caller: Caller, drawings: Bitmaps, *, rows: int, in_flight: int) 
 
 
 def stop_at_next_line(stop: threading.Event) -> None:
-    """Also at stdin's end: whoever asked is gone."""
+    """Set `stop` at the next line, or at the end of stdin if the parent has exited."""
     sys.stdin.readline()
     stop.set()
 
 
 def cut(drawings: Bitmaps, rows: int) -> list[Bitmaps]:
-    """Requests of `rows` drawings each, no two alike."""
+    """Return requests of `rows` different drawings each."""
     return [drawings[start : start + rows] for start in range(0, len(drawings) - rows + 1, rows)]
 
 
 if __name__ == "__main__":
     main()
     sys.stdout.flush()
-    os._exit(0)  # idle channels need no farewell
+    os._exit(0)  # skips closing idle channels

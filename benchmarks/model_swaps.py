@@ -1,9 +1,8 @@
-"""Measures what loading a new version does to requests: `python -m benchmarks model-swaps`.
+"""Measure the latency of requests while the service loads a new version of a model.
 
-One-row requests to models/bear-cat-dog, one and eight at a time, while its file is replaced again and again by one with
-another word in its description. A request counts as "loading" if it overlaps a load, by the log's times, and as
-"quiet" if none. With the loading thread standing back (nice 10, as it does) and without, by turns. Writes
-benchmarks/results/DATE-swaps.json and prints the medians.
+Sends one-row requests to models/bear-cat-dog, one and eight at a time, while its file is replaced repeatedly. A request
+counts as "loading" if it overlaps a load by the log's times, and otherwise as "quiet". Measures the loading thread at
+nice 10, as shipped, and at nice 0, in turn. Writes benchmarks/results/DATE-swaps.json and prints the medians.
 """
 
 import argparse
@@ -40,7 +39,7 @@ Times = list[tuple[float, float]]
 
 
 def main() -> None:
-    """Measures each way in turn, as often as asked, and writes what came."""
+    """Measure each setting in turn and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement; default: %(default)s")
@@ -61,11 +60,11 @@ def main() -> None:
 
 
 def measure(nice: int, in_flight: int, seconds: float) -> dict[str, Any]:
-    """One service, its requests' latencies, and what its memory did."""
+    """Run one service; return the latencies of its requests and its memory."""
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder), nice) as (service, address, log):
         requests: Times = []
         ends_at = time.time() + seconds
-        callers = [threading.Thread(target=ask, args=(address, ends_at, requests)) for _ in range(in_flight)]
+        callers = [threading.Thread(target=classify, args=(address, ends_at, requests)) for _ in range(in_flight)]
         for caller in callers:
             caller.start()
         memory = []
@@ -97,7 +96,7 @@ def measure(nice: int, in_flight: int, seconds: float) -> dict[str, Any]:
 
 @contextmanager
 def serving(folder: Path, nice: int) -> Iterator[tuple["subprocess.Popen[str]", str, list[dict[str, Any]]]]:
-    """A service of two files that take turns in `folder`: its process, its address, and its log as it grows."""
+    """Run a service of two files that alternate in `folder`; yield its process, address and growing log."""
     place = folder / "models" / "bear-cat-dog" / "1"
     place.mkdir(parents=True)
     shutil.copy(MODEL, place / "model.onnx")
@@ -131,12 +130,12 @@ def serving(folder: Path, nice: int) -> Iterator[tuple["subprocess.Popen[str]", 
 
 
 def served(log: list[dict[str, Any]]) -> int:
-    """How many files were loaded since the start."""
+    """Return the number of files loaded since the start."""
     return sum(event["message"] == "model serves" for event in list(log))
 
 
 def swap(folder: Path) -> None:
-    """Puts the file whose turn it is in place, and the other one back."""
+    """Replace the served file by the next one."""
     turn = folder / "a.onnx"
     shutil.copy(turn, folder / "ready.onnx")
     (folder / "ready.onnx").rename(folder / "models" / "bear-cat-dog" / "1" / "model.onnx")
@@ -145,25 +144,25 @@ def swap(folder: Path) -> None:
     turn.with_suffix(".next").rename(turn)
 
 
-def ask(address: str, ends_at: float, requests: Times) -> None:
-    """One-row requests, one after another."""
+def classify(address: str, ends_at: float, requests: Times) -> None:
+    """Send one-row requests, one after another."""
     request = pb.ClassifyRequest(bitmaps=np.random.default_rng(1).integers(0, 256, 784, np.uint8).tobytes())
     with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
         stub.Classify(request)
         while (begun := time.time()) < ends_at:
-            stub.Classify(request)  # one that fails ends the measurement
+            stub.Classify(request)  # a failed request ends the measurement
             requests.append((begun, time.time()))
 
 
 def load_times(event: dict[str, Any]) -> tuple[float, float]:
-    """When it began and ended."""
+    """Return when a load began and ended."""
     end = datetime.fromisoformat(event["time"]).astimezone(UTC).timestamp()
     return end - event["load_s"], end
 
 
 def figures(latencies_ms: list[float]) -> dict[str, float]:
-    """How many, and how long."""
+    """Return number, p50, p99 and maximum of latencies."""
     p50, p99 = np.percentile(latencies_ms, [50, 99])
     return {
         "requests": len(latencies_ms),
@@ -174,7 +173,7 @@ def figures(latencies_ms: list[float]) -> dict[str, float]:
 
 
 def summarized(measured: list[dict[str, Any]], nice: int, in_flight: int) -> dict[str, Any]:
-    """Medians over the rounds."""
+    """Return the medians over the rounds of one setting."""
     rounds = [each for each in measured if (each["nice"], each["in_flight"]) == (nice, in_flight)]
     return {
         "nice": nice,

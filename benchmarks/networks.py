@@ -1,6 +1,6 @@
-"""Writes the networks that speed is measured on, beside the model that ships: weights are random, shapes are real.
+"""Write networks with random weights for speed measurements, in addition to the shipped models.
 
-Speed does not depend on what weights say. Both files have the signature and labels of docs/model-file.md.
+Speed does not depend on the values of weights. Both files follow docs/model-file.md.
 """
 
 import json
@@ -19,7 +19,7 @@ Nodes = list[onnx.NodeProto]
 
 
 class Network:
-    """A chain of layers, uint8 (rows, 28, 28) in; each method adds one and ReLU after it, where it says so."""
+    """A chain of layers with uint8 (rows, 28, 28) as input; each method adds one layer."""
 
     def __init__(self) -> None:
         self._nodes: Nodes = []
@@ -30,27 +30,27 @@ class Network:
         self._add("Reshape", "", self._hold(np.array([-1, 1, 28, 28])))
 
     def conv(self, filters: int, channels: int, *, strides: int = 1, padded: bool = True) -> "Network":
-        """3x3, then ReLU; padded = the side is kept, or halved and rounded up by strides of 2."""
+        """Add a 3x3 convolution and ReLU; with `padded`, the output side is ceil(side / strides)."""
         weights = self._hold(self._normal(filters, channels, 3, 3))
         pads = [int(padded)] * 4
         self._add("Conv", "", weights, self._hold(self._bias(filters)), strides=[strides] * 2, pads=pads)
         return self._add("Relu", "")
 
     def max_pool(self) -> "Network":
-        """2x2."""
+        """Add a 2x2 max-pool."""
         return self._add("MaxPool", "", kernel_shape=[2, 2], strides=[2, 2])
 
     def flatten(self) -> "Network":
-        """Each row a vector."""
+        """Add a layer that makes each row a vector."""
         return self._add("Flatten", "", axis=1)
 
     def dense(self, width: int, units: int, *, relu: bool = True) -> "Network":
-        """A matrix product, then ReLU."""
+        """Add a dense layer and, with `relu`, ReLU."""
         self._add("Gemm", "", self._hold(self._normal(width, units)), self._hold(self._bias(units)))
         return self._add("Relu", "") if relu else self
 
     def write(self, path: Path) -> Path:
-        """Ends in softmax; whole or not at all. Returns `path`."""
+        """Add softmax, write the file atomically and return its path."""
         self._add("Softmax", "", axis=1)
         self._nodes[-1].output[0] = "scores"
         bitmaps = helper.make_tensor_value_info("bitmaps", TensorProto.UINT8, ("rows", 28, 28))
@@ -65,7 +65,7 @@ class Network:
         return path
 
     def _add(self, kind: str, source: str, *more: str, **attributes: Any) -> "Network":
-        """A node after the last one, or after `source`."""
+        """Add a node after `source`, or else after the last node."""
         inputs = [source or self._nodes[-1].output[0], *more]
         self._nodes.append(helper.make_node(kind, inputs, [f"x{len(self._nodes)}"], **attributes))
         return self
@@ -76,7 +76,7 @@ class Network:
         return name
 
     def _normal(self, *shape: int) -> NDArray[np.float32]:
-        """Of He's variance, so that what flows keeps its size: no overflow, no subnormal numbers, which are slow."""
+        """Draw weights with He's variance, which avoids overflow and slow subnormal numbers."""
         inputs = np.prod(shape[1:]) if len(shape) == 4 else shape[0]
         return self._random.normal(0, (2 / inputs) ** 0.5, shape).astype(np.float32)
 
@@ -85,14 +85,14 @@ class Network:
 
 
 def article() -> Network:
-    """The article's: 24 MFLOP a row. Its batch normalisation is taken as folded into the next dense layer."""
+    """Return the article's network, 24 MFLOP per row, with batch normalisation folded into the next dense layer."""
     x = Network().conv(32, 1, padded=False)  # (rows, 32, 26, 26)
     x = x.conv(64, 32, padded=False).max_pool().flatten()  # (rows, 64 * 12 * 12)
     return x.dense(9216, 128).dense(128, 64).dense(64, len(LABELS), relu=False)
 
 
 def small() -> Network:
-    """About 1 MFLOP a row: so little that serving itself is the cost."""
+    """Return a network of about 1 MFLOP per row, for which serving costs more than the model."""
     x = Network().conv(16, 1, strides=2)  # (rows, 16, 14, 14)
     x = x.conv(16, 16, strides=2).conv(32, 16)  # (rows, 32, 7, 7)
     x = x.conv(32, 32, strides=2).flatten()  # (rows, 32 * 4 * 4)

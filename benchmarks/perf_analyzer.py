@@ -1,7 +1,7 @@
-"""Runs NVIDIA's perf_analyzer against our service, as it is run against Triton; writes what it found.
+"""Run NVIDIA's perf_analyzer against our service over the Open Inference Protocol.
 
-Starts `sketchbatch-serve` on the models that ship and asks `bear-cat-dog` over the Open Inference Protocol. The tool is
-the one inside the wheel tritonclient 2.46.0, the last to carry it; Debian's libb64-0d must be there. Writes
+Starts `sketchbatch-serve` with the shipped models and measures `bear-cat-dog`. Installs the tool from the wheel
+tritonclient 2.46.0, the last one that contains it. Needs Debian's libb64-0d. Writes
 benchmarks/results/DATE-perf-analyzer.json and prints a table.
 """
 
@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,14 +26,14 @@ TOOLS = ROOT / ".tools" / "perf-analyzer"
 MODEL = "bear-cat-dog"
 WINDOW_MS = 2000
 
-WORKLOADS = {  # rows a request, requests in flight, further words
+WORKLOADS = {  # rows per request, requests in flight, further flags
     "1 row x 1": (1, 1, []),
     "1 row x 32": (1, 32, ["--async"]),
     "1 row x 32, one stream": (1, 32, ["--streaming"]),
     "64 rows x 8": (64, 8, []),
     "1024 rows x 4": (1024, 4, []),
 }
-COLUMNS = {  # of the tool's CSV
+COLUMNS = {  # our names, and the columns of the tool's CSV
     "rows_per_s": "Inferences/Second",
     "p50_us": "p50 latency",
     "p99_us": "p99 latency",
@@ -44,7 +45,10 @@ COLUMNS = {  # of the tool's CSV
 
 
 def main() -> None:
-    """Every workload once, one after the other."""
+    """Measure every workload once, one after the other."""
+    make = shutil.which("make") or "make"
+    subprocess.run([make, "--no-print-directory", f".tools/{TOOLS.name}/.done"], cwd=ROOT, check=True)
+    (TOOLS / "bin" / "perf_analyzer").chmod(0o755)
     with serving() as address:
         found = {name: measure(address, *workload) for name, workload in WORKLOADS.items()}
     write(found)
@@ -52,7 +56,7 @@ def main() -> None:
 
 @contextmanager
 def serving() -> Iterator[str]:
-    """A service of the models that ship, in its own process on a free port."""
+    """Serve the shipped models in a process on a free port; yield the address."""
     words = [Path(sys.executable).parent / "sketchbatch-serve", "--model", ROOT / "models", "--address", "127.0.0.1:0"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     try:
@@ -64,7 +68,7 @@ def serving() -> Iterator[str]:
 
 
 def measure(address: str, rows: int, in_flight: int, further: list[str]) -> dict[str, float]:
-    """One run of the tool: the average of three windows in which it found the service steady."""
+    """Run the tool once; return the averages of three windows that it found stable."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found.csv"
         words = [TOOLS / "bin" / "perf_analyzer", "-m", MODEL, "-u", address, "-i", "grpc", "-b", rows, *further]
@@ -73,13 +77,13 @@ def measure(address: str, rows: int, in_flight: int, further: list[str]) -> dict
         environment = os.environ | {"LD_LIBRARY_PATH": str(libraries)}
         finished = subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True, check=False)
         if finished.returncode:
-            sys.exit(f"perf_analyzer failed (Debian's libb64-0d installed?): {finished.stderr or finished.stdout}")
+            sys.exit(f"perf_analyzer failed; is Debian's libb64-0d installed? {finished.stderr or finished.stdout}")
         line = next(csv.DictReader(file.read_text().splitlines()))
     return {name: float(line[column]) for name, column in COLUMNS.items()}
 
 
 def write(found: dict[str, dict[str, float]]) -> None:
-    """Prints the table and writes the results file."""
+    """Print the table and write the results file."""
     print("".ljust(24), *(name.rjust(13) for name in COLUMNS))
     for workload, values in found.items():
         print(workload.ljust(24), *(f"{value:13,.0f}" for value in values.values()))

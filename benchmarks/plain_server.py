@@ -1,4 +1,4 @@
-"""What a person writes in 40 lines: a sync grpcio server that runs the model once for each request.
+"""A plain grpcio server in 40 lines, which runs the model once per request.
 
 `python benchmarks/plain_server.py MODEL` prints its address and serves until it is killed.
 """
@@ -14,7 +14,7 @@ from sketchbatch.v1 import classifier_pb2_grpc
 
 
 class Classifier(classifier_pb2_grpc.ClassifierServiceServicer):
-    """One session with ONNX Runtime's defaults, called from every gRPC thread."""
+    """One session with ONNX Runtime's default settings, called from every gRPC thread."""
 
     def __init__(self, model: str) -> None:
         self._session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -26,7 +26,7 @@ class Classifier(classifier_pb2_grpc.ClassifierServiceServicer):
 
 
 def serve(model: str) -> None:
-    """Serves until it is killed."""
+    """Serve until the process is killed."""
     server = grpc.server(
         ThreadPoolExecutor(max_workers=10),  # as in gRPC's own examples
         options=[("grpc.max_receive_message_length", -1)],

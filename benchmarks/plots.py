@@ -1,4 +1,4 @@
-"""Draws a run, a row of panels a model: bulk against raw, one-row requests against the plain server, waiting times."""
+"""Plot a run, with a row of panels per model: bulk rates, one-row request rates and latencies."""
 
 from collections.abc import Iterable
 from itertools import cycle
@@ -16,7 +16,7 @@ Cells = dict[tuple[str, str], dict[str, Any]]  # by contestant and workload
 
 _GREYS = ("#6b7280", "#9aa5b1", "#cbd5e1")
 _COLOURS = ("#d97706", "#2563eb", "#1e3a8a", "#15803d", "#b91c1c", "#7c3aed", "#0891b2")
-_PANELS = (  # title; the bars' groups: title -> workload, and where the value stands in its cell
+_PANELS = (  # title, and groups of bars: title -> workload and the keys of the value in its cell
     (
         "rows/s, raw in process = 1",
         {"1024x4": ("1024x4", "ratios", "rows_per_s_to_raw"), "64x8": ("64x8", "ratios", "rows_per_s_to_raw")},
@@ -27,13 +27,13 @@ _PANELS = (  # title; the bars' groups: title -> workload, and where the value s
     ),
     (
         "p99 of a one-row request, ms",
-        {"1x1": ("1x1", "medians", "p99_ms"), "beside bulk": ("mix", "medians", "single_p99_ms")},
+        {"1x1": ("1x1", "medians", "p99_ms"), "with bulk": ("mix", "medians", "single_p99_ms")},
     ),
 )
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
-    """Writes a PNG: in each panel a group a workload, a bar a contestant, and its number over it."""
+    """Write a PNG with a group per workload and a labelled bar per contestant in each panel."""
     colours = _colours(record["contestants"])
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(13, 2.6 * len(record["models"]) + 0.6), layout="constrained")
@@ -41,18 +41,18 @@ def plot(record: dict[str, Any], path: Path) -> None:
         for row, (model, about) in zip(grid, record["models"].items(), strict=True):
             cells = {(c["contestant"], c["workload"]): c for c in record["measured"] if c["model"] == model}
             for number, (axes, (title, groups)) in enumerate(zip(row, _PANELS, strict=True)):
-                # In process there is no request: raw is no measure of one.
+                # Calls in process are no requests, so raw bars stand in the first panel only.
                 shown = {name: colour for name, colour in colours.items() if number == 0 or not name.startswith(RAW)}
                 _bars(axes, shown, cells, groups)
                 axes.set_title(title, loc="left")
-            row[0].set_ylabel(f"{model}\n{about['mflop_per_row']:.3g} MFLOP a row", fontweight="bold")
+            row[0].set_ylabel(f"{model}\n{about['mflop_per_row']:.3g} MFLOP per row", fontweight="bold")
         handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
         figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
         figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def _colours(contestants: Iterable[str]) -> dict[str, str]:
-    """Grey for raw, a colour for each of the others."""
+    """Return grey for raw peers and a colour for each other contestant."""
     greys, others = cycle(_GREYS), cycle(_COLOURS)
     return {name: next(greys if name.startswith(RAW) else others) for name in contestants}
 

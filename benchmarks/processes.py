@@ -1,4 +1,4 @@
-"""Reads from Linux's /proc what processes cost: CPU seconds and memory."""
+"""Read CPU seconds and memory of processes from Linux's /proc."""
 
 import os
 from collections.abc import Iterable
@@ -10,32 +10,34 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Resident memory of a server's processes together, MiB; pages they share count for each."""
+    """Resident memory of several processes in MiB; shared pages count once per process."""
 
     peak_mib: float
     after_mib: float
 
 
 def tree(pid: int) -> list[int]:
-    """The process and those below it that are alive."""
+    """Return the process and its living descendants."""
     pids = [pid]
-    for parent in pids:  # grows as it goes
+    for parent in pids:  # grows during the loop
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
             pids.extend(map(int, children.read_text().split()))
     return pids
 
 
 def cpu_s(pids: Iterable[int]) -> float:
-    """CPU seconds so far, user and system, all threads; in steps of a hundredth."""
+    """Return the CPU seconds of all threads so far, user and system, in steps of 0.01 s."""
     ticks = 0
     for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # what is before may hold spaces
+        fields = (
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        )  # the command before it may contain spaces
         ticks += int(fields[11]) + int(fields[12])
     return ticks / _TICKS_PER_S
 
 
 def machine_cpu_s() -> float:
-    """CPU seconds so far that somebody used on this machine, or that its host took away."""
+    """Return the machine's CPU seconds so far, including those that its host took."""
     user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(
         int, Path("/proc/stat").read_text().partition("\n")[0].split()[1:]
     )
@@ -43,7 +45,7 @@ def machine_cpu_s() -> float:
 
 
 def memory(pids: Iterable[int]) -> Memory:
-    """Of all of them together."""
+    """Return the sum over all processes."""
     peak_kib = after_kib = 0
     for pid in pids:
         fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
@@ -53,5 +55,5 @@ def memory(pids: Iterable[int]) -> Memory:
 
 
 def cpus() -> int:
-    """CPUs this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -1,8 +1,8 @@
-"""Measures how fast strokes become bitmaps, and how near to Google's.
+"""Measure the speed of rasterising strokes and the difference from Google's bitmaps.
 
-The client's two ways and, where cairocffi can be imported (it is in no lock), its objects and its functions. Draws
-every drawing of DATA/simplified in one thread; ways are interleaved and repeated, and the median of the repeats is
-kept. CPU seconds stand beside wall seconds, because other work may share the cores. Writes
+Compares the client's two backends and, if cairocffi is installed (no lock has it), its objects and its functions. Draws
+every drawing of DATA/simplified in one thread. Backends are interleaved and repeated; the result is the median. CPU
+seconds are reported in addition to wall seconds, because other work may share the cores. Writes
 benchmarks/results/DATE-rasterize.json and prints a table.
 """
 
@@ -28,21 +28,21 @@ from sketchbatch_client.drawings.strokes import open_strokes
 from variants import cpu_name
 
 HERE = Path(__file__).resolve().parent
-NUMPY_EVERY = 10  # the NumPy way draws every 10th drawing only
+NUMPY_EVERY = 10  # the NumPy backend draws every 10th drawing only
 
 Draw = Callable[[Strokes], NDArray[np.uint8]]
 Figures = dict[str, float]
 
 
 def main() -> None:
-    """Measures every way `--repeats` times."""
+    """Measure every backend `--repeats` times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="A folder with simplified/ and numpy_bitmap/.")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     strokes, bitmaps = published(arguments.data)
     works: dict[str, Callable[[], Figures]] = {
-        name: partial(measure, draw, strokes[::every], bitmaps[::every]) for name, (draw, every) in ways().items()
+        name: partial(measure, draw, strokes[::every], bitmaps[::every]) for name, (draw, every) in backends().items()
     }
     works["reading a simplified line"] = partial(reading, arguments.data / "simplified")
     works["simplifying a raw drawing"] = partial(simplifying, arguments.data / "raw")
@@ -51,20 +51,20 @@ def main() -> None:
     write(results, arguments.repeats)
 
 
-def ways() -> dict[str, tuple[Draw, int]]:
-    """How to draw, and whether every drawing or every so-manyth is enough."""
+def backends() -> dict[str, tuple[Draw, int]]:
+    """Return the functions that draw, each with the step between the drawings that it draws."""
     found: dict[str, tuple[Draw, int]] = {"numpy": (lambda strokes: coverage.draw(lay_out(strokes)), NUMPY_EVERY)}
     if cairo.library():
         found["cairo through ctypes"] = (lambda strokes: cairo.draw(lay_out(strokes)), 1)
     try:
-        found |= {name: (draw, 1) for name, draw in cairocffi_ways().items()}
+        found |= {name: (draw, 1) for name, draw in cairocffi_backends().items()}
     except ImportError:
         print("cairocffi is not installed here")
     return found
 
 
 def published(data: Path) -> tuple[list[Strokes], NDArray[np.uint8]]:
-    """Drawings and Google's own bitmaps of them: line i of the strokes is row i of the bitmaps."""
+    """Return drawings and Google's bitmaps of them: line i of the strokes is row i of the bitmaps."""
     strokes: list[Strokes] = []
     bitmaps = []
     for path in sorted((data / "simplified").glob("*.ndjson")):
@@ -75,7 +75,7 @@ def published(data: Path) -> tuple[list[Strokes], NDArray[np.uint8]]:
 
 
 def measure(draw: Draw, strokes: list[Strokes], bitmaps: NDArray[np.uint8]) -> Figures:
-    """Drawings a second, and the distance from `bitmaps`."""
+    """Return drawings per second, and the difference from `bitmaps`."""
     ours: list[NDArray[np.uint8]] = []
     timing = timed(lambda: ours.extend(map(draw, strokes)), len(strokes))
     differences = np.abs(np.stack(ours).astype(int) - bitmaps)
@@ -88,7 +88,7 @@ def measure(draw: Draw, strokes: list[Strokes], bitmaps: NDArray[np.uint8]) -> F
 
 
 def timed(work: Callable[[], object], count: int) -> Figures:
-    """How many a second, by the CPU's clock and by the wall's."""
+    """Return the rate per CPU second and per wall second."""
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     work()
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
@@ -96,24 +96,24 @@ def timed(work: Callable[[], object], count: int) -> Figures:
 
 
 def reading(folder: Path) -> Figures:
-    """Lines read and checked."""
+    """Return the rate of reading and checking lines."""
     files = [open_strokes(path) for path in folder.glob("*.ndjson")]
     return timed(lambda: [drawing for file in files for drawing in file], sum(map(len, files)))
 
 
 def simplifying(folder: Path) -> Figures:
-    """Raw drawings simplified."""
+    """Return the rate of simplifying raw drawings."""
     strokes = [drawing.strokes for path in folder.glob("*.ndjson") for drawing in open_strokes(path)]
     return timed(lambda: list(map(simplify, strokes)), len(strokes))
 
 
 def medians(repeats: list[Figures]) -> Figures:
-    """Of each figure."""
+    """Return the median of each figure."""
     return {name: statistics.median(repeat[name] for repeat in repeats) for name in repeats[0]}
 
 
-def cairocffi_ways() -> dict[str, Draw]:
-    """Its objects, a call a point; and its low-level functions, two calls a stroke."""
+def cairocffi_backends() -> dict[str, Draw]:
+    """Return drawing by cairocffi's objects (a call per point) and by its functions (two calls per stroke)."""
     import cairocffi
 
     ffi, low = cairocffi.ffi, cairocffi.cairo
@@ -156,13 +156,13 @@ def cairocffi_ways() -> dict[str, Draw]:
 
 
 def write(results: dict[str, Figures], repeats: int) -> None:
-    """Prints the table and writes the results file."""
+    """Print the table and write the results file."""
     for name, figures in results.items():
         print(name.ljust(26), *(f"{figure} {value:g}".ljust(24) for figure, value in figures.items()))
     now = datetime.now(UTC)
     record = {
         "date": now.isoformat(timespec="seconds"),
-        "command": "python -m benchmarks rasterize DATA=../shared/data/quickdraw",
+        "command": "python -m benchmarks rasterize --data ../shared/data/quickdraw",
         "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0)), "load": round(os.getloadavg()[0], 1)},
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "backend": backend()}
         | cairocffi_version(),
@@ -175,7 +175,7 @@ def write(results: dict[str, Figures], repeats: int) -> None:
 
 
 def cairocffi_version() -> dict[str, str]:
-    """Where it is installed."""
+    """Return cairocffi's version, if it is installed."""
     try:
         return {"cairocffi": version("cairocffi")}
     except PackageNotFoundError:

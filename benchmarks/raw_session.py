@@ -1,7 +1,7 @@
-"""Measures raw ONNX Runtime on the shipped model: rows/s by threads, spinning and rows a call.
+"""Measure ONNX Runtime alone on the shipped model: rows/s by threads, spinning and rows per call.
 
-Each setting runs in a process of its own, so that no other session's threads take part; settings are interleaved and
-repeated, and the median of the repeats is kept. Writes benchmarks/results/DATE-raw-session.json and prints a table.
+Each setting runs in its own process, without the threads of other sessions. Settings are interleaved and repeated; the
+result is the median. Writes benchmarks/results/DATE-raw-session.json and prints a table.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from variants import cpu_name
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parent / "models" / "bear-cat-dog" / "1" / "model.onnx"
-ROWS_A_CALL = (1, 8, 16, 32, 64, 128, 256, 1024)
+ROWS_PER_CALL = (1, 8, 16, 32, 64, 128, 256, 1024)
 SETTINGS = [(threads, spins) for threads in (1, 2) for spins in (True, False)]
 MEASURED_ROWS = 4096  # in each measurement
 
 
 def main() -> None:
-    """Runs every setting `--repeats` times, or, with --threads, measures one in this process."""
+    """Run every setting `--repeats` times or, with --threads, measure one setting in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
@@ -38,7 +38,7 @@ def main() -> None:
     rows_per_s = {
         f"{threads} threads, {'spinning' if spins else 'not spinning'}": [
             round(statistics.median(repeat[threads, spins][place] for repeat in repeats))
-            for place in range(len(ROWS_A_CALL))
+            for place in range(len(ROWS_PER_CALL))
         ]
         for threads, spins in SETTINGS
     }
@@ -46,14 +46,14 @@ def main() -> None:
 
 
 def run_apart(threads: int, spins: bool) -> list[float]:
-    """`measure` in a fresh process."""
+    """Run `measure` in a new process."""
     words = [sys.executable, __file__, "--threads", str(threads), *(["--spins"] if spins else [])]
     measured: list[float] = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
     return measured
 
 
 def measure(threads: int, spins: bool) -> list[float]:
-    """Rows/s at each of ROWS_A_CALL."""
+    """Return rows/s at each of ROWS_PER_CALL."""
     import numpy as np
     import onnxruntime as ort
 
@@ -62,7 +62,7 @@ def measure(threads: int, spins: bool) -> list[float]:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
     session = ort.InferenceSession(str(MODEL), options, providers=["CPUExecutionProvider"])
     found = []
-    for rows in ROWS_A_CALL:
+    for rows in ROWS_PER_CALL:
         bitmaps = np.random.default_rng(0).integers(0, 256, (rows, 28, 28), np.uint8)
         session.run(["scores"], {"bitmaps": bitmaps})
         calls = max(3, MEASURED_ROWS // rows)
@@ -74,10 +74,10 @@ def measure(threads: int, spins: bool) -> list[float]:
 
 
 def write(rows_per_s: dict[str, list[int]], repeats: int) -> None:
-    """Prints the table and writes the results file."""
+    """Print the table and write the results file."""
     import onnxruntime as ort
 
-    print("rows a call".ljust(26), *(f"{rows:>7}" for rows in ROWS_A_CALL))
+    print("rows per call".ljust(26), *(f"{rows:>7}" for rows in ROWS_PER_CALL))
     for name, values in rows_per_s.items():
         print(name.ljust(26), *(f"{value:>7}" for value in values))
     now = datetime.now(UTC)
@@ -88,7 +88,7 @@ def write(rows_per_s: dict[str, list[int]], repeats: int) -> None:
         "versions": {"python": platform.python_version(), "onnxruntime": ort.__version__},
         "model": MODEL.relative_to(HERE.parent).as_posix(),
         "repeats": repeats,
-        "rows_a_call": ROWS_A_CALL,
+        "rows_per_call": ROWS_PER_CALL,
         "rows_per_s": rows_per_s,
     }
     path = HERE / "results" / f"{now:%Y-%m-%d}-raw-session.json"

@@ -1,6 +1,6 @@
-"""Turns counts of windows into figures, and figures of repeats into medians and ratios; writes them.
+"""Turn the counts of windows into figures, and the figures of repeats into medians and ratios.
 
-A ratio divides neighbours in time: two contestants' figures of the same repeat. The median of the repeats is kept.
+A ratio divides the figures of two contestants in the same repeat. The result is the median over the repeats.
 """
 
 import statistics
@@ -13,18 +13,18 @@ from contest import Counted
 Figures = dict[str, float]
 
 DISTURBED_CPUS = 0.15
-"""CPUs that others used during a window, above which it is worth little: the ratios of 2 CPUs move by 5 %."""
+"""CPUs used by other processes above which a window is marked: ratios on 2 CPUs then move by 5 %."""
 
 BULK = "1024x4"
-"""The workload that the mix's bulk is held against."""
+"""The workload that the bulk part of the mix is compared with."""
 
 PLAIN = "plain"
 RAW, RAW_DEFAULT = "raw-", "raw-default"
-"""What the names of the ways to call ONNX Runtime in process begin with, and the one with its own settings."""
+"""Prefix of the peers that call ONNX Runtime in process, and the peer with its default settings."""
 
 
 def figures(counted: Counted) -> Figures:
-    """One window in rates and in CPU seconds a request and a row."""
+    """Return the rates of one window, and CPU time per request and per 1,000 rows."""
     requests, rows, took_s = counted["requests"], counted["rows"], counted["took_s"]
     found = {
         "rows_per_s": rows / took_s,
@@ -41,14 +41,14 @@ def figures(counted: Counted) -> Figures:
 
 
 def mix_figures(bulk: Counted, single: Counted) -> Figures:
-    """Bulk's and single requests' figures of the same window, each under its name."""
+    """Return the figures of the bulk and of the single requests of one window."""
     found = {f"bulk_{name}": figures(bulk)[name] for name in ("rows_per_s", "other_cpus")}
     return found | {f"single_{name}": figures(single)[name] for name in ("requests_per_s", "p50_ms", "p99_ms")}
 
 
 @dataclass(slots=True)
 class Cell:
-    """One contestant, one model, one workload: a value of each figure for every repeat, in order."""
+    """The figures of one contestant on one model and workload, with a value per repeat."""
 
     model: str
     workload: str
@@ -56,12 +56,12 @@ class Cell:
     repeats: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, found: Figures) -> None:
-        """One more repeat."""
+        """Add the figures of one repeat."""
         for name, value in found.items():
             self.repeats.setdefault(name, []).append(value)
 
     def median(self, name: str) -> float:
-        """Of a figure's repeats."""
+        """Return the median of a figure over the repeats."""
         return statistics.median(self.repeats[name])
 
 
@@ -72,12 +72,12 @@ class Results:
         self.cells: list[Cell] = []
 
     def cell(self, model: str, workload: str, contestant: str) -> Cell | None:
-        """None = not measured."""
+        """Return a cell; None = not measured."""
         wanted = (model, workload, contestant)
         return next((c for c in self.cells if (c.model, c.workload, c.contestant) == wanted), None)
 
     def add(self, model: str, workload: str, contestant: str, found: Figures) -> None:
-        """One more repeat of a cell."""
+        """Add one repeat to a cell."""
         cell = self.cell(model, workload, contestant)
         if cell is None:
             cell = Cell(model, workload, contestant)
@@ -85,12 +85,12 @@ class Results:
         cell.add(found)
 
     def raw(self, model: str, workload: str) -> Cell | None:
-        """The fastest way to call ONNX Runtime in process, by its median; None = none was measured."""
+        """Return the fastest peer that calls ONNX Runtime in process, by median; None = none was measured."""
         raws = [c for c in self.cells if (c.model, c.workload) == (model, workload) and c.contestant.startswith(RAW)]
         return max(raws, key=lambda cell: cell.median("rows_per_s"), default=None)
 
     def ratios(self, cell: Cell) -> Figures:
-        """What the cell is held against: raw and the plain server; for the mix its own bulk alone."""
+        """Return the cell's ratios to raw and to the plain server; of the mix, also to its own bulk workload."""
         plain = self.cell(cell.model, cell.workload, PLAIN)
         if "bulk_rows_per_s" in cell.repeats:
             found = _ratios("to_plain", cell, plain, ["single_p50_ms", "single_p99_ms", "bulk_rows_per_s"])
@@ -104,7 +104,7 @@ class Results:
         }
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Every cell: medians, ratios, and the repeats that they come from."""
+        """Return medians, ratios and repeats of every cell."""
         written = []
         for cell in self.cells:
             raw = self.raw(cell.model, cell.workload)
@@ -123,17 +123,17 @@ class Results:
 
 
 def median_ratio(values: Iterable[float], bases: Iterable[float]) -> float:
-    """The median over the repeats of value / base."""
+    """Return the median of value / base over the repeats."""
     return statistics.median(value / base for value, base in zip(values, bases, strict=True))
 
 
 def rounded(found: dict[Any, float]) -> dict[Any, float]:
-    """Four digits that count: more would be noise."""
+    """Round to four significant digits."""
     return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
 def _ratios(against: str, cell: Cell, base: Cell | None, names: list[str]) -> Figures:
-    """Of the figures `names` that the cell has."""
+    """Return the ratios of those figures in `names` that the cell has."""
     if base is None:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""Runs the workloads on every contestant in turn, repeat after repeat, model after model."""
+"""Run each workload on each contestant in turn, for each repeat and model."""
 
 import sys
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from peers import Peer
 from results import DISTURBED_CPUS, Figures, Results, figures, mix_figures
 
 WARM_UP_S = 0.3
-AGREE_WITHIN = 1e-4  # of the same drawings' scores: another batch size may add in another order
+AGREE_WITHIN = 1e-4  # between scores of the same drawings; batch sizes differ in the order of additions
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Loads at the same time, for so many windows: where few requests fit into one, more are needed."""
+    """Concurrent loads for a number of windows; a workload with long requests needs more than one."""
 
     loads: tuple[Load, ...]
     windows: float
@@ -36,12 +36,12 @@ WORKLOADS = {
 
 
 class Disagreement(RuntimeError):
-    """Two contestants score the same drawings differently: at least one of them is not doing the work."""
+    """Two contestants return different scores for the same drawings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to measure, and how."""
+    """The models, peers and workloads to measure."""
 
     models: dict[str, Path]
     peers: Sequence[Peer]
@@ -49,21 +49,21 @@ class Plan:
     drawings: Path
     repeats: int
     seconds: float
-    """A window."""
+    """Length of one window."""
     attempts: int
-    """At a window that nobody else on the machine disturbs."""
+    """Attempts to measure a window without other work on the machine."""
 
 
 def run(plan: Plan) -> Results:
-    """Every cell of every repeat."""
+    """Measure every cell in every repeat."""
     results = Results()
     for model in plan.models:
         for repeat in range(plan.repeats):
-            _say(f"{model}, repeat {repeat + 1} of {plan.repeats}\n")
+            _show(f"{model}, repeat {repeat + 1} of {plan.repeats}\n")
             with ExitStack() as stack:
                 contestants = [stack.enter_context(_start(plan, peer, plan.models[model])) for peer in plan.peers]
                 _check_agreement(contestants)
-                # Not always in the same order: who comes first may find the machine in another state.
+                # Each repeat starts with another contestant, because the state of the machine changes.
                 turn = repeat % len(contestants)
                 _run_workloads(plan, model, contestants[turn:] + contestants[:turn], results)
                 for contestant in contestants:
@@ -79,17 +79,17 @@ def _start(plan: Plan, peer: Peer, model: Path) -> Contestant:
 
 def _run_workloads(plan: Plan, model: str, contestants: Sequence[Contestant], results: Results) -> None:
     for name in plan.workloads:
-        _say(f"  {name}:")
+        _show(f"  {name}:")
         for contestant in contestants:
             if contestant.peer.takes(name):
                 found = _measure(plan, contestant, name)
                 results.add(model, name, contestant.peer.name, found)
-                _say(f" {contestant.peer.name} {next(iter(found.values())):,.0f}")
-        _say(" rows/s\n")
+                _show(f" {contestant.peer.name} {next(iter(found.values())):,.0f}")
+        _show(" rows/s\n")
 
 
 def _measure(plan: Plan, contestant: Contestant, name: str) -> Figures:
-    """A window after a short one to warm up; again, when others took part in it. The least disturbed is kept."""
+    """Measure a window after a warm-up, again if other work disturbed it; return the least disturbed one."""
     workload = WORKLOADS[name]
     attempts: list[list[Counted]] = []
     while not attempts or (len(attempts) < plan.attempts and attempts[-1][0]["other_cpus"] > DISTURBED_CPUS):
@@ -100,7 +100,7 @@ def _measure(plan: Plan, contestant: Contestant, name: str) -> Figures:
 
 
 def _check_agreement(contestants: Sequence[Contestant]) -> None:
-    """All score the same drawings alike, or nothing is measured."""
+    """Raise `Disagreement` unless all contestants return equal scores for the same drawings."""
     first = contestants[0]
     for other in contestants[1:]:
         difference = float(np.abs(np.subtract(first.scores, other.scores)).max())
@@ -110,5 +110,5 @@ def _check_agreement(contestants: Sequence[Contestant]) -> None:
             )
 
 
-def _say(text: str) -> None:
+def _show(text: str) -> None:
     print(text, end="", file=sys.stderr, flush=True)

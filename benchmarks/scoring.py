@@ -1,8 +1,8 @@
-"""Scores a million drawings with the command, beside the bulk workload of `make bench`: `python -m benchmarks scoring`.
+"""Compare `sketchbatch score` on a million drawings with the bulk workload of `make bench`.
 
-In turn, several times: 1024-row requests, four in flight, by plain stubs; then `sketchbatch score` on a file of real
-drawings, to a new Parquet file. Both ask one service of the small model, where the client costs most. Afterwards every
-line is compared with ONNX Runtime in process. Writes benchmarks/results/DATE-scoring.json.
+Measures in turn, several times: 1024-row requests by plain stubs, four in flight; then `sketchbatch score` from a file
+of real drawings to a new Parquet file. Both use one service of the small model, for which the client costs most. At the
+end it compares every row with ONNX Runtime in process. Writes benchmarks/results/DATE-scoring.json.
 """
 
 import argparse
@@ -31,7 +31,7 @@ BULK = Load(1024, 4)
 
 
 def main() -> None:
-    """Measures, checks and writes."""
+    """Measure, check and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
@@ -40,7 +40,7 @@ def main() -> None:
     model = MODELS["small"]()
     with tempfile.TemporaryDirectory() as folder, drawings_file(None) as (drawings, source):
         million = Path(folder) / "drawings.npy"
-        draw_again(read_bitmaps(drawings), asked.rows, million)
+        sample(read_bitmaps(drawings), asked.rows, million)
         output = Path(folder) / "scores.parquet"
         with Contestant(find_peer("ours"), model=model, drawings=drawings, generators=1) as ours:
             assert ours.server
@@ -74,8 +74,8 @@ def main() -> None:
     print(f"-> {path}")
 
 
-def draw_again(drawings: Bitmaps, rows: int, path: Path) -> None:
-    """So many rows, each one of `drawings`, by chance."""
+def sample(drawings: Bitmaps, rows: int, path: Path) -> None:
+    """Write `rows` random drawings, with repetition."""
     chance = np.random.default_rng(1)
     out = np.lib.format.open_memmap(path, "w+", np.uint8, (rows, 784))
     for start in range(0, rows, 65536):
@@ -85,19 +85,19 @@ def draw_again(drawings: Bitmaps, rows: int, path: Path) -> None:
 
 
 def score(drawings: Path, output: Path, address: str) -> dict[str, float]:
-    """Runs the command anew: rows a second as it says, and with its start and end; its peak memory, CPU seconds."""
+    """Run the command; return its rows per second with and without start-up, its peak memory and CPU seconds."""
     command = [Path(sys.executable).parent / "sketchbatch", "score", drawings, "--output", output, "--server", address]
     started_at = time.perf_counter()
     process = subprocess.Popen([*command, "--restart"], stderr=subprocess.PIPE, text=True)
     peak_mib = cpu = 0.0
     while process.poll() is None:
-        with suppress(OSError, KeyError):  # it ends while it is looked at
+        with suppress(OSError, KeyError):  # the process ended during the read
             peak_mib, cpu = memory([process.pid]).peak_mib, cpu_s([process.pid])
         time.sleep(0.02)
     took_s = time.perf_counter() - started_at
-    said = process.communicate()[1]
-    assert not process.returncode, said
-    rows, _, seconds = said.splitlines()[-1].partition(" rows from 1 files in ")
+    errors = process.communicate()[1]
+    assert not process.returncode, errors
+    rows, _, seconds = errors.splitlines()[-1].partition(" rows from 1 files in ")
     return {
         "rows_per_s": int(rows.replace(",", "")) / float(seconds.partition(" s ")[0]),
         "rows_per_s_with_start": int(rows.replace(",", "")) / took_s,
@@ -107,7 +107,7 @@ def score(drawings: Path, output: Path, address: str) -> dict[str, float]:
 
 
 def check(output: Path, model: Path, drawings: Bitmaps) -> None:
-    """Every line is there once, in order, with the label and score that ONNX Runtime gives in process."""
+    """Check that every row is present once, in order, with label and score of ONNX Runtime in process."""
     session = ort.InferenceSession(model)
     with parquet.ParquetFile(output) as scores:
         assert scores.metadata.num_rows == len(drawings)

@@ -1,15 +1,13 @@
-"""Watches the memory, threads and files of our service under load for some minutes: `python -m benchmarks steady`.
+"""Sample memory, threads and open files of our service under load for some minutes.
 
-A saturating bulk job of 1024 rows x 4 with one-row requests beside it, on the small model, where requests come fastest.
-Writes benchmarks/results/DATE-steady.json with a sample every few seconds.
+The load is a saturating bulk job of 1024 rows x 4 with concurrent one-row requests, on the small model, which gives the
+highest request rate. Writes benchmarks/results/DATE-steady.json with a sample every few seconds.
 """
 
 import argparse
 import json
 import statistics
 import threading
-from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,11 @@ from rounds import WORKLOADS
 
 SAMPLE_EVERY_S = 5.0
 SETTLED_S = 30.0
-"""Until then the service may still grow: buffers and ONNX Runtime's arena reach the size that the load needs."""
+"""Seconds in which buffers and ONNX Runtime's arena may grow to the size that the load needs."""
 
 
 def main() -> None:
-    """Loads the service for as long as asked, and writes what it took."""
+    """Run the load for `--minutes` and write the samples."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="default: %(default)s")
     asked = parser.parse_args()
@@ -40,7 +38,7 @@ def main() -> None:
     settled = [sample for sample in samples if sample["after_s"] >= min(SETTLED_S, asked.minutes * 30)]
     record = {
         **describe_machine(),
-        "command": f"python -m benchmarks steady MINUTES={asked.minutes:g}",
+        "command": f"python -m benchmarks steady --minutes {asked.minutes:g}",
         "model": describe_model(model),
         "drawings": source,
         "workload": str(WORKLOADS["mix"]),
@@ -58,7 +56,7 @@ def main() -> None:
 
 
 class sampling:  # noqa: N801 - used like a function
-    """Adds a sample of a server's processes to a list every few seconds, while inside."""
+    """Add a sample of a server's processes to a list every few seconds until the context ends."""
 
     def __init__(self, server: Server, samples: list[dict[str, float]]) -> None:
         self._server = server
@@ -81,7 +79,7 @@ class sampling:  # noqa: N801 - used like a function
 
 
 def held(pids: list[int]) -> dict[str, float]:
-    """What processes hold together: resident memory, threads, open files."""
+    """Return the sum over processes of resident memory in MiB, threads and open files."""
     folders = [Path(f"/proc/{pid}") for pid in pids]
     lines = [line.split() for folder in folders for line in (folder / "status").read_text().splitlines()]
     status = {name: sum(int(words[1]) for words in lines if words[0] == f"{name}:") for name in ("VmRSS", "Threads")}
@@ -92,17 +90,8 @@ def held(pids: list[int]) -> dict[str, float]:
     }
 
 
-def open_files(pid: int) -> Counter[str]:
-    """How many of each kind a process has open: socket, pipe, eventfd, or a file by its path."""
-    kinds: Counter[str] = Counter()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            kinds[str(entry.readlink()).rstrip("0123456789]")] += 1
-    return kinds
-
-
 def growth(samples: list[dict[str, float]], name: str) -> dict[str, Any]:
-    """The first third of the samples beside the last: medians, and the largest of all."""
+    """Return the medians of the first and last third of the samples, and the largest sample."""
     values = [sample[name] for sample in samples]
     third = max(1, len(values) // 3)
     return {

@@ -1,4 +1,4 @@
-"""Prints a run: for each model rates beside their ratios to raw and to the plain server, then what they cost."""
+"""Print the tables of a run: per model, rates with their ratios, latencies, CPU time and memory."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ Record = dict[str, Any]
 
 
 def print_tables(record: Record) -> None:
-    """All of them; a `*` marks what other work on the machine disturbed."""
+    """Print all tables; a `*` marks a rate that other work on the machine disturbed."""
     console = Console(width=None if Console().is_terminal else 150, highlight=False)
     for model, about in record["models"].items():
         cells = {(c["contestant"], c["workload"]): c for c in record["measured"] if c["model"] == model}
-        console.print(f"\n[bold]{model}[/], {about['mflop_per_row']} MFLOP a row: medians (ratio to raw, to plain)")
+        console.print(f"\n[bold]{model}[/], {about['mflop_per_row']} MFLOP per row: medians (ratio to raw, to plain)")
         console.print(_rates(record, cells))
         console.print(_costs(record, cells))
     if any(_is_disturbed(cell) for cell in record["measured"]):
@@ -49,7 +49,7 @@ def _rates(record: Record, cells: dict[tuple[str, str], Record]) -> Table:
 
 
 def _costs(record: Record, cells: dict[tuple[str, str], Record]) -> Table:
-    """CPU microseconds of client and server a request, start-up and memory."""
+    """Return the table of CPU microseconds per request, start-up and memory."""
     table = Table("", box=None, pad_edge=False)
     workloads = [name for name in record["workloads"] if name != "mix"]
     for workload in workloads:
@@ -70,9 +70,9 @@ def _rate(cell: Record | None) -> str:
     if not cell:
         return ""
     ratios = [cell["ratios"].get(f"rows_per_s_{against}") for against in ("to_raw", "to_plain")]
-    told = ", ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
+    shown = ", ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
     rate = cell["medians"]["rows_per_s"]
-    return f"{rate:,.0f}{'*' * _is_disturbed(cell)} ({told})"
+    return f"{rate:,.0f}{'*' * _is_disturbed(cell)} ({shown})"
 
 
 def _latency(cell: Record | None, prefix: str) -> str:
@@ -80,7 +80,7 @@ def _latency(cell: Record | None, prefix: str) -> str:
 
 
 def _cpu(cell: Record | None) -> str:
-    """Client + server."""
+    """Return CPU microseconds of client and server."""
     if not cell:
         return ""
     client, server = (cell["medians"][f"{side}_cpu_us_per_request"] for side in ("client", "server"))

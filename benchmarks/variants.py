@@ -1,8 +1,8 @@
-"""Measures the variants of a model on ONNX Runtime's CPU: rows/s by threads and rows a call, beside the first of them.
+"""Compare the variants of a model on ONNX Runtime's CPU provider: rows/s by threads and rows per call.
 
-Each model runs in a process of its own for every number of threads; models are interleaved and repeated, so that a
-ratio compares neighbours in time, and the median of the repeats is kept. Besides the clock it takes the processor's
-time, which other work on the machine moves less. Writes benchmarks/results/DATE-variants.json and prints a table.
+Each model runs in its own process for every number of threads. Models are interleaved and repeated, so that a ratio to
+the first model compares neighbouring measurements; the result is the median. CPU time is measured in addition to wall
+time, because other work changes it less. Writes benchmarks/results/DATE-variants.json and prints a table.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-ROWS_A_CALL = (64, 256, 1024)
+ROWS_PER_CALL = (64, 256, 1024)
 THREADS = (1, 2)
 MEASURED_S = 0.5  # each measurement, at least
 
 
 def main() -> None:
-    """Compares the models `--repeats` times, or, with --threads, measures the first in this process."""
+    """Compare the models `--repeats` times or, with --threads, measure the first in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+", help="Model files; the others are compared with the first.")
     parser.add_argument("--repeats", type=int, default=7)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def run_apart(path: Path, threads: int) -> dict[str, list[float]]:
-    """`measure` in a fresh process."""
+    """Run `measure` in a new process."""
     words = [sys.executable, __file__, str(path), "--threads", str(threads)]
     measured: dict[str, list[float]] = json.loads(
         subprocess.run(words, check=True, capture_output=True, text=True).stdout
@@ -52,12 +52,12 @@ def run_apart(path: Path, threads: int) -> dict[str, list[float]]:
 
 
 def measure(path: Path, threads: int) -> dict[str, list[float]]:
-    """Rows a second, by the clock and by the processor's time, at each of ROWS_A_CALL."""
+    """Return rows per wall second and per CPU second at each of ROWS_PER_CALL."""
     import numpy as np
 
     session = open_session(path, threads)
     found: dict[str, list[float]] = {"rows_per_s": [], "rows_per_cpu_s": []}
-    for rows in ROWS_A_CALL:
+    for rows in ROWS_PER_CALL:
         bitmaps = np.random.default_rng(0).integers(0, 256, (rows, 28, 28), np.uint8)
         session.run(["scores"], {"bitmaps": bitmaps})
         calls, started_at, cpu_started_at = 0, time.perf_counter(), time.process_time()
@@ -70,18 +70,18 @@ def measure(path: Path, threads: int) -> dict[str, list[float]]:
 
 
 def open_session(path: Path, threads: int) -> Any:
-    """On the CPU, without spinning: waiting threads would count as processor time."""
+    """Open a session on the CPU without spinning, because spinning threads would count as CPU time."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # float16 on the CPU warns of every node that it runs as float32
+    options.log_severity_level = 3  # float16 on the CPU warns about each node that runs as float32
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def write(models: list[Path], repeats: list[dict[tuple[Path, int], dict[str, list[float]]]]) -> None:
-    """Prints the table and writes the results file."""
+    """Print the table and write the results file."""
     import onnxruntime as ort
 
     now = datetime.now(UTC)
@@ -92,7 +92,7 @@ def write(models: list[Path], repeats: list[dict[tuple[Path, int], dict[str, lis
         "versions": {"python": platform.python_version(), "onnxruntime": ort.__version__},
         "models": [describe(path) for path in models],
         "repeats": len(repeats),
-        "rows_a_call": ROWS_A_CALL,
+        "rows_per_call": ROWS_PER_CALL,
         "measured": [summary(path, models[0], threads, repeats) for threads in THREADS for path in models],
     }
     print_table(results)
@@ -102,7 +102,7 @@ def write(models: list[Path], repeats: list[dict[tuple[Path, int], dict[str, lis
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a model file says of itself; its own numbers on the held-out drawings."""
+    """Return a model file's metadata and its figures on the held-out drawings."""
     metadata = open_session(path, 1).get_modelmeta().custom_metadata_map
     metrics = json.loads(metadata.get("sketchbatch.metrics", "{}"))
     inside = path.resolve().is_relative_to(HERE.parent)
@@ -116,7 +116,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def summary(path: Path, first: Path, threads: int, repeats: list[Any]) -> dict[str, Any]:
-    """The median of the repeats at each of ROWS_A_CALL: rates, and ratios to the first model in the same repeat."""
+    """Return the median rates at each of ROWS_PER_CALL, and ratios to the first model in the same repeat."""
     found: dict[str, Any] = {"variant": describe(path)["metrics"]["variant"], "threads": threads}
     for name in ("rows_per_s", "rows_per_cpu_s"):
         rates = [repeat[path, threads][name] for repeat in repeats]
@@ -128,8 +128,8 @@ def summary(path: Path, first: Path, threads: int, repeats: list[Any]) -> dict[s
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """Rows/s and the ratio to the first model, one line for each model and number of threads."""
-    print("rows a call".ljust(20), *(f"{rows:>16}" for rows in ROWS_A_CALL))
+    """Print rows/s and ratios, a line per model and number of threads."""
+    print("rows per call".ljust(20), *(f"{rows:>16}" for rows in ROWS_PER_CALL))
     for line in results["measured"]:
         cells = zip(line["rows_per_s"], line["rows_per_s_ratio"], strict=True)
         name = f"{line['variant']}, {line['threads']} thread{'s' * (line['threads'] > 1)}"
@@ -137,13 +137,13 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def has_vnni() -> bool | None:
-    """Whether the CPU multiplies 8-bit numbers by instructions made for it; None where Linux does not say."""
+    """Return whether the CPU has instructions for 8-bit products; None if Linux does not list it."""
     flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
     return "vnni" in flags if flags else None
 
 
 def cpu_name() -> str:
-    """As Linux names it."""
+    """Return the CPU's name from Linux."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 

@@ -1,7 +1,7 @@
-"""What can be measured: each file here holds one peer, or variants of one, and is found by being here.
+"""The peers that a benchmark compares: each module of this package sets `PEERS`, a tuple of `Peer`.
 
-A file sets `PEERS`, a tuple of `Peer`. Whatever answers the same question, uint8 (rows, 28, 28) in and float32
-(rows, classes) out, can be one, by any protocol.
+A new module is found by its presence. A peer can use any protocol, with uint8 (rows, 28, 28) as input and float32
+(rows, classes) as output.
 """
 
 import importlib
@@ -19,7 +19,7 @@ Scores = NDArray[np.float32]  # (rows, classes)
 
 
 class Stop(Protocol):
-    """Says when a window ends; a `threading.Event`."""
+    """Signals the end of a window; a `threading.Event`."""
 
     def is_set(self) -> bool: ...
 
@@ -27,78 +27,78 @@ class Stop(Protocol):
 
 
 class Caller(Protocol):
-    """How the load generator asks one peer."""
+    """Sends the load generator's requests to one peer."""
 
     def classify(self, bitmaps: Bitmaps) -> Scores:
-        """One request, answered."""
+        """Return the scores of one request."""
 
     def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
-        """Asks `requests` in turn, over and over, `in_flight` at once, until `stop`; then waits for what is under way.
+        """Cycle through `requests` with `in_flight` of them in flight until `stop`; return each request's seconds.
 
-        Returns each request's seconds. A request that fails raises: no error is ever counted as an answer.
+        Waits for the last answers. A failed request raises, so that no error counts as an answer.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """One line of the table."""
+    """One row of the result tables."""
 
     name: str
-    """As in the table and in `--contestants`."""
+    """Its name in tables and in `--contestants`."""
 
     about: str
-    """What it is, with the settings that matter to its speed."""
+    """A description with the settings that matter for speed."""
 
     connect: Callable[[str, "Peer"], Caller]
-    """Makes the caller, in the load generator's process, from the server's address; without one, from the model."""
+    """Creates the caller, in the load generator's process, from the server's address or, without server, the model."""
 
     styles: tuple[str, ...] = ()
-    """Ways in which its caller can keep requests in flight, the usual one first; NAME@STYLE asks for another."""
+    """Ways to keep requests in flight, the default first; NAME@STYLE selects another."""
 
     channels: int = 1
-    """Connections that requests are spread over."""
+    """Number of connections that carry the requests."""
 
     command: Callable[[Path], list[str]] | None = None
-    """The words that start its server on a free port with a model; None = it runs in the load generator's process."""
+    """Returns the command that serves a model on a free port; None = the peer runs in the load generator's process."""
 
     address_in: Callable[[str], str] | None = None
-    """The address in a line that the server prints once it is ready, on stdout or stderr; "" = not that line."""
+    """Returns the address from the line that the server prints when it is ready, and "" for other lines."""
 
     probe: Callable[[str], None] | None = None
-    """Asks the address whether the server is well, and returns when it says so."""
+    """Returns when the server at an address is healthy."""
 
     missing: Callable[[], str] = lambda: ""
-    """Why it cannot be measured here; "" = it can."""
+    """Returns why the peer cannot be measured on this machine; "" = it can."""
 
     workloads: tuple[str, ...] = ()
-    """Names of those it takes part in; () = all."""
+    """The workloads that it takes part in; () = all."""
 
     @property
     def style(self) -> str:
-        """As its name asks, or else the usual one; "" = it has none."""
+        """The style in its name, or else the default; "" = it has none."""
         return self.name.partition("@")[2] or next(iter(self.styles), "")
 
     def takes(self, workload: str) -> bool:
-        """Whether it takes part."""
+        """Return whether it takes part in a workload."""
         return not self.workloads or workload in self.workloads
 
 
 _REFERENCES = ("raw", "plain")
-"""Files of those that the others are held against."""
+"""Modules of the peers that ratios refer to."""
 
 
 def find_peers() -> dict[str, Peer]:
-    """Every peer of every file here, by name: the references, then the others by the names of their files."""
+    """Return every peer by name: the references first, then the others by module."""
     files = sorted({found.name for found in pkgutil.iter_modules(__path__)} - set(_REFERENCES))
     modules = [importlib.import_module(f"{__name__}.{name}") for name in (*_REFERENCES, *files)]
     return {peer.name: peer for module in modules for peer in module.PEERS}
 
 
 def find_peer(name: str, *, channels: int = 1) -> Peer:
-    """The one of that name, or of NAME@STYLE, with at least so many channels; NAME+FLAG=VALUE gives its server a flag.
+    """Return the peer NAME, NAME@STYLE or NAME+FLAG=VALUE (a flag for its server) with at least `channels` channels.
 
     Raises:
-        ValueError: There is none, or it has no such style or no server.
+        ValueError: There is no such peer, it has no such style, or it has no server for the flag.
     """
     peers = find_peers()
     base, _, style = name.partition("@")

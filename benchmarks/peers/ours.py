@@ -1,4 +1,4 @@
-"""Our service, `sketchbatch-serve`: with one worker and with two, by plain stubs and by our own client."""
+"""Our service, `sketchbatch-serve`, with one and two workers, called by plain stubs and by our clients."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ def _command(model: Path, *flags: str) -> list[str]:
 
 
 def _address_in(line: str) -> str:
-    """The log says SERVING once a call would be answered."""
+    """Return the address of the log event SERVING, and "" for other lines."""
     try:
         event = json.loads(line)
     except ValueError:
@@ -56,7 +56,7 @@ PEERS = (
         styles=tuple(STYLES),
         command=lambda model: _command(model, "--workers", "2"),
         missing=_missing_workers,
-        channels=4,  # each connection stays with one worker
+        channels=4,  # each connection belongs to one worker
     ),
     _ours(
         name="ours-client",

@@ -1,8 +1,8 @@
-"""Raw ONNX Runtime, called in the process that has the drawings: what the hardware allows, no server at all.
+"""ONNX Runtime called in process, without a server: the limit of the hardware.
 
-Ways to use all CPUs: ONNX Runtime's own (one session, a thread for each CPU), and one session of one thread for each
-CPU, each with a caller of its own; the latter also with large requests cut into calls whose activations stay in the
-caches. The fastest in each workload is what the others are held against.
+All CPUs are used in one of three ways: one session with a thread per CPU (ONNX Runtime's default); one single-threaded
+session per CPU; the same with large requests split into calls whose activations fit into the caches. Ratios refer to
+the fastest of them in each workload.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from . import Bitmaps, Peer, Scores, Stop
 
 
 class Raw:
-    """`sessions` sessions of `threads` threads, one caller each; a call has at most `call_rows` rows of a request."""
+    """`sessions` sessions of `threads` threads with one caller each, and at most `call_rows` rows per call."""
 
     def __init__(self, model: str, _: Peer, *, sessions: int, threads: int, call_rows: int = 1024) -> None:
         options = ort.SessionOptions()
@@ -41,7 +41,7 @@ class Raw:
         return scores
 
 
-_WORKLOADS = ("1024x4", "64x8", "1x32", "1x1")  # a mix needs somebody who shares out
+_WORKLOADS = ("1024x4", "64x8", "1x32", "1x1")  # the mix needs a scheduler, which raw calls have not
 
 PEERS = (
     Peer(
@@ -58,8 +58,8 @@ PEERS = (
     ),
     Peer(
         name="raw-per-cpu-64",
-        about="as raw-per-cpu, a request of more than 64 rows cut into calls of 64",
+        about="raw-per-cpu with requests of more than 64 rows split into calls of 64",
         connect=partial(Raw, sessions=cpus(), threads=1, call_rows=64),
-        workloads=("1024x4",),  # elsewhere it is raw-per-cpu
+        workloads=("1024x4",),  # in the other workloads it equals raw-per-cpu
     ),
 )

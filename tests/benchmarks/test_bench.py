@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, and the benchmark itself on one small model."""
+"""The arithmetic of the benchmark, and a real run on one small model."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ PEERS = (Peer(name="liar", about="always says the same", connect=Liar, workloads
 
 
 def measured(**rates: list[float]) -> Results:
-    """Results of one cell a contestant, with these rows/s in its repeats."""
+    """Return results with one cell per contestant and these rows/s in its repeats."""
     results = Results()
     for contestant, values in rates.items():
         for value in values:
@@ -54,8 +54,8 @@ def run_bench(folder, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_a_window_becomes_rates_and_cpu_seconds_of_either_side():
-    """Rates over all of the window's time; CPU seconds a request and a thousand rows."""
+def test_a_window_gives_rates_and_cpu_seconds_of_client_and_server():
+    """Rates refer to the window's whole time, CPU seconds to a request and to 1,000 rows."""
     found = figures(WINDOW)
     assert found["rows_per_s"] == 3200
     assert found["requests_per_s"] == 50
@@ -63,8 +63,8 @@ def test_a_window_becomes_rates_and_cpu_seconds_of_either_side():
     assert found["client_cpu_s_per_1000_rows"] == pytest.approx(0.5 / 6.4)
 
 
-def test_a_ratio_compares_neighbours_in_time():
-    """On a machine that slows down between repeats, equals stay equal: 300/100, 30/10 and 3/1 are all 3."""
+def test_a_ratio_compares_values_of_the_same_repeat():
+    """A machine that slows down between repeats changes no ratio: 300/100, 30/10 and 3/1 are all 3."""
     results = measured(raw_default=[100, 10, 1], ours=[300, 30, 3], plain=[100, 10, 2])
     ratios = results.ratios(results.cell("small", "64x8", "ours"))
     assert ratios == {"rows_per_s_to_raw": 3, "rows_per_s_to_raw_default": 3, "rows_per_s_to_plain": 3}
@@ -72,14 +72,14 @@ def test_a_ratio_compares_neighbours_in_time():
 
 
 def test_the_fastest_way_to_call_onnx_runtime_is_raw():
-    """By its median, not by its best repeat."""
+    """The fastest is chosen by its median, not by its best repeat."""
     results = measured(raw_default=[10, 10, 99], raw_per_cpu=[20, 20, 20], ours=[10, 10, 10])
     assert results.raw("small", "64x8").contestant == "raw-per-cpu"
     assert results.ratios(results.cell("small", "64x8", "ours"))["rows_per_s_to_raw"] == 0.5
 
 
-def test_a_mix_is_held_against_its_own_bulk_alone():
-    """What single requests cost a bulk job is the share of its pace that it keeps."""
+def test_a_mix_is_compared_with_its_own_bulk_rate():
+    """`bulk_kept` is the share of its rate that a bulk job keeps while single requests run."""
     results = Results()
     results.add("small", "1024x4", "ours", figures(WINDOW))
     results.add("small", "mix", "ours", mix_figures(WINDOW | {"rows": 4800}, WINDOW | {"p99_ms": 30.0}))
@@ -88,8 +88,8 @@ def test_a_mix_is_held_against_its_own_bulk_alone():
     assert mix.median("single_p99_ms") == 30
 
 
-def test_a_process_is_billed_with_its_children():
-    """A server of several workers costs what all of them cost."""
+def test_the_cost_of_a_process_includes_its_children():
+    """CPU time and memory of a server are those of all its workers."""
     burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
     parent = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])"
     process = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -103,8 +103,8 @@ def test_a_process_is_billed_with_its_children():
         process.communicate()
 
 
-def test_only_who_takes_part_is_started():
-    """Raw ONNX Runtime and our clients have no part in a mix; who cannot be measured here is named, and why."""
+def test_only_peers_that_take_part_are_started():
+    """Raw ONNX Runtime and our clients take no part in a mix; an unknown peer or style is an error."""
     peers, _ = choose(["raw-default", "plain@aio", "ours-client"], ["mix"], channels=2)
     assert [(peer.name, peer.style, peer.channels) for peer in peers] == [("plain@aio", "aio", 2)]
     with pytest.raises(SystemExit, match="plain@ must be one of threads, futures, aio, got 'fork'"):
@@ -113,17 +113,17 @@ def test_only_who_takes_part_is_started():
         choose(["triton"], ["mix"], channels=1)
 
 
-def test_a_server_that_does_not_start_is_told_with_its_last_words(tiny_model):
-    """Rather than measured, or waited for."""
+def test_the_error_of_a_server_that_does_not_start_has_its_last_line(tiny_model):
+    """The benchmark neither measures such a server nor waits for it."""
     words = [sys.executable, "-c", "print('hello'); print('no licence')"]
     broken = replace(find_peer("plain"), command=lambda model: words)
-    with pytest.raises(PeerFailed, match=r"server of plain was not ready .* said last: no licence"):
+    with pytest.raises(PeerFailed, match=r"server of plain was not ready .* its last line: no licence"):
         Server(broken, tiny_model)
 
 
 @pytest.mark.timeout(60)
-def test_one_run_measures_each_contestant_for_real(root, tmp_path):
-    """Rates, latencies, CPU, memory, start-up and ratios of real processes; JSON and picture."""
+def test_one_run_measures_every_contestant(root, tmp_path):
+    """A run of real processes writes rates, latencies, CPU, memory, start-up, ratios and a plot."""
     flags = ["--models", "small", "--workloads", "1024x4,1x1,mix", "--contestants", "raw-default,plain,ours"]
     started_at = time.monotonic()
     flags += ["--repeats", "1", "--attempts", "1", "--seconds", "0.2"]
@@ -139,7 +139,7 @@ def test_one_run_measures_each_contestant_for_real(root, tmp_path):
     assert record["models"]["small"]["mflop_per_row"] == 1.032
     single, bulk, mix = (cells["ours", workload] for workload in ("1x1", "1024x4", "mix"))
     assert 0 < single["medians"]["p50_ms"] <= single["medians"]["p99_ms"]
-    # One at a time, a rate is 1 / mean, and no median is above twice the mean.
+    # With one request in flight, the rate is 1 / mean, and a median is at most twice the mean.
     assert 0 < single["medians"]["requests_per_s"] * single["medians"]["p50_ms"] <= 2000
     assert bulk["medians"]["client_cpu_us_per_request"] > 0
     assert bulk["medians"]["server_cpu_us_per_request"] > 0
@@ -154,8 +154,8 @@ def test_one_run_measures_each_contestant_for_real(root, tmp_path):
     assert "ours" in finished.stdout
 
 
-def test_a_new_file_is_a_new_peer_and_a_wrong_answer_is_not_measured(root, tmp_path):
-    """A file in peers/ is enough; whoever scores the drawings otherwise than raw is no contestant."""
+def test_a_new_module_is_a_new_peer_and_wrong_scores_stop_the_run(root, tmp_path):
+    """A module in peers/ is found by its presence; a peer with other scores than raw ends the run with an error."""
     copy = shutil.copytree(root / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results"))
     (copy / "peers" / "liar.py").write_text(LIAR)
     finished = run_bench(copy, "--models", "small", "--contestants", "raw-default,liar", "--workloads", "1x1")
@@ -163,8 +163,8 @@ def test_a_new_file_is_a_new_peer_and_a_wrong_answer_is_not_measured(root, tmp_p
     assert "raw-default and liar must agree within 0.0001, got" in finished.stderr
 
 
-def test_a_contestants_server_can_be_given_flags():
-    """So that settings can be compared in one run; what has no server takes none."""
+def test_a_server_takes_flags_from_the_name_of_its_peer():
+    """NAME+FLAG=VALUE compares settings in one run; a peer without server rejects flags."""
     tuned = find_peer("ours+threads=1+max-batch-rows=64@aio")
     assert tuned.command(Path("m.onnx"))[-2:] == ["--threads=1", "--max-batch-rows=64"]
     assert (tuned.name, tuned.style) == ("ours+threads=1+max-batch-rows=64@aio", "aio")

@@ -14,10 +14,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from conftest import BIN
+from process_resources import held, open_files
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 from sketchbatch_client import AsyncClient, DeadlineExceeded
-from steady import held, open_files
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
@@ -233,9 +233,9 @@ async def test_a_client_that_never_reads_its_stream_slows_no_other_client(servic
         while sent_before != sum(sent) or not sent_before:  # until flow control stops all senders
             sent_before = sum(sent)
             await asyncio.sleep(1)
-        stopped_mib = held([service.process.pid])["resident_mib"]
+        stopped_mib = held(service.process.pid)["resident_mib"]
         concurrent = await latencies(client)
-        largest = held([service.process.pid])["resident_mib"]
+        largest = held(service.process.pid)["resident_mib"]
         for stream in streams:
             stream.cancel()
         await asyncio.wait(senders, timeout=5)

@@ -2,9 +2,10 @@
 
 Memory under load swings between 140 and 220 MiB. Large messages coincide by chance, the process keeps their freed
 memory (`sketchbatch_service.app.memory`), and protobuf returns memory at every 10,000th block that it frees
-(`malloc_trim` in `upb_trim_allocfunc`). A leak shows at rest only: after all clients have disconnected and small requests have brought
-protobuf to that point. Therefore the load runs in three rounds with a rest after each. The first round warms up. After
-the last round the service may hold no more than after the first, except for pages that a few blocks keep.
+(`malloc_trim` in `upb_trim_allocfunc`). A leak shows at rest only: after all clients have disconnected and small
+requests have brought protobuf to that point. Therefore the load runs in three rounds with a rest after each. The first
+round warms up. After the last round the service may hold no more than after the first, except for pages that a few
+blocks keep.
 
 Five rounds of 75 s gave 124 to 130 MiB of resident memory at rest, 30 to 31 MiB allocated (`mallinfo2`, after a
 collection) and 55,000 to 57,000 Python objects. gRPC's own thread pool keeps four or five threads.
@@ -23,9 +24,9 @@ import grpc
 import numpy as np
 import onnxruntime as ort
 import pytest
+from process_resources import held, open_files
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
-from steady import held, open_files
 
 MINUTES = float(os.environ.get("MINUTES", "1"))
 ROUNDS = 3
@@ -154,7 +155,7 @@ async def test_misbehaving_clients_cause_no_leak(start_service, root, capsys):
     async def watch(until: float) -> None:
         while time.monotonic() < until:
             outcomes["scrape", await asyncio.to_thread(scraped, service.metrics_address)] += 1
-            under_load.append(held([pid]))
+            under_load.append(held(pid))
             await asyncio.sleep(1)
 
     for number in range(ROUNDS):
@@ -170,7 +171,7 @@ async def test_misbehaving_clients_cause_no_leak(start_service, root, capsys):
                 break
             await asyncio.sleep(0.1)
         left.append(more)
-        at_rest.append(held([pid]))
+        at_rest.append(held(pid))
     largest = {name: max(sample[name] for sample in under_load) for name in under_load[0]}
     with capsys.disabled():
         print(f"\n{MINUTES:g} minutes: { {' '.join(names): count for names, count in sorted(outcomes.items())} }")

@@ -15,7 +15,7 @@ def test_one_call_measures_everything_and_writes_it_down(root, tmp_path):
     command = [sys.executable, root / "benchmarks" / "gpu.py", *words, "--output", path]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith("floor, card: 8.6 MFLOP a row")
+    assert finished.stdout.startswith("floor, card: 8.6 MFLOP per row")
     results = json.loads(path.read_text())
     assert results["not_measured"] == {}
     assert results["raw"]["float32"]["rows"] == [1, 2, 4, 8, 12]

@@ -1,0 +1,25 @@
+"""Read what a process holds from Linux's /proc: memory, threads and open files."""
+
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+
+def held(pid: int) -> dict[str, float]:
+    """Return resident memory now and at its peak in MiB, and the number of threads and open files."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {
+        "resident_mib": round(int(fields["VmRSS"].split()[0]) / 1024, 1),
+        "peak_mib": round(int(fields["VmHWM"].split()[0]) / 1024, 1),
+        "threads": int(fields["Threads"]),
+        "open_files": open_files(pid).total(),
+    }
+
+
+def open_files(pid: int) -> Counter[str]:
+    """Return the number of open files by kind: socket, pipe, eventfd, or the path of a file."""
+    kinds: Counter[str] = Counter()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since the listing
+            kinds[str(entry.readlink()).rstrip("0123456789]")] += 1
+    return kinds
