@@ -190,9 +190,9 @@ def tokens(data: bytes, folder: Path) -> None:
         return
     sent = [("authorization", text), ("authorization", f"Bearer {text}"), ("authorization", f"Bearer  {text}=")]
     for one in sent:
-        file.refusal(b"/a/b", [one])
-    assert file.refusal(b"/a/b", [])
-    assert file.refusal(b"/a/b", [("authorization", f"Bearer nobody's {text}")])
+        file.rejection_reason(b"/a/b", [one])
+    assert file.rejection_reason(b"/a/b", [])
+    assert file.rejection_reason(b"/a/b", [("authorization", f"Bearer nobody's {text}")])
 
 
 def certificates(data: bytes, folder: Path) -> None:
