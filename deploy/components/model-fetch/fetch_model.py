@@ -1,6 +1,6 @@
-"""Fetches MODEL_URL to MODEL_PATH before the service starts; a file whose SHA-256 is not MODEL_SHA256 is not kept.
+"""Fetch MODEL_URL to MODEL_PATH before the service starts, and discard a file whose SHA-256 is not MODEL_SHA256.
 
-Runs in the service's image, with Python's own library alone.
+Runs in the image of the service and needs the standard library only.
 """
 
 import hashlib
@@ -9,12 +9,12 @@ import sys
 import urllib.request
 from pathlib import Path
 
-_SILENCE_S = 30
+_TIMEOUT_S = 30
 _CHUNK_BYTES = 1 << 20
 
 
 def main() -> None:
-    """Ends with 0 and a file, or with 1, a line why, and none."""
+    """Exit with 0 and keep the file, or exit with 1, print one line with the reason and keep no file."""
     url, wanted, path = os.environ["MODEL_URL"], os.environ["MODEL_SHA256"].lower(), Path(os.environ["MODEL_PATH"])
     if not url.startswith(("https://", "http://")):
         sys.exit(f"fetch_model: MODEL_URL must be https://... or http://..., got {url!r}")
@@ -22,7 +22,7 @@ def main() -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         digest = _fetch(url, partial)
-    except OSError as exc:  # also urllib's own
+    except OSError as exc:  # includes urllib.error.URLError
         sys.exit(f"fetch_model: {url}: {exc}")
     if digest != wanted:
         partial.unlink()
@@ -32,9 +32,9 @@ def main() -> None:
 
 
 def _fetch(url: str, path: Path) -> str:
-    """Writes what is there to `path`; its SHA-256."""
+    """Write the content of `url` to `path` and return its SHA-256."""
     digest = hashlib.sha256()
-    with urllib.request.urlopen(url, timeout=_SILENCE_S) as source, path.open("wb") as target:  # noqa: S310 - see main
+    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as source, path.open("wb") as target:  # noqa: S310 - see main
         while chunk := source.read(_CHUNK_BYTES):
             digest.update(chunk)
             target.write(chunk)

@@ -1,1 +1,1 @@
-"""The gRPC contract of Sketchbatch; the stubs beside the .proto are made by `make protos`, never edited."""
+"""The gRPC contract of Sketchbatch. `make protos` generates the stubs in this package; never edit them."""

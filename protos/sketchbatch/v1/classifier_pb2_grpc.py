@@ -26,17 +26,20 @@ if _version_not_supported:
 
 
 class ClassifierServiceStub(object):
-    """Classifies bitmaps with a model the service has loaded.
+    """Classifies bitmaps with one of the models that the service has loaded.
 
-    Errors, the same for every RPC (in a stream, as the `error` of the one answer):
+    Status codes of every RPC. ClassifyStream reports an error of one message in the `error` of its response, and the
+    stream continues. Only the errors marked (*) end the whole stream.
     INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
-    NOT_FOUND           no such model or version; the message lists those there are.
-    RESOURCE_EXHAUSTED  the queue is full, or what waits ahead takes longer than the call's deadline allows;
-    google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` say when to try again.
-    Without that trailer the message itself was too large for gRPC.
-    UNAVAILABLE         this replica is draining; another will answer.
-    DEADLINE_EXCEEDED   the deadline passed while the request was queued; it was never run.
-    INTERNAL            the model call broke; the message carries the request id only.
+    NOT_FOUND           unknown model or version; the message lists the models and versions being served.
+    RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
+    google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
+    (*) Without that trailer the message was too large for gRPC.
+    UNAVAILABLE         (*) this replica is draining; another replica will answer.
+    DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
+    a request that was split into several model calls may have run in part.
+    INTERNAL            the model call failed; the message carries the request id only.
+    UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 
     def __init__(self, channel):
@@ -68,38 +71,42 @@ class ClassifierServiceStub(object):
 
 
 class ClassifierServiceServicer(object):
-    """Classifies bitmaps with a model the service has loaded.
+    """Classifies bitmaps with one of the models that the service has loaded.
 
-    Errors, the same for every RPC (in a stream, as the `error` of the one answer):
+    Status codes of every RPC. ClassifyStream reports an error of one message in the `error` of its response, and the
+    stream continues. Only the errors marked (*) end the whole stream.
     INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
-    NOT_FOUND           no such model or version; the message lists those there are.
-    RESOURCE_EXHAUSTED  the queue is full, or what waits ahead takes longer than the call's deadline allows;
-    google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` say when to try again.
-    Without that trailer the message itself was too large for gRPC.
-    UNAVAILABLE         this replica is draining; another will answer.
-    DEADLINE_EXCEEDED   the deadline passed while the request was queued; it was never run.
-    INTERNAL            the model call broke; the message carries the request id only.
+    NOT_FOUND           unknown model or version; the message lists the models and versions being served.
+    RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
+    google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
+    (*) Without that trailer the message was too large for gRPC.
+    UNAVAILABLE         (*) this replica is draining; another replica will answer.
+    DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
+    a request that was split into several model calls may have run in part.
+    INTERNAL            the model call failed; the message carries the request id only.
+    UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 
     def Classify(self, request, context):
-        """Classifies one batch. Any number of rows from 1 to `Model.max_request_rows`: the service merges small
-        requests and splits large ones, so a client need not know its batch size.
+        """Classifies one batch of 1 to `Model.max_request_rows` rows. The service merges small requests and splits large
+        ones, so a client need not know the batch size of the model calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyStream(self, request_iterator, context):
-        """Classifies many batches over one stream. Answers come in the order of the requests, one each. When the queue
-        is full the service stops reading, so flow control holds the client back instead of an error; a bad message
-        is answered by its own `error` and the stream goes on.
+        """Classifies many batches over one stream. Each request receives one response, in the order of the requests. While
+        the queue is full the service stops reading, so flow control slows the client down and no request is rejected.
+        An invalid message receives a response with `error`, and the stream continues. When the service drains, the
+        stream ends with UNAVAILABLE after the responses to all messages that were read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists every model and version being served, default model first, then by name, newest version first.
+        """Lists every model and version being served: default model first, then by name; newest version first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,17 +151,20 @@ def add_ClassifierServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ClassifierService(object):
-    """Classifies bitmaps with a model the service has loaded.
+    """Classifies bitmaps with one of the models that the service has loaded.
 
-    Errors, the same for every RPC (in a stream, as the `error` of the one answer):
+    Status codes of every RPC. ClassifyStream reports an error of one message in the `error` of its response, and the
+    stream continues. Only the errors marked (*) end the whole stream.
     INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
-    NOT_FOUND           no such model or version; the message lists those there are.
-    RESOURCE_EXHAUSTED  the queue is full, or what waits ahead takes longer than the call's deadline allows;
-    google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` say when to try again.
-    Without that trailer the message itself was too large for gRPC.
-    UNAVAILABLE         this replica is draining; another will answer.
-    DEADLINE_EXCEEDED   the deadline passed while the request was queued; it was never run.
-    INTERNAL            the model call broke; the message carries the request id only.
+    NOT_FOUND           unknown model or version; the message lists the models and versions being served.
+    RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
+    google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
+    (*) Without that trailer the message was too large for gRPC.
+    UNAVAILABLE         (*) this replica is draining; another replica will answer.
+    DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
+    a request that was split into several model calls may have run in part.
+    INTERNAL            the model call failed; the message carries the request id only.
+    UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 
     @staticmethod

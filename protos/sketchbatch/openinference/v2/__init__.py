@@ -1,1 +1,1 @@
-"""The messages of the Open Inference Protocol; made by `make protos`, never edited."""
+"""The messages of the Open Inference Protocol. `make protos` generates this package; never edit it."""
