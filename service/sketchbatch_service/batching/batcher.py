@@ -34,30 +34,19 @@ _SAFETY_FACTOR = 1.5
 """Factor on predicted waiting times. A request that misses its deadline used model time for nothing and delayed the
 requests behind it; a request that is rejected too early can be retried. Measurements: docs/decisions/0024."""
 
-_FAILING_CALLS = 3
-"""Consecutive failed model calls after which a model counts as failing: a single failure may be chance."""
-
-_CLEANUP_INTERVAL_S = 0.05
-"""Shortest time between two removals of cancelled requests: under overload every `submit` finds the queue full."""
+_FAILING_CALLS = 3  # consecutive failed calls after which a model counts as failing: one failure may be chance
+_CLEANUP_INTERVAL_S = 0.05  # between removals of cancelled requests: under overload every `submit` would start one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchLimits:
-    """Limits of one batcher. Sizes count rows, not requests.
+    """Limits of one batcher. Sizes count rows, not requests."""
 
-    Attributes:
-        slots: Execution slots: model calls that may run concurrently.
-        max_batch_rows: Most rows in one model call.
-        min_split_rows: Smallest batch that is worth a call of its own: idle slots form no smaller ones of queued rows.
-        quick_rows: Largest batch that the polling thread runs itself: passing it to another thread would take longer.
-        max_queued_rows: Most rows that wait for a model call; beyond this limit `submit` raises `Overloaded`.
-    """
-
-    slots: int = 1
-    max_batch_rows: int = 256
-    min_split_rows: int = 1
-    quick_rows: int = 0
-    max_queued_rows: int = 65536
+    slots: int = 1  # execution slots: model calls that may run concurrently
+    max_batch_rows: int = 256  # most rows in one model call
+    min_split_rows: int = 1  # idle slots do not divide the queued rows into smaller batches
+    quick_rows: int = 0  # the polling thread runs batches up to this size: passing them on would take longer
+    max_queued_rows: int = 65536  # most rows that wait for a model call; beyond it `submit` raises Overloaded
 
 
 class Batcher:

@@ -1,7 +1,6 @@
 """Measure how fast rows leave a queue that is not empty, to predict the waiting time of a new request."""
 
-_KEEP = 0.98
-"""Weight of all earlier measurements at each model call: the estimate averages about the last fifty calls."""
+_KEEP = 0.98  # weight of all earlier calls at each new call: the estimate averages about the last fifty calls
 
 
 class DrainRateEstimator:

@@ -29,9 +29,7 @@ from typing import Protocol
 
 from .batcher import Batch, Batcher
 
-_POLL_INTERVAL_S = 0.001
-"""Longest time that waiting rows may keep the threads from polling: a small request runs before a large one."""
-
+_POLL_INTERVAL_S = 0.001  # longest time for which waiting rows may keep the threads from polling
 _EXIT_CHECK_S = 0.01  # seconds between two checks, at the exit, of whether the last model call has ended
 
 

@@ -18,8 +18,8 @@ from .row_queue import Request
 CloseReason = Literal["full", "shared", "empty"]
 """Why a batch got no more rows: it was full, other idle slots took a share of the rows, or the queue was empty."""
 
+# Upper bounds of the histogram buckets in seconds:
 BOUNDS_S = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the histogram buckets in seconds."""
 
 
 @dataclass(slots=True)
@@ -63,37 +63,22 @@ class ModelCall(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """Counts of one model since the service started.
+    """Counts of one model since the service started."""
 
-    Attributes:
-        rows: Rows of answered requests.
-        last_answer_at: Unix time of the last answer in seconds; 0 = none yet.
-        success: Answered requests, from `submit` to the answer, plus the times passed to `add_codec`.
-        fail: Accepted requests that were not answered: expired, cancelled, or part of a failed model call.
-        queue: Answered requests, from `submit` to their first model call.
-        inference: Answered requests, in their model calls, including the rows of other requests.
-        decoding_s: Seconds in which messages were decoded to bitmaps, as passed to `add_codec`.
-        encoding: Responses, by the time in which they were encoded.
-        calls: Successful model calls by number of rows.
-        call_times: Successful model calls by duration.
-        assembling: Successful model calls by the time in which their rows were assembled.
-        closed: All model calls by the reason for which their batch got no more rows.
-        broken_calls: Failed model calls.
-    """
-
-    rows: int = 0
-    last_answer_at: float = 0.0
-    success: Duration = field(default_factory=Duration)
-    fail: Duration = field(default_factory=Duration)
-    queue: Histogram = field(default_factory=Histogram)
-    inference: Duration = field(default_factory=Duration)
-    decoding_s: float = 0.0
-    encoding: Histogram = field(default_factory=Histogram)
-    calls: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))
-    call_times: Histogram = field(default_factory=Histogram)
-    assembling: Histogram = field(default_factory=Histogram)
+    rows: int = 0  # of answered requests
+    last_answer_at: float = 0.0  # Unix time in seconds; 0 = none yet
+    success: Duration = field(default_factory=Duration)  # answered requests, including the times of `add_codec`
+    fail: Duration = field(default_factory=Duration)  # accepted requests that expired, were cancelled or failed
+    queue: Histogram = field(default_factory=Histogram)  # answered requests, from `submit` to their first model call
+    inference: Duration = field(default_factory=Duration)  # answered requests, in their model calls
+    decoding_s: float = 0.0  # spent on decoding messages to bitmaps
+    encoding: Histogram = field(default_factory=Histogram)  # answered requests, encoding of the response
+    calls: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))  # successful, by rows
+    call_times: Histogram = field(default_factory=Histogram)  # successful model calls
+    assembling: Histogram = field(default_factory=Histogram)  # successful model calls, copying rows into one array
+    # Model calls, failed ones included, by the reason for which their batch got no more rows:
     closed: Counter[CloseReason] = field(default_factory=lambda: Counter(dict.fromkeys(get_args(CloseReason), 0)))
-    broken_calls: int = 0
+    broken_calls: int = 0  # failed model calls
 
 
 class ModelStatistics:

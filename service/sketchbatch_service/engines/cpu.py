@@ -22,25 +22,15 @@ _CALL_S = 0.005
 """Intended duration of a full model call. A single drawing waits for the running call; Python's overhead, about 50 us
 per call, is 1 % of it. Effect of other durations: docs/tuning.md."""
 
-_QUICK_S = 0.001
-"""Longest duration of a quick call: neither splitting it nor passing it to another thread saves time."""
-
-_LONG_S = 0.02
-"""Duration of a full call above which a thread polls during calls, at some cost, so that health checks do not wait."""
-
-_BATCH_ROWS = (16, 1024)
-"""Range of the chosen batch size: fewer rows do not fill ONNX Runtime's kernels, more rows exceed its caches."""
-
+_QUICK_S = 0.001  # longest duration of a quick call: splitting it or passing it to another thread saves no time
+_LONG_S = 0.02  # duration of a full call above which a thread polls meanwhile, so that health checks do not wait
+_BATCH_ROWS = (16, 1024)  # range: fewer rows do not fill ONNX Runtime's kernels, more rows exceed its caches
 _TRIAL_ROWS = 16  # of the measured call; the time per row hardly changes with more rows
 _TRIALS = 5
 
 
 def open_session(path: Path) -> ort.InferenceSession:
-    """Load the model at `path` on the CPU.
-
-    Raises:
-        ModelRefused: There is no such file, or ONNX Runtime cannot load it.
-    """
+    """Load the model at `path` on the CPU; raise ModelRefused if the file is missing or ONNX Runtime rejects it."""
     if not path.is_file():
         raise ModelRefused(f"{path}: no such model file")
     options = ort.SessionOptions()
@@ -56,11 +46,7 @@ def open_session(path: Path) -> ort.InferenceSession:
 
 
 def predict_checked(session: ort.InferenceSession, bitmaps: Bitmaps, classes: int) -> Scores:
-    """Run a model that may be unfit.
-
-    Raises:
-        ModelRefused: The model fails on bitmaps, or its scores do not have the shape (rows, classes).
-    """
+    """Run a model; raise ModelRefused if it fails on bitmaps or its scores do not have the shape (rows, classes)."""
     rows = len(bitmaps)
     try:
         scores: Scores = session.run(["scores"], {"bitmaps": bitmaps})[0]
@@ -96,12 +82,6 @@ class Engine:
         classes: Number of labels.
         slots: Concurrent model calls, one CPU each.
         max_batch_rows: Most rows in one call; 0 = as many as take about 5 ms, measured by `warm_up`.
-
-    Attributes:
-        batch_rows: Most rows in one call.
-        buckets: Empty: a batch of any size is computed as it is.
-        quick_rows: Rows that take at most a millisecond; `min_split_rows` is the same. See `BatchLimits`.
-        polls_while_saturated: Whether a full call takes so long that requests must be polled for during it.
     """
 
     def __init__(self, session: ort.InferenceSession, *, classes: int, slots: int = 1, max_batch_rows: int = 0) -> None:
@@ -110,17 +90,13 @@ class Engine:
         self._has_fixed_size = bool(max_batch_rows)
         self.provider: str = session.get_providers()[0]
         self.slots = slots
-        self.batch_rows = max_batch_rows or _BATCH_ROWS[0]
-        self.buckets: tuple[int, ...] = ()
-        self.quick_rows = self.min_split_rows = 1
-        self.polls_while_saturated = False
+        self.batch_rows = max_batch_rows or _BATCH_ROWS[0]  # most rows in one call
+        self.buckets: tuple[int, ...] = ()  # a batch of any size is computed as it is
+        self.quick_rows = self.min_split_rows = 1  # rows that take at most a millisecond
+        self.polls_while_saturated = False  # whether a full call takes so long that a thread must poll during it
 
     def warm_up(self) -> None:
-        """Run random bitmaps in the relevant batch sizes, and choose the public attributes by the time they take.
-
-        Raises:
-            ModelRefused: The model fails on bitmaps, or its scores do not have the shape (rows, classes).
-        """
+        """Check the model with `predict_checked` in the relevant batch sizes, and set the attributes by its speed."""
         for rows in (1, _TRIAL_ROWS):
             predict_checked(self._session, _noise(rows), self._classes)
         self._tune()

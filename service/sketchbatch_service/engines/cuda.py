@@ -27,28 +27,18 @@ from .parity import Reference, random_drawings
 
 log = structlog.get_logger()
 
-BATCH_ROWS = 4096
-"""Default for the most rows in one call: a fourth faster than 1,024 on an H200, and 2 ms long. docs/gpu.md."""
-
-_DOUBLING_TO = 1024
-"""Rows up to which bucket sizes double: such a call takes half a millisecond at most, so padding costs little."""
+BATCH_ROWS = 4096  # default for the most rows in one call: a fourth faster than 1,024 on an H200, 2 ms. docs/gpu.md
+_DOUBLING_TO = 1024  # rows up to which bucket sizes double: calls take at most 0.5 ms, so padding costs little
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CudaOptions:
-    """How to run a model on CUDA.
+    """How to run a model on CUDA."""
 
-    Attributes:
-        device: Number of the device, modulo the number of devices: worker numbers spread workers over all devices.
-        graphs: CUDA graphs: `auto` captures them if possible, `on` refuses a model without, `off` captures none.
-        tf32: Let float32 models multiply in TF32 (10 bits of mantissa): faster, and as coarse as float16.
-        slots: Concurrent batches: one computes while the next is copied; a third would only wait.
-    """
-
-    device: int = 0
-    graphs: Literal["auto", "on", "off"] = "auto"
-    tf32: bool = False
-    slots: int = 2
+    device: int = 0  # modulo the number of devices: worker numbers spread workers over all devices
+    graphs: Literal["auto", "on", "off"] = "auto"  # CUDA graphs: `auto` captures them if possible, `on` always
+    tf32: bool = False  # multiply float32 in TF32 (10 bits of mantissa): faster, and as coarse as float16
+    slots: int = 2  # concurrent batches: one computes while the next is copied; a third would only wait
 
 
 def open_on_cuda(path: Path, reference: Reference, *, max_batch_rows: int, options: CudaOptions) -> "CudaEngine":
@@ -91,16 +81,6 @@ class CudaEngine:
 
     One dispatcher thread makes every model call: ONNX Runtime ties a captured graph to the thread that captured it, and
     the device would run a second call after the first anyway. On the device "cpu" the same code runs without a GPU.
-
-    Attributes:
-        slots: Concurrent calls of `predict`.
-        buckets: Batch sizes that are computed; other batches are padded to the next one.
-        batch_rows: Most rows in one call.
-        min_split_rows: Largest bucket: splitting saves no time, since the device runs one call at a time.
-        quick_rows: 0: during any call the CPU is idle and can poll for requests.
-        polls_while_saturated: True, for the same reason.
-        tolerance: Largest allowed difference of a score from the CPU's.
-        largest_difference: Largest difference of a score from the CPU's that `warm_up` found.
     """
 
     def __init__(
@@ -113,15 +93,16 @@ class CudaEngine:
         options: CudaOptions,
     ) -> None:
         self.provider: str = session.get_providers()[0]
-        self.slots = options.slots
-        self.buckets = _bucket_sizes(max_batch_rows or BATCH_ROWS)
-        self.batch_rows = self.min_split_rows = self.buckets[-1]
-        self.quick_rows = 0
-        self.polls_while_saturated = True
+        self.slots = options.slots  # concurrent calls of `predict`
+        self.buckets = _bucket_sizes(max_batch_rows or BATCH_ROWS)  # computed sizes; a batch is padded to the next
+        self.batch_rows = self.buckets[-1]  # most rows in one call
+        self.min_split_rows = self.batch_rows  # splitting saves no time: the device runs one call at a time
+        self.quick_rows = 0  # the CPU is idle during any call, and can poll
+        self.polls_while_saturated = True  # for the same reason
         self._settings = session.get_provider_options().get(CUDA, {})
         self.has_graphs = self._settings.get("enable_cuda_graph") == "1"
-        self.tolerance = reference.tolerance(tf32=options.tf32)
-        self.largest_difference = 0.0
+        self.tolerance = reference.tolerance(tf32=options.tf32)  # largest allowed difference from the CPU's scores
+        self.largest_difference = 0.0  # from the CPU's scores, found by `warm_up`
         self._session = session
         self._device = device
         self._reference = reference
@@ -161,7 +142,7 @@ class CudaEngine:
         try:
             with CAPTURES.call():
                 bucket = buffer_set.fill(bitmaps)
-                self._run(bucket)
+                self._dispatcher.submit(bucket.run, self._session).result()
                 return bucket.scores_of(len(bitmaps))
         finally:
             self._free.put(buffer_set)
@@ -185,13 +166,10 @@ class CudaEngine:
             for graph_id, rows in enumerate(self.buckets, first_id)
         ]
 
-    def _run(self, bucket: "_Bucket") -> None:
-        self._dispatcher.submit(bucket.run, self._session).result()
-
     def _try(self, buffer_set: "_BufferSet", bucket: "_Bucket", drawings: Bitmaps) -> Scores:
         buffer_set.fill(drawings)
         try:
-            self._run(bucket)
+            self._dispatcher.submit(bucket.run, self._session).result()
         except Exception as exc:  # ONNX Runtime's exceptions have no public base class
             raise ProviderMissing(f"the model fails on {bucket.rows} rows: {str(exc).splitlines()[0]}") from exc
         return bucket.scores_of(bucket.rows)

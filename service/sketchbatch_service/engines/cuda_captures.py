@@ -44,5 +44,4 @@ class Captures:
                 self._changed.notify_all()
 
 
-CAPTURES = Captures()
-"""The lock of this process."""
+CAPTURES = Captures()  # the lock of this process

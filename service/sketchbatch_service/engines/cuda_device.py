@@ -38,19 +38,11 @@ class Device:
 
     @classmethod
     def cuda(cls, number: int = 0) -> "Device":
-        """Return CUDA device `number` modulo the number of devices.
-
-        Raises:
-            ProviderMissing: CUDA or a device is missing.
-        """
+        """Return CUDA device `number` modulo the number of devices; raise ProviderMissing if there is none."""
         return cls("cuda", number % _runtime().device_count())
 
     def tensor(self, shape: tuple[int, ...], kind: type[np.generic]) -> ort.OrtValue:
-        """Return uninitialised memory on the device, at a constant address.
-
-        Raises:
-            ProviderMissing: The device has not enough memory.
-        """
+        """Return uninitialised device memory at a constant address; raise ProviderMissing if too little is free."""
         try:
             return ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, self.name, self.id)
         except Exception as exc:  # ONNX Runtime's exceptions have no public base class
@@ -89,11 +81,7 @@ class _Runtime:
         self._library.cudaGetErrorString.restype = ctypes.c_char_p
 
     def device_count(self) -> int:
-        """Return the number of devices, at least 1.
-
-        Raises:
-            ProviderMissing: A device or the driver is missing.
-        """
+        """Return the number of devices, at least 1; raise ProviderMissing without a device or driver."""
         count = ctypes.c_int()
         self._call("cudaGetDeviceCount", ctypes.byref(count))
         if not count.value:

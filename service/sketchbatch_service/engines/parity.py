@@ -10,12 +10,9 @@ from numpy.typing import NDArray
 from ..arrays import ROW_SHAPE, Bitmaps, Scores
 from .cpu import predict_checked
 
-FLOAT32_TOLERANCE = 1e-3
-"""Largest difference of a score from the CPU's in float32, where only the order of sums differs."""
-
-COARSE_TOLERANCE = 1e-2
-"""Largest difference for float16 (docs/decisions/0006-int8-on-the-cpu.md), TF32 and files of unknown number format."""
-
+# Largest differences of a score from the CPU's:
+FLOAT32_TOLERANCE = 1e-3  # in float32 only the order of sums differs
+COARSE_TOLERANCE = 1e-2  # float16 (docs/decisions/0006-int8-on-the-cpu.md), TF32 and files of unknown number format
 _ROWS_PER_CALL = 256  # bounds the memory of a comparison
 
 
@@ -27,11 +24,7 @@ class Reference:
     classes: int  # columns of its scores
 
     def scores(self, drawings: Bitmaps) -> Scores:
-        """Return float32 (rows, classes) for any number of rows.
-
-        Raises:
-            ModelRefused: The model fails on bitmaps, or its scores do not have the shape (rows, classes).
-        """
+        """Return float32 (rows, classes) for any number of rows; raise ModelRefused as `predict_checked` does."""
         parts = (drawings[start : start + _ROWS_PER_CALL] for start in range(0, len(drawings), _ROWS_PER_CALL))
         return np.concatenate([predict_checked(self.session, part, self.classes) for part in parts])
 

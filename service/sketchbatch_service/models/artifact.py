@@ -32,11 +32,7 @@ class Artifact:
 
 
 def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
-    """Read the metadata of the file at `path`, which `session` has loaded.
-
-    Raises:
-        ModelRefused: The input, the output or the labels do not fit; the message names the part and the reason.
-    """
+    """Read the metadata of the file in `session`; raise ModelRefused if its input, output or labels do not fit."""
     try:
         _check_input(path, session)
         classes = _check_output(path, session)

@@ -31,25 +31,15 @@ _SUM_TOLERANCE = 1e-2  # for the sum of a row's scores: the tolerance for float1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How to run the models.
+    """How to run the models."""
 
-    Attributes:
-        provider: `auto` uses CUDA where it works and the CPU elsewhere; `cuda` and `cpu` use nothing else.
-        cuda: Options for CUDA.
-        threads: CPUs for model calls; 0 = all that this process may use.
-        has_spare_cpus: Whether other CPUs are free to poll for requests while all `threads` run model calls.
-        default_model: Model for requests that name none; empty = the first by name.
-        max_batch_rows: Most rows in one model call; 0 = chosen by the engine.
-        max_queued_rows: Most waiting rows per model.
-    """
-
-    provider: Provider = "auto"
+    provider: Provider = "auto"  # `auto` uses CUDA where it works and the CPU elsewhere
     cuda: CudaOptions = field(default_factory=CudaOptions)
-    threads: int = 0
-    has_spare_cpus: bool = False
-    default_model: str = ""
-    max_batch_rows: int = 0
-    max_queued_rows: int = 65536
+    threads: int = 0  # CPUs for model calls; 0 = all that this process may use
+    has_spare_cpus: bool = False  # whether other CPUs are free to poll for requests during the model calls
+    default_model: str = ""  # answers requests that name no model; empty = the first by name
+    max_batch_rows: int = 0  # most rows in one model call; 0 = chosen by the engine
+    max_queued_rows: int = 65536  # most waiting rows per model
 
 
 def load_models(path: Path, options: LoadOptions) -> ModelRegistry:
@@ -63,10 +53,9 @@ def load_models(path: Path, options: LoadOptions) -> ModelRegistry:
         files = find(path)
     except OSError as exc:
         raise ModelRefused(f"{path}: cannot be scanned: {exc}") from exc
-    if not files and path.is_dir():
-        raise ModelRefused(f"{path}: no model there; a repository holds NAME/VERSION/model.onnx, VERSION a number")
     if not files:
-        raise ModelRefused(f"{path}: no such model file")
+        layout = "no model there; a repository holds NAME/VERSION/model.onnx, VERSION a number"
+        raise ModelRefused(f"{path}: {layout if path.is_dir() else 'no such model file'}")
     served: list[ServedModel] = []
     errors: dict[ModelFile, StartError] = {}
     for file in files:

@@ -50,11 +50,7 @@ class ModelRegistry:
     def __init__(
         self, models: Iterable[ServedModel], default_model: str = "", refused: Iterable[RefusedFile] = ()
     ) -> None:
-        """Create the registry; `default_model` answers requests that name no model, "" = the first by name.
-
-        Raises:
-            ModelRefused: No model is named `default_model`.
-        """
+        """Create the registry; raise ModelRefused if no model is named `default_model` ("" = the first by name)."""
         self.on_change: Callable[[], object] = lambda: None  # called after `put`, on the same thread
         models = list(models)
         self.default_model = default_model or min(model.name for model in models)
@@ -72,11 +68,7 @@ class ModelRegistry:
         return self._snapshot.refused
 
     def put(self, models: Iterable[ServedModel], refused: Iterable[RefusedFile]) -> None:
-        """Replace all models at once.
-
-        Raises:
-            ModelRefused: No model has the name of the default model; nothing was changed.
-        """
+        """Replace all models at once; raise ModelRefused, without a change, if none has the default model's name."""
         self._snapshot = _Snapshot.of(models, refused, self.default_model)
         self.on_change()
 

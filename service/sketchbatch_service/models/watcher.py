@@ -151,15 +151,9 @@ class ModelWatcher:
             self._models.loads["served"] += 1
         self._models.put(models, self._refused_except({new.file.path}))
         if was_loaded:
-            log.info(
-                "model serves",
-                load_s=load_s,
-                is_newest=self._models.get(new.name, "") is new,
-                model=new.name,
-                version=new.version,
-                provider=new.provider,
-                digest=new.artifact.digest,
-            )
+            key = {"model": new.name, "version": new.version, "digest": new.artifact.digest}
+            is_newest = self._models.get(new.name, "") is new
+            log.info("model serves", load_s=load_s, is_newest=is_newest, provider=new.provider, **key)
             self._retire([old] if old else [], "replaced")
 
     def _refuse(self, file: ModelFile, old: ServedModel | None, error: Exception) -> None:

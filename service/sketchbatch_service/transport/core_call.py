@@ -23,7 +23,6 @@ _CODES: dict[grpc.StatusCode, int] = {code: code.value[0] for code in grpc.Statu
 _OK = _CODES[grpc.StatusCode.OK]
 
 MISSING_REQUEST = (grpc.StatusCode.INVALID_ARGUMENT, "a request was expected, got none")
-"""Status and details of a unary call without a message."""
 
 
 class StatusCounts:
@@ -146,11 +145,7 @@ class AsyncCall(_CoreCall):
         raise _Aborted(code, details, trailing_metadata)
 
     async def run(self) -> None:
-        """Run the handler to its end and send the status.
-
-        Raises:
-            Exception: The handler failed with an exception of its own; the client receives UNKNOWN.
-        """
+        """Run the handler, send the status, and raise the handler's exception, which the client receives as UNKNOWN."""
         try:
             await self._respond()
         except _Aborted as aborted:

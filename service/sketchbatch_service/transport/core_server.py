@@ -35,8 +35,7 @@ from .interface import Authenticator
 
 log = structlog.get_logger()
 
-_EVENTS_PER_POLL = 100
-"""Most events, those of about thirty small requests, that one `poll` handles before their rows can run."""
+_EVENTS_PER_POLL = 100  # most events, those of about thirty small requests, handled before their rows can run
 
 _EMPTY_POLLS = 2
 """Consecutive empty polls after which the completion queue counts as idle: a poll that only reads a socket is empty.
@@ -46,8 +45,7 @@ _REQUESTED_CALLS = 256
 """Calls that the C core may deliver before the first one is handled. A call that it holds at its shutdown, or that
 arrives before the client has read GOAWAY, ends with CANCELLED, and no client retries that on another server."""
 
-_REJECTION_S = 0.1
-"""Seconds before the shutdown in which calls are rejected with UNAVAILABLE, so that few of them end with CANCELLED."""
+_REJECTION_S = 0.1  # before the shutdown, calls are rejected with UNAVAILABLE, so that few end with CANCELLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +88,7 @@ class CoreServer:
         """Do nothing: the generated functions also pass the same methods to `add_generic_rpc_handlers`."""
 
     def add_insecure_port(self, address: str) -> int:
-        """Listen on HOST:PORT without TLS and return the port.
-
-        Raises:
-            RuntimeError: The address cannot be bound.
-        """
+        """Listen on HOST:PORT without TLS and return the port; raise RuntimeError if the address cannot be bound."""
         return _bound(address, self._server.add_http2_port(address.encode()))
 
     def add_secure_port(self, address: str, credentials: grpc.ServerCredentials) -> int:
@@ -121,7 +115,9 @@ class CoreServer:
         """
         self._is_stopping = True
         await asyncio.sleep(_REJECTION_S)
-        self._server.shutdown(self._events, self._on_calls_ended)
+        self._server.shutdown(
+            self._events, lambda _: self._loop.call_soon_threadsafe(self._calls_ended.set_result, None)
+        )
         reasons = (self._calls_ended, forced) if forced else (self._calls_ended,)
         await asyncio.wait(reasons, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
         if not self._calls_ended.done():
@@ -168,9 +164,6 @@ class CoreServer:
         with suppress(ValueError):  # the server is stopping
             self._server.request_call(self._events, self._events, self._on_call)
 
-    def _on_calls_ended(self, event: Any) -> None:
-        self._loop.call_soon_threadsafe(self._calls_ended.set_result, None)
-
     def _authenticate(self, authenticate: Authenticator, event: Any) -> None:
         reason = authenticate(event.call_details.method, event.invocation_metadata) if event.success else None
         if reason is None:
@@ -204,9 +197,8 @@ class CoreServer:
 
     def _find_method(self, event: Any) -> _Method | None:
         path: bytes = event.call_details.method
-        details: Any = SimpleNamespace(  # a grpc.HandlerCallDetails
-            method=path.decode(errors="replace"), invocation_metadata=event.invocation_metadata
-        )
+        name, metadata = path.decode(errors="replace"), event.invocation_metadata
+        details: Any = SimpleNamespace(method=name, invocation_metadata=metadata)  # a grpc.HandlerCallDetails
         handler: Any = next((found for each in self._generic_handlers if (found := each.service(details))), None)
         if handler is None:
             return None
@@ -239,11 +231,8 @@ class CoreServer:
             self._tasks.add(task)
             task.add_done_callback(self._on_task_ended)
 
-        def cancel() -> None:
-            tasks[0].cancel()
-
         self._loop.call_soon_threadsafe(begin)
-        receive_close(core_call, lambda: self._loop.call_soon_threadsafe(cancel))
+        receive_close(core_call, lambda: self._loop.call_soon_threadsafe(lambda: tasks[0].cancel()))
 
     def _on_task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -19,13 +19,18 @@ log = structlog.get_logger()
 _Content = TypeVar("_Content")
 
 
+def read_credentials(path: Path) -> bytes:
+    """Return the bytes of a certificate, key or token file; raise CredentialsUnusable if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise CredentialsUnusable(f"{path}: cannot be read: {exc.strerror}") from exc
+
+
 class FileReloader(Generic[_Content]):
     """Keep what `read` returns for some files, and call `read` again after one of them has changed. Thread-safe.
 
-    A file that cannot be used at the start is an error. Later, the error is logged once and the previous content stays.
-
-    Raises:
-        CredentialsUnusable: `read` raised it at the start.
+    At the start, `read` may raise CredentialsUnusable. Later, the error is logged once and the previous content stays.
     """
 
     def __init__(self, paths: Sequence[Path], read: Callable[[], _Content]) -> None:

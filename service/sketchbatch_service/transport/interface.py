@@ -6,9 +6,7 @@ from typing import Any, NoReturn, Protocol
 import grpc
 
 Metadata = Sequence[tuple[str, str | bytes]]
-
-Trailers = Metadata
-"""Metadata that is sent with the status."""
+Trailers = Metadata  # sent with the status
 
 Authenticator = Callable[[bytes, Metadata], str | None]
 """Returns why a call is rejected, from its method's path and its metadata; None = the call is accepted."""

@@ -7,8 +7,7 @@ import grpc
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-Reader = Callable[[bytes], object]
-"""Parses the bytes of a message into a request; raises protobuf's `DecodeError`."""
+Reader = Callable[[bytes], object]  # parses a message into a request; raises protobuf's `DecodeError`
 
 
 def handlers(

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from ..errors import CredentialsUnusable
-from .file_reloader import FileReloader
+from .file_reloader import FileReloader, read_credentials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class TlsFiles:
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Return TLS credentials that follow changes of `files`: gRPC checks for a change at each new connection.
+    """Return TLS credentials; gRPC checks `files` for changes at each new connection.
 
     Raises:
         CredentialsUnusable: A file is missing or not PEM, or certificate and key do not belong together.
@@ -36,8 +36,8 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
 
 
 def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    chain, key = _bytes(files.cert), _bytes(files.key)
-    client_ca = _bytes(files.client_ca) if files.client_ca else None
+    chain, key = read_credentials(files.cert), read_credentials(files.key)
+    client_ca = read_credentials(files.client_ca) if files.client_ca else None
     # gRPC would accept any bytes and then reject every connection without a log line.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
@@ -52,10 +52,3 @@ def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
         except (ssl.SSLError, ValueError, TypeError) as exc:  # TypeError: not ASCII
             raise CredentialsUnusable(f"{files.client_ca} must hold PEM certificates of authorities: {exc}") from exc
     return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=client_ca)
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as exc:
-        raise CredentialsUnusable(f"{path}: cannot be read: {exc.strerror}") from exc

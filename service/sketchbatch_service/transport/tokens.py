@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import CredentialsUnusable
-from .file_reloader import FileReloader
+from .file_reloader import FileReloader, read_credentials
 from .interface import Metadata
 
 _MIN_CHARACTERS = 16
@@ -66,10 +66,7 @@ class TokenFile:
 
 
 def _digests(path: Path) -> list[bytes]:
-    try:
-        lines = path.read_text("ascii", "replace").splitlines()
-    except OSError as exc:
-        raise CredentialsUnusable(f"{path}: cannot be read: {exc.strerror}") from exc
+    lines = read_credentials(path).decode("ascii", "replace").splitlines()
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1)]
     tokens = [(number, line) for number, line in numbered if line and not line.startswith("#")]
     for number, token in tokens:
