@@ -1,4 +1,4 @@
-"""Admit requests, merge small ones and split large ones into batches, and return each request its scores.
+"""Admit requests, merge small ones and split large ones into batches, and distribute the scores to the requests.
 
 Flow: any thread calls `submit` -> `RowQueue` -> a thread of the pool calls `take`, then `Batch.run` -> the request's
 future receives its scores. The batcher has no threads and knows neither gRPC, ONNX Runtime nor an event loop.
@@ -8,9 +8,9 @@ Latency contract:
 - A request never waits for other requests to arrive. If an execution slot is free, its rows start at once.
 - While all slots are busy, requests wait in the queue. The next free slot takes their rows together, as one batch.
 - A small request fits into one batch: it has at most `max_batch_rows` rows. All other requests are large.
-- While both kinds wait, every call is divided in half between them. Within a kind, first in is first out.
+- While both kinds wait, every call is divided in half between them. Within a kind, requests run in order of arrival.
 - So a small request waits for the running calls and for the small requests ahead of it, never for a whole bulk job.
-- `submit` rejects a request if the queue is full, or if its predicted waiting time exceeds its deadline.
+- `submit` rejects a request if the queue is full, or if it would probably miss its deadline.
 - A request whose deadline passes in the queue fails with `DeadlinePassed`. Its waiting rows never run.
 """
 
@@ -63,9 +63,7 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.wake: Callable[[], None] = lambda: None  # the thread pool's, called after rows were queued
-        self.on_health: Callable[[], object] = lambda: (
-            None
-        )  # called on a pool thread when `is_failing` may have changed
+        self.on_health: Callable[[], object] = lambda: None  # called on a pool thread after a change of `is_failing`
         self.limits = limits
         self.statistics = ModelStatistics(clock)
         self._predict = predict
@@ -114,11 +112,11 @@ class Batcher:
             expires_at: Deadline in seconds of `time.monotonic`; no row starts after it.
 
         Returns:
-            A future, settled on a thread of the pool. Cancelling it removes the rows that still wait. It raises
+            A future, settled on a thread of the pool. To cancel it removes the waiting rows. Its exception is
             `DeadlinePassed`, or `InferenceFailed` if one of the request's model calls failed.
 
         Raises:
-            Overloaded: The queue is full, or the predicted waiting time exceeds the deadline; safe to retry.
+            Overloaded: The queue is full, or the request would probably miss its deadline; safe to retry.
             ShuttingDown: The batcher is closed.
         """
         request = Request(bitmaps, expires_at, self._clock())

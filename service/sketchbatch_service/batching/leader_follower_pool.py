@@ -8,8 +8,8 @@ Each thread repeats these steps:
 
 1. If rows wait and a slot is free, and the last poll was over a millisecond ago: poll without blocking, since a small
    request may have arrived that runs before the waiting rows.
-2. If rows wait and a slot is free: take a batch and run it. Before a batch that is not quick, a leader gives up the
-   lead and wakes a follower.
+2. If rows wait and a slot is free: take a batch, wake a follower if rows or the lead are left for it, and run the
+   batch. A leader keeps the lead during a quick batch only.
 3. If there is no leader: become the leader and poll until a request arrives.
 4. Otherwise: sleep.
 
