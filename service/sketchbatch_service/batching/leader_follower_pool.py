@@ -16,7 +16,7 @@ Each thread repeats these steps:
 While all slots run model calls, no thread polls, unless `polls_while_saturated` is set: polling takes CPU time from the
 calls. The first thread that finishes its call polls next. Measurements: docs/decisions/0008.
 
-The module knows batchers, and of the network only the `RequestSource` protocol.
+The module does not know gRPC: requests come from a `RequestSource`.
 """
 
 import math

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Captures:
-    """A lock that model calls share and that a capture holds exclusively. A waiting capture goes before later calls."""
+    """A lock that model calls share and that a capture holds exclusively. A waiting capture runs before later calls."""
 
     def __init__(self) -> None:
         self._calls = 0

@@ -33,7 +33,7 @@ _NICE = 10  # added to the nice value of the loading thread; effect on requests:
 
 
 class ModelWatcher:
-    """Keep `models` equal to the files at `path`. A context manager, to be used inside the one of `pool`.
+    """Update `models` when the files at `path` change. A context manager, to be used inside the one of `pool`.
 
     Args:
         path: A model file or a repository, as in `load_models`.
@@ -164,13 +164,13 @@ class ModelWatcher:
         self._models.put(self._models, [*self._refused_except({file.path}), refused])
         log.error("model refused, what is served stays", model=name, version=version, cause=cause)
 
-    def _remove(self, gone: set[Path]) -> None:
+    def _remove(self, missing: set[Path]) -> None:
         """Retire the models of removed files, except the last version of the default model."""
-        if not gone:
+        if not missing:
             self._last_warning = None
             return
-        refused = self._refused_except(gone)
-        removed = [model for model in self._models if model.file and model.file.path in gone]
+        refused = self._refused_except(missing)
+        removed = [model for model in self._models if model.file and model.file.path in missing]
         default = self._models.get("", "")
         if default in removed and all(model in removed for model in self._models if model.name == default.name):
             removed.remove(default)

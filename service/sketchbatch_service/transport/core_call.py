@@ -107,7 +107,7 @@ class DirectCall(_CoreCall):
             abort_core_call(core_call, code, details, trailers)
 
     def subscribe_to_cancellation(self) -> None:
-        """Receive a cancellation from now on, unless the call is over: it costs an operation of the C core."""
+        """Subscribe to cancellation, unless the call is over: a subscription costs an operation of the C core."""
         if not self.is_over:
             self._timeout_s = self._remaining_s()
             receive_close(self._call, self._cancel)
@@ -118,8 +118,8 @@ class DirectCall(_CoreCall):
         if cancel := self._on_cancel:
             cancel()
         self._on_cancel = None
-        # A queued request may keep this object for a while, but must not keep the C core's call: that one counts among
-        # the connection's `--max-calls-per-connection` until it is released.
+        # A queued request may keep this object for a while, but must release the C core's call, which counts among the
+        # connection's `--max-calls-per-connection`.
         self._call = None
 
 
