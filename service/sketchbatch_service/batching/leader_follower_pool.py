@@ -6,8 +6,8 @@ request can run it itself: passing it to another thread would cost more than its
 
 Each thread repeats these steps:
 
-1. If rows wait and a slot is free, and the last poll was over a millisecond ago: poll without blocking, since a small
-   request may have arrived that runs before the waiting rows.
+1. If rows wait, a slot is free and the last poll was over a millisecond ago: poll without blocking. A small request may
+   have arrived that runs before the waiting rows.
 2. If rows wait and a slot is free: take a batch, wake a follower if rows or the lead are left for it, and run the
    batch. A leader keeps the lead during a quick batch only.
 3. If there is no leader: become the leader and poll until a request arrives.

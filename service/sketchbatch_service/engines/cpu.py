@@ -25,7 +25,7 @@ per call, is 1 % of it. Effect of other durations: docs/tuning.md."""
 _QUICK_S = 0.001  # longest duration of a quick call: splitting it or passing it to another thread saves no time
 _LONG_S = 0.02  # duration of a full call above which a thread polls meanwhile, so that health checks do not wait
 _BATCH_ROWS = (16, 1024)  # range: fewer rows do not fill ONNX Runtime's kernels, more rows exceed its caches
-_TRIAL_ROWS = 16  # of the measured call; the time per row hardly changes with more rows
+_TRIAL_ROWS = 16  # rows of the measured call; more rows would hardly change the time per row
 _TRIALS = 5
 
 

@@ -33,7 +33,7 @@ _NICE = 10  # added to the nice value of the loading thread; effect on requests:
 
 
 class ModelWatcher:
-    """Update `models` when the files at `path` change. A context manager, to be used inside the one of `pool`.
+    """Update `models` when the files at `path` change. A context manager; enter it after `pool`.
 
     Args:
         path: A model file or a repository, as in `load_models`.

@@ -42,8 +42,8 @@ _EMPTY_POLLS = 2
 With 1, half of the requests stayed in a busy service's sockets until their deadlines passed: docs/decisions/0024."""
 
 _REQUESTED_CALLS = 256
-"""Calls that the C core may deliver before the first one is handled. A call that it holds at its shutdown, or that
-arrives before the client has read GOAWAY, ends with CANCELLED, and no client retries that on another server."""
+"""Calls that the C core may deliver before the first one is handled. Calls beyond them at the shutdown, or before the
+client has read GOAWAY, end with CANCELLED. No client retries CANCELLED on another server."""
 
 _REJECTION_S = 0.1  # before the shutdown, calls are rejected with UNAVAILABLE, so that few end with CANCELLED
 
