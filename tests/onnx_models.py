@@ -1,4 +1,4 @@
-"""Writes tiny real ONNX models, fitting and unfitting ones."""
+"""Write tiny real ONNX models, with a correct or an incorrect signature."""
 
 import json
 from pathlib import Path
@@ -21,23 +21,23 @@ def write_model(
     classes: int = 3,
     open_classes: bool = False,
     flat_width: int = 784,
-    right_rows: int | None = None,
+    correct_rows: int | None = None,
     seed: int = 7,
     softmax: bool = True,
     scale: float = 0.001,
     metadata: dict[str, str] | None = None,
 ) -> Path:
-    """Softmax of a random linear map (by `seed`) of the bitmap; any part of the signature can be made unfit.
+    """Write a model that scores a bitmap by a random linear map (from `seed`) and softmax; return its path.
 
-    Rows past `right_rows`, if given, are scored as if they were blank.
+    Each part of the signature can be made incorrect. Rows after `correct_rows`, if given, are scored as blank bitmaps.
     """
     weights = np.random.default_rng(seed).normal(size=(flat_width, classes)).astype(np.float32) * np.float32(scale)
     nodes = [
         helper.make_node("Cast", [input_name], ["ink"], to=TensorProto.FLOAT),
-        *(_blank_past(right_rows) if right_rows is not None else []),
-        helper.make_node("Reshape", ["ink" if right_rows is None else "right ink", "shape"], ["flat"]),
+        *(_blank_after(correct_rows) if correct_rows is not None else []),
+        helper.make_node("Reshape", ["ink" if correct_rows is None else "correct ink", "shape"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
-        # Compress keeps every column, but no shape inference can know that.
+        # Compress keeps every column, but shape inference cannot know that.
         *([helper.make_node("Compress", ["logits", "kept"], ["open"], axis=1)] if open_classes else []),
         helper.make_node(
             "Softmax" if softmax else "Sigmoid",
@@ -67,8 +67,8 @@ def write_model(
     return path
 
 
-def _blank_past(rows: int) -> list[onnx.NodeProto]:
-    """From `ink` to `right ink`."""
+def _blank_after(rows: int) -> list[onnx.NodeProto]:
+    """Return the nodes from `ink` to `correct ink`, in which the rows after `rows` are blank."""
     numbers = {"zero": [0], "rows": [rows], "end": [2**31 - 1]}
     return [
         *(helper.make_node("Constant", [], [name], value_ints=value) for name, value in numbers.items()),
@@ -76,5 +76,5 @@ def _blank_past(rows: int) -> list[onnx.NodeProto]:
         helper.make_node("Slice", ["ink", "zero", "rows", "zero"], ["first"]),
         helper.make_node("Slice", ["ink", "rows", "end", "zero"], ["rest"]),
         helper.make_node("Mul", ["rest", "blank"], ["no ink"]),
-        helper.make_node("Concat", ["first", "no ink"], ["right ink"], axis=0),
+        helper.make_node("Concat", ["first", "no ink"], ["correct ink"], axis=0),
     ]

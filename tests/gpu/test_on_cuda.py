@@ -1,6 +1,6 @@
-"""The CUDA engine and the service on a real GPU; skipped, visibly, where there is none.
+"""The CUDA engine and the service on a real GPU; skipped with a reason on machines without one.
 
-Runs with a plain Python and no plugins, as docs/gpu.md says, so it takes nothing from the fixtures of the other rooms.
+The tests run with a plain Python and no plugins, as docs/gpu.md says, so they use no fixtures of other folders.
 """
 
 import json
@@ -36,7 +36,7 @@ ROWS = 256
 
 
 def cuda_missing() -> str:
-    """Why there is no CUDA here; empty where there is."""
+    """Return why CUDA is missing; empty = CUDA works."""
     try:
         Device.cuda()
     except ProviderMissing as exc:
@@ -50,18 +50,18 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(REASON), reason=f"no CUDA
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The shipped model in float32 and in float16."""
+    """Return the shipped model in float32 and in float16."""
     half = tmp_path_factory.mktemp("half") / "model.onnx"
     model = to_float16(onnx.load(MODEL))
-    about = {"sketchbatch.labels": '["bear", "cat", "dog"]', "sketchbatch.metrics": '{"variant": "float16"}'}
-    helper.set_model_props(model, about)
+    metadata = {"sketchbatch.labels": '["bear", "cat", "dog"]', "sketchbatch.metrics": '{"variant": "float16"}'}
+    helper.set_model_props(model, metadata)
     onnx.save(model, half)
     return {"float32": MODEL, "float16": half}
 
 
 @pytest.fixture(scope="module")
 def opened(files: dict[str, Path]) -> Callable[..., CudaEngine]:
-    """Engines, each warmed up once: by variant, and whether with CUDA graphs."""
+    """Return a function that opens an engine by variant and CUDA graphs, once each."""
     engines: dict[tuple[str, str], CudaEngine] = {}
 
     def engine(variant: str, graphs: str) -> CudaEngine:
@@ -74,7 +74,7 @@ def opened(files: dict[str, Path]) -> Callable[..., CudaEngine]:
 
 def on_cpu(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # float16 on the CPU warns of every node that it runs as float32
+    options.log_severity_level = 3  # hides a warning for each node that the CPU computes in float32
     return ort.InferenceSession(str(path), options, providers=[CPU])
 
 
@@ -83,7 +83,7 @@ def on_cuda(path: Path, rows: int, **options: object) -> CudaEngine:
 
 
 def noise(rows: int, seed: int) -> np.ndarray:
-    """Bitmaps that no warm-up has seen."""
+    """Return bitmaps that no warm-up has used."""
     random = np.random.default_rng(seed)
     grey = random.integers(0, 256, (rows, 28, 28), np.uint8)
     return np.where(random.random((rows, 28, 28)) < random.random((rows, 1, 1)), grey, 0).astype(np.uint8)
@@ -93,7 +93,7 @@ def noise(rows: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("graphs", ["on", "off"])
 @pytest.mark.parametrize("variant", ["float32", "float16"])
 def test_every_bucket_scores_as_the_cpu_does(files, opened, variant, graphs):
-    """Full and part-filled buckets, there and back: a graph that replays what it was captured with would show."""
+    """Full and padded buckets score correctly: no graph returns the scores of the batch it was captured with."""
     engine, reference = opened(variant, graphs), on_cpu(files[variant])
     assert engine.provider == CUDA
     assert engine.has_graphs == (graphs == "on")
@@ -107,7 +107,7 @@ def test_every_bucket_scores_as_the_cpu_does(files, opened, variant, graphs):
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("variant", ["float32", "float16"])
 def test_graphs_change_no_score(opened, variant):
-    """They save launches; what is computed stays the same."""
+    """Graphs save launches and compute the same."""
     for rows in (1, 3, 64, 200, ROWS):
         scores = [opened(variant, graphs).predict(noise(rows, rows)) for graphs in ("on", "off")]
         assert np.allclose(*scores, atol=TOLERANCES[variant] / 10), rows
@@ -115,8 +115,8 @@ def test_graphs_change_no_score(opened, variant):
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("graphs", ["on", "off"])
-def test_two_lanes_at_once_keep_their_rows(files, opened, graphs):
-    """One batch is copied while the other computes; neither sees the other."""
+def test_two_slots_keep_their_rows(files, opened, graphs):
+    """One batch is copied while the other computes, and their rows are not mixed up."""
     engine, reference = opened("float32", graphs), on_cpu(files["float32"])
     batches = [noise(1 + 37 * n % ROWS, n) for n in range(40)]
     with ThreadPoolExecutor(4) as pool:
@@ -126,38 +126,38 @@ def test_two_lanes_at_once_keep_their_rows(files, opened, graphs):
 
 
 @pytest.mark.timeout(120)
-def test_a_model_is_loaded_while_another_is_asked(files):
-    """Captures wait for calls, and calls for captures: none fails, and the scores stay right."""
+def test_a_model_is_loaded_while_another_serves(files):
+    """Captures and calls wait for each other: none fails, and the scores stay correct."""
     engine, bitmaps = on_cuda(files["float32"], 64), noise(33, 1)
     expected = on_cpu(files["float32"]).run(["scores"], {"bitmaps": bitmaps})[0]
     loaded = threading.Event()
 
-    def ask() -> float:
+    def largest_difference() -> float:
         worst = 0.0
         while not loaded.is_set():
             worst = max(worst, np.abs(engine.predict(bitmaps) - expected).max())
         return worst
 
     with ThreadPoolExecutor(2) as pool:
-        asking = [pool.submit(ask) for _ in range(2)]
+        callers = [pool.submit(largest_difference) for _ in range(2)]
         try:
             others = [on_cuda(files["float32"], 64) for _ in range(3)]
         finally:
             loaded.set()
-        assert max(each.result() for each in asking) <= FLOAT32_TOLERANCE
+        assert max(each.result() for each in callers) <= FLOAT32_TOLERANCE
     assert all(other.has_graphs for other in others)
 
 
 @pytest.mark.timeout(60)
-def test_a_model_of_another_file_is_found_out(files, tmp_path):
-    """What a mixed-up graph would do: the comparison with the CPU keeps it from being served."""
+def test_a_difference_from_the_cpu_is_refused(files, tmp_path):
+    """A mixed-up graph would return other scores, so that its model is not served."""
     other = Reference(on_cpu(write_model(tmp_path / "other.onnx")), 3)
     with pytest.raises(ProviderMissing, match="may differ from the CPU's"):
         open_on_cuda(files["float32"], other, max_batch_rows=4, options=CudaOptions())
 
 
 def hardmax_model(path: Path) -> Path:
-    """The tiny model with an operator that ONNX Runtime has for the CPU only."""
+    """Write the tiny model with an operator that ONNX Runtime has for the CPU only."""
     model = onnx.load(write_model(path))
     softmax = model.graph.node[-1]
     model.graph.node.insert(len(model.graph.node) - 1, helper.make_node("Hardmax", [softmax.input[0]], ["hard"]))
@@ -166,21 +166,21 @@ def hardmax_model(path: Path) -> Path:
     return path
 
 
-def test_a_model_that_does_not_run_whole_on_cuda_is_refused(tmp_path):
-    """`cuda` takes no fallback, not for one node; `auto` serves the whole model on the CPU."""
+def test_a_model_must_run_on_cuda_as_a_whole(tmp_path):
+    """`cuda` allows no fallback for a single node; `auto` serves the whole model on the CPU."""
     path = hardmax_model(tmp_path / "hard.onnx")
     with pytest.raises(ProviderMissing, match="provider cuda was asked for, but the model cannot run on CUDA alone"):
         load_models(path, LoadOptions(provider="cuda"))
     assert load_models(path, LoadOptions(provider="auto")).get("", "").provider == CPU
 
 
-def test_auto_takes_cuda(files):
-    """Where it works."""
+def test_auto_uses_cuda(files):
+    """`auto` prefers CUDA to the CPU."""
     assert load_models(files["float32"], LoadOptions(provider="auto")).get("", "").provider == CUDA
 
 
-def test_workers_are_spread_over_the_devices_there_are(files):
-    """Worker 17 takes the device that comes after as many; on each the scores are the same."""
+def test_workers_are_spread_over_all_devices(files):
+    """A worker's device is its number modulo the number of devices; the scores are the same on each."""
     count = 1 + max(Device.cuda(number).id for number in range(64))
     for number in range(17, 17 + count):
         assert Device.cuda(number).id == number % count
@@ -189,8 +189,8 @@ def test_workers_are_spread_over_the_devices_there_are(files):
         assert np.abs(engine.predict(bitmaps) - expected).max() <= FLOAT32_TOLERANCE
 
 
-def test_pinned_memory_is_memory():
-    """Written, read, and given back with the array."""
+def test_pinned_memory_is_freed_with_its_array():
+    """Pinned memory can be written and read, and repeated allocations do not exhaust it."""
     for _ in range(100):
         rows = Device.cuda().host_rows(1024)
         rows[:] = 7
@@ -199,17 +199,17 @@ def test_pinned_memory_is_memory():
 
 @contextmanager
 def service(*flags: object) -> Iterator[tuple[str, list[dict]]]:
-    """A service on a free port, and its log up to SERVING."""
+    """Run a service on a free port; yield its address and its log up to SERVING."""
     command = [sys.executable, "-m", "sketchbatch_service", "--address", "127.0.0.1:0", *map(str, flags)]
-    paths = [str(ROOT / room) for room in ("protos", "service", "client")]
+    paths = [str(ROOT / folder) for folder in ("protos", "service", "client")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
-        said: list[str] = []
-        while not said or '"SERVING"' not in said[-1]:
-            said.append(process.stderr.readline())
-            assert said[-1], f"the service ended before it said SERVING: {said}"
-        events = [json.loads(line) for line in said if line.startswith("{")]
+        lines: list[str] = []
+        while not lines or '"SERVING"' not in lines[-1]:
+            lines.append(process.stderr.readline())
+            assert lines[-1], f"the service ended before it logged SERVING: {lines}"
+        events = [json.loads(line) for line in lines if line.startswith("{")]
         yield events[-1]["address"], events
     finally:
         process.send_signal(signal.SIGTERM)
@@ -218,8 +218,8 @@ def service(*flags: object) -> Iterator[tuple[str, list[dict]]]:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("variant", ["float32", "float16"])
-def test_the_service_on_cuda_answers_as_onnx_runtime_on_the_cpu(files, variant):
-    """Over gRPC, split and merged, and it says what it runs on."""
+def test_the_service_on_cuda_scores_as_onnx_runtime_on_the_cpu(files, variant):
+    """Scores are equal over gRPC for a split request, and the log names the properties of the engine."""
     bitmaps = noise(3000, 3)
     flags = ("--model", files[variant], "--provider", "cuda", "--max-batch-rows", ROWS)
     with service(*flags) as (address, log), Client(address) as client:
@@ -229,18 +229,18 @@ def test_the_service_on_cuda_answers_as_onnx_runtime_on_the_cpu(files, variant):
         [on_cpu(files[variant]).run(["scores"], {"bitmaps": part})[0] for part in np.split(bitmaps, 10)]
     )
     assert np.abs(scores - expected).max() <= TOLERANCES[variant]
-    (said,) = [event for event in log if event["message"] == "on CUDA"]
-    assert said["cuda_graphs"] is True
-    assert said["tf32"] is False
-    assert said["channels_last"] is (variant == "float16")
-    assert said["largest_difference"] <= TOLERANCES[variant]
+    (event,) = [each for each in log if each["message"] == "on CUDA"]
+    assert event["cuda_graphs"] is True
+    assert event["tf32"] is False
+    assert event["channels_last"] is (variant == "float16")
+    assert event["largest_difference"] <= TOLERANCES[variant]
 
 
 @pytest.mark.timeout(120)
 def test_a_model_that_cannot_be_captured_runs_without_graphs_or_not_at_all(tmp_path):
-    """Compress asks the device how many columns it kept, which no capture allows: `auto` goes on, `on` refuses.
+    """Compress copies its number of columns to the host, which a capture forbids: `auto` runs no graphs, `on` fails.
 
-    In processes of their own: what a failed capture leaves behind must not fail the other tests.
+    Both run in processes of their own: the state after a failed capture must not fail the other tests.
     """
     path = write_model(tmp_path / "open.onnx", open_classes=True)
     with service("--model", path, "--provider", "cuda", "--max-batch-rows", 4) as (address, log):
@@ -249,6 +249,6 @@ def test_a_model_that_cannot_be_captured_runs_without_graphs_or_not_at_all(tmp_p
         with Client(address) as client:
             scores = client.classify(noise(9, 9)).scores
     assert np.allclose(scores, on_cpu(path).run(["scores"], {"bitmaps": noise(9, 9)})[0], atol=FLOAT32_TOLERANCE)
-    refused = pytest.raises(AssertionError, match="the service ended before it said SERVING")
+    refused = pytest.raises(AssertionError, match="the service ended before it logged SERVING")
     with refused, service("--model", path, "--provider", "cuda", "--cuda-graphs", "on"):
         pass

@@ -220,7 +220,7 @@ def test_what_keeps_a_guarded_service_from_starting_is_one_line(run_command, tin
     """It never starts unguarded instead."""
     (tmp_path / "tokens").write_text("# to come")
     for flags, reason in [
-        (["--token-file", tmp_path / "tokens"], "tokens: expected a token a line, got none"),
+        (["--token-file", tmp_path / "tokens"], "tokens: expected one token per line, got none"),
         (["--tls-cert", tmp_path / "c", "--tls-key", tmp_path / "k"], "c: cannot be read: No such file or directory"),
         (["--probe-address", "192.0.2.1:1"], "cannot listen for probes on 192.0.2.1:1"),
     ]:

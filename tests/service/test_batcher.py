@@ -1,4 +1,4 @@
-"""The batcher alone: no sockets, no model, no sleeping to "let things happen"."""
+"""The batcher alone, with a fake model; tests of times inject a clock and run the batches themselves."""
 
 import time
 from concurrent.futures import CancelledError
@@ -6,33 +6,34 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 from fakes import FakeModel, busy, drawings, first_pixels, running
+from gates import Clock
 from sketchbatch_service.batching.batcher import Batcher, BatchLimits
 from sketchbatch_service.errors import DeadlinePassed, InferenceFailed, Overloaded, ShuttingDown
 
 
-def test_requests_that_wait_together_run_together():
-    """Callers queued behind a busy model share the next call and keep their rows."""
+def test_queued_requests_share_a_model_call():
+    """Requests that are queued behind a busy model share the next call, and each receives its own scores."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=8))) as batcher:
         busy(model, batcher)
-        callers = [batcher.submit(drawings(n, n + 1)) for n in (10, 20, 30)]
+        futures = [batcher.submit(drawings(n, n + 1)) for n in (10, 20, 30)]
         model.release.set()
-        answers = [first_pixels(caller) for caller in callers]
+        scored = [first_pixels(future) for future in futures]
     assert model.batch_sizes == [1, 6]
-    assert answers == [[10, 11], [20, 21], [30, 31]]
+    assert scored == [[10, 11], [20, 21], [30, 31]]
 
 
 def test_an_idle_model_starts_at_once():
-    """A lone request is run without waiting for others to join it."""
+    """A single request runs without waiting for other requests."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=100))) as batcher:
-        future = busy(model, batcher)  # it starts although the batch is far from full
+        future = busy(model, batcher)  # starts although the batch is not full
         model.release.set()
         assert first_pixels(future) == [0]
 
 
-def test_a_large_request_is_split_and_comes_back_in_order():
-    """A request of more rows than a batch runs in several calls and is one answer."""
+def test_a_large_request_is_split_and_its_scores_are_in_order():
+    """A request with more rows than a batch runs in several calls and receives one answer."""
     model = FakeModel()
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         answer = batcher.submit(drawings(*range(10))).result(5)
@@ -41,7 +42,7 @@ def test_a_large_request_is_split_and_comes_back_in_order():
 
 
 def test_the_end_of_a_large_request_shares_a_call_with_the_next():
-    """Splitting and merging meet: no call goes out part-filled while rows are waiting."""
+    """No batch has free rows while other rows are waiting."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         busy(model, batcher)
@@ -52,52 +53,51 @@ def test_the_end_of_a_large_request_shares_a_call_with_the_next():
     assert model.batch_sizes == [1, 4, 4]
 
 
-@pytest.mark.parametrize("leaver", [0, 1, 2])
-def test_a_caller_that_leaves_while_queued_is_not_run(leaver):
-    """Its rows are skipped and its neighbours' answers are whole."""
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_request_cancelled_in_the_queue_does_not_run(position):
+    """The rows of a cancelled request are skipped, and the other requests receive their scores."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=3))) as batcher:
         busy(model, batcher)
-        callers = [batcher.submit(drawings(n)) for n in range(3)]
-        callers[leaver].cancel()
+        futures = [batcher.submit(drawings(n)) for n in range(3)]
+        cancelled = futures[position]
+        cancelled.cancel()
         model.release.set()
-        for n, caller in enumerate(callers):
-            if n != leaver:
-                assert first_pixels(caller) == [n]
+        for n, future in enumerate(futures):
+            if future is not cancelled:
+                assert first_pixels(future) == [n]
     with pytest.raises(CancelledError):
-        callers[leaver].result(0)
+        cancelled.result(0)
     assert model.batch_sizes == [1, 2]
 
 
-def test_a_caller_that_leaves_during_its_call_does_not_disturb_its_batch():
-    """An answer nobody waits for is dropped, and the next batches run."""
+def test_a_request_cancelled_during_its_call_does_not_disturb_its_batch():
+    """The scores of a cancelled request are dropped, and the next batches run."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits())) as batcher:
-        leaver = busy(model, batcher)
-        leaver.cancel()
+        busy(model, batcher).cancel()
         model.release.set()
-        stayer = batcher.submit(drawings(2))
-        assert first_pixels(stayer) == [2]
+        assert first_pixels(batcher.submit(drawings(2))) == [2]
         assert first_pixels(batcher.submit(drawings(3))) == [3]
 
 
-def test_a_broken_model_call_reaches_every_caller():
-    """Nobody is left waiting, each hears the cause, and the next batch still runs."""
+def test_a_failed_model_call_fails_every_request_of_its_batch():
+    """Every request of the batch receives an error with the cause, and the next batch runs."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits())) as batcher:
-        callers = [busy(model, batcher), batcher.submit(drawings(1)), batcher.submit(drawings(2))]
+        futures = [busy(model, batcher), batcher.submit(drawings(1)), batcher.submit(drawings(2))]
         model.error = RuntimeError("CUDA out of memory")
         model.release.set()
-        for caller in callers:
+        for future in futures:
             with pytest.raises(InferenceFailed) as caught:
-                caller.result(5)
+                future.result(5)
             assert "out of memory" in str(caught.value.__cause__)
         model.error = None
         assert first_pixels(batcher.submit(drawings(7, 8))) == [7, 8]
 
 
-def test_a_model_that_returns_too_few_rows_is_a_broken_call():
-    """Scores are never handed to the wrong row."""
+def test_a_call_that_returns_too_few_rows_fails():
+    """A row never receives the scores of another row."""
     with (
         running(Batcher(lambda bitmaps: np.zeros((len(bitmaps) - 1, 3), np.float32), BatchLimits())) as batcher,
         pytest.raises(InferenceFailed),
@@ -105,8 +105,8 @@ def test_a_model_that_returns_too_few_rows_is_a_broken_call():
         batcher.submit(drawings(1, 2)).result(5)
 
 
-def test_scores_that_cannot_be_put_together_are_a_broken_call():
-    """Whatever the model returns, the caller hears of it and the batcher goes on."""
+def test_scores_of_different_widths_fail_the_request():
+    """The request receives an error, and the next request runs."""
     widths = iter((2, 3, 1))
     with running(
         Batcher(lambda b: np.zeros((len(b), next(widths)), np.float32), BatchLimits(max_batch_rows=2))
@@ -116,24 +116,26 @@ def test_scores_that_cannot_be_put_together_are_a_broken_call():
         assert batcher.submit(drawings(5)).result(5).scores.shape == (1, 1)
 
 
-def test_callers_that_left_make_room_in_a_full_queue():
-    """Only rows that somebody waits for count against a newcomer."""
-    model = FakeModel(held=True)
-    with running(Batcher(model.predict, BatchLimits(max_queued_rows=4))) as batcher:
+def test_cancelled_and_expired_requests_free_a_full_queue():
+    """Rows of cancelled and expired requests do not count against a new request."""
+    model, clock = FakeModel(held=True), Clock()
+    with running(Batcher(model.predict, BatchLimits(max_queued_rows=4), clock=clock)) as batcher:
         busy(model, batcher)
-        gone = [batcher.submit(drawings(1, 2)), batcher.submit(drawings(3, 4), expires_at=time.monotonic() + 0.01)]
-        gone[0].cancel()
-        time.sleep(0.02)
-        stayer = batcher.submit(drawings(5, 6, 7, 8))
+        batcher.submit(drawings(1, 2)).cancel()
+        expired = batcher.submit(drawings(3, 4), expires_at=clock() + 1)
+        clock.advance(1)
+        accepted = batcher.submit(drawings(5, 6, 7, 8))
+        with pytest.raises(DeadlinePassed):
+            expired.result(0)
         with pytest.raises(Overloaded):
             batcher.submit(drawings(9))
         model.release.set()
-        assert first_pixels(stayer) == [5, 6, 7, 8]
+        assert first_pixels(accepted) == [5, 6, 7, 8]
     assert model.batch_sizes == [1, 4]
 
 
-def test_the_rest_of_a_broken_request_is_not_run():
-    """When one call of a split request breaks, the rows of it still queued are dropped."""
+def test_the_rest_of_a_failed_request_does_not_run():
+    """When one call of a split request fails, its queued rows are dropped."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=2))) as batcher:
         split = batcher.submit(drawings(1, 2, 3, 4, 5, 6))
@@ -147,8 +149,8 @@ def test_the_rest_of_a_broken_request_is_not_run():
     assert model.batch_sizes == [2, 1]
 
 
-def test_a_deadline_that_passes_in_the_queue_is_never_run():
-    """The caller hears DeadlinePassed, and the model never sees its rows."""
+def test_a_request_that_expires_in_the_queue_does_not_run():
+    """The request receives DeadlinePassed, and the model never receives its rows."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits())) as batcher:
         busy(model, batcher)
@@ -162,59 +164,70 @@ def test_a_deadline_that_passes_in_the_queue_is_never_run():
 
 
 class SlowModel(FakeModel):
-    """Takes a hundredth of a second a row."""
+    """A model that takes 10 ms per row by the injected clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
 
     def predict(self, bitmaps):
-        scores = super().predict(bitmaps)
-        time.sleep(0.01 * len(bitmaps))
-        return scores
+        self.clock.advance(0.01 * len(bitmaps))
+        return super().predict(bitmaps)
 
 
-def in_time(seconds: float):
-    return {"expires_at": time.monotonic() + seconds}
+def run_all(batcher: Batcher) -> None:
+    """Run all queued batches on this thread."""
+    while batch := batcher.take(1):
+        batch.run()
 
 
-def test_what_would_be_answered_too_late_is_refused_on_arrival():
-    """By the pace at which the queue was seen to drain; what comes soon enough is taken."""
-    model = SlowModel()
-    with running(Batcher(model.predict, BatchLimits(max_batch_rows=2))) as batcher:
-        for each in [batcher.submit(drawings(1, 2), **in_time(60)) for _ in range(10)]:
-            each.result(5)
-        model.started.clear()
-        model.release.clear()
-        first = busy(model, batcher)
-        waiting = [batcher.submit(drawings(3, 4)) for _ in range(20)]  # 0.4 s
-        with pytest.raises(Overloaded, match="too late: 40 rows go first") as caught:
-            batcher.submit(drawings(5), **in_time(0.3))
-        assert 0.3 < caught.value.retry_after_s < 5
-        late = batcher.submit(drawings(5), **in_time(60))
-        waiting[0].cancel()
-        model.release.set()
-        assert first_pixels(first) == [0]
-        assert first_pixels(late) == [5]
+def test_a_request_that_would_miss_its_deadline_is_rejected_on_arrival():
+    """The prediction is the number of rows ahead times the measured seconds per row, with a safety factor of 1.5."""
+    clock = Clock()
+    batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=2), clock=clock)
+    for _ in range(10):
+        batcher.submit(drawings(1, 2))
+    run_all(batcher)  # measures 10 ms per row
+    for _ in range(20):
+        batcher.submit(drawings(3, 4))
+    message = r"too late: 40 rows are ahead, about 0\.6. s; the deadline is in 0\.60 s"
+    with pytest.raises(Overloaded, match=message) as caught:
+        batcher.submit(drawings(5), expires_at=clock() + 0.6)
+    assert caught.value.retry_after_s == pytest.approx(0.4)
+    accepted = batcher.submit(drawings(5), expires_at=clock() + 0.63)
+    run_all(batcher)
+    assert first_pixels(accepted) == [5]
 
 
-def test_only_the_rows_that_go_first_count_against_a_deadline():
-    """A small request passes a bulk job, which another bulk job waits for; an idle service refuses nothing."""
-    model = SlowModel()
-    with running(Batcher(model.predict, BatchLimits(max_batch_rows=2))) as batcher:
-        batcher.submit(drawings(*range(10))).result(5)
-        model.started.clear()
-        model.release.clear()
-        first = busy(model, batcher)
-        bulk = batcher.submit(drawings(*range(60)))
-        with pytest.raises(Overloaded, match="too late: 60 rows go first"):
-            batcher.submit(drawings(1, 2, 3), **in_time(0.5))
-        small = batcher.submit(drawings(7), **in_time(0.5))
-        model.release.set()
-        assert first_pixels(small) == [7]
-        assert [first_pixels(first), first_pixels(bulk)] == [[0], list(range(60))]
-        with pytest.raises(DeadlinePassed):
-            batcher.submit(drawings(*range(10)), **in_time(0.05)).result(5)
+def test_only_the_rows_that_run_first_count_against_a_deadline():
+    """A small request does not wait for the whole bulk job ahead of it, but a second bulk job does."""
+    clock = Clock()
+    batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=2), clock=clock)
+    batcher.submit(drawings(*range(10)))
+    run_all(batcher)
+    bulk = batcher.submit(drawings(*range(60)))
+    with pytest.raises(Overloaded, match="too late: 60 rows are ahead"):
+        batcher.submit(drawings(1, 2, 3), expires_at=clock() + 0.5)
+    small = batcher.submit(drawings(7), expires_at=clock() + 0.5)
+    run_all(batcher)
+    assert first_pixels(small) == [7]
+    assert first_pixels(bulk) == list(range(60))
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_return():
-    """Overload is reported on arrival, not after a wait, with the time the queue needs to drain."""
+def test_an_empty_queue_never_rejects_on_the_deadline():
+    """A request whose own calls take too long is accepted, and fails once its deadline passes."""
+    clock = Clock()
+    batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=2), clock=clock)
+    batcher.submit(drawings(*range(10)))
+    run_all(batcher)
+    request = batcher.submit(drawings(*range(10)), expires_at=clock() + 0.05)
+    run_all(batcher)
+    with pytest.raises(DeadlinePassed):
+        request.result(0)
+
+
+def test_a_full_queue_rejects_at_once_with_a_retry_delay():
+    """`submit` raises Overloaded at once, with the time that the queue needs to drain."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=2, max_queued_rows=2))) as batcher:
         busy(model, batcher)
@@ -225,8 +238,8 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return():
         model.release.set()
 
 
-def test_room_is_given_back_by_rows_that_ran_and_by_callers_that_left():
-    """The queue's count of rows returns to zero whatever became of them."""
+def test_completed_and_cancelled_rows_free_the_queue():
+    """The number of queued rows returns to zero after rows have run or were cancelled."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4, max_queued_rows=4))) as batcher:
         for _ in range(3):
@@ -240,8 +253,8 @@ def test_room_is_given_back_by_rows_that_ran_and_by_callers_that_left():
             assert first_pixels(last) == [3, 4]
 
 
-def test_leaving_finishes_queued_work_and_refuses_more():
-    """Draining answers what was accepted; later callers are told to go elsewhere."""
+def test_the_exit_of_the_pool_finishes_queued_rows_and_rejects_new_ones():
+    """Accepted requests receive their scores; a later request receives ShuttingDown."""
     model = FakeModel(held=True)
     batcher = Batcher(model.predict, BatchLimits(max_batch_rows=1))
     with running(batcher):
@@ -254,21 +267,19 @@ def test_leaving_finishes_queued_work_and_refuses_more():
         batcher.submit(drawings(6))
 
 
-def test_timings_tell_the_queue_from_the_model_call():
-    """A request that waited says so; its own call is counted apart."""
-    model = FakeModel(held=True)
-    with running(Batcher(model.predict, BatchLimits(max_batch_rows=1))) as batcher:
-        first = busy(model, batcher)
-        second = batcher.submit(drawings(1))
-        time.sleep(0.05)
-        model.release.set()
-        assert first.result(5).inference_s >= 0.05
-        assert second.result(5).queue_s >= 0.05
-        assert second.result(5).inference_s < 0.05
+def test_an_answer_separates_queue_time_from_inference_time():
+    """`queue_s` ends at the start of the first model call, and `inference_s` counts only the request's own calls."""
+    clock = Clock()
+    batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=1), clock=clock)
+    first, second = batcher.submit(drawings(0)), batcher.submit(drawings(1))
+    clock.advance(0.05)
+    run_all(batcher)
+    times = [(answer.queue_s, answer.inference_s) for answer in (first.result(0), second.result(0))]
+    assert times == [pytest.approx((0.05, 0.01)), pytest.approx((0.06, 0.01))]
 
 
 def test_a_small_request_does_not_wait_for_a_bulk_job():
-    """While both wait, half of each call is for small requests, and the bulk job has the rest."""
+    """While both kinds wait, half of each call is for small requests, and the bulk job gets the other half."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         busy(model, batcher)
@@ -285,14 +296,14 @@ def test_a_small_request_does_not_wait_for_a_bulk_job():
 
 
 def test_a_crowd_of_small_requests_does_not_starve_a_bulk_job():
-    """The bulk job ends before the small ones that stood there when it came."""
+    """The bulk job ends before all of the small requests that were queued ahead of it have run."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         busy(model, batcher)
         small = [batcher.submit(drawings(n)) for n in range(20)]
         bulk = batcher.submit(drawings(*range(100, 106)))
-        waiting_at_the_end: list[int] = []
-        bulk.add_done_callback(lambda _: waiting_at_the_end.append(sum(not each.done() for each in small)))
+        waiting_at_its_end: list[int] = []
+        bulk.add_done_callback(lambda _: waiting_at_its_end.append(sum(not each.done() for each in small)))
         model.release.set()
         assert [first_pixels(each) for each in small] == [[n] for n in range(20)]
-    assert waiting_at_the_end[0] >= 12  # 3 calls with two rows of each kind
+    assert waiting_at_its_end[0] >= 12  # 3 calls with two rows of each kind

@@ -1,9 +1,8 @@
-"""Tokens, and files that change: whom a token file lets in, and what happens when files are replaced, or break."""
-
-import time
+"""Token files and certificate files: which calls are authenticated, and what happens when a file changes."""
 
 import pytest
 import trustme
+from gates import Clock
 from sketchbatch_service.errors import CredentialsUnusable
 from sketchbatch_service.transport.file_reloader import FileReloader
 from sketchbatch_service.transport.tls import TlsFiles, server_credentials
@@ -11,23 +10,23 @@ from sketchbatch_service.transport.tokens import TokenFile
 
 OLD, NEW = "old-token-0123456789", "new-token-0123456789=="
 METHOD, OPEN = b"/sketchbatch.v1.ClassifierService/Classify", b"/grpc.health.v1.Health/Check"
-NEEDED, WRONG = "a bearer token is needed", "none that this service takes"
+NEEDED, WRONG = "a bearer token is needed", "the bearer token is not accepted"
 
 
 def token_file(path, text: str = f"# two, for a change\n\n{OLD}\n  {NEW}\t\n") -> TokenFile:
-    """The tokens of a file with that text."""
+    """Write a token file with this text and read it."""
     path.write_text(text)
     return TokenFile(path, frozenset({OPEN}))
 
 
 def sent(*values: str) -> list[tuple[str, str]]:
-    """The metadata of a call with these authorizations."""
+    """Return the metadata of a call with these authorizations."""
     return [("user-agent", "test"), *(("authorization", value) for value in values)]
 
 
 @pytest.mark.parametrize("value", [f"Bearer {OLD}", f"bearer {OLD}", f"Bearer  {NEW}"])
-def test_each_token_of_the_file_lets_in(tmp_path, value):
-    """So that callers can change to a new one before the old one goes."""
+def test_each_token_of_the_file_is_accepted(tmp_path, value):
+    """Clients can change to a new token before the old token is removed."""
     assert token_file(tmp_path / "tokens").rejection_reason(METHOD, sent(value)) is None
 
 
@@ -47,26 +46,29 @@ def test_each_token_of_the_file_lets_in(tmp_path, value):
         ([f"Bearer {OLD}", f"Bearer {NEW}"], NEEDED),
     ],
 )
-def test_anything_else_is_refused_except_for_open_methods(tmp_path, values, reason):
-    """By a reason that says nothing of the tokens."""
+def test_other_calls_are_rejected_except_those_of_open_methods(tmp_path, values, reason):
+    """The reason does not contain a token."""
     tokens = token_file(tmp_path / "tokens")
-    refusal = tokens.rejection_reason(METHOD, sent(*values))
-    assert reason in refusal
-    assert OLD not in refusal
+    rejection = tokens.rejection_reason(METHOD, sent(*values))
+    assert reason in rejection
+    assert OLD not in rejection
     assert tokens.rejection_reason(OPEN, sent(*values)) is None
 
 
-def test_a_token_that_is_taken_out_of_the_file_is_refused_a_second_later(tmp_path):
-    """Also where the file is a link that is turned, as Kubernetes does; one that is put in is taken."""
+def test_a_token_that_is_removed_from_the_file_is_rejected_a_second_later(tmp_path):
+    """The file may be a symbolic link that changes, as in Kubernetes; a token that is added is accepted."""
     (tmp_path / "1").write_text(OLD)
     (tmp_path / "2").write_text(NEW)
     link = tmp_path / "tokens"
     link.symlink_to("1")
-    tokens = TokenFile(link, frozenset())
+    clock = Clock()
+    tokens = TokenFile(link, frozenset(), clock=clock)
     assert tokens.rejection_reason(METHOD, sent(f"Bearer {OLD}")) is None
-    (tmp_path / "turned").symlink_to("2")
-    (tmp_path / "turned").replace(link)
-    time.sleep(1.05)
+    (tmp_path / "next").symlink_to("2")
+    (tmp_path / "next").replace(link)
+    clock.advance(0.9)
+    assert tokens.rejection_reason(METHOD, sent(f"Bearer {OLD}")) is None
+    clock.advance(0.1)
     assert WRONG in tokens.rejection_reason(METHOD, sent(f"Bearer {OLD}"))
     assert tokens.rejection_reason(METHOD, sent(f"Bearer {NEW}")) is None
 
@@ -74,22 +76,22 @@ def test_a_token_that_is_taken_out_of_the_file_is_refused_a_second_later(tmp_pat
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "expected a token a line, got none"),
-        ("# nothing\n", "expected a token a line, got none"),
+        ("", "expected one token per line, got none"),
+        ("# nothing\n", "expected one token per line, got none"),
         (f"{OLD}\nshort-012345678", r"tokens:2: a token must be 16 or more of .* got 15 characters"),
         ("two words of a token", "tokens:1: a token must be 16 or more of"),
         ("größe-0123456789-0123456789", "tokens:1: a token must be 16 or more of"),
     ],
 )
-def test_a_file_of_bad_tokens_is_refused_without_telling_them(tmp_path, text, reason):
-    """Weak ones, too: they could be guessed."""
+def test_a_file_of_bad_tokens_is_refused_without_revealing_them(tmp_path, text, reason):
+    """Short tokens are bad, too: they can be guessed."""
     with pytest.raises(CredentialsUnusable, match=reason) as caught:
         token_file(tmp_path / "tokens", text)
     assert not any(word in str(caught.value) for word in ("0123", "two words"))
 
 
-def test_a_file_that_breaks_is_logged_once_and_what_it_said_stays(tmp_path, capsys):
-    """A half-written file locks nobody out, and nobody in; when it is whole again, it counts."""
+def test_an_unusable_file_is_logged_once_and_the_previous_content_stays(tmp_path, capsys):
+    """A half-written file changes nothing; the complete file replaces the content."""
     path = tmp_path / "file"
     path.write_text("one")
 
@@ -98,20 +100,20 @@ def test_a_file_that_breaks_is_logged_once_and_what_it_said_stays(tmp_path, caps
             raise CredentialsUnusable("broken")
         return text
 
-    watched = FileReloader([path], read)
-    assert (watched.changed(), watched.content) == (None, "one")
-    for break_it in (lambda: path.write_text("broken"), path.unlink):
-        break_it()
-        assert [watched.changed() for _ in range(3)] == [None] * 3
+    reloader = FileReloader([path], read)
+    assert (reloader.reload_if_changed(), reloader.content) == (None, "one")
+    for make_unusable in (lambda: path.write_text("broken"), path.unlink):
+        make_unusable()
+        assert [reloader.reload_if_changed() for _ in range(3)] == [None] * 3
         assert capsys.readouterr().out.count("not reloaded, what was read before stays") == 1
-        assert watched.content == "one"
+        assert reloader.content == "one"
     path.write_text("two")
-    assert (watched.changed(), watched.changed(), watched.content) == ("two", None, "two")
+    assert (reloader.reload_if_changed(), reloader.reload_if_changed(), reloader.content) == ("two", None, "two")
     assert capsys.readouterr().out.count("reloaded") == 1
 
 
 def write_pair(folder, issued) -> TlsFiles:
-    """A certificate and its key as files."""
+    """Write a certificate and its key as files."""
     issued.private_key_pem.write_to_path(folder / "key.pem")
     (folder / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
     return TlsFiles(cert=folder / "cert.pem", key=folder / "key.pem", client_ca=folder / "ca.pem")
@@ -129,13 +131,13 @@ def write_pair(folder, issued) -> TlsFiles:
             "another",
             "must be a PEM certificate chain and its key, without a passphrase: .*KEY_VALUES_MISMATCH",
         ),
-        ("key.pem", "locked", "must be a PEM certificate chain and its key, without a passphrase"),
+        ("key.pem", "encrypted", "must be a PEM certificate chain and its key, without a passphrase"),
         ("ca.pem", b"", r"ca\.pem must hold PEM certificates of authorities"),
         ("ca.pem", b"nothing", r"ca\.pem must hold PEM certificates of authorities"),
     ],
 )
-def test_certificates_that_do_not_fit_are_refused_by_name(tmp_path, name, content, reason):
-    """Before anybody connects; nobody is asked for a passphrase."""
+def test_unusable_certificates_are_refused_by_name(tmp_path, name, content, reason):
+    """Unusable files are found before a client connects, without a prompt for a passphrase."""
     ca = trustme.CA()
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")
     issued = ca.issue_cert("localhost")
@@ -144,14 +146,14 @@ def test_certificates_that_do_not_fit_are_refused_by_name(tmp_path, name, conten
     if content is None:
         (tmp_path / name).unlink()
     else:
-        replacement = {"another": ca.issue_cert("localhost").private_key_pem.bytes(), "locked": locked(issued)}
+        replacement = {"another": ca.issue_cert("localhost").private_key_pem.bytes(), "encrypted": encrypted(issued)}
         (tmp_path / name).write_bytes(replacement.get(content, content))
     with pytest.raises(CredentialsUnusable, match=reason):
         server_credentials(files)
 
 
-def locked(issued) -> bytes:
-    """The key with a passphrase."""
+def encrypted(issued) -> bytes:
+    """Return the key, encrypted with a passphrase."""
     from cryptography.hazmat.primitives import serialization
 
     key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)

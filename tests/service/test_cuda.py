@@ -1,6 +1,6 @@
-"""The CUDA engine without a GPU: the same buckets, bindings and threads, with its tensors in this machine's memory.
+"""The CUDA engine without a GPU: the same buckets, bindings and threads, with its tensors in host memory.
 
-tests/gpu runs it on one.
+tests/gpu runs the engine on a GPU.
 """
 
 import json
@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from gates import ObservedCondition
 from onnx import numpy_helper
 from onnx_models import write_model
 from sketchbatch_service.engines.cpu import CPU, open_session
@@ -21,24 +22,24 @@ from sketchbatch_service.engines.parity import Reference, random_drawings
 from sketchbatch_service.errors import ModelRefused, ProviderMissing
 from sketchbatch_service.models.loader import LoadOptions, load_models
 
-HERE = Device("cpu")
+HOST = Device("cpu")
 
 
 @pytest.fixture
 def session(tiny_model):
-    """The tiny model on the CPU."""
+    """Return a session of the tiny model on the CPU."""
     return open_session(tiny_model)
 
 
 def engine_of(session, *, rows=12, slots=2, reference=None, classes=3):
-    """An engine that is compared with `session` itself, unless told otherwise."""
+    """Return an engine that is compared with `reference`, by default `session` itself."""
     reference = Reference(reference or session, classes)
-    return CudaEngine(session, HERE, reference, max_batch_rows=rows, options=CudaOptions(slots=slots))
+    return CudaEngine(session, HOST, reference, max_batch_rows=rows, options=CudaOptions(slots=slots))
 
 
 @pytest.mark.parametrize(("most", "buckets"), [(1, (1,)), (2, (1, 2)), (12, (1, 2, 4, 8, 12)), (16, (1, 2, 4, 8, 16))])
 def test_buckets_double_up_to_the_batch_size(session, most, buckets):
-    """Few sizes to capture, and none more than half empty."""
+    """There are few sizes to capture, and less than half of a bucket is padding."""
     engine = engine_of(session, rows=most)
     assert engine.buckets == buckets
     assert engine.batch_rows == most
@@ -47,13 +48,13 @@ def test_buckets_double_up_to_the_batch_size(session, most, buckets):
 @pytest.mark.parametrize(
     ("most", "largest"), [(0, (1024, 1536, 2048, 3072, 4096)), (1600, (512, 1024, 1536, 1600)), (1024, (512, 1024))]
 )
-def test_where_time_goes_with_rows_buckets_are_closer_together(session, most, largest):
-    """No more than a third of a large one is padding."""
+def test_large_buckets_are_closer_together(session, most, largest):
+    """No more than a third of a large bucket is padding."""
     assert engine_of(session, rows=most, slots=1).buckets[-len(largest) :] == largest
 
 
-def test_scores_are_onnx_runtimes_own_for_any_number_of_rows(session, noise):
-    """Padding, bound buffers and cutting back add and lose nothing: bit for bit what the padded bucket gives."""
+def test_scores_equal_onnx_runtimes_for_any_number_of_rows(session, noise):
+    """The scores of a padded batch are bit for bit those of ONNX Runtime for the same padded rows."""
     engine = engine_of(session)
     engine.warm_up()
     for rows in range(1, 13):
@@ -64,29 +65,42 @@ def test_scores_are_onnx_runtimes_own_for_any_number_of_rows(session, noise):
         assert np.array_equal(scores, session.run(["scores"], {"bitmaps": padded})[0][:rows])
 
 
-def test_calls_wait_while_another_model_captures_its_graphs(session, noise):
-    """One that used CUDA meanwhile would fail, and the capture with it; captures wait for the calls under way."""
+@pytest.fixture
+def waits(monkeypatch):
+    """Return a semaphore that is released when a thread is about to wait for the capture lock."""
+    condition = ObservedCondition()
+    monkeypatch.setattr(CAPTURES, "_changed", condition)
+    return condition.waits
+
+
+def test_a_model_call_waits_for_a_capture(session, noise, waits):
+    """A call that used CUDA during a capture would fail, and make the capture fail."""
     engine = engine_of(session)
-    with ThreadPoolExecutor(2) as threads:
-        with CAPTURES.alone():
-            waiting = threads.submit(engine.predict, noise(3))
-            with pytest.raises(TimeoutError):
-                waiting.result(0.05)
-        assert waiting.result(5).shape == (3, 3)
+    with ThreadPoolExecutor(1) as thread:
+        with CAPTURES.capture():
+            call = thread.submit(engine.predict, noise(3))
+            assert waits.acquire(timeout=5)
+            assert not call.done()
+        assert call.result(5).shape == (3, 3)
+
+
+def test_a_capture_waits_for_the_running_calls(waits):
+    """Later calls wait for the capture, so that it starts as soon as the running calls have ended."""
+
+    def capture() -> str:
+        with CAPTURES.capture():
+            return "captured"
+
+    with ThreadPoolExecutor(1) as thread:
         with CAPTURES.call():
-
-            def capture() -> str:
-                with CAPTURES.alone():
-                    return "captured"
-
-            waiting = threads.submit(capture)
-            with pytest.raises(TimeoutError):
-                waiting.result(0.05)
-        assert waiting.result(5) == "captured"
+            capturing = thread.submit(capture)
+            assert waits.acquire(timeout=5)
+            assert not capturing.done()
+        assert capturing.result(5) == "captured"
 
 
-def test_a_batch_sees_nothing_of_the_one_before_it(session):
-    """The bound buffers are refreshed in place, and scores handed out are the caller's to keep."""
+def test_a_batch_does_not_depend_on_the_previous_one(session):
+    """The bound buffers are overwritten, and returned scores are copies."""
     engine = engine_of(session, slots=1)
     drawings = random_drawings(16)
     first = engine.predict(drawings[:8])
@@ -96,22 +110,22 @@ def test_a_batch_sees_nothing_of_the_one_before_it(session):
     assert np.allclose(second, session.run(["scores"], {"bitmaps": drawings[8:13]})[0], atol=1e-6)
 
 
-def test_callers_on_several_threads_get_their_own_scores(session):
-    """Two slots, eight threads: whoever finds no lane free waits for one, and no rows are mixed up."""
+def test_concurrent_threads_receive_their_own_scores(session):
+    """With eight threads and two slots, a thread waits for a free buffer set, and no rows are mixed up."""
     engine = engine_of(session)
     drawings = random_drawings(212)
     expected = session.run(["scores"], {"bitmaps": drawings})[0]
 
-    def ask(start: int) -> bool:
+    def scores_match(start: int) -> bool:
         part = slice(start, start + 1 + start % 12)
         return np.allclose(engine.predict(drawings[part]), expected[part], atol=1e-6)
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(ask, list(range(200)) * 3))
+        assert all(pool.map(scores_match, list(range(200)) * 3))
 
 
 def test_every_model_call_is_made_by_one_thread(tmp_path, tiny_model):
-    """ONNX Runtime keeps a captured graph with the thread that captured it; its own profile says who called."""
+    """ONNX Runtime ties a captured graph to the thread that captured it; its profile names the calling threads."""
     options = ort.SessionOptions()
     options.enable_profiling = True
     options.profile_file_prefix = str(tmp_path / "profile")
@@ -126,8 +140,8 @@ def test_every_model_call_is_made_by_one_thread(tmp_path, tiny_model):
     assert len(set(calls)) == 1
 
 
-def test_warm_up_says_how_far_from_the_cpu_the_scores_are(session):
-    """The operator reads it in the log."""
+def test_warm_up_measures_the_difference_from_the_cpu(session):
+    """The log shows the largest difference and the tolerance to the operator."""
     engine = engine_of(session)
     engine.warm_up()
     assert engine.largest_difference < 1e-6
@@ -141,15 +155,15 @@ def test_warm_up_says_how_far_from_the_cpu_the_scores_are(session):
     }
 
 
-def test_a_model_that_scores_otherwise_than_on_the_cpu_is_refused(session, root):
-    """What a graph under the wrong id would do: scores of the right shape, and wrong."""
+def test_scores_that_differ_from_the_cpus_are_refused(session, root):
+    """A graph under the wrong id would return wrong scores of the right shape."""
     other = open_session(root / "models/bear-cat-dog/1/model.onnx")
     with pytest.raises(ProviderMissing, match=r"scores of 1 rows may differ from the CPU's by 0\.001, got 0\."):
         engine_of(session, reference=other).warm_up()
 
 
-def test_scores_that_are_no_numbers_are_refused(session, tiny_model, tmp_path):
-    """What overflows in float16 ends as NaN, which no comparison finds larger than anything."""
+def test_scores_of_nan_are_refused(session, tiny_model, tmp_path):
+    """An overflow in float16 ends as NaN, which no comparison finds larger than the tolerance."""
     model = onnx.load(tiny_model)
     (weights,) = (each for each in model.graph.initializer if each.name == "weights")
     weights.CopyFrom(numpy_helper.from_array(np.full((784, 3), np.nan, np.float32), "weights"))
@@ -158,16 +172,16 @@ def test_scores_that_are_no_numbers_are_refused(session, tiny_model, tmp_path):
         engine_of(open_session(tmp_path / "nan.onnx"), reference=session).warm_up()
 
 
-def test_each_bucket_is_compared_on_drawings_of_its_own(session, tiny_model, tmp_path):
-    """A difference that only rows past the eighth show is found by the bucket that holds them."""
-    model = write_model(tmp_path / "short.onnx", right_rows=8)
+def test_every_bucket_is_compared(session, tiny_model, tmp_path):
+    """A difference in the rows after the eighth is found by the only bucket with more rows."""
+    model = write_model(tmp_path / "short.onnx", correct_rows=8)
     with pytest.raises(ProviderMissing, match="scores of 12 rows may differ"):
         engine_of(open_session(model), reference=session).warm_up()
 
 
 @pytest.mark.parametrize("name", ["bear-cat-dog", "animals-10", "quickdraw-345"])
-def test_no_two_drawings_of_the_comparison_score_alike(root, name):
-    """Else another batch's scores would pass for the right ones; noise, for one, all looks the same to a model."""
+def test_the_drawings_of_the_comparison_have_different_scores(root, name):
+    """With equal scores, the comparison would not notice another batch's scores; noise has about equal scores."""
     session = open_session(root / "models" / name / "1" / "model.onnx")
     scores = session.run(["scores"], {"bitmaps": random_drawings(64)})[0]
     differences = np.abs(scores[:, None] - scores[None]).max(axis=2) + np.eye(64)
@@ -175,30 +189,30 @@ def test_no_two_drawings_of_the_comparison_score_alike(root, name):
     assert (differences > 1e-2).mean() > 0.99
 
 
-def test_a_model_that_breaks_is_refused_not_sent_to_the_cpu(session, tmp_path):
-    """It would break there, too."""
+def test_a_model_that_fails_on_the_cpu_too_is_refused(session, tmp_path):
+    """`auto` does not try such a model on the CPU."""
     wide = open_session(write_model(tmp_path / "wide.onnx", flat_width=785))
-    with pytest.raises(ModelRefused, match=r"the model breaks on \d+ rows"):
+    with pytest.raises(ModelRefused, match=r"the model fails on \d+ rows"):
         engine_of(wide, reference=wide).warm_up()
     with pytest.raises(ModelRefused, match=r"scores of \d+ rows must be \(\d+, 2\), got \(\d+, 3\)"):
         engine_of(session, classes=2).warm_up()
 
 
-def test_a_model_that_breaks_only_on_the_device_is_no_reason_to_refuse_the_file(session, tmp_path):
-    """`auto` may still serve it on the CPU."""
+def test_a_model_that_fails_only_on_the_device_is_not_refused(session, tmp_path):
+    """The error is ProviderMissing, so that `auto` serves the model on the CPU."""
     wide = open_session(write_model(tmp_path / "wide.onnx", flat_width=785))
-    with pytest.raises(ProviderMissing, match="the model breaks on 1 rows"):
+    with pytest.raises(ProviderMissing, match="the model fails on 1 rows"):
         engine_of(wide, reference=session).warm_up()
 
 
-def test_a_device_that_is_full_is_refused_like_one_that_is_missing():
+def test_a_device_without_free_memory_counts_as_missing():
     """`auto` then serves on the CPU: another process may hold the GPU's memory."""
     with pytest.raises(ProviderMissing, match=r"cpu device 0 has no memory for \(1125899906842624, 28, 28\)"):
-        HERE.tensor((2**50, 28, 28), np.uint8)
+        HOST.tensor((2**50, 28, 28), np.uint8)
 
 
-def test_cuda_is_refused_where_it_cannot_run(tiny_model):
-    """No silent fallback: `cuda` on a build or a machine without it does not start, and says which of the two it is."""
+def test_provider_cuda_does_not_fall_back_to_the_cpu(tiny_model):
+    """Without CUDA in the build or a GPU in the machine, `cuda` is an error that names the cause."""
     if is_built_in():
         pytest.skip("this ONNX Runtime is built with CUDA; tests/gpu")
     expected = r"provider cuda was asked for, but this ONNX Runtime is built without it: .*service\[gpu\]"

@@ -1,4 +1,4 @@
-"""Loading model files: what fits, what is refused, and which one a request means."""
+"""Loading model files: which files are served, which are refused, and which model a request gets."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from sketchbatch_service.models.loader import LoadOptions, load_models
 from sketchbatch_service.settings import Settings
 
 
-def test_a_fitting_file_says_who_it_is(tmp_path):
-    """Name, version, metrics and the rest come from metadata_props; labels are the only ones needed."""
+def test_a_model_file_describes_itself(tmp_path):
+    """Name, version, metrics and other metadata come from metadata_props; only labels are required."""
     described = {
         "sketchbatch.name": "farm",
         "sketchbatch.version": "7",
@@ -36,8 +36,8 @@ def test_a_fitting_file_says_who_it_is(tmp_path):
     assert (model.artifact.licence, len(model.artifact.digest)) == ("CC0", 64)
 
 
-def test_a_persons_own_file_needs_only_labels(tmp_path):
-    """The name falls back to the file's, the version to 1."""
+def test_a_file_needs_only_labels(tmp_path):
+    """Without metadata, the name is the file's name and the version is 1."""
     model = load_models(write_model(tmp_path / "mine.onnx"), LoadOptions()).get("", "")
     assert (model.name, model.version, model.artifact.metrics) == ("mine", "1", {})
 
@@ -61,16 +61,16 @@ def test_a_persons_own_file_needs_only_labels(tmp_path):
         ({"metadata": {"sketchbatch.metrics": "[" * 100_000}}, "metrics must be JSON, got"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path, unfit, message):
-    """The error says which part, what was expected and what came."""
+def test_a_file_with_an_incorrect_signature_is_refused(tmp_path, unfit, message):
+    """The error names the file, the part, the expected and the actual value."""
     path = write_model(tmp_path / "odd.onnx", **unfit)
     with pytest.raises(ModelRefused, match=message) as caught:
         load_models(path, LoadOptions())
     assert str(path) in str(caught.value)
 
 
-def test_a_file_that_is_no_model_is_refused(tmp_path):
-    """Missing, empty of models, or not ONNX: one line each, with the path."""
+def test_a_path_without_a_model_is_refused(tmp_path):
+    """A missing file, an empty repository and a file that is not ONNX each have an error with the path."""
     with pytest.raises(ModelRefused, match="no such model file"):
         load_models(tmp_path / "none.onnx", LoadOptions())
     with pytest.raises(ModelRefused, match=r"NAME/VERSION/model\.onnx"):
@@ -81,8 +81,8 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["/dev/zero", "{folder}/weights", "../weights", "link"])
-def test_a_file_that_wants_weights_from_elsewhere_is_refused(tmp_path, place):
-    """A model must not read what the service can read: not by an absolute path, nor upwards, nor by a link."""
+def test_a_model_with_weights_outside_its_folder_is_refused(tmp_path, place):
+    """A model must not read other files, neither by an absolute path, nor by a parent folder, nor by a link."""
     (tmp_path / "weights").write_bytes(bytes(784 * 3 * 4))
     path = write_model(tmp_path / "models" / "m.onnx")
     (path.parent / "link").symlink_to(tmp_path / "weights")
@@ -96,8 +96,8 @@ def test_a_file_that_wants_weights_from_elsewhere_is_refused(tmp_path, place):
         load_models(path, LoadOptions())
 
 
-def test_a_file_with_operators_of_its_own_is_refused(tmp_path):
-    """Their code would have to be loaded from a library; none ever is."""
+def test_a_model_with_custom_operators_is_refused(tmp_path):
+    """The service loads no operator libraries."""
     path = write_model(tmp_path / "m.onnx")
     model = onnx.load(path)
     model.graph.node[0].domain = "com.example"
@@ -108,7 +108,7 @@ def test_a_file_with_operators_of_its_own_is_refused(tmp_path):
 
 
 def test_a_repository_serves_every_version_and_the_newest_by_default(tmp_path):
-    """Folders give name and version; version 10 is newer than 9; other folders are passed over."""
+    """Folders give name and version; version 10 is newer than 9; other folders are ignored."""
     for name, version in (("farm", "9"), ("farm", "10"), ("zoo", "1"), ("zoo", "draft")):
         write_model(tmp_path / name / version / "model.onnx", metadata={"sketchbatch.name": "other"})
     models = load_models(tmp_path, LoadOptions(default_model="zoo"))
@@ -125,16 +125,16 @@ def test_a_repository_serves_every_version_and_the_newest_by_default(tmp_path):
         load_models(tmp_path, LoadOptions(default_model="pond"))
 
 
-def test_auto_takes_the_cpu_where_there_is_no_gpu(tiny_model):
-    """The same file, without a flag, runs anywhere, also with a build for CUDA where there is no GPU."""
+def test_auto_uses_the_cpu_without_a_gpu(tiny_model):
+    """The same file runs on machines with and without a GPU, also with a CUDA build of ONNX Runtime."""
     with suppress(ProviderMissing):
-        pytest.skip(f"there is one: {Device.cuda()}")
+        pytest.skip(f"this machine has a GPU: {Device.cuda()}")
     assert load_models(tiny_model, LoadOptions(provider="auto")).get("", "").provider == CPU
 
 
 @pytest.mark.parametrize("has_spare_cpus", [True, False])
-def test_requests_are_taken_in_beside_quick_calls_where_a_cpu_is_left_for_it(tiny_model, has_spare_cpus):
-    """And not on the CPU that the call needs."""
+def test_a_thread_polls_during_quick_calls_if_a_cpu_is_free(tiny_model, has_spare_cpus):
+    """Without a free CPU, polling would take time from the model calls."""
     model = load_models(tiny_model, LoadOptions(provider="cpu", threads=1, has_spare_cpus=has_spare_cpus)).get("", "")
     assert model.polls_while_saturated is has_spare_cpus
 
@@ -143,30 +143,30 @@ def test_requests_are_taken_in_beside_quick_calls_where_a_cpu_is_left_for_it(tin
     ("threads", "workers", "slots", "has_spare"),
     [(0, 1, 4, False), (0, 3, 1, True), (0, 2, 2, False), (1, 1, 1, True), (2, 2, 2, False), (8, 1, 8, False)],
 )
-def test_a_cpu_is_left_where_all_workers_together_use_fewer(monkeypatch, threads, workers, slots, has_spare):
-    """Of four."""
+def test_a_cpu_is_free_if_all_workers_together_use_fewer(monkeypatch, threads, workers, slots, has_spare):
+    """Four CPUs are divided equally between the workers; a remainder is free."""
     monkeypatch.setattr(server, "available_cpus", lambda: 4)
     settings = Settings(model=Path("models"), threads=threads, workers=workers)
     options = server._load_options(settings, Worker(count=workers))
     assert (options.threads, options.has_spare_cpus) == (slots, has_spare)
 
 
-def test_scores_are_onnx_runtimes_own(tiny_model, noise):
-    """The engine adds and loses nothing."""
+def test_scores_equal_onnx_runtimes(tiny_model, noise):
+    """The engine returns the scores of ONNX Runtime unchanged."""
     engine = Engine(open_session(tiny_model), classes=3, max_batch_rows=8)
     expected = ort.InferenceSession(tiny_model, providers=[CPU]).run(["scores"], {"bitmaps": noise(5)})[0]
     assert np.array_equal(engine.predict(noise(5)), expected)
 
 
-def test_a_model_that_breaks_in_warm_up_is_refused(tmp_path):
-    """A graph that loads but cannot run is found before SERVING."""
+def test_a_model_that_fails_in_warm_up_is_refused(tmp_path):
+    """A graph that loads but cannot run is refused before the service reports SERVING."""
     path = write_model(tmp_path / "wide.onnx", flat_width=785)
-    with pytest.raises(ModelRefused, match="breaks on 1 rows"):
+    with pytest.raises(ModelRefused, match="fails on 1 rows"):
         load_models(path, LoadOptions())
 
 
-def test_threads_follow_what_the_process_may_use():
-    """At least one CPU, and no more than the machine has."""
+def test_the_number_of_cpus_is_plausible():
+    """The process may use at least one CPU, and at most all of the machine."""
     assert 1 <= available_cpus() <= os.cpu_count()
 
 
@@ -180,8 +180,8 @@ def test_threads_follow_what_the_process_may_use():
         ({}, None),
     ],
 )
-def test_threads_follow_a_containers_limit(tmp_path, files, cpus):
-    """By the quota of its cgroup, in either version; None = as many as without a limit."""
+def test_the_quota_of_a_cgroup_limits_the_cpus(tmp_path, files, cpus):
+    """Both versions of cgroups are read; None = no limit."""
     (tmp_path / "cpu").mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(f"{text}\n")

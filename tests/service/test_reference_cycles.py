@@ -17,11 +17,11 @@ from sketchbatch.openinference.v2 import open_inference_pb2 as oip
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 from sketchbatch_service.batching.batcher import Batch
-from sketchbatch_service.batching.row_queue import Job
+from sketchbatch_service.batching.row_queue import Request
 from sketchbatch_service.transport.core_call import AsyncCall, DirectCall
 
 TIMES = 20
-OF_A_CALL = DirectCall, AsyncCall, Batch, Job
+OF_A_CALL = DirectCall, AsyncCall, Batch, Request
 
 
 def of_ours(found: object) -> bool:

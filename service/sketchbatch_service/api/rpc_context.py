@@ -14,7 +14,7 @@ import structlog
 
 from ..batching.row_queue import Answer
 from ..errors import ServiceError
-from ..transport.core_call import UnaryCall
+from ..transport.interface import UnaryCall
 from ..transport.status import code_of, to_status, to_trailers
 
 log = structlog.get_logger()

@@ -30,7 +30,8 @@ from ..models.watcher import ModelWatcher
 from ..settings import Settings
 from ..telemetry.exposition import MetricsPort
 from ..telemetry.metrics import ServiceMetrics
-from ..transport.core_server import Authenticator, CoreServer
+from ..transport.core_server import CoreServer
+from ..transport.interface import Authenticator
 from ..transport.tls import TlsFiles, server_credentials
 from ..transport.tokens import TokenFile
 from .probe_port import ProbePort

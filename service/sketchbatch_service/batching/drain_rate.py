@@ -1,38 +1,37 @@
-"""Measures how fast rows leave a queue: what a caller can be promised, and told to wait, depends on it."""
+"""Measure how fast rows leave a queue that is not empty, to predict the waiting time of a new request."""
 
-_KEPT = 0.98
-"""How much of what was measured still counts at the next model call: some fifty calls make the pace."""
+_KEEP = 0.98  # weight of all earlier calls at each new call: the estimate averages about the last fifty calls
 
 
 class DrainRateEstimator:
-    """Seconds a row takes while others wait behind it: model calls, and all that is done between them.
+    """Estimate the seconds per row of a busy model: the model calls and all work between them.
 
-    Calls that leave nobody waiting tell nothing: one row on an idle service takes longer than one of a hundred.
-    Not thread-safe: the batcher holds its lock.
+    Only a call that starts and ends while rows are waiting is measured. A call on an empty queue would mislead: a batch
+    of one row takes more time per row than a batch of a hundred. Not thread-safe: the batcher holds its lock.
     """
 
     def __init__(self) -> None:
-        self._rows = 0.0  # of the model calls measured, older ones counting less
-        self._took_s = 0.0  # likewise
-        self._began_at: float | None = None  # time.monotonic seconds at which rows were left waiting; None = none are
-        self._marked_at = 0.0  # likewise, of the last call's end
+        self._rows = 0.0  # rows of the measured calls, weighted
+        self._took_s = 0.0  # seconds of the measured calls, weighted
+        self._busy_since: float | None = None  # since when rows have been waiting; None = the queue was emptied
+        self._last_end = 0.0  # when the last measured call ended
 
     @property
-    def row_s(self) -> float:
-        """Seconds, of all slots together; 0 = no rows have waited yet."""
+    def seconds_per_row(self) -> float:
+        """Return the seconds per row of all slots together; 0 = not yet measured."""
         return self._took_s / self._rows if self._rows else 0.0
 
-    def note_taken(self, left_rows: int, now: float) -> None:
-        """A model call has taken its rows, and left so many waiting."""
-        if not left_rows:
-            self._began_at = None
-        elif self._began_at is None:
-            self._began_at = self._marked_at = now
+    def record_start(self, rows_left: int, now: float) -> None:
+        """Record that a model call took its rows from the queue and that `rows_left` rows remain."""
+        if not rows_left:
+            self._busy_since = None
+        elif self._busy_since is None:
+            self._busy_since = self._last_end = now
 
-    def note_ended(self, rows: int, taken_at: float, now: float) -> None:
-        """A model call of so many rows, which took them at `taken_at`, has ended."""
-        if self._began_at is None or taken_at < self._began_at:
+    def record_end(self, rows: int, taken_at: float, now: float) -> None:
+        """Record the end of a model call that took `rows` rows from the queue at `taken_at`."""
+        if self._busy_since is None or taken_at < self._busy_since:
             return
-        self._rows = self._rows * _KEPT + rows
-        self._took_s = self._took_s * _KEPT + now - self._marked_at
-        self._marked_at = now
+        self._rows = self._rows * _KEEP + rows
+        self._took_s = self._took_s * _KEEP + now - self._last_end
+        self._last_end = now

@@ -1,12 +1,22 @@
-"""The threads that run model calls, and between calls watch for requests.
+"""Run batches on a pool of threads that also polls for requests: the Leader/Followers pattern.
 
-The thread that takes a request off the network also runs it, where it can: handing a small request to another thread
-costs more than its model call. So threads take two roles in turn. One at most watches; the others run batches, or
-sleep. The watcher runs quick batches itself, and leaves the watch to another thread before a longer one. While every
-lane runs a call nobody watches, unless `polls_while_saturated`: the first that is done has a look at what came
-meanwhile, and the threads do not fight for the cores. docs/decisions/0008 has the measurements.
+Source of the pattern: Schmidt et al., "Pattern-Oriented Software Architecture", volume 2 (POSA2), 2000. One thread, the
+leader, polls for requests. The other threads, the followers, run batches or sleep. The thread that received a small
+request can run it itself: passing it to another thread would cost more than its model call.
 
-Knows the batchers, and of the network only the function to call.
+Each thread repeats these steps:
+
+1. If rows wait, a slot is free and the last poll was over a millisecond ago: poll without blocking. A small request may
+   have arrived that runs before the waiting rows.
+2. If rows wait and a slot is free: take a batch, wake a follower if rows or the lead are left for it, and run the
+   batch. A leader keeps the lead during a quick batch only.
+3. If there is no leader: become the leader and poll until a request arrives.
+4. Otherwise: sleep.
+
+While all slots run model calls, no thread polls, unless `polls_while_saturated` is set: polling takes CPU time from the
+calls. The first thread that finishes its call polls next. Measurements: docs/decisions/0008.
+
+The module does not know gRPC: requests come from a `RequestSource`.
 """
 
 import math
@@ -19,33 +29,31 @@ from typing import Protocol
 
 from .batcher import Batch, Batcher
 
-_LOOK_EVERY_S = 0.001
-"""How long rows that are queued may keep threads from looking for more: a small request goes before a large one."""
-
-_LEAVE_S = 0.01
-"""How often leaving looks whether the last call has ended."""
+_POLL_INTERVAL_S = 0.001  # longest time for which waiting rows may keep the threads from polling
+_EXIT_CHECK_S = 0.01  # seconds between two checks, at the exit, of whether the last model call has ended
 
 
-class Source(Protocol):
-    """Where requests come from."""
+class RequestSource(Protocol):
+    """The server that receives requests and submits their rows."""
 
     def poll(self, *, blocks: bool) -> bool:
-        """Submits what requests have come, after waiting for the first if it `waits`; False = it was closed."""
+        """Submit the requests that have arrived, after waiting for the first if `blocks`; return False once closed."""
 
     def close(self) -> None:
-        """Ends `watch`; no request is under way any more."""
+        """Make `poll` return False; called when no request is running any more."""
 
 
 class LeaderFollowerPool:
-    """Runs the batches of `batchers`, in turn. Use as a context manager: leaving it finishes what is queued.
+    """Run the batches of `batchers` in turn. A context manager: its exit finishes the queued rows.
 
-    Others may join, and leave once nothing of theirs is queued, while it runs.
+    Batchers can be added and removed while the pool runs.
 
     Args:
-        batchers: Whose rows to run; each says how many of its own calls may run at a time.
-        slots: Model calls at a time, of all batchers together.
-        source: What to watch, and to close in the end; None = requests are submitted by other threads only.
-        polls_while_saturated: Whether one more thread watches while all slots run calls.
+        batchers: Their `limits.slots` bound the concurrent model calls of one model.
+        slots: Concurrent model calls of all batchers together.
+        source: Polled for requests, and closed at the exit. None = only other threads submit requests.
+        polls_while_saturated: Whether one more thread polls while all slots run model calls.
+        clock: Returns seconds.
     """
 
     def __init__(
@@ -53,23 +61,25 @@ class LeaderFollowerPool:
         batchers: Iterable[Batcher],
         *,
         slots: int,
-        source: Source | None = None,
+        source: RequestSource | None = None,
         polls_while_saturated: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._batchers = deque(batchers)
         self._slots = slots
         self._source = source
-        self._watches_while_full = polls_while_saturated
-        self._poller: int | None = None  # the watching thread's ident
-        self._polled_at = -math.inf  # time.monotonic seconds
-        self._running = 0  # calls under way
-        self._sleeping = 0
+        self._polls_while_saturated = polls_while_saturated
+        self._clock = clock
+        self._leader: int | None = None  # thread ident
+        self._polled_at = -math.inf
+        self._running_calls = 0
+        self._sleeping_threads = 0
         self._is_closed = False
-        self._changed = threading.Condition()  # rows, a free watch or the end has come; guards all of the above
+        self._changed = threading.Condition()  # guards all of the above; notified of rows, a vacant lead and the exit
         for batcher in self._batchers:
             batcher.wake = self._wake
-        # One more than slots: it runs what other threads submit while the last of us watches.
-        self._threads = [threading.Thread(target=self._work, name=f"crew-{n}", daemon=True) for n in range(slots + 1)]
+        # One more than slots: one thread can poll while another runs the rows that other threads submit.
+        self._threads = [threading.Thread(target=self._work, name=f"pool-{n}", daemon=True) for n in range(slots + 1)]
 
     def __enter__(self) -> "LeaderFollowerPool":
         for thread in self._threads:
@@ -80,8 +90,8 @@ class LeaderFollowerPool:
         with self._changed:
             for batcher in self._batchers:
                 batcher.close()
-            while self._running or self._has_rows():  # an answer must not meet a closed source
-                self._changed.wait(_LEAVE_S)
+            while self._running_calls or self._has_rows():  # a response must not meet a closed source
+                self._changed.wait(_EXIT_CHECK_S)
             self._is_closed = True
             self._changed.notify_all()
         if self._source:
@@ -90,72 +100,72 @@ class LeaderFollowerPool:
             thread.join()
 
     def add(self, batcher: Batcher, *, polls_while_saturated: bool) -> None:
-        """Runs the batches of one more, on the slots there are."""
+        """Run the batches of one more batcher; the number of slots stays the same."""
         batcher.wake = self._wake
         with self._changed:
             self._batchers.append(batcher)
-            self._watches_while_full |= polls_while_saturated
+            self._polls_while_saturated |= polls_while_saturated
 
     def remove(self, batcher: Batcher) -> None:
-        """Lets go of one that was released."""
+        """Forget a released batcher."""
         with self._changed:
             self._batchers.remove(batcher)
 
     def _wake(self) -> None:
-        """Rows were submitted. The watcher sees for itself when it has done watching; for others a thread is woken."""
-        if threading.get_ident() != self._poller:
+        """Wake a follower after rows were submitted; the leader needs none, it checks for rows after each poll."""
+        if threading.get_ident() != self._leader:
             with self._changed:
                 self._changed.notify()
 
     def _work(self) -> None:
         while task := self._next_task():
             task()
-            del task  # or the rows and callers of its batch would stay for as long as this thread sleeps
+            del task  # otherwise a sleeping thread would keep the rows and requests of its last batch alive
 
     def _next_task(self) -> Callable[[], None] | None:
-        """What this thread is to do next, after sleeping until there is something; None = nothing ever again."""
+        """Return the next step of this thread, after sleeping until there is one; None = the pool is closed."""
         me = threading.get_ident()
         with self._changed:
             while True:
-                if self._should_poll(me):
-                    self._poller = me
+                if self._must_poll_first(me):
+                    self._leader = me
                     return partial(self._poll, blocks=False)
                 if batch := self._take():
-                    if self._poller == me and not batch.is_quick:
-                        self._poller = None
-                    self._wake_another()
+                    if self._leader == me and not batch.is_quick:
+                        self._leader = None
+                    self._wake_follower()
                     return partial(self._run, batch)
-                if self._poller == me or self._may_poll():
-                    self._poller = me
+                if self._leader == me or self._can_lead():
+                    self._leader = me
                     return partial(self._poll, blocks=True)
                 if self._is_closed:
                     return None
-                self._sleeping += 1
+                self._sleeping_threads += 1
                 self._changed.wait()
-                self._sleeping -= 1
+                self._sleeping_threads -= 1
+
+    def _must_poll_first(self, me: int) -> bool:
+        """Return whether this thread polls before it takes rows: step 1 of the module's description."""
+        may_lead = self._leader in (None, me) and self._source is not None and not self._is_closed
+        return may_lead and self._has_rows() and self._clock() > self._polled_at + _POLL_INTERVAL_S
 
     def _take(self) -> Batch | None:
-        """A batch of the next batcher that has one, if a lane is free."""
-        idle_slots = self._slots - self._running
+        """Return a batch of the next batcher that has one, or None if there is none or no slot is free."""
+        idle_slots = self._slots - self._running_calls
         for _ in range(len(self._batchers) if idle_slots else 0):
             self._batchers.rotate(-1)
             if batch := self._batchers[-1].take(idle_slots):
-                self._running += 1
+                self._running_calls += 1
                 return batch
         return None
 
-    def _should_poll(self, me: int) -> bool:
-        """Whether this thread, before it takes rows that wait, looks for others that may have to go first."""
-        is_free = self._poller in (None, me) and self._source is not None and not self._is_closed
-        return is_free and self._has_rows() and time.monotonic() > self._polled_at + _LOOK_EVERY_S
+    def _can_lead(self) -> bool:
+        may_poll = self._polls_while_saturated or self._running_calls < self._slots
+        return self._source is not None and not self._is_closed and self._leader is None and may_poll
 
-    def _may_poll(self) -> bool:
-        has_room = self._watches_while_full or self._running < self._slots
-        return self._source is not None and not self._is_closed and self._poller is None and has_room
-
-    def _wake_another(self) -> None:
-        """Wakes another thread if a share of the rows, or the watch, is left for it."""
-        if self._sleeping and (self._may_poll() or (self._running < self._slots and self._has_rows())):
+    def _wake_follower(self) -> None:
+        """Wake a follower if it can take a share of the rows or the vacant lead."""
+        if self._sleeping_threads and (self._can_lead() or (self._running_calls < self._slots and self._has_rows())):
             self._changed.notify()
 
     def _has_rows(self) -> bool:
@@ -164,12 +174,12 @@ class LeaderFollowerPool:
     def _run(self, batch: Batch) -> None:
         batch.run()
         with self._changed:
-            self._running -= 1
+            self._running_calls -= 1
 
     def _poll(self, *, blocks: bool) -> None:
         assert self._source
         is_open = self._source.poll(blocks=blocks)
-        self._polled_at = time.monotonic()
+        self._polled_at = self._clock()
         if not is_open:
             with self._changed:
-                self._source = self._poller = None
+                self._source = self._leader = None

@@ -1,1 +1,1 @@
-"""Model execution with ONNX Runtime on CPU and CUDA."""
+"""Run models with ONNX Runtime, on CPU and CUDA."""

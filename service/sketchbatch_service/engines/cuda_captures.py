@@ -1,7 +1,6 @@
-"""Keeps calls off CUDA while graphs are captured, so that other models can serve while one is loaded.
+"""Keep model calls off CUDA while graphs are captured, so that a model can be loaded while others serve.
 
-A capture fails when another thread of the process uses CUDA, and so may what that thread does. Must not know what calls
-and captures do.
+A capture fails if another thread of the process uses CUDA meanwhile, and that thread's call may fail, too.
 """
 
 import threading
@@ -10,18 +9,18 @@ from contextlib import contextmanager
 
 
 class Captures:
-    """Lets calls run beside each other, and captures alone: they wait for the calls under way, and others for them."""
+    """A lock that model calls share and that a capture holds exclusively. A waiting capture runs before later calls."""
 
     def __init__(self) -> None:
         self._calls = 0
-        self._is_alone = False
+        self._is_capturing = False
         self._changed = threading.Condition()  # guards both
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Uses CUDA, beside others."""
+        """Hold the lock for a model call, concurrently with other calls."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_alone)
+            self._changed.wait_for(lambda: not self._is_capturing)
             self._calls += 1
         try:
             yield
@@ -31,19 +30,18 @@ class Captures:
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Uses CUDA while no other does."""
+    def capture(self) -> Iterator[None]:
+        """Hold the lock for a capture, alone."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_alone)
-            self._is_alone = True
+            self._changed.wait_for(lambda: not self._is_capturing)
+            self._is_capturing = True
             self._changed.wait_for(lambda: not self._calls)
         try:
             yield
         finally:
             with self._changed:
-                self._is_alone = False
+                self._is_capturing = False
                 self._changed.notify_all()
 
 
-CAPTURES = Captures()
-"""The process's."""
+CAPTURES = Captures()  # the lock of this process

@@ -1,7 +1,7 @@
-"""Finds CUDA's devices, and gives out memory: the device's own, and the host's that the device reads by itself.
+"""Find CUDA devices, and allocate memory on the device and pinned memory on the host.
 
-ONNX Runtime allocates on the device. Its Python offers no pinned host memory (1.31 refuses `cuda_pinned`), no number of
-devices and no choice of one for a thread: those few calls go to the CUDA runtime that it loads anyway.
+ONNX Runtime allocates on the device. Its Python API has no pinned host memory (1.31 rejects `cuda_pinned`), no number
+of devices and no choice of a device per thread. These calls go to the CUDA runtime, which ONNX Runtime loads anyway.
 """
 
 import ctypes
@@ -25,48 +25,40 @@ _PORTABLE = 1  # cudaHostAllocPortable: pinned for every device, not only the al
 
 
 def is_built_in() -> bool:
-    """Whether this ONNX Runtime was built with CUDA; says nothing of a GPU."""
+    """Return whether this ONNX Runtime was built with CUDA, with or without a GPU in the machine."""
     return CUDA in ort.get_available_providers()
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where the tensors are: a CUDA device, or this machine's own memory, which needs no GPU."""
+    """The place of the tensors: a CUDA device, or the host's memory, which needs no GPU."""
 
     name: Literal["cuda", "cpu"]
     id: int = 0
 
     @classmethod
     def cuda(cls, number: int = 0) -> "Device":
-        """The CUDA device of that number, counted around: past the last comes the first again.
-
-        Raises:
-            ProviderMissing: There is no CUDA, or no device.
-        """
+        """Return CUDA device `number` modulo the number of devices; raise ProviderMissing if there is none."""
         return cls("cuda", number % _runtime().device_count())
 
     def tensor(self, shape: tuple[int, ...], kind: type[np.generic]) -> ort.OrtValue:
-        """Uninitialised memory of the device, at an address that stays.
-
-        Raises:
-            ProviderMissing: It has none left.
-        """
+        """Return uninitialised device memory at a constant address; raise ProviderMissing if too little is free."""
         try:
             return ort.OrtValue.ortvalue_from_shape_and_type(shape, kind, self.name, self.id)
-        except Exception as exc:  # ONNX Runtime's own error types share no public base; the operator must hear
+        except Exception as exc:  # ONNX Runtime's exceptions have no public base class
             cause = str(exc).splitlines()[0]
             raise ProviderMissing(f"{self.name} device {self.id} has no memory for {shape}: {cause}") from exc
 
     def host_rows(self, rows: int) -> Bitmaps:
-        """Memory of the host for as many bitmaps, pinned where the device reads it by itself."""
+        """Return host memory for `rows` bitmaps, pinned if the device is a GPU."""
         if self.name == "cpu":
             return np.zeros((rows, *ROW_SHAPE), np.uint8)
         self.enter_thread()
         return _runtime().pinned_bytes(rows * ROW_BYTES).reshape(rows, *ROW_SHAPE)
 
     def enter_thread(self) -> None:
-        """Makes this the calling thread's device: ONNX Runtime's copy waits on the thread's device, not the data's."""
-        if self.id:  # a thread begins with device 0
+        """Make this the calling thread's device: ONNX Runtime's copies wait on the thread's device, not the data's."""
+        if self.id:  # a new thread has device 0
             _runtime().set_device(self.id)
 
 
@@ -78,22 +70,18 @@ class _Runtime:
             raise ProviderMissing(
                 "this ONNX Runtime is built without it: install sketchbatch-service[gpu] in place of [cpu]"
             )
-        ort.set_default_logger_severity(4)  # our own errors say what failed
-        with redirect_stdout(io.StringIO()) as said:  # it prints what it does not find
-            ort.preload_dlls()  # finds the CUDA libraries of pip's wheels
+        ort.set_default_logger_severity(4)  # the exception already reports the cause
+        with redirect_stdout(io.StringIO()) as printed:  # the names of missing libraries
+            ort.preload_dlls()  # loads the CUDA libraries of pip's wheels
         try:
             self._library = ctypes.CDLL(f"libcudart.so.{ort.cuda_version.partition('.')[0]}")
         except OSError as exc:
-            missing = [*said.getvalue().splitlines(), str(exc)][0]
+            missing = [*printed.getvalue().splitlines(), str(exc)][0]
             raise ProviderMissing(f"CUDA {ort.cuda_version} is not installed: {missing}") from exc
         self._library.cudaGetErrorString.restype = ctypes.c_char_p
 
     def device_count(self) -> int:
-        """At least 1.
-
-        Raises:
-            ProviderMissing: There is no device, or no driver.
-        """
+        """Return the number of devices, at least 1; raise ProviderMissing without a device or driver."""
         count = ctypes.c_int()
         self._call("cudaGetDeviceCount", ctypes.byref(count))
         if not count.value:
@@ -104,10 +92,10 @@ class _Runtime:
         self._call("cudaSetDevice", device_id)
 
     def pinned_bytes(self, count: int) -> NDArray[np.uint8]:
-        """uint8 (count,), page-locked; freed with the array."""
+        """Return page-locked memory, uint8 (count,), freed with the array."""
         address = ctypes.c_void_p()
         self._call("cudaHostAlloc", ctypes.byref(address), ctypes.c_size_t(count), ctypes.c_uint(_PORTABLE))
-        memory = (ctypes.c_uint8 * count).from_address(address.value or 0)  # what arrays over it keep alive
+        memory = (ctypes.c_uint8 * count).from_address(address.value or 0)  # kept alive by arrays over it
         weakref.finalize(memory, self._library.cudaFreeHost, address).atexit = False
         return np.ctypeslib.as_array(memory)
 

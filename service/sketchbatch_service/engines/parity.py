@@ -1,4 +1,4 @@
-"""Says what a model scores on the CPU, for another device to be compared with before it serves."""
+"""Compute reference scores on the CPU, with which another device is compared before it serves a model."""
 
 import json
 from dataclasses import dataclass
@@ -8,65 +8,44 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..arrays import ROW_SHAPE, Bitmaps, Scores
-from ..errors import ModelRefused
+from .cpu import predict_checked
 
-FLOAT32_TOLERANCE = 1e-3
-"""Most that a score may differ from the CPU's where the device computes in float32: sums in another order, no more."""
-
-COARSE_TOLERANCE = 1e-2
-"""The same for float16 (docs/decisions/0006-int8-on-the-cpu.md), TF32, and files that do not say what they are."""
-
-_ROWS_A_CALL = 256
-"""Bounds the memory that a comparison takes."""
+# Largest differences of a score from the CPU's:
+FLOAT32_TOLERANCE = 1e-3  # in float32 only the order of sums differs
+COARSE_TOLERANCE = 1e-2  # float16 (docs/decisions/0006-int8-on-the-cpu.md), TF32 and files of unknown number format
+_ROWS_PER_CALL = 256  # bounds the memory of a comparison
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A model file on the CPU."""
+    """A model on the CPU."""
 
-    session: ort.InferenceSession
-    """On the CPU."""
-
-    classes: int
-    """Columns of its scores."""
+    session: ort.InferenceSession  # on the CPU
+    classes: int  # columns of its scores
 
     def scores(self, drawings: Bitmaps) -> Scores:
-        """float32 (rows, classes), for any number of rows.
-
-        Raises:
-            ModelRefused: The model breaks on bitmaps, or its scores are not one for each row and label.
-        """
-        starts = range(0, len(drawings), _ROWS_A_CALL)
-        return np.concatenate([self._call(drawings[start : start + _ROWS_A_CALL]) for start in starts])
+        """Return float32 (rows, classes) for any number of rows; raise ModelRefused as `predict_checked` does."""
+        parts = (drawings[start : start + _ROWS_PER_CALL] for start in range(0, len(drawings), _ROWS_PER_CALL))
+        return np.concatenate([predict_checked(self.session, part, self.classes) for part in parts])
 
     @property
     def variant(self) -> str:
-        """What the file says it computes in ("float32", "float16"); empty where it does not say."""
+        """Return the file's number format ("float32", "float16"); empty if its metadata does not name one."""
         metrics = json.loads(self.session.get_modelmeta().custom_metadata_map.get("sketchbatch.metrics", "{}"))
         return str(metrics.get("variant", ""))
 
     def tolerance(self, *, tf32: bool) -> float:
-        """Most that a score may differ. Only a file that says it is float32 is held to that."""
+        """Return the largest allowed difference of a score: strict only if the metadata names float32."""
         return FLOAT32_TOLERANCE if self.variant == "float32" and not tf32 else COARSE_TOLERANCE
-
-    def _call(self, drawings: Bitmaps) -> Scores:
-        rows = len(drawings)
-        try:
-            scores: Scores = self.session.run(["scores"], {"bitmaps": drawings})[0]
-        except Exception as exc:  # ONNX Runtime's own error types share no public base; the operator must hear
-            raise ModelRefused(f"the model breaks on {rows} rows: {str(exc).splitlines()[0]}") from exc
-        if scores.shape != (rows, self.classes):
-            raise ModelRefused(f"scores of {rows} rows must be {(rows, self.classes)}, got {scores.shape}")
-        return scores
 
 
 def random_drawings(rows: int) -> Bitmaps:
-    """Wandering lines, the same for the same number: unlike noise, they do not all get about the same scores."""
+    """Return drawings of random curved lines, the same for the same `rows`; unlike noise, their scores differ."""
     random = np.random.default_rng(rows)
     turns = random.normal(0, 0.4, (rows, 150)).cumsum(axis=1) + random.uniform(0, 2 * np.pi, (rows, 1))
-    steps = np.minimum(np.arange(150), random.integers(20, 150, (rows, 1)))  # a shorter line ends early, and stays
+    steps = np.minimum(np.arange(150), random.integers(20, 150, (rows, 1)))  # shorter lines repeat their last point
     across, down = (
-        np.take_along_axis(_within(random.uniform(8, 20, (rows, 1)) + wave(turns).cumsum(axis=1)), steps, axis=1)
+        np.take_along_axis(_reflect(random.uniform(8, 20, (rows, 1)) + wave(turns).cumsum(axis=1)), steps, axis=1)
         for wave in (np.cos, np.sin)
     )
     drawings = np.zeros((rows, *ROW_SHAPE), np.uint8)
@@ -74,7 +53,7 @@ def random_drawings(rows: int) -> Bitmaps:
     return np.maximum(drawings, np.roll(drawings, 1, axis=2))  # two pixels wide
 
 
-def _within(places: NDArray[np.float64]) -> NDArray[np.int_]:
-    """Reflects at the bitmap's border: 0..27."""
+def _reflect(coordinates: NDArray[np.float64]) -> NDArray[np.int_]:
+    """Return pixel coordinates in 0..27, reflected at the borders of the bitmap."""
     last = ROW_SHAPE[0] - 1
-    return np.asarray(np.abs((places + last) % (2 * last) - last), int)
+    return np.asarray(np.abs((coordinates + last) % (2 * last) - last), int)

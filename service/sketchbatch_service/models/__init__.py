@@ -1,1 +1,1 @@
-"""Model files: found, loaded, checked and replaced while the service runs."""
+"""Find, load and check model files, and replace models while the service runs."""

@@ -1,6 +1,6 @@
-"""Reads what a model file says of itself, and refuses one whose input, output or labels do not fit.
+"""Read the metadata of a model file, and refuse a file whose input, output or labels do not fit.
 
-The file is described in docs/model-file.md; a person's own ONNX with that signature serves as well as ours.
+docs/model-file.md specifies the file. An ONNX file from another source is served, too, if it has that signature.
 """
 
 import hashlib
@@ -14,42 +14,25 @@ import onnxruntime as ort
 from ..arrays import ROW_SHAPE
 from ..errors import ModelRefused
 
-_DEEPEST = 16  # values within values: protobuf's parsers take some 30
+_MAX_DEPTH = 16  # levels of nested JSON values; protobuf's parsers allow about 30
 _ONNX_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """A model file's description of itself; everything but the labels may be missing from the file."""
+    """The metadata of a model file. A text or dictionary that the file lacks is empty; labels are required."""
 
-    labels: tuple[str, ...]
-    """Class names; index = column of the scores."""
-
+    labels: tuple[str, ...]  # class names; the index is the column of the scores
     name: str
-    """Empty if the file does not say."""
-
-    version: str
-    """An integer as text; empty if the file does not say."""
-
-    created: str
-    """RFC 3339; empty if the file does not say."""
-
+    version: str  # an integer as text
+    created: str  # RFC 3339
     licence: str
-    """Empty if the file does not say."""
-
-    metrics: dict[str, Any]
-    """Metrics from training; empty if the file has none."""
-
-    digest: str
-    """SHA-256 of the file, in hex."""
+    metrics: dict[str, Any]  # from training
+    digest: str  # SHA-256 of the file, in hex
 
 
 def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
-    """Reads the description of the file at `path`, which `session` has loaded.
-
-    Raises:
-        ModelRefused: The input, the output or the labels do not fit; says which, and how.
-    """
+    """Read the metadata of the file in `session`; raise ModelRefused if its input, output or labels do not fit."""
     try:
         _check_input(path, session)
         classes = _check_output(path, session)
@@ -68,13 +51,13 @@ def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of the file at `path`, in hex."""
+    """Return the SHA-256 of the file at `path`, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _check_input(path: Path, session: ort.InferenceSession) -> None:
     inputs = session.get_inputs()
-    fits = [i.name == "bitmaps" and i.type == "tensor(uint8)" and _is_any_of(i.shape, *ROW_SHAPE) for i in inputs]
+    fits = [i.name == "bitmaps" and i.type == "tensor(uint8)" and _is_batch_of(i.shape, ROW_SHAPE) for i in inputs]
     if fits != [True]:
         raise ModelRefused(
             f"{path}: the model's one input must be bitmaps: uint8 (N, 28, 28), got {_signature(inputs)}"
@@ -82,7 +65,7 @@ def _check_input(path: Path, session: ort.InferenceSession) -> None:
 
 
 def _check_output(path: Path, session: ort.InferenceSession) -> int:
-    """Returns the number of classes; 0 where the file leaves it open."""
+    """Return the number of classes; 0 = the file does not fix it."""
     outputs = session.get_outputs()
     for output in outputs:
         if output.name == "scores" and output.type == "tensor(float)" and len(output.shape) == 2:
@@ -92,8 +75,8 @@ def _check_output(path: Path, session: ort.InferenceSession) -> int:
     raise ModelRefused(f"{path}: the model must have an output scores: float32 (N, classes), got {_signature(outputs)}")
 
 
-def _is_any_of(shape: list[Any], *row_shape: int) -> bool:
-    """True for (any number of rows, *row_shape); ONNX Runtime gives an open axis as a name or None."""
+def _is_batch_of(shape: list[Any], row_shape: tuple[int, ...]) -> bool:
+    """Return whether `shape` is (N, *row_shape); ONNX Runtime gives the variable axis N as a name or None."""
     return len(shape) == 1 + len(row_shape) and not isinstance(shape[0], int) and tuple(shape[1:]) == row_shape
 
 
@@ -107,27 +90,27 @@ def _signature(tensors: list[ort.NodeArg]) -> str:
 
 def _labels(path: Path, metadata: dict[str, str], classes: int) -> tuple[str, ...]:
     labels = _json(path, metadata, "sketchbatch.labels", list)
-    expected = f"a JSON list of {classes or 'its'} different class names in metadata_props"
+    expected = f"{path}: sketchbatch.labels must be a JSON list of {classes or 'its'} different class names"
     if labels is None:
-        raise ModelRefused(f"{path}: sketchbatch.labels must be {expected}, got none")
+        raise ModelRefused(f"{expected} in metadata_props, got none")
     if not labels or not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
-        raise ModelRefused(f"{path}: sketchbatch.labels must be {expected}, got {labels!r}")
+        raise ModelRefused(f"{expected} in metadata_props, got {labels!r}")
     if classes and len(labels) != classes:
-        raise ModelRefused(f"{path}: sketchbatch.labels must be {expected}, got {len(labels)}")
+        raise ModelRefused(f"{expected} in metadata_props, got {len(labels)}")
     return tuple(labels)
 
 
 def _json(path: Path, metadata: dict[str, str], key: str, kind: type) -> Any:
-    """The parsed value of `key`, or None where the file has none."""
+    """Return the parsed value of `key`; None if the file has no such key."""
     text = metadata.get(key)
     if text is None:
         return None
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as exc:  # ValueError: also a number of thousands of digits
+    except (ValueError, RecursionError) as exc:  # ValueError: invalid JSON, or a number of thousands of digits
         raise ModelRefused(f"{path}: {key} must be JSON, got {text[:60]!r}") from exc
     try:
-        _check_sendable(value, _DEEPEST)
+        _check_sendable(value, _MAX_DEPTH)
     except (ValueError, OverflowError) as exc:
         raise ModelRefused(f"{path}: {key} must be what a message can carry: {exc}, in {text[:60]!r}") from exc
     if not isinstance(value, kind):
@@ -136,9 +119,9 @@ def _json(path: Path, metadata: dict[str, str], key: str, kind: type) -> Any:
 
 
 def _check_sendable(value: object, depth: int) -> None:
-    """Raises what protobuf would, or a client, of texts that are no UTF-8, large numbers, and what is nested deep."""
+    """Raise an error for a value that protobuf or a client rejects: invalid UTF-8, a large number or deep nesting."""
     if depth < 0:
-        raise ValueError(f"nested deeper than {_DEEPEST}")
+        raise ValueError(f"nested deeper than {_MAX_DEPTH}")
     if isinstance(value, str):
         value.encode()
     elif isinstance(value, int):

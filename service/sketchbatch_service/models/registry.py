@@ -1,7 +1,7 @@
-"""Says which of the models being served a request means, while others take their place.
+"""Find the model that a request names, while models are replaced.
 
-What is served is one snapshot that is never changed, only replaced: asking takes no lock. `model_loading` makes what
-is in it, `model_watch` replaces it.
+The served models are one immutable snapshot. A change replaces the snapshot, so that readers take no lock. `loader`
+creates the models, `watcher` replaces them.
 """
 
 from collections import Counter
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..batching.batcher import Batcher
-from ..batching.leader_follower_pool import LeaderFollowerPool, Source
+from ..batching.leader_follower_pool import LeaderFollowerPool, RequestSource
 from ..errors import ModelNotFound, ModelRefused
 from .artifact import Artifact
 from .repository import ModelFile
 
-Load = Literal["served", "refused"]
-"""What came of loading a file."""
+LoadOutcome = Literal["served", "refused"]
+
+_MAX_LISTED_CHARACTERS = 2000  # of model names in an error message: gRPC limits the size of metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,70 +29,51 @@ class ServedModel:
     artifact: Artifact
     provider: str
     batcher: Batcher
-    file: ModelFile | None = None
-    """What it was loaded from; None = no file."""
-
-    polls_while_saturated: bool = True
-    """See `Engine`."""
-
-    buckets: tuple[int, ...] = ()
-    """Numbers of rows that are computed: others are padded to the next. None = any number is."""
+    file: ModelFile | None = None  # None = not loaded from a file
+    polls_while_saturated: bool = True  # as in LeaderFollowerPool
+    buckets: tuple[int, ...] = ()  # batch sizes that are computed, others are padded to the next; () = any size
 
 
 @dataclass(frozen=True, slots=True)
 class RefusedFile:
-    """A file that is not served."""
+    """A model file that is not served."""
 
-    name: str
-    """Of the model that it would be, or whose place it would have taken."""
-
+    name: str  # of the model that the file would serve or replace
     version: str
     file: ModelFile
-
-    cause: str
-    """One line for the operator; may say where the file lies."""
+    cause: str  # one line for the operator; may contain paths, so clients must not receive it
 
 
 class ModelRegistry:
-    """The models being served. Any thread may ask; one at a time may `put`."""
+    """Hold the served models. Any thread may read; one thread at a time may call `put`."""
 
     def __init__(
         self, models: Iterable[ServedModel], default_model: str = "", refused: Iterable[RefusedFile] = ()
     ) -> None:
-        """Orders `models`: those named `default_model` ("" = the first by name) first, newest version first.
-
-        Raises:
-            ModelRefused: None is named `default_model`.
-        """
-        self.on_change: Callable[[], object] = lambda: None
-        """Called after `put`, on its thread."""
+        """Create the registry; raise ModelRefused if no model is named `default_model` ("" = the first by name)."""
+        self.on_change: Callable[[], object] = lambda: None  # called after `put`, on the same thread
         models = list(models)
         self.default_model = default_model or min(model.name for model in models)
-        """Name that answers when a request names none; it stays the same."""
-        self._now = _Snapshot.of(models, refused, self.default_model)
-        self.loads: Counter[Load] = Counter({"served": len(self._now.models), "refused": len(self._now.refused)})
-        """Files loaded since the start, by what came of it."""
+        snapshot = self._snapshot = _Snapshot.of(models, refused, self.default_model)
+        self.loads: Counter[LoadOutcome] = Counter({"served": len(snapshot.models), "refused": len(snapshot.refused)})
+        """Files loaded since the start, by outcome."""
 
     def __iter__(self) -> Iterator[ServedModel]:
-        """Default model first, then by name; newest version first."""
-        return iter(self._now.models)
+        """Iterate over the models: the default model first, then by name; the newest version first."""
+        return iter(self._snapshot.models)
 
     @property
     def refused(self) -> tuple[RefusedFile, ...]:
-        """Files that are there and not served."""
-        return self._now.refused
+        """Return the existing files that are not served."""
+        return self._snapshot.refused
 
     def put(self, models: Iterable[ServedModel], refused: Iterable[RefusedFile]) -> None:
-        """From now on these are served, at once and together.
-
-        Raises:
-            ModelRefused: None has the default model's name; nothing has changed.
-        """
-        self._now = _Snapshot.of(models, refused, self.default_model)
+        """Replace all models at once; raise ModelRefused, without a change, if none has the default model's name."""
+        self._snapshot = _Snapshot.of(models, refused, self.default_model)
         self.on_change()
 
-    def thread_pool(self, source: Source | None = None) -> LeaderFollowerPool:
-        """Threads to run them all; see `LeaderFollowerPool`."""
+    def thread_pool(self, source: RequestSource | None = None) -> LeaderFollowerPool:
+        """Return a thread pool for all models."""
         return LeaderFollowerPool(
             [model.batcher for model in self],
             slots=max(model.batcher.limits.slots for model in self),
@@ -100,49 +82,48 @@ class ModelRegistry:
         )
 
     def get(self, name: str, version: str) -> ServedModel:
-        """The model of that name ("" = the default) and version ("" = the newest).
+        """Return the model with this name ("" = the default) and version ("" = the newest).
 
         Raises:
-            ModelNotFound: There is none; the message lists those there are.
+            ModelNotFound: There is no such model; the message lists the served ones.
         """
-        now = self._now
-        if model := now.meant.get((name, version)):
+        snapshot = self._snapshot
+        if model := snapshot.by_key.get((name, version)):
             return model
         wanted = f"{name[:100] or self.default_model!r}"
         wanted += f" version {version[:100]!r}" if version else ""
-        raise ModelNotFound(f"no model {wanted}; there are: {now.known()}")
+        raise ModelNotFound(f"no model {wanted}; there are: {snapshot.listed()}")
 
     def versions(self, name: str) -> list[str]:
-        """Versions served under `name`, newest first."""
-        return self._now.versions(name)
+        """Return the versions served under `name`, newest first."""
+        return self._snapshot.versions(name)
 
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """What is served between two changes."""
+    """The models that are served between two changes."""
 
-    models: tuple[ServedModel, ...]  # as `ModelRegistry.__iter__` says
+    models: tuple[ServedModel, ...]  # in the order of `ModelRegistry.__iter__`
     refused: tuple[RefusedFile, ...]
-    meant: dict[tuple[str, str], ServedModel]  # by what a request may say: name or "", version or ""
+    by_key: dict[tuple[str, str], ServedModel]  # by name or "", version or "", as requests name them
 
     @classmethod
     def of(cls, models: Iterable[ServedModel], refused: Iterable[RefusedFile], default: str) -> "_Snapshot":
         ordered = tuple(sorted(models, key=lambda m: (m.name != default, m.name, -int(m.version))))
-        meant: dict[tuple[str, str], ServedModel] = {}
+        by_key: dict[tuple[str, str], ServedModel] = {}
         for model in ordered:
             for name in (model.name, "") if model.name == default else (model.name,):
-                meant[name, model.version] = model
-                meant.setdefault((name, ""), model)
-        snapshot = cls(ordered, tuple(refused), meant)
-        if ("", "") not in meant:
-            raise ModelRefused(f"no model {default!r} to be the default; there are: {snapshot.known()}")
+                by_key[name, model.version] = model
+                by_key.setdefault((name, ""), model)
+        snapshot = cls(ordered, tuple(refused), by_key)
+        if ("", "") not in by_key:
+            raise ModelRefused(f"no model {default!r} to be the default; there are: {snapshot.listed()}")
         return snapshot
 
     def versions(self, name: str) -> list[str]:
         return [model.version for model in self.models if model.name == name]
 
-    def known(self) -> str:
-        """Names and versions for an error message, which travels in gRPC's metadata and so must stay small."""
+    def listed(self) -> str:
         names = dict.fromkeys(model.name for model in self.models)
-        known = "; ".join(f"{name} (version {', '.join(self.versions(name))})" for name in names)
-        return known if len(known) <= 2000 else f"{known[:2000]} ..."
+        listed = "; ".join(f"{name} (version {', '.join(self.versions(name))})" for name in names)
+        return listed if len(listed) <= _MAX_LISTED_CHARACTERS else f"{listed[:_MAX_LISTED_CHARACTERS]} ..."

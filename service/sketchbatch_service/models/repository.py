@@ -1,40 +1,34 @@
-"""Finds model files: one model.onnx, or those of a repository NAME/VERSION/model.onnx, VERSION a number.
+"""Find model files: a single model.onnx, or a repository NAME/VERSION/model.onnx in which VERSION is a number.
 
-Names that begin with a dot are passed over: Kubernetes keeps what its links lead to in such folders, and people what
-they have not finished copying. Must not know what is in a file.
+Names that begin with a dot are skipped: Kubernetes keeps the targets of its links in such folders, and people keep
+unfinished copies in them. The module does not know what a model file contains.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-Stamp = tuple[int, int, int]
-"""Inode, nanoseconds of the last change, bytes: differs when the file is another, or was written."""
+from ..file_stamp import FileStamp, read_stamp
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A file as it was when it was looked at."""
+    """A model file as it was at one scan."""
 
     path: Path
-
-    name: str
-    """The model's, by its folder; "" for one file, which says so itself."""
-
-    version: str
-    """Likewise."""
-
-    stamp: Stamp
+    name: str  # of the folder; empty for a single file, which contains its name
+    version: str  # of the folder; empty for a single file
+    stamp: FileStamp
 
     def is_unchanged(self) -> bool:
-        """Whether the file is still the one that was looked at."""
-        return _stamp(self.path) == self.stamp
+        """Return whether the path still holds the same file."""
+        return read_stamp(self.path) == self.stamp
 
 
 def find(path: Path) -> list[ModelFile]:
-    """The files at `path`, by name and then version as text; none where there are none.
+    """Return the model files at `path`, sorted by name and then by version as text.
 
     Raises:
-        OSError: The file system does not answer: nothing can be said of what is there.
+        OSError: The file system does not answer, so that the result is unknown.
     """
     if not path.is_dir():
         return _file(path, "", "")
@@ -50,19 +44,10 @@ def find(path: Path) -> list[ModelFile]:
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except (NotADirectoryError, FileNotFoundError, PermissionError):  # a README, just removed, a volume's lost+found
+    except (NotADirectoryError, FileNotFoundError, PermissionError):  # README, just removed, lost+found of a volume
         return []
 
 
 def _file(path: Path, name: str, version: str) -> list[ModelFile]:
-    stamp = _stamp(path)
+    stamp = read_stamp(path)
     return [ModelFile(path, name, version, stamp)] if stamp else []
-
-
-def _stamp(path: Path) -> Stamp | None:
-    """Of what stands behind `path`, through links; None where there is no file."""
-    try:
-        found = path.stat()
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size

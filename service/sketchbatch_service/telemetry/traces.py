@@ -18,7 +18,7 @@ from sketchbatch.v1 import classifier_pb2 as pb
 
 from ..api.classifier.codec import Request
 from ..api.classifier.servicer import ClassifierServicer
-from ..transport.core_call import Trailers, UnaryCall
+from ..transport.interface import Trailers, UnaryCall
 
 _NAME = "sketchbatch.v1.ClassifierService/Classify"
 

@@ -1,1 +1,1 @@
-"""The gRPC server, its calls, status codes, TLS and tokens."""
+"""Accept gRPC calls and authenticate them: server, calls, status codes, TLS and tokens."""

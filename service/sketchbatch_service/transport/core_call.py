@@ -1,37 +1,40 @@
-"""One RPC as a handler sees it: `DirectCall` for the hot ones, `AsyncCall` for all others.
+"""Represent one RPC on grpcio's C core: `DirectCall` for frequent unary methods, `AsyncCall` for all others.
 
-Both sit on a call of grpcio's C core. Its operations may be started from any thread; their events arrive on the
-thread that watches (`CoreServer.watch`), each at the function that it was started with.
+Any thread may start operations of the C core. The polling thread (`CoreServer.poll`) receives their completion events
+and calls the function that was passed with each operation.
 """
 
 import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import grpc
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # not public, so without types
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private, so without types
 
-Trailers = Sequence[tuple[str, str | bytes]]
+from .interface import Metadata, Trailers
+from .status import cancellation_status
 
 _NO_FLAGS = 0
 _CODES: dict[grpc.StatusCode, int] = {code: code.value[0] for code in grpc.StatusCode}
 _OK = _CODES[grpc.StatusCode.OK]
 
+MISSING_REQUEST = (grpc.StatusCode.INVALID_ARGUMENT, "a request was expected, got none")
 
-class CallEnds:
-    """How the calls of one method ended: counts by status. Any thread may add to them."""
+
+class StatusCounts:
+    """Count the ended calls of one method by status. All methods are thread-safe."""
 
     def __init__(self) -> None:
         self._counts = [0] * len(_CODES)
-        self._counting = threading.Lock()
+        self._lock = threading.Lock()
 
     def add(self, code: int, call: "DirectCall | None" = None) -> None:
-        """Counts one more; the end of a `call` that has ended before is not counted again."""
-        with self._counting:
+        """Count one ended call; a `call` that is over already is not counted again."""
+        with self._lock:
             if call:
                 if call.is_over:
                     return
@@ -39,145 +42,124 @@ class CallEnds:
             self._counts[code] += 1
 
     def counts(self) -> dict[str, int]:
-        """By the names of the statuses that there were."""
+        """Return the counts that are not zero, by status name."""
         return {code.name: count for code, number in _CODES.items() if (count := self._counts[number])}
 
 
-class UnaryCall(Protocol):
-    """What a handler may do with a `DirectCall`."""
+class _CoreCall:
+    """The state that both kinds of calls share."""
 
-    def time_remaining(self) -> float: ...
-    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]: ...
-    def on_cancel(self, cancel: Callable[[], object]) -> None: ...
-    def respond(self, response: Any) -> None: ...
-    def abort(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None: ...
-
-
-class DirectCall:
-    """A unary call whose handler runs on the watching thread, returns at once, and has it answered from any thread.
-
-    A handler that takes one is an ordinary method: `def Classify(self, request, call: DirectCall) -> None`. It must end
-    in one `answer` or `refuse`, sooner or later.
-    """
-
-    def __init__(self, event: Any, handler: Any, ends: CallEnds) -> None:
-        self.is_over = False
-        """Answered, refused, or left by its caller."""
-        self._call: Any = event.call  # None once it is over and the core has said so
+    def __init__(self, event: Any, handler: Any, status_counts: StatusCounts) -> None:
+        self._call: Any = event.call  # None once the call is over
+        self._handler = handler
         self._metadata = event.invocation_metadata
-        self._serialize: Callable[[Any], bytes] = handler.response_serializer
-        self._deadline: float = event.call_details.deadline
-        self._ends = ends
-        self._on_cancel: Callable[[], object] | None = None
-        self._is_cancelled = False
+        self._deadline: float = event.call_details.deadline  # Unix time in seconds
+        self._timeout_s = math.inf
+        self._status_counts = status_counts
 
-    def time_remaining(self) -> float:
-        """Seconds until the caller's deadline; infinite without one."""
-        return _remaining_s(self._deadline)
-
-    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
-        """What the caller sent beside the request."""
+    def invocation_metadata(self) -> Metadata:
         return tuple(self._metadata)
 
+    def _remaining_s(self) -> float:
+        return max(0.0, self._deadline - time.time())
+
+    def _cancellation_code(self) -> int:
+        return _CODES[cancellation_status(remaining_s=self._remaining_s(), timeout_s=self._timeout_s)]
+
+
+class DirectCall(_CoreCall):
+    """A `UnaryCall` whose handler runs on the polling thread, without the event loop.
+
+    Its handler is an ordinary method, `def Classify(self, request, call: UnaryCall) -> None`, and must not block.
+    """
+
+    is_over = False  # answered, aborted or cancelled
+    _is_cancelled = False
+    _on_cancel: Callable[[], object] | None = None
+
+    def time_remaining(self) -> float:
+        return self._remaining_s()
+
     def on_cancel(self, cancel: Callable[[], object]) -> None:
-        """Calls `cancel` if the caller leaves before the end, at once if it has."""
         self._on_cancel = cancel
-        if self._is_cancelled:  # looked at after that, since it may happen at any time
+        if self._is_cancelled:  # checked after the assignment: the polling thread may cancel at any time
             cancel()
             self._on_cancel = None
 
     def respond(self, response: Any) -> None:
-        """Sends the response and ends the call well."""
-        self._ends.add(_OK, self)
-        self._on_cancel = None  # else we stand in a circle, for which Python has to look
-        core = self._call
-        if core is None:
-            return  # its caller has left
-        _start(
-            core,
-            _ignore,
+        self._status_counts.add(_OK, self)
+        self._on_cancel = None  # breaks a reference cycle, which would be left to the garbage collector
+        core_call = self._call
+        if core_call is None:
+            return  # cancelled by the client
+        operations = (
             cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
-            cygrpc.SendMessageOperation(self._serialize(response), _NO_FLAGS),
-            _status(grpc.StatusCode.OK),
+            cygrpc.SendMessageOperation(self._handler.response_serializer(response), _NO_FLAGS),
+            _send_status(grpc.StatusCode.OK),
         )
+        core_call.start_server_batch(operations, _ignore)
 
     def abort(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
-        """Ends the call with an error."""
-        self._ends.add(_CODES[code], self)
+        self._status_counts.add(_CODES[code], self)
         self._on_cancel = None
-        core = self._call
-        if core is not None:
-            abort_core_call(core, code, details, trailers)
+        core_call = self._call
+        if core_call is not None:
+            abort_core_call(core_call, code, details, trailers)
 
-    def listen(self) -> None:
-        """Hears from now on of a caller that leaves; not worth it for a call that is over."""
+    def subscribe_to_cancellation(self) -> None:
+        """Subscribe to cancellation, unless the call is over: a subscription costs an operation of the C core."""
         if not self.is_over:
-            receive_close(self._call, self._leave)
+            self._timeout_s = self._remaining_s()
+            receive_close(self._call, self._cancel)
 
-    def _leave(self) -> None:
+    def _cancel(self) -> None:
         self._is_cancelled = True
-        self._ends.add(_CODES[_left(self._deadline)], self)
+        self._status_counts.add(self._cancellation_code(), self)
         if cancel := self._on_cancel:
             cancel()
         self._on_cancel = None
-        # Whoever is to answer us may keep us for a while; the core's call counts among the connection's
-        # `--max-calls-per-connection` until it is let go of.
+        # A queued request may keep this object for a while, but must release the C core's call, which counts among the
+        # connection's `--max-calls-per-connection`.
         self._call = None
 
 
-class AsyncCall:
-    """A call of any kind whose handler is a coroutine, or a generator of them, on the event loop.
+class AsyncCall(_CoreCall):
+    """A `Context`: a call of any kind whose handler runs on the event loop."""
 
-    To the handler it is what a `grpc.aio.ServicerContext` would be, as far as our servicers use one.
-    """
+    _trailers: Trailers = ()
+    _has_sent_metadata = False
 
-    def __init__(self, event: Any, handler: Any, ends: CallEnds, loop: asyncio.AbstractEventLoop) -> None:
-        self._call: Any = event.call  # None once it is over
-        self._ends = ends
-        self._handler = handler
-        self._deadline: float = event.call_details.deadline
-        self._metadata = event.invocation_metadata
+    def __init__(self, event: Any, handler: Any, status_counts: StatusCounts, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(event, handler, status_counts)
+        self._timeout_s = self._remaining_s()
         self._loop = loop
-        self._trailers: Trailers = ()
-        self._has_begun = False  # whether initial metadata has been sent
 
     def time_remaining(self) -> float | None:
-        """Seconds until the caller's deadline; None without one."""
-        remaining_s = _remaining_s(self._deadline)
+        remaining_s = self._remaining_s()
         return None if math.isinf(remaining_s) else remaining_s
 
-    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
-        """What the caller sent beside the request."""
-        return tuple(self._metadata)
-
     def set_trailing_metadata(self, trailers: Trailers) -> None:
-        """What a good end will carry."""
         self._trailers = trailers
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Trailers = ()) -> NoReturn:
-        """Ends the call with an error, and the handler, too."""
         raise _Aborted(code, details, trailing_metadata)
 
     async def run(self) -> None:
-        """Runs the handler to its end, and tells the caller how it ended.
-
-        Raises:
-            Exception: The handler broke in a way of its own; the caller has heard UNKNOWN.
-        """
+        """Run the handler, send the status, and raise the handler's exception, which the client receives as UNKNOWN."""
         try:
             await self._respond()
         except _Aborted as aborted:
             await self._end(aborted.code, aborted.details, aborted.trailers)
         except asyncio.CancelledError:
-            self._ends.add(_CODES[_left(self._deadline)])
+            self._status_counts.add(self._cancellation_code())
             raise
         except Exception:
-            await self._end(grpc.StatusCode.UNKNOWN, "the handler broke")
+            await self._end(grpc.StatusCode.UNKNOWN, "the handler failed")
             raise
         else:
             await self._end(grpc.StatusCode.OK, "", self._trailers)
         finally:
-            self._call = None  # as above: a handler's frames and their error may be in a circle that knows us
+            self._call = None  # the frames of a handler and its exception may form a reference cycle with this object
 
     async def _respond(self) -> None:
         handler = self._handler
@@ -194,45 +176,49 @@ class AsyncCall:
     async def _one_request(self) -> Any:
         async for request in self._requests():
             return request
-        return await self.abort(*NO_REQUEST)
+        return await self.abort(*MISSING_REQUEST)
 
     async def _requests(self) -> AsyncIterator[Any]:
-        """The caller's messages, each taken off the connection when it is asked for: HTTP/2 holds back the rest."""
+        """Yield the client's messages; each is read on demand, so that HTTP/2 flow control holds back the others."""
         while True:
-            (received,) = await self._perform(cygrpc.ReceiveMessageOperation(_NO_FLAGS))
+            _, (received,) = await self._perform(cygrpc.ReceiveMessageOperation(_NO_FLAGS))
             message = received.message()
             if message is None:
                 return
             try:
                 request = self._handler.request_deserializer(message)
-            except Exception as exc:  # protobuf's own; the caller must hear
-                raise _Aborted(*unreadable(exc), ()) from exc
+            except Exception as exc:  # protobuf's own types; the client must receive a status
+                raise _Aborted(*invalid_message(exc), ()) from exc
             yield request
 
     async def _send(self, response: Any) -> None:
         message = cygrpc.SendMessageOperation(self._handler.response_serializer(response), _NO_FLAGS)
-        await self._perform(*self._beginning(), message)
+        await self._perform(*self._initial_metadata(), message)
 
     async def _end(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
-        self._ends.add(_CODES[code])
-        await self._perform(*self._beginning(), _status(code, details, trailers))
+        """Send the status and count it; a status that could not be sent counts as a cancellation."""
+        was_sent = False
+        try:
+            was_sent, _ = await self._perform(*self._initial_metadata(), _send_status(code, details, trailers))
+        finally:
+            self._status_counts.add(_CODES[code] if was_sent else self._cancellation_code())
 
-    def _beginning(self) -> tuple[Any, ...]:
-        if self._has_begun:
+    def _initial_metadata(self) -> tuple[Any, ...]:
+        if self._has_sent_metadata:
             return ()
-        self._has_begun = True
+        self._has_sent_metadata = True
         return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),)
 
-    async def _perform(self, *operations: Any) -> Any:
-        """Starts operations of the C core, waits for their end and returns them."""
-        done: asyncio.Future[Any] = self._loop.create_future()
+    async def _perform(self, *operations: Any) -> tuple[bool, Any]:
+        """Run operations of the C core; return whether they succeeded, and the operations with their results."""
+        done: asyncio.Future[tuple[bool, Any]] = self._loop.create_future()
 
         def settle(event: Any) -> None:
             if not done.done():
-                # Not the event, which knows us: in a circle, a received message would live until Python looks for them.
-                done.set_result(event.batch_operations)
+                # Not the event itself: it refers to this call, and the cycle would keep a received message in memory.
+                done.set_result((event.success, event.batch_operations))
 
-        _start(self._call, lambda event: self._loop.call_soon_threadsafe(settle, event), *operations)
+        self._call.start_server_batch(operations, lambda event: self._loop.call_soon_threadsafe(settle, event))
         return await done
 
 
@@ -242,60 +228,39 @@ class _Aborted(Exception):
         self.code, self.details, self.trailers = code, details, trailers
 
 
-NO_REQUEST = (grpc.StatusCode.INVALID_ARGUMENT, "a request was expected, got none")
-"""How a unary call without a message ends."""
-
-
-def unreadable(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """How a call ends whose bytes are no message of its method."""
+def invalid_message(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Return status and details for a message that its method cannot parse."""
     return grpc.StatusCode.INVALID_ARGUMENT, f"the request is not the protobuf message of this method: {error}"
 
 
-def abort_core_call(call: Any, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
-    """Ends a call of the C core with an error."""
-    _start(
-        call,
-        _ignore,
-        cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
-        _status(code, details, trailers),
-    )
+def abort_core_call(core_call: Any, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
+    """End a call of the C core with an error status."""
+    operations = (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), _send_status(code, details, trailers))
+    core_call.start_server_batch(operations, _ignore)
 
 
-def receive_message(call: Any, on_message: Callable[[bytes | None], object]) -> None:
-    """Calls `on_message` on the watching thread with the next message; None = there is none."""
-    _start(
-        call,
-        lambda event: on_message(event.batch_operations[0].message()),
-        cygrpc.ReceiveMessageOperation(_NO_FLAGS),
-    )
+def receive_message(core_call: Any, on_message: Callable[[bytes | None], object]) -> None:
+    """Call `on_message` on the polling thread with the next message, or with None if there is none."""
+
+    def received(event: Any) -> None:
+        on_message(event.batch_operations[0].message())
+
+    core_call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), received)
 
 
-def receive_close(call: Any, on_cancel: Callable[[], object]) -> None:
-    """Calls `on_cancel` on the watching thread if the caller leaves, or its deadline passes, before the end."""
+def receive_close(core_call: Any, on_cancel: Callable[[], object]) -> None:
+    """Call `on_cancel` on the polling thread if the client cancels or the deadline passes before the status is sent."""
 
     def closed(event: Any) -> None:
         if event.batch_operations[0].cancelled():
             on_cancel()
 
-    _start(call, closed, cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS))
+    core_call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), closed)
 
 
-def _start(call: Any, on_event: Callable[[Any], object], *operations: Any) -> None:
-    call.start_server_batch(operations, on_event)
-
-
-def _status(code: grpc.StatusCode, details: str = "", trailers: Trailers = ()) -> Any:
+def _send_status(code: grpc.StatusCode, details: str = "", trailers: Trailers = ()) -> Any:
     return cygrpc.SendStatusFromServerOperation(tuple(trailers), _CODES[code], details.encode(), _NO_FLAGS)
 
 
-def _left(deadline: float) -> grpc.StatusCode:
-    """How a call ended whose caller did not wait for its end."""
-    return grpc.StatusCode.CANCELLED if _remaining_s(deadline) else grpc.StatusCode.DEADLINE_EXCEEDED
-
-
-def _remaining_s(deadline: float) -> float:
-    return max(0.0, deadline - time.time())
-
-
 def _ignore(event: Any) -> None:
-    """Nothing follows from this event."""
+    """Do nothing: no step follows from this completion event."""

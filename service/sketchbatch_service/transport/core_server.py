@@ -1,81 +1,69 @@
-"""A gRPC server on grpcio's own C core, which whoever calls `watch` keeps going.
+"""Run a gRPC server on grpcio's own C core, driven by the polling thread.
 
-It stands in for `grpc.aio.server` (same names for the same things), because a small RPC costs that several times the
-processor time: docs/decisions/0008 has the measurements. An event of the C core goes from the watching thread straight
-to the handler of a hot method (`DirectCall`), and to a coroutine on the event loop for all others (`AsyncCall`).
+The class has the methods of `grpc.aio.server`. It exists because a small RPC costs `grpc.aio` several times as much CPU
+time: docs/decisions/0008 has the measurements. The polling thread passes each event of the C core to a handler. The
+handlers of frequent methods run on that thread (`DirectCall`), all others on the event loop (`AsyncCall`).
 
-It uses `grpc._cython.cygrpc`, which grpcio's own synchronous server is written on, and which is not a public interface:
-service/pyproject.toml holds grpcio to the versions that the tests ran with.
+The module uses `grpc._cython.cygrpc`, on which grpcio's synchronous server is built. `cygrpc` is private, so
+service/pyproject.toml limits grpcio to the versions that the tests ran with.
 """
 
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import structlog
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # not public, so without types
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private, so without types
 
 from .core_call import (
-    NO_REQUEST,
+    MISSING_REQUEST,
     AsyncCall,
-    CallEnds,
     DirectCall,
+    StatusCounts,
     abort_core_call,
+    invalid_message,
     receive_close,
     receive_message,
-    unreadable,
 )
+from .interface import Authenticator
 
 log = structlog.get_logger()
 
-Authenticator = Callable[[bytes, Sequence[tuple[str, str | bytes]]], str | None]
-"""Says of a call, by the path of its method and its metadata, why it may not be answered; None = it may."""
-
-_EVENTS_A_WATCH = 100
-"""Most events handled before rows that they brought are looked after: those of some thirty small requests."""
+_EVENTS_PER_POLL = 100  # most events, those of about thirty small requests, handled before their rows can run
 
 _EMPTY_POLLS = 2
-"""Polls in a row that bring nothing until there is nothing: one that only reads a socket looks alike. With 1, half of
-what came stayed in a busy service's sockets, out of sight of its queue, until it was too late: docs/decisions/0024."""
+"""Consecutive empty polls after which the completion queue counts as idle: a poll that only reads a socket is empty.
+With 1, half of the requests stayed in a busy service's sockets until their deadlines passed: docs/decisions/0024."""
 
-_CALLS_ASKED_FOR = 256
-"""Calls that the C core may hand over before the first is begun. What it still holds when it shuts down, or what comes
-before clients have read its GOAWAY, ends in CANCELLED, and no client takes that for a reason to ask another server."""
+_REQUESTED_CALLS = 256
+"""Calls that the C core may deliver before the first one is handled. Calls beyond them at the shutdown, or before the
+client has read GOAWAY, end with CANCELLED. No client retries CANCELLED on another server."""
 
-_LAST_CALLS_S = 0.1
-"""How long before that calls are refused with UNAVAILABLE, so that hardly any are left for it."""
+_REJECTION_S = 0.1  # before the shutdown, calls are rejected with UNAVAILABLE, so that few end with CANCELLED
 
 
 @dataclass(frozen=True, slots=True)
 class _Method:
     handler: Any  # a grpc.RpcMethodHandler
     is_async: bool  # whether it runs on the event loop
-    ends: CallEnds
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What a generic handler is asked with (`grpc.HandlerCallDetails`)."""
-
-    method: str
-    invocation_metadata: Sequence[tuple[str, str | bytes]]
+    status_counts: StatusCounts
 
 
 class CoreServer:
-    """Serves generated servicers, on the running event loop and the thread that watches.
+    """Serve generated servicers, on the running event loop and the polling thread.
 
-    A method of a servicer that is a coroutine function or an asynchronous generator runs on the loop with an
-    `AsyncCall`; any other is called on the watching thread with a `DirectCall`, and must not block there.
+    A servicer's method that is a coroutine function or an asynchronous generator runs on the loop with an `AsyncCall`.
+    Any other method runs on the polling thread with a `DirectCall`, and must not block.
 
     Args:
-        options: gRPC's own.
-        authenticate: Asked about each call before anything of its request is read; must not
-            block. None = all are answered.
+        options: gRPC channel options.
+        authenticate: Called for each call before its request is read; must not block. None = all calls are accepted.
     """
 
     def __init__(self, options: Sequence[tuple[str, int]] = (), authenticate: Authenticator | None = None) -> None:
@@ -84,55 +72,53 @@ class CoreServer:
         self._server = cygrpc.Server(options, False)
         self._server.register_completion_queue(self._events)
         self._generic_handlers: list[grpc.GenericRpcHandler] = []
-        self._methods: dict[bytes, _Method] = {}  # as they were first asked for
+        self._methods: dict[bytes, _Method] = {}  # by path, filled at the first call of each method
         self._is_stopping = False
-        self._rejected = CallEnds()  # calls that reached no method
-        self._begun: list[DirectCall] = []  # since the last `watch`
+        self._rejected = StatusCounts()  # calls that reached no method
+        self._new_calls: list[DirectCall] = []  # since the last `poll`
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls_ended: asyncio.Future[None] = self._loop.create_future()
-        self._on_call = functools.partial(self._begin_authenticated, authenticate) if authenticate else self._begin
+        self._on_call = functools.partial(self._authenticate, authenticate) if authenticate else self._accept
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Serves what these know; the generated `add_*_to_server` call it."""
+        """Serve the methods of these handlers; the generated `add_*_to_server` functions call this method."""
         self._generic_handlers.extend(handlers)
 
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        """Nothing more: the generated code says the same again."""
+        """Do nothing: the generated functions also pass the same methods to `add_generic_rpc_handlers`."""
 
     def add_insecure_port(self, address: str) -> int:
-        """Listens on HOST:PORT, and returns the port.
-
-        Raises:
-            RuntimeError: The address cannot be had.
-        """
+        """Listen on HOST:PORT without TLS and return the port; raise RuntimeError if the address cannot be bound."""
         return _bound(address, self._server.add_http2_port(address.encode()))
 
     def add_secure_port(self, address: str, credentials: grpc.ServerCredentials) -> int:
-        """Likewise, with TLS."""
+        """Listen on HOST:PORT with TLS and return the port; raise RuntimeError as `add_insecure_port` does."""
         return _bound(address, self._server.add_http2_port(address.encode(), credentials._credentials))  # type: ignore[attr-defined]  # the C core's
 
     def call_ends(self) -> Iterator[tuple[str, str, int]]:
-        """How calls ended: method ("SERVICE/METHOD", or "none" where they reached none), status, count."""
-        named = [(path.decode()[1:], method.ends) for path, method in list(self._methods.items())]
-        for name, ends in [*named, ("none", self._rejected)]:
-            for code, count in ends.counts().items():
+        """Yield method ("SERVICE/METHOD", or "none" if no method was reached), status and number of ended calls."""
+        named = [(path.decode()[1:], method.status_counts) for path, method in list(self._methods.items())]
+        for name, status_counts in [*named, ("none", self._rejected)]:
+            for code, count in status_counts.counts().items():
                 yield name, code, count
 
     async def start(self) -> None:
-        """Takes calls from now on; somebody must call `watch` again and again."""
+        """Accept calls from now on; a thread must call `poll` repeatedly."""
         self._server.start()
-        for _ in range(_CALLS_ASKED_FOR):
-            self._ask_for_call()
+        for _ in range(_REQUESTED_CALLS):
+            self._request_call()
 
-    async def stop(self, grace_s: float, hurried: "asyncio.Future[Any] | None" = None) -> None:
-        """Takes no more calls, lets those under way end; returns when all are over.
+    async def stop(self, grace_s: float, forced: "asyncio.Future[Any] | None" = None) -> None:
+        """Reject new calls, wait for the open ones and return when all have ended.
 
-        Cancels them after `grace_s`, or as soon as `hurried` is settled.
+        Open calls are cancelled after `grace_s` seconds, or as soon as `forced` is settled.
         """
         self._is_stopping = True
-        await asyncio.sleep(_LAST_CALLS_S)
-        self._server.shutdown(self._events, self._note_calls_ended)
-        reasons = (self._calls_ended, hurried) if hurried else (self._calls_ended,)
+        await asyncio.sleep(_REJECTION_S)
+        self._server.shutdown(
+            self._events, lambda _: self._loop.call_soon_threadsafe(self._calls_ended.set_result, None)
+        )
+        reasons = (self._calls_ended, forced) if forced else (self._calls_ended,)
         await asyncio.wait(reasons, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
         if not self._calls_ended.done():
             self._server.cancel_all_calls()
@@ -140,16 +126,16 @@ class CoreServer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def close(self) -> None:
-        """Ends `watch`, after `stop`. No call may be answered any more: the C core ends the process at one that is."""
+        """Make `poll` return False; call it after `stop`. A response after it would abort the process in the C core."""
         self._events.shutdown()
         self._server.destroy()
 
     def poll(self, *, blocks: bool) -> bool:
-        """Handles the events that have come, after waiting for the first if it `waits`; False once it is closed.
+        """Handle the events that have arrived, after waiting for the first if `blocks`; return False once closed.
 
-        Only one thread at a time may watch.
+        Only one thread may poll at a time.
         """
-        self._listen()
+        self._subscribe_to_cancellation()
         handled = empty_polls = 0
         event = self._events.poll() if blocks else self._events.poll(0)
         while True:
@@ -161,102 +147,97 @@ class CoreServer:
                 empty_polls = 0
                 try:
                     event.tag(event)
-                except Exception:  # a bug of ours must not end the threads that serve everyone
-                    log.exception("an RPC's event broke its handler")
+                except Exception:  # a defect in one handler must not end the threads that serve all clients
+                    log.exception("event handler failed")
                 handled += 1
-            if handled == _EVENTS_A_WATCH or empty_polls == _EMPTY_POLLS:
+            if handled == _EVENTS_PER_POLL or empty_polls == _EMPTY_POLLS:
                 return True
-            event = self._events.poll(0)  # what is there already
+            event = self._events.poll(0)  # without waiting
 
-    def _listen(self) -> None:
-        """To those begun in the last `watch`: calls that are not answered by now will take a while."""
-        for call in self._begun:
-            call.listen()
-        self._begun.clear()
+    def _subscribe_to_cancellation(self) -> None:
+        """Subscribe to cancellation of calls that were accepted in the last poll and are still open."""
+        for call in self._new_calls:
+            call.subscribe_to_cancellation()
+        self._new_calls.clear()
 
-    def _ask_for_call(self) -> None:
-        with suppress(ValueError):  # it is stopping
+    def _request_call(self) -> None:
+        with suppress(ValueError):  # the server is stopping
             self._server.request_call(self._events, self._events, self._on_call)
 
-    def _note_calls_ended(self, event: Any) -> None:
-        self._loop.call_soon_threadsafe(self._calls_ended.set_result, None)
-
-    def _begin_authenticated(self, authenticate: Authenticator, event: Any) -> None:
-        refusal = authenticate(event.call_details.method, event.invocation_metadata) if event.success else None
-        if refusal is None:
-            self._begin(event)
+    def _authenticate(self, authenticate: Authenticator, event: Any) -> None:
+        reason = authenticate(event.call_details.method, event.invocation_metadata) if event.success else None
+        if reason is None:
+            self._accept(event)
             return
-        self._ask_for_call()
-        log.debug("request refused", code="UNAUTHENTICATED", reason=refusal, peer=event.call.peer().decode())
-        self._reject(event, grpc.StatusCode.UNAUTHENTICATED, refusal)
+        self._request_call()
+        log.debug("request rejected", code="UNAUTHENTICATED", reason=reason, peer=event.call.peer().decode())
+        self._reject(event, grpc.StatusCode.UNAUTHENTICATED, reason)
 
-    def _begin(self, event: Any) -> None:
-        """A call has come in; not successful means that the server is stopping."""
+    def _accept(self, event: Any) -> None:
+        """Start the handler of a new call."""
         if not event.success:
-            return
-        self._ask_for_call()
+            return  # no call: the server is stopping
+        self._request_call()
         if self._is_stopping:
             self._reject(event, grpc.StatusCode.UNAVAILABLE, "this replica is draining; another will answer")
             return
-        method = self._methods.get(event.call_details.method) or self._find(event)
+        method = self._methods.get(event.call_details.method) or self._find_method(event)
         if method is None:
             self._reject(event, grpc.StatusCode.UNIMPLEMENTED, "no such method")
         elif method.is_async:
-            self._run_on_loop(AsyncCall(event, method.handler, method.ends, self._loop), event.call)
+            self._run_on_loop(AsyncCall(event, method.handler, method.status_counts, self._loop), event.call)
         else:
-            self._run_here(DirectCall(event, method.handler, method.ends), event.call, method.handler)
+            self._run_directly(DirectCall(event, method.handler, method.status_counts), event.call, method.handler)
 
     def _reject(self, event: Any, code: grpc.StatusCode, details: str) -> None:
-        """Ends a call that has just come in; nothing of its request is read."""
+        """End a new call without reading its request."""
         receive_close(event.call, lambda: None)
         abort_core_call(event.call, code, details)
         self._rejected.add(code.value[0])
 
-    def _find(self, event: Any) -> _Method | None:
+    def _find_method(self, event: Any) -> _Method | None:
         path: bytes = event.call_details.method
-        wanted: Any = _Wanted(path.decode(errors="replace"), event.invocation_metadata)
-        handler: Any = next((found for each in self._generic_handlers if (found := each.service(wanted))), None)
+        name, metadata = path.decode(errors="replace"), event.invocation_metadata
+        details: Any = SimpleNamespace(method=name, invocation_metadata=metadata)  # a grpc.HandlerCallDetails
+        handler: Any = next((found for each in self._generic_handlers if (found := each.service(details))), None)
         if handler is None:
             return None
         behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         is_async = inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
-        self._methods[path] = _Method(handler, is_async, CallEnds())
+        self._methods[path] = _Method(handler, is_async, StatusCounts())
         return self._methods[path]
 
-    def _run_here(self, call: DirectCall, core_call: Any, handler: Any) -> None:
+    def _run_directly(self, call: DirectCall, core_call: Any, handler: Any) -> None:
         def run(message: bytes | None) -> None:
             if message is None:
-                call.abort(*NO_REQUEST)
+                call.abort(*MISSING_REQUEST)
                 return
             try:
                 request = handler.request_deserializer(message)
-            except Exception as exc:  # protobuf's own; the caller must hear
-                call.abort(*unreadable(exc))
+            except Exception as exc:  # protobuf's own types; the client must receive a status
+                call.abort(*invalid_message(exc))
                 return
             handler.unary_unary(request, call)
 
-        self._begun.append(call)
+        self._new_calls.append(call)
         receive_message(core_call, run)
 
     def _run_on_loop(self, call: AsyncCall, core_call: Any) -> None:
-        tasks: list[asyncio.Task[None]] = []  # on the loop alone
+        tasks: list[asyncio.Task[None]] = []  # used on the loop only
 
         def begin() -> None:
             task = self._loop.create_task(call.run())
             tasks.append(task)
             self._tasks.add(task)
-            task.add_done_callback(self._end_task)
-
-        def leave() -> None:
-            tasks[0].cancel()
+            task.add_done_callback(self._on_task_ended)
 
         self._loop.call_soon_threadsafe(begin)
-        receive_close(core_call, lambda: self._loop.call_soon_threadsafe(leave))
+        receive_close(core_call, lambda: self._loop.call_soon_threadsafe(lambda: tasks[0].cancel()))
 
-    def _end_task(self, task: asyncio.Task[None]) -> None:
+    def _on_task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.error("an RPC's handler broke", exc_info=error)
+            log.error("RPC handler failed", exc_info=error)
 
 
 def _bound(address: str, port: int) -> int:

@@ -1,7 +1,7 @@
-"""Reads files again when they change: certificates and tokens are replaced while the service runs.
+"""Read files again after they have changed: certificates and tokens are replaced while the service runs.
 
-Kubernetes replaces the files of a Secret by turning a symbolic link, so what is compared is what stands behind the
-path. Must not know what is in the files.
+Kubernetes replaces the files of a Secret by changing a symbolic link, so the files behind the links are compared. The
+module does not know what the files contain.
 """
 
 import threading
@@ -12,36 +12,41 @@ from typing import Generic, TypeVar
 import structlog
 
 from ..errors import CredentialsUnusable
+from ..file_stamp import FileStamp, read_stamp
 
 log = structlog.get_logger()
 
 _Content = TypeVar("_Content")
 
 
+def read_credentials(path: Path) -> bytes:
+    """Return the bytes of a certificate, key or token file; raise CredentialsUnusable if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise CredentialsUnusable(f"{path}: cannot be read: {exc.strerror}") from exc
+
+
 class FileReloader(Generic[_Content]):
-    """What `read` makes of some files, made again after one of them has changed. From any thread.
+    """Keep what `read` returns for some files, and call `read` again after one of them has changed. Thread-safe.
 
-    Files that are unusable when the service starts keep it from starting; later, the log says so once, and what was
-    read before goes on.
-
-    Raises:
-        CredentialsUnusable: From `read`, the first time.
+    At the start, `read` may raise CredentialsUnusable. Later, the error is logged once and the previous content stays.
     """
 
     def __init__(self, paths: Sequence[Path], read: Callable[[], _Content]) -> None:
         self._paths = paths
         self._read = read
         self._lock = threading.Lock()
-        self._seen = self._poll()
+        self._stamps = self._read_stamps()
         self.content = read()
 
-    def changed(self) -> _Content | None:
-        """What they hold now; None if they have not changed since the last look, or are unusable."""
+    def reload_if_changed(self) -> _Content | None:
+        """Return the new content; None if no file has changed since the last call, or the new content is unusable."""
         with self._lock:
-            seen = self._poll()
-            if seen == self._seen:
+            stamps = self._read_stamps()
+            if stamps == self._stamps:
                 return None
-            self._seen = seen  # before reading: what changes meanwhile is read at the next look
+            self._stamps = stamps  # before reading: a change during the reading is found by the next call
             files = list(map(str, self._paths))
             try:
                 self.content = self._read()
@@ -51,14 +56,8 @@ class FileReloader(Generic[_Content]):
             log.info("reloaded", files=files)
             return self.content
 
-    def _poll(self) -> list[tuple[int, int, int] | None]:
-        return [_stamp(path) for path in self._paths]
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """Differs when the file is another, or was written; None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    def _read_stamps(self) -> list[FileStamp | None]:
+        try:
+            return [read_stamp(path) for path in self._paths]
+        except OSError:
+            return []  # differs from any earlier stamps: `read` then reports the cause

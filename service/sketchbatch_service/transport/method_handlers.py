@@ -1,4 +1,4 @@
-"""Puts a servicer on the wire, method by method, as generated code would, with readers of its own where that pays."""
+"""Register the methods of a servicer, as generated code does, with faster request readers where there are some."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,20 +7,19 @@ import grpc
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-Reader = Callable[[bytes], object]
-"""Makes a request of the bytes of its message; raises protobuf's `DecodeError`."""
+Reader = Callable[[bytes], object]  # parses a message into a request; raises protobuf's `DecodeError`
 
 
 def handlers(
     service: ServiceDescriptor, servicer: object, *, name: str = "", readers: Mapping[str, Reader] | None = None
 ) -> grpc.GenericRpcHandler:
-    """The RPCs of `service`, answered by the methods of `servicer` of the same names.
+    """Return a handler for the RPCs of `service`.
 
     Args:
-        service: What there is to answer.
-        servicer: Who answers.
-        name: What the service is called on the wire, if not as its file says.
-        readers: By method, what reads its requests, if not protobuf.
+        service: The service to serve.
+        servicer: Has a method for each RPC, with the RPC's name.
+        name: The service's name on the wire; empty = its name in the .proto file.
+        readers: Request readers by RPC; protobuf reads the requests of all other RPCs.
     """
     methods = {method.name: _handler(method, servicer, (readers or {}).get(method.name)) for method in service.methods}
     return grpc.method_handlers_generic_handler(name or service.full_name, methods)

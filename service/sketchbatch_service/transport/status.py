@@ -1,4 +1,4 @@
-"""Translates the service's errors into gRPC statuses: the one table at the edge."""
+"""Translate the service's errors into gRPC statuses, by the one table of the service."""
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2, message
@@ -22,28 +22,40 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     InferenceFailed: grpc.StatusCode.INTERNAL,
 }
 
+_TRANSIT_S = 0.005  # approximate seconds from the start of a client's timeout to the start of the server's
+
 
 def code_of(error: Exception) -> grpc.StatusCode:
-    """The status of `error`; INTERNAL for anything the table does not know."""
+    """Return the status code of `error`; INTERNAL for an error that is not in the table."""
     return _CODES.get(type(error), grpc.StatusCode.INTERNAL)
 
 
 def to_status(error: Exception, request_id: str) -> status_pb2.Status:
-    """The google.rpc.Status of `error`; an INTERNAL one tells the request id only, the cause is for our log."""
+    """Return the google.rpc.Status of `error`; INTERNAL carries the request id only, its cause is logged."""
     code = code_of(error)
-    is_ours = code is grpc.StatusCode.INTERNAL
-    text = f"internal error, request id {request_id[:200]}" if is_ours else str(error)
+    is_internal = code is grpc.StatusCode.INTERNAL
+    text = f"internal error, request id {request_id[:200]}" if is_internal else str(error)
     return status_pb2.Status(code=code.value[0], message=text, details=[_packed(d) for d in _details(error)])
 
 
 def to_trailers(error: Exception, status: status_pb2.Status) -> tuple[tuple[str, str | bytes], ...]:
-    """The trailing metadata that carries the details, and the pushback that gRPC clients obey."""
+    """Return the trailing metadata: the details, and the retry pushback that gRPC clients obey."""
     trailers: list[tuple[str, str | bytes]] = []
     if status.details:
         trailers.append(("grpc-status-details-bin", status.SerializeToString()))
     if isinstance(error, Overloaded):
         trailers.append(("grpc-retry-pushback-ms", str(_retry_ms(error))))
     return tuple(trailers)
+
+
+def cancellation_status(*, remaining_s: float, timeout_s: float) -> grpc.StatusCode:
+    """Return CANCELLED, or DEADLINE_EXCEEDED for a call that was cancelled shortly before its deadline.
+
+    The client's deadline passes before the server's: gRPC rounds the header `grpc-timeout` up by at most 1 %, and the
+    server's timeout starts when the call arrives.
+    """
+    is_deadline = remaining_s < timeout_s / 100 + _TRANSIT_S
+    return grpc.StatusCode.DEADLINE_EXCEEDED if is_deadline else grpc.StatusCode.CANCELLED
 
 
 def _details(error: Exception) -> list[message.Message]:

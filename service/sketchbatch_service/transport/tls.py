@@ -1,6 +1,6 @@
-"""Makes gRPC's credentials from certificate files, and replaces them while the service runs.
+"""Create gRPC server credentials from certificate files, and replace them when the files change.
 
-Connections made before a replacement keep what they were made with.
+Connections keep the certificate with which they were opened.
 """
 
 import ssl
@@ -11,56 +11,44 @@ from typing import Any
 import grpc
 
 from ..errors import CredentialsUnusable
-from .file_reloader import FileReloader
+from .file_reloader import FileReloader, read_credentials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
     """The PEM files of a server."""
 
-    cert: Path
-    """Its certificate, then those between it and the root."""
-
-    key: Path
-    """The certificate's private key, without a passphrase."""
-
-    client_ca: Path | None = None
-    """Whose certificates clients must show; None = none are asked for."""
+    cert: Path  # the server certificate, followed by the intermediate certificates
+    key: Path  # the private key of the certificate, without a passphrase
+    client_ca: Path | None = None  # authorities of the clients' certificates; None = clients need no certificate
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """TLS as `files` say, looked at again for each new connection.
+    """Return TLS credentials; gRPC checks `files` for changes at each new connection.
 
     Raises:
-        CredentialsUnusable: One is missing, is no PEM, or certificate and key do not belong together.
+        CredentialsUnusable: A file is missing or not PEM, or certificate and key do not belong together.
     """
     paths = [path for path in (files.cert, files.key, files.client_ca) if path]
-    watched = FileReloader(paths, lambda: _configuration(files))
-    fetch: Any = watched.changed  # its None means no change, which grpc's types do not know
-    return grpc.dynamic_ssl_server_credentials(watched.content, fetch, files.client_ca is not None)
+    reloader = FileReloader(paths, lambda: _configuration(files))
+    fetch: Any = reloader.reload_if_changed  # Any: grpc's types do not allow None, which means no change
+    return grpc.dynamic_ssl_server_credentials(reloader.content, fetch, files.client_ca is not None)
 
 
 def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    chain, key = _bytes(files.cert), _bytes(files.key)
-    client_ca = _bytes(files.client_ca) if files.client_ca else None
-    # gRPC itself would take anything, refuse every connection, and say nothing. A passphrase must not be asked for.
+    chain, key = read_credentials(files.cert), read_credentials(files.key)
+    client_ca = read_credentials(files.client_ca) if files.client_ca else None
+    # gRPC would accept any bytes and then reject every connection without a log line.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(files.cert, files.key, password="")
-    except OSError as exc:  # an ssl.SSLError, or a file that has just gone
+        context.load_cert_chain(files.cert, files.key, password="")  # "" prevents a prompt for the passphrase
+    except OSError as exc:  # an ssl.SSLError, or a file that was just removed
         raise CredentialsUnusable(
             f"{files.cert} and {files.key} must be a PEM certificate chain and its key, without a passphrase: {exc}"
         ) from exc
     if client_ca is not None:
         try:
             context.load_verify_locations(cadata=client_ca.decode("ascii", "replace"))
-        except (ssl.SSLError, ValueError, TypeError) as exc:  # TypeError: there is more than ASCII in it
+        except (ssl.SSLError, ValueError, TypeError) as exc:  # TypeError: not ASCII
             raise CredentialsUnusable(f"{files.client_ca} must hold PEM certificates of authorities: {exc}") from exc
     return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=client_ca)
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as exc:
-        raise CredentialsUnusable(f"{path}: cannot be read: {exc.strerror}") from exc

@@ -1,46 +1,50 @@
-"""Lets in the calls that bring one of the bearer tokens of a file, and those of open methods.
+"""Authenticate calls by the bearer tokens of a file.
 
-The file may hold several, so that callers can change from an old one to a new one; it is looked at again at most once
-a second. Tokens are kept and compared as SHA-256: neither the time it takes nor our memory tells anything of one.
+The file may hold several tokens, so that clients can change from an old token to a new one. It is checked for changes
+at most once a second. Tokens are stored and compared as SHA-256, so that neither timing nor memory reveals a token.
 """
 
 import hashlib
 import hmac
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import CredentialsUnusable
-from .file_reloader import FileReloader
+from .file_reloader import FileReloader, read_credentials
+from .interface import Metadata
 
-_LEAST_CHARACTERS = 16
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # as RFC 6750 writes one, section 2.1
-_LOOK_S = 1.0
-"""How long a token that was taken out of the file may still be good."""
+_MIN_CHARACTERS = 16
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1
+_CHECK_INTERVAL_S = 1.0  # a removed token may still be accepted for this time
 
 _MISSING = "a bearer token is needed: metadata 'authorization: Bearer TOKEN'"
-_WRONG = "the bearer token is none that this service takes"
+_WRONG = "the bearer token is not accepted"
 
 
 class TokenFile:
-    """The tokens at `path`, one a line; blank lines and those that begin with # are passed over.
+    """Accept calls that carry a token of the file at `path`: one token per line, blank lines and # comments ignored.
 
     Args:
-        path: Read now, and when it has changed.
-        open_methods: Paths of the methods (`/package.Service/Method`) that need none.
+        path: Read now, and again after it has changed.
+        open_methods: Paths of methods (`/package.Service/Method`) that need no token.
+        clock: Returns seconds.
 
     Raises:
-        CredentialsUnusable: There is no such file, no token in it, or a line is none or too short.
+        CredentialsUnusable: The file is missing or holds no token, or a line is not a token or too short.
     """
 
-    def __init__(self, path: Path, open_methods: frozenset[bytes]) -> None:
+    def __init__(
+        self, path: Path, open_methods: frozenset[bytes], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._file = FileReloader([path], lambda: _digests(path))
         self._open_methods = open_methods
-        self._next_look_at = 0.0  # time.monotonic seconds
+        self._clock = clock
+        self._next_check_at = 0.0
 
-    def rejection_reason(self, method: bytes, metadata: Sequence[tuple[str, str | bytes]]) -> str | None:
-        """Why a call may not be answered, for its caller; None = it may."""
+    def rejection_reason(self, method: bytes, metadata: Metadata) -> str | None:
+        """Return why a call is rejected; None = it is accepted. An `Authenticator`."""
         if method in self._open_methods:
             return None
         sent = [value for key, value in metadata if key == "authorization"]
@@ -52,30 +56,27 @@ class TokenFile:
         return None if self._is_known(token.strip()) else _WRONG
 
     def _is_known(self, token: str) -> bool:
-        now = time.monotonic()
-        if now >= self._next_look_at:
-            self._next_look_at = now + _LOOK_S
-            self._file.changed()
+        now = self._clock()
+        if now >= self._next_check_at:
+            self._next_check_at = now + _CHECK_INTERVAL_S
+            self._file.reload_if_changed()
         digest = _digest(token)
-        matches = [hmac.compare_digest(digest, known) for known in self._file.content]  # all, whichever fits
+        matches = [hmac.compare_digest(digest, known) for known in self._file.content]  # all: in constant time
         return any(matches)
 
 
 def _digests(path: Path) -> list[bytes]:
-    try:
-        lines = path.read_text("ascii", "replace").splitlines()
-    except OSError as exc:
-        raise CredentialsUnusable(f"{path}: cannot be read: {exc.strerror}") from exc
+    lines = read_credentials(path).decode("ascii", "replace").splitlines()
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1)]
     tokens = [(number, line) for number, line in numbered if line and not line.startswith("#")]
     for number, token in tokens:
-        if not _TOKEN.fullmatch(token) or len(token) < _LEAST_CHARACTERS:
+        if not _TOKEN.fullmatch(token) or len(token) < _MIN_CHARACTERS:
             raise CredentialsUnusable(
-                f"{path}:{number}: a token must be {_LEAST_CHARACTERS} or more of A-Z a-z 0-9 ._~+/- (= at its end), "
-                f"got {len(token)} characters"  # never the characters themselves
+                f"{path}:{number}: a token must be {_MIN_CHARACTERS} or more of A-Z a-z 0-9 ._~+/- (= at its end), "
+                f"got {len(token)} characters"  # the message must not contain the token
             )
     if not tokens:
-        raise CredentialsUnusable(f"{path}: expected a token a line, got none")
+        raise CredentialsUnusable(f"{path}: expected one token per line, got none")
     return [_digest(token) for _, token in tokens]
 
 

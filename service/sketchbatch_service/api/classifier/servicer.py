@@ -19,7 +19,7 @@ from sketchbatch.v1 import classifier_pb2 as pb
 from ...batching.row_queue import Answer
 from ...errors import ServiceError, ShuttingDown
 from ...models.registry import ModelRegistry, ServedModel
-from ...transport.core_call import UnaryCall
+from ...transport.interface import UnaryCall
 from ...transport.method_handlers import handlers
 from ...transport.status import to_status
 from ..rpc_context import Context, abort, abort_call, expiry, log_answer, log_rejection, new_request_id

@@ -19,7 +19,7 @@ from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 from ...batching.row_queue import Answer
 from ...errors import ModelNotFound, ServiceError, ShuttingDown
 from ...models.registry import ModelRegistry, ServedModel
-from ...transport.core_call import UnaryCall
+from ...transport.interface import UnaryCall
 from ...transport.status import code_of, to_status
 from ..rpc_context import Context, abort, abort_call, expiry, log_answer, log_rejection, new_request_id
 from ..stream_window import OpenStreams, when_room

@@ -1,0 +1,19 @@
+"""Detect that a file was replaced or written, from its directory entry alone."""
+
+from pathlib import Path
+
+FileStamp = tuple[int, int, int]
+"""Inode, nanoseconds of the last change, and size in bytes."""
+
+
+def read_stamp(path: Path) -> FileStamp | None:
+    """Return the stamp of the file at `path`, after following links; None if there is no accessible file.
+
+    Raises:
+        OSError: The file system does not answer.
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
