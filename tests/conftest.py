@@ -1,4 +1,4 @@
-"""What every room's tests share: tiny real models, real drawings where they are, and a real service."""
+"""Fixtures of all tests: tiny real models, real drawings if present, and real services."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 from onnx_models import write_model
 
-# The same examples on every machine, however busy: a failure is a failure of the code.
+# The same examples on every machine and without a deadline: only the code can cause a failure.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
 
@@ -24,13 +24,13 @@ QUICKDRAW = ROOT.parent / "shared" / "data" / "quickdraw"
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The top of the tree."""
+    """Return the root folder of the repository."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def quickdraw() -> Path:
-    """Real drawings in Google's layout; the tests that take them are skipped, visibly, where there are none."""
+    """Return the folder of real drawings in Google's layout; without the folder, the test is skipped."""
     if not QUICKDRAW.is_dir():
         pytest.skip("no real drawings: ../shared/data/quickdraw is absent")
     return QUICKDRAW
@@ -38,13 +38,13 @@ def quickdraw() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real model.onnx of three classes that runs in microseconds."""
+    """Return a real model.onnx with three classes that runs in microseconds."""
     return write_model(tmp_path_factory.mktemp("tiny") / "tiny.onnx")
 
 
 @pytest.fixture
 def noise() -> Callable[[int], np.ndarray]:
-    """Random bitmaps, the same for the same number of rows."""
+    """Return a function that makes random bitmaps; equal numbers of rows give equal bitmaps."""
     return lambda rows: np.random.default_rng(rows).integers(0, 256, (rows, 28, 28), np.uint8)
 
 
@@ -61,14 +61,14 @@ class Service:
         self.metrics_address: str = ready["metrics_address"]
 
     def wait_for(self, message: str) -> dict:
-        """Reads the log up to the line of that message, and returns it."""
+        """Read the log up to the first event with that message, and return the event."""
         for line in self.process.stderr:
             if (event := json.loads(line))["message"] == message:
                 return event
-        raise AssertionError(f"the service ended before it said {message}")
+        raise AssertionError(f"the service ended before it logged {message}")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, list[dict]]:
-        """Sends the signal; returns the exit code and the rest of the log."""
+        """Send the signal; return the exit code and the rest of the log."""
         if self.process.poll() is None:
             os.kill(self.process.pid, how)
         _, log = self.process.communicate(timeout=45)
@@ -77,7 +77,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def start_service() -> Iterator[Callable[..., Service]]:
-    """Starts services, and stops by their pids those that a test left running."""
+    """Return a function that starts a service; stop the services that still run at the end of the session."""
     started: list[Service] = []
 
     def start(model: Path, *flags: str) -> Service:
@@ -93,13 +93,13 @@ def start_service() -> Iterator[Callable[..., Service]]:
 
 @pytest.fixture(scope="session")
 def tiny_service(start_service: Callable[..., Service], tiny_model: Path) -> Service:
-    """One running service of the tiny model, for tests that only ask."""
+    """Return a running service of the tiny model, for tests that only send requests."""
     return start_service(tiny_model)
 
 
 @pytest.fixture(scope="session")
 def run_command() -> Callable[..., subprocess.CompletedProcess]:
-    """Runs one of our commands as a person would."""
+    """Return a function that runs one of the installed commands."""
 
     def run(program: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:
         words = [str(BIN / program), *map(str, arguments)]

@@ -1,6 +1,8 @@
-"""A model whose calls the test starts, holds and breaks, and what it takes to run it."""
+"""A fake model whose calls a test can hold and fail, and helpers to run it."""
 
+import math
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +12,7 @@ from sketchbatch_service.batching.leader_follower_pool import LeaderFollowerPool
 
 
 class FakeModel:
-    """Scores a drawing by its first pixel; holds each call until `release` is set."""
+    """Scores a drawing by its first pixel; a held model completes no call until `release` is set."""
 
     def __init__(self, *, held: bool = False) -> None:
         self.batch_sizes: list[int] = []
@@ -29,8 +31,30 @@ class FakeModel:
         return bitmaps[:, 0, :1].astype(np.float32)
 
 
+class RecordingBatcher(Batcher):
+    """A batcher that counts the requests that it has accepted."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self._futures: list[weakref.ref] = []  # weak: a test looks for objects that outlive their call
+
+    def submit(self, bitmaps, *, expires_at=math.inf):
+        future = super().submit(bitmaps, expires_at=expires_at)
+        self._futures.append(weakref.ref(future))
+        return future
+
+    @property
+    def accepted_requests(self) -> int:
+        return len(self._futures)
+
+    @property
+    def open_requests(self) -> int:
+        """Accepted requests that have neither scores nor an error, and are not cancelled."""
+        return sum(future is not None and not future.done() for future in [ref() for ref in self._futures])
+
+
 def drawings(*first_pixels: int):
-    """One drawing per value, told apart by its first pixel."""
+    """Return one drawing per value, identified by its first pixel."""
     out = np.zeros((len(first_pixels), 28, 28), np.uint8)
     out[:, 0, 0] = first_pixels
     return out
@@ -38,18 +62,18 @@ def drawings(*first_pixels: int):
 
 @contextmanager
 def running(batcher: Batcher) -> Iterator[Batcher]:
-    """The batcher with threads to run it."""
+    """Run the batcher on a thread pool."""
     with LeaderFollowerPool([batcher], slots=batcher.limits.slots):
         yield batcher
 
 
 def busy(model: FakeModel, batcher: Batcher):
-    """Occupies the model, so that whatever is submitted next has to queue."""
+    """Occupy the held model, so that the next request stays in the queue."""
     future = batcher.submit(drawings(0))
     assert model.started.wait(5)
     return future
 
 
 def first_pixels(future):
-    """Which drawings an answer is about, in its order."""
+    """Return the first pixels of the scored drawings, in order."""
     return future.result(5).scores[:, 0].tolist()

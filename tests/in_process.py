@@ -1,12 +1,12 @@
-"""A whole service of fake models in the test's own process, on a free port."""
+"""Run a service of fake models in the test's own process, on a free port."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import grpc
-from fakes import FakeModel, drawings
+from fakes import FakeModel, RecordingBatcher, drawings
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
@@ -15,7 +15,7 @@ from sketchbatch_service.api.health import HealthServicer
 from sketchbatch_service.api.health_monitor import monitor_health
 from sketchbatch_service.api.openinference import wire
 from sketchbatch_service.api.openinference.servicer import InferenceServicer
-from sketchbatch_service.batching.batcher import Batcher, BatchLimits
+from sketchbatch_service.batching.batcher import BatchLimits
 from sketchbatch_service.models.artifact import Artifact
 from sketchbatch_service.models.registry import ModelRegistry, ServedModel
 from sketchbatch_service.telemetry.metrics import ServiceMetrics
@@ -28,10 +28,12 @@ SERVICE = "sketchbatch.v1.ClassifierService"
 
 @dataclass
 class InProcess:
-    """The service, and what asks it."""
+    """A running service, its parts, and a channel to it."""
 
     channel: grpc.aio.Channel
     models: ModelRegistry
+    classifier: ClassifierServicer
+    inference: InferenceServicer
     metrics: ServiceMetrics
     log: list[dict]
 
@@ -43,25 +45,26 @@ class InProcess:
     def health(self) -> health_pb2_grpc.HealthStub:
         return health_pb2_grpc.HealthStub(self.channel)
 
+    @property
+    def batcher(self) -> RecordingBatcher:
+        """The batcher of the default model."""
+        return self.models.get("", "").batcher
+
     async def classify(self, *first_pixels: int, **fields) -> pb.ClassifyResponse:
-        """Asks for one row for each value."""
+        """Classify one row per value."""
         return await self.stub.Classify(pb.ClassifyRequest(bitmaps=drawings(*first_pixels).tobytes(), **fields))
 
-    async def refusal(self, *first_pixels: int, **fields) -> grpc.aio.AioRpcError:
-        """The error that such a request ends with."""
-        try:
-            await self.classify(*first_pixels, **fields)
-        except grpc.aio.AioRpcError as error:
-            return error
-        raise AssertionError("it was answered")
+    async def rejection(self, *first_pixels: int, **fields) -> grpc.aio.AioRpcError:
+        """Return the error that rejects such a request."""
+        return await rejection(self.classify(*first_pixels, **fields))
 
     async def is_serving(self, service: str = "") -> bool:
-        """What health says."""
+        """Return whether health reports SERVING."""
         answer = await self.health.Check(health_pb2.HealthCheckRequest(service=service))
         return answer.status == health_pb2.HealthCheckResponse.SERVING
 
     def values(self) -> dict[str, float]:
-        """All metrics as Prometheus would write them, without the labels that all have."""
+        """Return all metrics by name and label values, without the labels that every series has."""
         return {
             sample.name + "".join(f" {sample.labels[key]}" for key in sorted(sample.labels) if key not in COMMON): (
                 sample.value
@@ -74,36 +77,66 @@ class InProcess:
 COMMON = ("worker", "version")
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds; only the time limit of the test ends the wait otherwise."""
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def rejection(call) -> grpc.aio.AioRpcError:
+    """Return the error that ends `call`."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error
+    raise AssertionError("the call succeeded")
+
+
 @asynccontextmanager
 async def serving(
-    limits: BatchLimits | None = None, *, buckets: tuple[int, ...] = (), ask_every_s: float = 0.1, **fakes: FakeModel
+    limits: BatchLimits | None = None,
+    *,
+    buckets: tuple[int, ...] = (),
+    max_request_rows: int = 100,
+    trial_every_s: float = 0.1,
+    **fakes: FakeModel | tuple[FakeModel, ...],
 ) -> AsyncIterator[InProcess]:
-    """Serves `fakes` under their names."""
+    """Serve `fakes` under their names; a tuple holds the versions 1, 2, ... of one model."""
+    named = [
+        (name, str(version), fake)
+        for name, each in fakes.items()
+        for version, fake in enumerate(each if isinstance(each, tuple) else (each,), 1)
+    ]
     models = ModelRegistry(
         ServedModel(
             name=name,
-            version="1",
+            version=version,
             artifact=ARTIFACT,
             provider="CPU",
-            batcher=Batcher(fake.predict, limits or BatchLimits()),
+            batcher=RecordingBatcher(fake.predict, limits or BatchLimits()),
             buckets=buckets,
         )
-        for name, fake in fakes.items()
+        for name, version, fake in named
     )
     server = CoreServer()
     health = HealthServicer([SERVICE])
-    server.add_generic_rpc_handlers([ClassifierServicer(models, max_request_rows=100).handlers()])
-    server.add_generic_rpc_handlers([wire.handlers(InferenceServicer(models, max_request_rows=100))])
+    classifier = ClassifierServicer(models, max_request_rows=max_request_rows)
+    inference = InferenceServicer(models, max_request_rows=max_request_rows)
+    server.add_generic_rpc_handlers([classifier.handlers(), wire.handlers(inference)])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     with capture_logs() as log, models.thread_pool(server):
         await health.serve()
-        following = asyncio.create_task(monitor_health(models, health, ask_every_s=ask_every_s))
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield InProcess(channel, models, ServiceMetrics(models, server, health, worker=1), log)
-        for fake in fakes.values():
-            fake.release.set()
-        following.cancel()
-        await health.drain()
-        await server.stop(5)
+        monitor = asyncio.create_task(monitor_health(models, health, trial_every_s=trial_every_s))
+        metrics = ServiceMetrics(models, server, health, worker=1)
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                yield InProcess(channel, models, classifier, inference, metrics, log)
+        finally:
+            for _, _, fake in named:
+                fake.release.set()
+            monitor.cancel()
+            await health.drain()
+            await server.stop(5)
+            inference.close()

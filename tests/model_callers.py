@@ -1,4 +1,4 @@
-"""Callers that ask a service all the time, whatever becomes of its models, and check every answer."""
+"""Clients that send requests continuously while models change, and check every response."""
 
 import threading
 from collections import Counter
@@ -15,15 +15,15 @@ BITMAPS = np.random.default_rng(1).integers(0, 256, (3, 28, 28), np.uint8)
 
 
 class Repository:
-    """A repository of models of name `farm` that all score otherwise, and what each scores."""
+    """A repository of the model `farm`; each file gives different scores, and the expected ones are kept here."""
 
     def __init__(self, path) -> None:
         self.path = path
         self._seed = 0
-        self.expected: dict[str, list[np.ndarray]] = {}  # of `BITMAPS`, by version: of every file there was
+        self.expected: dict[str, list[np.ndarray]] = {}  # scores of `BITMAPS` by version, from every file written
 
     def write(self, version: int, **model) -> None:
-        """Writes a file as one should: beside, then moved. Its scores count from now on, unless it is broken."""
+        """Write a file elsewhere and move it into place; options of `write_model` make a file that is never served."""
         self._seed += 1
         ready = write_model(self.path / ".ready" / "model.onnx", seed=self._seed, **model)
         if not model:
@@ -35,25 +35,25 @@ class Repository:
         ready.rename(folder / "model.onnx")
 
     def is_right(self, version: str, scores: bytes) -> bool:
-        """Whether a file of that version ever scored so."""
+        """Return whether any file of that version gives these scores."""
         got = np.frombuffer(scores, "<f4").reshape(len(BITMAPS), -1)
         return any(np.allclose(got, expected, atol=1e-6) for expected in self.expected.get(version, []))
 
 
 class Callers:
-    """Asks by Classify, streams and the Open Inference Protocol, with no retries. Leave it to have the threads end."""
+    """Send Classify, ClassifyStream and ModelInfer requests without retries, on `each` threads per kind, until exit."""
 
     def __init__(self, address: str, repository: Repository, *, each: int) -> None:
         options = [("grpc.enable_retries", 0)]
         self.channel = grpc.insecure_channel(address, options=options)
         self.stub = classifier_pb2_grpc.ClassifierServiceStub(self.channel)
-        self.outcomes: Counter = Counter()  # "right" and what was wrong
-        self.versions: Counter = Counter()  # answers by version
+        self.outcomes: Counter = Counter()  # responses by "right" or a description of the error
+        self.versions: Counter = Counter()  # responses by version
         self._repository = repository
         self._ended = threading.Event()
         self._counting = threading.Lock()
-        ways = [self._classify, self._stream, self._infer]
-        self._threads = [threading.Thread(target=self._run, args=(way,)) for way in ways for _ in range(each)]
+        kinds = [self._classify, self._stream, self._infer]
+        self._threads = [threading.Thread(target=self._run, args=(kind,)) for kind in kinds for _ in range(each)]
 
     def __enter__(self) -> "Callers":
         for thread in self._threads:
@@ -67,11 +67,11 @@ class Callers:
         self.channel.close()
 
     def newest(self) -> str:
-        """The version that answers now."""
+        """Return the newest version that is served."""
         return self.stub.GetModel(pb.GetModelRequest()).model.version
 
     def rpc(self, method: str, **fields):
-        """Asks by a method of the Open Inference Protocol."""
+        """Call a method of the Open Inference Protocol."""
         call = self.channel.unary_unary(
             f"/inference.GRPCInferenceService/{method}",
             request_serializer=lambda message: message.SerializeToString(),
@@ -79,12 +79,12 @@ class Callers:
         )
         return call(getattr(open_inference_pb2, f"{method}Request")(**fields))
 
-    def _run(self, way) -> None:
+    def _run(self, kind) -> None:
         while not self._ended.is_set():
             try:
-                way()
+                kind()
             except grpc.RpcError as exc:
-                self._count(f"{way.__name__}: {exc.code().name}: {exc.details()}")
+                self._count(f"{kind.__name__}: {exc.code().name}: {exc.details()}")
 
     def _classify(self) -> None:
         answer = self.stub.Classify(pb.ClassifyRequest(bitmaps=BITMAPS.tobytes()))

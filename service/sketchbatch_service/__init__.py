@@ -1,4 +1,4 @@
-"""Serves ONNX models of drawings over gRPC, batching requests by rows.
+"""Serve ONNX models of drawings over gRPC, and batch the rows of concurrent requests.
 
-A request travels servicer -> codec -> batcher -> engine and back; `server` holds the port, `models` the files.
+A request passes through `transport`, a servicer and its codec in `api`, `batching` and an engine of `engines`.
 """

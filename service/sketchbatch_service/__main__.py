@@ -1,4 +1,4 @@
-"""The command `sketchbatch-serve`: reads the settings and runs the server."""
+"""Run the command `sketchbatch-serve`: read the settings and start the server."""
 
 import asyncio
 import sys
@@ -14,16 +14,16 @@ from .settings import Settings, options
 @click.command(context_settings={"max_content_width": 110})
 @options
 def main(**values: Any) -> None:
-    """Serves ONNX models of 28x28 drawings over gRPC.
+    """Serve ONNX models of 28x28 drawings over gRPC.
 
-    Loads the model (or every model of a repository), warms it up, listens, and then says SERVING, in its log and
-    over grpc.health.v1. SIGTERM finishes what was accepted and exits with 0.
+    The command loads one model, or every model of a repository, and warms it up. Then it listens, and reports SERVING
+    in its log and over grpc.health.v1. After SIGTERM it finishes the accepted requests and exits with 0.
 
     Try: sketchbatch-serve --model models, and in another terminal: sketchbatch model --server localhost:50051
     """
     settings = Settings(**values)
     process.prepare(settings.log_level)
-    # ONNX Runtime and gRPC take a while to load: --help and a wrong flag need not wait, nor the workers' parent.
+    # ONNX Runtime and gRPC load slowly. --help, an invalid flag and the supervisor do not need ONNX Runtime.
     if settings.workers > 1:
         from .app.supervisor import supervise as serve
     else:

@@ -1,4 +1,4 @@
-"""Names the two arrays that travel through the service."""
+"""Name the two array types that pass through the service."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,5 +7,4 @@ Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
 Scores = NDArray[np.float32]  # (rows, classes), each row sums to 1
 
 ROW_SHAPE = (28, 28)
-ROW_BYTES = 784
-"""Bytes of one row on the wire: 28 x 28 uint8."""
+ROW_BYTES = 784  # of one row on the wire: 28 x 28 uint8

@@ -1,43 +1,44 @@
-"""Everything the service can refuse or fail with; no transport words here.
+"""Define every error of the service; this module does not know gRPC.
 
-ServiceError
-├── InvalidRequest     the caller must change the request
-├── ModelNotFound      the caller must name a model that is here
-├── Overloaded         nothing is wrong; try again after `retry_after_s`
-├── ShuttingDown       this replica is draining; another will answer
-├── DeadlinePassed     the caller's time ran out in the queue; it was never run
-└── InferenceFailed    the model call broke; our fault
-StartError             the operator must change a setting, a file or the machine
-├── ModelRefused       the model file does not fit
-├── ProviderMissing    the execution provider asked for is not to be had
-├── AddressUnusable    the address cannot be listened on
-├── CredentialsUnusable  a certificate, key or token file does not do
-├── ExtraMissing       a setting needs a package that is not installed
-└── WorkerLost         a worker's process ended before it served
+ServiceError             a request failed; `transport.status` maps each subclass to one gRPC status
+├── InvalidRequest       the client must change the request
+├── ModelNotFound        the client must name a model that is served
+├── Overloaded           the client may send the same request again after `retry_after_s`
+├── ShuttingDown         this replica is draining; the client may send the request to another replica
+├── DeadlinePassed       the client's deadline passed while the request was queued
+└── InferenceFailed      the model call failed; a fault of the service
+StartError               the operator must change a setting, a file or the machine
+├── ModelRefused         the model file is unusable
+├── ProviderMissing      the requested execution provider is not available
+├── AddressUnusable      the service cannot listen on the address
+├── CredentialsUnusable  a certificate, key or token file is unusable
+├── ExtraMissing         a setting needs a package that is not installed
+└── WorkerLost           a worker process ended before it served
 """
 
-_SHOWN = 200  # characters of what a caller sent
+_SHOWN_CHARACTERS = 200
 
 
 class ServiceError(Exception):
-    """Base class of what a caller can hear; `status` maps each subclass to one gRPC status."""
+    """Base class of the errors that a client can receive."""
 
 
 class InvalidRequest(ServiceError):
-    """The request can never succeed as sent."""
+    """The request cannot succeed unless the client changes it."""
 
     def __init__(self, *, field: str, expected: str, got: str) -> None:
-        # Errors travel in gRPC's metadata, of which 8 KiB arrive; a character may take 12 bytes there, and comes twice.
-        super().__init__(f"{field} must be {expected}, got {got if len(got) <= _SHOWN else got[:_SHOWN] + ' ...'}")
+        # gRPC's metadata carries errors and holds 8 KiB. A character may take 12 bytes there, and is sent twice.
+        shown = got if len(got) <= _SHOWN_CHARACTERS else f"{got[:_SHOWN_CHARACTERS]} ..."
+        super().__init__(f"{field} must be {expected}, got {shown}")
         self.field = field
 
 
 class ModelNotFound(ServiceError):
-    """No model or version of that name is being served."""
+    """No model or version of the requested name is served."""
 
 
 class Overloaded(ServiceError):
-    """The queue is full; the same request may succeed in a moment."""
+    """The queue is full, or the deadline would pass in the queue."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
@@ -45,40 +46,40 @@ class Overloaded(ServiceError):
 
 
 class ShuttingDown(ServiceError):
-    """The service has stopped taking requests."""
+    """The service accepts no more requests."""
 
 
 class DeadlinePassed(ServiceError):
-    """The request was still waiting when its deadline passed."""
+    """The deadline of the request passed while the request was queued."""
 
 
 class InferenceFailed(ServiceError):
-    """The model call raised or returned the wrong number of rows."""
+    """The model call raised an exception or returned the wrong number of rows."""
 
 
 class StartError(Exception):
-    """Base class of what keeps the service from starting; the message is one line for the operator."""
+    """Base class of the errors that prevent the start; the message is one line for the operator."""
 
 
 class ModelRefused(StartError):
-    """A model file is missing, unreadable, or its input, output or labels do not fit."""
+    """A model file is missing or unreadable, or its input, output or labels are invalid."""
 
 
 class ProviderMissing(StartError):
-    """ONNX Runtime cannot run on the provider asked for."""
+    """ONNX Runtime cannot run the model on the requested provider."""
 
 
 class AddressUnusable(StartError):
-    """The address is taken or not ours to listen on."""
+    """The address is in use or does not belong to this machine."""
 
 
 class CredentialsUnusable(StartError):
-    """A certificate, key or token file is missing, or not what it should be."""
+    """A certificate, key or token file is missing or invalid."""
 
 
 class ExtraMissing(StartError):
-    """A setting needs one of the distribution's extras, which is not installed."""
+    """A setting needs an extra of the distribution that is not installed."""
 
 
 class WorkerLost(StartError):
-    """A worker's process ended before it served, without saying why."""
+    """A worker process ended before it served, and reported no reason."""

@@ -1,118 +1,120 @@
-"""What an operator can set: one frozen dataclass, read once at start; flag > environment > default.
+"""Define the settings: one frozen dataclass, read once at start; flag > environment > default.
 
 Every field is a flag (`--max-batch-rows`) and a variable (`SKETCHBATCH_MAX_BATCH_ROWS`), and has a row in
-docs/settings.md.
+docs/settings.md. The docstring of the field is the help text of the flag.
 """
 
 import ast
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
-from functools import reduce
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
+
+from .address import HostPort
 
 _Count = Annotated[int, click.IntRange(min=1)]
 _RequestRows = Annotated[int, click.IntRange(1, 1_000_000)]  # gRPC counts bytes in 31 bits
 _CountOrAuto = Annotated[int, click.IntRange(min=0)]
+_Seconds = Annotated[float, click.FloatRange(min=0)]
 _File = Annotated[Path | None, click.Path(path_type=Path)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings of one service process."""
+    """Settings of one service process."""
 
     model: Annotated[Path, click.Path(path_type=Path)]
-    """What to serve: one model.onnx, or a repository NAME/VERSION/model.onnx, every version of it."""
+    """Model to serve: one model.onnx, or a repository NAME/VERSION/model.onnx with all its versions."""
 
     watch_models_s: Annotated[float, click.FloatRange(0, 86_400)] = 5.0
-    """Seconds between two looks at --model for files that came, changed or went while it serves. 0 = never."""
+    """Seconds between two scans of --model for new, changed and removed files; 0 = never."""
 
     default_model: str = ""
-    """Name that answers when a request names none; empty = the first by name."""
+    """Model that answers requests without a model name; empty = the first name in alphabetical order."""
 
     address: str = "0.0.0.0:50051"
-    """Where to listen, HOST:PORT; port 0 takes a free one, and the log's SERVING line says which."""
+    """Address to listen on, HOST:PORT; port 0 = a free port, which the log event SERVING contains."""
 
-    provider: Annotated[str, click.Choice(["auto", "cpu", "cuda"])] = "auto"
-    """Where models run: auto takes CUDA where it works and the CPU elsewhere; cuda refuses to start on the CPU."""
+    provider: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models run: auto uses CUDA if it works and the CPU otherwise; cuda fails at start without CUDA."""
 
-    cuda_graphs: Annotated[str, click.Choice(["auto", "on", "off"])] = "auto"
-    """CUDA graphs: auto captures one for each batch size where the model allows it; on refuses to start without."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """CUDA graphs: auto captures one per batch size if the model allows it; on fails at start if it does not."""
 
     cuda_tf32: bool = False
-    """On CUDA, let float32 models multiply in TF32: faster, and scores may differ from the CPU's by 1e-2."""
+    """On CUDA, multiply float32 values in TF32: faster, but scores may differ from the CPU's by 1e-2."""
 
     workers: _Count = 1
-    """Processes on the port, each a whole service with its own connections, models and queue."""
+    """Processes that serve the port, each with its own connections, models and queues."""
 
     threads: _CountOrAuto = 0
-    """CPUs for model calls, one call on each at a time; 0 = all that may be used, shared by the workers."""
+    """CPUs for model calls, one call per CPU; 0 = all that the process may use, divided among the workers."""
 
     max_batch_rows: _CountOrAuto = 0
-    """Most rows in one model call; requests are merged and split to it. 0 = some 5 ms' worth on a CPU, 4096 on CUDA."""
+    """Maximum rows in one model call; requests are merged and split to fit. 0 = about 5 ms on a CPU, 4096 on CUDA."""
 
     max_request_rows: _RequestRows = 16384
-    """Most rows in one request; more are refused with INVALID_ARGUMENT."""
+    """Maximum rows in one request; larger requests are rejected with INVALID_ARGUMENT."""
 
     max_queued_rows: _Count = 65536
-    """Most rows waiting for each model; more are refused with RESOURCE_EXHAUSTED, and streams are not read on."""
+    """Maximum rows that wait for one model; more are rejected with RESOURCE_EXHAUSTED, and streams pause."""
 
-    lame_duck_s: Annotated[float, click.FloatRange(min=0)] = 2.0
-    """Seconds after SIGTERM in which calls are still taken while health says NOT_SERVING, so that clients move away."""
+    lame_duck_s: _Seconds = 2.0
+    """Seconds after SIGTERM in which health reports NOT_SERVING and calls are still accepted."""
 
-    drain_s: Annotated[float, click.FloatRange(min=0)] = 30.0
-    """Seconds that requests already accepted get to finish after that, or after SIGINT; a second signal ends them."""
+    drain_s: _Seconds = 30.0
+    """Seconds that accepted requests may take after --lame-duck-s, or after SIGINT; a second signal ends them."""
 
     tls_cert: _File = None
-    """PEM certificate chain of the service, with --tls-key; read again when it changes. None = plain text."""
+    """PEM certificate chain of the service; needs --tls-key; reloaded when it changes. Default: plain text."""
 
     tls_key: _File = None
     """PEM private key of --tls-cert, without a passphrase."""
 
     tls_client_ca: _File = None
-    """PEM certificates of authorities: clients must show a certificate that one of them signed."""
+    """PEM certificates of authorities: every client must present a certificate that one of them signed."""
 
     token_file: _File = None
-    """Bearer tokens, one a line: every call but health checks must bring one; read again when it changes."""
+    """Bearer tokens, one per line: every call except health checks must carry one; reloaded when it changes."""
 
     probe_address: str = ""
-    """Where to answer health checks, and nothing else, in plain text, HOST:PORT: Kubernetes' probes know no TLS."""
+    """Address that answers only health checks, in plain text, HOST:PORT: Kubernetes' probes do not support TLS."""
 
     max_connections: _Count = 900
-    """Connections that each worker keeps; further ones are closed at once. 1,024 open files are the usual limit."""
+    """Maximum connections per worker; further ones are closed at once. Must be below the limit of open files."""
 
     max_calls_per_connection: _Count = 10_000
-    """Calls under way on one connection; a client's further ones wait on its side."""
+    """Maximum open calls per connection; the client delays further ones."""
 
-    max_connection_age_s: Annotated[float, click.FloatRange(min=0)] = 0.0
-    """Seconds after which a client is asked to connect anew, its calls under way unharmed; 0 = never."""
+    max_connection_age_s: _Seconds = 0.0
+    """Seconds after which a client must reconnect; its open calls can finish. 0 = never."""
 
     metrics_address: str = ""
-    """Where to answer Prometheus over HTTP, HOST:PORT; port 0 takes a free one. Empty = nowhere."""
+    """Address that answers Prometheus over HTTP, HOST:PORT; port 0 = a free port. Empty = no metrics."""
 
     otlp_endpoint: str = ""
-    """Where to send traces of Classify calls (OTLP), http://HOST:4318; needs the extra `traces`. Empty = nowhere."""
+    """OTLP collector for traces of Classify calls, http://HOST:4318; needs the extra `traces`. Empty = no traces."""
 
     reflection: bool = True
     """Answer gRPC reflection, so that grpcurl needs no .proto file."""
 
-    log_level: Annotated[str, click.Choice(["debug", "info", "warning", "error"])] = "info"
-    """Least important events written to the log."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level of the events in the log."""
 
     def __post_init__(self) -> None:
         _check_address(self.address, "--address")
         if self.probe_address:
             _check_address(self.probe_address, "--probe-address")
-        if bool(self.tls_cert) != bool(self.tls_key):
-            raise click.BadParameter("goes with --tls-key: both or neither", param_hint="--tls-cert")
-        if self.tls_client_ca and not self.tls_cert:
-            raise click.BadParameter("needs --tls-cert and --tls-key", param_hint="--tls-client-ca")
         if self.metrics_address:
             _check_address(self.metrics_address, "--metrics-address")
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise click.BadParameter("must be set together with --tls-key", param_hint="--tls-cert")
+        if self.tls_client_ca and not self.tls_cert:
+            raise click.BadParameter("needs --tls-cert and --tls-key", param_hint="--tls-client-ca")
         if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
             raise click.BadParameter(
                 f"must be http://HOST:PORT or https://..., got {self.otlp_endpoint!r}", param_hint="--otlp-endpoint"
@@ -125,43 +127,42 @@ class Settings:
 
 
 def _check_address(address: str, flag: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise click.BadParameter(f"must be HOST:PORT, PORT 0..65535, got {address!r}", param_hint=flag)
+    try:
+        HostPort.parse(address)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint=flag) from exc
 
 
 Command = Callable[..., Any]
 
 
 def options(command: Command) -> Command:
-    """Gives `command` one click option for each field of `Settings`, its docstring as the help text."""
-    return reduce(lambda wrapped, option: option(wrapped), reversed(_options()), command)
-
-
-def _options() -> list[Callable[[Command], Command]]:
-    kinds = get_type_hints(Settings, include_extras=True)
+    """Add one click option per field of `Settings` to `command`."""
+    types = get_type_hints(Settings, include_extras=True)
     docs = _field_docstrings()
-    made: list[Callable[[Command], Command]] = []
-    for field in fields(Settings):
+    for field in reversed(fields(Settings)):
         flag = f"--{field.name.replace('_', '-')}"
-        kind = kinds[field.name]
         default = {"required": True} if field.default is MISSING else {"default": field.default}
-        made.append(
-            click.option(
-                f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
-                type=next(iter(getattr(kind, "__metadata__", ())), kind),
-                envvar=f"SKETCHBATCH_{field.name.upper()}",
-                show_envvar=True,
-                show_default=True,
-                help=docs[field.name],
-                **default,
-            )
-        )
-    return made
+        command = click.option(
+            f"{flag}/--no-{flag[2:]}" if types[field.name] is bool else flag,
+            type=_click_type(types[field.name]),
+            envvar=f"SKETCHBATCH_{field.name.upper()}",
+            show_envvar=True,
+            show_default=True,
+            help=docs[field.name],
+            **default,
+        )(command)
+    return command
+
+
+def _click_type(annotation: Any) -> Any:
+    if get_origin(annotation) is Literal:
+        return click.Choice(get_args(annotation))
+    return next(iter(getattr(annotation, "__metadata__", ())), annotation)
 
 
 def _field_docstrings() -> dict[str, str]:
-    """The string under each field of `Settings`, which Python itself does not keep."""
+    """Return the string below each field of `Settings`: Python does not keep these strings at run time."""
     body = ast.parse(inspect.getsource(Settings)).body[0].body  # type: ignore[attr-defined]  # a ClassDef
     return {
         ast.unparse(field.target): doc.value.value for field, doc in pairwise(body) if isinstance(field, ast.AnnAssign)

@@ -1,4 +1,4 @@
-"""What the rooms promise each other: one version, few dependencies, stubs of the contract."""
+"""The distributions have one version and few dependencies, and the wire contract is fully commented."""
 
 import importlib.metadata
 import re
@@ -9,50 +9,48 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 
-ROOMS = ("protos", "client", "service", "trainer")
+DISTRIBUTIONS = ("protos", "client", "service", "trainer")
 
 
 def test_there_is_one_version_number(root):
-    """All four distributions, their demands on each other, and the changelog."""
-    projects = {room: tomllib.loads((root / room / "pyproject.toml").read_text())["project"] for room in ROOMS}
-    versions = {project["version"] for project in projects.values()}
-    assert len(versions) == 1
-    version = versions.pop()
-    for project in projects.values():
-        for demand in filter(lambda text: text.startswith("sketchbatch-"), project["dependencies"]):
-            assert demand.endswith(f"=={version}")
+    """All distributions have it, require it of each other, and the changelog has a section for it."""
+    projects = [tomllib.loads((root / each / "pyproject.toml").read_text())["project"] for each in DISTRIBUTIONS]
+    [version] = {project["version"] for project in projects}
+    for project in projects:
+        for requirement in filter(lambda text: text.startswith("sketchbatch-"), project["dependencies"]):
+            assert requirement.endswith(f"=={version}")
     assert re.search(rf"^## {re.escape(version)}\b", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
-def needed_by(distribution: str, *extras: str) -> set[str]:
-    """Everything that installing `distribution` brings in."""
+def requirements_of(distribution: str, *extras: str) -> set[str]:
+    """Return all distributions that an installation of `distribution` installs."""
     found: set[str] = set()
     waiting = [(distribution, extras)]
     while waiting:
         name, wanted = waiting.pop()
         for text in importlib.metadata.requires(name) or []:
-            demand = Requirement(text)
+            requirement = Requirement(text)
             environments = [{"extra": extra} for extra in wanted or ("",)]
-            is_active = demand.marker is None or any(map(demand.marker.evaluate, environments))
-            key = demand.name.lower().replace("_", "-")
+            is_active = requirement.marker is None or any(map(requirement.marker.evaluate, environments))
+            key = requirement.name.lower().replace("_", "-")
             if is_active and key not in found:
                 found.add(key)
-                waiting.append((key, tuple(demand.extras)))
+                waiting.append((key, tuple(requirement.extras)))
     return found
 
 
 HEAVY = {"keras", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorflow", "tensorflow-cpu", "tf2onnx"}
 
 
-def test_the_client_brings_in_neither_tensorflow_nor_onnx_runtime():
-    """Nor does the service bring in anything to train with."""
-    assert {"grpcio", "numpy", "sketchbatch-protos"} <= needed_by("sketchbatch-client")
-    assert not needed_by("sketchbatch-client") & HEAVY
-    assert needed_by("sketchbatch-service", "cpu") & HEAVY == {"onnxruntime"}
+def test_the_client_requires_neither_tensorflow_nor_onnx_runtime():
+    """The service requires ONNX Runtime and no training library."""
+    assert {"grpcio", "numpy", "sketchbatch-protos"} <= requirements_of("sketchbatch-client")
+    assert not requirements_of("sketchbatch-client") & HEAVY
+    assert requirements_of("sketchbatch-service", "cpu") & HEAVY == {"onnxruntime"}
 
 
 def test_importing_the_client_imports_nothing_heavy():
-    """People put it into small programs."""
+    """The client is for small programs, too."""
     program = "import sys, sketchbatch_client; print(*(name.split('.')[0] for name in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not set(loaded) & {"keras", "onnxruntime", "tensorflow", "pyarrow", "pandas", "rich", "typer"}
@@ -60,7 +58,7 @@ def test_importing_the_client_imports_nothing_heavy():
 
 @pytest.mark.parametrize("file", ["v1/classifier.proto", "openinference/v2/open_inference.proto"])
 def test_every_element_of_the_contract_is_commented(root, file):
-    """Messages, fields, values and RPCs each have a comment on the line above."""
+    """Every message, field, enum value and RPC has a comment on the line above."""
     lines = (root / "protos/sketchbatch" / file).read_text().splitlines()
     elements = re.compile(r"^\s*(message|service|rpc|enum|oneof|(repeated )?([\w.]+|map<.*>) \w+ = \d+;|\w+ = \d+;)")
     found = [number for number, line in enumerate(lines) if elements.match(line)]

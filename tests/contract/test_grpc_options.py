@@ -1,4 +1,4 @@
-"""gRPC ignores an option whose name it does not know, so a wrong letter undoes it without a word."""
+"""gRPC silently ignores an option with an unknown name, so a typing error would disable the option."""
 
 import re
 from pathlib import Path
@@ -7,18 +7,18 @@ import pytest
 from grpc._cython import cygrpc
 
 OPTION = re.compile(r'"(grpc\.[a-z0-9_.]*[a-z0-9])", ?[^)]')
-ROOMS = ("service/sketchbatch_service", "client/sketchbatch_client")
+PACKAGES = ("service/sketchbatch_service", "client/sketchbatch_client")
 
 
 @pytest.fixture(scope="module")
 def core() -> bytes:
-    """The C core, and with it the name of every option that it looks for."""
+    """Return the C core's library, which contains the name of every option that it reads."""
     return Path(cygrpc.__file__).read_bytes()
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_option_that_we_set_is_one_of_grpcs(root, core, room):
-    """By its full name, which ends where the text in the library ends."""
-    names = {name for file in (root / room).rglob("*.py") for name in OPTION.findall(file.read_text())}
+@pytest.mark.parametrize("package", PACKAGES)
+def test_grpc_knows_every_option_that_we_set(root, core, package):
+    """The library contains the full name, followed by the zero byte that ends a C string."""
+    names = {name for file in (root / package).rglob("*.py") for name in OPTION.findall(file.read_text())}
     assert len(names) >= 5
     assert sorted(name for name in names if name.encode() + b"\0" not in core) == []

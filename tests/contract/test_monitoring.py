@@ -1,4 +1,4 @@
-"""Dashboard, alerts and the operator's page speak of metrics that there are, and the alerts fire when they should."""
+"""Dashboard, alerts and docs/operations.md name existing metrics, and the alerts fire when they should."""
 
 import json
 import re
@@ -15,10 +15,10 @@ MONITORING = "deploy/monitoring"
 
 
 async def series() -> dict[str, set[str]]:
-    """The labels of every series of a service that has answered one call and refused one."""
+    """Return the labels of each metric, from a service that has answered one call and rejected one."""
     async with serving(bear=FakeModel()) as service:
         await service.classify(1)
-        await service.refusal()
+        await service.rejection()
         found = {}
         for metric in service.metrics.collect():
             for sample in metric.samples:
@@ -27,14 +27,14 @@ async def series() -> dict[str, set[str]]:
 
 
 def expressions(root) -> list[str]:
-    """Every query of the dashboard and the alerts."""
+    """Return every query of the dashboard and the alerts."""
     panels = json.loads((root / MONITORING / "dashboard.json").read_text())["panels"]
     alerts = (root / MONITORING / "alerts.yaml").read_text()
     return [target["expr"] for panel in panels for target in panel["targets"]] + re.findall("expr: (.+)", alerts)
 
 
-async def test_every_metric_that_is_asked_for_exists_with_its_labels(root):
-    """In the dashboard, the alerts and docs/operations.md; and the page leaves none out."""
+async def test_every_queried_metric_exists_with_its_labels(root):
+    """Dashboard, alerts and docs/operations.md name no other metrics, and docs/operations.md names all of ours."""
     known = await series()
     queries = expressions(root)
     assert len(queries) > 30
@@ -52,8 +52,8 @@ async def test_every_metric_that_is_asked_for_exists_with_its_labels(root):
     )
 
 
-async def test_the_autoscaler_asks_for_a_gauge_of_each_pod_that_exists(root):
-    """By the name under which prometheus-adapter offers it."""
+async def test_the_autoscaler_uses_an_existing_gauge_of_each_pod(root):
+    """The autoscaler, prometheus-adapter and the scrape configuration use the same names."""
     scaler = yaml.safe_load((root / "deploy/base/horizontalpodautoscaler.yaml").read_text())["spec"]
     adapter = yaml.safe_load((root / MONITORING / "kubernetes/adapter.yaml").read_text())["rules"]
     assert [each["pods"]["metric"]["name"] for each in scaler["metrics"]] == [adapter[0]["name"]["as"]]
@@ -66,7 +66,7 @@ async def test_the_autoscaler_asks_for_a_gauge_of_each_pod_that_exists(root):
 
 @pytest.mark.parametrize("words", [("check", "rules", "alerts.yaml"), ("test", "rules", "alerts_test.yaml")])
 def test_the_alerts_fire_when_they_should(root, words):
-    """Prometheus' own tool judges."""
+    """Prometheus' own tool runs the rules and their unit tests."""
     promtool = shutil.which("promtool")
     if not promtool:
         pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")

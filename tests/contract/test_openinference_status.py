@@ -1,76 +1,48 @@
-"""The Open Inference Protocol over real gRPC: statuses, streams, versions, counts, and the drain."""
+"""The Open Inference Protocol over real gRPC: statuses, streams, versions, statistics, and the drain."""
 
 import asyncio
 import time
 from contextlib import asynccontextmanager
 
 import grpc
+import in_process
 import numpy as np
 import pytest
 from fakes import FakeModel, drawings
 from google.rpc import error_details_pb2, status_pb2
+from in_process import rejection, until
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
-from sketchbatch.v1 import classifier_pb2, classifier_pb2_grpc
-from sketchbatch_service.api.classifier.servicer import ClassifierServicer
-from sketchbatch_service.api.openinference import wire
-from sketchbatch_service.api.openinference.servicer import InferenceServicer
-from sketchbatch_service.batching.batcher import Batcher, BatchLimits
-from sketchbatch_service.models.artifact import Artifact
-from sketchbatch_service.models.registry import ModelRegistry, ServedModel
-from sketchbatch_service.transport.core_server import CoreServer
-from structlog.testing import capture_logs
+from sketchbatch_service.batching.batcher import BatchLimits
 
-ARTIFACT = Artifact(labels=("ink",), name="", version="", created="", licence="", metrics={}, digest="d")
 MAX_ROWS = 100
 
 
 class Stub:
-    """Calls the protocol's RPCs by their names on the wire."""
+    """Calls the RPCs of the protocol by their names on the wire."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
 
     def __getattr__(self, name: str):
-        answer = "ModelStreamInferResponse" if name == "ModelStreamInfer" else f"{name}Response"
+        response = "ModelStreamInferResponse" if name == "ModelStreamInfer" else f"{name}Response"
         kind = self.channel.stream_stream if name == "ModelStreamInfer" else self.channel.unary_unary
         return kind(
             f"/inference.GRPCInferenceService/{name}",
             request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=getattr(pb, answer).FromString,
+            response_deserializer=getattr(pb, response).FromString,
         )
 
 
 @asynccontextmanager
 async def serving(*fakes: FakeModel, max_queued_rows: int = 4):
-    """A real server of versions 1, 2, ... of one model on a free port: yields a stub, the servicer and the models."""
+    """Serve versions 1, 2, ... of the model `fake`; yield a stub and the service."""
     limits = BatchLimits(max_batch_rows=4, max_queued_rows=max_queued_rows)
-    served = [
-        ServedModel(
-            name="fake",
-            version=str(n),
-            artifact=ARTIFACT,
-            provider="CPU",
-            batcher=Batcher(fake.predict, limits),
-        )
-        for n, fake in enumerate(fakes, 1)
-    ]
-    models = ModelRegistry(served)
-    servicer = InferenceServicer(models, max_request_rows=MAX_ROWS)
-    server = CoreServer()
-    server.add_generic_rpc_handlers((wire.handlers(servicer),))
-    server.add_generic_rpc_handlers([ClassifierServicer(models, max_request_rows=MAX_ROWS).handlers()])
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    with models.thread_pool(server):
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Stub(channel), servicer, models
-        for fake in fakes:
-            fake.release.set()
-        await server.stop(5)
+    async with in_process.serving(limits, max_request_rows=MAX_ROWS, fake=fakes) as service:
+        yield Stub(service.channel), service
 
 
 def request(*first_pixels: int, **fields) -> pb.ModelInferRequest:
-    """One row for each value."""
+    """Return a request with one row per value, as raw bytes."""
     bitmaps = drawings(*first_pixels)
     made = pb.ModelInferRequest(raw_input_contents=[bitmaps.tobytes()], **fields)
     made.inputs.add(name="bitmaps", datatype="UINT8", shape=bitmaps.shape)
@@ -78,7 +50,7 @@ def request(*first_pixels: int, **fields) -> pb.ModelInferRequest:
 
 
 def numbers(*first_pixels: int) -> pb.ModelInferRequest:
-    """Likewise, each pixel a number."""
+    """Return a request with one row per value, as typed numbers."""
     made = pb.ModelInferRequest()
     tensor = made.inputs.add(name="bitmaps", datatype="UINT8", shape=(len(first_pixels), 784))
     tensor.contents.uint_contents.extend(drawings(*first_pixels).ravel().tolist())
@@ -89,31 +61,24 @@ def scores(response: pb.ModelInferResponse) -> list[float]:
     return np.frombuffer(response.raw_output_contents[0], "<f4").tolist()
 
 
-async def refusal(call) -> grpc.aio.AioRpcError:
-    """The error a call ends with."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value
-
-
-async def running(stub: Stub, model: FakeModel) -> asyncio.Task:
-    """Occupies the model, so that what comes next has to queue."""
-    task = asyncio.ensure_future(stub.ModelInfer(request(0)))
-    await asyncio.to_thread(model.started.wait, 5)
-    return task
+async def occupied(stub: Stub, model: FakeModel) -> asyncio.Future:
+    """Start a call that the held model does not finish, so that the next request stays in the queue."""
+    call = asyncio.ensure_future(stub.ModelInfer(request(0)))
+    await until(model.started.is_set)
+    return call
 
 
 def details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
-    """The google.rpc.Status in an error's trailers."""
+    """Return the google.rpc.Status in the trailers of an error."""
     return status_pb2.Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
 
 
 async def test_a_bad_tensor_is_invalid_argument_and_names_the_field():
-    """BadRequest, as ClassifierService gives it."""
-    async with serving(FakeModel()) as (stub, *_):
+    """BadRequest has the same form as in ClassifierService."""
+    async with serving(FakeModel()) as (stub, _):
         bad = request(1)
         bad.inputs[0].datatype = "FP64"
-        error = await refusal(stub.ModelInfer(bad))
+        error = await rejection(stub.ModelInfer(bad))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     bad_request = error_details_pb2.BadRequest()
     assert details(error).details[0].Unpack(bad_request)
@@ -121,14 +86,14 @@ async def test_a_bad_tensor_is_invalid_argument_and_names_the_field():
 
 
 async def test_an_unknown_model_or_version_is_not_found():
-    """For every RPC that needs one; the message lists those there are. ModelReady says false."""
-    async with serving(FakeModel()) as (stub, *_):
+    """Every RPC that needs a model lists the served ones in the message; ModelReady returns false."""
+    async with serving(FakeModel()) as (stub, _):
         errors = [
-            await refusal(stub.ModelInfer(request(1, model_name="zebra"))),
-            await refusal(stub.ModelInfer(request(1, model_version="2"))),
-            await refusal(stub.ModelMetadata(pb.ModelMetadataRequest(name="zebra"))),
-            await refusal(stub.ModelConfig(pb.ModelConfigRequest(name="fake", version="2"))),
-            await refusal(stub.ModelStatistics(pb.ModelStatisticsRequest(name="zebra"))),
+            await rejection(stub.ModelInfer(request(1, model_name="zebra"))),
+            await rejection(stub.ModelInfer(request(1, model_version="2"))),
+            await rejection(stub.ModelMetadata(pb.ModelMetadataRequest(name="zebra"))),
+            await rejection(stub.ModelConfig(pb.ModelConfigRequest(name="fake", version="2"))),
+            await rejection(stub.ModelStatistics(pb.ModelStatisticsRequest(name="zebra"))),
         ]
         assert not (await stub.ModelReady(pb.ModelReadyRequest(name="zebra"))).ready
     for error in errors:
@@ -137,12 +102,12 @@ async def test_an_unknown_model_or_version_is_not_found():
 
 
 async def test_a_full_queue_is_resource_exhausted_with_pushback():
-    """The trailer that gRPC clients obey, more than none."""
+    """The trailer contains a positive time, which gRPC clients wait before the next attempt."""
     model = FakeModel(held=True)
-    async with serving(model) as (stub, _, models):
-        first = await running(stub, model)
-        queued = models.get("", "").batcher.submit(drawings(1, 2, 3, 4))
-        error = await refusal(stub.ModelInfer(request(5)))
+    async with serving(model) as (stub, service):
+        first = await occupied(stub, model)
+        queued = service.batcher.submit(drawings(1, 2, 3, 4))
+        error = await rejection(stub.ModelInfer(request(5)))
         model.release.set()
         await first
         queued.result(5)
@@ -152,32 +117,32 @@ async def test_a_full_queue_is_resource_exhausted_with_pushback():
 
 @pytest.mark.parametrize("limit", ["deadline", "timeout parameter"])
 async def test_a_request_out_of_time_is_deadline_exceeded_and_never_run(limit):
-    """Whether the call's deadline or Triton's own timeout (microseconds) passes in the queue."""
+    """The call's deadline and Triton's own timeout (microseconds) are both limits of the time in the queue."""
     model = FakeModel(held=True)
-    async with serving(model) as (stub, *_):
-        first = await running(stub, model)
+    async with serving(model) as (stub, service):
+        first = await occupied(stub, model)
         if limit == "deadline":
-            late = stub.ModelInfer(request(1), timeout=0.1)
+            late = stub.ModelInfer(request(1), timeout=1)
         else:
-            late = stub.ModelInfer(request(1, parameters={"timeout": pb.InferParameter(int64_param=100_000)}))
-        waiting = asyncio.ensure_future(refusal(late))
-        await asyncio.sleep(0.2)
+            late = stub.ModelInfer(request(1, parameters={"timeout": pb.InferParameter(int64_param=1_000_000)}))
+        error = asyncio.ensure_future(rejection(late))
+        await until(lambda: service.batcher.queued_rows == 1)
+        await asyncio.sleep(1.1)  # longer than the limit, which began before the request was queued
         model.release.set()
-        error = await waiting
+        assert (await error).code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await first
         await stub.ModelInfer(request(2, 3))
-    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert model.batch_sizes == [1, 2]
 
 
-async def test_a_broken_model_call_is_internal_and_tells_the_request_id_only():
-    """No cause, path or stack leaves the process, from a call or a stream; the log has them."""
+async def test_a_failed_model_call_is_internal_with_the_request_id_only():
+    """No cause, path or stack trace leaves the process, from a call or a stream; the log contains the cause."""
     model = FakeModel()
     model.error = RuntimeError("secret path /models/x")
-    with capture_logs() as log:
-        async with serving(model) as (stub, *_):
-            error = await refusal(stub.ModelInfer(request(1, id="abc")))
-            streamed = [answer async for answer in stub.ModelStreamInfer([request(1, id="abc")])]
+    async with serving(model) as (stub, service):
+        error = await rejection(stub.ModelInfer(request(1, id="abc")))
+        streamed = [answer async for answer in stub.ModelStreamInfer([request(1, id="abc")])]
+        log = service.log
     assert error.code() is grpc.StatusCode.INTERNAL
     assert error.details() == "internal error, request id abc"
     assert streamed[0].error_message == "INTERNAL: internal error, request id abc"
@@ -186,36 +151,36 @@ async def test_a_broken_model_call_is_internal_and_tells_the_request_id_only():
     assert "secret" in str(log[0]["exc_info"].__cause__)
 
 
-async def test_a_request_after_the_end_is_unavailable():
-    """Another replica will answer."""
-    async with serving(FakeModel()) as (stub, _, models):
-        models.get("fake", "1").batcher.close()
-        error = await refusal(stub.ModelInfer(request(1)))
+async def test_a_request_to_a_closed_batcher_is_unavailable():
+    """The client may send the request to another replica."""
+    async with serving(FakeModel()) as (stub, service):
+        service.batcher.close()
+        error = await rejection(stub.ModelInfer(request(1)))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_call_that_is_cancelled_withdraws_its_queued_rows():
-    """Rows nobody waits for are not run."""
+async def test_cancelling_a_call_or_a_stream_cancels_its_queued_rows():
+    """The model never receives rows whose client has cancelled."""
     model = FakeModel(held=True)
-    async with serving(model, max_queued_rows=100) as (stub, *_):
-        first = await running(stub, model)
-        left = [asyncio.ensure_future(stub.ModelInfer(each)) for each in (request(1, 2, 3), numbers(*range(80)))]
+    async with serving(model, max_queued_rows=100) as (stub, service):
+        first = await occupied(stub, model)
+        calls = [asyncio.ensure_future(stub.ModelInfer(each)) for each in (request(1, 2, 3), numbers(*range(80)))]
         stream = stub.ModelStreamInfer()
         for n in range(3):
             await stream.write(request(n, n))
-        await asyncio.sleep(0.2)  # they cross a socket
-        for each in [*left, stream]:
+        await until(lambda: service.batcher.accepted_requests == 6)
+        for each in [*calls, stream]:
             each.cancel()
-        await asyncio.sleep(0.2)  # so do the cancellations
+        await until(lambda: service.batcher.open_requests == 1)
         model.release.set()
         await first
         await stub.ModelInfer(request(9))
     assert model.batch_sizes == [1, 1]
 
 
-async def test_a_stream_answers_in_order_and_a_bad_message_harms_no_other():
-    """One answer each, with its id; a bad one has the status that ModelInfer would give, in words."""
-    async with serving(FakeModel(), max_queued_rows=100) as (stub, *_):
+async def test_a_stream_responds_in_order_and_a_bad_message_affects_no_other():
+    """Each message receives one response with its id; a bad one receives the name of ModelInfer's status."""
+    async with serving(FakeModel(), max_queued_rows=100) as (stub, _):
         bad = request(1, id="b")
         bad.inputs[0].name = "image"
         messages = [request(1, 2, id="a"), bad, request(3, id="c", model_name="zebra"), request(*range(8), id="d")]
@@ -226,28 +191,28 @@ async def test_a_stream_answers_in_order_and_a_bad_message_harms_no_other():
     assert scores(answers[3].infer_response) == list(range(8))
 
 
-async def test_a_stream_waits_for_room_instead_of_failing():
-    """Many more rows than the queue holds pass through it, none refused, none counted as failed."""
-    async with serving(FakeModel()) as (stub, _, models):
+async def test_a_stream_waits_while_the_queue_is_full():
+    """Many more rows than the queue holds pass through it; none are rejected or counted as failed."""
+    async with serving(FakeModel()) as (stub, service):
         messages = (request(n % 250, 1, 2) for n in range(200))
         answers = [answer async for answer in stub.ModelStreamInfer(messages)]
-        assert models.get("", "").batcher.statistics.counts().fail.count == 0
+        assert service.batcher.statistics.counts().fail.count == 0
     assert [scores(answer.infer_response)[0] for answer in answers] == [n % 250 for n in range(200)]
 
 
 async def test_a_draining_service_is_live_but_not_ready_and_ends_its_streams():
-    """What a stream sent is answered; then UNAVAILABLE says to open another elsewhere. Calls are still answered."""
+    """A stream receives its responses, then UNAVAILABLE; calls still succeed."""
     model = FakeModel(held=True)
-    async with serving(model) as (stub, servicer, _):
+    async with serving(model) as (stub, service):
         stream = stub.ModelStreamInfer()
         await stream.write(request(7))
-        await asyncio.to_thread(model.started.wait, 5)
+        await until(model.started.is_set)
         assert (await stub.ServerReady(pb.ServerReadyRequest())).ready
-        servicer.drain()
+        service.inference.drain()
         model.release.set()
         assert scores((await stream.read()).infer_response) == [7]
-        ended = await refusal(stream.read())
-        late = await refusal(stub.ModelStreamInfer().read())
+        ended = await rejection(stream.read())
+        late = await rejection(stub.ModelStreamInfer().read())
         assert (await stub.ServerLive(pb.ServerLiveRequest())).live
         assert not (await stub.ServerReady(pb.ServerReadyRequest())).ready
         assert not (await stub.ModelReady(pb.ModelReadyRequest(name="fake"))).ready
@@ -258,10 +223,10 @@ async def test_a_draining_service_is_live_but_not_ready_and_ends_its_streams():
     assert ended.code() is late.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_the_newest_version_answers_unless_another_is_named():
-    """Each version is a model of its own, with counts of its own."""
+async def test_the_newest_version_answers_unless_a_request_names_another():
+    """Each version has statistics of its own."""
     old, new = FakeModel(), FakeModel()
-    async with serving(old, new) as (stub, *_):
+    async with serving(old, new) as (stub, _):
         assert (await stub.ModelInfer(request(1))).model_version == "2"
         assert (await stub.ModelInfer(request(1, 2, model_name="fake", model_version="1"))).model_version == "1"
         assert list((await stub.ModelMetadata(pb.ModelMetadataRequest(name="fake"))).versions) == ["2", "1"]
@@ -273,27 +238,25 @@ async def test_the_newest_version_answers_unless_another_is_named():
     assert (old.batch_sizes, new.batch_sizes) == ([2], [1])
 
 
-async def test_numbers_of_many_rows_are_answered_as_numbers():
-    """Also where they are decoded by a thread of their own."""
+async def test_typed_numbers_of_many_rows_receive_typed_scores():
+    """The codec pool decodes and encodes them."""
     values = [n % 250 for n in range(MAX_ROWS)]
-    async with serving(FakeModel(), max_queued_rows=MAX_ROWS) as (stub, *_):
+    async with serving(FakeModel(), max_queued_rows=MAX_ROWS) as (stub, _):
         answer = await stub.ModelInfer(numbers(*values))
     assert list(answer.outputs[0].contents.fp32_contents) == values
     assert list(answer.outputs[0].shape) == [MAX_ROWS, 1]
 
 
-async def test_statistics_count_what_was_asked_by_either_protocol():
-    """Rows, requests and model calls exactly; durations that add up."""
+async def test_statistics_count_the_requests_of_both_protocols():
+    """Rows, requests and model calls are exact, and the durations of the stages add up."""
     model = FakeModel()
     started_at = time.time()
-    async with serving(model) as (stub, *_):
+    async with serving(model) as (stub, service):
         await stub.ModelInfer(request(1, 2))
         await stub.ModelInfer(request(1, 2, 3, 4))
-        ours = classifier_pb2_grpc.ClassifierServiceStub(stub.channel)
-        await ours.Classify(classifier_pb2.ClassifyRequest(bitmaps=drawings(5).tobytes()))
+        await service.classify(5)
         model.error = RuntimeError("broken")
-        with capture_logs():
-            await refusal(stub.ModelInfer(request(6)))
+        await rejection(stub.ModelInfer(request(6)))
         counted = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="fake"))).model_stats[0]
     stats = counted.inference_stats
     assert (counted.inference_count, counted.execution_count) == (7, 3)

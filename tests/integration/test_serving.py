@@ -97,7 +97,7 @@ def test_health_follows_the_service(start_service, tiny_model):
         service.process.wait(5)  # an open watch does not hold it for drain_s
         code, log = service.stop()
     assert code == 0
-    assert [event["message"] for event in log] == ["leaving", "draining", "stopped"]
+    assert [event["message"] for event in log] == ["stopping", "draining", "stopped"]
 
 
 def test_reflection_can_be_turned_off(start_service, tiny_service, tiny_model):
@@ -125,7 +125,7 @@ def test_stopping_answers_what_was_accepted_and_exits_with_0(start_service, root
         code, log = service.stop(how)
         assert len(under_way.result(45)) == 16384
     assert code == 0
-    assert [event["message"] for event in log] == ["leaving", "draining", "stopped"]
+    assert [event["message"] for event in log] == ["stopping", "draining", "stopped"]
 
 
 def test_calls_are_taken_while_clients_move_away(start_service, tiny_model, noise):
@@ -163,7 +163,7 @@ def test_a_second_signal_hurries(start_service, root, noise):
         under_way = [pool.submit(client.classify, noise(16384)) for _ in range(3)]
         time.sleep(0.2)
         service.process.terminate()
-        service.wait_for("leaving")  # else the kernel makes one signal of two
+        service.wait_for("stopping")  # else the kernel makes one signal of two
         service.process.terminate()  # over with the lame duck
         started_at = time.monotonic()
         code, log = service.stop()  # and one more changes nothing

@@ -84,7 +84,7 @@ def test_a_call_shows_in_metrics_log_and_traces(start_service, tiny_model):
     assert code == 0
     told = {event["request_id"]: event for event in log if "request_id" in event}
     assert (told["abc"]["message"], told["abc"]["rows"]) == ("request answered", 3)
-    assert (told["no"]["message"], told["no"]["code"]) == ("request refused", "NOT_FOUND")
+    assert (told["no"]["message"], told["no"]["code"]) == ("request rejected", "NOT_FOUND")
 
     assert {span.trace_id.hex() for span in spans} == {TRACE}
     calls = [span for span in spans if span.name == "sketchbatch.v1.ClassifierService/Classify"]

@@ -5,6 +5,7 @@ from collections import Counter
 from concurrent.futures import Future
 
 import numpy as np
+from gates import Clock
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -46,7 +47,8 @@ class BatcherMachine(RuleBasedStateMachine):
     @initialize(slots=st.integers(1, 3), batch=st.integers(1, 9), share=st.integers(1, 4))
     def start(self, slots, batch, share):
         limits = BatchLimits(slots=slots, max_batch_rows=batch, min_split_rows=share, max_queued_rows=MAX_QUEUED)
-        self.batcher = Batcher(self.predict, limits)
+        self.clock = Clock()
+        self.batcher = Batcher(self.predict, limits, clock=self.clock)
         self.submissions: list[Submission] = []
         self.running: list[tuple[Batch, set[int]]] = []  # with the row numbers that must not be in the batch
         self.computed: Counter[int] = Counter()
@@ -82,6 +84,10 @@ class BatcherMachine(RuleBasedStateMachine):
             assert not self.is_closed
             self.submissions.append(submission)
 
+    @rule(seconds=st.sampled_from([0.001, 0.1, 10.0]))
+    def wait(self, seconds):
+        self.clock.advance(seconds)
+
     @precondition(lambda self: self.submissions)
     @rule(data=st.data())
     def cancel(self, data):
@@ -100,6 +106,7 @@ class BatcherMachine(RuleBasedStateMachine):
     def end_a_call(self, data, fails):
         batch, self.forbidden = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         self.fails = fails
+        self.clock.advance(0.001 * batch.rows)
         batch.run()
 
     @rule()

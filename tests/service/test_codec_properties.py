@@ -1,4 +1,4 @@
-"""What holds of the codecs for every request and every matrix of scores."""
+"""Properties of the codecs that hold for every request and every matrix of scores."""
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ some_scores = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 7))
 
 @settings(max_examples=30)
 @given(some_bitmaps)
-def test_any_bitmaps_come_out_as_they_went_in(bitmaps):
-    """By bytes, and by every form that the Open Inference Protocol has for them."""
+def test_any_bitmaps_are_decoded_unchanged(bitmaps):
+    """The bytes of a ClassifyRequest and every tensor form of the Open Inference Protocol give the same bitmaps."""
     assert np.array_equal(
         decode(read(pb.ClassifyRequest(bitmaps=bitmaps.tobytes()).SerializeToString()), max_rows=5, classes=1), bitmaps
     )
@@ -31,7 +31,7 @@ def test_any_bitmaps_come_out_as_they_went_in(bitmaps):
 
 
 def tensor_requests(bitmaps: np.ndarray):
-    """The same bitmaps as raw bytes, raw floats, numbers and floats."""
+    """Yield requests with the same bitmaps as raw bytes, raw floats, typed integers and typed floats."""
     ink = bitmaps.astype(np.float32) / 255
     for datatype, raw in (("UINT8", bitmaps.tobytes()), ("FP32", ink.astype("<f4").tobytes())):
         request = oip.ModelInferRequest(raw_input_contents=[raw])
@@ -45,8 +45,8 @@ def tensor_requests(bitmaps: np.ndarray):
 
 
 @given(st.integers(0, 784 * (MAX_ROWS + 2)), st.integers(0, 2**32 - 1))
-def test_a_request_is_taken_if_and_only_if_its_numbers_fit(payload_bytes, top_k):
-    """The refusal names the number that does not."""
+def test_a_request_is_accepted_if_and_only_if_its_numbers_are_valid(payload_bytes, top_k):
+    """The error contains the invalid number."""
     request = read(pb.ClassifyRequest(bitmaps=bytes(payload_bytes), top_k=top_k).SerializeToString())
     rows, rest = divmod(payload_bytes, 784)
     wrong = f"got {payload_bytes} bytes" if rest else f"got {rows} rows" if not 1 <= rows <= MAX_ROWS else ""
@@ -59,19 +59,19 @@ def test_a_request_is_taken_if_and_only_if_its_numbers_fit(payload_bytes, top_k)
 
 
 @given(some_scores, st.data())
-def test_the_best_are_those_of_a_stable_sort(scores, data):
-    """Best first, ties to the lower index, row by row, each with its own score."""
+def test_the_best_classes_are_those_of_a_stable_sort(scores, data):
+    """Each row lists its best classes first with their scores, and ties go to the lower index."""
     top_k = data.draw(st.integers(1, scores.shape[1]))
     response = pb.ClassifyResponse()
     encode(Answer(scores, 0.0, 0.0), top_k, response)
-    expected = [sorted(range(len(row)), key=lambda place: (-row[place], place))[:top_k] for row in scores]
+    expected = [sorted(range(len(row)), key=lambda index: (-row[index], index))[:top_k] for row in scores]
     assert list(response.class_index) == np.concatenate(expected).tolist()
     assert list(response.score) == np.take_along_axis(scores, np.array(expected), axis=1).ravel().tolist()
 
 
 @given(some_scores)
-def test_all_scores_come_out_as_they_went_in(scores):
-    """Bit for bit."""
+def test_all_scores_are_encoded_unchanged(scores):
+    """Every bit of the scores arrives."""
     response = pb.ClassifyResponse()
     encode(Answer(scores, 0.0, 0.0), 0, response)
     assert np.array_equal(np.frombuffer(response.scores, "<f4").reshape(response.rows, -1), scores)

@@ -1,4 +1,4 @@
-"""Input that fuzzing found to do harm to the service; tests/fuzz/FINDINGS.md tells of it all."""
+"""Inputs that harmed the service when fuzzing found them; tests/fuzz/FINDINGS.md lists all findings."""
 
 import socket
 import urllib.error
@@ -16,12 +16,12 @@ from sketchbatch_service.models.artifact import read_artifact
 
 @pytest.fixture(scope="module")
 def service(start_service, tiny_model):
-    """One with every port it can have."""
+    """Start a service with all its ports."""
     return start_service(tiny_model, "--probe-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
 
 
-def test_a_call_whose_path_is_no_text_ends_no_probes(service, root):
-    """Kubernetes restarts what does not answer its probes: one such call would have been enough."""
+def test_a_call_whose_path_is_not_utf8_does_not_stop_the_probe_port(service, root):
+    """Kubernetes restarts a service that does not answer probes, so one such call could restart it."""
     host, _, port = service.probe_address.rpartition(":")
     for _ in range(3):
         with socket.create_connection((host, int(port)), 5) as connection:
@@ -35,7 +35,7 @@ def test_a_call_whose_path_is_no_text_ends_no_probes(service, root):
 
 
 def test_an_accept_header_that_cannot_be_read_is_400(service):
-    """Not 500, and no stack on stderr."""
+    """The status is not 500, and the next scrape succeeds."""
     url = f"http://{service.metrics_address}/metrics"
     for version in ("x", "1", "true"):
         headers = {"Accept": f"application/openmetrics-text; version={version}"}
@@ -49,7 +49,7 @@ def test_an_accept_header_that_cannot_be_read_is_400(service):
 
 
 def test_an_error_about_long_names_arrives(service):
-    """It travels in gRPC's metadata, of which 8 KiB arrive; beyond that the caller would hear RESOURCE_EXHAUSTED."""
+    """The metadata of gRPC holds 8 KiB; a longer error would arrive as RESOURCE_EXHAUSTED."""
     request = oip.ModelInferRequest()
     for _ in range(12):
         request.inputs.add(name="\u2603" * 200)
@@ -72,8 +72,8 @@ def test_an_error_about_long_names_arrives(service):
         ("labels", '["\\ud800", "b", "c"]'),
     ],
 )
-def test_a_model_that_says_what_no_message_can_carry_is_refused_at_start(tmp_path, key, text):
-    """Or ListModels and GetModel would break for everybody."""
+def test_a_model_with_metadata_that_no_message_can_contain_is_refused(tmp_path, key, text):
+    """ListModels and GetModel would otherwise fail for all clients."""
     path = write_model(tmp_path / "model.onnx", metadata={f"sketchbatch.{key}": text}, labels=None)
     if key == "metrics":
         path = write_model(tmp_path / "model.onnx", metadata={f"sketchbatch.{key}": text})

@@ -1,4 +1,4 @@
-"""The log: one event, one JSON line, whoever it is from."""
+"""Each event of the log is one JSON line, whichever library wrote it."""
 
 import json
 import subprocess
@@ -23,16 +23,16 @@ raise KeyError("end")
 
 
 def test_every_event_is_one_json_line():
-    """Ours, a library's, a warning, and what nobody caught: with its level, its time and what stands in each."""
+    """Our events, events of libraries, warnings and unhandled exceptions have a level, a time and the context."""
     finished = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     events = [json.loads(line) for line in finished.stderr.splitlines()]
-    told = [(event["level"], event["message"].splitlines()[0].split(": ")[-1]) for event in events]
-    assert told == [
+    logged = [(event["level"], event["message"].splitlines()[0].split(": ")[-1]) for event in events]
+    assert logged == [
         ("info", "ours"),
         ("error", "theirs"),
         ("warning", "old"),
-        ("error", "a thread broke"),
-        ("error", "the process broke"),
+        ("error", "unhandled exception in a thread"),
+        ("error", "unhandled exception"),
     ]
     assert all(event["worker"] == 3 and event["time"] for event in events)
     assert (events[0]["rows"], events[1]["logger"]) == (5, "library")

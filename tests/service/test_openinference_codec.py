@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol to bitmaps, and scores to tensors: no sockets, no model."""
+"""The codec of the Open Inference Protocol decodes tensors into bitmaps and encodes scores into tensors."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,14 @@ from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 from sketchbatch_service.api.openinference.codec import decode, encode, is_view, timeout_s, top_k
 from sketchbatch_service.errors import InvalidRequest
 
-LEVELS = np.resize(np.arange(256, dtype=np.uint8), (2, 28, 28))  # every grey level there is
+LEVELS = np.resize(np.arange(256, dtype=np.uint8), (2, 28, 28))  # every grey level
 SHAPES = [(2, 28, 28), (2, 28, 28, 1), (2, 784)]
 
 
 def request(
     datatype: str = "UINT8", shape: tuple = (2, 28, 28), *, name: str = "bitmaps", raw: bytes = b"", **typed
 ) -> pb.ModelInferRequest:
-    """One input, raw or typed."""
+    """Return a request with one input, raw or typed."""
     made = pb.ModelInferRequest(raw_input_contents=[raw] if raw else [])
     tensor = made.inputs.add(name=name, datatype=datatype, shape=shape)
     if typed:
@@ -21,8 +21,8 @@ def request(
     return made
 
 
-def refusal(bad: pb.ModelInferRequest, max_rows: int = 8) -> str:
-    """The message that decoding ends with."""
+def rejection(bad: pb.ModelInferRequest, max_rows: int = 8) -> str:
+    """Return the message of the error that decoding raises."""
     with pytest.raises(InvalidRequest) as caught:
         decode(bad, max_rows=max_rows)
     return str(caught.value)
@@ -31,7 +31,7 @@ def refusal(bad: pb.ModelInferRequest, max_rows: int = 8) -> str:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("form", ["raw", "uint", "int", "bytes", "fp32", "raw fp32"])
 def test_every_form_of_a_tensor_gives_the_same_bitmaps(form, shape):
-    """Bytes or numbers, uint8 or float, with or without a channel: every grey level arrives as it was."""
+    """Raw and typed, uint8 and float, with and without a channel: every grey level is decoded unchanged."""
     ink = LEVELS / np.float32(255)
     made = {
         "raw": request(shape=shape, raw=LEVELS.tobytes()),
@@ -48,7 +48,7 @@ def test_every_form_of_a_tensor_gives_the_same_bitmaps(form, shape):
 
 
 def test_ink_between_grey_levels_is_rounded_to_the_nearest():
-    """0.5 of a level up or down, not cut off."""
+    """Decoding rounds FP32 values and does not truncate them."""
     ink = np.zeros((1, 784), "<f4")
     ink[0, :4] = [0.4 / 255, 0.6 / 255, 254.4 / 255, 1]
     assert decode(request("FP32", (1, 784), raw=ink.tobytes()), max_rows=1).ravel()[:5].tolist() == [0, 1, 254, 255, 0]
@@ -58,12 +58,12 @@ def test_ink_between_grey_levels_is_rounded_to_the_nearest():
     ("value", "got"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (-0.01, "-0.01"), (255, "255")]
 )
 @pytest.mark.parametrize("form", ["raw", "typed"])
-def test_ink_that_is_no_number_or_out_of_range_is_refused(value, got, form):
-    """One bad pixel is enough; the message says what the scale is."""
+def test_ink_that_is_not_finite_or_out_of_range_is_rejected(value, got, form):
+    """One bad pixel rejects the request, and the message states the scale."""
     ink = np.zeros(2 * 784, "<f4")
     ink[1000] = value
     contents = {"raw": ink.tobytes()} if form == "raw" else {"fp32_contents": ink.tolist()}
-    message = refusal(request("FP32", (2, 28, 28, 1), **contents))
+    message = rejection(request("FP32", (2, 28, 28, 1), **contents))
     assert "must be 0 to 1 for FP32 (0 = paper, 1 = ink; divide grey levels by 255)" in message
     assert message.endswith(f"got {got}")
 
@@ -89,31 +89,31 @@ def test_ink_that_is_no_number_or_out_of_range_is_refused(value, got, form):
         (request(int_contents=[0, -1] * 784), "inputs[0].contents must be 0..255 for UINT8, got -1"),
         (
             request(raw=LEVELS.tobytes(), uint_contents=[1]),
-            "contents must be empty beside raw_input_contents",
+            "contents must be empty with raw_input_contents",
         ),
         (pb.ModelInferRequest(inputs=[*request().inputs, *request().inputs]), "got ['bitmaps', 'bitmaps']"),
     ],
 )
-def test_a_tensor_that_does_not_fit_is_refused(bad, message):
-    """The message says which part, what was expected and what came."""
-    assert message in refusal(bad)
+def test_an_invalid_tensor_is_rejected(bad, message):
+    """The message contains the field, the expected value and the received value."""
+    assert message in rejection(bad)
 
 
-def test_shared_memory_is_refused():
-    """Its bytes are not in the request."""
+def test_shared_memory_is_rejected():
+    """The service has no access to the memory of a client."""
     bad = request()
     bad.inputs[0].parameters["shared_memory_region"].string_param = "here"
-    assert "inputs[0].parameters must be without shared memory" in refusal(bad)
+    assert "inputs[0].parameters must be without shared memory" in rejection(bad)
 
 
 def outputs(*parameters: dict[str, pb.InferParameter], name: str = "scores") -> pb.ModelInferRequest:
-    """A request for outputs."""
+    """Return a request that names outputs."""
     tensor = pb.ModelInferRequest.InferRequestedOutputTensor
     return pb.ModelInferRequest(outputs=[tensor(name=name, parameters=p) for p in parameters])
 
 
-def test_the_output_asked_for_is_the_scores_or_the_best_classes():
-    """None named means the scores."""
+def test_the_requested_output_is_all_scores_or_the_best_classes():
+    """A request that names no output receives all scores."""
     assert top_k(outputs(), classes=3) == 0
     assert top_k(outputs({}), classes=3) == 0
     assert top_k(outputs({"classification": pb.InferParameter(int64_param=3)}), classes=3) == 3
@@ -134,8 +134,8 @@ def test_the_output_asked_for_is_the_scores_or_the_best_classes():
         (outputs({"shared_memory_region": pb.InferParameter(string_param="x")}), "without shared memory"),
     ],
 )
-def test_an_output_that_cannot_be_had_is_refused(bad, message):
-    """Before anything is run."""
+def test_an_unsupported_output_is_rejected(bad, message):
+    """The codec rejects it before a model call."""
     with pytest.raises(InvalidRequest) as caught:
         top_k(bad, classes=3)
     assert message in str(caught.value)
@@ -145,8 +145,8 @@ SCORES = np.array([[0.25, 0.5, 0.25], [0, 0, 1]], np.float32)
 
 
 @pytest.mark.parametrize("as_raw", [True, False])
-def test_an_answer_has_the_form_of_its_request(as_raw):
-    """Raw fills raw_output_contents and nothing else; typed fills contents and nothing else."""
+def test_a_response_has_the_form_of_its_request(as_raw):
+    """A raw response fills only raw_output_contents, and a typed one only contents."""
     scores, classified = pb.ModelInferResponse(), pb.ModelInferResponse()
     labels = ("ant", "bee", "kuh \u00fc")
     encode(SCORES, 0, labels, scores, as_raw=as_raw)
@@ -177,6 +177,6 @@ def test_an_answer_has_the_form_of_its_request(as_raw):
     ],
 )
 def test_a_timeout_is_in_microseconds_and_0_is_none(parameter, seconds):
-    """As Triton counts it; what is no number is ignored."""
+    """The unit is the same as in Triton, and a value of another type is ignored."""
     assert timeout_s(pb.ModelInferRequest(parameters={"timeout": parameter})) == seconds
     assert timeout_s(pb.ModelInferRequest()) == float("inf")

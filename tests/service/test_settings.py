@@ -1,4 +1,4 @@
-"""Settings: flag > environment > default, checked at start, all documented."""
+"""Settings are read as flag > environment > default, checked at start, and documented."""
 
 from dataclasses import fields
 
@@ -9,7 +9,7 @@ from sketchbatch_service.settings import Settings
 
 
 def read(*flags: str, **environment: str):
-    """The settings a command line and an environment give, or the error text."""
+    """Return the settings from a command line and an environment, or the text of the error."""
     import click
 
     found = []
@@ -24,7 +24,7 @@ def read(*flags: str, **environment: str):
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_default():
-    """One rule for every setting."""
+    """The order of precedence is the same for every setting."""
     assert read().max_batch_rows == 0
     assert read(SKETCHBATCH_MAX_BATCH_ROWS="32").max_batch_rows == 32
     assert read("--max-batch-rows", "16", SKETCHBATCH_MAX_BATCH_ROWS="32").max_batch_rows == 16
@@ -49,20 +49,20 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
             ["--probe-address", "50052"],
             "Invalid value for --probe-address: must be HOST:PORT, PORT 0..65535, got '50052'",
         ),
-        (["--tls-cert", "c.pem"], "Invalid value for --tls-cert: goes with --tls-key: both or neither"),
-        (["--tls-key", "k.pem"], "Invalid value for --tls-cert: goes with --tls-key: both or neither"),
+        (["--tls-cert", "c.pem"], "Invalid value for --tls-cert: must be set together with --tls-key"),
+        (["--tls-key", "k.pem"], "Invalid value for --tls-cert: must be set together with --tls-key"),
         (["--tls-client-ca", "ca.pem"], "Invalid value for --tls-client-ca: needs --tls-cert"),
         (["--max-connections", "0"], "0 is not in the range x>=1"),
         (["--max-queued-rows", "5"], "must be at least --max-request-rows (16384), got 5"),
     ],
 )
-def test_a_bad_value_is_refused_with_what_was_expected(flags, message):
-    """Nothing starts on a setting that cannot work."""
+def test_an_invalid_value_is_rejected_with_the_expected_one(flags, message):
+    """The service does not start with an invalid setting."""
     assert message in read(*flags)
 
 
 def test_every_setting_is_documented(root):
-    """Each field has a docstring, and a row in docs/settings.md with its flag, variable and default."""
+    """Each field has a docstring, and a row in docs/settings.md with its flag and variable."""
     page = (root / "docs" / "settings.md").read_text()
     docs = settings._field_docstrings()
     for field in fields(Settings):

@@ -1,1 +1,1 @@
-"""gRPC servicers: the classifier, the Open Inference Protocol and health."""
+"""Implement the RPCs: the classifier, the Open Inference Protocol and health."""

@@ -1,18 +1,17 @@
-"""Answers grpc.health.v1: Check, Watch and List, one status for all of the server's services; and whether it lives."""
+"""Answer grpc.health.v1: Check, Watch and List, with one status for all services of the server, and liveness."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-Context = grpc.aio.ServicerContext[Any, Any]
+from ..transport.interface import Context
 
 SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 LIVENESS = "liveness"
-"""A name to ask for that is no service: SERVING as long as anything is answered, whatever models do."""
+"""Name for liveness probes: SERVING whenever the process answers, in any state of the models."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -20,40 +19,40 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
-    """Says NOT_SERVING until `serve`, after `fail`, and from `leave` on; `drain` ends every Watch after its last word.
+    """Report NOT_SERVING until `serve`, after `fail`, and for good after `enter_lame_duck`; `drain` ends every Watch.
 
-    (grpcio-health-checking's own aio servicer has no List, and its watches hold a draining server to its limit.)
+    grpcio-health-checking's own servicer for asyncio has no List, and its watches delay the end of a draining server.
     """
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = ("", *services)  # "" = the server as a whole
         self._status = _NOT_SERVING
-        self._is_leaving = False
+        self._is_lame_duck = False
         self._is_draining = False
         self._changed = asyncio.Condition()
 
     @property
     def is_serving(self) -> bool:
-        """Whether it says SERVING."""
+        """Whether health reports SERVING."""
         return bool(self._status == _SERVING)
 
     async def serve(self) -> None:
-        """From now on: SERVING, unless the server leaves."""
-        await self._say(_NOT_SERVING if self._is_leaving else _SERVING)
+        """Report SERVING, except after `enter_lame_duck`."""
+        await self._set(_NOT_SERVING if self._is_lame_duck else _SERVING)
 
     async def fail(self) -> None:
-        """From now on: NOT_SERVING, until `serve`."""
-        await self._say(_NOT_SERVING)
+        """Report NOT_SERVING until `serve`."""
+        await self._set(_NOT_SERVING)
 
-    async def leave(self) -> None:
-        """From now on: NOT_SERVING, for good; whoever watches is told, and may watch on."""
-        self._is_leaving = True
-        await self._say(_NOT_SERVING)
+    async def enter_lame_duck(self) -> None:
+        """Report NOT_SERVING for good; open watches receive it and stay open."""
+        self._is_lame_duck = True
+        await self._set(_NOT_SERVING)
 
     async def drain(self) -> None:
-        """After `leave`: ends every Watch."""
+        """End every Watch; to be called after `enter_lame_duck`."""
         self._is_draining = True
-        await self._say(_NOT_SERVING)
+        await self._set(_NOT_SERVING)
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
         status = self._status_of(request.service)
@@ -70,22 +69,22 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        told = None
+        sent = None
 
-        def has_news() -> bool:
-            return self._status_of(request.service) != told
+        def has_changed() -> bool:
+            return self._status_of(request.service) != sent
 
         while True:
-            if has_news():  # again after each: it may have changed while that was sent
-                told = self._status_of(request.service)
-                yield health_pb2.HealthCheckResponse(status=told)
+            if has_changed():  # checked after each response: the status may have changed while it was sent
+                sent = self._status_of(request.service)
+                yield health_pb2.HealthCheckResponse(status=sent)
             elif self._is_draining:
                 return
             else:
                 async with self._changed:
-                    await self._changed.wait_for(lambda: has_news() or self._is_draining)
+                    await self._changed.wait_for(lambda: has_changed() or self._is_draining)
 
-    async def _say(self, status: int) -> None:
+    async def _set(self, status: int) -> None:
         async with self._changed:
             self._status = status
             self._changed.notify_all()
@@ -93,5 +92,4 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
     def _status_of(self, service: str) -> int:
         if service == LIVENESS:
             return int(_SERVING)
-        status: int = self._status if service in self._services else _UNKNOWN
-        return status
+        return int(self._status if service in self._services else _UNKNOWN)

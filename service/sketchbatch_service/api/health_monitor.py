@@ -1,7 +1,7 @@
-"""Turns health to NOT_SERVING while a model keeps failing, and asks such a model again until it works.
+"""Set health to NOT_SERVING while a model is failing, and submit trial requests to that model until it works.
 
-Health is what the last real model calls say. Requests are still taken and tried meanwhile: whoever asks gets an answer
-or an error of their own. A blank drawing is asked besides, as any caller would, since a balancer may send nobody.
+Health reflects the most recent model calls. The service still accepts requests while health is NOT_SERVING. Trial
+requests are necessary because a load balancer may send no others; each is a blank drawing.
 """
 
 import asyncio
@@ -21,39 +21,39 @@ log = structlog.get_logger()
 _BLANK = np.zeros((1, *ROW_SHAPE), np.uint8)
 
 
-async def monitor_health(models: ModelRegistry, health: HealthServicer, *, ask_every_s: float = 1.0) -> None:
-    """Keeps `health` to what `models` do, until it is cancelled; to be started once a crew runs them."""
+async def monitor_health(models: ModelRegistry, health: HealthServicer, *, trial_every_s: float = 1.0) -> None:
+    """Update `health` from the state of `models` until this coroutine is cancelled; the thread pool must run."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
     failing: list[ServedModel] = []
 
     def note_change() -> None:
-        with suppress(RuntimeError):  # the loop is closed: we are at our end
+        with suppress(RuntimeError):  # the loop is closed: the service is ending
             loop.call_soon_threadsafe(changed.set)
 
     models.on_change = note_change
     while True:
         changed.clear()
-        for model in models:  # others may have come
+        for model in models:  # including models that were activated since the last iteration
             model.batcher.on_health = note_change
         before, failing = failing, [model for model in models if model.batcher.is_failing]
         if failing != before:
             await (health.fail() if failing else health.serve())
             _log_change(before, failing)
         for model in failing:
-            _ask(model, time.monotonic() + ask_every_s)
+            _submit_trial(model, time.monotonic() + trial_every_s)
         with suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), ask_every_s if failing else None)
+            await asyncio.wait_for(changed.wait(), trial_every_s if failing else None)
 
 
-def _ask(model: ServedModel, expires_at: float) -> None:
-    with suppress(ServiceError):  # a full queue: others ask
+def _submit_trial(model: ServedModel, expires_at: float) -> None:
+    with suppress(ServiceError):  # a full queue needs no trial: its own requests will show whether the model works
         model.batcher.submit(_BLANK, expires_at=expires_at)
 
 
 def _log_change(before: list[ServedModel], failing: list[ServedModel]) -> None:
     for model in failing:
         if model not in before:
-            log.error("a model keeps failing, NOT_SERVING", model=model.name, version=model.version)
+            log.error("model failing, NOT_SERVING", model=model.name, version=model.version)
     for model in before:
         if model not in failing:
-            log.info("a model works again", model=model.name, version=model.version, serving=not failing)
+            log.info("model works again", model=model.name, version=model.version, serving=not failing)

@@ -1,6 +1,6 @@
-"""Keeps open streams: reads ahead while there is room, hands messages over in order, and ends them on a drain.
+"""Read the messages of open streams ahead of their responses, keep their order, and end streams on a drain.
 
-What a message is, how it is accepted and how it is answered is the servicer's affair.
+The servicers decide how a message is accepted and answered.
 """
 
 import asyncio
@@ -8,23 +8,25 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Protocol, TypeVar
 
 from ..errors import Overloaded, ShuttingDown
+from ..transport.interface import Context
+from .rpc_context import abort
 
 _WINDOW = 64
-"""Messages of one stream accepted but not yet answered; their rows are bounded by the queue itself."""
+"""Accepted messages per stream that wait for their response; the row queue itself bounds their rows."""
 
 _RETRY_S = 0.05
-"""Longest a stream waits before it asks a full queue for room again."""
+"""Maximum seconds before a stream submits again to a full queue."""
 
 
-class Waiting(Protocol):
-    """A message of a stream that waits for its answer."""
+class PendingMessage(Protocol):
+    """A message of a stream that waits for its response."""
 
     def cancel(self) -> None:
-        """Gives up its rows: nobody waits for them any more."""
+        """Cancel the queued rows, because the stream has ended."""
 
 
 _Request = TypeVar("_Request")
-_Message = TypeVar("_Message", bound=Waiting)
+_Message = TypeVar("_Message", bound=PendingMessage)
 _Submitted = TypeVar("_Submitted")
 
 
@@ -36,20 +38,18 @@ class OpenStreams:
         self._is_draining = False
 
     def drain(self) -> None:
-        """From now on streams end with `ShuttingDown` once what they sent is answered, those to come at once."""
+        """End each stream with `ShuttingDown` after the responses to the messages that it has sent."""
         self._is_draining = True
         for reader in self._readers:
             reader.cancel()
 
     async def read(
-        self, requests: AsyncIterator[_Request], accept: Callable[[_Request], Awaitable[_Message]]
+        self, requests: AsyncIterator[_Request], accept: Callable[[_Request], Awaitable[_Message]], context: Context
     ) -> AsyncGenerator[_Message, None]:
-        """Waiting messages in the order of `requests`, read ahead of the answers; to be closed by the caller.
+        """Yield accepted messages in the order of `requests`; the caller must close the generator.
 
-        While `accept` waits, nothing more is read, and flow control holds the client back.
-
-        Raises:
-            ShuttingDown: The service drains, and the caller had not sent everything.
+        While `accept` waits, no message is read, and flow control stops the client. A drain aborts the call, unless the
+        client has sent its last message.
         """
         accepted: asyncio.Queue[_Message | None] = asyncio.Queue()  # None = the end
         window = asyncio.Semaphore(_WINDOW)
@@ -70,18 +70,18 @@ class OpenStreams:
                 yield message
                 window.release()
             if reader.cancelled():  # by `drain`
-                raise ShuttingDown("draining: the stream is closed, open another")
+                await abort(context, ShuttingDown("draining: the stream is closed, open another"))
             reader.result()
-        finally:  # the caller may have left in the middle
+        finally:  # also when the client has cancelled the call
             self._readers.discard(reader)
             reader.cancel()
             while not accepted.empty():
-                if left := accepted.get_nowait():
-                    left.cancel()
+                if unanswered := accepted.get_nowait():
+                    unanswered.cancel()
 
 
-async def when_room(submit: Callable[[], _Submitted]) -> _Submitted:
-    """What `submit` gives, asked again for as long as the queue is full."""
+async def retry_while_full(submit: Callable[[], _Submitted]) -> _Submitted:
+    """Return the result of `submit`, called again while the queue is full."""
     while True:
         try:
             return submit()

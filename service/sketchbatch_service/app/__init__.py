@@ -1,1 +1,1 @@
-"""Process set-up, server, supervisor of worker processes, signals and the probe command."""
+"""Run the service: process set-up, server, supervisor, workers, signals, log and the probe command."""

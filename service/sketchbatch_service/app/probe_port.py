@@ -1,14 +1,16 @@
-"""Answers health checks, and nothing else, in plain text on an address of their own.
+"""Answer health checks, and no other calls, in plain text on a separate address.
 
-Kubernetes' gRPC probes speak no TLS: where the service does, they need another way in. A server of its own, as nobody
-could tell through which port of one server a call came; of ours, since `grpc.aio`'s ends for good at the first call
-whose path is no UTF-8.
+Kubernetes' gRPC probes do not support TLS, so a service with TLS needs this second port. The port has a server of its
+own, because one server cannot tell through which of its ports a call arrived. The server is a `CoreServer`:
+`grpc.aio`'s stops for good at the first call whose path is not UTF-8.
 """
 
 import threading
+from dataclasses import replace
 
 from grpc_health.v1 import health_pb2_grpc
 
+from ..address import HostPort
 from ..api.health import HealthServicer
 from ..errors import AddressUnusable
 from ..transport.core_server import CoreServer
@@ -19,17 +21,17 @@ _LIMITS = [
     ("grpc.max_allowed_incoming_connections", 64),
     ("grpc.server_handshake_timeout_ms", 5_000),
 ]
-"""A kubelet makes one connection for each probe, a few at a time; anybody who can reach the pod can make them, too."""
+"""A kubelet opens one connection per probe, a few concurrently; any other host that reaches the pod can do the same."""
 
 
 class ProbePort:
-    """Where probes are answered; `address` is empty where they have no address of their own."""
+    """Server for health checks; without an address it does nothing, and `address` is empty."""
 
     def __init__(self, health: HealthServicer, address: str, *, is_shared: bool) -> None:
-        """Binds the port (shared with other processes, or not).
+        """Bind the port; `is_shared` allows other processes to bind it, too.
 
         Raises:
-            AddressUnusable: The address cannot be had.
+            AddressUnusable: The address is in use or does not belong to this machine.
         """
         self.address = address
         self._server: CoreServer | None = None
@@ -43,22 +45,22 @@ class ProbePort:
             raise AddressUnusable(
                 f"cannot listen for probes on {address}: the port is in use, or the address is not this machine's"
             ) from exc
-        self.address = f"{address.rpartition(':')[0]}:{port}"
-        self._watching = threading.Thread(target=self._watch, name="probes", daemon=True)
+        self.address = str(replace(HostPort.parse(address), port=port))
+        self._thread = threading.Thread(target=self._poll, name="probes", daemon=True)
 
     async def start(self) -> None:
-        """Answers from now on."""
+        """Start to answer health checks."""
         if self._server:
             await self._server.start()
-            self._watching.start()
+            self._thread.start()
 
     async def stop(self) -> None:
-        """Answers no more, at once."""
+        """Stop at once."""
         if self._server:
             await self._server.stop(0)
             self._server.close()
-            self._watching.join()
+            self._thread.join()
 
-    def _watch(self) -> None:
+    def _poll(self) -> None:
         while self._server and self._server.poll(blocks=True):
             pass

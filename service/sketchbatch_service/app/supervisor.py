@@ -1,7 +1,8 @@
-"""Runs several processes of the service on one port, and keeps them running.
+"""Run several worker processes on one port, and restart those that end.
 
-Each worker is a whole service; the kernel gives every new connection to one of them (SO_REUSEPORT). The parent holds
-the port, starts them, says SERVING once all are ready, starts another in place of one that dies, and passes SIGTERM on.
+Each worker is a complete service; the kernel gives every new connection to one of them (SO_REUSEPORT). The supervisor
+reserves the port, starts the workers, and logs SERVING once all are ready. It restarts workers that end, and forwards
+SIGTERM and SIGINT.
 """
 
 import asyncio
@@ -20,147 +21,137 @@ from multiprocessing.process import BaseProcess
 import structlog
 from prometheus_client.core import Metric
 
+from ..address import HostPort
 from ..errors import AddressUnusable, StartError, WorkerLost
 from ..settings import Settings
 from ..telemetry.exposition import MetricsPort, merge_metrics
 from . import process
-from .signals import Stop, ignore_late_ones
+from .signals import Stop, ignore_signals
 from .worker import Worker
 
 log = structlog.get_logger()
 
 _RESTART_S = 1.0
-"""How long a dead worker's place stays empty: one that dies at once must not keep the machine busy."""
+"""Seconds before a worker is restarted: one that ends at once must not keep the machine busy."""
 
-_ANSWER_S = 1.0
-"""How long a worker may take to say what it counts: Prometheus itself waits for 10 s."""
+_METRICS_S = 1.0
+"""Seconds that a worker may take to send its metrics: Prometheus itself waits 10 s."""
 
 _KILL_S = 7.0
-"""How long after `lame_duck_s` and `drain_s` a worker that has not ended is killed."""
+"""Seconds after `lame_duck_s` and `drain_s` after which a worker that still runs is killed."""
 
 
 async def supervise(settings: Settings) -> None:
-    """Runs `settings.workers` workers until SIGTERM or SIGINT.
+    """Run `settings.workers` workers until SIGTERM or SIGINT.
 
     Raises:
         StartError: The port is in use, or a worker cannot start.
     """
     stop = Stop()
-    with _held(settings.address) as address, _held(settings.probe_address) as probe_address:
+    with _reserved(settings.address) as address, _reserved(settings.probe_address) as probe_address:
         settings = replace(settings, address=address, probe_address=probe_address)
-        places = [_Place(settings, number) for number in range(1, settings.workers + 1)]
-        metrics = MetricsPort(settings.metrics_address, lambda: merge_metrics(place.metrics() for place in places))
+        workers = [_WorkerProcess(settings, number) for number in range(1, settings.workers + 1)]
+        metrics = MetricsPort(settings.metrics_address, lambda: merge_metrics(worker.metrics() for worker in workers))
         metrics.start()
         settings = replace(settings, metrics_address=metrics.address)
         try:
-            await _run(places, settings, stop)
+            await _run(workers, settings, stop)
         finally:
             limit_s = settings.lame_duck_s + settings.drain_s + _KILL_S
-            await asyncio.gather(*(place.clear(stop, limit_s) for place in places))
-    ignore_late_ones()
+            await asyncio.gather(*(worker.stop(stop, limit_s) for worker in workers))
+    ignore_signals()
     log.info("stopped")
 
 
-async def _run(places: list["_Place"], settings: Settings, stop: Stop) -> None:
-    ready = asyncio.gather(*(place.fill() for place in places))
-    await asyncio.wait((ready, stop.asked), return_when=asyncio.FIRST_COMPLETED)
+async def _run(workers: list["_WorkerProcess"], settings: Settings, stop: Stop) -> None:
+    ready = asyncio.gather(*(worker.start() for worker in workers))
+    await asyncio.wait((ready, stop.requested), return_when=asyncio.FIRST_COMPLETED)
     if ready.done():
-        log.info(
-            "SERVING",
-            address=settings.address,
-            probe_address=settings.probe_address,
-            metrics_address=settings.metrics_address,
-            workers=len(places),
-            models=ready.result()[0],
-        )
-        keepers = [asyncio.create_task(place.keep_filled()) for place in places]
-        await stop.asked
-        for keeper in keepers:
-            keeper.cancel()
+        addresses = {name: getattr(settings, name) for name in ("address", "probe_address", "metrics_address")}
+        log.info("SERVING", **addresses, workers=len(workers), models=ready.result()[0])
+        restarts = [asyncio.create_task(worker.keep_running()) for worker in workers]
+        await stop.requested
+        for restart in restarts:
+            restart.cancel()
     else:
         ready.cancel()
-    log.info("leaving", signal=stop.asked.result().name)
+    log.info("stopping", signal=stop.requested.result().name)
 
 
-class _Place:
-    """Where one worker after another sits."""
+class _WorkerProcess:
+    """The process of worker `number`; a restart replaces it by a new process."""
 
     def __init__(self, settings: Settings, number: int) -> None:
         self._settings = settings
         self._number = number
-        self._sitter: BaseProcess | None = None
-        self._asking = threading.Lock()
-        self._answers: Connection | None = None  # the line, while the worker serves
+        self._process: BaseProcess | None = None
+        self._collecting = threading.Lock()
+        self._metrics_pipe: Connection | None = None  # set once the worker serves
 
-    async def fill(self) -> list[str]:
-        """Starts a worker; returns what it serves once it does.
+    async def start(self) -> list[str]:
+        """Start the process, and return the names of its models once it serves.
 
         Raises:
-            StartError: It cannot start.
+            StartError: The worker cannot start.
         """
         context = get_context("spawn")  # gRPC and ONNX Runtime do not survive a fork
-        self._line, theirs = context.Pipe()  # ours stays open: its end tells the worker of ours
-        worker = Worker(self._number, self._settings.workers, theirs)
-        self._sitter = context.Process(target=_work, args=(self._settings, worker), name=f"worker-{self._number}")
-        self._sitter.start()
-        theirs.close()
+        self._pipe, worker_end = context.Pipe()  # kept open here: the worker notices when the supervisor ends
+        worker = Worker(self._number, self._settings.workers, worker_end)
+        self._process = context.Process(target=_work, args=(self._settings, worker), name=f"worker-{self._number}")
+        self._process.start()
+        worker_end.close()
         try:
-            outcome = await asyncio.to_thread(self._line.recv)
+            outcome = await asyncio.to_thread(self._pipe.recv)
         except EOFError:
             raise WorkerLost(f"worker {self._number} ended before it served") from None
         if isinstance(outcome, StartError):
             raise outcome
         models: list[str] = outcome
-        self._answers = self._line
+        self._metrics_pipe = self._pipe
         return models
 
     def metrics(self) -> list[Metric]:
-        """What the worker counts now; none while there is none that serves, or it does not answer in time."""
-        with self._asking:
-            line = self._answers
-            try:
-                while line and line.poll():  # an answer that came too late for its question
-                    line.recv()
-                if line:
-                    line.send("metrics")
-                    if line.poll(_ANSWER_S):
-                        metrics: list[Metric] = line.recv()
-                        return metrics
-            except (EOFError, OSError):
-                pass  # it has died: the next one brings a line of its own
+        """Return the worker's metrics; empty if the worker does not serve or does not answer in time."""
+        with self._collecting, suppress(EOFError, OSError):  # the worker has ended; the next one has a new pipe
+            if pipe := self._metrics_pipe:
+                while pipe.poll():  # a late answer to an earlier request
+                    pipe.recv()
+                pipe.send("metrics")
+                if pipe.poll(_METRICS_S):
+                    metrics: list[Metric] = pipe.recv()
+                    return metrics
         return []
 
-    async def keep_filled(self) -> None:
-        """Starts another worker whenever one dies, for ever."""
+    async def keep_running(self) -> None:
+        """Restart the worker whenever its process ends; runs until it is cancelled."""
         while True:
-            assert self._sitter
-            await _ended(self._sitter)
-            log.error("worker died, starting another", worker=self._number, exit_code=self._sitter.exitcode)
+            assert self._process
+            await _wait_for_end(self._process)
+            log.error("worker died, starting another", worker=self._number, exit_code=self._process.exitcode)
             await asyncio.sleep(_RESTART_S)
-            with suppress(StartError):  # it has died, too, and is found dead in a moment
-                await self.fill()
+            with suppress(StartError):  # the new process has ended, too: the next loop iteration restarts the worker
+                await self.start()
 
-    async def clear(self, stop: Stop, limit_s: float) -> None:
-        """Lets the worker end as `stop` says, and kills it after `limit_s`."""
-        if not self._sitter:
+    async def stop(self, stop: Stop, limit_s: float) -> None:
+        """Forward the signals of `stop` to the worker, wait for its end, and kill it after `limit_s` seconds."""
+        if not self._process:
             return
-        self._pass_on(stop.asked)
-        stop.hurried.add_done_callback(self._pass_on)
+        self._forward(stop.requested)
+        stop.forced.add_done_callback(self._forward)
         try:
-            await asyncio.wait_for(_ended(self._sitter), limit_s)
+            await asyncio.wait_for(_wait_for_end(self._process), limit_s)
         except TimeoutError:
-            log.error("worker did not end in time, killing it", worker=self._number)
-            self._sitter.kill()
-            await _ended(self._sitter)
+            log.error("worker did not exit in time, killing it", worker=self._number)
+            self._process.kill()
+            await _wait_for_end(self._process)
 
-    def _pass_on(self, number: "asyncio.Future[signal.Signals]") -> None:
-        """The signal that came; SIGTERM where it was an error that ends us."""
-        if self._sitter and self._sitter.pid and self._sitter.is_alive():
-            os.kill(self._sitter.pid, number.result() if number.done() else signal.SIGTERM)
+    def _forward(self, number: "asyncio.Future[signal.Signals]") -> None:
+        """Send the signal `number`; SIGTERM if no signal arrived because an error ends the supervisor."""
+        if self._process and self._process.pid and self._process.is_alive():
+            os.kill(self._process.pid, number.result() if number.done() else signal.SIGTERM)
 
 
-async def _ended(worker: BaseProcess) -> None:
-    """Waits for the end of a worker's process."""
+async def _wait_for_end(worker: BaseProcess) -> None:
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(worker.sentinel, ended.set)
     try:
@@ -171,10 +162,10 @@ async def _ended(worker: BaseProcess) -> None:
 
 
 def _work(settings: Settings, worker: Worker) -> None:
-    """The whole life of a worker's process."""
-    os.setpgid(0, 0)  # a terminal's Ctrl-C goes to the parent, which passes it on once
+    """Run the service in the worker's process."""
+    os.setpgid(0, 0)  # a terminal sends Ctrl-C to the supervisor alone, which forwards it once
     process.prepare(settings.log_level, worker=worker.number)
-    from .server import serve  # after `prepare`
+    from .server import serve  # loads gRPC, which must happen after `prepare`
 
     try:
         asyncio.run(serve(settings, worker))
@@ -184,22 +175,22 @@ def _work(settings: Settings, worker: Worker) -> None:
 
 
 @contextmanager
-def _held(address: str) -> Iterator[str]:
-    """Binds the port, without listening, so that nobody but our workers can; yields the address with the port taken."""
+def _reserved(address: str) -> Iterator[str]:
+    """Bind the port without listening, so that only the workers can serve it; yield the address with that port."""
     if not address:
         yield ""
         return
-    host, _, wanted = address.rpartition(":")
+    wanted = HostPort.parse(address)
     try:
-        family, *_, place = socket.getaddrinfo(host.strip("[]"), int(wanted), type=socket.SOCK_STREAM)[0]
-        with socket.socket(family) as alone:  # with SO_REUSEPORT, two services would share the port in silence
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind(place)
-            taken = alone.getsockname()
-        holder = socket.socket(family)
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind(taken)
+        family, place = wanted.resolve()
+        with socket.socket(family) as exclusive:  # fails if in use: with SO_REUSEPORT two services would share the port
+            exclusive.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            exclusive.bind(place)
+            bound = exclusive.getsockname()
+        reservation = socket.socket(family)
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reservation.bind(bound)
     except OSError as exc:
         raise AddressUnusable(f"cannot listen on {address}: {exc.strerror}") from exc
-    with holder:
-        yield f"{host}:{taken[1]}"
+    with reservation:
+        yield str(replace(wanted, port=bound[1]))

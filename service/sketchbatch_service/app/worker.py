@@ -1,4 +1,4 @@
-"""Which of the processes on a port this one is, and its line to the parent, if it has one."""
+"""Describe one worker process, and connect it to the supervisor."""
 
 import asyncio
 import signal
@@ -14,7 +14,7 @@ from .signals import Stop
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One process that serves; alone on its port unless said otherwise."""
+    """One of `count` processes that serve the same port; the default is a process without a supervisor."""
 
     number: int = 1
     """1 to `count`."""
@@ -22,40 +22,40 @@ class Worker:
     count: int = 1
     """Processes on the port."""
 
-    parent: Connection | None = None
-    """The line to the parent: open for as long as that lives."""
+    supervisor: Connection | None = None
+    """Pipe to the supervisor; the pipe closes when the supervisor ends."""
 
     def report(self, outcome: list[str] | StartError) -> None:
-        """Tells the parent what is served, or why nothing is."""
-        if self.parent:
-            with suppress(BrokenPipeError):  # it has gone: the worker drains
-                self.parent.send(outcome)
+        """Send the names of the served models, or the error that prevented the start, to the supervisor."""
+        if self.supervisor:
+            with suppress(BrokenPipeError):  # the supervisor has ended, so this worker drains
+                self.supervisor.send(outcome)
 
-    def stop_without_parent(self, stop: Stop) -> None:
-        """Stops when the parent is gone, as if it had sent SIGTERM."""
-        if self.parent:
-            line, loop = self.parent, asyncio.get_running_loop()
+    def stop_without_supervisor(self, stop: Stop) -> None:
+        """Stop this worker when the supervisor ends, as if SIGTERM had arrived."""
+        if self.supervisor:
+            pipe, loop = self.supervisor, asyncio.get_running_loop()
 
-            def orphaned() -> None:
-                loop.remove_reader(line)
-                if not stop.asked.done():
-                    stop.note(signal.SIGTERM)
+            def on_closed() -> None:
+                loop.remove_reader(pipe)
+                if not stop.requested.done():
+                    stop.handle(signal.SIGTERM)
 
-            loop.add_reader(line, orphaned)  # the parent writes nothing before `report`: what can be read is the end
+            loop.add_reader(pipe, on_closed)  # the supervisor sends nothing before `report`: readable means closed
 
-    def answer_parent(self, tell: Callable[[], object], stop: Stop) -> None:
-        """Answers each question of the parent by `tell`, until it is gone: then `stop_without_parent`."""
-        if self.parent:
-            line, loop = self.parent, asyncio.get_running_loop()
-            loop.remove_reader(line)
+    def answer_supervisor(self, collect: Callable[[], object], stop: Stop) -> None:
+        """Send the result of `collect` for each message of the supervisor, until the supervisor ends."""
+        if self.supervisor:
+            pipe, loop = self.supervisor, asyncio.get_running_loop()
+            loop.remove_reader(pipe)
 
             def answer() -> None:
                 with suppress(EOFError, OSError):
                     while True:
-                        line.recv()
-                        line.send(tell())
-                with suppress(RuntimeError):  # the loop is closed: we are at our own end
-                    loop.call_soon_threadsafe(self.stop_without_parent, stop)
+                        pipe.recv()
+                        pipe.send(collect())
+                with suppress(RuntimeError):  # the loop is closed: this worker is ending
+                    loop.call_soon_threadsafe(self.stop_without_supervisor, stop)
 
-            # A thread: a parent that does not read an answer holds up nothing else.
-            threading.Thread(target=answer, name="parent", daemon=True).start()
+            # A thread of its own, because `send` blocks while the supervisor does not read.
+            threading.Thread(target=answer, name="supervisor", daemon=True).start()

@@ -1,1 +1,1 @@
-"""Prometheus metrics and OpenTelemetry traces."""
+"""Collect and serve metrics, and send traces."""

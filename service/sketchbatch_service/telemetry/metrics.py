@@ -1,9 +1,9 @@
-"""Names the metrics, and makes them of what the service counts, whenever they are asked for.
+"""Define the metrics, and compute them from the counts of the service at each scrape.
 
-Nothing is told to prometheus_client while requests run: docs/decisions/0018 says what that would cost.
+Requests never update prometheus_client: docs/decisions/0018 has the cost of that.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -12,63 +12,62 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.utils import floatToGoString
 
 from ..api.health import HealthServicer
-from ..api.rpc_context import rejections
+from ..api.request_log import rejections
 from ..batching.statistics import BOUNDS_S, Counts, Histogram
 from ..models.registry import ModelRegistry, ServedModel
 from ..transport.core_server import CoreServer
 
 _BOUNDS_ROWS = tuple(1 << n for n in range(15))
+_LABELS = ["model", "version"]
 
 
-class _Seen(NamedTuple):
-    """A model, and its counts at one moment."""
+class _Snapshot(NamedTuple):
+    """A model and a copy of its counts."""
 
     model: ServedModel
     counts: Counts
 
+    @property
+    def labels(self) -> list[str]:
+        return [self.model.name, self.model.version]
 
-_Read = Callable[[_Seen], float]
+
+_Read = Callable[[_Snapshot], float]
 
 _COUNTERS: dict[str, tuple[str, _Read]] = {
-    "sketchbatch_rows": ("Rows answered.", lambda seen: seen.counts.rows),
+    "sketchbatch_rows": ("Rows of answered requests.", lambda now: now.counts.rows),
     "sketchbatch_unanswered_requests": (
-        "Requests accepted and not run to the end: out of time or withdrawn in the queue, or in a broken batch.",
-        lambda seen: seen.counts.fail.count,
+        "Accepted requests without scores: deadline passed, call cancelled by the client, or model call failed.",
+        lambda now: now.counts.fail.count,
     ),
-    "sketchbatch_broken_batches": (
-        "Model calls that failed all their callers.",
-        lambda seen: seen.counts.broken_calls,
-    ),
-    "sketchbatch_padding_rows": (
-        "Rows computed for nobody, since CUDA runs fixed numbers of rows.",
-        lambda seen: _padding_rows(seen),
-    ),
+    "sketchbatch_broken_batches": ("Model calls that failed.", lambda now: now.counts.broken_calls),
+    "sketchbatch_padding_rows": ("Rows that pad batches to their bucket on CUDA.", lambda now: _padding_rows(now)),
 }
 _GAUGES: dict[str, tuple[str, _Read]] = {
-    "sketchbatch_queued_rows": ("Rows waiting for a model call.", lambda seen: seen.model.batcher.queued_rows),
+    "sketchbatch_queued_rows": ("Rows that wait for a model call.", lambda now: now.model.batcher.queued_rows),
     "sketchbatch_queue_limit_rows": (
-        "Rows that may wait: --max-queued-rows.",
-        lambda seen: seen.model.batcher.limits.max_queued_rows,
+        "Maximum rows that wait for a model call: --max-queued-rows.",
+        lambda now: now.model.batcher.limits.max_queued_rows,
     ),
-    "sketchbatch_lanes": ("Model calls that may run at a time.", lambda seen: seen.model.batcher.limits.slots),
+    "sketchbatch_lanes": ("Execution slots: concurrent model calls.", lambda now: now.model.batcher.limits.slots),
     "sketchbatch_model_failing": (
-        "1 = the model's last calls, three or more in a row, broke.",
-        lambda seen: seen.model.batcher.is_failing,
+        "1 = at least the last three model calls failed.",
+        lambda now: now.model.batcher.is_failing,
     ),
 }
 _HISTOGRAMS: dict[str, tuple[str, Callable[[Counts], Histogram]]] = {
-    "sketchbatch_queue_seconds": ("Answered requests, until their first model call.", lambda counts: counts.queue),
-    "sketchbatch_assemble_seconds": ("Batches, putting rows of requests together.", lambda counts: counts.assembling),
-    "sketchbatch_infer_seconds": ("Batches, in the model.", lambda counts: counts.call_times),
-    "sketchbatch_encode_seconds": ("Answered requests, making the answer of scores.", lambda counts: counts.encoding),
+    "sketchbatch_queue_seconds": ("Answered requests: time to their first model call.", lambda counts: counts.queue),
+    "sketchbatch_assemble_seconds": ("Batches: time to concatenate their rows.", lambda counts: counts.assembling),
+    "sketchbatch_infer_seconds": ("Batches: time of their model call.", lambda counts: counts.call_times),
+    "sketchbatch_encode_seconds": ("Answered requests: time to encode the scores.", lambda counts: counts.encoding),
 }
 
 
 class ServiceMetrics:
-    """The metrics of one process of the service; `collect` may be called from any thread.
+    """Metrics of one process of the service; `collect` is thread-safe.
 
-    Every series says which `worker` it is of: several stand side by side, and one that is started anew counts from 0
-    without disturbing the others'.
+    Every series has the label `worker`, so that the series of several workers do not collide, and the restart of a
+    worker resets only its own counters.
     """
 
     def __init__(self, models: ModelRegistry, server: CoreServer, health: HealthServicer, *, worker: int) -> None:
@@ -79,114 +78,77 @@ class ServiceMetrics:
         self._process = ProcessCollector(registry=None)
 
     def collect(self) -> list[Metric]:
-        """All metrics as they are now."""
-        seen = [_Seen(model, model.batcher.statistics.counts()) for model in self._models]
-        metrics = [
-            self._serving(),
-            self._requests(),
-            _rejected(),
-            *self._loads(),
-            *_of_models(seen),
-            *self._process.collect(),
-        ]
+        """Return the current values of all metrics."""
+        snapshots = [_Snapshot(model, model.batcher.statistics.counts()) for model in self._models]
+        metrics = [*self._of_service(), *_of_models(snapshots), *self._process.collect()]
         for metric in metrics:
             metric.samples = [
                 sample._replace(labels={"worker": self._worker, **sample.labels}) for sample in metric.samples
             ]
         return metrics
 
-    def _serving(self) -> Metric:
-        text = "1 = health says SERVING; 0 = draining, or a model keeps failing."
-        return GaugeMetricFamily("sketchbatch_serving", text, value=self._health.is_serving)
-
-    def _requests(self) -> Metric:
+    def _of_service(self) -> Iterator[Metric]:
+        text = "1 = health reports SERVING; 0 = the service is draining, or a model is failing."
+        yield GaugeMetricFamily("sketchbatch_serving", text, value=self._health.is_serving)
         text = "Calls that ended, by method and gRPC status; a stream is one call."
-        requests = CounterMetricFamily("sketchbatch_requests", text, labels=["method", "code"])
-        for method, code, count in self._server.call_ends():
-            requests.add_metric([method, code], count)
-        return requests
-
-    def _loads(self) -> Iterator[Metric]:
-        text = "Model files loaded, at start and since, by what came of it: served or refused."
-        loads = CounterMetricFamily("sketchbatch_model_loads", text, labels=["outcome"])
-        for outcome, count in self._models.loads.items():
-            loads.add_metric([outcome], count)
-        yield loads
-        text = "Model files that are there and not served; RepositoryIndex and the log say why."
+        ends = (([method, code], count) for method, code, count in self._server.call_ends())
+        yield _filled(CounterMetricFamily("sketchbatch_requests", text, labels=["method", "code"]), ends)
+        text = "Requests, and messages of streams, that ended in an error, by the class of the error in errors.py."
+        by_reason = (([reason], count) for reason, count in rejections().items())
+        yield _filled(CounterMetricFamily("sketchbatch_rejected", text, labels=["reason"]), by_reason)
+        text = "Model files loaded since the start, by outcome: served or refused."
+        loads = (([outcome], count) for outcome, count in self._models.loads.items())
+        yield _filled(CounterMetricFamily("sketchbatch_model_loads", text, labels=["outcome"]), loads)
+        text = "Existing model files that are refused; RepositoryIndex and the log contain the reasons."
         yield GaugeMetricFamily("sketchbatch_refused_models", text, value=len(self._models.refused))
 
 
-def _rejected() -> Metric:
-    text = "Requests, and messages of streams, that ended in an error, by its class in errors.py."
-    rejected = CounterMetricFamily("sketchbatch_rejected", text, labels=["reason"])
-    for reason, count in rejections().items():
-        rejected.add_metric([reason], count)
-    return rejected
-
-
-def _of_models(all_seen: list[_Seen]) -> Iterator[Metric]:
-    labels = ["model", "version"]
+def _of_models(snapshots: list[_Snapshot]) -> Iterator[Metric]:
     for name, (text, read) in _COUNTERS.items():
-        counter = CounterMetricFamily(name, text, labels=labels)
-        for seen in all_seen:
-            counter.add_metric(_key(seen), read(seen))
-        yield counter
+        yield _filled(CounterMetricFamily(name, text, labels=_LABELS), ((now.labels, read(now)) for now in snapshots))
     for name, (text, read) in _GAUGES.items():
-        gauge = GaugeMetricFamily(name, text, labels=labels)
-        for seen in all_seen:
-            gauge.add_metric(_key(seen), read(seen))
-        yield gauge
+        yield _filled(GaugeMetricFamily(name, text, labels=_LABELS), ((now.labels, read(now)) for now in snapshots))
     for name, (text, histogram_of) in _HISTOGRAMS.items():
-        times = HistogramMetricFamily(name, text, labels=labels)
-        for seen in all_seen:
-            histogram = histogram_of(seen.counts)
-            times.add_metric(_key(seen), _cumulated(BOUNDS_S, histogram.counts), histogram.seconds)
+        times = HistogramMetricFamily(name, text, labels=_LABELS)
+        for now in snapshots:
+            histogram = histogram_of(now.counts)
+            times.add_metric(now.labels, _buckets(BOUNDS_S, histogram.counts), histogram.seconds)
         yield times
-    yield _batch_rows(all_seen)
-    yield _batches(all_seen)
-    yield _model_info(all_seen)
+    yield _batch_rows(snapshots)
+    text = "Batches, by the reason for not adding rows: full, shared (the rest is for idle slots), or empty (queue)."
+    closed = (([*now.labels, why], count) for now in snapshots for why, count in now.counts.closed.items())
+    yield _filled(CounterMetricFamily("sketchbatch_batches", text, labels=[*_LABELS, "closed"]), closed)
+    text = "Always 1; the labels identify the served model files and their providers."
+    info = (([*now.labels, now.model.provider, now.model.artifact.digest], 1) for now in snapshots)
+    yield _filled(GaugeMetricFamily("sketchbatch_model_info", text, labels=[*_LABELS, "provider", "digest"]), info)
 
 
-def _batch_rows(all_seen: list[_Seen]) -> Metric:
-    sizes = HistogramMetricFamily("sketchbatch_batch_rows", "Rows of a batch.", labels=["model", "version"])
-    for seen in all_seen:
-        calls = {rows: duration.count for rows, duration in seen.counts.calls.items()}
-        counts = [0] * (len(_BOUNDS_ROWS) + 1)
-        for rows, count in calls.items():
-            counts[sum(rows > bound for bound in _BOUNDS_ROWS)] += count
-        all_rows = sum(rows * count for rows, count in calls.items())
-        sizes.add_metric(_key(seen), _cumulated(_BOUNDS_ROWS, counts), all_rows)
+def _batch_rows(snapshots: list[_Snapshot]) -> Metric:
+    sizes = HistogramMetricFamily("sketchbatch_batch_rows", "Batches: number of their rows.", labels=_LABELS)
+    for now in snapshots:
+        counts, rows_total = [0] * (len(_BOUNDS_ROWS) + 1), 0
+        for rows, calls in now.counts.calls.items():
+            counts[sum(rows > bound for bound in _BOUNDS_ROWS)] += calls.count
+            rows_total += rows * calls.count
+        sizes.add_metric(now.labels, _buckets(_BOUNDS_ROWS, counts), rows_total)
     return sizes
 
 
-def _batches(all_seen: list[_Seen]) -> Metric:
-    text = "Batches, by why no more rows went in: it was full, the rest was for idle slots, or the queue was empty."
-    batches = CounterMetricFamily("sketchbatch_batches", text, labels=["model", "version", "closed"])
-    for seen in all_seen:
-        for closed, count in seen.counts.closed.items():
-            batches.add_metric([*_key(seen), closed], count)
-    return batches
-
-
-def _model_info(all_seen: list[_Seen]) -> Metric:
-    labels = ["model", "version", "provider", "digest"]
-    info = GaugeMetricFamily("sketchbatch_model_info", "1; the labels say what is served.", labels=labels)
-    for seen in all_seen:
-        info.add_metric([*_key(seen), seen.model.provider, seen.model.artifact.digest], 1)
-    return info
-
-
-def _key(seen: _Seen) -> list[str]:
-    return [seen.model.name, seen.model.version]
-
-
-def _padding_rows(seen: _Seen) -> int:
+def _padding_rows(now: _Snapshot) -> int:
     return sum(
-        calls.count * (next(bucket for bucket in seen.model.buckets if bucket >= rows) - rows)
-        for rows, calls in (seen.counts.calls.items() if seen.model.buckets else ())
+        calls.count * (next(bucket for bucket in now.model.buckets if bucket >= rows) - rows)
+        for rows, calls in (now.counts.calls.items() if now.model.buckets else ())
     )
 
 
-def _cumulated(bounds: Iterable[float], counts: list[int]) -> list[tuple[str, float]]:
-    """Prometheus' buckets, each with all that are below it, of counts of which the last is above all bounds."""
+def _filled(
+    family: CounterMetricFamily | GaugeMetricFamily, samples: Iterable[tuple[Sequence[str], float]]
+) -> CounterMetricFamily | GaugeMetricFamily:
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
+
+
+def _buckets(bounds: Iterable[float], counts: list[int]) -> list[tuple[str, float]]:
+    """Return Prometheus' cumulative buckets; the last of `counts` is of values above all bounds."""
     return list(zip([*map(floatToGoString, bounds), "+Inf"], accumulate(counts), strict=True))

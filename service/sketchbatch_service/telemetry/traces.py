@@ -1,7 +1,7 @@
-"""Sends OpenTelemetry traces of `Classify` calls: a span for each, with its time in the queue and in the model.
+"""Send OpenTelemetry traces of `Classify` calls: one span per call, with its times in the queue and in the model.
 
-Continues the caller's trace (W3C `traceparent` in the metadata). Loaded only where traces are wanted, and needs the
-extra `traces`. OpenTelemetry's own variables say which calls are sampled and more: docs/operations.md.
+A span continues the client's trace (W3C `traceparent` in the metadata). The service imports this module only if traces
+are configured; it needs the extra `traces`. OpenTelemetry's own variables configure sampling: docs/operations.md.
 """
 
 import time
@@ -24,10 +24,10 @@ _NAME = "sketchbatch.v1.ClassifierService/Classify"
 
 
 class TracedServicer(ClassifierServicer):
-    """`ClassifierServicer`, each of whose `Classify` calls that is sampled makes a span."""
+    """`ClassifierServicer` that records a span for each sampled `Classify` call."""
 
     def trace(self, endpoint: str) -> "TracedServicer":
-        """Sends spans to `endpoint`/v1/traces from now on; the last of them when the process ends."""
+        """Send spans to `endpoint`/v1/traces; the exporter sends the last ones when the process exits."""
         provider = TracerProvider(resource=Resource.create({"service.name": "sketchbatch"}))
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")))
         self._tracer = provider.get_tracer(__name__)
@@ -40,13 +40,13 @@ class TracedServicer(ClassifierServicer):
 
 
 class _TracedCall:
-    """A call whose end is also that of its span."""
+    """A call that ends its span when it ends."""
 
     def __init__(self, call: UnaryCall, tracer: trace.Tracer, span: trace.Span) -> None:
         self._call = call
         self._tracer = tracer
         self._span = span
-        self._began_at = time.time_ns()
+        self._started_at_ns = time.time_ns()
 
     def time_remaining(self) -> float:
         return self._call.time_remaining()
@@ -55,14 +55,14 @@ class _TracedCall:
         return self._call.invocation_metadata()
 
     def on_cancel(self, cancel: Callable[[], object]) -> None:
-        def leave() -> None:
+        def cancel_and_end() -> None:
             cancel()
-            self._end(grpc.StatusCode.CANCELLED, "the caller left")
+            self._end(grpc.StatusCode.CANCELLED, "cancelled by the client")
 
-        self._call.on_cancel(leave)
+        self._call.on_cancel(cancel_and_end)
 
     def respond(self, response: Any) -> None:
-        self._add_parts(response)
+        self._add_stages(response)
         self._end(grpc.StatusCode.OK)
         self._call.respond(response)
 
@@ -70,21 +70,21 @@ class _TracedCall:
         self._end(code, details)
         self._call.abort(code, details, trailers)
 
-    def _add_parts(self, response: pb.ClassifyResponse) -> None:
-        """The times of the answer as spans of their own, and what else it says of itself."""
+    def _add_stages(self, response: pb.ClassifyResponse) -> None:
+        """Add a child span each for the queue and the model, and the response's fields as attributes."""
         names = ("request_id", "model_name", "model_version", "rows")
         self._span.set_attributes({f"sketchbatch.{name}": getattr(response, name) for name in names})
-        inside = trace.set_span_in_context(self._span)
-        start, now = self._began_at, time.time_ns()
+        context = trace.set_span_in_context(self._span)
+        start_ns, now_ns = self._started_at_ns, time.time_ns()
         for name, took_us in (("queue", response.queue_us), ("infer", response.inference_us)):
-            end = min(start + took_us * 1000, now)  # the calls of a large request ran side by side
-            self._tracer.start_span(name, inside, start_time=start).end(end)
-            start = end
+            end_ns = min(start_ns + took_us * 1000, now_ns)  # model calls of a large request may run concurrently
+            self._tracer.start_span(name, context, start_time=start_ns).end(end_ns)
+            start_ns = end_ns
 
-    def _end(self, code: grpc.StatusCode, problem: str = "") -> None:
+    def _end(self, code: grpc.StatusCode, error: str = "") -> None:
         if not self._span.is_recording():
-            return  # the caller left, and the answer comes all the same
+            return  # the client cancelled the call before the response was ready
         self._span.set_attribute("rpc.grpc.status_code", code.value[0])
-        if problem:
-            self._span.set_status(trace.StatusCode.ERROR, problem)
+        if error:
+            self._span.set_status(trace.StatusCode.ERROR, error)
         self._span.end()

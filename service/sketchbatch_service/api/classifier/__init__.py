@@ -1,1 +1,1 @@
-"""The ClassifierService of protos/sketchbatch/v1/classifier.proto."""
+"""Implement the ClassifierService of protos/sketchbatch/v1/classifier.proto."""

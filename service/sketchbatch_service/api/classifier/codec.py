@@ -1,6 +1,6 @@
-"""Turns the bytes of a request into bitmaps, and scores into a response; no copy on the way in.
+"""Decode the bytes of requests into bitmaps without a copy, and encode scores into responses.
 
-Works on the unary and the streamed messages alike: they have the same fields.
+Unary and streamed messages have the same fields and share these functions.
 """
 
 from dataclasses import dataclass
@@ -17,25 +17,25 @@ from .large_field import take_out
 Response = pb.ClassifyResponse | pb.ClassifyStreamResponse
 
 _LARGE_BYTES = 1 << 15
-"""Size of a message from which on it is cheaper to take its bitmaps out than to have protobuf copy them."""
+"""Size from which on `take_out` costs less than the copies that protobuf makes of the bitmaps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A `ClassifyRequest`, or a message of a stream."""
+    """A `ClassifyRequest` or `ClassifyStreamRequest`."""
 
     fields: pb.ClassifyRequest
-    """All but `bitmaps`, which may be left out here."""
+    """All fields except `bitmaps`, which may be missing here."""
 
     bitmaps: bytes | memoryview
-    """As they came."""
+    """The bytes of the field `bitmaps`."""
 
 
 def read(message: bytes) -> Request:
-    """Parses one message.
+    """Parse one message.
 
     Raises:
-        google.protobuf.message.DecodeError: It is none.
+        google.protobuf.message.DecodeError: The bytes are not a message.
     """
     if len(message) >= _LARGE_BYTES and (taken := take_out(message, pb.ClassifyRequest.BITMAPS_FIELD_NUMBER)):
         bitmaps, rest = taken
@@ -45,18 +45,18 @@ def read(message: bytes) -> Request:
 
 
 def decode(request: Request, *, max_rows: int, classes: int) -> Bitmaps:
-    """Views the request's bytes as uint8, (rows, 28, 28), read-only.
+    """Return a read-only view of the request's bytes: uint8, (rows, 28, 28).
 
     Raises:
-        InvalidRequest: The byte count is no multiple of 784, there are no rows or more than `max_rows`, or `top_k`
-            is more than `classes`.
+        InvalidRequest: The number of bytes is not a multiple of 784, the number of rows is not 1 to `max_rows`, or
+            `top_k` is greater than `classes`.
     """
     payload_bytes = len(request.bitmaps)
     rows, rest = divmod(payload_bytes, ROW_BYTES)
     if rest:
         raise InvalidRequest(
             field="bitmaps",
-            expected=f"a multiple of {ROW_BYTES} bytes (28 x 28 uint8 a row)",
+            expected=f"a multiple of {ROW_BYTES} bytes (28 x 28 uint8 per row)",
             got=f"{payload_bytes} bytes",
         )
     if not 1 <= rows <= max_rows:
@@ -69,22 +69,22 @@ def decode(request: Request, *, max_rows: int, classes: int) -> Bitmaps:
 
 
 def encode(answer: Answer, top_k: int, response: Response) -> None:
-    """Fills `response` with the scores, whole or the best `top_k` of each row, and the timings."""
+    """Fill `response` with the times and all scores, or the best `top_k` of each row."""
     response.rows = len(answer.scores)
     response.queue_us = round(answer.queue_s * 1e6)
     response.inference_us = round(answer.inference_s * 1e6)
     if top_k:
-        places = best(answer.scores, top_k)
-        response.class_index.extend(places.ravel().tolist())
-        response.score.extend(np.take_along_axis(answer.scores, places, axis=1).ravel().tolist())
+        indices = best(answer.scores, top_k)
+        response.class_index.extend(indices.ravel().tolist())
+        response.score.extend(np.take_along_axis(answer.scores, indices, axis=1).ravel().tolist())
     else:
         response.scores = answer.scores.astype("<f4", copy=False).tobytes()
 
 
 def best(scores: Scores, top_k: int) -> NDArray[np.intp]:
-    """Indices of the `top_k` highest scores, (rows, top_k), best first, ties to the lower index."""
+    """Return the class indices of the `top_k` highest scores, (rows, top_k), best first, ties to the lower index."""
     if top_k == 1:
-        places: NDArray[np.intp] = scores.argmax(axis=1, keepdims=True)
+        indices: NDArray[np.intp] = scores.argmax(axis=1, keepdims=True)
     else:
-        places = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-    return places
+        indices = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    return indices

@@ -1,32 +1,32 @@
-"""Takes the one large field out of a protobuf message without copying it; protobuf parses the rest.
+"""Extract one large field from a protobuf message without a copy; protobuf parses the remaining fields.
 
-protobuf copies such a field twice, once when it parses and once when it is read, while no other thread of Python runs:
-40 us of a request of 1,024 rows (docs/decisions/0025).
+protobuf copies such a field twice, when it parses the message and when the field is read. During the copies no other
+Python thread runs: 40 us for a request of 1,024 rows (docs/decisions/0025).
 """
 
-_VARINT, _LENGTH_DELIMITED = 0, 2  # the wire types that our messages have
-_ONE_BYTE = 0x80  # from here on, a varint goes on in the next byte
-_MOST_BYTES = 10  # of a varint
+_VARINT, _LENGTH_DELIMITED = 0, 2  # the wire types of the fields of our messages
+_CONTINUATION = 0x80  # bit of a varint's byte: another byte follows
+_MAX_VARINT_BYTES = 10
 
-_MOST_FIELDS = 64
-"""Ours have five. A message of millions would keep the thread that reads for everyone."""
+_MAX_FIELDS = 64
+"""Our messages have five fields. A message of millions would block the polling thread for a long time."""
 
 
 def take_out(message: bytes, field: int) -> tuple[memoryview, bytes] | None:
-    """Views the field of number `field` (1 to 15, `bytes`, not repeated), and returns the message without it.
+    """Return a view of field number `field` (1 to 15, `bytes`, not repeated), and the message without the field.
 
-    Of several the last counts, as in protobuf. None = the message has what this function does not know, which need not
-    be wrong: protobuf must parse it.
+    If the field occurs several times, the last occurrence counts, as in protobuf. Return None if this function cannot
+    parse the message; the message may be valid all the same, and protobuf must parse it.
     """
     view, rest = memoryview(message), bytearray()
     found, wanted, at = view[:0], field << 3 | _LENGTH_DELIMITED, 0
     try:
-        for _ in range(_MOST_FIELDS):
+        for _ in range(_MAX_FIELDS):
             if at == len(message):
                 return found, bytes(rest)
             tag = message[at]
             number, end = _varint(message, at + 1)
-            if tag >= _ONE_BYTE or tag & 7 not in (_VARINT, _LENGTH_DELIMITED):
+            if tag >= _CONTINUATION or tag & 7 not in (_VARINT, _LENGTH_DELIMITED):
                 return None
             if tag & 7 == _LENGTH_DELIMITED:
                 end += number
@@ -37,17 +37,17 @@ def take_out(message: bytes, field: int) -> tuple[memoryview, bytes] | None:
             else:
                 rest += view[at:end]
             at = end
-    except IndexError:  # it ends within a number
+    except IndexError:  # the message ends within a varint
         return None
     return None
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """The number that starts at `at`, and where it ends."""
+    """Return the varint that starts at `at`, and the position after it."""
     number = 0
-    for place in range(_MOST_BYTES):
+    for place in range(_MAX_VARINT_BYTES):
         byte = message[at + place]
         number |= (byte & 0x7F) << 7 * place
-        if byte < _ONE_BYTE:
+        if byte < _CONTINUATION:
             return number, at + place + 1
     raise IndexError(at)

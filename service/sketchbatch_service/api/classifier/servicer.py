@@ -1,7 +1,7 @@
-"""Answers the ClassifierService RPCs: decode, submit to the model's batcher, encode.
+"""Answer the ClassifierService RPCs: decode the request, submit it to the model's batcher, encode the response.
 
-`Classify` runs on the crew's threads, which also answer it; everything else runs on the event loop. None does heavy
-work. Every error leaves through `status`.
+`Classify` runs on the thread pool, which also sends its response; all other RPCs run on the event loop. No RPC does
+heavy work there. `transport.status` translates every error.
 """
 
 import asyncio
@@ -17,20 +17,21 @@ from google.protobuf import struct_pb2
 from sketchbatch.v1 import classifier_pb2 as pb
 
 from ...batching.row_queue import Answer
-from ...errors import ServiceError, ShuttingDown
+from ...errors import ServiceError
 from ...models.registry import ModelRegistry, ServedModel
-from ...transport.interface import UnaryCall
+from ...transport.interface import Context, UnaryCall
 from ...transport.method_handlers import handlers
 from ...transport.status import to_status
-from ..rpc_context import Context, abort, abort_call, expiry, log_answer, log_rejection, new_request_id
-from ..stream_window import OpenStreams, when_room
+from ..request_log import log_answer, log_rejection
+from ..rpc_context import abort, abort_call, expiry, new_request_id
+from ..stream_window import OpenStreams, retry_while_full
 from . import codec
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ClassifierService"]
 
 
 class ClassifierServicer:
-    """The service's methods; `drain` ends the open streams once what they sent is answered."""
+    """The RPCs of the service; GetModel reports `worker` (1 to `workers`) and `workers`."""
 
     def __init__(self, models: ModelRegistry, *, max_request_rows: int, worker: int = 1, workers: int = 1) -> None:
         self._models = models
@@ -40,61 +41,51 @@ class ClassifierServicer:
         self._streams = OpenStreams()
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """The methods below, for a server."""
-        readers = {"Classify": codec.read, "ClassifyStream": codec.read}
-        return handlers(SERVICE, self, readers=readers)
+        """Return the handlers of the RPCs, for a server."""
+        return handlers(SERVICE, self, readers={"Classify": codec.read, "ClassifyStream": codec.read})
 
     def Classify(self, request: codec.Request, call: UnaryCall) -> None:
         request_id = request.fields.request_id or new_request_id()
         try:
             accepted = self._accept(request, time.monotonic() + call.time_remaining())
-        except Exception as exc:  # the caller must be answered
+        except Exception as exc:  # the client must receive a status
             abort_call(call, exc, request_id)
             return
         call.on_cancel(accepted.future.cancel)
         accepted.future.add_done_callback(partial(_finish, call, accepted.model, accepted.top_k, request_id))
 
     async def ClassifyStream(
-        self,
-        request_iterator: AsyncIterator[codec.Request],
-        context: Context,
+        self, request_iterator: AsyncIterator[codec.Request], context: Context
     ) -> AsyncIterator[pb.ClassifyStreamResponse]:
         expires_at = expiry(context)
 
         async def accept(request: codec.Request) -> _Message:
             request_id = request.fields.request_id or new_request_id()
             try:
-                return _Message(request_id, await when_room(lambda: self._accept(request, expires_at)))
-            except Exception as exc:  # this message's caller hears of it in its turn
+                return _Message(request_id, await retry_while_full(lambda: self._accept(request, expires_at)))
+            except Exception as exc:  # sent as the response to this message, in its turn
                 return _Message(request_id, exc)
 
-        async with aclosing(self._streams.read(request_iterator, accept)) as messages:
-            try:
-                async for message in messages:
-                    yield await message.response()
-            except ShuttingDown as exc:
-                await abort(context, exc, "")
+        async with aclosing(self._streams.read(request_iterator, accept, context)) as messages:
+            async for message in messages:
+                yield await message.response()
 
-    async def ListModels(
-        self,
-        request: pb.ListModelsRequest,
-        context: Context,
-    ) -> pb.ListModelsResponse:
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[self._describe(model) for model in self._models])
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         try:
             model = self._models.get(request.model_name, request.model_version)
         except ServiceError as exc:
-            await abort(context, exc, "")
+            await abort(context, exc)
         return pb.GetModelResponse(model=self._describe(model))
 
     def drain(self) -> None:
-        """Stops reading from the open streams; each ends with UNAVAILABLE after its last answer."""
+        """Stop reading from the open streams; each ends with UNAVAILABLE after its last response."""
         self._streams.drain()
 
     def _accept(self, request: codec.Request, expires_at: float) -> "_Accepted":
-        """Checks the request and queues its rows."""
+        """Validate the request and queue its rows."""
         fields = request.fields
         model = self._models.get(fields.model_name, fields.model_version)
         bitmaps = codec.decode(request, max_rows=self._max_request_rows, classes=len(model.artifact.labels))
@@ -123,7 +114,7 @@ class ClassifierServicer:
 
 @dataclass(frozen=True, slots=True)
 class _Accepted:
-    """A request whose rows are queued."""
+    """A request with queued rows."""
 
     model: ServedModel
     top_k: int
@@ -132,45 +123,41 @@ class _Accepted:
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """One message of a stream: accepted, or refused with the error that is its answer."""
+    """One message of a stream: accepted, or rejected with an error."""
 
     request_id: str
     outcome: _Accepted | Exception
 
     async def response(self) -> pb.ClassifyStreamResponse:
         if isinstance(self.outcome, Exception):
-            return self._refusal(self.outcome)
+            return self._rejection(self.outcome)
         response = pb.ClassifyStreamResponse(request_id=self.request_id)
         try:
-            await _answer(self.outcome, response)
-        except Exception as exc:  # answered in place; the stream goes on
-            return self._refusal(exc)
+            answer = await asyncio.wrap_future(self.outcome.future)
+            _fill(response, self.outcome.model, self.outcome.top_k, answer)
+        except Exception as exc:  # the error is this message's response; the stream continues
+            return self._rejection(exc)
         return response
 
     def cancel(self) -> None:
         if isinstance(self.outcome, _Accepted):
             self.outcome.future.cancel()
 
-    def _refusal(self, error: Exception) -> pb.ClassifyStreamResponse:
+    def _rejection(self, error: Exception) -> pb.ClassifyStreamResponse:
         log_rejection(error, self.request_id)
         return pb.ClassifyStreamResponse(request_id=self.request_id, error=to_status(error, self.request_id))
 
 
 def _finish(call: UnaryCall, model: ServedModel, top_k: int, request_id: str, future: Future[Answer]) -> None:
-    """Answers a unary call, on the thread that settled its future."""
+    """Send the response of a unary call, on the thread that settled its future."""
     if future.cancelled():
-        return  # by the caller, who has left
+        return  # because the client cancelled the call
     try:
         response = pb.ClassifyResponse(request_id=request_id)
         _fill(response, model, top_k, future.result())
         call.respond(response)
-    except Exception as exc:  # the caller must be answered
+    except Exception as exc:  # the client must receive a status
         abort_call(call, exc, request_id)
-
-
-async def _answer(accepted: _Accepted, response: codec.Response) -> None:
-    """Waits for the scores and fills `response`; cancelling it withdraws the rows still queued."""
-    _fill(response, accepted.model, accepted.top_k, await asyncio.wrap_future(accepted.future))
 
 
 def _fill(response: codec.Response, model: ServedModel, top_k: int, answer: Answer) -> None:

@@ -1,4 +1,4 @@
-"""Speaks the Open Inference Protocol, so that clients of Triton and KServe can ask for classifications.
+"""Implement the Open Inference Protocol, for clients of Triton and KServe.
 
-A request flows `servicer -> codec ->` the model's batcher, and back; `descriptions` answers what is not inference.
+A request passes through `servicer`, `codec` and the model's batcher; `descriptions` builds metadata and statistics.
 """

@@ -1,6 +1,6 @@
-"""Turns the tensors of the Open Inference Protocol into bitmaps, and scores into tensors.
+"""Decode the tensors of the Open Inference Protocol into bitmaps, and encode scores into tensors.
 
-An answer has the form of its request: raw bytes, or numbers one by one. Only raw UINT8 comes in without a copy.
+A response has the form of its request: raw bytes, or typed numbers. Only raw UINT8 is decoded without a copy.
 """
 
 import math
@@ -27,32 +27,32 @@ _SHARED_MEMORY = "shared_memory_region"
 
 
 def is_raw(request: pb.ModelInferRequest) -> bool:
-    """True when the tensors come as bytes, and so go."""
+    """Return whether the request has raw tensors; its response then has raw tensors, too."""
     return bool(request.raw_input_contents)
 
 
 def is_view(request: pb.ModelInferRequest) -> bool:
-    """True when decoding makes no copy."""
+    """Return whether decoding makes no copy."""
     return is_raw(request) and all(tensor.datatype == "UINT8" for tensor in request.inputs)
 
 
 def claimed_rows(request: pb.ModelInferRequest) -> int:
-    """Most rows that any tensor says it has; `decode` refuses what it has not, before any work."""
+    """Return the maximum rows in the shapes of the tensors; `decode` compares them with the data before any work."""
     return max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=0)
 
 
 def timeout_s(request: pb.ModelInferRequest) -> float:
-    """Seconds that the request may wait by its own `timeout` (microseconds; 0 = no limit); infinite without one."""
+    """Return the request's parameter `timeout` (microseconds; 0 = no limit) in seconds; infinity without one."""
     parameter = request.parameters["timeout"] if "timeout" in request.parameters else pb.InferParameter()
     timeout_us = parameter.int64_param or parameter.uint64_param
     return timeout_us / 1e6 if timeout_us > 0 else math.inf
 
 
 def decode(request: pb.ModelInferRequest, *, max_rows: int) -> Bitmaps:
-    """The request's one input as uint8, (rows, 28, 28); FP32 is rounded to the nearest of 256 grey levels.
+    """Return the request's one input as uint8, (rows, 28, 28); FP32 is rounded to the nearest of 256 grey levels.
 
     Raises:
-        InvalidRequest: It is not one tensor `bitmaps` of a type, shape, size and range that is taken.
+        InvalidRequest: The input is not one tensor `bitmaps` of a supported type, shape, size and range.
     """
     tensor = _only_input(request)
     rows = _rows(tensor, max_rows)
@@ -66,7 +66,7 @@ def _only_input(request: pb.ModelInferRequest) -> _Tensor:
     if names != [INPUT]:
         raise InvalidRequest(field="inputs", expected=f"one tensor, {INPUT}", got=_listed(names))
     tensor = request.inputs[0]
-    _refuse_shared_memory(tensor, "inputs[0]")
+    _reject_shared_memory(tensor, "inputs[0]")
     if tensor.datatype not in _DTYPES:
         raise InvalidRequest(
             field="inputs[0].datatype", expected="UINT8 (0 to 255) or FP32 (0 to 1)", got=repr(tensor.datatype[:100])
@@ -94,7 +94,7 @@ def _raw_values(request: pb.ModelInferRequest, tensor: _Tensor, rows: int) -> ND
             field="raw_input_contents", expected="one for each input, 1", got=str(len(request.raw_input_contents))
         )
     if tensor.HasField("contents"):
-        raise InvalidRequest(field="inputs[0].contents", expected="empty beside raw_input_contents", got="both")
+        raise InvalidRequest(field="inputs[0].contents", expected="empty with raw_input_contents", got="both")
     payload = request.raw_input_contents[0]
     _check_size("raw_input_contents[0]", "bytes", len(payload), tensor, rows * ROW_BYTES * dtype.itemsize)
     return np.frombuffer(payload, dtype)
@@ -128,8 +128,8 @@ def _check_size(field: str, unit: str, got: int, tensor: _Tensor, expected: int)
 
 
 def _grey_levels(ink: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """0 to 1 as 0 to 255, rounded; n / 255 gives n."""
-    low, high = ink.min(), ink.max()  # a NaN among them makes both NaN
+    """Scale 0..1 to 0..255 and round; n / 255 becomes n."""
+    low, high = ink.min(), ink.max()  # one NaN in the array makes both NaN
     if not (low >= 0 and high <= 1):
         wrong = next(value for value in (low, high) if not 0 <= value <= 1)
         raise InvalidRequest(
@@ -140,10 +140,10 @@ def _grey_levels(ink: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def top_k(request: pb.ModelInferRequest, *, classes: int) -> int:
-    """How many of the best classes are asked for; 0 = the scores of all, also when no output is named.
+    """Return the requested number of best classes; 0 = all scores, also if the request names no output.
 
     Raises:
-        InvalidRequest: The output is not `scores`, or its classification not 1 to `classes`.
+        InvalidRequest: The output is not `scores`, or its parameter `classification` is not 1 to `classes`.
     """
     names = [output.name for output in request.outputs]
     if names not in ([], [OUTPUT]):
@@ -151,7 +151,7 @@ def top_k(request: pb.ModelInferRequest, *, classes: int) -> int:
     if not names:
         return 0
     output = request.outputs[0]
-    _refuse_shared_memory(output, "outputs[0]")
+    _reject_shared_memory(output, "outputs[0]")
     if "classification" not in output.parameters:
         return 0
     parameter = output.parameters["classification"]
@@ -166,7 +166,7 @@ def top_k(request: pb.ModelInferRequest, *, classes: int) -> int:
     return count
 
 
-def _refuse_shared_memory(tensor: _Tensor | _Output, field: str) -> None:
+def _reject_shared_memory(tensor: _Tensor | _Output, field: str) -> None:
     if _SHARED_MEMORY in tensor.parameters:
         raise InvalidRequest(field=f"{field}.parameters", expected="without shared memory", got=_SHARED_MEMORY)
 
@@ -176,7 +176,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def encode(scores: Scores, top_k: int, labels: Sequence[str], response: pb.ModelInferResponse, *, as_raw: bool) -> None:
-    """Adds the output to `response`: the scores, or the best `top_k` classes of each row."""
+    """Add the output to `response`: all scores, or the best `top_k` classes of each row."""
     output = response.outputs.add(name=OUTPUT, datatype="BYTES" if top_k else "FP32")
     output.shape.extend([len(scores), top_k or scores.shape[1]])
     if top_k:
@@ -192,10 +192,10 @@ def encode(scores: Scores, top_k: int, labels: Sequence[str], response: pb.Model
 
 
 def _classification(scores: Scores, top_k: int, labels: Sequence[str]) -> list[bytes]:
-    """SCORE:INDEX:LABEL for each row and place, rows x top_k."""
-    places = best(scores, top_k)  # (rows, top_k)
-    values = np.take_along_axis(scores, places, axis=1)
+    """Return the texts SCORE:INDEX:LABEL, rows x top_k of them, row by row."""
+    indices = best(scores, top_k)
+    values = np.take_along_axis(scores, indices, axis=1)
     return [
-        f"{value:f}:{place}:{labels[place]}".encode()
-        for value, place in zip(values.ravel().tolist(), places.ravel().tolist(), strict=True)
+        f"{value:f}:{index}:{labels[index]}".encode()
+        for value, index in zip(values.ravel().tolist(), indices.ravel().tolist(), strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Describes models in the words of the Open Inference Protocol and of Triton's extensions to it."""
+"""Build the metadata, configuration and statistics messages of the Open Inference Protocol and Triton's extensions."""
 
 import json
 import re
@@ -11,12 +11,11 @@ from ...models.registry import RefusedFile, ServedModel
 from .codec import INPUT, OUTPUT
 
 _PLATFORM = "onnxruntime_onnx"
-_BACKEND = "onnxruntime"
 _PATH = re.compile(r"[^\s'\"]*/[^\s'\"]*")
 
 
 def metadata(model: ServedModel, versions: list[str]) -> pb.ModelMetadataResponse:
-    """The model's tensors; `versions` are all those of its name."""
+    """Return the tensors of the model; `versions` are all served versions of its name."""
     tensor = pb.ModelMetadataResponse.TensorMetadata
     return pb.ModelMetadataResponse(
         name=model.name,
@@ -28,11 +27,11 @@ def metadata(model: ServedModel, versions: list[str]) -> pb.ModelMetadataRespons
 
 
 def config(model: ServedModel, *, max_request_rows: int) -> pb.ModelConfig:
-    """The model as Triton would configure it."""
+    """Return the configuration of the model in Triton's form."""
     return pb.ModelConfig(
         name=model.name,
         platform=_PLATFORM,
-        backend=_BACKEND,
+        backend="onnxruntime",
         max_batch_size=max_request_rows,
         input=[pb.ModelInput(name=INPUT, data_type=pb.TYPE_UINT8, dims=ROW_SHAPE)],
         output=[pb.ModelOutput(name=OUTPUT, data_type=pb.TYPE_FP32, dims=[len(model.artifact.labels)])],
@@ -54,13 +53,13 @@ def _parameters(model: ServedModel) -> dict[str, str]:
 
 
 def refusal(refused: RefusedFile) -> str:
-    """Why a file is not served; of where it lies nothing is said."""
+    """Return the reason why a file is refused, without the paths in it."""
     path = str(refused.file.path)
     return "refused: " + _PATH.sub("...", refused.cause.removeprefix(f"{path}: ").replace(path, "..."))
 
 
 def statistics(model: ServedModel) -> pb.ModelStatistics:
-    """The model's counts since the service started."""
+    """Return the counts of the model since the service started."""
     counts = model.batcher.statistics.counts()
     return pb.ModelStatistics(
         name=model.name,
@@ -77,7 +76,7 @@ def statistics(model: ServedModel) -> pb.ModelStatistics:
 
 
 def _inference_statistics(counts: Counts) -> pb.InferStatistics:
-    """All parts of an answered request are counted alike: perf_analyzer refuses figures where they are not."""
+    """Return the times of requests; all stages have the same count, because perf_analyzer rejects other statistics."""
     answered = counts.success.count
     return pb.InferStatistics(
         success=_duration(counts.success),

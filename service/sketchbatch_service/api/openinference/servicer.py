@@ -1,7 +1,7 @@
-"""Answers the RPCs of the Open Inference Protocol: decode, submit to the model's batcher, encode.
+"""Answer the RPCs of the Open Inference Protocol: decode the request, submit it to the model's batcher, encode.
 
-`ModelInfer` runs on the crew's threads, as `Classify` does; everything else runs on the event loop. What takes long
-there (numbers one by one, many texts) goes to threads of their own. Errors leave through `status`.
+`ModelInfer` runs on the thread pool, as `Classify` does; all other RPCs run on the event loop. Slow decoding and
+encoding (many typed numbers, many labels) runs on separate threads. `transport.status` translates every error.
 """
 
 import asyncio
@@ -17,48 +17,46 @@ from typing import TypeVar
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 
 from ...batching.row_queue import Answer
-from ...errors import ModelNotFound, ServiceError, ShuttingDown
+from ...errors import ModelNotFound, ServiceError
 from ...models.registry import ModelRegistry, ServedModel
-from ...transport.interface import UnaryCall
+from ...transport.interface import Context, UnaryCall
 from ...transport.status import code_of, to_status
-from ..rpc_context import Context, abort, abort_call, expiry, log_answer, log_rejection, new_request_id
-from ..stream_window import OpenStreams, when_room
+from ..request_log import log_answer, log_rejection
+from ..rpc_context import abort, abort_call, expiry, new_request_id
+from ..stream_window import OpenStreams, retry_while_full
 from . import codec, descriptions
 
 _EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "parameters", "statistics")
-"""By the names of Triton's server metadata."""
+"""Names of the supported extensions, as in Triton's server metadata."""
 
-_QUICK_ROWS = 64
-"""Most rows that are decoded or encoded where others wait, if it costs more than a view of bytes."""
+_INLINE_ROWS = 64
+"""Maximum rows that are decoded or encoded on the calling thread, if this makes a copy."""
 
-_SLOW = 2
-"""Threads for more; they share Python with all others."""
+_CODEC_THREADS = 2
+"""Threads for larger requests; they compete with all other Python threads for the interpreter lock."""
 
 _Submit = Callable[[], Future[Answer]]
-_Made = TypeVar("_Made")
+_Result = TypeVar("_Result")
 
 
 class InferenceServicer:
-    """The protocol's methods; `drain` says not ready and ends the open streams once what they sent is answered.
-
-    To be closed once no call is under way.
-    """
+    """The RPCs of the protocol; to be closed when no call is open."""
 
     def __init__(self, models: ModelRegistry, *, max_request_rows: int) -> None:
         self._models = models
         self._max_request_rows = max_request_rows
         self._streams = OpenStreams()
         self._is_draining = False
-        self._slow = ThreadPoolExecutor(_SLOW, thread_name_prefix="tensors")
+        self._codec_pool = ThreadPoolExecutor(_CODEC_THREADS, thread_name_prefix="tensors")
 
     def drain(self) -> None:
-        """From now on: not ready, and no more messages are read from streams."""
+        """Report not ready, and end the open streams after the responses to the messages that they have sent."""
         self._is_draining = True
         self._streams.drain()
 
     def close(self) -> None:
-        """Returns when nothing is decoded or encoded any more."""
-        self._slow.shutdown(cancel_futures=True)
+        """Wait until no request is decoded or encoded."""
+        self._codec_pool.shutdown(cancel_futures=True)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
@@ -69,7 +67,7 @@ class InferenceServicer:
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         try:
             model = self._models.get(request.name, request.version)
-        except ModelNotFound:  # an answer to this question, as in Triton
+        except ModelNotFound:  # not an error of this RPC, as in Triton
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=self._is_ready(model))
 
@@ -86,18 +84,18 @@ class InferenceServicer:
         return pb.ModelConfigResponse(config=descriptions.config(model, max_request_rows=self._max_request_rows))
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
-        asked_for = list(self._models)
+        selected = list(self._models)
         if request.name:
             model = await self._model(request, context)
-            asked_for = [m for m in asked_for if m.name == model.name]
+            selected = [m for m in selected if m.name == model.name]
         if request.version:
-            asked_for = [m for m in asked_for if m.version == request.version]
-        return pb.ModelStatisticsResponse(model_stats=map(descriptions.statistics, asked_for))
+            selected = [m for m in selected if m.version == request.version]
+        return pb.ModelStatisticsResponse(model_stats=map(descriptions.statistics, selected))
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
-        asked_for = [model for model in self._models if self._is_ready(model) or not request.ready]
+        selected = [model for model in self._models if self._is_ready(model) or not request.ready]
         refused = {(each.name, each.version): descriptions.refusal(each) for each in self._models.refused}
-        index = [self._index(model, refused.pop((model.name, model.version), "")) for model in asked_for]
+        index = [self._index(model, refused.pop((model.name, model.version), "")) for model in selected]
         if not request.ready:
             entry = pb.RepositoryIndexResponse.ModelIndex
             index += [entry(name=n, version=v, state="UNAVAILABLE", reason=why) for (n, v), why in refused.items()]
@@ -105,10 +103,10 @@ class InferenceServicer:
 
     def ModelInfer(self, request: pb.ModelInferRequest, call: UnaryCall) -> None:
         infer = partial(self._infer, request, call, time.monotonic() + call.time_remaining())
-        if _is_quick(request):
+        if _decodes_inline(request):
             infer()
         else:
-            self._slow.submit(infer)
+            self._codec_pool.submit(infer)
 
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
@@ -118,64 +116,61 @@ class InferenceServicer:
         async def accept(request: pb.ModelInferRequest) -> _Message:
             decode = partial(self._decode, request, expires_at)
             try:
-                question, submit = decode() if _is_quick(request) else await self._slowly(decode)
-                return _Message(request.id, question, await when_room(submit))
-            except Exception as exc:  # this message's caller hears of it in its turn
+                plan, submit = decode() if _decodes_inline(request) else await self._in_codec_pool(decode)
+                return _Message(request.id, (plan, await retry_while_full(submit)))
+            except Exception as exc:  # sent as the response to this message, in its turn
                 return _Message(request.id, exc)
 
-        async with aclosing(self._streams.read(request_iterator, accept)) as messages:
-            try:
-                async for message in messages:
-                    yield await self._response(message)
-            except ShuttingDown as exc:
-                await abort(context, exc, "")
+        async with aclosing(self._streams.read(request_iterator, accept, context)) as messages:
+            async for message in messages:
+                yield await self._response(message)
 
     def _is_ready(self, model: ServedModel) -> bool:
         return not self._is_draining and not model.batcher.is_failing
 
     def _index(self, model: ServedModel, refusal: str) -> pb.RepositoryIndexResponse.ModelIndex:
-        """`refusal` is why another file in its place is not served; it changes no state."""
+        """Describe `model`; `refusal` is the reason why a newer file of this version is refused, and no state."""
         state = "READY" if self._is_ready(model) else "UNAVAILABLE"
-        reason = refusal if state == "READY" else "draining" if self._is_draining else "its last calls broke"
+        reason = refusal if state == "READY" else "draining" if self._is_draining else "its last model calls failed"
         return pb.RepositoryIndexResponse.ModelIndex(name=model.name, version=model.version, state=state, reason=reason)
 
     async def _model(
         self, request: pb.ModelMetadataRequest | pb.ModelConfigRequest | pb.ModelStatisticsRequest, context: Context
     ) -> ServedModel:
-        """The model that is asked about; ends the call with NOT_FOUND where there is none."""
+        """Return the requested model, or end the call with NOT_FOUND."""
         try:
             return self._models.get(request.name, request.version)
         except ServiceError as exc:
-            await abort(context, exc, "")
+            await abort(context, exc)
 
     def _infer(self, request: pb.ModelInferRequest, call: UnaryCall, expires_at: float) -> None:
         request_id = request.id or new_request_id()
         try:
-            question, submit = self._decode(request, expires_at)
+            plan, submit = self._decode(request, expires_at)
             future = submit()
-        except Exception as exc:  # the caller must be answered
+        except Exception as exc:  # the client must receive a status
             abort_call(call, exc, request_id)
             return
         call.on_cancel(future.cancel)
-        future.add_done_callback(partial(self._finish, call, question, request_id))
+        future.add_done_callback(partial(self._finish, call, plan, request_id))
 
-    def _finish(self, call: UnaryCall, question: "_Question", request_id: str, future: Future[Answer]) -> None:
-        """Answers a unary call, or has it answered, on the thread that settled its future."""
+    def _finish(self, call: UnaryCall, plan: "_ResponsePlan", request_id: str, future: Future[Answer]) -> None:
+        """Send the response of a unary call from the thread that settled its future, or from the codec pool."""
         if future.cancelled():
-            return  # by the caller, who has left
-        if question.is_quick:
-            _answer(call, question, request_id, future)
+            return  # because the client cancelled the call
+        if plan.encodes_inline:
+            _respond(call, plan, request_id, future)
         else:
-            self._slow.submit(_answer, call, question, request_id, future)
+            self._codec_pool.submit(_respond, call, plan, request_id, future)
 
-    def _decode(self, request: pb.ModelInferRequest, expires_at: float) -> tuple["_Question", _Submit]:
-        """Checks the request, and makes bitmaps of its input: how to answer it, and what submits them."""
+    def _decode(self, request: pb.ModelInferRequest, expires_at: float) -> tuple["_ResponsePlan", _Submit]:
+        """Validate and decode the request; return the plan of its response, and the function that queues its rows."""
         started_at = time.monotonic()
         model = self._models.get(request.model_name, request.model_version)
         top_k = codec.top_k(request, classes=len(model.artifact.labels))
         bitmaps = codec.decode(request, max_rows=self._max_request_rows)
         expires_at = min(expires_at, started_at + codec.timeout_s(request))
-        question = _Question(
+        plan = _ResponsePlan(
             id=request.id,
             model=model,
             rows=len(bitmaps),
@@ -183,29 +178,27 @@ class InferenceServicer:
             is_raw=codec.is_raw(request),
             decoding_s=time.monotonic() - started_at,
         )
-        return question, partial(model.batcher.submit, bitmaps, expires_at=expires_at)
+        return plan, partial(model.batcher.submit, bitmaps, expires_at=expires_at)
 
     async def _response(self, message: "_Message") -> pb.ModelStreamInferResponse:
-        question = message.outcome
-        if isinstance(question, Exception):
-            return message.refusal(question)
-        assert message.future is not None
+        if isinstance(message.outcome, Exception):
+            return message.rejection(message.outcome)
+        plan, future = message.outcome
         try:
-            encode = partial(question.response, await asyncio.wrap_future(message.future))
-            response = encode() if question.is_quick else await self._slowly(encode)
-        except Exception as exc:  # answered in place; the stream goes on
-            return message.refusal(exc)
+            encode = partial(plan.response, await asyncio.wrap_future(future))
+            response = encode() if plan.encodes_inline else await self._in_codec_pool(encode)
+        except Exception as exc:  # the error is this message's response; the stream continues
+            return message.rejection(exc)
         response.parameters["triton_final_response"].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=response)
 
-    def _slowly(self, make: Callable[[], _Made]) -> Awaitable[_Made]:
-        """Calls it in a thread, so that other callers' turns come."""
-        return asyncio.wrap_future(self._slow.submit(make))
+    def _in_codec_pool(self, work: Callable[[], _Result]) -> Awaitable[_Result]:
+        return asyncio.wrap_future(self._codec_pool.submit(work))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Question:
-    """How to answer a request; its rows are with the batcher."""
+class _ResponsePlan:
+    """The properties of a decoded request that determine the form of its response."""
 
     id: str
     model: ServedModel
@@ -215,12 +208,12 @@ class _Question:
     decoding_s: float
 
     @property
-    def is_quick(self) -> bool:
-        """Whether the answer is encoded in no time."""
-        return self.rows <= _QUICK_ROWS or (self.is_raw and not self.top_k)
+    def encodes_inline(self) -> bool:
+        """Whether encoding is fast enough for the calling thread."""
+        return self.rows <= _INLINE_ROWS or (self.is_raw and not self.top_k)
 
     def response(self, answer: Answer) -> pb.ModelInferResponse:
-        """The scores in the form of the request, counted and logged."""
+        """Encode the scores, and count and log the request."""
         started_at = time.monotonic()
         response = pb.ModelInferResponse(model_name=self.model.name, model_version=self.model.version, id=self.id)
         codec.encode(answer.scores, self.top_k, self.model.artifact.labels, response, as_raw=self.is_raw)
@@ -231,17 +224,16 @@ class _Question:
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """One message of a stream: accepted, or refused with the error that is its answer."""
+    """One message of a stream: accepted, or rejected with an error."""
 
     id: str
-    outcome: _Question | Exception
-    future: Future[Answer] | None = None
+    outcome: tuple[_ResponsePlan, Future[Answer]] | Exception
 
     def cancel(self) -> None:
-        if self.future:
-            self.future.cancel()
+        if isinstance(self.outcome, tuple):
+            self.outcome[1].cancel()
 
-    def refusal(self, error: Exception) -> pb.ModelStreamInferResponse:
+    def rejection(self, error: Exception) -> pb.ModelStreamInferResponse:
         request_id = self.id or new_request_id()
         log_rejection(error, request_id)
         return pb.ModelStreamInferResponse(
@@ -250,13 +242,13 @@ class _Message:
         )
 
 
-def _is_quick(request: pb.ModelInferRequest) -> bool:
-    """Whether it is decoded in no time."""
-    return codec.is_view(request) or codec.claimed_rows(request) <= _QUICK_ROWS
+def _decodes_inline(request: pb.ModelInferRequest) -> bool:
+    """Return whether decoding is fast enough for the calling thread."""
+    return codec.is_view(request) or codec.claimed_rows(request) <= _INLINE_ROWS
 
 
-def _answer(call: UnaryCall, question: _Question, request_id: str, future: Future[Answer]) -> None:
+def _respond(call: UnaryCall, plan: _ResponsePlan, request_id: str, future: Future[Answer]) -> None:
     try:
-        call.respond(question.response(future.result()))
-    except Exception as exc:  # the caller must be answered
+        call.respond(plan.response(future.result()))
+    except Exception as exc:  # the client must receive a status
         abort_call(call, exc, request_id)

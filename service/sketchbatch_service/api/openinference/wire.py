@@ -1,6 +1,4 @@
-"""Puts the servicer on the wire under the protocol's own name, which is not our package's."""
-
-from typing import TYPE_CHECKING
+"""Register the servicer under the protocol's service name, which differs from our protobuf package."""
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -9,40 +7,37 @@ from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 
 from ...transport import method_handlers
 
-if TYPE_CHECKING:
-    from .servicer import InferenceServicer
-
 _PACKAGE = "inference"
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 SERVICE = f"{_PACKAGE}.{_SERVICE.name}"
 
 
-def handlers(servicer: "InferenceServicer") -> grpc.GenericRpcHandler:
-    """The protocol's RPCs, answered by the methods of `servicer` of the same names."""
+def handlers(servicer: object) -> grpc.GenericRpcHandler:
+    """Return the handlers of the protocol's RPCs; methods of `servicer` with the same names answer them."""
     return method_handlers.handlers(_SERVICE, servicer, name=SERVICE)
 
 
 def reflection_pool(*others: FileDescriptor) -> descriptor_pool.DescriptorPool:
-    """Descriptors for reflection: the files of `others` as they are, and ours in the protocol's package.
+    """Return a pool of descriptors for reflection: `others` unchanged, and our file in the protocol's package.
 
-    A pool of its own, since the process's pool could then not load tritonclient's or kserve's file.
+    In the default pool of the process, our file would conflict with those of tritonclient and kserve.
     """
     pool = descriptor_pool.DescriptorPool()
     for file in others:
         _add(file, pool)
-    pool.AddSerializedFile(_as_the_protocol_names_it().SerializeToString())
+    pool.AddSerializedFile(_renamed_file().SerializeToString())
     return pool
 
 
 def _add(file: FileDescriptor, pool: descriptor_pool.DescriptorPool) -> None:
-    """Adds a file after those it imports."""
+    """Add the files that `file` imports, then `file`."""
     for imported in file.dependencies:
         _add(imported, pool)
     pool.AddSerializedFile(file.serialized_pb)
 
 
-def _as_the_protocol_names_it() -> descriptor_pb2.FileDescriptorProto:
+def _renamed_file() -> descriptor_pb2.FileDescriptorProto:
     file = descriptor_pb2.FileDescriptorProto()
     pb.DESCRIPTOR.CopyToProto(file)
     ours, file.package = file.package, _PACKAGE
@@ -57,5 +52,5 @@ def _rename(messages: list[descriptor_pb2.DescriptorProto], old: str, new: str) 
     for message in messages:
         _rename(list(message.nested_type), old, new)
         for field in message.field:
-            if field.type_name:  # numbers and texts have none, and setting "" counts as one
+            if field.type_name:  # scalar fields have no type name, and must not get an empty one
                 field.type_name = field.type_name.replace(old, new)

@@ -1,0 +1,46 @@
+"""Parse the HOST:PORT addresses of the settings."""
+
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # noqa: S104 - nothing listens here
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """Host and port of a TCP socket."""
+
+    host: str
+    """Name or IP address; an IPv6 address stands in brackets, as in `[::1]`."""
+
+    port: int
+    """0 to 65535; 0 = the kernel chooses a free port."""
+
+    @classmethod
+    def parse(cls, address: str) -> "HostPort":
+        """Split `address` at its last colon.
+
+        Raises:
+            ValueError: `address` has no host, or its port is not a number from 0 to 65535.
+        """
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError(f"must be HOST:PORT, PORT 0..65535, got {address!r}")
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def loopback(self) -> "HostPort":
+        """Return the same port on the loopback interface if the host means all interfaces."""
+        return HostPort(_LOOPBACK.get(self.host, self.host), self.port)
+
+    def resolve(self) -> tuple[int, Any]:
+        """Return the socket family and the socket address of the first result of the resolver.
+
+        Raises:
+            OSError: The host cannot be resolved.
+        """
+        family, *_, address = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)[0]
+        return family, address
