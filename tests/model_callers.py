@@ -102,14 +102,9 @@ class Callers:
                 self._check(answer.model_version, answer.scores)
 
     def _infer(self) -> None:
-        asked = open_inference_pb2.ModelInferRequest(raw_input_contents=[BITMAPS.tobytes()])
-        asked.inputs.add(name="bitmaps", datatype="UINT8", shape=BITMAPS.shape)
-        call = self.channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer",
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=open_inference_pb2.ModelInferResponse.FromString,
-        )
-        answer = call(asked)
+        tensor = open_inference_pb2.ModelInferRequest.InferInputTensor
+        inputs = [tensor(name="bitmaps", datatype="UINT8", shape=BITMAPS.shape)]
+        answer = self.rpc("ModelInfer", inputs=inputs, raw_input_contents=[BITMAPS.tobytes()])
         self._check(answer.model_version, answer.raw_output_contents[0])
 
     def _check(self, version: str, scores: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Provide what every RPC needs besides its work: a request id, the deadline, and the end in an error status."""
+"""Provide request ids and deadlines to the RPCs, and end RPCs with an error status."""
 
 import itertools
 import math

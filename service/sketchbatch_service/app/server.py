@@ -45,8 +45,8 @@ LATE_S = 5.0
 """Seconds after `lame_duck_s` and `drain_s` after which the process exits, even during a model call."""
 
 _WINDOW_BYTES = 4 << 20
-"""Bytes that a stream may send before the service reads them. gRPC derives a window from the speed and the distance of
-the client, and chose 60 MB per stream on a busy machine: docs/decisions/0023."""
+"""Bytes that a stream may send before the service reads them. gRPC's own estimate grew to 60 MB per stream on a busy
+machine: docs/decisions/0023."""
 
 
 async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa: B008 - frozen
@@ -156,8 +156,8 @@ def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]
         # Clients may ping every 10 s, also between calls, without being disconnected.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        # A ping finds clients that vanished (gRPC's default: after 2 hours), and the one in ten thousand connections of
-        # which the C core does not notice that it broke in the middle of a message.
+        # A ping finds clients that vanished; gRPC sends it after 2 hours by default. Without it the C core misses one
+        # in ten thousand connections that break in the middle of a message.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.server_handshake_timeout_ms", 20_000),  # for clients that connect and send nothing
         ("grpc.max_allowed_incoming_connections", settings.max_connections),

@@ -50,10 +50,7 @@ _GAUGES: dict[str, tuple[str, _Read]] = {
         lambda now: now.model.batcher.limits.max_queued_rows,
     ),
     "sketchbatch_lanes": ("Execution slots: concurrent model calls.", lambda now: now.model.batcher.limits.slots),
-    "sketchbatch_model_failing": (
-        "1 = at least the last three model calls failed.",
-        lambda now: now.model.batcher.is_failing,
-    ),
+    "sketchbatch_model_failing": ("1 = the last three model calls failed.", lambda now: now.model.batcher.is_failing),
 }
 _HISTOGRAMS: dict[str, tuple[str, Callable[[Counts], Histogram]]] = {
     "sketchbatch_queue_seconds": ("Answered requests: time to their first model call.", lambda counts: counts.queue),
