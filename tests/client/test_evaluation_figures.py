@@ -169,7 +169,7 @@ def test_the_most_confused_pairs_are_first():
 
 
 def test_a_large_matrix_shows_the_most_confused_classes():
-    """At most MAX_WRITTEN_CLASSES are shown, in the order of the labels; a small matrix shows the classes that occur."""
+    """At most MAX_WRITTEN_CLASSES are shown, in the labels' order; a small matrix shows all classes that occur."""
     confusion = np.diag(np.full(60, 50))
     confusion[50, 3] = 30
     confusion[3, 59] = 20

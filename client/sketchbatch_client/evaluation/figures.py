@@ -100,12 +100,13 @@ def matrix(
     shares: NDArray[np.float64], texts: Any, rows: Sequence[str], columns: Sequence[str], axis_titles: tuple[str, str]
 ) -> str:
     """Draw a matrix of shares with a text in each cell; a darker cell has a larger share."""
-    cell = 0.55 if len(columns) <= _MAX_PERCENT_CLASSES else 0.42
+    cell = 0.55 if len(columns) <= _MAX_PERCENT_CLASSES else 0.38
     margin = 0.6 + 0.085 * max(map(len, rows))
     is_upright = len(columns) >= _UPRIGHT_FROM_CLASSES
     below = 0.6 + 0.085 * max(map(len, columns)) if is_upright else 0.6
     width = cell if is_upright else max(cell, 0.1 * max(map(len, columns)))
-    with styled_figure(width * len(columns) + margin, cell * len(rows) + below, grid="none") as figure:
+    size = max(3.4, width * len(columns) + margin), max(2.6, cell * len(rows) + below)  # room for the axis titles
+    with styled_figure(*size, grid="none") as figure:
         axes: Any = figure.subplots()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for (row, column), share in np.ndenumerate(shares):
