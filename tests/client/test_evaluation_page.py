@@ -13,6 +13,8 @@ from sketchbatch_client.evaluation.quality import MIN_RECOGNIZED_ROWS
 from sketchbatch_client.evaluation.stats import intervals
 from sketchbatch_client.rpc.classification import ModelInfo
 
+pytestmark = pytest.mark.timeout(60)  # the first chart of a process takes seconds on a busy machine
+
 LABELS = ("ant", "bee", "cow")
 ROWS = 150
 

@@ -7,7 +7,7 @@ from sklearn import metrics as reference
 
 
 def cases():
-    """Yield true and predicted classes: balanced, uneven, missing, all correct, all wrong, and one prediction for all."""
+    """Yield true and predicted classes: balanced, uneven, missing, all correct, all wrong, and one prediction."""
     rng = np.random.default_rng(3)
     for classes in (2, 3, 10):
         true = rng.integers(0, classes, 500)

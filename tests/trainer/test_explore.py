@@ -24,6 +24,8 @@ from sketchbatch_trainer.explore.exploring import find_files, gather
 from sketchbatch_trainer.explore.polylines import TIME_COLOURS, plain, timed
 from sketchbatch_trainer.explore.similarity import find_neighbours
 
+pytestmark = pytest.mark.timeout(60)  # a page has ten charts, which take seconds on a busy machine
+
 SIMPLE = [[[0, 255], [0, 0]], [[0, 0, 0], [0, 100, 255]]]  # two strokes, five points
 RAW = [[[10, 20], [5, 6], [0, 400]], [[30], [7], [2500]]]  # 2.5 s
 
@@ -132,7 +134,7 @@ def test_near_empty_drawings_are_found_and_shown(folder, noise, tmp_path):
 
 
 def test_similar_classes_are_neighbours(noise):
-    """Two classes of one drawing with different noise are the first pair; more rows do not make a class more similar."""
+    """Two classes of one drawing with different noise are the first pair; the number of rows has no effect."""
     like, unlike = noise(2).astype(np.float64)
     rng = np.random.default_rng(0)
 

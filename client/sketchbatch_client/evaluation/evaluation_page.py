@@ -5,9 +5,6 @@ The page describes the first model in full; of a second model it shows the metri
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .. import html_page
 from .evaluating import Comparison, Evaluation
 from .quality import Mistake
@@ -17,15 +14,16 @@ from .stats.mcnemar import format_p_value
 
 def write_page(result: Evaluation | Comparison, output: Path) -> None:
     """Write the page atomically. It reads the bitmaps of the shown mistakes from their files again."""
-    from .quality_page import quality_values  # imported late: matplotlib, which no other command needs
+    from .figures import picture  # imported late: matplotlib, which no other command needs
+    from .quality_page import quality_values
 
     paired = result.paired if isinstance(result, Comparison) else None
     named = result.named if isinstance(result, Comparison) else [(result.name, result)]
     (name, first), (other_name, other) = named[0], named[1] if paired else ("", None)
 
-    def show(mistake: Mistake) -> tuple[NDArray[np.uint8], str]:
+    def show(mistake: Mistake) -> tuple[str, str]:
         bitmap = first.drawings.bitmaps[mistake.file][mistake.row : mistake.row + 1][0]
-        return bitmap, "{}, row {}".format(*first.drawings.origin(mistake.file, mistake.row))
+        return picture(bitmap), "{}, row {}".format(*first.drawings.origin(mistake.file, mistake.row))
 
     html_page.write_page(
         output,

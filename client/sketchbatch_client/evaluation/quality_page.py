@@ -3,9 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from . import figures
 from .quality import Mistake, ModelQuality
 from .stats.calibration import Calibration
@@ -17,13 +14,13 @@ _PAIRS_SHOWN = 12
 
 
 def quality_values(
-    quality: ModelQuality, show: Callable[[Mistake], tuple[NDArray[np.uint8], str]], other: ModelQuality | None = None
+    quality: ModelQuality, show: Callable[[Mistake], tuple[str, str]], other: ModelQuality | None = None
 ) -> dict[str, Any]:
     """Return the values of quality.html.j2.
 
     Args:
         quality: Figures of the model that the page is about.
-        show: Returns the bitmap of a mistake, (28, 28), and its origin as text.
+        show: Returns the picture of a mistake, as the source of an <img> element, and its origin as text.
         other: A second model on the same drawings, whose recall is shown by class.
     """
     occurs = quality.confusion.any(axis=0) | quality.confusion.any(axis=1)
@@ -44,7 +41,7 @@ def quality_values(
         "reliability": figures.reliability(calibration) if calibration else "",
         "calibration_verdict": _verdict(calibration, quality.metrics.accuracy) if calibration else "",
         "mistake_count": int(quality.confusion.sum() - quality.confusion.trace()),
-        "mistakes": [_shown(mistake, *show(mistake)) for mistake in quality.mistakes],
+        "mistakes": [(mistake, *show(mistake)) for mistake in quality.mistakes],
     }
 
 
@@ -67,8 +64,3 @@ def _verdict(calibration: Calibration, accuracy: float) -> str:
     if abs(gap) < 0.01:
         return "On average, the scores agree with the accuracy."
     return f"On average, the scores are {'higher' if gap > 0 else 'lower'} than the accuracy."
-
-
-def _shown(mistake: Mistake, bitmap: NDArray[np.uint8], origin: str) -> dict[str, Any]:
-    own = {"label": mistake.label, "predicted": mistake.predicted, "score": mistake.score}
-    return own | {"picture": figures.picture(bitmap), "origin": origin}

@@ -10,11 +10,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from sketchbatch_client.evaluation.accumulator import Accumulator, ScoredRows
+from sketchbatch_client.evaluation.figures import picture
 from sketchbatch_client.evaluation.labelled import UNKNOWN, Flags
 from sketchbatch_client.evaluation.quality import Mistake, ModelQuality
 
 from ..export.held_out import HeldOut, Scores, onnx_scores, read_held_out
-from ..run import Run
+from ..run import Run, Variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +24,8 @@ class EvaluatedRun:
 
     run: Run
     config: dict[str, Any]
-    properties: dict[str, str]
-    """Metadata of the model file."""
+    metadata: dict[str, str]
+    """Metadata of the model file, without the prefix of the keys."""
     held_out: HeldOut
     scores: Scores
     quality: ModelQuality
@@ -37,11 +38,16 @@ class EvaluatedRun:
         name, recipe = self.config["name"], self.config["recipe"]["name"]
         return name if name == recipe else f"{name}, {recipe}"
 
-    def show(self, mistake: Mistake) -> tuple[NDArray[np.uint8], str]:
-        """Return the bitmap of a mistake, (28, 28), and its origin as text."""
+    def quality_of(self, variant: Variant) -> ModelQuality:
+        """Return the quality of a variant, whose scores ONNX Runtime computes, without recognised drawings."""
+        scores = onnx_scores(onnx.load(self.run.exported(variant)), self.held_out.bitmaps)
+        return evaluate_scores(scores, self.held_out.class_index, self.quality.labels)
+
+    def show(self, mistake: Mistake) -> tuple[str, str]:
+        """Return the picture of a mistake, as the source of an <img> element, and its origin as text."""
         class_index = self.config["labels"].index(mistake.label)
         row = np.flatnonzero(self.held_out.class_index == class_index)[mistake.row]
-        return self.held_out.bitmaps[row], f"{mistake.file}, row {mistake.row}"
+        return picture(self.held_out.bitmaps[row]), f"{mistake.file}, row {mistake.row}"
 
 
 def evaluate_scores(
@@ -73,7 +79,7 @@ def evaluate_run(run: Run) -> EvaluatedRun:
     return EvaluatedRun(
         run=run,
         config=config,
-        properties={prop.key: prop.value for prop in graph.metadata_props},
+        metadata={prop.key.removeprefix("sketchbatch."): prop.value for prop in graph.metadata_props},
         held_out=held_out,
         scores=scores,
         quality=evaluate_scores(scores, held_out.class_index, labels, _recognized_flags(run, held_out, labels)),

@@ -16,11 +16,10 @@ from sketchbatch_client.evaluation.quality import ModelQuality
 from sketchbatch_client.evaluation.quality_page import quality_values
 from sketchbatch_client.html_page import enumerated, write_page
 
-from ..export.held_out import onnx_scores
 from ..run import Run, Variant
 from . import cost
 from .learning_curves import learning_curves, read_history
-from .quality import EvaluatedRun, evaluate_run, evaluate_scores
+from .quality import EvaluatedRun, evaluate_run
 
 _CORRECT_SHOWN = 24
 
@@ -59,7 +58,8 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
         is_served=first.is_served,
         config=first.config,
         recipe=_named_values(first.config["recipe"]),
-        model=_described(first),
+        model=first.metadata,
+        size_mb=first.run.onnx.stat().st_size / 1e6,
         curves=learning_curves(history, keeps_best=first.config["recipe"]["patience"] is not None),
         model_files=model_files,
         has_recognized=any(each.quality.shown_recognized for each in model_files),
@@ -70,32 +70,23 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
 
 def _model_files(evaluated: list[EvaluatedRun]) -> list[_ModelFile]:
     """Return every model file of every run, float32 models first, with speeds measured in turn."""
-    files = [(each, variant) for each in evaluated for variant in Variant if each.run.exported(variant).exists()]
+    files = [(own, variant) for own in evaluated for variant in Variant if own.run.exported(variant).exists()]
     files.sort(key=lambda file: file[1] is not Variant.FLOAT32)
     bitmaps = evaluated[0].held_out.bitmaps
-    speeds = cost.rows_per_s([each.run.exported(variant) for each, variant in files], bitmaps)
+    speeds = cost.rows_per_s([own.run.exported(variant) for own, variant in files], bitmaps)
     return [
-        _model_file(each, variant, speed, speed / speeds[0])
-        for (each, variant), speed in zip(files, speeds, strict=True)
+        _ModelFile(
+            title=own.title,
+            variant=variant,
+            quality=own.quality if variant is Variant.FLOAT32 else own.quality_of(variant),
+            size_mb=own.run.exported(variant).stat().st_size / 1e6,
+            parameters=cost.parameters(original := onnx.load(own.run.onnx)),
+            mflop=cost.flops(original) / 1e6,
+            rows_per_s=speed,
+            relative_speed=speed / speeds[0],
+        )
+        for (own, variant), speed in zip(files, speeds, strict=True)
     ]
-
-
-def _model_file(own: EvaluatedRun, variant: Variant, rows_per_s: float, relative_speed: float) -> _ModelFile:
-    path, original = own.run.exported(variant), onnx.load(own.run.onnx)
-    quality = own.quality
-    if variant is not Variant.FLOAT32:
-        scores = onnx_scores(onnx.load(path), own.held_out.bitmaps)
-        quality = evaluate_scores(scores, own.held_out.class_index, own.quality.labels)
-    return _ModelFile(
-        title=own.title,
-        variant=variant,
-        quality=quality,
-        size_mb=path.stat().st_size / 1e6,
-        parameters=cost.parameters(original),
-        mflop=cost.flops(original) / 1e6,
-        rows_per_s=rows_per_s,
-        relative_speed=relative_speed,
-    )
 
 
 def _correct(own: EvaluatedRun) -> list[dict[str, Any]]:
@@ -110,12 +101,6 @@ def _correct(own: EvaluatedRun) -> list[dict[str, Any]]:
         }
         for row in correct[:: max(1, len(correct) // _CORRECT_SHOWN)][:_CORRECT_SHOWN]
     ]
-
-
-def _described(own: EvaluatedRun) -> dict[str, Any]:
-    """Return the metadata of the model file, and its size in MB."""
-    metadata = {key.removeprefix("sketchbatch."): value for key, value in own.properties.items()}
-    return {**metadata, "size_mb": own.run.onnx.stat().st_size / 1e6}
 
 
 def _named_values(recipe: dict[str, Any]) -> dict[str, str]:

@@ -27,16 +27,12 @@ class Metrics:
 
     accuracy: float
     """Share of rows predicted correctly."""
-
     balanced_accuracy: float
     """Mean recall of the classes."""
-
     specificity: float
     """Mean over classes of: share of the other classes' rows that are not predicted as the class."""
-
     matthews_corrcoef: float
     """Multiclass Matthews correlation (Gorodkin 2004); 0 where it is undefined."""
-
     jaccard: float
     """Mean over classes of: hits / (rows of the class + rows predicted as the class - hits)."""
 
