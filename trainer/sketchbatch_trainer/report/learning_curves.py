@@ -1,7 +1,8 @@
-"""Read the history of a training and draw its learning curves."""
+"""Read the history of a training and draw a learning curve."""
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sketchbatch_client.evaluation.figures import BLUE, GREY, styled_figure, svg_url
@@ -14,21 +15,20 @@ def read_history(path: Path) -> dict[str, list[float]]:
     return {name: [float(epoch[name]) for epoch in epochs] for name in epochs[0]}
 
 
-def learning_curves(history: dict[str, list[float]], *, keeps_best: bool) -> str:
-    """Draw loss and accuracy by epoch and mark the epoch of the kept weights; return the source of an <img> element.
+def learning_curve(history: dict[str, list[float]], name: str, *, keeps_best: bool) -> str:
+    """Draw "loss" or "accuracy" by epoch and mark the epoch of the kept weights; return the source of an <img> element.
 
     The kept weights are those of the lowest validation loss if `keeps_best`, else those of the last epoch.
     """
     losses = history["val_loss"]
     kept_epoch = int(np.argmin(losses)) + 1 if keeps_best else len(losses)
-    with styled_figure(9.6, 3.4) as figure:
-        for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-            epochs = range(1, len(losses) + 1)
-            axes.axvline(kept_epoch, color="#d1d5db", linewidth=6, zorder=0, label="kept weights")
-            axes.plot(epochs, history[name], "o-", color=GREY, markersize=4, label="training")
-            axes.plot(epochs, history[f"val_{name}"], "o-", color=BLUE, markersize=4, label="validation")
-            axes.set_title(name.capitalize(), loc="left", fontweight="bold")
-            axes.set_xlabel("epoch")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
+    epochs = range(1, len(losses) + 1)
+    with styled_figure(4.6, 3.2) as figure:
+        axes: Any = figure.subplots()
+        axes.axvline(kept_epoch, color="#d1d5db", linewidth=6, zorder=0, label="kept weights")
+        axes.plot(epochs, history[name], "o-", color=GREY, markersize=4, label="training")
+        axes.plot(epochs, history[f"val_{name}"], "o-", color=BLUE, markersize=4, label="validation")
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=9)
         return svg_url(figure)

@@ -18,7 +18,7 @@ from sketchbatch_client.html_page import enumerated, write_page
 
 from ..run import Run, Variant
 from . import cost
-from .learning_curves import learning_curves, read_history
+from .learning_curves import learning_curve, read_history
 from .quality import EvaluatedRun, evaluate_run
 
 _CORRECT_SHOWN = 24
@@ -48,6 +48,7 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
     evaluated = [evaluate_run(run) for run in runs]
     first = evaluated[0]
     history = read_history(first.run.need(first.run.history, "sketchbatch-train train"))
+    keeps_best = first.config["recipe"]["patience"] is not None
     model_files = _model_files(evaluated)
     write_page(
         output,
@@ -60,7 +61,7 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
         recipe=_named_values(first.config["recipe"]),
         model=first.metadata,
         size_mb=first.run.onnx.stat().st_size / 1e6,
-        curves=learning_curves(history, keeps_best=first.config["recipe"]["patience"] is not None),
+        curves={name: learning_curve(history, name, keeps_best=keeps_best) for name in ("loss", "accuracy")},
         model_files=model_files,
         has_recognized=any(each.quality.shown_recognized for each in model_files),
         is_same_test=len({each.config["data_digest"] for each in evaluated}) == 1,
