@@ -3,14 +3,16 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sketchbatch_client.evaluation import Evaluation, open_labelled, write_page
+from sketchbatch_client.evaluation import Comparison, Evaluation, open_labelled, write_page
 from sketchbatch_client.evaluation.accumulator import Accumulator, ScoredRows
 from sketchbatch_client.evaluation.quality import MIN_RECOGNIZED_ROWS
 from sketchbatch_client.evaluation.stats import intervals
+from sketchbatch_client.evaluation.stats.mcnemar import pair
 from sketchbatch_client.rpc.classification import ModelInfo
 
 pytestmark = pytest.mark.timeout(60)  # the first chart of a process takes seconds on a busy machine
@@ -107,6 +109,24 @@ def test_many_classes_are_shown_as_pixels_and_as_the_most_confused_classes(tmp_p
     page = (tmp_path / "page.html").read_text()
     assert page.count('class="overview"') == 1
     assert "The other 10 classes" in page
+
+
+def test_a_comparison_shows_the_verdict_and_both_models(folder, tmp_path):
+    """The page of a comparison has the counts behind McNemar's test, and names equal models by their servers."""
+    first = evaluation_of(folder)
+    second = replace(first, server="host:2")
+    paired = pair(np.array([[10, 60], [20, 360]]))
+    write_page(Comparison(first=first, second=second, paired=paired), tmp_path / "page.html")
+    text = text_of(tmp_path / "page.html")
+    assert "tiny version 1 at host:2 classifies these drawings better than tiny version 1 at host:1." in text
+    assert "tiny version 1 at host:1 correct 360 20 tiny version 1 at host:1 wrong 60 10" in text
+    assert "recall of tiny version 1 at host:2" in text
+
+
+def test_a_model_without_softmax_has_no_calibration(folder, tmp_path):
+    """The page states the reason."""
+    write_page(replace(evaluation_of(folder), calibration=None), tmp_path / "page.html")
+    assert "lacks a softmax" in text_of(tmp_path / "page.html")
 
 
 def test_matplotlib_is_imported_only_for_a_page():
