@@ -56,8 +56,8 @@ def difference(table: Confusion) -> Measured:
 def wilson(share: NDArray[np.float64], number: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return Wilson's 95 % interval of shares of `number` drawings: low and high; 0 and 1 if there is no drawing.
 
-    A class may have few drawings: the bootstrap interval of 25 drawings without a mistake has width 0, Wilson's has
-    not (Wilson 1927, doi:10.2307/2276774).
+    Recall and precision of a class use it (Wilson 1927, doi:10.2307/2276774). A class may have few drawings, and the
+    bootstrap interval of 25 drawings without a mistake has width 0.
     """
     z = 1.96
     number = np.maximum(number, 1e-9)
