@@ -20,7 +20,7 @@ from typing import Any
 import keras
 from sketchbatch_client.atomic import replacing
 from sketchbatch_trainer.dataset import Wanted, read_drawings
-from sketchbatch_trainer.report.quality import judge
+from sketchbatch_trainer.report.quality import evaluate_scores
 from sketchbatch_trainer.run import Run
 from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, Recipe
 from sketchbatch_trainer.train.training import Job, train
@@ -95,8 +95,9 @@ def train_and_judge(job: Job, run: Run) -> dict[str, float]:
     """Train once; return accuracy and balanced accuracy on the held-out drawings."""
     train(job, run, Silent())
     bitmaps, class_index = job.drawings.test.take(slice(None))
-    quality = judge(keras.saving.load_model(run.keras, compile=False).predict(bitmaps, verbose=0), class_index)
-    return {name: round(quality.metrics[name].value, 4) for name in ("accuracy", "balanced_accuracy")}
+    scores = keras.saving.load_model(run.keras, compile=False).predict(bitmaps, verbose=0)
+    figures = evaluate_scores(scores, class_index, job.drawings.labels).figures
+    return {name: round(figures.measured[name].value, 4) for name in ("accuracy", "balanced_accuracy")}
 
 
 class Silent:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from results import RAW
-from sketchbatch_trainer.matplotlib_style import STYLE
+from sketchbatch_client.evaluation.figures import STYLE
 
 Cells = dict[tuple[str, str], dict[str, Any]]  # by contestant and workload
 

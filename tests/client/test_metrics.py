@@ -1,4 +1,4 @@
-"""The five metrics; scikit-learn is the reference."""
+"""The five metrics and those of each class; scikit-learn is the reference."""
 
 import numpy as np
 import pytest
@@ -7,22 +7,22 @@ from sklearn import metrics as reference
 
 
 def cases():
-    """Many classes, two classes, uneven ones, classes never true or never predicted, perfect and hopeless answers."""
+    """Yield true and predicted classes: balanced, uneven, missing, all correct, all wrong, and one prediction."""
     rng = np.random.default_rng(3)
     for classes in (2, 3, 10):
         true = rng.integers(0, classes, 500)
         yield pytest.param(true, np.where(rng.random(500) < 0.7, true, rng.integers(0, classes, 500)), id=f"{classes}")
     yield pytest.param(rng.choice(3, 400, p=[0.02, 0.1, 0.88]), rng.integers(0, 3, 400), id="uneven")
     yield pytest.param(np.array([0, 0, 1, 1, 3]), np.array([0, 1, 1, 2, 1]), id="never true or never predicted")
-    yield pytest.param(np.arange(30) % 3, np.arange(30) % 3, id="perfect")
-    yield pytest.param(np.arange(30) % 3, (np.arange(30) + 1) % 3, id="hopeless")
-    yield pytest.param(np.arange(30) % 3, np.zeros(30, int), id="one answer for all")
+    yield pytest.param(np.arange(30) % 3, np.arange(30) % 3, id="all correct")
+    yield pytest.param(np.arange(30) % 3, (np.arange(30) + 1) % 3, id="all wrong")
+    yield pytest.param(np.arange(30) % 3, np.zeros(30, int), id="one prediction")
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
 @pytest.mark.parametrize(("true", "predicted"), list(cases()))
-def test_the_five_metrics_are_scikit_learns(true, predicted):
-    """Macro averages over the classes that occur; specificity is the recall of each class's complement."""
+def test_the_five_metrics_agree_with_scikit_learn(true, predicted):
+    """Macro averages include the classes that occur; specificity is the recall of each class's complement."""
     ours = measure(confuse(true, predicted, 10))
     occurring = np.union1d(true, predicted)
     specificity = [reference.recall_score(true != label, predicted != label, zero_division=0.0) for label in occurring]
@@ -34,8 +34,8 @@ def test_the_five_metrics_are_scikit_learns(true, predicted):
 
 
 @pytest.mark.parametrize(("true", "predicted"), list(cases()))
-def test_each_class_has_its_own_figures(true, predicted):
-    """Precision, recall and rows of every class, 0 where undefined."""
+def test_the_figures_of_each_class_agree_with_scikit_learn(true, predicted):
+    """Precision and recall are 0 where they are undefined."""
     ours = measure_each(confuse(true, predicted, 10))
     precision, recall, _, rows = reference.precision_recall_fscore_support(
         true, predicted, labels=range(10), zero_division=0.0
@@ -45,7 +45,7 @@ def test_each_class_has_its_own_figures(true, predicted):
     assert [own["rows"] for own in ours] == rows.tolist()
 
 
-def test_the_confusion_matrix_has_true_classes_in_rows():
-    """Row = true, column = predicted."""
+def test_rows_of_the_confusion_matrix_are_true_classes():
+    """Columns are predicted classes."""
     confusion = confuse(np.array([0, 0, 2]), np.array([0, 1, 0]), 3)
     assert confusion.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 0]]

@@ -1,4 +1,4 @@
-"""Exploring drawings: figures that can be counted by hand, and a page that says what it does not know."""
+"""Exploring drawings: statistics that can be counted by hand, and a page that names missing files."""
 
 import base64
 import json
@@ -17,31 +17,33 @@ from sketchbatch_client.errors import FileRefused
 from sketchbatch_client.evaluation.stats.intervals import wilson
 from sketchbatch_trainer.dataset import write_bitmaps, write_source
 from sketchbatch_trainer.errors import DrawingsRefused
+from sketchbatch_trainer.explore.drawing_statistics import NEAR_EMPTY, Sample, differ, quantile
 from sketchbatch_trainer.explore.explore_json import as_json
 from sketchbatch_trainer.explore.explore_page import write_page
 from sketchbatch_trainer.explore.exploring import find_files, gather
-from sketchbatch_trainer.explore.figures import NEAR_EMPTY, Sample, differ, quantile
+from sketchbatch_trainer.explore.polylines import TIME_COLOURS, plain, timed
 from sketchbatch_trainer.explore.similarity import find_neighbours
-from sketchbatch_trainer.explore.stroke_lines import TIME_COLOURS, plain, timed
+
+pytestmark = pytest.mark.timeout(60)  # a page has ten charts, which take seconds on a busy machine
 
 SIMPLE = [[[0, 255], [0, 0]], [[0, 0, 0], [0, 100, 255]]]  # two strokes, five points
 RAW = [[[10, 20], [5, 6], [0, 400]], [[30], [7], [2500]]]  # 2.5 s
 
 
 def line(strokes, country="US", recognized=True, timestamp="2017-03-02 23:25:10.07453 UTC") -> str:
-    """One drawing as Google writes it."""
+    """Return one line of a file of Google's."""
     fields = {"key_id": "7", "word": "ant", "countrycode": country, "timestamp": timestamp, "recognized": recognized}
     return json.dumps({**fields, "drawing": strokes}) + "\n"
 
 
 def drawing(strokes) -> Drawing:
-    """As read from a file."""
+    """Return a drawing with these strokes."""
     return Drawing(7, "ant", "US", True, 0.0, strokes)
 
 
 @pytest.fixture
 def folder(tmp_path, noise):
-    """Ants of all three kinds of file; bees as bitmaps alone."""
+    """Write ants as all three kinds of files, and bees as bitmaps only."""
     data = tmp_path / "data"
     for name in ("simplified", "raw"):
         (data / name).mkdir(parents=True)
@@ -59,45 +61,45 @@ def folder(tmp_path, noise):
 
 
 def explored(folder, labels=None, **options):
-    """Its figures."""
+    """Return the statistics of a folder."""
     return gather(folder, find_files(folder, labels), **options)
 
 
-def page_of(figures, tmp_path) -> str:
-    """Its page, in one line of text."""
-    return " ".join(write_page(figures, tmp_path / "out" / "page.html").read_text(encoding="utf-8").split())
+def page_of(statistics, tmp_path) -> str:
+    """Return the page of statistics on one line."""
+    return " ".join(write_page(statistics, tmp_path / "out" / "page.html").read_text(encoding="utf-8").split())
 
 
 def test_drawings_are_counted_by_class_country_and_time(folder):
-    """Every counter, on four drawings that can be counted by hand."""
+    """Every counter has the values of four drawings that can be counted by hand."""
     own = explored(folder).classes[0].simplified
-    assert (own.drawings, own.recognised, own.malformed) == (4, 3, 0)
+    assert (own.drawings, own.recognized, own.malformed) == (4, 3, 0)
     assert own.countries == {"US": 2, "SE": 2}
-    assert own.recognised_in == {"US": 2, "SE": 1}
+    assert own.recognized_in == {"US": 2, "SE": 1}
     assert own.hours == {23: 3, 4: 1}
     assert own.days == {"2017-03-02": 3, "2017-01-31": 1}
     assert own.strokes == {1: 2, 2: 1, 6: 1}
     assert own.points == {2: 2, 5: 1, 15: 1}
-    assert not own.tenths
-    assert [len(sample.drawings) for sample in (own.named, own.unnamed)] == [3, 1]
+    assert not own.durations
+    assert [len(sample.drawings) for sample in (own.recognized_sample, own.other_sample)] == [3, 1]
 
 
-def test_raw_files_tell_how_long_people_drew(folder):
-    """From the first point to the last, pauses included, in tenths of a second."""
-    figures = explored(folder)
-    assert figures.classes[0].raw.tenths == {25: 1, 4: 1}
-    assert figures.counts("tenths") == {"ant": Counter({25: 1, 4: 1})}
-    assert as_json(figures)["classes"]["ant"]["raw"]["seconds"]["upper_quartile"] == 2.5
+def test_drawing_times_come_from_raw_files(folder):
+    """They are counted in tenths of a second from the first to the last point, with pauses."""
+    statistics = explored(folder)
+    assert statistics.classes[0].raw.durations == {25: 1, 4: 1}
+    assert statistics.counts("durations", "raw") == {"ant": Counter({25: 1, 4: 1})}
+    assert as_json(statistics)["classes"]["ant"]["raw"]["seconds"]["upper_quartile"] == 2.5
 
 
-def test_the_game_that_ran_on_for_a_day_is_a_minute(folder):
-    """An endless time neither breaks the chart nor fills the memory."""
+def test_a_drawing_time_of_a_day_counts_as_a_minute(folder):
+    """A wrong time must not stretch the chart or fill the memory."""
     (folder / "raw" / "ant.ndjson").write_text(line([[[1, 2], [1, 2], [0, 86_400_000]]]))
-    assert explored(folder).classes[0].raw.tenths == {600: 1}
+    assert explored(folder).classes[0].raw.durations == {600: 1}
 
 
-def test_mean_and_deviation_are_those_of_the_pixels(folder, noise):
-    """To the last digit of what NumPy says of all rows at once."""
+def test_mean_and_deviation_agree_with_numpy(folder, noise):
+    """The sums of blocks give the figures of all rows at once."""
     own = explored(folder).classes[0].bitmaps
     assert own.mean == pytest.approx(noise(6).mean(axis=0))
     assert own.deviation == pytest.approx(noise(6).std(axis=0))
@@ -105,7 +107,7 @@ def test_mean_and_deviation_are_those_of_the_pixels(folder, noise):
 
 
 def test_copies_are_found_within_and_across_classes(folder, noise):
-    """Byte for byte; one pixel's difference makes another drawing."""
+    """Copies are equal byte for byte; a drawing with one other pixel is not a copy."""
     ant, bee = noise(6), noise(7)
     other = ant[:1].copy()
     other[0, 0, 0] ^= 1
@@ -118,7 +120,7 @@ def test_copies_are_found_within_and_across_classes(folder, noise):
 
 
 def test_near_empty_drawings_are_found_and_shown(folder, noise, tmp_path):
-    """A blank page and a dot are; a line across the page, which the limit is drawn from, is not."""
+    """A blank page and a dot are near-empty; a line across the page, which defines the limit, is not."""
     blank, dot = np.zeros((28, 28), np.uint8), rasterize([[[9, 11], [9, 9]]])
     across = rasterize([[[0, 255], [90, 90]]])
     write_bitmaps(folder / "numpy_bitmap" / "ant.npy", np.stack([noise(1)[0], across, dot, blank]))
@@ -127,12 +129,12 @@ def test_near_empty_drawings_are_found_and_shown(folder, noise, tmp_path):
     assert [row for row, _ in own.emptiest] == [3, 2, 1, 0]
     assert NEAR_EMPTY < own.emptiest[2][1] < NEAR_EMPTY + 0.001
     page = page_of(explored(folder), tmp_path)
-    assert "2 have less ink than one straight line across the page would leave" in page
+    assert "2 bitmaps have less ink than one straight line across the page" in page
     assert page.count('class="low"') == 2
 
 
-def test_classes_drawn_alike_are_each_others_neighbours(noise):
-    """Two classes of the same drawings with other noise come first; a class with far more rows gains nothing."""
+def test_similar_classes_are_neighbours(noise):
+    """Two classes of one drawing with different noise are the first pair; the number of rows has no effect."""
     like, unlike = noise(2).astype(np.float64)
     rng = np.random.default_rng(0)
 
@@ -150,15 +152,15 @@ def test_classes_drawn_alike_are_each_others_neighbours(noise):
 
 
 def test_a_class_of_one_drawing_can_be_compared(folder, noise, tmp_path):
-    """As can any number of classes, one included."""
+    """One class alone has no neighbours."""
     write_bitmaps(folder / "numpy_bitmap" / "bee.npy", noise(1))
     assert explored(folder).neighbours.compared == (6, 1)
     assert explored(folder, ("bee",)).neighbours is None
-    assert "Which look alike" not in page_of(explored(folder, ("bee",)), tmp_path)
+    assert "Similar classes" not in page_of(explored(folder, ("bee",)), tmp_path)
 
 
-def test_every_drawing_is_as_likely_to_be_shown():
-    """Of many samples of 5 out of 50, each place is kept about as often as another."""
+def test_the_sample_is_uniform():
+    """In many samples of 5 out of 50, every drawing is kept about equally often."""
     kept = Counter()
     for seed in range(400):
         sample = Sample(5)
@@ -170,8 +172,8 @@ def test_every_drawing_is_as_likely_to_be_shown():
     assert 15 < min(kept.values()) <= max(kept.values()) < 70
 
 
-def test_quantiles_and_intervals_are_the_textbooks():
-    """Of small numbers, worked by hand or printed elsewhere."""
+def test_quantiles_and_intervals_agree_with_calculations_by_hand():
+    """The chi-squared test needs a difference beyond chance."""
     counts = Counter({1: 1, 2: 2, 10: 1})
     assert [quantile(counts, share) for share in (0.25, 0.5, 0.75, 0.99)] == [1, 2, 2, 10]
     low, high = wilson(np.array([0.5]), np.array([10.0]))
@@ -182,43 +184,43 @@ def test_quantiles_and_intervals_are_the_textbooks():
 
 
 def test_only_the_rows_asked_for_are_read(folder):
-    """Of every file, from the first."""
+    """The limit holds for every file, from its first row."""
     ant = explored(folder, rows=1).classes[0]
     assert [len(part) for part in ant.parts] == [1, 1, 1]
 
 
-def test_each_file_is_announced_with_its_drawings(folder):
-    """So that a bar can show how far it is."""
-    told, done = [], Counter()
+def test_progress_is_reported_for_each_file(folder):
+    """The number of drawings is known before the file is read."""
+    announced, done = [], Counter()
 
-    def watch(name, rows):
-        told.append((name, rows))
+    def progress(name, rows):
+        announced.append((name, rows))
         return lambda rows: done.update({name: rows})
 
-    explored(folder, watch=watch)
+    explored(folder, progress=progress)
     files = [
         ("simplified/ant.ndjson", 4),
         ("raw/ant.ndjson", 2),
         ("numpy_bitmap/ant.npy", 6),
         ("numpy_bitmap/bee.npy", 7),
     ]
-    assert told == [*files, ("comparing bitmaps", 0)]
+    assert announced == [*files, ("comparing bitmaps", 0)]
     assert done == dict(files)
 
 
-def test_classes_come_in_the_order_asked_for_or_all_by_name(folder):
-    """Whatever kind of file they have; a class without any is refused by name."""
+def test_classes_have_the_requested_order(folder):
+    """Without a request, all classes are sorted by name; a class without files is refused."""
     (folder / "raw" / "The Wasp.ndjson").write_text(line(RAW))
     assert list(find_files(folder, ("bee", "ant"))) == ["bee", "ant"]
     assert list(find_files(folder, None)) == ["ant", "bee", "The Wasp"]
     with pytest.raises(DrawingsRefused, match="no drawings of yak, zebra; there are 3 classes there"):
         find_files(folder, ("ant", "yak", "zebra"))
-    with pytest.raises(DrawingsRefused, match=r"no numpy_bitmap/NAME\.npy, simplified/NAME\.ndjson or raw"):
+    with pytest.raises(DrawingsRefused, match=r"expected numpy_bitmap/NAME\.npy, simplified/NAME\.ndjson or raw"):
         find_files(folder / "nowhere", None)
 
 
 def test_bitmaps_may_lie_in_the_folder_itself(tmp_path, noise):
-    """As sketch and older fetches wrote them; synthetic ones are called so on the page."""
+    """`sketchbatch-train sketch` writes them there; the page marks synthetic drawings."""
     write_bitmaps(tmp_path / "ant.npy", noise(3))
     write_source(tmp_path, "synthetic noise")
     page = page_of(explored(tmp_path), tmp_path)
@@ -227,90 +229,90 @@ def test_bitmaps_may_lie_in_the_folder_itself(tmp_path, noise):
 
 
 MISSING = {
-    "simplified": ("There are no simplified files, which tell recognised share", "--format simplified"),
-    "raw": ("There are no raw files, which tell how long people drew", "--format raw"),
+    "simplified": ("There are no simplified files, which contain: recognised share", "--format simplified"),
+    "raw": ("There are no raw files, which contain: drawing times", "--format raw"),
     "numpy_bitmap": ("There are no numpy_bitmap files", "--format npy"),
 }
 
 
 @pytest.mark.parametrize("kept", [("simplified",), ("raw",), ("numpy_bitmap",), ("simplified", "raw")])
-def test_what_is_missing_is_said_with_the_command_that_fetches_it(folder, tmp_path, kept):
-    """A raw file tells what a simplified one does; and no picture is blank."""
+def test_missing_files_are_named_with_the_command_that_fetches_them(folder, tmp_path, kept):
+    """A raw file replaces a simplified one, and no picture has an empty source."""
     for kind in set(MISSING) - set(kept):
         shutil.rmtree(folder / kind)
     page = page_of(explored(folder), tmp_path)
-    told = {*kept, *(["simplified"] if "raw" in kept else [])}
-    for kind, (says, command) in MISSING.items():
-        assert (says in page) == (kind not in told)
-        assert (f"sketchbatch-train fetch {command} --folder {folder} --classes" in page) == (kind not in told)
+    available = {*kept, *(["simplified"] if "raw" in kept else [])}
+    for kind, (sentence, command) in MISSING.items():
+        assert (sentence in page) == (kind not in available)
+        assert (f"sketchbatch-train fetch {command} --folder {folder} --classes" in page) == (kind not in available)
     assert ("bitmaps were drawn from strokes instead" in page) == ("numpy_bitmap" not in kept)
     assert ("Line by line" in page) == (kept != ("numpy_bitmap",))
     assert 'src=""' not in page
-    assert "None" not in re.sub(r"None has less ink", "", page)
+    assert "None" not in page
     assert "nan" not in re.sub(r'"data:[^"]*"', "", page)
 
 
-def test_a_class_without_a_file_of_a_kind_is_named(folder, tmp_path):
-    """When others have one."""
+def test_a_class_without_a_kind_of_file_is_named(folder, tmp_path):
+    """The page names the class if other classes have such a file."""
     page = page_of(explored(folder), tmp_path)
     assert "There are no simplified files of bee" in page
     assert "--format raw --folder" in page
     assert "There are no numpy_bitmap files" not in page
 
 
-def test_bitmaps_are_drawn_from_strokes_where_there_are_none(folder):
-    """As Google draws them, raw ones simplified first; and the page does not take them for Google's."""
+def test_bitmaps_are_drawn_from_strokes_if_there_is_no_bitmap_file(folder):
+    """Raw strokes are simplified first; the statistics mark drawn bitmaps."""
     shutil.rmtree(folder / "numpy_bitmap")
-    figures = explored(folder)
-    own = figures.classes[0].bitmaps
+    statistics = explored(folder)
+    own = statistics.classes[0].bitmaps
     assert own.is_drawn
     assert np.array_equal(own.bitmaps[0], rasterize(SIMPLE))
-    assert figures.lacking("numpy_bitmap") == ["ant"]
+    assert statistics.lacking("numpy_bitmap") == ["ant"]
     shutil.rmtree(folder / "simplified")
     assert len(explored(folder).classes[0].bitmaps) == 2
 
 
-def test_a_malformed_line_is_refused_or_counted(folder, tmp_path):
-    """Refused with its place; with skip_malformed left out, and counted on the page by file."""
+def test_a_malformed_line_is_refused_or_skipped(folder, tmp_path):
+    """The error names file and line; with `skip_malformed`, the page counts the skipped lines by file."""
     path = folder / "simplified" / "ant.ndjson"
     path.write_text(path.read_text() + "{oops\n" + line([]) + line(SIMPLE))
     with pytest.raises(FileRefused, match=r"ant\.ndjson:5: not JSON"):
         explored(folder)
-    figures = explored(folder, skip_malformed=True)
-    assert (figures.classes[0].simplified.drawings, figures.classes[0].simplified.malformed) == (5, 2)
+    statistics = explored(folder, skip_malformed=True)
+    assert (statistics.classes[0].simplified.drawings, statistics.classes[0].simplified.malformed) == (5, 2)
     assert re.search(
-        r"ant\.ndjson, first at line 5: not JSON[^<]*</td><td class=\"n\">2</td>", page_of(figures, tmp_path)
+        r"ant\.ndjson, first at line 5: not JSON[^<]*</td><td class=\"n\">2</td>", page_of(statistics, tmp_path)
     )
 
 
 def test_files_without_a_drawing_are_refused(tmp_path):
-    """There is nothing to show."""
+    """The message names the classes."""
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "ant.ndjson").write_text("")
     with pytest.raises(DrawingsRefused, match="the files of ant hold no drawing"):
         explored(tmp_path)
 
 
-def test_lines_are_coloured_and_played_in_the_order_they_were_drawn():
-    """From the first colour to the last, at the times of a raw drawing; a dot is a line too."""
+def test_lines_are_coloured_and_played_in_the_order_of_drawing():
+    """Colours and start times follow the times of a raw drawing; a single point becomes a visible line."""
     pieces = timed(drawing(RAW))
-    assert pieces[0].colour == TIME_COLOURS[0]
-    assert pieces[-1].colour == TIME_COLOURS[-1]
-    assert [piece.start_s for piece in pieces] == sorted(piece.start_s for piece in pieces)
-    assert pieces[-1].start_s == pytest.approx(2.5 / 4, abs=0.01)
-    assert len(set(pieces[-1].points.split())) == 1
-    assert len(pieces[-1].points.split()) == 2
-    assert timed(drawing(SIMPLE))[-1].colour in TIME_COLOURS[6:]
+    assert pieces[0]["colour"] == TIME_COLOURS[0]
+    assert pieces[-1]["colour"] == TIME_COLOURS[-1]
+    assert [piece["start_s"] for piece in pieces] == sorted(piece["start_s"] for piece in pieces)
+    assert pieces[-1]["start_s"] == pytest.approx(2.5 / 4, abs=0.01)
+    assert len(set(pieces[-1]["points"].split())) == 1
+    assert len(pieces[-1]["points"].split()) == 2
+    assert timed(drawing(SIMPLE))[-1]["colour"] in TIME_COLOURS[6:]
 
 
 def test_a_drawing_of_any_size_fills_its_square():
-    """Scaled, not stretched, and centred."""
+    """Both axes have one scale, and the drawing is centred."""
     assert plain(drawing([[[1000, 3000], [500, 1500]]])) == ["0,64 255,191"]
     assert plain(drawing([[[5], [5]]])) == ["128,128 128,128"]
 
 
-def test_names_cannot_break_the_page(folder, tmp_path):
-    """A class is called what its file is called."""
+def test_labels_are_escaped(folder, tmp_path):
+    """A file name may contain HTML or dollar signs."""
     (folder / "numpy_bitmap" / "bee.npy").rename(folder / "numpy_bitmap" / "<b>&' $x^$.npy")
     page = page_of(explored(folder), tmp_path)
     assert "<b>&'" not in page
@@ -318,7 +320,7 @@ def test_names_cannot_break_the_page(folder, tmp_path):
 
 
 def test_tensorflow_is_not_needed():
-    """Looking at drawings starts in a second."""
+    """TensorFlow takes seconds to import."""
     command = "import sys, sketchbatch_trainer.explore.explore_page, sketchbatch_trainer.explore.explore_json"
     assert subprocess.run([sys.executable, "-c", f"{command}; sys.exit('tensorflow' in sys.modules)"]).returncode == 0
 
@@ -326,27 +328,27 @@ def test_tensorflow_is_not_needed():
 @pytest.mark.real_drawings
 @pytest.mark.timeout(120)
 def test_the_command_writes_one_page_of_real_drawings(quickdraw, run_command, tmp_path):
-    """Nothing beside it but the figures asked for, nothing in it that another file must provide."""
+    """The page loads nothing else; the only other file is the requested JSON."""
     out = tmp_path / "out"
-    words = ["--data", quickdraw, "--output", out / "page.html", "--json", out / "figures.json"]
-    finished = run_command("sketchbatch-train", "explore", *words)
+    arguments = ["--data", quickdraw, "--output", out / "page.html", "--json", out / "statistics.json"]
+    finished = run_command("sketchbatch-train", "explore", *arguments)
     assert finished.returncode == 0, finished.stderr
     assert "bear, cat, dog: 9,000 drawings" in finished.stdout
-    assert sorted(path.name for path in out.iterdir()) == ["figures.json", "page.html"]
+    assert sorted(path.name for path in out.iterdir()) == ["page.html", "statistics.json"]
     page = (out / "page.html").read_text(encoding="utf-8")
     assert page.count("<h2>") == 10
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)|url\(|<link|<script|@import|https?:", page)
     for picture in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page):
         assert base64.b64decode(picture).startswith(b"<?xml")
-    figures = json.loads((out / "figures.json").read_text(encoding="utf-8"))
-    assert figures["classes"]["cat"]["simplified"]["recognised"] == 23
-    assert figures["classes"]["cat"]["bitmaps"]["drawings"] == 4000
-    assert figures["neighbours"]["pairs"][0]["labels"] == ["bear", "dog"]
+    statistics = json.loads((out / "statistics.json").read_text(encoding="utf-8"))
+    assert statistics["classes"]["cat"]["simplified"]["recognised"] == 23
+    assert statistics["classes"]["cat"]["bitmaps"]["drawings"] == 4000
+    assert statistics["neighbours"]["pairs"][0]["labels"] == ["bear", "dog"]
 
 
 @pytest.mark.real_drawings
-def test_bitmaps_drawn_here_are_googles(quickdraw, tmp_path):
-    """The mean of the first 25 cats differs nowhere by more than a level."""
+def test_drawn_bitmaps_agree_with_googles(quickdraw, tmp_path):
+    """The mean of the first 25 cats differs by less than one grey level in every pixel."""
     (tmp_path / "simplified").mkdir()
     shutil.copy(quickdraw / "simplified" / "cat.ndjson", tmp_path / "simplified")
     own = explored(tmp_path, ("cat",)).classes[0].bitmaps
@@ -354,10 +356,10 @@ def test_bitmaps_drawn_here_are_googles(quickdraw, tmp_path):
     assert np.abs(own.mean - google.mean(axis=0)).max() < 1
 
 
-def test_a_wrong_class_ends_in_one_line(folder, run_command, tmp_path):
-    """And leaves no page."""
-    words = ["--data", folder, "--classes", "yak", "--output", tmp_path / "page.html"]
-    finished = run_command("sketchbatch-train", "explore", *words)
+def test_an_unknown_class_is_refused_in_one_line(folder, run_command, tmp_path):
+    """No page is written."""
+    arguments = ["--data", folder, "--classes", "yak", "--output", tmp_path / "page.html"]
+    finished = run_command("sketchbatch-train", "explore", *arguments)
     assert finished.returncode == 1
     assert finished.stderr == f"sketchbatch-train: {folder}: no drawings of yak; there are 2 classes there\n"
     assert not (tmp_path / "page.html").exists()

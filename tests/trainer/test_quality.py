@@ -1,34 +1,36 @@
-"""Quality and cost: intervals, calibration, FLOPs."""
+"""Quality and cost of a model: intervals, calibration, FLOPs."""
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 from sketchbatch_trainer.report import cost
-from sketchbatch_trainer.report.quality import judge
+from sketchbatch_trainer.report.quality import evaluate_scores
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
+LABELS = ("ant", "bee", "cow", "doe")
 
-def guesses(rows: int, right: float, sure: float, classes: int = 3):
-    """Scores of `rows` drawings, a share `right` of them named right, each `sure` of the label it names."""
+
+def predictions(rows: int, accuracy: float, confidence: float, classes: int = 3):
+    """Return scores and true classes of `rows` drawings with this accuracy and this score of the predicted label."""
     random = np.random.default_rng(1)
     class_index = random.integers(0, classes, rows)
-    named = np.where(random.random(rows) < right, class_index, (class_index + 1) % classes)
-    scores = np.full((rows, classes), (1 - sure) / (classes - 1), np.float32)
-    scores[np.arange(rows), named] = sure
+    predicted = np.where(random.random(rows) < accuracy, class_index, (class_index + 1) % classes)
+    scores = np.full((rows, classes), (1 - confidence) / (classes - 1), np.float32)
+    scores[np.arange(rows), predicted] = confidence
     return scores, class_index
 
 
-def test_metrics_carry_intervals_that_shrink_with_more_drawings():
-    """Bootstrap percentiles around the value: four times the drawings, about half the width."""
+def test_intervals_shrink_with_more_drawings():
+    """Four times the drawings give an interval of about half the width."""
     widths = []
     for rows in (500, 2000):
-        scores, class_index = guesses(rows, right=0.8, sure=0.8)
-        quality = judge(scores, class_index)
-        accuracy = quality.metrics["accuracy"]
+        scores, class_index = predictions(rows, accuracy=0.8, confidence=0.8)
+        measured = evaluate_scores(scores, class_index, LABELS[:3]).figures.measured
+        accuracy = measured["accuracy"]
         assert accuracy.value == accuracy_score(class_index, scores.argmax(axis=1))
         balanced = balanced_accuracy_score(class_index, scores.argmax(axis=1))
-        assert quality.metrics["balanced_accuracy"].value == pytest.approx(balanced)
+        assert measured["balanced_accuracy"].value == pytest.approx(balanced)
         assert accuracy.low < accuracy.value < accuracy.high
         widths.append(accuracy.high - accuracy.low)
     expected = 2 * 1.96 * np.sqrt(0.8 * 0.2 / 2000)  # the normal approximation
@@ -36,24 +38,24 @@ def test_metrics_carry_intervals_that_shrink_with_more_drawings():
     assert widths[0] / widths[1] == pytest.approx(2, rel=0.25)
 
 
-@pytest.mark.parametrize(("right", "sure", "error"), [(0.8, 0.8, 0.0), (0.6, 0.9, 0.3), (0.9, 0.5, 0.4)])
-def test_the_calibration_error_is_the_gap_between_sure_and_right(right, sure, error):
-    """As sure as it is right: 0; too sure or too modest: the distance, whichever way."""
-    reliability = judge(*guesses(20_000, right, sure)).reliability
-    assert reliability.rows.sum() == 20_000
-    assert reliability.expected_error == pytest.approx(error, abs=0.01)
+@pytest.mark.parametrize(("accuracy", "confidence", "error"), [(0.8, 0.8, 0.0), (0.6, 0.9, 0.3), (0.9, 0.5, 0.4)])
+def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy(accuracy, confidence, error):
+    """The error is the distance in both directions, and 0 if both are equal."""
+    calibration = evaluate_scores(*predictions(20_000, accuracy, confidence), LABELS[:3]).calibration
+    assert calibration.rows.sum() == 20_000
+    assert calibration.expected_error == pytest.approx(error, abs=0.01)
 
 
-def test_top_3_counts_the_three_best_scores():
-    """With three classes it is always one of them; with more it need not be."""
-    scores, class_index = guesses(100, right=0.5, sure=0.7)
-    assert judge(scores, class_index).top_3 == 1
+def test_top_3_counts_the_three_highest_scores():
+    """With three classes every true label counts; with four, one of them has the lowest score."""
+    scores, class_index = predictions(100, accuracy=0.5, confidence=0.7)
+    assert evaluate_scores(scores, class_index, LABELS[:3]).top_3 == 1
     ranked = np.tile(np.array([0.4, 0.3, 0.2, 0.1], np.float32), (4, 1))
-    assert judge(ranked, np.arange(4)).top_3 == 0.75
+    assert evaluate_scores(ranked, np.arange(4), LABELS).top_3 == 0.75
 
 
 def graph(nodes, weights, out):
-    """A graph from x (N, 2, 8, 8) to y."""
+    """Return a graph from x, (N, 2, 8, 8), to y."""
     values = [helper.make_tensor(n, TensorProto.FLOAT, w.shape, w.ravel().tolist()) for n, w in weights.items()]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2, 8, 8])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, out)
@@ -62,7 +64,7 @@ def graph(nodes, weights, out):
 
 
 def test_flops_and_parameters_are_counted_from_the_graph():
-    """Two for each weight and each place it is used at; batch does not count."""
+    """Each use of a weight counts as two operations; the batch size does not count."""
     conv = helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1], strides=[2, 2])
     flat = helper.make_node("Flatten", ["c"], ["f"])
     dense = helper.make_node("MatMul", ["f", "m"], ["y"])
@@ -72,8 +74,8 @@ def test_flops_and_parameters_are_counted_from_the_graph():
     assert cost.parameters(model) == 5 * 2 * 9 + 80 * 7
 
 
-def test_rows_a_second_are_measured_for_each_model(root):
-    """By running it; a real number for each."""
+def test_rows_per_second_are_measured_for_each_model(root):
+    """Each model file has its own figure."""
     path = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
     speeds = cost.rows_per_s([path, path], np.random.default_rng(0).integers(0, 256, (10, 28, 28), np.uint8))
     assert len(speeds) == 2

@@ -1,4 +1,4 @@
-"""The report: one page on any number of exported runs."""
+"""The report page of one or more exported runs."""
 
 import csv
 import re
@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from sketchbatch_client.drawings.readers import read_bitmaps
+from sketchbatch_client.evaluation import quality
 from sketchbatch_trainer.dataset import Wanted, read_drawings, write_bitmaps, write_source
 from sketchbatch_trainer.errors import RunIncomplete
 from sketchbatch_trainer.export.held_out import onnx_scores
@@ -22,17 +23,17 @@ pytestmark = [
 
 
 class Silent:
-    """A watcher that does not."""
+    """Ignores the progress of a training."""
 
     def begins(self, *_):
-        """Silent."""
+        """Ignore the call."""
 
     steps_done = epoch_done = begins
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[Run]:
-    """Ours, with a float16 variant, and the article's, of one epoch each, on the same sketches."""
+    """Train the compact recipe, with a float16 variant, and the article's for one epoch each on the same sketches."""
     from sketchbatch_trainer.export.exporting import export
     from sketchbatch_trainer.export.variants import export_variant
     from sketchbatch_trainer.train.training import Job, train
@@ -53,32 +54,34 @@ def runs(tmp_path_factory) -> list[Run]:
 
 
 def words(page: str) -> str:
-    """The page's text, without tags."""
+    """Return the page's text without tags."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
 
 
-def test_runs_stand_side_by_side_on_one_page(runs, tmp_path):
-    """Each model file, variants too, with metrics and cost; one page that needs nothing beside it."""
+def test_runs_are_compared_on_one_page(runs, tmp_path):
+    """Each model file has metrics and costs, variants included; the page loads nothing else."""
     write_report(runs, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     text = words(page)
     for title in ("bear-cat-dog, compact float16", "bear-cat-dog, article"):
         assert title in text
-    assert "were not judged on the same drawings" not in text
+    assert "were not evaluated on the same drawings" not in text
+    assert "recognised only" not in text  # no flags are known
     assert "Synthetic sketches." in text
-    assert "MFLOP a row" in text
+    assert "MFLOP per row" in text
+    assert len(re.findall(r'<img[^>]* alt="[^"]+"', page)) == page.count("<img")
     article = text[text.index("synthetic-bear-cat-dog, article") :]
     assert article.startswith("synthetic-bear-cat-dog, article 24.0 1,207,4")  # MFLOP, parameters
 
 
 @pytest.mark.slow
-def test_a_report_without_scores_from_the_service_computes_them(runs, tmp_path):
-    """And says which of the two it shows; scores of other drawings are not taken for this run's."""
+def test_scores_of_the_service_are_used_if_they_are_complete(runs, tmp_path):
+    """Otherwise ONNX Runtime computes them, as for scores of other drawings; the page states the origin."""
     run = runs[0]
     page = tmp_path / "page.html"
     write_report([run], page)
-    assert "scored by ONNX Runtime" in words(page.read_text())
+    assert "computed by ONNX Runtime" in words(page.read_text())
     labels = list(LABELS)
     with run.scores.open("w", newline="") as file:
         lines = csv.writer(file)
@@ -88,17 +91,17 @@ def test_a_report_without_scores_from_the_service_computes_them(runs, tmp_path):
                 lines.writerow([run.test / f"{label}.npy", row, label, 1, *(float(label == each) for each in labels)])
     write_report([run], page)
     text = words(page.read_text())
-    assert "scored over gRPC by the running service" in text
-    assert "1.000 Accuracy" in text  # what the file says, not what the model would
+    assert "computed by the running service over gRPC" in text
+    assert "1.000 Accuracy" in text  # the file's scores, not the model's
     for other in ("source,row,label,score\nother.npy,0,bear,1\n", "source,row,score_bear\nbear.npy,0,1\n"):
         run.scores.write_text(other)
         write_report([run], page)
-        assert "scored by ONNX Runtime" in words(page.read_text())
+        assert "computed by ONNX Runtime" in words(page.read_text())
     run.scores.unlink()
 
 
-def test_recognised_drawings_are_judged_by_themselves(runs, tmp_path):
-    """Where the flag is known, beside the figures of all."""
+def test_recognised_drawings_have_their_own_figures(runs, tmp_path, monkeypatch):
+    """They are shown next to the figures of all drawings with a flag, from a minimum number of drawings on."""
     import onnx
 
     run = runs[0]
@@ -109,18 +112,21 @@ def test_recognised_drawings_are_judged_by_themselves(runs, tmp_path):
     flags[0] = 1  # at least one
     lines = ["label,row,is_recognized", *(f"bear,{row},{flag}" for row, flag in enumerate(flags))]
     before = run.recognized.read_text()
-    assert before.splitlines() == ["label,row,is_recognized"]  # of sketches nothing is known
+    assert before.splitlines() == ["label,row,is_recognized"]  # sketches have no flags
     run.recognized.write_text("\n".join(lines) + "\n")
-    write_report([run], tmp_path / "page.html")
+    text = []
+    for minimum in (flags.sum() + 1, flags.sum()):
+        monkeypatch.setattr(quality, "MIN_RECOGNIZED_ROWS", minimum)
+        write_report([run], tmp_path / "page.html")
+        text.append(words((tmp_path / "page.html").read_text()))
     run.recognized.write_text(before)
-    text = words((tmp_path / "page.html").read_text())
-    assert f"Of {len(bears)} of these drawings it is known whether the game recognised them" in text
-    assert f"on all of those accuracy is {right.mean():.3f}" in text
-    assert f"on the {flags.sum()} that it recognised {right.sum() / flags.sum():.3f}" in text
+    assert "recognised only" not in text[0]
+    assert f"all with a recognised flag {len(bears)} {right.mean():.3f}" in text[1]
+    assert f"recognised only {flags.sum()} {right.sum() / flags.sum():.3f}" in text[1]
 
 
-def test_models_of_other_drawings_are_not_compared(runs, tmp_path):
-    """Side by side, but with a warning."""
+def test_models_of_different_drawings_have_a_warning(runs, tmp_path):
+    """The page shows them in one table and warns against comparing their accuracies."""
     other = Run(tmp_path / "other")
     other.folder.mkdir()
     for path in (runs[1].onnx, runs[1].history):
@@ -128,11 +134,11 @@ def test_models_of_other_drawings_are_not_compared(runs, tmp_path):
     (other.folder / "test").symlink_to(runs[1].test)
     other.write_config(runs[1].read_config() | {"data_digest": "0" * 64})
     write_report([runs[0], other], tmp_path / "page.html")
-    assert "were not judged on the same drawings" in words((tmp_path / "page.html").read_text())
+    assert "were not evaluated on the same drawings" in words((tmp_path / "page.html").read_text())
 
 
-def test_a_run_that_was_not_exported_says_what_to_run_first(runs, tmp_path):
-    """The message is the command; no page is left."""
+def test_a_run_without_an_exported_model_is_refused(runs, tmp_path):
+    """The message names the command, and no page is written."""
     run = Run(tmp_path / "run")
     run.folder.mkdir()
     run.write_config(runs[0].read_config())

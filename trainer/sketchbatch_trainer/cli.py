@@ -139,7 +139,7 @@ def explore(
     data = data or cache_folder()
     files = find_files(data, None if classes == "all" else _labels(classes))
     with bar() as shown:
-        figures = gather(data, files, rows=rows, skip_malformed=skip_malformed, watch=watching(shown))
+        figures = gather(data, files, rows=rows, skip_malformed=skip_malformed, progress=watching(shown))
         shown.add_task("drawing the page", total=None)
         write_page(figures, output)
     if json:

@@ -22,8 +22,7 @@ from sketchbatch_client.drawings.readers import (
     read_bitmaps,
     source_of,
 )
-from sketchbatch_client.drawings.strokes import open_strokes
-from sketchbatch_client.errors import FileRefused
+from sketchbatch_client.evaluation.labelled import Flags, RecognizedFlags
 
 from .errors import DrawingsRefused
 
@@ -191,21 +190,10 @@ def _mapped(path: Path, wanted: Wanted) -> Bitmaps:
     return read_bitmaps(copy)
 
 
-def _recognized(wanted: Wanted, path: Path, rows: NDArray[np.int32]) -> NDArray[np.int8]:
-    """Whether the game recognised these rows: row i of numpy_bitmap/NAME.npy is line i of simplified/NAME.ndjson."""
-    flags = np.full(len(rows), -1, np.int8)
-    is_bitmaps = path.parent.name == "numpy_bitmap"
-    strokes = wanted.folder / "simplified" / f"{path.stem}.ndjson" if is_bitmaps else path
-    if strokes.suffix not in (".ndjson", ".bin") or not strokes.is_file():
-        return flags
-    drawings = open_strokes(strokes, skip_malformed=wanted.skip_malformed and not is_bitmaps)
-    for place in np.flatnonzero(rows < len(drawings)):
-        try:
-            flags[place] = drawings[rows[place]].is_recognized
-        except FileRefused:
-            if not wanted.skip_malformed:
-                raise  # otherwise it stays unknown
-    return flags
+def _recognized(wanted: Wanted, path: Path, rows: NDArray[np.int32]) -> Flags:
+    """Return the recognised flags of some rows of a file."""
+    bitmaps = open_bitmaps(path, skip_malformed=wanted.skip_malformed)
+    return RecognizedFlags({path: bitmaps}, skip_malformed=wanted.skip_malformed).read(path, rows)
 
 
 def _sides(bitmaps: Bitmaps, digest: Callable[[bytes], object], progress: Callable[[int], object]) -> NDArray[np.int8]:

@@ -14,9 +14,9 @@ from ..evaluation.evaluating import evaluate as evaluate_model
 from ..evaluation.evaluation_json import write_json
 from ..evaluation.evaluation_page import write_page
 from ..evaluation.labelled import LabelledDrawings, open_labelled
-from ..evaluation.predictions import Served
+from ..evaluation.predictions import ServedModel
 from ..evaluation.stats.drift import stored_rows
-from ..evaluation.stats.mcnemar import spoken
+from ..evaluation.stats.mcnemar import format_p_value
 from .options import Connection, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err, out
 from .progress import showing
 
@@ -63,14 +63,14 @@ def evaluate(
     """
     with ExitStack() as stack:
         client = stack.enter_context(connection.open(timeout_s=timeout_s))
-        first, second = Served(client, client.model(model, model_version)), None
+        first, second = ServedModel(client, client.model(model, model_version)), None
         labels = first.model.labels
         if against_server or against_model or against_version:
             other = client
             if against_server:
                 other = stack.enter_context(replace(connection, server=against_server).open(timeout_s=timeout_s))
             name = against_model or ("" if against_server else model)
-            second = Served(other, other.model(name, against_version))
+            second = ServedModel(other, other.model(name, against_version))
             labels = common_labels(first.model, second.model)
         drawings = open_labelled(folder, labels, skip_malformed=skip_malformed)
         result: Evaluation | Comparison
@@ -151,7 +151,7 @@ def _print_drift(evaluation: Evaluation) -> None:
 
 def _print_comparison(comparison: Comparison) -> None:
     paired = comparison.paired
-    first, second = (name for name, _ in comparison.beside)
+    first, second = (name for name, _ in comparison.named)
     out.print(f"\n{second} on the same drawings")
     _print_figures(comparison.second)
     out.print(
@@ -159,7 +159,9 @@ def _print_comparison(comparison: Comparison) -> None:
         f"both wrong {paired.table[0, 0]:,}"
     )
     gap = paired.difference
-    out.print(f"accuracy {gap.value:+.4f}   {gap.low:+.4f} to {gap.high:+.4f}, McNemar p {spoken(paired.p_value)}")
+    out.print(
+        f"accuracy {gap.value:+.4f}   {gap.low:+.4f} to {gap.high:+.4f}, McNemar p {format_p_value(paired.p_value)}"
+    )
     out.print(paired.verdict(first, second))
 
 

@@ -1,4 +1,4 @@
-"""Says how good served models are on labelled drawings.
+"""Measure how good served models are on labelled drawings.
 
 from sketchbatch_client import Client
 from sketchbatch_client.evaluation import evaluate, open_labelled
@@ -11,13 +11,13 @@ from .evaluating import Comparison, Evaluation, common_labels, compare, evaluate
 from .evaluation_json import as_json, write_json
 from .evaluation_page import write_page
 from .labelled import LabelledDrawings, open_labelled
-from .predictions import Served
+from .predictions import ServedModel
 
 __all__ = [
     "Comparison",
     "Evaluation",
     "LabelledDrawings",
-    "Served",
+    "ServedModel",
     "as_json",
     "common_labels",
     "compare",

@@ -1,93 +1,104 @@
-"""Counts how a model does, answer by answer, so that no row is kept: what is counted grows with classes only."""
+"""Count a model's answers block by block; memory grows with the number of classes, not with the number of rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..drawings.readers import label_of
 from .labelled import UNKNOWN, Flags
-from .predictions import Answer
-from .stats.calibration import Calibration, Scores, are_shares, calibrate
-from .stats.mcnemar import Rights
+from .quality import Figures, Mistake, ModelQuality, Recognized
+from .stats.calibration import Calibration, Scores, are_probabilities, calibrate
+from .stats.mcnemar import Correct
 from .stats.metrics import Confusion, confuse
 
 MISTAKES_KEPT = 24
-"""The surest."""
+"""Mistakes that are kept, those with the highest scores."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """A drawing named wrong."""
+class ScoredRows(NamedTuple):
+    """Consecutive rows of one labelled file, with their scores."""
 
     file: Path
-    row: int
-    """Of the file's bitmaps, from 0."""
-    label: str
-    """What it is."""
-    said: str
-    """What the model called it."""
-    score: float
-    """How sure it was, 0 to 1."""
+    """The file; `label_of` returns the true label."""
+    first_row: int
+    """Row in the file of the first score, from 0."""
+    scores: Scores
+
+    @property
+    def rows(self) -> range:
+        """Rows in the file."""
+        return range(self.first_row, self.first_row + len(self.scores))
 
 
-class Tally:
-    """What has been counted of one model's answers."""
+class Accumulator:
+    """Counts of one model's answers."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._labels = tuple(labels)
         shape = (len(labels), len(labels))
-        self.confusion: Confusion = np.zeros(shape, np.int64)
-        """All rows."""
-        self.known: Confusion = np.zeros(shape, np.int64)
-        """Those of which it is known whether the game recognised them."""
-        self.recognized: Confusion = np.zeros(shape, np.int64)
-        """Those that it did."""
-        self.in_top_3 = 0
-        """Rows with at most two scores above that of the true label."""
-        self.calibration: Calibration | None = None
-        """None also once scores came that are not shares."""
-        self.mistakes: list[Mistake] = []
-        """The surest, first of all; of those as sure, in the order of the rows."""
-        self._has_calibration = True
+        self._confusion: Confusion = np.zeros(shape, np.int64)
+        self._known: Confusion = np.zeros(shape, np.int64)  # rows with a recognised flag
+        self._recognized: Confusion = np.zeros(shape, np.int64)
+        self._in_top_3 = 0
+        self._calibration: Calibration | None = None
+        self._has_probabilities = True
+        self._mistakes: list[Mistake] = []
 
-    def add(self, answer: Answer, flags: Flags) -> Rights:
-        """Counts the answer to some rows, with their flags; says which of them it named right."""
-        scores = answer.result.scores
-        assert scores is not None  # all were asked for
-        true = self._labels.index(label_of(answer.file))
-        truth = np.full(len(scores), true)
-        said = answer.result.class_index[:, 0]
-        self.confusion += confuse(truth, said, len(self._labels))
-        for counted, of_these in ((self.known, flags != UNKNOWN), (self.recognized, flags == 1)):
-            counted += confuse(truth[of_these], said[of_these], len(self._labels))
-        self.in_top_3 += int(((scores > scores[:, true, None]).sum(axis=1) < 3).sum())
+    def add(self, scored: ScoredRows, flags: Flags) -> Correct:
+        """Count some rows and return which of them are classified correctly; `flags` has one flag per row."""
+        scores, classes = scored.scores, len(self._labels)
+        true_class = self._labels.index(label_of(scored.file))
+        truth = np.full(len(scores), true_class)
+        predicted = scores.argmax(axis=1)
+        self._confusion += confuse(truth, predicted, classes)
+        for counted, is_counted in ((self._known, flags != UNKNOWN), (self._recognized, flags == 1)):
+            counted += confuse(truth[is_counted], predicted[is_counted], classes)
+        self._in_top_3 += int(((scores > scores[:, true_class, None]).sum(axis=1) < 3).sum())
         self._calibrate(scores, truth)
-        is_wrong: Rights = said != truth
-        self._keep_surest(answer, is_wrong)
-        return ~is_wrong
+        is_correct: Correct = predicted == truth
+        self._keep_mistakes(scored, predicted, np.flatnonzero(~is_correct))
+        return is_correct
 
-    def _calibrate(self, scores: Scores, truth: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
-        self._has_calibration = self._has_calibration and are_shares(scores)
-        if not self._has_calibration:
-            self.calibration = None
+    def quality(self) -> ModelQuality:
+        """Return the figures of all rows that were added, at least one."""
+        return ModelQuality(
+            labels=self._labels,
+            confusion=self._confusion,
+            figures=Figures.of(self._confusion),
+            recognized=self._recognized_figures(),
+            top_3=self._in_top_3 / int(self._confusion.sum()),
+            calibration=self._calibration,
+            mistakes=tuple(self._mistakes),
+        )
+
+    def _recognized_figures(self) -> Recognized | None:
+        """Return None if all drawings count as recognised: strokes of other sources carry no flag."""
+        if not self._recognized.any() or (self._recognized == self._known).all():
+            return None
+        return Recognized(known=Figures.of(self._known), recognized=Figures.of(self._recognized))
+
+    def _calibrate(self, scores: Scores, truth: NDArray[np.int64]) -> None:
+        self._has_probabilities = self._has_probabilities and are_probabilities(scores)
+        if not self._has_probabilities:
+            self._calibration = None
             return
-        of_these = calibrate(scores, truth)
-        self.calibration = self.calibration + of_these if self.calibration else of_these
+        counted = calibrate(scores, truth)
+        self._calibration = self._calibration + counted if self._calibration else counted
 
-    def _keep_surest(self, answer: Answer, is_wrong: Rights) -> None:
-        file, _, result = answer
-        wrong = np.flatnonzero(is_wrong)
-        surest = wrong[np.argsort(-result.score[wrong, 0], kind="stable")][:MISTAKES_KEPT]
+    def _keep_mistakes(self, scored: ScoredRows, predicted: NDArray[np.int64], wrong: NDArray[np.int64]) -> None:
+        best_score = scored.scores.max(axis=1)
+        candidates = wrong[np.argsort(-best_score[wrong], kind="stable")][:MISTAKES_KEPT]
         found = [
             Mistake(
-                file=file,
-                row=answer.rows[place],
-                label=label_of(file),
-                said=self._labels[result.class_index[place, 0]],
-                score=float(result.score[place, 0]),
+                file=scored.file,
+                row=scored.rows[index],
+                label=label_of(scored.file),
+                predicted=self._labels[predicted[index]],
+                score=float(best_score[index]),
             )
-            for place in surest
+            for index in candidates
         ]
-        self.mistakes = sorted(self.mistakes + found, key=lambda mistake: -mistake.score)[:MISTAKES_KEPT]
+        self._mistakes = sorted(self._mistakes + found, key=lambda mistake: -mistake.score)[:MISTAKES_KEPT]

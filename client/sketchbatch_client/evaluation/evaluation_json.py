@@ -1,4 +1,4 @@
-"""Writes what an evaluation found for programs: metrics.json, described in docs/evaluation.md."""
+"""Write an evaluation as metrics.json, whose keys docs/evaluation.md describes."""
 
 import json
 from dataclasses import asdict
@@ -6,23 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
-from .evaluating import Comparison, Evaluation, Figures, Recognized
+from .evaluating import Comparison, Evaluation
+from .quality import Figures, Recognized
 from .stats.calibration import BINS, Calibration
 from .stats.drift import Drift, stored_rows
 from .stats.mcnemar import Paired
-from .stats.metrics import confused_pairs
 
-_PAIRS = 20  # most confused
+_MAX_PAIRS = 20  # confused pairs
+_MAX_MALFORMED = 20
 
 
 def write_json(result: Evaluation | Comparison, path: Path) -> None:
-    """Writes `as_json`, whole or not at all."""
+    """Write `as_json` to a file atomically."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(as_json(result), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def as_json(result: Evaluation | Comparison) -> dict[str, Any]:
-    """The contents of metrics.json; of a comparison, the first model's, and under `against` the second's."""
+    """Return the contents of metrics.json; of a comparison, the second model's are under `against`."""
     if isinstance(result, Evaluation):
         return _evaluation(result)
     return _evaluation(result.first) | {"against": _evaluation(result.second), "comparison": _paired(result.paired)}
@@ -32,9 +33,9 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
     model, drawings = evaluation.model, evaluation.drawings
     return asdict(evaluation.metrics) | {
         "rows": evaluation.figures.rows,
-        "labels": list(model.labels),
+        "labels": list(evaluation.labels),
         "source": drawings.source,
-        "per_class": _per_class(evaluation),
+        "per_class": evaluation.per_class,
         "confusion": evaluation.confusion.tolist(),
         "passed_over": list(drawings.passed_over),
         "model": {"name": model.name, "version": model.version, "digest": model.digest},
@@ -47,22 +48,17 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
             "stored_rows": stored_rows(model.metrics) or None,
             "metrics": {name: _drift(each) for name, each in evaluation.drift.items()},
         },
-        "most_confused": _most_confused(evaluation),
+        "most_confused": evaluation.confused_pairs(_MAX_PAIRS),
         "surest_mistakes": _mistakes(evaluation),
         "malformed": {
             "left_out": drawings.malformed_count,
-            "first": [f"{file}:{each.number}: {each.reason}" for file, each in drawings.malformed[:_PAIRS]],
+            "first": [f"{file}:{each.number}: {each.reason}" for file, each in drawings.malformed[:_MAX_MALFORMED]],
         },
     }
 
 
-def _per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    intervals = evaluation.class_intervals
-    return {
-        label: own
-        | {"recall_interval": intervals[label][0].interval, "precision_interval": intervals[label][1].interval}
-        for label, own in evaluation.per_class.items()
-    }
+def _recognized(recognized: Recognized) -> dict[str, Any]:
+    return _figures(recognized.recognized) | {"all_known": _figures(recognized.known)}
 
 
 def _figures(figures: Figures) -> dict[str, Any]:
@@ -74,11 +70,8 @@ def _intervals(figures: Figures) -> dict[str, tuple[float, float]]:
     return {name: each.interval for name, each in figures.measured.items()}
 
 
-def _recognized(recognized: Recognized) -> dict[str, Any]:
-    return _figures(recognized.recognized) | {"all_known": _figures(recognized.known)}
-
-
 def _calibration(calibration: Calibration) -> dict[str, Any]:
+    columns = calibration.confidence.tolist(), calibration.accuracy.tolist(), calibration.rows.tolist()
     return {
         "expected_error": calibration.expected_error,
         "mean_confidence": calibration.mean_confidence,
@@ -87,9 +80,7 @@ def _calibration(calibration: Calibration) -> dict[str, Any]:
         "bins": BINS,
         "reliability": [
             {"confidence": confidence, "accuracy": accuracy, "rows": rows}
-            for confidence, accuracy, rows in zip(
-                calibration.confidence.tolist(), calibration.accuracy.tolist(), calibration.rows.tolist(), strict=True
-            )
+            for confidence, accuracy, rows in zip(*columns, strict=True)
         ],
     }
 
@@ -104,25 +95,17 @@ def _drift(drift: Drift) -> dict[str, Any]:
     }
 
 
-def _most_confused(evaluation: Evaluation) -> list[dict[str, Any]]:
-    labels, confusion = evaluation.model.labels, evaluation.confusion
-    return [
-        {"label": labels[true], "predicted": labels[said], "rows": int(confusion[true, said])}
-        for true, said in confused_pairs(confusion, _PAIRS)
-    ]
-
-
 def _mistakes(evaluation: Evaluation) -> list[dict[str, Any]]:
-    places = [evaluation.drawings.place(mistake.file, mistake.row) for mistake in evaluation.mistakes]
+    origins = [evaluation.drawings.origin(mistake.file, mistake.row) for mistake in evaluation.mistakes]
     return [
         {
             "source": str(file),
             "row": row,
             "label": mistake.label,
-            "predicted": mistake.said,
+            "predicted": mistake.predicted,
             "score": mistake.score,
         }
-        for (file, row), mistake in zip(places, evaluation.mistakes, strict=True)
+        for (file, row), mistake in zip(origins, evaluation.mistakes, strict=True)
     ]
 
 

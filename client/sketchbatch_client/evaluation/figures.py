@@ -1,94 +1,139 @@
-"""Draws what evaluation.html.j2 shows: reliability as shapes for an SVG, a confusion matrix, drawings as pictures."""
+"""Draw charts and pictures of a page with matplotlib; each drawing function returns the source of an <img> element."""
 
 import io
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import matplotlib as mpl
+import matplotlib.image
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..html_page import data_url
-from .stats.calibration import BINS, Calibration
+from .stats.calibration import Calibration
 from .stats.metrics import Confusion, confused_pairs
 
-MOST_WRITTEN = 20
-"""Classes in a confusion matrix with its counts written in; beyond it they would be too small to read."""
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib
+    "font.size": 10,
+    "text.parse_math": False,  # a label may contain dollar signs
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e7eb",
+    "axes.edgecolor": "#9ca3af",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "sketchbatch",  # equal charts have equal bytes
+}
+"""matplotlib settings of all charts."""
 
-_WHITE = np.array([255, 255, 255])
-_PALE = np.array([126, 166, 247])  # the fullest cell; black on it has a contrast of 8
-_DEEP = np.array([30, 58, 138])  # the fullest pixel, with nothing written on it
+INK, GREY, BLUE = "#111827", "#9aa5b1", "#2563eb"
 
+MAX_WRITTEN_CLASSES = 20
+"""Most classes in a confusion matrix with written counts; smaller counts would be unreadable."""
 
-class Bar(NamedTuple):
-    """One bin of the reliability plot, each number a share of the plot's side."""
-
-    left: float
-    confidence: float
-    accuracy: float
-    height: float
-    """Rows, beside the fullest bin's."""
-    rows: int
-
-
-def reliability_bars(calibration: Calibration) -> list[Bar]:
-    """The bins that hold rows, from the least sure."""
-    left = np.flatnonzero(calibration.bin_rows) / BINS
-    height = calibration.rows / calibration.rows.max()
-    columns = (left, calibration.confidence, calibration.accuracy, height, calibration.rows)
-    return [Bar(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
+_MAX_PERCENT_CLASSES = 12  # most classes whose cells have room for a percentage below the count
+_UPRIGHT_FROM_CLASSES = 7  # fewest classes whose column labels are rotated
+_NO_METADATA: Any = {"Software": None}  # equal pictures have equal bytes
 
 
-def confusion_table(confusion: Confusion, labels: tuple[str, ...]) -> dict[str, Any]:
-    """The matrix with counts: of all classes that occur, or of those most often confused where these are many."""
-    columns = _shown(confusion)
-    lines = [
-        {"label": labels[row], "cells": _cells(confusion[row], row, columns)} for row in columns if confusion[row].any()
-    ]
-    return {"columns": [labels[column] for column in columns], "lines": lines}
+@contextmanager
+def styled_figure(width: float, height: float, *, grid: str = "both") -> Iterator[Figure]:
+    """Provide a figure of that size in inches; `grid` is "both", "x", "y" or "none"."""
+    has_grid = grid != "none"
+    with mpl.rc_context({**STYLE, "axes.grid": has_grid, "axes.grid.axis": grid if has_grid else "both"}):
+        yield Figure(figsize=(width, height), layout="constrained")
 
 
-def confusion_picture(confusion: Confusion) -> str:
-    """The whole matrix, a pixel a cell, by the root of its share, so that small ones are seen: an <img> source."""
-    share = np.sqrt(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1))
-    return _png((_WHITE + share[..., None] * (_DEEP - _WHITE)).astype(np.uint8))
+def svg_url(figure: Figure) -> str:
+    """Return a figure as an SVG; call it inside `styled_figure`."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return data_url(file.getvalue(), "image/svg+xml")
+
+
+def png_url(values: NDArray[Any], colours: Sequence[Any], low: float, high: float) -> str:
+    """Return a PNG with one pixel per value, in a colour scale from `low` to `high`."""
+    file = io.BytesIO()
+    scale = LinearSegmentedColormap.from_list("scale", colours)
+    mpl.image.imsave(file, values, cmap=scale, vmin=low, vmax=high, format="png", metadata=_NO_METADATA)
+    return data_url(file.getvalue(), "image/png")
 
 
 def picture(bitmap: NDArray[np.uint8]) -> str:
-    """A drawing, ink on paper: an <img> source."""
-    return _png(255 - bitmap)
+    """Return a PNG of one bitmap, black ink on white paper."""
+    return png_url(bitmap, ("#ffffff", "#000000"), 0, 255)
 
 
-def _shown(confusion: Confusion) -> list[int]:
+def reliability(calibration: Calibration) -> str:
+    """Draw accuracy by score, with the number of drawings of each bin below."""
+    with styled_figure(4.4, 4.2) as figure:
+        axes, below = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+        axes.plot(calibration.confidence, calibration.accuracy, "o-", color=BLUE, markersize=4)
+        axes.set(ylabel="share correct", xlim=(0, 1.02), ylim=(0, 1.02))
+        below.bar(calibration.confidence, calibration.rows, width=0.045, color=GREY)
+        below.set(xlabel="score of the predicted label", ylabel="drawings")
+        return svg_url(figure)
+
+
+def confusion_matrix(confusion: Confusion, labels: Sequence[str]) -> str:
+    """Draw the matrix with counts, of all classes that occur, or of the most confused ones if there are too many."""
+    shown = shown_classes(confusion)
+    rows = [index for index in shown if confusion[index].any()]
+    counts = confusion[np.ix_(rows, shown)]
+    shares = counts / confusion[rows].sum(axis=1, keepdims=True)
+    texts = np.char.mod("%d", counts).astype(object)
+    if len(shown) <= _MAX_PERCENT_CLASSES:
+        texts = texts + np.char.mod("\n%.0f %%", 100 * shares).astype(object)
+    texts[counts == 0] = ""
+    return matrix(
+        shares, texts, [labels[index] for index in rows], [labels[index] for index in shown], ("true", "predicted")
+    )
+
+
+def matrix(
+    shares: NDArray[np.float64], texts: Any, rows: Sequence[str], columns: Sequence[str], axis_titles: tuple[str, str]
+) -> str:
+    """Draw a matrix of shares with a text in each cell; a darker cell has a larger share."""
+    cell = 0.55 if len(columns) <= _MAX_PERCENT_CLASSES else 0.38
+    margin = 0.6 + 0.085 * max(map(len, rows))
+    is_upright = len(columns) >= _UPRIGHT_FROM_CLASSES
+    below = 0.6 + 0.085 * max(map(len, columns)) if is_upright else 0.6
+    width = cell if is_upright else max(cell, 0.1 * max(map(len, columns)))
+    size = max(3.4, width * len(columns) + margin), max(2.6, cell * len(rows) + below)  # room for the axis titles
+    with styled_figure(*size, grid="none") as figure:
+        axes: Any = figure.subplots()
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for (row, column), share in np.ndenumerate(shares):
+            ink = "white" if share > 0.55 else INK
+            axes.text(column, row, texts[row][column], ha="center", va="center", color=ink, fontsize=9)
+        axes.set_xticks(range(len(columns)), columns, rotation=90 if is_upright else 0)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set(ylabel=axis_titles[0], xlabel=axis_titles[1])
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        return svg_url(figure)
+
+
+def confusion_overview(confusion: Confusion) -> str:
+    """Return the whole matrix with one pixel per cell; the square root of a share makes small shares visible."""
+    shares = np.sqrt(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1))
+    return png_url(shares, ("#ffffff", "#1e3a8a"), 0, 1)
+
+
+def shown_classes(confusion: Confusion) -> list[int]:
+    """Return the class indices that occur, or if there are too many, the classes of the most confused pairs."""
     occurs = np.flatnonzero(confusion.sum(axis=0) + confusion.sum(axis=1)).tolist()
-    if len(occurs) <= MOST_WRITTEN:
+    if len(occurs) <= MAX_WRITTEN_CLASSES:
         return occurs
-    kept: dict[int, None] = {}
+    shown: set[int] = set()
     for pair in confused_pairs(confusion, confusion.size):
-        if len(kept.keys() | set(pair)) > MOST_WRITTEN:
+        if len(shown.union(pair)) > MAX_WRITTEN_CLASSES:
             break
-        kept.update(dict.fromkeys(pair))
-    return sorted(kept)
-
-
-def _cells(counts: NDArray[np.int64], row: int, columns: list[int]) -> list[dict[str, Any]]:
-    shares = (counts / counts.sum()).tolist()
-    return [
-        {
-            "count": int(counts[column]),
-            "share": shares[column],
-            "colour": _blended(shares[column]),
-            "is_hit": row == column,
-        }
-        for column in columns
-    ]
-
-
-def _blended(share: float) -> str:
-    return "rgb({} {} {})".format(*(_WHITE + share * (_PALE - _WHITE)).round().astype(int))
-
-
-def _png(pixels: NDArray[np.uint8]) -> str:
-    from PIL import Image  # which only a page needs
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", optimize=True)
-    return data_url(file.getvalue(), "image/png")
+        shown.update(pair)
+    return sorted(shown)

@@ -1,59 +1,45 @@
-"""Asks services for the scores of labelled drawings, one service or two in step, in constant memory.
-
-The one place here that knows how files are scored.
-"""
+"""Request the scores of labelled drawings from one service, or from two on the same rows, in constant memory."""
 
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from ..drawings.readers import BitmapRows
-from ..rpc.classification import Classification, ModelInfo, cut
+from ..rpc.classification import ModelInfo
 from ..rpc.client import Client
 from ..scoring.plan import ScoreOptions
 from ..scoring.score_rows import score_rows
+from .accumulator import ScoredRows
+from .stats.calibration import Scores
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A model, and where to ask for it."""
+class ServedModel:
+    """A model and a client of the service that serves it."""
 
     client: Client
     model: ModelInfo
 
 
-class Answer(NamedTuple):
-    """The scores of some rows of one file."""
-
-    file: Path
-    first_row: int
-    result: Classification
-    """With the scores of all classes."""
-
-    @property
-    def rows(self) -> range:
-        """Their numbers in the file, from 0."""
-        return range(self.first_row, self.first_row + len(self.result))
-
-
-def answers(served: Served, bitmaps: dict[Path, BitmapRows]) -> Iterator[Answer]:
-    """Yields every answer of exactly this model, in order; none spans two files."""
+def scored_rows(served: ServedModel, bitmaps: dict[Path, BitmapRows]) -> Iterator[ScoredRows]:
+    """Yield the scores of every row in order, from exactly this model version; no item spans two files."""
     model = served.model
     options = ScoreOptions(with_all_scores=True, model_name=model.name, model_version=model.version)
-    yield from map(Answer._make, score_rows(served.client, bitmaps, options))
+    for file, first_row, result in score_rows(served.client, bitmaps, options):
+        assert result.scores is not None  # `with_all_scores` requests them
+        yield ScoredRows(file, first_row, result.scores)
 
 
-def answers_in_step(first: Served, second: Served, bitmaps: dict[Path, BitmapRows]) -> Iterator[tuple[Answer, Answer]]:
-    """Yields the answers of two models to the same rows, however large the requests of each."""
-    with closing(answers(first, bitmaps)) as ours, closing(answers(second, bitmaps)) as theirs:  # type: ignore[type-var]  # generators
-        left: Classification | None = None  # of the second's answer
-        for file, first_row, result in ours:
-            while len(result):
-                left = left or next(theirs).result
-                rows = min(len(result), len(left))
-                one, result = cut(result, (rows, len(result) - rows))
-                other, left = cut(left, (rows, len(left) - rows))
-                yield Answer(file, first_row, one), Answer(file, first_row, other)
-                first_row += rows
+def paired_rows(
+    first: ServedModel, second: ServedModel, bitmaps: dict[Path, BitmapRows]
+) -> Iterator[tuple[ScoredRows, ScoredRows]]:
+    """Yield the scores of two models for the same rows; their requests may differ in size."""
+    with closing(scored_rows(first, bitmaps)) as ours, closing(scored_rows(second, bitmaps)) as theirs:  # type: ignore[type-var]  # generators
+        rest: Scores | None = None  # scores of the second model that are not yet paired
+        for file, first_row, scores in ours:
+            while len(scores):
+                rest = next(theirs).scores if rest is None or not len(rest) else rest
+                rows = min(len(scores), len(rest))
+                yield ScoredRows(file, first_row, scores[:rows]), ScoredRows(file, first_row, rest[:rows])
+                scores, rest, first_row = scores[rows:], rest[rows:], first_row + rows

@@ -1,1 +1,1 @@
-"""What raw drawings look like: files -> `exploring` (one pass) -> `figures` -> `page`, or `as_json`."""
+"""Explore drawings: `exploring` reads files into `drawing_statistics`, which become a page or JSON."""

@@ -1,4 +1,4 @@
-"""Writes the figures of `sketchbatch-train explore` as JSON, for other programs."""
+"""Write the statistics of `sketchbatch-train explore` as JSON, for other programs."""
 
 import json
 from collections import Counter
@@ -7,46 +7,45 @@ from typing import Any
 
 from sketchbatch_client.atomic import replacing
 
-from .figures import NEAR_EMPTY, BitmapFigures, ClassFigures, Figures, StrokeFigures, quantile
+from .drawing_statistics import NEAR_EMPTY, BitmapStatistics, FolderStatistics, StrokeStatistics, quantile
 from .similarity import NEIGHBOURS
 
 
-def write_json(figures: Figures, path: Path) -> Path:
-    """Writes the file, whole or not at all."""
+def write_json(statistics: FolderStatistics, path: Path) -> Path:
+    """Write `as_json` to a file atomically."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(as_json(figures), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(as_json(statistics), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 
-def as_json(figures: Figures) -> dict[str, Any]:
-    """All that was counted; what a missing file would tell is null."""
+def as_json(statistics: FolderStatistics) -> dict[str, Any]:
+    """Return all statistics; values that need a missing file are None."""
     return {
-        "source": figures.source,
-        "drawings": figures.drawings,
-        "classes": {each.label: _class(each) for each in figures.classes},
-        "copies": _copies(figures),
-        "neighbours": _neighbours(figures),
+        "source": statistics.source,
+        "drawings": statistics.drawings,
+        "classes": {
+            each.label: {
+                "simplified": _strokes(each.simplified) if each.simplified else None,
+                "raw": _strokes(each.raw) if each.raw else None,
+                "bitmaps": _bitmaps(each.bitmaps) if each.bitmaps else None,
+            }
+            for each in statistics.classes
+        },
+        "copies": _copies(statistics),
+        "neighbours": _neighbours(statistics),
     }
 
 
-def _class(each: ClassFigures) -> dict[str, Any]:
-    return {
-        "simplified": _strokes(each.simplified) if each.simplified else None,
-        "raw": _strokes(each.raw) if each.raw else None,
-        "bitmaps": _bitmaps(each.bitmaps) if each.bitmaps else None,
-    }
-
-
-def _strokes(own: StrokeFigures) -> dict[str, Any]:
+def _strokes(own: StrokeStatistics) -> dict[str, Any]:
     return {
         "drawings": own.drawings,
-        "recognised": own.recognised,
+        "recognised": own.recognized,
         "malformed": own.malformed,
-        "strokes": _spread(own.strokes),
-        "points": _spread(own.points),
-        "seconds": _spread(own.tenths, 0.1) if own.tenths else None,
+        "strokes": _quartiles(own.strokes),
+        "points": _quartiles(own.points),
+        "seconds": _quartiles(own.durations, 0.1) if own.durations else None,
         "countries": {
-            name: {"drawings": number, "recognised": own.recognised_in[name]}
+            name: {"drawings": number, "recognised": own.recognized_in[name]}
             for name, number in own.countries.most_common()
         },
         "hours_utc": [own.hours[hour] for hour in range(24)],
@@ -54,11 +53,11 @@ def _strokes(own: StrokeFigures) -> dict[str, Any]:
     }
 
 
-def _bitmaps(own: BitmapFigures) -> dict[str, Any]:
+def _bitmaps(own: BitmapStatistics) -> dict[str, Any]:
     return {
         "drawings": len(own),
         "drawn_from_strokes": own.is_drawn,
-        "ink_share": _spread(own.ink, 0.001),
+        "ink_share": _quartiles(own.ink, 0.001),
         "near_empty": own.near_empty,
         "near_empty_below": NEAR_EMPTY,
         "mean": own.mean.round(2).tolist(),
@@ -66,13 +65,13 @@ def _bitmaps(own: BitmapFigures) -> dict[str, Any]:
     }
 
 
-def _spread(counts: Counter[int], scale: float = 1) -> dict[str, float]:
+def _quartiles(counts: Counter[int], scale: float = 1) -> dict[str, float]:
     shares = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
     return {name: round(scale * quantile(counts, share), 4) for name, share in shares.items()}
 
 
-def _copies(figures: Figures) -> dict[str, Any] | None:
-    found, labels = figures.copies, [each.label for each in figures.with_bitmaps]
+def _copies(statistics: FolderStatistics) -> dict[str, Any] | None:
+    found, labels = statistics.copies, list(statistics.with_bitmaps)
     if not found:
         return None
     return {
@@ -82,8 +81,8 @@ def _copies(figures: Figures) -> dict[str, Any] | None:
     }
 
 
-def _neighbours(figures: Figures) -> dict[str, Any] | None:
-    found, labels = figures.neighbours, [each.label for each in figures.with_bitmaps]
+def _neighbours(statistics: FolderStatistics) -> dict[str, Any] | None:
+    found, labels = statistics.neighbours, list(statistics.with_bitmaps)
     if not found:
         return None
     return {

@@ -1,140 +1,147 @@
-"""Writes the page of `sketchbatch-train explore`: figures in, one HTML file out, nothing beside it.
+"""Write the page of `sketchbatch-train explore` as one self-contained HTML file.
 
-Flow: `Figures` -> what each part of the page shows, with a sentence to read it by -> explore.html.j2. A part that the
-files at hand cannot tell is None; the page names it, with the command that fetches what it needs.
+Flow: `FolderStatistics` -> values of each section -> explore.html.j2. If a kind of file is missing, the page leaves out
+its sections and shows the command that fetches the files.
 """
 
 import shlex
 from pathlib import Path
 from typing import Any
 
-from sketchbatch_client.html_page import write_page as write
+from sketchbatch_client import html_page
+from sketchbatch_client.html_page import enumerated
 
 from . import charts, sections
-from .exploring import DRAWN
-from .figures import BITMAPS, LONGEST_S, NEAR_EMPTY, RAW, SIMPLIFIED, Figures, StrokeFigures, differ, quantile
-from .sections import listed, together
+from .drawing_statistics import (
+    BITMAPS,
+    MAX_DURATION_S,
+    NEAR_EMPTY,
+    RAW,
+    SIMPLIFIED,
+    FolderStatistics,
+    StrokeStatistics,
+    differ,
+    quantile,
+    together,
+)
+from .exploring import MAX_DRAWN
+from .polylines import SIDE, SPEED, TIME_COLOURS
 from .similarity import NEIGHBOURS
-from .stroke_lines import SIDE, SPEED, TIME_COLOURS
 
-TOLD_BY = {
-    SIMPLIFIED: "recognised share, countries, strokes and points, hours and dates, the drawings as they were drawn",
-    RAW: "how long people drew, and every line in its own time",
-    BITMAPS: "the average drawing, ink, copies, near-empty drawings, look-alikes",
+CONTENTS = {
+    SIMPLIFIED: "recognised share, countries, strokes and points, hours and dates, drawings as strokes",
+    RAW: "drawing times, and the time of every line",
+    BITMAPS: "average drawings, ink, copies, near-empty drawings, similar classes",
 }
-"""What the page shows for want of other files only if there are those of a kind."""
+"""What the page shows only if there are files of a kind."""
 
-_FORMATS = {SIMPLIFIED: "simplified", RAW: "raw", BITMAPS: "npy"}  # as fetch calls them
+_FORMATS = {SIMPLIFIED: "simplified", RAW: "raw", BITMAPS: "npy"}  # names of `sketchbatch-train fetch --format`
 
 
-def write_page(figures: Figures, output: Path) -> Path:
-    """Writes the page, whole or not at all."""
-    write(
+def write_page(statistics: FolderStatistics, output: Path) -> Path:
+    """Write the page atomically."""
+    html_page.write_page(
         output,
         "sketchbatch_trainer/explore/explore.html.j2",
-        title=listed([each.label for each in figures.classes]),
-        is_synthetic=figures.source.startswith("synthetic"),
-        figures=figures,
+        title=enumerated([each.label for each in statistics.classes]),
+        is_synthetic=statistics.source.startswith("synthetic"),
+        statistics=statistics,
         limits={
             "near_empty": NEAR_EMPTY,
             "neighbours": NEIGHBOURS,
-            "longest_s": LONGEST_S,
-            "hills": charts.MOST_HILLS,
-            "drawn": DRAWN,
+            "duration_s": MAX_DURATION_S,
+            "histograms": charts.MAX_HISTOGRAMS,
+            "drawn": MAX_DRAWN,
         },
         drawing={"side": SIDE, "speed": SPEED, "colours": TIME_COLOURS},
-        cards=_cards(figures),
-        classes=_classes(figures),
-        averages=sections.averages(figures),
-        galleries=sections.galleries(figures),
-        in_time=sections.in_time(figures),
-        spreads=sections.spreads(figures),
-        countries=sections.countries(figures),
-        times=sections.times(figures),
-        alike=sections.alike(figures),
-        copies=sections.copies(figures),
-        emptiest=sections.emptiest(figures),
-        read=_read(figures),
-        missing=_missing(figures),
+        cards=_cards(statistics),
+        classes=_classes(statistics),
+        averages=sections.averages(statistics),
+        galleries=sections.galleries(statistics),
+        in_time=sections.in_time(statistics),
+        distributions=sections.distributions(statistics),
+        countries=sections.countries(statistics),
+        times=sections.times(statistics),
+        similar=sections.similar(statistics),
+        copies=sections.copies(statistics),
+        kinds=[_kind(statistics, kind) for kind in CONTENTS],
+        missing=_missing(statistics),
     )
     return output
 
 
-def _cards(figures: Figures) -> list[tuple[str, str, str]]:
-    """Figure, title and meaning of the first things to know."""
-    strokes, times = together(figures.counts("strokes")), together(figures.counts("tenths"))
-    drawings, countries = figures.with_strokes, together(figures.counts("countries"))
-    total = sum(drawings.values())
-    with_strokes = f", {total:,} with strokes" if 0 < total < figures.drawings else ""
-    cards = [(f"{figures.drawings:,}", "Drawings", f"{len(figures.classes)} classes{with_strokes}")]
-    if drawings:
-        share = 100 * sum(figures.recognised.values()) / total
-        cards.append((f"{share:.1f}\N{NO-BREAK SPACE}%", "Recognised", "by the game, while being drawn"))
-        cards.append((f"{quantile(strokes, 0.5)}", "Strokes", "in the median drawing"))
-    if times:
-        cards.append((f"{quantile(times, 0.5) / 10:.1f}\N{NO-BREAK SPACE}s", "To draw", "the median drawing"))
+def _cards(statistics: FolderStatistics) -> list[tuple[str, str, str]]:
+    """Return figure, title and meaning of the cards at the top."""
+    own, durations = statistics.with_strokes, together(statistics.counts("durations", RAW))
+    countries = together(statistics.counts("countries"))
+    total = sum(map(len, own.values()))
+    with_strokes = f", {total:,} with strokes" if 0 < total < statistics.drawings else ""
+    cards = [(f"{statistics.drawings:,}", "Drawings", f"{len(statistics.classes)} classes{with_strokes}")]
+    if own:
+        share = 100 * sum(each.recognized for each in own.values()) / total
+        cards.append((f"{share:.1f}\N{NO-BREAK SPACE}%", "Recognised", "by the game, during drawing"))
+        median = quantile(together(statistics.counts("strokes")), 0.5)
+        cards.append((f"{median}", "Strokes", "in the median drawing"))
+    if durations:
+        cards.append((f"{quantile(durations, 0.5) / 10:.1f}\N{NO-BREAK SPACE}s", "Drawing time", "median"))
     if countries:
-        cards.append((f"{len(countries)}", "Countries", f"most from {countries.most_common(1)[0][0]}"))
+        cards.append((f"{len(countries)}", "Countries", f"most drawings from {countries.most_common(1)[0][0]}"))
     return cards
 
 
-def _classes(figures: Figures) -> dict[str, Any]:
-    most = max(max(figures.with_strokes.values(), default=0), 1)
+def _classes(statistics: FolderStatistics) -> dict[str, Any]:
+    own = statistics.with_strokes
+    most = max(map(len, own.values()), default=0)
     rows: list[dict[str, Any]] = []
-    for each, shade in zip(figures.classes, charts.colours(len(figures.classes)), strict=True):
-        drawings, recognised = figures.with_strokes.get(each.label, 0), figures.recognised.get(each.label, 0)
+    for each, shade in zip(statistics.classes, charts.colours(len(statistics.classes)), strict=True):
+        strokes = own.get(each.label)
         rows.append(
             {
                 "label": each.label,
                 "shade": shade,
-                "bitmaps": len(each.bitmaps.bitmaps) if each.bitmaps else 0,
-                "drawings": drawings,
-                "share": recognised / drawings if drawings else None,
-                "width": 100 * drawings / most,
+                "bitmaps": len(each.bitmaps) if each.bitmaps else 0,
+                "drawings": len(strokes) if strokes else 0,
+                "share": strokes.recognized / len(strokes) if strokes else None,
+                "width": 100 * len(strokes) / most if strokes else 0,
             }
         )
-    known = sorted((row for row in rows if row["drawings"]), key=lambda row: row["share"])
+    known = sorted((row for row in rows if row["drawings"]), key=lambda row: float(row["share"]))
+    recognized = [each.recognized for each in own.values()]
     return {
         "rows": rows,
-        "recognised": sum(figures.recognised.values()),
-        "drawings": sum(figures.with_strokes.values()),
-        "least": known[0] if known else None,
-        "best": known[-1] if known else None,
-        "differ": differ(list(figures.recognised.values()), list(figures.with_strokes.values())),
+        "recognized": sum(recognized),
+        "drawings": sum(map(len, own.values())),
+        "lowest": known[0] if known else None,
+        "highest": known[-1] if known else None,
+        "differ": differ(recognized, [len(each) for each in own.values()]),
     }
 
 
-def _read(figures: Figures) -> list[dict[str, Any]]:
-    """What was read of each kind, and the lines left out of each file."""
-    kinds = []
-    for kind in TOLD_BY:
-        lacking = figures.lacking(kind)
-        own = [part for each in figures.classes if (part := each.part(kind)) and each.label not in lacking]
-        strokes = [part for part in own if isinstance(part, StrokeFigures)]
-        kinds.append(
-            {
-                "kind": kind,
-                "files": len(own),
-                "drawings": sum(len(part) for part in own),
-                "malformed": sum(part.malformed for part in strokes),
-                "left_out": [part for part in strokes if part.malformed],
-            }
-        )
-    return kinds
+def _kind(statistics: FolderStatistics, kind: str) -> dict[str, Any]:
+    """Return what was read of a kind of file, and the files with malformed lines."""
+    lacking = statistics.lacking(kind)
+    own = [part for each in statistics.classes if (part := each.part(kind)) and each.label not in lacking]
+    strokes = [part for part in own if isinstance(part, StrokeStatistics)]
+    return {
+        "name": kind,
+        "files": len(own),
+        "drawings": sum(map(len, own)),
+        "malformed": sum(part.malformed for part in strokes),
+        "malformed_files": [part for part in strokes if part.malformed],
+    }
 
 
-def _missing(figures: Figures) -> list[dict[str, Any]]:
-    """The kinds of file that some class lacks, what they would tell, and the command that fetches them."""
-    every = len(figures.classes)
+def _missing(statistics: FolderStatistics) -> list[dict[str, Any]]:
+    """Return the kinds of files that a class lacks, their contents, and the command that fetches them."""
     return [
         {
             "kind": kind,
-            "labels": None if len(labels) == every else listed(labels),
-            "tells": told,
-            "drawn": kind == BITMAPS and any(each.bitmaps for each in figures.classes if each.label in labels),
-            "command": f"sketchbatch-train fetch --format {_FORMATS[kind]} --folder {shlex.quote(str(figures.folder))} "
-            f"--classes {shlex.quote(','.join(labels))}",
+            "labels": None if len(labels) == len(statistics.classes) else enumerated(labels),
+            "contents": contents,
+            "is_drawn": kind == BITMAPS and any(label in statistics.with_bitmaps for label in labels),
+            "command": f"sketchbatch-train fetch --format {_FORMATS[kind]} "
+            f"--folder {shlex.quote(str(statistics.folder))} --classes {shlex.quote(','.join(labels))}",
         }
-        for kind, told in TOLD_BY.items()
-        if (labels := figures.lacking(kind))
+        for kind, contents in CONTENTS.items()
+        if (labels := statistics.lacking(kind))
     ]

@@ -1,7 +1,7 @@
-"""Gathers figures of drawings in Google's layout: what `sketchbatch-train explore` shows.
+"""Read drawings in Google's layout and collect their statistics, for `sketchbatch-train explore`.
 
-Flow: `find_files` -> one pass over each file -> `Figures`. Each class keeps running sums, counts and small fixed
-samples, and 8 bytes a bitmap to find copies by; so files of gigabytes can be read. Knows nothing of the page.
+Flow: `find_files` -> one pass over each file -> `FolderStatistics`. Each class keeps sums, counts, small samples, and
+8 bytes per bitmap for finding copies. So files of gigabytes can be read. This module does not know the page.
 """
 
 import hashlib
@@ -19,25 +19,34 @@ from sketchbatch_client.drawings.simplify import simplify
 from sketchbatch_client.drawings.strokes import open_strokes
 
 from ..errors import DrawingsRefused
-from .figures import BITMAPS, NEAR_EMPTY, RAW, SIMPLIFIED, BitmapFigures, ClassFigures, Figures, StrokeFigures
+from .drawing_statistics import (
+    BITMAPS,
+    NEAR_EMPTY,
+    RAW,
+    SIMPLIFIED,
+    BitmapStatistics,
+    ClassStatistics,
+    FolderStatistics,
+    StrokeStatistics,
+)
 from .similarity import find_copies, find_neighbours
 
-DRAWN = 1000
-"""Most bitmaps of a class that are drawn here, where there is no .npy file of it."""
+MAX_DRAWN = 1000
+"""Most bitmaps of a class that are drawn from strokes if there is no .npy file."""
 
-_EMPTIEST = 8  # bitmaps kept of each class, to show
-_BLOCK_ROWS = 8192  # bitmaps at a time: 6 MB, and 26 MB of floats
+_EMPTIEST_KEPT = 8  # bitmaps of each class
+_BLOCK_ROWS = 8192  # bitmaps per block: 6 MB, and 26 MB of floats
 
 Files = dict[str, Path]  # by kind
-Tick = Callable[[int], object]  # called with how many more drawings were read
-Watch = Callable[[str, int], Tick]  # called with each file's name and number of drawings, before they are read
+Advance = Callable[[int], object]  # called with the number of drawings read since the last call
+Progress = Callable[[str, int], Advance]  # called with the name and the number of drawings of each file
 
 
 def find_files(folder: Path, labels: tuple[str, ...] | None) -> dict[str, Files]:
-    """The files of each label by kind, in the order of `labels`; None = every label there, in order of name.
+    """Return the files of each label by kind, in the order of `labels`; None = every label, sorted.
 
     Raises:
-        DrawingsRefused: There is no such folder, no file in it, or none of a label.
+        DrawingsRefused: The folder does not exist, has no file, or has no file of a label.
     """
     found: dict[str, Files] = {}
     for kind in (SIMPLIFIED, RAW):
@@ -46,7 +55,9 @@ def find_files(folder: Path, labels: tuple[str, ...] | None) -> dict[str, Files]
     for path in sorted((folder / BITMAPS).glob("[!.]*.npy")) or sorted(folder.glob("[!.]*.npy")):
         found.setdefault(path.stem, {})[BITMAPS] = path
     if not found:
-        raise DrawingsRefused(f"{folder}: no {BITMAPS}/NAME.npy, {SIMPLIFIED}/NAME.ndjson or {RAW}/NAME.ndjson there")
+        raise DrawingsRefused(
+            f"{folder}: expected {BITMAPS}/NAME.npy, {SIMPLIFIED}/NAME.ndjson or {RAW}/NAME.ndjson, got none"
+        )
     missing = [label for label in labels or () if label not in found]
     if missing:
         raise DrawingsRefused(f"{folder}: no drawings of {', '.join(missing)}; there are {len(found)} classes there")
@@ -59,84 +70,83 @@ def gather(
     *,
     rows: int | None = None,
     skip_malformed: bool = False,
-    watch: Watch = lambda name, rows: lambda done: None,
-) -> Figures:
-    """Reads the first `rows` drawings (None = all) of every file once.
+    progress: Progress = lambda name, rows: lambda done: None,
+) -> FolderStatistics:
+    """Read the first `rows` drawings (None = all) of every file once.
 
     Raises:
-        FileRefused: A file is not what it should be; of a malformed line only without `skip_malformed`.
-        DrawingsRefused: There is no drawing in any of them.
+        FileRefused: A file is malformed; a malformed line is skipped if `skip_malformed` is set.
+        DrawingsRefused: No file has a drawing.
     """
-    reading = _Reading(rows, skip_malformed, watch)
-    classes = tuple(reading.class_figures(label, own) for label, own in files.items())
+    reader = _Reader(rows, skip_malformed, progress)
+    classes = tuple(reader.class_statistics(label, own) for label, own in files.items())
     if not any(each.parts for each in classes):
         raise DrawingsRefused(f"{folder}: the files of {', '.join(files)} hold no drawing")
-    drawn = [each.bitmaps for each in classes if each.bitmaps]
-    watch("comparing bitmaps", 0)
-    return Figures(
+    with_bitmaps = [each.bitmaps for each in classes if each.bitmaps]
+    progress("comparing bitmaps", 0)
+    return FolderStatistics(
         folder=folder,
         source=source_of(folder),
         classes=classes,
-        copies=find_copies([each.digests for each in drawn]) if drawn else None,
-        neighbours=find_neighbours([each.bitmaps for each in drawn]) if len(drawn) > 1 else None,
+        copies=find_copies([each.digests for each in with_bitmaps]) if with_bitmaps else None,
+        neighbours=find_neighbours([each.bitmaps for each in with_bitmaps]) if len(with_bitmaps) > 1 else None,
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class _Reader:
     rows: int | None
     skip_malformed: bool
-    watch: Watch
+    progress: Progress
 
-    def class_figures(self, label: str, own: Files) -> ClassFigures:
-        return ClassFigures(
+    def class_statistics(self, label: str, own: Files) -> ClassStatistics:
+        return ClassStatistics(
             label=label,
             simplified=self._strokes(own[SIMPLIFIED]) if SIMPLIFIED in own else None,
             raw=self._strokes(own[RAW]) if RAW in own else None,
             bitmaps=self._bitmaps(own),
         )
 
-    def _strokes(self, path: Path) -> StrokeFigures | None:
+    def _strokes(self, path: Path) -> StrokeStatistics | None:
         file = open_strokes(path, skip_malformed=self.skip_malformed)
-        figures = StrokeFigures(path, malformed=file.malformed_count)
+        statistics = StrokeStatistics(path, malformed=file.malformed_count)
         if file.malformed:
-            figures.first_malformed = f"line {file.malformed[0].number}: {file.malformed[0].reason}"
-        tick = self.watch(
-            f"{path.parent.name}/{path.name}", len(file) if self.rows is None else min(self.rows, len(file))
-        )
-        for drawing in islice(file, self.rows):
-            figures.add(drawing)
-            tick(1)
-        return figures if figures.drawings else None
+            statistics.first_malformed = f"line {file.malformed[0].number}: {file.malformed[0].reason}"
+        rows = len(file) if self.rows is None else min(self.rows, len(file))
+        advance = self.progress(f"{path.parent.name}/{path.name}", rows)
+        for drawing in islice(file, rows):
+            statistics.add(drawing)
+            advance(1)
+        return statistics if statistics.drawings else None
 
-    def _bitmaps(self, own: Files) -> BitmapFigures | None:
-        """Those of the .npy file, or else drawn from the first strokes."""
+    def _bitmaps(self, own: Files) -> BitmapStatistics | None:
+        """Read the .npy file, or draw bitmaps from the first strokes."""
         path = own[BITMAPS] if BITMAPS in own else own[SIMPLIFIED] if SIMPLIFIED in own else own[RAW]
         bitmaps = read_bitmaps(path)[: self.rows] if BITMAPS in own else self._drawn(path)
-        tick = self.watch(f"{path.parent.name}/{path.name}", len(bitmaps))
-        return _summed(bitmaps, tick, is_drawn=BITMAPS not in own) if len(bitmaps) else None
+        advance = self.progress(f"{path.parent.name}/{path.name}", len(bitmaps))
+        return _bitmap_statistics(bitmaps, advance, is_drawn=BITMAPS not in own) if len(bitmaps) else None
 
     def _drawn(self, path: Path) -> Bitmaps:
         file = open_strokes(path, skip_malformed=self.skip_malformed)
-        first = islice(file, DRAWN if self.rows is None else min(self.rows, DRAWN))
+        first = islice(file, MAX_DRAWN if self.rows is None else min(self.rows, MAX_DRAWN))
         drawings = [each.strokes if path.parent.name == SIMPLIFIED else simplify(each.strokes) for each in first]
         return rasterize_all(drawings)
 
 
-def _summed(bitmaps: Bitmaps, tick: Tick, *, is_drawn: bool) -> BitmapFigures:
+def _bitmap_statistics(bitmaps: Bitmaps, advance: Advance, *, is_drawn: bool) -> BitmapStatistics:
     total, squares = np.zeros((2, 28, 28))
     ink = np.zeros(len(bitmaps))
     digests = np.zeros(len(bitmaps), np.uint64)
     for start in range(0, len(bitmaps), _BLOCK_ROWS):
         block = bitmaps[start : start + _BLOCK_ROWS]
+        rows = slice(start, start + len(block))
         total += block.sum(axis=0, dtype=np.float64)
         squares += np.square(block, dtype=np.float64).sum(axis=0)
-        ink[start : start + len(block)] = block.mean(axis=(1, 2)) / 255
-        digests[start : start + len(block)] = _digests(block)
-        tick(len(block))
+        ink[rows] = block.mean(axis=(1, 2)) / 255
+        digests[rows] = _digests(block)
+        advance(len(block))
     mean = total / len(bitmaps)
-    emptiest = ink.argsort(kind="stable")[:_EMPTIEST]
-    return BitmapFigures(
+    return BitmapStatistics(
         bitmaps=bitmaps,
         is_drawn=is_drawn,
         mean=mean,
@@ -144,7 +154,7 @@ def _summed(bitmaps: Bitmaps, tick: Tick, *, is_drawn: bool) -> BitmapFigures:
         ink=Counter(np.rint(ink * 1000).astype(int).tolist()),
         digests=digests,
         near_empty=int((ink < NEAR_EMPTY).sum()),
-        emptiest=tuple((int(row), float(ink[row])) for row in emptiest),
+        emptiest=tuple((int(row), float(ink[row])) for row in ink.argsort(kind="stable")[:_EMPTIEST_KEPT]),
     )
 
 

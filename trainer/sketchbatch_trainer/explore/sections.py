@@ -1,116 +1,112 @@
-"""Prepares the parts of the page that `sketchbatch-train explore` writes: charts, drawings, and what to say of them.
+"""Prepare the sections of the exploration page: charts, pictures and the values of their sentences.
 
-Each takes the figures and returns what explore.html.j2 shows, or None where the files at hand do not tell it.
+Each function returns what explore.html.j2 shows, or None if no file has the data.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from sketchbatch_client.evaluation.figures import picture
+from sketchbatch_client.html_page import enumerated
+
 from . import charts
-from .figures import Figures, has_times, quantile, seconds
-from .similarity import Place
-from .stroke_lines import plain, timed
+from .drawing_statistics import RAW, SIMPLIFIED, FolderStatistics, duration_s, has_times, quantile, together
+from .polylines import plain, timed
+from .similarity import Origin
 
-_MOST_COUNTRIES = 12
-_MOST_IN_MATRIX = 20  # classes
-_MOST_PAIRS = 9
+_MAX_COUNTRIES = 12
+_MAX_MATRIX_CLASSES = 20
+_MAX_PAIRS = 9
 _TIMED_DRAWINGS = 12
-_MOST_EMPTIEST = 18
-_DEVIATION = "#8b5cf6"
+_EMPTIEST_SHOWN = 18
+_DEVIATION_COLOUR = "#8b5cf6"
 
-Part = dict[str, Any] | None
+Section = dict[str, Any] | None
 
 
-def averages(figures: Figures) -> Part:
-    """Mean and deviation of each class, each in its own scale, so that the darkest pixel is the fullest colour."""
-    drawn = [(each.label, each.bitmaps) for each in figures.classes if each.bitmaps]
-    if not drawn:
+def averages(statistics: FolderStatistics) -> Section:
+    """Return mean and deviation of each class as pictures with their own colour scales."""
+    own = statistics.with_bitmaps
+    if not own:
         return None
-    shades = charts.colours(len(drawn))
     pictures = [
         {
             "label": label,
-            "mean": charts.heat(own.mean, shade, 0.2),
-            "deviation": charts.heat(own.deviation, _DEVIATION, 0.65),
+            "mean": charts.heat(each.mean, shade, 0.2),
+            "deviation": charts.heat(each.deviation, _DEVIATION_COLOUR, 0.65),
         }
-        for (label, own), shade in zip(drawn, shades, strict=True)
+        for (label, each), shade in zip(own.items(), charts.colours(len(own)), strict=True)
     ]
-    varied = sorted(drawn, key=lambda each: float(each[1].deviation.mean()))
-    return {"pictures": pictures, "steadiest": varied[0][0], "wildest": varied[-1][0]}
+    by_deviation = sorted(own, key=lambda label: float(own[label].deviation.mean()))
+    return {"pictures": pictures, "least_varied": by_deviation[0], "most_varied": by_deviation[-1]}
 
 
-def galleries(figures: Figures) -> list[dict[str, Any]]:
-    """Some drawings of each class, fewer where there are many classes."""
-    shown = 12 if len(figures.classes) <= 6 else 6 if len(figures.classes) <= 40 else 3
+def galleries(statistics: FolderStatistics) -> list[dict[str, Any]]:
+    """Return some drawings of each class; the more classes, the fewer drawings."""
+    classes = len(statistics.classes)
+    shown = 12 if classes <= 6 else 6 if classes <= 40 else 3
     return [
         {
-            "label": each.label,
-            "named": [plain(drawing) for drawing in each.strokes.named.drawings[:shown]],
-            "unnamed": [plain(drawing) for drawing in each.strokes.unnamed.drawings[: shown // 2]],
-            "unnamed_share": 1 - each.strokes.recognised / each.strokes.drawings,
+            "label": label,
+            "recognized": [plain(drawing) for drawing in own.recognized_sample.drawings[:shown]],
+            "others": [plain(drawing) for drawing in own.other_sample.drawings[: shown // 2]],
+            "other_share": 1 - own.recognized / own.drawings,
         }
-        for each in figures.classes
-        if each.strokes
+        for label, own in statistics.with_strokes.items()
     ]
 
 
-def in_time(figures: Figures) -> Part:
-    """A few drawings with their times; from simplified files, with their order only."""
-    timing = bool(figures.counts("tenths"))
-    own = [(each.label, each.raw if timing else each.simplified) for each in figures.classes]
-    known = [(label, strokes) for label, strokes in own if strokes]
-    each_shows = max(1, _TIMED_DRAWINGS // max(1, len(known)))
+def in_time(statistics: FolderStatistics) -> Section:
+    """Return a few drawings coloured by time; simplified files have the order of the points only."""
+    is_timed = bool(statistics.counts("durations", RAW))
+    parts = {each.label: each.raw if is_timed else each.simplified for each in statistics.classes}
+    own = {label: part for label, part in parts.items() if part}
+    per_class = max(1, _TIMED_DRAWINGS // max(1, len(own)))
     drawings = [
         {
             "label": label,
             "strokes": len(drawing.strokes),
-            "lasts_s": seconds(drawing) if has_times(drawing) else None,
-            "pieces": timed(drawing),
+            "lasts_s": duration_s(drawing) if has_times(drawing) else None,
+            "lines": timed(drawing),
         }
-        for label, strokes in known[:_TIMED_DRAWINGS]
-        for drawing in strokes.named.drawings[:each_shows]
+        for label, part in list(own.items())[:_TIMED_DRAWINGS]
+        for drawing in part.recognized_sample.drawings[:per_class]
     ]
-    return {"drawings": drawings, "has_times": timing} if drawings else None
+    return {"drawings": drawings, "is_timed": is_timed} if drawings else None
 
 
-def spreads(figures: Figures) -> list[dict[str, str]]:
-    """Charts of what differs from drawing to drawing: title, picture and a sentence."""
-    kind = "simplified" if any(each.simplified for each in figures.classes) else "raw"
+def distributions(statistics: FolderStatistics) -> list[dict[str, str]]:
+    """Return charts of strokes, points, time and ink, each with a title and a sentence."""
+    kind = SIMPLIFIED if any(each.simplified for each in statistics.classes) else RAW
+    ink = {label: own.ink for label, own in statistics.with_bitmaps.items()}
     shown = [
-        ("Strokes", figures.counts("strokes"), 1, "strokes a drawing"),
-        ("Points", figures.points(kind), 1, f"points a drawing ({kind} files)"),
-        ("Time", figures.counts("tenths"), 0.1, "seconds from first to last point"),
-        ("Ink", {each.label: each.bitmaps.ink for each in figures.classes if each.bitmaps}, 0.1, "ink, % of the page"),
+        ("Strokes", statistics.counts("strokes"), 1, "strokes per drawing"),
+        ("Points", statistics.counts("points", kind), 1, f"points per drawing ({kind} files)"),
+        ("Time", statistics.counts("durations", RAW), 0.1, "seconds from first to last point"),
+        ("Ink", ink, 0.1, "ink, % of the page"),
     ]
     return [
         {
             "title": title,
-            "chart": charts.hills(counts, _shades(figures, counts), scale=scale, unit=unit),
-            "reading": _compared(counts, scale),
+            "chart": charts.distributions(counts, _shades(statistics, counts), scale=scale, unit=unit),
+            "medians": _medians(counts, scale),
         }
         for title, counts, scale, unit in shown
         if counts
     ]
 
 
-def _compared(counts: charts.By, scale: float) -> str:
-    medians = sorted((round(scale * quantile(each, 0.5), 1), label) for label, each in counts.items())
-    (low, least), (high, most) = medians[0], medians[-1]
-    return f"Median: {low:g} ({least}) to {high:g} ({most})." if high > low else f"Median: {low:g}."
-
-
-def countries(figures: Figures) -> Part:
-    """Drawings and recognised share of the most frequent."""
-    counts = figures.counts("countries")
+def countries(statistics: FolderStatistics) -> Section:
+    """Return drawings and recognised share of the most frequent countries."""
+    counts = statistics.counts("countries")
     if not counts:
         return None
-    every, hits = together(counts), together(figures.counts("recognised_in"))
-    order = [name for name, _ in every.most_common(_MOST_COUNTRIES)]
-    shown, shades = _stacked(figures, counts)
+    every, recognized = together(counts), together(statistics.counts("recognized_in"))
+    order = [name for name, _ in every.most_common(_MAX_COUNTRIES)]
+    shown, shades = _stacked(statistics, counts)
     return {
         "chart": charts.bars(shown, order, shades, "drawings"),
-        "recognised": charts.shares(hits, every, order, "recognised, % of the country's drawings"),
+        "recognized": charts.shares(recognized, every, order, "recognised, % of the country's drawings"),
         "top": order[:3],
         "top_share": sum(every[name] for name in order[:3]) / sum(every.values()),
         "number": len(every),
@@ -118,29 +114,29 @@ def countries(figures: Figures) -> Part:
     }
 
 
-def times(figures: Figures) -> Part:
-    """Hours of the day, and dates."""
-    hours, days = figures.counts("hours"), figures.counts("days")
+def times(statistics: FolderStatistics) -> Section:
+    """Return drawings by hour of the day and by date."""
+    hours, days = statistics.counts("hours"), statistics.counts("days")
     if not hours:
         return None
-    by_hour, by_day = together(hours), together(days)
+    by_day = together(days)
     return {
-        "hours": charts.hours(*_stacked(figures, hours)),
-        "days": charts.days(*_stacked(figures, days)),
-        "busiest_hour": max(by_hour, key=lambda hour: by_hour[hour]),
-        "busiest_day": max(by_day, key=lambda day: by_day[day]),
+        "hours": charts.hours(*_stacked(statistics, hours)),
+        "days": charts.days(*_stacked(statistics, days)),
+        "busiest_hour": together(hours).most_common(1)[0][0],
+        "busiest_day": by_day.most_common(1)[0][0],
         "first_day": min(by_day),
         "last_day": max(by_day),
     }
 
 
-def alike(figures: Figures) -> Part:
-    """Whose nearest neighbours are whose, with the drawings of the most alike pairs."""
-    if not figures.neighbours or not figures.neighbours.pairs:
+def similar(statistics: FolderStatistics) -> Section:
+    """Return the classes of nearest neighbours, with drawings of the most similar pairs of classes."""
+    found, labels = statistics.neighbours, list(statistics.with_bitmaps)
+    if not found or not found.pairs:
         return None
-    found, labels = figures.neighbours, [each.label for each in figures.with_bitmaps]
     return {
-        "matrix": charts.nearness(found.shares, labels) if len(labels) <= _MOST_IN_MATRIX else None,
+        "matrix": charts.neighbour_matrix(found.shares, labels) if len(labels) <= _MAX_MATRIX_CLASSES else None,
         "compared": sum(found.compared),
         "own_share": float(found.shares.trace()) / len(labels),
         "pairs": [
@@ -148,78 +144,61 @@ def alike(figures: Figures) -> Part:
                 "first": labels[pair.first],
                 "second": labels[pair.second],
                 "share": pair.share,
-                "couples": [[_picture(figures, place) for place in couple] for couple in pair.couples],
+                "couples": [[_picture(statistics, origin) for origin in couple] for couple in pair.couples],
             }
-            for pair in found.pairs[:_MOST_PAIRS]
+            for pair in found.pairs[:_MAX_PAIRS]
         ],
     }
 
 
-def copies(figures: Figures) -> Part:
-    """Bitmaps that occur more than once."""
-    found = figures.copies
+def copies(statistics: FolderStatistics) -> Section:
+    """Return the bitmaps that occur more than once, and those with the least ink."""
+    found, own = statistics.copies, statistics.with_bitmaps
     if not found:
         return None
-    labels = [each.label for each in figures.with_bitmaps]
+    labels = list(own)
     groups = [
         {
-            "picture": _picture(figures, group[0]),
+            "picture": _picture(statistics, group[0]),
             "times": len(group),
-            "labels": listed(sorted({labels[index] for index, _ in group})),
+            "labels": enumerated(sorted({labels[index] for index, _ in group})),
         }
         for group in found.groups
     ]
-    extra = {label: number for label, number in zip(labels, found.extra, strict=True) if number}
-    return {"extra": extra, "total": sum(found.extra), "shared": found.shared, "groups": groups}
-
-
-def emptiest(figures: Figures) -> Part:
-    """The bitmaps with least ink, of every class together, and how many of each class are near-empty."""
-    places = sorted(
-        (ink, (index, row))
-        for index, each in enumerate(figures.with_bitmaps)
-        if each.bitmaps
-        for row, ink in each.bitmaps.emptiest
-    )[:_MOST_EMPTIEST]
-    if not places:
-        return None
-    labels = [each.label for each in figures.with_bitmaps]
+    emptiest = sorted((ink, (index, row)) for index, each in enumerate(own.values()) for row, ink in each.emptiest)[
+        :_EMPTIEST_SHOWN
+    ]
     return {
-        "near_empty": {each.label: each.bitmaps.near_empty for each in figures.with_bitmaps if each.bitmaps},
-        "drawings": [
-            {"picture": _picture(figures, place), "label": labels[place[0]], "ink": ink} for ink, place in places
+        "extra": {label: number for label, number in zip(labels, found.extra, strict=True) if number},
+        "shared": found.shared,
+        "groups": groups,
+        "near_empty": sum(each.near_empty for each in own.values()),
+        "emptiest": [
+            {"picture": _picture(statistics, origin), "label": labels[origin[0]], "ink": ink}
+            for ink, origin in emptiest
         ],
     }
 
 
-def together(counts: charts.By) -> Counter[Any]:
-    """The counts of all classes in one."""
-    total: Counter[Any] = Counter()
-    for each in counts.values():
-        total.update(each)
-    return total
+def _medians(counts: charts.Counts, scale: float) -> str:
+    medians = sorted((round(scale * quantile(each, 0.5), 1), label) for label, each in counts.items())
+    (low, lowest), (high, highest) = medians[0], medians[-1]
+    return f"Median: {low:g} ({lowest}) to {high:g} ({highest})." if high > low else f"Median: {low:g}."
 
 
-def listed(names: Sequence[str]) -> str:
-    """Such as: bear, cat and dog."""
-    shown = list(names) if len(names) <= 5 else [*names[:4], f"{len(names) - 4} more"]
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
-
-
-def _stacked(figures: Figures, counts: charts.By) -> tuple[charts.By, list[str]]:
-    """The counts of each class with its colour, or of all together where there are too many colours to tell apart."""
-    if len(figures.classes) <= len(charts.COLOURS):
-        return counts, _shades(figures, counts)
+def _stacked(statistics: FolderStatistics, counts: charts.Counts) -> tuple[charts.Counts, list[str]]:
+    """Return counts and colours by class, or the sum of all classes if there are more classes than colours."""
+    if len(statistics.classes) <= len(charts.COLOURS):
+        return counts, _shades(statistics, counts)
     return {"all classes": together(counts)}, [charts.COLOURS[0]]
 
 
-def _shades(figures: Figures, counts: charts.By) -> list[str]:
-    every = dict(zip((each.label for each in figures.classes), charts.colours(len(figures.classes)), strict=True))
-    return [every[label] for label in counts]
+def _shades(statistics: FolderStatistics, labels: Sequence[str] | charts.Counts) -> list[str]:
+    labels_of_all = [each.label for each in statistics.classes]
+    shades = dict(zip(labels_of_all, charts.colours(len(labels_of_all)), strict=True))
+    return [shades[label] for label in labels]
 
 
-def _picture(figures: Figures, place: Place) -> str:
-    index, row = place
-    own = figures.with_bitmaps[index].bitmaps
-    assert own is not None
-    return charts.picture(own.bitmaps[row])
+def _picture(statistics: FolderStatistics, origin: Origin) -> str:
+    index, row = origin
+    return picture(list(statistics.with_bitmaps.values())[index].bitmaps[row])

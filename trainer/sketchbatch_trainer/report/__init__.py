@@ -1,1 +1,1 @@
-"""What runs are worth, on one page: `reporting` -> `quality`, `cost`, `plots`."""
+"""Report on exported runs as one page: `reporting` combines `quality`, `cost` and `learning_curves`."""

@@ -1,4 +1,4 @@
-"""Says what a model costs: FLOPs and parameters from its graph, rows a second by trying."""
+"""Measure what a model costs: FLOPs and parameters of its graph, and its rows per second."""
 
 import math
 import time
@@ -12,49 +12,51 @@ import onnxruntime as ort
 from sketchbatch_client.drawings.readers import Bitmaps
 
 _CALL_ROWS = 256
-_ROUNDS = 7  # in turn, so that a slower clock falls on all models alike
+_ROUNDS = 7  # models take turns in each round, so a change of the clock rate affects all of them
 
 
 def parameters(graph: onnx.ModelProto) -> int:
-    """How many weights the graph holds: constants of one value (scales, zero points) do not count."""
-    weights = [each for each in graph.graph.initializer if each.data_type != onnx.TensorProto.INT64]  # those are shapes
+    """Count the weights of a graph; constants with one value (scales, zero points) do not count."""
+    weights = [each for each in graph.graph.initializer if each.data_type != onnx.TensorProto.INT64]  # int64: shapes
     return sum(math.prod(each.dims) for each in weights if math.prod(each.dims) > 1)
 
 
 def flops(graph: onnx.ModelProto) -> int:
-    """Multiplications and additions for one row, of convolutions and matrix products, which are nearly all."""
+    """Count multiplications and additions per row, of convolutions and matrix products only: nearly all of the work."""
     inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
-    known = [*inferred.value_info, *inferred.input, *inferred.output]
-    shapes = {each.name: [side.dim_value for side in each.type.tensor_type.shape.dim] for each in known}
+    values = [*inferred.value_info, *inferred.input, *inferred.output]
+    shapes = {each.name: [size.dim_value for size in each.type.tensor_type.shape.dim] for each in values}
     shapes |= {each.name: list(each.dims) for each in inferred.initializer}
     return sum(_node_flops(node, shapes) for node in inferred.node)
 
 
 def rows_per_s(models: Sequence[Path], bitmaps: Bitmaps) -> list[float]:
-    """Rows a second of each model in ONNX Runtime on one core, median of rounds in turn.
+    """Measure the rows per second of each model in ONNX Runtime on one core: the median of rounds.
 
-    `bitmaps` are uint8, (rows, 28, 28), drawings like those it will see.
+    Args:
+        models: Model files.
+        bitmaps: uint8, (rows, 28, 28), typical drawings.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     sessions = [ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]) for path in models]
-    call = {"bitmaps": np.resize(bitmaps, (_CALL_ROWS, 28, 28))}
-    took: list[list[float]] = [[] for _ in sessions]
+    inputs = {"bitmaps": np.resize(bitmaps, (_CALL_ROWS, 28, 28))}
+    seconds: list[list[float]] = [[] for _ in sessions]
     for _ in range(_ROUNDS):
-        for session, times in zip(sessions, took, strict=True):
-            session.run(None, call)  # the caches are this model's again
-            started_at = time.thread_time()  # of this core: what else the machine does takes none of it
-            session.run(None, call)
-            session.run(None, call)
-            times.append(time.thread_time() - started_at)
-    return [2 * _CALL_ROWS / median(times) for times in took]
+        for session, own_seconds in zip(sessions, seconds, strict=True):
+            session.run(None, inputs)  # fills the CPU caches with this model
+            started_at = time.thread_time()  # CPU time: other processes do not count
+            session.run(None, inputs)
+            session.run(None, inputs)
+            own_seconds.append(time.thread_time() - started_at)
+    return [2 * _CALL_ROWS / median(own_seconds) for own_seconds in seconds]
 
 
 def _node_flops(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
     if node.op_type == "Conv":
-        weights, made = shapes[node.input[1]], shapes[node.output[0]]
-        return 2 * math.prod(weights) * math.prod(made[2:])
+        weights, output = shapes[node.input[1]], shapes[node.output[0]]
+        return 2 * math.prod(weights) * math.prod(output[2:])
     if node.op_type in ("MatMul", "Gemm"):
         return 2 * math.prod(shapes[node.input[1]])
     return 0

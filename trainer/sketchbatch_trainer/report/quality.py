@@ -1,39 +1,119 @@
-"""Says how good scores are: the five metrics with their uncertainty, and calibration."""
+"""Evaluate the model of a run on its held-out drawings."""
 
+import csv
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
-from sketchbatch_client.evaluation.stats.calibration import Calibration, calibrate
-from sketchbatch_client.evaluation.stats.intervals import Measured, with_intervals
-from sketchbatch_client.evaluation.stats.metrics import Confusion, confuse
+from sketchbatch_client.evaluation.accumulator import Accumulator, ScoredRows
+from sketchbatch_client.evaluation.figures import picture
+from sketchbatch_client.evaluation.labelled import UNKNOWN, Flags
+from sketchbatch_client.evaluation.quality import Mistake, ModelQuality
 
-from ..export.held_out import Scores
+from ..export.held_out import HeldOut, Scores, onnx_scores, read_held_out
+from ..run import Run, Variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
-    """How good one model is on one set of drawings."""
+class EvaluatedRun:
+    """A run with the quality of its float32 model."""
 
-    rows: int
-    metrics: dict[str, Measured]
-    """The five, by name (`sketchbatch_client.evaluation.stats.metrics.Metrics`)."""
-    top_3: float
-    """Share of rows whose label is among the three best scores."""
-    reliability: Calibration
-    confusion: Confusion
-    """(classes, classes): rows = true class, columns = predicted class."""
+    run: Run
+    config: dict[str, Any]
+    metadata: dict[str, str]
+    """Metadata of the model file, without the prefix of the keys."""
+    held_out: HeldOut
+    scores: Scores
+    quality: ModelQuality
+    is_served: bool
+    """Whether the scores came from a running service over gRPC."""
+
+    @property
+    def title(self) -> str:
+        """Name of the model and its recipe."""
+        name, recipe = self.config["name"], self.config["recipe"]["name"]
+        return name if name == recipe else f"{name}, {recipe}"
+
+    def quality_of(self, variant: Variant) -> ModelQuality:
+        """Return the quality of a variant, whose scores ONNX Runtime computes, without recognised drawings."""
+        scores = onnx_scores(onnx.load(self.run.exported(variant)), self.held_out.bitmaps)
+        return evaluate_scores(scores, self.held_out.class_index, self.quality.labels)
+
+    def show(self, mistake: Mistake) -> tuple[str, str]:
+        """Return the picture of a mistake, as the source of an <img> element, and its origin as text."""
+        class_index = self.config["labels"].index(mistake.label)
+        row = np.flatnonzero(self.held_out.class_index == class_index)[mistake.row]
+        return picture(self.held_out.bitmaps[row]), f"{mistake.file}, row {mistake.row}"
 
 
-def judge(scores: Scores, class_index: NDArray[np.integer]) -> Quality:
-    """Judges the scores of some rows, at least one, by their true class, (rows,)."""
-    best = scores.argmax(axis=1)
-    confusion = confuse(class_index, best, scores.shape[1])
-    top_3 = np.argpartition(-scores, min(3, scores.shape[1]) - 1, axis=1)[:, :3]
-    return Quality(
-        rows=len(scores),
-        metrics=with_intervals(confusion),
-        top_3=float((top_3 == class_index[:, None]).any(axis=1).mean()),
-        reliability=calibrate(scores, class_index),
-        confusion=confusion,
+def evaluate_scores(
+    scores: Scores, class_index: NDArray[np.integer], labels: Sequence[str], flags: Flags | None = None
+) -> ModelQuality:
+    """Return the quality of scores, (rows, classes), with at least one row; true classes and flags are (rows,)."""
+    flags = np.full(len(scores), UNKNOWN, np.int8) if flags is None else flags
+    accumulator = Accumulator(labels)
+    for index in np.unique(class_index):
+        is_own = class_index == index
+        accumulator.add(ScoredRows(Path(f"{labels[index]}.npy"), 0, scores[is_own]), flags[is_own])
+    return accumulator.quality()
+
+
+def evaluate_run(run: Run) -> EvaluatedRun:
+    """Evaluate the float32 model of a run.
+
+    The scores come from `sketchbatch score`, if it wrote them into the run, else from ONNX Runtime in this process.
+
+    Raises:
+        RunIncomplete: The run has no exported model; the message names the command.
+    """
+    config = run.read_config()
+    labels = config["labels"]
+    graph = onnx.load(run.need(run.onnx, f"sketchbatch-train export --run {run.folder}"))
+    held_out = read_held_out(run, labels)
+    served = _served_scores(run, held_out, labels)
+    scores = onnx_scores(graph, held_out.bitmaps) if served is None else served
+    return EvaluatedRun(
+        run=run,
+        config=config,
+        metadata={prop.key.removeprefix("sketchbatch."): prop.value for prop in graph.metadata_props},
+        held_out=held_out,
+        scores=scores,
+        quality=evaluate_scores(scores, held_out.class_index, labels, _recognized_flags(run, held_out, labels)),
+        is_served=served is not None,
     )
+
+
+def _served_scores(run: Run, held_out: HeldOut, labels: list[str]) -> Scores | None:
+    """Return the scores of `sketchbatch score RUN/test --all-scores --output RUN/scores.csv`.
+
+    Return None if the file does not exist, or is about other drawings, or lacks the scores of a class.
+    """
+    if not run.scores.exists():
+        return None
+    indices = {origin: index for index, origin in enumerate(_origins(held_out, labels))}
+    scores = np.full((len(held_out.bitmaps), len(labels)), np.nan, np.float32)
+    with run.scores.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            index = indices.get((Path(line["source"]).stem, int(line["row"])))
+            if index is None or any(f"score_{label}" not in line for label in labels):
+                return None
+            scores[index] = [float(line[f"score_{label}"]) for label in labels]
+    return None if np.isnan(scores).any() else scores
+
+
+def _recognized_flags(run: Run, held_out: HeldOut, labels: list[str]) -> Flags:
+    if not run.recognized.exists():
+        return np.full(len(held_out.bitmaps), UNKNOWN, np.int8)
+    with run.recognized.open(encoding="utf-8", newline="") as file:
+        flags = {(line["label"], int(line["row"])): int(line["is_recognized"]) for line in csv.DictReader(file)}
+    return np.array([flags.get(origin, UNKNOWN) for origin in _origins(held_out, labels)], np.int8)
+
+
+def _origins(held_out: HeldOut, labels: list[str]) -> Iterator[tuple[str, int]]:
+    """Yield the label of each held-out drawing and its row in the label's file."""
+    for label, rows in zip(labels, np.bincount(held_out.class_index, minlength=len(labels)), strict=True):
+        yield from ((label, row) for row in range(rows))

@@ -1,6 +1,6 @@
-"""Says whether a model is as often right as its scores say: bins of confidence, ECE, log loss, Brier score.
+"""Measure how well scores agree with the share of correct answers: bins of scores, ECE, log loss and Brier score.
 
-Counts, so that what was counted of two sets of rows adds up, and rows need not be kept.
+A `Calibration` holds counts and sums only, so the calibrations of two sets of rows can be added.
 """
 
 from dataclasses import dataclass
@@ -11,88 +11,88 @@ from numpy.typing import NDArray
 Scores = NDArray[np.float32]  # (rows, classes), each row sums to 1
 
 BINS = 15
-"""Of equal width, by the best label's score (Guo et al. 2017, arXiv 1706.04599)."""
+"""Number of bins of equal width; the highest score of a row selects its bin (Guo et al. 2017, arXiv 1706.04599)."""
 
-_LEAST = float(np.finfo(np.float32).eps)  # a score of 0 for the true label would be an infinite loss; as scikit-learn
-_SUM_OFF = 1e-2  # far more than rounding, far less than scores without a softmax
+_MIN_SCORE = float(np.finfo(np.float32).eps)  # scikit-learn's bound: a score of 0 would make the log loss infinite
+_SUM_TOLERANCE = 1e-2  # far above rounding errors, far below the error of a model without a softmax
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """How sure a model was, and how often it was right, of at least one row."""
+    """Scores and correct answers of at least one row."""
 
     bin_rows: NDArray[np.int64]
-    """(BINS,), rows by the score of the label named."""
+    """(BINS,), rows by the score of the predicted label."""
     bin_score: NDArray[np.float64]
-    """(BINS,), sum of those scores."""
-    bin_right: NDArray[np.int64]
-    """(BINS,), rows where that label is right."""
+    """(BINS,), sum of these scores."""
+    bin_correct: NDArray[np.int64]
+    """(BINS,), rows whose predicted label is correct."""
     loss: float
     """Sum over rows of: -log(score of the true label)."""
     squared_error: float
-    """Sum over rows of: sum over classes of (score - (1 if it is the true one else 0))^2."""
+    """Sum over rows and classes of: (score - truth)^2, where truth is 1 for the true class and 0 otherwise."""
 
     def __add__(self, other: "Calibration") -> "Calibration":
         return Calibration(
             bin_rows=self.bin_rows + other.bin_rows,
             bin_score=self.bin_score + other.bin_score,
-            bin_right=self.bin_right + other.bin_right,
+            bin_correct=self.bin_correct + other.bin_correct,
             loss=self.loss + other.loss,
             squared_error=self.squared_error + other.squared_error,
         )
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """Of each bin that holds any, as are `confidence` and `accuracy`."""
+        """Rows of each bin that is not empty; `confidence` and `accuracy` have the same bins."""
         return self.bin_rows[self.bin_rows > 0]
 
     @property
     def confidence(self) -> NDArray[np.float64]:
-        """Mean score of the label named."""
+        """Mean score of the predicted label, by bin."""
         return self.bin_score[self.bin_rows > 0] / self.rows
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
-        """Share of rows where that label is right."""
-        return self.bin_right[self.bin_rows > 0] / self.rows
+        """Share of rows whose predicted label is correct, by bin."""
+        return self.bin_correct[self.bin_rows > 0] / self.rows
 
     @property
     def mean_confidence(self) -> float:
-        """Of all rows; the accuracy that the scores promise."""
+        """Mean score of the predicted label over all rows; a calibrated model's accuracy is equal to it."""
         return float(self.bin_score.sum() / self.bin_rows.sum())
 
     @property
     def expected_error(self) -> float:
-        """ECE: mean distance of confidence and accuracy, over rows. 0 = it is as often right as it says."""
+        """Expected calibration error (ECE): mean distance of confidence and accuracy over rows, 0 = calibrated."""
         return float((np.abs(self.confidence - self.accuracy) * self.rows).sum() / self.rows.sum())
 
     @property
     def log_loss(self) -> float:
-        """Mean -log(score of the true label), natural; 0 = sure and right, log(classes) = knows nothing."""
+        """Mean -log(score of the true label), natural logarithm; 0 = perfect, log(classes) = equal scores."""
         return self.loss / int(self.bin_rows.sum())
 
     @property
     def brier(self) -> float:
-        """Mean squared distance of the scores from the truth, summed over classes: 0 to 2 (Brier 1950)."""
+        """Mean squared distance of scores and truth, summed over classes: 0 = perfect, 2 = worst (Brier 1950)."""
         return self.squared_error / int(self.bin_rows.sum())
 
 
 def calibrate(scores: Scores, class_index: NDArray[np.integer]) -> Calibration:
-    """Counts some rows, at least one, by their true class, (rows,)."""
-    sure = scores.max(axis=1).astype(np.float64)
+    """Count at least one row of scores by its true class, (rows,)."""
+    best_score = scores.max(axis=1).astype(np.float64)
     true_score = scores[np.arange(len(scores)), class_index].astype(np.float64)
-    place = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
-    is_right = scores.argmax(axis=1) == class_index
+    bin_index = np.minimum((best_score * BINS).astype(np.int64), BINS - 1)
+    is_correct = scores.argmax(axis=1) == class_index
     return Calibration(
-        bin_rows=np.bincount(place, minlength=BINS),
-        bin_score=np.bincount(place, sure, BINS).astype(np.float64),  # which it is, but its types say int
-        bin_right=np.bincount(place[is_right], minlength=BINS),
-        loss=float(-np.log(np.maximum(true_score, _LEAST)).sum()),
+        bin_rows=np.bincount(bin_index, minlength=BINS),
+        bin_score=np.bincount(bin_index, best_score, BINS).astype(np.float64),  # NumPy's type stub declares int
+        bin_correct=np.bincount(bin_index[is_correct], minlength=BINS),
+        loss=float(-np.log(np.maximum(true_score, _MIN_SCORE)).sum()),
         squared_error=float(np.square(scores, dtype=np.float64).sum() - 2 * true_score.sum() + len(scores)),
     )
 
 
-def are_shares(scores: Scores) -> bool:
-    """Whether every row is 0 or more and sums to 1; a model of somebody's own may lack the softmax."""
+def are_probabilities(scores: Scores) -> bool:
+    """Return whether each row is non-negative and sums to 1; a model without a softmax fails this check."""
     sums = scores.sum(axis=1, dtype=np.float64)
-    return bool((scores >= 0).all() and (np.abs(sums - 1) <= _SUM_OFF).all())
+    return bool((scores >= 0).all() and (np.abs(sums - 1) <= _SUM_TOLERANCE).all())

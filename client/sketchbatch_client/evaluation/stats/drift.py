@@ -1,4 +1,4 @@
-"""Holds what a model measures here against the figures stored in it when it was trained."""
+"""Compare measured metrics with the metrics that training stored in the model file."""
 
 import math
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from .intervals import Measured
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
-    """One metric, as stored and as measured."""
+    """One metric, stored and measured."""
 
     stored: float
     measured: Measured
-    stretch: float
-    """How much further than the interval a figure as good may lie, as the stored one has chance in it, too; >= 1."""
+    interval_factor: float
+    """Factor from the measured interval to the range of chance, >= 1: the stored figure varies by chance, too."""
 
     @property
     def is_within(self) -> bool:
@@ -24,10 +24,10 @@ class Drift:
 
     @property
     def is_chance(self) -> bool:
-        """Whether chance, here and where the stored figure was measured, explains the difference."""
+        """Whether chance in both measurements explains the difference."""
         value = self.measured.value
-        lowest = value - self.stretch * (value - self.measured.low)
-        highest = value + self.stretch * (self.measured.high - value)
+        lowest = value - self.interval_factor * (value - self.measured.low)
+        highest = value + self.interval_factor * (self.measured.high - value)
         return lowest <= self.stored <= highest
 
     def __str__(self) -> str:
@@ -37,26 +37,27 @@ class Drift:
 
 
 def stored_rows(stored: Mapping[str, Any]) -> int:
-    """The drawings that the stored figures were measured on; 0 = not said."""
+    """Return the number of drawings behind the stored figures; 0 = not stored."""
     rows = stored.get("rows")
     return int(rows) if _is_number(rows) and rows > 0 else 0
 
 
 def drift(stored: Mapping[str, Any], measured: Mapping[str, Measured], rows: int) -> dict[str, Drift]:
-    """By metric, those that are stored.
+    """Return the drift of each stored metric by name.
 
-    A figure as good, of other drawings, strays sqrt(rows / their number) times as far; the two add up as squares.
+    Two independent samples of a model differ more than one sample varies: their variances add up. So the interval is
+    multiplied by sqrt(1 + rows / stored rows).
 
     Args:
-        stored: As `ModelInfo.metrics`; its `rows` are the drawings it was measured on.
-        measured: By metric.
-        rows: The drawings that those were measured on.
+        stored: `ModelInfo.metrics`; its `rows` is the number of drawings behind the figures.
+        measured: Measured metrics by name.
+        rows: Number of drawings behind the measured metrics.
     """
-    others = stored_rows(stored)
-    stretch = math.sqrt(1 + rows / others) if others else 1.0
+    rows_of_stored = stored_rows(stored)
+    factor = math.sqrt(1 + rows / rows_of_stored) if rows_of_stored else 1.0
     return {
-        name: Drift(stored=float(stored[name]), measured=here, stretch=stretch)
-        for name, here in measured.items()
+        name: Drift(stored=float(stored[name]), measured=value, interval_factor=factor)
+        for name, value in measured.items()
         if _is_number(stored.get(name))
     }
 

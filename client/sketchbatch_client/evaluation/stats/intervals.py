@@ -1,9 +1,9 @@
-"""Says how far figures may be off by chance: what holds them with 95 %, were other drawings of this kind taken.
+"""Compute 95 % confidence intervals of figures from counts.
 
-Works on counts, not on rows, so that 50 million rows cost no more than their confusion matrix.
+Rows are not needed, so 50 million drawings take no more memory than their confusion matrix.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from .metrics import Confusion, measure
 
 RESAMPLES = 1000
-"""Of the bootstrap; the ends of an interval then move by about a twentieth of its width."""
+"""Bootstrap resamples; another seed moves the ends of an interval by about a twentieth of its width."""
 
 SEED = 0
-"""Of the bootstrap, so that the same counts give the same interval."""
+"""Bootstrap seed: equal counts give equal intervals."""
 
 _PERCENTILES = (2.5, 97.5)
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A figure and the interval that holds it with 95 %, were other drawings of this kind taken."""
+    """A figure and its 95 % confidence interval."""
 
     value: float
     low: float
@@ -30,63 +30,56 @@ class Measured:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Its two ends."""
+        """Both ends of the interval."""
         return self.low, self.high
 
 
 def with_intervals(confusion: Confusion) -> dict[str, Measured]:
-    """The five metrics by name (`Metrics`), with bootstrap percentiles, of a matrix with at least one row counted.
+    """Return the five metrics of `Metrics` by name, with bootstrap percentiles; the matrix counts at least one row.
 
-    Not stratified: how many drawings of each class there are counts as chance, too. Where that was fixed beforehand the
-    intervals are a little too wide (docs/decisions/0013). Without a single mistake they have no width at all.
+    The bootstrap is not stratified: the number of drawings per class varies by chance, too. If these numbers were
+    fixed, the intervals are slightly too wide (docs/decisions/0013). Without any mistake their width is 0.
     """
-    found: dict[str, list[float]] = {}
-    for resampled in _resamples(confusion):
-        for name, value in asdict(measure(resampled)).items():
-            found.setdefault(name, []).append(value)
-    return {name: _measured(value, found[name]) for name, value in asdict(measure(confusion)).items()}
+    return _bootstrap(confusion, lambda counts: asdict(measure(counts)))
 
 
 def difference(table: Confusion) -> Measured:
-    """How much more often the first of two models is right, with bootstrap percentiles.
+    """Return the accuracy of the first of two models minus that of the second, with bootstrap percentiles.
 
     Args:
-        table: (2, 2), rows = is the first right, columns = is the second; 0 = wrong, 1 = right.
+        table: (2, 2), rows = is the first model correct, columns = is the second correct; 0 = no, 1 = yes.
     """
-    found = [_difference(resampled) for resampled in _resamples(table)]
-    return _measured(_difference(table), found)
+    found = _bootstrap(table, lambda counts: {"difference": float((counts[1, 0] - counts[0, 1]) / counts.sum())})
+    return found["difference"]
 
 
 def wilson(share: NDArray[np.float64], number: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The 95 % interval of shares of that many drawings, low and high (Wilson 1927, doi:10.2307/2276774); 0, 1 of none.
+    """Return Wilson's 95 % interval of shares of `number` drawings: low and high; 0 and 1 if there is no drawing.
 
-    For recall and precision of a class: a bootstrap of 25 drawings, all named right, would know no doubt.
+    Recall and precision of a class use it (Wilson 1927, doi:10.2307/2276774). A class may have few drawings, and the
+    bootstrap interval of 25 drawings without a mistake has width 0.
     """
     z = 1.96
     number = np.maximum(number, 1e-9)
     middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
     half = z * np.sqrt(share * (1 - share) / number + z**2 / (4 * number**2)) / (1 + z**2 / number)
-    return np.minimum(middle - half, share), np.maximum(middle + half, share)  # of none or all, rounding would pass it
+    return np.minimum(middle - half, share), np.maximum(middle + half, share)  # corrects rounding at shares of 0 and 1
 
 
-def _resamples(counts: Confusion) -> Iterator[Confusion]:
-    """Drawing rows with replacement is drawing their counts from a multinomial.
+def _bootstrap(counts: Confusion, measures: Callable[[Confusion], dict[str, float]]) -> dict[str, Measured]:
+    """Draw rows with replacement, which is a multinomial draw of their counts, and measure each resample.
 
-    One at a time: 1,000 matrices of 345 classes would take a gigabyte.
+    One resample at a time is in memory: 1,000 matrices of 345 classes would take a gigabyte.
     """
     random = np.random.default_rng(SEED)
     cells, rows = counts.ravel(), int(counts.sum())
-    taken = np.flatnonzero(cells)
+    filled = np.flatnonzero(cells)
+    resampled: list[list[float]] = []
     for _ in range(RESAMPLES):
-        resampled = np.zeros_like(cells)
-        resampled[taken] = random.multinomial(rows, cells[taken] / rows)
-        yield resampled.reshape(counts.shape)
-
-
-def _difference(table: Confusion) -> float:
-    return float((table[1, 0] - table[0, 1]) / table.sum())
-
-
-def _measured(value: float, resampled: list[float]) -> Measured:
-    low, high = np.percentile(resampled, _PERCENTILES)
-    return Measured(value, float(low), float(high))
+        drawn = np.zeros_like(cells)
+        drawn[filled] = random.multinomial(rows, cells[filled] / rows)
+        resampled.append(list(measures(drawn.reshape(counts.shape)).values()))
+    low, high = np.percentile(resampled, _PERCENTILES, axis=0).tolist()
+    return {
+        name: Measured(value, low[index], high[index]) for index, (name, value) in enumerate(measures(counts).items())
+    }

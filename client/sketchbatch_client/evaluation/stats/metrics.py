@@ -1,6 +1,6 @@
-"""Says how good predictions are: the article's five metrics, and each class's own, from a confusion matrix.
+"""Compute metrics from a confusion matrix: five of the whole model, and those of each class.
 
-Macro averages run over the classes that occur, as labels or as predictions. scikit-learn is the reference (tests).
+Macro averages include the classes that occur as a true or as a predicted label. scikit-learn is the reference (tests).
 """
 
 from dataclasses import dataclass
@@ -11,86 +11,80 @@ from numpy.typing import NDArray
 
 Confusion = NDArray[np.int64]  # (classes, classes): rows = true class, columns = predicted class
 
-
 TITLES = {
-    "accuracy": ("Accuracy", "drawings named right"),
+    "accuracy": ("Accuracy", "share of drawings classified correctly"),
     "balanced_accuracy": ("Balanced accuracy", "mean recall of the classes"),
-    "specificity": ("Specificity", "others not taken for the class, mean"),
+    "specificity": ("Specificity", "share of other drawings not predicted as the class, mean"),
     "matthews_corrcoef": ("Matthews correlation", "1 = perfect, 0 = chance"),
     "jaccard": ("Jaccard", "hits / (true + predicted - hits), mean"),
 }
-"""Of the five, as pages call them, and what they mean."""
+"""Title and meaning of each metric on a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """The five numbers; all but the Matthews correlation (-1 to 1) run from 0 to 1, 1 = perfect."""
+    """The five metrics; 1 = perfect, the Matthews correlation starts at -1 and the others at 0."""
 
     accuracy: float
-    """Share of rows predicted right."""
-
+    """Share of rows predicted correctly."""
     balanced_accuracy: float
     """Mean recall of the classes."""
-
     specificity: float
-    """Mean over classes of: rows of other classes that were not predicted as this one."""
-
+    """Mean over classes of: share of the other classes' rows that are not predicted as the class."""
     matthews_corrcoef: float
     """Multiclass Matthews correlation (Gorodkin 2004); 0 where it is undefined."""
-
     jaccard: float
-    """Mean over classes of: hits / (rows of the class + rows predicted as it - hits)."""
+    """Mean over classes of: hits / (rows of the class + rows predicted as the class - hits)."""
 
 
 def confuse(true: NDArray[np.integer[Any]], predicted: NDArray[np.integer[Any]], classes: int) -> Confusion:
-    """Counts rows by true and predicted class index, both (rows,)."""
+    """Count rows by true and predicted class index, (rows,) each."""
     cell = true.astype(np.int64) * classes + predicted
     return np.bincount(cell, minlength=classes * classes).reshape(classes, classes)
 
 
 def measure(confusion: Confusion) -> Metrics:
-    """The five metrics of a confusion matrix with at least one row counted."""
+    """Return the five metrics of a confusion matrix that counts at least one row."""
     hits, actual, predicted, total = _counts(confusion)
     occurs = actual + predicted > 0
     correct = hits.sum()
-    joint = correct * total - (actual * predicted).sum()
+    covariance = correct * total - (actual * predicted).sum()
     spread = np.sqrt(float(total**2 - (predicted**2).sum())) * np.sqrt(float(total**2 - (actual**2).sum()))
     return Metrics(
         accuracy=float(correct / total),
         balanced_accuracy=_mean(hits, actual),
         specificity=_mean((total - actual - predicted + hits)[occurs], (total - actual)[occurs]),
-        matthews_corrcoef=float(joint / spread) if spread else 0.0,
+        matthews_corrcoef=float(covariance / spread) if spread else 0.0,
         jaccard=_mean(hits, actual + predicted - hits),
     )
 
 
-def measure_each(confusion: Confusion) -> list[dict[str, float]]:
-    """For each class: precision, recall, specificity (0 where undefined), its rows, and the rows predicted as it."""
+def measure_each(confusion: Confusion) -> list[dict[str, Any]]:
+    """Return precision, recall, specificity (0 where undefined), true rows and predicted rows of each class."""
     hits, actual, predicted, total = _counts(confusion)
-    precision, recall = _ratio(hits, predicted), _ratio(hits, actual)
-    specificity = _ratio(total - actual - predicted + hits, total - actual)
+    figures = {
+        "precision": _ratio(hits, predicted),
+        "recall": _ratio(hits, actual),
+        "specificity": _ratio(total - actual - predicted + hits, total - actual),
+        "rows": actual,
+        "predicted": predicted,
+    }
     return [
-        {
-            "precision": float(precision[index]),
-            "recall": float(recall[index]),
-            "specificity": float(specificity[index]),
-            "rows": int(actual[index]),
-            "predicted": int(predicted[index]),
-        }
-        for index in range(len(confusion))
+        dict(zip(figures, values, strict=True))
+        for values in zip(*(figure.tolist() for figure in figures.values()), strict=True)
     ]
 
 
-def confused_pairs(confusion: Confusion, most: int) -> list[tuple[int, int]]:
-    """The pairs of (true, predicted) class that are confused, most rows first; at most so many."""
+def confused_pairs(confusion: Confusion, limit: int) -> list[tuple[int, int]]:
+    """Return at most `limit` confused pairs of (true, predicted) class, those with the most rows first."""
     wrong = confusion - np.diag(np.diagonal(confusion))
-    pairs = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = np.argsort(-wrong, axis=None, kind="stable")[:limit]
     found = zip(*np.unravel_index(pairs, wrong.shape), strict=True)
     return [(int(true), int(predicted)) for true, predicted in found if wrong[true, predicted]]
 
 
 def _counts(confusion: Confusion) -> tuple[Confusion, Confusion, Confusion, int]:
-    """Hits, rows of each class, rows predicted as it, all rows."""
+    """Return hits, true rows and predicted rows of each class, and all rows."""
     return np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0), int(confusion.sum())
 
 
@@ -99,6 +93,6 @@ def _ratio(part: Confusion, whole: Confusion) -> NDArray[np.float64]:
 
 
 def _mean(part: Confusion, whole: Confusion) -> float:
-    """Mean ratio over the classes for which it is defined; 0 if for none."""
+    """Return the mean ratio over the classes with a defined ratio, or 0."""
     defined = whole > 0
     return float((part[defined] / whole[defined]).mean()) if defined.any() else 0.0

@@ -1,0 +1,108 @@
+"""Describe how good a model is on labelled drawings; the figures come from counts, never from stored rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .stats.calibration import Calibration
+from .stats.intervals import Measured, wilson, with_intervals
+from .stats.metrics import Confusion, Metrics, confused_pairs, measure, measure_each
+
+MIN_RECOGNIZED_ROWS = 100
+"""Fewest recognised drawings whose figures a page shows; intervals of fewer drawings are too wide to be useful."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A drawing that the model classified wrongly."""
+
+    file: Path
+    row: int
+    """Row in the file's bitmaps, from 0."""
+    label: str
+    """True label."""
+    predicted: str
+    """Label with the highest score."""
+    score: float
+    """Score of the predicted label."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """The five metrics on a number of drawings."""
+
+    rows: int
+    measured: dict[str, Measured]
+    """Metrics of `Metrics` by name, with intervals."""
+
+    @classmethod
+    def of(cls, confusion: Confusion) -> "Figures":
+        """Compute the figures of a confusion matrix that counts at least one row."""
+        return cls(rows=int(confusion.sum()), measured=with_intervals(confusion))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recognized:
+    """Figures on the drawings that the game recognised, next to figures that they can be compared with."""
+
+    known: Figures
+    """Figures on all drawings with a recognised flag."""
+    recognized: Figures
+    """Figures on the recognised drawings only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelQuality:
+    """How good one model is on one set of labelled drawings."""
+
+    labels: tuple[str, ...]
+    """Labels of the model, by class index."""
+    confusion: Confusion
+    """(classes, classes), rows = true class, columns = predicted class."""
+    figures: Figures
+    """Figures on all drawings."""
+    recognized: Recognized | None
+    """None if no flag is known, or if every drawing was recognised."""
+    top_3: float
+    """Share of rows whose label has one of the three highest scores."""
+    calibration: Calibration | None
+    """None if the scores are not probabilities."""
+    mistakes: tuple[Mistake, ...]
+    """Mistakes with the highest scores, highest first."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """The five metrics on all drawings."""
+        return measure(self.confusion)
+
+    @property
+    def shown_recognized(self) -> Recognized | None:
+        """`recognized` if it is of MIN_RECOGNIZED_ROWS drawings or more, else None."""
+        is_shown = self.recognized and self.recognized.recognized.rows >= MIN_RECOGNIZED_ROWS
+        return self.recognized if is_shown else None
+
+    @property
+    def per_class(self) -> dict[str, dict[str, Any]]:
+        """Figures of each class by label: those of `measure_each`, `recall_interval` and `precision_interval`.
+
+        The intervals are Wilson's, as (low, high); 0 and 1 where no drawing counts.
+        """
+        figures = measure_each(self.confusion)
+        for share, number in (("recall", "rows"), ("precision", "predicted")):
+            low, high = wilson(*np.array([[own[share], own[number]] for own in figures]).T)
+            for own, *interval in zip(figures, low.tolist(), high.tolist(), strict=True):
+                own[f"{share}_interval"] = tuple(interval)
+        return dict(zip(self.labels, figures, strict=True))
+
+    def confused_pairs(self, limit: int) -> list[dict[str, Any]]:
+        """Return at most `limit` confused pairs of classes, those with the most rows first."""
+        return [
+            {
+                "label": self.labels[true],
+                "predicted": self.labels[predicted],
+                "rows": int(self.confusion[true, predicted]),
+            }
+            for true, predicted in confused_pairs(self.confusion, limit)
+        ]

@@ -1,0 +1,135 @@
+"""The page of an evaluation, from counted scores and without a service."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sketchbatch_client.evaluation import Comparison, Evaluation, open_labelled, write_page
+from sketchbatch_client.evaluation.accumulator import Accumulator, ScoredRows
+from sketchbatch_client.evaluation.quality import MIN_RECOGNIZED_ROWS
+from sketchbatch_client.evaluation.stats import intervals
+from sketchbatch_client.evaluation.stats.mcnemar import pair
+from sketchbatch_client.rpc.classification import ModelInfo
+
+pytestmark = pytest.mark.timeout(60)  # the first chart of a process takes seconds on a busy machine
+
+LABELS = ("ant", "bee", "cow")
+ROWS = 150
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch) -> None:
+    """Shorten the bootstrap, whose results do not matter here."""
+    monkeypatch.setattr(intervals, "RESAMPLES", 20)
+
+
+@pytest.fixture
+def folder(tmp_path, noise) -> Path:
+    """Write random bitmaps for three labels."""
+    folder = tmp_path / "drawings"
+    folder.mkdir()
+    for label in LABELS:
+        np.save(folder / f"{label}.npy", noise(ROWS).reshape(-1, 784))
+    (folder / "SOURCE.txt").write_text("<b>noise</b> & more")
+    return folder
+
+
+def evaluation_of(folder: Path, recognized: int = 0, labels: tuple[str, ...] = LABELS) -> Evaluation:
+    """Return an evaluation of random scores in which the first `recognized` drawings of each file were recognised."""
+    drawings = open_labelled(folder, labels)
+    accumulator = Accumulator(labels)
+    flags = np.full(ROWS, -1, np.int8)
+    if recognized:
+        flags = (np.arange(ROWS) < recognized).astype(np.int8)
+    for index, file in enumerate(drawings.bitmaps):
+        scores = np.random.default_rng(index).dirichlet(np.ones(len(labels)), ROWS).astype(np.float32)
+        accumulator.add(ScoredRows(file, 0, scores), flags)
+    model = ModelInfo(
+        name="tiny",
+        version="1",
+        versions=("1",),
+        is_default=True,
+        labels=labels,
+        max_request_rows=100,
+        provider="cpu",
+        digest="0" * 64,
+        metrics={"accuracy": 0.3, "rows": 900},
+        created="",
+        licence="",
+    )
+    return Evaluation(**vars(accumulator.quality()), model=model, server="host:1", drawings=drawings)
+
+
+def text_of(page: Path) -> str:
+    """Return the page's text without tags."""
+    page_text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page.read_text(), flags=re.DOTALL)
+    return re.sub(r"\s+", " ", page_text)
+
+
+def test_the_page_is_one_file_with_all_figures(folder, tmp_path):
+    """The page loads nothing else, has no script, escapes the source, and shows figures and mistakes."""
+    evaluation, path = evaluation_of(folder), tmp_path / "out" / "page.html"
+    path.parent.mkdir()
+    write_page(evaluation, path)
+    page = path.read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)|url\(|<link|@import', page)
+    assert "<script" not in page
+    assert "&lt;b&gt;noise&lt;/b&gt; &amp; more" in page
+    text = text_of(path)
+    for measured in evaluation.figures.measured.values():
+        assert f"{measured.value:.3f}" in text
+        assert f"{measured.low:.3f} to {measured.high:.3f}" in text
+    assert "How good is tiny version 1?" in text
+    assert f"{evaluation.calibration.log_loss:.3f}" in text
+    assert page.count('src="data:image/png') == len(evaluation.mistakes) == 24
+    assert len(re.findall(r'<img[^>]* alt="[^"]+"', page)) == page.count("<img")
+    assert [each.name for each in path.parent.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize(("recognized", "is_shown"), [(33, False), (34, True)])
+def test_figures_of_few_recognised_drawings_are_left_out(folder, tmp_path, recognized, is_shown):
+    """The page shows them from 100 recognised drawings on; the evaluation has them in both cases."""
+    assert 3 * 33 < MIN_RECOGNIZED_ROWS <= 3 * 34
+    evaluation = evaluation_of(folder, recognized)
+    write_page(evaluation, tmp_path / "page.html")
+    assert evaluation.recognized.recognized.rows == 3 * recognized
+    assert ("recognised only" in text_of(tmp_path / "page.html")) == is_shown
+
+
+def test_many_classes_are_shown_as_pixels_and_as_the_most_confused_classes(tmp_path, noise):
+    """A matrix of 50 classes has no room for all counts; the table folds the classes after the first 40."""
+    labels = tuple(f"class {index:02}" for index in range(50))
+    for label in labels:
+        np.save(tmp_path / f"{label}.npy", noise(ROWS).reshape(-1, 784))
+    write_page(evaluation_of(tmp_path, labels=labels), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('class="overview"') == 1
+    assert "The other 10 classes" in page
+
+
+def test_a_comparison_shows_the_verdict_and_both_models(folder, tmp_path):
+    """The page of a comparison has the counts behind McNemar's test, and names equal models by their servers."""
+    first = evaluation_of(folder)
+    second = replace(first, server="host:2")
+    paired = pair(np.array([[10, 60], [20, 360]]))
+    write_page(Comparison(first=first, second=second, paired=paired), tmp_path / "page.html")
+    text = text_of(tmp_path / "page.html")
+    assert "tiny version 1 at host:2 classifies these drawings better than tiny version 1 at host:1." in text
+    assert "tiny version 1 at host:1 correct 360 20 tiny version 1 at host:1 wrong 60 10" in text
+    assert "recall of tiny version 1 at host:2" in text
+
+
+def test_a_model_without_softmax_has_no_calibration(folder, tmp_path):
+    """The page states the reason."""
+    write_page(replace(evaluation_of(folder), calibration=None), tmp_path / "page.html")
+    assert "lacks a softmax" in text_of(tmp_path / "page.html")
+
+
+def test_matplotlib_is_imported_only_for_a_page():
+    """Every command imports the evaluation package, and importing matplotlib takes half a second."""
+    command = "import sys, sketchbatch_client.cli, sketchbatch_client.evaluation; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command]).returncode == 0

@@ -1,0 +1,226 @@
+"""Statistics of drawings by class: sums, counts and small samples, as `exploring` collects them."""
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sketchbatch_client.drawings.drawing import Drawing
+from sketchbatch_client.drawings.readers import Bitmaps
+
+from .similarity import Copies, Neighbours
+
+BITMAPS, SIMPLIFIED, RAW = "numpy_bitmap", "simplified", "raw"
+"""The three kinds of files, which have the names of Google's folders."""
+
+NEAR_EMPTY = 0.046
+"""Ink of one straight line across the page, as a share of the page: (255 x 16 + 64 pi) / 304^2 in `rasterize`."""
+
+MAX_DURATION_S = 60
+"""Longest counted drawing time; the game stops after 20 s (https://quickdraw.withgoogle.com)."""
+
+_SAMPLE_SIZE = 24  # recognised drawings of each class that are kept for the page, and as many others
+
+
+@dataclass(slots=True)
+class Sample:
+    """A uniform random sample of the offered drawings, in one pass (Vitter's algorithm R)."""
+
+    size: int
+    offered: int = 0
+    drawings: list[Drawing] = field(default_factory=list)
+    _random: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 - pages are reproducible
+
+    def offer(self, drawing: Drawing) -> None:
+        """Add the drawing, or replace another one by it, or ignore it."""
+        self.offered += 1
+        if len(self.drawings) < self.size:
+            self.drawings.append(drawing)
+        elif (index := self._random.randrange(self.offered)) < self.size:
+            self.drawings[index] = drawing
+
+
+@dataclass(slots=True)
+class StrokeStatistics:
+    """Counts of the drawings of one .ndjson file."""
+
+    path: Path
+    drawings: int = 0
+    recognized: int = 0
+    countries: Counter[str] = field(default_factory=Counter)
+    """Drawings by country code."""
+    recognized_in: Counter[str] = field(default_factory=Counter)
+    """Recognised drawings by country code."""
+    hours: Counter[int] = field(default_factory=Counter)
+    """Drawings by hour of the day, 0 to 23, UTC."""
+    days: Counter[str] = field(default_factory=Counter)
+    """Drawings by date, YYYY-MM-DD, UTC."""
+    strokes: Counter[int] = field(default_factory=Counter)
+    """Drawings by number of strokes."""
+    points: Counter[int] = field(default_factory=Counter)
+    """Drawings by number of points in all strokes."""
+    durations: Counter[int] = field(default_factory=Counter)
+    """Drawings by tenths of a second between first and last point, at most MAX_DURATION_S; raw files only."""
+    malformed: int = 0
+    """Malformed lines, which were skipped."""
+    first_malformed: str = ""
+    """Number of the first malformed line, and the reason."""
+    recognized_sample: Sample = field(default_factory=lambda: Sample(_SAMPLE_SIZE))
+    other_sample: Sample = field(default_factory=lambda: Sample(_SAMPLE_SIZE))
+    """Sample of the drawings that were not recognised."""
+
+    def __len__(self) -> int:
+        return self.drawings
+
+    def add(self, drawing: Drawing) -> None:
+        """Count one drawing."""
+        self.drawings += 1
+        self.recognized += drawing.is_recognized
+        if drawing.country:
+            self.countries[drawing.country] += 1
+            self.recognized_in[drawing.country] += drawing.is_recognized
+        if drawing.drawn_at:
+            drawn_at = datetime.fromtimestamp(drawing.drawn_at, UTC)
+            self.hours[drawn_at.hour] += 1
+            self.days[drawn_at.date().isoformat()] += 1
+        self.strokes[len(drawing.strokes)] += 1
+        self.points[sum(len(stroke[0]) for stroke in drawing.strokes)] += 1
+        if has_times(drawing):
+            self.durations[round(10 * min(duration_s(drawing), MAX_DURATION_S))] += 1
+        (self.recognized_sample if drawing.is_recognized else self.other_sample).offer(drawing)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitmapStatistics:
+    """Sums and counts of the bitmaps of one class."""
+
+    bitmaps: Bitmaps
+    """uint8, (rows, 28, 28), memory-mapped unless `is_drawn`."""
+    is_drawn: bool
+    """Whether the bitmaps were drawn from the first strokes, because there is no .npy file."""
+    mean: NDArray[np.float64]
+    """(28, 28), 0 = paper, 255 = ink."""
+    deviation: NDArray[np.float64]
+    """(28, 28), standard deviation of each pixel over the drawings."""
+    ink: Counter[int]
+    """Bitmaps by ink in thousandths of the page."""
+    digests: NDArray[np.uint64]
+    """(rows,), BLAKE2b digest of each bitmap; copies have equal digests."""
+    near_empty: int
+    """Bitmaps with less ink than NEAR_EMPTY."""
+    emptiest: tuple[tuple[int, float], ...]
+    """Row and ink (share of the page) of the bitmaps with the least ink, least first."""
+
+    def __len__(self) -> int:
+        return len(self.bitmaps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassStatistics:
+    """Statistics of one class; a part is None if its file does not exist or has no drawing."""
+
+    label: str
+    simplified: StrokeStatistics | None
+    raw: StrokeStatistics | None
+    bitmaps: BitmapStatistics | None
+
+    @property
+    def strokes(self) -> StrokeStatistics | None:
+        """Statistics of the simplified file, else of the raw file."""
+        return self.simplified or self.raw
+
+    @property
+    def parts(self) -> list[StrokeStatistics | BitmapStatistics]:
+        """All parts that are not None."""
+        return [part for part in (self.simplified, self.raw, self.bitmaps) if part]
+
+    def part(self, kind: str) -> StrokeStatistics | BitmapStatistics | None:
+        """Return the part for a kind of file."""
+        return {SIMPLIFIED: self.simplified, RAW: self.raw, BITMAPS: self.bitmaps}[kind]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderStatistics:
+    """Statistics of all classes of a folder."""
+
+    folder: Path
+    source: str
+    """Origin of the drawings."""
+    classes: tuple[ClassStatistics, ...]
+    copies: Copies | None
+    """None without bitmaps; class indices refer to `with_bitmaps`."""
+    neighbours: Neighbours | None
+    """None without bitmaps of two classes; class indices refer to `with_bitmaps`."""
+
+    @property
+    def with_bitmaps(self) -> dict[str, BitmapStatistics]:
+        """Bitmap statistics by label, for classes with bitmaps."""
+        return {each.label: each.bitmaps for each in self.classes if each.bitmaps}
+
+    @property
+    def with_strokes(self) -> dict[str, StrokeStatistics]:
+        """Stroke statistics by label, for classes with strokes."""
+        return {each.label: each.strokes for each in self.classes if each.strokes}
+
+    @property
+    def drawings(self) -> int:
+        """Number of drawings; of each class those of its longest file, as all kinds have the same drawings."""
+        return sum(max((len(part) for part in each.parts), default=0) for each in self.classes)
+
+    def counts(self, name: str, kind: str = "") -> dict[str, Counter[Any]]:
+        """Return a counter of `StrokeStatistics` by label, if it is not empty; `kind` selects the kind of file."""
+        parts = {each.label: each.part(kind) if kind else each.strokes for each in self.classes}
+        return {
+            label: counter
+            for label, part in parts.items()
+            if isinstance(part, StrokeStatistics) and (counter := getattr(part, name))
+        }
+
+    def lacking(self, kind: str) -> list[str]:
+        """Return the labels without a file of this kind; a raw file replaces a simplified one."""
+        parts = {each.label: each.strokes if kind == SIMPLIFIED else each.part(kind) for each in self.classes}
+        return [
+            label
+            for label, part in parts.items()
+            if part is None or (isinstance(part, BitmapStatistics) and part.is_drawn)
+        ]
+
+
+def has_times(drawing: Drawing) -> bool:
+    """Return whether each point has a time, as in raw files."""
+    return all(len(stroke) == 3 for stroke in drawing.strokes)
+
+
+def duration_s(drawing: Drawing) -> float:
+    """Return the seconds between first and last point, with pauses, of a drawing that `has_times`."""
+    times = [time for stroke in drawing.strokes for time in (stroke[2][0], stroke[2][-1])]
+    return max(0.0, (max(times) - min(times)) / 1000)
+
+
+def together(counts: Mapping[str, Counter[Any]]) -> Counter[Any]:
+    """Return the sum of the counters of all classes."""
+    return sum(counts.values(), Counter())
+
+
+def quantile(counts: Counter[int], share: float) -> int:
+    """Return the lowest value that at least `share` of the counted drawings do not exceed."""
+    values = sorted(counts)
+    reached = np.cumsum([counts[value] for value in values])
+    return values[int(np.searchsorted(reached, share * reached[-1]))]
+
+
+def differ(hits: Sequence[int], totals: Sequence[int]) -> bool:
+    """Return whether shares differ by more than chance: chi-squared test at a level of about 1 %."""
+    number = np.array(totals, np.float64)
+    overall = sum(hits) / max(1, number.sum())
+    freedom = len(number) - 1
+    if freedom < 1 or not 0 < overall < 1:
+        return False
+    chi2 = float(np.sum((np.array(hits) - number * overall) ** 2 / (number * overall * (1 - overall))))
+    # 99 % quantile, approximation by Wilson and Hilferty 1931, doi:10.1073/pnas.17.12.684
+    return bool(chi2 > freedom * (1 - 2 / (9 * freedom) + 2.326 * (2 / (9 * freedom)) ** 0.5) ** 3)

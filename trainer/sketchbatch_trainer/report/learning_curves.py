@@ -1,0 +1,34 @@
+"""Read the history of a training and draw a learning curve."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sketchbatch_client.evaluation.figures import BLUE, GREY, styled_figure, svg_url
+
+
+def read_history(path: Path) -> dict[str, list[float]]:
+    """Return the columns of a history.csv by name, one value per epoch."""
+    with path.open(encoding="utf-8", newline="") as file:
+        epochs = list(csv.DictReader(file))
+    return {name: [float(epoch[name]) for epoch in epochs] for name in epochs[0]}
+
+
+def learning_curve(history: dict[str, list[float]], name: str, *, keeps_best: bool) -> str:
+    """Draw "loss" or "accuracy" by epoch and mark the epoch of the kept weights; return the source of an <img> element.
+
+    The kept weights are those of the lowest validation loss if `keeps_best`, else those of the last epoch.
+    """
+    losses = history["val_loss"]
+    kept_epoch = int(np.argmin(losses)) + 1 if keeps_best else len(losses)
+    epochs = range(1, len(losses) + 1)
+    with styled_figure(4.6, 3.2) as figure:
+        axes: Any = figure.subplots()
+        axes.axvline(kept_epoch, color="#d1d5db", linewidth=6, zorder=0, label="kept weights")
+        axes.plot(epochs, history[name], "o-", color=GREY, markersize=4, label="training")
+        axes.plot(epochs, history[f"val_{name}"], "o-", color=BLUE, markersize=4, label="validation")
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=9)
+        return svg_url(figure)
