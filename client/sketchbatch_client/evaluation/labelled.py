@@ -94,7 +94,7 @@ class RecognizedFlags:
         if self._strokes:
             for row in rows[: max(0, len(self._strokes) - rows.start)]:
                 flags[row - rows.start] = self._flag(self._strokes, row)
-            self._strokes.give_back()
+            self._strokes.release_pages()
         return flags
 
     def _open(self, file: Path) -> StrokeFile | None:
