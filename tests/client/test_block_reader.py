@@ -35,6 +35,7 @@ def opened(*inputs, spool=Path("unused"), part_rows=2000):
     return Plan(inputs=listed, **model, top_k=1, with_all_scores=False, part_rows=part_rows), sources
 
 
+@pytest.mark.timeout(60)
 def test_reader_processes_give_the_batches_of_a_single_process(strokes):
     """Batches, their order and their rejects are equal; a part that is read again has the same digest."""
     plan, sources = opened(strokes)
@@ -84,6 +85,7 @@ if __name__ == "__main__":  # a reader process imports this file, too
 """
 
 
+@pytest.mark.timeout(60)
 def test_readers_end_with_a_parent_that_is_killed(strokes):
     """A reader process ends although its parent had no time to end it."""
     program = strokes.parent / "killed_parent.py"

@@ -31,11 +31,11 @@ def record(strokes, *, key_id=7, country=b"VE", is_recognized=1, drawn_at=148849
 
 
 def test_a_line_becomes_a_drawing_with_all_its_fields(tmp_path):
-    """Identifiers and times become numbers; the stem of the file name is the label."""
+    """Identifiers and times become numbers."""
     path = tmp_path / "cat.ndjson"
     path.write_bytes(ndjson(LINE))
     file = open_strokes(path)
-    assert (file.label, len(file), file.malformed_count) == ("cat", 1, 0)
+    assert (len(file), file.malformed_count) == (1, 0)
     assert list(file) == [file[0]] == [file[-1]]
     assert file[0] == Drawing(5201136883597312, "cat", "VE", True, 1488497110.07453, LINE["drawing"])
     with pytest.raises(IndexError):
@@ -66,7 +66,7 @@ def test_real_files_are_read_whole(quickdraw):
         for path in (quickdraw / kind).glob("[bcd]*.ndjson"):
             file = open_strokes(path)
             assert len(file) == len(path.read_text().splitlines())
-            assert {drawing.word for drawing in file} == {file.label}
+            assert {drawing.word for drawing in file} == {path.stem}
             assert {len(stroke) for drawing in file for stroke in drawing.strokes} == {lists}
 
 

@@ -15,27 +15,21 @@ from numpy.typing import NDArray
 
 from .geometry import MARGIN, PEN, SCALE, SIDE, Layout
 
-_NAMES = ("libcairo.so.2", "libcairo.2.dylib", "libcairo-2.dll")
+_FILE_NAMES = ("libcairo.so.2", "libcairo.2.dylib", "libcairo-2.dll")
 _POINTER, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_double
-_FUNCTIONS = {  # name: (result, arguments); https://www.cairographics.org/manual/
-    "cairo_append_path": (None, _POINTER, _POINTER),
-    "cairo_create": (_POINTER, _POINTER),
-    "cairo_destroy": (None, _POINTER),
-    "cairo_image_surface_create_for_data": (_POINTER, _POINTER, _INT, _INT, _INT, _INT),
-    "cairo_scale": (None, _POINTER, _DOUBLE, _DOUBLE),
-    "cairo_set_antialias": (None, _POINTER, _INT),
-    "cairo_set_line_cap": (None, _POINTER, _INT),
-    "cairo_set_line_join": (None, _POINTER, _INT),
-    "cairo_set_line_width": (None, _POINTER, _DOUBLE),
-    "cairo_set_source_rgb": (None, _POINTER, _DOUBLE, _DOUBLE, _DOUBLE),
-    "cairo_status": (_INT, _POINTER),
-    "cairo_status_to_string": (ctypes.c_char_p, _INT),
-    "cairo_stroke": (None, _POINTER),
-    "cairo_surface_destroy": (None, _POINTER),
-    "cairo_surface_flush": (None, _POINTER),
-    "cairo_surface_mark_dirty": (None, _POINTER),
-    "cairo_translate": (None, _POINTER, _DOUBLE, _DOUBLE),
-    "cairo_version_string": (ctypes.c_char_p,),
+_TEXT = ctypes.c_char_p
+_FUNCTIONS = {  # (result, *arguments): functions without the prefix cairo_; https://www.cairographics.org/manual/
+    (None, _POINTER): ("destroy", "stroke", "surface_destroy", "surface_flush", "surface_mark_dirty"),
+    (None, _POINTER, _POINTER): ("append_path",),
+    (None, _POINTER, _INT): ("set_antialias", "set_line_cap", "set_line_join"),
+    (None, _POINTER, _DOUBLE): ("set_line_width",),
+    (None, _POINTER, _DOUBLE, _DOUBLE): ("scale", "translate"),
+    (None, _POINTER, _DOUBLE, _DOUBLE, _DOUBLE): ("set_source_rgb",),
+    (_INT, _POINTER): ("status",),
+    (_POINTER, _POINTER): ("create",),
+    (_POINTER, _POINTER, _INT, _INT, _INT, _INT): ("image_surface_create_for_data",),
+    (_TEXT, _INT): ("status_to_string",),
+    (_TEXT,): ("version_string",),
 }
 _ARGB32, _ROUND, _ANTIALIAS_BEST = 0, 1, 6
 _BLACK = 0xFF000000
@@ -54,15 +48,15 @@ class _Path(ctypes.Structure):
 @cache
 def library() -> ctypes.PyDLL | None:
     """Load the system's libcairo; return None if it is not installed."""
-    for name in _NAMES:
+    for file_name in _FILE_NAMES:
         try:
             # PyDLL holds the GIL during a call. CDLL releases it, and rendered no faster with two threads.
-            cairo = ctypes.PyDLL(name)
+            cairo = ctypes.PyDLL(file_name)
         except OSError:
             continue
-        for function, (result, *arguments) in _FUNCTIONS.items():
-            getattr(cairo, function).restype = result
-            getattr(cairo, function).argtypes = arguments
+        for (result, *arguments), names in _FUNCTIONS.items():
+            for function in (getattr(cairo, f"cairo_{name}") for name in names):
+                function.restype, function.argtypes = result, arguments
         return cairo
     return None
 

@@ -38,13 +38,10 @@ def _coverage(path: Floats) -> Floats:
 
 
 def _spans(start: Floats, stop: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Return the span in which each segment with round ends covers each line `y`.
+    """Return where each segment with round ends covers each line `y`: left and right ends, (segments, lines).
 
     A segment with round ends is convex, so it covers one span of a line: the hull of the spans of its two end discs and
-    its two long sides.
-
-    Returns:
-        Left and right ends in pixels, each (segments, lines); both are 0 where a segment does not reach the line.
+    its two long sides. Both ends are 0 where a segment does not reach the line.
     """
     along = stop - start
     length = np.hypot(along[:, 0], along[:, 1])

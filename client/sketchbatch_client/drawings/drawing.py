@@ -29,7 +29,7 @@ _MAX_RELATIVE_LENGTH = 500  # total length of all strokes, in sizes of the drawi
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """One drawing. A field that the file lacks is "", 0, or recognised."""
+    """One drawing. A field that the file lacks is "", 0, or, for `is_recognized`, True."""
 
     key_id: int
     """Google's identifier, 0 to 2**64 - 1."""
@@ -38,7 +38,6 @@ class Drawing:
     country: str
     """Country code of two letters."""
     is_recognized: bool
-    """Whether the game recognised the drawing."""
     drawn_at: float
     """Seconds since the epoch, UTC."""
     strokes: list[Stroke]

@@ -68,13 +68,13 @@ def open_npz(path: Path) -> dict[str, Bitmaps]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
-            headers = {member.filename: _header_of(archive, member) for member in members}
-            wanted = [member for member in members if headers[member.filename].has_bitmaps]
+            headers = [(member, _header_of(archive, member)) for member in members]
+            wanted = [(member, header) for member, header in headers if header.has_bitmaps]
             if not wanted:
-                found = ", ".join(f"{name} {header}" for name, header in headers.items()) or "no array"
+                found = ", ".join(f"{member.filename} {header}" for member, header in headers) or "no array"
                 expected = "an array of uint8 (rows, 784) or (rows, 28, 28)"
                 raise FileRefused(f"{path}: expected {expected}, got {found[:500]}")
-            return {member.filename.removesuffix(".npy"): _member(path, archive, member) for member in wanted}
+            return {each.filename.removesuffix(".npy"): _member(path, archive, each, header) for each, header in wanted}
     except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, zlib.error) as exc:
         # RuntimeError: encrypted; ValueError: a name is not UTF-8, or an offset is negative
         raise FileRefused(f"{path}: cannot be read as a .npz: {' '.join(str(exc).split())[:_SHOWN]}") from exc
@@ -89,7 +89,7 @@ def _header_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
         return _read_header(f"{archive.filename}:{member.filename}", file.read(_HEADER_BYTES))
 
 
-def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Bitmaps:
+def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header) -> Bitmaps:
     name = f"{path}:{member.filename}"
     if member.compress_type == zipfile.ZIP_STORED:
         with archive.open(member) as stored:  # compares the CRC-32 at the end
@@ -101,7 +101,6 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Bi
             lengths = np.frombuffer(local, "<u2", 2, 26)  # of the name and of the extra field
             start = member.header_offset + _LOCAL_HEADER_BYTES + int(lengths.sum())
             return _mapped(file, name, start, member.file_size)
-    header = _header_of(archive, member)
     _check_size(name, header, member.file_size)  # before unpacking
     if member.file_size > max(_BOMB_BYTES, _BOMB_RATIO * member.compress_size):
         raise FileRefused(

@@ -24,7 +24,7 @@ SOURCE_NOTE = "SOURCE.txt"
 
 PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
-_MIN_SIMPLIFIED = 240  # units; 241 is the smallest maximum of 8,600 simplified drawings, other people's may be smaller
+_MIN_SIMPLIFIED = 240  # units; the smallest maximum of 8,600 simplified drawings is 241
 _LAYOUTS = (  # Google's folder and suffix; the first with files is used
     ("numpy_bitmap", ".npy"),
     ("simplified", ".ndjson"),
@@ -45,7 +45,8 @@ class BitmapRows(Protocol):
 class DrawnRows:
     """The drawings of a stroke file, rendered on access.
 
-    Strokes with times or with points outside 0 to 255 are in screen pixels, and are simplified first.
+    Strokes in other units than Google's are simplified first: those with times, with values below 0, or with a maximum
+    outside 240 to 255.
     """
 
     def __init__(self, file: StrokeFile) -> None:
@@ -112,8 +113,8 @@ def open_bitmaps(path: Path, *, skip_malformed: bool = False) -> BitmapRows:
 
 
 def draw_strokes(strokes: list[Stroke]) -> NDArray[np.uint8]:
-    """Render the strokes of a file as one bitmap, (28, 28); simplify them first if they are in screen pixels."""
-    return rasterize(simplify(strokes) if _is_raw(strokes) else strokes)
+    """Render the strokes of a file as one bitmap, (28, 28); simplify them first if their units are not Google's."""
+    return rasterize(simplify(strokes) if _has_other_units(strokes) else strokes)
 
 
 def stack_bitmaps(bitmaps: list[NDArray[np.uint8]]) -> Bitmaps:
@@ -164,7 +165,7 @@ def source_of(folder: Path) -> str:
     return f"drawings in the folder {folder.resolve().name}"
 
 
-def _is_raw(strokes: list[Stroke]) -> bool:
+def _has_other_units(strokes: list[Stroke]) -> bool:
     if any(len(stroke) > 2 or min(map(min, stroke)) < 0 for stroke in strokes):
         return True
     return not _MIN_SIMPLIFIED <= max(max(map(max, stroke)) for stroke in strokes) <= 255

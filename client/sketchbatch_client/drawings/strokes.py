@@ -38,7 +38,6 @@ class StrokeFile:
 
     def __init__(self, path: Path, *, skip_malformed: bool = False, index_every: int = 1) -> None:
         self.path = path
-        self.label = path.stem
         self.malformed: list[Malformed] = []
         """The first MALFORMED_KEPT skipped lines or records."""
         self.malformed_count = 0
@@ -62,11 +61,10 @@ class StrokeFile:
         return map(self._drawing, self._numbers)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_data": None, "_format": None}
+        return {**self.__dict__, "_data": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._format = _FORMATS[self.path.suffix]
         self._data = _mapped(self.path)
 
     def number_of(self, row: int) -> int:

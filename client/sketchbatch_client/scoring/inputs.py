@@ -71,8 +71,8 @@ def _open(path: Path, name: str) -> list[Source]:
         raise FileRefused(f"{path}: cannot be read: no such file")
     stamp = _stamp(path)  # before opening, so that a later run detects a change while the file is opened
     if path.suffix.lower() in PICTURE_SUFFIXES:
-        return [PictureSource(path.parent, [path.name], stamp)]
-    return _OPENERS.get(path.suffix, _open_npy)(path, name, stamp)
+        return [PictureSource(stamp, path.parent, [path.name])]
+    return _OPENERS.get(path.suffix, _OPENERS[".npy"])(path, name, stamp)
 
 
 def _open_pictures(folder: Path) -> PictureSource:
@@ -81,19 +81,7 @@ def _open_pictures(folder: Path) -> PictureSource:
     stamps = hashlib.sha256()
     for name in names:
         stamps.update(f"{name} {_stamp(folder / name)}\n".encode(errors="replace"))
-    return PictureSource(folder, names, stamps.hexdigest())
-
-
-def _open_npy(path: Path, name: str, stamp: str) -> list[Source]:
-    return [BitmapSource(name, stamp, read_bitmaps(path))]
-
-
-def _open_npz(path: Path, name: str, stamp: str) -> list[Source]:
-    return [BitmapSource(f"{name}:{array}", stamp, bitmaps) for array, bitmaps in open_npz(path).items()]
-
-
-def _open_parquet(path: Path, name: str, stamp: str) -> list[Source]:
-    return [ParquetSource(name, stamp, path)]
+    return PictureSource(stamps.hexdigest(), folder, names)
 
 
 def _open_strokes(path: Path, name: str, stamp: str) -> list[Source]:
@@ -109,10 +97,14 @@ def _open_strokes(path: Path, name: str, stamp: str) -> list[Source]:
     return [StrokeSource(name, stamp, file)]
 
 
+def _open_npz(path: Path, name: str, stamp: str) -> list[Source]:
+    return [BitmapSource(f"{name}:{array}", stamp, bitmaps) for array, bitmaps in open_npz(path).items()]
+
+
 _OPENERS: dict[str, Callable[[Path, str, str], list[Source]]] = {
-    ".npy": _open_npy,
+    ".npy": lambda path, name, stamp: [BitmapSource(name, stamp, read_bitmaps(path))],
     ".npz": _open_npz,
-    ".parquet": _open_parquet,
+    ".parquet": lambda path, name, stamp: [ParquetSource(name, stamp, path)],
     ".ndjson": _open_strokes,
     ".bin": _open_strokes,
 }

@@ -52,9 +52,8 @@ class Outcome:
     """The result of a job."""
 
     rows: int
-    """Number of rows written."""
+    """Number of rows written, without rejected rows."""
     rejected: int
-    """Number of rejected rows."""
     was_finished: bool = False
     """Whether an earlier run had finished the job, so that this run scored nothing."""
 

@@ -17,9 +17,8 @@ class Manifest:
     digests: dict[int, int]
     """Digest of the input rows of each part."""
     rows: int
-    """Number of rows written."""
+    """Number of rows written, without rejected rows."""
     rejected: int
-    """Number of rejected rows."""
     output_bytes: int
     """Size of the output; an output of another size is not finished."""
 

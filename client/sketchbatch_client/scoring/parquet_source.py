@@ -16,14 +16,14 @@ from pyarrow import parquet
 
 from ..drawings.readers import Bitmaps, stack_bitmaps
 from ..errors import FileRefused
-from .sources import Block, FileSource, Reject
+from .sources import Block, Reject, Source
 
 _ROW_BYTES = 784
 _KEY_ID = "key_id"
 _BATCH_ROWS = 1024
 
 
-class ParquetSource(FileSource):
+class ParquetSource(Source):
     """A column of drawings; a column `key_id`, if there is one, holds their identifiers."""
 
     def __init__(self, name: str, stamp: str, path: Path) -> None:
@@ -121,7 +121,11 @@ def _first_line(exc: BaseException) -> str:
 def _has_drawings(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):  # Hugging Face stores pictures as structs
         return kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
-    return _has_numbers(kind.value_type) if _is_list(kind) else _is_binary(kind)
+    if not _is_list(kind):
+        return _is_binary(kind)
+    while _is_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_integer(kind))
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -132,10 +136,6 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _has_numbers(kind: pa.DataType) -> bool:
-    return _has_numbers(kind.value_type) if _is_list(kind) else bool(pa.types.is_integer(kind))
 
 
 def _all_bitmaps(column: pa.Array) -> Bitmaps | None:

@@ -83,10 +83,7 @@ class Plan:
     def options(self) -> ScoreOptions:
         """Options that name exactly this version of the model."""
         return ScoreOptions(
-            top_k=self.top_k,
-            with_all_scores=self.with_all_scores,
-            model_name=self.model,
-            model_version=self.version,
+            top_k=self.top_k, with_all_scores=self.with_all_scores, model_name=self.model, model_version=self.version
         )
 
     @property

@@ -8,7 +8,7 @@ import os
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,41 +41,32 @@ class Block:
     """CRC-32 of the bytes that were read, to detect changes of an input; not a protection against attacks."""
 
 
-class Source(Protocol):
-    """The drawings of one input of a job."""
-
-    name: str
-    """The name of the source in outputs."""
-    stamp: str
-    """Text that differs after every change of the input; it may also differ without one."""
-    is_slow: bool
-    """Whether reading a row costs more than scoring it; reader processes read such sources."""
-    has_key_ids: bool
-
-    def __len__(self) -> int: ...
-
-    def block(self, start: int, stop: int) -> Block:
-        """Read rows start to stop. Raises FileRefused if the file itself can no longer be read."""
-
-    def locate(self, rows: NDArray[np.int64]) -> tuple[str | list[str], NDArray[np.int64]]:
-        """Return the columns `source` (one name, or one per row) and `row` that outputs have for `rows`."""
-
-
-class FileSource:
-    """Base of sources that are one file or array."""
+class Source:
+    """Base of the formats: the drawings of one input of a job."""
 
     is_slow = False
+    """Whether reading a row costs more than scoring it; reader processes read such sources."""
     has_key_ids = False
 
     def __init__(self, name: str, stamp: str) -> None:
         self.name = name
+        """The name of the source in outputs."""
         self.stamp = stamp
+        """Text that differs after every change of the input; it may also differ without one."""
 
-    def locate(self, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def block(self, start: int, stop: int) -> Block:
+        """Read rows start to stop. Raises FileRefused if the file itself can no longer be read."""
+        raise NotImplementedError
+
+    def locate(self, rows: NDArray[np.int64]) -> tuple[str | list[str], NDArray[np.int64]]:
+        """Return the columns `source` (one name, or one per row) and `row` that outputs have for `rows`."""
         return self.name, rows
 
 
-class BitmapSource(FileSource):
+class BitmapSource(Source):
     """A .npy file, or one array of a .npz."""
 
     def __init__(self, name: str, stamp: str, bitmaps: Bitmaps) -> None:
@@ -91,7 +82,7 @@ class BitmapSource(FileSource):
         return Block(rows=np.arange(start, stop), bitmaps=bitmaps, digest=zlib.crc32(bitmaps.data))
 
 
-class StrokeSource(FileSource):
+class StrokeSource(Source):
     """A file of strokes; malformed lines and records are rejects."""
 
     is_slow = True
@@ -118,24 +109,17 @@ class StrokeSource(FileSource):
                 rows.append(row)
                 key_ids.append(drawing.key_id)
         self._file.release_pages()
-        return Block(
-            rows=np.array(rows, np.int64),
-            bitmaps=stack_bitmaps(bitmaps),
-            key_ids=np.array(key_ids, np.uint64),
-            rejects=rejects,
-            digest=digest,
-        )
+        numbers, keys = np.array(rows, np.int64), np.array(key_ids, np.uint64)
+        return Block(rows=numbers, bitmaps=stack_bitmaps(bitmaps), key_ids=keys, rejects=rejects, digest=digest)
 
 
-class PictureSource:
+class PictureSource(Source):
     """Pictures of a folder, one row each, in the order of their names; pictures without a drawing are rejects."""
 
     is_slow = True
-    has_key_ids = False
 
-    def __init__(self, folder: Path, names: list[str], stamp: str) -> None:
-        self.name = str(folder)
-        self.stamp = stamp
+    def __init__(self, stamp: str, folder: Path, names: list[str]) -> None:
+        super().__init__(str(folder), stamp)
         self._folder = folder
         self._names = names
 
