@@ -1,4 +1,4 @@
-"""Detects that a file has changed without reading it."""
+"""Detect that a file has changed without reading it."""
 
 from pathlib import Path
 from typing import NamedTuple

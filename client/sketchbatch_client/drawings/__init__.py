@@ -1,1 +1,1 @@
-"""Reads drawings from files of every format, and renders strokes and pictures as bitmaps like the training data."""
+"""Read drawings from files of every format, and render strokes and pictures as bitmaps like the training data."""

@@ -1,4 +1,4 @@
-"""Renders strokes with the system's libcairo, byte-identical to the bitmaps that Google published.
+"""Render strokes with the system's libcairo, byte-identical to the bitmaps that Google published.
 
 ctypes needs no installation and loads libcairo at the first drawing. The path of a whole drawing is built as one NumPy
 array in the memory layout of `cairo_path_data_t`, so each stroke costs two calls.

@@ -1,4 +1,4 @@
-"""Renders strokes with NumPy alone, for systems without cairo; differs from Google by 0.3 levels on average.
+"""Render strokes with NumPy alone, for systems without cairo; the mean difference from Google is below 0.3 levels.
 
 Coverage is computed as in cairo: 15 sub-scanlines per pixel, exact along each sub-scanline.
 """

@@ -1,4 +1,4 @@
-"""Parses one drawing: a line of .ndjson (simplified or raw), or a record of one of Google's .bin files.
+"""Parse one drawing: a line of .ndjson (simplified or raw), or a record of one of Google's .bin files.
 
 Both formats: https://github.com/googlecreativelab/quickdraw-dataset#the-raw-moderated-dataset
 """

@@ -1,4 +1,4 @@
-"""Places strokes in the square from which Quick, Draw! renders its 28x28 bitmaps.
+"""Place strokes in the square from which Quick, Draw! renders its 28x28 bitmaps.
 
 Google's rules (quickdraw-dataset#19, confirmed in #27): a square of 256 units with 16 units of padding on each side. A
 pen 16 units wide, which may cross the padding by half its width. Centring by the maxima of the strokes alone.

@@ -1,4 +1,4 @@
-"""Converts a picture of a drawing (a photo, a scan, a screenshot) to a bitmap like the training data.
+"""Convert a picture of a drawing (a photo, a scan, a screenshot) to a bitmap like the training data.
 
 Flow: picture -> grey levels -> ink on even paper -> cropped -> `tracing` renders the lines with the data's pen.
 Accepts dark on light and light on dark, any size, any pen, light shadows. Photographs of objects are not supported.

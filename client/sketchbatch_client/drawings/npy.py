@@ -1,4 +1,4 @@
-"""Maps bitmaps from .npy files and .npz archives; never unpickles, and checks each header against the file's size.
+"""Map bitmaps from .npy files and .npz archives; never unpickle, and check each header against the file's size.
 
 Flow: first bytes -> header -> size check -> memory map.
 """

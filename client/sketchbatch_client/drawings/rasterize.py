@@ -1,4 +1,4 @@
-"""Renders strokes as 28x28 bitmaps like those that Quick, Draw! publishes.
+"""Render strokes as 28x28 bitmaps like those that Quick, Draw! publishes.
 
 Flow: strokes -> `geometry` centres them in the square -> `cairo` if libcairo is installed, byte-identical to Google's
 bitmaps; else `coverage`, which comes close. `backend` names the one in use.

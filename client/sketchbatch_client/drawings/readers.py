@@ -1,4 +1,4 @@
-"""Reads bitmaps from drawings in every file format, through one interface.
+"""Read bitmaps from drawings in every file format, through one interface.
 
 A .npy in Google's layout is memory-mapped. Strokes (.ndjson, .bin) and pictures (a folder of PNG or JPEG files) are
 rendered on access, slice by slice, so no file is held in memory. Nothing is unpickled.

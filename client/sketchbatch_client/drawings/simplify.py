@@ -1,4 +1,4 @@
-"""Simplifies raw strokes as Google did: from screen pixels to the units (0 to 255) of the simplified files.
+"""Simplify raw strokes as Google did: from screen pixels to the units (0 to 255) of the simplified files.
 
 The steps of https://github.com/googlecreativelab/quickdraw-dataset#simplified-drawing-files-ndjson: move to the top
 left, scale to 255, resample at 1 unit, apply Ramer-Douglas-Peucker with an epsilon of 2. Of 217 raw drawings with a

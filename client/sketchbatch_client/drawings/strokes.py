@@ -1,4 +1,4 @@
-"""Reads files of strokes: .ndjson (simplified or raw, one drawing per line) and Google's .bin (one per record).
+"""Read files of strokes: .ndjson (simplified or raw, one drawing per line) and Google's .bin (one per record).
 
 Flow: file -> memory map -> index of the starts of lines or records (8 bytes per drawing) -> a `Drawing` on access.
 """

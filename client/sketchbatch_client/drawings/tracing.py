@@ -1,4 +1,4 @@
-"""Finds the centre lines of a drawing and renders them with the pen of the training data.
+"""Find the centre lines of a drawing and render them with the pen of the training data.
 
 Flow: mask of ink -> distance to the paper -> ridges of the distance are the centre lines, filled areas stay filled ->
 scaled to Google's square -> ink within half a pen of a centre line -> 28x28.

@@ -1,4 +1,4 @@
-"""Reads the parts of a job as batches for the service, in order; reader processes decode strokes and pictures.
+"""Read the parts of a job as batches for the service, in order; reader processes decode strokes and pictures.
 
 Flow: parts -> segments -> blocks, each read by the next free process -> batches of about one request's rows.
 """
@@ -58,7 +58,7 @@ class Batch:
 
 
 class BlockReader:
-    """Reads blocks while its context is open; starts reader processes if the job has enough slow rows.
+    """Reader of the blocks of a job; starts reader processes on entry if the job has enough slow rows.
 
     Args:
         plan: The job.

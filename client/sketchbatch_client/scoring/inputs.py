@@ -1,4 +1,4 @@
-"""Finds the inputs of a job: files, globs, folders and standard input; opens each as a source, in the given order."""
+"""Find the inputs of a job: files, globs, folders and standard input; open each as a source, in the given order."""
 
 import glob
 import hashlib
@@ -53,7 +53,7 @@ def _paths(text: str) -> Iterator[Path]:
     else:
         matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute, too
         if not matches:
-            raise FileRefused(f"{text}: no file matches")
+            raise FileRefused(f"{text}: no file matches this pattern")
     for match in matches:
         yield from _folder_paths(match) if match.is_dir() else [match]
 

@@ -1,4 +1,4 @@
-"""Scores the drawings of many files into one output: each row exactly once, however often the job is interrupted.
+"""Score the drawings of many files into one output: each row exactly once, however often the job is interrupted.
 
 Flow: inputs -> `plan` -> unfinished parts -> `block_reader` -> `Client.score` -> `parts` -> `outputs`.
 
@@ -9,7 +9,7 @@ byte-identical output. A manifest next to the output marks the job as finished a
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -96,14 +96,14 @@ def write_scores(
         earlier = finished.plan if finished else parts.earlier_plan()
         sources = find_sources(job.inputs, parts.folder, listener.opens)
         plan = _plan(job, sources, _same_version(client, job.options, served, earlier))
+        digests = {part: parts.digest(part) for part in plan.parts}
         with BlockReader(plan, sources, job.readers) as reader:
             if earlier:
-                digests = {part: parts.digest(part) for part in plan.parts}
-                _check_unchanged(output, earlier, plan, reader, dict(finished.digests) if finished else digests)
+                _check_unchanged(output, earlier, plan, reader, finished.digests if finished else digests)
             if finished:
                 return Outcome(rows=finished.rows, rejected=finished.rejected, was_finished=True)
             parts.begin(plan)
-            manifest = _JobRunner(client, job.kind, plan, sources, reader, listener).write(output, parts)
+            manifest = _JobRunner(client, job.kind, plan, sources, reader, listener).write(output, parts, digests)
     return Outcome(rows=manifest.rows, rejected=manifest.rejected)
 
 
@@ -128,7 +128,7 @@ def stream_scores(
 
 @dataclass(frozen=True)
 class _JobRunner:
-    """Scores the parts of one plan."""
+    """Runner of one plan."""
 
     client: Client
     kind: str
@@ -141,10 +141,9 @@ class _JobRunner:
     def schema(self) -> pa.Schema:
         return schema(self.plan, has_key_ids=any(source.has_key_ids for source in self.sources))
 
-    def write(self, output: Path, parts: Parts) -> Manifest:
-        """Score the unfinished parts, and write all parts to `output`."""
+    def write(self, output: Path, parts: Parts, digests: dict[int, int | None]) -> Manifest:
+        """Score the parts whose digest is None, and write all parts to `output`."""
         plan = self.plan
-        digests = {part: parts.digest(part) for part in plan.parts}
         missing = [part for part in plan.parts if digests[part] is None]
         self.listener.begins(plan.rows, plan.rows - sum(map(plan.rows_of, missing)))
         partial, rejects = parts.folder / "output.partial", parts.folder / "rejects.partial"
@@ -255,7 +254,7 @@ def _same_version(client: Client, options: ScoreOptions, served: ModelInfo, earl
 
 
 def _check_unchanged(
-    output: Path, earlier: Plan, plan: Plan, reader: BlockReader, digests: dict[int, int | None]
+    output: Path, earlier: Plan, plan: Plan, reader: BlockReader, digests: Mapping[int, int | None]
 ) -> None:
     """Raise JobRefused unless scoring the finished parts again would produce the same output."""
     change = difference(earlier, plan)

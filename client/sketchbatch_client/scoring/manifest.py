@@ -1,4 +1,4 @@
-"""Stores next to an output how it was made, so that a finished job is recognised and shards can be merged."""
+"""Store next to an output how it was made, so that a finished job is recognised and shards can be merged."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""Merges the outputs of all shards of a job into the output that one process would have written, byte for byte.
+"""Merge the outputs of all shards of a job into the output that one process would have written, byte for byte.
 
 Shards are consecutive ranges of parts, so each boundary between two shards is also one between two parts; see `plan`.
 """
@@ -75,16 +75,16 @@ def _in_order(shards: Sequence[Path]) -> tuple[list[Path], list[Manifest]]:
         plan = manifest.plan
         first = first or plan
         if plan.shard.shards != first.shard.shards:
-            raise JobRefused(f"{path}: one of {plan.shard.shards} shards; {shards[0]} is one of {first.shard.shards}")
+            expected = f"one of {first.shard.shards} shards, as {shards[0]} is"
+            raise JobRefused(f"{path}: must be {expected}, got one of {plan.shard.shards}")
         if change := difference(replace(first, shard=plan.shard), plan):
             raise JobRefused(f"{path}: expected a shard of the same job as {shards[0]}: {change}")
         found[plan.shard.number] = (path, manifest)
     numbers = range(first.shard.shards if first else 0)
     if len(found) < len(numbers):  # counted, not listed: a damaged manifest can state any number of shards
         missing = next(number for number in numbers if number not in found)
-        raise JobRefused(
-            f"{len(numbers) - len(found)} of {len(numbers)} shards are missing, the first is number {missing}"
-        )
+        count = f"{len(numbers) - len(found)} of {len(numbers)} shards are missing"
+        raise JobRefused(f"{count}, the first is number {missing}: score it with --shard {missing}/{len(numbers)}")
     paths, manifests = zip(*(found[number] for number in numbers), strict=True)
     return list(paths), list(manifests)
 

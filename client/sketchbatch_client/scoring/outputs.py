@@ -1,4 +1,4 @@
-"""Writes one line per scored row, as Parquet, CSV, JSON lines or .npy, to any binary file.
+"""Write one line per scored row, as Parquet, CSV, JSON lines or .npy, to any binary file.
 
 Columns: source (the file), row (its index there, from 0), key_id if an input has identifiers, label, score; with
 top_k > 1 also label_2, score_2 and so on; with all scores also one score_LABEL per class. A picture is a source of its
@@ -30,7 +30,7 @@ OFFSET = "offset"
 
 
 class Output:
-    """Base of the four formats: receives the rows of a job, part by part. The owner closes the file."""
+    """Base of the four formats; receives the rows of a job part by part. The owner closes the file."""
 
     def write(self, rows: pa.Table, count: int) -> None:
         """Write the next part: its scored rows, and the number of its rows before some were rejected."""
@@ -119,7 +119,7 @@ def parquet_writer(file: BinaryIO, schema: pa.Schema) -> parquet.ParquetWriter:
 
 
 class _Parquet(Output):
-    """Writes each part as one row group, so that merged shards equal the output of one process."""
+    """Parquet with one row group per part, so that merged shards equal the output of one process."""
 
     def __init__(self, file: BinaryIO, plan: Plan, schema: pa.Schema) -> None:
         self._writer = parquet_writer(file, schema)
@@ -148,7 +148,7 @@ class _Csv(Output):
 
 
 class _JsonLines(Output):
-    """Encodes column by column, in a tenth of the time that row by row takes."""
+    """JSON lines, encoded column by column in a tenth of the time that row by row takes."""
 
     def __init__(self, file: BinaryIO, plan: Plan, schema: pa.Schema) -> None:
         self._file = file

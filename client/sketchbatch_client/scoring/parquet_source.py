@@ -1,4 +1,4 @@
-"""Reads the drawings in a column of a Parquet file: bytes, lists of numbers, or encoded pictures.
+"""Read the drawings in a column of a Parquet file: bytes, lists of numbers, or encoded pictures.
 
 Row groups are decoded batch by batch, and only once as long as blocks are read in order.
 """

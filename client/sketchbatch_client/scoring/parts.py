@@ -1,4 +1,4 @@
-"""Stores the finished parts of a job next to its output, so that an interrupted job can resume.
+"""Store the finished parts of a job next to its output, so that an interrupted job can resume.
 
 OUTPUT.parts/ contains `manifest.json` with the plan, and `lock`, which the running process holds. Each finished part
 has an Arrow file of its rows, which appears only when it is complete, and before it a file of its rejects, if any.

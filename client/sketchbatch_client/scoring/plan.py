@@ -1,4 +1,4 @@
-"""Describes a job: its inputs, model and options, and how its rows are divided into parts and shards.
+"""Describe a job: its inputs, model and options, and how its rows are divided into parts and shards.
 
 Two runs of the same job have equal plans; `difference` describes how two plans differ. Rows are numbered across all
 inputs. A part is a range of rows, and a shard is a range of parts. A manifest stores a plan as JSON.

@@ -1,4 +1,4 @@
-"""Scores open files in order and yields the results, for evaluations that count results instead of writing them."""
+"""Score open files in order and yield the results, for evaluations that count results instead of writing them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing

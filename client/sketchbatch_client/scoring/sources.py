@@ -1,4 +1,4 @@
-"""Reads the drawings of one input, block by block: good rows as bitmaps, bad rows as rejects with a reason.
+"""Read the drawings of one input, block by block: good rows as bitmaps, bad rows as rejects with a reason.
 
 A source knows its number of rows before it reads any, keeps few rows in memory, and can be sent to another process.
 Row i of a source remains row i, however many other rows are rejected.
@@ -42,7 +42,7 @@ class Block:
 
 
 class Source:
-    """Base of the formats: the drawings of one input of a job."""
+    """The drawings of one input of a job; base of the input formats."""
 
     is_slow = False
     """Whether reading a row costs more than scoring it; reader processes read such sources."""
