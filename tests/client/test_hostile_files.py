@@ -100,7 +100,7 @@ def test_a_manifest_with_impossible_values_is_ignored(tmp_path, changes):
 
 def test_missing_shards_are_counted_not_listed(tmp_path):
     """A damaged manifest can state any number of shards, so the message counts them."""
-    with pytest.raises(JobRefused, match="999999999999 of 1000000000000 shards are missing, the first is number 1: score it"):
+    with pytest.raises(JobRefused, match="999999999999 of 1000000000000 shards are missing, the first is number 1"):
         merge([finished(tmp_path, shard=[0, 10**12])], tmp_path / "all.csv")
 
 

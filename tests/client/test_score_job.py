@@ -27,6 +27,8 @@ from sketchbatch_client.scoring.plan import ScoreOptions
 
 ROWS, PART = 6000, 512
 
+pytestmark = pytest.mark.timeout(60)  # many tests start a process
+
 
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):

@@ -154,9 +154,9 @@ def queued_rows(service) -> float:
 def test_accepted_calls_are_answered_before_the_service_stops(start_service, root, noise, how):
     """A call in flight when the signal arrives receives its response; the log has the stages of the stop."""
     service = start_service(root / "models", "--max-batch-rows", "16", "--metrics-address", "127.0.0.1:0", *NO_LIMIT)
-    with paused_in_flight(service, 1, noise(16384)) as (call,):
+    with paused_in_flight(service, 1, noise(4096)) as (call,):
         service.process.send_signal(how)
-    assert call.result().rows == 16384
+    assert call.result().rows == 4096
     service.process.wait()
     code, log = service.stop()
     assert code == 0
@@ -203,11 +203,11 @@ def test_the_lame_duck_time_ends_by_itself(start_service, tiny_model):
 @pytest.mark.timeout(60)
 def test_a_second_signal_cancels_calls(start_service, root, noise):
     """Calls in flight end with UNAVAILABLE, and the process ends before `--drain-s`."""
-    flags = ["--max-batch-rows", "16", "--lame-duck-s", "3600", "--metrics-address", "127.0.0.1:0", *NO_LIMIT]
-    service = start_service(root / "models", *flags, "--max-queued-rows", "1000000")
+    flags = ["--max-batch-rows", "1", "--lame-duck-s", "3600", "--metrics-address", "127.0.0.1:0", *NO_LIMIT]
+    service = start_service(root / "models", *flags)
     service.process.terminate()
     service.wait_for("leaving")  # otherwise the kernel merges the two signals
-    with paused_in_flight(service, 12, noise(16384)) as calls:
+    with paused_in_flight(service, 8, noise(8000)) as calls:
         service.process.terminate()
     codes = {call.code() for call in calls}
     assert grpc.StatusCode.UNAVAILABLE in codes
