@@ -94,7 +94,7 @@ def test_readers_end_with_a_parent_that_is_killed(strokes):
         (reader,) = map(int, parent.stdout.readline().split())
         process = os.pidfd_open(reader)
         parent.kill()
-    has_ended, _, _ = select.select([process], [], [])  # the limit per test bounds it
+    has_ended, _, _ = select.select([process], [], [])  # the time limit of the test ends an endless wait
     os.close(process)
     assert has_ended
 

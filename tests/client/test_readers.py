@@ -180,7 +180,7 @@ def test_line_i_of_the_strokes_is_row_i_of_the_bitmaps(quickdraw):
     """Strokes, bitmaps and metadata can be joined by row number."""
     strokes = open_bitmaps(quickdraw / "simplified" / "cat.ndjson")
     published = open_bitmaps(quickdraw / "numpy_bitmap" / "cat.npy")
-    assert np.abs(strokes[5:25].astype(int) - published[5:25]).max() <= 18  # 0 with cairo
+    assert np.abs(strokes[5:25].astype(int) - published[5:25]).max() <= 18  # 0 if cairo is installed
 
 
 @pytest.mark.parametrize("screen", [[[[300, 700], [40, 50], [0, 9]]], [[[300, 700], [40, 50]]], [[[-9, 9], [4, 5]]]])

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from .geometry import MARGIN, PEN, SCALE, SIDE, Floats, Layout
 
-_LINES = 15  # sub-scanlines a pixel row: GRID_Y of cairo-tor-scan-converter.c
+_LINES = 15  # sub-scanlines per pixel row: GRID_Y of cairo-tor-scan-converter.c
 _RADIUS = PEN / 2 * SCALE  # pixels
 
 _LINE_Y = (np.arange(SIDE * _LINES) + 0.5) / _LINES  # pixels; the middle of each sub-scanline

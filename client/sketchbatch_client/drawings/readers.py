@@ -25,12 +25,8 @@ SOURCE_NOTE = "SOURCE.txt"
 PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
 _MIN_SIMPLIFIED = 240  # units; the smallest maximum of 8,600 simplified drawings is 241
-_LAYOUTS = (  # Google's folder and suffix; the first with files is used
-    ("numpy_bitmap", ".npy"),
-    ("simplified", ".ndjson"),
-    ("binary", ".bin"),
-    ("raw", ".ndjson"),
-)
+# Google's folders and suffixes, in the order in which they are searched.
+_LAYOUTS = (("numpy_bitmap", ".npy"), ("simplified", ".ndjson"), ("binary", ".bin"), ("raw", ".ndjson"))
 
 
 class BitmapRows(Protocol):
