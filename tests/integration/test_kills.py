@@ -31,7 +31,7 @@ def inputs(tmp_path):
     return [tmp_path / "a.npy", tmp_path / "b.ndjson"]
 
 
-@pytest.mark.timeout(60 + 5 * KILLS)
+@pytest.mark.timeout(180 + 10 * KILLS)
 def test_a_job_that_is_killed_repeatedly_produces_identical_output(inputs, tmp_path, start_service, tiny_model, capsys):
     """No row or reject is lost or repeated, whether the client or the server is killed, and at any time."""
     chance = random.Random(11)

@@ -25,6 +25,8 @@ from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 from sketchbatch_client import Client
 
+pytestmark = pytest.mark.timeout(60)  # most tests start a service
+
 FIVE = ["accuracy", "balanced_accuracy", "specificity", "matthews_corrcoef", "jaccard"]
 NO_LIMIT = ("--drain-s", "3600")
 """A service that waited until --drain-s would exceed the time limit of the test."""
@@ -48,7 +50,6 @@ def test_the_shipped_model_knows_bears_cats_and_dogs(shipped):
 
 
 @pytest.mark.real_drawings
-@pytest.mark.timeout(60)
 def test_9000_real_drawings_get_the_labels_of_onnx_runtime_in_order(shipped, quickdraw, root, run_command, tmp_path):
     """Labels, scores and order survive the way through files, gRPC and batching."""
     files = [quickdraw / "numpy_bitmap" / f"{label}.npy" for label in ("bear", "cat", "dog")]
@@ -149,7 +150,6 @@ def queued_rows(service) -> float:
     return sum(each.value for family in families for each in family.samples if each.name == "sketchbatch_queued_rows")
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_accepted_calls_are_answered_before_the_service_stops(start_service, root, noise, how):
     """A call in flight when the signal arrives receives its response; the log has the stages of the stop."""
@@ -200,7 +200,6 @@ def test_the_lame_duck_time_ends_by_itself(start_service, tiny_model):
     assert (times[1] - times[0]).total_seconds() > 0.4
 
 
-@pytest.mark.timeout(60)
 def test_a_second_signal_cancels_calls(start_service, root, noise):
     """Calls in flight end with UNAVAILABLE, and the process ends before `--drain-s`."""
     flags = ["--max-batch-rows", "1", "--lame-duck-s", "3600", "--metrics-address", "127.0.0.1:0", *NO_LIMIT]
@@ -275,7 +274,6 @@ def failed_start(run_command, *flags: object) -> str:
     return finished.stderr
 
 
-@pytest.mark.timeout(60)
 def test_a_failed_start_is_reported_in_one_line(run_command, tmp_path, tiny_model, tiny_service):
     """A model with a wrong input, a missing model, a busy port and a missing GPU each give one line."""
     unfit = write_model(tmp_path / "unfit.onnx", input_type=TensorProto.FLOAT, input_shape=("n", 28, 28, 1))
@@ -292,7 +290,6 @@ def test_a_failed_start_is_reported_in_one_line(run_command, tmp_path, tiny_mode
         assert "provider cuda was asked for" in failed_start(run_command, "--model", tiny_model, "--provider", "cuda")
 
 
-@pytest.mark.timeout(60)
 def test_scores_equal_those_of_onnx_runtime_however_requests_are_split_and_merged(shipped, root):
     """Concurrent requests of 1 to 16,384 rows receive bit-identical scores to a session with default settings."""
     random = np.random.default_rng(3)
