@@ -1,4 +1,4 @@
-"""Pictures of real drawings as people send them: other pens, papers, places and lights than the data's."""
+"""Renders drawings as pictures that people send: other pens, papers, positions and light than the training data."""
 
 from dataclasses import dataclass
 
@@ -6,26 +6,26 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 INK, PAPER = 20, 255
-_SUPER = 2  # drawn twice as large, then reduced
+_OVERSAMPLING = 2  # drawn twice as large, then reduced
 
 
 @dataclass(frozen=True)
 class Picture:
-    """How a drawing stands on its page."""
+    """The page, pen and position of a drawing."""
 
     side: int = 400
     """Pixels."""
     pen: float = 0.016
-    """Its width, as a part of the side."""
+    """Width of the pen, as a fraction of the side."""
     span: float = 0.8
-    """The drawing's longer side, as a part of the page's."""
-    off: tuple[float, float] = (0.0, 0.0)
-    """From the middle, right and down, as parts of the side."""
+    """Longer side of the drawing, as a fraction of the side of the page."""
+    offset: tuple[float, float] = (0.0, 0.0)
+    """Distance from the middle, right and down, as fractions of the side."""
     is_light_on_dark: bool = False
     shade: float = 0.0
-    """How much darker the paper is in its darkest corner, as a part."""
+    """How much darker the paper is in its darkest corner, as a fraction."""
     noise: float = 0.0
-    """Grey levels, standard deviation."""
+    """Standard deviation in grey levels."""
 
 
 PICTURES = (
@@ -33,41 +33,41 @@ PICTURES = (
     Picture(side=800, pen=0.0025),
     Picture(side=300, pen=0.045),
     Picture(is_light_on_dark=True, side=350),
-    Picture(span=0.4, off=(0.25, -0.2), pen=0.01),
+    Picture(span=0.4, offset=(0.25, -0.2), pen=0.01),
     Picture(noise=6, pen=0.012),
     Picture(shade=0.5, noise=3),
 )
 
 
 def picture_of_strokes(strokes, how: Picture) -> np.ndarray:
-    """Draws strokes of any units: uint8, (side, side)."""
+    """Draw strokes of any units: uint8, (side, side)."""
     paths = [np.array(stroke[:2], float).T for stroke in strokes]
     points = np.concatenate(paths)
     middle, extent = (points.min(axis=0) + points.max(axis=0)) / 2, np.ptp(points, axis=0).max()
-    size = how.side * _SUPER
+    size = how.side * _OVERSAMPLING
     image = Image.new("L", (size, size))
     canvas, radius = ImageDraw.Draw(image), how.pen * size / 2
     for path in paths:
-        path = (path - middle) * (how.span * size / (extent or 1)) + (0.5 + np.array(how.off)) * size
+        path = (path - middle) * (how.span * size / (extent or 1)) + (0.5 + np.array(how.offset)) * size
         canvas.line([tuple(point) for point in path], fill=255, width=max(1, round(2 * radius)))
         for x, y in path:
             canvas.ellipse([x - radius, y - radius, x + radius, y + radius], fill=255)
-    return _on_page(np.asarray(image.reduce(_SUPER)) / 255, how)
+    return _on_page(np.asarray(image.reduce(_OVERSAMPLING)) / 255, how)
 
 
 def picture_of_bitmap(bitmap: np.ndarray, how: Picture) -> np.ndarray:
-    """Enlarges a bitmap smoothly, its lines cut thinner or thicker: uint8, (side, side)."""
+    """Enlarge a bitmap smoothly and make its lines thinner or thicker: uint8, (side, side)."""
     size = round(how.side * how.span)
     grey = np.asarray(Image.fromarray(bitmap).resize((size, size), Image.Resampling.BICUBIC)) / 255
     level = 0.65 if how.pen < 0.011 else 0.35 if how.pen > 0.02 else 0.5
     ink = np.zeros((how.side, how.side))
-    left, top = (round((0.5 + off) * how.side - size / 2) for off in how.off)
+    left, top = (round((0.5 + offset) * how.side - size / 2) for offset in how.offset)
     ink[top : top + size, left : left + size] = 1 / (1 + np.exp(-14 * (grey - level)))
     return _on_page(ink, how)
 
 
 def _on_page(ink: np.ndarray, how: Picture) -> np.ndarray:
-    """Ink (0 to 1) on the paper that `how` tells of."""
+    """Put ink (0 to 1) on the paper that `how` describes."""
     down, across = np.mgrid[0 : 1 : how.side * 1j, 0 : 1 : how.side * 1j]
     grey = (PAPER + (INK - PAPER) * ink) * (1 - how.shade * (0.7 * across + 0.3 * down))
     if how.noise:

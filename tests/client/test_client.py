@@ -28,7 +28,7 @@ from sketchbatch_client import (
     errors,
 )
 from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
-from sketchbatch_client.scoring.job import Order, write_scores
+from sketchbatch_client.scoring.job import ScoreJob, write_scores
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ class FailsAfter:
 def test_a_scoring_run_that_fails_midway_keeps_what_is_finished(noise, tmp_path):
     """No output, whole or partial; the error is the server's; the next run goes on after the last part."""
     np.save(tmp_path / "a.npy", noise(3))
-    order = Order(inputs=[str(tmp_path / "a.npy")], part_rows=1)
+    order = ScoreJob(inputs=[str(tmp_path / "a.npy")], part_rows=1)
     with flaky(rows_per_request=1, in_flight=1) as (client, server):
         watch = FailsAfter(server)
         with pytest.raises(ServerFailed):

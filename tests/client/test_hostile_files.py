@@ -1,4 +1,4 @@
-"""Files that fuzzing found to do harm, each refused in one line; tests/fuzz/FINDINGS.md tells of them all."""
+"""Files that caused harm when fuzzed; each is rejected in one line. All of them: tests/fuzz/FINDINGS.md."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from sketchbatch_client.scoring.parts import Parts
 
 
 def test_a_stored_array_with_a_flipped_bit_is_refused(tmp_path, noise):
-    """A .npz has checksums: what is not what was written is not scored."""
+    """The checksums of a .npz detect damage, and damaged drawings are not scored."""
     path = tmp_path / "drawings.npz"
     np.savez(path, drawings=noise(3))
     assert np.array_equal(open_npz(path)["drawings"], noise(3))
@@ -29,8 +29,8 @@ def test_a_stored_array_with_a_flipped_bit_is_refused(tmp_path, noise):
         open_npz(path)
 
 
-def test_an_array_packed_too_small_is_refused_before_it_is_unpacked(tmp_path):
-    """A few hundred kB may hold many GB of blank drawings."""
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    """An array of many GB in a few hundred kB is rejected by its compression ratio."""
     path = tmp_path / "bomb.npz"
     header = io.BytesIO()
     rows = 1_400_000  # 1.1 GB
@@ -38,10 +38,10 @@ def test_an_array_packed_too_small_is_refused_before_it_is_unpacked(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("blank.npy", header.getvalue() + bytes(784))
     contents = bytearray(path.read_bytes())
-    directory = contents.rfind(b"PK\1\2")  # what it says there is believed until it is unpacked
+    directory = contents.rfind(b"PK\1\2")  # the size stated there is checked only by unpacking
     contents[directory + 24 : directory + 28] = (len(header.getvalue()) + rows * 784).to_bytes(4, "little")
     path.write_bytes(contents)
-    with pytest.raises(FileRefused, match="packed at most 200 times as small, got 1,097,600,128 bytes"):
+    with pytest.raises(FileRefused, match="compressed at most 200 times, got 1,097,600,128 bytes"):
         open_npz(path)
 
 
@@ -49,26 +49,26 @@ def test_an_array_packed_too_small_is_refused_before_it_is_unpacked(tmp_path):
     ("xs", "reason"),
     [
         ([0, 255] * 20_001, "at most 40,000 points, got 40,002"),
-        ([0, 255] * 400, "at most 500 times as long as the drawing, got 799"),
+        ([0, 255] * 400, "at most 500 times as long as the drawing, got 799 times"),
     ],
 )
-def test_lines_that_would_take_minutes_to_draw_are_refused(xs, reason):
-    """Drawing takes time with the square of what is to be drawn."""
-    line = json.dumps({"drawing": [[xs, [place % 2 for place in range(len(xs))]]]}).encode()
+def test_drawings_that_would_take_minutes_to_render_are_refused(xs, reason):
+    """Numbers of points and lengths of strokes are limited, because rendering time grows with their square."""
+    line = json.dumps({"drawing": [[xs, [index % 2 for index in range(len(xs))]]]}).encode()
     with pytest.raises(ValueError, match=reason):
         from_line(line)
-    from_line(json.dumps({"drawing": [[xs[:800:4], [0, 255] * 100]]}).encode())  # of people's own length
+    from_line(json.dumps({"drawing": [[xs[:800:4], [0, 255] * 100]]}).encode())  # a common length
 
 
 def test_an_empty_bin_holds_no_row(tmp_path):
-    """In one line, as for any other kind."""
+    """An empty .bin is rejected in one line, like an empty file of any other format."""
     (tmp_path / "empty.bin").touch()
     with pytest.raises(FileRefused, match="expected drawings, got no row"):
         find_sources([str(tmp_path / "empty.bin")], tmp_path, lambda _: None)
 
 
 def test_a_jpeg_of_very_many_scans_is_refused():
-    """Each scan goes over all pixels again: a small file could keep us for hours."""
+    """The number of scans is limited, because a small file could otherwise take hours to decode."""
     file = io.BytesIO()
     Image.new("L", (64, 64), 255).save(file, "JPEG", progressive=True)
     contents = file.getvalue()
@@ -78,7 +78,7 @@ def test_a_jpeg_of_very_many_scans_is_refused():
 
 
 def finished(tmp_path, **changes):
-    """A job of one shard with a manifest; `changes` are made to its plan."""
+    """Write the output and manifest of a finished job of one shard; `changes` replace fields of its plan."""
     output = tmp_path / "labels.csv"
     output.write_bytes(b"source,row\n")
     plan = {"format": 1, "inputs": [], "model": "m", "version": "1", "model_digest": "d", "labels": ["a"], "top_k": 1}
@@ -92,20 +92,20 @@ def finished(tmp_path, **changes):
     "changes",
     [{"part_rows": 0}, {"part_rows": "1"}, {"shard": [1, 1]}, {"shard": [-1, 2]}, {"labels": [1]}, {"top_k": 1e9}],
 )
-def test_a_manifest_that_says_what_cannot_be_is_none(tmp_path, changes):
-    """It would break a job later, and far from its cause."""
+def test_a_manifest_with_impossible_values_is_ignored(tmp_path, changes):
+    """Impossible values are rejected where they are read, not later in the job."""
     assert Manifest.read(finished(tmp_path))
     assert Manifest.read(finished(tmp_path, **changes)) is None
 
 
 def test_missing_shards_are_counted_not_listed(tmp_path):
-    """A damaged manifest may speak of any number of them."""
+    """A damaged manifest can state any number of shards, so the message counts them."""
     with pytest.raises(JobRefused, match="999999999999 of 1000000000000 shards are missing, the first is number 1"):
         merge([finished(tmp_path, shard=[0, 10**12])], tmp_path / "all.csv")
 
 
-def test_a_part_that_is_damaged_anywhere_is_scored_again(tmp_path, root):
-    """Not only one that is too short."""
+def test_a_part_with_any_damage_counts_as_unfinished(tmp_path, root):
+    """Truncated, corrupted and empty parts, and parts without a digest, are scored again."""
     for damaged in (root / "tests/fuzz/corpus/part").glob("[cden]*.arrow"):  # cut, damaged, empty, no digest
         (tmp_path / "part-0000000.arrow").write_bytes(damaged.read_bytes())
         assert Parts(tmp_path).digest(0) is None, damaged

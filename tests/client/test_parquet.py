@@ -1,4 +1,4 @@
-"""Drawings in Parquet files and in .npz archives, whole and broken."""
+"""Drawings are read from Parquet files and .npz archives; damaged ones are rejected."""
 
 import io
 import zipfile
@@ -15,7 +15,7 @@ from sketchbatch_client.scoring.parquet_source import ParquetSource
 
 
 def encoded(bitmap):
-    """A PNG of it."""
+    """Encode a bitmap as PNG."""
     file = io.BytesIO()
     Image.fromarray(bitmap).save(file, "PNG")
     return file.getvalue()
@@ -35,37 +35,44 @@ COLUMNS = {
 
 @pytest.fixture
 def rows(noise):
-    """Light on dark at the border, as drawings are."""
-    bitmaps = noise(3000)
+    """300 bitmaps that are dark at the border, as drawings are."""
+    bitmaps = noise(300)
     bitmaps[:, [0, -1]] = bitmaps[:, :, [0, -1]] = 0
     return bitmaps
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_drawings_are_found_in_a_column_of_any_kind(tmp_path, rows, kind):
-    """In order or not, across row groups; the column's name does not matter, nor do others."""
-    rows = rows[:300] if "pictures" in kind else rows
+    """Blocks can be read in any order and across row groups; the names of columns do not matter."""
     table = pa.table({"word": ["cat"] * len(rows), "drawing": COLUMNS[kind](rows), "n": range(len(rows))})
-    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=len(rows) // 3 + 1)
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=101)
     (source,) = find_sources([str(tmp_path / "a.parquet")], tmp_path, lambda path: None)
-    assert len(source) == len(rows)
+    assert len(source) == 300
     assert not source.has_key_ids
-    tenth = len(rows) // 10
-    for start in (0, tenth, 5 * tenth, 2 * tenth):
-        block = source.block(start, start + tenth)
-        assert np.array_equal(block.bitmaps, rows[start : start + tenth])
-        assert block.rows.tolist() == list(range(start, start + tenth))
+    for start in (0, 30, 90, 270, 60):
+        block = source.block(start, start + 30)
+        assert np.array_equal(block.bitmaps, rows[start : start + 30])
+        assert block.rows.tolist() == list(range(start, start + 30))
         assert not block.rejects
-    assert source.block(0, tenth).digest == source.block(0, tenth).digest != source.block(1, tenth + 1).digest
+    assert source.block(0, 30).digest == source.block(0, 30).digest != source.block(1, 31).digest
 
 
-def test_rows_that_are_no_drawing_are_rejects(tmp_path, rows):
-    """Each with its reason; the others keep their numbers and names."""
+def test_blocks_and_decoded_batches_need_not_have_the_same_size(tmp_path, noise):
+    """A block can have rows of several batches of 1,024 rows, read in order or after a seek."""
+    rows = noise(3000)
+    parquet.write_table(pa.table({"drawing": COLUMNS["784 bytes"](rows)}), tmp_path / "a.parquet", row_group_size=1500)
+    source = ParquetSource("a.parquet", "", tmp_path / "a.parquet")
+    for start in (0, 700, 1400, 2100, 300):
+        assert np.array_equal(source.block(start, start + 700).bitmaps, rows[start : start + 700])
+
+
+def test_rows_without_a_drawing_are_rejects(tmp_path, rows):
+    """Each reject has a reason; the other rows keep their numbers and identifiers."""
     values = [row.ravel().tolist() for row in rows[:6]]
     values[1], values[2], values[4] = None, values[2][:-1], [256] * 784
     table = pa.table({"drawing": values, "key_id": ["11", "12", "13", "x", "15", "16"]})
     parquet.write_table(table, tmp_path / "a.parquet")
-    source = ParquetSource(tmp_path / "a.parquet", "a.parquet", "")
+    source = ParquetSource("a.parquet", "", tmp_path / "a.parquet")
     block = source.block(0, 6)
     assert block.rows.tolist() == [0, 3, 5]
     assert block.key_ids.tolist() == [11, 0, 16]
@@ -73,14 +80,14 @@ def test_rows_that_are_no_drawing_are_rejects(tmp_path, rows):
     assert [(reject.row, reject.reason) for reject in block.rejects] == [
         (1, "expected a drawing, got nothing"),
         (2, "expected 784 numbers or 28 x 28, got int64 (783,)"),
-        (4, "expected numbers of 0 to 255, got 256 to 256"),
+        (4, "numbers must be 0 to 255, got 256 to 256"),
     ]
 
 
 def test_bytes_that_are_neither_bitmap_nor_picture_are_rejects(tmp_path, rows):
-    """A row of the wrong length is no drawing."""
+    """A row of another length is decoded as a picture, or rejected."""
     parquet.write_table(pa.table({"b": [rows[0].tobytes(), b"cat"]}), tmp_path / "a.parquet")
-    block = ParquetSource(tmp_path / "a.parquet", "a.parquet", "").block(0, 2)
+    block = ParquetSource("a.parquet", "", tmp_path / "a.parquet").block(0, 2)
     assert block.rows.tolist() == [0]
     assert "row 1: cannot be read as a picture of a drawing" in block.rejects[0].reason
 
@@ -94,7 +101,7 @@ def test_bytes_that_are_neither_bitmap_nor_picture_are_rejects(tmp_path, rows):
     ],
 )
 def test_a_file_without_drawings_is_refused(tmp_path, table, message):
-    """With what is there instead."""
+    """The message has the columns of the file."""
     (tmp_path / "a.parquet").write_bytes(b"PAR1 cut short")
     if table:
         parquet.write_table(table, tmp_path / "a.parquet")
@@ -103,45 +110,45 @@ def test_a_file_without_drawings_is_refused(tmp_path, table, message):
 
 
 def damaged(contents: bytes, start: int, count: int) -> bytes:
-    """The same with some of its bytes overwritten, as a disk or a broken download leaves it."""
+    """Overwrite some bytes, as a failing disk or download does."""
     return contents[:start] + b"\xff" * count + contents[start + count :]
 
 
-def test_a_damaged_page_is_refused_where_it_is_reached(tmp_path, rows):
-    """In one line with the file's name; the rows before it can be read."""
-    path = tmp_path / "a.parquet"
+def test_a_damaged_page_is_refused_when_it_is_read(tmp_path, noise):
+    """The message is one line with the file's name; rows of earlier pages can be read."""
+    path, rows = tmp_path / "a.parquet", noise(3000)
     parquet.write_table(pa.table({"drawing": COLUMNS["bytes"](rows)}), path, row_group_size=2000, use_dictionary=False)
     page = parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
     path.write_bytes(damaged(path.read_bytes(), page, 16))
-    source = ParquetSource(path, "a.parquet", "")
+    source = ParquetSource("a.parquet", "", path)
     assert np.array_equal(source.block(0, 1000).bitmaps, rows[:1000])
-    for start in (1000, 2500):  # going on, and sought
+    for start in (1000, 2500):  # in order, and after a seek
         with pytest.raises(FileRefused, match=r"^a\.parquet: damaged, cannot be read as Parquet: .+$") as caught:
             source.block(start, start + 100)
         assert "\n" not in str(caught.value)
 
 
 def test_damaged_key_ids_are_refused(tmp_path, rows):
-    """Bytes that are no text are a broken file, no traceback."""
+    """Identifiers that are not valid text are reported as damage."""
     keys = pa.array([b"12345", b"\xf3\xf3"]).view(pa.string())
     parquet.write_table(pa.table({"drawing": COLUMNS["bytes"](rows[:2]), "key_id": keys}), tmp_path / "a.parquet")
-    with pytest.raises(FileRefused, match=r"a\.parquet: damaged, key_id is no text"):
-        ParquetSource(tmp_path / "a.parquet", "a.parquet", "").block(0, 2)
+    with pytest.raises(FileRefused, match=r"a\.parquet: damaged, key_id must be text"):
+        ParquetSource("a.parquet", "", tmp_path / "a.parquet").block(0, 2)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_every_array_of_bitmaps_in_an_archive_is_a_source(tmp_path, rows, save):
-    """Stored or compressed; labels and the like are passed over."""
-    save(tmp_path / "a.npz", x_train=rows[:500], y_train=np.arange(500), x_test=rows[500:700].reshape(-1, 784))
+    """Arrays can be stored or compressed; other arrays, such as labels, are skipped."""
+    save(tmp_path / "a.npz", x_train=rows[:200], y_train=np.arange(200), x_test=rows[200:].reshape(-1, 784))
     sources = find_sources([str(tmp_path / "a.npz")], tmp_path, lambda path: None)
     assert [source.name for source in sources] == [f"{tmp_path}/a.npz:{name}" for name in ("x_train", "x_test")]
-    assert [len(source) for source in sources] == [500, 200]
-    assert np.array_equal(sources[0].block(100, 300).bitmaps, rows[100:300])
-    assert np.array_equal(sources[1].block(0, 200).bitmaps, rows[500:700])
+    assert [len(source) for source in sources] == [200, 100]
+    assert np.array_equal(sources[0].block(50, 150).bitmaps, rows[50:150])
+    assert np.array_equal(sources[1].block(0, 100).bitmaps, rows[200:])
 
 
 def npz(method: int = zipfile.ZIP_DEFLATED, **members: bytes) -> bytes:
-    """An archive of these members, compressed."""
+    """Return an archive of these members."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, contents in members.items():
@@ -150,7 +157,7 @@ def npz(method: int = zipfile.ZIP_DEFLATED, **members: bytes) -> bytes:
 
 
 def npy(array) -> bytes:
-    """As np.save writes it."""
+    """Return the bytes that np.save writes."""
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
@@ -171,7 +178,7 @@ def npy(array) -> bytes:
     ],
 )
 def test_a_broken_archive_is_refused(tmp_path, contents, message):
-    """Before anything large is unpacked."""
+    """The message has the reason and, if an array is broken, its name."""
     (tmp_path / "a.npz").write_bytes(contents)
     with pytest.raises(FileRefused, match=message):
         open_npz(tmp_path / "a.npz")

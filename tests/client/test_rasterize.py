@@ -1,4 +1,4 @@
-"""Strokes to bitmaps, as Google draws them."""
+"""Strokes become the bitmaps that Google renders from them."""
 
 import subprocess
 import sys
@@ -18,13 +18,13 @@ PATHS = {"cairo": pytest.param(cairo.draw, marks=needs_cairo), "numpy": coverage
 
 @pytest.fixture(params=PATHS.values(), ids=PATHS.keys())
 def draw(request):
-    """Both ways to draw strokes: `rasterize` takes the one, or where it cannot the other."""
+    """Render with cairo and with NumPy, the two renderers of `rasterize`."""
     return lambda strokes: request.param(lay_out(strokes))
 
 
 @pytest.fixture(scope="session")
 def published(quickdraw):
-    """All drawings of which both strokes and bitmap are at hand: line i of the strokes is row i of the bitmaps."""
+    """Strokes and published bitmaps of the same drawings, in the same order."""
     strokes, bitmaps = [], []
     for path in sorted((quickdraw / "simplified").glob("*.ndjson")):
         drawings = [drawing.strokes for drawing in open_strokes(path)]
@@ -36,7 +36,7 @@ def published(quickdraw):
 @needs_cairo
 @pytest.mark.real_drawings
 def test_cairo_draws_every_drawing_as_google_published_it(published):
-    """Byte for byte, all 8,600."""
+    """All 8,600 bitmaps are byte-identical."""
     strokes, bitmaps = published
     ours = rasterize_all(strokes)
     assert len(ours) == 8600
@@ -45,7 +45,7 @@ def test_cairo_draws_every_drawing_as_google_published_it(published):
 
 @pytest.mark.real_drawings
 def test_numpy_comes_close_to_what_google_published(published):
-    """Mean |difference| < 0.3 levels over drawings of every kind."""
+    """The mean absolute difference is below 0.3 levels over drawings of all classes."""
     strokes, bitmaps = published
     ours = np.stack([coverage.draw(lay_out(drawing)) for drawing in strokes[::20]])
     differences = np.abs(ours.astype(int) - bitmaps[::20])
@@ -54,8 +54,8 @@ def test_numpy_comes_close_to_what_google_published(published):
 
 
 @needs_cairo
-def test_threads_do_not_draw_on_each_others_canvas():
-    """Each thread has its own."""
+def test_threads_render_independently():
+    """Each thread has a canvas of its own."""
     drawings = [[[[0, 255], [0, n]]] for n in range(256)]
     expected = rasterize_all(drawings)
     with ThreadPoolExecutor(4) as pool:
@@ -64,15 +64,15 @@ def test_threads_do_not_draw_on_each_others_canvas():
 
 
 @needs_cairo
-def test_cairo_is_what_draws_where_it_is_installed():
-    """And says so, with its version."""
+def test_cairo_renders_where_it_is_installed():
+    """`backend` returns its version."""
     assert backend().startswith("cairo 1.")
     strokes = [[[0, 255, 30], [0, 9, 200]]]
     assert np.array_equal(rasterize(strokes), cairo.draw(lay_out(strokes)))
 
 
-def test_without_cairo_numpy_draws():
-    """No error, and `backend` says so; libcairo is loaded at the first drawing, not at import."""
+def test_numpy_renders_without_cairo():
+    """`backend` returns numpy; libcairo is loaded at the first drawing, not at import."""
     program = (
         "import ctypes\n"
         "def refuse(name): raise OSError(name)\n"
@@ -85,7 +85,7 @@ def test_without_cairo_numpy_draws():
 
 
 def test_a_stroke_is_ink_on_paper_as_wide_as_the_pen(draw):
-    """A vertical line down the middle: 16 of 304 units are 1.47 pixels of ink."""
+    """A vertical line has 16 of 304 units, which are 1.47 pixels of ink."""
     bitmap = draw([[[128, 128], [0, 255]]])
     assert (bitmap.shape, bitmap.dtype) == ((28, 28), np.uint8)
     assert bitmap[14].sum() / 255 == pytest.approx(16 / 304 * 28, abs=0.05)
@@ -93,18 +93,18 @@ def test_a_stroke_is_ink_on_paper_as_wide_as_the_pen(draw):
 
 
 def test_a_single_point_is_a_dot(draw):
-    """Round ends make a disc of the pen's width."""
+    """One point gives a disc as wide as the pen."""
     assert draw([[[100], [100]]]).sum() / 255 == pytest.approx(np.pi * (8 / 304 * 28) ** 2, rel=0.05)
 
 
 def test_strokes_beyond_the_square_are_cut_off(draw):
-    """Coordinates outside 0 to 255 do not fail or wrap around."""
+    """Coordinates outside 0 to 255 neither fail nor wrap around."""
     assert draw([[[-500, 900], [-500, 900]]]).any()
     assert draw([[[-1e6, 1e6], [-1e6, 1e6]]]).any()
 
 
 def test_strokes_may_be_numpy_arrays():
-    """Or lists, or both in one drawing."""
+    """Arrays, lists, and both in one drawing give the same bitmap."""
     lists = [[[0, 255, 9], [0, 255, 9]], [[7, 200, 90], [100, 25, 9]]]
     mixed = [lists[0], [np.array(lists[1][0]), np.array(lists[1][1])]]
     assert np.array_equal(rasterize(mixed), rasterize(lists))
@@ -112,7 +112,7 @@ def test_strokes_may_be_numpy_arrays():
 
 
 def test_times_are_ignored(draw):
-    """A raw stroke's third list changes nothing."""
+    """The third list of a raw stroke does not change the bitmap."""
     assert np.array_equal(draw([[[0, 255], [0, 9]]]), draw([[[0, 255], [0, 9], [0, 700]]]))
 
 
@@ -127,6 +127,6 @@ def test_times_are_ignored(draw):
     ],
 )
 def test_strokes_that_cannot_be_drawn_are_refused(strokes, message):
-    """The error says which stroke and why."""
+    """The message has the number of the stroke and the reason."""
     with pytest.raises(ValueError, match=message):
         rasterize(strokes)

@@ -1,5 +1,6 @@
-"""Files of every kind: what is read, and what is refused with what was expected and what came."""
+"""Files of every format are read through one interface; unsuitable files are rejected with a reason."""
 
+import io
 import json
 import os
 import struct
@@ -11,11 +12,11 @@ import pytest
 from PIL import Image
 from sketchbatch_client import rasterize
 from sketchbatch_client.drawings.readers import (
-    give_back,
     label_of,
     labelled_files,
     open_bitmaps,
     read_bitmaps,
+    release_pages,
     source_of,
 )
 from sketchbatch_client.drawings.simplify import simplify
@@ -25,7 +26,7 @@ from sketchbatch_client.errors import FileRefused
 @pytest.mark.parametrize("shape", [(5, 784), (5, 28, 28)])
 @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
 def test_bitmaps_are_mapped_not_copied(tmp_path, noise, shape, version):
-    """Both shapes, any header length: the same rows, read-only, without loading the file."""
+    """Both shapes and any header length give the same rows, mapped read-only."""
     path = tmp_path / "cat.npy"
     with path.open("wb") as file:
         np.lib.format.write_array(file, noise(5).reshape(shape), version=version)
@@ -35,16 +36,14 @@ def test_bitmaps_are_mapped_not_copied(tmp_path, noise, shape, version):
     assert np.array_equal(bitmaps, noise(5))
 
 
-def test_a_file_without_rows_is_no_rows(tmp_path):
-    """An empty class is not an error by itself."""
+def test_a_npy_without_rows_is_valid(tmp_path):
+    """An empty class is not an error."""
     np.save(tmp_path / "none.npy", np.empty((0, 784), np.uint8))
     assert read_bitmaps(tmp_path / "none.npy").shape == (0, 28, 28)
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
-    """What np.save writes."""
-    import io
-
+    """Return the bytes that np.save writes."""
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
@@ -58,7 +57,7 @@ WHOLE = npy_bytes(np.zeros((10, 784), np.uint8))
     [
         (b"", "expected a .npy file, got an empty one"),
         (b"\n <!DOCTYPE html><html>Sign in", "got a web page saved under that name"),
-        (b"PK\x03\x04rest of a zip", r"expected a .npy file \(first bytes b'\\x93NUMPY'\), got b'PK"),
+        (b"PK\x03\x04rest of a zip", "expected a .npy file, got b'PK"),
         (WHOLE[:-1], "truncated: 10 rows of 784 are 7840 bytes, got 7839"),
         (WHOLE[:60], "header cannot be read"),
         (WHOLE.replace(b"(10, 784)", b"(10, 784 "), "header cannot be read"),
@@ -73,8 +72,8 @@ WHOLE = npy_bytes(np.zeros((10, 784), np.uint8))
         (npy_bytes(np.array(None)), r"got object \(\)"),
     ],
 )
-def test_what_is_no_file_of_bitmaps_is_refused(tmp_path, content, message):
-    """One line: the path, what was expected, what came."""
+def test_a_file_that_is_not_a_npy_of_bitmaps_is_refused(tmp_path, content, message):
+    """The message is one line with the path, the expected and the actual contents."""
     path = tmp_path / "cat.npy"
     path.write_bytes(content)
     with pytest.raises(FileRefused, match=message) as caught:
@@ -83,8 +82,8 @@ def test_what_is_no_file_of_bitmaps_is_refused(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_in_a_file_is_run(tmp_path):
-    """A pickle inside a .npy or .npz would be code; it stays bytes."""
+def test_no_code_in_a_file_is_run(tmp_path):
+    """A pickle in a .npy or .npz is not unpickled, because it could run code."""
     trap, sprung = tmp_path / "cat.npy", tmp_path / "sprung"
     for save in (np.save, np.savez):
         with trap.open("wb") as file:
@@ -96,7 +95,7 @@ def test_nothing_in_a_file_is_run(tmp_path):
 
 
 class Trap:
-    """Makes a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path) -> None:
         self.path = path
@@ -106,7 +105,7 @@ class Trap:
 
 
 def test_a_file_that_claims_a_huge_header_costs_no_memory(tmp_path):
-    """The claim costs its writer twelve bytes, and a disk nothing: the rest of the file is a hole."""
+    """A header of 256 MB is claimed by a sparse file, and rejected without reading it."""
     path = tmp_path / "cat.npy"
     path.write_bytes(b"\x93NUMPY\x02\x00" + (1 << 28).to_bytes(4, "little"))
     os.truncate(path, 1 << 29)
@@ -118,7 +117,7 @@ def test_a_file_that_claims_a_huge_header_costs_no_memory(tmp_path):
 
 
 def test_a_missing_file_or_folder_is_refused(tmp_path):
-    """The path is in the message."""
+    """The message has the path and the reason."""
     with pytest.raises(FileRefused, match=r"none\.npy: cannot be read: No such file"):
         read_bitmaps(tmp_path / "none.npy")
     with pytest.raises(FileRefused, match="no such folder"):
@@ -128,7 +127,7 @@ def test_a_missing_file_or_folder_is_refused(tmp_path):
 
 
 def test_a_folder_gives_its_files_by_label(tmp_path):
-    """Google's numpy_bitmap/ inside the folder is found; labels may have spaces."""
+    """The folder, or Google's numpy_bitmap/ inside it, has one file per label; labels can have spaces."""
     inner = tmp_path / "numpy_bitmap"
     inner.mkdir()
     for label in ("t-shirt", "The Eiffel Tower"):
@@ -137,8 +136,8 @@ def test_a_folder_gives_its_files_by_label(tmp_path):
     assert list(labelled_files(inner)) == ["The Eiffel Tower", "t-shirt"]
 
 
-def test_a_folder_says_where_its_drawings_come_from(tmp_path):
-    """By its note, or else by its name."""
+def test_a_folder_has_an_origin(tmp_path):
+    """SOURCE.txt contains the origin of the drawings; without it the origin is the folder's name."""
     assert source_of(tmp_path) == f"drawings in the folder {tmp_path.name}"
     (tmp_path / "SOURCE.txt").write_text("synthetic sketches\n")
     assert source_of(tmp_path) == "synthetic sketches"
@@ -148,7 +147,7 @@ STROKES = [[[[0, 255], [0, 10 * n]], [[9, 99], [200, 20]]] for n in range(12)]
 
 
 def write_drawings(folder):
-    """The same 12 drawings in every kind of file."""
+    """Write the same 12 drawings in every format; return their bitmaps."""
     bitmaps = np.stack([rasterize(strokes) for strokes in STROKES])
     np.save(folder / "cat.npy", bitmaps.reshape(-1, 784))
     lines = [json.dumps({"drawing": strokes}) + "\n" for strokes in STROKES]
@@ -165,35 +164,35 @@ def write_drawings(folder):
 
 
 @pytest.mark.parametrize("name", ["cat.npy", "cat.ndjson", "cat.bin", "cat"])
-def test_every_kind_of_file_is_read_by_one_interface(tmp_path, name):
-    """A length and slices of uint8 (rows, 28, 28), in order; also after the memory was given back."""
+def test_every_format_is_read_through_one_interface(tmp_path, name):
+    """All have a length and slices of uint8 (rows, 28, 28), in order, also after their pages were released."""
     bitmaps = write_drawings(tmp_path)
     rows = open_bitmaps(tmp_path / name)
     assert len(rows) == 12
     for part in (slice(None), slice(3, 5), slice(-2, None), slice(None, None, 5), slice(20, 30)):
         assert np.array_equal(rows[part], bitmaps[part])
         assert (rows[part].dtype, rows[part].shape[1:]) == (np.uint8, (28, 28))
-        give_back(rows)
+        release_pages(rows)
 
 
 @pytest.mark.real_drawings
 def test_line_i_of_the_strokes_is_row_i_of_the_bitmaps(quickdraw):
-    """So strokes, bitmaps and metadata join by row number."""
+    """Strokes, bitmaps and metadata can be joined by row number."""
     strokes = open_bitmaps(quickdraw / "simplified" / "cat.ndjson")
     published = open_bitmaps(quickdraw / "numpy_bitmap" / "cat.npy")
-    assert np.abs(strokes[5:25].astype(int) - published[5:25]).max() <= 18  # 0 with cairo
+    assert np.abs(strokes[5:25].astype(int) - published[5:25]).max() <= 18  # 0 if cairo is installed
 
 
 @pytest.mark.parametrize("screen", [[[[300, 700], [40, 50], [0, 9]]], [[[300, 700], [40, 50]]], [[[-9, 9], [4, 5]]]])
-def test_strokes_of_a_screen_are_simplified_first(tmp_path, screen):
-    """Known by their times, or by points outside the square of 0 to 255."""
+def test_strokes_in_screen_pixels_are_simplified_first(tmp_path, screen):
+    """Strokes with times, or with points outside 0 to 255, are in screen pixels."""
     (tmp_path / "cat.ndjson").write_text(json.dumps({"drawing": screen}))
     assert np.array_equal(open_bitmaps(tmp_path / "cat.ndjson")[:][0], rasterize(simplify(screen)))
 
 
 @pytest.mark.parametrize("side", [1, 200, 400])
 def test_a_canvas_of_any_size_gives_the_same_bitmap(tmp_path, side):
-    """People's own strokes in 0 to 1, or on 200 pixels, are drawn as large as Google's."""
+    """Strokes in units of 0 to 1, or of 200 pixels, are rendered as large as Google's."""
     square = [
         [
             [0.2 * side, 0.7 * side, 0.7 * side, 0.2 * side, 0.2 * side],
@@ -205,10 +204,10 @@ def test_a_canvas_of_any_size_gives_the_same_bitmap(tmp_path, side):
     assert np.array_equal(open_bitmaps(tmp_path / "cat.ndjson")[:][0], rasterize(full))
 
 
-def test_hidden_files_and_folders_are_no_drawings(tmp_path):
-    """Such as a Mac leaves beside its own."""
+def test_hidden_files_and_folders_are_ignored(tmp_path):
+    """A Mac creates hidden files next to others."""
     write_drawings(tmp_path)
-    (tmp_path / "._cat.npy").write_bytes(b"what a Mac leaves")
+    (tmp_path / "._cat.npy").write_bytes(b"created by macOS")
     assert set(labelled_files(tmp_path)) == {"cat"}
     pictures = tmp_path / "pictures"
     (pictures / ".thumbs").mkdir(parents=True)
@@ -218,13 +217,13 @@ def test_hidden_files_and_folders_are_no_drawings(tmp_path):
     assert set(labelled_files(pictures)) == {"owl"}
 
 
-def test_malformed_lines_and_pictures_stop_or_are_skipped(tmp_path):
-    """Skipped only when asked; then counted and named."""
+def test_malformed_lines_and_pictures_are_rejected_or_skipped(tmp_path):
+    """With `skip_malformed` they are skipped, counted and listed."""
     bitmaps = write_drawings(tmp_path)
     with (tmp_path / "cat.ndjson").open("a") as file:
         file.write("oops\n" + json.dumps({"drawing": STROKES[0]}))
     (tmp_path / "cat" / "05.png").write_bytes(b"oops")
-    (tmp_path / "cat" / "._06.png").write_bytes(b"what a Mac leaves beside its files")
+    (tmp_path / "cat" / "._06.png").write_bytes(b"created by macOS")
     with pytest.raises(FileRefused, match=r"cat\.ndjson:13: not JSON"):
         open_bitmaps(tmp_path / "cat.ndjson")[:]
     lines = open_bitmaps(tmp_path / "cat.ndjson", skip_malformed=True)
@@ -238,8 +237,8 @@ def test_malformed_lines_and_pictures_stop_or_are_skipped(tmp_path):
     assert len(open_bitmaps(tmp_path / "cat.npy", skip_malformed=True)) == 12
 
 
-def test_the_first_layout_that_is_there_is_taken(tmp_path):
-    """Bitmaps, simplified strokes, binary strokes, raw strokes, folders of pictures, pictures; labels in order."""
+def test_the_first_layout_that_exists_is_used(tmp_path):
+    """Each layout of this list takes precedence over the ones before it; labels are sorted."""
     pictures = ["{}/1.png", "imagefolder/{}/1.jpg"]
     strokes = ["raw/{}.ndjson", "{}.bin", "binary/{}.bin", "{}.ndjson", "simplified/{}.ndjson"]
     for layout in (*pictures, *strokes, "{}.npy", "numpy_bitmap/{}.npy"):
@@ -254,7 +253,7 @@ def test_the_first_layout_that_is_there_is_taken(tmp_path):
 
 
 def test_a_folder_of_pictures_is_one_label(tmp_path, monkeypatch):
-    """Its own name, also when that is not in the path; names with dots stay whole."""
+    """The label is the folder's name, also for the path "."; names can have dots."""
     folder = tmp_path / "st.bernard"
     folder.mkdir()
     (folder / "1.jpeg").touch()

@@ -1,4 +1,4 @@
-"""`sketchbatch score`: stopped and gone on with, refused and begun anew, shared and merged."""
+"""`sketchbatch score`: a job is interrupted and resumed, rejected and restarted, split into shards and merged."""
 
 import fcntl
 import json
@@ -9,29 +9,30 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import BIN
 from onnx_models import write_model
 from PIL import Image
 from pyarrow import parquet
 from sketchbatch_client import Client
 from sketchbatch_client.cli import main
-from sketchbatch_client.scoring.job import Order, write_scores
+from sketchbatch_client.file_stamp import file_stamp
+from sketchbatch_client.scoring.job import ScoreJob, write_scores
 from sketchbatch_client.scoring.outputs import KINDS
 from sketchbatch_client.scoring.plan import ScoreOptions
 
 ROWS, PART = 6000, 512
 
+pytestmark = pytest.mark.timeout(60)  # many tests start a process
+
 
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
-    """Enough bitmaps for a dozen small parts, in two files."""
+    """A folder with two files of bitmaps, enough for a dozen small parts."""
     folder = tmp_path_factory.mktemp("drawings")
     rows = np.random.default_rng(5).integers(0, 256, (ROWS, 784), np.uint8)
     np.save(folder / "a.npy", rows[:4000])
@@ -40,7 +41,7 @@ def drawings(tmp_path_factory):
 
 
 class Finished(NamedTuple):
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -49,7 +50,7 @@ class Finished(NamedTuple):
 
 @pytest.fixture
 def sketchbatch(monkeypatch, capfd):
-    """Runs the command in this process, a second sooner than in one of its own."""
+    """Run the command in this process, which saves the second that a new process takes to start."""
 
     def run(*words: object) -> Finished:
         monkeypatch.setattr(sys, "argv", ["sketchbatch", *map(str, words)])
@@ -65,12 +66,12 @@ def sketchbatch(monkeypatch, capfd):
 
 @pytest.fixture
 def score(sketchbatch, tiny_service):
-    """Runs `sketchbatch score` against the tiny service, in small parts."""
+    """Run `sketchbatch score` against the tiny service, in small parts."""
     return lambda *words: sketchbatch("score", *words, "--server", tiny_service.address, "--part-rows", PART)
 
 
-class Silent:
-    """Watches a job, and says nothing."""
+class SilentListener:
+    """A progress listener that does nothing."""
 
     def opens(self, source):
         pass
@@ -84,72 +85,100 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def undisturbed(drawings, tmp_path_factory, tiny_service):
-    """What one run writes, by kind."""
+    """The output of one uninterrupted run, by output format."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with Client(tiny_service.address) as client:
         for kind in KINDS:
             options = ScoreOptions(with_all_scores=kind == "npy")
-            order = Order(inputs=[str(drawings)], kind=kind, options=options, part_rows=PART)
-            assert write_scores(client, order, folder / kind, Silent()).rows == ROWS
+            job = ScoreJob(inputs=[str(drawings)], kind=kind, options=options, part_rows=PART)
+            assert write_scores(client, job, folder / kind, SilentListener()).rows == ROWS
     return {kind: (folder / kind).read_bytes() for kind in KINDS}
 
 
-def killed_after(parts: int, output: Path, *words: object, how: signal.Signals = signal.SIGKILL) -> int:
-    """Starts a job and kills it as soon as so many parts are finished; returns how many were."""
-    command = [BIN / "sketchbatch", "score", *map(str, words), "--output", output, "--part-rows", str(PART)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    folder = output.with_name(f"{output.name}.parts")
-    while len(list(folder.glob("*.arrow"))) < parts and process.poll() is None:
-        time.sleep(0.001)
-    process.send_signal(how)
-    process.communicate(timeout=10)
-    return len(list(folder.glob("*.arrow")))
+STOPPING_JOB = """
+import sys
+from sketchbatch_client import cli
+from sketchbatch_client.scoring.parts import Parts
+
+save, parts_left = Parts.save, int(sys.argv.pop(1))
+
+def save_and_wait(self, part):
+    global parts_left
+    save(self, part)
+    parts_left -= 1
+    if not parts_left:
+        print("ready", flush=True)
+        sys.stdin.read()
+
+Parts.save = save_and_wait
+cli.main()
+"""
+
+
+@pytest.fixture
+def interrupt(tiny_service):
+    """Run `sketchbatch score` in a process that waits once `parts` parts are saved; end it there with `how`."""
+
+    def run(parts: int, output: Path, *words: object, how: signal.Signals = signal.SIGKILL) -> Finished:
+        flags = ["--output", output, "--part-rows", PART, "--server", tiny_service.address]
+        command = [sys.executable, "-c", STOPPING_JOB, *map(str, [parts, "score", *words, *flags])]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, **pipes, text=True) as process:
+            assert process.stdout.readline() == "ready\n", process.stderr.read()
+            process.send_signal(how)
+            process.wait()
+            finished = Finished(process.returncode, process.stdout.read(), process.stderr.read())
+        assert len(list(output.with_name(f"{output.name}.parts").glob("*.arrow"))) == parts
+        return finished
+
+    return run
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_and_gone_on_with_it_ends_in_the_same_bytes(drawings, score, tiny_service, undisturbed, tmp_path, kind):
-    """Parts that are finished are not scored again; nothing but the output and its manifest is left."""
+def test_a_killed_job_resumes_and_writes_identical_output(drawings, score, interrupt, undisturbed, tmp_path, kind):
+    """Finished parts are not scored again; only the output and its manifest remain."""
     output = tmp_path / f"o.{kind}"
-    found = killed_after(3, output, drawings, "--server", tiny_service.address)
-    assert 3 <= found < 12
+    interrupt(3, output, drawings)
     assert not output.exists()
     finished = score(drawings, "--output", output)
     assert finished.code == 0, finished.err
-    assert f"going on after {found * PART:,} of 6,000 rows" in finished.err
+    assert f"{3 * PART:,} of 6,000 rows" in finished.err
     assert output.read_bytes() == undisturbed[kind]
     assert {path.name for path in tmp_path.iterdir()} == {output.name, f"{output.name}.manifest.json"}
 
 
-def test_interrupted_it_says_nothing_unfriendly_and_goes_on(drawings, score, tiny_service, undisturbed, tmp_path):
-    """Ctrl-C keeps what is done."""
+def test_an_interrupted_job_exits_without_a_traceback_and_resumes(drawings, score, interrupt, undisturbed, tmp_path):
+    """Ctrl-C keeps the finished parts."""
     output = tmp_path / "o.csv"
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would inherit that it is ignored
-    assert killed_after(2, output, drawings, "--server", tiny_service.address, how=signal.SIGINT) >= 2
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore SIGINT, and so its child
+    interrupted = interrupt(2, output, drawings, how=signal.SIGINT)
+    assert interrupted.code > 0
+    assert "Traceback" not in interrupted.err
     assert score(drawings, "--output", output).code == 0
     assert output.read_bytes() == undisturbed["csv"]
 
 
-def test_a_part_that_a_disk_lost_is_scored_again(drawings, score, tiny_service, undisturbed, tmp_path):
-    """Of a file that was cut short nothing is believed."""
+def test_a_damaged_part_is_scored_again(drawings, score, interrupt, undisturbed, tmp_path):
+    """A truncated part counts as unfinished."""
     output = tmp_path / "o.parquet"
-    killed_after(3, output, drawings, "--server", tiny_service.address)
+    interrupt(3, output, drawings)
     part = output.with_name("o.parquet.parts") / "part-0000001.arrow"
     part.write_bytes(part.read_bytes()[:100])
     assert score(drawings, "--output", output).code == 0
     assert output.read_bytes() == undisturbed["parquet"]
 
 
-def test_without_room_it_says_which_file_and_goes_on_later(drawings, score, undisturbed, tmp_path):
-    """One line and exit code 1; parts are kept, and nothing stands in the output's place."""
+def test_a_full_disk_is_reported_with_the_file_and_the_job_resumes_later(drawings, score, undisturbed, tmp_path):
+    """The command writes one line and exits with 1; finished parts remain, and no output appears."""
     output = tmp_path / "o.csv"
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))  # Python ignores the signal
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))  # Python ignores SIGXFSZ
     try:
         finished = score(drawings, "--output", output, "--quiet")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    line = f"sketchbatch: {output}: File too large; make room there, then give the same command again\n"
-    assert (finished.code, finished.err) == (1, line)
+    assert (finished.code, finished.err.count("\n")) == (1, 1)
+    assert f"{output}: File too large" in finished.err
     folder = output.with_name("o.csv.parts")
     assert list(tmp_path.iterdir()) == [folder]
     assert list(folder.glob("*.arrow"))
@@ -159,53 +188,53 @@ def test_without_room_it_says_which_file_and_goes_on_later(drawings, score, undi
 
 
 def test_a_finished_job_is_recognised(drawings, score, tmp_path):
-    """It is not scored again, unless its output is gone, or a person says so."""
+    """It is scored again only if its output was deleted or --restart is given."""
     output = tmp_path / "o.csv"
     assert score(drawings, "--output", output).code == 0
-    written_at = output.stat().st_mtime_ns
+    first = file_stamp(output)
     again = score(drawings, "--output", output)
-    assert (again.code, output.stat().st_mtime_ns) == (0, written_at)
-    assert "o.csv is finished already: 6,000 rows" in again.err
+    assert (again.code, file_stamp(output)) == (0, first)
+    assert "6,000 rows" in again.err
     assert score(drawings, "--output", output, "--restart").code == 0
-    assert output.stat().st_mtime_ns > written_at
+    assert file_stamp(output) != first
     output.unlink()
     assert score(drawings, "--output", output).code == 0
     assert output.exists()
 
 
 @pytest.fixture
-def begun(drawings, tiny_service, tmp_path):
-    """A job that was stopped after some parts, on drawings of its own."""
+def begun(drawings, interrupt, tmp_path):
+    """A job with its own copy of the drawings that was interrupted after three parts."""
     shutil.copytree(drawings, tmp_path / "in")
     output = tmp_path / "o.csv"
-    killed_after(3, output, tmp_path / "in", "--server", tiny_service.address)
+    interrupt(3, output, tmp_path / "in")
     return tmp_path / "in", output
 
 
-def test_changed_inputs_are_refused(begun, score, drawings, undisturbed):
-    """Touched is not changed; other contents are, and so are other rows; to begin anew must be said."""
+def test_a_job_does_not_resume_with_changed_inputs(begun, score, drawings, undisturbed):
+    """Other contents and other numbers of rows are rejected, a new modification time is not; --restart begins anew."""
     folder, output = begun
     rows = np.load(folder / "a.npy")
     rows[700, 5] ^= 1  # in the second part, which is finished
     np.save(folder / "a.npy", rows)
     refused = score(folder, "--output", output)
     assert (refused.code, refused.err.count("\n")) == (1, 1)
-    assert f"was begun otherwise: {folder / 'a.npy'} has other contents; put that back" in refused.err
+    assert f"was begun differently: the contents of {folder / 'a.npy'} have changed; undo" in refused.err
     assert not output.exists()
     np.save(folder / "a.npy", rows[:3999])
-    assert "had 4,000 rows, and has 3,999" in score(folder, "--output", output).err
+    assert "had 4,000 rows, and now has 3,999" in score(folder, "--output", output).err
     rows[700, 5] ^= 1
     np.save(folder / "a.npy", rows)
     assert score(folder, "--output", output).code == 0
     assert output.read_text().replace(str(folder), str(drawings)) == undisturbed["csv"].decode()
     rows[0, 0] ^= 1
     np.save(folder / "a.npy", rows)
-    assert "has other contents" in score(folder, "--output", output).err  # of a finished job, too
+    assert "have changed" in score(folder, "--output", output).err  # also those of a finished job
     assert score(folder, "--output", output, "--restart").code == 0
 
 
-def test_another_model_is_refused(begun, sketchbatch, start_service, tmp_path):
-    """A model of the same name and version whose file is another."""
+def test_a_job_does_not_resume_with_another_model(begun, sketchbatch, start_service, tmp_path):
+    """A model of the same name and version with another digest is rejected."""
     folder, output = begun
     other = start_service(write_model(tmp_path / "tiny.onnx", metadata={"sketchbatch.licence": "another"}))
     refused = sketchbatch("score", folder, "--output", output, "--part-rows", PART, "--server", other.address)
@@ -214,14 +243,14 @@ def test_another_model_is_refused(begun, sketchbatch, start_service, tmp_path):
     assert "the model was tiny version 1 (digest" in refused.err
 
 
-def test_other_options_are_refused(begun, score):
-    """One output has one kind of line."""
+def test_a_job_does_not_resume_with_other_options(begun, score):
+    """All lines of an output have the same columns."""
     folder, output = begun
-    assert "--top-k was 1, and is 2" in score(folder, "--output", output, "--top-k", 2).err
+    assert "--top-k was 1, and is now 2" in score(folder, "--output", output, "--top-k", 2).err
 
 
 def test_two_processes_do_not_write_one_output(drawings, score, tmp_path):
-    """The second is told, and leaves the first alone."""
+    """The second process is rejected while the first holds the lock."""
     output = tmp_path / "o.csv"
     (tmp_path / "o.csv.parts").mkdir()
     with (tmp_path / "o.csv.parts" / "lock").open("w") as lock:
@@ -231,14 +260,14 @@ def test_two_processes_do_not_write_one_output(drawings, score, tmp_path):
     assert "another process is writing it" in refused.err
 
 
-def test_rows_that_are_no_drawing_are_listed(score, tmp_path):
-    """Each with its file, row and reason; all others keep their numbers, and the exit code tells."""
+def test_rejected_rows_are_listed(score, tmp_path):
+    """The rejects file has file, row and reason of each; other rows keep their numbers, and the exit code is 3."""
     good = json.dumps({"key_id": "7", "drawing": [[[0, 255], [0, 255]]]})
     (tmp_path / "ant.ndjson").write_text(f'{good}\n{{"drawing": []}}\n{good}\nnot json\n{good}')
     output = tmp_path / "o.jsonl"
     finished = score(tmp_path / "ant.ndjson", "--output", output)
     assert finished.code == 3
-    assert "2 rows are no drawing" in finished.err
+    assert finished.err.splitlines()[-1].startswith("2 rows ")
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(line["row"], line["key_id"]) for line in lines] == [(0, 7), (2, 7), (4, 7)]
     rejects = [json.loads(line) for line in (tmp_path / "o.jsonl.rejects.jsonl").read_text().splitlines()]
@@ -246,14 +275,14 @@ def test_rows_that_are_no_drawing_are_listed(score, tmp_path):
         (str(tmp_path / "ant.ndjson"), row) for row in (1, 3)
     ]
     assert rejects[0]["reason"] == "drawing must be a list of strokes, got []"
-    assert score(tmp_path / "ant.ndjson", "--output", output).code == 3  # it is finished, and still not whole
+    assert score(tmp_path / "ant.ndjson", "--output", output).code == 3  # the exit code of the finished job is the same
     (tmp_path / "ant.ndjson").write_text(f"{good}\n")
     assert score(tmp_path / "ant.ndjson", "--output", output, "--restart").code == 0
     assert not (tmp_path / "o.jsonl.rejects.jsonl").exists()
 
 
-def test_bare_scores_keep_the_place_of_a_rejected_row(score, tmp_path):
-    """Row i of the .npy is drawing i; one that is no drawing has no score."""
+def test_row_i_of_a_npy_output_is_drawing_i(score, tmp_path):
+    """A rejected row has NaN instead of scores."""
     good = json.dumps({"drawing": [[[0, 255], [0, 255]]]})
     (tmp_path / "ant.ndjson").write_text(f"{good}\n{{}}\n{good}\n")
     assert score(tmp_path / "ant.ndjson", "--output", tmp_path / "o.npy").code == 3
@@ -266,17 +295,21 @@ def test_bare_scores_keep_the_place_of_a_rejected_row(score, tmp_path):
 @pytest.mark.parametrize(
     ("name", "contents", "message"),
     [
-        ("a.ndjson", b"{}\n[]\n", "a.ndjson:1: drawing must be a list of strokes, got nothing (nor is there"),
+        (
+            "a.ndjson",
+            b"{}\n[]\n",
+            "a.ndjson:1: drawing must be a list of strokes, got nothing (none of the first 2 lines is",
+        ),
         ("a.ndjson", b"<!DOCTYPE html>\n", "got a web page"),
         ("a.ndjson", b"", "expected drawings, got no row"),
         ("a.bin", b"12345", "truncated: the file ends 5 bytes into this record"),
         ("a.npy", b"", "expected a .npy file, got an empty one"),
-        ("a.png", b"<html>", "none of 1 rows is a drawing; the first: "),
+        ("a.png", b"<html>", "expected drawings, none of 1 rows is one; the first: "),
         ("a.txt", b"cat", "expected a .npy file"),
     ],
 )
 def test_a_file_without_a_drawing_is_refused(score, tmp_path, name, contents, message):
-    """In one line, and nothing is left that looks like an output."""
+    """The command writes one line, and no output or parts remain."""
     (tmp_path / name).write_bytes(contents)
     refused = score(tmp_path / name, "--output", tmp_path / "o.csv")
     assert (refused.code, refused.err.count("\n")) == (1, 1)
@@ -285,7 +318,7 @@ def test_a_file_without_a_drawing_is_refused(score, tmp_path, name, contents, me
 
 
 def test_every_kind_of_input_gives_the_same_labels(sketchbatch, tiny_service, quickdraw, tmp_path, monkeypatch):
-    """Strokes, records, bitmaps and pictures of the same drawings, from files, globs, folders and standard input."""
+    """The same drawings get the same labels in all formats, from files, globs, folders and standard input."""
     rows = np.load(quickdraw / "numpy_bitmap" / "cat.npy")[:25]
     lines = (quickdraw / "simplified" / "cat.ndjson").read_bytes().splitlines(keepends=True)[:25]
     (tmp_path / "lines").mkdir()
@@ -322,15 +355,15 @@ def test_every_kind_of_input_gives_the_same_labels(sketchbatch, tiny_service, qu
 
 
 def as_record(line: bytes) -> bytes:
-    """A line of simplified .ndjson as a record of Google's .bin."""
+    """Convert a line of simplified .ndjson to a record of Google's .bin."""
     drawing = json.loads(line)
     strokes = [struct.pack("<H", len(x)) + bytes(x) + bytes(y) for x, y in drawing["drawing"]]
     head = struct.pack("<Q2sbIH", int(drawing["key_id"]), b"SE", 1, 1_500_000_000, len(strokes))
     return head + b"".join(strokes)
 
 
-def test_standard_output_takes_the_lines(score, drawings, undisturbed):
-    """CSV unless said otherwise; nothing else is written there."""
+def test_lines_can_go_to_standard_output(score, drawings, undisturbed):
+    """Standard output receives only the lines, as CSV unless --format names another format."""
     finished = score(drawings, "--output", "-")
     assert finished.code == 0, finished.err
     assert finished.out.encode() == undisturbed["csv"]
@@ -339,8 +372,10 @@ def test_standard_output_takes_the_lines(score, drawings, undisturbed):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shards_merge_into_what_one_run_writes(drawings, score, sketchbatch, undisturbed, tmp_path, monkeypatch, kind):
-    """To the byte; a shard that is missing is named, and the merged output is as finished as any."""
+def test_merged_shards_equal_the_output_of_one_process(
+    drawings, score, sketchbatch, undisturbed, tmp_path, monkeypatch, kind
+):
+    """The bytes are identical, a missing shard is named, and the merged output counts as a finished job."""
     output = tmp_path / f"o.{kind}"
     for number in (2, 0):
         assert score(drawings, "--output", output, "--shard", f"{number}/3").code == 0
@@ -354,12 +389,14 @@ def test_shards_merge_into_what_one_run_writes(drawings, score, sketchbatch, und
     assert [shard.name for shard in shards] == [f"o-0000{number}-of-00003.{kind}" for number in (2, 1, 0)]
     assert sketchbatch("merge", *shards, "--output", output).code == 0
     assert output.read_bytes() == undisturbed[kind]
-    assert "finished already" in score(drawings, "--output", output).err
+    merged = file_stamp(output)
+    assert score(drawings, "--output", output).code == 0
+    assert file_stamp(output) == merged  # a finished job is not scored again
 
 
 @pytest.mark.parametrize("shard", ["3/3", "1", "a/b", "/2"])
-def test_a_shard_that_cannot_be_is_refused(score, drawings, tmp_path, monkeypatch, shard):
-    """With what is expected."""
+def test_an_impossible_shard_is_rejected(score, drawings, tmp_path, monkeypatch, shard):
+    """The exit code is 2, and the message names the option."""
     monkeypatch.delenv("JOB_COMPLETION_INDEX", raising=False)
     refused = score(drawings, "--output", tmp_path / "o.csv", "--shard", shard)
     assert refused.code == 2

@@ -1,4 +1,4 @@
-"""Stroke files: what is read from them, and how malformed lines are refused, or skipped and counted."""
+"""Stroke files are read drawing by drawing; malformed lines are rejected, or skipped and counted."""
 
 import json
 import struct
@@ -19,23 +19,23 @@ LINE = {
 
 
 def ndjson(*lines: object) -> bytes:
-    """One line each; text stays as it is."""
+    """Encode one line each; strings are not encoded as JSON."""
     return b"".join((line if isinstance(line, str) else json.dumps(line)).encode() + b"\n" for line in lines)
 
 
 def record(strokes, *, key_id=7, country=b"VE", is_recognized=1, drawn_at=1488497110) -> bytes:
-    """As Google's binary_file_parser.py reads it."""
+    """Encode a record as Google's binary_file_parser.py reads it."""
     parts = [struct.pack("<Q2sbIH", key_id, country, is_recognized, drawn_at, len(strokes))]
     parts += [struct.pack("<H", len(xs)) + bytes(xs) + bytes(ys) for xs, ys in strokes]
     return b"".join(parts)
 
 
-def test_a_line_is_a_drawing_with_all_that_is_known_of_it(tmp_path):
-    """Numbers and times as numbers; the file's stem is its label."""
+def test_a_line_becomes_a_drawing_with_all_its_fields(tmp_path):
+    """Identifiers and times become numbers."""
     path = tmp_path / "cat.ndjson"
     path.write_bytes(ndjson(LINE))
     file = open_strokes(path)
-    assert (file.label, len(file), file.malformed_count) == ("cat", 1, 0)
+    assert (len(file), file.malformed_count) == (1, 0)
     assert list(file) == [file[0]] == [file[-1]]
     assert file[0] == Drawing(5201136883597312, "cat", "VE", True, 1488497110.07453, LINE["drawing"])
     with pytest.raises(IndexError):
@@ -43,14 +43,14 @@ def test_a_line_is_a_drawing_with_all_that_is_known_of_it(tmp_path):
 
 
 def test_a_line_needs_only_strokes(tmp_path):
-    """So that people's own drawings can be read."""
+    """All other fields have defaults, so that drawings from other sources can be read."""
     path = tmp_path / "mine.ndjson"
-    path.write_bytes(ndjson({"drawing": [[[1, 2.5], [3, 4]]]})[:-1])  # nor an end of the last line
+    path.write_bytes(ndjson({"drawing": [[[1, 2.5], [3, 4]]]})[:-1])  # the last line has no newline
     assert open_strokes(path)[0] == Drawing(0, "", "", True, 0.0, [[[1, 2.5], [3, 4]]])
 
 
-def test_binary_records_hold_the_same_drawings(tmp_path):
-    """Records differ in length; words are not stored."""
+def test_records_have_the_same_drawings_as_lines(tmp_path):
+    """Records have different lengths, and no word."""
     path = tmp_path / "cat.bin"
     drawings = [LINE["drawing"], [[[0, 255, 1], [2, 3, 4]]], [[[9], [9]]]]
     path.write_bytes(b"".join(record(strokes, key_id=2**64 - 1) for strokes in drawings))
@@ -61,12 +61,12 @@ def test_binary_records_hold_the_same_drawings(tmp_path):
 
 @pytest.mark.real_drawings
 def test_real_files_are_read_whole(quickdraw):
-    """Raw drawings have times, simplified ones have none; the words are the files' names."""
+    """Only raw drawings have times; the words are the file names."""
     for kind, lists in (("raw", 3), ("simplified", 2)):
         for path in (quickdraw / kind).glob("[bcd]*.ndjson"):
             file = open_strokes(path)
             assert len(file) == len(path.read_text().splitlines())
-            assert {drawing.word for drawing in file} == {file.label}
+            assert {drawing.word for drawing in file} == {path.stem}
             assert {len(stroke) for drawing in file for stroke in drawing.strokes} == {lists}
 
 
@@ -82,25 +82,25 @@ MALFORMED_LINES = [
     ({"drawing": [[[1], [1]], [[1, 2], [1]]]}, r"stroke 1 must have as many x as y and at least one, got \[2, 1\]"),
     ({"drawing": [[[], []]]}, r"at least one, got \[0, 0\]"),
     ({"drawing": [[[1], [1], [1, 2]]]}, r"got \[1, 1, 2\]"),
-    ({"drawing": [[["1"], [1]]]}, r'numbers only, got \["1"\]'),
-    ({"drawing": [[[True], [1]]]}, "numbers only"),
-    ({"drawing": [[[1], [None]]]}, "numbers only"),
-    ({"drawing": [[[float("nan")], [1]]]}, "keep within 1e"),
-    ({"drawing": [[[1], [1e300]]]}, "keep within 1e"),
+    ({"drawing": [[["1"], [1]]]}, r'only numbers, got \["1"\]'),
+    ({"drawing": [[[True], [1]]]}, "only numbers"),
+    ({"drawing": [[[1], [None]]]}, "only numbers"),
+    ({"drawing": [[[float("nan")], [1]]]}, "must be within 1e"),
+    ({"drawing": [[[1], [1e300]]]}, "must be within 1e"),
     (LINE | {"key_id": "x"}, "key_id must be a number below"),
     (LINE | {"key_id": str(2**64)}, "key_id must be a number below"),
     (LINE | {"word": 1}, "word must be a str, got 1"),
     (LINE | {"recognized": "yes"}, 'recognized must be a bool, got "yes"'),
     ({"drawing": [[[1], [1], [10**400]]]}, "times within 1e"),
     ({"drawing": [[[1], [1], [float("nan")]]]}, "times within 1e"),
-    (LINE | {"timestamp": "9999-12-31 23:59:59"}, "timestamp must lie in 1970 to 2105"),
+    (LINE | {"timestamp": "9999-12-31 23:59:59"}, "timestamp must be in the years 1970 to 2105"),
     (LINE | {"timestamp": "today"}, 'timestamp must be a date and time, got "today"'),
 ]
 
 
 @pytest.mark.parametrize(("line", "reason"), MALFORMED_LINES)
 def test_a_malformed_line_is_refused_with_file_and_line(tmp_path, line, reason):
-    """When it is reached; what stands before it can be read."""
+    """The error occurs when the line is read; other lines can be read."""
     path = tmp_path / "cat.ndjson"
     path.write_bytes(ndjson(LINE, line, LINE))
     file = open_strokes(path)
@@ -112,7 +112,7 @@ def test_a_malformed_line_is_refused_with_file_and_line(tmp_path, line, reason):
 
 
 def test_malformed_lines_are_skipped_and_counted_when_asked(tmp_path):
-    """The others keep their order, and say which line they are."""
+    """The other lines keep their order and their line numbers."""
     path = tmp_path / "cat.ndjson"
     lines = [line for line, _ in MALFORMED_LINES]
     path.write_bytes(ndjson(*lines, LINE, *lines, LINE | {"word": "dog"}))
@@ -125,21 +125,19 @@ def test_malformed_lines_are_skipped_and_counted_when_asked(tmp_path):
 
 @pytest.mark.parametrize("ending", [".ndjson", ".bin"])
 def test_a_line_or_record_of_many_megabytes_is_refused_and_the_next_is_read(tmp_path, ending):
-    """Parsing takes many times its size in memory; no drawing is as large."""
+    """The size of a line is limited, because parsing takes many times its size in memory."""
     much = [[[1] * 60_000] * 2] * 40
     path = tmp_path / f"cat{ending}"
     lines = ndjson(LINE | {"drawing": much}, LINE)
     path.write_bytes(lines if ending == ".ndjson" else record(much) + record(LINE["drawing"]))
-    with pytest.raises(
-        FileRefused, match=f"cat{ending}:1: expected a line or record of at most 4194304 bytes, got more"
-    ):
+    with pytest.raises(FileRefused, match=f"cat{ending}:1: a line or record must have at most 4194304 bytes, got more"):
         open_strokes(path)
     file = open_strokes(path, skip_malformed=True)
     assert (len(file), file.malformed_count, file[0].strokes) == (1, 1, LINE["drawing"])
 
 
 def test_the_list_of_malformed_lines_is_bounded(tmp_path):
-    """A file of nothing but rubbish costs no more memory than a good one; all are counted."""
+    """Only the first 1,000 malformed lines are listed, but all are counted."""
     path = tmp_path / "cat.ndjson"
     path.write_bytes(b"{\n" * 5000)
     file = open_strokes(path, skip_malformed=True)
@@ -156,7 +154,7 @@ def test_the_list_of_malformed_lines_is_bounded(tmp_path):
     ],
 )
 def test_a_malformed_record_is_refused_or_skipped(tmp_path, content, reason):
-    """As lines are: numbered from 1."""
+    """Records are numbered from 1, like lines."""
     path = tmp_path / "cat.bin"
     path.write_bytes(record(LINE["drawing"]) + content)
     with pytest.raises(FileRefused, match=rf"cat\.bin:2: .*{reason}"):
@@ -171,18 +169,18 @@ def test_a_malformed_record_is_refused_or_skipped(tmp_path, content, reason):
         ("cat.ndjson", b" <!doctype html>", "got a web page saved under that name; fetch it again"),
         ("cat.ndjson", b"\x93NUMPY", "cat.ndjson:1: "),
         ("cat.bin", b"PK", "cat.bin:1: truncated"),
-        ("cat.txt", b"", "expected an ending of .ndjson, .bin, got '.txt'"),
+        ("cat.txt", b"", "expected a suffix of .ndjson, .bin, got '.txt'"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_when_it_is_opened(tmp_path, name, content, message):
-    """Not half-way through a long run."""
+    """Opening checks the first line, so that a long run does not fail later."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(FileRefused, match=message):
         open_strokes(tmp_path / name)
 
 
 def test_a_missing_file_is_refused_and_an_empty_one_has_no_drawing(tmp_path):
-    """The path is in the message."""
+    """The message has the path; an empty file is valid."""
     with pytest.raises(FileRefused, match=r"none\.bin: cannot be read: No such file"):
         open_strokes(tmp_path / "none.bin")
     (tmp_path / "empty.ndjson").touch()
@@ -190,18 +188,18 @@ def test_a_missing_file_is_refused_and_an_empty_one_has_no_drawing(tmp_path):
 
 
 def test_a_file_costs_eight_bytes_a_drawing(tmp_path):
-    """The lines themselves stay in the file."""
+    """The lines themselves are not kept in memory."""
     import tracemalloc
 
     path = tmp_path / "cat.ndjson"
     path.write_bytes(ndjson(LINE) * 50_000)
-    open_strokes(path)  # whatever is imported or cached at first
+    open_strokes(path)  # imports modules and fills caches
     tracemalloc.start()
     try:
         file = open_strokes(path)
-        held_bytes = tracemalloc.get_traced_memory()[0]
+        kept_bytes = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
     assert len(file) == 50_000
     assert path.stat().st_size > 9_000_000
-    assert held_bytes < 10 * 50_000 + 10_000
+    assert kept_bytes < 10 * 50_000 + 10_000

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..scoring.job import rejects_beside
+from ..scoring.job import rejects_path
 from ..scoring.merge import merge as merge_shards
 from .options import Quiet, err
 from .score import SOME_REJECTED
@@ -24,5 +24,5 @@ def merge(
     if not quiet:
         err.print(f"{outcome.rows:,} rows from {len(shards)} shards -> {output}")
     if outcome.rejected:
-        err.print(f"{outcome.rejected:,} rows are no drawing; {rejects_beside(output)} says why")
+        err.print(f"{outcome.rejected:,} rows are no drawing; {rejects_path(output)} says why")
         raise typer.Exit(SOME_REJECTED)

@@ -12,7 +12,7 @@ import typer
 
 from ..atomic import room_for
 from ..rpc.client import Client
-from ..scoring.job import Order, Outcome, rejects_beside, stream_scores, write_scores
+from ..scoring.job import Outcome, ScoreJob, rejects_path, stream_scores, write_scores
 from ..scoring.merge import path_of_shard
 from ..scoring.outputs import KINDS, kind_of
 from ..scoring.plan import ScoreOptions, Shard
@@ -86,18 +86,18 @@ def score(
     options = ScoreOptions(
         top_k=top_k, with_all_scores=all_scores or kind == "npy", model_name=model, model_version=model_version
     )
-    order = Order(inputs=inputs, kind=kind, options=options, shard=_shard(shard), part_rows=part_rows, readers=readers)
+    job = ScoreJob(inputs=inputs, kind=kind, options=options, shard=_shard(shard), part_rows=part_rows, readers=readers)
     began_at = time.monotonic()
     with connection.open(timeout_s=timeout_s) as client, Shown("scoring", is_quiet=quiet) as shown:
         if output == _STDOUT:
-            rejected = _to_stdout(client, order, shown)
+            rejected = _to_stdout(client, job, shown)
             raise typer.Exit(SOME_REJECTED if rejected else 0)
-        path = path_of_shard(Path(output), order.shard)
-        outcome = write_scores(client, order, path, shown, restart=restart)
+        path = path_of_shard(Path(output), job.shard)
+        outcome = write_scores(client, job, path, shown, restart=restart)
     if not quiet:
         _say(outcome, path, shown.sources, time.monotonic() - began_at)
     if outcome.rejected:
-        err.print(f"{outcome.rejected:,} rows are no drawing; {rejects_beside(path)} says why")
+        err.print(f"{outcome.rejected:,} rows are no drawing; {rejects_path(path)} says why")
         raise typer.Exit(SOME_REJECTED)
 
 
@@ -126,10 +126,10 @@ def _shard(text: str) -> Shard:
     return shard
 
 
-def _to_stdout(client: Client, order: Order, shown: Shown) -> int:
+def _to_stdout(client: Client, job: ScoreJob, shown: Shown) -> int:
     rejected = 0
     with room_for(Path("standard output")), tempfile.TemporaryDirectory() as spool:
-        for line in stream_scores(client, order, sys.stdout.buffer, Path(spool), shown):
+        for line in stream_scores(client, job, sys.stdout.buffer, Path(spool), shown):
             rejected += 1
             if rejected <= _SHOWN:
                 err.print(f"rejected: {line.strip()}")

@@ -1,1 +1,1 @@
-"""Drawings of every kind become bitmaps: files, strokes and pictures, drawn as the training data is drawn."""
+"""Read drawings from files of every format, and render strokes and pictures as bitmaps like the training data."""

@@ -1,6 +1,6 @@
-"""Draws strokes with NumPy alone, for machines without cairo: within 0.3 levels of Google's bitmaps on average.
+"""Render strokes with NumPy alone, for systems without cairo; the mean difference from Google is below 0.3 levels.
 
-Coverage is computed as cairo's is: 15 sub-scanlines a pixel, exact along each of them.
+Coverage is computed as in cairo: 15 sub-scanlines per pixel, exact along each sub-scanline.
 """
 
 import numpy as np
@@ -8,24 +8,24 @@ from numpy.typing import NDArray
 
 from .geometry import MARGIN, PEN, SCALE, SIDE, Floats, Layout
 
-_LINES = 15  # sub-scanlines a pixel row: GRID_Y of cairo-tor-scan-converter.c
+_LINES = 15  # sub-scanlines per pixel row: GRID_Y of cairo-tor-scan-converter.c
 _RADIUS = PEN / 2 * SCALE  # pixels
 
-_LINE_Y = (np.arange(SIDE * _LINES) + 0.5) / _LINES  # pixels, the middle of each sub-scanline
+_LINE_Y = (np.arange(SIDE * _LINES) + 0.5) / _LINES  # pixels; the middle of each sub-scanline
 
 
 def draw(layout: Layout) -> NDArray[np.uint8]:
-    """Draws one drawing: uint8, (28, 28), 0 = paper, 255 = ink."""
+    """Render one drawing: uint8, (28, 28), 0 = paper, 255 = ink."""
     points = (layout.points + MARGIN) * SCALE
     ink = np.zeros((SIDE, SIDE), np.uint32)
     for path in np.split(points, np.cumsum(layout.lengths[:-1])):
         alpha = np.rint(_coverage(path) * 255).astype(np.uint32)
-        ink = alpha + _multiply(ink, 255 - alpha)  # OVER, in 8 bits
+        ink = alpha + _multiply(ink, 255 - alpha)  # the operator OVER, in 8 bits
     return ink.astype(np.uint8)
 
 
 def _coverage(path: Floats) -> Floats:
-    """How much of each pixel a stroke along `path` (points, 2), in pixels, covers: (28, 28), 0 to 1."""
+    """Return the share of each pixel that a stroke along `path` (points, 2; pixels) covers: (28, 28), 0 to 1."""
     first = max(0, int((np.min(path[:, 1]) - _RADIUS) * _LINES))
     last = min(len(_LINE_Y), int((np.max(path[:, 1]) + _RADIUS) * _LINES) + 2)
     lines = np.arange(first, last)
@@ -38,9 +38,10 @@ def _coverage(path: Floats) -> Floats:
 
 
 def _spans(start: Floats, stop: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Where each round-ended segment crosses each line `y`: left and right, (segments, lines); empty = 0, 0.
+    """Return where each segment with round ends covers each line `y`: left and right ends, (segments, lines).
 
-    A capsule is convex, so its crossing is one span: the hull of those of its two end discs and its two long sides.
+    A segment with round ends is convex, so it covers one span of a line: the hull of the spans of its two end discs and
+    its two long sides. Both ends are 0 where a segment does not reach the line.
     """
     along = stop - start
     length = np.hypot(along[:, 0], along[:, 1])
@@ -66,7 +67,7 @@ def _spans(start: Floats, stop: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def _disjoint(left: Floats, right: Floats) -> tuple[Floats, Floats]:
-    """Cuts the spans of each line (column) so that none overlaps another."""
+    """Shorten the spans of each line (column) so that they do not overlap."""
     order = left.argsort(axis=0)
     left = np.take_along_axis(left, order, axis=0)
     right = np.take_along_axis(right, order, axis=0)
@@ -76,18 +77,18 @@ def _disjoint(left: Floats, right: Floats) -> tuple[Floats, Floats]:
 
 
 def _ramp(x: Floats, row: NDArray[np.int64]) -> Floats:
-    """Sums clip(x - p, 0, 1) over all entries into pixel p of their row: (28, 28)."""
+    """Sum clip(x - p, 0, 1) over all entries of a pixel row, for each of its pixels p: (28, 28)."""
     whole = x.astype(np.int64)
     cell = (row * (SIDE + 1) + whole).ravel()
     size = SIDE * (SIDE + 1)
     part = np.bincount(cell, (x - whole).ravel(), size).reshape(SIDE, -1)
     ends = np.bincount(cell, minlength=size).reshape(SIDE, -1).astype(np.float64)
-    beyond = ends[:, ::-1].cumsum(axis=1)[:, ::-1] - ends  # entries that reach past the whole pixel
+    beyond = ends[:, ::-1].cumsum(axis=1)[:, ::-1] - ends  # entries that cover the pixel completely
     total: Floats = (part + beyond)[:, :SIDE]
     return total
 
 
 def _multiply(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Computes a * b / 255 in 8 bits, rounded as pixman does."""
+    """Return a * b / 255 in 8 bits, rounded as in pixman."""
     t = a * b + np.uint32(128)
     return (t + (t >> np.uint32(8))) >> np.uint32(8)

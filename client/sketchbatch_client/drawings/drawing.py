@@ -1,10 +1,11 @@
-"""One drawing as strokes, read from a line of .ndjson (simplified or raw) or from a record of Google's .bin.
+"""Parse one drawing: a line of .ndjson (simplified or raw), or a record of one of Google's .bin files.
 
-The forms: https://github.com/googlecreativelab/quickdraw-dataset#the-raw-moderated-dataset
+Both formats: https://github.com/googlecreativelab/quickdraw-dataset#the-raw-moderated-dataset
 """
 
 import json
 import math
+import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,35 +17,35 @@ import numpy as np
 Stroke = list[list[float | int]]
 """`[xs, ys]`, or raw `[xs, ys, ts]` with t in ms; at least one point, all lists of one length, y downwards."""
 
-RECORD = struct.Struct("<Q2sbIH")  # key_id, country, recognised, seconds since the epoch, number of strokes
-POINTS = struct.Struct("<H")
-_FARTHEST = 1e6  # units or pixels: far beyond any screen, and still exact in cairo's 24.8 fixed point once scaled
-_LONGEST_MS = 1e15  # milliseconds: times since the epoch pass
-# Drawing takes time with the square of both: so many, half a second. Of 8,828 of Google's none has a fiftieth, a third.
-_MOST_POINTS = 40_000
-_MOST_CROSSINGS = 500  # lengths of the drawing that its lines may have in all
+_HEADER = struct.Struct("<Q2sbIH")  # key_id, country, recognised, seconds since the epoch, number of strokes
+_POINT_COUNT = struct.Struct("<H")
+_MAX_COORDINATE = 1e6  # units or pixels: far beyond any screen, and still exact in cairo's 24.8 fixed point once scaled
+_MAX_TIME_MS = 1e15  # large enough for milliseconds since the epoch
+# Rendering time grows with the square of points and length. A drawing at either limit takes half a second; of Google's
+# 8,828 drawings none has a fiftieth of the points or a third of the length.
+_MAX_POINTS = 40_000
+_MAX_RELATIVE_LENGTH = 500  # total length of all strokes, in sizes of the drawing
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """One drawing; what a file does not say is "", 0, or recognised."""
+    """One drawing. A field that the file lacks is "", 0, or, for `is_recognized`, True."""
 
     key_id: int
-    """0 to 2**64 - 1, Google's name for it."""
+    """Google's identifier, 0 to 2**64 - 1."""
     word: str
-    """What was to be drawn; "" in binary files."""
+    """The word that the player had to draw; "" in binary files."""
     country: str
-    """Two letters."""
+    """Country code of two letters."""
     is_recognized: bool
-    """Whether the game recognised it."""
     drawn_at: float
     """Seconds since the epoch, UTC."""
     strokes: list[Stroke]
-    """At least one."""
+    """At least one stroke."""
 
 
 def from_line(line: bytes) -> Drawing:
-    """The drawing of a line of .ndjson. Raises ValueError with the reason."""
+    """Parse a line of .ndjson. Raises ValueError with the reason if the line is malformed."""
     try:
         fields = json.loads(line.rstrip())
     except json.JSONDecodeError as exc:
@@ -58,7 +59,7 @@ def from_line(line: bytes) -> Drawing:
         raise ValueError(f"drawing must be a list of strokes, got {_short(strokes)}")
     for number, stroke in enumerate(strokes):
         _check_stroke(stroke, number)
-    _check_cost(strokes)
+    _check_rendering_cost(strokes)
     return Drawing(
         key_id=_key_id(fields.get("key_id", 0)),
         word=_field(fields, "word", str, ""),
@@ -77,26 +78,27 @@ def _check_stroke(stroke: object, number: int) -> None:
         raise ValueError(f"stroke {number} must have as many x as y and at least one, got {_short(lengths)}")
     for values in stroke:
         if not {int, float}.issuperset(map(type, values)):
-            raise ValueError(f"stroke {number} must have numbers only, got {_short(values)}")
+            raise ValueError(f"stroke {number} must contain only numbers, got {_short(values)}")
     for values in stroke[:2]:
-        if not (min(values) >= -_FARTHEST and max(values) <= _FARTHEST and not math.isnan(sum(values))):
-            raise ValueError(f"stroke {number} must keep within {_FARTHEST:g} units, got {_short(values)}")
-    if len(stroke) > 2 and not all(abs(t) <= _LONGEST_MS for t in stroke[2]):
-        raise ValueError(f"stroke {number} must have times within {_LONGEST_MS:g} ms, got {_short(stroke[2])}")
+        if not (min(values) >= -_MAX_COORDINATE and max(values) <= _MAX_COORDINATE and not math.isnan(sum(values))):
+            raise ValueError(f"stroke {number} must be within {_MAX_COORDINATE:g} units, got {_short(values)}")
+    if len(stroke) > 2 and not all(abs(t) <= _MAX_TIME_MS for t in stroke[2]):
+        raise ValueError(f"stroke {number} must have times within {_MAX_TIME_MS:g} ms, got {_short(stroke[2])}")
 
 
-def _check_cost(strokes: list[Stroke]) -> None:
-    """Refuses what is well-formed, and would take minutes to draw."""
+def _check_rendering_cost(strokes: list[Stroke]) -> None:
+    """Reject a well-formed drawing that would take minutes to render."""
     points = sum(len(stroke[0]) for stroke in strokes)
-    if points > _MOST_POINTS:
-        raise ValueError(f"a drawing must have at most {_MOST_POINTS:,} points, got {points:,}")
-    if points * math.sqrt(2) <= _MOST_CROSSINGS:
+    if points > _MAX_POINTS:
+        raise ValueError(f"a drawing must have at most {_MAX_POINTS:,} points, got {points:,}")
+    if points * math.sqrt(2) <= _MAX_RELATIVE_LENGTH:
         return
     paths = [np.array(stroke[:2], np.float64) for stroke in strokes]  # (2, points)
-    side = np.ptp(np.concatenate(paths, axis=1), axis=1).max() or 1.0
-    crossings = sum(np.hypot(*np.diff(path)).sum() for path in paths) / side
-    if crossings > _MOST_CROSSINGS:
-        raise ValueError(f"lines must be at most {_MOST_CROSSINGS} times as long as the drawing, got {crossings:.0f}")
+    size = np.ptp(np.concatenate(paths, axis=1), axis=1).max() or 1.0
+    length = sum(np.hypot(*np.diff(path)).sum() for path in paths) / size
+    if length > _MAX_RELATIVE_LENGTH:
+        limit = f"{_MAX_RELATIVE_LENGTH} times as long as the drawing"
+        raise ValueError(f"strokes must together be at most {limit}, got {length:.0f} times")
 
 
 def _key_id(value: object) -> int:
@@ -106,54 +108,65 @@ def _key_id(value: object) -> int:
     return number
 
 
-def _field(fields: dict[str, Any], name: str, kind: type[Any], missing: Any) -> Any:
-    value = fields.get(name, missing)
+def _field(fields: dict[str, Any], name: str, kind: type[Any], default: Any) -> Any:
+    value = fields.get(name, default)
     if not isinstance(value, kind):
         raise ValueError(f"{name} must be a {kind.__name__}, got {_short(value)}")
     return value
 
 
 def _seconds(timestamp: str) -> float:
-    """Of `2017-03-02 23:25:10.07453 UTC`."""
+    """Convert a timestamp such as `2017-03-02 23:25:10.07453 UTC` to seconds since the epoch."""
     try:
         when = datetime.fromisoformat(timestamp.removesuffix(" UTC"))
     except ValueError as exc:
         raise ValueError(f"timestamp must be a date and time, got {_short(timestamp)}") from exc
-    if not 1970 <= when.year < 2106:  # what a .bin can say
-        raise ValueError(f"timestamp must lie in 1970 to 2105, got {_short(timestamp)}")
+    if not 1970 <= when.year < 2106:  # the range of a .bin file's 32 bits
+        raise ValueError(f"timestamp must be in the years 1970 to 2105, got {_short(timestamp)}")
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
 def from_record(record: bytes) -> Drawing:
-    """The drawing of a record of a .bin. Raises ValueError with the reason."""
+    """Parse a record of a .bin file. Raises ValueError with the reason if the record is malformed."""
     try:
-        key_id, country, is_recognized, drawn_at, n_strokes = RECORD.unpack_from(record)
+        key_id, country, is_recognized, drawn_at, n_strokes = _HEADER.unpack_from(record)
         strokes = list(_binary_strokes(record, n_strokes))
     except struct.error as exc:
         raise ValueError(f"truncated: the file ends {len(record)} bytes into this record") from exc
     if not strokes:
         raise ValueError("a drawing must have at least one stroke, got none")
-    _check_cost(strokes)
+    _check_rendering_cost(strokes)
     return Drawing(key_id, "", country.decode("ascii", "replace"), bool(is_recognized), float(drawn_at), strokes)
 
 
+def record_end(content: bytes | mmap.mmap, start: int) -> int:
+    """Return where the .bin record at `start` ends; a value above `len(content)` means that it is truncated."""
+    try:
+        end = start + _HEADER.size
+        for _ in range(_HEADER.unpack_from(content, start)[-1]):
+            end += _POINT_COUNT.size + 2 * _POINT_COUNT.unpack_from(content, end)[0]
+    except struct.error:
+        return len(content) + 1
+    return end
+
+
 def _binary_strokes(record: bytes, n_strokes: int) -> Iterator[Stroke]:
-    at = RECORD.size
+    end = _HEADER.size
     for number in range(n_strokes):
-        points = POINTS.unpack_from(record, at)[0]
+        points = _POINT_COUNT.unpack_from(record, end)[0]
         if not points:
             raise ValueError(f"stroke {number} must have at least one point, got none")
-        middle = at + POINTS.size + points
-        at = middle + points
-        if at > len(record):
+        middle = end + _POINT_COUNT.size + points
+        end = middle + points
+        if end > len(record):
             raise struct.error
-        yield [list(record[middle - points : middle]), list(record[middle:at])]
+        yield [list(record[middle - points : middle]), list(record[middle:end])]
 
 
 def _short(value: object) -> str:
-    """At most 60 characters of it, for a message."""
+    """Return at most 60 characters of a value, for an error message."""
     try:
         text = "nothing" if value is None else json.dumps(value)
-    except RecursionError:  # it could just be read
-        text = "what is nested too deep"
+    except RecursionError:  # `json.loads` accepts deeper nesting than `json.dumps`
+        text = "a value that is nested too deep"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,6 +1,6 @@
-"""Maps bitmaps from .npy files, alone or in a .npz; nothing is unpickled, and no header is believed that does not fit.
+"""Map bitmaps from .npy files and .npz archives; never unpickle, and check each header against the file's size.
 
-Flow: the first bytes -> header -> checked against the size -> memory-mapped where it lies.
+Flow: first bytes -> header -> size check -> memory map.
 """
 
 import io
@@ -22,11 +22,11 @@ Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
 
 _ROW_BYTES = 784
 _MAGIC = b"\x93NUMPY"
-_HEADER_BYTES = 12 + 10_000  # NumPy takes no longer one, but would read all that a file claims to be one
-_LOCAL_HEADER_BYTES = 30  # of a member of a zip, before its name: APPNOTE.TXT, 4.3.7
-_COPIED_BYTES = 1 << 20
-_BOMB_BYTES, _BOMB_RATIO = 1 << 30, 200  # drawings are packed 2 to 10 times as small; deflate can do 1,032
-_SHOWN = 200  # characters of what a file says of itself
+_HEADER_BYTES = 12 + 10_000  # NumPy rejects a longer header, but would first read as much as the file claims
+_LOCAL_HEADER_BYTES = 30  # of a member of a zip file, before its name: APPNOTE.TXT, 4.3.7
+_CHUNK_BYTES = 1 << 20
+_BOMB_BYTES, _BOMB_RATIO = 1 << 30, 200  # deflate shrinks drawings 2 to 10 times, and blank data up to 1,032 times
+_SHOWN = 200  # characters of a file's own text in an error message
 
 
 class _Header(NamedTuple):
@@ -36,7 +36,7 @@ class _Header(NamedTuple):
     bytes: int
 
     @property
-    def is_of_bitmaps(self) -> bool:
+    def has_bitmaps(self) -> bool:
         return self.dtype == np.uint8 and not self.is_fortran and self.shape[1:] in ((_ROW_BYTES,), (28, 28))
 
     def __str__(self) -> str:
@@ -44,11 +44,9 @@ class _Header(NamedTuple):
 
 
 def read_bitmaps(path: Path) -> Bitmaps:
-    """Maps a .npy file of uint8 (rows, 784) or (rows, 28, 28), C order, as (rows, 28, 28), read-only.
+    """Map a .npy file of uint8 (rows, 784) or (rows, 28, 28), C order, as (rows, 28, 28), read-only.
 
-    Raises:
-        FileRefused: There is no such file, it is no .npy file, its rows are something else, or its size does not
-            fit its header.
+    Raises FileRefused if the file does not exist, is not a .npy of bitmaps, or has another size than its header states.
     """
     try:
         with path.open("rb") as file:
@@ -58,72 +56,71 @@ def read_bitmaps(path: Path) -> Bitmaps:
 
 
 def open_npz(path: Path) -> dict[str, Bitmaps]:
-    """Maps every array of bitmaps in a .npz, by its name; other arrays, such as labels, are passed over.
+    """Map every array of bitmaps in a .npz, by its name; skip other arrays, such as labels.
 
-    Stored arrays are read once, to see that they are whole, and mapped where they lie; compressed ones are unpacked to
-    temporary files, no more than their headers say.
+    Stored arrays are read once to check their CRC-32, then mapped in the archive. Compressed arrays are unpacked to
+    temporary files, up to the size that their headers state.
 
     Raises:
-        FileRefused: There is no such file, it is no .npz, or there are no bitmaps in it; or an array is not whole.
-        DiskFull: There is no room to unpack it.
+        FileRefused: The file does not exist, is not a .npz, or has no bitmaps; or an array is damaged.
+        DiskFull: The disk has no space for an unpacked array.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
-            headers = {member.filename: _header_of(archive, member) for member in members}
-            wanted = [member for member in members if headers[member.filename].is_of_bitmaps]
+            headers = [(member, _header_of(archive, member)) for member in members]
+            wanted = [(member, header) for member, header in headers if header.has_bitmaps]
             if not wanted:
-                there = ", ".join(f"{name} {header}" for name, header in headers.items()) or "no array"
+                found = ", ".join(f"{member.filename} {header}" for member, header in headers) or "no array"
                 expected = "an array of uint8 (rows, 784) or (rows, 28, 28)"
-                raise FileRefused(f"{path}: expected {expected}, got {there[:500]}")
-            return {member.filename.removesuffix(".npy"): _member(path, archive, member) for member in wanted}
+                raise FileRefused(f"{path}: expected {expected}, got {found[:500]}")
+            return {each.filename.removesuffix(".npy"): _member(path, archive, each, header) for each, header in wanted}
     except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, zlib.error) as exc:
-        # RuntimeError: it is encrypted; ValueError: names that are no UTF-8, places before its beginning
+        # RuntimeError: encrypted; ValueError: a name is not UTF-8, or an offset is negative
         raise FileRefused(f"{path}: cannot be read as a .npz: {' '.join(str(exc).split())[:_SHOWN]}") from exc
     except OSError as exc:
         raise FileRefused(f"{path}: cannot be read: {exc.strerror}") from exc
 
 
 def _header_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # what NumPy writes
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the methods that NumPy writes
         raise zipfile.BadZipFile(f"{member.filename} must be stored or deflated, got method {member.compress_type}")
     with archive.open(member) as file:
         return _read_header(f"{archive.filename}:{member.filename}", file.read(_HEADER_BYTES))
 
 
-def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Bitmaps:
+def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header) -> Bitmaps:
     name = f"{path}:{member.filename}"
     if member.compress_type == zipfile.ZIP_STORED:
-        with archive.open(member) as stored:  # which compares its CRC-32 at the end
-            while stored.read(_COPIED_BYTES):
+        with archive.open(member) as stored:  # compares the CRC-32 at the end
+            while stored.read(_CHUNK_BYTES):
                 pass
         with path.open("rb") as file:
             file.seek(member.header_offset)
             local = file.read(_LOCAL_HEADER_BYTES)
-            lengths = np.frombuffer(local, "<u2", 2, 26)  # of the name, and of what else stands before the contents
+            lengths = np.frombuffer(local, "<u2", 2, 26)  # of the name and of the extra field
             start = member.header_offset + _LOCAL_HEADER_BYTES + int(lengths.sum())
             return _mapped(file, name, start, member.file_size)
-    header = _header_of(archive, member)
-    _check_size(name, header, member.file_size)  # before anything is unpacked
+    _check_size(name, header, member.file_size)  # before unpacking
     if member.file_size > max(_BOMB_BYTES, _BOMB_RATIO * member.compress_size):
         raise FileRefused(
-            f"{name}: expected an array packed at most {_BOMB_RATIO} times as small, got {member.file_size:,} bytes in "
+            f"{name}: an array must be compressed at most {_BOMB_RATIO} times, got {member.file_size:,} bytes in "
             f"{member.compress_size:,}; store it uncompressed"
         )
     with room_for(Path(tempfile.gettempdir())), archive.open(member) as packed, tempfile.TemporaryFile() as file:
-        while chunk := packed.read(_COPIED_BYTES):
+        while chunk := packed.read(_CHUNK_BYTES):
             file.write(chunk)
             if file.tell() > member.file_size:
-                raise FileRefused(f"{name}: more is packed in it than it says")
+                raise FileRefused(f"{name}: must unpack to {member.file_size:,} bytes, got more; fetch it again")
         file.flush()
         return _mapped(file, name, 0, file.tell())
 
 
 def _mapped(file: BinaryIO, name: str, start: int, size: int) -> Bitmaps:
-    """The array in `size` bytes of a file."""
+    """Map the .npy that takes `size` bytes of a file from `start`."""
     file.seek(start)
     header = _read_header(name, file.read(min(size, _HEADER_BYTES)))
-    if not header.is_of_bitmaps:
+    if not header.has_bitmaps:
         raise FileRefused(f"{name}: expected uint8 (rows, 784) or (rows, 28, 28), got {header}")
     _check_size(name, header, size)
     rows = header.shape[0]
@@ -135,29 +132,21 @@ def _mapped(file: BinaryIO, name: str, start: int, size: int) -> Bitmaps:
 def _check_size(name: str, header: _Header, size: int) -> None:
     expected, got = header.shape[0] * _ROW_BYTES, size - header.bytes
     if got != expected:
-        state = "truncated" if got < expected else "too long"
+        problem = "truncated" if got < expected else "too long"
         rows = f"{header.shape[0]} rows of {_ROW_BYTES}"
-        raise FileRefused(f"{name}: {state}: {rows} are {expected} bytes, got {got}; fetch it again")
+        raise FileRefused(f"{name}: {problem}: {rows} are {expected} bytes, got {got}; fetch it again")
 
 
 def _read_header(name: str, head: bytes) -> _Header:
-    _check_magic(name, head)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if not head.startswith(_MAGIC):
+        got = "a web page saved under that name" if is_web_page(head) else repr(head[:6]) if head else "an empty one"
+        raise FileRefused(f"{name}: expected a .npy file, got {got}; fetch it again")
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     file = io.BytesIO(head)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of files that Python 2 wrote, which are as good
-            shape, is_fortran, dtype = read[np.lib.format.read_magic(file)](file)
-    except Exception as exc:  # NumPy parses the header as Python text, and lets through whatever that raises
+        with warnings.catch_warnings(action="ignore"):  # NumPy warns of headers that Python 2 wrote
+            shape, is_fortran, dtype = readers[np.lib.format.read_magic(file)](file)
+    except Exception as exc:  # NumPy parses the header as a Python literal, which raises many types
         reason = str(exc).partition("\n")[0][:_SHOWN]
         raise FileRefused(f"{name}: its .npy header cannot be read: {reason}") from exc
     return _Header(shape, is_fortran, dtype, file.tell())
-
-
-def _check_magic(name: str, head: bytes) -> None:
-    if head.startswith(_MAGIC):
-        return
-    if not head:
-        raise FileRefused(f"{name}: expected a .npy file, got an empty one")
-    if is_web_page(head):
-        raise FileRefused(f"{name}: expected a .npy file, got a web page saved under that name; fetch it again")
-    raise FileRefused(f"{name}: expected a .npy file (first bytes {_MAGIC!r}), got {head[:6]!r}")

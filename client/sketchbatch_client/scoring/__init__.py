@@ -1,1 +1,1 @@
-"""Scores whole files through the service, in order and in constant memory."""
+"""Score whole files through the service, in order and in constant memory."""

@@ -1,6 +1,6 @@
-"""Reads the parts of a job as batches for the service: in order, some ahead, strokes and pictures by other processes.
+"""Read the parts of a job as batches for the service, in order; reader processes decode strokes and pictures.
 
-Flow: parts -> segments -> blocks, each read by whoever has time -> batches of about a request's rows.
+Flow: parts -> segments -> blocks, each read by the next free process -> batches of about one request's rows.
 """
 
 import multiprocessing
@@ -23,23 +23,23 @@ from .plan import Plan
 from .sources import Block, Source
 
 BLOCK_ROWS = 1024
-"""Rows that are read at once: a request's worth. Strokes take an eighth of a second with cairo."""
+"""Rows that are read at once, enough for one request. With cairo, strokes take an eighth of a second."""
 
-_AHEAD = 3  # blocks for each reading process: one is read, one waits to be, one to be sent
-_WORTHWHILE = 4 * BLOCK_ROWS  # rows: fewer are drawn sooner than processes are started
+_BLOCKS_AHEAD = 3  # per reader process: one is being read, one waits for the process, one waits to be sent
+_MIN_ROWS_FOR_READERS = 4 * BLOCK_ROWS  # fewer rows take less time than starting processes
 
 
-class Piece(NamedTuple):
-    """A block, and where it stands."""
+class BlockRange(NamedTuple):
+    """The rows of one block and their position in the job."""
 
     part: int
     source: int
-    """Its place in `Plan.inputs`."""
+    """Index in `Plan.inputs`."""
     start: int
-    """The first of its rows in the source, good or bad."""
+    """First row in the source."""
+    stop: int
     offset: int
-    """Of that row in the part."""
-    block: Block
+    """Position of the first row in its part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,43 +47,40 @@ class Batch:
     """Consecutive rows of one part that are sent together."""
 
     part: int
-    pieces: list[Piece]
+    blocks: list[tuple[BlockRange, Block]]
     bitmaps: Bitmaps
-    """The good rows of all pieces, (rows, 28, 28); none where all are rejects."""
+    """The good rows of all blocks, (rows, 28, 28); empty if all rows are rejects."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, rejects included."""
+        return sum(rows.stop - rows.start for rows, _ in self.blocks)
 
 
-class _Place(NamedTuple):
-    part: int
-    source: int
-    start: int
-    stop: int
-    offset: int
-
-
-class Reading:
-    """Reads for as long as it is open. With `readers` processes of its own, if that is worth while.
+class BlockReader:
+    """Reader of the blocks of a job; starts reader processes on entry if the job has enough slow rows.
 
     Args:
-        plan: What is read.
-        sources: `plan.inputs`, opened.
-        readers: Processes that draw strokes and pictures.
+        plan: The job.
+        sources: The opened sources of `plan.inputs`.
+        readers: Number of processes that decode strokes and pictures; 0 = decode in this process.
     """
 
     def __init__(self, plan: Plan, sources: list[Source], readers: int) -> None:
         self._plan = plan
         self._sources = sources
-        drawn_rows = sum(len(source) for source in sources if source.is_drawn)
-        self._readers = readers if drawn_rows >= _WORTHWHILE else 0
+        slow_rows = sum(len(source) for source in sources if source.is_slow)
+        self._readers = readers if slow_rows >= _MIN_ROWS_FOR_READERS else 0
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> "Reading":
+    def __enter__(self) -> "BlockReader":
         if self._readers:
-            drawn = {place: source for place, source in enumerate(self._sources) if source.is_drawn}
+            slow = {index: source for index, source in enumerate(self._sources) if source.is_slow}
             self._pool = ProcessPoolExecutor(
                 self._readers,
-                mp_context=multiprocessing.get_context("spawn"),  # never fork after gRPC has begun
-                initializer=_begin,
-                initargs=(drawn,),
+                mp_context=multiprocessing.get_context("spawn"),  # gRPC does not support fork
+                initializer=_start_reader,
+                initargs=(slow,),
             )
         return self
 
@@ -92,85 +89,84 @@ class Reading:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def batches(self, parts: Iterable[int]) -> Iterator[Batch]:
-        """The rows of these parts, in order; a batch belongs to one part.
+        """Yield the rows of these parts, in order; each batch belongs to one part.
 
         Raises:
-            FileRefused: An input cannot be read any more.
-            SketchbatchError: A reading process ended.
+            FileRefused: An input can no longer be read.
+            SketchbatchError: A reader process ended.
         """
-        waiting: list[Piece] = []
-        for piece in self._pieces(parts):
-            is_next_part = waiting and waiting[0].part != piece.part
-            if is_next_part or sum(len(each.block.rows) for each in waiting) >= BLOCK_ROWS:
-                yield _together(waiting)
-                waiting = []
-            waiting.append(piece)
-        if waiting:
-            yield _together(waiting)
+        blocks: list[tuple[BlockRange, Block]] = []
+        for rows, block in self._blocks(parts):
+            is_next_part = blocks and blocks[0][0].part != rows.part
+            if is_next_part or sum(len(each.rows) for _, each in blocks) >= BLOCK_ROWS:
+                yield _batch_of(blocks)
+                blocks = []
+            blocks.append((rows, block))
+        if blocks:
+            yield _batch_of(blocks)
 
     def digest(self, part: int) -> int:
-        """What `digest_of` gives for all pieces of a part, read again."""
-        return digest_of(self._pieces([part]))
+        """Read a part again and return the `digest_of` its blocks."""
+        return digest_of(block for _, block in self._blocks([part]))
 
-    def _pieces(self, parts: Iterable[int]) -> Iterator[Piece]:
-        ahead: deque[tuple[_Place, Block | Future[Block]]] = deque()
-        for place in self._places(parts):
-            ahead.append((place, self._read(place)))
-            if len(ahead) > self._readers * _AHEAD:
-                yield _piece(*ahead.popleft())
+    def _blocks(self, parts: Iterable[int]) -> Iterator[tuple[BlockRange, Block]]:
+        ahead: deque[tuple[BlockRange, Block | Future[Block]]] = deque()
+        for rows in self._ranges(parts):
+            ahead.append((rows, self._read(rows)))
+            if len(ahead) > self._readers * _BLOCKS_AHEAD:
+                yield _finished(*ahead.popleft())
         while ahead:
-            yield _piece(*ahead.popleft())
+            yield _finished(*ahead.popleft())
 
-    def _places(self, parts: Iterable[int]) -> Iterator[_Place]:
+    def _ranges(self, parts: Iterable[int]) -> Iterator[BlockRange]:
         for part in parts:
             offset = 0
             for source, first, end in self._plan.segments(part):
                 for start in range(first, end, BLOCK_ROWS):
                     stop = min(start + BLOCK_ROWS, end)
-                    yield _Place(part, source, start, stop, offset)
+                    yield BlockRange(part, source, start, stop, offset)
                     offset += stop - start
 
-    def _read(self, place: _Place) -> Block | Future[Block]:
-        if self._pool and self._sources[place.source].is_drawn:
-            return self._pool.submit(_block, place.source, place.start, place.stop)
-        return self._sources[place.source].block(place.start, place.stop)
+    def _read(self, rows: BlockRange) -> Block | Future[Block]:
+        source = self._sources[rows.source]
+        if self._pool and source.is_slow:
+            return self._pool.submit(_read_in_reader, rows.source, rows.start, rows.stop)
+        return source.block(rows.start, rows.stop)
 
 
-def digest_of(pieces: Iterable[Piece]) -> int:
-    """Of all that was read for some consecutive pieces."""
-    return zlib.crc32(b"".join(piece.block.digest.to_bytes(4, "little") for piece in pieces))
+def digest_of(blocks: Iterable[Block]) -> int:
+    """Return the digest of the bytes that were read for consecutive blocks."""
+    return zlib.crc32(b"".join(block.digest.to_bytes(4, "little") for block in blocks))
 
 
-def _piece(place: _Place, block: Block | Future[Block]) -> Piece:
+def _finished(rows: BlockRange, block: Block | Future[Block]) -> tuple[BlockRange, Block]:
     try:
-        block = block if isinstance(block, Block) else block.result()
+        return rows, block if isinstance(block, Block) else block.result()
     except BrokenProcessPool as exc:
-        raise SketchbatchError("a process that read drawings was ended (out of memory?); run again to go on") from exc
-    return Piece(place.part, place.source, place.start, place.offset, block)
+        raise SketchbatchError("a reader process was killed (out of memory?); run the same command to resume") from exc
 
 
-def _together(pieces: list[Piece]) -> Batch:
-    blocks = [piece.block.bitmaps for piece in pieces]
-    return Batch(pieces[0].part, pieces, blocks[0] if len(blocks) == 1 else np.concatenate(blocks))
+def _batch_of(blocks: list[tuple[BlockRange, Block]]) -> Batch:
+    bitmaps = [block.bitmaps for _, block in blocks]
+    return Batch(blocks[0][0].part, blocks, bitmaps[0] if len(bitmaps) == 1 else np.concatenate(bitmaps))
 
 
-_opened: dict[int, Source] = {}
-"""Of a reading process: the sources it may be asked for."""
+_reader_sources: dict[int, Source] = {}
+"""In a reader process: the slow sources, by their index in `Plan.inputs`."""
 
 
-def _begin(sources: dict[int, Source]) -> None:
-    """First thing in a reading process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent says when to end
-    _opened.update(sources)
+def _start_reader(sources: dict[int, Source]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends its readers
+    _reader_sources.update(sources)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed cannot end its processes: they would wait for ever."""
+    """End this process with its parent, because a parent that was killed cannot end its readers."""
     if parent := multiprocessing.parent_process():
         parent.join()
     os._exit(1)
 
 
-def _block(source: int, start: int, stop: int) -> Block:
-    return _opened[source].block(start, stop)
+def _read_in_reader(source: int, start: int, stop: int) -> Block:
+    return _reader_sources[source].block(start, stop)

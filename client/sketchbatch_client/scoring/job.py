@@ -1,16 +1,15 @@
-"""Scores the drawings of many files into one: never a row lost, never one twice, however often it is stopped.
+"""Score the drawings of many files into one output: each row exactly once, however often the job is interrupted.
 
-Flow: inputs -> `plan` -> parts that are not finished yet -> `reading` -> `Client.score` -> `parts` -> `outputs`.
+Flow: inputs -> `plan` -> unfinished parts -> `block_reader` -> `Client.score` -> `parts` -> `outputs`.
 
-Parts are scored in order, each kept as soon as it is whole. The output is written along with them, from the first part
-on, under another name until it is whole: killed at any moment, the same command goes on with the next part and ends in
-the same bytes. A manifest beside the output says that it is finished, and what it was made from.
+Parts are scored in order, and each is stored as soon as it is finished. The output is written together with the parts,
+under another name until it is complete. The same command resumes an interrupted job with the next part and produces
+byte-identical output. A manifest next to the output marks the job as finished and records its inputs.
 """
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -22,18 +21,19 @@ from ..drawings.readers import Bitmaps
 from ..errors import FileRefused, JobRefused
 from ..rpc.classification import Classification, ModelInfo, joined
 from ..rpc.client import Client
-from .block_reader import Batch, Reading, digest_of
+from .block_reader import Batch, BlockReader, digest_of
 from .inputs import find_sources
-from .manifest import Manifest, path_beside
+from .manifest import Manifest, manifest_path
 from .outputs import reject_line, schema, table, writing
-from .parts import Part, Parts, held
-from .plan import ALL, Input, Plan, ScoreOptions, Shard, difference, good_part_rows
+from .parts import Part, Parts, locked
+from .plan import ALL, Input, Plan, ScoreOptions, Shard, default_part_rows, difference
+from .score_rows import score_batches
 from .sources import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What a person asks for."""
+class ScoreJob:
+    """Inputs and options of a job."""
 
     inputs: Sequence[str]
     """Files, folders, globs, or "-" = standard input."""
@@ -42,118 +42,119 @@ class Order:
     options: ScoreOptions = field(default_factory=ScoreOptions)
     shard: Shard = ALL
     part_rows: int = 0
-    """Rows that are kept at once; 0 = as many as are good for this model. The same for all shards."""
+    """Rows per part, the same for all shards; 0 = `default_part_rows` for this model."""
     readers: int = 1
-    """Processes that draw strokes and pictures."""
+    """Number of processes that decode strokes and pictures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a job ended."""
+    """The result of a job."""
 
     rows: int
-    """Rows written."""
+    """Number of rows written, without rejected rows."""
     rejected: int
-    """Rows that are no drawing."""
     was_finished: bool = False
-    """There was nothing left to do."""
+    """Whether an earlier run had finished the job, so that this run scored nothing."""
 
 
-class Watch(Protocol):
-    """Is told how far a job has come."""
+class ProgressListener(Protocol):
+    """Receives the progress of a job."""
 
     def opens(self, source: str) -> None:
-        """An input is opened, and its rows are counted."""
+        """Report that an input is being opened and its rows are being counted."""
 
     def begins(self, rows: int, rows_done: int) -> None:
-        """So many rows there are, good and bad, and so many were done by an earlier run."""
+        """Report the number of rows, rejects included, and how many of them an earlier run finished."""
 
     def advances(self, rows: int) -> None:
-        """So many rows more are done."""
+        """Report that `rows` more rows are finished."""
 
 
-def rejects_beside(output: Path) -> Path:
-    """Where the rows that are no drawing are listed, if there are any: a line of JSON each."""
+def rejects_path(output: Path) -> Path:
+    """Return the path of the rejects file of an output; it exists only if a row was rejected."""
     return output.with_name(f"{output.name}.rejects.jsonl")
 
 
-def write_scores(client: Client, order: Order, output: Path, watch: Watch, *, restart: bool = False) -> Outcome:
-    """Scores every drawing of `order` into `output`, or goes on with it where it was stopped.
-
-    `restart` forgets what was done before.
+def write_scores(
+    client: Client, job: ScoreJob, output: Path, listener: ProgressListener, *, restart: bool = False
+) -> Outcome:
+    """Score every drawing of `job` into `output`, or resume an interrupted run; `restart` discards its parts.
 
     Raises:
-        DiskFull: There is no room to write; run again to go on.
-        FileRefused: An input is not what it should be.
-        JobRefused: It was begun with other inputs, another model or other options, or another process is at it.
-        SketchbatchError: The service did not answer; run again to go on.
+        DiskFull: The disk has no space; run again to resume.
+        FileRefused: An input is not of its format.
+        JobRefused: The job was begun with other inputs, another model or other options, or another process runs it.
+        SketchbatchError: The service did not respond; run again to resume.
     """
-    served = client.model(order.options.model_name, order.options.model_version)
-    with held(output) as parts:
+    served = client.model(job.options.model_name, job.options.model_version)
+    with locked(output) as parts:
         if restart:
             parts.clear()
-            path_beside(output).unlink(missing_ok=True)
+            manifest_path(output).unlink(missing_ok=True)
         finished = Manifest.read(output)
         earlier = finished.plan if finished else parts.earlier_plan()
-        sources = find_sources(order.inputs, parts.folder, watch.opens)
-        plan = _plan(order, sources, _same_version(client, order.options, served, earlier))
-        with Reading(plan, sources, order.readers) as reading:
+        sources = find_sources(job.inputs, parts.folder, listener.opens)
+        plan = _plan(job, sources, _same_version(client, job.options, served, earlier))
+        digests = {part: parts.digest(part) for part in plan.parts}
+        with BlockReader(plan, sources, job.readers) as reader:
             if earlier:
-                digests = {part: parts.digest(part) for part in plan.parts}
-                _check_unchanged(output, earlier, plan, reading, dict(finished.digests) if finished else digests)
+                _check_unchanged(output, earlier, plan, reader, finished.digests if finished else digests)
             if finished:
                 return Outcome(rows=finished.rows, rejected=finished.rejected, was_finished=True)
             parts.begin(plan)
-            manifest = _Job(client, order.kind, plan, sources, reading, watch).write(output, parts)
+            manifest = _JobRunner(client, job.kind, plan, sources, reader, listener).write(output, parts, digests)
     return Outcome(rows=manifest.rows, rejected=manifest.rejected)
 
 
-def stream_scores(client: Client, order: Order, file: BinaryIO, spool: Path, watch: Watch) -> Iterator[str]:
-    """Scores every drawing of `order` into an open file, such as standard output; there is no going on with it.
+def stream_scores(
+    client: Client, job: ScoreJob, file: BinaryIO, spool: Path, listener: ProgressListener
+) -> Iterator[str]:
+    """Score every drawing of `job` into an open file, such as standard output; yield each line of rejects.
 
-    Yields each line of rejects. Raises as `write_scores`.
+    An interrupted run cannot resume. Raises as `write_scores`.
     """
-    served = client.model(order.options.model_name, order.options.model_version)
-    sources = find_sources(order.inputs, spool, watch.opens)
-    plan = _plan(order, sources, served)
-    with Reading(plan, sources, order.readers) as reading:
-        job = _Job(client, order.kind, plan, sources, reading, watch)
-        watch.begins(plan.rows, 0)
-        with writing(file, order.kind, plan, job.schema) as output:
-            for part in job.scored(plan.parts):
+    served = client.model(job.options.model_name, job.options.model_version)
+    sources = find_sources(job.inputs, spool, listener.opens)
+    plan = _plan(job, sources, served)
+    with BlockReader(plan, sources, job.readers) as reader:
+        runner = _JobRunner(client, job.kind, plan, sources, reader, listener)
+        listener.begins(plan.rows, 0)
+        with writing(file, job.kind, plan, runner.schema) as output:
+            for part in runner.score_parts(plan.parts):
                 output.write(part.rows, plan.rows_of(part.number))
                 yield from part.rejects
 
 
-class _Job:
-    """A plan, and what it takes to carry it out."""
+@dataclass(frozen=True)
+class _JobRunner:
+    """Runner of one plan."""
 
-    def __init__(
-        self, client: Client, kind: str, plan: Plan, sources: list[Source], reading: Reading, watch: Watch
-    ) -> None:
-        self._client = client
-        self._kind = kind
-        self._plan = plan
-        self._sources = sources
-        self._reading = reading
-        self._watch = watch
-        self.schema = schema(plan, has_key_ids=any(source.has_key_ids for source in sources))
+    client: Client
+    kind: str
+    plan: Plan
+    sources: list[Source]
+    reader: BlockReader
+    listener: ProgressListener
 
-    def write(self, output: Path, parts: Parts) -> Manifest:
-        """All parts into `output`, those that are not finished being scored first."""
-        plan = self._plan
-        digests = {part: parts.digest(part) for part in plan.parts}
+    @property
+    def schema(self) -> pa.Schema:
+        return schema(self.plan, has_key_ids=any(source.has_key_ids for source in self.sources))
+
+    def write(self, output: Path, parts: Parts, digests: dict[int, int | None]) -> Manifest:
+        """Score the parts whose digest is None, and write all parts to `output`."""
+        plan = self.plan
         missing = [part for part in plan.parts if digests[part] is None]
-        self._watch.begins(plan.rows, plan.rows - sum(map(plan.rows_of, missing)))
+        self.listener.begins(plan.rows, plan.rows - sum(map(plan.rows_of, missing)))
         partial, rejects = parts.folder / "output.partial", parts.folder / "rejects.partial"
         rows = rejected = 0
         with (
             room_for(output),
             partial.open("wb") as file,
             rejects.open("w", encoding="utf-8") as reject_file,
-            writing(file, self._kind, plan, self.schema) as writer,
+            writing(file, self.kind, plan, self.schema) as writer,
         ):
-            scored = self.scored(missing)
+            scored = self.score_parts(missing)
             for number in plan.parts:
                 if digests[number] is None:
                     part = next(scored)
@@ -167,49 +168,47 @@ class _Job:
         done = {part: digest for part, digest in digests.items() if digest is not None}
         manifest = Manifest(plan=plan, digests=done, rows=rows, rejected=rejected, output_bytes=partial.stat().st_size)
         if rejected and not rows and plan.shard == ALL:
-            first = json.loads(rejects.read_text(encoding="utf-8").partition("\n")[0])["reason"]
+            reason = json.loads(rejects.read_text(encoding="utf-8").partition("\n")[0])["reason"]
             parts.clear()
-            raise FileRefused(f"none of {rejected:,} rows is a drawing; the first: {first}")
-        with replacing(path_beside(output)) as described:  # whole before anything is in its place, and there last
-            manifest.write(described)
-            rejects_beside(output).unlink(missing_ok=True)
+            raise FileRefused(f"expected drawings, none of {rejected:,} rows is one; the first: {reason}")
+        with replacing(manifest_path(output)) as manifest_file:  # renamed last, once all other files are in their place
+            manifest.write(manifest_file)
+            rejects_path(output).unlink(missing_ok=True)
             if rejected:
-                rejects.replace(rejects_beside(output))
+                rejects.replace(rejects_path(output))
             partial.replace(output)
         parts.clear()
         return manifest
 
-    def scored(self, numbers: Iterable[int]) -> Iterator[Part]:
-        """These parts, scored, in order."""
-        batches: list[tuple[Batch, Classification | None]] = []
-        rows = 0
-        for batch, result in self._results(self._reading.batches(numbers)):
-            batches.append((batch, result))
-            batch_rows = sum(len(piece.block.rows) + len(piece.block.rejects) for piece in batch.pieces)
-            self._watch.advances(batch_rows)
-            rows += batch_rows
-            if rows == self._plan.rows_of(batch.part):
-                yield self._part(batches)
-                batches, rows = [], 0
+    def score_parts(self, numbers: Iterable[int]) -> Iterator[Part]:
+        """Yield these parts, scored, in order."""
+        scored: list[tuple[Batch, Classification | None]] = []
+        for batch, result in self._results(self.reader.batches(numbers)):
+            scored.append((batch, result))
+            self.listener.advances(batch.rows)
+            if sum(each.rows for each, _ in scored) == self.plan.rows_of(batch.part):
+                yield self._part(scored)
+                scored = []
 
-    def _part(self, batches: list[tuple[Batch, Classification | None]]) -> Part:
-        """Raises JobRefused if the model is not the one that the plan was made for any more."""
-        plan = self._plan
-        if self._client.model(plan.model, plan.version).digest != plan.model_digest:
+    def _part(self, scored: list[tuple[Batch, Classification | None]]) -> Part:
+        """Combine the results of a part. Raises JobRefused if the service has replaced the model of the plan."""
+        plan = self.plan
+        if self.client.model(plan.model, plan.version).digest != plan.model_digest:
             raise JobRefused(
-                f"the service changed {plan.model} version {plan.version} meanwhile; --restart begins anew"
+                f"the service replaced the file of {plan.model} version {plan.version} during the job; "
+                "--restart begins anew"
             )
-        tables = [table(self.schema, batch, result, self._sources) for batch, result in batches if result]
-        pieces = [piece for batch, _ in batches for piece in batch.pieces]
+        tables = [table(self.schema, batch, result, self.sources) for batch, result in scored if result]
+        blocks = [block for batch, _ in scored for _, block in batch.blocks]
         return Part(
-            number=pieces[0].part,
+            number=scored[0][0].part,
             rows=pa.Table.from_batches(tables, self.schema).combine_chunks(),
-            rejects=[reject_line(reject) for piece in pieces for reject in piece.block.rejects],
-            digest=digest_of(pieces),
+            rejects=[reject_line(reject) for block in blocks for reject in block.rejects],
+            digest=digest_of(blocks),
         )
 
     def _results(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Classification | None]]:
-        """Each batch with its result; None where all of its rows are rejects."""
+        """Yield each batch with its result; None if all of its rows are rejects."""
         sent: deque[Batch] = deque()
 
         def bitmaps() -> Iterator[Bitmaps]:
@@ -218,24 +217,22 @@ class _Job:
                 if len(batch.bitmaps):
                     yield batch.bitmaps
 
-        options = self._plan.options
-        top_k = 0 if options.with_all_scores else options.top_k
-        names = {"model_name": options.model_name, "model_version": options.model_version}
-        got: list[Classification] = []
-        with closing(self._client.score(bitmaps(), top_k=top_k, **names)) as results:  # type: ignore[type-var]  # a generator
+        received: list[Classification] = []
+        with score_batches(self.client, bitmaps(), self.plan.options) as results:
             for result in results:
                 while not len(sent[0].bitmaps):
                     yield sent.popleft(), None
-                got.append(result)
-                if sum(map(len, got)) == len(sent[0].bitmaps):
-                    yield sent.popleft(), joined(got)
-                    got = []
+                received.append(result)
+                if sum(map(len, received)) == len(sent[0].bitmaps):
+                    yield sent.popleft(), joined(received)
+                    received = []
         while sent:
             yield sent.popleft(), None
 
 
-def _plan(order: Order, sources: list[Source], served: ModelInfo) -> Plan:
-    options = order.options
+def _plan(job: ScoreJob, sources: list[Source], served: ModelInfo) -> Plan:
+    options = job.options
+    scores_per_row = len(served.labels) if options.with_all_scores else options.top_k
     return Plan(
         inputs=tuple(Input(source=source.name, rows=len(source), stamp=source.stamp) for source in sources),
         model=served.name,
@@ -244,30 +241,33 @@ def _plan(order: Order, sources: list[Source], served: ModelInfo) -> Plan:
         labels=served.labels,
         top_k=options.top_k,
         with_all_scores=options.with_all_scores,
-        part_rows=order.part_rows or good_part_rows(len(served.labels) if options.with_all_scores else options.top_k),
-        shard=order.shard,
+        part_rows=job.part_rows or default_part_rows(scores_per_row),
+        shard=job.shard,
     )
 
 
 def _same_version(client: Client, options: ScoreOptions, served: ModelInfo, earlier: Plan | None) -> ModelInfo:
-    """A job that named no version goes on with the one it was begun with, as long as it is served."""
+    """Return the version of the earlier run if the job names no version and the service still serves that one."""
     if earlier and not options.model_version and served.name == earlier.model and earlier.version in served.versions:
         return client.model(served.name, earlier.version)
     return served
 
 
-def _check_unchanged(output: Path, earlier: Plan, plan: Plan, reading: Reading, digests: dict[int, int | None]) -> None:
-    """Raises JobRefused unless the finished parts would come out the same today."""
-    what = difference(earlier, plan)
-    if not what:
+def _check_unchanged(
+    output: Path, earlier: Plan, plan: Plan, reader: BlockReader, digests: Mapping[int, int | None]
+) -> None:
+    """Raise JobRefused unless scoring the finished parts again would produce the same output."""
+    change = difference(earlier, plan)
+    if not change:
         pairs = enumerate(zip(earlier.inputs, plan.inputs, strict=True))
-        touched = {source for source, (was, is_now) in pairs if was.stamp != is_now.stamp}
+        touched = {source for source, (before, after) in pairs if before.stamp != after.stamp}
         for part, digest in digests.items():
             sources = touched & {segment.source for segment in plan.segments(part)}
-            if digest is not None and sources and reading.digest(part) != digest:
-                what = f"{' or '.join(plan.inputs[source].source for source in sorted(sources))} has other contents"
+            if digest is not None and sources and reader.digest(part) != digest:
+                names = " or ".join(plan.inputs[source].source for source in sorted(sources))
+                change = f"the contents of {names} have changed"
                 break
-    if what:
+    if change:
         raise JobRefused(
-            f"{output} was begun otherwise: {what}; put that back, name another output, or say --restart to begin anew"
+            f"{output} was begun differently: {change}; undo the change, name another output, or use --restart"
         )

@@ -1,7 +1,7 @@
-"""Says beside an output what it was made from, so that a finished job is recognised, and shards find one another."""
+"""Store next to an output how it was made, so that a finished job is recognised and shards can be merged."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,22 @@ class Manifest:
 
     plan: Plan
     digests: dict[int, int]
-    """What the rows of each part were made from."""
+    """Digest of the input rows of each part."""
     rows: int
-    """Rows written."""
+    """Number of rows written, without rejected rows."""
     rejected: int
-    """Rows that are no drawing."""
     output_bytes: int
-    """The output's size, by which it is recognised."""
+    """Size of the output; an output of another size is not finished."""
 
     def write(self, path: Path) -> None:
-        """To a path that becomes `path_beside` its output only when that is in its place."""
-        contents = {
-            "plan": self.plan.to_json(),
-            "digests": self.digests,
-            "rows": self.rows,
-            "rejected": self.rejected,
-            "output_bytes": self.output_bytes,
-        }
-        path.write_bytes(_encoded(contents))
+        """Write to `path`, which the caller moves to `manifest_path` once the output is in its place."""
+        path.write_bytes(_encoded({**asdict(self), "plan": self.plan.to_json()}))
 
     @classmethod
     def read(cls, output: Path) -> "Manifest | None":
-        """Of `output`, if it is there and as large as it was; None otherwise, and where there is no manifest."""
+        """Return the manifest of a finished output; None if it is missing or damaged, or the output's size differs."""
         try:
-            found = read_json(path_beside(output))
+            found = read_json(manifest_path(output))
             manifest = cls(
                 plan=Plan.from_json(found["plan"]),
                 digests={int(part): whole_number(digest) for part, digest in found["digests"].items()},
@@ -51,13 +43,13 @@ class Manifest:
             return None
 
 
-def path_beside(output: Path) -> Path:
-    """Where the manifest of `output` is."""
+def manifest_path(output: Path) -> Path:
+    """Return the path of the manifest of an output."""
     return output.with_name(f"{output.name}.manifest.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises ValueError where there is no JSON object in it."""
+    """Read a JSON object. Raises ValueError if the file contains no object."""
     try:
         found = json.loads(path.read_bytes())
     except RecursionError as exc:
@@ -68,11 +60,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, contents: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Write a JSON object; on failure the file keeps its earlier contents."""
     with replacing(path) as partial:
         partial.write_bytes(_encoded(contents))
 
 
 def _encoded(contents: dict[str, Any]) -> bytes:
     text = json.dumps(contents, indent=1, ensure_ascii=False) + "\n"
-    return text.encode(errors="surrogatepass")  # names of files need be no UTF-8; `json` reads it so
+    return text.encode(errors="surrogatepass")  # file names need not be UTF-8; `json` decodes them the same way

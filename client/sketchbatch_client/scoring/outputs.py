@@ -1,8 +1,8 @@
-"""Writes one line for each row scored: Parquet, CSV, JSON lines or .npy, into any binary file.
+"""Write one line per scored row, as Parquet, CSV, JSON lines or .npy, to any binary file.
 
-Columns: source (the file), row (its index there, from 0), key_id where the inputs name their drawings, label, score;
-with top_k > 1 also label_2, score_2 and so on; with all scores also one score_LABEL for each class. A picture is a
-source of its own, whose row is 0. A .npy has the scores alone: float32 (rows, classes), NaN for a rejected row.
+Columns: source (the file), row (its index there, from 0), key_id if an input has identifiers, label, score; with
+top_k > 1 also label_2, score_2 and so on; with all scores also one score_LABEL per class. A picture is a source of its
+own with row 0. A .npy has only the scores: float32 (rows, classes), NaN for a rejected row.
 """
 
 import json
@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -19,45 +19,46 @@ from pyarrow import csv, parquet
 
 from ..errors import FileRefused
 from ..rpc.classification import Classification
-from .block_reader import Batch, Piece
+from .block_reader import Batch
 from .plan import Plan
-from .sources import Reject, Source
+from .sources import Block, Reject, Source
 
 KINDS = ("parquet", "csv", "jsonl", "npy")
 
 OFFSET = "offset"
-"""Of a row in its part; a column that parts have and outputs have not."""
+"""Column with the position of a row in its part; parts have this column, outputs do not."""
 
 
-class Output(Protocol):
-    """Where the rows of a job go, part by part; closing the file is its owner's."""
+class Output:
+    """Base of the four formats; receives the rows of a job part by part. The owner closes the file."""
 
     def write(self, rows: pa.Table, count: int) -> None:
-        """The next part: its rows, and their number before some were rejected."""
+        """Write the next part: its scored rows, and the number of its rows before some were rejected."""
+        raise NotImplementedError
 
     def complete(self) -> None:
-        """Writes what comes after the last part."""
+        """Write the end of the file."""
 
     def abandon(self) -> None:
-        """Leaves the file as it is: nothing that would make it look whole."""
+        """Leave the file incomplete, so that no reader takes it for a complete one."""
 
 
 def kind_of(path: Path) -> str:
-    """Which of KINDS the ending of `path` says. Raises FileRefused where it says another."""
+    """Return the one of KINDS that the suffix names. Raises FileRefused if it names none."""
     kind = path.suffix.removeprefix(".")
     if kind not in KINDS:
-        endings = ", ".join(f".{kind}" for kind in KINDS)
-        raise FileRefused(f"{path}: expected an output ending in {endings}, got {path.suffix or 'none'!r}")
+        suffixes = ", ".join(f".{kind}" for kind in KINDS)
+        raise FileRefused(f"{path}: the suffix of an output must be one of {suffixes}, got {path.suffix or 'none'!r}")
     return kind
 
 
 def schema(plan: Plan, *, has_key_ids: bool) -> pa.Schema:
-    """The columns of an output, and before them OFFSET."""
+    """Return OFFSET, then the columns of an output."""
     fields = [(OFFSET, pa.int32()), ("source", pa.string()), ("row", pa.int64())]
     if has_key_ids:
         fields.append(("key_id", pa.uint64()))
-    for place in range(1 if plan.with_all_scores else plan.top_k):
-        suffix = f"_{place + 1}" if place else ""
+    for rank in range(1 if plan.with_all_scores else plan.top_k):
+        suffix = f"_{rank + 1}" if rank else ""
         fields += [(f"label{suffix}", pa.string()), (f"score{suffix}", pa.float32())]
     if plan.with_all_scores:
         fields += [(f"score_{label}", pa.float32()) for label in plan.labels]
@@ -65,11 +66,11 @@ def schema(plan: Plan, *, has_key_ids: bool) -> pa.Schema:
 
 
 def table(schema: pa.Schema, batch: Batch, result: Classification, sources: Sequence[Source]) -> pa.RecordBatch:
-    """The lines of one batch, of which at least one row is good."""
-    pieces = [piece for piece in batch.pieces if len(piece.block.rows)]
-    names, numbers = zip(*(sources[piece.source].place(piece.block.rows) for piece in pieces), strict=True)
+    """Return the lines of a batch that has at least one good row."""
+    blocks = [(rows, block) for rows, block in batch.blocks if len(block.rows)]
+    names, numbers = zip(*(sources[rows.source].locate(block.rows) for rows, block in blocks), strict=True)
     columns = [
-        pa.array(np.concatenate([piece.block.rows - piece.start + piece.offset for piece in pieces]), pa.int32()),
+        pa.array(np.concatenate([block.rows - rows.start + rows.offset for rows, block in blocks]), pa.int32()),
         pa.concat_arrays(
             pa.array(map(text, name)) if isinstance(name, list) else pa.repeat(text(name), len(rows))
             for name, rows in zip(names, numbers, strict=True)
@@ -77,29 +78,30 @@ def table(schema: pa.Schema, batch: Batch, result: Classification, sources: Sequ
         pa.array(np.concatenate(numbers)),
     ]
     if "key_id" in schema.names:
-        columns.append(pa.concat_arrays(map(_key_ids, pieces)))
+        columns.append(pa.concat_arrays(_key_ids(block) for _, block in blocks))
     labels = pa.array(result.labels)
-    for place in range(result.class_index.shape[1]):
-        columns += [labels.take(pa.array(result.class_index[:, place])), pa.array(result.score[:, place])]
+    for rank in range(result.class_index.shape[1]):
+        columns += [labels.take(pa.array(result.class_index[:, rank])), pa.array(result.score[:, rank])]
     if result.scores is not None:
         columns += [pa.array(result.scores[:, index]) for index in range(len(result.labels))]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def text(name: str) -> str:
-    """A file's name as text, whatever bytes it has."""
-    return os.fsencode(name).decode(errors="replace")
+def text(file_name: str) -> str:
+    """Return a file name as valid Unicode, because file names can be any bytes."""
+    return os.fsencode(file_name).decode(errors="replace")
 
 
 def reject_line(reject: Reject) -> str:
-    """As it stands in a file of rejects."""
+    """Return a line of the rejects file."""
     return json.dumps({**reject._asdict(), "source": text(reject.source)}, ensure_ascii=False) + "\n"
 
 
 @contextmanager
 def writing(file: BinaryIO, kind: str, plan: Plan, schema: pa.Schema) -> Iterator[Output]:
-    """An output of `kind`, one of KINDS, for rows of `schema`; complete after the block, unless that fails."""
-    output = _opened(file, kind, plan, schema)
+    """Open an output of `kind` for rows of `schema`; complete it on exit, or abandon it if the block fails."""
+    schema = schema.remove(schema.get_field_index(OFFSET))
+    output = _FORMATS[kind](file, plan, schema)
     try:
         yield output
     except BaseException:
@@ -108,27 +110,18 @@ def writing(file: BinaryIO, kind: str, plan: Plan, schema: pa.Schema) -> Iterato
     output.complete()
 
 
-def _opened(file: BinaryIO, kind: str, plan: Plan, schema: pa.Schema) -> Output:
-    schema = schema.remove(schema.get_field_index(OFFSET))
-    if kind == "parquet":
-        return _Parquet(file, schema)
-    if kind == "csv":
-        return _Csv(file, schema)
-    return _Npy(file, plan) if kind == "npy" else _JsonLines(file)
-
-
 def parquet_writer(file: BinaryIO, schema: pa.Schema) -> parquet.ParquetWriter:
-    """Words by dictionary, row numbers by their differences: half the time and half the bytes of pyarrow's defaults."""
-    words = [field.name for field in schema if pa.types.is_string(field.type)]
+    """Open a writer with dictionaries for text and deltas for row numbers: half the time and bytes of the defaults."""
+    texts = [field.name for field in schema if pa.types.is_string(field.type)]
     return parquet.ParquetWriter(
-        file, schema, compression="zstd", use_dictionary=words, column_encoding={"row": "DELTA_BINARY_PACKED"}
+        file, schema, compression="zstd", use_dictionary=texts, column_encoding={"row": "DELTA_BINARY_PACKED"}
     )
 
 
-class _Parquet:
-    """A row group for each part: merging shards changes nothing."""
+class _Parquet(Output):
+    """Parquet with one row group per part, so that merged shards equal the output of one process."""
 
-    def __init__(self, file: BinaryIO, schema: pa.Schema) -> None:
+    def __init__(self, file: BinaryIO, plan: Plan, schema: pa.Schema) -> None:
         self._writer = parquet_writer(file, schema)
 
     def write(self, rows: pa.Table, count: int) -> None:
@@ -139,11 +132,11 @@ class _Parquet:
         self._writer.close()
 
     def abandon(self) -> None:
-        self._writer.is_open = False  # or the garbage collector would have it complete the file
+        self._writer.is_open = False  # otherwise the garbage collector completes the file
 
 
-class _Csv:
-    def __init__(self, file: BinaryIO, schema: pa.Schema) -> None:
+class _Csv(Output):
+    def __init__(self, file: BinaryIO, plan: Plan, schema: pa.Schema) -> None:
         options = csv.WriteOptions(quoting_style="needed", quoting_header="needed")
         self._writer = csv.CSVWriter(pa.PythonFile(file, mode="w"), schema, write_options=options)
 
@@ -153,14 +146,11 @@ class _Csv:
     def complete(self) -> None:
         self._writer.close()
 
-    def abandon(self) -> None:
-        pass
 
+class _JsonLines(Output):
+    """JSON lines, encoded column by column in a tenth of the time that row by row takes."""
 
-class _JsonLines:
-    """The JSON of a column at a time: a tenth of the time that a row at a time takes."""
-
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, plan: Plan, schema: pa.Schema) -> None:
         self._file = file
 
     def write(self, rows: pa.Table, count: int) -> None:
@@ -172,33 +162,12 @@ class _JsonLines:
             lines = pc.binary_join_element_wise(*pieces, "}\n", "", null_handling="replace", null_replacement="null")
             self._file.writelines(lines.cast(pa.large_binary()).to_pylist())
 
-    def complete(self) -> None:
-        pass
 
-    def abandon(self) -> None:
-        pass
-
-
-def _key_ids(piece: Piece) -> pa.Array:
-    keys = piece.block.key_ids
-    return pa.nulls(len(piece.block.rows), pa.uint64()) if keys is None else pa.array(keys, mask=keys == 0)
-
-
-def _as_json(column: pa.Array) -> pa.Array:
-    if not pa.types.is_string(column.type):
-        return column.cast(pa.string())
-    encoded = column.dictionary_encode()
-    return pa.array([json.dumps(value, ensure_ascii=False) for value in encoded.dictionary.to_pylist()]).take(
-        encoded.indices
-    )
-
-
-class _Npy:
-    def __init__(self, file: BinaryIO, plan: Plan) -> None:
+class _Npy(Output):
+    def __init__(self, file: BinaryIO, plan: Plan, schema: pa.Schema) -> None:
         self._file = file
         self._columns = [f"score_{label}" for label in plan.labels]
-        header = {"descr": "<f4", "fortran_order": False, "shape": (plan.rows, len(plan.labels))}
-        np.lib.format.write_array_header_1_0(file, header)
+        write_npy_header(file, plan.rows, len(plan.labels))
 
     def write(self, rows: pa.Table, count: int) -> None:
         scores = np.full((count, len(self._columns)), np.nan, "<f4")
@@ -207,8 +176,24 @@ class _Npy:
             scores[offsets, index] = rows[name].to_numpy()
         self._file.write(scores.tobytes())
 
-    def complete(self) -> None:
-        pass
 
-    def abandon(self) -> None:
-        pass
+_FORMATS = {"parquet": _Parquet, "csv": _Csv, "jsonl": _JsonLines, "npy": _Npy}
+
+
+def write_npy_header(file: BinaryIO, rows: int, classes: int) -> None:
+    """Write the header of a .npy of float32 scores."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, classes)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _key_ids(block: Block) -> pa.Array:
+    keys = block.key_ids
+    return pa.nulls(len(block.rows), pa.uint64()) if keys is None else pa.array(keys, mask=keys == 0)
+
+
+def _as_json(column: pa.Array) -> pa.Array:
+    if not pa.types.is_string(column.type):
+        return column.cast(pa.string())
+    encoded = column.dictionary_encode()
+    values = [json.dumps(value, ensure_ascii=False) for value in encoded.dictionary.to_pylist()]
+    return pa.array(values).take(encoded.indices)

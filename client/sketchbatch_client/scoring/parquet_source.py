@@ -1,6 +1,6 @@
-"""The drawings in a column of a Parquet file: bytes, lists of numbers, or encoded pictures.
+"""Read the drawings in a column of a Parquet file: bytes, lists of numbers, or encoded pictures.
 
-Row groups are decoded a batch at a time, and once, as long as rows are asked for in order.
+Row groups are decoded batch by batch, and only once as long as blocks are read in order.
 """
 
 import zlib
@@ -14,91 +14,78 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from ..drawings.npy import Bitmaps
+from ..drawings.readers import Bitmaps, stack_bitmaps
 from ..errors import FileRefused
-from .sources import Block, Reject, stacked
+from .sources import Block, Reject, Source
 
 _ROW_BYTES = 784
 _KEY_ID = "key_id"
 _BATCH_ROWS = 1024
 
 
-class ParquetSource:
-    """A column of drawings; `key_id`, where there is such a column of numbers, names them."""
+class ParquetSource(Source):
+    """A column of drawings; a column `key_id`, if there is one, holds their identifiers."""
 
-    is_drawn = False
-
-    def __init__(self, path: Path, name: str, stamp: str) -> None:
-        """Opens the file.
-
-        Raises:
-            FileRefused: It is no Parquet file, or it has no column of drawings, or several.
-        """
-        self.name = name
-        self.stamp = stamp
+    def __init__(self, name: str, stamp: str, path: Path) -> None:
+        """Open the file. Raises FileRefused if it is not Parquet or has no column of drawings, or several."""
+        super().__init__(name, stamp)
         try:
             self._file = parquet.ParquetFile(path)
             schema = self._file.schema_arrow
             _ = schema.names, self._file.metadata.num_rows
-        except (OSError, ValueError, pa.ArrowException) as exc:  # ValueError: a name is no UTF-8
-            reason = str(exc).partition("\n")[0]
-            raise FileRefused(f"{name}: cannot be read as Parquet: {reason}") from exc
-        fitting = [field.name for field in schema if _is_of_drawings(field.type)]
-        if len(fitting) != 1:
+        except (OSError, ValueError, pa.ArrowException) as exc:  # ValueError: a name is not UTF-8
+            raise FileRefused(f"{name}: cannot be read as Parquet: {_first_line(exc)}") from exc
+        columns = [field.name for field in schema if _has_drawings(field.type)]
+        if len(columns) != 1:
             got = ", ".join(f"{field.name} {field.type}" for field in schema)
             raise FileRefused(
                 f"{name}: expected one column of drawings (784 bytes, 784 numbers, or pictures), got {got[:500]}"
             )
-        self._column = fitting[0]
+        self._column = columns[0]
         self.has_key_ids = _KEY_ID in schema.names
-        self._ahead: Iterator[pa.RecordBatch] = iter(())
-        self._rest = pa.table({})
-        self._at = -1  # the row that `_rest` begins with
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._buffered = pa.table({})
+        self._next_row = -1  # the first row of `_buffered`
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
 
-    def place(self, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
-        return self.name, rows
-
     def block(self, start: int, stop: int) -> Block:
         table = self._rows(start, stop)
         column = table[self._column].combine_chunks()
-        digest = _digest(column)
-        bitmaps = _all_at_once(column)
-        kept, rejects = np.arange(start, stop), list[Reject]()
+        bitmaps = _all_bitmaps(column)
+        rows, rejects = np.arange(start, stop), list[Reject]()
         if bitmaps is None:
-            kept, bitmaps, rejects = self._one_by_one(column, start)
-        keys = None
-        if self.has_key_ids:
-            keys = np.array([_key_id(value) for value in self._key_ids(table, kept - start)], np.uint64)
-        return Block(rows=kept, bitmaps=bitmaps, key_ids=keys, rejects=rejects, digest=digest)
+            rows, bitmaps, rejects = self._decode_each(column, start)
+        key_ids = self._key_ids(table, rows - start) if self.has_key_ids else None
+        return Block(rows=rows, bitmaps=bitmaps, key_ids=key_ids, rejects=rejects, digest=_digest(column))
 
-    def _key_ids(self, table: pa.Table, rows: NDArray[np.int64]) -> list[Any]:
+    def _key_ids(self, table: pa.Table, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         try:
-            return list(table[_KEY_ID].take(pa.array(rows)).to_pylist())
+            texts = map(str, table[_KEY_ID].take(pa.array(rows)).to_pylist())
+            return np.array([_key_id(text) for text in texts], np.uint64)
         except UnicodeDecodeError as exc:
-            raise FileRefused(f"{self.name}: damaged, {_KEY_ID} is no text: {exc}") from exc
+            raise FileRefused(f"{self.name}: damaged, {_KEY_ID} must be text: {exc}; write the file again") from exc
 
-    def _one_by_one(self, column: pa.Array, start: int) -> tuple[NDArray[np.int64], Bitmaps, list[Reject]]:
+    def _decode_each(self, column: pa.Array, start: int) -> tuple[NDArray[np.int64], Bitmaps, list[Reject]]:
         rows, bitmaps, rejects = [], [], []
         for row, value in enumerate(column, start):
             try:
-                bitmaps.append(_drawing(value.as_py(), f"{self.name}: row {row}"))
+                bitmaps.append(_bitmap(value.as_py(), f"{self.name}: row {row}"))
                 rows.append(row)
             except (FileRefused, ValueError, TypeError, OverflowError) as exc:
                 rejects.append(Reject(self.name, row, str(exc)))
-        return np.array(rows, np.int64), stacked(bitmaps), rejects
+        return np.array(rows, np.int64), stack_bitmaps(bitmaps), rejects
 
     def _rows(self, start: int, stop: int) -> pa.Table:
-        """Goes on where it was, or else begins at the row group that has `start`."""
-        if start != self._at:
+        """Continue after the last block if that ends at `start`; otherwise seek to the row group that has `start`."""
+        if start != self._next_row:
             self._seek(start)
-        tables = [self._rest]
+        tables = [self._buffered]
         while sum(map(len, tables)) < stop - start:
-            tables.append(self._next())
+            tables.append(self._next_batch())
         table = pa.concat_tables(table for table in tables if len(table))
-        self._rest, self._at = table.slice(stop - start), stop
+        self._buffered, self._next_row = table.slice(stop - start), stop
         return table.slice(0, stop - start)
 
     def _seek(self, start: int) -> None:
@@ -110,29 +97,35 @@ class ParquetSource:
             first += rows
         columns = [self._column, *([_KEY_ID] if self.has_key_ids else [])]
         groups = list(range(group, self._file.num_row_groups))
-        self._ahead = self._file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False)
-        self._rest = pa.table({})
+        self._batches = self._file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False)
+        self._buffered = pa.table({})
         while first < start:
-            batch = self._next()
-            self._rest = batch.slice(start - first)
+            batch = self._next_batch()
+            self._buffered = batch.slice(start - first)
             first += len(batch)
-        self._at = start
+        self._next_row = start
 
-    def _next(self) -> pa.Table:
-        """The next rows in the file's order. Raises FileRefused where its pages are damaged."""
+    def _next_batch(self) -> pa.Table:
+        """Return the next rows of the file. Raises FileRefused if its pages are damaged."""
         try:
-            return pa.Table.from_batches([next(self._ahead)])
+            return pa.Table.from_batches([next(self._batches)])
         except (OSError, pa.ArrowException, StopIteration) as exc:
-            reason = str(exc).partition("\n")[0] or "fewer rows than it says"
+            reason = _first_line(exc) or "fewer rows than its metadata states"
             raise FileRefused(f"{self.name}: damaged, cannot be read as Parquet: {reason}") from exc
 
 
-def _is_of_drawings(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):  # as Hugging Face keeps pictures
+def _first_line(exc: BaseException) -> str:
+    return str(exc).partition("\n")[0]
+
+
+def _has_drawings(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):  # Hugging Face stores pictures as structs
         return kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
-    if _is_list(kind):
-        return _is_of_numbers(kind.value_type)
-    return _is_binary(kind)
+    if not _is_list(kind):
+        return _is_binary(kind)
+    while _is_list(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_integer(kind))
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -145,22 +138,18 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _is_of_numbers(kind: pa.DataType) -> bool:
-    return _is_of_numbers(kind.value_type) if _is_list(kind) else bool(pa.types.is_integer(kind))
-
-
-def _all_at_once(column: pa.Array) -> Bitmaps | None:
-    """The bitmaps of a column that is all bytes or numbers, none missing, none too many; None = it is not."""
+def _all_bitmaps(column: pa.Array) -> Bitmaps | None:
+    """Convert a column of bytes or numbers at once; return None if any row needs to be decoded or rejected."""
     if column.null_count or pa.types.is_struct(column.type):
         return None
     try:
-        return _numbers(column) if _is_list(column.type) else _bytes(column)
-    except pa.ArrowInvalid:  # a number beyond a byte
+        return _from_numbers(column) if _is_list(column.type) else _from_bytes(column)
+    except pa.ArrowInvalid:  # a number above 255
         return None
 
 
-def _numbers(column: pa.Array) -> Bitmaps | None:
-    """Of lists of 784, or of 28 lists of 28."""
+def _from_numbers(column: pa.Array) -> Bitmaps | None:
+    """Convert lists of 784 numbers, or of 28 lists of 28."""
     for length in (28, 28) if _is_list(column.type.value_type) else (_ROW_BYTES,):
         if column.null_count or pc.list_value_length(column).unique().to_pylist() != [length]:
             return None
@@ -171,8 +160,8 @@ def _numbers(column: pa.Array) -> Bitmaps | None:
     return bitmaps
 
 
-def _bytes(column: pa.Array) -> Bitmaps | None:
-    """Of 784 bytes a row."""
+def _from_bytes(column: pa.Array) -> Bitmaps | None:
+    """Convert rows of 784 bytes."""
     if pc.binary_length(column).unique().to_pylist() != [_ROW_BYTES]:
         return None
     joined = column.cast(pa.large_binary())
@@ -180,8 +169,8 @@ def _bytes(column: pa.Array) -> Bitmaps | None:
     return np.frombuffer(joined.buffers()[2], np.uint8, len(column) * _ROW_BYTES, first).reshape(-1, 28, 28)
 
 
-def _drawing(value: Any, place: str) -> NDArray[np.uint8]:
-    """One row's bitmap. Raises FileRefused or ValueError with the reason."""
+def _bitmap(value: Any, name: str) -> NDArray[np.uint8]:
+    """Decode one row. Raises FileRefused or ValueError with the reason."""
     if isinstance(value, dict):
         value = value["bytes"]
     if value is None:
@@ -189,25 +178,24 @@ def _drawing(value: Any, place: str) -> NDArray[np.uint8]:
     if isinstance(value, bytes):
         if len(value) == _ROW_BYTES:
             return np.frombuffer(value, np.uint8).reshape(28, 28)
-        from ..drawings.images import decode_image  # Pillow, which other files do not need
+        from ..drawings.images import decode_image  # imports Pillow, which other formats do not need
 
-        return decode_image(value, place)
+        return decode_image(value, name)
     numbers = np.array(value)
     if numbers.shape not in ((_ROW_BYTES,), (28, 28)) or not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(f"expected 784 numbers or 28 x 28, got {numbers.dtype} {numbers.shape}")
     if numbers.min() < 0 or numbers.max() > 255:
-        raise ValueError(f"expected numbers of 0 to 255, got {numbers.min()} to {numbers.max()}")
+        raise ValueError(f"numbers must be 0 to 255, got {numbers.min()} to {numbers.max()}")
     return numbers.astype(np.uint8).reshape(28, 28)
 
 
-def _key_id(value: Any) -> int:
-    """0 = not said, or no number that fits."""
-    text = str(value)
+def _key_id(text: str) -> int:
+    """Return the identifier, or 0 if the text is not a number below 2**64."""
     return int(text) if text.isdecimal() and int(text) < 1 << 64 else 0
 
 
 def _digest(column: pa.Array) -> int:
-    """Of what the rows of a column hold, whatever their kind."""
+    """Return the CRC-32 of a column of any type."""
     sink = pa.BufferOutputStream()
     batch = pa.RecordBatch.from_arrays([column], ["drawings"])
     with pa.ipc.new_stream(sink, batch.schema) as writer:

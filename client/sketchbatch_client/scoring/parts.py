@@ -1,7 +1,7 @@
-"""Keeps the finished parts of a job beside its output, so that it can go on wherever it was stopped.
+"""Store the finished parts of a job next to its output, so that an interrupted job can resume.
 
-OUTPUT.parts/ has `manifest.json`, the plan; for each finished part an Arrow file of its rows, which appears only when
-it is whole, and before it the part's rejects, if there are any; and `lock`, held by the process that is at it.
+OUTPUT.parts/ contains `manifest.json` with the plan, and `lock`, which the running process holds. Each finished part
+has an Arrow file of its rows, which appears only when it is complete, and before it a file of its rejects, if any.
 """
 
 import fcntl
@@ -25,50 +25,48 @@ _DIGEST = b"digest"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Some consecutive rows of a job, scored."""
+    """A scored range of rows of a job."""
 
     number: int
     rows: pa.Table
-    """As `outputs.table` makes them."""
+    """Lines of `outputs.table`."""
     rejects: list[str]
-    """A line of JSON each."""
+    """One line of JSON per rejected row."""
     digest: int
-    """What the rows were made from."""
+    """Digest of the input rows."""
 
 
 class Parts:
-    """The folder of one job, in one process at a time; see `held`."""
+    """The folder of one job, used by one process at a time; see `locked`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._manifest = folder / "manifest.json"
 
     def earlier_plan(self) -> Plan | None:
-        """What was begun here, if anything was."""
+        """Return the plan of an interrupted job; None if no part of it is finished."""
         try:
             return Plan.from_json(read_json(self._manifest)) if self.has_any() else None
         except (FileNotFoundError, ValueError):
             return None
 
     def begin(self, plan: Plan) -> None:
-        """Notes what is begun."""
+        """Store the plan."""
         write_json(self._manifest, plan.to_json())
 
     def has_any(self) -> bool:
-        """Whether any part is finished."""
+        """Return whether any part is finished."""
         return any(self.folder.glob("*.arrow"))
 
     def digest(self, part: int) -> int | None:
-        """What the rows of a finished part were made from; None = it is not finished."""
+        """Return the digest of the input rows of a part; None if the part is not finished or damaged."""
         try:
             return self.read(part).digest
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):  # power that fails leaves files damaged
+        except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):  # a power failure can damage files
             return None
 
     def read(self, part: int) -> Part:
-        """A finished part, which `digest` has found whole."""
+        """Read a finished part for which `digest` is not None."""
         with pa.memory_map(os.fspath(self._rows(part))) as file:
             rows = pa.ipc.open_file(file).read_all()
         rows.validate(full=True)
@@ -78,7 +76,7 @@ class Parts:
         return Part(number=part, rows=rows.replace_schema_metadata(), rejects=lines, digest=digest)
 
     def save(self, part: Part) -> None:
-        """Finishes a part."""
+        """Store a finished part; its rows reach the disk before its file gets its name."""
         if part.rejects:
             with replacing(self._rejects(part.number)) as partial:
                 partial.write_text("".join(part.rejects), encoding="utf-8")
@@ -90,7 +88,7 @@ class Parts:
             os.fsync(file.fileno())
 
     def clear(self) -> None:
-        """Forgets all parts."""
+        """Delete all parts."""
         for path in self.folder.glob("part-*"):
             path.unlink()
 
@@ -102,26 +100,26 @@ class Parts:
 
 
 @contextmanager
-def held(output: Path) -> Iterator[Parts]:
-    """The parts of `output`; on leaving, the folder goes too if there is no part in it.
+def locked(output: Path) -> Iterator[Parts]:
+    """Lock the parts of an output; on exit, delete partial files, and the folder if it has no finished part.
 
     Raises:
-        DiskFull: There is no room for the folder.
-        JobRefused: Another process is at it.
+        DiskFull: The disk has no space for the folder.
+        JobRefused: Another process holds the lock.
     """
     parts = Parts(output.with_name(f"{output.name}.parts"))
     with room_for(output):
         parts.folder.mkdir(parents=True, exist_ok=True)
         lock_file = (parts.folder / "lock").open("w")
-    with lock_file as lock:
+    with lock_file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             raise JobRefused(f"{output}: another process is writing it; wait for it, or name another output") from exc
         try:
             yield parts
         finally:
-            for unfinished in parts.folder.glob("*.partial"):  # whoever goes on writes it anew; a full disk wants room
-                unfinished.unlink()
+            for partial in parts.folder.glob("*.partial"):  # the next run writes them anew; a full disk needs the space
+                partial.unlink()
             if not parts.has_any():
                 shutil.rmtree(parts.folder, ignore_errors=True)

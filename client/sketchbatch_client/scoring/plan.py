@@ -1,59 +1,58 @@
-"""What a job is to do: its inputs, its model, its options, and the parts that it is cut into.
+"""Describe a job: its inputs, model and options, and how its rows are divided into parts and shards.
 
-Two runs of the same job have equal plans; `difference` says in words why they have not. Rows are counted through all
-inputs; a part is some consecutive rows of them, a shard some consecutive parts. Plain values only: `to_json` is what a
-manifest holds.
+Two runs of the same job have equal plans; `difference` describes how two plans differ. Rows are numbered across all
+inputs. A part is a range of rows, and a shard is a range of parts. A manifest stores a plan as JSON.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 FORMAT = 1
-"""Of manifests; another number was written by another version of this program."""
+"""Version of the manifest format."""
 
-_PART_ROWS = 65536
-_PART_SCORES = 4 << 20  # scores in a part at most: 16 MB, some four times that while it is written
-_LEAST_PART_ROWS = 1024
+_MAX_PART_ROWS = 65536
+_MAX_PART_SCORES = 4 << 20  # 16 MB; writing a part takes about four times as much memory
+_MIN_PART_ROWS = 1024
 
 _Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreOptions:
-    """What to ask of the service."""
+    """Which scores of which model to compute."""
 
     top_k: int = 1
-    """How many of the best classes to write for each row."""
+    """Number of best classes to write for each row."""
     with_all_scores: bool = False
-    """Write the score of every class, too; `top_k` is then 1."""
+    """Write the scores of all classes as well; `top_k` is then 1."""
     model_name: str = ""
-    """"" = the service's default."""
+    """"" = the service's default model."""
     model_version: str = ""
-    """"" = the newest."""
+    """"" = the newest version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """One source as a manifest remembers it."""
+    """One source as recorded in a manifest."""
 
     source: str
     rows: int
     stamp: str
-    """Changes whenever the input may have changed."""
+    """Text that differs after every change of the input."""
 
 
 class Segment(NamedTuple):
-    """Consecutive rows of one source."""
+    """A range of rows of one source."""
 
     source: int
-    """Its place in `Plan.inputs`."""
+    """Index in `Plan.inputs`."""
     start: int
     stop: int
 
 
 class Shard(NamedTuple):
-    """One of several runs that share a job."""
+    """The parts that one of several processes scores."""
 
     number: int
     """From 0."""
@@ -61,12 +60,12 @@ class Shard(NamedTuple):
 
 
 ALL = Shard(0, 1)
-"""The one run that does it all."""
+"""The only shard of a job that one process scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One job."""
+    """The rows of one job and how they are scored."""
 
     inputs: tuple[Input, ...]
     model: str
@@ -77,55 +76,59 @@ class Plan:
     top_k: int
     with_all_scores: bool
     part_rows: int
-    """Rows in every part but the last."""
+    """Rows of every part but the last."""
     shard: Shard = ALL
 
     @property
     def options(self) -> ScoreOptions:
-        """What to ask of the service: exactly this version of the model."""
+        """Options that name exactly this version of the model."""
         return ScoreOptions(
-            top_k=self.top_k,
-            with_all_scores=self.with_all_scores,
-            model_name=self.model,
-            model_version=self.version,
+            top_k=self.top_k, with_all_scores=self.with_all_scores, model_name=self.model, model_version=self.version
         )
 
     @property
     def all_rows(self) -> int:
-        """Of all shards."""
+        """Number of rows of all shards."""
         return sum(each.rows for each in self.inputs)
 
     @property
     def parts(self) -> range:
-        """Numbers of the parts of this shard; those of all shards together are every part once."""
+        """Numbers of the parts of this shard; each part belongs to exactly one shard."""
         all_parts = -(-self.all_rows // self.part_rows)
         number, shards = self.shard
         return range(all_parts * number // shards, all_parts * (number + 1) // shards)
 
     @property
     def rows(self) -> int:
-        """Of this shard."""
+        """Number of rows of this shard."""
         return sum(map(self.rows_of, self.parts))
 
     def rows_of(self, part: int) -> int:
-        """Of a part, good and bad."""
+        """Return the number of rows of a part, rejects included."""
         return min(self.part_rows, self.all_rows - part * self.part_rows)
 
     def segments(self, part: int) -> list[Segment]:
-        """The rows of a part, source by source."""
+        """Return the rows of a part, source by source."""
         start = part * self.part_rows
-        return list(_cut([each.rows for each in self.inputs], start, min(start + self.part_rows, self.all_rows)))
+        stop = start + self.rows_of(part)
+        segments, first = [], 0
+        for source, each in enumerate(self.inputs):
+            begin, end = max(start, first), min(stop, first + each.rows)
+            if begin < end:
+                segments.append(Segment(source, begin - first, end - first))
+            first += each.rows
+        return segments
 
     def to_json(self) -> dict[str, Any]:
-        """What a manifest holds."""
+        """Return the JSON object that a manifest stores."""
         return {"format": FORMAT, **asdict(self), "shard": list(self.shard)}
 
     @classmethod
     def from_json(cls, manifest: dict[str, Any]) -> "Plan":
-        """The plan in a manifest. Raises ValueError where it holds none that this version can read."""
+        """Read a plan from the JSON object of a manifest. Raises ValueError if this version cannot read it."""
         try:
             if manifest["format"] != FORMAT:
-                raise ValueError(f"expected format {FORMAT}, got {manifest['format']}")
+                raise ValueError(f"format must be {FORMAT}, got {manifest['format']}")
             number, shards = map(whole_number, manifest["shard"])
             if number >= shards:
                 raise ValueError(f"shard must be below {shards}, got {number}")
@@ -137,60 +140,51 @@ class Plan:
                 labels=tuple(_checked(str, label) for label in manifest["labels"]),
                 top_k=whole_number(manifest["top_k"]),
                 with_all_scores=_checked(bool, manifest["with_all_scores"]),
-                part_rows=whole_number(manifest["part_rows"]) or _none_of("part_rows"),
+                part_rows=whole_number(manifest["part_rows"], least=1),
                 shard=Shard(number, shards),
             )
         except (KeyError, TypeError) as exc:
-            raise ValueError(f"no manifest of a job: {exc!r}") from exc
+            raise ValueError(f"not the manifest of a job: {exc!r}") from exc
 
 
-def whole_number(value: object) -> int:
-    """`value`, if it is one, 0 to 2**63 - 1. Raises ValueError otherwise."""
-    if type(value) is not int or not 0 <= value < 1 << 63:
-        raise ValueError(f"expected a whole number, got a {type(value).__name__}")
+def whole_number(value: object, *, least: int = 0) -> int:
+    """Return `value` if it is an integer from `least` to 2**63 - 1; otherwise raise ValueError."""
+    if type(value) is not int or not least <= value < 1 << 63:
+        raise ValueError(f"expected a whole number from {least}, got {value!r:.60}")
     return value
 
 
-def good_part_rows(scores: int) -> int:
-    """Rows of a part, of so many scores each: many, so that there are few, and few enough to be held in memory."""
-    fitting = _PART_SCORES // scores // _LEAST_PART_ROWS * _LEAST_PART_ROWS
-    return min(_PART_ROWS, max(_LEAST_PART_ROWS, fitting))
+def default_part_rows(scores_per_row: int) -> int:
+    """Return the rows of a part: as many as memory allows, because each part costs a file."""
+    rows = _MAX_PART_SCORES // scores_per_row // _MIN_PART_ROWS * _MIN_PART_ROWS
+    return min(_MAX_PART_ROWS, max(_MIN_PART_ROWS, rows))
 
 
 def difference(earlier: Plan, now: Plan) -> str:
-    """In words, what of `earlier` is otherwise `now`, apart from stamps; "" = nothing."""
-    if difference := _difference_of_inputs(earlier.inputs, now.inputs):
-        return difference
+    """Describe the first difference between two plans, stamps excepted; "" if there is none."""
+    if found := _input_difference(earlier.inputs, now.inputs):
+        return found
     models = [f"{plan.model} version {plan.version} (digest {plan.model_digest[:12]})" for plan in (earlier, now)]
-    pairs = (
+    values = (
         ("the model", *models),
         ("--top-k", earlier.top_k, now.top_k),
         ("--all-scores", earlier.with_all_scores, now.with_all_scores),
         ("--part-rows", earlier.part_rows, now.part_rows),
         ("--shard", "{}/{}".format(*earlier.shard), "{}/{}".format(*now.shard)),
-        ("labels", earlier.labels, now.labels),
+        ("the list of labels", earlier.labels, now.labels),
     )
-    return next((f"{what} was {was}, and is {is_now}" for what, was, is_now in pairs if was != is_now), "")
+    return next((f"{name} was {before}, and is now {after}" for name, before, after in values if before != after), "")
 
 
-def _difference_of_inputs(earlier: Sequence[Input], now: Sequence[Input]) -> str:
-    for was, is_now in zip(earlier, now, strict=False):
-        if was.source != is_now.source:
-            return f"an input was {was.source}, and is {is_now.source}"
-        if was.rows != is_now.rows:
-            return f"{was.source} had {was.rows:,} rows, and has {is_now.rows:,}"
+def _input_difference(earlier: Sequence[Input], now: Sequence[Input]) -> str:
+    for before, after in zip(earlier, now, strict=False):
+        if before.source != after.source:
+            return f"an input was {before.source}, and is now {after.source}"
+        if before.rows != after.rows:
+            return f"{before.source} had {before.rows:,} rows, and now has {after.rows:,}"
     if len(earlier) != len(now):
-        return f"there were {len(earlier)} inputs, and are {len(now)}"
+        return f"the number of inputs was {len(earlier)}, and is now {len(now)}"
     return ""
-
-
-def _cut(lengths: Sequence[int], start: int, stop: int) -> Iterator[Segment]:
-    first = 0
-    for source, rows in enumerate(lengths):
-        begins, ends = max(start, first), min(stop, first + rows)
-        if begins < ends:
-            yield Segment(source, begins - first, ends - first)
-        first += rows
 
 
 def _input_from_json(found: dict[str, Any]) -> Input:
@@ -203,7 +197,3 @@ def _checked(kind: type[_Kind], value: object) -> _Kind:
     if not isinstance(value, kind):
         raise ValueError(f"expected a {kind.__name__}, got a {type(value).__name__}")
     return value
-
-
-def _none_of(name: str) -> NoReturn:
-    raise ValueError(f"{name} must be 1 or more, got 0")

@@ -1,31 +1,22 @@
-"""Scores open files row by row, in order, for those who count results rather than write them."""
+"""Score open files in order and yield the results, for evaluations that count results instead of writing them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
-from ..drawings.readers import BitmapRows, Bitmaps, give_back
+from ..drawings.readers import BitmapRows, Bitmaps, release_pages
 from ..rpc.classification import Classification
 from ..rpc.client import Client
 from .plan import ScoreOptions
 
-_BLOCK_ROWS = 4096  # 3.2 MB; simplified strokes are drawn in half a second with cairo
-
-Progress = Callable[[int], object]
-"""Called with the number of rows scored since the last call."""
+_BLOCK_ROWS = 4096  # 3.2 MB; cairo renders as many simplified drawings in half a second
 
 
 def score_rows(
     client: Client, inputs: dict[Path, BitmapRows], options: ScoreOptions
 ) -> Iterator[tuple[Path, int, Classification]]:
-    """Yields every result with its file and the row in that file it begins at, in order; no result spans two files."""
-    batches = client.score(
-        _blocks(inputs),
-        top_k=0 if options.with_all_scores else options.top_k,
-        model_name=options.model_name,
-        model_version=options.model_version,
-    )
-    with closing(batches) as results:  # type: ignore[type-var]  # a generator
+    """Yield each result with its file and the first of its rows there, in order; no result spans two files."""
+    with score_batches(client, _blocks(inputs), options) as results:
         for source, bitmaps in inputs.items():
             first_row = 0
             while first_row < len(bitmaps):
@@ -34,9 +25,21 @@ def score_rows(
                 first_row += len(result)
 
 
+def score_batches(
+    client: Client, batches: Iterable[Bitmaps], options: ScoreOptions
+) -> AbstractContextManager[Iterator[Classification]]:
+    """Call `Client.score`; leaving the context cancels the requests in flight."""
+    results = client.score(
+        batches,
+        top_k=0 if options.with_all_scores else options.top_k,
+        model_name=options.model_name,
+        model_version=options.model_version,
+    )
+    return closing(results)  # type: ignore[type-var]  # a generator
+
+
 def _blocks(inputs: dict[Path, BitmapRows]) -> Iterator[Bitmaps]:
-    """The rows of every file, a block at a time; blocks that were read give their memory back."""
     for bitmaps in inputs.values():
         for start in range(0, len(bitmaps), _BLOCK_ROWS):
             yield bitmaps[start : start + _BLOCK_ROWS]
-            give_back(bitmaps)  # rows still to be sent are read from the file again
+            release_pages(bitmaps)  # rows that are still unsent are read from the file again

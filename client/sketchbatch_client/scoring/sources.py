@@ -1,25 +1,25 @@
-"""The drawings of one input, read a block at a time: good rows as bitmaps, bad ones with their reason.
+"""Read the drawings of one input, block by block: good rows as bitmaps, bad rows as rejects with a reason.
 
-A source knows how many rows it has before any is read, keeps little of them in memory, and can be sent to another
-process. Row i of a source stays row i whatever else is wrong with it.
+A source knows its number of rows before it reads any, keeps few rows in memory, and can be sent to another process.
+Row i of a source remains row i, however many other rows are rejected.
 """
 
 import os
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..drawings.readers import Bitmaps, draw_strokes, give_back
+from ..drawings.readers import Bitmaps, draw_strokes, release_pages, stack_bitmaps
 from ..drawings.strokes import StrokeFile
 from ..errors import FileRefused
 
 
 class Reject(NamedTuple):
-    """A row that is no drawing."""
+    """A row that cannot be read as a drawing."""
 
     source: str
     row: int
@@ -28,72 +28,68 @@ class Reject(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Some consecutive rows of a source."""
+    """Consecutive rows of a source."""
 
     rows: NDArray[np.int64]
-    """(good rows,), their numbers in the source, ascending."""
+    """(good rows,): row numbers in the source, ascending."""
     bitmaps: Bitmaps
     """(good rows, 28, 28)."""
     key_ids: NDArray[np.uint64] | None = None
-    """(good rows,), Google's names for the drawings, 0 = not said; None where the source has none."""
+    """(good rows,): Google's identifiers, 0 = unknown; None if the source has none."""
     rejects: list[Reject] = field(default_factory=list)
-    """The other rows."""
     digest: int
-    """CRC-32 of what was read, to tell whether an input has changed; no secret."""
+    """CRC-32 of the bytes that were read, to detect changes of an input; not a protection against attacks."""
 
 
-class Source(Protocol):
-    """Drawings that a job scores."""
+class Source:
+    """The drawings of one input of a job; base of the input formats."""
 
-    name: str
-    """As outputs name it."""
-    stamp: str
-    """Changes whenever the input may have changed."""
-    is_drawn: bool
-    """Whether reading it costs more than scoring it: strokes and pictures are read by other processes."""
-    has_key_ids: bool
-
-    def __len__(self) -> int: ...
-
-    def block(self, start: int, stop: int) -> Block:
-        """Rows start to stop. Raises FileRefused when the file itself cannot be read any more."""
-
-    def place(self, rows: NDArray[np.int64]) -> tuple[str | list[str], NDArray[np.int64]]:
-        """What outputs call rows: their source, or the source of each, and their numbers there."""
-
-
-class BitmapSource:
-    """Bitmaps as they are: a .npy file, or one array of a .npz."""
-
-    is_drawn = False
+    is_slow = False
+    """Whether reading a row costs more than scoring it; reader processes read such sources."""
     has_key_ids = False
 
-    def __init__(self, name: str, bitmaps: Bitmaps, stamp: str) -> None:
+    def __init__(self, name: str, stamp: str) -> None:
         self.name = name
+        """The name of the source in outputs."""
         self.stamp = stamp
+        """Text that differs after every change of the input; it may also differ without one."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def block(self, start: int, stop: int) -> Block:
+        """Read rows start to stop. Raises FileRefused if the file itself can no longer be read."""
+        raise NotImplementedError
+
+    def locate(self, rows: NDArray[np.int64]) -> tuple[str | list[str], NDArray[np.int64]]:
+        """Return the columns `source` (one name, or one per row) and `row` that outputs have for `rows`."""
+        return self.name, rows
+
+
+class BitmapSource(Source):
+    """A .npy file, or one array of a .npz."""
+
+    def __init__(self, name: str, stamp: str, bitmaps: Bitmaps) -> None:
+        super().__init__(name, stamp)
         self._bitmaps = bitmaps
 
     def __len__(self) -> int:
         return len(self._bitmaps)
 
     def block(self, start: int, stop: int) -> Block:
-        bitmaps = np.array(self._bitmaps[start:stop])  # read once: from the map each use would fault its pages in again
-        give_back(self._bitmaps)
+        bitmaps = np.array(self._bitmaps[start:stop])  # one copy; each use of the map would fault its pages in again
+        release_pages(self._bitmaps)
         return Block(rows=np.arange(start, stop), bitmaps=bitmaps, digest=zlib.crc32(bitmaps.data))
 
-    def place(self, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
-        return self.name, rows
 
+class StrokeSource(Source):
+    """A file of strokes; malformed lines and records are rejects."""
 
-class StrokeSource:
-    """A file of strokes; a malformed line or record is a reject."""
-
-    is_drawn = True
+    is_slow = True
     has_key_ids = True
 
-    def __init__(self, name: str, file: StrokeFile, stamp: str) -> None:
-        self.name = name
-        self.stamp = stamp
+    def __init__(self, name: str, stamp: str, file: StrokeFile) -> None:
+        super().__init__(name, stamp)
         self._file = file
 
     def __len__(self) -> int:
@@ -101,8 +97,7 @@ class StrokeSource:
 
     def block(self, start: int, stop: int) -> Block:
         digest = 0
-        rows, key_ids, bitmaps = [], [], []
-        rejects = []
+        rows, key_ids, bitmaps, rejects = [], [], [], []
         for row, line in enumerate(self._file.lines(start, stop), start):
             digest = zlib.crc32(line, digest)
             try:
@@ -113,28 +108,18 @@ class StrokeSource:
             else:
                 rows.append(row)
                 key_ids.append(drawing.key_id)
-        self._file.give_back()
-        return Block(
-            rows=np.array(rows, np.int64),
-            bitmaps=stacked(bitmaps),
-            key_ids=np.array(key_ids, np.uint64),
-            rejects=rejects,
-            digest=digest,
-        )
-
-    def place(self, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
-        return self.name, rows
+        self._file.release_pages()
+        numbers, keys = np.array(rows, np.int64), np.array(key_ids, np.uint64)
+        return Block(rows=numbers, bitmaps=stack_bitmaps(bitmaps), key_ids=keys, rejects=rejects, digest=digest)
 
 
-class PictureSource:
-    """Pictures, each a row, in the order of their names; one that shows no drawing is a reject."""
+class PictureSource(Source):
+    """Pictures of a folder, one row each, in the order of their names; pictures without a drawing are rejects."""
 
-    is_drawn = True
-    has_key_ids = False
+    is_slow = True
 
-    def __init__(self, folder: Path, names: list[str], stamp: str) -> None:
-        self.name = str(folder)
-        self.stamp = stamp
+    def __init__(self, stamp: str, folder: Path, names: list[str]) -> None:
+        super().__init__(str(folder), stamp)
         self._folder = folder
         self._names = names
 
@@ -142,7 +127,7 @@ class PictureSource:
         return len(self._names)
 
     def block(self, start: int, stop: int) -> Block:
-        from ..drawings.images import decode_image  # Pillow, which files of other kinds do not need
+        from ..drawings.images import decode_image  # imports Pillow, which other formats do not need
 
         digest = 0
         rows, bitmaps, rejects = [], [], []
@@ -156,12 +141,7 @@ class PictureSource:
                 rejects.append(Reject(str(path), 0, str(exc)))
             else:
                 rows.append(row)
-        return Block(rows=np.array(rows, np.int64), bitmaps=stacked(bitmaps), rejects=rejects, digest=digest)
+        return Block(rows=np.array(rows, np.int64), bitmaps=stack_bitmaps(bitmaps), rejects=rejects, digest=digest)
 
-    def place(self, rows: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+    def locate(self, rows: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
         return [str(self._folder / self._names[row]) for row in rows], np.zeros_like(rows)
-
-
-def stacked(bitmaps: list[NDArray[np.uint8]]) -> Bitmaps:
-    """(rows, 28, 28), also of none."""
-    return np.stack(bitmaps) if bitmaps else np.empty((0, 28, 28), np.uint8)

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import BinaryIO
 
+from sketchbatch_client.drawings.drawing import record_end
+
 NPY_ROW_BYTES = 784
 
 # Not NumPy's own parser: it warns of headers that Python 2 wrote (`784L`), and a warning's filter is not for threads.
 _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(..)\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d+)L?, 784L?\), \} *\n", re.DOTALL
 )
-_RECORD_BYTES = 17  # key_id Q, country 2s, recognised b, timestamp I, strokes H; little-endian, unpadded
+_RECOGNISED_AT = 10  # place of the flag, 0 or 1, in a binary record
 
 
 class FormatName(StrEnum):
@@ -84,7 +86,11 @@ def count_records(file: BinaryIO, limit: int | None) -> Beginning:
     file.seek(0)
     content = file.read()
     rows = end_bytes = 0
-    while rows != limit and (end := _record_end(content, end_bytes)) <= len(content):
+    while rows != limit:
+        if content[end_bytes + _RECOGNISED_AT : end_bytes + _RECOGNISED_AT + 1] > b"\x01":
+            raise NotDrawings(f"expected a drawing at byte {end_bytes}, got {content[end_bytes : end_bytes + 20]!r}")
+        if (end := record_end(content, end_bytes)) > len(content):
+            break
         rows += 1
         end_bytes = end
     return Beginning(rows, end_bytes)
@@ -144,16 +150,3 @@ def _npy_header(file: BinaryIO) -> tuple[int, int]:
     if not (header := _NPY_HEADER.match(head)):
         raise NotDrawings(f"expected a .npy file of uint8 (rows, {NPY_ROW_BYTES}), got {head[:80]!r}")
     return 10 + int.from_bytes(header[1], "little"), int(header[2])
-
-
-def _record_end(content: bytes, start: int) -> int:
-    """Where the record at `start` ends; past the end of `content` if it is not whole."""
-    if len(content) < start + _RECORD_BYTES:
-        return len(content) + 1
-    recognised, strokes = content[start + 10], content[start + 15 : start + 17]
-    if recognised > 1:
-        raise NotDrawings(f"expected a drawing at byte {start}, got {content[start : start + 20]!r}")
-    at = start + _RECORD_BYTES
-    for _ in range(int.from_bytes(strokes, "little")):
-        at += 2 + 2 * int.from_bytes(content[at : at + 2], "little")  # points, their x, their y
-    return at
