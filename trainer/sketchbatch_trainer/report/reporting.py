@@ -97,7 +97,7 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
 
 def _judge(run: Run) -> _Judged:
     config = run.read_config()
-    graph = onnx.load(run.need(run.onnx, f"sketchbatch-train export --run {run.folder}"))
+    graph = onnx.load(run.need(run.onnx, "export"))
     held_out = read_held_out(run, config["labels"])
     scores = _served_scores(run, held_out, config["labels"])
     is_served = scores is not None
@@ -239,7 +239,7 @@ def _named_values(recipe: dict[str, Any]) -> dict[str, str]:
 
 
 def _read_history(run: Run) -> dict[str, list[float]]:
-    with run.need(run.history, "sketchbatch-train train").open(encoding="utf-8", newline="") as file:
+    with run.need(run.history).open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     return {name: [float(line[name]) for line in lines] for name in lines[0]}
 
