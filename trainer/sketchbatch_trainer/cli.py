@@ -80,7 +80,7 @@ def fetch(
         jobs=jobs,
     )
     with byte_bar() as progress:
-        task = progress.add_task("fetching", total=request.size_bytes)
+        task = progress.add_task("fetching", total=sum(map(request.size_bytes_of, request.labels)))
 
         def report_class(result: FetchResult) -> None:
             excess_bytes = result.received_bytes - request.size_bytes_of(result.label)
@@ -143,13 +143,11 @@ def train(
     classes: Classes = BEAR_CAT_DOG,
     recipe: Annotated[str, typer.Option(help="Recipe: article, compact, again or finetune.")] = "compact",
     network: Annotated[
-        str,
-        typer.Option(help="Network of every recipe but article: compact, or light (faster, for few classes)."),
+        str, typer.Option(help="Network of every recipe except article: compact, or light (faster, for few classes).")
     ] = "compact",
     start_from: Annotated[Path | None, typer.Option(help="Run with the initial weights.", show_default="none")] = None,
     teacher: Annotated[
-        list[Path] | None,
-        typer.Option(help="Run whose scores replace part of each label. May be repeated.", show_default="none"),
+        list[Path] | None, typer.Option(help="Run whose scores replace part of each label.", show_default="none")
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Drawings of each class.", show_default="all")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epoch limit.", show_default="the recipe's")] = None,
@@ -161,7 +159,7 @@ def train(
     """Train a CNN on drawings. A tenth of the drawings is held out for the test.
 
     After an interruption, the same command resumes. `tensorboard --logdir RUN` shows the curves during the training.
-    On a CPU, equal drawings, options, seed and package versions give equal weights.
+    On a CPU, equal drawings, options, seed and package versions give equal weights. --teacher may be repeated.
     """
     from dataclasses import replace
 
@@ -229,11 +227,13 @@ def export(
     version: Annotated[int, typer.Option(min=1, help="Version to store in the file.")] = 1,
     licence: Annotated[str, typer.Option(help="Licence to store in the file.", show_default="not stated")] = "",
     variant: Annotated[
-        list[Variant] | None,
-        typer.Option(help="Also export this variant: float16 for CUDA, int8 for the CPU. May be repeated."),
+        list[Variant] | None, typer.Option(help="Also export this variant: float16 for CUDA, int8 for the CPU.")
     ] = None,
 ) -> None:
-    """Export a trained run as model.onnx, unless ONNX and Keras disagree on the held-out drawings."""
+    """Export a trained run as model.onnx, unless ONNX and Keras disagree on the held-out drawings.
+
+    --variant may be repeated.
+    """
     with _quiet_import():
         from .export.exporting import export as export_model
         from .export.variants import export_variant
@@ -295,11 +295,9 @@ def _join(labels: tuple[str, ...]) -> str:
 
 def _parse_rows(text: str) -> int | None:
     """Return the number of rows; None = all."""
-    if text == "all":
-        return None
-    if not text.isdecimal() or not int(text):
+    if text != "all" and not (text.isdecimal() and int(text)):
         raise typer.BadParameter(f"must be a number from 1 or all, got {text!r}", param_hint="--rows")
-    return int(text)
+    return None if text == "all" else int(text)
 
 
 def _parse_labels(classes: str) -> tuple[str, ...]:

@@ -16,10 +16,8 @@ class Variant(StrEnum):
 
     FLOAT32 = "float32"
     """The format of training; runs well on every device."""
-
     FLOAT16 = "float16"
     """For CUDA. A CPU converts each value back to float32, which is slower than a float32 model."""
-
     INT8 = "int8"
     """For the CPU."""
 

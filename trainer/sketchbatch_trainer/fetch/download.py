@@ -162,11 +162,10 @@ class Downloader(AbstractContextManager["Downloader"]):
         return RemoteFile(url, head[:HEAD_BYTES], size_bytes, md5[1] if md5 else "")
 
     def _append(self, remote: RemoteFile, file: BinaryIO, stop_bytes: int) -> None:
-        wanted_start = max(0, _size(file) - OVERLAP_BYTES)
-        with self._get(remote.url, wanted_start, stop_bytes) as (response, start, size_bytes):
+        overlap_start = max(0, _size(file) - OVERLAP_BYTES)
+        with self._get(remote.url, overlap_start, stop_bytes) as (response, start, size_bytes):
             if size_bytes != remote.size_bytes:
-                change = f"from {remote.size_bytes} to {size_bytes} bytes"
-                raise FetchFailed(f"{remote.url}: changed {change} during the download")
+                raise FetchFailed(f"{remote.url}: changed from {remote.size_bytes} to {size_bytes} bytes in between")
             file.seek(start)
             for chunk in response.iter_content(_CHUNK_BYTES):
                 self._write(file, chunk)

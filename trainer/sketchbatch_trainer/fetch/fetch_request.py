@@ -26,13 +26,8 @@ class FetchRequest:
     retry: RetrySettings = field(default_factory=RetrySettings)
     catalogue: Catalogue = field(default_factory=read_catalogue)
 
-    @property
-    def size_bytes(self) -> int:
-        """Estimated bytes of all classes; exact for npy except for the headers."""
-        return sum(map(self.size_bytes_of, self.labels))
-
     def size_bytes_of(self, label: str) -> int:
-        """Estimate the bytes of one class."""
+        """Estimate the bytes of one class; exact for npy except for the header."""
         rows = self.rows_of(label)
         return (self.catalogue[label].drawings if rows is None else rows) * self.form.row_bytes
 

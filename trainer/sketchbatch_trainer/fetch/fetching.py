@@ -132,13 +132,12 @@ def _has_drawings(folder: Path) -> bool:
 
 def _describe_rows(request: FetchRequest) -> str:
     """Return how many drawings of each class the folder holds; empty if counting requires reading whole files."""
-    if any((request.folder / form.folder).is_dir() for form in FORMATS.values() if form is not NPY):
-        return ""
+    has_strokes = any((request.folder / form.folder).is_dir() for form in FORMATS.values() if form is not NPY)
     try:
         rows = {path.stem: len(read_bitmaps(path)) for path in (request.folder / NPY.folder).glob("*.npy")}
     except FileRefused:
         return ""
-    if not rows:  # the folder holds drawings outside numpy_bitmap/, which no fetch wrote
+    if has_strokes or not rows:  # without rows, all drawings lie outside numpy_bitmap/, and no fetch wrote them
         return ""
     if all(label in request.catalogue and request.catalogue[label].drawings == rows[label] for label in rows):
         return ", all of each class"
