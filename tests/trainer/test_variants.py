@@ -44,7 +44,7 @@ def fitted(labels):
     x = layers.MaxPooling2D(2)(layers.ReLU()(layers.Add()([x, inner])))
     x = layers.Dense(3, activation="softmax", name="scores")(StaticFlatten()(x))
     model = keras.Model(bitmaps, x)
-    model.compile("adam", "sparse_categorical_crossentropy")
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)  # compiling takes longer
     by_label = sketches(seed=0, rows=200)
     model.fit(np.concatenate([by_label[label] for label in labels]).reshape(-1, 28, 28), np.repeat([0, 1, 2], 200),
               epochs=4, verbose=0)  # fmt: skip

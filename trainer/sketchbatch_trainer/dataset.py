@@ -1,8 +1,8 @@
 """Open labelled drawings by class and divide them into a training, a validation and a test split.
 
-The split of a drawing follows from its bitmap alone (BLAKE2b of its 784 bytes). It is therefore the same in every run,
-on every machine and for every choice of classes, and copies of one bitmap are always in one split. Bitmaps stay in
-their memory-mapped files until a step reads them: the index of all 50 million drawings takes 8 bytes per drawing.
+The split of a drawing follows from its bitmap alone (BLAKE2b of its 784 bytes). Every run, every machine and every
+choice of classes therefore gives the same split. Copies of one bitmap are always in one split. Bitmaps stay in their
+memory-mapped files until a step reads them. In memory a drawing takes 8 bytes, so that 50 million drawings fit.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ class Dataset:
     validation: Split
     test: Split
     recognized: tuple[NDArray[np.int8], ...]
-    """For each class, a flag for each of its test rows: 1 = recognised by the game, 0 = not, -1 = unknown."""
+    """For each class the flags of its test rows: 1 = recognised by the game, 0 = not, -1 = unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

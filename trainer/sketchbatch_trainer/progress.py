@@ -28,7 +28,7 @@ def byte_bar() -> Progress:
 
 
 def show_files(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
-    """Return a function that starts the bar of one file: called with name and rows, it returns the row counter."""
+    """Return a function that starts the bar of a file with this name and number of rows, and returns its counter."""
     task = progress.add_task("reading")
 
     def start_file(name: str, rows: int) -> Callable[[int], None]:

@@ -1,7 +1,7 @@
 """Draw synthetic bears, cats and dogs, for a machine without real drawings and without a network.
 
 Each drawing is a head, ears, eyes, a nose and a mouth as jittered strokes. Classes differ in the ears (round, pointed
-or hanging), whiskers and tongue; some of these features are left out at random. Models of synthetic drawings are named
+or hanging), whiskers and tongue. Some of these features are left out at random. Models of synthetic drawings are named
 `synthetic-...`.
 """
 

@@ -24,8 +24,8 @@ def to_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
 def rounded_as_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Return a float32 copy that rounds each weight and each node's output, except the scores, to float16.
 
-    CUDA adds in float32 and stores results in float16. ONNX Runtime's CPU provider runs a float16 graph in float32 and
-    does not round between nodes, so it does not show values that overflow at 65,504.
+    CUDA adds in float32 and stores results in float16. ONNX Runtime's CPU provider runs a float16 graph in float32. It
+    does not round between nodes, and so does not show values that overflow at 65,504.
     """
     rounded = onnx.shape_inference.infer_shapes(graph)
     floats = {each.name for each in rounded.graph.value_info if each.type.tensor_type.elem_type == TensorProto.FLOAT}

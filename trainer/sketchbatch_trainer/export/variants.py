@@ -24,7 +24,7 @@ LOST_ACCURACY = 0.005
 
 LOST_ROWS = 5
 """Number of held-out drawings that a variant may always lose. Below 1,000 drawings, half a point is less than five
-drawings, and rounding alone changes the label of a few drawings with two almost equal scores."""
+drawings. Rounding alone changes the labels of a few drawings whose two best scores are almost equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

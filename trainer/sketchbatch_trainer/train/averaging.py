@@ -1,6 +1,6 @@
 """Average the weights of runs that started from one run and differ by their seed: one model of unchanged cost.
 
-Networks that start from the same trained weights end close to each other, and their average varies less with the seed
+Networks that start from the same trained weights end close to each other. Their average varies less with the seed
 (model soups, arXiv 2203.05482). Networks with random initial weights have no useful average.
 """
 
