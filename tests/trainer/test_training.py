@@ -66,8 +66,10 @@ def without_graphs():
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
 
 
 def train(dataset, folder, recipe=TINY_ARTICLE, listener=None, **options) -> Run:
