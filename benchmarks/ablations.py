@@ -19,11 +19,11 @@ from typing import Any
 
 import keras
 from sketchbatch_client.atomic import replacing
-from sketchbatch_trainer.dataset import Wanted, read_drawings
+from sketchbatch_trainer.dataset import DatasetRequest, read_dataset
 from sketchbatch_trainer.report.quality import evaluate_scores
 from sketchbatch_trainer.run import Run
 from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, Recipe
-from sketchbatch_trainer.train.training import Job, train
+from sketchbatch_trainer.train.training import TrainingRequest, train
 from variants import HERE, cpu_name
 
 LABELS = ("bear", "cat", "dog")
@@ -51,18 +51,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="Drawings in Google's layout.")
     parser.add_argument("--runs", type=Path, required=True, help="Where compact-345 and quickdraw-345 are, trained.")
     arguments = parser.parse_args()
-    drawings = read_drawings(Wanted(folder=arguments.data, labels=LABELS))
+    dataset = read_dataset(DatasetRequest(folder=arguments.data, labels=LABELS))
     latest = max((HERE / "results").glob("*-ablations.json"), default=None)
     path = HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-ablations.json"
-    results = read(latest, drawings.digest)
+    results = read(latest, dataset.digest)
     for name, (recipe, begun) in JOBS.items():
         start_from = Run(arguments.runs / begun) if begun else None
         row = wanted_row(results, name, recipe, start_from)
         for seed in SEEDS:
             if str(seed) not in row["seeds"]:
-                job = Job(drawings=drawings, recipe=recipe, seed=seed, start_from=start_from)
+                request = TrainingRequest(dataset=dataset, recipe=recipe, seed=seed, start_from=start_from)
                 folder = arguments.runs / "ablations" / name.replace(",", "").replace(" ", "-") / str(seed)
-                row["seeds"][str(seed)] = train_and_judge(job, Run(folder))
+                row["seeds"][str(seed)] = train_and_evaluate(request, Run(folder))
                 with replacing(path) as partial:
                     partial.write_text(json.dumps(results, indent=2) + "\n")
     show(results["runs"])
@@ -91,25 +91,25 @@ def wanted_row(results: dict[str, Any], name: str, recipe: Recipe, begun: Run | 
     return found
 
 
-def train_and_judge(job: Job, run: Run) -> dict[str, float]:
+def train_and_evaluate(request: TrainingRequest, run: Run) -> dict[str, float]:
     """Train once; return accuracy and balanced accuracy on the held-out drawings."""
-    train(job, run, Silent())
-    bitmaps, class_index = job.drawings.test.take(slice(None))
+    train(request, run, Silent())
+    bitmaps, class_index = request.dataset.test.take(slice(None))
     scores = keras.saving.load_model(run.keras, compile=False).predict(bitmaps, verbose=0)
-    figures = evaluate_scores(scores, class_index, job.drawings.labels).figures
+    figures = evaluate_scores(scores, class_index, request.dataset.labels).figures
     return {name: round(figures.measured[name].value, 4) for name in ("accuracy", "balanced_accuracy")}
 
 
 class Silent:
     """A training listener that shows nothing."""
 
-    def begins(self, epochs_done: int, steps_done: int, steps: int) -> None:
+    def on_start(self, epochs_done: int, steps_done: int, steps: int) -> None:
         """Show nothing."""
 
-    def steps_done(self, steps: int) -> None:
+    def on_step(self, steps_done: int) -> None:
         """Show nothing."""
 
-    def epoch_done(self, epoch: object) -> None:
+    def on_epoch(self, metrics: object) -> None:
         """Show nothing."""
 
 

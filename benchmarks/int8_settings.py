@@ -64,7 +64,7 @@ def try_settings(run: Run, files: dict[str, Path]) -> dict[str, dict[str, Any]]:
     for name, path in files.items():
         onnx.save(to_int8(graph, calibration, SETTINGS[name]), path)
         scores = onnx_scores(onnx.load(path), held_out.bitmaps)
-        lost = held_out.named_right(expected) - held_out.named_right(scores)
+        lost = held_out.count_correct(expected) - held_out.count_correct(scores)
         found[name] = {
             "accuracy_change": round(-lost / len(scores), 5),
             "agreement": round(float((scores.argmax(axis=1) == expected.argmax(axis=1)).mean()), 5),

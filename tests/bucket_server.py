@@ -1,4 +1,4 @@
-"""A local HTTP server that behaves like Google's bucket, and misbehaves where a test says so."""
+"""A local HTTP server that behaves like Google's bucket, with faults that a test can inject."""
 
 import base64
 import hashlib
@@ -10,37 +10,41 @@ from urllib.parse import unquote
 
 
 class Bucket:
-    """What is served by path (`numpy_bitmap/bear.npy`), what goes wrong with it, and what was asked for."""
+    """The files by path (`numpy_bitmap/bear.npy`), the faults of each path, and the requests so far."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.statuses: dict[str, list[int]] = {}
-        """Answered instead, one for each request, until there are none left; 200 = as usual."""
+        """Statuses of the next requests, one per request; 200 = no fault."""
         self.cuts: dict[str, list[int]] = {}
-        """Where the connection is cut, one for each request; bytes from the file's beginning."""
+        """Offsets in the file at which the connection is cut, one per request."""
         self.holds: dict[str, list[int]] = {}
-        """Where the server falls silent until `release`, one for each request; bytes from the file's beginning."""
+        """Offsets in the file at which the server pauses until `release` is set, one per request."""
         self.release = threading.Event()
         self.held = threading.Semaphore(0)
-        """Released once for each answer that fell silent."""
+        """Released once for each response that pauses."""
         self.ignores_range = False
         self.misplaced_bytes = 0
-        """How far behind the range asked for the one that is sent begins."""
+        """Offset between the requested range and the range that is sent."""
         self.retry_after_s = 0
         self.md5: dict[str, str] = {}
-        """Stated instead of the right one."""
-        self.asked: list[tuple[str, int, int]] = []
-        """Path, first byte, last byte of each request."""
+        """Wrong digests to state, by path."""
+        self.requests: list[tuple[str, int, int]] = []
+        """Path, first byte and last byte of each request."""
         self.url = ""
 
-    def asked_for(self, path: str) -> list[tuple[int, int]]:
-        """First and last byte of each request for `path`."""
-        return [(first, last) for asked, first, last in self.asked if asked == path]
+    def ranges_of(self, path: str) -> list[tuple[int, int]]:
+        """Return the first and the last byte of each request for `path`."""
+        return [(first, last) for requested, first, last in self.requests if requested == path]
+
+    def wait_until_paused(self) -> None:
+        """Wait until one more response pauses."""
+        assert self.held.acquire(timeout=15)
 
 
 @contextmanager
 def serving() -> Iterator[Bucket]:
-    """Serves a bucket on a free port of this machine."""
+    """Serve a bucket on a free port of this machine."""
     bucket = Bucket()
 
     class Handler(_Handler):
@@ -60,7 +64,7 @@ def serving() -> Iterator[Bucket]:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, *_):
-        """Clients that leave in the middle are what is tested."""
+        """Ignore clients that disconnect early: the tests do this on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -70,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         path = unquote(self.path).lstrip("/")
         first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
-        self.bucket.asked.append((path, first, last))
+        self.bucket.requests.append((path, first, last))
         content = self.bucket.files.get(path)
         status = _next(self.bucket.statuses, path, 200)
         if status != 200:
@@ -108,8 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = end < stop
 
     def log_message(self, *_):
-        """Silent."""
+        """Print nothing."""
 
 
-def _next(told: dict[str, list[int]], path: str, usual: int) -> int:
-    return told[path].pop(0) if told.get(path) else usual
+def _next(faults: dict[str, list[int]], path: str, default: int) -> int:
+    return faults[path].pop(0) if faults.get(path) else default

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sketchbatch_client.drawings.readers import read_bitmaps
 from sketchbatch_client.evaluation import quality
-from sketchbatch_trainer.dataset import Wanted, read_drawings, write_bitmaps, write_source
+from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
 from sketchbatch_trainer.errors import RunIncomplete
 from sketchbatch_trainer.export.held_out import onnx_scores
 from sketchbatch_trainer.report.reporting import write_report
@@ -23,12 +23,12 @@ pytestmark = [
 
 
 class Silent:
-    """Ignores the progress of a training."""
+    """A listener that prints nothing."""
 
-    def begins(self, *_):
+    def on_start(self, *_):
         """Ignore the call."""
 
-    steps_done = epoch_done = begins
+    on_step = on_epoch = on_start
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +36,17 @@ def runs(tmp_path_factory) -> list[Run]:
     """Train the compact recipe, with a float16 variant, and the article's for one epoch each on the same sketches."""
     from sketchbatch_trainer.export.exporting import export
     from sketchbatch_trainer.export.variants import export_variant
-    from sketchbatch_trainer.train.training import Job, train
+    from sketchbatch_trainer.train.training import TrainingRequest, train
 
     folder = tmp_path_factory.mktemp("runs")
     for label in LABELS:
         write_bitmaps(folder / "sketches" / f"{label}.npy", draw(label, 90, seed=0))
     write_source(folder / "sketches", SOURCE)
-    drawings = read_drawings(Wanted(folder=folder / "sketches", labels=LABELS))
+    dataset = read_dataset(DatasetRequest(folder=folder / "sketches", labels=LABELS))
     made = []
     for recipe in (COMPACT, ARTICLE):
         run = Run(folder / recipe.name)
-        train(Job(drawings=drawings, recipe=replace(recipe, max_epochs=1), seed=0), run, Silent())
+        train(TrainingRequest(dataset=dataset, recipe=replace(recipe, max_epochs=1), seed=0), run, Silent())
         export(run)
         made.append(run)
     export_variant(made[0], Variant.FLOAT16)

@@ -1,55 +1,109 @@
-"""Training and export: repeatable, balanced, refused when ONNX and Keras disagree."""
+"""Training and export: repeatable, resumable, and refused when ONNX and Keras disagree.
+
+The networks are tiny versions of the real ones: the same layers with few filters, so that a training takes seconds.
+"""
 
 import csv
 import json
-import signal
-import subprocess
-import sys
+import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from sketchbatch_trainer.dataset import Wanted, read_drawings, write_bitmaps, write_source
+from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
 from sketchbatch_trainer.errors import ExportRefused, RunIncomplete, RunRefused
 from sketchbatch_trainer.export import exporting
 from sketchbatch_trainer.export.exporting import compare, export
 from sketchbatch_trainer.run import Run
 from sketchbatch_trainer.synthetic import SOURCE, draw
-from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, with_network
+from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, ArticleNetwork, ResidualNetwork, with_network
 
 pytestmark = [
     pytest.mark.timeout(300),  # TensorFlow itself takes 10 s to import on two cores
-    pytest.mark.filterwarnings("ignore"),  # TensorFlow's and Keras's own
+    pytest.mark.filterwarnings("ignore"),  # warnings of TensorFlow and Keras
 ]
 
-
 LABELS = ("bear", "cat", "dog")
-HASTY = replace(ARTICLE, max_epochs=2, batch_rows=32)
-HASTY_COMPACT = replace(COMPACT, max_epochs=3, batch_rows=32)
+TINY_ARTICLE = replace(
+    ARTICLE,
+    network=ArticleNetwork(conv_filters=(2, 4), dense_units=(8, 8), l2=1e-3, dropout=(0.5, 0.5)),
+    max_epochs=2,
+    batch_rows=74,
+)
+TINY_COMPACT = replace(
+    COMPACT,
+    network=ResidualNetwork(stem_filters=4, stem_strides=2, stage_filters=(4,), head_units=8, dropout=0.2),
+    max_epochs=3,
+    batch_rows=37,  # four equal batches of the 148 training rows: a smaller last batch costs seconds of tracing
+)
+SHORT_COMPACT = replace(TINY_COMPACT, max_epochs=1, batch_rows=148)
 
 
-class Silent:
-    """A watcher that remembers what it heard."""
+class Listener:
+    """Records how a training started, and calls `interrupt` with the finished epochs and steps after each step."""
 
-    def __init__(self) -> None:
-        self.began: tuple[int, int, int] | None = None
-        self.epochs = []
+    def __init__(self, interrupt=lambda epochs, steps: None) -> None:
+        self.started_at: tuple[int, int] | None = None
+        self.epochs = 0
+        self.interrupt = interrupt
 
-    def begins(self, epochs_done, steps_done, steps):
-        self.began = (epochs_done, steps_done, steps)
+    def on_start(self, epochs_done, steps_done, steps):
+        self.started_at = (epochs_done, steps_done)
 
-    def steps_done(self, steps):
-        """Not kept."""
+    def on_step(self, steps_done):
+        self.interrupt(self.epochs, steps_done)
 
-    def epoch_done(self, epoch):
-        self.epochs.append(epoch)
+    def on_epoch(self, metrics):
+        self.epochs = metrics.epoch
+
+
+@contextmanager
+def without_graphs():
+    """Let TensorFlow run each step eagerly: tracing a graph takes longer than a few steps."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+def train(dataset, folder, recipe=TINY_ARTICLE, listener=None, **options) -> Run:
+    """Train with seed 0 unless `options` names another, and return the run."""
+    from sketchbatch_trainer.train.training import TrainingRequest
+    from sketchbatch_trainer.train.training import train as train_model
+
+    run = Run(folder)
+    request = TrainingRequest(**{"dataset": dataset, "recipe": recipe, "seed": 0} | options)
+    train_model(request, run, listener or Listener())
+    return run
+
+
+def load(run: Run):
+    """Return the Keras model of a run."""
+    import keras
+
+    return keras.saving.load_model(run.keras)
+
+
+def weights(run: Run):
+    """Return all weights of a run in one array."""
+    return np.concatenate([each.ravel() for each in load(run).get_weights()])
+
+
+def history(run: Run) -> list[dict[str, float]]:
+    """Return the metrics of each epoch."""
+    with run.history.open() as file:
+        return [{name: float(value) for name, value in line.items()} for line in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder of synthetic sketches, few and uneven."""
+    """A folder with few synthetic sketches, in classes of different size."""
     folder = tmp_path_factory.mktemp("sketches")
     for rows, label in ((30, "bear"), (90, "cat"), (60, "dog")):
         write_bitmaps(folder / f"{label}.npy", draw(label, rows, seed=0))
@@ -58,56 +112,102 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def drawings(data):
-    """The same, split."""
-    return read_drawings(Wanted(folder=data, labels=LABELS))
-
-
-def trained(drawings, folder, recipe=HASTY, watcher=None, **more) -> Run:
-    """A run in which `recipe` was followed."""
-    from sketchbatch_trainer.train.training import Job, train
-
-    run = Run(folder)
-    train(Job(**{"drawings": drawings, "recipe": recipe, "seed": 0} | more), run, watcher or Silent())
-    return run
-
-
-def weights(run: Run):
-    """All of a run's weights in one array."""
-    import keras
-
-    return np.concatenate([each.ravel() for each in keras.saving.load_model(run.keras).get_weights()])
-
-
-def history(run: Run) -> list[dict[str, float]]:
-    """Its epochs' figures."""
-    with run.history.open() as file:
-        return [{name: float(value) for name, value in line.items()} for line in csv.DictReader(file)]
+def dataset(data):
+    """The sketches in three splits."""
+    return read_dataset(DatasetRequest(folder=data, labels=LABELS))
 
 
 @pytest.fixture(scope="module")
-def run(drawings, tmp_path_factory) -> Run:
-    """One run of the article's recipe."""
-    return trained(drawings, tmp_path_factory.mktemp("run"))
+def run(dataset, tmp_path_factory) -> Run:
+    """A run of the tiny recipe `article`."""
+    return train(dataset, tmp_path_factory.mktemp("run"))
+
+
+SNAPSHOTS = {  # finished epochs and steps at the moment of a kill -> those at which the next training resumes
+    "first step after an epoch": ((1, 1), (1, 0)),
+    "within an epoch": ((1, 3), (1, 2)),
+    "after the last epoch, before its history": ((2, None), (3, 0)),
+}
 
 
 @pytest.fixture(scope="module")
-def compact(drawings, tmp_path_factory) -> Run:
-    """One run of ours."""
-    return trained(drawings, tmp_path_factory.mktemp("compact"), HASTY_COMPACT)
+def compact_with_snapshots(dataset, tmp_path_factory):
+    """A run of the tiny recipe `compact`, and copies of its folder: the files that a SIGKILL at that moment leaves."""
+    from sketchbatch_trainer.train import training, training_loop
+
+    folder = tmp_path_factory.mktemp("compact")
+    copies = {name: tmp_path_factory.mktemp("snapshot") for name in SNAPSHOTS}
+
+    def copy(epochs, steps):
+        for name, (moment, _) in SNAPSHOTS.items():
+            if moment == (epochs, steps):
+                shutil.copytree(folder, copies[name], dirs_exist_ok=True)
+
+    listener = Listener(copy)
+    write_history = training._write_history
+
+    def copy_and_write(run, epochs):
+        if len(epochs) == 3 and listener.epochs == 2:
+            copy(2, None)
+        write_history(run, epochs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_loop, "CHECKPOINT_S", 0.0)  # a checkpoint after each step
+        patch.setattr(training, "_write_history", copy_and_write)
+        return train(dataset, folder, TINY_COMPACT, listener), copies
 
 
-def test_same_seed_and_drawings_give_the_same_weights(drawings, run, tmp_path):
-    """Bit for bit; another seed gives others."""
-    assert np.array_equal(weights(run), weights(trained(drawings, tmp_path / "again")))
-    assert not np.array_equal(weights(run), weights(trained(drawings, tmp_path / "other", seed=1)))
+@pytest.fixture(scope="module")
+def compact(compact_with_snapshots) -> Run:
+    """A run of the tiny recipe `compact`."""
+    return compact_with_snapshots[0]
 
 
-def test_the_network_is_the_articles(run):
+@pytest.mark.parametrize("moment", SNAPSHOTS)
+def test_a_killed_training_resumes_to_the_same_weights(dataset, compact, compact_with_snapshots, moment):
+    """The resumed training has the weights and the history of the unbroken one, bit for bit."""
+    folder = compact_with_snapshots[1][moment]
+    assert (folder / "checkpoint.npz").exists()
+    assert not (folder / "model.keras").exists()
+    listener = Listener()
+    run = train(dataset, folder, TINY_COMPACT, listener)
+    assert listener.started_at == SNAPSHOTS[moment][1]
+    assert np.array_equal(weights(run), weights(compact))
+    no_time = {"seconds": 0.0}
+    assert [epoch | no_time for epoch in history(run)] == [epoch | no_time for epoch in history(compact)]
+    assert not run.checkpoint.exists()
+
+
+@pytest.fixture(scope="module")
+def retrained(dataset, run, tmp_path_factory) -> tuple[Run, list]:
+    """A training with the request of `run`, in a folder with the output of another request; and its stale files."""
+    again = Run(tmp_path_factory.mktemp("again"))
+    again.test.mkdir()
+    stale = [again.onnx, again.scores, again.metrics, again.report, again.checkpoint, again.test / "zebra.npy"]
+    for path in stale:
+        path.write_text("of another request")
+    again.config.write_text(run.config.read_text().replace('"seed": 0', '"seed": 7'))
+    listener = Listener()
+    train(dataset, again.folder, listener=listener)
+    assert listener.started_at == (0, 0)
+    return again, stale
+
+
+def test_equal_requests_give_equal_weights(run, retrained):
+    """Equal seed and drawings give equal weights, bit for bit; a checkpoint of another request is not resumed."""
+    assert np.array_equal(weights(run), weights(retrained[0]))
+
+
+def test_training_deletes_the_output_of_an_earlier_training(retrained):
+    """No later step reads an old model, score or report as one of the new run."""
+    assert not [path for path in retrained[1] if path.exists()]
+
+
+def test_the_article_network_has_the_published_layers():
     """Two convolutions, one max-pool, two dense layers each with L2, batch normalisation and dropout, then softmax."""
-    import keras
+    from sketchbatch_trainer.train.networks import build
 
-    layers = keras.saving.load_model(run.keras).layers
+    layers = build(ARTICLE.network, 3).layers
     assert [type(layer).__name__ for layer in layers] == [
         "InputLayer", "Rescaling", "Reshape", "Conv2D", "Conv2D", "MaxPooling2D", "StaticFlatten",
         "Dense", "BatchNormalization", "Dropout", "Dense", "BatchNormalization", "Dropout", "Dense", "Softmax",
@@ -116,19 +216,32 @@ def test_the_network_is_the_articles(run):
     assert [layer.kernel_regularizer is not None for layer in dense] == [True, True, False]
 
 
-def test_ours_keeps_its_width_for_small_sides(compact):
-    """A strided stem, then stages of 48 and 80 filters, each halving the side; no pooling, which forgets places."""
-    import keras
+def test_the_compact_network_adds_filters_at_each_halving():
+    """A strided stem, then stages of 48 and 80 filters at half the resolution each, and no pooling."""
+    from sketchbatch_trainer.train.networks import build
 
-    model = keras.saving.load_model(compact.keras)
-    sides = [layer.output.shape[1:] for layer in model.layers if type(layer).__name__ == "Conv2D"]
-    assert sides == [(14, 14, 32), *[(7, 7, 48)] * 3, *[(4, 4, 80)] * 3]
+    model = build(COMPACT.network, 3)
+    shapes = [layer.output.shape[1:] for layer in model.layers if type(layer).__name__ == "Conv2D"]
+    assert shapes == [(14, 14, 32), *[(7, 7, 48)] * 3, *[(4, 4, 80)] * 3]
     assert model.output_shape == (None, 3)
 
 
-def test_rare_classes_count_more_as_the_recipe_says():
-    """Weight = rows to the power of -balance, and the mean weight of a row is 1."""
-    from sketchbatch_trainer.train.fit import class_weights
+def test_every_residual_recipe_can_use_the_light_network():
+    """`with_network` changes the network and keeps all other values, including dropout."""
+    from sketchbatch_trainer.train.networks import build
+
+    for recipe in (COMPACT, FINETUNE):
+        light = with_network(recipe, "light")
+        assert with_network(recipe, "compact") == recipe != light
+        assert replace(light, network=recipe.network) == recipe
+        assert light.network.dropout == recipe.network.dropout
+    sizes = [build(with_network(COMPACT, name).network, 3).count_params() for name in ("light", "compact")]
+    assert sizes[0] < 0.8 * sizes[1]
+
+
+def test_class_balance_raises_the_weight_of_rare_classes():
+    """The weight of a class is its rows to the power of -balance, and the mean weight of a row is 1."""
+    from sketchbatch_trainer.train.training_loop import class_weights
 
     class_index = np.repeat([0, 1, 2], [10, 40, 50])
     whole, none, half = (class_weights(class_index, balance) for balance in (1.0, 0.0, 0.5))
@@ -138,145 +251,70 @@ def test_rare_classes_count_more_as_the_recipe_says():
     assert half[class_index].mean() == pytest.approx(1)
 
 
-def test_training_stops_when_validation_no_longer_gains(drawings, tmp_path):
-    """`patience` epochs after the best one, whose weights are kept."""
-    import keras
-
-    run = trained(drawings, tmp_path, replace(HASTY, max_epochs=40, learning_rate=0.03, patience=1))
+def test_training_stops_when_the_validation_loss_no_longer_falls(dataset, tmp_path):
+    """Training stops `patience` epochs after the best epoch, and the model has the weights of the best epoch."""
+    recipe = replace(TINY_ARTICLE, max_epochs=60, batch_rows=100, learning_rate=0.1, patience=1)  # a small last batch
+    with without_graphs():
+        run = train(dataset, tmp_path, recipe)
     losses = [epoch["val_loss"] for epoch in history(run)]
-    assert len(losses) == int(np.argmin(losses)) + 2 < 40
-    bitmaps, class_index = drawings.validation.take(slice(None))
-    scores = keras.saving.load_model(run.keras).predict(bitmaps, verbose=0)
-    kept = -np.log(scores[np.arange(len(scores)), class_index]).mean()
-    assert kept == pytest.approx(min(losses), rel=1e-3)
-
-
-KILLS = {  # epochs and steps done when the signal comes, and after the resumption
-    "the first epoch": ((1, 1), (1, 0)),
-    "some steps of the second": ((1, 3), (1, 2)),
-    "the last epoch": ((None, None), (3, 0)),
-}
-
-
-@pytest.mark.parametrize(
-    "killed_after",
-    [pytest.param(each, marks=() if each == "some steps of the second" else pytest.mark.slow) for each in KILLS],
-)
-def test_a_killed_training_goes_on_to_the_same_weights(drawings, data, compact, tmp_path, killed_after):
-    """SIGKILL in the middle; the same command again ends bit for bit where an unbroken run does, history too."""
-    program = f"""
-import os, sys
-import sketchbatch_trainer.train.fit as fitting
-import sketchbatch_trainer.train.training as training
-from dataclasses import replace
-from pathlib import Path
-from sketchbatch_trainer.dataset import Wanted, read_drawings
-from sketchbatch_trainer.train.recipes import COMPACT
-from sketchbatch_trainer.run import Run
-from sketchbatch_trainer.train.training import Job, train
-fitting.CHECKPOINT_S = 0.0  # after every step
-class Killer:
-    epoch = 0
-    def begins(self, *_): pass
-    def epoch_done(self, epoch): self.epoch = epoch.epoch
-    def steps_done(self, steps):
-        if (self.epoch, steps) == {KILLS[killed_after][0]}: os.kill(os.getpid(), 9)
-if {killed_after == "the last epoch"}:
-    training._write_history = lambda run, history: len(history) == 3 and os.kill(os.getpid(), 9)
-recipe = replace(COMPACT, max_epochs=3, batch_rows=32)
-drawings = read_drawings(Wanted(folder=Path({str(data)!r}), labels={LABELS}))
-train(Job(drawings=drawings, recipe=recipe, seed=0), Run(Path({str(tmp_path)!r})), Killer())
-"""
-    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    watcher = Silent()
-    run = trained(drawings, tmp_path, HASTY_COMPACT, watcher)
-    assert watcher.began is not None
-    assert watcher.began[:2] == KILLS[killed_after][1]
-    assert np.array_equal(weights(run), weights(compact))
-    seconds = {"seconds": 0.0}
-    assert [epoch | seconds for epoch in history(run)] == [epoch | seconds for epoch in history(compact)]
-    assert not run.checkpoint.exists()
-
-
-def test_another_job_does_not_go_on_with_a_killed_ones_checkpoint(drawings, compact, tmp_path):
-    """Other words, another start: the checkpoint is of use to the same job alone."""
-    (tmp_path / "checkpoint.npz").write_bytes(b"of another job")
-    (tmp_path / "config.json").write_text(compact.config.read_text().replace('"seed": 0', '"seed": 7'))
-    assert np.array_equal(weights(trained(drawings, tmp_path, HASTY_COMPACT)), weights(compact))
+    assert len(losses) == int(np.argmin(losses)) + 2 < 60
+    bitmaps, class_index = dataset.validation.take(slice(None))
+    scores = load(run).predict(bitmaps, verbose=0)
+    loss = -np.log(scores[np.arange(len(scores)), class_index]).mean()
+    assert loss == pytest.approx(min(losses), rel=1e-3)
 
 
 def kernels(run: Run):
-    """The first weights of each layer that has some, in order."""
-    import keras
-
-    layers = keras.saving.load_model(run.keras).layers
-    return [layer.get_weights()[0] for layer in layers if layer.trainable_weights]
+    """Return the first weights of each layer with weights, in order."""
+    return [layer.get_weights()[0] for layer in load(run).layers if layer.trainable_weights]
 
 
-@pytest.mark.slow
-def test_a_network_can_begin_with_the_weights_of_another_run(data, drawings, compact, run, tmp_path):
-    """Those of the last layer by label, where all are known; the run says which it was; another network is refused."""
-    still = replace(HASTY_COMPACT, learning_rate=0.0, max_epochs=1, average_decay=0.0)
-    pair = read_drawings(Wanted(folder=data, labels=("dog", "bear")))
-    begun = trained(pair, tmp_path / "begun", still, start_from=compact)
+def test_a_training_can_start_from_the_weights_of_another_run(data, dataset, compact, run, tmp_path):
+    """The last layer is copied by label if all labels are known; another network is refused."""
+    frozen = replace(SHORT_COMPACT, learning_rate=0.0, average_decay=0.0)
+    pair = read_dataset(DatasetRequest(folder=data, labels=("dog", "bear")))
+    with without_graphs():
+        started = train(pair, tmp_path / "started", frozen, start_from=compact)
+        with_new_label = train(dataset, tmp_path / "more", frozen, start_from=started)
     *before, last_before = kernels(compact)
-    *after, last_after = kernels(begun)
-    assert all(np.array_equal(*weights) for weights in zip(before, after, strict=True))
+    *after, last_after = kernels(started)
+    assert all(np.array_equal(*pair) for pair in zip(before, after, strict=True))
     assert np.array_equal(last_before[:, [2, 0]], last_after)
-    assert begun.read_config()["start_from"]["recipe"] == "compact"
-    more = trained(
-        drawings, tmp_path / "more", still, start_from=begun
-    )  # cat is new: the last layer begins with nothing
-    assert np.array_equal(kernels(more)[0], before[0])
-    assert not np.array_equal(kernels(more)[-1][:, [2, 0]], last_after)
-    with pytest.raises(RunRefused, match="its network is that of recipe article; recipe compact cannot start from it"):
-        trained(drawings, tmp_path / "refused", still, start_from=run)
+    assert started.read_config()["start_from"]["recipe"] == "compact"
+    assert np.array_equal(kernels(with_new_label)[0], before[0])
+    assert not np.array_equal(kernels(with_new_label)[-1][:, [2, 0]], last_after)
+    with pytest.raises(RunRefused, match="recipe compact cannot start from recipe article, which has another network"):
+        train(dataset, tmp_path / "refused", frozen, start_from=run)
     with pytest.raises(RunRefused, match="a run cannot start from itself"):
-        trained(drawings, compact.folder, still, start_from=compact)
+        train(dataset, compact.folder, frozen, start_from=compact)
 
 
-def test_any_recipe_of_ours_takes_the_light_network():
-    """Which is another network, and everything else the recipe's own."""
-    from sketchbatch_trainer.train.networks import build
-
-    for recipe in (COMPACT, FINETUNE):
-        light = with_network(recipe, "light")
-        assert with_network(recipe, "compact") == recipe != light
-        assert replace(light, network=recipe.network) == recipe
-        assert light.network.dropout == recipe.network.dropout
-        assert build(light.network, 3).count_params() < 0.8 * build(recipe.network, 3).count_params()
-
-
-@pytest.mark.slow
-def test_a_network_can_learn_from_teachers(data, drawings, compact, run, tmp_path):
-    """Their scores stand in for a share of each label; the whole of it, and labels do not matter any more."""
-    import keras
-
-    taught = replace(HASTY_COMPACT, teacher_share=1.0, max_epochs=1, network=replace(COMPACT.network, dropout=0.0))
-    one = trained(drawings, tmp_path / "one", taught, teachers=(run, compact))
-    again = trained(drawings, tmp_path / "again", replace(taught, label_smoothing=0.9), teachers=(run, compact))
-    alone = trained(drawings, tmp_path / "alone", taught)
-    assert np.array_equal(weights(one), weights(again))
+def test_a_training_can_use_teachers(data, dataset, compact, run, tmp_path):
+    """The teachers' scores replace a share of each label; with a share of 1 the labels have no effect."""
+    taught = replace(SHORT_COMPACT, teacher_share=1.0, network=replace(SHORT_COMPACT.network, dropout=0.0))
+    smooth = replace(taught, label_smoothing=0.9)
+    with without_graphs():
+        one = train(dataset, tmp_path / "one", taught, teachers=(run, compact))
+        smoothed = train(dataset, tmp_path / "smoothed", smooth, teachers=(run, compact))
+        alone = train(dataset, tmp_path / "alone", taught)
+    assert np.array_equal(weights(one), weights(smoothed))
     assert not np.array_equal(weights(one), weights(alone))
     assert [teacher["recipe"] for teacher in one.read_config()["teachers"]] == ["article", "compact"]
-    assert keras.saving.load_model(one.keras).output_shape == (None, 3)
-    pair = read_drawings(Wanted(folder=data, labels=("bear", "dog")))
-    with pytest.raises(RunRefused, match="its labels are not those to train: expected bear, dog, got bear, cat, dog"):
-        trained(pair, tmp_path / "refused", taught, teachers=(run,))
-    with pytest.raises(RunRefused, match="recipe article learns from no teacher; leave out --teacher"):
-        trained(drawings, tmp_path / "refused", HASTY, teachers=(compact,))
+    pair = read_dataset(DatasetRequest(folder=data, labels=("bear", "dog")))
+    with pytest.raises(RunRefused, match="labels must be bear, dog, got bear, cat, dog"):
+        train(pair, tmp_path / "refused", taught, teachers=(run,))
+    with pytest.raises(RunRefused, match="recipe article uses no teacher; leave out --teacher"):
+        train(dataset, tmp_path / "refused", TINY_ARTICLE, teachers=(compact,))
 
 
-@pytest.mark.slow
-def test_runs_that_differ_by_their_seed_can_be_averaged(drawings, compact, tmp_path):
-    """Every weight is the mean of theirs; the result is a run to export; runs that did not begin alike are refused."""
+def test_runs_that_differ_by_their_seed_can_be_averaged(dataset, compact, tmp_path):
+    """Every weight is the mean of the members' weights; runs with other differences or without a start are refused."""
     from sketchbatch_trainer.train.averaging import average
 
-    short = replace(HASTY_COMPACT, max_epochs=1)
-    members = [trained(drawings, tmp_path / str(n), short, seed=n, start_from=compact) for n in (0, 1)]
+    with without_graphs():
+        members = [train(dataset, tmp_path / str(n), SHORT_COMPACT, seed=n, start_from=compact) for n in (0, 1)]
     averaged = Run(tmp_path / "averaged")
-    (tmp_path / "averaged").mkdir()
+    averaged.folder.mkdir()
     averaged.onnx.write_text("of an earlier model")
     average(members, averaged, name="mean")
     assert weights(averaged) == pytest.approx(np.mean([weights(each) for each in members], axis=0), abs=1e-6)
@@ -287,18 +325,21 @@ def test_runs_that_differ_by_their_seed_can_be_averaged(drawings, compact, tmp_p
     losses = [history(each)[0]["val_loss"] for each in (averaged, *members)]
     assert losses[0] == pytest.approx(np.mean(losses[1:]))
     assert not averaged.onnx.exists()
-    assert export(averaged).rows == len(drawings.test)
-    longer = trained(drawings, tmp_path / "longer", replace(short, max_epochs=2), start_from=compact)
-    with pytest.raises(RunRefused, match=r"differ by their seed alone; it differs from .*0 in recipe"):
-        average([*members, longer], averaged)
-    with pytest.raises(RunRefused, match="began with nothing"):
+    assert export(averaged).rows == len(dataset.test)
+    other = Run(tmp_path / "other recipe")
+    shutil.copytree(members[1].folder, other.folder)
+    config = other.read_config()
+    other.write_config(config | {"recipe": config["recipe"] | {"max_epochs": 2}})
+    with pytest.raises(RunRefused, match=r"differ by their seed alone; .*other recipe and .*0 differ in recipe"):
+        average([*members, other], averaged)
+    with pytest.raises(RunRefused, match="runs without --start-from have no useful average"):
         average([compact, members[0]], averaged)
-    with pytest.raises(RunRefused, match="expected two or more different runs to average into yet another"):
+    with pytest.raises(RunRefused, match="runs to average must be two or more different ones"):
         average([members[0], members[0]], averaged)
 
 
 def test_tensorboard_can_show_a_run(compact):
-    """Every figure of every epoch, as scalars."""
+    """The logs hold every metric of every epoch as scalars."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logs = EventAccumulator(str(compact.logs))
@@ -307,81 +348,68 @@ def test_tensorboard_can_show_a_run(compact):
     assert [event.step for event in logs.Tensors("loss/training")] == [1, 2, 3]
 
 
-def test_training_again_removes_what_the_last_run_left(drawings, tmp_path):
-    """No later step takes an old model, score or report for the new one's."""
-    run = Run(tmp_path)
-    (tmp_path / "test").mkdir()
-    stale = [run.onnx, run.scores, run.metrics, run.report, run.test / "zebra.npy"]
-    for path in stale:
-        path.write_text("old")
-    trained(drawings, tmp_path)
-    assert not [path for path in stale if path.exists()]
-
-
-def test_a_run_says_what_made_it(drawings, run):
-    """History of each epoch, configuration, held-out drawings, and some to calibrate on that are not among these."""
+def test_a_run_records_its_origin(dataset, run):
+    """A run holds history, config, held-out drawings and calibration drawings; the last two share no bitmap."""
     assert list(history(run)[0]) == [
         "epoch", "loss", "accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "seconds",
     ]  # fmt: skip
     assert len(history(run)) == 2
     config = run.read_config()
     assert config["name"] == "synthetic-bear-cat-dog"
-    assert (config["source"], config["data_digest"], config["seed"]) == (SOURCE, drawings.digest, 0)
+    assert (config["source"], config["data_digest"], config["seed"]) == (SOURCE, dataset.digest, 0)
     assert config["rows"]["test"] == sum(len(np.load(path)) for path in run.test.glob("*.npy"))
     calibration = {row.tobytes() for row in np.load(run.calibration)}
     assert 10 < len(calibration) <= 1024
-    assert not calibration & {row.tobytes() for row in drawings.test.take(slice(None))[0]}
+    assert not calibration & {row.tobytes() for row in dataset.test.take(slice(None))[0]}
 
 
-def test_the_exported_file_describes_itself_and_agrees_with_keras(drawings, run):
-    """One file: uint8 in, softmax out, any number of rows, labels and all the rest in metadata_props."""
-    import keras
-
+def test_the_exported_file_describes_itself_and_agrees_with_keras(dataset, run):
+    """One file holds the graph (uint8 in, softmax out, any number of rows) and all metadata."""
     parity = export(run, version=3, licence="CC0")
     assert 0 <= parity.max_difference <= 1e-4
     session = ort.InferenceSession(run.onnx, providers=["CPUExecutionProvider"])
-    bitmaps, class_index = drawings.test.take(slice(None))
+    bitmaps, class_index = dataset.test.take(slice(None))
     scores = session.run(["scores"], {"bitmaps": bitmaps})[0]
     operators = {node.op_type for node in onnx.load(run.onnx).graph.node}
-    assert not operators & {"Shape", "Gather", "Slice", "Concat"}  # nothing that must run on the CPU
-    assert np.abs(scores - keras.saving.load_model(run.keras).predict(bitmaps, verbose=0)).max() <= 1e-4
+    assert not operators & {"Shape", "Gather", "Slice", "Concat"}  # CUDA runs such nodes on the CPU
+    assert np.abs(scores - load(run).predict(bitmaps, verbose=0)).max() <= 1e-4
     assert scores.sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert session.run(["scores"], {"bitmaps": bitmaps[:1]})[0].shape == (1, 3)
-    described = session.get_modelmeta().custom_metadata_map
-    assert json.loads(described["sketchbatch.labels"]) == ["bear", "cat", "dog"]
-    assert (described["sketchbatch.version"], described["sketchbatch.licence"]) == ("3", "CC0")
-    assert described["sketchbatch.data_digest"] == drawings.digest
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["sketchbatch.labels"]) == ["bear", "cat", "dog"]
+    assert (metadata["sketchbatch.version"], metadata["sketchbatch.licence"]) == ("3", "CC0")
+    assert metadata["sketchbatch.data_digest"] == dataset.digest
     accuracy = (scores.argmax(axis=1) == class_index).mean()
-    assert json.loads(described["sketchbatch.metrics"])["accuracy"] == pytest.approx(accuracy)
-    assert json.loads(described["sketchbatch.config"])["seed"] == 0
+    assert json.loads(metadata["sketchbatch.metrics"])["accuracy"] == pytest.approx(accuracy)
+    assert json.loads(metadata["sketchbatch.config"])["seed"] == 0
 
 
-def test_export_refuses_when_onnx_and_keras_disagree(run, monkeypatch):
-    """A graph whose last bias is off is never written, and the old file does not stay to be taken for it."""
-    export(run)
+def test_export_is_refused_when_onnx_and_keras_disagree(run, monkeypatch):
+    """A graph with a wrong bias is not written, and the model file of an earlier export is deleted."""
+    run.onnx.write_text("of an earlier export")
     convert = exporting.to_onnx
 
-    def off(model) -> onnx.ModelProto:
+    def convert_wrongly(model) -> onnx.ModelProto:
         graph = convert(model)
         bias = next(i for i in graph.graph.initializer if i.dims == [3])
         values = onnx.numpy_helper.to_array(bias) + np.array([1, 0, 0], np.float32)
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
         return graph
 
-    monkeypatch.setattr(exporting, "to_onnx", off)
+    monkeypatch.setattr(exporting, "to_onnx", convert_wrongly)
     with pytest.raises(ExportRefused, match=r"differ by at most .* \(limit 1e-04\)"):
         export(run)
     assert not run.onnx.exists()
     assert not list(run.folder.glob(".*"))
 
 
-def test_scores_that_are_no_numbers_are_refused():
+def test_nan_scores_are_refused():
     """NaN is not within any tolerance."""
     with pytest.raises(ExportRefused):
         compare(np.zeros((2, 3)), np.full((2, 3), np.nan))
 
 
-def test_a_step_out_of_order_names_the_one_to_run_first(tmp_path):
-    """The message is the command."""
+def test_export_before_training_names_the_missing_step(tmp_path):
+    """The message contains the command to run first."""
     with pytest.raises(RunIncomplete, match="first run: sketchbatch-train train"):
         export(Run(tmp_path))

@@ -1,4 +1,4 @@
-"""float16 and int8: the same signature and description, their own numbers, refused when less accurate."""
+"""The variants float16 and int8: equal signature and metadata, own metrics, refused when less accurate."""
 
 import json
 from dataclasses import replace
@@ -18,19 +18,19 @@ from typer.testing import CliRunner
 
 pytestmark = [
     pytest.mark.timeout(300),  # TensorFlow itself takes 10 s to import on two cores
-    pytest.mark.filterwarnings("ignore"),  # TensorFlow's and Keras's own
+    pytest.mark.filterwarnings("ignore"),  # warnings of TensorFlow and Keras
 ]
 
 SMALLER = (Variant.FLOAT16, Variant.INT8)
 
 
-def drawn(seed: int, rows: int) -> dict[str, np.ndarray]:
-    """Synthetic sketches in Google's layout, by label."""
+def sketches(seed: int, rows: int) -> dict[str, np.ndarray]:
+    """Return synthetic sketches in Google's layout, by label."""
     return {label: draw(label, rows, seed).reshape(rows, 784) for label in ("bear", "cat", "dog")}
 
 
 def fitted(labels):
-    """A tiny residual CNN of the kinds of layers that ours are made of, fitted for some seconds."""
+    """Return a tiny residual CNN with the layers of recipe `compact`, trained for some seconds."""
     import keras
     from keras import layers
     from sketchbatch_trainer.train.networks import StaticFlatten
@@ -44,23 +44,23 @@ def fitted(labels):
     x = layers.MaxPooling2D(2)(layers.ReLU()(layers.Add()([x, inner])))
     x = layers.Dense(3, activation="softmax", name="scores")(StaticFlatten()(x))
     model = keras.Model(bitmaps, x)
-    model.compile("adam", "sparse_categorical_crossentropy")
-    sketches = drawn(seed=0, rows=200)
-    model.fit(np.concatenate([sketches[label] for label in labels]).reshape(-1, 28, 28), np.repeat([0, 1, 2], 200),
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)  # compiling takes longer
+    by_label = sketches(seed=0, rows=200)
+    model.fit(np.concatenate([by_label[label] for label in labels]).reshape(-1, 28, 28), np.repeat([0, 1, 2], 200),
               epochs=4, verbose=0)  # fmt: skip
     return model
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    """A trained run, exported in every variant by the command."""
+    """A trained run that the command exported in every variant."""
     from sketchbatch_trainer.cli import app
 
     run = Run(tmp_path_factory.mktemp("run"))
     run.test.mkdir()
-    for label, bitmaps in drawn(seed=1, rows=100).items():
+    for label, bitmaps in sketches(seed=1, rows=100).items():
         np.save(run.test / f"{label}.npy", bitmaps)
-    np.save(run.calibration, np.concatenate(list(drawn(seed=2, rows=40).values())))
+    np.save(run.calibration, np.concatenate(list(sketches(seed=2, rows=40).values())))
     run.write_config({"name": "tiny", "labels": ["bear", "cat", "dog"], "data_digest": "00", "source": "synthetic"})
     fitted(["bear", "cat", "dog"]).save(run.keras)
     words = ["export", "--run", str(run.folder), "--licence", "CC0", "--variant", "int8", "--variant", "float16"]
@@ -73,7 +73,7 @@ def run(tmp_path_factory) -> Run:
 
 @pytest.fixture
 def tiny_run(tmp_path) -> Run:
-    """A run that was exported, of a model that takes microseconds; its held-out drawings are noise."""
+    """An exported run of a model that takes microseconds; its held-out drawings are noise."""
     run = Run(tmp_path)
     write_model(run.onnx)
     run.test.mkdir()
@@ -83,15 +83,15 @@ def tiny_run(tmp_path) -> Run:
 
 
 def scores_of(run: Run, variant: Variant) -> np.ndarray:
-    """What the service's own engine says of the held-out drawings, in order of label."""
+    """Return the scores of the held-out drawings from the service's engine, in order of label."""
     session = open_session(run.exported(variant))
     bitmaps = np.concatenate([np.load(run.test / f"{label}.npy") for label in ("bear", "cat", "dog")])
     return Engine(session, classes=3, max_batch_rows=512).predict(bitmaps.reshape(-1, 28, 28))
 
 
 @pytest.mark.parametrize("variant", SMALLER)
-def test_a_variant_serves_and_describes_itself_as_float32_does(run, variant):
-    """The service takes it: same input, output, labels, name, version, licence; scores still sum to 1."""
+def test_a_variant_has_the_signature_and_metadata_of_float32(run, variant):
+    """The service can serve the variant, and its scores sum to 1."""
     artifacts = {
         each: read_artifact(run.exported(each), open_session(run.exported(each))) for each in (Variant.FLOAT32, variant)
     }
@@ -102,17 +102,17 @@ def test_a_variant_serves_and_describes_itself_as_float32_does(run, variant):
     scores = scores_of(run, variant)
     assert scores.dtype == np.float32
     assert scores.sum(axis=1) == pytest.approx(1, abs=1e-5)
-    assert np.unique(scores).size > 256  # no score was rounded to 8 bits
+    assert np.unique(scores).size > 256  # with scores in 8 bits there would be at most 256 values
 
 
 def metrics_of(run: Run, variant: Variant) -> dict:
-    """What the file says of itself."""
+    """Return the metrics that the file contains."""
     properties = {each.key: each.value for each in onnx.load(run.exported(variant)).metadata_props}
     return json.loads(properties["sketchbatch.metrics"])
 
 
-def test_the_int8_file_says_how_it_compares_with_float32(run):
-    """Its own accuracy, float32's beside it, agreement and score differences, all on the held-out drawings."""
+def test_the_int8_file_contains_its_comparison_with_float32(run):
+    """The metrics are both accuracies, the agreement and the score differences, on the held-out drawings."""
     expected, scores = scores_of(run, Variant.FLOAT32), scores_of(run, Variant.INT8)
     true = np.repeat([0, 1, 2], 100)
     metrics = metrics_of(run, Variant.INT8)
@@ -123,11 +123,11 @@ def test_the_int8_file_says_how_it_compares_with_float32(run):
     assert metrics["parity_max_difference"] == pytest.approx(np.abs(scores - expected).max(), abs=1e-6)
     assert metrics["parity_mean_difference"] == pytest.approx(np.abs(scores - expected).mean(), abs=1e-6)
     assert set(metrics) >= {"balanced_accuracy", "specificity", "matthews_corrcoef", "jaccard"}
-    assert metrics["float32_accuracy"] > 0.8  # it did learn something that rounding could spoil
+    assert metrics["float32_accuracy"] > 0.8  # otherwise rounding could not lower the accuracy
 
 
-def test_float16_is_compared_as_cuda_computes_it(run):
-    """Numbers between nodes are rounded too, which the CPU leaves out: not what the file does here is stored."""
+def test_float16_metrics_include_the_rounding_of_cuda(run):
+    """CUDA rounds between nodes and the CPU does not, so the metrics differ from those of the CPU."""
     metrics = metrics_of(run, Variant.FLOAT16)
     here = np.abs(scores_of(run, Variant.FLOAT16) - scores_of(run, Variant.FLOAT32)).max()
     assert 0 < here < 1e-2
@@ -136,8 +136,8 @@ def test_float16_is_compared_as_cuda_computes_it(run):
     assert metrics["accuracy"] == pytest.approx(metrics_of(run, Variant.FLOAT32)["accuracy"], abs=0.01)
 
 
-def test_variants_hold_their_weights_in_fewer_bits(run):
-    """Every weight matrix is float16, or int8 beside the float32 scales; both files are valid ONNX, for any runtime."""
+def test_variants_store_their_weights_in_fewer_bits(run):
+    """Every weight matrix is float16 or int8, and both files are valid ONNX for any runtime."""
     widths = {Variant.FLOAT32: onnx.TensorProto.FLOAT, Variant.FLOAT16: onnx.TensorProto.FLOAT16,
               Variant.INT8: onnx.TensorProto.INT8}  # fmt: skip
     for variant, width in widths.items():
@@ -145,11 +145,11 @@ def test_variants_hold_their_weights_in_fewer_bits(run):
         onnx.checker.check_model(graph)
         matrices = [each.data_type for each in graph.graph.initializer if len(each.dims) > 1 and max(each.dims) > 3]
         assert matrices == [width] * 3
-        assert {each.domain for each in graph.opset_import} <= {"", "ai.onnx.ml"}  # the latter is tf2onnx's
+        assert {each.domain for each in graph.opset_import} <= {"", "ai.onnx.ml"}  # tf2onnx adds the second one
 
 
-def test_int8_that_lost_its_accuracy_is_refused(run):
-    """Ranges learned from blank paper fit no drawing: nothing is written, the old file does not stay, float32 does."""
+def test_int8_with_a_lower_accuracy_is_refused(run):
+    """Ranges from blank paper fit no drawing: the old int8 file is deleted, and float32 stays."""
     calibration = run.calibration.read_bytes()
     np.save(run.calibration, np.zeros((8, 784), np.uint8))
     with pytest.raises(ExportRefused, match=r"export refused: int8 accuracy .* drawings lost, limit 5"):
@@ -161,7 +161,7 @@ def test_int8_that_lost_its_accuracy_is_refused(run):
 
 
 def test_float16_that_overflows_is_refused(tiny_run):
-    """A number past 65,504 is infinite in float16, and what comes of it is no score; on the CPU it would still be."""
+    """A value above 65,504 is infinite in float16, and the scores are NaN; the CPU alone would not show this."""
     graph = onnx.load(tiny_run.onnx)
     weights = next(each for each in graph.graph.initializer if each.name == "weights")
     weights.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights) * 1e5, "weights"))
@@ -171,8 +171,8 @@ def test_float16_that_overflows_is_refused(tiny_run):
     assert not tiny_run.exported(Variant.FLOAT16).exists()
 
 
-def test_float16_scores_that_move_too_far_are_refused():
-    """Though every label stays the same."""
+def test_float16_scores_that_differ_too_much_are_refused():
+    """The limit holds even if every label is the same."""
     held_out = HeldOut(np.zeros((2, 28, 28), np.uint8), np.array([0, 1]), 2)
     expected = np.array([[0.8, 0.2], [0.3, 0.7]], np.float32)
     moved = np.array([[0.8, 0.2], [0.32, 0.68]], np.float32)
@@ -183,7 +183,7 @@ def test_float16_scores_that_move_too_far_are_refused():
 
 @pytest.mark.parametrize(("rows", "limit"), [(100, 5), (1_000, 5), (10_000, 50)])
 def test_a_variant_may_lose_half_a_point_or_five_drawings(rows, limit):
-    """On balance: one that it names right where float32 does not makes up for one that it does not."""
+    """The limit is on the balance: a drawing that only the variant recognises makes up for a lost one."""
     held_out = HeldOut(np.zeros((rows, 28, 28), np.uint8), np.zeros(rows, np.int64), 2)
     right, wrong = np.array([0.6, 0.4], np.float32), np.array([0.4, 0.6], np.float32)
     expected = np.tile(right, (rows, 1))
@@ -198,16 +198,16 @@ def test_a_variant_may_lose_half_a_point_or_five_drawings(rows, limit):
     compare(Variant.INT8, held_out, expected, scores)
 
 
-def test_a_variant_before_its_time_names_the_step_to_run_first(tmp_path, tiny_run):
-    """The message is the command."""
+def test_a_variant_without_its_inputs_names_the_missing_step(tmp_path, tiny_run):
+    """The message contains the command to run first."""
     with pytest.raises(RunIncomplete, match="first run: sketchbatch-train export"):
         export_variant(Run(tmp_path / "nothing"), Variant.FLOAT16)
-    with pytest.raises(RunIncomplete, match=r"calibration\.npy: not there yet; first run: sketchbatch-train train"):
+    with pytest.raises(RunIncomplete, match=r"calibration\.npy does not exist yet; first run: sketchbatch-train train"):
         export_variant(tiny_run, Variant.INT8)
 
 
-def test_exporting_again_leaves_no_variant_of_an_earlier_model(run):
-    """Or it would be taken for one of this model."""
+def test_exporting_again_deletes_the_variants_of_the_earlier_model(run):
+    """Otherwise the old variants would look like variants of the new model."""
     from sketchbatch_trainer.export.exporting import export
 
     for variant in SMALLER:

@@ -1,4 +1,4 @@
-"""Turns drawings into one ONNX file: fetch (or sketch), prepare, build, fit, export, report.
+"""Train a Keras CNN on drawings and export it as one ONNX file: fetch (or sketch), explore, train, export, report.
 
-A run is a folder; each step reads what the steps before it left there (`run.py` names the files).
+A run is a folder. Each step reads the files that earlier steps wrote there; `run.py` names these files.
 """

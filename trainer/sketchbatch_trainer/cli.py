@@ -1,6 +1,6 @@
-"""The command `sketchbatch-train`: fetch or sketch drawings, explore, train, export, report.
+"""The command `sketchbatch-train`: fetch or sketch drawings, explore, train, average, export, report.
 
-Each command imports what it needs when it runs: TensorFlow takes seconds, and `--help` must not.
+Each command imports its slow modules when it runs: TensorFlow takes seconds to import, and `--help` does not need it.
 """
 
 import os
@@ -8,38 +8,40 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from sketchbatch_client.atomic import unwind_on_signals
 from sketchbatch_client.errors import SketchbatchError
 
 from .errors import TrainerError
-from .fetch.formats import FormatName
+from .fetch.bucket import BUCKET, cache_folder, known_classes, read_catalogue
+from .fetch.formats import FORMATS, FormatName
+from .progress import byte_bar, console, row_bar, show_files
 from .run import Run, Variant
-
-if TYPE_CHECKING:
-    from .dataset import Drawings, Wanted
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Turns drawings into one ONNX file. In order: fetch (or sketch), explore, train, export, report; then serve "
-    "it with `sketchbatch-serve`, and score drawings with `sketchbatch`.",
+    help="Train a model on drawings and export it as one ONNX file. The order of the commands is: fetch (or sketch), "
+    "explore, train, export, report. Then serve the file with `sketchbatch-serve`, and score drawings with "
+    "`sketchbatch`.",
 )
 
-Classes = Annotated[str, typer.Option(help="Class names, separated by commas; their order becomes the model's.")]
-RunFolder = Annotated[Path, typer.Option("--run", help="The run's folder; each step leaves its files there.")]
-
+RunFolder = Annotated[Path, typer.Option("--run", help="Folder of the run. Each command writes its files there.")]
 Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        help="Drawings in Google's layout (numpy_bitmap/, simplified/, raw/, any of them), or any NAME.npy.",
-        show_default="where fetch keeps them",
+        help="Folder of drawings in Google's layout (numpy_bitmap/, simplified/, raw/), or of NAME.npy files.",
+        show_default="the folder of fetch",
     ),
 ]
+SkipMalformed = Annotated[
+    bool, typer.Option("--skip-malformed", help="Skip malformed lines and pictures; otherwise their file is refused.")
+]
+Classes = Annotated[str, typer.Option(help="Class names, separated by commas; all = every class in the folder.")]
 
 BEAR_CAT_DOG = "bear,cat,dog"
 
@@ -49,196 +51,169 @@ def fetch(
     classes: Annotated[str, typer.Option(help="Class names, separated by commas; all = all 345.")] = BEAR_CAT_DOG,
     form: Annotated[FormatName, typer.Option("--format", help="Bitmaps (npy) or strokes.")] = FormatName.NPY,
     rows: Annotated[
-        str, typer.Option(metavar="N|all", help="How many drawings of each class, from the first; all = whole files.")
+        str, typer.Option(metavar="N|all", help="Number of drawings of each class, from the first; all = whole files.")
     ] = "4000",
     folder: Annotated[
         Path | None,
         typer.Option(
-            help="Where to keep them, in Google's layout: numpy_bitmap/NAME.npy and so on.",
+            help="Target folder, in Google's layout: numpy_bitmap/NAME.npy and so on.",
             show_default="$SKETCHBATCH_DATA, or sketchbatch/quickdraw in your cache",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=32, help="How many files at a time.")] = 4,
-    base_url: Annotated[str, typer.Option(help="Another copy of the bucket.", show_default="Google's")] = "",
+    jobs: Annotated[int, typer.Option(min=1, max=32, help="Number of files to download concurrently.")] = 4,
+    base_url: Annotated[str, typer.Option(help="Address of a copy of the bucket.", show_default="Google's")] = "",
 ) -> None:
-    """Fetches Quick, Draw! drawings from Google's bucket (CC BY 4.0).
+    """Download Quick, Draw! drawings from Google's bucket (CC BY 4.0).
 
-    What is there already is not fetched again; stopped or killed, the same command goes on where it was.
-    Whole .npy files are checked against their known SHA-256; one is about 115 MB, all 345 are 40 GB.
+    Existing drawings are not downloaded again. After an interruption, the same command resumes.
+    Whole .npy files are verified against their known SHA-256. One file is about 115 MB, all 345 are 40 GB.
     """
-    from .fetch.bucket import BUCKET, cache_folder, known_classes, read_catalogue
-    from .fetch.fetch_request import Fetched, Order
+    from .fetch.fetch_request import FetchRequest, FetchResult
     from .fetch.fetching import fetch as fetch_all
-    from .fetch.formats import FORMATS
-    from .progress import console, download_bar
 
-    order = Order(
+    request = FetchRequest(
         labels=known_classes(classes, read_catalogue()),
         folder=folder or cache_folder(),
-        rows=_rows_or_all(rows),
+        rows=_parse_rows(rows),
         form=FORMATS[form],
         base_url=base_url.rstrip("/") or BUCKET,
         jobs=jobs,
     )
-    with download_bar() as shown:
-        total = order.size_bytes
-        task = shown.add_task("fetching", total=total)
+    with byte_bar() as progress:
+        task = progress.add_task("fetching", total=sum(map(request.size_bytes_of, request.labels)))
 
-        def report_class(fetched: Fetched) -> None:
-            nonlocal total
-            total += fetched.received_bytes - order.size_bytes_of(fetched.label)
-            shown.update(task, total=total)
-            received = f"{fetched.received_bytes / 1e6:.1f} MB came" if fetched.received_bytes else "was there"
-            console.print(f"{fetched.label}: {fetched.rows:,} drawings ({received})", markup=False)
+        def report_class(result: FetchResult) -> None:
+            excess_bytes = result.received_bytes - request.size_bytes_of(result.label)
+            progress.update(task, total=(progress.tasks[0].total or 0) + excess_bytes)
+            received = f"{result.received_bytes / 1e6:.1f} MB received" if result.received_bytes else "already complete"
+            console.print(f"{result.label}: {result.rows:,} drawings ({received})", markup=False)
 
-        fetch_all(order, on_bytes=lambda size: shown.advance(task, size), on_class=report_class)
-    console.print(f"{_listed(order.labels)} -> {order.folder}", markup=False)
+        fetch_all(request, on_bytes=lambda size: progress.advance(task, size), on_class=report_class)
+    console.print(f"{_join(request.labels)} -> {request.folder}", markup=False)
 
 
 @app.command()
 def sketch(
-    folder: Annotated[Path, typer.Option(help="Where to write bear.npy, cat.npy and dog.npy.")],
-    rows: Annotated[int, typer.Option(min=1, help="How many drawings of each class.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed draws others.")] = 0,
+    folder: Annotated[Path, typer.Option(help="Target folder of bear.npy, cat.npy and dog.npy.")],
+    rows: Annotated[int, typer.Option(min=1, help="Number of drawings of each class.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random drawings.")] = 0,
 ) -> None:
-    """Draws synthetic bears, cats and dogs, for a machine without drawings and without a network."""
+    """Draw synthetic bears, cats and dogs, for a machine without real drawings and without a network."""
     from .dataset import write_bitmaps, write_source
-    from .progress import bar, console
     from .synthetic import LABELS, SOURCE, draw
 
     write_source(folder, SOURCE)
-    with bar() as shown:
-        task = shown.add_task("sketching", total=rows * len(LABELS))
+    with row_bar() as progress:
+        task = progress.add_task("sketching", total=rows * len(LABELS))
         for label in LABELS:
-            write_bitmaps(folder / f"{label}.npy", draw(label, rows, seed, lambda done: shown.advance(task, done)))
+            bitmaps = draw(label, rows, seed, lambda done: progress.advance(task, done))
+            write_bitmaps(folder / f"{label}.npy", bitmaps)
     console.print(f"{', '.join(LABELS)}: {rows:,} synthetic sketches of each -> {folder}")
 
 
 @app.command()
 def explore(
-    output: Annotated[Path, typer.Option(help="The HTML page to write; nothing else is needed to show it.")],
+    output: Annotated[Path, typer.Option(help="HTML page to write; it needs no other file.")],
     data: Data = None,
-    classes: Annotated[
-        str, typer.Option(help="Class names, separated by commas; all = every class there.")
-    ] = BEAR_CAT_DOG,
-    rows: Annotated[
-        int | None, typer.Option(min=1, help="Most drawings of each file to read.", show_default="all")
-    ] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write the figures here.", show_default="nowhere")] = None,
-    skip_malformed: Annotated[
-        bool, typer.Option("--skip-malformed", help="Leave out malformed lines, and say how many; else refuse them.")
-    ] = False,
+    classes: Classes = BEAR_CAT_DOG,
+    rows: Annotated[int | None, typer.Option(min=1, help="Drawings of each file.", show_default="all")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file for the same figures.", show_default="none")] = None,
+    skip_malformed: SkipMalformed = False,
 ) -> None:
-    """Shows what drawings are like, before any training: an HTML page of counts, countries, times, look-alikes."""
+    """Describe drawings on an HTML page, before any training: counts, countries, times, similar classes."""
     from .explore.explore_json import write_json
     from .explore.explore_page import write_page
     from .explore.exploring import find_files, gather
-    from .fetch.bucket import cache_folder
-    from .progress import bar, console, watching
 
     data = data or cache_folder()
-    files = find_files(data, None if classes == "all" else _labels(classes))
-    with bar() as shown:
-        figures = gather(data, files, rows=rows, skip_malformed=skip_malformed, progress=watching(shown))
-        shown.add_task("drawing the page", total=None)
+    files = find_files(data, None if classes == "all" else _parse_labels(classes))
+    with row_bar() as progress:
+        figures = gather(data, files, rows=rows, skip_malformed=skip_malformed, progress=show_files(progress))
+        progress.add_task("drawing the page", total=None)
         write_page(figures, output)
     if json:
         write_json(figures, json)
-    console.print(f"{_listed(tuple(files))}: {figures.drawings:,} drawings -> {output}", markup=False)
+    console.print(f"{_join(tuple(files))}: {figures.drawings:,} drawings -> {output}", markup=False)
 
 
 @app.command()
 def train(
     run: RunFolder,
     data: Data = None,
-    classes: Annotated[
-        str, typer.Option(help="Class names, separated by commas; all = every class there.")
-    ] = BEAR_CAT_DOG,
-    recipe: Annotated[str, typer.Option(help="Recipe to follow: article, compact, again or finetune.")] = "compact",
+    classes: Classes = BEAR_CAT_DOG,
+    recipe: Annotated[str, typer.Option(help="Recipe: article, compact, again or finetune.")] = "compact",
     network: Annotated[
-        str,
-        typer.Option(help="Network of any recipe but article: compact, or light, for few classes and more rows/s."),
+        str, typer.Option(help="Network of every recipe except article: compact, or light (faster, for few classes).")
     ] = "compact",
-    start_from: Annotated[
-        Path | None, typer.Option(help="Begin with the weights of this run, of the same network.", show_default="none")
-    ] = None,
+    start_from: Annotated[Path | None, typer.Option(help="Run with the initial weights.", show_default="none")] = None,
     teacher: Annotated[
-        list[Path] | None, typer.Option(help="Learn from this run's scores, too; may be repeated.", show_default="none")
+        list[Path] | None, typer.Option(help="Run whose scores replace part of each label.", show_default="none")
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Drawings of each class.", show_default="all")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs.", show_default="the recipe's")] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**30, help="Same seed, drawings and versions: same weights on CPU.")
-    ] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epoch limit.", show_default="the recipe's")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**30, help="Seed of all random numbers.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the model.", show_default="from its classes")] = "",
-    source: Annotated[
-        str, typer.Option(help="Where the drawings come from, to be kept with the model.", show_default="the folder's")
-    ] = "",
-    skip_malformed: Annotated[
-        bool, typer.Option("--skip-malformed", help="Leave out lines and pictures that are no drawing.")
-    ] = False,
+    source: Annotated[str, typer.Option(help="Origin to store in the model.", show_default="the folder's")] = "",
+    skip_malformed: SkipMalformed = False,
 ) -> None:
-    """Trains a CNN on drawings, and keeps a tenth of them out of it to test on.
+    """Train a CNN on drawings. A tenth of the drawings is held out for the test.
 
-    A training that was cut off goes on where it was when the same command is given again. `tensorboard --logdir RUN`
-    shows its curves while it runs.
+    After an interruption, the same command resumes. `tensorboard --logdir RUN` shows the curves during the training.
+    On a CPU, equal drawings, options, seed and package versions give equal weights. --teacher may be repeated.
     """
     from dataclasses import replace
 
     from sketchbatch_client.drawings.readers import labelled_files
 
-    from .dataset import Wanted
-    from .fetch.bucket import cache_folder
-    from .progress import bar, console
+    from .dataset import DatasetRequest, count_rows, read_dataset
     from .train.recipes import ARTICLE, NETWORKS, RECIPES, with_network
 
-    for given, known, flag in ((recipe, RECIPES, "--recipe"), (network, NETWORKS, "--network")):
-        if given not in known:
-            raise typer.BadParameter(f"expected one of {', '.join(known)}, got {given}", param_hint=flag)
+    for value, known, flag in ((recipe, RECIPES, "--recipe"), (network, NETWORKS, "--network")):
+        if value not in known:
+            raise typer.BadParameter(f"must be one of {', '.join(known)}, got {value}", param_hint=flag)
     chosen = RECIPES[recipe] if RECIPES[recipe] is ARTICLE else with_network(RECIPES[recipe], network)
     chosen = chosen if epochs is None else replace(chosen, max_epochs=epochs)
     data = data or cache_folder()
-    labels = tuple(labelled_files(data)) if classes == "all" else _labels(classes)
-    drawings = _read_drawings(
-        Wanted(
-            folder=data,
-            labels=labels,
-            rows_per_class=rows,
-            source=source,
-            drawn=Run(run).drawn,
-            skip_malformed=skip_malformed,
-        )
+    drawings = DatasetRequest(
+        folder=data,
+        labels=tuple(labelled_files(data)) if classes == "all" else _parse_labels(classes),
+        rows_per_class=rows,
+        source=source,
+        rasterized=Run(run).rasterized,
+        skip_malformed=skip_malformed,
     )
+    with row_bar() as progress:  # tens of millions of drawings take minutes to hash
+        task = progress.add_task("reading drawings", total=count_rows(drawings))
+        dataset = read_dataset(drawings, lambda done: progress.advance(task, done))
     console.print(
-        f"{_listed(drawings.labels)}: {len(drawings.train):,} drawings to train on, "
-        f"{len(drawings.validation):,} to validate, {len(drawings.test):,} held out"
+        f"{_join(dataset.labels)}: {len(dataset.train):,} drawings for training, "
+        f"{len(dataset.validation):,} for validation, {len(dataset.test):,} held out"
     )
     with _quiet_import():
-        from .train.epoch_lines import EpochLines
-        from .train.training import Job, train
+        from .train.epoch_printer import EpochPrinter
+        from .train.training import TrainingRequest
+        from .train.training import train as train_model
 
-    job = Job(
-        drawings=drawings,
+    request = TrainingRequest(
+        dataset=dataset,
         recipe=chosen,
         seed=seed,
         name=name,
         start_from=Run(start_from) if start_from else None,
         teachers=tuple(map(Run, teacher or ())),
     )
-    with bar() as shown:
-        train(job, Run(run), EpochLines(shown, chosen.max_epochs))
+    with row_bar() as progress:
+        train_model(request, Run(run), EpochPrinter(progress, chosen.max_epochs))
     console.print(f"Keras model -> {Run(run).keras}")
 
 
 @app.command()
 def average(
     run: RunFolder,
-    of: Annotated[list[Path], typer.Option(help="A trained run's folder; given again for each to average.")],
-    name: Annotated[str, typer.Option(help="Name of the model.", show_default="that of the first")] = "",
+    of: Annotated[list[Path], typer.Option(help="Folder of a trained run. Repeat the option for each run.")],
+    name: Annotated[str, typer.Option(help="Name of the model.", show_default="that of the first run")] = "",
 ) -> None:
-    """Averages the weights of runs that started from the same run and differ by --seed; leaves a run to export."""
-    from .progress import console
-
+    """Average the weights of runs that started from one run and differ by --seed. Export the result like any run."""
     with _quiet_import():
         from .train.averaging import average as average_runs
 
@@ -249,16 +224,16 @@ def average(
 @app.command()
 def export(
     run: RunFolder,
-    version: Annotated[int, typer.Option(min=1, help="Version to write into the file.")] = 1,
-    licence: Annotated[str, typer.Option(help="Licence to write into the file.", show_default="not stated")] = "",
+    version: Annotated[int, typer.Option(min=1, help="Version to store in the file.")] = 1,
+    licence: Annotated[str, typer.Option(help="Licence to store in the file.", show_default="not stated")] = "",
     variant: Annotated[
-        list[Variant] | None,
-        typer.Option(help="Also write this one beside float32: float16 for CUDA, int8 for the CPU. May be repeated."),
+        list[Variant] | None, typer.Option(help="Also export this variant: float16 for CUDA, int8 for the CPU.")
     ] = None,
 ) -> None:
-    """Exports a trained run as model.onnx; refuses if ONNX and Keras differ on the held-out drawings."""
-    from .progress import console
+    """Export a trained run as model.onnx, unless ONNX and Keras disagree on the held-out drawings.
 
+    --variant may be repeated.
+    """
     with _quiet_import():
         from .export.exporting import export as export_model
         from .export.variants import export_variant
@@ -275,16 +250,13 @@ def export(
 
 @app.command()
 def report(
-    run: Annotated[list[Path], typer.Option(help="A run's folder; given again, further runs to stand beside it.")],
-    output: Annotated[
-        Path | None, typer.Option(help="The page to write.", show_default="report.html in the first run")
-    ] = None,
+    run: Annotated[list[Path], typer.Option(help="Folder of an exported run. Repeat the option to compare runs.")],
+    output: Annotated[Path | None, typer.Option(help="HTML page.", show_default="report.html in the first run")] = None,
 ) -> None:
-    """Writes one page on exported runs: metrics, curves, calibration, confusion, mistakes, cost, side by side.
+    """Compare exported runs on one HTML page: metrics, curves, calibration, confusion, mistakes, cost.
 
-    The first run is shown in full, the others and all int8 and float16 variants in the table beside it.
+    The page shows the first run in full. A table compares it with the other runs and all int8 and float16 variants.
     """
-    from .progress import console
     from .report.reporting import write_report
 
     page = output or Run(run[0]).report
@@ -293,7 +265,7 @@ def report(
 
 
 def main() -> None:
-    """Runs the command; what a person can put right ends as one line on stderr and exit code 1."""
+    """Run the command; expected errors end as one line on stderr with exit code 1."""
     unwind_on_signals()
     try:
         app()
@@ -303,12 +275,12 @@ def main() -> None:
 
 @contextmanager
 def _quiet_import() -> Iterator[None]:
-    """Keeps TensorFlow's start-up lines off stderr: its C++ writes them before any setting of its own can stop it."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # and its later ones, about GPUs that are not there
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's wheels report to Microsoft unless told not to
+    """Keep TensorFlow's start-up messages off stderr: its C++ code prints them before any setting takes effect."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides later messages about missing GPUs
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # otherwise ONNX Runtime's wheels report to Microsoft
     stderr = os.dup(2)
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    with Path(os.devnull).open("w") as devnull:
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
@@ -316,32 +288,20 @@ def _quiet_import() -> Iterator[None]:
         os.close(stderr)
 
 
-def _read_drawings(wanted: "Wanted") -> "Drawings":
-    """Opens and splits them, behind a bar: hashing tens of millions takes minutes."""
-    from .dataset import count_rows, read_drawings
-    from .progress import bar
-
-    with bar() as shown:
-        task = shown.add_task("reading drawings", total=count_rows(wanted))
-        return read_drawings(wanted, lambda done: shown.advance(task, done))
-
-
-def _listed(labels: tuple[str, ...]) -> str:
-    """Such as: bear, cat, dog; or 345 classes."""
+def _join(labels: tuple[str, ...]) -> str:
+    """Return a text such as "bear, cat, dog" or "345 classes"."""
     return ", ".join(labels) if len(labels) <= 12 else f"{len(labels)} classes"
 
 
-def _rows_or_all(text: str) -> int | None:
-    """None = all."""
-    if text == "all":
-        return None
-    if not text.isdecimal() or not int(text):
-        raise typer.BadParameter(f"expected a number from 1, or all, got {text!r}", param_hint="--rows")
-    return int(text)
+def _parse_rows(text: str) -> int | None:
+    """Return the number of rows; None = all."""
+    if text != "all" and not (text.isdecimal() and int(text)):
+        raise typer.BadParameter(f"must be a number from 1 or all, got {text!r}", param_hint="--rows")
+    return None if text == "all" else int(text)
 
 
-def _labels(classes: str) -> tuple[str, ...]:
+def _parse_labels(classes: str) -> tuple[str, ...]:
     labels = tuple(label.strip() for label in classes.split(",") if label.strip())
     if not labels:
-        raise typer.BadParameter(f"expected class names separated by commas, got {classes!r}", param_hint="--classes")
+        raise typer.BadParameter(f"must be class names separated by commas, got {classes!r}", param_hint="--classes")
     return labels

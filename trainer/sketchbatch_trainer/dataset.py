@@ -1,8 +1,8 @@
-"""Prepares labelled drawings: opens them by class and splits them into train, validation and test.
+"""Open labelled drawings by class and divide them into a training, a validation and a test split.
 
-The side of a drawing follows from its bitmap alone (BLAKE2b of its 784 bytes), so it is the same in every run, on every
-machine and for any choice of classes, and copies of one bitmap never stand on two sides. Bitmaps stay in their
-memory-mapped files until a step takes them: all 50 million drawings cost 8 bytes each.
+The split of a drawing follows from its bitmap alone (BLAKE2b of its 784 bytes). Every run, every machine and every
+choice of classes therefore gives the same split. Copies of one bitmap are always in one split. Bitmaps stay in their
+memory-mapped files until a step reads them. In memory a drawing takes 8 bytes, so that 50 million drawings fit.
 """
 
 import hashlib
@@ -29,137 +29,134 @@ from .errors import DrawingsRefused
 TEST_PERCENT = 10
 VALIDATION_PERCENT = 10
 
+_TRAIN, _VALIDATION, _TEST = range(3)
 _BLOCK_ROWS = 16384  # 12.8 MB
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Drawings with their classes, in order of class, then of row."""
+class Split:
+    """Drawings with their classes, sorted by class, then by row."""
 
     files: tuple[Bitmaps, ...]
-    """For each class the bitmaps of its file, memory-mapped: uint8, (rows, 28, 28), 0 = paper, 255 = ink."""
-
+    """Bitmaps of each class, memory-mapped: uint8, (rows, 28, 28), 0 = paper, 255 = ink."""
     class_index: NDArray[np.int32]
     """(rows,), index into the labels."""
-
     row: NDArray[np.int32]
     """(rows,), index into the file of the class."""
 
     def __len__(self) -> int:
         return len(self.row)
 
-    def take(self, places: NDArray[np.int64] | slice) -> tuple[Bitmaps, NDArray[np.int32]]:
-        """Reads the bitmaps at some places, and their class index, in the order asked for."""
-        class_index, row = self.class_index[places], self.row[places]
+    def take(self, indices: NDArray[np.int64] | slice) -> tuple[Bitmaps, NDArray[np.int32]]:
+        """Read the bitmaps and class indices at `indices`, in the given order."""
+        class_index, row = self.class_index[indices], self.row[indices]
         bitmaps = np.empty((len(row), 28, 28), np.uint8)
         for index in np.unique(class_index):
-            here = class_index == index
-            bitmaps[here] = self.files[index][row[here]]
+            is_of_class = class_index == index
+            bitmaps[is_of_class] = self.files[index][row[is_of_class]]
         return bitmaps, class_index
 
     def blocks(self, rows: int = _BLOCK_ROWS) -> Iterator[tuple[Bitmaps, NDArray[np.int32]]]:
-        """Reads all of them, in order, some at a time."""
+        """Read all bitmaps and class indices in order, at most `rows` at a time."""
         for start in range(0, len(self), rows):
             yield self.take(slice(start, start + rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawings:
-    """The three sides of one split."""
+class Dataset:
+    """Drawings in three splits."""
 
     labels: tuple[str, ...]
     source: str
-    """Where the drawings come from, for people."""
+    """Origin of the drawings, as text for people."""
     digest: str
-    """SHA-256 of every bitmap and label, all sides, in order."""
-    train: Rows
-    validation: Rows
-    test: Rows
+    """SHA-256 of every bitmap and label of all splits, in order."""
+    train: Split
+    validation: Split
+    test: Split
     recognized: tuple[NDArray[np.int8], ...]
-    """For each class, for each of its test rows in order: 1 = the game recognised it, 0 = not, -1 = not known."""
+    """For each class the flags of its test rows: 1 = recognised by the game, 0 = not, -1 = unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class DatasetRequest:
     """Which drawings to read."""
 
     folder: Path
-    """In Google's layout; or any other that `sketchbatch_client.drawings.readers.labelled_files` knows."""
+    """A folder in Google's layout, or in another that `sketchbatch_client.drawings.readers.labelled_files` accepts."""
     labels: tuple[str, ...]
     rows_per_class: int | None = None
-    """The first so many of each label; None = all."""
+    """Number of rows to read of each class, from the first; None = all."""
     source: str = ""
-    """Where they come from; empty = what the folder says."""
-    drawn: Path | None = None
-    """Where to draw those that are not bitmaps yet (strokes, pictures); None = they are refused."""
+    """Origin of the drawings; empty = the origin that the folder states."""
+    rasterized: Path | None = None
+    """Folder for the bitmaps of strokes and pictures; None = strokes and pictures are refused."""
     skip_malformed: bool = False
-    """Leave out lines and pictures that are no drawing."""
+    """True = leave out lines and pictures that are not drawings."""
 
 
-def read_drawings(wanted: Wanted, progress: Callable[[int], object] = lambda rows: None) -> Drawings:
-    """Opens the drawings wanted and splits them; `progress` hears of rows done.
+def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = lambda rows: None) -> Dataset:
+    """Open the requested drawings and split them; call `progress` with the number of rows of each finished block.
 
     Raises:
-        FileRefused: A file is not what it should be.
-        DrawingsRefused: A label has no file, is named twice, or has too few drawings for three sides; or `source`
-            would hide that the drawings are synthetic.
+        FileRefused: A file has an unexpected format.
+        DrawingsRefused: A label has no file, occurs twice, or has too few drawings for three splits; or `source` would
+            replace the note that the drawings are synthetic.
     """
-    labels = wanted.labels
-    paths = labelled_files(wanted.folder)
-    _check_labels(wanted.folder, labels, paths)
-    noted = source_of(wanted.folder)
-    if wanted.source and noted.startswith("synthetic"):
-        raise DrawingsRefused(f"{wanted.folder}: its drawings are {noted}; they cannot pass for {wanted.source}")
-    files = tuple(_mapped(paths[label], wanted)[: wanted.rows_per_class] for label in labels)
+    labels = request.labels
+    paths = labelled_files(request.folder)
+    _check_labels(request.folder, labels, paths)
+    noted = source_of(request.folder)
+    if request.source and noted.startswith("synthetic"):
+        raise DrawingsRefused(f"{request.folder}: the source must stay {noted!r}, got {request.source!r}")
+    files = tuple(_open_bitmaps(paths[label], request)[: request.rows_per_class] for label in labels)
     digest = hashlib.sha256()
-    sides = []
+    splits = []
     for label, bitmaps in zip(labels, files, strict=True):
         digest.update(label.encode() + b"\0")
-        sides.append(_sides(bitmaps, digest.update, progress))
-        if not {0, 1, 2} <= set(np.unique(sides[-1]).tolist()):
+        splits.append(_assign_splits(bitmaps, digest.update, progress))
+        if len(np.unique(splits[-1])) < 3:
             raise DrawingsRefused(
-                f"{paths[label]}: expected drawings enough for training, validation and test, got {len(bitmaps)}"
+                f"{paths[label]}: must hold enough drawings for training, validation and test, got {len(bitmaps)}"
             )
-    train, validation, test = (_side(files, sides, number) for number in range(3))
-    return Drawings(
+    train, validation, test = (_select(files, splits, split) for split in (_TRAIN, _VALIDATION, _TEST))
+    return Dataset(
         labels=labels,
-        source=wanted.source or noted,
+        source=request.source or noted,
         digest=digest.hexdigest(),
         train=train,
         validation=validation,
         test=test,
         recognized=tuple(
-            _recognized(wanted, paths[label], test.row[test.class_index == index]) for index, label in enumerate(labels)
+            _read_recognized(request, paths[label], test.row[test.class_index == index])
+            for index, label in enumerate(labels)
         ),
     )
 
 
-def count_rows(wanted: Wanted) -> int:
-    """About how many drawings `read_drawings` will read, for a bar."""
-    paths = labelled_files(wanted.folder)
-    rows = [
-        len(open_bitmaps(paths[label], skip_malformed=wanted.skip_malformed))
-        for label in wanted.labels
-        if label in paths
-    ]
-    return sum(min(each, wanted.rows_per_class or each) for each in rows)
+def count_rows(request: DatasetRequest) -> int:
+    """Estimate the number of drawings that `read_dataset` will read, for a progress bar."""
+    paths = labelled_files(request.folder)
+    found = [paths[label] for label in request.labels if label in paths]
+    rows = [len(open_bitmaps(path, skip_malformed=request.skip_malformed)) for path in found]
+    return sum(min(each, request.rows_per_class or each) for each in rows)
 
 
-def write_labelled(folder: Path, rows: Rows, labels: tuple[str, ...], source: str) -> None:
-    """Writes NAME.npy, uint8 (rows, 784), for each label, and a note of where the drawings come from."""
+def write_split(folder: Path, split: Split, labels: tuple[str, ...], source: str) -> None:
+    """Write NAME.npy, uint8 (rows, 784), for each label, and the note on the origin."""
     for index, label in enumerate(labels):
-        write_bitmaps(folder / f"{label}.npy", rows.take(np.flatnonzero(rows.class_index == index))[0])
+        write_bitmaps(folder / f"{label}.npy", split.take(np.flatnonzero(split.class_index == index))[0])
     write_source(folder, source)
 
 
 def write_bitmaps(path: Path, bitmaps: Bitmaps) -> None:
-    """Writes one .npy in Google's layout, whole or not at all."""
+    """Replace one .npy in Google's layout atomically."""
     with replacing(path) as partial, partial.open("wb") as file:
         np.save(file, bitmaps.reshape(len(bitmaps), -1))
 
 
 def write_source(folder: Path, source: str) -> None:
-    """Notes where the drawings of `folder` come from."""
+    """Note the origin of the drawings in `folder`."""
     with replacing(folder / SOURCE_NOTE) as partial:
         partial.write_text(source + "\n", encoding="utf-8")
 
@@ -167,52 +164,55 @@ def write_source(folder: Path, source: str) -> None:
 def _check_labels(folder: Path, labels: tuple[str, ...], paths: dict[str, Path]) -> None:
     missing = [label for label in labels if label not in paths]
     if missing:
-        raise DrawingsRefused(f"{folder}: no drawings of {', '.join(missing)}; there are {len(paths)} classes there")
+        raise DrawingsRefused(f"{folder}: no drawings of {', '.join(missing)}; the folder holds {len(paths)} classes")
     if len(set(labels)) != len(labels) or len(labels) < 2:
-        raise DrawingsRefused(f"expected two or more different classes, got {', '.join(labels)}")
+        raise DrawingsRefused(f"classes must be two or more different ones, got {', '.join(labels)}")
 
 
-def _mapped(path: Path, wanted: Wanted) -> Bitmaps:
-    """The bitmaps of a file, memory-mapped; strokes and pictures are drawn first."""
+def _open_bitmaps(path: Path, request: DatasetRequest) -> Bitmaps:
+    """Return the memory-mapped bitmaps of a file; render strokes and pictures into `request.rasterized` first."""
     if path.suffix == ".npy":
         return read_bitmaps(path)
-    if wanted.drawn is None:
-        raise DrawingsRefused(f"{path}: expected bitmaps (.npy); there is no folder to draw these into")
-    rows = open_bitmaps(path, skip_malformed=wanted.skip_malformed)
-    count = min(len(rows), wanted.rows_per_class or len(rows))
-    copy = wanted.drawn / f"{label_of(path)}.npy"
-    with replacing(copy) as partial:
+    if request.rasterized is None:
+        raise DrawingsRefused(f"{path}: must be bitmaps (.npy), because no folder for rendered bitmaps is named")
+    rows = open_bitmaps(path, skip_malformed=request.skip_malformed)
+    count = min(len(rows), request.rows_per_class or len(rows))
+    rasterized = request.rasterized / f"{label_of(path)}.npy"
+    with replacing(rasterized) as partial:
         bitmaps = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, 784))
         for start in range(0, count, _BLOCK_ROWS):
             block = rows[start : min(start + _BLOCK_ROWS, count)]
             bitmaps[start : start + len(block)] = block.reshape(len(block), -1)
         bitmaps.flush()
-    return read_bitmaps(copy)
+    return read_bitmaps(rasterized)
 
 
-def _recognized(wanted: Wanted, path: Path, rows: NDArray[np.int32]) -> Flags:
+def _read_recognized(request: DatasetRequest, path: Path, rows: NDArray[np.int32]) -> Flags:
     """Return the recognised flags of some rows of a file."""
-    bitmaps = open_bitmaps(path, skip_malformed=wanted.skip_malformed)
-    return RecognizedFlags({path: bitmaps}, skip_malformed=wanted.skip_malformed).read(path, rows)
+    bitmaps = open_bitmaps(path, skip_malformed=request.skip_malformed)
+    return RecognizedFlags({path: bitmaps}, skip_malformed=request.skip_malformed).read(path, rows)
 
 
-def _sides(bitmaps: Bitmaps, digest: Callable[[bytes], object], progress: Callable[[int], object]) -> NDArray[np.int8]:
-    """0 = train, 1 = validation, 2 = test, for each row; `digest` hears of every byte, in order."""
-    sides = np.empty(len(bitmaps), np.int8)
+def _assign_splits(
+    bitmaps: Bitmaps, update_digest: Callable[[bytes], object], progress: Callable[[int], object]
+) -> NDArray[np.int8]:
+    """Return the split of each row, and pass all bytes to `update_digest` in order."""
+    splits = np.empty(len(bitmaps), np.int8)
     for start in range(0, len(bitmaps), _BLOCK_ROWS):
         block = bitmaps[start : start + _BLOCK_ROWS].tobytes()
-        digest(block)
-        hashed = b"".join(
+        update_digest(block)
+        hashes = b"".join(
             hashlib.blake2b(block[at : at + 784], digest_size=8).digest() for at in range(0, len(block), 784)
         )
-        percent = np.frombuffer(hashed, "<u8") % 100
-        side = np.where(percent < TEST_PERCENT, 2, np.where(percent < TEST_PERCENT + VALIDATION_PERCENT, 1, 0))
-        sides[start : start + len(side)] = side
-        progress(len(side))
-    return sides
+        percent = np.frombuffer(hashes, "<u8") % 100
+        is_test, is_train = percent < TEST_PERCENT, percent >= TEST_PERCENT + VALIDATION_PERCENT
+        splits[start : start + len(percent)] = np.select([is_test, is_train], [_TEST, _TRAIN], _VALIDATION)
+        progress(len(percent))
+    return splits
 
 
-def _side(files: tuple[Bitmaps, ...], sides: list[NDArray[np.int8]], number: int) -> Rows:
-    rows = [np.flatnonzero(side == number).astype(np.int32) for side in sides]
+def _select(files: tuple[Bitmaps, ...], splits: list[NDArray[np.int8]], wanted: int) -> Split:
+    """Return the rows of one split; `splits` holds the split of each row of each file."""
+    rows = [np.flatnonzero(split == wanted).astype(np.int32) for split in splits]
     class_index = np.repeat(np.arange(len(files), dtype=np.int32), [len(each) for each in rows])
-    return Rows(files, class_index, np.concatenate(rows))
+    return Split(files, class_index, np.concatenate(rows))

@@ -1,29 +1,29 @@
-"""Everything the trainer can refuse or fail with.
+"""Errors of the trainer: the fault of each class, and the remedy.
 
 TrainerError
-├── DrawingsRefused    the drawings asked for are not there, or too few
-├── FetchFailed        the bucket has no such class, or sent something else; the message says what to do
-│   └── BucketUnreachable  nobody answers: offline, or a proxy in between
-├── RunIncomplete      a step needs the files of an earlier one; run that first
-├── RunRefused         an earlier run does not fit what is asked of it
-└── ExportRefused      ONNX and Keras, or a variant and float32, disagree; no file of it is left behind
+├── DrawingsRefused    the requested drawings are missing or too few: fetch more, or name other classes
+├── FetchFailed        the server has no such class or sent other content: the message states the remedy
+│   └── BucketUnreachable  no connection: the machine is offline, or a proxy blocks the bucket
+├── RunIncomplete      a file of an earlier step is missing: run the command in the message first
+├── RunRefused         the named run does not fit the request: name another run
+└── ExportRefused      an exported model scores differently from its original: no file is written
 """
 
 
 class TrainerError(Exception):
-    """Base class; the message is one line, for a person."""
+    """Base class; the message is one line for the user."""
 
 
 class DrawingsRefused(TrainerError):
-    """The folder lacks a class, or a side of the split would be empty."""
+    """A class has no drawings, or too few for three splits."""
 
 
 class FetchFailed(TrainerError):
-    """A download failed, or what came is not what was asked for."""
+    """A download failed, or the content is not the requested file."""
 
 
 class BucketUnreachable(FetchFailed):
-    """No connection to the bucket; no other class of it can be fetched either."""
+    """The bucket accepts no connection, so no other class can be fetched either."""
 
 
 class RunIncomplete(TrainerError):
@@ -31,8 +31,8 @@ class RunIncomplete(TrainerError):
 
 
 class RunRefused(TrainerError):
-    """The run named is of another kind than the step needs."""
+    """The step needs a run of another network, other labels or another seed."""
 
 
 class ExportRefused(TrainerError):
-    """The exported graph does not compute what the Keras model does, or a variant not what float32 does."""
+    """ONNX and Keras disagree, or a variant and float32 disagree."""

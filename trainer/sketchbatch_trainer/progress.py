@@ -1,4 +1,4 @@
-"""Shows long work on a terminal, and in plain lines elsewhere."""
+"""Progress bars on a terminal; no output elsewhere."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -16,30 +17,27 @@ from rich.progress import (
 console = Console(soft_wrap=True, highlight=False)
 
 
-def bar() -> Progress:
-    """A progress bar that vanishes when done; nothing where there is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def row_bar() -> Progress:
+    """Return a progress bar that counts rows and disappears at the end."""
+    return _bar(MofNCompleteColumn())
+
+
+def byte_bar() -> Progress:
+    """Return a progress bar that counts bytes, with the transfer rate, and disappears at the end."""
+    return _bar(DownloadColumn(), TransferSpeedColumn())
+
+
+def show_files(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
+    """Return a function that starts the bar of a file with this name and number of rows, and returns its counter."""
+    task = progress.add_task("reading")
+
+    def start_file(name: str, rows: int) -> Callable[[int], None]:
+        progress.reset(task, description=name, total=rows)
+        return lambda rows_read: progress.advance(task, rows_read)
+
+    return start_file
+
+
+def _bar(*counters: ProgressColumn) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), *counters, TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-def download_bar() -> Progress:
-    """As `bar`, for bytes: how many of all, how fast, how long still."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-def watching(shown: Progress) -> Callable[[str, int], Callable[[int], None]]:
-    """Shows one file after the other on a bar: called with its name and drawings, gives what counts them."""
-    task = shown.add_task("reading")
-
-    def watch(name: str, rows: int) -> Callable[[int], None]:
-        shown.reset(task, description=name, total=rows)
-        return lambda done: shown.advance(task, done)
-
-    return watch

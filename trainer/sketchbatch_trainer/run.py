@@ -1,4 +1,4 @@
-"""Names the files of a run, the folder through which the steps hand on their work."""
+"""The files of a run: the folder in which each step stores its output for the next step."""
 
 import json
 from dataclasses import dataclass
@@ -12,117 +12,85 @@ from .errors import RunIncomplete
 
 
 class Variant(StrEnum):
-    """How the numbers inside an exported model are kept."""
+    """Number format of an exported model."""
 
     FLOAT32 = "float32"
-    """As trained; runs well everywhere."""
-
+    """The format of training; runs well on every device."""
     FLOAT16 = "float16"
-    """For CUDA. A CPU turns it back into float32 as it goes, which is slower than float32 itself."""
-
+    """For CUDA. A CPU converts each value back to float32, which is slower than a float32 model."""
     INT8 = "int8"
     """For the CPU."""
 
 
+class _RunFile:
+    """Attribute of a `Run`: the path of one of its files."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: "Run", owner: type["Run"]) -> Path:
+        return run.folder / self._name
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run's folder; `sketchbatch` the client adds `scores` and `metrics`."""
+    """The folder of one run. `sketchbatch score` and `sketchbatch evaluate` write `scores` and `metrics`."""
 
     folder: Path
 
-    @property
-    def config(self) -> Path:
-        """What made the model: recipe, seed, drawings, versions (JSON)."""
-        return self.folder / "config.json"
-
-    @property
-    def test(self) -> Path:
-        """The drawings held out, NAME.npy for each label, in Google's layout."""
-        return self.folder / "test"
-
-    @property
-    def drawn(self) -> Path:
-        """Bitmaps of drawings that came as strokes or pictures, NAME.npy, to train on."""
-        return self.folder / "drawn"
-
-    @property
-    def recognized(self) -> Path:
-        """Of which rows of `test` it is known whether the game recognised them (CSV: label, row, is_recognized)."""
-        return self.folder / "recognized.csv"
-
-    @property
-    def calibration(self) -> Path:
-        """Drawings not held out, of every class, from which int8 learns its ranges: uint8, (rows <= 1024, 784)."""
-        return self.folder / "calibration.npy"
-
-    @property
-    def keras(self) -> Path:
-        """The trained Keras model."""
-        return self.folder / "model.keras"
-
-    @property
-    def checkpoint(self) -> Path:
-        """How far a training came that is not done yet."""
-        return self.folder / "checkpoint.npz"
-
-    @property
-    def logs(self) -> Path:
-        """What TensorBoard shows (`tensorboard --logdir`)."""
-        return self.folder / "logs"
-
-    @property
-    def history(self) -> Path:
-        """Loss and accuracy of each epoch (CSV)."""
-        return self.folder / "history.csv"
-
-    @property
-    def onnx(self) -> Path:
-        """The model that is served."""
-        return self.folder / "model.onnx"
+    config = _RunFile("config.json")
+    """Recipe, seed, data digest and package versions (JSON)."""
+    test = _RunFile("test")
+    """Folder of the held-out drawings: NAME.npy for each label, in Google's layout."""
+    rasterized = _RunFile("drawn")
+    """Folder of the bitmaps that were rendered from strokes or pictures: NAME.npy."""
+    recognized = _RunFile("recognized.csv")
+    """Whether the game recognised each held-out drawing, where known (CSV: label, row, is_recognized)."""
+    calibration = _RunFile("calibration.npy")
+    """Training drawings of every class from which int8 learns its ranges: uint8, (rows <= 1024, 784)."""
+    keras = _RunFile("model.keras")
+    checkpoint = _RunFile("checkpoint.npz")
+    """State of a training that has not ended."""
+    logs = _RunFile("logs")
+    """Folder of the TensorBoard logs (`tensorboard --logdir`)."""
+    history = _RunFile("history.csv")
+    """Loss and accuracy of each epoch (CSV)."""
+    onnx = _RunFile("model.onnx")
+    """The float32 model file for the service."""
+    scores = _RunFile("scores.csv")
+    """All scores of the held-out drawings (CSV)."""
+    metrics = _RunFile("metrics.json")
+    """Metrics of the held-out drawings (JSON)."""
+    report = _RunFile("report.html")
 
     def exported(self, variant: Variant) -> Path:
-        """The model that is served, in this variant; float32 is `onnx`."""
+        """Return the path of the model file of this variant; that of float32 is `onnx`."""
         return self.onnx if variant is Variant.FLOAT32 else self.folder / f"model-{variant}.onnx"
 
-    @property
-    def scores(self) -> Path:
-        """`sketchbatch score` of `test`, all scores (CSV)."""
-        return self.folder / "scores.csv"
+    def clear(self) -> None:
+        """Create the folder, and delete the output of an earlier training so that no later step reads it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        own = (self.config, self.recognized, self.calibration, self.keras, self.checkpoint, self.history)
+        later = (*map(self.exported, Variant), self.scores, self.metrics, self.report)
+        for path in (*own, *later, *self.test.glob("*.npy"), *self.logs.glob("events.*")):
+            path.unlink(missing_ok=True)
 
-    @property
-    def metrics(self) -> Path:
-        """`sketchbatch evaluate` of `test` (JSON)."""
-        return self.folder / "metrics.json"
-
-    @property
-    def report(self) -> Path:
-        """The page to look at."""
-        return self.folder / "report.html"
-
-    @property
-    def made(self) -> tuple[Path, ...]:
-        """Every file that training and what follows it leave, but the folders `test` and `logs`."""
-        exported = (self.exported(variant) for variant in Variant)
-        made = (self.config, self.recognized, self.calibration, self.keras, self.checkpoint, self.history)
-        return (*made, *exported, self.scores, self.metrics, self.report)
-
-    def need(self, path: Path, made_by: str) -> Path:
-        """Returns `path`.
+    def need(self, path: Path, step: str = "train") -> Path:
+        """Return `path`, which the command `sketchbatch-train STEP` writes.
 
         Raises:
-            RunIncomplete: It is not there; says the command that makes it.
+            RunIncomplete: The file does not exist.
         """
         if not path.exists():
-            raise RunIncomplete(f"{path}: not there yet; first run: {made_by}")
+            raise RunIncomplete(f"{path} does not exist yet; first run: sketchbatch-train {step} --run {self.folder}")
         return path
 
     def read_config(self) -> dict[str, Any]:
-        """The contents of `config`."""
-        path = self.need(self.config, f"sketchbatch-train train --run {self.folder} ...")
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        """Return the contents of `config`."""
+        config: dict[str, Any] = json.loads(self.need(self.config).read_text(encoding="utf-8"))
         return config
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Writes `config`, whole or not at all."""
+        """Replace `config` atomically."""
         with replacing(self.config) as partial:
             partial.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,1 +1,1 @@
-"""A Keras model to ONNX files that describe themselves: `exporting` (float32), `variants` (float16, int8)."""
+"""Export a Keras model to self-describing ONNX files: `exporting` (float32), `variants` (float16, int8)."""

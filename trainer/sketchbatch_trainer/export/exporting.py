@@ -1,6 +1,6 @@
-"""Exports a trained model as one self-describing ONNX file, and refuses when ONNX and Keras disagree.
+"""Export a trained model as one self-describing ONNX file; refuse if ONNX and Keras disagree.
 
-The file is described in docs/model-file.md.
+docs/model-file.md describes the file.
 """
 
 import json
@@ -16,22 +16,22 @@ import tf2onnx
 
 from ..errors import ExportRefused
 from ..run import Run, Variant
-from ..train import networks  # noqa: F401 - registers the layers that a saved model may hold
+from ..train import networks  # noqa: F401 - registers the custom layers of saved models
 from .held_out import Scores, onnx_scores, read_held_out, save_described
 
 OPSET = 18
-"""The highest that tf2onnx 1.17 writes."""
+"""The highest opset that tf2onnx 1.17 supports."""
 
 TOLERANCE = 1e-4
-"""Most that a score may differ between Keras and ONNX Runtime, both on the CPU, both float32."""
+"""Largest allowed difference of a score between Keras and ONNX Runtime, both in float32 on the CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """How far ONNX and Keras agree."""
+    """Comparison of the scores of ONNX Runtime and Keras."""
 
     rows: int
-    """Held-out drawings compared."""
+    """Number of held-out drawings."""
     max_difference: float
     """Largest difference of any score."""
 
@@ -43,17 +43,16 @@ class Parity:
 
 
 def export(run: Run, *, version: int = 1, licence: str = "") -> Parity:
-    """Writes the run's model.onnx from its Keras model; its metrics are those on the held-out drawings.
+    """Write the run's model.onnx from its Keras model, with metrics on the held-out drawings.
 
     Raises:
-        RunIncomplete: The run was not trained.
-        ExportRefused: A score differs by more than `TOLERANCE`; no model.onnx is left behind.
+        RunIncomplete: The run has no trained model.
+        ExportRefused: A score differs by more than `TOLERANCE`; the run then has no model.onnx.
     """
     config = run.read_config()
-    train_first = f"sketchbatch-train train --run {run.folder} ..."
-    model = keras.saving.load_model(run.need(run.keras, train_first))
+    model = keras.saving.load_model(run.need(run.keras))
     held_out = read_held_out(run, config["labels"])
-    for variant in Variant:  # those of an earlier model too
+    for variant in Variant:  # also deletes the variants of an earlier model
         run.exported(variant).unlink(missing_ok=True)
     graph = to_onnx(model)
     scores = onnx_scores(graph, held_out.bitmaps)
@@ -68,21 +67,21 @@ def export(run: Run, *, version: int = 1, licence: str = "") -> Parity:
 
 
 def compare(keras_scores: Scores, onnx_scores: Scores) -> Parity:
-    """Compares the scores of the same drawings.
+    """Compare the scores of the same drawings.
 
     Raises:
-        ExportRefused: They differ by more than `TOLERANCE` somewhere, or are not all numbers.
+        ExportRefused: A score differs by more than `TOLERANCE`, or is NaN.
     """
     parity = Parity(rows=len(onnx_scores), max_difference=float(np.abs(keras_scores - onnx_scores).max()))
-    if not parity.max_difference <= TOLERANCE:  # also when it is NaN
+    if not parity.max_difference <= TOLERANCE:  # `not <=` is also true for NaN
         raise ExportRefused(f"export refused: {parity}")
     return parity
 
 
 def to_onnx(model: keras.Model) -> onnx.ModelProto:
-    """The ONNX graph: bitmaps uint8 (N, 28, 28) -> scores float32 (N, classes).
+    """Convert to an ONNX graph: bitmaps uint8 (N, 28, 28) -> scores float32 (N, classes).
 
-    `from_function`, because `from_keras` fails on Keras 3 (tensorflow-onnx#2448); the dict names the output.
+    Uses `from_function`, because `from_keras` fails on Keras 3 (tensorflow-onnx#2448). The dict names the output.
     """
     signature = [tf.TensorSpec([None, 28, 28], tf.uint8, name="bitmaps")]
 

@@ -1,4 +1,6 @@
-"""Turns a float32 graph into float16, for CUDA, and foretells on the CPU what CUDA will compute from it."""
+"""Convert a float32 graph to float16 for CUDA, and simulate on the CPU the scores of that graph on CUDA."""
+
+import copy
 
 import numpy as np
 import onnx
@@ -7,10 +9,10 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 
 def to_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that computes in float16 from the pixels to the logits; bitmaps stay uint8, softmax and scores float32."""
-    logits_only = _copy(graph)
+    """Return a copy that computes in float16 up to the logits; bitmaps stay uint8, softmax and scores float32."""
+    logits_only = copy.deepcopy(graph)
     scores = logits_only.graph.output[0]
-    softmax = logits_only.graph.node.pop()  # or its scores would be rounded, and no longer sum to 1
+    softmax = logits_only.graph.node.pop()  # stays float32: rounded scores do not sum to 1
     scores.name = softmax.input[0]
     converted: onnx.ModelProto = convert_float_to_float16(logits_only, keep_io_types=True)
     converted.graph.node.append(softmax)
@@ -20,12 +22,12 @@ def to_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def rounded_as_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A float32 copy that rounds each weight and each node's output to float16, but for the softmax's.
+    """Return a float32 copy that rounds each weight and each node's output, except the scores, to float16.
 
-    Such are the numbers on CUDA, where sums run in float32 and results are kept in float16. ONNX Runtime's CPU runs a
-    float16 graph as float32 and leaves out the rounding between nodes, and so would miss what overflows at 65,504.
+    CUDA adds in float32 and stores results in float16. ONNX Runtime's CPU provider runs a float16 graph in float32. It
+    does not round between nodes, and so does not show values that overflow at 65,504.
     """
-    rounded = onnx.shape_inference.infer_shapes(_copy(graph))
+    rounded = onnx.shape_inference.infer_shapes(graph)
     floats = {each.name for each in rounded.graph.value_info if each.type.tensor_type.elem_type == TensorProto.FLOAT}
     for weight in rounded.graph.initializer:
         if weight.data_type == TensorProto.FLOAT:
@@ -38,7 +40,7 @@ def rounded_as_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _rounded(node: onnx.NodeProto, floats: set[str]) -> list[onnx.NodeProto]:
-    """The node and, where its output is one of `floats`, a cast to float16 and one back."""
+    """Return the node, followed by a cast to float16 and a cast back if its output is in `floats`."""
     name = node.output[0]
     if name not in floats:
         return [node]
@@ -51,11 +53,5 @@ def _rounded(node: onnx.NodeProto, floats: set[str]) -> list[onnx.NodeProto]:
 
 
 def _as_float16(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # infinite is what it then is; the comparison refuses it
+    with np.errstate(over="ignore"):  # an overflow becomes infinite, and the comparison refuses the model
         return values.astype(np.float16)
-
-
-def _copy(graph: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(graph)
-    return copy

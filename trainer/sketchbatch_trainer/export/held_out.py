@@ -1,6 +1,6 @@
-"""Runs ONNX graphs on a run's held-out drawings, and saves a graph that says how well it did.
+"""Score a run's held-out drawings with an ONNX graph, and save the graph with its metrics.
 
-What float32 and its variants share; knows neither Keras nor how a graph came to be.
+Shared by float32 and its variants. This module does not know Keras.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,59 +19,57 @@ from ..run import Run
 
 Scores = NDArray[np.float32]  # (rows, classes), each row sums to 1
 
-MOST_ROWS = 200_000
-"""Held-out drawings that a model is judged by; of all 50 million a tenth is held out, and 0.2 % of error is enough."""
+MAX_ROWS = 200_000
+"""Largest number of held-out drawings to score, out of 5 million: an error of 0.2 % is small enough."""
 
 _CALL_ROWS = 256  # rows in one model call
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The drawings that no training saw."""
+    """The held-out drawings with their classes."""
 
     bitmaps: Bitmaps
-    """uint8, (rows, 28, 28), 0 = paper, 255 = ink; in order of class."""
-
+    """uint8, (rows, 28, 28), 0 = paper, 255 = ink; sorted by class."""
     class_index: NDArray[np.int64]
     """(rows,), index into the labels."""
-
     classes: int
-    """How many labels there are."""
+    """Number of labels."""
 
     def measure(self, scores: Scores) -> dict[str, float]:
-        """The five metrics of `scores` of all these drawings."""
+        """Return the five metrics of `scores`, one row per drawing."""
         return asdict(measure(confuse(self.class_index, scores.argmax(axis=1), self.classes)))
 
-    def named_right(self, scores: Scores) -> int:
-        """How many of these drawings score highest as what they are."""
+    def count_correct(self, scores: Scores) -> int:
+        """Return the number of drawings whose highest score is that of their class."""
         return int((scores.argmax(axis=1) == self.class_index).sum())
 
 
 def read_held_out(run: Run, labels: list[str]) -> HeldOut:
-    """Reads `run.test`, in order of `labels`; of each class at most its share of `MOST_ROWS`.
+    """Read `run.test` in order of `labels`, at most `MAX_ROWS` in total, with an equal limit per class.
 
     Raises:
-        RunIncomplete: A label's drawings are not there.
+        RunIncomplete: A label has no held-out drawings.
     """
     files = labelled_files(run.test) if run.test.is_dir() else {}
     if missing := [label for label in labels if label not in files]:
-        run.need(run.test / f"{missing[0]}.npy", f"sketchbatch-train train --run {run.folder} ...")
-    classes = [read_bitmaps(files[label])[: MOST_ROWS // len(labels)] for label in labels]
+        run.need(run.test / f"{missing[0]}.npy")
+    classes = [read_bitmaps(files[label])[: MAX_ROWS // len(labels)] for label in labels]
     class_index = np.repeat(np.arange(len(labels)), [len(bitmaps) for bitmaps in classes])
     return HeldOut(np.concatenate(classes), class_index, len(labels))
 
 
 def onnx_scores(graph: onnx.ModelProto, bitmaps: Bitmaps) -> Scores:
-    """Scores uint8 (rows, 28, 28) by ONNX Runtime on the CPU: float32 (rows, classes), same order."""
+    """Score uint8 (rows, 28, 28) with ONNX Runtime on the CPU: float32 (rows, classes), in the same order."""
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # float16 on the CPU warns of every node that it runs as float32
+    options.log_severity_level = 3  # the CPU provider warns about each float16 node
     session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     starts = range(0, len(bitmaps), _CALL_ROWS)
     return np.concatenate([session.run(["scores"], {"bitmaps": bitmaps[i : i + _CALL_ROWS]})[0] for i in starts])
 
 
 def save_described(graph: onnx.ModelProto, path: Path, properties: dict[str, Any]) -> None:
-    """Writes the graph with these `metadata_props` and no others, whole or not at all."""
+    """Write the graph with exactly these `metadata_props`; replace an existing file atomically."""
     onnx.helper.set_model_props(graph, properties)
     with replacing(path) as partial:
         onnx.save(graph, partial)

@@ -1,4 +1,4 @@
-"""Turns a float32 graph into int8, for the CPU: static QDQ, with ranges from real drawings."""
+"""Quantize a float32 graph to int8 for the CPU: static QDQ, with ranges measured on calibration drawings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,45 +9,41 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from sketchbatch_client.drawings.readers import Bitmaps
 
-_CALL_ROWS = 64  # rows in one model call; the ranges do not depend on it
+_CALL_ROWS = 64  # rows per model call; the ranges do not depend on this number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8Settings:
-    """How numbers become 8 bits; each default was chosen by measurement (docs/decisions/0006-int8-on-the-cpu.md)."""
+    """Options of the quantization; each default was measured (docs/decisions/0006-int8-on-the-cpu.md)."""
 
     activations: QuantType = QuantType.QUInt8
-    """Signed ones keep each ReLU before a residual block apart, and the convolutions beside it in float32."""
-
+    """With QInt8, each ReLU before a residual block stays separate, and the convolutions next to it stay float32."""
     per_channel: bool = True
-    """A range for each filter instead of one for all of a layer's; costs no time."""
-
+    """True = one range per filter instead of one per layer, at the same speed."""
     reduce_range: bool = True
-    """Weights in 7 bits: with 8, sums saturate on x86 CPUs without VNNI, and a file cannot choose its CPU.
+    """True = 7-bit weights: with 8 bits, sums saturate on x86 CPUs without VNNI, and one file must run on all CPUs.
 
     Source: ONNX Runtime 1.32, docstring of `quantize_static`.
     """
-
     ranges: CalibrationMethod = CalibrationMethod.MinMax
-    """From the smallest to the largest number seen; cutting off the extremes gained nothing."""
-
+    """MinMax = from the smallest to the largest value; clipping the extremes was not more accurate."""
     kept_float: tuple[str, ...] = ("Softmax",)
-    """Operators that stay float32. In 8 bits, scores would be multiples of 1/256, most of 345 classes' 0."""
+    """Operators in float32. In 8 bits, scores are multiples of 1/256, and with 345 classes most scores are 0."""
 
 
 def to_int8(graph: onnx.ModelProto, bitmaps: Bitmaps, settings: Int8Settings | None = None) -> onnx.ModelProto:
-    """A copy that computes in 8 bits, with the ranges that `bitmaps` (rows, 28, 28) give rise to; scores stay float32.
+    """Return a copy that computes in 8 bits, with ranges measured on `bitmaps` (rows, 28, 28); scores stay float32.
 
     Raises:
-        ValueError: There are no bitmaps.
+        ValueError: `bitmaps` is empty.
     """
     settings = settings or Int8Settings()
     with TemporaryDirectory(prefix="sketchbatch-int8-") as folder:
         original, prepared, quantized = (
             Path(folder) / f"{step}.onnx" for step in ("original", "prepared", "quantized")
         )
-        onnx.save(graph, original)  # the next step takes a graph too, but then loses its weights (1.32)
-        quant_pre_process(original, prepared, skip_symbolic_shape=True)  # all shapes but the rows are static
+        onnx.save(graph, original)  # given a graph instead of a file, the next step loses the weights (1.32)
+        quant_pre_process(original, prepared, skip_symbolic_shape=True)  # only the number of rows is dynamic
         quantize_static(
             prepared,
             quantized,
@@ -66,21 +62,21 @@ def to_int8(graph: onnx.ModelProto, bitmaps: Bitmaps, settings: Int8Settings | N
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
-    """Hands the drawings to ONNX Runtime, some at a time."""
+    """Passes the calibration drawings to ONNX Runtime in batches."""
 
     def __init__(self, bitmaps: Bitmaps) -> None:
         rows = min(_CALL_ROWS, len(bitmaps))
-        whole = len(bitmaps) - len(bitmaps) % rows  # histograms want parts of one length
-        self._parts = (bitmaps[start : start + rows] for start in range(0, whole, rows))
+        whole = len(bitmaps) - len(bitmaps) % rows  # histogram calibration requires batches of equal length
+        self._batches = (bitmaps[start : start + rows] for start in range(0, whole, rows))
 
     def get_next(self) -> dict[str, Bitmaps] | None:
-        """ONNX Runtime asks until it gets None."""
-        part = next(self._parts, None)
-        return None if part is None else {"bitmaps": part}
+        """Return the next batch, or None at the end, as ONNX Runtime requires."""
+        batch = next(self._batches, None)
+        return None if batch is None else {"bitmaps": batch}
 
 
 def _without_unused_domains(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """ONNX Runtime declares all of its own operator sets, which another runtime may not know."""
+    """Drop the operator sets that ONNX Runtime declares without need, since other runtimes may not know them."""
     used = {node.domain for node in graph.graph.node}
     opsets = [opset for opset in graph.opset_import if opset.domain in used]
     del graph.opset_import[:]

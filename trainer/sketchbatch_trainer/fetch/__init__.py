@@ -1,1 +1,1 @@
-"""Drawings from Google's bucket to a folder: `bucket` and `order` -> `fetching` -> `class_file` -> `download`."""
+"""Download drawings from Google's bucket: `fetch_request` -> `fetching` -> `class_file` -> `download`."""

@@ -1,6 +1,6 @@
-"""Knows Google's Quick, Draw! bucket: its classes, where it keeps them, and what each whole .npy must be.
+"""Google's Quick, Draw! bucket: its address, its classes, and the size and digest of each whole .npy file.
 
-Knows no HTTP: `download.py` fetches one file, `fetching.py` many.
+Contains no HTTP code: `download.py` fetches one file, `fetching.py` many.
 """
 
 import csv
@@ -20,46 +20,46 @@ SOURCE = "Quick, Draw! drawings by Google (CC BY 4.0)"
 
 
 @dataclass(frozen=True, slots=True)
-class WholeNpy:
-    """What the whole .npy of a class must be."""
+class ExpectedNpy:
+    """Published facts about the whole .npy of one class."""
 
     size_bytes: int
     drawings: int
     sha256: str
 
 
-Catalogue = Mapping[str, WholeNpy]  # by class name
+Catalogue = Mapping[str, ExpectedNpy]  # by class name
 
 
 def read_catalogue() -> Catalogue:
-    """The 345 classes, in order of name.
+    """Return the 345 classes, sorted by name.
 
     Sizes and digests are those of TensorFlow Datasets:
     https://github.com/tensorflow/datasets/blob/333639b/tensorflow_datasets/url_checksums/quickdraw_bitmap.txt
     """
     table = importlib.resources.files(__package__) / "quickdraw_npy_checksums.tsv"
     lines = csv.DictReader(table.read_text(encoding="utf-8").splitlines(), delimiter="\t")
-    return {line["category"]: WholeNpy(int(line["bytes"]), int(line["drawings"]), line["sha256"]) for line in lines}
+    return {line["category"]: ExpectedNpy(int(line["bytes"]), int(line["drawings"]), line["sha256"]) for line in lines}
 
 
 def known_classes(names: str, catalogue: Catalogue) -> tuple[str, ...]:
-    """The classes in `names`, separated by commas, each once; `all` is all of them.
+    """Split `names` at commas and drop repetitions; `all` stands for the whole catalogue.
 
     Raises:
-        FetchFailed: A name is none of the catalogue's; the message says which are near.
+        FetchFailed: A name is not in the catalogue; the message suggests similar names.
     """
     if names.strip() == "all":
         return tuple(catalogue)
-    wanted = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    unknown = [name for name in wanted if name not in catalogue]
-    if unknown or not wanted:
-        said = "; ".join(_suggested(name, catalogue) for name in unknown) or "no class named"
-        raise FetchFailed(f"{said} (`all` takes all {len(catalogue)} classes)")
-    return wanted
+    labels = tuple(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    unknown = [name for name in labels if name not in catalogue]
+    if unknown or not labels:
+        problems = "; ".join(_suggest(name, catalogue) for name in unknown) or "no class named"
+        raise FetchFailed(f"{problems} (`all` stands for all {len(catalogue)} classes)")
+    return labels
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where drawings are kept unless a folder is named: $SKETCHBATCH_DATA, else in the user's cache.
+    """Return the default folder of drawings: $SKETCHBATCH_DATA, else sketchbatch/quickdraw in the user's cache.
 
     The user's cache is $XDG_CACHE_HOME, else ~/.cache: https://specifications.freedesktop.org/basedir-spec/latest/
     """
@@ -68,7 +68,7 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sketchbatch" / "quickdraw"
 
 
-def _suggested(name: str, catalogue: Catalogue) -> str:
+def _suggest(name: str, catalogue: Catalogue) -> str:
     by_lower = {known.lower(): known for known in catalogue}
-    near = [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower)]
-    return f"no class is called {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    similar = [by_lower[lower] for lower in difflib.get_close_matches(name.lower(), by_lower)]
+    return f"no class is called {name!r}" + (f"; did you mean {' or '.join(similar)}?" if similar else "")

@@ -1,17 +1,17 @@
-"""Downloads one file of the bucket into a partial file, from where that stops, for as long as a server deserves.
+"""Download a file of the bucket into a partial file; resume and retry after faults.
 
-Flow: `open` asks for the first bytes and the size, `begin` makes a partial file agree with them, `extend` lengthens it.
-A partial file needs no notes beside it: the last bytes it holds are asked for again, and must be what comes.
-Knows neither classes nor drawings.
+Flow: `open` reads the first bytes and the size, `prepare` checks a partial file against them, `extend` lengthens it.
+A partial file needs no metadata: its last bytes are requested again and must be equal.
+This module knows neither classes nor drawings.
 """
 
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import requests
 from urllib3.exceptions import MaxRetryError
@@ -21,56 +21,58 @@ from ..errors import BucketUnreachable, FetchFailed
 HEAD_BYTES = 4096
 OVERLAP_BYTES = 1024
 
-_CHUNK_BYTES = 1 << 14  # of a cut answer, all but the last part of a chunk is kept
-_LONGEST_WAIT_S = 60.0
-_TRANSIENT = {408, 429, 500, 502, 503, 504}  # https://cloud.google.com/storage/docs/retry-strategy
+_CHUNK_BYTES = 1 << 14  # an interrupted response loses at most the last chunk
+_MAX_WAIT_S = 60.0
+_TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}  # https://cloud.google.com/storage/docs/retry-strategy
 _OFFLINE = "offline? `sketchbatch-train sketch` needs no network"
-_PAGE = (b"<!doctype", b"<html", b"<?xml")
+_WEB_PAGE = (b"<!doctype", b"<html", b"<?xml")
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How much of a server's trouble to put up with."""
+class RetrySettings:
+    """When to retry a request, and when to give up."""
 
-    faults: int = 6
-    """In a row, none of which brought anything, before giving up."""
+    max_faults: int = 6
+    """Consecutive faults without a new byte after which the download fails."""
     first_wait_s: float = 0.5
-    """After the first fault; doubled after each, but what a server asks for (Retry-After) is granted, to 60 s."""
-    connect_s: float = 10.0
-    read_s: float = 30.0
-    """Longest silence."""
+    """Wait after the first fault, doubled after each further one. A longer Retry-After is obeyed, up to 60 s."""
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 30.0
+    """Longest time without a byte."""
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
-    """A file of the bucket, as the bucket describes it."""
+class RemoteFile:
+    """A file of the bucket, as the server describes it."""
 
     url: str
     head: bytes
-    """Its first HEAD_BYTES, or all of it."""
+    """The first HEAD_BYTES, or the whole file if it is shorter."""
     size_bytes: int
     md5: str
-    """Base64 as in x-goog-hash, empty where the server does not say: not every object has one."""
+    """Base64, from x-goog-hash; empty if the server states none, as for some objects."""
 
 
 @dataclass(slots=True)
-class Shared:
-    """What the threads of one fetch have in common."""
+class FetchState:
+    """State that all threads of one fetch share."""
 
     on_bytes: Callable[[int], None]
-    """Told how many bytes have come that were not held before."""
+    """Called with the number of new bytes of each chunk."""
     stop: threading.Event = field(default_factory=threading.Event)
-    """Set: whatever a thread is at ends by Stopped."""
-    has_answered: bool = False
-    """Until the bucket has once, a failed connection is no passing fault: we are offline."""
+    """When set, each thread raises FetchStopped at its next chunk or wait."""
+    is_online: bool = False
+    """True after the first response. Before it, a failed connection means offline and is not retried."""
 
 
-class Stopped(Exception):
-    """The fetch was told to stop."""
+class FetchStopped(Exception):
+    """`FetchState.stop` was set."""
 
 
-class _Fault(Exception):
-    """May pass by itself; trying again is worth while."""
+class _TransientError(Exception):
+    """A fault that a retry may overcome."""
 
     def __init__(self, message: str, *, wait_s: float = 0, is_unreachable: bool = False) -> None:
         super().__init__(message)
@@ -78,50 +80,33 @@ class _Fault(Exception):
         self.is_unreachable = is_unreachable
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    start: int
-    size_bytes: int  # of the whole file
-    response: requests.Response
-
-
-class Downloader:
-    """One thread's connection to the bucket. Use as a context manager."""
+class Downloader(AbstractContextManager["Downloader"]):
+    """The HTTP session of one thread. Use it as a context manager."""
 
     received_bytes = 0
-    """That were not held before."""
+    """Bytes received so far that no partial file held before."""
 
-    def __init__(self, patience: Patience, shared: Shared) -> None:
-        self._patience = patience
-        self._shared = shared
+    def __init__(self, retry: RetrySettings, state: FetchState) -> None:
+        self._retry_settings = retry
+        self._state = state
         self._session = requests.Session()
-
-    def __enter__(self) -> "Downloader":
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self._session.close()
 
-    def open(self, url: str) -> Remote:
-        """Asks for the beginning of the file.
+    def open(self, url: str) -> RemoteFile:
+        """Request the beginning of the file.
 
         Raises:
-            BucketUnreachable: Nobody answers.
-            FetchFailed: The server refuses, sends a web page, or does not say how long the file is.
+            BucketUnreachable: No connection.
+            FetchFailed: The server refuses, sends a web page, or does not state the size of the file.
         """
-        faults = 0
-        while True:
-            try:
-                with self._get(url, 0, HEAD_BYTES) as answer:
-                    return _remote(url, answer)
-            except _Fault as fault:
-                faults += 1
-                self._wait_after(url, fault, faults)
+        return self._retry(url, lambda: self._read_head(url))
 
-    def begin(self, remote: Remote, file: BinaryIO, header_bytes: int) -> None:
-        """Makes `file` begin as the remote file does, and drops all of it that could not be the same file's.
+    def prepare(self, remote: RemoteFile, file: BinaryIO, header_bytes: int) -> None:
+        """Give `file` the head of the remote file; first empty it if it cannot be part of the remote file.
 
-        The first `header_bytes` may differ: those of a .npy state how many rows are held.
+        The first `header_bytes` may differ, because the header of a .npy states the number of rows in the file.
         """
         file.seek(header_bytes)
         held = file.read(len(remote.head) - header_bytes)
@@ -131,115 +116,123 @@ class Downloader:
         file.seek(0)
         file.write(remote.head)
 
-    def extend(self, remote: Remote, file: BinaryIO, stop_bytes: int) -> None:
-        """Lengthens `file`, which `begin` has prepared, to `stop_bytes` or somewhat more.
+    def extend(self, remote: RemoteFile, file: BinaryIO, stop_bytes: int) -> None:
+        """Lengthen `file`, which `prepare` has checked, to `stop_bytes` or slightly more.
 
         Raises:
-            BucketUnreachable: Nobody answers any more.
-            FetchFailed: The server refuses, or faults came one after another. `file` keeps what has come.
+            BucketUnreachable: The connection cannot be restored.
+            FetchFailed: The server refuses, or `max_faults` followed each other. `file` keeps the received bytes.
         """
-        faults = 0
-        while (held := _size(file)) < stop_bytes:
-            try:
-                self._append(remote, file, stop_bytes)
-            except _Fault as fault:
-                faults = 1 if _size(file) > held else faults + 1
-                self._wait_after(remote.url, fault, faults)
+        self._retry(remote.url, lambda: self._append(remote, file, stop_bytes))
 
-    def _append(self, remote: Remote, file: BinaryIO, stop_bytes: int) -> None:
-        with self._get(remote.url, max(0, _size(file) - OVERLAP_BYTES), stop_bytes) as answer:
-            if answer.size_bytes != remote.size_bytes:
-                raise FetchFailed(
-                    f"{remote.url}: changed from {remote.size_bytes} to {answer.size_bytes} bytes meanwhile"
-                )
-            file.seek(answer.start)
-            for chunk in answer.response.iter_content(_CHUNK_BYTES):
+    def _retry(self, url: str, attempt: Callable[[], _Result]) -> _Result:
+        faults = 0
+        while True:
+            received_before = self.received_bytes
+            try:
+                return attempt()
+            except _TransientError as error:
+                faults = 1 if self.received_bytes > received_before else faults + 1
+                self._wait_after(url, error, faults)
+
+    def _wait_after(self, url: str, error: _TransientError, faults: int) -> None:
+        """Wait before the next attempt, or raise if there must be none."""
+        settings = self._retry_settings
+        is_last = faults >= settings.max_faults
+        if error.is_unreachable and (is_last or not self._state.is_online):
+            raise BucketUnreachable(f"{url}: cannot be reached: {error}; {_OFFLINE}") from error
+        if is_last:
+            raise FetchFailed(f"{url}: {error}; tried {faults} times; run the command again to resume") from error
+        wait_s = max(error.wait_s, settings.first_wait_s * 2 ** (faults - 1))
+        if self._state.stop.wait(min(wait_s, _MAX_WAIT_S)):
+            raise FetchStopped
+
+    def _read_head(self, url: str) -> RemoteFile:
+        with self._get(url, 0, HEAD_BYTES) as (response, _, size_bytes):
+            head = b""
+            for chunk in response.iter_content(HEAD_BYTES):
+                head += chunk
+                if len(head) >= HEAD_BYTES:
+                    break
+        if len(head) < min(HEAD_BYTES, size_bytes):
+            raise _TransientError(f"interrupted after {len(head)} of {size_bytes} bytes")
+        if head.lstrip().lower().startswith(_WEB_PAGE):
+            raise FetchFailed(f"{url}: expected drawings, got a web page; does a login or a proxy intervene?")
+        md5 = re.search(r"md5=([\w+/]+=*)", response.headers.get("x-goog-hash", ""))
+        return RemoteFile(url, head[:HEAD_BYTES], size_bytes, md5[1] if md5 else "")
+
+    def _append(self, remote: RemoteFile, file: BinaryIO, stop_bytes: int) -> None:
+        overlap_start = max(0, _size(file) - OVERLAP_BYTES)
+        with self._get(remote.url, overlap_start, stop_bytes) as (response, start, size_bytes):
+            if size_bytes != remote.size_bytes:
+                raise FetchFailed(f"{remote.url}: changed from {remote.size_bytes} to {size_bytes} bytes in between")
+            file.seek(start)
+            for chunk in response.iter_content(_CHUNK_BYTES):
                 self._write(file, chunk)
                 if file.tell() >= stop_bytes:
                     return
-        raise _Fault(f"cut off after {_size(file)} of {stop_bytes} bytes")
+        raise _TransientError(f"interrupted after {_size(file)} of {stop_bytes} bytes")
 
     def _write(self, file: BinaryIO, chunk: bytes) -> None:
-        """Writes what `file` does not hold of `chunk`, which begins where `file` stands."""
-        if self._shared.stop.is_set():
-            raise Stopped
-        known = file.read(len(chunk))
-        if not chunk.startswith(known):
+        """Compare `chunk` with the bytes at the position of `file`, and append the bytes that `file` lacks."""
+        if self._state.stop.is_set():
+            raise FetchStopped
+        held = file.read(len(chunk))
+        if not chunk.startswith(held):
             file.truncate(0)
-            raise _Fault("what was held is not what the server has; beginning again")
-        file.write(chunk[len(known) :])
-        self._count(len(chunk) - len(known))
+            raise _TransientError("the partial file differs from the server's file; starting again")
+        file.write(chunk[len(held) :])
+        self._count(len(chunk) - len(held))
 
     def _count(self, received_bytes: int) -> None:
         self.received_bytes += received_bytes
-        self._shared.on_bytes(received_bytes)
+        self._state.on_bytes(received_bytes)
 
     @contextmanager
-    def _get(self, url: str, start: int, stop: int) -> Iterator[_Answer]:
-        """Bytes from `start` to before `stop`, or, from a server that ignores ranges, all from 0."""
+    def _get(self, url: str, start: int, stop: int) -> Iterator[tuple[requests.Response, int, int]]:
+        """Request the bytes from `start` to before `stop`; yield the response, its first byte and the file's size.
+
+        A server without range support sends the whole file, and the first byte is 0.
+        """
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        timeout = (self._patience.connect_s, self._patience.read_s)
+        timeout = (self._retry_settings.connect_timeout_s, self._retry_settings.read_timeout_s)
         try:
             with self._session.get(url, headers=headers, stream=True, timeout=timeout) as response:
-                self._shared.has_answered = True
-                yield _checked(url, response, start)
+                self._state.is_online = True
+                yield response, *_read_range(url, response, start)
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as exc:
-            never_connected = bool(exc.args) and isinstance(exc.args[0], MaxRetryError)
-            cause = _cause(exc)
-            raise _Fault(cause if never_connected else f"cut off: {cause}", is_unreachable=never_connected) from exc
+            is_unreachable = bool(exc.args) and isinstance(exc.args[0], MaxRetryError)
+            cause = _innermost_cause(exc)
+            message = cause if is_unreachable else f"interrupted: {cause}"
+            raise _TransientError(message, is_unreachable=is_unreachable) from exc
         except requests.RequestException as exc:
             raise FetchFailed(f"{url}: {exc}") from exc
-
-    def _wait_after(self, url: str, fault: _Fault, faults: int) -> None:
-        """Waits before the next attempt, or raises where there should be none."""
-        is_last = faults >= self._patience.faults
-        if fault.is_unreachable and (is_last or not self._shared.has_answered):
-            raise BucketUnreachable(f"{url}: cannot be reached: {fault}; {_OFFLINE}") from fault
-        if is_last:
-            raise FetchFailed(f"{url}: {fault}; tried {faults} times; fetch again to go on from there") from fault
-        wait_s = max(fault.wait_s, self._patience.first_wait_s * 2 ** (faults - 1))
-        if self._shared.stop.wait(min(wait_s, _LONGEST_WAIT_S)):
-            raise Stopped
 
 
 def _size(file: BinaryIO) -> int:
     return file.seek(0, os.SEEK_END)
 
 
-def _checked(url: str, response: requests.Response, start: int) -> _Answer:
-    """The answer, if it is of the bytes asked for and says how long the file is."""
-    status = f"the server says {response.status_code} {response.reason}"
-    if response.status_code in _TRANSIENT:
-        asked = response.headers.get("Retry-After", "")
-        raise _Fault(status, wait_s=int(asked) if asked.isdecimal() else 0)
+def _read_range(url: str, response: requests.Response, start: int) -> tuple[int, int]:
+    """Return the first byte of the response and the size of the whole file, from status and headers."""
+    status = f"the server answered {response.status_code} {response.reason}"
+    if response.status_code in _TRANSIENT_STATUSES:
+        retry_after = response.headers.get("Retry-After", "")
+        raise _TransientError(status, wait_s=int(retry_after) if retry_after.isdecimal() else 0)
     if response.status_code not in (200, 206):
         raise FetchFailed(f"{url}: {status}")
     if response.status_code == 200:
         start, size = 0, response.headers.get("Content-Length", "")
     else:
-        said = re.fullmatch(rf"bytes {start}-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        size = said[1] if said else ""
+        content_range = re.fullmatch(rf"bytes {start}-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        size = content_range[1] if content_range else ""
     if not size.isdecimal():
         raise FetchFailed(f"{url}: expected bytes from {start} and the file's size, got {dict(response.headers)}")
-    return _Answer(start, int(size), response)
+    return start, int(size)
 
 
-def _remote(url: str, answer: _Answer) -> Remote:
-    head = b""
-    for chunk in answer.response.iter_content(HEAD_BYTES):
-        head += chunk
-        if len(head) >= HEAD_BYTES:
-            break
-    if len(head) < min(HEAD_BYTES, answer.size_bytes):
-        raise _Fault(f"cut off after {len(head)} of {answer.size_bytes} bytes")
-    if head.lstrip().lower().startswith(_PAGE):
-        raise FetchFailed(f"{url}: expected drawings, got a web page; is there a login or a proxy in between?")
-    md5 = re.search(r"md5=([\w+/]+=*)", answer.response.headers.get("x-goog-hash", ""))
-    return Remote(url, head[:HEAD_BYTES], answer.size_bytes, md5[1] if md5 else "")
-
-
-def _cause(exc: BaseException) -> str:
-    """The innermost reason, which says most: [Errno 111] Connection refused, not the pool's story around it."""
+def _innermost_cause(exc: BaseException) -> str:
+    """Return the most specific message, such as "[Errno 111] Connection refused" without the pool's description."""
     while inner := exc.__cause__ or exc.__context__:
         exc = inner
     return str(exc)

@@ -1,60 +1,55 @@
-"""Says what to fetch, and how much of it that is."""
+"""The drawings to fetch, with the paths, addresses and sizes that follow, and the result for each class."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 from .bucket import BUCKET, Catalogue, read_catalogue
-from .download import Patience
+from .download import RetrySettings
 from .formats import NPY, Format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What to fetch, and where to."""
+class FetchRequest:
+    """Which drawings to fetch, and into which folder."""
 
     labels: tuple[str, ...]
     """Classes of `catalogue`."""
     folder: Path
-    """Laid out like the bucket: FOLDER/numpy_bitmap/NAME.npy and so on."""
+    """Target folder, laid out like the bucket: FOLDER/numpy_bitmap/NAME.npy and so on."""
     rows: int | None
-    """Of each class, from the first; None = whole files."""
+    """Number of drawings of each class, from the first; None = whole files."""
     form: Format = NPY
     base_url: str = BUCKET
     jobs: int = 4
-    """Files at a time."""
-    patience: Patience = field(default_factory=Patience)
+    """Number of files that are downloaded concurrently."""
+    retry: RetrySettings = field(default_factory=RetrySettings)
     catalogue: Catalogue = field(default_factory=read_catalogue)
 
-    @property
-    def size_bytes(self) -> int:
-        """About how much all of it is; exact for npy, but for the headers."""
-        return sum(map(self.size_bytes_of, self.labels))
-
     def size_bytes_of(self, label: str) -> int:
-        """About how much one class is."""
+        """Estimate the bytes of one class; exact for npy except for the header."""
         rows = self.rows_of(label)
         return (self.catalogue[label].drawings if rows is None else rows) * self.form.row_bytes
 
     def rows_of(self, label: str) -> int | None:
-        """As `rows`, but None also where the class has no more than that."""
+        """Return the number of rows to fetch of one class; None = the whole file, also if `rows` is as large."""
         return None if self.rows is None or self.rows >= self.catalogue[label].drawings else self.rows
 
     def path(self, label: str) -> Path:
-        """Where the file of a class goes."""
+        """Return the target path of one class."""
         return self.folder / self.form.folder / f"{label}{self.form.suffix}"
 
     def url(self, label: str) -> str:
-        """Where the file of a class comes from."""
+        """Return the address of one class in the bucket."""
         return f"{self.base_url}/{self.form.folder}/{quote(label)}{self.form.suffix}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fetched:
-    """A class that is there now."""
+class FetchResult:
+    """The outcome of one class whose file is complete."""
 
     label: str
     rows: int
-    """As many as were asked for, or more if more were there, or all there are."""
+    """Number of rows in the file: as many as requested, more if the file held more before, or all of the class."""
     received_bytes: int
-    """0 = it was there already."""
+    """0 = the file was complete before."""

@@ -72,7 +72,7 @@ def evaluate_run(run: Run) -> EvaluatedRun:
     """
     config = run.read_config()
     labels = config["labels"]
-    graph = onnx.load(run.need(run.onnx, f"sketchbatch-train export --run {run.folder}"))
+    graph = onnx.load(run.need(run.onnx, "export"))
     held_out = read_held_out(run, labels)
     served = _served_scores(run, held_out, labels)
     scores = onnx_scores(graph, held_out.bitmaps) if served is None else served

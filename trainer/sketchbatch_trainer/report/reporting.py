@@ -47,7 +47,7 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
     """
     evaluated = [evaluate_run(run) for run in runs]
     first = evaluated[0]
-    history = read_history(first.run.need(first.run.history, "sketchbatch-train train"))
+    history = read_history(first.run.need(first.run.history))
     keeps_best = first.config["recipe"]["patience"] is not None
     model_files = _model_files(evaluated)
     write_page(

@@ -1,1 +1,1 @@
-"""Drawings to a Keras model: `recipes` -> `training` (prepare, build, fit, keep) -> `networks`, `fitting`."""
+"""Train a Keras model on drawings: `recipes` -> `training` -> `training_loop`, with `networks` and `augmentation`."""

@@ -1,72 +1,68 @@
-"""Averages the weights of runs that began alike and differ by their seed: one model, at no cost when it is served.
+"""Average the weights of runs that started from one run and differ by their seed: one model of unchanged cost.
 
-Networks that begin with the same trained weights end near one another, and their average has less of the chance that
-is in each (model soups, arXiv 2203.05482). Networks that began with nothing have no useful average.
+Networks that start from the same trained weights end close to each other. Their average varies less with the seed
+(model soups, arXiv 2203.05482). Networks with random initial weights have no useful average.
 """
 
 import csv
 import shutil
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 from sketchbatch_client.atomic import replacing
 
 from ..errors import RunRefused
 from ..run import Run
-from .training import clear, keep, load, remembered
+from .training import load_model, provenance, save_model
+from .training_loop import EpochMetrics
 
-_ALIKE = ("labels", "source", "data_digest", "recipe", "start_from", "teachers")
+_EQUAL_KEYS = ("labels", "source", "data_digest", "recipe", "start_from", "teachers")
 
 
 def average(members: Sequence[Run], run: Run, *, name: str = "") -> None:
-    """Leaves the average of the members in `run`, as if it had been trained; its history is the mean of theirs.
+    """Write the average of the members to `run` like a trained run; its history is the mean of their histories.
 
     Raises:
         RunIncomplete: A member has no model.
-        RunRefused: The members are fewer than two, or differ by more than their seed, or began with nothing.
+        RunRefused: There are fewer than two members, or they differ by more than the seed, or started from no run.
     """
     _check(members, run)
-    models = [load(member) for member in members]
+    models = [load_model(member) for member in members]
     first, config = members[0], members[0].read_config()
-    config["averaged"] = [remembered(*pair) for pair in zip(members, models, strict=True)]
+    config["averaged"] = [provenance(*pair) for pair in zip(members, models, strict=True)]
     config["name"] = name or config["name"]
-    clear(run)
+    run.clear()
     shutil.copytree(first.test, run.test, dirs_exist_ok=True)
-    for own, copied in ((first.recognized, run.recognized), (first.calibration, run.calibration)):
-        shutil.copyfile(own, copied)
+    shutil.copyfile(first.recognized, run.recognized)
+    shutil.copyfile(first.calibration, run.calibration)
     _write_mean_history(members, run)
     run.write_config(config)
-    model = models[0]
-    weights = [each.get_weights() for each in models]
-    model.set_weights([np.mean(same, axis=0) for same in zip(*weights, strict=True)])
-    keep(run, model)
+    weights = [model.get_weights() for model in models]
+    models[0].set_weights([np.mean(arrays, axis=0) for arrays in zip(*weights, strict=True)])
+    save_model(run, models[0])
 
 
 def _check(members: Sequence[Run], run: Run) -> None:
     folders = {member.folder.resolve() for member in members}
     if len(folders) < max(2, len(members)) or run.folder.resolve() in folders:
-        raise RunRefused(
-            f"expected two or more different runs to average into yet another, got "
-            f"{', '.join(str(member.folder) for member in members)} into {run.folder}"
-        )
+        names = ", ".join(str(member.folder) for member in members)
+        raise RunRefused(f"runs to average must be two or more different ones, got {names} for {run.folder}")
     first = members[0].read_config()
     if "start_from" not in first:
-        raise RunRefused(f"{members[0].folder}: it began with nothing (no --start-from); such runs have no average")
+        raise RunRefused(f"{members[0].folder}: runs without --start-from have no useful average")
     for member in members:
         config = member.read_config()
-        differing = [key for key in _ALIKE if config.get(key) != first.get(key)]
-        if differing:
+        different = [key for key in _EQUAL_KEYS if config.get(key) != first.get(key)]
+        if different:
             raise RunRefused(
-                f"{member.folder}: expected runs that differ by their seed alone; "
-                f"it differs from {members[0].folder} in {', '.join(differing)}"
+                f"{member.folder}: runs to average must differ by their seed alone; "
+                f"{member.folder} and {members[0].folder} differ in {', '.join(different)}"
             )
 
 
 def _write_mean_history(members: Sequence[Run], run: Run) -> None:
-    histories = []
-    for member in members:
-        with member.need(member.history, f"sketchbatch-train train --run {member.folder} ...").open(newline="") as file:
-            names, *lines = csv.reader(file)
-        histories.append(np.array(lines, np.float64))
+    histories = [np.loadtxt(member.need(member.history), delimiter=",", skiprows=1, ndmin=2) for member in members]
+    names = [each.name for each in fields(EpochMetrics)]
     with replacing(run.history) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([names, *np.mean(histories, axis=0).tolist()])

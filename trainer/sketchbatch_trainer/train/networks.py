@@ -1,4 +1,4 @@
-"""Builds the networks. Scaling and softmax are part of them: uint8 bitmaps in, scores out."""
+"""Build the networks. Scaling and softmax are part of each network: uint8 bitmaps in, scores out."""
 
 import math
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from keras import layers
 from .recipes import ArticleNetwork, ResidualNetwork
 
 LOGITS = "logits"
-"""Name of the layer before the softmax, and of nothing else."""
+"""Name of the last layer before the softmax."""
 
-_BATCH_NORM_MOMENTUM = 0.95  # of the running mean: 20 steps, since small runs have only some 30 steps an epoch
+_BATCH_NORM_MOMENTUM = 0.95  # a running mean over about 20 steps, since small trainings have about 30 steps per epoch
 
 
 @keras.saving.register_keras_serializable("sketchbatch")
 class StaticFlatten(layers.Flatten):  # type: ignore[misc]  # Keras has no types
-    """Flatten that exports as one Reshape.
+    """A Flatten layer that exports as one ONNX Reshape node.
 
-    Keras's own asks for the number of rows first, which becomes six ONNX nodes of shape arithmetic. Those run on the
-    CPU wherever the model runs, so that `--provider cuda`, which refuses any such node, would refuse the model.
+    The Flatten layer of Keras reads the number of rows first, which exports as six nodes of shape arithmetic. ONNX
+    Runtime runs such nodes on the CPU, and the service's `--provider cuda` refuses a model with CPU nodes.
     """
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
@@ -27,9 +27,9 @@ class StaticFlatten(layers.Flatten):  # type: ignore[misc]  # Keras has no types
 
 
 def build(network: ArticleNetwork | ResidualNetwork, classes: int) -> keras.Model:
-    """Builds a network: uint8 (rows, 28, 28) in, softmax scores (rows, classes) out."""
+    """Build a network: uint8 (rows, 28, 28) in, softmax scores (rows, classes) out."""
     bitmaps = keras.Input((28, 28), dtype="uint8", name="bitmaps")
-    x = layers.Rescaling(1 / 255)(bitmaps)  # before the reshape: on 28x28x1 ONNX Runtime would scale pixel by pixel
+    x = layers.Rescaling(1 / 255)(bitmaps)  # before the reshape: on 28x28x1 ONNX Runtime scales single pixels
     x = layers.Reshape((28, 28, 1))(x)
     x = _article(network, x) if isinstance(network, ArticleNetwork) else _residual(network, x)
     x = layers.Dense(classes, name=LOGITS)(x)  # (rows, classes)
@@ -37,24 +37,24 @@ def build(network: ArticleNetwork | ResidualNetwork, classes: int) -> keras.Mode
 
 
 def with_logits(model: keras.Model) -> keras.Model:
-    """The same network without its softmax, sharing its weights: what the loss is computed from."""
+    """Return the network without its softmax, for the loss; both share their weights."""
     return keras.Model(model.inputs, model.get_layer(LOGITS).output)
 
 
-def start_from(model: keras.Model, earlier: keras.Model, columns: Sequence[int] | None) -> None:
-    """Copies every layer's weights from a network of the same shape.
+def copy_weights(source: keras.Model, target: keras.Model, columns: Sequence[int] | None) -> None:
+    """Copy the weights of every layer between two networks of the same shape.
 
-    Of the last layer only `columns`, the classes of `earlier` that `model` knows, in its order; None = it stays.
+    Of the last layer only `columns` are copied: the class indices in `source` of the classes of `target`, in order.
+    With None the last layer of `target` keeps its weights.
     """
-    for layer, source in zip(model.layers, earlier.layers, strict=True):
+    for source_layer, layer in zip(source.layers, target.layers, strict=True):
         if layer.name != LOGITS:
-            layer.set_weights(source.get_weights())
+            layer.set_weights(source_layer.get_weights())
         elif columns is not None:
-            layer.set_weights([weights[..., columns] for weights in source.get_weights()])
+            layer.set_weights([weights[..., columns] for weights in source_layer.get_weights()])
 
 
 def _article(network: ArticleNetwork, x: keras.KerasTensor) -> keras.KerasTensor:
-    """The article's: two convolutions and a max-pool, two dense layers each with L2, batch norm and dropout."""
     x = layers.Conv2D(network.conv_filters[0], 3, activation="relu")(x)  # (rows, 26, 26, 32)
     x = layers.Conv2D(network.conv_filters[1], 3, activation="relu")(x)  # (rows, 24, 24, 64)
     x = layers.MaxPooling2D(2)(x)  # (rows, 12, 12, 64)
@@ -67,15 +67,15 @@ def _article(network: ArticleNetwork, x: keras.KerasTensor) -> keras.KerasTensor
 
 
 def _residual(network: ResidualNetwork, x: keras.KerasTensor) -> keras.KerasTensor:
-    """Ours: few filters while the side is long, more as it halves, and a dense layer that knows where things are."""
+    # Few filters at high resolution, more after each halving, and a dense layer that sees every position.
     x = _conv(x, network.stem_filters, strides=network.stem_strides)  # (rows, 14, 14, stem)
     for filters in network.stage_filters:
         x = _conv(x, filters, strides=2)  # (rows, 7, 7, filters), then 4x4
         inner = _conv(x, filters)
         inner = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(inner)
         inner = layers.BatchNormalization(momentum=_BATCH_NORM_MOMENTUM, gamma_initializer="zeros")(inner)
-        x = layers.ReLU()(layers.Add()([x, inner]))  # the zeros: each block begins as no change
-    x = StaticFlatten()(x)  # (rows, 4 * 4 * filters): where something is matters, and pooling would forget it
+        x = layers.ReLU()(layers.Add()([x, inner]))  # gamma = 0: each block starts as the identity
+    x = StaticFlatten()(x)  # (rows, 4 * 4 * filters): keeps positions, which pooling would lose
     x = layers.Dropout(network.dropout)(x)
     x = layers.Dense(network.head_units, use_bias=False, kernel_initializer="he_normal")(x)
     x = layers.ReLU()(layers.BatchNormalization(momentum=_BATCH_NORM_MOMENTUM)(x))

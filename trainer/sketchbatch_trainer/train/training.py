@@ -1,4 +1,4 @@
-"""Trains a recipe on drawings: prepare, build, fit, keep. Same seed, drawings and versions: same weights on a CPU."""
+"""Train a recipe on a dataset: check, build, fit, save. On a CPU, one seed, dataset and version gives one result."""
 
 import csv
 import hashlib
@@ -14,215 +14,194 @@ import tensorflow as tf
 from sketchbatch_client.atomic import replacing
 from sketchbatch_client.drawings.readers import Bitmaps
 
-from ..dataset import Drawings, Rows, write_bitmaps, write_labelled
+from ..dataset import Dataset, Split, write_bitmaps, write_split
 from ..errors import RunRefused
 from ..run import Run
-from .fit import Epoch, Fit, Lesson
-from .networks import build, start_from
+from .networks import build, copy_weights
 from .recipes import Recipe
+from .training_loop import EpochMetrics, TrainingData, TrainingLoop
 
 CALIBRATION_ROWS = 1024
-"""Training drawings left in the run, from which an int8 export learns the range of each activation."""
+"""Number of training drawings that the run stores for int8 calibration."""
 
 
-class Watcher(Protocol):
-    """Hears how the fit goes."""
+class TrainingListener(Protocol):
+    """Receives the progress of a training."""
 
-    def begins(self, epochs_done: int, steps_done: int, steps: int) -> None:
-        """Before the first step; more than 0 done means that a run that was cut off goes on. `steps` in an epoch."""
+    def on_start(self, epochs_done: int, steps_done: int, steps: int) -> None:
+        """Called before the first step; both counts are 0 unless the training was resumed. `steps` are per epoch."""
 
-    def steps_done(self, steps: int) -> None:
-        """After each step: how many of this epoch are done."""
+    def on_step(self, steps_done: int) -> None:
+        """Called after each step with the number of finished steps of the epoch."""
 
-    def epoch_done(self, epoch: Epoch) -> None:
-        """After each epoch."""
+    def on_epoch(self, metrics: EpochMetrics) -> None:
+        """Called after each epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What to train, and on what."""
+class TrainingRequest:
+    """What to train, on which drawings."""
 
-    drawings: Drawings
+    dataset: Dataset
     recipe: Recipe
     seed: int
     name: str = ""
-    """Of the model; empty = from the labels."""
+    """Name of the model; empty = derived from the labels."""
     start_from: Run | None = None
-    """A run of the same network whose weights are the first ones; those of the last layer where it knows all labels."""
+    """Run of the same network with the initial weights. Its last layer is used only if it knows all labels."""
     teachers: tuple[Run, ...] = ()
-    """Runs on the same labels whose models' scores stand in for part of each label."""
+    """Runs with the same labels whose scores replace part of each label."""
 
 
-def train(job: Job, run: Run, watcher: Watcher) -> None:
-    """Does the job; leaves config, history, logs, Keras model and held-out drawings in `run`.
+def train(request: TrainingRequest, run: Run, listener: TrainingListener) -> None:
+    """Train; write config, history, logs, Keras model and held-out drawings to `run`.
 
-    A job that was killed, asked for again in the same words, goes on where it was and ends with the same weights.
+    If `run` holds the checkpoint of an equal request, the training resumes and ends with the same weights.
 
     Raises:
-        RunIncomplete: `job.start_from` or a teacher has no model.
-        RunRefused: The first is of another network or `run` itself, a teacher of other labels or of no use.
+        RunIncomplete: `request.start_from` or a teacher has no model.
+        RunRefused: `request.start_from` has another network or is `run` itself; or a teacher has other labels, or the
+            recipe uses no teachers.
     """
-    _check(job, run)
-    keras.utils.set_random_seed(job.seed)
+    _check(request, run)
+    keras.utils.set_random_seed(request.seed)
     tf.config.experimental.enable_op_determinism()
-    drawings = job.drawings
-    model = build(job.recipe.network, len(drawings.labels))
-    config = _config(job)
-    if job.start_from:
-        config["start_from"] = _start_from(model, job, job.start_from)
-    teachers = tuple(load(teacher) for teacher in job.teachers)
+    dataset = request.dataset
+    model = build(request.recipe.network, len(dataset.labels))
+    config = _config(request)
+    if request.start_from:
+        config["start_from"] = _load_initial_weights(model, request, request.start_from)
+    teachers = tuple(load_model(teacher) for teacher in request.teachers)
     if teachers:
-        config["teachers"] = [_as_teacher(job, *pair) for pair in zip(job.teachers, teachers, strict=True)]
-    if not _is_cut_off(run, config):
-        _prepare(run, drawings, config)
-    lesson = Lesson(train=drawings.train, validation=drawings.validation, teachers=teachers)
-    fit = Fit(model, job.recipe, lesson, seed=job.seed, checkpoint=run.checkpoint)
-    watcher.begins(*fit.done, fit.steps)
-    board = tf.summary.create_file_writer(str(run.logs))
-    for epoch in fit.epochs(watcher.steps_done):
-        _write_history(run, fit.history)
-        _log(board, epoch)
-        watcher.epoch_done(epoch)
-    board.close()
-    _write_history(run, fit.history)  # a kill may have come between the last checkpoint and its line
-    keep(run, model)
+        config["teachers"] = [_check_teacher(request, *pair) for pair in zip(request.teachers, teachers, strict=True)]
+    if not _is_interrupted(run, config):
+        _prepare(run, dataset, config)
+    data = TrainingData(train=dataset.train, validation=dataset.validation, teachers=teachers)
+    loop = TrainingLoop(model, request.recipe, data, seed=request.seed, checkpoint=run.checkpoint)
+    listener.on_start(*loop.position, loop.steps)
+    logs = tf.summary.create_file_writer(str(run.logs))
+    for metrics in loop.run(listener.on_step):
+        _write_history(run, loop.history)
+        _log(logs, metrics)
+        listener.on_epoch(metrics)
+    logs.close()
+    _write_history(run, loop.history)  # a kill between the last checkpoint and its history leaves no epoch to run
+    save_model(run, model)
 
 
-def clear(run: Run) -> None:
-    """Makes the folder, and removes what an earlier training left, so that no step takes it for this one's."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    for stale in (*run.made, *run.test.glob("*.npy"), *run.logs.glob("events.*")):
-        stale.unlink(missing_ok=True)
-
-
-def keep(run: Run, model: keras.Model) -> None:
-    """Writes the model of `run`, whole or not at all; with it the training is done."""
+def save_model(run: Run, model: keras.Model) -> None:
+    """Replace the Keras model of `run` atomically, and delete the checkpoint: the training has ended."""
     with replacing(run.keras) as partial:
-        unfinished = partial.with_suffix(".keras")  # Keras insists on its ending
+        unfinished = partial.with_suffix(".keras")  # Keras requires this suffix
         model.save(unfinished)
         unfinished.replace(partial)
     run.checkpoint.unlink(missing_ok=True)
 
 
-def load(run: Run) -> keras.Model:
-    """The model of a run.
+def load_model(run: Run) -> keras.Model:
+    """Load the Keras model of `run`.
 
     Raises:
-        RunIncomplete: It was not trained.
+        RunIncomplete: The run has no model.
     """
-    made_by = f"sketchbatch-train train --run {run.folder} ..."
-    return keras.saving.load_model(run.need(run.keras, made_by), compile=False)
+    return keras.saving.load_model(run.need(run.keras), compile=False)
 
 
-def remembered(run: Run, model: keras.Model) -> dict[str, Any]:
-    """What a run says of another that it was made from: name, recipe, seed, digest of the weights."""
+def provenance(run: Run, model: keras.Model) -> dict[str, Any]:
+    """Return the entry about a run for the config of another run that was made from it."""
     config = run.read_config()
     digest = hashlib.sha256(b"".join(np.array(each).tobytes() for each in model.weights)).hexdigest()
-    return {
-        "name": config["name"],
-        "recipe": config["recipe"]["name"],
-        "seed": config["seed"],
-        "weights_digest": digest,
-    }
+    recipe = config["recipe"]["name"]
+    return {"name": config["name"], "recipe": recipe, "seed": config["seed"], "weights_digest": digest}
 
 
-def _check(job: Job, run: Run) -> None:
-    if job.start_from and job.start_from.folder.resolve() == run.folder.resolve():
+def _check(request: TrainingRequest, run: Run) -> None:
+    if request.start_from and request.start_from.folder.resolve() == run.folder.resolve():
         raise RunRefused(f"{run.folder}: a run cannot start from itself; name another folder with --run")
-    if job.teachers and not job.recipe.teacher_share:
-        raise RunRefused(f"recipe {job.recipe.name} learns from no teacher; leave out --teacher")
+    if request.teachers and not request.recipe.teacher_share:
+        raise RunRefused(f"recipe {request.recipe.name} uses no teacher; leave out --teacher")
 
 
-def _is_cut_off(run: Run, config: dict[str, Any]) -> bool:
-    """Whether the same job was begun in `run` and not ended."""
+def _is_interrupted(run: Run, config: dict[str, Any]) -> bool:
+    """Return True if `run` holds a checkpoint of a training with the same config."""
     return run.checkpoint.exists() and run.config.exists() and run.read_config() == json.loads(json.dumps(config))
 
 
-def _prepare(run: Run, drawings: Drawings, config: dict[str, Any]) -> None:
-    """Leaves in `run` what is known before the first step, and nothing of an earlier training."""
-    clear(run)
-    write_labelled(run.test, drawings.test, drawings.labels, drawings.source)
-    _write_recognized(run, drawings)
-    write_bitmaps(run.calibration, _calibration(drawings.train, len(drawings.labels), config["seed"]))
-    run.write_config(config)
-
-
-def _write_recognized(run: Run, drawings: Drawings) -> None:
-    """Notes of which held-out drawings it is known whether the game recognised them."""
+def _prepare(run: Run, dataset: Dataset, config: dict[str, Any]) -> None:
+    """Delete the output of an earlier training, and write the files that are known before the first step."""
+    run.clear()
+    write_split(run.test, dataset.test, dataset.labels, dataset.source)
     with replacing(run.recognized) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(["label", "row", "is_recognized"])
-        for label, flags in zip(drawings.labels, drawings.recognized, strict=True):
+        for label, flags in zip(dataset.labels, dataset.recognized, strict=True):
             lines.writerows((label, row, flags[row]) for row in np.flatnonzero(flags >= 0))
+    write_bitmaps(run.calibration, _calibration(dataset.train, len(dataset.labels), config["seed"]))
+    run.write_config(config)
 
 
-def _calibration(rows: Rows, classes: int, seed: int) -> Bitmaps:
-    """Some drawings of every class: uint8, (rows <= CALIBRATION_ROWS, 28, 28)."""
+def _calibration(split: Split, classes: int, seed: int) -> Bitmaps:
+    """Return random drawings of every class: uint8, (rows <= CALIBRATION_ROWS, 28, 28)."""
     random = np.random.default_rng(seed)
-    edges = np.searchsorted(rows.class_index, np.arange(classes + 1))  # rows stand in order of class
-    each = [
+    edges = np.searchsorted(split.class_index, np.arange(classes + 1))  # a split is sorted by class
+    indices = [
         first + random.permutation(last - first)[: max(1, CALIBRATION_ROWS // classes)]
         for first, last in itertools.pairwise(edges)
     ]
-    return rows.take(np.concatenate(each)[:CALIBRATION_ROWS])[0]
+    return split.take(np.concatenate(indices)[:CALIBRATION_ROWS])[0]
 
 
-def _start_from(model: keras.Model, job: Job, earlier: Run) -> dict[str, Any]:
-    """Takes the weights of `earlier`; returns what to remember of it."""
-    weights, config = load(earlier), earlier.read_config()
-    shape = json.loads(json.dumps(asdict(job.recipe.network)))
-    if config["recipe"]["network"] | {"dropout": None} != shape | {"dropout": None}:
+def _load_initial_weights(model: keras.Model, request: TrainingRequest, source: Run) -> dict[str, Any]:
+    """Copy the weights of `source` into `model`; return the config entry about `source`."""
+    source_model, config = load_model(source), source.read_config()
+    network = json.loads(json.dumps(asdict(request.recipe.network)))
+    if config["recipe"]["network"] | {"dropout": None} != network | {"dropout": None}:
         raise RunRefused(
-            f"{earlier.folder}: its network is that of recipe {config['recipe']['name']}; recipe {job.recipe.name} "
-            "cannot start from it"
+            f"{source.folder}: recipe {request.recipe.name} cannot start from recipe {config['recipe']['name']}, "
+            "which has another network"
         )
-    known = {label: column for column, label in enumerate(config["labels"])}
-    labels = job.drawings.labels
-    start_from(model, weights, [known[label] for label in labels] if set(labels) <= set(known) else None)
-    return remembered(earlier, weights)
+    columns = {label: column for column, label in enumerate(config["labels"])}
+    labels = request.dataset.labels
+    copy_weights(source_model, model, [columns[label] for label in labels] if set(labels) <= set(columns) else None)
+    return provenance(source, source_model)
 
 
-def _as_teacher(job: Job, teacher: Run, model: keras.Model) -> dict[str, Any]:
-    """What to remember of a teacher; it must know the same labels in the same order."""
-    labels = teacher.read_config()["labels"]
-    if tuple(labels) != job.drawings.labels:
-        raise RunRefused(
-            f"{teacher.folder}: its labels are not those to train: expected {', '.join(job.drawings.labels)}, "
-            f"got {', '.join(labels)}"
-        )
-    return remembered(teacher, model)
+def _check_teacher(request: TrainingRequest, teacher: Run, model: keras.Model) -> dict[str, Any]:
+    """Reject a teacher with other labels or another order; return the config entry about the teacher."""
+    expected, labels = request.dataset.labels, teacher.read_config()["labels"]
+    if tuple(labels) != expected:
+        raise RunRefused(f"{teacher.folder}: labels must be {', '.join(expected)}, got {', '.join(labels)}")
+    return provenance(teacher, model)
 
 
-def _write_history(run: Run, history: list[Epoch]) -> None:
+def _write_history(run: Run, history: list[EpochMetrics]) -> None:
     with replacing(run.history) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.DictWriter(file, [each.name for each in fields(Epoch)])
+        lines = csv.DictWriter(file, [each.name for each in fields(EpochMetrics)])
         lines.writeheader()
-        lines.writerows(asdict(epoch) for epoch in history)
+        lines.writerows(asdict(metrics) for metrics in history)
 
 
-def _log(board: Any, epoch: Epoch) -> None:
-    """Writes the figures of an epoch for TensorBoard."""
-    with board.as_default(step=epoch.epoch):
-        for name, value in asdict(epoch).items():
-            figure = name.removeprefix("val_")
-            tf.summary.scalar(f"{figure}/{'training' if figure == name else 'validation'}", value)
-    board.flush()
+def _log(logs: Any, metrics: EpochMetrics) -> None:
+    """Write the metrics of an epoch for TensorBoard."""
+    with logs.as_default(step=metrics.epoch):
+        for name, value in asdict(metrics).items():
+            metric = name.removeprefix("val_")
+            tf.summary.scalar(f"{metric}/{'training' if metric == name else 'validation'}", value)
+    logs.flush()
 
 
-def _config(job: Job) -> dict[str, Any]:
-    drawings = job.drawings
-    labels = drawings.labels
-    name = job.name or ("-".join(labels) if len(labels) <= 5 else f"{len(labels)}-classes")
+def _config(request: TrainingRequest) -> dict[str, Any]:
+    dataset = request.dataset
+    labels = dataset.labels
+    name = request.name or ("-".join(labels) if len(labels) <= 5 else f"{len(labels)}-classes")
+    packages = ("sketchbatch-trainer", "tensorflow", "keras", "numpy")
     return {
-        "name": f"synthetic-{name}" if drawings.source.startswith("synthetic") else name,
+        "name": f"synthetic-{name}" if dataset.source.startswith("synthetic") else name,
         "labels": labels,
-        "source": drawings.source,
-        "data_digest": drawings.digest,
-        "rows": {"train": len(drawings.train), "validation": len(drawings.validation), "test": len(drawings.test)},
-        "recipe": asdict(job.recipe),
-        "seed": job.seed,
-        "versions": {
-            package: importlib.metadata.version(package)
-            for package in ("sketchbatch-trainer", "tensorflow", "keras", "numpy")
-        },
+        "source": dataset.source,
+        "data_digest": dataset.digest,
+        "rows": {"train": len(dataset.train), "validation": len(dataset.validation), "test": len(dataset.test)},
+        "recipe": asdict(request.recipe),
+        "seed": request.seed,
+        "versions": {package: importlib.metadata.version(package) for package in packages},
     }
