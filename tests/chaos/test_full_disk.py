@@ -72,7 +72,7 @@ def says_which_and_what_to_do(finished, folder):
     """One line, and exit code 1."""
     assert finished.returncode == 1, finished.stderr
     assert finished.stderr.startswith(f"sketchbatch: {folder}/")
-    assert finished.stderr.endswith(": No space left on device; make room there, then give the same command again\n")
+    assert finished.stderr.endswith(": No space left on device; free disk space, then run the same command again\n")
     assert finished.stderr.count("\n") == 1
 
 

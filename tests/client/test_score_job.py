@@ -115,7 +115,7 @@ def test_killed_and_gone_on_with_it_ends_in_the_same_bytes(drawings, score, tiny
     assert not output.exists()
     finished = score(drawings, "--output", output)
     assert finished.code == 0, finished.err
-    assert f"going on after {found * PART:,} of 6,000 rows" in finished.err
+    assert f"resuming after {found * PART:,} of 6,000 rows" in finished.err
     assert output.read_bytes() == undisturbed[kind]
     assert {path.name for path in tmp_path.iterdir()} == {output.name, f"{output.name}.manifest.json"}
 
@@ -148,7 +148,7 @@ def test_without_room_it_says_which_file_and_goes_on_later(drawings, score, undi
         finished = score(drawings, "--output", output, "--quiet")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    line = f"sketchbatch: {output}: File too large; make room there, then give the same command again\n"
+    line = f"sketchbatch: {output}: File too large; free disk space, then run the same command again\n"
     assert (finished.code, finished.err) == (1, line)
     folder = output.with_name("o.csv.parts")
     assert list(tmp_path.iterdir()) == [folder]
@@ -165,7 +165,7 @@ def test_a_finished_job_is_recognised(drawings, score, tmp_path):
     written_at = output.stat().st_mtime_ns
     again = score(drawings, "--output", output)
     assert (again.code, output.stat().st_mtime_ns) == (0, written_at)
-    assert "o.csv is finished already: 6,000 rows" in again.err
+    assert "o.csv is already finished: 6,000 rows" in again.err
     assert score(drawings, "--output", output, "--restart").code == 0
     assert output.stat().st_mtime_ns > written_at
     output.unlink()
@@ -238,7 +238,7 @@ def test_rows_that_are_no_drawing_are_listed(score, tmp_path):
     output = tmp_path / "o.jsonl"
     finished = score(tmp_path / "ant.ndjson", "--output", output)
     assert finished.code == 3
-    assert "2 rows are no drawing" in finished.err
+    assert "2 rows were rejected" in finished.err
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(line["row"], line["key_id"]) for line in lines] == [(0, 7), (2, 7), (4, 7)]
     rejects = [json.loads(line) for line in (tmp_path / "o.jsonl.rejects.jsonl").read_text().splitlines()]
@@ -354,7 +354,7 @@ def test_shards_merge_into_what_one_run_writes(drawings, score, sketchbatch, und
     assert [shard.name for shard in shards] == [f"o-0000{number}-of-00003.{kind}" for number in (2, 1, 0)]
     assert sketchbatch("merge", *shards, "--output", output).code == 0
     assert output.read_bytes() == undisturbed[kind]
-    assert "finished already" in score(drawings, "--output", output).err
+    assert "already finished" in score(drawings, "--output", output).err
 
 
 @pytest.mark.parametrize("shard", ["3/3", "1", "a/b", "/2"])
