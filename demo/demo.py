@@ -1,6 +1,6 @@
-"""Runs the main job on one screen: drawings -> CNN -> ONNX -> running service -> bulk scores -> metrics, report.
+"""Run the main job: drawings -> CNN -> ONNX file -> running service -> bulk scores -> metrics and report.
 
-Every step is a command that a person can type, and is shown before it runs. Only the order of them lives here.
+Every step is a command of Sketchbatch and is printed before it runs.
 """
 
 import argparse
@@ -18,22 +18,24 @@ from sketchbatch_client.atomic import unwind_on_signals
 
 BIN = Path(sys.executable).parent
 CLASSES = "bear,cat,dog"
-FETCHED_ROWS = 4000  # of each class; 9.4 MB in all
-SYNTHETIC_ROWS = 1000  # of each class; the sketches are easy to tell apart
-EPOCHS = 12  # of the recipe's 30: most of what they give, in a minute
-SERVING_WITHIN_S = 60
+FETCHED_ROWS = 4000  # per class; 9.4 MB in total
+SYNTHETIC_ROWS = 1000  # per class; synthetic sketches are easy to classify
+EPOCHS = 12  # of the recipe's 30: most of the accuracy in a minute
+START_TIMEOUT_S = 60
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> None:
-    """Reads the arguments and runs the steps."""
+    """Parse the arguments and run the steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", default="runs/demo", help="folder for everything made (default: %(default)s)")
+    parser.add_argument("--run", default="runs/demo", help="output folder (default: %(default)s)")
     parser.add_argument(
-        "--data", default="", help="drawings in Google's layout (default: Google's bucket, or sketches)"
+        "--data",
+        default="",
+        help="folder of drawings in Google's layout (default: Google's bucket, or synthetic sketches)",
     )
-    parser.add_argument("--epochs", default=EPOCHS, help="most epochs (default: %(default)s)")
+    parser.add_argument("--epochs", default=EPOCHS, help="maximum number of epochs (default: %(default)s)")
     arguments = parser.parse_args()
     started_at = time.monotonic()
     run = Path(arguments.run)
@@ -43,9 +45,9 @@ def main() -> None:
     command(
         "sketchbatch-train", "train", "--data", data, "--classes", CLASSES, "--run", run, "--epochs", arguments.epochs
     )
-    step("export it to ONNX")
+    step("export the CNN to ONNX")
     command("sketchbatch-train", "export", "--run", run)
-    step("serve it, and score the held-out drawings over gRPC")
+    step("serve the model, and score the held-out drawings over gRPC")
     with serving(run / "model.onnx", run / "serve.log") as server:
         command(
             "sketchbatch", "score", run / "test", "--server", server, "--all-scores", "--output", run / "scores.csv"
@@ -57,9 +59,9 @@ def main() -> None:
 
 
 def get_drawings(data: str, run: Path) -> Path:
-    """Says where the drawings come from, in the first line, and gets them: DATA, else the bucket, else sketches.
+    """Return the folder of drawings: `data`, else fetched ones, else synthetic sketches. Print the choice.
 
-    Real drawings and sketches have folders of their own, so that one never passes for the other.
+    Real and synthetic drawings have different folders, so that they cannot be mixed up.
     """
     if data:
         console.print(f"[bold]Sketchbatch demo[/] on the drawings in {data}")
@@ -74,21 +76,21 @@ def get_drawings(data: str, run: Path) -> Path:
     else:
         console.print(
             "[bold]Sketchbatch demo[/] on synthetic sketches, not real drawings: Google's bucket cannot be reached "
-            "(offline?); DATA=folder takes your own"
+            "(offline?); DATA=folder uses your own drawings"
         )
-        step("sketch drawings")
+        step("generate synthetic sketches")
         folder = run / "sketches"
         command("sketchbatch-train", "sketch", "--folder", folder, "--rows", SYNTHETIC_ROWS)
     return folder
 
 
 def step(title: str) -> None:
-    """Announces a step."""
+    """Print the title of a step."""
     console.print(f"\n[bold blue]{title}[/]")
 
 
 def command(program: str, *arguments: object) -> None:
-    """Shows and runs one of our commands; the demo ends with its exit code if it fails."""
+    """Print and run a command; exit with its exit code if it fails."""
     words = [program, *map(str, arguments)]
     console.print(f"$ {shlex.join(words)}", style="dim", markup=False)
     finished = subprocess.run([BIN / program, *words[1:]], check=False)
@@ -98,7 +100,7 @@ def command(program: str, *arguments: object) -> None:
 
 @contextmanager
 def serving(model: Path, log: Path) -> Iterator[str]:
-    """Runs the service on a free port of this machine; yields host:port once it says SERVING; then drains it."""
+    """Run the service on a free local port; yield HOST:PORT when it is SERVING; drain it at the end."""
     words = ["sketchbatch-serve", "--model", str(model), "--address", "127.0.0.1:0"]
     console.print(f"$ {shlex.join(words)}", style="dim", markup=False)
     with log.open("w", encoding="utf-8") as file:
@@ -113,9 +115,9 @@ def serving(model: Path, log: Path) -> Iterator[str]:
 
 
 def _wait_until_serving(service: "subprocess.Popen[bytes]", log: Path) -> dict[str, str]:
-    """The service's SERVING event, from its log."""
-    give_up_at = time.monotonic() + SERVING_WITHIN_S
-    while service.poll() is None and time.monotonic() < give_up_at:
+    """Return the SERVING event from the log of the service."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while service.poll() is None and time.monotonic() < deadline:
         for line in log.read_text(encoding="utf-8").splitlines():
             if line.endswith('"message": "SERVING"}'):
                 event: dict[str, str] = json.loads(line)

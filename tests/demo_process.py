@@ -1,4 +1,4 @@
-"""A running `sketchbatch demo`, and drawings to give it."""
+"""A running `sketchbatch demo`, and drawings to send to it."""
 
 import json
 import signal
@@ -19,16 +19,16 @@ ROOF = [
     [[40.5, 200, 390], [300, 80.2, 310], [0, 150, 320]],
     [[60, 60, 370, 370], [310, 480, 480, 310], [600, 700, 800, 900]],
 ]
-ZIGZAG = [[[0, 500] * MAX_CROSSINGS, list(range(2 * MAX_CROSSINGS))]]  # crosses too often
+ZIGZAG = [[[0, 500] * MAX_CROSSINGS, list(range(2 * MAX_CROSSINGS))]]  # too long
 
 
-def seen_in(strokes):
-    """What the model sees in strokes of any size."""
+def bitmap_of(strokes):
+    """Return the model input for strokes of any size."""
     return rasterize(simplify(strokes))
 
 
 class Demo:
-    """A `sketchbatch demo` process on a free port, and what it answers."""
+    """A `sketchbatch demo` process on a free port."""
 
     def __init__(self, server, *flags, **options):
         words = [COMMAND, "demo", "--server", server, "--address", "127.0.0.1:0", *flags]
@@ -36,7 +36,7 @@ class Demo:
         self.url = self.process.stdout.readline().split()[2]
         self.address = urlsplit(self.url).netloc
 
-    def ask(self, method, path, body=None, headers=JSON):
+    def request(self, method, path, body=None, headers=JSON):
         connection = HTTPConnection(self.address, timeout=10)
         connection.request(method, path, body, headers)
         response = connection.getresponse()
@@ -45,7 +45,7 @@ class Demo:
         return response, json.loads(text) if response.getheader("Content-Type") == "application/json" else text
 
     def classify(self, strokes, query=""):
-        return self.ask("POST", f"/classify{query}", json.dumps({"drawing": strokes}))
+        return self.request("POST", f"/classify{query}", json.dumps({"drawing": strokes}))
 
     def stop(self, how=signal.SIGTERM):
         if self.process.poll() is None:

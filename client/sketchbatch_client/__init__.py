@@ -1,4 +1,4 @@
-"""Classifies drawings through a Sketchbatch service: a client, the readers, the rasteriser and the metrics.
+"""Classify drawings with a Sketchbatch service: clients, readers, rasteriser and metrics.
 
 from sketchbatch_client import Client, rasterize
 with Client("localhost:50051") as client:

@@ -1,4 +1,4 @@
-"""Writes a file whole or not at all, also when the disk is full or the process is told to stop."""
+"""Write files completely or not at all, even if the disk is full or the process receives a signal."""
 
 import errno
 import os
@@ -11,18 +11,16 @@ from pathlib import Path
 
 from .errors import DiskFull
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-_LATE_S = 5.0
-"""How long a process that was told to stop may take to tidy up."""
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLEANUP_S = 5.0  # longest time for the cleanup after a signal
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; it becomes `path` on leaving, or vanishes if leaving by an error.
+    """Yield a temporary path in the same folder; rename it to `path` at the end, or remove it after an error.
 
     Raises:
-        DiskFull: There is no room for it.
+        DiskFull: There is no space for the file.
     """
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,31 +34,31 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Raises DiskFull, which names `path`, where the block cannot write for want of room."""
+    """Raise DiskFull with the name of `path` if the block fails for lack of disk space."""
     try:
         yield
     except OSError as exc:
-        if exc.errno not in _NO_ROOM:
+        if exc.errno not in _NO_SPACE:
             raise
-        raise DiskFull(f"{path}: {exc.strerror}; make room there, then give the same command again") from exc
+        raise DiskFull(f"{path}: {exc.strerror}; free disk space, then run the same command again") from exc
 
 
 def unwind_on_signals() -> None:
-    """Makes SIGTERM and SIGHUP leave as Ctrl-C does: partial files are removed, what was started is stopped.
+    """Handle SIGTERM and SIGHUP like Ctrl-C: partial files are removed, and child processes are stopped.
 
-    What cannot be stopped, such as a thread whose lock went with the code that was interrupted, is left after a while.
+    A cleanup that takes longer than `_CLEANUP_S`, such as a wait for a lost lock, is cut short.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: _unwind(SystemExit(128 + received)))
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a job in the background
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell ignores SIGINT for its background jobs
         signal.signal(signal.SIGINT, lambda *_: _unwind(KeyboardInterrupt()))
 
 
 def _unwind(error: BaseException) -> None:
-    threading.Thread(target=_end_late, daemon=True).start()
+    threading.Thread(target=_exit_after_cleanup, daemon=True).start()
     raise error
 
 
-def _end_late() -> None:
-    time.sleep(_LATE_S)
+def _exit_after_cleanup() -> None:
+    time.sleep(_CLEANUP_S)
     os._exit(1)

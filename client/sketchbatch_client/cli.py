@@ -1,4 +1,4 @@
-"""The command `sketchbatch`: score, merge, evaluate, model, health, demo."""
+"""The command `sketchbatch` with its subcommands score, merge, evaluate, model, health and demo."""
 
 import os
 import sys
@@ -13,16 +13,17 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Classifies drawings in bulk through a Sketchbatch service, and says how good its model is.",
+    help="Classify drawings in bulk with a Sketchbatch service, and measure how good its model is. "
+    "Exit codes: 0 = success, 1 = an error with a message on stderr, 2 = invalid options.",
 )
-for verb in (score.score, merge.merge, evaluate.evaluate, inspect.model, inspect.health, demo.demo):
-    app.command()(verb)
+for command in (score.score, merge.merge, evaluate.evaluate, inspect.model, inspect.health, demo.demo):
+    app.command()(command)
 
 
 def main() -> None:
-    """Runs the command; what a person can put right ends as one line on stderr and exit code 1."""
+    """Run the command; report an expected error as one line on stderr and exit code 1."""
     unwind_on_signals()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what fails is said once, by us
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would log the failures that the command reports itself
     try:
         app()
     except (SketchbatchError, OSError) as exc:

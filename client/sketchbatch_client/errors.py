@@ -1,21 +1,21 @@
-"""Everything the client can refuse or fail with.
+"""Errors of the client; each message is one line for a person.
 
 SketchbatchError
-├── FileRefused         a file is not what it should be; fetch or make it again
-├── DiskFull            a file cannot be written to its end; make room, then give the same command again
-├── JobRefused          what was begun cannot go on like this; begin anew, or put things as they were
-├── RequestRefused      the request can never succeed as sent; change it
-├── ModelNotFound       the server has no such model; the message lists those it has
-├── Overloaded          the server stayed full until the time was up; try later, or send less at once
-├── Unavailable         no server answered; is it running, and is the address right?
-├── DeadlineExceeded    no answer in time; allow more time, or send less at once
-├── Unauthenticated     the server wants credentials, or others; give it a token or certificate that it knows
-└── ServerFailed        the server broke; its log has the cause under the request id
+├── FileRefused         an input is not a readable file of drawings: download or create it again
+├── DiskFull            a file cannot be written completely: free disk space, then run the same command again
+├── JobRefused          a job cannot be resumed like this: use the same inputs and options again, or --restart
+├── RequestRefused      the request is invalid: change it; a retry cannot succeed
+├── ModelNotFound       the server does not serve this model: the message lists the served models
+├── Overloaded          the server's queue stayed full until the timeout: retry later, or send fewer rows at once
+├── Unavailable         no server responded: check that it runs, and that the address is right
+├── DeadlineExceeded    no response within the timeout: allow more time, or send fewer rows at once
+├── Unauthenticated     credentials are missing or wrong: pass a token or certificate that the server accepts
+└── ServerFailed        the server failed: its log has the cause under the request id
 """
 
 
 class SketchbatchError(Exception):
-    """Base class; the message is one line, for a person."""
+    """Base class of all errors of the client."""
 
 
 class FileRefused(SketchbatchError):
@@ -23,19 +23,19 @@ class FileRefused(SketchbatchError):
 
 
 class DiskFull(SketchbatchError):
-    """There is no room for a file: the disk is full, or a quota or limit is reached. Nothing of it is left."""
+    """The disk is full, or a quota or file size limit is reached. The partial file is removed."""
 
 
 class JobRefused(SketchbatchError):
-    """A job was begun with other inputs, another model or other options, or another process is at it."""
+    """A job was started with other inputs, model or options, or another process runs it."""
 
 
 class RequestRefused(SketchbatchError):
-    """The bitmaps or options are wrong, said by the client or by the server."""
+    """The client or the server rejected bitmaps or options."""
 
 
 class ModelNotFound(SketchbatchError):
-    """No model or version of that name is being served."""
+    """No model or version of that name is served."""
 
 
 class Overloaded(SketchbatchError):
@@ -43,11 +43,11 @@ class Overloaded(SketchbatchError):
 
 
 class Unavailable(SketchbatchError):
-    """No server could be reached, or it was draining."""
+    """No server could be reached, or the server was draining."""
 
 
 class DeadlineExceeded(SketchbatchError):
-    """The time allowed passed without an answer."""
+    """The timeout passed without a response."""
 
 
 class Unauthenticated(SketchbatchError):
@@ -55,4 +55,4 @@ class Unauthenticated(SketchbatchError):
 
 
 class ServerFailed(SketchbatchError):
-    """The model call broke, or the server answered with an error we do not know."""
+    """The model call failed, or the server returned an unexpected status."""

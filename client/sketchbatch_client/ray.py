@@ -1,8 +1,8 @@
-"""Scores the bitmaps of a Ray dataset through the service: a callable class for `Dataset.map_batches`.
+"""Classify the bitmaps of a Ray dataset: a callable class for `Dataset.map_batches`.
 
-Flow: Ray makes one `SketchbatchScorer` in each actor -> its first batch opens its one `Client` -> batch in, batch out.
-A batch whose actor dies is given to another: scoring changes nothing, so a second time is as good as the first.
-Imports Ray only where `score` hands work to it.
+Flow: Ray creates one `SketchbatchScorer` per actor -> its first batch opens its `Client` -> batch in, batch out. If an
+actor dies, Ray gives its batch to another actor; scoring has no side effects, so a repetition is harmless. Only `score`
+imports Ray.
 """
 
 from contextlib import closing
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 Batch = dict[str, NDArray[Any]]
-"""Columns by name, each with one entry a row; what `map_batches` gives with batch_format="numpy", its default."""
+"""Columns by name, each with one entry per row, as `map_batches` passes them by default (batch_format="numpy")."""
 
 _SHAPES = ((28, 28), (784,))
-_BATCH_ROWS = 4096  # four requests under way at once, as `Client` sends them
-_ACTOR_CPUS = 0.25  # an actor waits for the service most of the time; a whole core each would leave none to read with
+_BATCH_ROWS = 4096  # four requests of `Client` in flight
+_ACTOR_CPUS = 0.25  # an actor mostly waits for the service; one core per actor would leave none for reading
 
 
 class SketchbatchScorer:
-    """Adds the columns label and score to batches; label_2, score_2 and so on, or score_LABEL, where asked for.
+    """Add the columns label and score to batches; on request also label_2, score_2, ... or score_LABEL.
 
-    Pickled, it is its options alone. Not for several threads at once, which Ray does not use.
+    Pickling keeps only the options. Not thread-safe, which Ray does not require.
 
     Args:
-        server: As for `Client`.
-        column: Where the bitmaps are: uint8 (rows, 28, 28) or (rows, 784), 0 = paper, 255 = ink; or bytes or lists of
-            as many. Kept, as are all other columns.
-        model: "" = the service's default.
-        model_version: "" = the newest when this actor first asks; say which, or use `score`, so that all agree.
-        top_k: How many of the best classes each row gets.
-        all_scores: Give the score of every class, too; `top_k` is then 1.
-        client_options: What else `Client` takes.
+        server: Target of `Client`.
+        column: Column of bitmaps: uint8 (rows, 28, 28) or (rows, 784), 0 = paper, 255 = ink; or bytes or lists of as
+            many. This and all other columns are kept.
+        model: "" = the default model of the service.
+        model_version: "" = the newest at the actor's first batch; for one version in all actors, set it or use `score`.
+        top_k: Number of best classes per row.
+        all_scores: Also add the score of every class; `top_k` is then 1.
+        client_options: Further arguments of `Client`.
     """
 
     def __init__(
@@ -59,20 +59,19 @@ class SketchbatchScorer:
         self._column = column
         self._model = model
         self._model_version = model_version
-        self._top_k = 1 if all_scores else top_k
-        self._with_all_scores = all_scores
+        self._top_k = 0 if all_scores else top_k  # 0 = all scores
         self._client_options = client_options
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch with the columns of its scores; the batch itself is left as it is.
+        """Return the batch with the columns of its scores; the argument is not changed.
 
         Raises:
-            RequestRefused: There is no such column, it holds no bitmaps, or the batch has a column of a name we give.
-            SketchbatchError: As `errors` says, when the service cannot answer.
+            RequestRefused: The column is missing or holds no bitmaps, or a column of scores exists already.
+            SketchbatchError: The service cannot respond.
         """
         scores = self._classified(_bitmaps(batch, self._column)).columns()
         if taken := [name for name in scores if name in batch]:
-            raise RequestRefused(f"column {taken[0]!r}: expected no such column, since scores go there; rename it")
+            raise RequestRefused(f"column {taken[0]!r} must not exist, because scores are written there: rename it")
         return {**batch, **scores}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,14 +86,10 @@ class SketchbatchScorer:
         return self._client.model(self._model, self._model_version)
 
     def _classified(self, bitmaps: Bitmaps) -> Classification:
-        if not len(bitmaps):  # no rows have the columns that rows would have
+        if not len(bitmaps):  # a batch without rows gets the same columns as any other
             return next(cut(self._classified(np.zeros((1, 28, 28), np.uint8)), [0]))
-        return self._client.classify(
-            bitmaps,
-            top_k=0 if self._with_all_scores else self._top_k,
-            model_name=self._served.name,
-            model_version=self._served.version,
-        )
+        served = self._served
+        return self._client.classify(bitmaps, top_k=self._top_k, model_name=served.name, model_version=served.version)
 
 
 def score(
@@ -107,31 +102,31 @@ def score(
     model_version: str = "",
     **options: Any,
 ) -> "Dataset":
-    """The dataset with scores, by one version of the model throughout, also if a newer one is served meanwhile.
+    """Return the dataset with scores of one model version, even if a newer version is activated meanwhile.
 
     Args:
         dataset: Has a column of bitmaps.
-        server: host:port, as the actors reach it, and this process too.
-        actors: How many score at once; (least, most) = as many as there is work for.
-        batch_rows: Rows that an actor sends at a time.
-        model: As for `SketchbatchScorer`.
-        model_version: Likewise.
-        options: What else `SketchbatchScorer` takes.
+        server: Target of `Client`, reachable from this process and from all actors.
+        actors: Concurrent actors, or their (minimum, maximum) depending on the work.
+        batch_rows: Rows per batch of an actor.
+        model: "" = the default model of the service.
+        model_version: "" = the newest version.
+        options: Further arguments of `SketchbatchScorer`.
 
     Raises:
-        ModelNotFound: The service has no such model.
-        SketchbatchError: As `errors` says, when the service cannot answer now; later, Ray says so.
+        ModelNotFound: The service does not serve this model.
+        SketchbatchError: The service cannot respond now; later errors are raised by Ray.
     """
     from ray.data import ActorPoolStrategy
 
     scorer = SketchbatchScorer(server, model=model, model_version=model_version, **options)
     with closing(scorer._client):
         served = scorer._served
-    least, most = (actors, actors) if isinstance(actors, int) else actors
+    minimum, maximum = (actors, actors) if isinstance(actors, int) else actors
     return dataset.map_batches(
         SketchbatchScorer,
         fn_constructor_kwargs={"server": server, "model": served.name, "model_version": served.version, **options},
-        compute=ActorPoolStrategy(min_size=least, max_size=most),
+        compute=ActorPoolStrategy(min_size=minimum, max_size=maximum),
         batch_size=batch_rows,
         num_cpus=_ACTOR_CPUS,
     )
@@ -139,20 +134,18 @@ def score(
 
 def _bitmaps(batch: Batch, column: str) -> Bitmaps:
     if column not in batch:
-        raise RequestRefused(f"column {column!r}: expected bitmaps, got no such column; there are {', '.join(batch)}")
+        raise RequestRefused(f"column {column!r} must exist and hold bitmaps, got the columns {', '.join(batch)}")
     values = batch[column]
     parts = [values] if values.dtype != object else [_as_array(value)[None] for value in values]
     for part in parts:
         if part.dtype != np.uint8 or part.shape[1:] not in _SHAPES:
             got = "None" if part[0] is None else f"{part.dtype} {part.shape[1:]}"
-            raise RequestRefused(
-                f"column {column!r}: expected uint8 (28, 28) or (784,) in each row, or 784 bytes, got {got}"
-            )
+            raise RequestRefused(f"column {column!r} must be uint8 (28, 28) or (784,) per row, or 784 bytes, got {got}")
     return np.concatenate([np.empty((0, 28, 28), np.uint8), *(part.reshape(-1, 28, 28) for part in parts)])
 
 
 def _as_array(value: object) -> NDArray[Any]:
-    """A row that is bytes, a list, or a list of lists, as Ray gives them; of other things, what NumPy makes of them."""
+    """Convert one row, given by Ray as bytes, a list, or a list of lists; other values become any array."""
     if isinstance(value, bytes):
         return np.frombuffer(value, np.uint8)
     array = np.asarray(value)

@@ -72,7 +72,7 @@ def assert_reports_full_disk(finished, folder):
     """Check for exit code 1 and one line that names the file and the remedy."""
     assert finished.returncode == 1, finished.stderr
     assert finished.stderr.startswith(f"sketchbatch: {folder}/")
-    assert finished.stderr.endswith(": No space left on device; make room there, then give the same command again\n")
+    assert finished.stderr.endswith(": No space left on device; free disk space, then run the same command again\n")
     assert finished.stderr.count("\n") == 1
 
 

@@ -59,7 +59,7 @@ class Misbehaviour:
         return await self._outcome(self._stub.Classify(pb.ClassifyRequest(bitmaps=bytes(self._chance.randrange(784)))))
 
     async def unknown_model(self) -> str:
-        return await self._outcome(self._stub.Classify(pb.ClassifyRequest(bitmaps=bytes(784), model_name="nobody")))
+        return await self._outcome(self._stub.Classify(pb.ClassifyRequest(bitmaps=bytes(784), model_name="unknown")))
 
     async def cancels(self) -> str:
         """Cancel the call at a random moment."""

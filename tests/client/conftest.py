@@ -1,4 +1,4 @@
-"""Small real servers of the contract whose requests a test can see, hold and refuse."""
+"""Small real servers of the contract whose requests a test can record, hold and reject."""
 
 import math
 import threading
@@ -15,46 +15,47 @@ from onnx_models import LABELS, write_model
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 
-REFUSED = 255
+REJECTED = 255
 
 
-class Watched(classifier_pb2_grpc.ClassifierServiceServicer):
-    """Scores a drawing by its first pixel, and refuses requests with a first pixel of 255; `hold` holds all.
+class ScriptedServicer(classifier_pb2_grpc.ClassifierServiceServicer):
+    """Scores a drawing by its first pixel, rejects requests with a first pixel of 255, and can `hold` requests.
 
-    As many requests as `full_for` says are pushed back, each for `pushback_ms`; of the next, each for which
-    `unavailable` has a True is not answered.
+    The next `pushbacks` requests are pushed back for `pushback_ms`. A request is then not answered if the next entry of
+    `unavailable` is True.
     """
 
     def __init__(self, *, worker: int = 1, workers: int = 1) -> None:
-        self.server: grpc.Server | None = None  # the last that was started with it
+        self.server: grpc.Server | None = None  # the last one that was started with it
         self.requests: list[list[int]] = []  # first pixels
+        self.responses = 0
         self.peers: set[str] = set()
         self.unavailable: list[bool] = []
-        self.full_for = 0
+        self.pushbacks = 0
         self.pushback_ms = 0
         self._worker, self._workers = worker, workers
-        self._let_through: float = math.inf  # requests whose first pixel is below it
+        self._held_from: float = math.inf  # requests are held from this first pixel on
         self._changed = threading.Condition()
 
     def hold(self) -> None:
-        """Holds what comes from now on."""
-        self._let_through = 0
+        """Hold all requests that arrive from now on."""
+        self._held_from = 0
 
     def release(self, *, below: float = math.inf) -> None:
-        """Lets all be answered, or those whose first pixel is below that: they may arrive in any order."""
+        """Answer all requests, or those with a first pixel below a limit; they may arrive in any order."""
         with self._changed:
-            self._let_through = below
+            self._held_from = below
             self._changed.notify_all()
 
     def wait_for_rows(self, rows: int) -> None:
-        """Returns when so many rows have arrived."""
+        """Wait until `rows` rows have arrived."""
         with self._changed:
-            assert self._changed.wait_for(lambda: sum(map(len, self.requests)) >= rows, 10)
+            assert self._changed.wait_for(lambda: sum(map(len, self.requests)) >= rows, 15)
 
     def Classify(self, request, context):  # noqa: N802
         pixels = np.frombuffer(request.bitmaps, np.uint8).reshape(-1, 784)[:, 0]
         with self._changed:
-            is_full, self.full_for = self.full_for > 0, max(0, self.full_for - 1)
+            is_full, self.pushbacks = self.pushbacks > 0, max(0, self.pushbacks - 1)
             if is_full:
                 context.set_trailing_metadata((("grpc-retry-pushback-ms", str(self.pushback_ms)),))
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
@@ -63,9 +64,10 @@ class Watched(classifier_pb2_grpc.ClassifierServiceServicer):
             self.requests.append(pixels.tolist())
             self.peers.add(context.peer())
             self._changed.notify_all()
-            assert self._changed.wait_for(lambda: pixels[0] < self._let_through, 10)
-        if REFUSED in pixels:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such drawing")
+            self._changed.wait_for(lambda: pixels[0] < self._held_from)  # the fixture releases all requests
+            self.responses += 1
+        if REJECTED in pixels:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "rejected drawing")
         scores = np.stack([pixels / 256, 1 - pixels / 256], axis=1).astype("<f4")
         return pb.ClassifyResponse(model_name="m", model_version="1", rows=len(pixels), scores=scores.tobytes())
 
@@ -80,11 +82,11 @@ class Watched(classifier_pb2_grpc.ClassifierServiceServicer):
 
 
 @pytest.fixture
-def start_watched() -> Iterator[Callable[..., str]]:
-    """Serves a `Watched` on a port, or on a free one; returns the address, and stops it with the test."""
-    started: list[tuple[grpc.Server, Watched]] = []
+def start_server() -> Iterator[Callable[..., str]]:
+    """Start a `ScriptedServicer` on an address, by default on a free port; return the address."""
+    started: list[tuple[grpc.Server, ScriptedServicer]] = []
 
-    def start(servicer: Watched, address: str = "127.0.0.1:0", health: HealthServicer | None = None) -> str:
+    def start(servicer: ScriptedServicer, address: str = "127.0.0.1:0", health: HealthServicer | None = None) -> str:
         server = grpc.server(futures.ThreadPoolExecutor(64), options=[("grpc.so_reuseport", 1)])
         classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
         if health:
@@ -102,14 +104,14 @@ def start_watched() -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture
-def watched() -> Watched:
-    """One such servicer."""
-    return Watched()
+def servicer() -> ScriptedServicer:
+    """Return one servicer."""
+    return ScriptedServicer()
 
 
 @pytest.fixture
 def drawing() -> Callable[[int], np.ndarray]:
-    """One drawing, known by its first pixel."""
+    """Make a drawing that is identified by its first pixel."""
 
     def draw(pixel: int) -> np.ndarray:
         bitmap = np.zeros((28, 28), np.uint8)
@@ -120,14 +122,14 @@ def drawing() -> Callable[[int], np.ndarray]:
 
 
 @pytest.fixture
-def workers() -> Callable[[int], list[Watched]]:
-    """The workers of one service, as many as wanted."""
-    return lambda count: [Watched(worker=number + 1, workers=count) for number in range(count)]
+def workers() -> Callable[[int], list[ScriptedServicer]]:
+    """Make the worker processes of one service."""
+    return lambda count: [ScriptedServicer(worker=number + 1, workers=count) for number in range(count)]
 
 
 @pytest.fixture(scope="session")
 def start_demo():
-    """Starts demos, and stops those that a test left running."""
+    """Start `sketchbatch demo` processes, and stop them after the tests."""
     started = []
 
     def start(*arguments, **options):
@@ -143,13 +145,13 @@ def start_demo():
 
 @pytest.fixture(scope="session")
 def demo(start_demo, tiny_service):
-    """One demo of the tiny service."""
+    """Start one demo of the tiny service."""
     return start_demo(tiny_service.address)
 
 
 @pytest.fixture(scope="session")
 def two_models(tmp_path_factory):
-    """A folder of two models that know other things."""
+    """Write a repository of two models with different labels."""
     folder = tmp_path_factory.mktemp("two")
     for name, labels in (("insects", LABELS), ("shapes", ("arc", "box", "cup"))):
         write_model(folder / name / "1" / "model.onnx", labels=labels)

@@ -1,4 +1,4 @@
-"""The asyncio client: the same answers and the same manners as `Client`."""
+"""The asyncio client gives the same results and errors as `Client`."""
 
 import asyncio
 
@@ -13,25 +13,28 @@ def pixel(result) -> int:
     return round(float(result.scores[0, 0]) * 256)
 
 
-async def queued_behind_two(client, watched, drawing, pixels) -> list[asyncio.Task]:
-    """Asks about one drawing each while the server holds two requests, so that the rest share."""
-    watched.hold()
-    ahead = []
+async def fill_both_requests(client, servicer, drawing) -> list[asyncio.Task]:
+    """Hold two requests on the server, so that further calls wait in the queue."""
+    servicer.hold()
+    calls = []
     for number in range(2):
-        ahead.append(asyncio.create_task(client.classify(drawing(1))))
-        await asyncio.to_thread(watched.wait_for_rows, number + 1)
+        calls.append(asyncio.create_task(client.classify(drawing(1))))
+        await asyncio.to_thread(servicer.wait_for_rows, number + 1)
+    return calls
+
+
+async def queue_calls(client, drawing, pixels) -> list[asyncio.Task]:
+    """Start one call per pixel; after one step of the event loop all of them wait in the queue."""
     calls = [asyncio.create_task(client.classify(drawing(value))) for value in pixels]
-    await asyncio.to_thread(watched.wait_for_rows, 2 + len(pixels))
-    assert len(watched.requests) == (3 if pixels else 2)
-    watched.ahead = ahead  # kept from being collected
+    await asyncio.sleep(0)
     return calls
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 100])
-async def test_any_number_of_rows_gets_the_answer_that_client_gives(tiny_service, noise, rows):
-    """Both decode alike."""
-    with Client(tiny_service.address) as threads:
-        expected = threads.classify(noise(rows))
+async def test_results_equal_those_of_client(tiny_service, noise, rows):
+    """Any number of rows is split and joined like the blocking client does."""
+    with Client(tiny_service.address) as blocking:
+        expected = blocking.classify(noise(rows))
     async with AsyncClient(tiny_service.address, rows_per_request=7) as client:
         result = await client.classify(noise(rows))
         best = await client.classify(noise(rows), top_k=1)
@@ -41,7 +44,7 @@ async def test_any_number_of_rows_gets_the_answer_that_client_gives(tiny_service
 
 @pytest.mark.parametrize("is_async", [True, False])
 async def test_batches_are_scored_in_order(tiny_service, noise, is_async):
-    """From an iterable of either kind."""
+    """Batches may come from an iterable or an asynchronous iterable."""
 
     async def batches():
         for number in range(1, 30):
@@ -55,8 +58,8 @@ async def test_batches_are_scored_in_order(tiny_service, noise, is_async):
     assert np.allclose(np.concatenate(parts), np.concatenate(alone), atol=1e-6)
 
 
-async def test_models_health_and_refusals_are_told(tiny_service, noise):
-    """As `Client` tells them."""
+async def test_models_health_and_errors_equal_those_of_client(tiny_service, noise):
+    """Models, health and server errors have the types of the blocking client."""
     async with AsyncClient(tiny_service.address) as client:
         assert [await client.model()] == await client.models()
         assert await client.health() == "SERVING"
@@ -67,65 +70,79 @@ async def test_models_health_and_refusals_are_told(tiny_service, noise):
             await client.classify(noise(1), model_name="zebra")
 
 
-async def test_a_storm_of_tasks_is_answered_by_far_fewer_requests(start_watched, watched, drawing):
-    """No call is lost, and nobody hears another's answer."""
-    async with AsyncClient(start_watched(watched)) as client:
+async def test_each_of_many_concurrent_calls_gets_its_own_rows(start_server, servicer, drawing):
+    """No call is lost, sent twice or answered with the rows of another call, and calls share requests."""
+    async with AsyncClient(start_server(servicer)) as client:
 
-        async def ask(number: int) -> list[int]:
+        async def classify(number: int) -> list[int]:
             return [pixel(await client.classify(drawing((number + call) % 250))) for call in range(100)]
 
-        answers = await asyncio.gather(*map(ask, range(32)))
-    assert answers == [[(number + call) % 250 for call in range(100)] for number in range(32)]
-    assert sum(map(len, watched.requests)) == 3200
-    assert len(watched.requests) < 3200 / 4
+        results = await asyncio.gather(*map(classify, range(32)))
+    assert results == [[(number + call) % 250 for call in range(100)] for number in range(32)]
+    assert sum(map(len, servicer.requests)) == 3200
+    assert len(servicer.requests) < 3200
 
 
-async def test_a_refused_caller_is_refused_alone(start_watched, watched, drawing):
-    """The request that it shared fails; its neighbours are answered all the same."""
-    async with AsyncClient(start_watched(watched)) as client:
-        calls = await queued_behind_two(client, watched, drawing, [10, 255, 11])
-        watched.release()
-        with pytest.raises(RequestRefused, match="no such drawing"):
+async def test_queued_calls_share_one_request(start_server, servicer, drawing):
+    """All calls that wait while two requests are in flight go into the next request together."""
+    async with AsyncClient(start_server(servicer)) as client:
+        await fill_both_requests(client, servicer, drawing)
+        calls = await queue_calls(client, drawing, range(10, 30))
+        servicer.release()
+        assert [pixel(await call) for call in calls] == list(range(10, 30))
+    assert servicer.requests == [[1], [1], list(range(10, 30))]
+
+
+async def test_a_rejected_call_does_not_affect_the_calls_that_share_its_request(start_server, servicer, drawing):
+    """The shared request fails; each of its calls is then sent alone."""
+    async with AsyncClient(start_server(servicer)) as client:
+        await fill_both_requests(client, servicer, drawing)
+        calls = await queue_calls(client, drawing, [10, 255, 11])
+        servicer.release()
+        with pytest.raises(RequestRefused, match="rejected drawing"):
             await calls.pop(1)
         assert [pixel(await call) for call in calls] == [10, 11]
-    assert [10, 255, 11] in watched.requests
+    assert [10, 255, 11] in servicer.requests
 
 
-@pytest.mark.parametrize("leaver", [0, 1, 2])
-async def test_a_cancelled_caller_leaves_alone(start_watched, watched, drawing, leaver):
-    """Whichever of those that share it is."""
-    async with AsyncClient(start_watched(watched)) as client:
-        calls = await queued_behind_two(client, watched, drawing, [10, 11, 12])
-        calls[leaver].cancel()
-        watched.ahead[0].cancel()  # this one asked by itself
-        await asyncio.sleep(0.01)
-        watched.release()
-        answers = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
+@pytest.mark.parametrize("cancelled", [0, 1, 2])
+async def test_a_cancelled_call_does_not_affect_the_calls_that_share_its_request(
+    start_server, servicer, drawing, cancelled
+):
+    """Any of the calls in a shared request may be cancelled while the request is in flight."""
+    async with AsyncClient(start_server(servicer)) as client:
+        ahead = await fill_both_requests(client, servicer, drawing)
+        calls = await queue_calls(client, drawing, [10, 11, 12])
+        await asyncio.to_thread(servicer.wait_for_rows, 5)
+        for call in (calls[cancelled], ahead[0]):  # the latter was sent alone
+            call.cancel()
+            await asyncio.wait([call])
+        servicer.release()
+        results = await asyncio.gather(*calls, return_exceptions=True)
         assert pixel(await client.classify(drawing(4))) == 4
-    for number, answer in enumerate(answers):
-        if number == leaver:
-            assert isinstance(answer, asyncio.CancelledError)
+    assert [10, 11, 12] in servicer.requests
+    for number, result in enumerate(results):
+        if number == cancelled:
+            assert isinstance(result, asyncio.CancelledError)
         else:
-            assert pixel(answer) == 10 + number
+            assert pixel(result) == 10 + number
 
 
-async def test_what_a_caller_that_has_left_wanted_is_not_sent(start_watched, watched, drawing):
-    """Its rows are dropped while they wait; the next in line goes without them."""
-    async with AsyncClient(start_watched(watched)) as client:
-        await client.model()
-        await queued_behind_two(client, watched, drawing, [])
-        calls = [asyncio.create_task(client.classify(drawing(value))) for value in (10, 11)]
-        await asyncio.sleep(0.001)
+async def test_the_rows_of_a_call_that_was_cancelled_in_the_queue_are_not_sent(start_server, servicer, drawing):
+    """The next shared request contains only calls that still wait."""
+    async with AsyncClient(start_server(servicer)) as client:
+        await fill_both_requests(client, servicer, drawing)
+        calls = await queue_calls(client, drawing, [10, 11])
         calls[0].cancel()
-        watched.release()
+        await asyncio.sleep(0)  # the cancelled call ends
+        servicer.release()
         assert pixel(await calls[1]) == 11
-    assert [11] in watched.requests
-    assert not any(10 in request for request in watched.requests)
+    assert servicer.requests == [[1], [1], [11]]
 
 
-async def test_a_server_that_is_not_there_is_said_to_all(drawing):
-    """Each caller has its own attempts."""
+async def test_an_unreachable_server_is_reported_to_every_call(drawing):
+    """Each call has its own attempts and its own error."""
     retry = RetryPolicy(max_attempts=2, first_backoff_s=0.01)
     async with AsyncClient("127.0.0.1:1", retry=retry) as client:
-        answers = await asyncio.gather(*(client.classify(drawing(1)) for _ in range(5)), return_exceptions=True)
-    assert [type(answer) for answer in answers] == [Unavailable] * 5
+        results = await asyncio.gather(*(client.classify(drawing(1)) for _ in range(5)), return_exceptions=True)
+    assert [type(result) for result in results] == [Unavailable] * 5

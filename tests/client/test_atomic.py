@@ -1,11 +1,11 @@
-"""Files appear whole or not at all."""
+"""A file is replaced completely or not at all."""
 
 import pytest
 from sketchbatch_client.atomic import replacing
 
 
-def test_a_file_appears_only_when_it_is_whole(tmp_path):
-    """Until then an older one stays; nothing else is left beside it."""
+def test_a_file_appears_only_when_it_is_complete(tmp_path):
+    """An older file stays until then, and no other file remains in the folder."""
     path = tmp_path / "new" / "scores.csv"
     with replacing(path) as partial:
         partial.write_text("first")
@@ -18,8 +18,8 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_file_that_was_not_finished_vanishes(tmp_path, error):
-    """An error, Ctrl-C or a signal in the middle leaves the older file, and no part of the newer one."""
+def test_an_unfinished_file_is_removed(tmp_path, error):
+    """After an error, Ctrl-C or a signal, the older file stays and the partial file is removed."""
     path = tmp_path / "scores.csv"
     path.write_text("older")
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -28,26 +29,27 @@ from sketchbatch_client import (
     errors,
 )
 from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
+from sketchbatch_client.rpc.retries.retry_state import RetryState
 from sketchbatch_client.scoring.job import ScoreJob, write_scores
 
 
 @pytest.fixture
 def client(tiny_service) -> Iterator[Client]:
-    """Connected to a real service of the tiny model; small requests, so that a few rows make several."""
+    """Connect to a service of the tiny model; seven rows per request, so that few rows make several requests."""
     with Client(tiny_service.address, rows_per_request=7) as client:
         yield client
 
 
 @pytest.fixture
 def expected(tiny_model) -> Callable[[np.ndarray], np.ndarray]:
-    """The scores that ONNX Runtime itself gives."""
+    """Compute scores with ONNX Runtime alone."""
     session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
     return lambda bitmaps: session.run(["scores"], {"bitmaps": bitmaps})[0]
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 100])
-def test_any_number_of_rows_comes_back_in_order(client, expected, noise, rows):
-    """Cut into requests and joined again: the scores of ONNX Runtime, row for row."""
+def test_any_number_of_rows_is_scored_in_order(client, expected, noise, rows):
+    """Rows are split into requests and joined again; the scores equal those of ONNX Runtime."""
     result = client.classify(noise(rows))
     assert np.allclose(result.scores, expected(noise(rows)), atol=1e-6)
     assert result.class_index[:, 0].tolist() == result.scores.argmax(axis=1).tolist()
@@ -56,16 +58,16 @@ def test_any_number_of_rows_comes_back_in_order(client, expected, noise, rows):
     assert (result.model_name, result.model_version, len(result)) == ("tiny", "1", rows)
 
 
-def test_top_k_brings_the_best_classes_alone(client, expected, noise):
-    """Best first, without the rest."""
+def test_top_k_returns_only_the_best_classes(client, expected, noise):
+    """The best classes come first, and there are no scores of the others."""
     result = client.classify(noise(20), top_k=2)
     assert result.scores is None
     assert np.array_equal(result.class_index, np.argsort(-expected(noise(20)), kind="stable")[:, :2])
     assert (result.score[:, 0] >= result.score[:, 1]).all()
 
 
-def test_a_result_has_the_columns_of_sketchbatch_score(client, noise):
-    """The best few, or the best and the score of each class."""
+def test_columns_have_the_names_of_sketchbatch_score(client, noise):
+    """There are columns for the top k classes, or for the best class and the score of each class."""
     result = client.classify(noise(20))
     columns = result.columns()
     assert list(columns) == ["label", "score", *(f"score_{label}" for label in LABELS)]
@@ -78,30 +80,30 @@ def test_a_result_has_the_columns_of_sketchbatch_score(client, noise):
     assert np.array_equal(columns["score_2"], best.score[:, 1])
 
 
-def test_a_data_frame_needs_pandas_and_says_so(client, noise, monkeypatch):
-    """By the name of what to install; results do without."""
+def test_to_pandas_without_pandas_names_the_extra_to_install(client, noise, monkeypatch):
+    """Only `to_pandas` imports pandas."""
     result = client.classify(noise(1))
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"pip install 'sketchbatch-client\[pandas\]'"):
         result.to_pandas()
 
 
-def test_a_result_is_shown_in_a_line(client, noise):
-    """However many rows it has."""
+def test_the_repr_is_one_line(client, noise):
+    """A result of many rows shows only the first three."""
     shown = repr(client.classify(noise(100)))
     assert re.fullmatch(r"<Classification of 100 rows by tiny version 1: (\w+ 0\.\d{3}, ){3}\.\.\.>", shown)
     assert repr(client.classify(noise(1))).count(",") == 0
 
 
-def test_one_bitmap_or_flat_rows_are_taken_as_they_are(client, noise):
+def test_all_shapes_of_bitmaps_are_accepted(client, noise):
     """(28, 28), (rows, 784) and (rows, 28, 28) mean the same drawings."""
     rows = client.classify(noise(3)).scores
     assert np.array_equal(client.classify(noise(3).reshape(3, 784)).scores, rows)
     assert np.allclose(client.classify(noise(3)[1]).scores, rows[1:2], atol=1e-6)
 
 
-def test_a_stream_of_batches_is_scored_in_order_and_lazily(client, expected, noise):
-    """Batches are taken only as requests become free; stopping early sends no more."""
+def test_batches_are_taken_only_when_a_request_can_be_sent(client, expected, noise):
+    """A caller that stops early has taken no more batches than may be in flight."""
     taken = []
 
     def batches() -> Iterator[np.ndarray]:
@@ -124,14 +126,14 @@ def test_a_stream_of_batches_is_scored_in_order_and_lazily(client, expected, noi
         ([[1, 2]], "got int64"),
     ],
 )
-def test_bitmaps_of_another_kind_are_refused_before_sending(client, bitmaps, message):
-    """What was expected and what came."""
+def test_invalid_bitmaps_are_refused_before_sending(client, bitmaps, message):
+    """The error has the expected and the given type and shape."""
     with pytest.raises(RequestRefused, match=message):
         client.classify(bitmaps)
 
 
-def test_the_servers_refusals_are_typed(client, noise):
-    """The server's own words, in an exception to catch by name."""
+def test_errors_of_the_server_have_types(client, noise):
+    """The exception has the message of the server."""
     with pytest.raises(RequestRefused, match=r"top_k must be 0\.\.3"):
         client.classify(noise(1), top_k=4)
     with pytest.raises(ModelNotFound, match="there are: tiny"):
@@ -140,8 +142,8 @@ def test_the_servers_refusals_are_typed(client, noise):
         client.model("tiny", "9")
 
 
-def test_models_and_health_are_told(client):
-    """The default model, its limits and labels; SERVING."""
+def test_models_and_health_are_returned(client):
+    """The model has its name, labels and limits; health is SERVING."""
     model = client.model()
     assert [model] == client.models()
     assert (model.name, model.labels, model.is_default, model.max_request_rows) == ("tiny", LABELS, True, 16384)
@@ -150,7 +152,7 @@ def test_models_and_health_are_told(client):
 
 
 class Flaky(classifier_pb2_grpc.ClassifierServiceServicer):
-    """A real server that fails as it is told to, then answers; it counts what it was asked."""
+    """Fails with the given codes and pushbacks, then succeeds; counts the calls."""
 
     def __init__(self, *failures: tuple[grpc.StatusCode, str | None]) -> None:
         self.failures = list(failures)
@@ -171,14 +173,14 @@ class Flaky(classifier_pb2_grpc.ClassifierServiceServicer):
 
 @contextmanager
 def flaky(*failures: tuple[grpc.StatusCode, str | None], **options: object) -> Iterator[tuple[Client, Flaky]]:
-    """A client of such a server, in a hurry to retry."""
+    """Start such a server and a client that retries quickly."""
     servicer = Flaky(*failures)
     server = grpc.server(futures.ThreadPoolExecutor(4))
     classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     retry = RetryPolicy(first_backoff_s=0.001)
-    with Client(f"127.0.0.1:{port}", **{"retry": retry, "timeout_s": 5.0} | options) as client:
+    with Client(f"127.0.0.1:{port}", **{"retry": retry, "timeout_s": 30.0} | options) as client:
         yield client, servicer
     server.stop(None).wait()
 
@@ -186,13 +188,13 @@ def flaky(*failures: tuple[grpc.StatusCode, str | None], **options: object) -> I
 FULL, DRAINING, STOPPING = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.CANCELLED,  # what a server answers whose socket has just closed
+    grpc.StatusCode.CANCELLED,  # of a server whose socket has just closed
 )
 
 
 @pytest.mark.parametrize("failures", [[(DRAINING, None)] * 9, [(FULL, "1")] * 20, [(STOPPING, None)] * 3])
-def test_what_may_pass_is_tried_again(noise, failures):
-    """A server that has answered before is waited for; a full one is asked as often as it says, in time."""
+def test_temporary_errors_are_retried(noise, failures):
+    """After a first response, unavailable servers are retried beyond `max_attempts`; full servers until the timeout."""
     with flaky(*failures) as (client, server):
         assert client.classify(noise(1), top_k=1).label.tolist() == ["a"]
     assert server.calls == len(failures) + 1
@@ -201,89 +203,105 @@ def test_what_may_pass_is_tried_again(noise, failures):
 @pytest.mark.parametrize(
     ("failures", "error", "calls"),
     [
-        ([(FULL, None)] * 9, Overloaded, 1),  # too large a message: no advice, no second attempt
-        ([(FULL, "-1")] * 9, Overloaded, 1),  # the protocol's word for: do not retry
-        ([(FULL, "60000")], Overloaded, 1),  # later than the deadline
+        ([(FULL, None)] * 9, Overloaded, 1),  # the message is too large: no pushback, no retry
+        ([(FULL, "-1")] * 9, Overloaded, 1),  # a negative pushback forbids a retry
+        ([(FULL, "60000")], Overloaded, 1),  # after the deadline
         ([(grpc.StatusCode.INTERNAL, None)] * 9, ServerFailed, 1),
         ([(grpc.StatusCode.INVALID_ARGUMENT, None)] * 9, RequestRefused, 1),
         ([(grpc.StatusCode.UNAUTHENTICATED, None)] * 9, Unauthenticated, 1),
         ([(grpc.StatusCode.PERMISSION_DENIED, None)] * 9, Unauthenticated, 1),
     ],
 )
-def test_what_will_not_pass_is_said_at_once(noise, failures, error, calls):
-    """No attempt is made that cannot help."""
+def test_permanent_errors_are_raised_at_once(noise, failures, error, calls):
+    """There is one attempt only."""
     with flaky(*failures) as (client, server), pytest.raises(error):
         client.classify(noise(1))
     assert server.calls == calls
 
 
+def test_without_patience_a_request_has_max_attempts(noise):
+    """The retry policy of the client applies to its requests."""
+    retry = RetryPolicy(patience_s=0, first_backoff_s=0.001)
+    message = r"no response from .* in 5 attempts: not now"
+    with flaky(*[(DRAINING, None)] * 99, retry=retry) as (client, server), pytest.raises(Unavailable, match=message):
+        client.classify(noise(1))
+    assert server.calls == 5
+
+
+def rpc_error(code: grpc.StatusCode, pushback_ms: str | None = None) -> grpc.RpcError:
+    error = grpc.RpcError()
+    error.code = lambda: code
+    error.trailing_metadata = lambda: (("grpc-retry-pushback-ms", pushback_ms),) if pushback_ms else ()
+    return error
+
+
 @pytest.mark.parametrize(
-    ("options", "calls"),
+    ("policy", "timeout_s", "has_reached_server", "last_failure_s"),
     [
-        ({"retry": RetryPolicy(patience_s=0, first_backoff_s=0.001)}, 5),
-        (
-            {"retry": RetryPolicy(patience_s=0.2, max_attempts=1, first_backoff_s=0.02, max_backoff_s=0.02)},
-            range(8, 22),
-        ),
-        ({"retry": RetryPolicy(first_backoff_s=0.02, max_backoff_s=0.02), "timeout_s": 0.2}, range(8, 22)),
+        (RetryPolicy(max_attempts=5), 60, False, 4),
+        (RetryPolicy(max_attempts=5, patience_s=0), 60, True, 4),
+        (RetryPolicy(max_attempts=1, patience_s=9), 60, True, 9),
+        (RetryPolicy(max_attempts=12, patience_s=9), 60, True, 11),
+        (RetryPolicy(max_attempts=1), 20, True, 20),
     ],
 )
-def test_patience_with_a_server_that_has_gone_has_an_end(noise, options, calls):
-    """After `patience_s` or `timeout_s`, whichever is first; `max_attempts` are made in any case."""
-    ends = (Unavailable, DeadlineExceeded)  # the second where the time runs out in the midst of an attempt
-    with flaky(*[(DRAINING, None)] * 99, **options) as (client, server), pytest.raises(ends, match="no answer"):
-        client.classify(noise(1))
-    assert server.calls == calls or server.calls in calls
+def test_retries_end_with_the_attempts_the_patience_or_the_timeout(
+    policy, timeout_s, has_reached_server, last_failure_s
+):
+    """`max_attempts` are made in any case; later attempts end with `patience_s` or `timeout_s`, whichever is first."""
+    policy = replace(policy, first_backoff_s=1, max_backoff_s=1)
+    now_s = 0
+    retry = RetryState(policy, "server", timeout_s, has_reached_server, clock=lambda: now_s)
+    while retry.delay_s(rpc_error(DRAINING)) is not None:
+        now_s += 1  # each attempt fails after one second
+    assert now_s == last_failure_s
 
 
-def test_pushback_is_waited_for(noise):
-    """The server's advice in milliseconds is kept."""
+def test_the_client_waits_for_the_pushback(noise):
+    """No attempt starts before the pushback of the server has passed."""
     with flaky((FULL, "150")) as (client, _):
         started_at = time.monotonic()
         client.classify(noise(1), top_k=1)
         assert time.monotonic() - started_at >= 0.15
 
 
-def test_clients_pushed_back_together_do_not_come_back_together(noise):
-    """None before its time, and no two of them at once."""
-    error = grpc.RpcError()
-    error.code = lambda: FULL
-    error.trailing_metadata = lambda: (("grpc-retry-pushback-ms", "100"),)
-    delays = {RetryPolicy().delay_s(error, 1) for _ in range(20)}
+def test_retries_after_a_pushback_have_jitter():
+    """The delay is never shorter than the pushback, and two clients have different delays."""
+    delays = {RetryPolicy().delay_s(rpc_error(FULL, "100"), 1) for _ in range(20)}
     assert len(delays) == 20
     assert 0.1 <= min(delays) < max(delays) <= 0.15
 
 
-def test_a_client_that_was_closed_says_so(client, noise):
-    """Not by an error of gRPC's."""
+def test_a_closed_client_raises_unavailable(client, noise):
+    """The error is the client's own, not one of gRPC."""
     client.classify(noise(1))
     client.close()
     with pytest.raises(Unavailable, match="the client was closed"):
         client.classify(noise(1))
 
 
-def test_every_error_stands_in_the_tree():
-    """The one that is drawn in `errors`, with what to do about it."""
+def test_the_docstring_of_errors_lists_every_error():
+    """The tree in the module docstring is complete."""
     assert all(f"── {each.__name__} " in errors.__doc__ for each in SketchbatchError.__subclasses__())
     assert len(SketchbatchError.__subclasses__()) == errors.__doc__.count("── ")
 
 
-def test_a_server_on_this_machine_is_not_asked_through_a_proxy(tiny_service, noise, monkeypatch):
-    """An https_proxy in the environment is for the world outside."""
+def test_a_local_server_is_not_reached_through_a_proxy(tiny_service, noise, monkeypatch):
+    """The variable https_proxy applies to other machines only."""
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     with Client(tiny_service.address) as client:
         assert len(client.classify(noise(2))) == 2
 
 
-def test_requests_are_cut_to_what_the_service_allows(start_service, tiny_model, noise):
-    """A service with a smaller limit than our requests is no error."""
+def test_requests_have_at_most_the_rows_that_the_service_allows(start_service, tiny_model, noise):
+    """A service with a smaller limit than `rows_per_request` gets smaller requests."""
     service = start_service(tiny_model, "--max-request-rows", "50")
     with Client(service.address, rows_per_request=1024) as client:
         assert len(client.classify(noise(333))) == 333
 
 
 class FailsAfter:
-    """Watches a job, and has the server break once some rows are done."""
+    """Listens to the progress of a job and makes the server fail after the first rows."""
 
     def __init__(self, server):
         self._server = server
@@ -295,43 +313,45 @@ class FailsAfter:
         self.rows_done = rows_done
 
     def advances(self, rows):
-        """The part that has these rows is kept before the next request's answer is looked at."""
+        """The part with these rows is stored before the response to the next request is used."""
         self._server.failures.append((grpc.StatusCode.INTERNAL, None))
 
 
-def test_a_scoring_run_that_fails_midway_keeps_what_is_finished(noise, tmp_path):
-    """No output, whole or partial; the error is the server's; the next run goes on after the last part."""
+def test_a_scoring_job_that_fails_midway_keeps_its_finished_parts(noise, tmp_path):
+    """The failed run writes no output; the next run resumes after the last finished part."""
     np.save(tmp_path / "a.npy", noise(3))
-    order = ScoreJob(inputs=[str(tmp_path / "a.npy")], part_rows=1)
+    job = ScoreJob(inputs=[str(tmp_path / "a.npy")], part_rows=1)
     with flaky(rows_per_request=1, in_flight=1) as (client, server):
         watch = FailsAfter(server)
         with pytest.raises(ServerFailed):
-            write_scores(client, order, tmp_path / "o.csv", watch)
+            write_scores(client, job, tmp_path / "o.csv", watch)
         assert not (tmp_path / "o.csv").exists()
         server.failures.clear()
         watch.advances = lambda rows: None
-        assert write_scores(client, order, tmp_path / "o.csv", watch).rows == 3
+        assert write_scores(client, job, tmp_path / "o.csv", watch).rows == 3
         assert watch.rows_done > 0
 
 
-def test_leaving_early_does_not_wait_for_requests_under_way(noise):
-    """A caller that stops, for Ctrl-C say, is not held by a server that is slow to answer."""
-    with flaky((FULL, "3000")) as (client, _):
-        batches = iter([noise(1), noise(1), noise(1), noise(1), noise(1)])
-        results = client.score(batches, top_k=1)
-        started_at = time.monotonic()
+def test_closing_a_bulk_call_does_not_wait_for_its_requests(start_server, servicer, drawing):
+    """`close` returns while the server holds requests, which it would do until the end of the test."""
+    with Client(start_server(servicer), rows_per_request=1, in_flight=4) as client:
+        servicer.hold()
+        servicer.release(below=1)
+        results = client.score(map(drawing, range(10)))
+        assert len(next(results)) == 1
+        servicer.wait_for_rows(4)
         results.close()
-        assert time.monotonic() - started_at < 1
+        assert servicer.responses == 1
 
 
-def test_nobody_waits_for_ever(noise):
-    """A server that accepts and never answers ends in DeadlineExceeded; no server at all, in Unavailable."""
+def test_an_unresponsive_server_ends_in_an_error(noise):
+    """A server that accepts connections and never responds, and an absent server, both end in an error."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         with Client(address, timeout_s=0.3) as client, pytest.raises((DeadlineExceeded, Unavailable)):
             client.classify(noise(1))
     with (
-        Client(address, retry=RetryPolicy(max_attempts=2, first_backoff_s=0.01)) as client,
-        pytest.raises(Unavailable, match=f"no answer from {address} in 2 attempts"),
+        Client("127.0.0.1:1", retry=RetryPolicy(max_attempts=2, first_backoff_s=0.01)) as client,
+        pytest.raises(Unavailable, match=r"no response from 127\.0\.0\.1:1 in 2 attempts"),
     ):
         client.classify(noise(1))

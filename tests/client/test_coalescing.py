@@ -1,16 +1,17 @@
-"""Concurrent small calls of one client share requests, and nobody's trouble is another's."""
+"""Concurrent small calls of one client share requests, and an error of one call does not affect the others."""
 
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from patient_client import PatientClient
 from sketchbatch_client import Client, DeadlineExceeded, RequestRefused
+from sketchbatch_client.rpc.coalescing_queue import MAX_IN_FLIGHT, CoalescingQueue, PendingCall
 from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
 
 THREADS = 32
@@ -18,34 +19,38 @@ THREADS = 32
 
 @pytest.fixture
 def pool():
-    """Callers of one client."""
+    """Start the threads that call one client."""
     with ThreadPoolExecutor(THREADS) as pool:
         yield pool
 
 
 def pixel(result) -> int:
-    """The first pixel of the one drawing that was answered."""
+    """Return the first pixel of the classified drawing."""
     assert len(result) == 1
     return round(float(result.scores[0, 0]) * 256)
 
 
-def queued_behind_two(client, watched, pool, drawing, pixels) -> list[Future]:
-    """Asks about one drawing each while the server holds two requests, so that the rest share."""
-    watched.hold()
-    calls = []
-    for number, value in enumerate((1, 2, *pixels)):
-        calls.append(pool.submit(client.classify, drawing(value)))
-        if number < 2:
-            watched.wait_for_rows(number + 1)
-    watched.wait_for_rows(2 + len(pixels))
-    return calls[2:]
+def fill_both_requests(client, servicer, pool, drawing) -> None:
+    """Hold two requests on the server, with pixels 1 and 2, so that further calls wait in the queue."""
+    servicer.hold()
+    for value in (1, 2):
+        pool.submit(client.classify, drawing(value))
+        servicer.wait_for_rows(value)
+    client.wait_for_queued(1)  # the second call went through the queue
 
 
-def test_many_threads_get_the_answers_they_would_get_alone(tiny_service, tiny_model, noise, pool):
-    """Calls of one row and of several, of two questions, from 32 threads at once: each hears of its own rows."""
+def queue_calls(client, pool, drawing, pixels) -> list[Future]:
+    """Start one call per pixel, and wait until all of them are in the queue."""
+    calls = [pool.submit(client.classify, drawing(value)) for value in pixels]
+    client.wait_for_queued(len(pixels))
+    return calls
+
+
+def test_each_of_many_threads_gets_the_scores_of_its_own_rows(tiny_service, tiny_model, noise, pool):
+    """Calls of one to three rows with two request keys run in 32 threads at once."""
     scores = ort.InferenceSession(tiny_model).run(["scores"], {"bitmaps": noise(200)})[0]
 
-    def ask(number: int) -> bool:
+    def is_right(number: int) -> bool:
         rows = slice(number, number + 1 + number % 3)
         top_k = number % 2
         result = client.classify(noise(200)[rows], top_k=top_k)
@@ -57,122 +62,146 @@ def test_many_threads_get_the_answers_they_would_get_alone(tiny_service, tiny_mo
         )
 
     with Client(tiny_service.address) as client:
-        assert all(pool.map(ask, [*range(190)] * 5))
+        assert all(pool.map(is_right, [*range(190)] * 5))
 
 
-def test_a_storm_of_calls_is_answered_by_far_fewer_requests(start_watched, watched, drawing, pool):
-    """No call is lost, none is sent twice, and nobody hears another's answer."""
-    with Client(start_watched(watched)) as client:
+def test_each_of_many_calls_is_sent_once(start_server, servicer, drawing, pool):
+    """No call is lost, sent twice or answered with the rows of another call, and calls share requests."""
+    with Client(start_server(servicer)) as client:
         calls = [number % 250 for number in range(4000)]
-        started_at = time.monotonic()
         assert [pixel(result) for result in pool.map(client.classify, map(drawing, calls))] == calls
-        assert time.monotonic() - started_at < 5
-    assert sorted(value for request in watched.requests for value in request) == sorted(calls)
-    assert len(watched.requests) < len(calls) / 2
+    assert sorted(value for request in servicer.requests for value in request) == sorted(calls)
+    assert len(servicer.requests) < len(calls)
 
 
-def test_a_lone_caller_asks_at_once_and_by_itself(start_watched, watched, drawing):
-    """One request a call, of which none waits for company, nor goes through another thread."""
-    with Client(start_watched(watched)) as client:
+def test_a_lone_call_is_sent_at_once_and_alone(start_server, servicer, drawing):
+    """Calls one after the other make one request each, without another thread."""
+    with Client(start_server(servicer)) as client:
         assert [pixel(client.classify(drawing(value))) for value in range(200)] == list(range(200))
         assert not [thread for thread in threading.enumerate() if "sketchbatch-shared" in thread.name]
-    assert watched.requests == [[value] for value in range(200)]
+    assert servicer.requests == [[value] for value in range(200)]
 
 
-def test_calls_do_not_wait_for_requests_that_are_not_answered(start_watched, watched, drawing, pool):
-    """The wait is bounded: what waits goes together, beside the requests that the server holds."""
-    with Client(start_watched(watched)) as client:
-        calls = queued_behind_two(client, watched, pool, drawing, range(10, 30))
-        assert len(watched.requests) < 12
-        watched.release()
-        assert [pixel(call.result(10)) for call in calls] == list(range(10, 30))
+def test_queued_calls_share_one_request(start_server, servicer, drawing, pool):
+    """All calls that wait when a response arrives go into the next request together."""
+    with PatientClient(start_server(servicer)) as client:
+        fill_both_requests(client, servicer, pool, drawing)
+        calls = queue_calls(client, pool, drawing, range(10, 30))
+        servicer.release()
+        assert [pixel(call.result()) for call in calls] == list(range(10, 30))
+    assert sorted(map(sorted, servicer.requests)) == [[1], [2], list(range(10, 30))]
 
 
-def test_a_refused_caller_is_refused_alone(start_watched, watched, drawing, pool):
-    """The request that it shared fails; its neighbours are answered all the same."""
-    with Client(start_watched(watched)) as client:
-        calls = queued_behind_two(client, watched, pool, drawing, [10, 255, 11, 12])
-        watched.release()
-        with pytest.raises(RequestRefused, match="no such drawing"):
-            calls.pop(1).result(10)
-        assert [pixel(call.result(10)) for call in calls] == [10, 11, 12]
-    assert any(255 in request and len(request) > 1 for request in watched.requests)
+def test_queued_calls_bypass_requests_that_get_no_response(start_server, servicer, drawing, pool):
+    """The wait is bounded: queued calls reach a server that holds both requests in flight."""
+    with Client(start_server(servicer)) as client:
+        servicer.hold()
+        calls = [pool.submit(client.classify, drawing(value)) for value in range(10)]
+        servicer.wait_for_rows(10)
+        servicer.release()
+        assert [pixel(call.result()) for call in calls] == list(range(10))
+
+
+def test_a_bypassing_call_takes_all_queued_calls_along():
+    """One more sender starts, whose first request has all queued calls but the cancelled one."""
+    queue = CoalescingQueue(64)
+    bitmap = np.zeros((1, 28, 28), np.uint8)
+    calls = [PendingCall(bitmap, 0.0, lambda: None) for _ in range(MAX_IN_FLIGHT + 4)]
+    assert [queue.add(call) and queue.take() == [call] for call in calls] == [True] * MAX_IN_FLIGHT + [False] * 4
+    first, cancelled, *others = calls[MAX_IN_FLIGHT:]
+    cancelled.is_cancelled = True
+    assert queue.bypass(first)
+    assert queue.take() == [first, *others]
+    assert not queue.bypass(others[0])
+
+
+def test_a_rejected_call_does_not_affect_the_calls_that_share_its_request(start_server, servicer, drawing, pool):
+    """The shared request fails; each of its calls is then sent alone."""
+    with PatientClient(start_server(servicer)) as client:
+        fill_both_requests(client, servicer, pool, drawing)
+        calls = queue_calls(client, pool, drawing, [10, 255, 11, 12])
+        servicer.release()
+        with pytest.raises(RequestRefused, match="rejected drawing"):
+            calls.pop(1).result()
+        assert [pixel(call.result()) for call in calls] == [10, 11, 12]
+    assert [10, 11, 12, 255] in map(sorted, servicer.requests)
 
 
 @pytest.mark.parametrize("top_k", [-1, -1000])
-def test_a_question_that_cannot_be_sent_is_refused_before_it_is_shared(start_watched, watched, drawing, top_k):
-    """It never gets near a neighbour."""
-    with Client(start_watched(watched)) as client, pytest.raises(RequestRefused, match="top_k must be 0 or more"):
+def test_a_call_with_invalid_options_is_refused_before_it_is_queued(start_server, servicer, drawing, top_k):
+    """A negative `top_k` cannot be encoded, so it must not fail a shared request."""
+    with Client(start_server(servicer)) as client, pytest.raises(RequestRefused, match="top_k must be 0 or more"):
         client.classify(drawing(1), top_k=top_k)
-    assert not watched.requests
+    assert not servicer.requests
 
 
-def test_a_caller_out_of_time_leaves_alone(start_watched, watched, drawing, pool):
-    """Each has its own `timeout_s`: those that came later are answered."""
-    with Client(start_watched(watched), timeout_s=0.5) as client:
-        client.model()
-        early = queued_behind_two(client, watched, pool, drawing, [10])
-        time.sleep(0.25)
-        late = [pool.submit(client.classify, drawing(value)) for value in (20, 21, 22)]
-        with pytest.raises(DeadlineExceeded, match=r"in 0\.5 s"):
-            early[0].result(10)
-        watched.release()
-        assert [pixel(call.result(10)) for call in late] == [20, 21, 22]
+def test_an_expired_call_does_not_affect_the_calls_that_share_its_request(start_server, servicer, drawing, pool):
+    """Each call has its own deadline; later calls are answered after it."""
+    with PatientClient(start_server(servicer)) as client:
+        fill_both_requests(client, servicer, pool, drawing)
+        client._timeout_s = 0.1  # of the next call
+        early = queue_calls(client, pool, drawing, [10])
+        client._timeout_s = 60.0
+        late = queue_calls(client, pool, drawing, [20, 21, 22])
+        with pytest.raises(DeadlineExceeded, match=r"in 0\.1 s"):
+            early[0].result()
+        servicer.release()
+        assert [pixel(call.result()) for call in late] == [20, 21, 22]
+    assert not any(10 in request for request in servicer.requests)
 
 
 @pytest.fixture
 def ctrl_c() -> Callable[[], None]:
-    """Presses it: the main thread, which runs the test, is interrupted."""
+    """Send SIGINT to the main thread, which runs the test."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
     yield lambda: os.kill(os.getpid(), signal.SIGINT)
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("calls_ahead", [0, 1, 2])
-def test_ctrl_c_in_one_caller_leaves_the_others_to_be_answered(
-    start_watched, watched, drawing, pool, ctrl_c, calls_ahead
-):
-    """Whether it asked by itself, in a shared request under way, or beside two; and the client goes on to work."""
-    with Client(start_watched(watched)) as client:
+def test_ctrl_c_in_one_call_does_not_affect_the_others(start_server, servicer, drawing, pool, ctrl_c, calls_ahead):
+    """The interrupted call was sent alone, in a shared request, or as a bypass; the client stays usable."""
+    with Client(start_server(servicer)) as client:
         assert pixel(client.classify(drawing(3))) == 3
-        watched.hold()
+        servicer.hold()
         for number in range(calls_ahead):
             pool.submit(client.classify, drawing(1))
-            watched.wait_for_rows(2 + number)
+            servicer.wait_for_rows(2 + number)
 
         def interrupt() -> list[Future]:
-            watched.wait_for_rows(2 + calls_ahead)
-            neighbours = [pool.submit(client.classify, drawing(value)) for value in range(20, 28)]
+            servicer.wait_for_rows(2 + calls_ahead)
+            others = [pool.submit(client.classify, drawing(value)) for value in range(20, 28)]
             ctrl_c()
-            return neighbours
+            return others
 
         interrupter = pool.submit(interrupt)
         with pytest.raises(KeyboardInterrupt):
             client.classify(drawing(9))
-        watched.release()
-        assert [pixel(call.result(10)) for call in interrupter.result(10)] == list(range(20, 28))
+        servicer.release()
+        assert [pixel(call.result()) for call in interrupter.result()] == list(range(20, 28))
         assert pixel(client.classify(drawing(4))) == 4
 
 
-def test_callers_outlive_a_restart_of_the_server(start_service, tiny_model, noise, pool):
-    """Those who shared a request that broke ask again until it is back, however few attempts a stranger gets."""
+def test_calls_survive_a_restart_of_the_server(start_service, tiny_model, noise, pool):
+    """Calls that shared a failed request retry until the server is back, beyond `max_attempts`."""
     service = start_service(tiny_model)
+    is_back = threading.Event()
+    started = threading.Barrier(9)
+
+    def classify_until_back(_: int) -> bool:
+        started.wait()
+        while True:
+            is_last = is_back.is_set()
+            assert len(client.classify(noise(1))) == 1
+            if is_last:
+                return True
+
     with Client(service.address, retry=RetryPolicy(max_attempts=1, first_backoff_s=0.05)) as client:
         client.classify(noise(1))
-        stop = threading.Event()
-
-        def ask(_: int) -> int:
-            asked = 0
-            while not stop.is_set():
-                assert len(client.classify(noise(1))) == 1
-                asked += 1
-            return asked
-
-        calls = [pool.submit(ask, number) for number in range(8)]
+        calls = [pool.submit(classify_until_back, number) for number in range(8)]
+        started.wait()
         service.stop(signal.SIGKILL)
         again = start_service(tiny_model, "--address", service.address)
-        time.sleep(0.3)
-        stop.set()
-        assert all(call.result(15) for call in calls)
-        assert len(client.classify(noise(3))) == 3
+        is_back.set()
+        assert all(call.result() for call in calls)
         again.stop()

@@ -1,7 +1,9 @@
-"""The commands score, evaluate, model and health, run as a person runs them."""
+"""The commands score, evaluate, model and health run as processes."""
 
 import csv
 import json
+import os
+import pty
 import signal
 import socket
 import subprocess
@@ -14,10 +16,12 @@ from onnx_models import LABELS
 from PIL import Image
 from pyarrow import parquet
 
+pytestmark = pytest.mark.timeout(60)  # a test starts up to four processes
+
 
 @pytest.fixture
 def folder(tmp_path, noise):
-    """Drawings of two labels that the tiny model knows and one that it does not."""
+    """Write drawings of two labels that the tiny model knows and of one that it does not know."""
     for rows, label in ((30, "ant"), (20, "bee"), (5, "zebra")):
         np.save(tmp_path / f"{label}.npy", noise(rows).reshape(rows, 784))
     return tmp_path
@@ -25,12 +29,12 @@ def folder(tmp_path, noise):
 
 @pytest.fixture
 def sketchbatch(run_command, tiny_service):
-    """Runs `sketchbatch` against the tiny service."""
-    return lambda verb, *arguments: run_command("sketchbatch", verb, *arguments, "--server", tiny_service.address)
+    """Run `sketchbatch` against the tiny service."""
+    return lambda command, *arguments: run_command("sketchbatch", command, *arguments, "--server", tiny_service.address)
 
 
-def test_score_writes_one_line_a_row_in_order(sketchbatch, folder):
-    """Source and row number tell which drawing a line is about, across files and formats."""
+def test_score_writes_one_line_per_row_in_order(sketchbatch, folder):
+    """Source and row number identify the drawing of a line in every output format."""
     kinds = {}
     for kind in ("csv", "jsonl", "parquet"):
         output = folder / f"scores.{kind}"
@@ -51,8 +55,8 @@ def test_score_writes_one_line_a_row_in_order(sketchbatch, folder):
     assert not list(folder.glob(".*"))
 
 
-def test_score_can_write_more_than_the_best(sketchbatch, folder):
-    """--top-k adds columns for the next best, --all-scores one for each class."""
+def test_score_writes_more_than_the_best_class_on_request(sketchbatch, folder):
+    """--top-k adds columns for the next best classes, --all-scores one column per class."""
     assert sketchbatch("score", folder / "ant.npy", "--top-k", 2, "--output", folder / "two.parquet").returncode == 0
     assert parquet.read_table(folder / "two.parquet").column_names == [
         "source", "row", "label", "score", "label_2", "score_2",
@@ -65,7 +69,7 @@ def test_score_can_write_more_than_the_best(sketchbatch, folder):
 
 
 def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
-    """Each picture of a folder is a source of its own."""
+    """Each picture in a folder is one source."""
     drawing = json.dumps({"drawing": [[[0, 255], [0, 255]]]})
     (tmp_path / "ant.ndjson").write_text(f"{drawing}\n" * 3)
     (tmp_path / "scans").mkdir()
@@ -93,8 +97,8 @@ def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
         (["ant.npy", "--top-k", "9", "--output", "o.csv"], "top_k must be 0..3"),
     ],
 )
-def test_score_fails_in_one_line_and_leaves_nothing_behind(sketchbatch, folder, arguments, message):
-    """Exit code 1, what was expected and what came, no partial output."""
+def test_a_failed_score_prints_one_line_and_leaves_no_file(sketchbatch, folder, arguments, message):
+    """The exit code is 1, and the message has the expected and the given value."""
     (folder / "page.npy").write_text("<!doctype html>")
     (folder / "cut.npy").write_bytes((folder / "ant.npy").read_bytes()[:5000])
     before = set(folder.iterdir())
@@ -107,9 +111,9 @@ def test_score_fails_in_one_line_and_leaves_nothing_behind(sketchbatch, folder, 
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_score_that_is_stopped_leaves_nothing_behind(folder, how):
-    """Also while it waits for a server that never answers."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would inherit that it is ignored
+def test_a_stopped_score_leaves_no_file(folder, how):
+    """A signal also stops a command that waits for an unresponsive server."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits an ignored SIGINT
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         words = [Path(sys.executable).parent / "sketchbatch", "score", folder / "ant.npy", "--server", address]
@@ -127,25 +131,42 @@ def test_score_that_is_stopped_leaves_nothing_behind(folder, how):
     assert not [path for path in folder.iterdir() if "o.csv" in path.name]
 
 
-def test_score_wants_either_the_best_few_or_all(sketchbatch, folder):
-    """Two flags that contradict each other are not half obeyed."""
+@pytest.mark.parametrize(("kind", "name"), [("parquet", "Parquet"), ("npy", "NumPy arrays")])
+def test_score_writes_no_binary_format_to_a_terminal(folder, kind, name):
+    """The message names the options that help; the command ends before it connects."""
+    command = [Path(sys.executable).parent / "sketchbatch", "score", folder / "ant.npy", "--output", "-"]
+    controller, terminal = pty.openpty()
+    try:
+        finished = subprocess.run(
+            [*command, "--format", kind], stdout=terminal, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(controller)
+        os.close(terminal)
+    assert finished.returncode == 2
+    words = "".join(character for character in finished.stderr if character not in "│\n").split()
+    assert f"cannot write {name} to a terminal: use --output FILE or --format csv" in " ".join(words)
+
+
+def test_top_k_and_all_scores_exclude_each_other(sketchbatch, folder):
+    """Contradictory options are an error, exit code 2."""
     finished = sketchbatch("score", folder / "ant.npy", "--all-scores", "--top-k", 2, "--output", folder / "o.csv")
     assert finished.returncode == 2
     assert "choose one of" in finished.stderr
 
 
-def test_score_without_a_server_says_so(run_command, folder):
-    """After its few attempts; nothing is left behind."""
+def test_score_without_a_server_is_an_error(run_command, folder):
+    """The command ends after five attempts and leaves no file."""
     words = [folder / "ant.npy", "--output", folder / "o.csv", "--server", "127.0.0.1:1"]
     finished = run_command("sketchbatch", "score", *words)
     assert finished.returncode == 1
-    assert "no answer from 127.0.0.1:1 in 5 attempts" in finished.stderr
+    assert "no response from 127.0.0.1:1 in 5 attempts" in finished.stderr
     assert not (folder / "o.csv").exists()
     assert not list(folder.glob(".*"))
 
 
 def test_evaluate_prints_and_writes_the_five_metrics(sketchbatch, folder):
-    """Rows of labels the model does not know are passed over, and that is said."""
+    """Files of labels that the model does not know are skipped and counted."""
     (folder / "SOURCE.txt").write_text("random noise")
     finished = sketchbatch("evaluate", folder, "--json", folder / "m.json")
     assert finished.returncode == 0, finished.stderr
@@ -158,19 +179,19 @@ def test_evaluate_prints_and_writes_the_five_metrics(sketchbatch, folder):
     assert metrics["accuracy"] == sum(np.diagonal(metrics["confusion"])) / 50
     assert metrics["per_class"]["ant"]["rows"] == 30
     assert metrics["passed_over"] == ["zebra"]
-    assert "passed over 1 file" in finished.stderr
+    assert "skipped 1 file" in finished.stderr
 
 
 def test_evaluate_needs_a_label_that_the_model_knows(sketchbatch, tmp_path, noise):
-    """What was expected and what came."""
+    """The message has the known and the given labels."""
     np.save(tmp_path / "zebra.npy", noise(3))
     finished = sketchbatch("evaluate", tmp_path)
     assert finished.returncode == 1
     assert "expected drawings of ant, bee, cow, got zebra" in finished.stderr
 
 
-def test_model_describes_what_is_served(sketchbatch, tiny_model):
-    """For people, and as JSON for programs."""
+def test_model_describes_the_served_models(sketchbatch, tiny_model):
+    """The output is a table, or JSON with --json."""
     import hashlib
 
     assert "tiny version 1 (default)" in sketchbatch("model").stdout
@@ -180,9 +201,9 @@ def test_model_describes_what_is_served(sketchbatch, tiny_model):
 
 
 def test_health_is_an_exit_code(sketchbatch, run_command):
-    """0 only for SERVING, so that scripts and probes can use it."""
+    """The exit code is 0 only for SERVING, so that scripts and probes can use it."""
     assert (sketchbatch("health").returncode, sketchbatch("health").stdout) == (0, "SERVING\n")
     unknown = sketchbatch("health", "--service", "no.such.Service")
     assert (unknown.returncode, unknown.stdout) == (1, "SERVICE_UNKNOWN\n")
-    nobody = run_command("sketchbatch", "health", "--server", "127.0.0.1:1")
-    assert (nobody.returncode, nobody.stdout) == (1, "UNREACHABLE\n")
+    unreachable = run_command("sketchbatch", "health", "--server", "127.0.0.1:1")
+    assert (unreachable.returncode, unreachable.stdout) == (1, "UNREACHABLE\n")

@@ -1,4 +1,4 @@
-"""Several servers: who is asked, who is left alone, and what becomes of requests when one goes."""
+"""With several servers, the client balances requests, avoids failed servers and loses no request."""
 
 import os
 import signal
@@ -7,22 +7,24 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import grpc
 import numpy as np
 import onnxruntime as ort
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import HealthServicer
 from sketchbatch_client import AsyncClient, Client, Unavailable
+from sketchbatch_client.rpc.connections.connection_pool import ConnectionPool
 from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
 
-pytestmark = pytest.mark.timeout(60)  # three start two processes each
+pytestmark = pytest.mark.timeout(60)  # three tests start two services each
 
-IN_NO_HURRY = RetryPolicy(max_attempts=1, first_backoff_s=60, max_backoff_s=60)
+LONG_BACKOFF = RetryPolicy(max_attempts=1, first_backoff_s=60, max_backoff_s=60)
 
 
 @pytest.fixture
 def free_address() -> Iterator[str]:
-    """Where nobody listens, nor can anyone else come to."""
+    """Reserve an address on which no server listens."""
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         taken.bind(("127.0.0.1", 0))
@@ -38,12 +40,12 @@ def by_text(addresses: list[str]) -> str:
 
 
 def by_name(addresses: list[str]) -> str:
-    """One target of several addresses, among which gRPC itself chooses."""
+    """Return one target of several addresses, among which gRPC balances."""
     return "ipv4:" + ",".join(addresses)
 
 
 def numbered(rows: int) -> np.ndarray:
-    """Drawings told apart by their first pixel."""
+    """Make drawings whose first pixel is their number."""
     return np.arange(rows, dtype=np.uint8).repeat(784).reshape(-1, 28, 28)
 
 
@@ -53,7 +55,7 @@ def numbers(result) -> list[int]:
 
 @pytest.fixture
 def doomed(start_service, tiny_model, noise) -> Callable[[list[str]], tuple[list[str], Iterator[np.ndarray]]]:
-    """Two more servers, and batches amid which one is killed with requests under way and the other drains."""
+    """Start two more services; between two batches one is killed with requests in flight, later the other drains."""
 
     def begin(others: list[str]) -> tuple[list[str], Iterator[np.ndarray]]:
         killed, drained = start_service(tiny_model), start_service(tiny_model)
@@ -61,7 +63,7 @@ def doomed(start_service, tiny_model, noise) -> Callable[[list[str]], tuple[list
         def batches() -> Iterator[np.ndarray]:
             for number in range(120):
                 if number == 30:
-                    os.kill(killed.process.pid, signal.SIGSTOP)  # what it is asked from now on, it never answers
+                    os.kill(killed.process.pid, signal.SIGSTOP)  # it answers no request from now on
                     threading.Timer(0.2, os.kill, (killed.process.pid, signal.SIGKILL)).start()
                 if number == 80:
                     assert killed.stop(signal.SIGKILL)[0] == -signal.SIGKILL
@@ -76,14 +78,14 @@ def doomed(start_service, tiny_model, noise) -> Callable[[list[str]], tuple[list
 
 @pytest.fixture
 def expected(tiny_model, noise) -> np.ndarray:
-    """The scores of those batches, by ONNX Runtime itself."""
+    """Compute the scores of these batches with ONNX Runtime alone."""
     rows = np.concatenate([noise(200)[number : number + 50] for number in range(120)])
     return ort.InferenceSession(tiny_model).run(["scores"], {"bitmaps": rows})[0]
 
 
 @pytest.mark.parametrize("named", [by_list, by_name])
 def test_a_bulk_job_loses_no_row_when_one_server_dies_and_another_drains(tiny_service, doomed, expected, named):
-    """None comes twice and the order is kept, whoever chooses among the servers."""
+    """Every row is scored once and in order, whether the client or gRPC balances."""
     addresses, batches = doomed([tiny_service.address])
     with Client(named(addresses), rows_per_request=20) as client:
         scores = np.concatenate([part.scores for part in client.score(batches)])
@@ -91,8 +93,8 @@ def test_a_bulk_job_loses_no_row_when_one_server_dies_and_another_drains(tiny_se
     assert np.allclose(scores, expected, atol=1e-6)
 
 
-async def test_a_bulk_job_of_tasks_loses_no_row_either(tiny_service, doomed, expected):
-    """The rules are the same."""
+async def test_a_bulk_job_of_tasks_loses_no_row(tiny_service, doomed, expected):
+    """The asyncio client follows the same rules."""
     addresses, batches = doomed([tiny_service.address])
 
     async def in_a_loop() -> AsyncIterator[np.ndarray]:
@@ -105,12 +107,13 @@ async def test_a_bulk_job_of_tasks_loses_no_row_either(tiny_service, doomed, exp
 
 
 @pytest.mark.parametrize("named", [by_list, by_text, by_name])
-def test_a_bulk_job_keeps_every_server_busy(start_watched, workers, named):
-    """Each of three has its four requests before any has answered."""
+def test_a_bulk_job_keeps_every_server_busy(start_server, workers, named):
+    """Each of three servers gets four requests before any of them responds."""
     servicers = [servicer for _ in range(3) for servicer in workers(1)]
-    addresses = [start_watched(servicer) for servicer in servicers]
+    addresses = [start_server(servicer) for servicer in servicers]
     with Client(named(addresses), rows_per_request=1) as client:
-        assert numbers(client.classify(numbered(100))) == list(range(100))  # all connections stand
+        while not all(servicer.requests for servicer in servicers):  # until all connections are open
+            assert numbers(client.classify(numbered(100))) == list(range(100))
         for servicer in servicers:
             servicer.requests.clear()
             servicer.hold()
@@ -125,86 +128,96 @@ def test_a_bulk_job_keeps_every_server_busy(start_watched, workers, named):
     assert sum(len(servicer.requests) for servicer in servicers) == 30
 
 
-def test_calls_one_after_the_other_take_turns(start_watched, workers, drawing):
-    """Of servers that are equally busy, the one asked longest ago is next."""
+def test_consecutive_calls_go_to_the_servers_in_turn(start_server, workers, drawing):
+    """Of connections with equal load, the least recently used one is next."""
     servicers = [*workers(1), *workers(1)]
-    with Client([start_watched(servicer) for servicer in servicers]) as client:
+    with Client([start_server(servicer) for servicer in servicers]) as client:
         for pixel in range(20):
             client.classify(drawing(pixel))
     assert [len(servicer.requests) for servicer in servicers] == [10, 10]
 
 
-def test_a_request_that_fails_goes_to_another_server_at_once(start_watched, watched, drawing, free_address):
-    """It waits for no back-off, and the server that failed rests."""
-    with Client([free_address, start_watched(watched)], retry=IN_NO_HURRY) as client:
+def test_a_request_that_fails_goes_to_another_server_at_once(start_server, servicer, drawing, free_address):
+    """There is no delay, and the failed server backs off."""
+    with Client([free_address, start_server(servicer)], retry=LONG_BACKOFF) as client:
         for pixel in range(10):
             assert numbers(client.classify(drawing(pixel))) == [pixel]
-    assert len(watched.requests) == 10
+    assert len(servicer.requests) == 10
 
 
-def test_a_server_that_comes_back_is_asked_again(start_watched, workers, drawing, free_address):
-    """Once it has rested."""
+def test_a_server_that_returns_is_used_again(start_server, workers, drawing, free_address):
+    """It gets requests again after its back-off."""
     steady, back = [*workers(1), *workers(1)]
     retry = RetryPolicy(first_backoff_s=0.05, max_backoff_s=0.1)
-    with Client([free_address, start_watched(steady)], retry=retry) as client:
+    with Client([free_address, start_server(steady)], retry=retry) as client:
         client.classify(drawing(1))
-        start_watched(back, free_address)
+        start_server(back, free_address)
         give_up_at = time.monotonic() + 10
         while not back.requests:
             assert time.monotonic() < give_up_at
             client.classify(drawing(2))
 
 
-def test_a_server_rests_longer_each_time_it_fails_but_not_once_it_has_answered(start_watched, workers, drawing):
-    """By `first_backoff_s` at first, twice that next, and anew after an answer."""
-    retry = RetryPolicy(first_backoff_s=0.01, max_backoff_s=60)
+def test_a_connection_backs_off_after_each_failure_and_counts_failures_in_a_row():
+    """A failure during a back-off does not count, nor does a response then; a later response resets the count."""
+    now_s = 0.0
+    pool = ConnectionPool(["a:1", "b:1"], grpc.insecure_channel, None, clock=lambda: now_s)
+    shaky, steady = pool.acquire([]), pool.acquire([])
+    pool.back_off(shaky, 10)
+    pool.back_off(shaky, 99)  # a request that was in flight at the first failure
+    pool.restore(shaky)  # a response that a draining server still sent
+    assert shaky.failures == 1
+    assert {pool.acquire([]) for _ in range(5)} == {steady}
+    assert not pool.has_other([steady])
+    now_s = 10.0
+    assert pool.has_other([steady])
+    assert pool.acquire([]) is shaky
+    pool.back_off(shaky, 20)
+    assert shaky.failures == 2
+    now_s = 30.0
+    pool.restore(shaky)
+    assert shaky.failures == 0
+    pool.back_off(shaky, 20)
+    pool.back_off(steady, 10)
+    assert pool.acquire([]) is steady  # all back off: the first to be usable again
+    for channel in pool.close():
+        channel.close()
 
-    def asked_within(wanted_s: float, *unavailable: bool) -> int:
-        shaky, steady = [*workers(1), *workers(1)]
-        shaky.unavailable = list(unavailable)
-        with Client([start_watched(shaky), start_watched(steady)], retry=retry) as client:
-            give_up_at = time.monotonic() + wanted_s
-            while shaky.unavailable and time.monotonic() < give_up_at:
-                client.classify(drawing(1))
-        return len(unavailable) - len(shaky.unavailable)
 
-    assert asked_within(10, *[True, False] * 12) == 24
-    assert asked_within(0.5, *[True] * 12) < 10  # 0.01 x (1 + 2 + ... + 512) x 0.5 = 5 s for ten
-
-
-def test_servers_of_which_none_answers_are_named(free_address):
-    """All of them, and how often they were tried."""
+def test_the_error_names_all_servers_if_none_responds(free_address):
+    """The error names every server and the number of attempts."""
     retry = RetryPolicy(max_attempts=2, first_backoff_s=0.01)
     with (
         Client([free_address, "127.0.0.1:1"], retry=retry) as client,
-        pytest.raises(Unavailable, match=f"no answer from {free_address}, 127.0.0.1:1 in 2 attempts"),
+        pytest.raises(Unavailable, match=f"no response from {free_address}, 127.0.0.1:1 in 2 attempts"),
     ):
         client.classify(numbered(1))
 
 
 @pytest.mark.parametrize("named", [by_list, by_name])
-def test_a_server_that_says_not_serving_gets_no_new_request(start_watched, workers, drawing, named):
-    """Although it would answer: it is about to go."""
+def test_a_server_that_is_not_serving_gets_no_new_request(start_server, workers, drawing, named):
+    """A draining server would still respond, but it stops soon."""
     leaving, staying = [*workers(1), *workers(1)]
     health = HealthServicer()
-    addresses = [start_watched(leaving, health=health), start_watched(staying, health=HealthServicer())]
+    addresses = [start_server(leaving, health=health), start_server(staying, health=HealthServicer())]
     with Client(named(addresses)) as client, Client(addresses[0]) as one:
         while not (leaving.requests and staying.requests):
             client.classify(drawing(1))
         assert one.health() == "SERVING"
         health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         assert one.health() == "NOT_SERVING"
-        time.sleep(0.1)  # the news crosses a socket
-        leaving.requests.clear()
-        for pixel in range(20):
-            assert numbers(client.classify(drawing(pixel))) == [pixel]
-    assert not leaving.requests
+        is_used = True
+        while is_used:  # until gRPC has received the new status; a server in use gets every second request
+            leaving.requests.clear()
+            for pixel in range(20):
+                assert numbers(client.classify(drawing(pixel))) == [pixel]
+            is_used = bool(leaving.requests)
 
 
-def test_health_is_that_of_the_moment(start_watched, watched, drawing, free_address):
-    """One server that serves is enough; where none answers, that is said without the patience that requests have."""
+def test_health_is_checked_with_few_retries(start_server, servicer, drawing, free_address):
+    """One SERVING server is enough; without a response, health ends after `max_attempts`, unlike a request."""
     health, retry = HealthServicer(), RetryPolicy(max_attempts=2, first_backoff_s=0.01)
-    address = start_watched(watched, health=health)
+    address = start_server(servicer, health=health)
     with Client([free_address, address], retry=retry) as client:
         client.classify(drawing(1))
         assert client.health() == "SERVING"
@@ -214,31 +227,31 @@ def test_health_is_that_of_the_moment(start_watched, watched, drawing, free_addr
     with Client([address, free_address], retry=retry) as client:
         client.classify(drawing(1))
         assert client.health("no.such.Service") == "SERVICE_UNKNOWN"
-        watched.server.stop(None).wait()
-        with pytest.raises(Unavailable, match=f"no answer from {free_address} in 2 attempts"):
+        servicer.server.stop(None).wait()
+        with pytest.raises(Unavailable, match=f"no response from {free_address} in 2 attempts"):
             client.health()
 
 
-def test_every_worker_of_every_server_is_met(start_watched, workers):
-    """Two servers of two processes each take four connections, as many requests as keep four busy."""
+def test_every_worker_of_every_server_is_discovered(start_server, workers):
+    """Two servers of two worker processes each get four connections."""
     servers = [workers(2), workers(2)]
-    addresses = [start_watched(first) for first, _ in servers]
+    addresses = [start_server(first) for first, _ in servers]
     for (_, second), address in zip(servers, addresses, strict=True):
-        start_watched(second, address)
+        start_server(second, address)
     with Client(addresses, rows_per_request=1) as client:
         assert numbers(client.classify(numbered(200))) == list(range(200))
     assert [len(worker.peers) for server in servers for worker in server] == [1] * 4
 
 
-def test_a_socket_in_the_file_system_is_a_server_too(start_watched, watched, tmp_path):
-    """Any target that gRPC knows."""
-    start_watched(watched, f"unix:{tmp_path}/s")
+def test_a_unix_socket_is_a_target(start_server, servicer, tmp_path):
+    """The client accepts every target that gRPC knows."""
+    start_server(servicer, f"unix:{tmp_path}/s")
     with Client(f"unix:{tmp_path}/s") as client:
         assert numbers(client.classify(numbered(3))) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("target", ["", "a:1,,b:1", [], ["a:1", ""]])
-def test_targets_that_name_nobody_are_refused(target):
-    """At once, with what came."""
-    with pytest.raises(ValueError, match="expected HOST:PORT, several with commas between, or gRPC targets, got"):
+def test_empty_targets_are_refused(target):
+    """The constructor refuses them with the given value."""
+    with pytest.raises(ValueError, match="target must be HOST:PORT, several separated by commas, or gRPC targets, got"):
         Client(target)

@@ -1,4 +1,4 @@
-"""The page of the verb `demo` in a real browser, drawn on by a real pointer, with a real service behind."""
+"""The page of `sketchbatch demo` works in a real browser with a real pointer and a real service."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from demo_process import ROOF, ZIGZAG, seen_in
+from demo_process import ROOF, ZIGZAG, bitmap_of
 from onnx_models import LABELS
 from selenium import webdriver
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
@@ -18,7 +18,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from sketchbatch_client import Client
 from sketchbatch_client.drawings.strokes import open_strokes
 
-pytestmark = pytest.mark.timeout(60)  # a browser takes its time to start where every core is busy
+pytestmark = pytest.mark.timeout(60)  # a browser starts slowly while every core is busy
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = [
@@ -30,7 +30,7 @@ TAIL = [[[250, 256, 262], [340, 360, 380]]]
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
-    """A headless Chromium; what the page saves goes to its `downloads`."""
+    """Start a headless Chromium that saves files to its `downloads`."""
     if not (CHROMIUM and CHROMEDRIVER):
         pytest.skip("no browser: chromium and chromedriver are not installed (Debian: chromium, chromium-driver)")
     options = webdriver.ChromeOptions()
@@ -46,14 +46,14 @@ def chromium(tmp_path_factory):
 
 
 class Page:
-    """The page as a person meets it."""
+    """The page in the browser."""
 
     def __init__(self, driver, url):
         self.driver = driver
         driver.get(url)
 
     def draw(self, strokes, *, kind="mouse", lift=True):
-        """Moves a real pointer, which `lift` takes off the paper in the end; units are the drawing's own, 0 to 512."""
+        """Move a pointer along strokes in units of the drawing, 0 to 512, and lift it at the end if `lift`."""
         left, top, width = self.run(
             "const b = document.getElementById('paper').getBoundingClientRect(); return [b.left, b.top, b.width]"
         )
@@ -86,33 +86,33 @@ class Page:
 
     @property
     def pixels(self):
-        """What is shown: uint8, (28, 28, 4)."""
+        """The shown pixels: uint8, (28, 28, 4)."""
         pixels = "document.getElementById('bitmap').getContext('2d').getImageData(0, 0, 28, 28).data"
         return np.array(self.run(f"return [...{pixels}]"), np.uint8).reshape(28, 28, 4)
 
     @property
     def bitmap(self):
-        """The levels shown: the ink's colour is the theme's, its level how opaque it is."""
+        """The shown grey levels: the theme sets the colour of the ink, and a level is its opacity."""
         return self.pixels[:, :, 3]
 
     def settled(self):
-        """Returns what is shown once it is what the model sees in the strokes, and the scores shown with it."""
-        self.until(lambda: np.array_equal(self.bitmap, seen_in(self.strokes)))
+        """Wait until the bitmap of the strokes is shown; return it and the shown scores."""
+        self.until(lambda: np.array_equal(self.bitmap, bitmap_of(self.strokes)))
         return self.bitmap, self.text("top").split("\n")
 
-    def until(self, is_so):
-        WebDriverWait(self.driver, 10, poll_frequency=0.05).until(lambda _: is_so())
+    def until(self, is_true):
+        WebDriverWait(self.driver, 30, poll_frequency=0.05).until(lambda _: is_true())
 
 
 def shown_scores(server, bitmap):
-    """As the page writes the scores of a bitmap, best first: label, percentage, label, ..."""
+    """Return the scores of a bitmap as the page shows them, best first: label, percentage, label, ..."""
     with Client(server) as client:
         scores = client.classify(bitmap).scores[0]
     return [text for index in scores.argsort()[::-1] for text in (LABELS[index], f"{100 * scores[index]:.1f} %")]
 
 
 def test_the_scores_follow_the_pen(chromium, demo, tiny_service):
-    """Also before it is lifted; at most one request is under way, and the last is about the last drawing."""
+    """They change before the pen is lifted; at most one request is in flight, the last one for the last drawing."""
     page = Page(chromium, demo.url)
     page.draw([[x[:2] for x in ROOF[0][:2]]], lift=False)
     first, first_scores = page.settled()
@@ -122,18 +122,22 @@ def test_the_scores_follow_the_pen(chromium, demo, tiny_service):
     assert len(page.strokes) == 3
     assert last_scores == shown_scores(tiny_service.address, last) != first_scores
     assert [page.text("label"), page.text("score")] == last_scores[:2]
-    page.until(lambda: page.run("return document.getElementById('said').textContent") == ", ".join(last_scores[:2]))
+    page.until(
+        lambda: page.run("return document.getElementById('announcement').textContent") == ", ".join(last_scores[:2])
+    )
     spans = page.run(
         "return performance.getEntriesByType('resource').filter(each => each.name.includes('/classify'))"
         ".map(each => [each.startTime, each.responseEnd])"
     )
     assert len(spans) > 2
     assert all(begun >= ended for (_, ended), (begun, _) in pairwise(spans))
-    assert not [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"]  # as what the policy bars
+    assert not [
+        entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"
+    ]  # such as a violation of the policy
 
 
-def test_what_was_drawn_can_be_taken_back(chromium, demo):
-    """Stroke by stroke or all of it, by key or by button; and what was cleared comes back."""
+def test_strokes_can_be_undone_and_cleared(chromium, demo):
+    """Keys and buttons undo one stroke or clear all, and undo restores a cleared drawing."""
     page = Page(chromium, demo.url)
     page.draw([ROOF[0][:2]])
     one = page.settled()
@@ -153,7 +157,7 @@ def test_what_was_drawn_can_be_taken_back(chromium, demo):
 
 
 def test_a_finger_draws_on_a_narrow_dark_page(chromium, demo):
-    """The page neither scrolls under it nor is wider than the screen, and the ink is light."""
+    """The page does not scroll while drawing, fits the screen, and has light ink in the dark theme."""
     narrow = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)
@@ -171,44 +175,45 @@ def test_a_finger_draws_on_a_narrow_dark_page(chromium, demo):
         chromium.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
 
 
-def test_saved_strokes_are_a_file_that_we_read(chromium, demo):
-    """As raw strokes, which come to the bitmap that was shown."""
+def test_saved_strokes_can_be_read_back(chromium, demo):
+    """The raw strokes in the file give the shown bitmap."""
     page = Page(chromium, demo.url)
     page.draw([ROOF[0][:2], *TAIL])
     bitmap, _ = page.settled()
     page.click("save")
     saved = chromium.downloads / "drawing.ndjson"
-    page.until(lambda: saved.exists() and saved.stat().st_size)  # Chromium takes the name first
+    page.until(lambda: saved.exists() and saved.stat().st_size)  # Chromium creates an empty file first
     (drawing,) = open_strokes(saved)
     assert [len(stroke) for stroke in drawing.strokes] == [3, 3]
-    assert np.array_equal(seen_in(drawing.strokes), bitmap)
+    assert np.array_equal(bitmap_of(drawing.strokes), bitmap)
 
 
-def test_a_drawing_that_is_refused_is_said_so_until_it_changes(chromium, demo):
-    """In the server's words, and without asking again and again."""
+def test_a_rejected_drawing_shows_the_error_until_it_changes(chromium, demo):
+    """The page shows the message of the server and does not repeat the request."""
     page = Page(chromium, demo.url)
     page.draw(TAIL)
     page.settled()
     page.run(f"past.push(strokes); strokes = {json.dumps(ZIGZAG)}; changed()")
-    page.until(lambda: "times as long as the drawing" in page.text("trouble"))
+    page.until(lambda: "times as long as the drawing" in page.text("error"))
+    assert page.run("return [isClassifying, shownVersion === version]") == [False, True]
     page.click("clear")
-    assert not page.text("trouble")
+    assert not page.text("error")
 
 
-def test_the_page_waits_for_a_service_that_is_down(chromium, start_demo, start_service, two_models, tiny_model):
-    """It says so, keeps the drawing, and goes on by itself when a service is back, with the models of that one."""
+def test_the_page_waits_for_an_unreachable_service(chromium, start_demo, start_service, two_models, tiny_model):
+    """It shows an error, keeps the drawing, and classifies it when a service with other models is back."""
     service = start_service(tiny_model)
     page = Page(chromium, start_demo(service.address).url)
     page.draw(TAIL)
     page.settled()
     service.stop(signal.SIGKILL)
-    page.until(lambda: "The service does not answer." in page.text("trouble"))  # also without a stroke
+    page.until(lambda: "The service does not respond." in page.text("error"))  # without a new stroke
     page.draw([ROOF[0][:2]])
     assert len(page.strokes) == 2
     start_service(two_models, "--default-model", "insects", "--address", service.address)
     page.settled()
     page.until(lambda: page.driver.find_element("id", "model").is_displayed())
-    assert not page.text("trouble")
+    assert not page.text("error")
     assert page.text("facts").startswith("insects, version 1")
     Select(page.driver.find_element("id", "model")).select_by_visible_text("shapes, version 1")
     page.until(lambda: page.text("facts").startswith("shapes, version 1"))

@@ -133,7 +133,7 @@ def test_two_models_are_compared_on_their_common_labels(sketchbatch, others, fol
     assert finished.returncode == 0, finished.stderr
     found = json.loads((tmp_path / "m.json").read_text())
     assert found["passed_over"] == ["cow", "zebra"]
-    assert "passed over 2 files whose label not both models know" in finished.stderr
+    assert "skipped 2 files whose label not both models know" in finished.stderr
     scores, true = scored
     right = scores[true < 2].argmax(axis=1) == true[true < 2]
     bitmaps = np.concatenate([np.load(folder / f"{label}.npy") for label in ("ant", "bee")])
@@ -221,7 +221,7 @@ def test_malformed_drawings_are_refused_or_skipped(sketchbatch, tiny_service, tm
         evaluate(client, client.model(), open_labelled(tmp_path, LABELS))
     finished = sketchbatch(tmp_path, "--skip-malformed", "--json", tmp_path / "m.json")
     assert finished.returncode == 0, finished.stderr
-    assert "left out 2 malformed drawings" in finished.stderr
+    assert "skipped 2 malformed drawings" in finished.stderr
     assert "ant.ndjson:2: drawing must be a list of strokes" in finished.stderr
     found = json.loads((tmp_path / "m.json").read_text())
     assert (found["rows"], found["malformed"]["left_out"], len(found["malformed"]["first"])) == (4, 2, 2)
@@ -262,7 +262,7 @@ def test_a_model_without_softmax_has_figures_but_no_calibration(run_command, oth
     flags = ["evaluate", folder, "--server", others, "--model", "raw", "--html", tmp_path / "p.html"]
     finished = run_command("sketchbatch", *flags, "--json", tmp_path / "m.json")
     assert finished.returncode == 0, finished.stderr
-    assert "calibration not known" in finished.stdout
+    assert "calibration unknown" in finished.stdout
     found = json.loads((tmp_path / "m.json").read_text())
     assert found["calibration"] is None
     assert found["accuracy"] > 0.7

@@ -1,4 +1,4 @@
-"""The scorer for Ray Data by itself, a batch at a time; in a real Ray cluster: tests/integration/test_ray.py."""
+"""The scorer for Ray Data works on single batches; tests/integration/test_ray.py runs it in a Ray cluster."""
 
 import pickle
 
@@ -11,19 +11,19 @@ from sketchbatch_client.ray import SketchbatchScorer
 
 @pytest.fixture
 def scorer(tiny_service):
-    """Makes scorers over the tiny service."""
+    """Make scorers that use the tiny service."""
     return lambda **options: SketchbatchScorer(tiny_service.address, **options)
 
 
 @pytest.fixture
 def expected(tiny_service, noise):
-    """What `Client` says of five rows."""
+    """Classify five rows with `Client`."""
     with Client(tiny_service.address) as client:
         return client.classify(noise(5))
 
 
 def objects(values):
-    """Rows that each are something by themselves, as Ray gives bytes and lists."""
+    """Make a column of objects, as Ray passes bytes and lists."""
     column = np.empty(len(values), object)
     column[:] = values
     return column
@@ -40,8 +40,8 @@ def objects(values):
     ],
     ids=["square", "flat", "bytes", "lists", "lists of lists"],
 )
-def test_scores_stand_beside_the_columns_there_were(scorer, expected, noise, column_of):
-    """Row for row, whatever form the bitmaps have; the batch given is left as it is."""
+def test_scores_are_added_to_the_columns_of_the_batch(scorer, expected, noise, column_of):
+    """Bitmaps may have any of five forms, and the given batch is not changed."""
     batch = {"key": np.arange(5), "bitmap": column_of(noise(5))}
     scored = scorer()(batch)
     assert list(batch) == ["key", "bitmap"]
@@ -52,8 +52,8 @@ def test_scores_stand_beside_the_columns_there_were(scorer, expected, noise, col
 
 
 @pytest.mark.parametrize("options", [{"top_k": 2}, {"all_scores": True}], ids=str)
-def test_columns_have_the_names_that_the_command_writes(scorer, run_command, tiny_service, noise, tmp_path, options):
-    """And its values; also a batch without rows has them all, in the same types."""
+def test_columns_equal_those_of_the_command(scorer, run_command, tiny_service, noise, tmp_path, options):
+    """Names and values are those of `sketchbatch score`; an empty batch has the same columns and types."""
     np.save(tmp_path / "cat.npy", noise(5))
     flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value)]
     flags = [flag for flag in flags if flag is not True]
@@ -83,56 +83,56 @@ def test_columns_have_the_names_that_the_command_writes(scorer, run_command, tin
         (objects(["cat", "dog"]), r"<U3 \(\)"),
     ],
 )
-def test_a_column_of_something_else_is_refused_by_name(scorer, values, got):
-    """In one line: the column, what was expected, what came."""
-    with pytest.raises(RequestRefused, match=f"column 'ink': expected uint8 .*, or 784 bytes, got {got}$"):
+def test_a_column_without_bitmaps_is_refused(scorer, values, got):
+    """The message names the column, and the expected and the given type."""
+    with pytest.raises(RequestRefused, match=f"column 'ink' must be uint8 .*, or 784 bytes, got {got}$"):
         scorer(column="ink")({"ink": values})
 
 
-def test_a_missing_column_and_one_in_the_way_are_refused_by_name(scorer, noise):
-    """A label that people gave is never overwritten."""
-    with pytest.raises(RequestRefused, match="column 'bitmap': expected bitmaps, got no such column; there are x, y"):
+def test_a_missing_column_and_a_conflicting_column_are_refused(scorer, noise):
+    """An existing column is never overwritten."""
+    with pytest.raises(RequestRefused, match="column 'bitmap' must exist and hold bitmaps, got the columns x, y"):
         scorer()({"x": np.zeros(2), "y": np.zeros(2)})
-    with pytest.raises(RequestRefused, match="column 'label': expected no such column, since scores go there"):
+    with pytest.raises(RequestRefused, match="column 'label' must not exist, because scores are written there"):
         scorer()({"bitmap": noise(2), "label": np.array(["cat", "dog"])})
 
 
-def test_one_connection_serves_an_actor_and_is_never_pickled(start_watched, watched, noise):
-    """It is opened by the first batch, not before; a copy in another process opens its own."""
-    address = start_watched(watched)
+def test_an_actor_uses_one_connection_that_is_not_pickled(start_server, servicer, noise):
+    """The first batch opens it, and a copy in another process opens its own."""
+    address = start_server(servicer)
     scorer = SketchbatchScorer(address, channels=1)
-    assert not watched.peers
+    assert not servicer.peers
     for _ in range(3):
         scorer({"bitmap": noise(3) // 2})
-    assert len(watched.peers) == 1
+    assert len(servicer.peers) == 1
     copy = pickle.loads(pickle.dumps(scorer))
     copy({"bitmap": noise(3) // 2})
-    assert len(watched.peers) == 2
+    assert len(servicer.peers) == 2
 
 
-def test_an_actor_asks_one_version_throughout(start_watched, watched, noise):
-    """The one that was newest at its first batch is then asked for by its number."""
-    asked = []
-    answer = watched.Classify
+def test_an_actor_uses_one_model_version(start_server, servicer, noise):
+    """All batches use the version that was newest at the first batch."""
+    requested = []
+    answer = servicer.Classify
 
     def classify(request, context):
-        asked.append((request.model_name, request.model_version))
+        requested.append((request.model_name, request.model_version))
         return answer(request, context)
 
-    watched.Classify = classify
-    scorer = SketchbatchScorer(start_watched(watched))
+    servicer.Classify = classify
+    scorer = SketchbatchScorer(start_server(servicer))
     for _ in range(2):
         scorer({"bitmap": noise(3) // 2})
-    assert asked == [("m", "1")] * 2
+    assert requested == [("m", "1")] * 2
 
 
 def test_a_model_that_is_not_served_is_an_error(scorer, noise):
-    """With the names there are."""
+    """The error is raised by the first batch."""
     with pytest.raises(ModelNotFound, match="no model 'tiny' version '9'"):
         scorer(model="tiny", model_version="9")({"bitmap": noise(2)})
 
 
 def test_options_of_the_client_are_passed_on(scorer, noise):
-    """Whatever `Client` takes, and nothing else."""
+    """An option that `Client` does not know is a TypeError."""
     with pytest.raises(TypeError, match="no_such_option"):
         scorer(no_such_option=1)({"bitmap": noise(2)})

@@ -152,7 +152,7 @@ WRONG = {
         lambda m: pod(m)["volumes"][1].update(hostPath={"path": "/tmp"}),
     ),
     "there is no memory limit": ("sealed", "merge", lambda m: container(m)["resources"].pop("limits")),
-    "a volume is misspelt": ("mounted", "cpu-pvc", lambda m: container(m)["volumeMounts"][0].update(name="modles")),
+    "a volume is misspelt": ("mounted", "cpu-pvc", lambda m: container(m)["volumeMounts"][0].update(name="model")),
     "a secret is mounted by subPath": (
         "mounted",
         "tls",
@@ -290,7 +290,7 @@ def test_a_policy_reports_a_violation(render, policy, name, spoil):
     ("name", "spoil"),
     [
         ("cpu", lambda m: pod(m).update(terminationGracePeriodSecond=60)),
-        ("cpu", lambda m: container(m)["readinessProbe"]["grpc"].update(sevice="")),
+        ("cpu", lambda m: container(m)["readinessProbe"]["grpc"].update(servce="")),
         ("tls", lambda m: pod(m)["volumes"][0]["projected"].update(source=[])),
         ("score", lambda m: spec("Job", m).update(backoffLimitPerindex=3)),
         ("gpu", lambda m: spec("HorizontalPodAutoscaler", m).update(minReplica=3)),

@@ -1,4 +1,4 @@
-"""`make demo`, as a newcomer runs it, with few epochs."""
+"""`make demo` runs the main job, here with few epochs."""
 
 import json
 import re
@@ -9,15 +9,15 @@ FIVE = ["accuracy", "balanced_accuracy", "specificity", "matthews_corrcoef", "ja
 
 
 def demo(run_command, root, *flags: object) -> list[str]:
-    """What the demo prints, line by line."""
+    """Run the demo; return the lines that it prints."""
     finished = run_command("python", root / "demo" / "demo.py", *flags, cwd=root)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout.splitlines()
 
 
 @pytest.mark.timeout(300)
-def test_offline_it_runs_the_whole_job_on_synthetic_sketches_and_says_so(run_command, root, tmp_path, monkeypatch):
-    """First line, metrics, model name and report all say synthetic; every file is there; the page stands alone."""
+def test_offline_the_demo_uses_synthetic_sketches(run_command, root, tmp_path, monkeypatch):
+    """First line, metrics, model name and report name the data synthetic; the report loads no other file."""
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # offline, wherever the test runs
     lines = demo(run_command, root, "--run", tmp_path, "--epochs", 1)
     assert "synthetic sketches" in lines[0]
@@ -39,8 +39,8 @@ def test_offline_it_runs_the_whole_job_on_synthetic_sketches_and_says_so(run_com
 @pytest.mark.real_drawings
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_with_drawings_of_ones_own_it_says_which(run_command, root, quickdraw, tmp_path):
-    """DATA's folder is named in the first line; the service scores what was held out of training."""
+def test_the_demo_runs_on_given_drawings(run_command, root, quickdraw, tmp_path):
+    """The first line names the folder, and the service scores the held-out drawings."""
     lines = demo(run_command, root, "--run", tmp_path, "--epochs", 2, "--data", quickdraw)
     assert str(quickdraw) in lines[0]
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -50,7 +50,7 @@ def test_with_drawings_of_ones_own_it_says_which(run_command, root, quickdraw, t
 
 
 def test_a_failed_step_ends_the_demo(run_command, root, tmp_path):
-    """With that step's own message and exit code."""
+    """The demo prints that step's message and has its exit code."""
     finished = run_command("python", root / "demo" / "demo.py", "--run", tmp_path / "r", "--data", tmp_path)
     assert finished.returncode == 1
     assert "expected a NAME.npy for each label, got none" in finished.stderr

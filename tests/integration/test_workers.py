@@ -1,4 +1,4 @@
-"""Several processes on one port: as one service to those outside, whatever happens to one of them."""
+"""Several worker processes on one port act as one service, even if one of them dies."""
 
 import os
 import signal
@@ -15,33 +15,35 @@ from worker_processes import children
 pytestmark = pytest.mark.timeout(60)  # each test starts three processes
 
 
-def ask(address: str, call):
-    """Calls with a stub over a connection of its own."""
+def call_once(address: str, call):
+    """Call `call` with a stub over a new connection."""
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         return call(classifier_pb2_grpc.ClassifierServiceStub(channel))
 
 
 def worker_numbers(address: str, connections: int = 40) -> set[int]:
-    """The workers that answer, each over at least one of many connections."""
-    return {ask(address, lambda stub: stub.GetModel(pb.GetModelRequest()).model.worker) for _ in range(connections)}
+    """Return the numbers of the workers that answer over many connections."""
+    return {
+        call_once(address, lambda stub: stub.GetModel(pb.GetModelRequest()).model.worker) for _ in range(connections)
+    }
 
 
-def wait_for(is_so, limit_s: float = 20):
-    """Waits until `is_so`."""
+def wait_for(is_true, limit_s: float = 40):
+    """Wait until `is_true` returns True."""
     give_up_at = time.monotonic() + limit_s
-    while not is_so():
+    while not is_true():
         assert time.monotonic() < give_up_at
         time.sleep(0.05)
 
 
-def test_every_worker_answers_on_the_same_port_and_says_which_it_is(start_service, tiny_model, noise):
-    """Connections are spread over them, their answers are the same, and SIGTERM ends them all well."""
+def test_every_worker_answers_on_the_same_port(start_service, tiny_model, noise):
+    """The kernel spreads connections over the workers, and SIGTERM stops all of them with exit code 0."""
     service = start_service(tiny_model, "--workers", "2")
-    model = ask(service.address, lambda stub: stub.GetModel(pb.GetModelRequest()).model)
+    model = call_once(service.address, lambda stub: stub.GetModel(pb.GetModelRequest()).model)
     assert model.workers == 2
     assert worker_numbers(service.address) == {1, 2}
     request = pb.ClassifyRequest(bitmaps=noise(10).tobytes())
-    answers = {ask(service.address, lambda stub: stub.Classify(request).scores) for _ in range(20)}
+    answers = {call_once(service.address, lambda stub: stub.Classify(request).scores) for _ in range(20)}
     assert len(answers) == 1
     assert np.frombuffer(answers.pop(), "<f4").shape == (30,)
     workers = children(service.process.pid)
@@ -52,33 +54,33 @@ def test_every_worker_answers_on_the_same_port_and_says_which_it_is(start_servic
 
 
 def test_a_worker_that_is_killed_is_replaced(start_service, tiny_model):
-    """The other goes on answering meanwhile; the new one sits in the same place."""
+    """The other worker answers meanwhile, and the new worker has the number of the old one."""
     service = start_service(tiny_model, "--workers", "2")
     victim = children(service.process.pid)[0]
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: not Path(f"/proc/{victim}").exists())  # until it is reaped the kernel may give it connections
-    assert worker_numbers(service.address, 5) <= {1, 2}  # the new one may be there by now; none of five was refused
+    wait_for(lambda: not Path(f"/proc/{victim}").exists())  # until then the kernel may assign connections to it
+    assert worker_numbers(service.address, 5) <= {1, 2}  # no connection is refused
     wait_for(lambda: worker_numbers(service.address) == {1, 2})
     code, log = service.stop()
     assert code == 0
     assert [event["exit_code"] for event in log if event["message"].startswith("worker died")] == [-signal.SIGKILL]
 
 
-def test_workers_end_with_their_parent(start_service, tiny_model):
-    """None is left behind holding the port."""
+def test_workers_stop_with_their_parent(start_service, tiny_model):
+    """No worker keeps the port after the parent was killed."""
     service = start_service(tiny_model, "--workers", "2")
     workers = children(service.process.pid)
     service.stop(signal.SIGKILL)
     wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
 
 
-def test_what_keeps_workers_from_starting_is_one_line(run_command, start_service, tiny_model):
-    """As with a single process: the cause, once, and nothing left running."""
+def test_a_failed_start_of_workers_prints_one_line(run_command, start_service, tiny_model):
+    """The cause is printed once, as with a single process."""
     service = start_service(tiny_model, "--workers", "2")
     for model, address, cause in [
         ("none.onnx", "127.0.0.1:0", "none.onnx: no such model file"),
         (tiny_model, service.address, f"cannot listen on {service.address}: Address already in use"),
     ]:
         refused = run_command("sketchbatch-serve", "--model", model, "--address", address, "--workers", "2")
-        said = [line for line in refused.stderr.splitlines() if not line.startswith("{")]
-        assert (refused.returncode, said) == (1, [f"sketchbatch-serve: {cause}"])
+        errors = [line for line in refused.stderr.splitlines() if not line.startswith("{")]
+        assert (refused.returncode, errors) == (1, [f"sketchbatch-serve: {cause}"])

@@ -1,4 +1,4 @@
-"""Scores datasets on a real Ray cluster of this machine, an actor of which is killed; says as JSON what it saw.
+"""Score datasets on a local Ray cluster, kill one actor, and print a report as JSON.
 
 .tools/ray/bin/python ray_session.py ADDRESS BITMAPS.npy FOLDER
 """
@@ -15,51 +15,51 @@ from ray.data import ActorPoolStrategy, Dataset
 from sketchbatch_client import ModelNotFound
 from sketchbatch_client.ray import Batch, SketchbatchScorer, score
 
-import psutil  # isort: skip - Ray brings its own along
+import psutil  # isort: skip - a package of Ray
 
 BLOCKS = 20
-BATCH_ROWS = 500  # two in each block
-FATAL_ROW = 10_700  # in the second batch of a block in the middle
+BATCH_ROWS = 500  # two batches per block
+FATAL_ROW = 10_700  # in the second batch of a block
 
 
-class Mortal(SketchbatchScorer):
-    """Its process is killed once in the cluster, holding scores that it has not handed over."""
+class KilledScorer(SketchbatchScorer):
+    """Kills its process once in the cluster, after it scored a batch and before it returns the batch."""
 
-    def __init__(self, server: str, grave: Path) -> None:
+    def __init__(self, server: str, pid_file: Path) -> None:
         super().__init__(server)
-        self._grave = grave
+        self._pid_file = pid_file
 
     def __call__(self, batch: Batch) -> Batch:
         scored = super().__call__(batch)
-        if FATAL_ROW in batch["row"] and not self._grave.exists():
-            self._grave.write_text(str(os.getpid()))
+        if FATAL_ROW in batch["row"] and not self._pid_file.exists():
+            self._pid_file.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGKILL)
         return scored
 
 
 def drawings(file: str, rows: int, blocks: int) -> Dataset:
-    """The file's first rows, read where they are scored."""
+    """Return a dataset of the first rows of a file, which the workers read."""
     return ray.data.range(rows, override_num_blocks=blocks).map_batches(
         lambda batch: {"row": batch["id"], "bitmap": np.load(file, mmap_mode="r")[batch["id"]]}
     )
 
 
 def save(dataset: Dataset, file: Path) -> None:
-    """All columns but the bitmaps."""
+    """Write all columns but the bitmaps to an .npz file."""
     batches = list(dataset.drop_columns(["bitmap"]).iter_batches(batch_size=None))
     columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    np.savez(file, **{name: np.array(values.tolist()) for name, values in columns.items()})  # no objects
+    np.savez(file, **{name: np.array(values.tolist()) for name, values in columns.items()})  # without object arrays
 
 
 def listening() -> list[str]:
-    """The addresses at which this process and all that it started listen."""
-    me = psutil.Process()
-    found = [each for process in (me, *me.children(recursive=True)) for each in process.net_connections("tcp")]
+    """Return the addresses on which this process and its descendants listen."""
+    own = psutil.Process()
+    found = [each for process in (own, *own.children(recursive=True)) for each in process.net_connections("tcp")]
     return sorted({each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN})
 
 
 def unknown_model(address: str) -> str:
-    """Before anything is handed to the cluster."""
+    """Return the error for an unknown model, which `score` raises before the job starts."""
     try:
         score(ray.data.range(1), address, model="zebra")
     except ModelNotFound as exc:
@@ -68,6 +68,7 @@ def unknown_model(address: str) -> str:
 
 
 def refusal(dataset: Dataset, address: str) -> str:
+    """Return the error of a job without a column of bitmaps."""
     try:
         score(dataset, address, column="ink", actors=1).materialize()
     except ray.exceptions.RayTaskError as exc:
@@ -78,25 +79,25 @@ def refusal(dataset: Dataset, address: str) -> str:
 def main(address: str, file: str, folder: str) -> None:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     ray.data.DataContext.get_current().enable_progress_bars = False
-    told: dict[str, object] = {}
+    report: dict[str, object] = {}
     try:
-        grave = Path(folder) / "killed.pid"
+        pid_file = Path(folder) / "killed.pid"
         rows = len(np.load(file, mmap_mode="r"))
         scored = drawings(file, rows, BLOCKS).map_batches(
-            Mortal,
-            fn_constructor_kwargs={"server": address, "grave": grave},
+            KilledScorer,
+            fn_constructor_kwargs={"server": address, "pid_file": pid_file},
             compute=ActorPoolStrategy(size=2),
             batch_size=BATCH_ROWS,
             num_cpus=0.5,
         )
         save(scored, Path(folder) / "killed.npz")
-        told["listening"] = listening()
+        report["listening"] = listening()
         save(score(drawings(file, 100, 1), address, actors=1, all_scores=True), Path(folder) / "helped.npz")
-        told["unknown_model"] = unknown_model(address)
-        told["refusal"] = refusal(drawings(file, 100, 1), address)
+        report["unknown_model"] = unknown_model(address)
+        report["refusal"] = refusal(drawings(file, 100, 1), address)
     finally:
         ray.shutdown()
-    json.dump(told, sys.stdout)
+    json.dump(report, sys.stdout)
 
 
 if __name__ == "__main__":

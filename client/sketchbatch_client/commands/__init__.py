@@ -1,1 +1,1 @@
-"""The command's verbs, a file for each or for a few that ask alike; `cli` puts them together."""
+"""The subcommands of `sketchbatch`; `cli` assembles them."""

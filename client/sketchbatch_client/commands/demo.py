@@ -1,4 +1,4 @@
-"""The verb `demo`."""
+"""The subcommand `demo`."""
 
 import signal
 import webbrowser
@@ -8,31 +8,33 @@ from typing import Annotated
 
 import typer
 
-from ..demo.classification_api import Answers
+from ..demo.classification_api import ClassificationApi
 from ..demo.server import PageServer
 from ..rpc.retries.retry_policy import RetryPolicy
-from .options import Connection, ModelName, ModelVersion, TimeoutS, connecting
+from .options import ConnectionOptions, ModelName, ModelVersion, TimeoutS, connecting
 
 
 @connecting
 def demo(
-    connection: Connection,
+    connection: ConnectionOptions,
     model: ModelName = "",
     model_version: ModelVersion = "",
     address: Annotated[
-        str, typer.Option(help="Where to serve the page; 0.0.0.0:PORT lets other machines in.", metavar="HOST:PORT")
+        str, typer.Option(help="Address of the page; 0.0.0.0:PORT admits other machines.", metavar="HOST:PORT")
     ] = "127.0.0.1:8080",
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     timeout_s: TimeoutS = 10.0,
 ) -> None:
-    """Serves a page to draw on: mouse or finger, the bitmap that the model sees, live scores.
+    """Serve a web page for drawing; it shows the bitmap that the model receives, and live scores.
 
-    Runs until Ctrl-C or SIGTERM. The service need not be up: the page waits for it.
+    Example: sketchbatch demo --open
+
+    The page may start before the service. Ctrl-C or SIGTERM stops it with exit code 0; an error ends it with 1.
     """
     connect = partial(connection.open, timeout_s=timeout_s, retry=RetryPolicy(max_attempts=1))
-    with suppress(KeyboardInterrupt), PageServer(address, Answers(connect, model, model_version)) as pages:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to end, it has done its work
-        print(f"draw at {pages.url} (Ctrl-C ends it)", flush=True)
+    with suppress(KeyboardInterrupt), PageServer(address, ClassificationApi(connect, model, model_version)) as server:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM is the regular end: exit code 0
+        print(f"draw at {server.url} (Ctrl-C stops the server)", flush=True)
         if open_page:
-            webbrowser.open(pages.url)
-        pages.serve_forever()
+            webbrowser.open(server.url)
+        server.serve_forever()

@@ -1,4 +1,4 @@
-"""The verb `evaluate`."""
+"""The subcommand `evaluate`."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,8 +17,8 @@ from ..evaluation.labelled import LabelledDrawings, open_labelled
 from ..evaluation.predictions import ServedModel
 from ..evaluation.stats.drift import stored_rows
 from ..evaluation.stats.mcnemar import format_p_value
-from .options import Connection, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err, out
-from .progress import showing
+from .options import ConnectionOptions, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err, out
+from .progress import show_progress
 
 _MALFORMED_SHOWN = 5
 
@@ -26,40 +26,41 @@ _MALFORMED_SHOWN = 5
 @connecting
 def evaluate(
     folder: Annotated[
-        Path, typer.Argument(help="A folder with a NAME.npy, .ndjson or .bin for each label, or a folder of pictures.")
+        Path, typer.Argument(help="Folder with a NAME.npy, .ndjson or .bin per label, or with pictures.")
     ],
-    connection: Connection,
+    connection: ConnectionOptions,
     json_file: Annotated[
-        Path | None, typer.Option("--json", dir_okay=False, help="Write the figures to this file, too.")
+        Path | None, typer.Option("--json", dir_okay=False, help="Also write the figures to this JSON file.")
     ] = None,
     html_file: Annotated[
-        Path | None, typer.Option("--html", dir_okay=False, help="Write a page to look at to this file.")
+        Path | None, typer.Option("--html", dir_okay=False, help="Also write an HTML page to this file.")
     ] = None,
     model: ModelName = "",
     model_version: ModelVersion = "",
     against_server: Annotated[
         str,
-        typer.Option(
-            help="Compare with a model served here.", metavar="HOST:PORT", show_default="--server, if a model is named"
-        ),
+        typer.Option(help="Compare with a model of this service.", metavar="HOST:PORT", show_default="--server"),
     ] = "",
     against_model: Annotated[
-        str, typer.Option(help="Compare with this model.", show_default="the default of --against-server, or --model")
+        str, typer.Option(help="Compare with this model.", show_default="default of --against-server, or --model")
     ] = "",
     against_version: Annotated[str, typer.Option(help="Compare with this version.", show_default="the newest")] = "",
     skip_malformed: Annotated[
-        bool, typer.Option("--skip-malformed", help="Leave out and count what is no drawing, instead of ending there.")
+        bool, typer.Option("--skip-malformed", help="Skip and count malformed drawings instead of stopping.")
     ] = False,
-    min_accuracy: Annotated[float, typer.Option(min=0, max=1, help="End with exit code 1 if accuracy is less.")] = 0.0,
+    min_accuracy: Annotated[float, typer.Option(min=0, max=1, help="Exit with 1 if the accuracy is lower.")] = 0.0,
     timeout_s: TimeoutS = 60.0,
     quiet: Quiet = False,
 ) -> None:
-    """Says how good the served model is on labelled drawings, and whether another one is better.
+    """Evaluate the served model on labelled drawings, alone or against a second model.
 
-    Accuracy, balanced accuracy, specificity, Matthews correlation and Jaccard (macro-averaged) with intervals of 95 %,
-    recall and precision of each class, the confusion matrix, calibration, and how all that compares with the figures
-    stored in the model. With an --against flag the same of a second model on the same drawings, and McNemar's test.
-    Files named after a label that the model (or one of the two) does not know are passed over.
+    Example: sketchbatch evaluate runs/demo/test --html evaluation.html
+
+    Prints accuracy, balanced accuracy, specificity, Matthews correlation and Jaccard (macro-averaged) with 95 %
+    intervals; recall and precision per class; the confusion matrix; calibration; and the drift from the figures in the
+    model. An --against option adds a second model and McNemar's test. Files of unknown labels are skipped.
+
+    Exit codes: 0 = evaluated, 1 = an error, or the accuracy is below --min-accuracy, 2 = invalid options.
     """
     with ExitStack() as stack:
         client = stack.enter_context(connection.open(timeout_s=timeout_s))
@@ -74,7 +75,7 @@ def evaluate(
             labels = common_labels(first.model, second.model)
         drawings = open_labelled(folder, labels, skip_malformed=skip_malformed)
         result: Evaluation | Comparison
-        with showing("evaluating", drawings.bitmaps.values(), is_quiet=quiet) as advance:
+        with show_progress("evaluating", drawings.bitmaps.values(), is_quiet=quiet) as advance:
             if second:
                 result = compare(first, second, drawings, advance)
             else:
@@ -88,7 +89,7 @@ def evaluate(
         _print(evaluation)
         if isinstance(result, Comparison):
             _print_comparison(result)
-        _print_left_out(drawings, "not both models know" if second else "this model does not know")
+        _print_skipped(drawings, "not both models know" if second else "this model does not know")
     accuracy = evaluation.metrics.accuracy
     if accuracy < min_accuracy:
         err.print(f"accuracy must be at least {min_accuracy}, got {accuracy:.4f}")
@@ -110,11 +111,11 @@ def _print_figures(evaluation: Evaluation) -> None:
         out.print(f"  {name:<18} {each.value:.4f}   {each.low:.4f} to {each.high:.4f}")
 
 
-def _print_left_out(drawings: LabelledDrawings, why: str) -> None:
+def _print_skipped(drawings: LabelledDrawings, reason: str) -> None:
     if drawings.passed_over:
-        err.print(f"passed over {len(drawings.passed_over)} files whose label {why}")
+        err.print(f"skipped {len(drawings.passed_over)} files whose label {reason}")
     if drawings.malformed_count:
-        err.print(f"left out {drawings.malformed_count:,} malformed drawings, such as")
+        err.print(f"skipped {drawings.malformed_count:,} malformed drawings, for example:")
         for file, malformed in drawings.malformed[:_MALFORMED_SHOWN]:
             err.print(f"  {file}:{malformed.number}: {malformed.reason}")
 
@@ -122,8 +123,8 @@ def _print_left_out(drawings: LabelledDrawings, why: str) -> None:
 def _print_recognized(evaluation: Evaluation) -> None:
     if evaluation.recognized:
         for figures, kind in (
-            (evaluation.recognized.known, "of which it is known whether the game recognised them"),
-            (evaluation.recognized.recognized, "that it recognised"),
+            (evaluation.recognized.known, "drawings with a known recognition by the game"),
+            (evaluation.recognized.recognized, "drawings that the game recognised"),
         ):
             own = figures.measured["accuracy"]
             out.print(f"accuracy on the {figures.rows:,} {kind}: {own.value:.4f}   {own.low:.4f} to {own.high:.4f}")
@@ -132,7 +133,7 @@ def _print_recognized(evaluation: Evaluation) -> None:
 def _print_calibration(evaluation: Evaluation) -> None:
     calibration = evaluation.calibration
     if not calibration:
-        out.print("calibration not known: the scores are not shares that sum to 1")
+        out.print("calibration unknown: the scores of a row do not sum to 1")
         return
     out.print(
         f"calibration: error (ECE) {calibration.expected_error:.4f}, mean score {calibration.mean_confidence:.4f}, "
@@ -144,7 +145,7 @@ def _print_drift(evaluation: Evaluation) -> None:
     if not evaluation.drift:
         return
     rows = stored_rows(evaluation.model.metrics)
-    out.print("stored in the model" + (f", of {rows:,} drawings:" if rows else ":"))
+    out.print("figures stored in the model" + (f", of {rows:,} drawings:" if rows else ":"))
     for name, each in evaluation.drift.items():
         out.print(f"  {name:<18} {each.stored:.4f}   {each}")
 
@@ -166,7 +167,7 @@ def _print_comparison(comparison: Comparison) -> None:
 
 
 def _confusion_table(evaluation: Evaluation) -> Table:
-    """One line a class: its own figures, then how its rows were predicted; at most 12 classes' columns."""
+    """Return one row per class with its figures; up to 12 classes also get one column per prediction."""
     labels = evaluation.model.labels
     has_columns = len(labels) <= 12
     table = Table("true \\ predicted", *(labels if has_columns else ()), "rows", "recall", "precision", box=SIMPLE)

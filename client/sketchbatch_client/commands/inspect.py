@@ -1,4 +1,4 @@
-"""The verbs that ask a running service about itself: model, health."""
+"""The subcommands `model` and `health`, which inspect a running service."""
 
 import json
 from dataclasses import asdict
@@ -9,16 +9,21 @@ from rich.table import Column, Table
 
 from ..errors import Unavailable
 from ..rpc.retries.retry_policy import RetryPolicy
-from .options import Connection, TimeoutS, connecting, out
+from .options import ConnectionOptions, TimeoutS, connecting, out
 
 
 @connecting
 def model(
-    connection: Connection,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    connection: ConnectionOptions,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of tables.")] = False,
     timeout_s: TimeoutS = 10.0,
 ) -> None:
-    """Describes the models being served: labels, versions, limits, provider, digest, metrics."""
+    """Describe the served models: labels, versions, limits, provider, digest and metrics.
+
+    Example: sketchbatch model --server localhost:50051
+
+    Exit codes: 0 = the models are listed, 1 = the service did not respond.
+    """
     with connection.open(timeout_s=timeout_s) as client:
         models = client.models()
     if as_json:
@@ -29,11 +34,10 @@ def model(
         table = Table("", Column(overflow="fold"), title=title, title_justify="left", show_header=False, box=None)
         labels = ", ".join(each.labels[:12]) + (", ..." if len(each.labels) > 12 else "")
         table.add_row("labels", f"{len(each.labels)}: {labels}")
-        table.add_row("runs on", each.provider)
-        table.add_row("rows a request", f"at most {each.max_request_rows}")
-        table.add_row("digest", each.digest)
-        for name in ("created", "licence"):
-            table.add_row(name, getattr(each, name) or "not said")
+        table.add_row("provider", each.provider)
+        table.add_row("rows per request", f"at most {each.max_request_rows}")
+        for name in ("digest", "created", "licence"):
+            table.add_row(name, getattr(each, name) or "unknown")
         for name, value in sorted(each.metrics.items()):
             if isinstance(value, (int, float)):
                 table.add_row(name, f"{value:.4g}")
@@ -42,13 +46,18 @@ def model(
 
 @connecting
 def health(
-    connection: Connection,
+    connection: ConnectionOptions,
     service: Annotated[
-        str, typer.Option(help="Service to ask about, such as sketchbatch.v1.ClassifierService.", show_default="all")
+        str, typer.Option(help="gRPC service, such as sketchbatch.v1.ClassifierService.", show_default="all")
     ] = "",
     timeout_s: TimeoutS = 5.0,
 ) -> None:
-    """Asks whether the service is ready; exits with 0 only if it says SERVING."""
+    """Print the health of the service: SERVING, NOT_SERVING, SERVICE_UNKNOWN or UNREACHABLE.
+
+    Example: sketchbatch health --server localhost:50051
+
+    Exit codes: 0 = SERVING, 1 = any other status.
+    """
     with connection.open(timeout_s=timeout_s, retry=RetryPolicy(max_attempts=1)) as client:
         try:
             status = client.health(service)

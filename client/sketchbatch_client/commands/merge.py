@@ -1,4 +1,4 @@
-"""The verb `merge`."""
+"""The subcommand `merge`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,17 +12,19 @@ from .score import SOME_REJECTED
 
 
 def merge(
-    shards: Annotated[list[Path], typer.Argument(help="The outputs of all shards, in any order.", metavar="SHARD...")],
-    output: Annotated[Path, typer.Option(help="File to write, of the kind that the shards are.", metavar="FILE")],
+    shards: Annotated[list[Path], typer.Argument(help="Outputs of all shards, in any order.", metavar="SHARD...")],
+    output: Annotated[Path, typer.Option(help="File to write, with the ending of the shards.", metavar="FILE")],
     quiet: Quiet = False,
 ) -> None:
-    """Joins what `score --shard` wrote into what one run would have written, to the byte.
+    """Merge the outputs of `sketchbatch score --shard` into one file, byte-identical to the output of one run.
 
-    Wants every shard of one job, finished; says which is missing. Exit codes are those of `score`.
+    Example: sketchbatch merge scores-*.parquet --output scores.parquet
+
+    Exit codes: 0 = merged, 1 = a shard is missing or unfinished, 3 = merged, but some rows were rejected.
     """
     outcome = merge_shards(shards, output)
     if not quiet:
         err.print(f"{outcome.rows:,} rows from {len(shards)} shards -> {output}")
     if outcome.rejected:
-        err.print(f"{outcome.rejected:,} rows are no drawing; {rejects_path(output)} says why")
+        err.print(f"{outcome.rejected:,} rows were rejected; {rejects_path(output)} lists the reasons")
         raise typer.Exit(SOME_REJECTED)

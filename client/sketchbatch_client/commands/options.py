@@ -1,4 +1,4 @@
-"""The options that several verbs share, how they connect, and where they write."""
+"""Options that several subcommands share, the connection that they open, and the consoles that they write to."""
 
 import inspect
 import os
@@ -18,40 +18,41 @@ from ..rpc.retries.retry_policy import RetryPolicy
 out = Console(soft_wrap=True, markup=False)
 err = Console(stderr=True, soft_wrap=True, markup=False)
 
-ModelName = Annotated[str, typer.Option("--model", help="Model to ask for.", show_default="the service's default")]
-ModelVersion = Annotated[str, typer.Option("--model-version", help="Its version.", show_default="the newest")]
-TimeoutS = Annotated[float, typer.Option(min=0.1, help="Longest one request may take, retries included, in seconds.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Write errors only.")]
+ModelName = Annotated[str, typer.Option("--model", help="Name of the model.", show_default="the service's default")]
+ModelVersion = Annotated[str, typer.Option("--model-version", help="Version of the model.", show_default="the newest")]
+TimeoutS = Annotated[float, typer.Option(min=0.1, help="Longest time for one request with its retries, in seconds.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Write only errors to stderr.")]
 
-_TOKEN = "SKETCHBATCH_TOKEN"  # noqa: S105 - the variable's name
+_TOKEN = "SKETCHBATCH_TOKEN"  # noqa: S105 - the name of the variable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
-    """Where the service is and how to speak to it, as the command line says; `connecting` gives it to a verb."""
+class ConnectionOptions:
+    """The connection options of the command line; `connecting` adds them to a subcommand."""
 
     server: Annotated[
         str,
         typer.Option(
             envvar="SKETCHBATCH_SERVER",
-            help="Where the service listens: HOST:PORT, several with commas between, or a target of gRPC's such as dns:///NAME:PORT.",
+            help="Address of the service: HOST:PORT, several separated by commas, or a gRPC target such as dns:///NAME:PORT.",
             metavar="HOST:PORT",
         ),
     ] = "localhost:50051"
-    tls: Annotated[bool, typer.Option("--tls", help="Speak TLS; any of the next three says so, too.")] = False
-    ca: Annotated[Path | None, typer.Option(help="Who signs the server's certificate, in PEM.")] = None
-    cert: Annotated[Path | None, typer.Option(help="Our own certificate, for a server that wants one, in PEM.")] = None
-    key: Annotated[Path | None, typer.Option(help="Its private key, in PEM.")] = None
+    tls: Annotated[bool, typer.Option("--tls", help="Use TLS; implied by --ca, --cert and --key.")] = False
+    ca: Annotated[Path | None, typer.Option(help="PEM file of the authorities that sign the server's certificate.")] = (
+        None
+    )
+    cert: Annotated[Path | None, typer.Option(help="PEM file of the client certificate, for mutual TLS.")] = None
+    key: Annotated[Path | None, typer.Option(help="PEM file of the private key of --cert.")] = None
     token_file: Annotated[
-        Path | None, typer.Option(help=f"File with the bearer token to send; or the token itself in {_TOKEN}.")
+        Path | None, typer.Option(help=f"File with the bearer token; {_TOKEN} may hold the token itself.")
     ] = None
-
     insecure_token: Annotated[
-        bool, typer.Option("--insecure-token", help="Send the token to another machine without TLS, too.")
+        bool, typer.Option("--insecure-token", help="Send the token to another machine even without TLS.")
     ] = False
 
     def open(self, *, timeout_s: float, retry: RetryPolicy = RetryPolicy()) -> Client:  # noqa: B008 - frozen
-        """A client of that service; what is wrong with the options is said as typer says it."""
+        """Open a client. Raises typer.BadParameter if the options are invalid."""
         is_tls = self.tls or self.ca or self.cert or self.key
         try:
             return Client(
@@ -67,23 +68,23 @@ class Connection:
             raise typer.BadParameter(str(exc)) from exc
 
 
-def connecting(verb: Callable[..., None]) -> Callable[..., None]:
-    """Makes a verb that takes `connection: Connection` take its fields as options in that place."""
+def connecting(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the parameter `connection: ConnectionOptions` of a subcommand by one option for each field."""
     options = [
         inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type)
-        for each in fields(Connection)
+        for each in fields(ConnectionOptions)
     ]
 
-    @wraps(verb)
+    @wraps(command)
     def connected(**given: Any) -> None:
-        connection = Connection(**{option.name: given.pop(option.name) for option in options})
-        verb(**given, connection=connection)
+        connection = ConnectionOptions(**{option.name: given.pop(option.name) for option in options})
+        command(**given, connection=connection)
 
     parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(verb).parameters.values():
-        is_ours = parameter.annotation is Connection
-        parameters += options if is_ours else [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
-    # What typer reads.
+    for parameter in inspect.signature(command).parameters.values():
+        is_connection = parameter.annotation is ConnectionOptions
+        parameters += options if is_connection else [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
+    # Typer reads these two attributes.
     connected.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     connected.__annotations__ = {each.name: each.annotation for each in parameters}
     return connected

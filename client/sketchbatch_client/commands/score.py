@@ -1,4 +1,4 @@
-"""The verb `score`."""
+"""The subcommand `score`."""
 
 import os
 import re
@@ -16,14 +16,12 @@ from ..scoring.job import Outcome, ScoreJob, rejects_path, stream_scores, write_
 from ..scoring.merge import path_of_shard
 from ..scoring.outputs import KINDS, kind_of
 from ..scoring.plan import ScoreOptions, Shard
-from .options import Connection, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err
-from .progress import Shown
+from .options import ConnectionOptions, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err
+from .progress import ProgressDisplay
 
-SOME_REJECTED = 3
-"""Exit code of a job that is done, but for rows that are no drawing."""
-
+SOME_REJECTED = 3  # exit code of a finished job with rejected rows
 _STDOUT = "-"
-_SHOWN = 5  # rejects that are written to stderr where there is no file for them
+_REJECTS_SHOWN = 5  # on stderr, if the output is standard output
 
 
 @connecting
@@ -32,53 +30,54 @@ def score(
         list[str],
         typer.Argument(
             help="Drawings: .npy or .npz of uint8 (rows, 28, 28) or (rows, 784), .ndjson or .bin strokes, .parquet, "
-            "PNG or JPEG; folders of them; globs in quotes; - for standard input.",
+            "PNG or JPEG; folders of these; globs in quotes; - = standard input.",
             metavar="INPUT...",
         ),
     ],
-    connection: Connection,
+    connection: ConnectionOptions,
     output: Annotated[
         str,
         typer.Option(
-            help="File to write, one line a row; its ending says how: .parquet, .csv, .jsonl, or .npy for bare scores. "
-            "- writes to standard output, as CSV unless --format says otherwise.",
+            help="File to write, one line per row; its ending is the format: .parquet, .csv, .jsonl, or .npy (scores "
+            "only). - = standard output, as CSV unless --format is given.",
             metavar="FILE",
         ),
     ] = "scores.parquet",
     output_format: Annotated[
-        str, typer.Option("--format", help=f"{', '.join(KINDS)}, whatever the ending.", show_default="as OUTPUT ends")
+        str, typer.Option("--format", help=f"One of {', '.join(KINDS)}.", show_default="ending of OUTPUT")
     ] = "",
-    top_k: Annotated[int, typer.Option(min=1, help="How many of the best classes to write for each row.")] = 1,
-    all_scores: Annotated[bool, typer.Option("--all-scores", help="Write the score of every class, too.")] = False,
+    top_k: Annotated[int, typer.Option(min=1, help="Number of best classes to write per row.")] = 1,
+    all_scores: Annotated[bool, typer.Option("--all-scores", help="Also write the score of every class.")] = False,
     shard: Annotated[
         str,
         typer.Option(
-            help="Score the I-th of N shares of all rows, I from 0, into a file of its own; /N takes I from "
-            "JOB_COMPLETION_INDEX, as Kubernetes sets it. `sketchbatch merge` joins them.",
+            help="Score share I of N, counted from 0, into a file of its own; `sketchbatch merge` merges the files. "
+            "/N takes I from JOB_COMPLETION_INDEX, which Kubernetes sets.",
             metavar="I/N",
         ),
     ] = "0/1",
     readers: Annotated[
-        int, typer.Option(min=0, help="Processes that draw strokes and pictures.", show_default="one a core, less one")
+        int, typer.Option(min=0, help="Processes that render strokes and pictures.", show_default="cores - 1")
     ] = max(1, (os.cpu_count() or 2) - 1),
     part_rows: Annotated[
         int,
-        typer.Option(min=0, help="Rows that are kept at once: what is lost at most.", show_default="as fits in memory"),
+        typer.Option(min=0, help="Rows per part; an interrupted job repeats one part.", show_default="by memory"),
     ] = 0,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever was done before.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard the results of earlier runs.")] = False,
     model: ModelName = "",
     model_version: ModelVersion = "",
     timeout_s: TimeoutS = 60.0,
     quiet: Quiet = False,
 ) -> None:
-    """Classifies every drawing of some files.
+    """Classify every drawing in the inputs and write one line per drawing: source, row number, label, score.
 
-    Writes one line for each: source file, row number in it, label, score. Order is kept, one version of the model
-    answers for all, and OUTPUT appears only when it is whole. Stopped at any moment, by whatever, the same command goes
-    on where it was, and ends in the same bytes; what is done is kept in OUTPUT.parts meanwhile.
+    Example: sketchbatch score drawings.npy --output scores.parquet
 
-    Rows that are no drawing go to OUTPUT.rejects.jsonl, each with its reason. Exit code: 0 = every row was scored, 3 =
-    all but those, 1 = it could not be finished, and a line says why.
+    The order is kept, and one model version scores all rows. OUTPUT appears when it is complete. After an interruption
+    the same command resumes from OUTPUT.parts and produces byte-identical output.
+
+    Rows that cannot be read as drawings are written to OUTPUT.rejects.jsonl with the reason. Exit codes: 0 = every row
+    was scored, 1 = an error ended the job, 2 = invalid options, 3 = finished, but some rows were rejected.
     """
     if all_scores and top_k > 1:
         raise typer.BadParameter("choose one of --all-scores and --top-k", param_hint="--all-scores")
@@ -87,61 +86,62 @@ def score(
         top_k=top_k, with_all_scores=all_scores or kind == "npy", model_name=model, model_version=model_version
     )
     job = ScoreJob(inputs=inputs, kind=kind, options=options, shard=_shard(shard), part_rows=part_rows, readers=readers)
-    began_at = time.monotonic()
-    with connection.open(timeout_s=timeout_s) as client, Shown("scoring", is_quiet=quiet) as shown:
+    started_at = time.monotonic()
+    with connection.open(timeout_s=timeout_s) as client, ProgressDisplay("scoring", is_quiet=quiet) as progress:
         if output == _STDOUT:
-            rejected = _to_stdout(client, job, shown)
+            rejected = _to_stdout(client, job, progress)
             raise typer.Exit(SOME_REJECTED if rejected else 0)
         path = path_of_shard(Path(output), job.shard)
-        outcome = write_scores(client, job, path, shown, restart=restart)
+        outcome = write_scores(client, job, path, progress, restart=restart)
     if not quiet:
-        _say(outcome, path, shown.sources, time.monotonic() - began_at)
+        _report(outcome, path, progress.sources, time.monotonic() - started_at)
     if outcome.rejected:
-        err.print(f"{outcome.rejected:,} rows are no drawing; {rejects_path(path)} says why")
+        err.print(f"{outcome.rejected:,} rows were rejected; {rejects_path(path)} lists the reasons")
         raise typer.Exit(SOME_REJECTED)
 
 
 def _kind(output: str, wanted: str) -> str:
     if wanted:
         if wanted not in KINDS:
-            raise typer.BadParameter(f"expected one of {', '.join(KINDS)}, got {wanted!r}", param_hint="--format")
+            raise typer.BadParameter(f"must be one of {', '.join(KINDS)}, got {wanted!r}", param_hint="--format")
     elif output != _STDOUT:
         return kind_of(Path(output))
     kind = wanted or "csv"
     if output == _STDOUT and kind in ("parquet", "npy") and sys.stdout.isatty():
-        raise typer.BadParameter(f"{kind} is nothing for a terminal: redirect it", param_hint="--format")
+        name = "Parquet" if kind == "parquet" else "NumPy arrays"
+        raise typer.BadParameter(f"cannot write {name} to a terminal: use --output FILE or --format csv")
     return kind
 
 
 def _shard(text: str) -> Shard:
     match = re.fullmatch(r"(\d*)/(\d+)", text)
     if not match:
-        raise typer.BadParameter(f"expected I/N, got {text!r}", param_hint="--shard")
+        raise typer.BadParameter(f"must be I/N, got {text!r}", param_hint="--shard")
     index = match[1] or os.environ.get("JOB_COMPLETION_INDEX", "")
     if not index.isdecimal():
-        raise typer.BadParameter("expected I/N, or /N with JOB_COMPLETION_INDEX set", param_hint="--shard")
+        raise typer.BadParameter("must be I/N, or /N with JOB_COMPLETION_INDEX set", param_hint="--shard")
     shard = Shard(int(index), int(match[2]))
     if shard.number >= shard.shards:
         raise typer.BadParameter(f"I must be 0 to {shard.shards - 1}, got {shard.number}", param_hint="--shard")
     return shard
 
 
-def _to_stdout(client: Client, job: ScoreJob, shown: Shown) -> int:
+def _to_stdout(client: Client, job: ScoreJob, progress: ProgressDisplay) -> int:
     rejected = 0
     with room_for(Path("standard output")), tempfile.TemporaryDirectory() as spool:
-        for line in stream_scores(client, job, sys.stdout.buffer, Path(spool), shown):
+        for line in stream_scores(client, job, sys.stdout.buffer, Path(spool), progress):
             rejected += 1
-            if rejected <= _SHOWN:
+            if rejected <= _REJECTS_SHOWN:
                 err.print(f"rejected: {line.strip()}")
         sys.stdout.buffer.flush()
     if rejected:
-        err.print(f"{rejected:,} rows are no drawing; an output file would have them all listed beside it")
+        err.print(f"{rejected:,} rows were rejected; with --output FILE, FILE.rejects.jsonl lists all of them")
     return rejected
 
 
-def _say(outcome: Outcome, path: Path, files: int, took_s: float) -> None:
+def _report(outcome: Outcome, path: Path, files: int, duration_s: float) -> None:
     rows = f"{outcome.rows:,} rows from {files} files"
     if outcome.was_finished:
-        err.print(f"{path} is finished already: {rows}; --restart scores them anew")
+        err.print(f"{path} is already finished: {rows}; use --restart to score them again")
     else:
-        err.print(f"{rows} in {took_s:.1f} s ({outcome.rows / took_s:,.0f} rows/s) -> {path}")
+        err.print(f"{rows} in {duration_s:.1f} s ({outcome.rows / duration_s:,.0f} rows/s) -> {path}")

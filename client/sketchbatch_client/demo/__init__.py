@@ -1,1 +1,1 @@
-"""A page to draw on: `page.html`, the server that hands it out, and the answers it asks for."""
+"""Serve a web page for drawing, and classify its drawings."""

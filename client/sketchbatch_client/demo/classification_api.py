@@ -1,6 +1,6 @@
-"""Answers what the page asks: which models are served, and a drawing's bitmap and scores. Knows nothing of HTTP.
+"""Answer the two requests of the page: list the served models, and classify a drawing. Independent of HTTP.
 
-A drawing goes the way of all strokes: `from_line` -> `simplify` -> `rasterize` -> `Client.classify`.
+Flow of a drawing, as of all strokes: `from_line` -> `simplify` -> `rasterize` -> `Client.classify`.
 """
 
 from collections.abc import Callable
@@ -16,104 +16,68 @@ from ..errors import RequestRefused
 from ..rpc.classification import ModelInfo
 from ..rpc.client import Client
 
-MAX_POINTS = 10_000
-"""Minutes of drawing."""
+Json = dict[str, object]
 
-MAX_CROSSINGS = 500
-"""How often the lines may cross the drawing; simplifying a zigzag takes time with its square: so many, 0.5 s."""
-
-_TOP = 6  # labels; more would push the bitmap off a laptop's screen
+MAX_POINTS = 10_000  # per drawing; minutes of drawing
+MAX_CROSSINGS = 500  # longest path in multiples of the drawing's side; `simplify` takes quadratic time, here 0.5 s
+_TOP = 6  # labels; more would push the bitmap below the edge of a laptop's screen
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model that the page can choose."""
+class ClassificationApi:
+    """The responses to the page. Each request opens a client, which costs a few ms (docs/decisions/0014).
 
-    name: str
-    version: str
-    labels: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What there is to ask."""
-
-    models: list[ServedModel]
-    chosen: ServedModel
-    """The one to begin with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What a model sees in a drawing, and what it says."""
-
-    model_name: str
-    model_version: str
-    bitmap: list[int]
-    """784, row-major, 0 = paper, 255 = ink."""
-    top: list[tuple[str, float]]
-    """Label and score of the best classes, best first."""
-    rasterizer: str
-    rasterize_ms: float
-    classify_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """Asks the service, over a new connection each time: it costs a few ms (docs/decisions/0014).
-
-    So a service that went and came back, or that serves other labels by now, is met as it is.
+    So a restarted service, or one with other labels, needs no special case.
     """
 
     connect: Callable[[], Client]
-    """Its client asks once: the page says what is wrong, and asks again by itself."""
+    """Opens a client that does not retry: the page reports the error and retries by itself."""
     model_name: str = ""
-    """The model to begin with; "" = the service's default."""
+    """Model that the page selects first; "" = the service's default."""
     model_version: str = ""
 
-    def models(self) -> Served:
-        """Raises `SketchbatchError`: `ModelNotFound` if the model to begin with is not among them."""
+    def models(self) -> Json:
+        """Return all served models and the one to select first. Raises ModelNotFound if that one is not served."""
         with self.connect() as client:
             chosen = client.model(self.model_name, self.model_version)
-            models = [_served(model) for model in client.models()]
-        return Served(models, _served(chosen))
+            return {"models": [_describe(each) for each in client.models()], "chosen": _describe(chosen)}
 
-    def classify(self, line: bytes, model_name: str = "", model_version: str = "") -> Scored:
-        """Scores one drawing.
+    def classify(self, line: bytes, model_name: str = "", model_version: str = "") -> Json:
+        """Return the bitmap of a drawing (784 values, 0 = paper, 255 = ink), its best labels with scores, and times.
 
         Args:
-            line: As in a raw .ndjson file; its coordinates are pixels of any screen.
-            model_name: "" = the model to begin with.
+            line: A line of a raw .ndjson file; its coordinates are pixels of any screen.
+            model_name: "" = the model that the page selects first.
             model_version: "" = the newest.
 
         Raises:
-            RequestRefused: The line is no drawing, or one of too many points.
-            SketchbatchError: The service cannot answer.
+            RequestRefused: The line is not a drawing, or the drawing is too long.
+            SketchbatchError: The service cannot respond.
         """
-        asked = (model_name, model_version) if model_name else (self.model_name, self.model_version)
+        model = (model_name, model_version) if model_name else (self.model_name, self.model_version)
         started_at = perf_counter()
         bitmap = rasterize(simplify(_strokes(line)))
-        drawn_at = perf_counter()
+        rasterized_at = perf_counter()
         with self.connect() as client:
-            client.model(*asked)  # connects, and learns the labels: what is timed is the answer alone
-            asked_at = perf_counter()
-            result = client.classify(bitmap, model_name=asked[0], model_version=asked[1])
-            answered_at = perf_counter()
+            client.model(*model)  # connects and loads the labels, so that the time below is that of one request
+            connected_at = perf_counter()
+            result = client.classify(bitmap, model_name=model[0], model_version=model[1])
+            classified_at = perf_counter()
         assert result.scores is not None
         best = result.scores[0].argsort()[::-1][:_TOP]
-        return Scored(
-            result.model_name,
-            result.model_version,
-            bitmap.ravel().tolist(),
-            [(result.labels[index], float(result.scores[0, index])) for index in best],
-            backend(),
-            rasterize_ms=1000 * (drawn_at - started_at),
-            classify_ms=1000 * (answered_at - asked_at),
-        )
+        return {
+            "model_name": result.model_name,
+            "model_version": result.model_version,
+            "bitmap": bitmap.ravel().tolist(),
+            "top": [(result.labels[index], float(result.scores[0, index])) for index in best],
+            "rasterizer": backend(),
+            "rasterize_ms": 1000 * (rasterized_at - started_at),
+            "classify_ms": 1000 * (classified_at - connected_at),
+        }
 
 
-def _served(model: ModelInfo) -> ServedModel:
-    return ServedModel(model.name, model.version, model.labels)
+def _describe(model: ModelInfo) -> Json:
+    return {"name": model.name, "version": model.version, "labels": model.labels}
 
 
 def _strokes(line: bytes) -> list[Stroke]:
@@ -124,15 +88,9 @@ def _strokes(line: bytes) -> list[Stroke]:
     points = sum(len(stroke[0]) for stroke in strokes)
     if points > MAX_POINTS:
         raise RequestRefused(f"a drawing must have at most {MAX_POINTS:,} points, got {points:,}")
-    crossings = _crossings(strokes)
+    paths = [np.array(stroke[:2], np.float64) for stroke in strokes]  # (2, points)
+    side = np.ptp(np.concatenate(paths, axis=1), axis=1).max() or 1.0
+    crossings = sum(np.hypot(*np.diff(path)).sum() for path in paths) / side
     if crossings > MAX_CROSSINGS:
         raise RequestRefused(f"lines must be at most {MAX_CROSSINGS} times as long as the drawing, got {crossings:.0f}")
     return strokes
-
-
-def _crossings(strokes: list[Stroke]) -> float:
-    """The length of all lines, over the drawing's longer side."""
-    paths = [np.array(stroke[:2], np.float64) for stroke in strokes]  # (2, points)
-    side = np.ptp(np.concatenate(paths, axis=1), axis=1).max()
-    length = sum(np.hypot(*np.diff(path)).sum() for path in paths)
-    return float(length / (side or 1.0))

@@ -1,44 +1,42 @@
-"""Listens for browsers: a thread for each connection, which is an `Exchange`."""
+"""Accept connections of browsers, with one thread and one `RequestHandler` for each."""
 
 import ipaddress
 import socket
 import sys
 import traceback
-from functools import partial
 from socketserver import TCPServer, ThreadingMixIn
 
-from .classification_api import Answers
-from .http_handler import Exchange, Site
+from ..rpc.connections.targets import split_address
+from .classification_api import ClassificationApi
+from .http_handler import RequestHandler
 from .page import read_page
 
 
 class PageServer(ThreadingMixIn, TCPServer):
-    """Listens from the start, and answers in `serve_forever`.
+    """The server of the page: listens once constructed, and responds in `serve_forever`.
 
-    Args:
-        address: HOST:PORT; port 0 = a free one.
-        answers: What the page asks.
-        request_s: Longest that a request may take to come, and a connection be idle, in seconds.
-
-    Raises:
-        OSError: Nobody can listen there; the message says where and why.
+    The address is HOST:PORT; port 0 = a free port. `request_s` is the longest time to receive a request and the longest
+    idle time of a connection, in seconds. Raises OSError if the address is invalid or cannot be used.
     """
 
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, address: str, answers: Answers, *, request_s: float = 10.0) -> None:
-        host, port = _host_and_port(address)
-        site = Site(read_page(), answers, host, request_s)
+    def __init__(self, address: str, api: ClassificationApi, *, request_s: float = 10.0) -> None:
+        host, port = split_address(address)
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise OSError(f"--address must be HOST:PORT, got {address!r}")
+        self.page, self.policy = read_page()
+        self.api, self.host, self.request_s = api, host, request_s
         try:
             self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            super().__init__((host, port), partial(Exchange, site))
+            super().__init__((host, int(port)), RequestHandler)
         except OSError as exc:
             raise OSError(f"cannot listen on {address}: {exc.strerror}; choose another with --address") from exc
 
     @property
     def url(self) -> str:
-        """Where to open the page on this machine."""
+        """Address of the page for a browser on this machine."""
         host, port = self.server_address[:2]
         name = ipaddress.ip_address(str(host))
         if name.is_unspecified:
@@ -46,13 +44,6 @@ class PageServer(ThreadingMixIn, TCPServer):
         return f"http://[{name}]:{port}/" if name.version == 6 else f"http://{name}:{port}/"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that leaves in the middle is no error."""
+        """Print unexpected errors, but not those of a browser that closed its connection."""
         if not isinstance(sys.exception(), OSError):
             traceback.print_exc()
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise OSError(f"--address must be HOST:PORT, got {address!r}")
-    return host.removeprefix("[").removesuffix("]"), int(port)

@@ -1,1 +1,1 @@
-"""Calls the service: connections, requests, retries, answers; one set of rules for threads and for asyncio."""
+"""Send requests to the service: connections, retries, coalescing, and one set of rules for threads and asyncio."""

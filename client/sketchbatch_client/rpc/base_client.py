@@ -1,4 +1,7 @@
-"""Asks the servers, again where that may help: what holds for an RPC of any kind, in threads and in tasks."""
+"""Send RPCs of any kind to the servers, with failover and retries, from threads and from asyncio tasks.
+
+Flow of one RPC: `_call` retries -> `_send_with_failover` chooses a connection, and another if that fails -> `_send`.
+"""
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,47 +14,47 @@ from sketchbatch.v1 import classifier_pb2 as pb
 
 from .. import errors
 from .classification import ModelInfo, model_info
-from .coalescing_queue import Lane
-from .concurrency import Waits
-from .connections.connection_pool import Connection, Servers
-from .connections.credentials import Access, Tls, Token
-from .connections.targets import channel_options, targets_of
-from .request import Question
-from .retries.aimd_limit import Window
+from .coalescing_queue import CoalescingQueue
+from .concurrency import Concurrency
+from .connections.connection_pool import Connection, ConnectionPool
+from .connections.credentials import Credentials, Tls, Token
+from .connections.targets import channel_options, parse_targets
+from .request import RequestKey
+from .retries.aimd_limit import AimdLimit
 from .retries.retry_policy import RetryPolicy
-from .retries.retry_state import Attempts
+from .retries.retry_state import RetryState
 
-_MEETING_S = 5.0  # longest a worker may take to introduce itself before it is done without
+_DISCOVERY_TIMEOUT_S = 5.0  # for the response of one worker; the client then works with the connections it has
 
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
-Ask = Callable[[Connection, float], Awaitable[Answer]]
-"""Makes one RPC over a connection, with time until then, in time.monotonic seconds."""
+Send = Callable[[Connection, float], Awaitable[Response]]
+"""Sends one RPC over a connection, with a deadline in time.monotonic seconds."""
 
 
-class Caller:
-    """Whom to ask, how patiently, and what is known of who answers.
+class BaseClient:
+    """The connections, retries and known models that all calls of a client share.
 
     Args:
-        target: host:port; several of these, with commas between or in a sequence; or any target of gRPC's, such as
-            dns:///name:port (every address of that name) or unix:path.
-        timeout_s: Longest one request may take, retries included.
-        rows_per_request: Rows in one RPC, fewer if the service allows fewer; hundreds make its cost small.
-        in_flight: RPCs of one call under way at once, fewer while the servers push back; None = four for each server
-            and worker process, sixteen for a name behind dns:.
-        retry: When to try again.
+        target: HOST:PORT; several of these, separated by commas or in a sequence; or any target of gRPC, such as
+            dns:///NAME:PORT (every address of that name) or unix:PATH.
+        timeout_s: Longest time for one request, retries included.
+        rows_per_request: Rows per RPC, fewer if the service allows fewer; hundreds of rows make the RPC's cost small.
+        in_flight: RPCs of one call in flight, fewer while the servers push back; None = four for each server and
+            worker process, sixteen for a name behind dns:.
+        retry: When to retry.
         channels: Connections to each server; None = one for each of its worker processes.
-        tls: How to speak TLS; True = by the authorities that gRPC knows.
+        tls: TLS settings; True = trust the public authorities of gRPC.
         token: Bearer token, sent with every request.
-        token_file: A file with that token, read again when it changes.
-        insecure_token: Send the token without TLS to other machines than this one, too.
+        token_file: File with that token; it is read again when it changes.
+        insecure_token: Send the token to other machines even without TLS.
 
     Raises:
-        ValueError: Of these, two contradict each other, or one is not what it should be.
-        OSError: A certificate or token cannot be read.
+        ValueError: An argument is invalid, or two arguments contradict each other.
+        OSError: A certificate or token file cannot be read.
     """
 
-    _make_waits: Callable[[], Waits]
+    _make_backend: Callable[[], Concurrency]
 
     def __init__(
         self,
@@ -69,138 +72,141 @@ class Caller:
     ) -> None:
         if in_flight is not None and in_flight < 1:
             raise ValueError(f"in_flight must be 1 or more, or None, got {in_flight}")
-        self._targets = targets_of(target)
+        self._targets = parse_targets(target)
         self.target = ", ".join(self._targets)
         self._timeout_s = timeout_s
         self._rows_per_request = rows_per_request
         self._in_flight = in_flight
-        self._retry = retry
-        self._has_answered = False
-        self._lanes: dict[Question, Lane] = {}
-        self._models: dict[tuple[str, str], ModelInfo] = {}  # by name and version as asked for, and as answered
-        self._waits = self._make_waits()
-        self._access = Access(self._targets, tls, Token(token, token_file), insecure_token=insecure_token)
-        self._servers = Servers(self._targets, self._open_channel, channels)
+        self._retry_policy = retry
+        self._has_reached_server = False
+        self._queues: dict[RequestKey, CoalescingQueue] = {}
+        self._models: dict[tuple[str, str], ModelInfo] = {}  # by requested and by returned name and version
+        self._backend = self._make_backend()
+        self._credentials = Credentials(self._targets, tls, Token(token, token_file), insecure_token=insecure_token)
+        self._pool = ConnectionPool(self._targets, self._open_channel, channels)
 
     def _open_channel(self, target: str, *, watches_health: bool = True) -> Any:
-        options = channel_options(target, watches_health=watches_health and self._access.watches_health)
-        return self._waits.open_channel(target, self._access.credentials, options + self._access.options)
+        options = channel_options(target, watches_health=watches_health and self._credentials.can_watch_health)
+        options += self._credentials.options
+        if self._credentials.channel_credentials:
+            return self._backend.channel_module.secure_channel(target, self._credentials.channel_credentials, options)
+        return self._backend.channel_module.insecure_channel(target, options)
 
-    def _window(self) -> Window:
-        return Window(self._servers.in_flight if self._in_flight is None else self._in_flight)
+    def _aimd_limit(self) -> AimdLimit:
+        return AimdLimit(self._pool.default_in_flight if self._in_flight is None else self._in_flight)
 
-    def _attempts(self, window: Window | None = None) -> Attempts:
-        return Attempts(self._retry, self.target, self._timeout_s, has_answered=self._has_answered, window=window)
+    def _retry_state(self, limit: AimdLimit | None = None) -> RetryState:
+        return RetryState(self._retry_policy, self.target, self._timeout_s, self._has_reached_server, limit)
 
-    def _rpc(self, rpc: Callable[..., Any], request: object, give_up_at: float) -> Awaitable[Any]:
-        """One RPC, without retries."""
-        return self._waits.call(rpc, request, max(0.0, give_up_at - time.monotonic()), self._access.metadata())
+    def _send(self, rpc: Callable[..., Any], request: object, deadline: float) -> Awaitable[Any]:
+        """Send one RPC without retries."""
+        timeout_s = max(0.0, deadline - time.monotonic())
+        return self._backend.send(rpc, request, timeout_s, self._credentials.call_metadata())
 
-    def _call(self, ask: Ask[Answer], attempts: Attempts) -> Awaitable[Answer]:
-        """One RPC, with retries."""
-        return self._persist(lambda: self._somewhere(ask, attempts.give_up_at), attempts)
+    def _call(self, send: Send[Response], retry: RetryState) -> Awaitable[Response]:
+        """Send one RPC with failover and retries."""
+        return self._retry(lambda: self._send_with_failover(send, retry.deadline), retry)
 
-    async def _persist(self, ask: Callable[[], Awaitable[Answer]], attempts: Attempts) -> Answer:
-        """Asks until there is an answer, or no hope of one."""
+    async def _retry(self, send: Callable[[], Awaitable[Response]], retry: RetryState) -> Response:
+        """Repeat an attempt until it succeeds or `retry` forbids another."""
         while True:
             try:
-                answer = await ask()
+                response = await send()
             except grpc.RpcError as exc:
-                delay_s = attempts.delay_s(exc)
+                delay_s = retry.delay_s(exc)
                 if delay_s is None:
-                    raise attempts.failure(exc) from exc
+                    raise retry.failure(exc) from exc
             else:
-                self._has_answered = True
-                return answer
-            await self._waits.sleep(delay_s)
+                self._has_reached_server = True
+                return response
+            await self._backend.sleep(delay_s)
 
-    async def _somewhere(self, ask: Ask[Answer], give_up_at: float) -> Answer:
-        """Asks over one connection, and when that fails at once over another, while one is left to try."""
+    async def _send_with_failover(self, send: Send[Response], deadline: float) -> Response:
+        """Try one connection after the other while one is left that does not back off."""
         tried: list[Connection] = []
         while True:
-            connection = self._servers.borrow(tried)
+            connection = self._pool.acquire(tried)
             try:
-                answer = await ask(connection, give_up_at)
+                response = await send(connection, deadline)
             except grpc.RpcError as exc:
-                rest_s = self._retry.delay_s(exc, connection.failed + 1)
-                if rest_s is None:
+                delay_s = self._retry_policy.delay_s(exc, connection.failures + 1)
+                if delay_s is None:
                     raise
-                self._servers.rest(connection, rest_s)
+                self._pool.back_off(connection, delay_s)
                 tried.append(connection)
-                if not self._servers.has_other(tried):
+                if not self._pool.has_other(tried):
                     raise
             else:
-                if connection.failed:
-                    self._servers.recover(connection)
-                return answer
+                if connection.failures:
+                    self._pool.restore(connection)
+                return response
             finally:
-                self._servers.give_back(connection)
+                self._pool.release(connection)
 
     async def _list_models(self) -> list[ModelInfo]:
-        answer = await self._call(
-            lambda connection, give_up_at: self._rpc(connection.stub.ListModels, pb.ListModelsRequest(), give_up_at),
-            self._attempts(),
+        response = await self._call(
+            lambda connection, deadline: self._send(connection.stub.ListModels, pb.ListModelsRequest(), deadline),
+            self._retry_state(),
         )
-        return [model_info(model) for model in answer.models]
+        return [model_info(model) for model in response.models]
 
     async def _get_model(self, name: str, version: str) -> ModelInfo:
-        return await self._call(partial(self._get_model_over, name, version), self._attempts())
+        return await self._call(partial(self._get_model_over, name, version), self._retry_state())
 
-    async def _get_model_over(self, name: str, version: str, connection: Connection, give_up_at: float) -> ModelInfo:
+    async def _get_model_over(self, name: str, version: str, connection: Connection, deadline: float) -> ModelInfo:
         request = pb.GetModelRequest(model_name=name, model_version=version)
-        answer = await self._rpc(connection.stub.GetModel, request, give_up_at)
-        self._servers.note(connection, answer.model)
-        return model_info(answer.model)
+        response = await self._send(connection.stub.GetModel, request, deadline)
+        self._pool.register(connection, response.model)
+        return model_info(response.model)
 
-    async def _known(self, name: str, version: str) -> ModelInfo:
-        """Asked for once for each name and version."""
+    async def _cached_model(self, name: str, version: str) -> ModelInfo:
         model = self._models.get((name, version))
         return model or self._models.setdefault((name, version), await self._get_model(name, version))
 
-    async def _reach_all_workers(self) -> None:
-        """Opens the connections that the servers' other workers are reached by, the first time."""
-        for server, first in self._servers.first_search():
-            for connection in server.search(first):
+    async def _discover_workers(self) -> None:
+        """Open a connection to every worker process of every server, on the first call only."""
+        for server, first in self._pool.begin_discovery():
+            for connection in server.candidates(first):
                 try:
-                    give_up_at = time.monotonic() + _MEETING_S
-                    answer = await self._rpc(connection.stub.GetModel, pb.GetModelRequest(), give_up_at)
-                except grpc.RpcError:  # the connections there are will do, or say what is wrong
+                    deadline = time.monotonic() + _DISCOVERY_TIMEOUT_S
+                    response = await self._send(connection.stub.GetModel, pb.GetModelRequest(), deadline)
+                except grpc.RpcError:  # a request over an existing connection works, or reports the reason
                     if connection is not first:
-                        await self._waits.close_channels([connection.channel])
+                        await self._backend.close_channels([connection.channel])
                     break
-                if not self._servers.note(connection, answer.model):
-                    await self._waits.close_channels([connection.channel])
+                if not self._pool.register(connection, response.model):
+                    await self._backend.close_channels([connection.channel])
 
     async def _check_health(self, service: str) -> str:
-        """SERVING if any target says so, else what the first says that answers."""
-        told, silence = [], None
+        """Return SERVING if any target does, else the status of the first target that responds."""
+        statuses, error = [], None
         for target in self._targets:
             try:
-                told.append(await self._check_health_of(target, service))
+                statuses.append(await self._check_health_of(target, service))
             except (errors.Unavailable, errors.DeadlineExceeded) as exc:
-                silence = exc
-            if told[-1:] == ["SERVING"]:
+                error = exc
+            if statuses[-1:] == ["SERVING"]:
                 return "SERVING"
-        if silence and not told:
-            raise silence
-        return told[0]
+        if error and not statuses:
+            raise error
+        return statuses[0]
 
     async def _check_health_of(self, target: str, service: str) -> str:
-        """Over a channel of its own, which also speaks to a server that is not healthy; without patience: it is now."""
+        """Check one target over a new channel, which also reaches unhealthy servers, in at most `max_attempts`."""
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
         channel = self._open_channel(target, watches_health=False)
         check = health_pb2_grpc.HealthStub(channel).Check
         request = health_pb2.HealthCheckRequest(service=service)
-        attempts = Attempts(self._retry, target, self._timeout_s, has_answered=False)
+        retry = RetryState(self._retry_policy, target, self._timeout_s, has_reached_server=False)
         try:
-            answer = await self._persist(lambda: self._rpc(check, request, attempts.give_up_at), attempts)
-        except errors.ModelNotFound:  # the health protocol's NOT_FOUND
+            response = await self._retry(lambda: self._send(check, request, retry.deadline), retry)
+        except errors.ModelNotFound:  # NOT_FOUND means an unknown service here
             return "SERVICE_UNKNOWN"
         finally:
-            await self._waits.close_channels([channel])
-        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+            await self._backend.close_channels([channel])
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
     async def _close(self) -> None:
-        await self._waits.close_channels(self._servers.close())
-        self._waits.stop()
+        await self._backend.close_channels(self._pool.close())
+        self._backend.stop_senders()

@@ -1,97 +1,97 @@
-"""Waits by blocking the thread that calls."""
+"""Implement `Concurrency` for `Client`: every wait blocks the calling thread."""
 
 import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import ModuleType
 from typing import Any, TypeVar
 
 import grpc
 
 from .classification import Classification
-from .coalescing_queue import HURRY_AFTER_S
-from .concurrency import Gate, Requests
+from .coalescing_queue import MAX_WAIT_S
 from .connections.credentials import Metadata
-from .connections.targets import Options
 
-_SENDERS = 32  # threads that send shared requests, started as needed; two a lane while the service answers in time
+_MAX_SENDERS = 32  # threads, started on demand; two for each coalescing queue while the service responds in time
 
 Result = TypeVar("Result")
 
 
-def finished(work: Awaitable[Result]) -> Result:
-    """What `work` returns, whose waits all block."""
+def run_blocking(work: Awaitable[Result]) -> Result:
+    """Return the result of `work`, a coroutine whose waits all block."""
     try:
         next(work.__await__())
     except StopIteration as done:
         result: Result = done.value
         return result
-    raise RuntimeError("a wait of threads has suspended")
+    raise RuntimeError("a coroutine of the blocking client has suspended")
 
 
-class Threads:
-    """`Waits` of `Client`."""
+class BlockingBackend:
+    """`Concurrency` with threads."""
+
+    channel_module: ModuleType = grpc
 
     def __init__(self) -> None:
-        self._senders = ThreadPoolExecutor(_SENDERS, thread_name_prefix="sketchbatch-shared")
-
-    def open_channel(self, target: str, credentials: grpc.ChannelCredentials | None, options: Options) -> grpc.Channel:
-        if credentials:
-            return grpc.secure_channel(target, credentials, options)
-        return grpc.insecure_channel(target, options)
+        self._senders = ThreadPoolExecutor(_MAX_SENDERS, thread_name_prefix="sketchbatch-shared")
 
     async def close_channels(self, channels: list[grpc.Channel]) -> None:
         for channel in channels:
             channel.close()
 
-    async def call(self, rpc: Callable[..., Any], request: object, timeout_s: float, metadata: Metadata | None) -> Any:
+    async def send(self, rpc: Callable[..., Any], request: object, timeout_s: float, metadata: Metadata | None) -> Any:
         return rpc(request, timeout=timeout_s, metadata=metadata)
 
     async def sleep(self, delay_s: float) -> None:
         time.sleep(delay_s)
 
-    async def give_way(self) -> None:
-        """A thread that was woken goes when it can."""
+    async def yield_control(self) -> None:
+        """Do nothing: the operating system schedules the threads."""
 
-    def gate(self) -> Gate:
-        return _Gate()
+    def event(self) -> "BlockingEvent":
+        return BlockingEvent()
 
-    def requests(self, most: int) -> Requests:
-        return _Requests(most)
+    def ordered_requests(self, max_in_flight: int) -> "BlockingRequests":
+        return BlockingRequests(max_in_flight)
 
-    def start(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._senders.submit(lambda: finished(send()))
+    def start_sender(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._senders.submit(lambda: run_blocking(send()))
 
-    def stop(self) -> None:
+    def stop_senders(self) -> None:
         self._senders.shutdown(wait=False)
 
 
-class _Gate:
-    __slots__ = ("_lock", "open")
+class BlockingEvent:
+    """One-shot event as a locked lock: cheaper than `threading.Event`, and each small call creates one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lock.acquire()
-        self.open: Callable[[], None] = self._lock.release
 
-    async def wait(self, hurry: Callable[[], object], timeout_s: float) -> bool:
-        if self._lock.acquire(timeout=min(HURRY_AFTER_S, timeout_s)):
+    def set(self) -> None:
+        self._lock.release()
+
+    async def wait(self, bypass: Callable[[], object], timeout_s: float) -> bool:
+        if self._lock.acquire(timeout=min(MAX_WAIT_S, timeout_s)):
             return True
-        hurry()
-        return self._lock.acquire(timeout=max(0.0, timeout_s - HURRY_AFTER_S))
+        bypass()
+        return self._lock.acquire(timeout=max(0.0, timeout_s - MAX_WAIT_S))
 
 
-class _Requests:
-    def __init__(self, most: int) -> None:
-        self._pool = ThreadPoolExecutor(most, thread_name_prefix="sketchbatch")
+class BlockingRequests:
+    """One thread for each request in flight."""
+
+    def __init__(self, max_in_flight: int) -> None:
+        self._pool = ThreadPoolExecutor(max_in_flight, thread_name_prefix="sketchbatch")
         self._futures: deque[Future[Classification]] = deque()
 
     def __len__(self) -> int:
         return len(self._futures)
 
-    def start(self, ask: Callable[[], Coroutine[Any, Any, Classification]]) -> None:
-        self._futures.append(self._pool.submit(lambda: finished(ask())))
+    def start(self, call: Callable[[], Coroutine[Any, Any, Classification]]) -> None:
+        self._futures.append(self._pool.submit(lambda: run_blocking(call())))
 
     async def next(self) -> Classification:
         return self._futures.popleft().result()

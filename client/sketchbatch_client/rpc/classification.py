@@ -1,10 +1,7 @@
-"""What comes back: a model as the service describes it, and the classes of a batch of drawings.
-
-Decodes answers, cuts a shared one into its callers' rows, and joins those of a call that took several requests.
-"""
+"""Decode responses into `ModelInfo` and `Classification`; split and join classifications by rows."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +20,7 @@ class ModelInfo:
     name: str
     version: str
     versions: tuple[str, ...]
-    """Every version of this name being served, newest first."""
+    """All served versions of this name, newest first."""
     is_default: bool
     labels: tuple[str, ...]
     max_request_rows: int
@@ -31,25 +28,25 @@ class ModelInfo:
     digest: str
     """SHA-256 of the model file, in hex."""
     metrics: dict[str, Any]
-    """As measured when it was trained."""
+    """Measured after the training."""
     created: str
     licence: str
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Classification:
-    """The classes of a batch of drawings, row for row in the order sent."""
+    """The classes of a batch of drawings; rows have the order of the request."""
 
     model_name: str
     model_version: str
     labels: tuple[str, ...]
     """The model's class names; `class_index` points into them."""
     class_index: NDArray[np.int64]
-    """(rows, k), best first; k = top_k, or 1 when all scores were asked for."""
+    """(rows, k), best first; k = top_k, or 1 if all scores were requested."""
     score: NDArray[np.float32]
     """(rows, k), the score of each `class_index`, 0 to 1."""
     scores: NDArray[np.float32] | None
-    """(rows, classes), or None when only the top k were asked for."""
+    """(rows, classes), or None if only the top k were requested."""
 
     def __len__(self) -> int:
         return len(self.class_index)
@@ -60,9 +57,9 @@ class Classification:
         return np.array(self.labels)[self.class_index[:, 0]]
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """Each (rows,), named as in the files of `sketchbatch score`.
+        """Return columns of shape (rows,), named as in the files of `sketchbatch score`.
 
-        label and score, with top_k > 1 also label_2, score_2 and so on, with all scores also one score_LABEL a class.
+        The columns are label and score; for top_k > 1 also label_2, score_2, ...; for all scores score_LABEL per class.
         """
         names = np.array(self.labels)
         columns: dict[str, NDArray[Any]] = {}
@@ -75,7 +72,7 @@ class Classification:
         return columns
 
     def to_pandas(self) -> "pd.DataFrame":
-        """`columns` as a data frame. Raises ImportError: pandas is not installed."""
+        """Return `columns` as a data frame. Raises ImportError if pandas is not installed."""
         try:
             import pandas as pd
         except ImportError as exc:
@@ -90,25 +87,15 @@ class Classification:
 
 
 def model_info(model: pb.Model) -> ModelInfo:
-    """Without what only the connection needs to know."""
-    return ModelInfo(
-        name=model.name,
-        version=model.version,
-        versions=tuple(model.versions),
-        is_default=model.is_default,
-        labels=tuple(model.labels),
-        max_request_rows=model.max_request_rows,
-        provider=model.provider,
-        digest=model.digest,
-        metrics=MessageToDict(model.metrics),
-        created=model.created,
-        licence=model.licence,
-    )
+    """Convert the message; its fields have the same names."""
+    values = {field.name: getattr(model, field.name) for field in fields(ModelInfo)}
+    lists = {"versions": tuple(model.versions), "labels": tuple(model.labels)}
+    return ModelInfo(**values | lists | {"metrics": MessageToDict(model.metrics)})
 
 
-def decoded(response: pb.ClassifyResponse, labels: tuple[str, ...]) -> Classification:
-    """The answer to one request; `labels` are those of the model that gave it."""
-    if all_scores := response.scores:  # once: each look makes a copy
+def decode(response: pb.ClassifyResponse, labels: tuple[str, ...]) -> Classification:
+    """Decode the response to one request; `labels` are those of the model that computed it."""
+    if all_scores := response.scores:  # read once: each access copies the bytes
         scores = np.frombuffer(all_scores, "<f4").reshape(response.rows, len(labels))
         class_index = scores.argmax(axis=1)[:, None]
         score = scores.max(axis=1)[:, None]
@@ -119,34 +106,24 @@ def decoded(response: pb.ClassifyResponse, labels: tuple[str, ...]) -> Classific
     return Classification(response.model_name, response.model_version, labels, class_index, score, scores)
 
 
-def cut(answer: Classification, sizes: Iterable[int]) -> Iterator[Classification]:
-    """The answer's rows in parts of those sizes, in order; views, not copies."""
-    scores = answer.scores
+def cut(whole: Classification, sizes: Iterable[int]) -> Iterator[Classification]:
+    """Split a classification into parts of `sizes` rows, in order; the parts are views, not copies."""
     start = 0
-    for rows in sizes:
-        stop = start + rows
-        yield Classification(
-            answer.model_name,
-            answer.model_version,
-            answer.labels,
-            answer.class_index[start:stop],
-            answer.score[start:stop],
-            None if scores is None else scores[start:stop],
-        )
-        start = stop
+    for size in sizes:
+        rows = slice(start, start + size)
+        scores = None if whole.scores is None else whole.scores[rows]
+        yield replace(whole, class_index=whole.class_index[rows], score=whole.score[rows], scores=scores)
+        start += size
 
 
 def joined(parts: Sequence[Classification]) -> Classification:
-    """The rows of all parts, of which there is at least one, in order."""
-    first = parts[0]
+    """Return the rows of all parts, of which there is at least one, in order."""
     if len(parts) == 1:
-        return first
+        return parts[0]
     all_scores = [part.scores for part in parts if part.scores is not None]
-    return Classification(
-        first.model_name,
-        first.model_version,
-        first.labels,
-        np.concatenate([part.class_index for part in parts]),
-        np.concatenate([part.score for part in parts]),
-        np.concatenate(all_scores) if all_scores else None,
+    return replace(
+        parts[0],
+        class_index=np.concatenate([part.class_index for part in parts]),
+        score=np.concatenate([part.score for part in parts]),
+        scores=np.concatenate(all_scores) if all_scores else None,
     )

@@ -1,21 +1,21 @@
-"""Calls the service from threads: batches of bitmaps in, `Classification`s out, in order."""
+"""Classify bitmaps from threads: batches of bitmaps in, one `Classification` per request out, in order."""
 
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from ..drawings.readers import Bitmaps
-from .blocking_backend import Threads, finished
+from .blocking_backend import BlockingBackend, run_blocking
 from .classification import Classification, ModelInfo
-from .request import question
-from .row_client import RowsCaller
+from .request import request_key
+from .row_client import RowClient
 
 
-class Client(RowsCaller):
-    """Connections to a service; safe to share between threads. Close it, or use it as a context manager.
+class Client(RowClient):
+    """Client that many threads may share. Use it as a context manager, or close it.
 
-    Takes what `Caller` takes.
+    The arguments are those of `BaseClient`.
     """
 
-    _make_waits = Threads
+    _make_backend = BlockingBackend
 
     def __enter__(self) -> "Client":
         return self
@@ -24,61 +24,55 @@ class Client(RowsCaller):
         self.close()
 
     def close(self) -> None:
-        """Drops the connections; requests under way fail."""
-        finished(self._close())
+        """Close the connections; requests in flight fail."""
+        run_blocking(self._close())
 
     def classify(
         self, bitmaps: Bitmaps, *, top_k: int = 0, model_name: str = "", model_version: str = ""
     ) -> Classification:
-        """Classifies any number of bitmaps.
+        """Classify any number of bitmaps.
 
         Args:
             bitmaps: uint8, (rows, 28, 28) or (rows, 784), or one bitmap of (28, 28); 0 = paper, 255 = ink.
-            top_k: How many of the best classes to return; 0 = the scores of all.
-            model_name: "" = the service's default.
-            model_version: "" = the newest.
+            top_k: Number of best classes to return; 0 = the scores of all classes.
+            model_name: "" = the default model of the service.
+            model_version: "" = the newest version.
 
         Raises:
-            RequestRefused: The bitmaps are none, or of another type or shape; or `top_k` is too large.
-            SketchbatchError: As `errors` says, when the service cannot answer.
+            RequestRefused: There are no rows, their type or shape is wrong, or `top_k` is too large.
+            SketchbatchError: The service cannot respond; the module `errors` lists the reasons.
         """
-        return finished(self._classify(bitmaps, question(top_k, model_name, model_version)))
+        return run_blocking(self._classify(bitmaps, request_key(top_k, model_name, model_version)))
 
     def score(
         self, batches: Iterable[Bitmaps], *, top_k: int = 0, model_name: str = "", model_version: str = ""
     ) -> Iterator[Classification]:
-        """Classifies a stream of batches of any size in constant memory; arguments and errors as `classify`.
+        """Classify batches of any size in constant memory; arguments and errors are those of `classify`.
 
         Yields one `Classification` for each request of up to `rows_per_request` rows, in order.
         """
-        parts = self._score(_each(batches), question(top_k, model_name, model_version))
+        parts = self._score(batches, request_key(top_k, model_name, model_version))
         try:
             while True:
                 try:
-                    part = finished(anext(parts))
+                    part = run_blocking(anext(parts))
                 except StopAsyncIteration:
                     return
                 yield part
         finally:
-            finished(parts.aclose())
+            run_blocking(parts.aclose())
 
     def models(self) -> list[ModelInfo]:
-        """Every model and version being served, the default first."""
-        return finished(self._list_models())
+        """Return every served version of every model, the default model first."""
+        return run_blocking(self._list_models())
 
     def model(self, name: str = "", version: str = "") -> ModelInfo:
-        """One model; "" = the default, or the newest version. Raises `ModelNotFound`."""
-        return finished(self._get_model(name, version))
+        """Return one model; "" = the default model, or its newest version. Raises `ModelNotFound`."""
+        return run_blocking(self._get_model(name, version))
 
     def health(self, service: str = "") -> str:
-        """What grpc.health.v1 says: SERVING (of several servers, one at least), NOT_SERVING or SERVICE_UNKNOWN.
+        """Return SERVING, NOT_SERVING or SERVICE_UNKNOWN for a gRPC service; "" = the server as a whole.
 
-        Args:
-            service: "" = the server as a whole.
+        With several servers, one SERVING server is enough.
         """
-        return finished(self._check_health(service))
-
-
-async def _each(batches: Iterable[Bitmaps]) -> AsyncGenerator[Bitmaps, None]:
-    for batch in batches:
-        yield batch
+        return run_blocking(self._check_health(service))

@@ -1,116 +1,113 @@
-"""Decides which concurrent small calls share a request, and when it goes out; does no waiting and no sending itself.
+"""Decide which concurrent small calls share one request and when it is sent. Sends nothing and never waits.
 
-A call that finds nobody under way goes at once, by itself. Others wait in a `Lane`, one for each question,
-until a request comes back; all that wait then go together. So no call waits while the client is idle, and the more
-ask, the more share a request. A call that has waited `HURRY_AFTER_S` goes all the same (docs/decisions/0011).
+A call that finds no request in flight is sent at once, in a request of its own. Other calls wait in the
+`CoalescingQueue` of their request key until a response arrives; all waiting calls are then sent together. So no call
+waits while the client is idle, and a shared request grows with the number of concurrent calls. A call that has waited
+for `MAX_WAIT_S` bypasses the requests in flight (docs/decisions/0011).
 
-Whoever is told to send does so in a thread or task that is no caller's: a caller that leaves takes nobody with it.
-A shared request that fails is nobody's answer: each of its callers asks again by itself, and hears of its own faults.
+A sender runs in a thread or task of its own, so a cancelled call interrupts no other call. If a shared request fails,
+each of its calls is retried alone and raises only the errors of its own rows.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..drawings.readers import Bitmaps
 from .classification import Classification, cut
 
-SMALL_ROWS = 16
-"""Most rows of a call that may share a request; a larger one is worth a request of its own."""
-
-SHARED_ROWS = 64
-"""Most rows of a shared request: the service serves those of 64 rows as small ones."""
-
-HURRY_AFTER_S = 0.02
-"""Longest a call waits for a request under way before it goes beside it; a busy service answers some in 2 ms."""
-
-AT_ONCE = 2
-"""Requests of a lane under way at once: one is answered while the service reads the next."""
+SMALL_ROWS = 16  # most rows of a call that may share a request; a larger call is worth a request of its own
+SHARED_ROWS = 64  # most rows of a shared request; the service treats requests of up to 64 rows as small
+MAX_WAIT_S = 0.02  # longest wait before a call bypasses the requests in flight; a busy service answers some in 2 ms
+MAX_IN_FLIGHT = 2  # requests of one queue in flight: the service computes one while it reads the next
 
 
-class Share:
-    """One caller's rows in a shared request; `settle` is called once, from any thread, when they have an answer."""
+@dataclass(slots=True, eq=False)
+class PendingCall:
+    """The rows of one call that wait for a shared request."""
 
-    __slots__ = ("answer", "bitmaps", "error", "give_up_at", "has_left", "settle")
+    bitmaps: Bitmaps
+    deadline: float
+    """time.monotonic seconds."""
+    notify: Callable[[], object]
+    """Called once, from any thread, after `result` was set."""
+    result: Classification | Exception | None = None
+    is_cancelled: bool = False
+    """Set when the caller stops waiting: the rows are not sent, or their response is dropped."""
 
-    def __init__(self, bitmaps: Bitmaps, give_up_at: float, settle: Callable[[], object]) -> None:
-        self.bitmaps = bitmaps
-        self.give_up_at = give_up_at  # time.monotonic seconds
-        self.settle = settle
-        self.answer: Classification | None = None
-        self.error: Exception | None = None
-        self.has_left = False
-        """Set by a caller that waits no longer; its rows are not sent, or their answer is dropped."""
+    def settle(self, result: Classification | Exception) -> None:
+        self.result = result
+        self.notify()
 
 
-class Lane:
-    """The calls that ask the same question. Thread-safe.
+class CoalescingQueue:
+    """The small calls with one request key. Thread-safe.
 
-    Of its methods, those that return True tell the caller to have `take` called until it returns nothing, by a sender.
+    If `end_alone`, `add` or `bypass` returns True, the caller must start a sender. A sender calls `take` and sends
+    until `take` returns no call.
     """
 
     def __init__(self, shared_rows: int) -> None:
         self._shared_rows = shared_rows
         self._lock = threading.Lock()
-        self._waiting: deque[Share] = deque()
-        self._under_way = 0
+        self._waiting: deque[PendingCall] = deque()
+        self._in_flight = 0
 
-    def go_alone(self) -> bool:
-        """True if nobody is under way: the caller sends by itself, at once, and then calls `come_back`."""
+    def begin_alone(self) -> bool:
+        """Return whether no request is in flight: the call then sends its own request and calls `end_alone`."""
         with self._lock:
-            if self._under_way:
+            if self._in_flight:
                 return False
-            self._under_way += 1
+            self._in_flight += 1
             return True
 
-    def come_back(self) -> bool:
-        """Ends what `go_alone` began; True = others have come meanwhile: send."""
+    def end_alone(self) -> bool:
+        """End the request that `begin_alone` allowed; return whether calls wait that need a sender."""
         with self._lock:
             if not self._waiting:
-                self._under_way -= 1
+                self._in_flight -= 1
             return bool(self._waiting)
 
-    def wait(self, share: Share) -> bool:
-        """Lines up; True = there is room for another request: send."""
+    def add(self, call: PendingCall) -> bool:
+        """Append a call; return whether another request may be in flight and needs a sender."""
         with self._lock:
-            self._waiting.append(share)
-            if self._under_way >= AT_ONCE:
+            self._waiting.append(call)
+            if self._in_flight >= MAX_IN_FLIGHT:
                 return False
-            self._under_way += 1
+            self._in_flight += 1
             return True
 
-    def hurry(self, share: Share) -> bool:
-        """For a share that has waited too long; True = it waits still: send, beside those under way."""
+    def bypass(self, call: PendingCall) -> bool:
+        """Return whether a call still waits after `MAX_WAIT_S`: it needs a sender regardless of `MAX_IN_FLIGHT`."""
         with self._lock:
-            if share not in self._waiting:
+            if call not in self._waiting:
                 return False
-            self._under_way += 1
+            self._in_flight += 1
             return True
 
-    def take(self) -> list[Share]:
-        """The next to share a request, in order of arrival; none = the sender is done."""
+    def take(self) -> list[PendingCall]:
+        """Return the calls of the next shared request in order of arrival; an empty list ends the sender."""
         with self._lock:
-            taken: list[Share] = []
-            free = self._shared_rows
-            while self._waiting and len(self._waiting[0].bitmaps) <= free:
-                share = self._waiting.popleft()
-                if not share.has_left:
-                    taken.append(share)
-                    free -= len(share.bitmaps)
+            taken: list[PendingCall] = []
+            free_rows = self._shared_rows
+            while self._waiting and len(self._waiting[0].bitmaps) <= free_rows:
+                call = self._waiting.popleft()
+                if not call.is_cancelled:
+                    taken.append(call)
+                    free_rows -= len(call.bitmaps)
             if not taken:
-                self._under_way -= 1
+                self._in_flight -= 1
             return taken
 
 
-def hand_out(shares: list[Share], answer: Classification) -> None:
-    """Gives each its own rows."""
-    for share, part in zip(shares, cut(answer, [len(share.bitmaps) for share in shares]), strict=True):
-        share.answer = part
-        share.settle()
+def distribute(response: Classification, calls: list[PendingCall]) -> None:
+    """Settle each call with its own rows of a shared response."""
+    for call, part in zip(calls, cut(response, [len(call.bitmaps) for call in calls]), strict=True):
+        call.settle(part)
 
 
-def fail(shares: list[Share], error: Exception) -> None:
-    """Tells each that the shared request failed."""
-    for share in shares:
-        share.error = error
-        share.settle()
+def fail(calls: list[PendingCall], error: Exception) -> None:
+    """Settle each call with the error of a shared request."""
+    for call in calls:
+        call.settle(error)

@@ -1,66 +1,64 @@
-"""What a client of threads and one of asyncio's tasks do differently: `Threads` and `Tasks` are the two ways to wait.
+"""Declare the operations in which a client of threads differs from a client of asyncio tasks.
 
-The rules (`caller`, `rows`) are written once, as coroutines that wait through this. With `Threads` every wait blocks:
-none of them ever suspends, and `finished` runs them to their end in one step (docs/decisions/0015).
+`BaseClient` and `RowClient` are written once, as coroutines that wait only through a `Concurrency`. With
+`BlockingBackend` every wait blocks the thread. The coroutines then never suspend, and `run_blocking` runs each of them
+in one step (docs/decisions/0015).
 """
 
 from collections.abc import Callable, Coroutine
+from types import ModuleType
 from typing import Any, Protocol
-
-import grpc
 
 from .classification import Classification
 from .connections.credentials import Metadata
-from .connections.targets import Options
 
 
-class Gate(Protocol):
-    """What one caller waits at for an answer that another thread or task brings."""
+class OneShotEvent(Protocol):
+    """An event that one caller waits for and another thread or task sets once."""
 
-    def open(self) -> None:
-        """Ends the wait; called once, from any thread."""
+    def set(self) -> None: ...
 
-    async def wait(self, hurry: Callable[[], object], timeout_s: float) -> bool:
-        """Whether it was opened in time; calls `hurry` when it is not within `HURRY_AFTER_S`."""
+    async def wait(self, bypass: Callable[[], object], timeout_s: float) -> bool:
+        """Return whether the event was set within `timeout_s`; call `bypass` after `MAX_WAIT_S` without it."""
 
 
-class Requests(Protocol):
-    """The requests of one bulk call under way, in the order started."""
+class OrderedRequests(Protocol):
+    """The requests in flight of one bulk call, in the order in which they were started."""
 
     def __len__(self) -> int: ...
 
-    def start(self, ask: Callable[[], Coroutine[Any, Any, Classification]]) -> None:
-        """Sends one more."""
+    def start(self, call: Callable[[], Coroutine[Any, Any, Classification]]) -> None: ...
 
     async def next(self) -> Classification:
-        """The first one's answer."""
+        """Return the response to the oldest request."""
 
     async def aclose(self) -> None:
-        """Sends nothing more, and waits for no answer."""
+        """Cancel the requests that have no response yet."""
 
 
-class Waits(Protocol):
-    """How to open channels, call, sleep and do something meanwhile."""
+class Concurrency(Protocol):
+    """Send RPCs, sleep, and run work concurrently with the caller."""
 
-    def open_channel(self, target: str, credentials: grpc.ChannelCredentials | None, options: Options) -> Any: ...
+    channel_module: ModuleType
+    """`grpc` or `grpc.aio`, whose functions open the channels."""
 
     async def close_channels(self, channels: list[Any]) -> None: ...
 
-    async def call(
+    async def send(
         self, rpc: Callable[..., Any], request: object, timeout_s: float, metadata: Metadata | None
     ) -> Any: ...
 
     async def sleep(self, delay_s: float) -> None: ...
 
-    async def give_way(self) -> None:
-        """Lets callers that were just answered go first."""
+    async def yield_control(self) -> None:
+        """Let callers run whose response has just arrived."""
 
-    def gate(self) -> Gate: ...
+    def event(self) -> OneShotEvent: ...
 
-    def requests(self, most: int) -> Requests: ...
+    def ordered_requests(self, max_in_flight: int) -> OrderedRequests: ...
 
-    def start(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Runs a sender of shared requests, in a thread or task that is no caller's."""
+    def start_sender(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `send` in a thread or task of its own, so that a cancelled caller does not interrupt it."""
 
-    def stop(self) -> None:
-        """Starts no more of them."""
+    def stop_senders(self) -> None:
+        """Start no more senders."""

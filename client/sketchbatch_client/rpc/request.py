@@ -1,10 +1,10 @@
-"""What is sent: bitmaps checked and cut into requests, and a request's bytes, built with one copy of its rows.
+"""Check bitmaps and options, and encode a request with one copy of its rows.
 
-Protobuf would copy the rows twice more, into the message and out of it; a message's fields may be written one after
-the other, so the rows' field is put behind the others by hand.
+Protobuf would copy the rows twice more, into the message and out of it. The fields of a message may be written one
+after the other, so the field with the rows is appended to the encoded other fields.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from operator import index
 from typing import NamedTuple
@@ -19,23 +19,23 @@ _LENGTH_DELIMITED = 2  # https://protobuf.dev/programming-guides/encoding/#struc
 _BITMAPS_TAG = bytes([pb.ClassifyRequest.BITMAPS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
 
 
-class Question(NamedTuple):
-    """What is asked of a batch; rows that are asked the same may share a request."""
+class RequestKey(NamedTuple):
+    """The fields that must be equal for two calls to share one request."""
 
     top_k: int
     model_name: str
     model_version: str
 
 
-def question(top_k: int, model_name: str, model_version: str) -> Question:
-    """Checks what no server could read; whether there is such a model, and so many classes, the server says."""
+def request_key(top_k: int, model_name: str, model_version: str) -> RequestKey:
+    """Raise RequestRefused if `top_k` is negative; the server checks its upper limit and the model."""
     if index(top_k) < 0:
         raise RequestRefused(f"top_k must be 0 or more, got {top_k}")
-    return Question(index(top_k), model_name, model_version)
+    return RequestKey(index(top_k), model_name, model_version)
 
 
 def as_rows(bitmaps: Bitmaps) -> Bitmaps:
-    """Checks type and shape; a view of (rows, 28, 28)."""
+    """Return a view of shape (rows, 28, 28), or raise RequestRefused."""
     bitmaps = np.asanyarray(bitmaps)
     if bitmaps.dtype == np.uint8:
         if bitmaps.shape == (28, 28):
@@ -45,29 +45,21 @@ def as_rows(bitmaps: Bitmaps) -> Bitmaps:
     raise RequestRefused(f"bitmaps must be uint8 (rows, 28, 28) or (rows, 784), got {bitmaps.dtype} {bitmaps.shape}")
 
 
-def in_parts(rows: Bitmaps, rows_per_request: int) -> Iterator[Bitmaps]:
-    """Views of the rows in order, each no more than fits one request."""
-    for start in range(0, len(rows), rows_per_request):
-        yield rows[start : start + rows_per_request]
-
-
-def encoded(question: Question, parts: Sequence[Bitmaps]) -> bytes:
-    """A ClassifyRequest of the rows of all parts, in order, as it goes over the wire."""
+def encode(key: RequestKey, parts: Sequence[Bitmaps]) -> bytes:
+    """Return an encoded ClassifyRequest with the rows of all parts, in order."""
     payload_bytes = sum(part.nbytes for part in parts)
     buffers = (np.ascontiguousarray(part).data for part in parts)
-    return b"".join((_head(question), _BITMAPS_TAG, _varint(payload_bytes), *buffers))
+    return b"".join((_encode_key(key), _BITMAPS_TAG, _varint(payload_bytes), *buffers))
 
 
 @lru_cache(maxsize=64)
-def _head(question: Question) -> bytes:
-    """A request without its rows; most clients ask the same again and again."""
-    return pb.ClassifyRequest(
-        top_k=question.top_k, model_name=question.model_name, model_version=question.model_version
-    ).SerializeToString()
+def _encode_key(key: RequestKey) -> bytes:
+    """Return an encoded request without rows; most clients repeat a few keys."""
+    return pb.ClassifyRequest(**key._asdict()).SerializeToString()
 
 
 def _varint(number: int) -> bytes:
-    """Seven bits a byte, lowest first, the top bit set on all but the last."""
+    """Return `number` with seven bits per byte, lowest first; the top bit marks all bytes but the last."""
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)

@@ -1,137 +1,145 @@
-"""Asks about bitmaps: cuts them into requests or lets them share one, keeps some under way, and joins the answers.
+"""Classify bitmaps: split them into requests or coalesce them with other calls, and join the responses.
 
-A call is cut into requests of `rows_per_request`, as many under way at once as the `Window` allows; each is tried again
-as `RetryPolicy` says, until `timeout_s` has passed. Small concurrent calls share requests (`coalescing`).
+A call is split into requests of `rows_per_request`, of which its `AimdLimit` allows some in flight. Each request is
+retried by the `RetryPolicy` until `timeout_s` has passed. Concurrent small calls share requests (`coalescing_queue`).
 """
 
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable
 from contextlib import aclosing
 from functools import partial
 
-from .. import errors
 from ..drawings.readers import Bitmaps
-from ..errors import RequestRefused
-from .base_client import Caller
-from .classification import Classification, ModelInfo, decoded, joined
-from .coalescing_queue import SHARED_ROWS, SMALL_ROWS, Lane, Share, fail, hand_out
+from ..errors import RequestRefused, Unavailable
+from .base_client import BaseClient
+from .classification import Classification, ModelInfo, decode, joined
+from .coalescing_queue import SHARED_ROWS, SMALL_ROWS, CoalescingQueue, PendingCall, distribute, fail
 from .connections.connection_pool import Connection
-from .request import Question, as_rows, encoded, in_parts
-from .retries.aimd_limit import Window
-from .retries.retry_state import Attempts
+from .request import RequestKey, as_rows, encode
+from .retries.aimd_limit import AimdLimit
+from .retries.retry_state import RetryState
 
 
-class RowsCaller(Caller):
-    """A `Caller` that asks about rows; takes what `Caller` takes."""
+class RowClient(BaseClient):
+    """A `BaseClient` that classifies rows."""
 
-    async def _classify(self, bitmaps: Bitmaps, asked: Question) -> Classification:
+    async def _classify(self, bitmaps: Bitmaps, key: RequestKey) -> Classification:
         rows = as_rows(bitmaps)
         if not len(rows):
             raise RequestRefused("bitmaps must have at least 1 row, got 0")
-        rows_limit = self._rows_limit(await self._known(asked.model_name, asked.model_version))
-        if len(rows) <= min(SMALL_ROWS, rows_limit):
-            return await self._ask_together(asked, rows, self._lane(asked, rows_limit))
-        if len(rows) <= rows_limit:
-            return await self._ask(asked, rows)
-        return joined([part async for part in self._score(_one(rows), asked)])
+        max_rows = self._max_rows(await self._cached_model(key.model_name, key.model_version))
+        if len(rows) <= min(SMALL_ROWS, max_rows):
+            return await self._call_coalesced(key, rows, self._queue(key, max_rows))
+        if len(rows) <= max_rows:
+            return await self._call_alone(key, rows, self._retry_state())
+        return joined([part async for part in self._score([rows], key)])
 
     async def _score(
-        self, batches: AsyncGenerator[Bitmaps, None], asked: Question
+        self, batches: Iterable[Bitmaps] | AsyncIterable[Bitmaps], key: RequestKey
     ) -> AsyncGenerator[Classification, None]:
-        """One answer for each request, in the order of the rows."""
-        rows_limit = self._rows_limit(await self._known(asked.model_name, asked.model_version))
-        await self._reach_all_workers()
-        window = self._window()
-        # However it is left, early too, nothing more is sent then.
-        async with aclosing(self._waits.requests(window.most)) as requests, aclosing(batches):
-            async for batch in batches:
-                for rows in in_parts(as_rows(batch), rows_limit):
-                    while len(requests) >= window.size:
+        """Yield one response for each request, in the order of the rows."""
+        max_rows = self._max_rows(await self._cached_model(key.model_name, key.model_version))
+        await self._discover_workers()
+        limit = self._aimd_limit()
+        # An early exit cancels the requests in flight and sends no others.
+        async with (
+            aclosing(self._backend.ordered_requests(limit.maximum)) as requests,
+            aclosing(_each(batches)) as each,
+        ):
+            async for batch in each:
+                rows = as_rows(batch)
+                for start in range(0, len(rows), max_rows):
+                    while len(requests) >= limit.value:
                         yield await requests.next()
-                    requests.start(partial(self._ask, asked, rows, window))
+                    requests.start(partial(self._call_limited, key, rows[start : start + max_rows], limit))
             while len(requests):
                 yield await requests.next()
 
-    async def _ask_together(self, asked: Question, rows: Bitmaps, lane: Lane) -> Classification:
-        """A small call: in a request of its own while the lane is idle, else in one shared with others."""
-        attempts = self._attempts()
+    async def _call_coalesced(self, key: RequestKey, rows: Bitmaps, queue: CoalescingQueue) -> Classification:
+        """Send a small call alone while its queue is idle, else in a request that it shares with other calls."""
+        retry = self._retry_state()
         while True:
-            if lane.go_alone():
+            if queue.begin_alone():
                 try:
-                    return await self._ask_alone(asked, rows, attempts)
+                    return await self._call_alone(key, rows, retry)
                 finally:
-                    if lane.come_back():
-                        self._start_sender(asked, lane)
-            share = await self._share(asked, rows, lane, attempts)
-            if share.answer:
-                return share.answer
-            assert share.error
-            delay_s = attempts.delay_s(share.error)
+                    if queue.end_alone():
+                        self._start_sender(key, queue)
+            result = await self._wait_in_queue(key, rows, queue, retry)
+            if isinstance(result, Classification):
+                return result
+            delay_s = retry.delay_s(result)
             if delay_s is None:
-                return await self._ask_alone(asked, rows, attempts)
-            await self._waits.sleep(delay_s)
+                return await self._call_alone(key, rows, retry)
+            await self._backend.sleep(delay_s)
 
-    async def _share(self, asked: Question, rows: Bitmaps, lane: Lane, attempts: Attempts) -> Share:
-        """One shared request, with the answer or the error that it brought."""
-        gate = self._waits.gate()
-        share = Share(rows, attempts.give_up_at, gate.open)
+    async def _wait_in_queue(
+        self, key: RequestKey, rows: Bitmaps, queue: CoalescingQueue, retry: RetryState
+    ) -> Classification | Exception:
+        """Return the rows' part of one shared response, or the error of the shared request."""
+        event = self._backend.event()
+        call = PendingCall(rows, retry.deadline, event.set)
         try:
-            if lane.wait(share):
-                self._start_sender(asked, lane)
-            if not await gate.wait(partial(self._hurry, asked, lane, share), attempts.remaining_s()):
-                raise attempts.out_of_time()
+            if queue.add(call):
+                self._start_sender(key, queue)
+            if not await event.wait(partial(self._bypass, key, queue, call), retry.remaining_s()):
+                raise retry.deadline_exceeded()
         finally:
-            share.has_left = True
-        return share
+            call.is_cancelled = True
+        assert call.result is not None
+        return call.result
 
-    def _hurry(self, asked: Question, lane: Lane, share: Share) -> None:
-        if lane.hurry(share):
-            self._start_sender(asked, lane)
+    def _bypass(self, key: RequestKey, queue: CoalescingQueue, call: PendingCall) -> None:
+        if queue.bypass(call):
+            self._start_sender(key, queue)
 
-    def _start_sender(self, asked: Question, lane: Lane) -> None:
-        self._waits.start(partial(self._send, asked, lane))
+    def _start_sender(self, key: RequestKey, queue: CoalescingQueue) -> None:
+        self._backend.start_sender(partial(self._send_shared, key, queue))
 
-    async def _send(self, asked: Question, lane: Lane) -> None:
-        """Sends the shared requests of a lane until nobody waits."""
-        await self._reach_all_workers()
-        while shares := lane.take():
+    async def _send_shared(self, key: RequestKey, queue: CoalescingQueue) -> None:
+        """Send shared requests of a queue until no call waits in it."""
+        await self._discover_workers()
+        while calls := queue.take():
             try:
-                give_up_at = max(share.give_up_at for share in shares)
-                payload = encoded(asked, [share.bitmaps for share in shares])
-                hand_out(shares, await self._somewhere(partial(self._ask_over, payload), give_up_at))
-            except Exception as exc:  # whatever it was, nobody may be left waiting
-                fail(shares, exc)
-            except BaseException:  # cancelled, by the loop's end or because the channels were closed
-                fail(shares, errors.Unavailable("the client was closed"))
+                deadline = max(call.deadline for call in calls)
+                payload = encode(key, [call.bitmaps for call in calls])
+                distribute(await self._send_with_failover(partial(self._classify_over, payload), deadline), calls)
+            except Exception as exc:  # every waiting call must be settled
+                fail(calls, exc)
+            except BaseException:  # cancelled, by the end of the event loop or by closed channels
+                fail(calls, Unavailable("the client was closed"))
                 raise
-            await self._waits.give_way()  # those just answered may share the next
+            await self._backend.yield_control()  # callers with a new response may join the next request
 
-    async def _ask(self, asked: Question, rows: Bitmaps, window: Window | None = None) -> Classification:
-        """A request of these rows alone, by itself or as one of a bulk call."""
-        answer = await self._ask_alone(asked, rows, self._attempts(window))
-        if window:
-            window.grow()
-        return answer
+    async def _call_limited(self, key: RequestKey, rows: Bitmaps, limit: AimdLimit) -> Classification:
+        """Send one request of a bulk call, and raise the limit after its response."""
+        response = await self._call_alone(key, rows, self._retry_state(limit))
+        limit.increase()
+        return response
 
-    def _ask_alone(self, asked: Question, rows: Bitmaps, attempts: Attempts) -> Awaitable[Classification]:
-        return self._call(partial(self._ask_over, encoded(asked, [rows])), attempts)
+    def _call_alone(self, key: RequestKey, rows: Bitmaps, retry: RetryState) -> Awaitable[Classification]:
+        return self._call(partial(self._classify_over, encode(key, [rows])), retry)
 
-    async def _ask_over(self, payload: bytes, connection: Connection, give_up_at: float) -> Classification:
-        """Labels are learnt from the server that answered: others may not have that version yet, or any more."""
-        response = await self._rpc(connection.classify, payload, give_up_at)
+    async def _classify_over(self, payload: bytes, connection: Connection, deadline: float) -> Classification:
+        """Send one encoded request; labels come from the same server, since others may serve other versions."""
+        response = await self._send(connection.classify, payload, deadline)
         names = response.model_name, response.model_version
         model = self._models.get(names)
         if model is None:
-            model = self._models[names] = await self._get_model_over(*names, connection, give_up_at)
-        return decoded(response, model.labels)
+            model = self._models[names] = await self._get_model_over(*names, connection, deadline)
+        return decode(response, model.labels)
 
-    def _rows_limit(self, model: ModelInfo) -> int:
+    def _max_rows(self, model: ModelInfo) -> int:
         return min(self._rows_per_request, model.max_request_rows)
 
-    def _lane(self, asked: Question, rows_limit: int) -> Lane:
-        """Where small calls may share requests."""
-        lane = self._lanes.get(asked)
-        return lane or self._lanes.setdefault(asked, Lane(min(SHARED_ROWS, rows_limit)))
+    def _queue(self, key: RequestKey, max_rows: int) -> CoalescingQueue:
+        queue = self._queues.get(key)
+        return queue or self._queues.setdefault(key, CoalescingQueue(min(SHARED_ROWS, max_rows)))
 
 
-async def _one(rows: Bitmaps) -> AsyncGenerator[Bitmaps, None]:
-    yield rows
+async def _each(batches: Iterable[Bitmaps] | AsyncIterable[Bitmaps]) -> AsyncGenerator[Bitmaps, None]:
+    if isinstance(batches, AsyncIterable):
+        async for batch in batches:
+            yield batch
+    else:
+        for batch in batches:
+            yield batch

@@ -1,1 +1,1 @@
-"""Connections to servers: targets, credentials and the connection pool."""
+"""Connect to servers: targets, credentials and the connection pool."""

@@ -1,67 +1,72 @@
-"""Says which servers a target names, and how a channel to one of them is set up."""
+"""Parse the targets of a client and choose the gRPC options of the channel to each of them."""
 
 import json
 from collections.abc import Sequence
 from ipaddress import ip_address
 
-Options = list[tuple[str, int | str]]
-"""Of a gRPC channel."""
+ChannelOptions = list[tuple[str, int | str]]
 
-_SERVERS_OF_A_NAME = 4  # nobody says how many stand behind `dns:///name`; too many requests are pushed back
+_SERVERS_PER_NAME = 4  # assumed for `dns:///NAME`, whose servers cannot be counted; servers push back excess requests
 
-_LISTS = ("ipv4:", "ipv6:")  # gRPC's own lists: https://github.com/grpc/grpc/blob/master/doc/naming.md
+_ADDRESS_LISTS = ("ipv4:", "ipv6:")  # https://github.com/grpc/grpc/blob/master/doc/naming.md
 
 _SERVICE_CONFIG = json.dumps(
-    # gRPC watches the health of each server, "" = as a whole, and leaves alone those that do not say SERVING. A server
-    # without grpc.health.v1 counts as healthy: https://github.com/grpc/proposal/blob/master/A17-client-side-health-checking.md
+    # gRPC watches the health of each server ("" = the server as a whole) and sends requests to SERVING servers only. A
+    # server without grpc.health.v1 counts as healthy: https://github.com/grpc/proposal/blob/master/A17-client-side-health-checking.md
     {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
 )
 
 
-def targets_of(target: str | Sequence[str]) -> tuple[str, ...]:
-    """Each server, or name of servers, once: of a sequence, of text with commas, or of one gRPC target."""
-    if isinstance(target, str) and not target.startswith(_LISTS):
-        return targets_of(target.split(","))
+def parse_targets(target: str | Sequence[str]) -> tuple[str, ...]:
+    """Split a sequence, a text with commas, or one gRPC target into distinct targets, of which none is empty."""
+    if isinstance(target, str) and not target.startswith(_ADDRESS_LISTS):
+        return parse_targets(target.split(","))
     named = [target] if isinstance(target, str) else target
     targets = tuple(dict.fromkeys(each.strip() for each in named))
     if not targets or not all(targets):
-        raise ValueError(f"expected HOST:PORT, several with commas between, or gRPC targets, got {target!r}")
+        raise ValueError(f"target must be HOST:PORT, several separated by commas, or gRPC targets, got {target!r}")
     return targets
 
 
-def servers_behind(target: str) -> int:
-    """How many servers a channel to `target` spreads its requests over, as far as can be said."""
-    return _SERVERS_OF_A_NAME if target.startswith("dns:") else len(_addresses(target))
+def server_count(target: str) -> int:
+    """Return how many servers a channel to `target` uses, an assumed number if it is a DNS name."""
+    return _SERVERS_PER_NAME if target.startswith("dns:") else len(_addresses(target))
 
 
 def is_local(target: str) -> bool:
-    """Whether it names this machine and no other: loopback addresses, or a socket's path."""
+    """Return whether `target` names only this machine: loopback addresses, or a socket's path."""
     return target.startswith(("unix:", "unix-abstract:")) or all(map(_is_loopback, _addresses(target)))
 
 
-def channel_options(target: str, *, watches_health: bool = True) -> Options:
-    """The channel reconnects within a second of a server's return, and notices within 40 s one that is silent."""
-    options: Options = [
-        ("grpc.max_receive_message_length", -1),  # all scores of a large request exceed the default 4 MiB
-        ("grpc.use_local_subchannel_pool", 1),  # or channels to one target would share a connection
+def split_address(address: str) -> tuple[str, str]:
+    """Return host and port of HOST:PORT or [IPV6]:PORT; either may be empty."""
+    host, _, port = address.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), port
+
+
+def channel_options(target: str, *, watches_health: bool = True) -> ChannelOptions:
+    """Return options: a channel reconnects within 1 s of a server's return and drops a silent server within 40 s."""
+    options: ChannelOptions = [
+        ("grpc.max_receive_message_length", -1),  # all scores of a large request exceed the default of 4 MiB
+        ("grpc.use_local_subchannel_pool", 1),  # by default, channels to one target share a connection
         ("grpc.service_config", _SERVICE_CONFIG),
         ("grpc.inhibit_health_checking", int(not watches_health)),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1_000),
-        ("grpc.min_reconnect_backoff_ms", 5_000),  # in fact the longest that one attempt to connect may take
+        ("grpc.min_reconnect_backoff_ms", 5_000),  # in effect the longest time for one attempt to connect
         ("grpc.keepalive_time_ms", 20_000),  # our service allows a ping every 10 s
         ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.ping_timeout_ms", 20_000),  # tried: gRPC 1.85 goes by this one, whose default is a minute
-        ("grpc.http2.max_pings_without_data", 0),  # 0 = no limit: a request may wait long for its answer
+        ("grpc.http2.ping_timeout_ms", 20_000),  # tested: gRPC 1.85 uses this option, whose default is a minute
+        ("grpc.http2.max_pings_without_data", 0),  # 0 = no limit: a request may wait long for its response
     ]
     if is_local(target):
-        options.append(("grpc.enable_http_proxy", 0))  # an office's https_proxy knows no way back to this machine
+        options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach servers on this machine
     return options
 
 
 def _addresses(target: str) -> list[str]:
-    """HOST:PORT of each server that the target spells out."""
-    if target.startswith(_LISTS):
+    """Return HOST:PORT of each server that the target names."""
+    if target.startswith(_ADDRESS_LISTS):
         return target.partition(":")[2].split(",")
     if target.startswith("dns:"):  # dns:[//authority/]HOST:PORT
         return [target.removeprefix("dns:").rpartition("/")[2]]
@@ -69,8 +74,8 @@ def _addresses(target: str) -> list[str]:
 
 
 def _is_loopback(address: str) -> bool:
-    host = (address.rpartition(":")[0] or address).strip("[]")
+    host = split_address(address)[0] or address
     try:
         return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:  # some other name
+    except ValueError:  # a host name
         return False

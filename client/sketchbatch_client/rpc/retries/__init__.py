@@ -1,1 +1,1 @@
-"""Retry policy, the state of one request's attempts, and the AIMD limit of requests in flight."""
+"""Decide when to retry: the retry policy, the retry state of one request, and the AIMD limit of a bulk call."""

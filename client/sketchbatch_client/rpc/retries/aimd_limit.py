@@ -1,36 +1,37 @@
-"""Decides how many requests of one bulk call are under way at once; does no waiting itself.
+"""Limit how many requests of one bulk call are in flight. Never waits itself.
 
-Additive increase, multiplicative decrease, as TCP does it (RFC 5681): half as many when the servers push back, one more
-for each window that was answered. So many clients of one service come to share it without being told of each other.
+The limit follows additive increase, multiplicative decrease (AIMD), as TCP does (RFC 5681). It halves when a server
+pushes back, and grows by one for as many responses as it allows requests. So many clients share a service fairly
+without a connection between them.
 """
 
 import threading
 import time
 
 
-class Window:
-    """From 1 to `most` requests, `most` at first. Thread-safe."""
+class AimdLimit:
+    """A limit from 1 to `maximum` requests that starts at `maximum`. Thread-safe."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._size = float(most)
-        self._counts_from = 0.0  # time.monotonic seconds
+    def __init__(self, maximum: int) -> None:
+        self.maximum = maximum
+        self._value = float(maximum)
+        self._ignores_until = 0.0  # time.monotonic seconds
         self._lock = threading.Lock()
 
     @property
-    def size(self) -> int:
-        """Requests that may be under way now."""
-        return int(self._size)
+    def value(self) -> int:
+        """Requests that may be in flight now."""
+        return int(self._value)
 
-    def grow(self) -> None:
-        """A request was answered."""
+    def increase(self) -> None:
+        """Count a response."""
         with self._lock:
-            self._size = min(float(self.most), self._size + 1 / self._size)
+            self._value = min(float(self.maximum), self._value + 1 / self._value)
 
-    def shrink(self, pause_s: float) -> None:
-        """A request was pushed back for `pause_s`; others that are within that time say nothing new."""
+    def decrease(self, pause_s: float) -> None:
+        """Halve the limit after a pushback; further pushbacks within `pause_s` do not count."""
         with self._lock:
             now = time.monotonic()
-            if now >= self._counts_from:
-                self._size = max(1.0, self._size / 2)
-                self._counts_from = now + pause_s
+            if now >= self._ignores_until:
+                self._value = max(1.0, self._value / 2)
+                self._ignores_until = now + pause_s

@@ -1,8 +1,8 @@
-"""Decides whether and when a failed RPC is tried again; does no waiting itself.
+"""Decide whether and after which delay a failed RPC is retried. Never waits itself.
 
-Only what is safe and may help: UNAVAILABLE (no server, or one that drains), CANCELLED (not by us: a server that stops
-answers so what reaches it in that moment), and RESOURCE_EXHAUSTED when the server says when to come back.
-RESOURCE_EXHAUSTED without that means the message was too large, and will be next time.
+Only an error that is safe to retry and may pass leads to a retry. UNAVAILABLE: no server, or a draining one. CANCELLED
+that the client did not cause: a stopping server. RESOURCE_EXHAUSTED with a pushback. RESOURCE_EXHAUSTED without a
+pushback means that the message is too large, which a retry does not change.
 """
 
 import math
@@ -12,43 +12,43 @@ from typing import Any
 
 import grpc
 
-NO_SERVER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-"""What says that no answer will come; to ask again is safe, since asking changes nothing."""
+NO_RESPONSE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""Codes of an RPC without a response; a retry is safe because requests change nothing on the server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How patiently to try again; the request's deadline bounds it all."""
+    """How long to retry a request; its timeout limits all of this."""
 
     max_attempts: int = 5
-    """Most attempts, each at every server, while no server answers and none ever has: the address may be wrong."""
+    """Most attempts, each at every server, until a server has responded once: the address may be wrong."""
 
     patience_s: float = math.inf
-    """Longest to go on while no server answers, once one has: a restart takes its time."""
+    """Longest time to retry while no server responds, after one has responded before: a restart takes time."""
 
     first_backoff_s: float = 0.15
-    """Longest wait after the first time that no server answered, and at least half of it; doubles each time."""
+    """Longest delay after the first attempt without a response, and twice the shortest; doubles each time."""
 
     max_backoff_s: float = 5.0
-    """Longest wait between two attempts while no server answers."""
+    """Longest delay between two attempts while no server responds."""
 
-    def delay_s(self, error: grpc.RpcError, failed: int) -> float | None:
-        """Seconds to wait after `error`, the last of `failed` in a row; None = it would be the same again.
+    def delay_s(self, error: grpc.RpcError, failures: int) -> float | None:
+        """Return the delay after `error`, the last of `failures` in a row; None = do not retry.
 
-        No two clients that failed at once come back at once.
+        The delay has jitter, so that clients that failed at the same time do not retry at the same time.
         """
         code: grpc.StatusCode = error.code()
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            advice_s = _pushback_s(error)
-            return advice_s and advice_s * random.uniform(1, 1.5)  # noqa: S311 - jitter, not a secret
-        if code in NO_SERVER:
-            backoff_s = min(self.first_backoff_s * 2.0 ** min(failed - 1, 99), self.max_backoff_s)
-            return backoff_s * random.uniform(0.5, 1)  # noqa: S311 - as above
+            pushback_s = _pushback_s(error)
+            return pushback_s and pushback_s * random.uniform(1, 1.5)  # noqa: S311 - jitter, not a secret
+        if code in NO_RESPONSE:
+            backoff_s = min(self.first_backoff_s * 2.0 ** min(failures - 1, 99), self.max_backoff_s)
+            return backoff_s * random.uniform(0.5, 1)  # noqa: S311 - jitter, not a secret
         return None
 
 
 def _pushback_s(error: grpc.RpcError) -> float | None:
-    """The server's own advice, from its trailer in milliseconds; None without one, or if it is negative."""
-    pairs: Any = error.trailing_metadata() or ()  # of two kinds: grpc's and grpc.aio's
-    advice = str(dict(pairs).get("grpc-retry-pushback-ms", ""))
-    return int(advice) / 1000 if advice.isdecimal() else None
+    """Return the pushback from the server's trailer; None if it is absent or negative."""
+    pairs: Any = error.trailing_metadata() or ()  # of grpc or of grpc.aio
+    pushback_ms = str(dict(pairs).get("grpc-retry-pushback-ms", ""))
+    return int(pushback_ms) / 1000 if pushback_ms.isdecimal() else None
