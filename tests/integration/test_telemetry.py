@@ -126,7 +126,7 @@ def test_one_scrape_returns_the_metrics_of_all_workers(start_service, tiny_model
 
     def send_requests() -> None:
         nonlocal sent
-        for _ in range(20):  # so many new connections reach both workers
+        for _ in range(20):  # the kernel spreads new connections over both workers
             classify(service.address, 2)
             sent += 2
 
@@ -148,7 +148,7 @@ def test_one_scrape_returns_the_metrics_of_all_workers(start_service, tiny_model
         send_requests()
         return has_all_rows(scrape(service.metrics_address))
 
-    wait_until(is_up_to_date)
+    wait_until(is_up_to_date, limit_s=40)
     found = scrape_until(service.metrics_address, has_all_rows)
     rows, started = found["sketchbatch_rows_total"], found["process_start_time_seconds"]
     os.kill(stopped, signal.SIGKILL)
