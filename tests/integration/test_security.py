@@ -223,7 +223,7 @@ def test_tls_older_than_1_2_is_rejected(guarded, keys):
 
 def test_unusable_credentials_stop_the_start_with_one_line(run_command, tiny_model, tmp_path):
     """The service never starts without the protection that its flags demand."""
-    (tmp_path / "tokens").write_text("# to come")
+    (tmp_path / "tokens").write_text("# no token yet")
     for flags, reason in [
         (["--token-file", tmp_path / "tokens"], "tokens: expected a token a line, got none"),
         (["--tls-cert", tmp_path / "c", "--tls-key", tmp_path / "k"], "c: cannot be read: No such file or directory"),
@@ -242,7 +242,7 @@ def test_grpcurl_needs_certificate_and_token(guarded, keys):
     grpcurl = shutil.which("grpcurl")
     if not grpcurl:
         pytest.skip("no grpcurl on the PATH")
-    own = ["-cacert", keys.folder / "ca.pem", "-cert", keys.folder / "client.pem", "-key", keys.folder / "client.key"]
+    tls = ["-cacert", keys.folder / "ca.pem", "-cert", keys.folder / "client.pem", "-key", keys.folder / "client.key"]
 
     def grpcurl_output(*words: object) -> str:
         finished = subprocess.run(
@@ -250,8 +250,8 @@ def test_grpcurl_needs_certificate_and_token(guarded, keys):
         )
         return finished.stdout + finished.stderr
 
-    assert "a bearer token is needed" in grpcurl_output(*own, guarded.address, "list")
-    with_token = [*own, "-H", f"authorization: Bearer {NEW}", guarded.address]
+    assert "a bearer token is needed" in grpcurl_output(*tls, guarded.address, "list")
+    with_token = [*tls, "-H", f"authorization: Bearer {NEW}", guarded.address]
     assert "sketchbatch.v1.ClassifierService" in grpcurl_output(*with_token, "list")
     assert '"labels"' in grpcurl_output(*with_token, "sketchbatch.v1.ClassifierService/ListModels")
     assert "Failed to dial" in grpcurl_output(
