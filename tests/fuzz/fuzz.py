@@ -1,7 +1,7 @@
-"""Throws hostile inputs at every parser, RPC and port: `make fuzz`; INPUTS, SEED and TARGETS say how many, and where.
+"""Send hostile inputs to every parser, RPC and port: `make fuzz INPUTS=N SEED=N TARGETS=NAME,NAME`.
 
-Each target has a process, which is watched: it may not crash, hang, or take much memory. Input N of a target is the
-same bytes for the same seed and corpus. One that does harm is saved, with the command that tries it again.
+Each target runs in a process, which must not crash, hang or use much memory. Seed, corpus and number determine the
+bytes of an input. A harmful input is saved, and its finding has the command that tries it again.
 """
 
 import argparse
@@ -13,7 +13,8 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -28,18 +29,19 @@ from port_targets import PORTS  # noqa: E402
 from rpc_targets import RPCS  # noqa: E402
 from targets import Target, Trial  # noqa: E402
 
-ALL = {target.name: target for target in [*RPCS, *PORTS, *FILES]}  # the slowest first, as they decide when it ends
+# The slowest first, because they determine the end of a run.
+ALL = {target.name: target for target in [*RPCS, *PORTS, *FILES]}
 
 HANG_S = 60.0
-"""Until a process that gets nowhere is ended: an input has `SLOW_S` of processor time, and a batch of RPCs 20 s."""
+"""Seconds without progress after which a process is killed. An input has `SLOW_S` CPU seconds, a batch of RPCs 20 s."""
 
-_ADDRESS_BYTES = 8 << 30  # no input may take the machine's memory; the libraries alone map some GB
-_MOST_FINDINGS = 20  # of a target; then it has been seen
+_ADDRESS_BYTES = 8 << 30  # protects the memory of the machine; the libraries alone map some GB
+_MAX_FINDINGS = 20  # per target
 
 
 @dataclass(slots=True)
 class Result:
-    """What became of a target."""
+    """The result of fuzzing one target."""
 
     inputs: int = 0
     seconds: float = 0.0
@@ -47,20 +49,20 @@ class Result:
 
 
 def main() -> None:
-    """Runs what is asked for; the exit code is 1 if anything was found."""
-    asked = _arguments()
-    if asked.file:
-        print(json.dumps(try_file(ALL[asked.targets[0]], asked.file)))
+    """Fuzz the targets, print and write the results, and exit with 1 if there are findings."""
+    flags = _arguments()
+    if flags.file:
+        print(json.dumps(try_file(ALL[flags.targets[0]], flags.file)))
         return
-    folder = Path(asked.findings)
+    folder = Path(flags.findings)
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"seed {asked.seed}, {asked.inputs:,} inputs, targets: {', '.join(asked.targets)}", flush=True)
+    print(f"seed {flags.seed}, {flags.inputs:,} inputs, targets: {', '.join(flags.targets)}", flush=True)
     started_at = time.monotonic()
-    results = run(asked.targets, asked.inputs, asked.seed, folder, jobs=asked.jobs)
+    results = run(flags.targets, flags.inputs, flags.seed, folder, jobs=flags.jobs)
     seconds = time.monotonic() - started_at
     record = {
-        "command": f"make fuzz INPUTS={asked.inputs} SEED={asked.seed}",
-        "seed": asked.seed,
+        "command": f"make fuzz INPUTS={flags.inputs} SEED={flags.seed}",
+        "seed": flags.seed,
         "inputs": sum(result.inputs for result in results.values()),
         "seconds": round(seconds, 1),
         "findings": sum(len(result.findings) for result in results.values()),
@@ -75,15 +77,15 @@ def main() -> None:
             f"{name:12} {each.inputs:>9,} inputs {each.seconds:7.1f} s {rate:>8,.0f}/s {len(each.findings):>4} findings"
         )
     print(f"{record['inputs']:,} inputs in {seconds:.0f} s: {record['findings']} findings")
-    if asked.output:
+    if flags.output:
         from bench import describe_machine
 
-        Path(asked.output).write_text(json.dumps({**describe_machine(), **record}, indent=1) + "\n")
+        Path(flags.output).write_text(json.dumps({**describe_machine(), **record}, indent=1) + "\n")
     sys.exit(1 if record["findings"] else 0)
 
 
 def run(names: list[str], inputs: int, seed: int, folder: Path, *, jobs: int) -> dict[str, Result]:
-    """Shares `inputs` between the targets, `jobs` of which run at a time."""
+    """Divide `inputs` among the targets by their shares; fuzz `jobs` targets concurrently."""
     total = sum(ALL[name].share for name in names)
     results = {name: Result() for name in names}
     waiting: SimpleQueue[str] = SimpleQueue()
@@ -111,26 +113,27 @@ def run(names: list[str], inputs: int, seed: int, folder: Path, *, jobs: int) ->
 
 
 def _run_one(target: Target, inputs: int, seed: int, folder: Path, result: Result) -> None:
-    """One process after the other, each from where the last was ended."""
+    """Fuzz a target; after a crash or a hang, continue with the next input in a new process."""
+
+    def save(number: int, problem: str) -> None:
+        _save(target, number, seed, problem, folder, result)
+
     context = multiprocessing.get_context("spawn")
     started_at, first = time.monotonic(), 0
     while first < inputs:
-        at, receive_send = context.Value("q", first, lock=False), context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(target.name, first, inputs, seed, at, receive_send[1]))
+        current, (receive, send) = context.Value("q", first, lock=False), context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(target.name, first, inputs, seed, current, send))
         process.start()
-        receive_send[1].close()
-        ended = _watch(
-            process, at, receive_send[0], lambda number, what: _save(target, number, seed, what, folder, result), result
-        )
-        if ended:
-            _save(target, at.value, seed, ended, folder, result)
-        first = at.value + 1 if ended else inputs
+        send.close()
+        if failure := _monitor(process, current, receive, save, result):
+            save(current.value, failure)
+        first = current.value + 1 if failure else inputs
     result.seconds = time.monotonic() - started_at
 
 
-def _watch(process: Any, at: Any, receive: Any, save: Callable[[int, str], None], result: Result) -> str:
-    """Until the process has ended; returns what ended it too soon."""
-    last, moved_at = -1, time.monotonic()
+def _monitor(process: Any, current: Any, receive: Any, save: Callable[[int, str], None], result: Result) -> str:
+    """Wait until the process ends, and save its findings; return the crash or hang that ended it, "" = none."""
+    last, progress_at = -1, time.monotonic()
     while True:
         if receive.poll(0.2):
             try:
@@ -138,74 +141,67 @@ def _watch(process: Any, at: Any, receive: Any, save: Callable[[int, str], None]
                 continue
             except EOFError:
                 process.join()
-                result.inputs = at.value + (not process.exitcode)
+                result.inputs = current.value + (not process.exitcode)
                 return f"crash: the process ended with {process.exitcode}" if process.exitcode else ""
-        result.inputs = at.value
-        if at.value != last:
-            last, moved_at = at.value, time.monotonic()
-        elif time.monotonic() - moved_at > HANG_S:
+        result.inputs = current.value
+        if current.value != last:
+            last, progress_at = current.value, time.monotonic()
+        elif time.monotonic() - progress_at > HANG_S:
             process.kill()
             process.join()
-            return f"hang: {HANG_S:g} s without an end"
+            return f"hang: {HANG_S:g} s without progress"
 
 
-def _work(name: str, first: int, last: int, seed: int, at: Any, send: Any) -> None:
-    """In a process of its own."""
+def _work(name: str, first: int, end: int, seed: int, current: Any, send: Any) -> None:
+    """Try inputs `first` to `end` - 1 in a separate process; `current` holds the number of the latest one."""
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
-    warnings.simplefilter("ignore")  # such as those of pictures with odd headers
-    target, most_mib = ALL[name], 0.0
-    with begun(target) as trial:
-        for start in range(first, last, target.batch):
-            inputs = [input_of(target.make, name, seed, n) for n in range(start, min(last, start + target.batch))]
+    warnings.simplefilter("ignore")  # such as those of pictures with unusual headers
+    target, peak_mib = ALL[name], 0.0
+    with prepared(target) as trial:
+        for start in range(first, end, target.batch):
+            inputs = [input_of(target.make, name, seed, n) for n in range(start, min(end, start + target.batch))]
 
-            def moved(place: int, start: int = start) -> None:
-                at.value = start + place
+            def progress(index: int, start: int = start) -> None:
+                current.value = start + index
 
-            for place, what in trial(inputs, moved):
-                send.send((start + place, what))
-            taken_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            for index, problem in trial(inputs, progress):
+                send.send((start + index, problem))
+            used_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             if start == first:
-                most_mib = taken_mib
-            elif taken_mib > most_mib + target.memory_mib:
-                send.send((at.value, f"memory: {taken_mib - most_mib:.0f} MiB for it or one before it in its batch"))
-                most_mib = taken_mib
-    at.value = last - 1
+                peak_mib = used_mib
+            elif used_mib > peak_mib + target.memory_mib:
+                send.send(
+                    (current.value, f"memory: {used_mib - peak_mib:.0f} MiB in the batch that ends with this input")
+                )
+                peak_mib = used_mib
+    current.value = end - 1
 
 
-class begun:  # noqa: N801 - used like a function
-    """A target's trial, with a folder to write in."""
-
-    def __init__(self, target: Target) -> None:
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None
-        )
-        self._begun = target.begin(Path(self._folder.name))
-
-    def __enter__(self) -> Trial:
-        return self._begun.__enter__()
-
-    def __exit__(self, *exc: Any) -> None:
-        try:
-            self._begun.__exit__(*exc)
-        finally:
-            self._folder.cleanup()
+@contextmanager
+def prepared(target: Target) -> Iterator[Trial]:
+    """Yield the trial of a target with a temporary folder, in memory if possible."""
+    memory = Path("/dev/shm")
+    with (
+        tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory if memory.is_dir() else None) as folder,
+        target.begin(Path(folder)) as trial,
+    ):
+        yield trial
 
 
 def try_file(target: Target, *paths: Path) -> list[tuple[str, str]]:
-    """What goes wrong with files: their names, and what."""
-    with begun(target) as trial:
-        return [
-            (paths[place].name, what) for place, what in trial([path.read_bytes() for path in paths], lambda _: None)
-        ]
+    """Try files as inputs; return name and problem of each harmful one."""
+    with prepared(target) as trial:
+        problems = trial([path.read_bytes() for path in paths], lambda _: None)
+        return [(paths[index].name, problem) for index, problem in problems]
 
 
-def _save(target: Target, number: int, seed: int, what: str, folder: Path, result: Result) -> None:
+def _save(target: Target, number: int, seed: int, problem: str, folder: Path, result: Result) -> None:
     path = folder / f"{target.name}-{seed}-{number}"
     path.write_bytes(input_of(target.make, target.name, seed, number))
     again = f".venv/bin/python tests/fuzz/fuzz.py --targets {target.name} --file {path}"
-    if len(result.findings) < _MOST_FINDINGS:
-        result.findings.append({"number": number, "what": what, "again": again})
-        print(f"{target.name} {number}: {what}\n  again: {again}", flush=True)
+    if len(result.findings) < _MAX_FINDINGS:
+        result.findings.append({"number": number, "what": problem, "again": again})
+        print(f"{target.name} {number}: {problem}\n  again: {again}", flush=True)
 
 
 def _arguments() -> argparse.Namespace:
@@ -215,11 +211,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=1_000_000, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--targets", type=targets, default=list(ALL), help="some of them, by commas; default: all")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time; default: %(default)s")
-    parser.add_argument("--findings", default="runs/fuzz", help="folder; default: %(default)s")
-    parser.add_argument("--file", type=Path, help="try this one input of the first target instead")
-    parser.add_argument("--output", help="JSON to write")
+    parser.add_argument("--targets", type=targets, default=list(ALL), help="comma-separated; default: all")
+    parser.add_argument("--jobs", type=int, default=2, help="concurrent processes; default: %(default)s")
+    parser.add_argument("--findings", default="runs/fuzz", help="folder of harmful inputs; default: %(default)s")
+    parser.add_argument("--file", type=Path, help="try only this input, with the first target")
+    parser.add_argument("--output", help="results file (JSON)")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""Makes hostile inputs out of good ones: seeded, so that input N of a target is the same bytes each time.
+"""Make hostile inputs out of valid ones; seed, target and number determine the bytes of an input.
 
-Bytes are flipped, cut, joined and overwritten with numbers that hurt; text gets deep nesting, huge numbers and what is
-no UTF-8; containers (zip, PNG, gRPC frames) are packed anew, so that what is broken lies behind a good checksum.
+Bytes are flipped, cut, joined and overwritten with extreme numbers. Text gets deep nesting, huge numbers and invalid
+UTF-8. Containers (zip, PNG, gRPC frames) are packed again, so that a valid checksum covers the invalid content.
 """
 
 import io
@@ -59,12 +59,17 @@ _TOKEN = re.compile(rb'-?\d+(?:\.\d+)?|"[^"]*"|true|false|null')
 
 
 def input_of(make: Make, target: str, seed: int, number: int) -> bytes:
-    """Input `number` of a target; knows no other, so that one can be made again by itself."""
+    """Make input `number` of a target, independently of all others."""
     return make(random.Random(f"{seed} {target} {number}"))
 
 
 def of_seeds(seeds: Sequence[bytes], *changes: Callable[[bytes, random.Random], bytes]) -> Make:
-    """A maker of mutants; `changes` are for what the seeds are made of, and tried as often as those of plain bytes."""
+    """Return a maker of mutants.
+
+    Args:
+        seeds: Valid inputs.
+        changes: Changes for the format of the seeds; half of all changes are of these, if there are any.
+    """
 
     def make(chance: random.Random) -> bytes:
         data = chance.choice(seeds)
@@ -79,12 +84,12 @@ def of_seeds(seeds: Sequence[bytes], *changes: Callable[[bytes, random.Random], 
 
 
 def splice(data: bytes, other: bytes, chance: random.Random) -> bytes:
-    """The beginning of one, the end of another."""
+    """Join the beginning of `data` and the end of `other`."""
     return data[: chance.randint(0, len(data))] + other[chance.randint(0, len(other)) :]
 
 
 def flip(data: bytes, chance: random.Random) -> bytes:
-    """A few bits."""
+    """Flip one to eight bits."""
     if not data:
         return b"\0"
     changed = bytearray(data)
@@ -94,48 +99,48 @@ def flip(data: bytes, chance: random.Random) -> bytes:
 
 
 def near_start(data: bytes, chance: random.Random) -> bytes:
-    """A byte where headers are."""
+    """Overwrite one of the first 64 bytes, where headers are."""
     return _put(data, chance.randrange(min(len(data), 64) or 1), bytes([chance.randrange(256)]))
 
 
 def cut(data: bytes, chance: random.Random) -> bytes:
-    """The end is missing."""
+    """Cut off the end."""
     return data[: chance.randint(0, len(data))]
 
 
 def drop(data: bytes, chance: random.Random) -> bytes:
-    """A stretch is missing."""
+    """Remove some bytes."""
     start = chance.randint(0, len(data))
     return data[:start] + data[start + chance.choice((1, 2, 4, 16, 784)) :]
 
 
 def repeat(data: bytes, chance: random.Random) -> bytes:
-    """A stretch comes again and again."""
+    """Repeat some bytes."""
     start = chance.randint(0, len(data))
-    stretch = data[start : start + chance.choice((1, 4, 32, 400))]
-    return (data[:start] + stretch * chance.choice((2, 3, 50)) + data[start:])[:1_000_000]
+    repeated = data[start : start + chance.choice((1, 4, 32, 400))]
+    return (data[:start] + repeated * chance.choice((2, 3, 50)) + data[start:])[:1_000_000]
 
 
 def insert(data: bytes, chance: random.Random) -> bytes:
-    """Noise in the middle."""
+    """Insert random bytes."""
     start = chance.randint(0, len(data))
     return data[:start] + chance.randbytes(chance.choice((1, 3, 17))) + data[start:]
 
 
 def number(data: bytes, chance: random.Random) -> bytes:
-    """A number of 1, 2, 4 or 8 bytes, such as a length, becomes one that hurts."""
+    """Overwrite 1, 2, 4 or 8 bytes, where a length may be, with an extreme number."""
     width, order = chance.choice((1, 2, 4, 4, 8)), chance.choice(("little", "big"))
     value = chance.choice(_WIDE_EDGES) % (1 << 8 * width)
     return _put(data, chance.randint(0, max(0, len(data) - width)), value.to_bytes(width, order))
 
 
 def varint(data: bytes, chance: random.Random) -> bytes:
-    """A varint that hurts, as protobuf and Thrift write lengths."""
+    """Overwrite bytes with an extreme varint, which is how protobuf and Thrift write lengths."""
     return _put(data, chance.randint(0, len(data)), encode_varint(chance.choice(_WIDE_EDGES)))
 
 
 def encode_varint(value: int) -> bytes:
-    """Base 128, lowest first."""
+    """Encode in base 128, lowest digit first."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -147,7 +152,7 @@ _CHANGES = (flip, flip, near_start, cut, drop, repeat, insert, number, number, v
 
 
 def text_token(data: bytes, chance: random.Random) -> bytes:
-    """A number or a text of JSON becomes one that hurts."""
+    """Replace a number or string of JSON with an extreme one."""
     tokens = list(_TOKEN.finditer(data[:20_000]))
     if not tokens:
         return data
@@ -157,7 +162,7 @@ def text_token(data: bytes, chance: random.Random) -> bytes:
 
 
 def nest(data: bytes, chance: random.Random) -> bytes:
-    """Brackets within brackets, to about where Python gives up, and far beyond."""
+    """Nest brackets to around the recursion limit of Python, or far beyond."""
     depth = chance.choice((10, 100, chance.randint(940, 1000), chance.randint(300, 340), 100_000))
     opening, closing = chance.choice(((b"[", b"]"), (b'{"a":', b"}"), (b"(", b")"), (b"-", b"")))
     tokens = list(_TOKEN.finditer(data[:20_000]))
@@ -166,12 +171,12 @@ def nest(data: bytes, chance: random.Random) -> bytes:
 
 
 def zipped(make: Make, names: Sequence[str]) -> Make:
-    """An honest zip around what `make` gives, which a checksum would otherwise hide."""
+    """Return a maker of valid zip files whose members are inputs of `make`."""
 
     def pack(chance: random.Random) -> bytes:
         file = io.BytesIO()
         kind = chance.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-        with zipfile.ZipFile(file, "w", kind) as archive, warnings.catch_warnings(action="ignore"):  # of a name twice
+        with zipfile.ZipFile(file, "w", kind) as archive, warnings.catch_warnings(action="ignore"):  # duplicate names
             for _ in range(chance.choice((1, 1, 2))):
                 archive.writestr(zipfile.ZipInfo(chance.choice(names)), make(chance), archive.compression)
         return file.getvalue()
@@ -180,7 +185,7 @@ def zipped(make: Make, names: Sequence[str]) -> Make:
 
 
 def png_chunk(data: bytes, chance: random.Random) -> bytes:
-    """Changes a chunk of a PNG, or what is packed in it, and makes its checksum good again."""
+    """Change a chunk of a PNG or its decompressed content, and correct the checksum."""
     chunks, at = [], 8
     while at + 12 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
@@ -188,8 +193,8 @@ def png_chunk(data: bytes, chance: random.Random) -> bytes:
         at += 12 + length
     if not chunks:
         return data
-    place = chance.randrange(len(chunks))
-    kind, body = chunks[place]
+    index = chance.randrange(len(chunks))
+    kind, body = chunks[index]
     if kind == b"IDAT" and chance.random() < 0.7:
         try:
             body = zlib.compress(chance.choice((flip, cut, repeat, number))(zlib.decompress(body), chance), 1)
@@ -197,10 +202,10 @@ def png_chunk(data: bytes, chance: random.Random) -> bytes:
             body = flip(body, chance)
     else:
         body = chance.choice((flip, number, number, cut, insert))(body, chance)
-    chunks[place] = (kind, body)
+    chunks[index] = (kind, body)
     if chance.random() < 0.2:
         kind = chance.choice((b"acTL", b"fcTL", b"fdAT", b"iCCP", b"zTXt", b"iTXt", b"tRNS", b"PLTE", b"eXIf", b"pHYs"))
-        chunks.insert(place, (kind, chance.choice((chance.randbytes(20), b"a\0\0" + zlib.compress(bytes(100_000))))))
+        chunks.insert(index, (kind, chance.choice((chance.randbytes(20), b"a\0\0" + zlib.compress(bytes(100_000))))))
     return data[:8] + b"".join(_png_chunk(*each) for each in chunks)
 
 
@@ -209,9 +214,9 @@ def _png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def either(*makes: Make) -> Make:
-    """One of several makers, by chance."""
+    """Return a maker that chooses one of several at random."""
     return lambda chance: chance.choice(makes)(chance)
 
 
-def _put(data: bytes, at: int, what: bytes) -> bytes:
-    return data[:at] + what + data[at + len(what) :]
+def _put(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]

@@ -1,6 +1,7 @@
-"""Raw bytes at every port: gRPC's own, that of probes, that of metrics, and the demo's page.
+"""Send raw bytes to every port: gRPC, probes, metrics and the demo page.
 
-What speaks HTTP/1.1 is answered, with a status that is no 500, or hung up on; a good caller is served after each batch.
+The service must answer or close each connection, a port that speaks HTTP/1.1 must not answer 500, and a valid request
+must succeed after each batch.
 """
 
 import socket
@@ -10,20 +11,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mutations import text_token
-from service_process import Service, running, running_page
+from service_process import Service, running_page, running_service
 from targets import MEMORY_MIB, Target, Trial, mutants
 
-_WAIT_S = 15.0
-_AT_A_TIME = 8
+_LIMIT_S = 15.0
+_CONCURRENT_CONNECTIONS = 8
 
 
 def port(name: str) -> Callable:
-    """Sends bytes to a port of a service of its own, and reads until it is hung up on."""
+    """Send inputs to a port of a service, and read until the service closes the connection."""
 
     @contextmanager
     def begin(folder: Path) -> Iterator[Trial]:
         with ExitStack() as stack:
-            service = stack.enter_context(running(folder))
+            service = stack.enter_context(running_service(folder))
             log_path = folder / "page.log"
             addresses = {
                 "grpc": service.address,
@@ -31,57 +32,57 @@ def port(name: str) -> Callable:
                 "metrics": service.metrics_address,
                 "page": stack.enter_context(running_page(service.address, log_path)) if name == "page" else "",
             }
-            senders = stack.enter_context(ThreadPoolExecutor(_AT_A_TIME))
+            senders = stack.enter_context(ThreadPoolExecutor(_CONCURRENT_CONNECTIONS))
             host, _, number = addresses[name].rpartition(":")
 
-            def trial(inputs: list[bytes], at: Callable[[int], None]) -> list[tuple[int, str]]:
-                at(0)
-                sent = senders.map(
-                    lambda data: _sent(host, int(number), data, is_http=name in ("metrics", "page")), inputs
-                )
-                wrong = [(place, what) for place, what in enumerate(sent) if what]
-                at(len(inputs) - 1)
-                what = _wrong_now(service, log_path)
-                return [*wrong, (0, f"after this batch: {what}")] if what else wrong
+            def trial(inputs: list[bytes], progress: Callable[[int], None]) -> list[tuple[int, str]]:
+                progress(0)
+                is_http = name in ("metrics", "page")
+                problems = senders.map(lambda data: _send(host, int(number), data, is_http=is_http), inputs)
+                found = [(index, problem) for index, problem in enumerate(problems) if problem]
+                progress(len(inputs) - 1)
+                problem = _problem_after_batch(service, log_path)
+                return [*found, (0, f"after this batch: {problem}")] if problem else found
 
             yield trial
 
     return begin
 
 
-def _wrong_now(service: Service, log_path: Path) -> str:
+def _problem_after_batch(service: Service, log_path: Path) -> str:
     if log_path.exists() and log_path.stat().st_size:
-        said = log_path.read_text()
+        text = log_path.read_text()
         log_path.open("w").close()
-        return f"the page said {said[-1500:]}"
-    return service.wrong_now(MEMORY_MIB)
+        return f"the page printed {text[-1500:]}"
+    return service.problem_after_batch(MEMORY_MIB)
 
 
-def _sent(host: str, number: int, data: bytes, *, is_http: bool) -> str:
-    """What is wrong with the answer; "" = nothing."""
+def _send(host: str, number: int, data: bytes, *, is_http: bool) -> str:
+    """Send `data` to a port; return the problem with the response, "" = none."""
     try:
-        with socket.create_connection((host, number), _WAIT_S) as connection:
+        with socket.create_connection((host, number), _LIMIT_S) as connection:
             try:
                 connection.sendall(data)
                 connection.shutdown(socket.SHUT_WR)
-                answer = _read_all(connection)
+                response = _read_all(connection)
             except TimeoutError:
-                return f"not hung up on within {_WAIT_S:g} s"
+                return f"connection still open after {_LIMIT_S:g} s"
             except OSError:
-                return ""  # it hung up first
+                return ""  # the service closed the connection first
     except OSError as exc:
         return f"cannot connect: {exc}"
-    if not is_http or not answer.startswith(b"HTTP/1."):
+    if not is_http or not response.startswith(b"HTTP/1."):
         return ""
-    statuses = [int(part[2:5]) for part in (b"\n" + answer).split(b"\nHTTP/1.")[1:] if part[2:5].isdigit()]
-    return f"answered {max(statuses)}" if max(statuses, default=0) in (500, 502) else ""
+    statuses = [int(part[2:5]) for part in (b"\n" + response).split(b"\nHTTP/1.")[1:] if part[2:5].isdigit()]
+    return f"status {max(statuses)}" if max(statuses, default=0) in (500, 502) else ""
 
 
 def _read_all(connection: socket.socket) -> bytes:
-    answer = b""
+    """Return the first MiB of what the service sends until it closes the connection."""
+    response = b""
     while chunk := connection.recv(1 << 16):
-        answer = (answer + chunk)[: 1 << 20]
-    return answer
+        response = (response + chunk)[: 1 << 20]
+    return response
 
 
 PORTS = [

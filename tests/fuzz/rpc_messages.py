@@ -1,4 +1,4 @@
-"""Well-formed messages of values that hurt: texts, sizes, shapes, types and numbers that disagree or overflow."""
+"""Make well-formed messages whose texts, sizes, shapes, types and numbers are extreme or contradict each other."""
 
 import random
 
@@ -6,13 +6,13 @@ import numpy as np
 from sketchbatch.openinference.v2 import open_inference_pb2 as oip
 from sketchbatch.v1 import classifier_pb2 as pb
 
-_TEXTS = ("", "tiny", "nobody", "\u2603" * 300, "a" * 100_000, "\0", "1", "2", "-1", "\ud7ff\n\r%00")
+_TEXTS = ("", "tiny", "unknown", "\u2603" * 300, "a" * 100_000, "\0", "1", "2", "-1", "\ud7ff\n\r%00")
 _COUNTS = (0, 1, 2, 3, 4, 784, 2**31 - 1, 2**31, 2**32 - 1)
 _ROWS = (0, 1, 2, 3, 63, 64, 65, 100)
 
 
 def classify_message(chance: random.Random) -> bytes:
-    """Well-formed, with values that hurt."""
+    """Make a ClassifyRequest with extreme values."""
     size = chance.choice(_ROWS) * 784 + chance.choice((0, 0, 0, 0, 1, -1))
     return pb.ClassifyRequest(
         model_name=chance.choice(_TEXTS[: chance.choice((2, len(_TEXTS)))]),
@@ -29,7 +29,7 @@ _DATATYPES = ("UINT8", "UINT8", "FP32", "FP32", "INT64", "BYTES", "", "\u2603" *
 
 
 def infer_message(chance: random.Random) -> bytes:
-    """Well-formed, with tensors of every disagreement between type, shape and contents."""
+    """Make a ModelInferRequest with tensors whose type, shape and contents may contradict each other."""
     request = oip.ModelInferRequest(model_name=chance.choice(("", "tiny", *_TEXTS)), id=chance.choice(_TEXTS))
     for _ in range(chance.choice((1, 1, 1, 1, 0, 2, 12))):
         _add_tensor(request, chance)

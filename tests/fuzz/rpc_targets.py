@@ -1,7 +1,7 @@
-"""Hostile requests to every RPC of a running service, over real gRPC: each ends in a documented status.
+"""Send hostile messages to every RPC of a running service; each call must end with a documented status.
 
-An input is the bytes of a message, or of a stream of them, whatever they are. Whether a message is well-formed we find
-out ourselves: then an answer has the model's own scores, and otherwise the status is INVALID_ARGUMENT.
+An input is any bytes, sent as a message or as a stream of messages. If protobuf can parse a message, its response must
+have the scores of the model or a documented error; if not, the status must be INVALID_ARGUMENT.
 """
 
 import random
@@ -18,18 +18,18 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from mutations import either
 from rpc_messages import classify_message, infer_message
-from service_process import CLASSIFY, MAX_ROWS, Service, running
+from service_process import CLASSIFY, MAX_ROWS, Service, running_service
 from sketchbatch.openinference.v2 import open_inference_pb2 as oip
 from sketchbatch.v1 import classifier_pb2 as pb
 from targets import MEMORY_MIB, Target, Trial, mutants
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
-_WAIT_S = 20.0
-_REFUSALS = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
+_LIMIT_S = 20.0
+_REJECTIONS = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
 _TOO_LARGE = grpc.StatusCode.RESOURCE_EXHAUSTED
 _MESSAGE_BYTES = 2 * MAX_ROWS * 784 + 65536  # docs/security.md, "Limits"
 
-OTHERS: list[tuple[str, type[Message] | None]] = [  # an input's first byte chooses among them; None = no such method
+OTHERS: list[tuple[str, type[Message] | None]] = [  # the first byte of an input chooses; None = no such method
     ("/sketchbatch.v1.ClassifierService/GetModel", pb.GetModelRequest),
     ("/sketchbatch.v1.ClassifierService/ListModels", pb.ListModelsRequest),
     ("/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest),
@@ -51,8 +51,8 @@ _METADATA = (
 )
 
 
-def _oddly(data: bytes) -> dict:
-    """What may come beside a message: mostly nothing; the same for the same bytes."""
+def _call_options(data: bytes) -> dict:
+    """Return unusual metadata and compression for some messages, the same for the same bytes."""
     chance = random.Random(zlib.crc32(data))
     if chance.random() > 0.1:
         return {}
@@ -63,18 +63,18 @@ def _oddly(data: bytes) -> dict:
 
 
 def rpcs(send: Callable[[Service, list[bytes]], Iterator[str]]) -> Callable:
-    """Tries a batch at once against a service of its own; then its neighbour, its memory and its log are looked at."""
+    """Return a target's `begin` that sends a batch concurrently, then checks a valid request, memory and log."""
 
     @contextmanager
     def begin(folder: Path) -> Iterator[Trial]:
-        with running(folder) as service:
+        with running_service(folder) as service:
 
-            def trial(inputs: list[bytes], at: Callable[[int], None]) -> list[tuple[int, str]]:
-                at(0)
-                wrong = [(place, what) for place, what in enumerate(send(service, inputs)) if what]
-                at(len(inputs) - 1)
-                what = service.wrong_now(MEMORY_MIB)
-                return [*wrong, (0, f"after this batch: {what}")] if what else wrong
+            def trial(inputs: list[bytes], progress: Callable[[int], None]) -> list[tuple[int, str]]:
+                progress(0)
+                found = [(index, problem) for index, problem in enumerate(send(service, inputs)) if problem]
+                progress(len(inputs) - 1)
+                problem = service.problem_after_batch(MEMORY_MIB)
+                return [*found, (0, f"after this batch: {problem}")] if problem else found
 
             yield trial
 
@@ -82,18 +82,19 @@ def rpcs(send: Callable[[Service, list[bytes]], Iterator[str]]) -> Callable:
 
 
 def unary(method: str, kind: type[Message], check: Callable[[Service, Message, bytes], str]) -> Callable:
-    """Sends messages of one method; `check` is given what was asked, if that is well-formed, and the answer."""
+    """Send messages to one method; `check` returns the problem of a response to a well-formed request."""
 
     def send(service: Service, inputs: list[bytes]) -> Iterator[str]:
         call = service.channel.unary_unary(method)
-        calls = [call.future(data, timeout=_WAIT_S, **_oddly(data)) for data in inputs]
+        calls = [call.future(data, timeout=_LIMIT_S, **_call_options(data)) for data in inputs]
         for data, each in zip(inputs, calls, strict=True):
-            yield _judged(service, data, each, kind, check)
+            yield _problem(service, data, each, kind, check)
 
     return rpcs(send)
 
 
-def _judged(service: Service, data: bytes, call, kind: type[Message] | None, check: Callable) -> str:
+def _problem(service: Service, data: bytes, call, kind: type[Message] | None, check: Callable) -> str:
+    """Return what is wrong with the result of a unary call; "" = nothing."""
     error, request = call.exception(), parsed(kind, data) if kind else None
     if error:
         code = error.code()
@@ -101,10 +102,10 @@ def _judged(service: Service, data: bytes, call, kind: type[Message] | None, che
             return ""
         if kind is None:
             return "" if code is grpc.StatusCode.UNIMPLEMENTED else f"{code.name}: {error.details()[:300]}"
-        expected = {grpc.StatusCode.INVALID_ARGUMENT} if request is None else _REFUSALS
+        expected = {grpc.StatusCode.INVALID_ARGUMENT} if request is None else _REJECTIONS
         return "" if code in expected and len(error.details()) < 4000 else f"{code.name}: {error.details()[:300]}"
     if request is None:
-        return "answered what is no message"
+        return "a response to an invalid message"
     return check(service, request, call.result())
 
 
@@ -115,25 +116,25 @@ def parsed(kind: type[Message], data: bytes) -> Message | None:
         return None
 
 
-def right_scores(service: Service, request: Message, answer: bytes) -> str:
-    """Of Classify: exactly the model's own, of the rows asked for."""
-    response = pb.ClassifyResponse.FromString(answer)
+def scores_problem(service: Service, request: Message, data: bytes) -> str:
+    """Compare a ClassifyResponse with the scores of the model for the rows of the request."""
+    response = pb.ClassifyResponse.FromString(data)
     scores = service.scores(np.frombuffer(request.bitmaps, np.uint8).reshape(-1, 28, 28))
     if response.rows != len(scores) or (request.request_id and response.request_id != request.request_id):
-        return "another's answer"
+        return "the response of another request"
     if not request.top_k:
         return "" if np.allclose(np.frombuffer(response.scores, "<f4"), scores.ravel(), atol=1e-5) else "wrong scores"
     best = np.argsort(-scores, axis=1, kind="stable")[:, : request.top_k]
-    is_right = np.allclose(response.score, np.take_along_axis(scores, best, axis=1).ravel(), atol=1e-5)
-    return "" if is_right else "wrong best scores"
+    is_equal = np.allclose(response.score, np.take_along_axis(scores, best, axis=1).ravel(), atol=1e-5)
+    return "" if is_equal else "wrong best scores"
 
 
-def right_tensor(service: Service, request: Message, answer: bytes) -> str:
-    """Of ModelInfer: as many rows as were asked for, and scores that add up to 1."""
-    response = oip.ModelInferResponse.FromString(answer)
+def tensor_problem(service: Service, request: Message, data: bytes) -> str:
+    """Check that a ModelInferResponse has the rows of the request and that its scores add up to 1."""
+    response = oip.ModelInferResponse.FromString(data)
     rows, columns = response.outputs[0].shape
     if rows != request.inputs[0].shape[0] or response.id != request.id:
-        return "another's answer"
+        return "the response of another request"
     if response.outputs[0].datatype != "FP32":
         return ""
     raw = response.raw_output_contents
@@ -146,62 +147,64 @@ def _others(service: Service, inputs: list[bytes]) -> Iterator[str]:
     for data in inputs:
         method, kind = OTHERS[data[0] % len(OTHERS)] if data else OTHERS[0]
         call = service.channel.unary_unary(method)
-        calls.append((data[1:], kind, call.future(data[1:], timeout=_WAIT_S, **_oddly(data))))
+        calls.append((data[1:], kind, call.future(data[1:], timeout=_LIMIT_S, **_call_options(data))))
     for data, kind, call in calls:
-        yield _judged(service, data, call, kind, lambda *_: "")
+        yield _problem(service, data, call, kind, lambda *_: "")
 
 
 def _watches(service: Service, inputs: list[bytes]) -> Iterator[str]:
-    """Each hears how the service is, and leaves; a watch has no end of its own."""
-    answer = health_pb2.HealthCheckResponse
-    watch = service.channel.unary_stream("/grpc.health.v1.Health/Watch", None, answer.FromString)
-    calls = [watch(data, timeout=_WAIT_S, **_oddly(data)) for data in inputs]
+    """Receive the first status of each health watch, then cancel it, because a watch never ends by itself."""
+    response = health_pb2.HealthCheckResponse
+    watch = service.channel.unary_stream("/grpc.health.v1.Health/Watch", None, response.FromString)
+    calls = [watch(data, timeout=_LIMIT_S, **_call_options(data)) for data in inputs]
     for data, call in zip(inputs, calls, strict=True):
         request = parsed(health_pb2.HealthCheckRequest, data)
         try:
-            told = next(call).status
+            status = next(call).status
         except grpc.RpcError as error:
-            is_right = request is None and error.code() is grpc.StatusCode.INVALID_ARGUMENT
-            yield "" if is_right else f"{error.code().name}: {error.details()[:300]}"
+            is_expected = request is None and error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            yield "" if is_expected else f"{error.code().name}: {error.details()[:300]}"
             continue
         call.cancel()
-        is_right = request is not None and told in (answer.SERVING, answer.SERVICE_UNKNOWN)
-        yield "" if is_right else f"told {told}"
+        is_expected = request is not None and status in (response.SERVING, response.SERVICE_UNKNOWN)
+        yield "" if is_expected else f"health status {status}"
 
 
-def streams(method: str, kind: type[Message], answer: type[Message], codes: Callable[[Message], str]) -> Callable:
-    """Sends streams of messages: each has its answer, or its error, in order, until one is no message at all."""
+def streams(
+    method: str, kind: type[Message], response_type: type[Message], code_of: Callable[[Message], str]
+) -> Callable:
+    """Send streams: each message must receive a response or an error, in order, up to the first invalid message."""
 
     def send(service: Service, inputs: list[bytes]) -> Iterator[str]:
-        call = service.channel.stream_stream(method, None, answer.FromString)
-        calls = [(frames(data), call(iter(frames(data)), timeout=_WAIT_S)) for data in inputs]
+        call = service.channel.stream_stream(method, None, response_type.FromString)
+        calls = [(frames(data), call(iter(frames(data)), timeout=_LIMIT_S)) for data in inputs]
         for sent, responses in calls:
-            yield _judged_stream(sent, responses, kind, codes)
+            yield _stream_problem(sent, responses, kind, code_of)
 
     return rpcs(send)
 
 
-def _judged_stream(sent: list[bytes], responses, kind: type[Message], codes: Callable[[Message], str]) -> str:
-    good = next((place for place, data in enumerate(sent) if parsed(kind, data) is None), len(sent))
-    got = []
+def _stream_problem(sent: list[bytes], responses, kind: type[Message], code_of: Callable[[Message], str]) -> str:
+    is_valid = all(parsed(kind, data) is not None for data in sent)
+    codes = []
     try:
-        got.extend(map(codes, responses))
+        codes.extend(map(code_of, responses))
     except grpc.RpcError as error:
         if error.code() is _TOO_LARGE and max(map(len, sent)) > _MESSAGE_BYTES:
             return ""
-        if error.code() is not grpc.StatusCode.INVALID_ARGUMENT or good == len(sent):
+        if error.code() is not grpc.StatusCode.INVALID_ARGUMENT or is_valid:
             return f"{error.code().name}: {error.details()[:300]}"
     else:
-        if good < len(sent):
-            return "answered what is no message"
-        if len(got) != len(sent):
-            return f"{len(got)} answers to {len(sent)} messages"
-    odd = set(got) - {"", "INVALID_ARGUMENT", "NOT_FOUND"}
-    return f"in the stream: {odd}" if odd else ""
+        if not is_valid:
+            return "a response to an invalid message"
+        if len(codes) != len(sent):
+            return f"{len(codes)} responses to {len(sent)} messages"
+    unexpected = set(codes) - {"", "INVALID_ARGUMENT", "NOT_FOUND"}
+    return f"in the stream: {unexpected}" if unexpected else ""
 
 
 def frames(data: bytes) -> list[bytes]:
-    """The messages of a stream: each 4 bytes of its length, then itself, or what is left of it; 16 at most."""
+    """Split an input into at most 16 messages: 4 bytes of length before each, the last one possibly cut off."""
     found, at = [], 0
     while at + 4 <= len(data) and len(found) < 16:
         length = int.from_bytes(data[at : at + 4], "big")
@@ -211,7 +214,7 @@ def frames(data: bytes) -> list[bytes]:
 
 
 def framed(make: Callable[[random.Random], bytes]) -> Callable[[random.Random], bytes]:
-    """A stream of some of them."""
+    """Return a maker of streams of up to five messages."""
 
     def stream(chance: random.Random) -> bytes:
         messages = [make(chance) for _ in range(chance.choice((0, 1, 2, 5)))]
@@ -242,9 +245,9 @@ _infer = either(mutants("infer"), infer_message)
 
 RPCS: Sequence[Target] = [
     Target(
-        name="classify", share=22, make=_classify, begin=unary(CLASSIFY, pb.ClassifyRequest, right_scores), batch=128
+        name="classify", share=22, make=_classify, begin=unary(CLASSIFY, pb.ClassifyRequest, scores_problem), batch=128
     ),
-    Target(name="infer", share=8, make=_infer, begin=unary(INFER, oip.ModelInferRequest, right_tensor), batch=128),
+    Target(name="infer", share=8, make=_infer, begin=unary(INFER, oip.ModelInferRequest, tensor_problem), batch=128),
     Target(name="others", share=8, make=mutants("others"), begin=rpcs(_others), batch=128),
     Target(name="watch", share=2, make=mutants("watch"), begin=rpcs(_watches), batch=128),
     Target(

@@ -1,4 +1,4 @@
-"""A running service of a tiny model, and the page beside it, for hostile callers: what their logs say counts."""
+"""Run a service of a tiny model and the demo page for hostile clients, and inspect scores, memory and log."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ _CHANNEL = [
 
 
 class Service:
-    """`sketchbatch-serve`; its stderr goes to a file, which `complaints` reads."""
+    """A `sketchbatch-serve` process that writes its log to a file."""
 
     def __init__(self, folder: Path) -> None:
         model = write_model(folder / "tiny.onnx")
@@ -39,66 +39,73 @@ class Service:
         with self._log_path.open("w") as file:
             command = [_BIN / "sketchbatch-serve", "--model", model, *always, *ports]
             self.process = subprocess.Popen(command, stderr=file)
-        event = next(line for line in self._lines() if line["message"] == "SERVING")
+        event = next(event for event in self._events() if event["message"] == "SERVING")
         self.address, self.metrics_address = event["address"], event["metrics_address"]
         self.probe_address = event["probe_address"]
-        self._read = 0
+        self._read_bytes = 0
         self.channel = grpc.insecure_channel(self.address, _CHANNEL)
         self._rows = np.random.default_rng(7).integers(0, 256, (5, 28, 28), np.uint8)
         self._scores = self.scores(self._rows)
-        self._start_mib = self.memory_mib()
+        self._peak_mib = self.memory_mib()
 
-    def _lines(self) -> Iterator[dict]:
-        """Of the log, as they come, for as long as the service runs."""
+    def _events(self) -> Iterator[dict]:
+        """Yield the events of the log as they are written, while the service runs."""
+        line = ""
         with self._log_path.open() as file:
             while self.process.poll() is None:
-                if line := file.readline():
+                line += file.readline()
+                if line.endswith("\n"):
                     yield json.loads(line)
+                    line = ""
                 else:
                     time.sleep(0.02)
         raise AssertionError(f"the service ended: {self._log_path.read_text()[-2000:]}")
 
     def scores(self, bitmaps: np.ndarray) -> np.ndarray:
-        """The model's own."""
+        """Compute scores with ONNX Runtime in this process."""
         return self.session.run(["scores"], {"bitmaps": bitmaps})[0]
 
     def memory_mib(self) -> float:
-        """The most that it ever had."""
+        """Return the peak memory of the process."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
     def grown_mib(self) -> float:
-        """Since this was last asked."""
-        grown = self.memory_mib() - self._start_mib
-        self._start_mib += max(0.0, grown)
+        """Return how far the peak memory has grown since the last call."""
+        grown = self.memory_mib() - self._peak_mib
+        self._peak_mib += max(0.0, grown)
         return grown
 
-    def complaints(self) -> list[str]:
-        """What the log has of errors since it was last asked: nobody's bad input is one."""
-        with self._log_path.open() as file:
-            file.seek(self._read)
-            new = file.read()
-            self._read = file.tell()
-        return [line[:1500] for line in new.splitlines() if not _is_calm(line)]
+    def new_warnings(self) -> list[str]:
+        """Return the log lines above level info since the last call: hostile input must not cause any."""
+        with self._log_path.open("rb") as file:
+            file.seek(self._read_bytes)
+            data = file.read()
+        complete = data[: data.rfind(b"\n") + 1]  # without a line that is still being written
+        self._read_bytes += len(complete)
+        return [line[:1500] for line in complete.decode(errors="replace").splitlines() if not _is_harmless(line)]
 
-    def check_neighbour(self) -> None:
-        """Somebody else gets exactly the scores of their own rows."""
+    def check_valid_request(self) -> None:
+        """Check that a valid request receives exactly the scores of its own rows."""
         request = pb.ClassifyRequest(bitmaps=self._rows.tobytes())
-        response = ask(self.channel, CLASSIFY, request, pb.ClassifyResponse)
-        assert response.scores == self._scores.tobytes(), "a neighbour got other scores"
+        classify = self.channel.unary_unary(
+            CLASSIFY, pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString
+        )
+        response = classify(request, timeout=20)
+        assert response.scores == self._scores.tobytes(), "a valid request received other scores"
 
-    def wrong_now(self, memory_mib: float) -> str:
-        """What is wrong with the service after a batch; "" = nothing."""
+    def problem_after_batch(self, memory_mib: float) -> str:
+        """Return what is wrong with the service after a batch; "" = nothing."""
         if self.process.poll() is not None:
             raise SystemExit(f"the service ended with {self.process.returncode}")
         try:
-            self.check_neighbour()
+            self.check_valid_request()
         except (grpc.RpcError, AssertionError) as exc:
-            return f"neighbour: {exc}"
+            return f"valid request: {exc}"
         grown = self.grown_mib()
         if grown > memory_mib:
             return f"memory: the service grew by {grown:.0f} MiB"
-        return "; ".join(self.complaints()[:3])
+        return "; ".join(self.new_warnings()[:3])
 
     def stop(self) -> None:
         self.channel.close()
@@ -106,16 +113,10 @@ class Service:
         self.process.wait(30)
 
 
-def ask(channel: grpc.Channel, method: str, request, answer: type):
-    """One good unary call."""
-    call = channel.unary_unary(method, type(request).SerializeToString, answer.FromString)
-    return call(request, timeout=20)
-
-
-def _is_calm(line: str) -> bool:
+def _is_harmless(line: str) -> bool:
     try:
         event = json.loads(line)
-        # grpcio's own, of a header whose name is no UTF-8: FINDINGS.md
+        # grpcio itself logs header names that are not UTF-8: FINDINGS.md
         is_of_grpcio = event.get("logger") == "grpc._cython.cygrpc" and event["message"].startswith("Invalid encoding")
         return is_of_grpcio or event["level"] in ("debug", "info")
     except (ValueError, KeyError):
@@ -126,8 +127,8 @@ _shared: list[Service] = []
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Service]:
-    """One that is `sharing`, or else a new one, stopped by its pid at the end."""
+def running_service(folder: Path) -> Iterator[Service]:
+    """Yield the shared service, or else start one and stop it at the end."""
     if _shared:
         yield _shared[0]
         return
@@ -139,9 +140,9 @@ def running(folder: Path) -> Iterator[Service]:
 
 
 @contextmanager
-def sharing(folder: Path) -> Iterator[None]:
-    """Makes do with one service for everything inside."""
-    with running(folder) as service:
+def shared_service(folder: Path) -> Iterator[None]:
+    """Share one service between all uses of `running_service` inside the context."""
+    with running_service(folder) as service:
         _shared.append(service)
         try:
             yield
@@ -151,7 +152,7 @@ def sharing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def running_page(address: str, log_path: Path) -> Iterator[str]:
-    """`sketchbatch demo`: HOST:PORT of its page; what it says on stderr goes to a file."""
+    """Run `sketchbatch demo` with stderr in a file; yield HOST:PORT of its page."""
     command = [_BIN / "sketchbatch", "demo", "--server", address, "--address", "127.0.0.1:0"]
     with log_path.open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)

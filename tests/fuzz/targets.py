@@ -1,4 +1,4 @@
-"""What is fuzzed: of each target how its inputs are made, and what it means to survive one."""
+"""Define fuzz targets: how inputs are made, how they are tried, and what counts as harm."""
 
 import random
 import time
@@ -13,64 +13,68 @@ from mutations import Make, of_seeds
 CORPUS = Path(__file__).parent / "corpus"
 
 SLOW_S = 5.0
-"""Processor seconds that one input may take: a file within the limits of docs/security.md takes less than one."""
+"""CPU seconds that one input may take. A file within the limits of docs/security.md takes less than one."""
 
 MEMORY_MIB = 500
-"""How far an input may raise the most memory that the process ever had."""
+"""By how much an input may raise the peak memory of the process."""
 
 Trial = Callable[[list[bytes], Callable[[int], None]], list[tuple[int, str]]]
-"""Tries inputs, telling of each before it is tried; returns which of them went wrong, and how."""
+"""Tries a batch of inputs and calls its second argument with each input's index before it tries that input.
+
+Returns index and problem of each harmful input.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Something that takes what others wrote."""
+    """A parser, an RPC or a port that takes untrusted input."""
 
     name: str
     share: int
-    """Inputs of each thousand."""
+    """Inputs per thousand of a run."""
     make: Make
     begin: Callable[[Path], AbstractContextManager[Trial]]
-    """Given a folder to write in."""
+    """Prepares trials that may write to the given folder."""
     batch: int = 64
-    """Inputs tried at a time."""
+    """Inputs per trial."""
     memory_mib: int = MEMORY_MIB
 
 
 def corpus(name: str) -> list[bytes]:
-    """The inputs kept for a target, good ones and those that once did harm."""
+    """Return the committed inputs of a target: valid ones, and those that were harmful once."""
     return [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
 
 
 def mutants(name: str, *changes: Callable[[bytes, random.Random], bytes]) -> Make:
-    """Of a target's corpus."""
+    """Return a maker of mutants of a target's corpus."""
     return of_seeds(corpus(name), *changes)
 
 
 def in_process(check: Callable[[bytes, Path], None]) -> Callable[[Path], AbstractContextManager[Trial]]:
-    """Tries one after the other here; `check` returns unless something is wrong."""
+    """Try inputs one after another in this process; `check` raises if an input is harmful."""
 
     @contextmanager
     def begin(folder: Path) -> Iterator[Trial]:
-        def trial(inputs: list[bytes], at: Callable[[int], None]) -> list[tuple[int, str]]:
-            wrong = []
-            for place, data in enumerate(inputs):
-                at(place)
-                if what := _outcome(check, data, folder):
-                    wrong.append((place, what))
-            return wrong
+        def trial(inputs: list[bytes], progress: Callable[[int], None]) -> list[tuple[int, str]]:
+            problems = []
+            for index, data in enumerate(inputs):
+                progress(index)
+                if problem := _problem(check, data, folder):
+                    problems.append((index, problem))
+            return problems
 
         yield trial
 
     return begin
 
 
-def _outcome(check: Callable[[bytes, Path], None], data: bytes, folder: Path) -> str:
+def _problem(check: Callable[[bytes, Path], None], data: bytes, folder: Path) -> str:
+    """Return the exception of `check`, or that it was slow; "" = neither."""
     started_at = time.process_time()
     try:
         check(data, folder)
-    except Exception as exc:  # what we look for
+    except Exception as exc:  # every exception is a finding
         last = traceback.extract_tb(exc.__traceback__)[-1]
         return f"{type(exc).__name__} at {Path(last.filename).name}:{last.lineno}: {str(exc)[:200]}"
-    took_s = time.process_time() - started_at
-    return f"slow: {took_s:.1f} s" if took_s > SLOW_S else ""
+    cpu_s = time.process_time() - started_at
+    return f"slow: {cpu_s:.1f} s" if cpu_s > SLOW_S else ""

@@ -1,13 +1,13 @@
-"""A fuzzing of seconds: every input that is kept, and some new ones of each target; `make fuzz` tries a million."""
+"""Fuzzing for some seconds: the whole corpus and some new inputs; `make fuzz` tries a million."""
 
 import pytest
-from fuzz import ALL, begun, try_file
+from fuzz import ALL, prepared, try_file
 from mutations import input_of
-from service_process import sharing
+from service_process import shared_service
 from targets import CORPUS
 
 SEED = 20261125
-NEW = {  # inputs; so many take a second or less
+NEW_INPUTS = {  # numbers that take about a second
     "line": 2000,
     "record": 2000,
     "bitmaps": 2000,
@@ -18,29 +18,31 @@ NEW = {  # inputs; so many take a second or less
     **dict.fromkeys(("png", "jpeg", "parquet"), 50),
 }
 
+pytestmark = pytest.mark.timeout(60)  # the first test that needs the service starts it
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_service(tmp_path_factory):
-    """Hostile or not, all callers share it."""
-    with sharing(tmp_path_factory.mktemp("service")):
+    """Run one service for all targets of RPCs and ports."""
+    with shared_service(tmp_path_factory.mktemp("service")):
         yield
 
 
 @pytest.mark.parametrize("name", sorted({path.name for path in CORPUS.iterdir()} & ALL.keys()))
-def test_every_input_that_is_kept_does_no_harm(name):
-    """Good ones, hostile ones, and those that once broke a reader, an RPC or a port."""
+def test_no_input_of_the_corpus_does_harm(name):
+    """Valid inputs, hostile inputs and inputs that once broke a target are accepted or rejected as documented."""
     assert try_file(ALL[name], *sorted((CORPUS / name).iterdir())) == []
 
 
-@pytest.mark.parametrize("name", sorted(NEW))
-def test_new_inputs_do_no_harm(name):
-    """The same ones each time."""
-    inputs = [input_of(ALL[name].make, name, SEED, number) for number in range(NEW[name])]
-    with begun(ALL[name]) as trial:
-        assert trial(inputs, lambda place: None) == []
+@pytest.mark.parametrize("name", sorted(NEW_INPUTS))
+def test_no_new_input_does_harm(name):
+    """The inputs are the same in every run."""
+    inputs = [input_of(ALL[name].make, name, SEED, number) for number in range(NEW_INPUTS[name])]
+    with prepared(ALL[name]) as trial:
+        assert trial(inputs, lambda _: None) == []
 
 
-def test_an_input_is_made_again_from_its_number():
-    """What a finding says of itself is enough to try it again."""
+def test_the_number_of_an_input_determines_its_bytes():
+    """Target, seed and number of a finding suffice to make its input again."""
     for target in ALL.values():
         assert input_of(target.make, target.name, SEED, 41) == input_of(target.make, target.name, SEED, 41)

@@ -1,4 +1,4 @@
-"""The image, built for real by `make image`, and containers of it."""
+"""Build the images with `make image`, and run containers of them."""
 
 import os
 import subprocess
@@ -12,18 +12,18 @@ from container_engine import Engine, NoEngine, Pod, base_image, engine
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What `make image` built."""
+    """An image built by `make image`."""
 
     name: str
     extra: str
     """`cpu` or `gpu`."""
     memory: str
-    """Enough for a container of it."""
+    """Sufficient memory of a container."""
 
 
 @pytest.fixture(scope="session")
 def docker() -> Iterator[Engine]:
-    """A container engine."""
+    """Yield a container engine, or end the tests with an error."""
     try:
         with engine() as found:
             yield found
@@ -33,7 +33,7 @@ def docker() -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def build(docker: Engine, root: Path) -> Callable[..., None]:
-    """Runs a verb of the Makefile that builds an image."""
+    """Return a function that runs a target of the Makefile to build an image."""
     words = [f"BASE_IMAGE={base_image(docker, root / 'Dockerfile.gpu')}", f"BUILD_FLAGS={docker.build_flags}"]
 
     def make(*verb: str) -> None:
@@ -46,7 +46,7 @@ def build(docker: Engine, root: Path) -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def image(build: Callable[..., None]) -> Image:
-    """The image for EXTRA (cpu, or gpu)."""
+    """Build the service's image for EXTRA: cpu (the default) or gpu."""
     extra = os.environ.get("EXTRA") or "cpu"
     name = f"sketchbatch:test-{extra}"
     build("image", f"EXTRA={extra}", f"IMAGE={name}")
@@ -55,14 +55,14 @@ def image(build: Callable[..., None]) -> Image:
 
 @pytest.fixture(scope="session")
 def client_image(build: Callable[..., None]) -> str:
-    """The client's image."""
+    """Build the client's image."""
     build("image", "EXTRA=client", "IMAGE=sketchbatch:test-client")
     return "sketchbatch:test-client"
 
 
 @pytest.fixture
 def start_pod(docker: Engine, image: Image) -> Iterator[Callable[..., Pod]]:
-    """Starts containers of the image; removes them after the test."""
+    """Return a function that starts containers of the image; remove them after the test."""
     started: list[Pod] = []
 
     def start(*flags: object, memory: str = image.memory) -> Pod:
@@ -75,13 +75,13 @@ def start_pod(docker: Engine, image: Image) -> Iterator[Callable[..., Pod]]:
 
 
 @pytest.fixture
-def refused(start_pod: Callable[..., Pod], docker: Engine) -> Callable[..., tuple[int, list[str]]]:
-    """Exit code of a container that does not start, and what it says besides its log's events."""
+def failed_start(start_pod: Callable[..., Pod], docker: Engine) -> Callable[..., tuple[int, list[str]]]:
+    """Return a function that runs a container until it exits; it returns exit code and lines that are no events."""
 
     def run(*flags: object) -> tuple[int, list[str]]:
         pod = start_pod(*flags)
         code = int(docker("wait", pod.id))
-        said = docker.attempt("logs", pod.id).stderr.splitlines()
-        return code, [line for line in said if not line.startswith("{")]
+        lines = docker.attempt("logs", pod.id).stderr.splitlines()
+        return code, [line for line in lines if not line.startswith("{")]
 
     return run

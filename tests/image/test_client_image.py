@@ -1,4 +1,4 @@
-"""The client's image does what the bulk jobs of deploy/bulk ask of it, under their restrictions."""
+"""The client's image runs the bulk jobs of deploy/bulk under their restrictions."""
 
 import json
 
@@ -15,7 +15,7 @@ SHARES = 8
 
 @pytest.fixture
 def run_job(docker, client_image, start_pod, root, tmp_path):
-    """Runs the container of a job's manifest, in the network of a service, as share `index`; exit code and words."""
+    """Return a function that runs the container of a job's manifest as share `index`, in the network of a service."""
     drawings, scores = tmp_path / "drawings", tmp_path / "scores"
     service = start_pod()
     service.wait_for_serving()
@@ -36,8 +36,8 @@ def run_job(docker, client_image, start_pod, root, tmp_path):
     return run
 
 
-def test_a_bulk_job_s_shares_become_one_file(run_job, noise, tmp_path):
-    """Every drawing has its row, in order, and a line that is no drawing fails no share."""
+def test_the_shares_of_a_bulk_job_are_merged_into_one_file(run_job, noise, tmp_path):
+    """Every drawing has one row, in order, and an invalid line fails no share."""
     np.save(tmp_path / "drawings" / "a.npy", noise(100))
     line = json.dumps({"word": "cat", "drawing": [[[0, 255, 128], [0, 128, 255]]]})
     (tmp_path / "drawings" / "b.ndjson").write_text(f"{line}\n{{}}\n{line}\n")
@@ -52,13 +52,13 @@ def test_a_bulk_job_s_shares_become_one_file(run_job, noise, tmp_path):
     assert rows == [*range(100), 0, 2]
 
 
-def test_a_job_that_fails_ends_with_the_command_s_own_code(run_job):
-    """The shell around it hides 3 alone: here share 8 of 8, which is misspelt (2), and nothing to merge (1)."""
+def test_a_failed_job_has_the_exit_code_of_its_command(run_job):
+    """The manifest's shell hides only exit code 3; an unknown share is 2, and nothing to merge is 1."""
     assert run_job("score", SHARES).returncode == 2
     assert run_job("merge").returncode in (1, 2)
 
 
-def test_it_draws_strokes_with_libcairo_as_nobody(docker, client_image):
-    """So that bulk scores are of the bitmaps that Google published; and there is neither pip nor root."""
+def test_the_image_draws_strokes_with_libcairo_and_without_root(docker, client_image):
+    """Bulk scores refer to the bitmaps that Google published, which libcairo reproduces."""
     code = "import os; from sketchbatch_client.drawings import cairo; print(cairo.library() is not None, os.getuid())"
     assert docker("run", "--rm", "--network=none", "--entrypoint=python", client_image, "-c", code) == "True 65532"

@@ -1,4 +1,4 @@
-"""What the image is: its size, what is in it and what is not, and what it says of itself."""
+"""The image has a bounded size, only the packages that serving needs, and complete labels."""
 
 import json
 import re
@@ -20,9 +20,9 @@ for path in files.values():
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
         named = {name.decode() for name in re.findall(rb"lib(?:cu|nv)[a-zA-Z_]+[.]so", content)}
     print(*(name for name in named if not any(file.startswith(name) for file in files)))
-print(len(files), "looked at")
+print(len(files), "inspected")
 """
-"""What libraries link (the loader's view) or name (to load it later; such names stand in them as text) and have not."""
+"""Prints missing libraries: linked ones as ldd sees them, and names in a library's text, which it loads later."""
 
 PACKAGES = """
 import importlib.metadata, json
@@ -40,27 +40,27 @@ print(len(sources), len([source for source in sources if not Path(cache_from_sou
 
 @pytest.fixture(scope="module")
 def inspected(docker, image) -> dict:
-    """What the engine knows of the image."""
+    """Return the engine's description of the image."""
     return json.loads(docker("image", "inspect", image.name))[0]
 
 
 @pytest.fixture(scope="module")
 def python(docker, image):
-    """Runs Python in the image; what it prints."""
+    """Return a function that runs Python code in the image and returns its output."""
     return lambda code: docker("run", "--rm", "--network=none", "--entrypoint=python", image.name, "-c", code)
 
 
-def test_it_is_small(inspected, image, docker, capsys):
-    """On the CPU under 400 MB with its base; the size is printed, whichever it is."""
+def test_the_image_is_small(inspected, image, docker, capsys):
+    """With its base, the CPU image is below 400 MB and the GPU image below 2.6 GB; the size is printed."""
     base = inspected["Config"]["Labels"]["org.opencontainers.image.base.name"]
-    of_base = int(docker("image", "inspect", "--format", "{{.Size}}", base))
+    base_bytes = int(docker("image", "inspect", "--format", "{{.Size}}", base))
     with capsys.disabled():
-        print(f"\n{image.name}: {inspected['Size'] / 1e6:.0f} MB, of which its base {base} {of_base / 1e6:.0f} MB")
+        print(f"\n{image.name}: {inspected['Size'] / 1e6:.0f} MB, of which its base {base} {base_bytes / 1e6:.0f} MB")
     assert inspected["Size"] < (400e6 if image.extra == "cpu" else 2.6e9)
 
 
-def test_kubernetes_and_docker_find_what_they_look_for(inspected):
-    """A numeric user other than root (runAsNonRoot needs the number), no shell around the service, signal, health."""
+def test_the_image_sets_user_entry_point_signal_and_health_check(inspected):
+    """The user is a number, because runAsNonRoot needs one, and no shell wraps the service."""
     config = inspected["Config"]
     assert config["User"] == "65532:65532"
     assert (config["Entrypoint"], config["Cmd"]) == (["sketchbatch-serve"], None)
@@ -69,8 +69,8 @@ def test_kubernetes_and_docker_find_what_they_look_for(inspected):
     assert config["Healthcheck"]["Test"] == ["CMD", "python", "-m", "sketchbatch_service.probe"]
 
 
-def test_it_says_what_it_is(inspected, root):
-    """OCI labels; the version is that of the distributions inside."""
+def test_labels_describe_the_image(inspected, root):
+    """The OCI labels name title, version, licence and commit; the version is that of the service."""
     labels = inspected["Config"]["Labels"]
     project = tomllib.loads((root / "service" / "pyproject.toml").read_text())["project"]
     assert labels["org.opencontainers.image.title"] == "sketchbatch"
@@ -79,30 +79,30 @@ def test_it_says_what_it_is(inspected, root):
     assert re.match("[0-9a-f]{40}|unknown", labels["org.opencontainers.image.revision"])
 
 
-def test_nothing_is_in_it_that_serving_does_not_need(python):
-    """No installer, no compiler, no training, no client, none of the tree's other rooms."""
+def test_the_image_lacks_what_serving_does_not_need(python):
+    """The image has no installer, no compiler, no training packages and no client."""
     tools = ["cc", "gcc", "make", "git", "curl"]
-    rooms = ["pip", "setuptools", "hatchling", "tensorflow", "onnx", "sketchbatch_client", "sketchbatch_trainer"]
+    packages = ["pip", "setuptools", "hatchling", "tensorflow", "onnx", "sketchbatch_client", "sketchbatch_trainer"]
     assert python(f"import shutil; print(*filter(shutil.which, {tools}))") == ""
-    assert python(f"import importlib.util; print(*filter(importlib.util.find_spec, {rooms}))") == ""
+    assert python(f"import importlib.util; print(*filter(importlib.util.find_spec, {packages}))") == ""
 
 
 def test_every_module_is_compiled(python):
-    """A read-only container cannot write __pycache__, and would compile everything at each start."""
+    """The image has bytecode of all sources, because a read-only container would compile them at each start."""
     sources, uncompiled = map(int, python(UNCOMPILED).split())
     assert sources > 300
     assert uncompiled == 0
 
 
-def test_no_library_misses_another(python):
-    """Whatever a library links or names is there, the driver's excepted, which comes with the GPU."""
-    *missing, looked_at, _, _ = python(MISSING_LIBRARIES).split()
-    assert int(looked_at) > 10
+def test_no_library_lacks_another(python):
+    """Every library that another one links or names is present, except the driver, which the GPU's host provides."""
+    *missing, inspected_files, _ = python(MISSING_LIBRARIES).split()
+    assert int(inspected_files) > 10
     assert set(missing) <= {"libcuda.so.1", "libcuda.so"}
 
 
-def test_the_bill_of_materials_is_that_of_the_image(python, image, root):
-    """`make sbom`, which needs no engine, lists every package installed in the image, its version, and a licence."""
+def test_the_bill_of_materials_lists_the_packages_of_the_image(python, image, root):
+    """`make sbom`, which needs no engine, lists name, version and licence of every installed package."""
     version = python("import sys; print(f'{sys.version_info[0]}.{sys.version_info[1]}')")
     command = ["make", "--no-print-directory", "sbom", f"EXTRA={image.extra}", f"IMAGE_PYTHON={version}"]
     made = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)

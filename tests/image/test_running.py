@@ -1,15 +1,15 @@
-"""How a container of the image behaves, run as Kubernetes would: no root, no writable file, no right, no network."""
+"""A container of the image serves under the restrictions of Kubernetes, without root, writable files or network."""
 
 import csv
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx_models import write_model
+from polling import wait_until
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(120, func_only=True)]
 
@@ -21,28 +21,31 @@ from sketchbatch_client import Client
 bitmaps = np.zeros((16384, 28, 28), np.uint8)
 with Client("127.0.0.1:50051", rows_per_request=16384) as client:
     client.classify(bitmaps[:1])
-    print("asking", flush=True)
     print(len(client.classify(bitmaps, top_k=1)))
 """
 
 
+METRICS = "127.0.0.1:9090"
+READ_METRICS = f"import urllib.request; print(urllib.request.urlopen('http://{METRICS}/metrics').read().decode())"
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder for models that the container's user may read, as a volume would be."""
+    """Return a folder for models that the container's user may read, as a volume would be."""
     tmp_path.chmod(0o755)
     return tmp_path
 
 
 def mount(folder: Path) -> list[str]:
-    """Another repository in place of the model that is baked in."""
+    """Return the flags that mount another repository over the image's model."""
     return ["--volume", f"{folder}:/models:ro"]
 
 
 def score(pod, bitmaps: np.ndarray, folder: Path) -> np.ndarray:
-    """Scores through `sketchbatch score`, from file to file."""
+    """Score bitmaps with `sketchbatch score`, from file to file."""
     np.save(folder / "drawings.npy", bitmaps)
     words = ["score", folder / "drawings.npy", "--server", "127.0.0.1:50051", "--all-scores"]
-    command = pod.beside(BIN / "sketchbatch", *words, "--output", folder / "scores.csv")
+    command = pod.in_network(BIN / "sketchbatch", *words, "--output", folder / "scores.csv")
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     with (folder / "scores.csv").open(newline="") as file:
@@ -51,8 +54,8 @@ def score(pod, bitmaps: np.ndarray, folder: Path) -> np.ndarray:
     return np.array([[float(row[name]) for name in names] for row in rows])
 
 
-def test_it_scores_drawings_as_onnx_runtime_does(start_pod, folder, noise, root):
-    """The model that ships answers at once, with 512 MB for 20,000 drawings on the CPU, and the log is whole."""
+def test_the_container_returns_the_scores_of_onnx_runtime(start_pod, folder, noise, root):
+    """The image's own model scores 20,000 drawings on the CPU with 512 MB, and every log line is an event."""
     pod = start_pod()
     pod.wait_for_serving()
     bitmaps = noise(20_000)
@@ -64,8 +67,8 @@ def test_it_scores_drawings_as_onnx_runtime_does(start_pod, folder, noise, root)
     assert serving["models"] == ["bear-cat-dog/1 on CPUExecutionProvider"]
 
 
-def test_it_has_no_rights_and_needs_none(start_pod):
-    """Not root, no capability, none to be gained, system calls filtered, nothing writable."""
+def test_the_container_serves_without_privileges(start_pod):
+    """It has no root user, no capability, no new privileges and no writable path, and system calls are filtered."""
     pod = start_pod()
     pod.wait_for_serving()
     status = dict(line.split(":\t", 1) for line in pod.inside("cat", "/proc/1/status").stdout.splitlines())
@@ -76,38 +79,42 @@ def test_it_has_no_rights_and_needs_none(start_pod):
         assert "Read-only file system" in pod.inside("touch", place).stderr
 
 
-def test_docker_finds_it_healthy(start_pod):
-    """The HEALTHCHECK needs no shell and no right, either."""
+def test_docker_reports_the_container_as_healthy(start_pod):
+    """The HEALTHCHECK of the image needs no shell and no privilege."""
     pod = start_pod("--health-interval=0.5s")
-    give_up_at = time.monotonic() + 30
-    while pod.state()["Health"]["Status"] != "healthy":
-        assert time.monotonic() < give_up_at
-        time.sleep(0.1)
+    wait_until(lambda: pod.state()["Health"]["Status"] == "healthy", limit_s=60)
     assert pod.state()["Health"]["Log"][-1]["Output"] == "SERVING\n"
 
 
-def test_sigterm_drains_it(start_pod):
-    """As process 1, without an init: what was accepted is answered, then it ends with 0."""
-    pod = start_pod("--cpus=0.5")
+def test_sigterm_drains_the_container(start_pod):
+    """As process 1, without an init, the service finishes accepted requests and exits with 0."""
+    pod = start_pod("--cpus=0.5", f"--env=SKETCHBATCH_METRICS_ADDRESS={METRICS}")
     pod.wait_for_serving()
-    with subprocess.Popen(pod.beside(sys.executable, "-c", LONG_REQUEST), stdout=subprocess.PIPE, text=True) as asking:
-        assert asking.stdout.readline() == "asking\n"
-        time.sleep(0.5)  # 16,384 rows take three seconds of half a CPU
-        assert asking.poll() is None
+
+    def queued_rows() -> float:
+        command = pod.in_network(sys.executable, "-c", READ_METRICS)
+        metrics = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return sum(
+            float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("sketchbatch_queued_rows")
+        )
+
+    command = pod.in_network(sys.executable, "-c", LONG_REQUEST)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+        wait_until(queued_rows)  # the long request, which takes about three seconds of half a CPU
         assert pod.stop() == 0
-        assert asking.stdout.read() == "16384\n"
+        assert client.stdout.read() == "16384\n"
     assert [event["message"] for event in pod.log()][-2:] == ["draining", "stopped"]
 
 
-def test_too_little_memory_is_seen_from_outside(start_pod, docker):
-    """The kernel's kill is no hang and no exit code of ours: 137, which Kubernetes shows as OOMKilled."""
+def test_a_container_with_too_little_memory_exits_with_137(start_pod, docker):
+    """The kernel kills the service, and Kubernetes shows OOMKilled."""
     pod = start_pod(memory="20m")
     docker("wait", pod.id)
     assert (pod.state()["ExitCode"], pod.state()["OOMKilled"]) == (137, True)
 
 
-def test_another_model_is_mounted(start_pod, folder, noise):
-    """A volume over /models replaces the model that is baked in; no setting need change."""
+def test_a_mounted_repository_replaces_the_model(start_pod, folder):
+    """A volume at /models replaces the image's model without any setting."""
     (folder / "insects/3").mkdir(parents=True)
     write_model(folder / "insects/3/model.onnx")
     pod = start_pod(*mount(folder))
@@ -115,20 +122,22 @@ def test_another_model_is_mounted(start_pod, folder, noise):
     assert next(event for event in pod.log() if event["message"] == "SERVING")["models"][0].startswith("insects/3 ")
 
 
-def test_a_bad_model_is_refused_in_one_line(refused, folder):
-    """It ends with 1 and says which file and what is wrong."""
+def test_an_invalid_model_stops_the_start_with_one_line(failed_start, folder):
+    """The exit code is 1, and the line names the file and the error."""
     (folder / "insects/1").mkdir(parents=True)
     (folder / "insects/1/model.onnx").write_text("<html>sign in</html>")
-    code, said = refused(*mount(folder))
-    assert (code, len(said)) == (1, 1)
-    assert said[0].startswith("sketchbatch-serve: /models/insects/1/model.onnx: not a model that ONNX Runtime can load")
+    code, lines = failed_start(*mount(folder))
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith(
+        "sketchbatch-serve: /models/insects/1/model.onnx: not a model that ONNX Runtime can load"
+    )
 
 
-def test_without_a_gpu_cuda_is_refused_and_auto_says_cpu(start_pod, refused, image):
-    """`cuda` starts on CUDA or not at all, and one line says why; `auto` says where it went, and why not elsewhere."""
-    code, said = refused("--env=SKETCHBATCH_PROVIDER=cuda")
-    assert (code, len(said)) == (1, 1)
-    assert said[0].startswith("sketchbatch-serve: provider cuda was asked for, but ")
+def test_without_a_gpu_cuda_stops_the_start_and_auto_uses_the_cpu(start_pod, failed_start, image):
+    """Provider `cuda` exits with one line; `auto` logs its provider and, in the GPU image, why it is not CUDA."""
+    code, lines = failed_start("--env=SKETCHBATCH_PROVIDER=cuda")
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith("sketchbatch-serve: provider cuda was asked for, but ")
     pod = start_pod("--env=SKETCHBATCH_PROVIDER=auto")
     pod.wait_for_serving()
     events = {event["message"]: event for event in pod.log()}

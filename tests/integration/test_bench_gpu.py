@@ -1,4 +1,4 @@
-"""`make bench-gpu` without a GPU: one call from the floors to the JSON; minutes on a GPU are not for typos."""
+"""`make bench-gpu` runs on a CPU here, so that a mistake in it costs no GPU time."""
 
 import json
 import subprocess
@@ -8,8 +8,8 @@ import pytest
 
 
 @pytest.mark.timeout(90)  # starts a dozen processes
-def test_one_call_measures_everything_and_writes_it_down(root, tmp_path):
-    """Every part answers, every bucket was compared with the CPU, and nothing is left out in silence."""
+def test_one_run_measures_every_part(root, tmp_path):
+    """The results file has every part, compares every bucket with the CPU and lists nothing as not measured."""
     path = tmp_path / "gpu.json"
     words = ["--provider", "cpu", "--variants", "float32", "--rows", "12", "--measure-s", "0.03", "--workers", "1"]
     command = [sys.executable, root / "benchmarks" / "gpu.py", *words, "--output", path]
@@ -27,8 +27,8 @@ def test_one_call_measures_everything_and_writes_it_down(root, tmp_path):
     assert results["one_row"]["float32"]["p50_ms"] > 0
 
 
-def test_what_time_was_too_short_for_is_named(root, tmp_path):
-    """It stops by itself, and a reader of the JSON sees what is missing."""
+def test_parts_beyond_the_time_budget_are_listed(root, tmp_path):
+    """A run whose budget is used up ends with exit code 0, and its results file names the missing parts."""
     path = tmp_path / "gpu.json"
     words = ["--provider", "cpu", "--budget-s", "0", "--output", path]
     finished = subprocess.run(
@@ -37,6 +37,6 @@ def test_what_time_was_too_short_for_is_named(root, tmp_path):
     assert finished.returncode == 0
     results = json.loads(path.read_text())
     assert not {"raw", "service", "engine"} & set(results)
-    kinds = [what.partition(":")[0] for what, why in results["not_measured"].items() if why == "the time was up"]
+    kinds = [part.partition(":")[0] for part, cause in results["not_measured"].items() if cause == "the time was up"]
     assert [kinds.count(kind) for kind in ("raw", "engine")] == [2, 4]
     assert "service: float32, 1 workers" in results["not_measured"]

@@ -1,40 +1,36 @@
-"""A running service takes new models, refuses broken ones and goes back, and no request under way notices."""
+"""A running service activates new models, refuses broken ones and returns to older ones without failed calls."""
 
 import shutil
-import time
 import urllib.request
 
 import grpc
 import pytest
 from model_callers import Callers, Repository
+from polling import wait_until
 from sketchbatch.v1 import classifier_pb2 as pb
 
-
-def wait_until(is_so) -> None:
-    """Asks until it is."""
-    ends_at = time.monotonic() + 10
-    while not is_so():
-        assert time.monotonic() < ends_at, "it never came"
-        time.sleep(0.02)
+pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.mark.timeout(60)
-def test_versions_come_and_go_under_load(start_service, tmp_path):
-    """No call fails, every answer is of the version that it names; rejections and loads can be seen from outside."""
+def metrics(service) -> str:
+    """Return the metrics of `service` as text."""
+    with urllib.request.urlopen(f"http://{service.metrics_address}/metrics") as page:
+        return page.read().decode()
+
+
+def test_no_call_fails_while_versions_are_added_replaced_and_removed(start_service, tmp_path):
+    """Every response has the scores of the version that it names, and refused files appear in index and metrics."""
     repository = Repository(tmp_path / "models")
     repository.write(1)
     service = start_service(
         repository.path, "--watch-models-s", "0.1", "--metrics-address", "127.0.0.1:0", "--provider", "cpu"
     )
 
-    def metrics() -> str:
-        with urllib.request.urlopen(f"http://{service.metrics_address}/metrics") as page:
-            return page.read().decode()
-
     with Callers(service.address, repository, each=2) as callers:
+        wait_until(lambda: callers.versions["1"])
         repository.write(2)
-        wait_until(lambda: callers.newest() == "2")
-        repository.write(3, labels=["ant"])  # broken
+        wait_until(lambda: callers.versions["2"])
+        repository.write(3, labels=["ant"])  # invalid: the model has three classes
         wait_until(lambda: len(callers.rpc("RepositoryIndex").models) == 3)
         index = [(each.version, each.state, each.reason) for each in callers.rpc("RepositoryIndex").models]
         assert index[:2] == [("2", "READY", ""), ("1", "READY", "")]
@@ -44,11 +40,11 @@ def test_versions_come_and_go_under_load(start_service, tmp_path):
         assert str(tmp_path) not in reason
         assert not callers.rpc("ModelReady", name="farm", version="3").ready
         assert [each.version for each in callers.rpc("RepositoryIndex", ready=True).models] == ["2", "1"]
-        assert "sketchbatch_refused_models{" in metrics()
-        repository.write(2)  # anew, in place
-        wait_until(lambda: 'sketchbatch_model_loads_total{outcome="served",worker="1"} 3.0' in metrics())
-        assert 'sketchbatch_model_loads_total{outcome="refused",worker="1"} 1.0' in metrics()
-        shutil.rmtree(repository.path / "farm" / "2")  # back
+        assert 'sketchbatch_refused_models{worker="1"} 1.0' in metrics(service)
+        repository.write(2)  # replaces the file of the same version
+        wait_until(lambda: 'sketchbatch_model_loads_total{outcome="served",worker="1"} 3.0' in metrics(service))
+        assert 'sketchbatch_model_loads_total{outcome="refused",worker="1"} 1.0' in metrics(service)
+        shutil.rmtree(repository.path / "farm" / "2")  # version 1 is the newest again
         wait_until(lambda: callers.newest() == "1")
         with pytest.raises(grpc.RpcError) as caught:
             callers.stub.Classify(pb.ClassifyRequest(model_version="2", bitmaps=bytes(784)))
@@ -58,8 +54,8 @@ def test_versions_come_and_go_under_load(start_service, tmp_path):
     assert callers.versions.keys() == {"1", "2"}
     code, log = service.stop()
     assert code == 0
-    told = [(event["message"], event.get("version")) for event in log if event["message"].startswith("model ")]
-    assert [each for each in told if each[0] not in ("model found", "model unloaded")] == [
+    events = [(event["message"], event.get("version")) for event in log if event["message"].startswith("model ")]
+    assert [event for event in events if event[0] not in ("model found", "model unloaded")] == [
         ("model serves", "2"),
         ("model refused, what is served stays", "3"),
         ("model serves", "2"),
@@ -68,8 +64,8 @@ def test_versions_come_and_go_under_load(start_service, tmp_path):
     ]
 
 
-def test_each_worker_watches(start_service, tmp_path):
-    """All of them come to serve it; meanwhile an answer's version is that of the worker which gave it."""
+def test_every_worker_activates_a_new_version(start_service, tmp_path):
+    """Each of two workers polls the repository and loads the second version."""
     repository = Repository(tmp_path / "models")
     repository.write(1)
     service = start_service(
@@ -77,21 +73,22 @@ def test_each_worker_watches(start_service, tmp_path):
     )
     repository.write(2)
 
-    def loads() -> int:
-        with urllib.request.urlopen(f"http://{service.metrics_address}/metrics") as page:
-            return sum(
-                'outcome="served"' in line and line.endswith(" 2.0") for line in page.read().decode().splitlines()
-            )
+    def workers_with_two_loads() -> int:
+        return sum('outcome="served"' in line and line.endswith(" 2.0") for line in metrics(service).splitlines())
 
-    wait_until(lambda: loads() == 2)
+    wait_until(lambda: workers_with_two_loads() == 2)
 
 
-def test_a_service_may_be_told_not_to_look(start_service, tmp_path):
-    """What is there at start is served for good."""
+def test_a_service_without_polling_keeps_its_models(start_service, tmp_path):
+    """With `--watch-models-s 0` a service ignores a new version that another service activates."""
     repository = Repository(tmp_path / "models")
     repository.write(1)
-    service = start_service(repository.path, "--watch-models-s", "0", "--provider", "cpu")
+    polling = start_service(repository.path, "--watch-models-s", "0.1", "--provider", "cpu")
+    fixed = start_service(repository.path, "--watch-models-s", "0", "--provider", "cpu")
     repository.write(2)
-    with Callers(service.address, repository, each=0) as callers:
-        time.sleep(0.3)
+    with Callers(polling.address, repository, each=0) as callers:
+        wait_until(lambda: callers.newest() == "2")
+    with Callers(fixed.address, repository, each=0) as callers:
         assert callers.newest() == "1"
+    _, log = fixed.stop()
+    assert not [event for event in log if event["message"].startswith("model ")]

@@ -1,41 +1,61 @@
-"""Seeing inside a running service: metrics over HTTP, the log, traces."""
+"""A running service reports calls in metrics, log and traces."""
 
 import os
 import signal
 import socket
 import threading
-import time
 import urllib.request
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import grpc
 import pytest
+from polling import wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 from worker_processes import children
 
-TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"  # the W3C recommendation's example
+pytestmark = pytest.mark.timeout(90)  # several tests start several processes
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"  # the example of the W3C recommendation
+
+Samples = dict[str, dict[str, float]]
 
 
-def scrape(address: str) -> dict[str, dict[str, float]]:
-    """By sample and worker: the values, summed over the other labels."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    assert text.count("# TYPE sketchbatch_rows_total ") == 1  # one family, whatever the workers
-    found: dict[str, dict[str, float]] = {}
+def scrape(address: str) -> Samples:
+    """Return the value of each sample by worker, summed over the other labels."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=15) as response:
+        text = response.read().decode()
+    assert text.count("# TYPE sketchbatch_rows_total ") <= 1  # one family for all workers
+    found: Samples = defaultdict(lambda: defaultdict(float))
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            of_workers = found.setdefault(sample.name, {})
-            of_workers[sample.labels["worker"]] = of_workers.get(sample.labels["worker"], 0) + sample.value
+            found[sample.name][sample.labels["worker"]] += sample.value
     return found
 
 
-def ask(address: str, rows: int, metadata: tuple[tuple[str, str], ...] = (), **fields) -> pb.ClassifyResponse:
-    """One request over a connection of its own."""
+def scrape_until(address: str, is_true: Callable[[Samples], object]) -> Samples:
+    """Scrape until the samples satisfy `is_true`; return them.
+
+    A worker is missing from a scrape if it takes longer than a second to answer.
+    """
+    found: Samples = {}
+
+    def scraped() -> object:
+        nonlocal found
+        found = scrape(address)
+        return is_true(found)
+
+    wait_until(scraped)
+    return found
+
+
+def classify(address: str, rows: int, metadata: tuple[tuple[str, str], ...] = (), **fields) -> pb.ClassifyResponse:
+    """Send one request over a new connection."""
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
         return stub.Classify(pb.ClassifyRequest(bitmaps=bytes(784 * rows), **fields), metadata=metadata)
@@ -43,7 +63,7 @@ def ask(address: str, rows: int, metadata: tuple[tuple[str, str], ...] = (), **f
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list]]:
-    """An OpenTelemetry collector: yields its address, and the spans that it was sent."""
+    """Run an OpenTelemetry collector; yield its address and the growing list of received spans."""
     collected = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
     spans = []
 
@@ -56,7 +76,7 @@ def collector() -> Iterator[tuple[str, list]]:
             self.end_headers()
 
         def log_message(self, *args: object) -> None:
-            """Nothing."""
+            """Print nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
@@ -67,24 +87,24 @@ def collector() -> Iterator[tuple[str, list]]:
     server.server_close()
 
 
-def test_a_call_shows_in_metrics_log_and_traces(start_service, tiny_model):
-    """The log has it at `debug`, by its request id; its span continues the caller's, with its parts inside."""
+def test_a_call_appears_in_metrics_log_and_traces(start_service, tiny_model):
+    """The debug log has its request id; its span continues the client's trace and contains `queue` and `infer`."""
     with collector() as (endpoint, spans):
         flags = ["--metrics-address", "127.0.0.1:0", "--otlp-endpoint", endpoint, "--log-level", "debug"]
         service = start_service(tiny_model, *flags)
-        ask(service.address, 3, (("traceparent", f"00-{TRACE}-{SPAN}-01"),), request_id="abc")
+        classify(service.address, 3, (("traceparent", f"00-{TRACE}-{SPAN}-01"),), request_id="abc")
         with suppress(grpc.RpcError):
-            ask(service.address, 1, (("traceparent", f"00-{TRACE}-{SPAN}-01"),), request_id="no", model_name="zebra")
-        ask(service.address, 1, (("traceparent", f"00-{TRACE}-{SPAN}-00"),))  # its caller does not want a trace
-        found = scrape(service.metrics_address)
+            unknown = {"request_id": "no", "model_name": "zebra"}
+            classify(service.address, 1, (("traceparent", f"00-{TRACE}-{SPAN}-01"),), **unknown)
+        classify(service.address, 1, (("traceparent", f"00-{TRACE}-{SPAN}-00"),))  # not sampled by the client
+        found = scrape_until(service.metrics_address, lambda found: found["sketchbatch_requests_total"] == {"1": 3})
         assert found["sketchbatch_rows_total"] == {"1": 4}
-        assert found["sketchbatch_requests_total"] == {"1": 3}
         assert found["process_resident_memory_bytes"]["1"] > 1e7
         code, log = service.stop()
     assert code == 0
-    told = {event["request_id"]: event for event in log if "request_id" in event}
-    assert (told["abc"]["message"], told["abc"]["rows"]) == ("request answered", 3)
-    assert (told["no"]["message"], told["no"]["code"]) == ("request rejected", "NOT_FOUND")
+    events = {event["request_id"]: event for event in log if "request_id" in event}
+    assert (events["abc"]["message"], events["abc"]["rows"]) == ("request answered", 3)
+    assert (events["no"]["message"], events["no"]["code"]) == ("request rejected", "NOT_FOUND")
 
     assert {span.trace_id.hex() for span in spans} == {TRACE}
     calls = [span for span in spans if span.name == "sketchbatch.v1.ClassifierService/Classify"]
@@ -99,41 +119,52 @@ def test_a_call_shows_in_metrics_log_and_traces(start_service, tiny_model):
     )
 
 
-@pytest.mark.timeout(60)
-def test_the_metrics_of_all_workers_stand_side_by_side(start_service, tiny_model):
-    """On one port, told apart by a label. One that does not answer is left out, and so is what it answers too late; one
-    that was killed, until its successor serves.
-    """
+def test_one_scrape_returns_the_metrics_of_all_workers(start_service, tiny_model):
+    """A label tells workers apart; a stopped or killed worker is missing, and its late answers are discarded."""
     service = start_service(tiny_model, "--workers", "2", "--metrics-address", "127.0.0.1:0")
-    for _ in range(40):
-        ask(service.address, 2)
-    rows = scrape(service.metrics_address)["sketchbatch_rows_total"]
-    assert sum(rows.values()) == 80
-    assert min(rows["1"], rows["2"]) > 0
-    halted = children(service.process.pid)[0]
-    os.kill(halted, signal.SIGSTOP)
-    while Path(f"/proc/{halted}/stat").read_text().split()[2] != "T":  # it takes a moment
-        time.sleep(0.01)
-    assert len(scrape(service.metrics_address)["sketchbatch_rows_total"]) == 1
-    os.kill(halted, signal.SIGCONT)
-    time.sleep(0.3)  # its answer comes
-    for _ in range(20):
-        ask(service.address, 2)
-    rows = scrape(service.metrics_address)["sketchbatch_rows_total"]
-    assert sum(rows.values()) == 120
-    begun = scrape(service.metrics_address)["process_start_time_seconds"]
-    os.kill(halted, signal.SIGKILL)
-    after = begun
-    while set(after) != {"1", "2"} or after == begun:
-        time.sleep(0.1)
-        after = scrape(service.metrics_address).get("process_start_time_seconds", {})
-    (renewed,) = (worker for worker in begun if after[worker] != begun[worker])
-    assert scrape(service.metrics_address)["sketchbatch_rows_total"] == rows | {renewed: 0}
+    sent = 0
+
+    def send_requests() -> None:
+        nonlocal sent
+        for _ in range(20):  # the kernel spreads new connections over both workers
+            classify(service.address, 2)
+            sent += 2
+
+    def has_all_rows(found: Samples) -> bool:
+        rows = found["sketchbatch_rows_total"]
+        return len(rows) == 2 and sum(rows.values()) == sent
+
+    send_requests()
+    rows = scrape_until(service.metrics_address, has_all_rows)["sketchbatch_rows_total"]
+    assert min(rows.values()) > 0
+    stopped = children(service.process.pid)[0]
+    os.kill(stopped, signal.SIGSTOP)
+    wait_until(lambda: Path(f"/proc/{stopped}/stat").read_text().split()[2] == "T")
+    scrape_until(service.metrics_address, lambda found: len(found["sketchbatch_rows_total"]) == 1)
+    os.kill(stopped, signal.SIGCONT)
+
+    def is_up_to_date() -> bool:
+        """Scrape once per round: if late answers were kept, every scrape would lack the rows of its round."""
+        send_requests()
+        return has_all_rows(scrape(service.metrics_address))
+
+    wait_until(is_up_to_date, limit_s=40)
+    found = scrape_until(service.metrics_address, has_all_rows)
+    rows, started = found["sketchbatch_rows_total"], found["process_start_time_seconds"]
+    os.kill(stopped, signal.SIGKILL)
+    found = scrape_until(
+        service.metrics_address,
+        lambda found: (
+            set(found["process_start_time_seconds"]) == {"1", "2"} and found["process_start_time_seconds"] != started
+        ),
+    )
+    (replaced,) = (worker for worker in started if found["process_start_time_seconds"][worker] != started[worker])
+    assert found["sketchbatch_rows_total"] == rows | {replaced: 0}
     assert service.stop()[0] == 0
 
 
-def test_a_metrics_address_that_cannot_be_had_is_one_line(run_command, tiny_model):
-    """With one process as with several."""
+def test_a_metrics_address_in_use_stops_the_start_with_one_line(run_command, tiny_model):
+    """The message is the same with one process and with several."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         for workers in ("1", "2"):
@@ -145,8 +176,8 @@ def test_a_metrics_address_that_cannot_be_had_is_one_line(run_command, tiny_mode
             )
 
 
-def test_traces_without_their_extra_are_refused_in_one_line(run_command, tiny_model, tmp_path):
-    """It says what to install."""
+def test_traces_without_their_extra_stop_the_start_with_one_line(run_command, tiny_model, tmp_path):
+    """Without OpenTelemetry, `--otlp-endpoint` stops the start and the message names the extra to install."""
     (tmp_path / "opentelemetry.py").write_text("raise ImportError('there is none')")
     flags = ["--address", "127.0.0.1:0", "--otlp-endpoint", "http://127.0.0.1:4318", "--log-level", "error"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

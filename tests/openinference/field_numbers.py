@@ -1,11 +1,14 @@
-"""Compares our copy of the Open Inference Protocol with another's, field for field."""
+"""Compare our copy of the Open Inference Protocol with another copy, field by field."""
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FileDescriptor
 from sketchbatch.openinference.v2 import open_inference_pb2
 
 
 def differences(*theirs: FileDescriptor) -> list[str]:
-    """What we have and they define otherwise; what only we or only they have does not count, fields aside."""
+    """Return the names of our fields and enum values that another copy defines differently.
+
+    A message or enum that only one copy has is no difference.
+    """
     found: list[str] = []
     for file in theirs:
         for name, message in file.message_types_by_name.items():

@@ -1,4 +1,4 @@
-"""Asks a service with kserve's gRPC client and with our own in one process; prints what came as JSON.
+"""Call a service with kserve's gRPC client and with our client in one process; print the responses as JSON.
 
 .tools/openinference/bin/python kserve_session.py ADDRESS BITMAPS.npy
 """
@@ -21,30 +21,31 @@ def request(tensor: InferInput, **options) -> InferRequest:
 
 
 def typed(bitmaps: np.ndarray, datatype: str = "UINT8") -> InferInput:
-    """Numbers one by one."""
+    """Encode bitmaps as typed numbers."""
     return InferInput("bitmaps", list(bitmaps.shape), datatype, data=bitmaps.ravel().tolist())
 
 
 def raw(bitmaps: np.ndarray) -> InferInput:
-    """Bytes."""
+    """Encode bitmaps as raw bytes."""
     tensor = InferInput("bitmaps", list(bitmaps.shape), "UINT8")
     tensor.set_data_from_numpy(bitmaps, binary_data=True)
     return tensor
 
 
-async def refusal(client: InferenceGRPCClient, wrong: InferRequest) -> list:
+async def rejection(client: InferenceGRPCClient, invalid: InferRequest) -> list:
+    """Return status and message of the error."""
     try:
-        await client.infer(wrong)
+        await client.infer(invalid)
     except grpc.RpcError as exc:
         return [exc.code().name, exc.details()]
     return ["OK", ""]
 
 
-async def asked(address: str, bitmaps: np.ndarray) -> dict:
+async def responses(address: str, bitmaps: np.ndarray) -> dict:
     ink = (bitmaps / np.float32(255)).reshape(-1, 28, 28, 1)
     best = RequestedOutput("scores", {"classification": 1})
     async with InferenceGRPCClient(address) as client:
-        answer = await client.infer(request(typed(bitmaps)))
+        response = await client.infer(request(typed(bitmaps)))
         from_raw = await client.infer(request(raw(bitmaps)))
         from_ink = await client.infer(request(typed(ink, "FP32")))
         from_best = await client.infer(request(typed(bitmaps), request_outputs=[best]))
@@ -54,24 +55,24 @@ async def asked(address: str, bitmaps: np.ndarray) -> dict:
                 await client.is_server_ready(),
                 await client.is_model_ready("tiny"),
             ],
-            "id": answer.id,
-            "model": [answer.model_name, answer.model_version],
-            "typed": answer.outputs[0].as_numpy().tolist(),
-            "typed_data": answer.outputs[0].data,
+            "id": response.id,
+            "model": [response.model_name, response.model_version],
+            "typed": response.outputs[0].as_numpy().tolist(),
+            "typed_data": response.outputs[0].data,
             "raw": from_raw.outputs[0].as_numpy().tolist(),
             "fp32": from_ink.outputs[0].as_numpy().tolist(),
             "best": [text.decode() for text in from_best.outputs[0].data],
-            "refused": await refusal(client, request(typed(bitmaps.astype(int) + 1))),
+            "rejected": await rejection(client, request(typed(bitmaps.astype(int) + 1))),
         }
 
 
 def main(address: str, file: str) -> None:
     bitmaps = np.load(file)
     with Client(address) as ours:
-        told = {"ours": ours.classify(bitmaps).scores.tolist()}
-    told |= asyncio.run(asked(address, bitmaps))
-    told["differences"] = differences(grpc_predict_v2_pb2.DESCRIPTOR)
-    json.dump(told, sys.stdout)
+        output = {"ours": ours.classify(bitmaps).scores.tolist()}
+    output |= asyncio.run(responses(address, bitmaps))
+    output["differences"] = differences(grpc_predict_v2_pb2.DESCRIPTOR)
+    json.dump(output, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Asks a service with tritonclient and with our own client in one process; prints what came as JSON.
+"""Call a service with tritonclient and with our client in one process; print the responses as JSON.
 
 .tools/openinference/bin/python tritonclient_session.py ADDRESS BITMAPS.npy
 """
@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 
 def tensor(bitmaps: np.ndarray, datatype: str = "UINT8", name: str = "bitmaps") -> list:
-    """An input of that name."""
+    """Return a list of one input."""
     made = triton.InferInput(name, bitmaps.shape, datatype)
     made.set_data_from_numpy(bitmaps)
     return [made]
@@ -27,21 +27,21 @@ def scores(result: triton.InferResult) -> list:
     return result.as_numpy("scores").tolist()
 
 
-def refusal(ask, *arguments, **options) -> list:
-    """Status and message of the error that `ask` ends with."""
+def rejection(call, *arguments, **options) -> list:
+    """Return status and message of the error that `call` raises."""
     try:
-        ask(*arguments, **options)
+        call(*arguments, **options)
     except triton.InferenceServerException as exc:
         return [exc.status(), exc.message()]
     return ["OK", ""]
 
 
-def asked_plainly(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> dict:
-    """One call after the other."""
+def sequential_responses(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> dict:
+    """Send requests one after another in each encoding."""
     ink = (bitmaps / np.float32(255)).astype(np.float32)
     best = triton.InferRequestedOutput("scores", class_count=2)
-    answered: queue.Queue = queue.Queue()
-    client.async_infer("tiny", tensor(bitmaps), lambda result, error: answered.put((result, error)))
+    responses: queue.Queue = queue.Queue()
+    client.async_infer("tiny", tensor(bitmaps), lambda result, error: responses.put((result, error)))
     plain = client.infer(
         "tiny", tensor(bitmaps), model_version="1", request_id="number 7", timeout=10_000_000, priority=1
     )
@@ -51,13 +51,13 @@ def asked_plainly(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> 
         "fp32": scores(client.infer("tiny", tensor(ink.reshape(-1, 28, 28, 1), "FP32"))),
         "flat": scores(client.infer("tiny", tensor(bitmaps.reshape(-1, 784)))),
         "compressed": scores(client.infer("tiny", tensor(bitmaps), compression_algorithm="gzip")),
-        "async": scores(answered.get(timeout=10)[0]),
+        "async": scores(responses.get(timeout=20)[0]),
         "best": client.infer("tiny", tensor(bitmaps), outputs=[best]).as_numpy("scores").astype(str).tolist(),
     }
 
 
-def asked_about(client: triton.InferenceServerClient) -> dict:
-    """What the service says of itself and its model."""
+def descriptions(client: triton.InferenceServerClient) -> dict:
+    """Return what the service reports about itself and its model."""
     return {
         "ready": [client.is_server_live(), client.is_server_ready(), client.is_model_ready("tiny")],
         "unknown_ready": client.is_model_ready("zebra"),
@@ -69,34 +69,35 @@ def asked_about(client: triton.InferenceServerClient) -> dict:
     }
 
 
-def refused(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> dict:
-    """What can never succeed."""
+def rejections(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> dict:
+    """Return the errors of invalid requests."""
     return {
-        "name": refusal(client.infer, "tiny", tensor(bitmaps, name="image")),
-        "datatype": refusal(client.infer, "tiny", tensor(bitmaps.astype(np.int32), "INT32")),
-        "range": refusal(client.infer, "tiny", tensor(bitmaps.astype(np.float32), "FP32")),
-        "model": refusal(client.infer, "zebra", tensor(bitmaps)),
-        "version": refusal(client.infer, "tiny", tensor(bitmaps), model_version="9"),
-        "load": refusal(client.load_model, "tiny"),
+        "name": rejection(client.infer, "tiny", tensor(bitmaps, name="image")),
+        "datatype": rejection(client.infer, "tiny", tensor(bitmaps.astype(np.int32), "INT32")),
+        "range": rejection(client.infer, "tiny", tensor(bitmaps.astype(np.float32), "FP32")),
+        "model": rejection(client.infer, "zebra", tensor(bitmaps)),
+        "version": rejection(client.infer, "tiny", tensor(bitmaps), model_version="9"),
+        "load": rejection(client.load_model, "tiny"),
     }
 
 
 def streamed(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> list:
-    """Three messages over one stream, the second with pixels that are not there: id, scores or error of each."""
-    answered: queue.Queue = queue.Queue()
-    client.start_stream(lambda result, error: answered.put((result, error)))
+    """Send three messages over one stream, the second with an invalid shape; return id and scores, or the error."""
+    responses: queue.Queue = queue.Queue()
+    client.start_stream(lambda result, error: responses.put((result, error)))
     client.async_stream_infer("tiny", tensor(bitmaps[:2]), request_id="a")
     client.async_stream_infer("tiny", tensor(bitmaps[:, :27]), request_id="b")
     client.async_stream_infer("tiny", tensor(bitmaps[2:]), request_id="c")
-    answers = [answered.get(timeout=10) for _ in range(3)]
+    received = [responses.get(timeout=20) for _ in range(3)]
     client.stop_stream()
     return [
-        ["error", error.message()] if error else [result.get_response().id, scores(result)] for result, error in answers
+        ["error", error.message()] if error else [result.get_response().id, scores(result)]
+        for result, error in received
     ]
 
 
-async def asked_together(address: str, bitmaps: np.ndarray) -> dict:
-    """The asyncio client: calls at the same time, and a stream."""
+async def concurrent_responses(address: str, bitmaps: np.ndarray) -> dict:
+    """Send one-row requests concurrently with the asyncio client, then over a stream."""
 
     async def messages():
         for row in range(len(bitmaps)):
@@ -104,7 +105,7 @@ async def asked_together(address: str, bitmaps: np.ndarray) -> dict:
 
     async with triton_aio.InferenceServerClient(address) as client:
         calls = [client.infer("tiny", tensor(bitmaps[row : row + 1])) for row in range(len(bitmaps))]
-        together = [scores(result)[0] for result in await asyncio.gather(*calls)]
+        concurrent = [scores(result)[0] for result in await asyncio.gather(*calls)]
         stream = [
             [
                 result.get_response().id,
@@ -113,22 +114,22 @@ async def asked_together(address: str, bitmaps: np.ndarray) -> dict:
             ]
             async for result, _ in client.stream_infer(messages())
         ]
-    return {"aio": together, "aio_stream": stream}
+    return {"aio": concurrent, "aio_stream": stream}
 
 
 def main(address: str, file: str) -> None:
     bitmaps = np.load(file)
     with Client(address) as ours, triton.InferenceServerClient(address) as client:
-        told = {
+        output = {
             "ours": ours.classify(bitmaps).scores.tolist(),
-            **asked_plainly(client, bitmaps),
+            **sequential_responses(client, bitmaps),
             "stream": streamed(client, bitmaps),
-            **asyncio.run(asked_together(address, bitmaps)),
-            "refused": refused(client, bitmaps),
-            "about": asked_about(client),
+            **asyncio.run(concurrent_responses(address, bitmaps)),
+            "rejected": rejections(client, bitmaps),
+            "about": descriptions(client),
             "differences": differences(service_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR),
         }
-    json.dump(told, sys.stdout)
+    json.dump(output, sys.stdout)
 
 
 if __name__ == "__main__":
