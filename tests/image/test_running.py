@@ -100,7 +100,7 @@ def test_sigterm_drains_the_container(start_pod):
 
     command = pod.in_network(sys.executable, "-c", LONG_REQUEST)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
-        wait_until(queued_rows)  # the long request, which takes about three seconds of half a CPU
+        wait_until(lambda: queued_rows() > 1)  # the long request, which takes three seconds of half a CPU
         assert pod.stop() == 0
         assert client.stdout.read() == "16384\n"
     assert [event["message"] for event in pod.log()][-2:] == ["draining", "stopped"]
