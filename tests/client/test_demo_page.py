@@ -80,7 +80,7 @@ def test_addresses_and_localhost_are_accepted(demo, host):
         ('{"drawing": [[[1,', 400, "not JSON: Expecting value at character 18"),
         (b"\xff\xfe\x00", 400, "codec can't decode"),
         ("[" * 100_000, 400, "not JSON: nested too deep"),
-        ('{"drawing": [[[NaN], [1]]]}', 400, "stroke 0 must keep within 1e+06 units, got [NaN]"),
+        ('{"drawing": [[[NaN], [1]]]}', 400, "stroke 0 must be within 1e+06 units, got [NaN]"),
         (json.dumps({"drawing": [[[1] * (MAX_POINTS + 1)] * 2]}), 400, "at most 10,000 points, got 10,001"),
         (json.dumps({"drawing": ZIGZAG}), 400, f"lines must be at most {MAX_CROSSINGS} times as long as the drawing"),
         (b" " * (MAX_BODY_BYTES + 1), 413, "a drawing must have at most 1,048,576 bytes, got 1,048,577"),
