@@ -92,7 +92,7 @@ def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
         (["page.npy", "--output", "o.csv"], "got a web page saved under that name"),
         (["cut.npy", "--output", "o.csv"], "truncated"),
         (["ant.npy", "page.npy", "--output", "o.csv"], "web page"),
-        (["ant.npy", "--output", "o.txt"], "the suffix of an output must be one of .parquet, .csv, .jsonl, .npy, got '.txt'"),
+        (["ant.npy", "--output", "o.txt"], "must be one of .parquet, .csv, .jsonl, .npy, got '.txt'"),
         (["ant.npy", "--model", "zebra", "--output", "o.csv"], "there are: tiny (version 1)"),
         (["ant.npy", "--top-k", "9", "--output", "o.csv"], "top_k must be 0..3"),
     ],

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
-import numpy as np
-
 from ..drawings.drawing import Stroke, from_line
 from ..drawings.rasterize import backend, rasterize
 from ..drawings.simplify import simplify
@@ -19,7 +17,6 @@ from ..rpc.client import Client
 Json = dict[str, object]
 
 MAX_POINTS = 10_000  # per drawing; minutes of drawing
-MAX_CROSSINGS = 500  # longest path in multiples of the drawing's side; `simplify` takes quadratic time, here 0.5 s
 _TOP = 6  # labels; more would push the bitmap below the edge of a laptop's screen
 
 
@@ -88,9 +85,4 @@ def _strokes(line: bytes) -> list[Stroke]:
     points = sum(len(stroke[0]) for stroke in strokes)
     if points > MAX_POINTS:
         raise RequestRefused(f"a drawing must have at most {MAX_POINTS:,} points, got {points:,}")
-    paths = [np.array(stroke[:2], np.float64) for stroke in strokes]  # (2, points)
-    side = np.ptp(np.concatenate(paths, axis=1), axis=1).max() or 1.0
-    crossings = sum(np.hypot(*np.diff(path)).sum() for path in paths) / side
-    if crossings > MAX_CROSSINGS:
-        raise RequestRefused(f"lines must be at most {MAX_CROSSINGS} times as long as the drawing, got {crossings:.0f}")
     return strokes
