@@ -1,4 +1,4 @@
-"""Ray Data scores through a real service on a local cluster: `make test-ray`; skipped without Ray."""
+"""Ray Data scores through a real service on a local cluster: skipped without Ray (CONTRIBUTING.md)."""
 
 import ipaddress
 import json
@@ -38,7 +38,7 @@ def session(root, tiny_service, bitmaps):
     """Run the Ray session; return its report and the `folder` of its files."""
     python = root / ".tools/ray/bin/python"
     if not python.exists():
-        pytest.skip("Ray is not installed: make test-ray")
+        pytest.skip("Ray is not installed: make .tools/ray/.done")
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # Ray puts sockets there, whose paths must be short
         file = Path(folder, "bitmaps.npy")
         np.save(file, bitmaps)
