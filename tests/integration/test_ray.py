@@ -1,4 +1,4 @@
-"""Ray Data scores through a real service on a local cluster: skipped without Ray (CONTRIBUTING.md)."""
+"""Ray Data scores through a real service on a local cluster: skipped without Ray (docs/ray.md)."""
 
 import ipaddress
 import json
