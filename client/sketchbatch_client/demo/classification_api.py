@@ -42,7 +42,8 @@ class ClassificationApi:
     def classify(self, line: bytes, model_name: str = "", model_version: str = "") -> Json:
         """Return the bitmap of a drawing (784 values, 0 = paper, 255 = ink), its best labels with scores, and times.
 
-        `line` is a line of a raw .ndjson file, in pixels of any screen; "" = the model that the page selects first.
+        `line` is a line of a raw .ndjson file, in pixels of any screen. An empty `model_name` names the model that the
+        page selects first; an empty `model_version` names the newest.
 
         Raises RequestRefused if the line is not a drawing or too long, and SketchbatchError if the service fails.
         """

@@ -59,7 +59,7 @@ def normalize_image(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     The picture is uint8, (height, width), with ink darker or lighter than the paper, and a border of paper. A 28 x 28
     picture counts as a bitmap: it is inverted if its paper is light, and otherwise returned unchanged.
 
-    Return uint8, (28, 28), 0 = paper, 255 = ink. Raises ValueError if the picture has another type or no ink.
+    Return uint8, (28, 28), 0 = paper, 255 = ink. Raises ValueError if the array is not a grey picture or has no ink.
     """
     if grey.dtype != np.uint8 or grey.ndim != 2 or not grey.size:
         raise ValueError(f"expected uint8 (height, width), got {grey.dtype} {grey.shape}")
