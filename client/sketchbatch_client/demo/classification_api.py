@@ -42,14 +42,10 @@ class ClassificationApi:
     def classify(self, line: bytes, model_name: str = "", model_version: str = "") -> Json:
         """Return the bitmap of a drawing (784 values, 0 = paper, 255 = ink), its best labels with scores, and times.
 
-        Args:
-            line: A line of a raw .ndjson file; its coordinates are pixels of any screen.
-            model_name: "" = the model that the page selects first.
-            model_version: "" = the newest.
+        `line` is a line of a raw .ndjson file, in pixels of any screen. An empty `model_name` names the model that the
+        page selects first; an empty `model_version` names the newest.
 
-        Raises:
-            RequestRefused: The line is not a drawing, or the drawing is too long.
-            SketchbatchError: The service cannot respond.
+        Raises RequestRefused if the line is not a drawing or too long, and SketchbatchError if the service fails.
         """
         model = (model_name, model_version) if model_name else (self.model_name, self.model_version)
         started_at = perf_counter()

@@ -166,13 +166,9 @@ def _index_records(data: mmap.mmap | bytes, every: int) -> tuple[Sequence[int], 
     while at < len(data):
         if records % every == 0:
             starts.append(at)
-        at = _record_end(data, at)
+        at = min(record_end(data, at), len(data))
         records += 1
     return starts, records
-
-
-def _record_end(data: mmap.mmap | bytes, start: int) -> int:
-    return min(record_end(data, start), len(data))
 
 
 class _Format(NamedTuple):
@@ -183,6 +179,6 @@ class _Format(NamedTuple):
 
 _FORMATS = {
     ".ndjson": _Format(_index_lines, _line_end, from_line),
-    ".bin": _Format(_index_records, _record_end, from_record),
+    ".bin": _Format(_index_records, record_end, from_record),
 }
 STROKE_SUFFIXES = tuple(_FORMATS)

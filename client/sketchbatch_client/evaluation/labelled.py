@@ -56,13 +56,10 @@ class LabelledDrawings:
 def open_labelled(folder: Path, labels: tuple[str, ...], *, skip_malformed: bool = False) -> LabelledDrawings:
     """Open the files of `folder` that are named after one of `labels`.
 
-    Args:
-        folder: In one of the layouts of `labelled_files`.
-        labels: Labels that the model knows, or all models of a comparison.
-        skip_malformed: Skip and count malformed drawings instead of raising FileRefused when one is read.
+    The folder has one of the layouts of `labelled_files`. With `skip_malformed`, malformed drawings are skipped and
+    counted; otherwise reading one raises FileRefused.
 
-    Raises:
-        FileRefused: The folder does not exist or has no row with one of the labels, or a file is malformed.
+    Raises FileRefused if the folder does not exist or has no row with one of the labels, or a file is malformed.
     """
     files = labelled_files(folder)
     bitmaps = {
@@ -91,11 +88,7 @@ class RecognizedFlags:
         self._strokes: StrokeFile | None = None
 
     def read(self, file: Path, rows: Sequence[int] | NDArray[np.integer]) -> Flags:
-        """Return the flags of some rows of a file.
-
-        Raises:
-            FileRefused: A line is malformed, and malformed lines are not skipped.
-        """
+        """Return the flags of some rows of a file. Raises FileRefused at a malformed line, unless these are skipped."""
         if file != self._file:
             self._file, self._strokes = file, self._open(file)
         flags = np.full(len(rows), UNKNOWN, np.int8)

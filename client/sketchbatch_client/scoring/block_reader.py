@@ -58,12 +58,9 @@ class Batch:
 
 
 class BlockReader:
-    """Reader of the blocks of a job; starts reader processes on entry if the job has enough slow rows.
+    """Reader of the blocks of a job; starts `readers` processes on entry if the job has enough slow rows.
 
-    Args:
-        plan: The job.
-        sources: The opened sources of `plan.inputs`.
-        readers: Number of processes that decode strokes and pictures; 0 = decode in this process.
+    `sources` are the opened `plan.inputs`.
     """
 
     def __init__(self, plan: Plan, sources: list[Source], readers: int) -> None:
@@ -91,9 +88,7 @@ class BlockReader:
     def batches(self, parts: Iterable[int]) -> Iterator[Batch]:
         """Yield the rows of these parts, in order; each batch belongs to one part.
 
-        Raises:
-            FileRefused: An input can no longer be read.
-            SketchbatchError: A reader process ended.
+        Raises FileRefused if an input can no longer be read, and SketchbatchError if a reader process ended.
         """
         blocks: list[tuple[BlockRange, Block]] = []
         for rows, block in self._blocks(parts):

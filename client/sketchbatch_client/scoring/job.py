@@ -81,11 +81,9 @@ def write_scores(
 ) -> Outcome:
     """Score every drawing of `job` into `output`, or resume an interrupted run; `restart` discards its parts.
 
-    Raises:
-        DiskFull: The disk has no space; run again to resume.
-        FileRefused: An input is not of its format.
-        JobRefused: The job was begun with other inputs, another model or other options, or another process runs it.
-        SketchbatchError: The service did not respond; run again to resume.
+    Raises DiskFull or another SketchbatchError if the disk is full or the service did not respond: run again to resume.
+    Raises FileRefused if an input is not of its format, and JobRefused if the job was begun with other inputs, another
+    model or other options, or another process runs it.
     """
     served = client.model(job.options.model_name, job.options.model_version)
     with locked(output) as parts:
@@ -120,9 +118,9 @@ def stream_scores(
     with BlockReader(plan, sources, job.readers) as reader:
         runner = _JobRunner(client, job.kind, plan, sources, reader, listener)
         listener.begins(plan.rows, 0)
-        with writing(file, job.kind, plan, runner.schema) as output:
+        with writing(file, job.kind, plan, runner.schema) as write:
             for part in runner.score_parts(plan.parts):
-                output.write(part.rows, plan.rows_of(part.number))
+                write(part.rows, plan.rows_of(part.number))
                 yield from part.rejects
 
 
@@ -152,7 +150,7 @@ class _JobRunner:
             room_for(output),
             partial.open("wb") as file,
             rejects.open("w", encoding="utf-8") as reject_file,
-            writing(file, self.kind, plan, self.schema) as writer,
+            writing(file, self.kind, plan, self.schema) as write_rows,
         ):
             scored = self.score_parts(missing)
             for number in plan.parts:
@@ -162,7 +160,7 @@ class _JobRunner:
                     digests[number] = part.digest
                 else:
                     part = parts.read(number)
-                writer.write(part.rows, plan.rows_of(number))
+                write_rows(part.rows, plan.rows_of(number))
                 reject_file.writelines(part.rejects)
                 rows, rejected = rows + len(part.rows), rejected + len(part.rejects)
         done = {part: digest for part, digest in digests.items() if digest is not None}

@@ -103,9 +103,7 @@ class Parts:
 def locked(output: Path) -> Iterator[Parts]:
     """Lock the parts of an output; on exit, delete partial files, and the folder if it has no finished part.
 
-    Raises:
-        DiskFull: The disk has no space for the folder.
-        JobRefused: Another process holds the lock.
+    Raises DiskFull if the disk has no space for the folder, and JobRefused if another process holds the lock.
     """
     parts = Parts(output.with_name(f"{output.name}.parts"))
     with room_for(output):

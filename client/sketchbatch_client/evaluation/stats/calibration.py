@@ -3,7 +3,7 @@
 A `Calibration` holds counts and sums only, so the calibrations of two sets of rows can be added.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +33,7 @@ class Calibration:
     """Sum over rows and classes of: (score - truth)^2, where truth is 1 for the true class and 0 otherwise."""
 
     def __add__(self, other: "Calibration") -> "Calibration":
-        return Calibration(
-            bin_rows=self.bin_rows + other.bin_rows,
-            bin_score=self.bin_score + other.bin_score,
-            bin_correct=self.bin_correct + other.bin_correct,
-            loss=self.loss + other.loss,
-            squared_error=self.squared_error + other.squared_error,
-        )
+        return Calibration(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
 
     @property
     def rows(self) -> NDArray[np.int64]:
