@@ -11,11 +11,8 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # noqa: S1
 class HostPort:
     """Host and port of a TCP socket."""
 
-    host: str
-    """Name or IP address; an IPv6 address stands in brackets, as in `[::1]`."""
-
-    port: int
-    """0 to 65535; 0 = the kernel chooses a free port."""
+    host: str  # name or IP address; an IPv6 address stands in brackets, as in `[::1]`
+    port: int  # 0 to 65535; 0 = the kernel chooses a free port
 
     @classmethod
     def parse(cls, address: str) -> "HostPort":

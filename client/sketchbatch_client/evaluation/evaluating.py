@@ -18,8 +18,7 @@ from .quality import ModelQuality
 from .stats.drift import Drift, drift
 from .stats.mcnemar import Paired, count_pairs, pair
 
-Progress = Callable[[int], object]
-"""Called with the number of rows scored since the last call."""
+Progress = Callable[[int], object]  # called with the number of rows scored since the last call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +26,7 @@ class Evaluation(ModelQuality):
     """How good a served model is on the drawings of one folder."""
 
     model: ModelInfo
-    server: str
-    """Target of the client, such as host:port."""
+    server: str  # target of the client, such as host:port
     drawings: LabelledDrawings
 
     @property

@@ -13,22 +13,17 @@ from ..errors import FileRefused
 
 Flags = NDArray[np.int8]  # (rows,), 1 = the game recognised the drawing, 0 = it did not, UNKNOWN = no flag
 
-UNKNOWN = -1
-"""Recognised flag of a drawing without one."""
+UNKNOWN = -1  # recognised flag of a drawing without one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledDrawings:
     """The drawings of a folder whose labels a model knows."""
 
-    source: str
-    """Origin of the drawings."""
-    bitmaps: dict[Path, BitmapRows]
-    """Drawings by file, for labels that the model knows."""
-    passed_over: tuple[str, ...]
-    """Labels of the folder that the model does not know."""
-    skips_malformed: bool = False
-    """Whether malformed lines, records and pictures are skipped."""
+    source: str  # origin of the drawings
+    bitmaps: dict[Path, BitmapRows]  # drawings by file, for labels that the model knows
+    passed_over: tuple[str, ...]  # labels of the folder that the model does not know
+    skips_malformed: bool = False  # whether malformed lines, records and pictures are skipped
 
     @property
     def malformed_count(self) -> int:

@@ -41,21 +41,17 @@ class ScoreJob:
     """One of `outputs.KINDS`; "npy" needs all scores."""
     options: ScoreOptions = field(default_factory=ScoreOptions)
     shard: Shard = ALL
-    part_rows: int = 0
-    """Rows per part, the same for all shards; 0 = `default_part_rows` for this model."""
-    readers: int = 1
-    """Number of processes that decode strokes and pictures."""
+    part_rows: int = 0  # rows per part, the same for all shards; 0 = `default_part_rows` for this model
+    readers: int = 1  # number of processes that decode strokes and pictures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """The result of a job."""
 
-    rows: int
-    """Number of rows written, without rejected rows."""
+    rows: int  # number of rows written, without rejected rows
     rejected: int
-    was_finished: bool = False
-    """Whether an earlier run had finished the job, so that this run scored nothing."""
+    was_finished: bool = False  # whether an earlier run had finished the job, so that this run scored nothing
 
 
 class ProgressListener(Protocol):

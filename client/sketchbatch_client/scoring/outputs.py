@@ -25,8 +25,7 @@ from .sources import Block, Reject, Source
 
 KINDS = ("parquet", "csv", "jsonl", "npy")
 
-OFFSET = "offset"
-"""Column with the position of a row in its part; parts have this column, outputs do not."""
+OFFSET = "offset"  # column with the position of a row in its part; parts have this column, outputs do not
 
 
 Write = Callable[[pa.Table, int], None]

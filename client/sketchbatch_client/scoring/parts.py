@@ -28,12 +28,9 @@ class Part:
     """A scored range of rows of a job."""
 
     number: int
-    rows: pa.Table
-    """Lines of `outputs.table`."""
-    rejects: list[str]
-    """One line of JSON per rejected row."""
-    digest: int
-    """Digest of the input rows."""
+    rows: pa.Table  # lines of `outputs.table`
+    rejects: list[str]  # one line of JSON per rejected row
+    digest: int  # digest of the input rows
 
 
 class Parts:

@@ -41,8 +41,7 @@ from .worker import Worker
 
 log = structlog.get_logger()
 
-LATE_S = 5.0
-"""Seconds after `lame_duck_s` and `drain_s` after which the process exits, even during a model call."""
+LATE_S = 5.0  # seconds after `lame_duck_s` and `drain_s` after which the process exits, even during a model call
 
 _WINDOW_BYTES = 4 << 20
 """Bytes that a stream may send before the service reads them. gRPC's own estimate grew to 60 MB per stream on a busy

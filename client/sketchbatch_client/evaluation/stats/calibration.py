@@ -21,14 +21,10 @@ _SUM_TOLERANCE = 1e-2  # far above rounding errors, far below the error of a mod
 class Calibration:
     """Scores and correct answers of at least one row."""
 
-    bin_rows: NDArray[np.int64]
-    """(BINS,), rows by the score of the predicted label."""
-    bin_score: NDArray[np.float64]
-    """(BINS,), sum of these scores."""
-    bin_correct: NDArray[np.int64]
-    """(BINS,), rows whose predicted label is correct."""
-    loss: float
-    """Sum over rows of: -log(score of the true label)."""
+    bin_rows: NDArray[np.int64]  # (BINS,), rows by the score of the predicted label
+    bin_score: NDArray[np.float64]  # (BINS,), sum of these scores
+    bin_correct: NDArray[np.int64]  # (BINS,), rows whose predicted label is correct
+    loss: float  # sum over rows of: -log(score of the true label)
     squared_error: float
     """Sum over rows and classes of: (score - truth)^2, where truth is 1 for the true class and 0 otherwise."""
 

@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 
 from .metrics import Confusion, measure
 
-RESAMPLES = 1000
-"""Bootstrap resamples; another seed moves the ends of an interval by about a twentieth of its width."""
+RESAMPLES = 1000  # bootstrap resamples; another seed moves the ends of an interval by about a twentieth of its width
 
-SEED = 0
-"""Bootstrap seed: equal counts give equal intervals."""
+SEED = 0  # bootstrap seed: equal counts give equal intervals
 
 _PERCENTILES = (2.5, 97.5)
 
