@@ -124,14 +124,14 @@ async def serving(
     inference = InferenceServicer(models, max_request_rows=max_request_rows)
     server.add_generic_rpc_handlers([classifier.handlers(), wire.handlers(inference)])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = server.listen("127.0.0.1:0")
     await server.start()
     with capture_logs() as log, models.thread_pool(server):
         await health.serve()
         monitor = asyncio.create_task(monitor_health(models, health, trial_every_s=trial_every_s))
         metrics = ServiceMetrics(models, server, health, worker=1)
         try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            async with grpc.aio.insecure_channel(address) as channel:
                 yield InProcess(channel, models, classifier, inference, metrics, log)
         finally:
             for _, _, fake in named:

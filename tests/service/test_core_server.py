@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from sketchbatch_service.errors import AddressUnusable
 from sketchbatch_service.transport.core_call import AsyncCall, DirectCall
 from sketchbatch_service.transport.core_server import CoreServer
 from sketchbatch_service.transport.status import cancellation_status
@@ -71,7 +72,7 @@ async def serving(*options: tuple[str, int], stops: bool = True):
     """Run a server with one polling thread, and a channel to it; without `stops`, the test stops the server itself."""
     echo, server = Echo(), CoreServer(options)
     server.add_generic_rpc_handlers([echo])
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = server.listen("127.0.0.1:0")
     await server.start()
 
     def poll_until_closed() -> None:
@@ -81,7 +82,7 @@ async def serving(*options: tuple[str, int], stops: bool = True):
     poller = threading.Thread(target=poll_until_closed)
     poller.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with grpc.aio.insecure_channel(address) as channel:
             yield channel, echo, server
     finally:
         if stops:
@@ -368,7 +369,7 @@ async def test_calls_that_are_open_after_the_grace_are_cancelled():
 async def test_a_port_in_use_is_an_error():
     """A second server does not silently share the port."""
     async with serving() as (_, _, server):
-        port = server.add_insecure_port("127.0.0.1:0")
+        address = server.listen("127.0.0.1:0")
         other = CoreServer([("grpc.so_reuseport", 0)])
-        with pytest.raises(RuntimeError, match=f"cannot bind 127.0.0.1:{port}"):
-            other.add_insecure_port(f"127.0.0.1:{port}")
+        with pytest.raises(AddressUnusable, match=f"cannot listen on {address}: the port is in use"):
+            other.listen(address)

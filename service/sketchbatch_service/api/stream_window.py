@@ -12,7 +12,6 @@ from ..transport.interface import Context
 from .rpc_context import abort
 
 _WINDOW = 64  # accepted messages per stream that wait for their response; the row queue itself bounds their rows
-
 _RETRY_S = 0.05  # maximum seconds before a stream submits again to a full queue
 
 

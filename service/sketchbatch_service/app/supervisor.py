@@ -32,9 +32,7 @@ from .worker import Worker
 log = structlog.get_logger()
 
 _RESTART_S = 1.0  # seconds before a worker is restarted: one that ends at once must not keep the machine busy
-
 _METRICS_S = 1.0  # seconds that a worker may take to send its metrics: Prometheus itself waits 10 s
-
 _KILL_S = 7.0  # seconds after `lame_duck_s` and `drain_s` after which a worker that still runs is killed
 
 
