@@ -178,7 +178,7 @@ class Pod:
         return ["nsenter", f"--net=/proc/{self.state()['Pid']}/ns/net", *map(str, words)]
 
     def stop(self) -> int:
-        """Send the image's stop signal as a kubelet does, kill the container if it runs after 45 s; return its exit code."""
+        """Stop the container as a kubelet does, with the image's signal and a limit of 45 s; return the exit code."""
         self._docker("stop", "--time", "45", self.id)
         return self.state()["ExitCode"]
 

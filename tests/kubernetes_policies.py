@@ -101,7 +101,7 @@ def mounted(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def configured(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that the service accepts the settings of its pod, and that the pod has the ports and files in the settings."""
+    """Require that the service accepts its settings, and that the pod has the ports and files that they name."""
     for pod, container, environment in _services(manifests):
         yield from (f"{key} is not a setting of the service" for key in environment if key not in _variables())
         settings = _settings(environment)
