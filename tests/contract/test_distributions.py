@@ -43,7 +43,10 @@ HEAVY = {"keras", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorflow", "tenso
 
 
 def test_the_client_requires_neither_tensorflow_nor_onnx_runtime():
-    """The client requires neither TensorFlow nor ONNX Runtime; the service requires ONNX Runtime, but no training library."""
+    """The client requires neither TensorFlow nor ONNX Runtime; the service requires ONNX Runtime.
+
+    The service requires no training library.
+    """
     assert {"grpcio", "numpy", "sketchbatch-protos"} <= requirements_of("sketchbatch-client")
     assert not requirements_of("sketchbatch-client") & HEAVY
     assert requirements_of("sketchbatch-service", "cpu") & HEAVY == {"onnxruntime"}
