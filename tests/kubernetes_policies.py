@@ -101,7 +101,7 @@ def mounted(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def configured(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that the service accepts its settings, and that the pod has the ports and files that they name."""
+    """Require that the service accepts its settings, and that the pod has the ports and files of these settings."""
     for pod, container, environment in _services(manifests):
         yield from (f"{key} is not a setting of the service" for key in environment if key not in _variables())
         settings = _settings(environment)

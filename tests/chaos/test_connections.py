@@ -96,7 +96,7 @@ def service(start_service, tiny_model):
 
 
 async def wait_until_closed(service, before) -> float:
-    """Wait until the service has only the open files of `before`; return the seconds that this took."""
+    """Wait until the service has no open files that are missing in `before`; return the waiting time in seconds."""
     began_at = time.monotonic()
     while more := open_files(service.process.pid) - before:
         gc.collect()  # objects of the test's own calls keep connections open until they are collected
@@ -209,7 +209,7 @@ async def test_a_client_that_is_idle_for_long_keeps_its_connection(service, nois
 
 
 async def test_a_client_that_never_reads_its_stream_slows_no_other_client(service, noise, capsys):
-    """If a client never reads its stream, flow control limits the messages that the service accepts, and its memory."""
+    """If a client never reads its stream, flow control limits its accepted messages and the service's memory."""
     message = pb.ClassifyStreamRequest(bitmaps=noise(1000).tobytes())
     sent = [0] * 4
     channels = [grpc.aio.insecure_channel(service.address, [("grpc.use_local_subchannel_pool", 1)]) for _ in sent]

@@ -19,7 +19,7 @@ STREAM = "sketchbatch_requests_total {} sketchbatch.v1.ClassifierService/Classif
 
 
 def message(*first_pixels: int, **fields) -> pb.ClassifyStreamRequest:
-    """Return a stream message with one row per value."""
+    """Return a stream message with one row per given value."""
     return pb.ClassifyStreamRequest(bitmaps=drawings(*first_pixels).tobytes(), **fields)
 
 
@@ -72,7 +72,7 @@ async def test_an_unknown_model_or_version_is_not_found(fields):
 async def test_a_full_queue_is_resource_exhausted_with_pushback():
     """When the queue is full, RetryInfo and the pushback trailer contain the same positive retry delay.
 
-    GetModel still succeeds, because it does not wait in the queue.
+    GetModel succeeds while the queue is full, because GetModel does not wait in the queue.
     """
     model = FakeModel(held=True)
     async with serving(LIMITS, fake=model) as service:

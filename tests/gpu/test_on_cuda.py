@@ -240,8 +240,8 @@ def test_the_service_on_cuda_scores_as_onnx_runtime_on_the_cpu(files, variant):
 def test_a_model_that_cannot_be_captured_runs_without_graphs_or_not_at_all(tmp_path):
     """A model that cannot be captured runs without CUDA graphs under `auto`, and fails under `on`.
 
-    Compress copies its number of columns to the host, which a capture forbids. Each of the two services runs in its own
-    process, so that the state after a failed capture cannot fail other tests.
+    Compress copies its number of columns to the host, which a capture forbids. Each service of this test runs in its
+    own process, so that the state after a failed capture cannot fail other tests.
     """
     path = write_model(tmp_path / "open.onnx", open_classes=True)
     with service("--model", path, "--provider", "cuda", "--max-batch-rows", 4) as (address, log):

@@ -1,6 +1,6 @@
 """Test that a job whose client and server are killed repeatedly at random times gives byte-identical output.
 
-The environment variable KILLS sets the number of kills. The default is a few kills.
+The environment variable KILLS sets the number of kills. A test run without KILLS makes only a few kills.
 """
 
 import json

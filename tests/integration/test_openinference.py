@@ -73,7 +73,7 @@ def test_tritonclient_receives_the_scores_of_onnx_runtime(triton, expected):
 
 
 def test_kserves_client_receives_the_scores_of_onnx_runtime(kserve, expected):
-    """The client of kserve receives bit-identical scores, in the encoding of its request: typed numbers or raw bytes."""
+    """Scores for kserve's client are bit-identical, in the encoding of the request: typed numbers or raw bytes."""
     for encoding in ("ours", "typed", "raw", "fp32"):
         assert kserve[encoding] == expected, encoding
     assert kserve["typed_data"] == np.ravel(expected).tolist()
@@ -148,7 +148,7 @@ def test_our_field_numbers_are_those_of_the_protocol(triton, kserve):
 def test_reflection_describes_the_protocol_under_its_own_name(tiny_service):
     """Reflection describes the package as `inference`, so that grpcurl needs no .proto file.
 
-    Our descriptors use another package.
+    The descriptors that our code generates use another package name than `inference`.
     """
     with grpc.insecure_channel(tiny_service.address) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)

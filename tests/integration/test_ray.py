@@ -1,6 +1,6 @@
 """Score with Ray Data on a local cluster through a real service; `make test-ray` runs this test.
 
-The test is skipped without Ray.
+The test is skipped if Ray is not installed.
 """
 
 import ipaddress

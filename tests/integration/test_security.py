@@ -36,7 +36,7 @@ METHODS = [
 
 
 class Keys:
-    """Hold a folder with a certificate authority, certificates and a token file, and `flags` that require them."""
+    """Keep certificates of an authority and a token file in a folder; a service with `flags` requires these files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -224,7 +224,7 @@ def test_tls_older_than_1_2_is_rejected(guarded, keys):
 
 
 def test_unusable_credentials_stop_the_start_with_one_line(run_command, tiny_model, tmp_path):
-    """A service with unusable credentials prints one line and does not start, since it would lack protection."""
+    """A service with unusable credentials prints one line and does not start, since it would run unprotected."""
     (tmp_path / "tokens").write_text("# no token yet")
     for flags, reason in [
         (["--token-file", tmp_path / "tokens"], "tokens: expected one token per line, got none"),

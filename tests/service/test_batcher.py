@@ -200,7 +200,7 @@ def test_a_request_that_would_miss_its_deadline_is_rejected_on_arrival():
 
 
 def test_only_the_rows_that_run_first_count_against_a_deadline():
-    """A small request does not wait for all rows of the bulk request ahead of it, but a second bulk request does."""
+    """A small request does not wait for all rows of the bulk request ahead of it, but a second bulk request waits."""
     clock = Clock()
     batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=2), clock=clock)
     batcher.submit(drawings(*range(10)))

@@ -58,7 +58,7 @@ def test_other_calls_are_rejected_except_those_of_open_methods(tmp_path, values,
 def test_a_token_that_is_removed_from_the_file_is_rejected_a_second_later(tmp_path):
     """One second after the token file changed, a removed token is rejected and an added token is accepted.
 
-    The file may be a symbolic link whose target changes, as in Kubernetes.
+    The token file may be a symbolic link whose target changes, as in Kubernetes.
     """
     (tmp_path / "1").write_text(OLD)
     (tmp_path / "2").write_text(NEW)

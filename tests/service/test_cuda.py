@@ -74,7 +74,7 @@ def waits(monkeypatch):
 
 
 def test_a_model_call_waits_for_a_capture(session, noise, waits):
-    """A model call waits until a running capture ends, because a call during the capture would make both fail."""
+    """A model call waits for a running capture, since a call during a capture makes the call and the capture fail."""
     engine = engine_of(session)
     with ThreadPoolExecutor(1) as thread:
         with CAPTURES.capture():
@@ -127,7 +127,7 @@ def test_concurrent_threads_receive_their_own_scores(session):
 def test_every_model_call_is_made_by_one_thread(tmp_path, tiny_model):
     """One thread makes every model call, because ONNX Runtime ties a captured graph to the thread that captured it.
 
-    ONNX Runtime's profile names the calling threads.
+    The test reads the calling threads from ONNX Runtime's profile.
     """
     options = ort.SessionOptions()
     options.enable_profiling = True
@@ -176,7 +176,7 @@ def test_scores_of_nan_are_refused(session, tiny_model, tmp_path):
 
 
 def test_every_bucket_is_compared(session, tiny_model, tmp_path):
-    """Warm-up compares every bucket with the CPU, so it finds a difference that only rows after the eighth have."""
+    """Warm-up compares every bucket with the CPU, so it finds a difference in rows after the eighth row."""
     model = write_model(tmp_path / "short.onnx", correct_rows=8)
     with pytest.raises(ProviderMissing, match="scores of 12 rows may differ"):
         engine_of(open_session(model), reference=session).warm_up()

@@ -30,7 +30,7 @@ def submit(batcher: Batcher) -> None:
 def test_a_model_is_failing_after_three_consecutive_failed_calls_until_one_succeeds():
     """A model is failing after three consecutive failed calls, until a call succeeds.
 
-    One failed call may be chance. The health hook is called at each change, and only then.
+    A single failed call may be chance. The health hook is called at each change of health and at no other time.
     """
     model, changes = FakeModel(), []
     with running(Batcher(model.predict, BatchLimits())) as batcher:
@@ -81,7 +81,7 @@ async def test_a_failing_model_sets_health_to_not_serving_until_a_trial_succeeds
 
 
 async def test_health_depends_on_the_served_versions_only():
-    """Activating a failing version changes health to NOT_SERVING, and a rollback of that version changes it back."""
+    """Activating a failing version changes health to NOT_SERVING, and a rollback of that version restores health."""
     broken, healthy = FakeModel(), FakeModel()
     async with serving(bear=healthy) as service:
         [good] = service.models

@@ -105,7 +105,7 @@ def bulk_then_single(batcher: Batcher, ends: list[str]) -> OnePerPoll:
 def test_waiting_rows_keep_the_threads_from_polling_for_a_millisecond_only(call_s, expected):
     """After a call of more than a millisecond, a thread polls before the next batch, even if rows are queued.
 
-    Therefore a single drawing runs before a bulk request that was queued earlier.
+    A single drawing that arrives during such a call runs before the rest of a bulk request that was queued earlier.
     """
     model, clock, ends = FakeModel(held=True), Clock(), []
     batcher = Batcher(model.predict, BatchLimits(max_batch_rows=4))
@@ -140,7 +140,7 @@ def test_no_thread_polls_while_all_slots_run_unless_allowed():
     pool._changed = condition = ObservedCondition()
     with pool:
         assert model.started.wait(5)
-        for _ in range(2):  # the first wait may belong to the start of the thread; the second wait follows a wake-up
+        for _ in range(2):  # a first wait may belong to the start of a thread; a second wait follows a wake-up
             batcher.submit(drawings(1))
             assert condition.waits.acquire(timeout=5)
         assert not source.has_submitted_all.is_set()

@@ -29,7 +29,7 @@ def test_a_histogram_counts_a_value_at_its_bound_and_one_above_all_bounds():
     [(4, 1, "full"), (9, 2, "full"), (6, 2, "shared"), (3, 1, "empty")],
 )
 def test_a_batch_counts_the_reason_for_its_size(rows, idle_slots, expected):
-    """A batch counts why it has no more rows: it is full, other rows are for idle slots, or the queue is empty."""
+    """A batch counts why it has no more rows: it is full, queued rows are left to idle slots, or no rows are queued."""
     batcher = Batcher(FakeModel().predict, BatchLimits(slots=2, max_batch_rows=4))
     batcher.submit(drawings(*range(rows)))
     batcher.take(idle_slots).run()

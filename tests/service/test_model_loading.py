@@ -166,7 +166,7 @@ def test_a_model_that_fails_in_warm_up_is_refused(tmp_path):
 
 
 def test_the_number_of_cpus_is_plausible():
-    """The process may use at least one CPU, and at most all CPUs of the machine."""
+    """The number of available CPUs is at least one, and at most the number of CPUs of the machine."""
     assert 1 <= available_cpus() <= os.cpu_count()
 
 

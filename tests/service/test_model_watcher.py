@@ -228,7 +228,7 @@ def test_a_model_name_is_added_and_removed(repository):
 def test_the_last_version_of_the_default_model_stays_until_there_is_another(repository):
     """The last version of the default model stays if its file is removed, because requests without a name need it.
 
-    The log has one warning.
+    The log has one warning about the removed file of the default model.
     """
     put(repository, "ants/1")
     with watching(repository) as watched:
@@ -247,7 +247,7 @@ def test_the_last_version_of_the_default_model_stays_until_there_is_another(repo
 def test_an_unavailable_repository_changes_nothing(repository):
     """If the repository is missing, empty or unreadable, the models stay and the log has one warning.
 
-    A volume is probably not mounted.
+    A missing, empty or unreadable repository is probably a volume that is not mounted.
     """
     put(repository, "ants/1")
     with watching(repository) as watched:
