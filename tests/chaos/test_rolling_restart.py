@@ -19,7 +19,7 @@ BALANCED = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthChec
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_rolling_restart_loses_nothing(start_service, tiny_model, capsys, workers):
-    """A rolling restart fails or repeats no request, since health is NOT_SERVING before a server rejects calls."""
+    """No request fails or is answered twice, since health is NOT_SERVING before a restarting server rejects calls."""
     ports = [free_port() for _ in range(SERVERS)]
     flags = [("--address", f"127.0.0.1:{port}", "--lame-duck-s", "2", "--workers", str(workers)) for port in ports]
     services = [start_service(tiny_model, *each) for each in flags]

@@ -3,9 +3,9 @@
 Memory under load swings between 140 and 220 MiB. Large messages coincide by chance, and the process keeps the memory of
 freed messages (`sketchbatch_service.app.memory`). Protobuf returns memory at every 10,000th block that it frees
 (`malloc_trim` in `upb_trim_allocfunc`). A leak shows at rest only: after all clients have disconnected and small
-requests have made protobuf return its memory. Therefore the load runs in three rounds with a rest after each round. The
-first round warms up. After the last round the service may hold no more memory than after the first round, except for
-pages that a few blocks keep.
+requests have made protobuf return its memory. The load of this test runs in three rounds with a rest after each round.
+The first round warms up. After the last round the service may hold no more memory, threads and files than after the
+first round, except for memory pages that a few blocks keep.
 
 Five rounds of 75 s gave 124 to 130 MiB of resident memory at rest, 30 to 31 MiB allocated (`mallinfo2`, after a garbage
 collection) and 55,000 to 57,000 Python objects. gRPC's own thread pool keeps four or five threads.

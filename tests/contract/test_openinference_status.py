@@ -136,7 +136,7 @@ async def test_a_request_out_of_time_is_deadline_exceeded_and_never_run(limit):
 
 
 async def test_a_failed_model_call_is_internal_with_the_request_id_only():
-    """The client receives no cause, path or stack trace of a failed model call; the log contains the cause."""
+    """After a failed call or stream, no cause, path or stack trace reaches the client; the log has the cause."""
     model = FakeModel()
     model.error = RuntimeError("secret path /models/x")
     async with serving(model) as (stub, service):

@@ -143,7 +143,7 @@ def test_every_token_of_the_file_is_accepted(guarded, keys):
 
 @pytest.mark.parametrize("name", ["", "stranger"])
 def test_a_connection_without_a_certificate_of_the_authority_is_rejected(guarded, keys, name):
-    """Without a certificate of the authority, a connection reaches no method, even with a token or in plain text."""
+    """Without a certificate of the authority, no method (even health) is reachable, with a token or in plain text."""
     with keys.channel(guarded.address, name) as channel:
         assert error_of(channel, METHODS[0], bearer(NEW)).code() is grpc.StatusCode.UNAVAILABLE
         assert error_of(channel, "/grpc.health.v1.Health/Check").code() is grpc.StatusCode.UNAVAILABLE

@@ -295,7 +295,7 @@ def test_a_failed_start_is_reported_in_one_line(run_command, tmp_path, tiny_mode
 
 
 def test_scores_equal_those_of_onnx_runtime_however_requests_are_split_and_merged(shipped, root):
-    """Concurrent requests of 1 to 16,384 rows receive scores bit-identical to those of an ONNX Runtime session."""
+    """Concurrent requests of 1 to 16,384 rows receive bit-identical scores to a session with default settings."""
     random = np.random.default_rng(3)
     sizes = [1] * 40 + [2, 3, 7, 16, 17, 63, 64, 65, 127, 300, 1024, 1025, 5000, 16384]
     bitmaps = random.integers(0, 256, (sum(sizes), 28, 28), np.uint8)

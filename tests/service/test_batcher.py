@@ -215,7 +215,7 @@ def test_only_the_rows_that_run_first_count_against_a_deadline():
 
 
 def test_an_empty_queue_never_rejects_on_the_deadline():
-    """A request that finds an empty queue is accepted, even if its own model calls last beyond its deadline."""
+    """With an empty queue, a request whose own calls take too long is accepted, and fails once its deadline passes."""
     clock = Clock()
     batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=2), clock=clock)
     batcher.submit(drawings(*range(10)))

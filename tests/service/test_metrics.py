@@ -62,7 +62,7 @@ def test_each_request_is_counted_once():
 
 
 async def test_the_metrics_of_different_calls_are_consistent():
-    """Requests by status, rejections by reason, rows, batches and stage durations have their exact values."""
+    """Requests by method and status, rejections by reason, rows, batches and stage times have their exact values."""
     model = FakeModel()
     async with serving(BatchLimits(max_batch_rows=4, max_queued_rows=10), bear=model) as service:
         await service.classify(1)

@@ -144,7 +144,10 @@ def test_a_thread_polls_during_quick_calls_if_a_cpu_is_free(tiny_model, has_spar
     [(0, 1, 4, False), (0, 3, 1, True), (0, 2, 2, False), (1, 1, 1, True), (2, 2, 2, False), (8, 1, 8, False)],
 )
 def test_a_cpu_is_free_if_all_workers_together_use_fewer(monkeypatch, threads, workers, slots, has_spare):
-    """A CPU is free for polling if the model calls of all workers together use fewer CPUs than are available."""
+    """A CPU is free for polling if the model calls of all workers together use fewer CPUs than are available.
+
+    The CPUs are divided equally between the workers; the remainder of the division is free.
+    """
     monkeypatch.setattr(server, "available_cpus", lambda: 4)
     settings = Settings(model=Path("models"), threads=threads, workers=workers)
     options = server._load_options(settings, Worker(count=workers))

@@ -75,7 +75,7 @@ def repository(tmp_path) -> Path:
 
 
 def test_the_second_scan_activates_a_new_version(repository):
-    """The second scan activates the new version as the newest and keeps the old one; each step is logged once."""
+    """The second scan makes a new version the newest; the old version keeps its number; each step is logged once."""
     with watching(repository) as watched:
         put(repository, "farm/2", seed=2)
         watched.scan(1)
@@ -226,9 +226,9 @@ def test_a_model_name_is_added_and_removed(repository):
 
 
 def test_the_last_version_of_the_default_model_stays_until_there_is_another(repository):
-    """The last version of the default model stays if its file is removed, because requests without a name need it.
+    """The last version of the default model stays loaded without its file.
 
-    The log has one warning about the removed file of the default model.
+    No other model answers requests without a name. The log has one warning about the removed file of the default model.
     """
     put(repository, "ants/1")
     with watching(repository) as watched:
