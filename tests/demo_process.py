@@ -1,4 +1,4 @@
-"""A running `sketchbatch demo`, and drawings to send to it."""
+"""Run `sketchbatch demo` as a process, and provide drawings to send to the process."""
 
 import json
 import signal
@@ -22,12 +22,12 @@ ZIGZAG = [[[0, 500] * 500, list(range(1000))]]  # longer than 500 times the draw
 
 
 def bitmap_of(strokes):
-    """Return the model input for strokes of any size."""
+    """Return the bitmap of strokes, whatever their size."""
     return rasterize(simplify(strokes))
 
 
 class Demo:
-    """A `sketchbatch demo` process on a free port."""
+    """Run a `sketchbatch demo` process on a free port."""
 
     def __init__(self, server, *flags, **options):
         words = [COMMAND, "demo", "--server", server, "--address", "127.0.0.1:0", *flags]
