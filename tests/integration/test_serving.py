@@ -136,6 +136,8 @@ def paused_in_flight(service, calls: int, bitmaps: np.ndarray) -> Iterator[list[
                 break
             # the service answered a call before it was paused, so try again
             service.process.send_signal(signal.SIGCONT)
+            for call in sent:
+                call.exception()  # wait for the end of the call: the next calls must find an empty queue
         try:
             yield sent
         finally:
