@@ -59,7 +59,7 @@ def test_any_number_of_rows_is_scored_in_order(client, expected, noise, rows):
 
 
 def test_top_k_returns_only_the_best_classes(client, expected, noise):
-    """The best classes come first, and there are no scores of the others."""
+    """With `top_k`, the best classes come first, and the result has no scores of the other classes."""
     result = client.classify(noise(20), top_k=2)
     assert result.scores is None
     assert np.array_equal(result.class_index, np.argsort(-expected(noise(20)), kind="stable")[:, :2])
@@ -103,7 +103,7 @@ def test_all_shapes_of_bitmaps_are_accepted(client, noise):
 
 
 def test_batches_are_taken_only_when_a_request_can_be_sent(client, expected, noise):
-    """A caller that stops early has taken no more batches than may be in flight."""
+    """If a caller stops early, the client has taken at most as many batches as may be in flight."""
     taken = []
 
     def batches() -> Iterator[np.ndarray]:
@@ -173,7 +173,7 @@ class Flaky(classifier_pb2_grpc.ClassifierServiceServicer):
 
 @contextmanager
 def flaky(*failures: tuple[grpc.StatusCode, str | None], **options: object) -> Iterator[tuple[Client, Flaky]]:
-    """Start such a server and a client that retries quickly."""
+    """Start a server with a `Flaky` servicer, and a client that retries quickly."""
     servicer = Flaky(*failures)
     server = grpc.server(futures.ThreadPoolExecutor(4))
     classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
@@ -188,7 +188,7 @@ def flaky(*failures: tuple[grpc.StatusCode, str | None], **options: object) -> I
 FULL, DRAINING, STOPPING = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.CANCELLED,  # of a server whose socket has just closed
+    grpc.StatusCode.CANCELLED,  # the status from a server whose socket has just closed
 )
 
 
@@ -205,7 +205,7 @@ def test_temporary_errors_are_retried(noise, failures):
     [
         ([(FULL, None)] * 9, Overloaded, 1),  # the message is too large: no pushback, no retry
         ([(FULL, "-1")] * 9, Overloaded, 1),  # a negative pushback forbids a retry
-        ([(FULL, "60000")], Overloaded, 1),  # after the deadline
+        ([(FULL, "60000")], Overloaded, 1),  # the pushback ends after the deadline
         ([(grpc.StatusCode.INTERNAL, None)] * 9, ServerFailed, 1),
         ([(grpc.StatusCode.INVALID_ARGUMENT, None)] * 9, RequestRefused, 1),
         ([(grpc.StatusCode.UNAUTHENTICATED, None)] * 9, Unauthenticated, 1),
@@ -213,7 +213,7 @@ def test_temporary_errors_are_retried(noise, failures):
     ],
 )
 def test_permanent_errors_are_raised_at_once(noise, failures, error, calls):
-    """There is one attempt only."""
+    """After a permanent error, the client makes no second attempt."""
     with flaky(*failures) as (client, server), pytest.raises(error):
         client.classify(noise(1))
     assert server.calls == calls
@@ -273,7 +273,7 @@ def test_retries_after_a_pushback_have_jitter():
 
 
 def test_a_closed_client_raises_unavailable(client, noise):
-    """The error is the client's own, not one of gRPC."""
+    """A closed client raises its own error `Unavailable`, not an error of gRPC."""
     client.classify(noise(1))
     client.close()
     with pytest.raises(Unavailable, match="the client was closed"):
@@ -281,13 +281,13 @@ def test_a_closed_client_raises_unavailable(client, noise):
 
 
 def test_the_docstring_of_errors_lists_every_error():
-    """The tree in the module docstring is complete."""
+    """The tree in the docstring of the module `errors` lists every error class."""
     assert all(f"── {each.__name__} " in errors.__doc__ for each in SketchbatchError.__subclasses__())
     assert len(SketchbatchError.__subclasses__()) == errors.__doc__.count("── ")
 
 
 def test_a_local_server_is_not_reached_through_a_proxy(tiny_service, noise, monkeypatch):
-    """The variable https_proxy applies to other machines only."""
+    """The client ignores the variable https_proxy for a server on the local machine."""
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     with Client(tiny_service.address) as client:
         assert len(client.classify(noise(2))) == 2
@@ -333,7 +333,7 @@ def test_a_scoring_job_that_fails_midway_keeps_its_finished_parts(noise, tmp_pat
 
 
 def test_closing_a_bulk_call_does_not_wait_for_its_requests(start_server, servicer, drawing):
-    """`close` returns while the server holds requests, which it would do until the end of the test."""
+    """`close` returns although the server holds requests until the end of the test."""
     with Client(start_server(servicer), rows_per_request=1, in_flight=4) as client:
         servicer.hold()
         servicer.release(below=1)

@@ -98,7 +98,7 @@ def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
     ],
 )
 def test_a_failed_score_prints_one_line_and_leaves_no_file(sketchbatch, folder, arguments, message):
-    """The exit code is 1, and the message has the expected and the given value."""
+    """A failed score exits with code 1 and prints one line with the expected and the given value."""
     (folder / "page.npy").write_text("<!doctype html>")
     (folder / "cut.npy").write_bytes((folder / "ant.npy").read_bytes()[:5000])
     before = set(folder.iterdir())
@@ -133,7 +133,7 @@ def test_a_stopped_score_leaves_no_file(folder, how):
 
 @pytest.mark.parametrize(("kind", "name"), [("parquet", "Parquet"), ("npy", "NumPy arrays")])
 def test_score_writes_no_binary_format_to_a_terminal(folder, kind, name):
-    """The message names the options that help; the command ends before it connects."""
+    """The command ends before it connects, and its message names the options for other formats and files."""
     command = [Path(sys.executable).parent / "sketchbatch", "score", folder / "ant.npy", "--output", "-"]
     controller, terminal = pty.openpty()
     try:
@@ -156,7 +156,7 @@ def test_top_k_and_all_scores_exclude_each_other(sketchbatch, folder):
 
 
 def test_score_without_a_server_is_an_error(run_command, folder):
-    """The command ends after five attempts and leaves no file."""
+    """Without a server, the command ends after five attempts and leaves no file."""
     words = [folder / "ant.npy", "--output", folder / "o.csv", "--server", "127.0.0.1:1"]
     finished = run_command("sketchbatch", "score", *words)
     assert finished.returncode == 1
@@ -191,7 +191,7 @@ def test_evaluate_needs_a_label_that_the_model_knows(sketchbatch, tmp_path, nois
 
 
 def test_model_describes_the_served_models(sketchbatch, tiny_model):
-    """The output is a table, or JSON with --json."""
+    """The command `model` prints a table, or JSON with --json."""
     import hashlib
 
     assert "tiny version 1 (default)" in sketchbatch("model").stdout
