@@ -33,7 +33,7 @@ def test_intervals_shrink_with_more_drawings():
         assert measured["balanced_accuracy"].value == pytest.approx(balanced)
         assert accuracy.low < accuracy.value < accuracy.high
         widths.append(accuracy.high - accuracy.low)
-    expected = 2 * 1.96 * np.sqrt(0.8 * 0.2 / 2000)  # the normal approximation
+    expected = 2 * 1.96 * np.sqrt(0.8 * 0.2 / 2000)  # the width of the normal approximation
     assert widths[1] == pytest.approx(expected, rel=0.15)
     assert widths[0] / widths[1] == pytest.approx(2, rel=0.25)
 
@@ -75,7 +75,7 @@ def test_flops_and_parameters_are_counted_from_the_graph():
 
 
 def test_rows_per_second_are_measured_for_each_model(root):
-    """Each model file has its own figure."""
+    """Rows per second are measured for each model file."""
     path = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
     speeds = cost.rows_per_s([path, path], np.random.default_rng(0).integers(0, 256, (10, 28, 28), np.uint8))
     assert len(speeds) == 2

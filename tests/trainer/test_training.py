@@ -253,7 +253,7 @@ def test_class_balance_raises_the_weight_of_rare_classes():
 
 def test_training_stops_when_the_validation_loss_no_longer_falls(dataset, tmp_path):
     """Training stops `patience` epochs after the best epoch, and the model has the weights of the best epoch."""
-    recipe = replace(TINY_ARTICLE, max_epochs=60, batch_rows=100, learning_rate=0.1, patience=1)  # a small last batch
+    recipe = replace(TINY_ARTICLE, max_epochs=60, batch_rows=100, learning_rate=0.1, patience=1)  # small last batch
     with without_graphs():
         run = train(dataset, tmp_path, recipe)
     losses = [epoch["val_loss"] for epoch in history(run)]
@@ -404,12 +404,12 @@ def test_export_is_refused_when_onnx_and_keras_disagree(run, monkeypatch):
 
 
 def test_nan_scores_are_refused():
-    """NaN is not within any tolerance."""
+    """NaN scores are refused, because NaN is not within any tolerance."""
     with pytest.raises(ExportRefused):
         compare(np.zeros((2, 3)), np.full((2, 3), np.nan))
 
 
 def test_export_before_training_names_the_missing_step(tmp_path):
-    """The message contains the command to run first."""
+    """Export before training is refused with the command to run first."""
     with pytest.raises(RunIncomplete, match="first run: sketchbatch-train train"):
         export(Run(tmp_path))
