@@ -141,7 +141,7 @@ async def test_the_rows_of_a_call_that_was_cancelled_in_the_queue_are_not_sent(s
 
 
 async def test_an_unreachable_server_is_reported_to_every_call(drawing):
-    """Each call has its own attempts and its own error."""
+    """For an unreachable server, each call has its own attempts and its own error."""
     retry = RetryPolicy(max_attempts=2, first_backoff_s=0.01)
     async with AsyncClient("127.0.0.1:1", retry=retry) as client:
         results = await asyncio.gather(*(client.classify(drawing(1)) for _ in range(5)), return_exceptions=True)

@@ -81,7 +81,7 @@ def test_columns_have_the_names_of_sketchbatch_score(client, noise):
 
 
 def test_to_pandas_without_pandas_names_the_extra_to_install(client, noise, monkeypatch):
-    """Only `to_pandas` imports pandas."""
+    """Only `to_pandas` imports pandas; without pandas, the error names the extra to install."""
     result = client.classify(noise(1))
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"pip install 'sketchbatch-client\[pandas\]'"):
@@ -127,13 +127,13 @@ def test_batches_are_taken_only_when_a_request_can_be_sent(client, expected, noi
     ],
 )
 def test_invalid_bitmaps_are_refused_before_sending(client, bitmaps, message):
-    """The error has the expected and the given type and shape."""
+    """Invalid bitmaps are refused before sending, with the expected and the given type and shape."""
     with pytest.raises(RequestRefused, match=message):
         client.classify(bitmaps)
 
 
 def test_errors_of_the_server_have_types(client, noise):
-    """The exception has the message of the server."""
+    """Each error status has an exception type, and the exception has the message of the server."""
     with pytest.raises(RequestRefused, match=r"top_k must be 0\.\.3"):
         client.classify(noise(1), top_k=4)
     with pytest.raises(ModelNotFound, match="there are: tiny"):
@@ -220,7 +220,7 @@ def test_permanent_errors_are_raised_at_once(noise, failures, error, calls):
 
 
 def test_without_patience_a_request_has_max_attempts(noise):
-    """The retry policy of the client applies to its requests."""
+    """Without patience, a request has `max_attempts` attempts, as the client's retry policy states."""
     retry = RetryPolicy(patience_s=0, first_backoff_s=0.001)
     message = r"no response from .* in 5 attempts: not now"
     with flaky(*[(DRAINING, None)] * 99, retry=retry) as (client, server), pytest.raises(Unavailable, match=message):
@@ -313,7 +313,7 @@ class FailsAfter:
         self.rows_done = rows_done
 
     def advances(self, rows):
-        """The part with these rows is stored before the response to the next request is used."""
+        """Make the next request fail; the client uses its response only after the part with these rows is stored."""
         self._server.failures.append((grpc.StatusCode.INTERNAL, None))
 
 

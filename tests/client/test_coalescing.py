@@ -160,7 +160,7 @@ def ctrl_c() -> Callable[[], None]:
 
 @pytest.mark.parametrize("calls_ahead", [0, 1, 2])
 def test_ctrl_c_in_one_call_does_not_affect_the_others(start_server, servicer, drawing, pool, ctrl_c, calls_ahead):
-    """Ctrl-C ends only a call that was sent alone, in a shared request or as a bypass; the client stays usable."""
+    """Ctrl-C ends only one call, sent alone, in a shared request or as a bypass; the client stays usable."""
     with Client(start_server(servicer)) as client:
         assert pixel(client.classify(drawing(3))) == 3
         servicer.hold()

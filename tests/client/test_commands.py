@@ -149,7 +149,7 @@ def test_score_writes_no_binary_format_to_a_terminal(folder, kind, name):
 
 
 def test_top_k_and_all_scores_exclude_each_other(sketchbatch, folder):
-    """Contradictory options are an error, exit code 2."""
+    """The contradictory options --top-k and --all-scores end the command with exit code 2."""
     finished = sketchbatch("score", folder / "ant.npy", "--all-scores", "--top-k", 2, "--output", folder / "o.csv")
     assert finished.returncode == 2
     assert "choose one of" in finished.stderr
@@ -183,7 +183,7 @@ def test_evaluate_prints_and_writes_the_five_metrics(sketchbatch, folder):
 
 
 def test_evaluate_needs_a_label_that_the_model_knows(sketchbatch, tmp_path, noise):
-    """The message has the known and the given labels."""
+    """Without a known label, `evaluate` ends with a message that has the known and the given labels."""
     np.save(tmp_path / "zebra.npy", noise(3))
     finished = sketchbatch("evaluate", tmp_path)
     assert finished.returncode == 1
@@ -201,7 +201,7 @@ def test_model_describes_the_served_models(sketchbatch, tiny_model):
 
 
 def test_health_is_an_exit_code(sketchbatch, run_command):
-    """The exit code is 0 only for SERVING, so that scripts and probes can use it."""
+    """The command `health` exits with 0 only for SERVING, so that scripts and probes can use its exit code."""
     assert (sketchbatch("health").returncode, sketchbatch("health").stdout) == (0, "SERVING\n")
     unknown = sketchbatch("health", "--service", "no.such.Service")
     assert (unknown.returncode, unknown.stdout) == (1, "SERVICE_UNKNOWN\n")

@@ -104,7 +104,7 @@ async def test_requests_of_tasks_use_tls(start, authority, ca, drawing, intercep
 
 
 def test_an_untrusted_server_gets_no_request(start, authority, servicer, drawing):
-    """A certificate of another authority or for another name is an error with the reason."""
+    """A server with a certificate of another authority or name gets no request, and the error has the reason."""
     address = start(credentials(authority, "127.0.0.1"))
     elsewhere = start(credentials(authority, "sketchbatch.example"))
     for where, trusted in ((address, trustme.CA()), (elsewhere, authority)):

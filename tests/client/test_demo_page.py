@@ -205,7 +205,7 @@ def test_a_used_port_is_an_error_in_one_line(run_command, demo):
     ],
 )
 def test_an_invalid_address_is_refused(address, message):
-    """The message has the reason."""
+    """An invalid address is refused with a message that has the reason."""
     with pytest.raises(OSError, match=re.escape(message)):
         PageServer(address, ClassificationApi(partial(Client, "127.0.0.1:1")))
 

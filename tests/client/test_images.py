@@ -99,7 +99,7 @@ def test_filled_areas_stay_filled():
 
 
 def test_specks_far_from_the_drawing_do_not_shrink_it():
-    """Specks are ignored when the drawing is cropped."""
+    """Specks far from the drawing are ignored when the drawing is cropped."""
     clean = picture_of_strokes(FACE, PICTURES[0])
     dusty = clean.copy()
     dusty[3:5, 3:5] = 0

@@ -68,7 +68,7 @@ def test_the_container_returns_the_scores_of_onnx_runtime(start_pod, folder, noi
 
 
 def test_the_container_serves_without_privileges(start_pod):
-    """It has no root user, no capability, no new privileges and no writable path, and system calls are filtered."""
+    """The container has no root user, capability, new privileges or writable path; system calls are filtered."""
     pod = start_pod()
     pod.wait_for_serving()
     status = dict(line.split(":\t", 1) for line in pod.inside("cat", "/proc/1/status").stdout.splitlines())

@@ -40,7 +40,7 @@ def test_intervals_shrink_with_more_drawings():
 
 @pytest.mark.parametrize(("accuracy", "confidence", "error"), [(0.8, 0.8, 0.0), (0.6, 0.9, 0.3), (0.9, 0.5, 0.4)])
 def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy(accuracy, confidence, error):
-    """The error is the distance in both directions, and 0 if both are equal."""
+    """The calibration error is the distance between confidence and accuracy, whichever is higher."""
     calibration = evaluate_scores(*predictions(20_000, accuracy, confidence), LABELS[:3]).calibration
     assert calibration.rows.sum() == 20_000
     assert calibration.expected_error == pytest.approx(error, abs=0.01)

@@ -126,7 +126,7 @@ def test_recognised_drawings_have_their_own_figures(runs, tmp_path, monkeypatch)
 
 
 def test_models_of_different_drawings_have_a_warning(runs, tmp_path):
-    """The page shows them in one table and warns against comparing their accuracies."""
+    """The page shows models of different drawings in one table and warns against comparing their accuracies."""
     other = Run(tmp_path / "other")
     other.folder.mkdir()
     for path in (runs[1].onnx, runs[1].history):

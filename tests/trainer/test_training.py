@@ -199,12 +199,15 @@ def test_equal_requests_give_equal_weights(run, retrained):
 
 
 def test_training_deletes_the_output_of_an_earlier_training(retrained):
-    """No later step reads an old model, score or report as one of the new run."""
+    """Training deletes old output, so that no later step reads an old model, score or report as new."""
     assert not [path for path in retrained[1] if path.exists()]
 
 
 def test_the_article_network_has_the_published_layers():
-    """Two convolutions, one max-pool, two dense layers each with L2, batch normalisation and dropout, then softmax."""
+    """The article network has two convolutions, one max-pool, two dense layers and a softmax.
+
+    Each of the two dense layers has L2, batch normalisation and dropout.
+    """
     from sketchbatch_trainer.train.networks import build
 
     layers = build(ARTICLE.network, 3).layers
@@ -217,7 +220,7 @@ def test_the_article_network_has_the_published_layers():
 
 
 def test_the_compact_network_adds_filters_at_each_halving():
-    """A strided stem, then stages of 48 and 80 filters at half the resolution each, and no pooling."""
+    """The compact network has no pooling: after a strided stem, stages of 48 and 80 filters halve the resolution."""
     from sketchbatch_trainer.train.networks import build
 
     model = build(COMPACT.network, 3)
