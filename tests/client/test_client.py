@@ -258,7 +258,7 @@ def test_retries_end_with_the_attempts_the_patience_or_the_timeout(
 
 
 def test_the_client_waits_for_the_pushback(noise):
-    """No attempt starts before the pushback of the server has passed."""
+    """No attempt of a request starts before the pushback of the server has passed."""
     with flaky((FULL, "150")) as (client, _):
         started_at = time.monotonic()
         client.classify(noise(1), top_k=1)

@@ -34,7 +34,7 @@ def sketchbatch(run_command, tiny_service):
 
 
 def test_score_writes_one_line_per_row_in_order(sketchbatch, folder):
-    """Source and row number identify the drawing of a line in every output format."""
+    """Each output line has a source and a row number, which identify its drawing in every output format."""
     kinds = {}
     for kind in ("csv", "jsonl", "parquet"):
         output = folder / f"scores.{kind}"
@@ -69,7 +69,7 @@ def test_score_writes_more_than_the_best_class_on_request(sketchbatch, folder):
 
 
 def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
-    """Each picture in a folder is one source."""
+    """`score` accepts strokes and pictures; each picture in a folder is one source."""
     drawing = json.dumps({"drawing": [[[0, 255], [0, 255]]]})
     (tmp_path / "ant.ndjson").write_text(f"{drawing}\n" * 3)
     (tmp_path / "scans").mkdir()

@@ -92,7 +92,7 @@ def test_pictures_of_any_size_are_drawn_with_the_same_pen(size):
 
 
 def test_filled_areas_stay_filled():
-    """A disc is not reduced to its centre."""
+    """A filled disc stays filled and is not reduced to its centre."""
     y, x = np.mgrid[:300, :300]
     picture = np.where((x - 150) ** 2 + (y - 150) ** 2 < 100**2, 0, 255).astype(np.uint8)
     assert normalize_image(picture).mean() > 120

@@ -234,7 +234,7 @@ def test_a_job_does_not_resume_with_changed_inputs(begun, score, drawings, undis
 
 
 def test_a_job_does_not_resume_with_another_model(begun, sketchbatch, start_service, tmp_path):
-    """A model of the same name and version with another digest is rejected."""
+    """A job does not resume if the model has the same name and version but another digest."""
     folder, output = begun
     other = start_service(write_model(tmp_path / "tiny.onnx", metadata={"sketchbatch.licence": "another"}))
     refused = sketchbatch("score", folder, "--output", output, "--part-rows", PART, "--server", other.address)

@@ -253,7 +253,7 @@ def test_missing_files_are_named_with_the_command_that_fetches_them(folder, tmp_
 
 
 def test_a_class_without_a_kind_of_file_is_named(folder, tmp_path):
-    """The page names the class if other classes have such a file."""
+    """The page names a class without a kind of file if other classes have this kind of file."""
     page = page_of(explored(folder), tmp_path)
     assert "There are no simplified files of bee" in page
     assert "--format raw --folder" in page
