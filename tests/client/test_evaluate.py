@@ -48,7 +48,7 @@ def others(start_service, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tiny_service, tmp_path_factory) -> Path:
-    """Write random bitmaps in files of their predicted labels, except every fifth, and three of an unknown label."""
+    """Write random bitmaps as files per predicted label, every fifth with an arbitrary label, and three as zebra."""
     path = tmp_path_factory.mktemp("labelled")
     bitmaps = np.random.default_rng(1).integers(0, 256, (400, 28, 28), np.uint8)
     with Client(tiny_service.address) as client:
