@@ -11,11 +11,8 @@ from ..errors import Overloaded, ShuttingDown
 from ..transport.interface import Context
 from .rpc_context import abort
 
-_WINDOW = 64
-"""Accepted messages per stream that wait for their response; the row queue itself bounds their rows."""
-
-_RETRY_S = 0.05
-"""Maximum seconds before a stream submits again to a full queue."""
+_WINDOW = 64  # accepted messages per stream that wait for their response; the row queue itself bounds their rows
+_RETRY_S = 0.05  # maximum seconds before a stream submits again to a full queue
 
 
 class PendingMessage(Protocol):

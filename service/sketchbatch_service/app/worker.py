@@ -16,14 +16,9 @@ from .signals import Stop
 class Worker:
     """One of `count` processes that serve the same port; the default is a process without a supervisor."""
 
-    number: int = 1
-    """1 to `count`."""
-
-    count: int = 1
-    """Processes on the port."""
-
-    supervisor: Connection | None = None
-    """Pipe to the supervisor; the pipe closes when the supervisor ends."""
+    number: int = 1  # 1 to `count`
+    count: int = 1  # processes on the port
+    supervisor: Connection | None = None  # pipe to the supervisor; it closes when the supervisor ends
 
     def report(self, outcome: list[str] | StartError) -> None:
         """Send the names of the served models, or the error that prevented the start, to the supervisor."""

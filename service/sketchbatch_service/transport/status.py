@@ -4,14 +4,7 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import error_details_pb2, status_pb2
 
-from ..errors import (
-    DeadlinePassed,
-    InferenceFailed,
-    InvalidRequest,
-    ModelNotFound,
-    Overloaded,
-    ShuttingDown,
-)
+from ..errors import DeadlinePassed, InferenceFailed, InvalidRequest, ModelNotFound, Overloaded, ShuttingDown
 
 _CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,

@@ -29,11 +29,8 @@ from . import codec, descriptions
 _EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "parameters", "statistics")
 """Names of the supported extensions, as in Triton's server metadata."""
 
-_INLINE_ROWS = 64
-"""Maximum rows that are decoded or encoded on the calling thread, if this makes a copy."""
-
-_CODEC_THREADS = 2
-"""Threads for larger requests; they compete with all other Python threads for the interpreter lock."""
+_INLINE_ROWS = 64  # maximum rows that are decoded or encoded on the calling thread, if this makes a copy
+_CODEC_THREADS = 2  # for larger requests; they compete with all other Python threads for the interpreter lock
 
 _Submit = Callable[[], Future[Answer]]
 _Result = TypeVar("_Result")
