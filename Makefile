@@ -1,5 +1,5 @@
-# The verbs of the project: `make` lists them, and each installs what it needs.
-# Needs Python >= 3.11, make and a package index. uv goes into .tools/.
+# Commands of the project. `make` lists the commands, and each command installs the packages that it needs.
+# The commands need Python >= 3.11, make and a package index. The package installer uv is installed into .tools/.
 
 PYTHON  ?= python3
 DATA    ?=
@@ -12,7 +12,7 @@ UV   := .tools/bin/uv
 VENV := .venv/bin
 DISTRIBUTIONS := protos client service trainer
 
-# uv does not read pip's configuration. A mirror that pip is configured with is passed on, unless uv has its own.
+# uv does not read the configuration of pip. Therefore uv gets the package index of pip, unless UV_DEFAULT_INDEX is set.
 ifeq ($(origin UV_DEFAULT_INDEX),undefined)
 PIP_INDEX := $(or $(PIP_INDEX_URL),$(shell $(PYTHON) -m pip config get global.index-url 2>/dev/null))
 ifneq ($(PIP_INDEX),)
@@ -46,8 +46,9 @@ ANIMALS := bear,cat,dog,duck,fish,frog,lion,monkey,rabbit,sheep
 TRAIN    = $(VENV)/sketchbatch-train train --run $(@D) --name $(notdir $(@D)) \
   --data "$(or $(DATA),$(error name the folder of drawings: make models DATA=FOLDER))" --source "Quick, Draw! drawings by Google (CC BY 4.0)"
 
-# 345 classes are trained twice: the first result is start and teacher of the second. The small models are fine-tuned
-# from it. The default model is the mean of three runs of the light network.
+# The models of 345 classes are trained twice: the second training starts from the weights of the first training and
+# uses the first model as teacher. The models of 3 and 10 classes are fine-tuned from the second training. bear-cat-dog
+# is the average of three runs of the light network.
 models: $(SHIPPED:%=models/%/1/model.onnx) ## train the shipped models from the drawings in DATA: 80 minutes on 2 cores
 
 $(RUNS)/compact-345/model.keras: | .venv/.done
@@ -75,7 +76,8 @@ models/%/1/model.onnx: $(RUNS)/%/model.keras
 	mkdir -p $(@D) && cp $(<D)/model.onnx $@.partial && mv $@.partial $@
 
 ##@ Check
-# Two processes, each test file in one of them: most tests wait for processes, and training uses both cores.
+# pytest runs in two processes, because most tests wait for other processes, and not in more, because training uses both
+# cores. All tests of a file run in the same process.
 TESTS ?= -n 2 --dist loadfile
 
 test: lint .tools/openinference/.done ## lint, then run the tests; `make k8s` and `make image-test` are the other two checks of CI
@@ -114,13 +116,14 @@ fuzz: .venv/.done ## send INPUTS (1000000) hostile inputs of SEED (1) to every p
 bench: .venv/.done ## compare with ONNX Runtime and a plain server: 8 minutes; others: .venv/bin/python -m benchmarks
 	$(VENV)/python -m benchmarks bench $(BENCH)
 
-# On a GPU machine with a plain Python, without an index and without our packages: docs/gpu.md.
+# bench-gpu needs no package index and no installed packages of this project (docs/gpu.md).
 PROVIDER ?= cuda
 bench-gpu: ## measure CUDA in 8 minutes; needs a GPU, and PYTHON with onnxruntime-gpu
 	$(PYTHON) benchmarks/gpu.py --provider $(PROVIDER) $(if $(OUTPUT),--output "$(OUTPUT)")
 
 ##@ Build
-# docs/container.md. EXTRA: gpu (CUDA 13) or cpu, as in `pip install sketchbatch-service[cpu]`, or client.
+# EXTRA selects the image: gpu (CUDA 13) or cpu, as in `pip install sketchbatch-service[cpu]`, or client. The page
+# docs/container.md describes all variables of the image.
 DOCKER       ?= docker
 EXTRA        ?=
 IMAGE        ?= sketchbatch:$(or $(EXTRA),gpu)
@@ -136,7 +139,7 @@ image: ## build the image: EXTRA=gpu (default), cpu or client; IMAGE=NAME BASE_I
 	  --build-arg REVISION=$(shell git describe --always --dirty --abbrev=40 2>/dev/null || echo unknown) \
 	  $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) $(BUILD_FLAGS) .
 
-# Installs the lock for the Python of the image's default base, without cuFFT, as Dockerfile.gpu does.
+# Installs the locked packages for the Python version of the default base image, without cuFFT, as Dockerfile.gpu does.
 SBOM_PIP = $(UV) pip install --quiet --no-deps --python .tools/sbom/bin/python --python-version $(IMAGE_PYTHON) \
   --target $$(echo .tools/sbom/lib/python3.*/site-packages)
 
@@ -152,8 +155,9 @@ sbom: .tools/image/.done ## write the bill of materials of the image (EXTRA=gpu 
 protos: .tools/protos/.done ## generate the stubs from the .proto files
 	@$(call generate,protos)
 
-# pyproject.toml says why grpcio-tools is pinned to 1.71.2. The Open Inference Protocol gets messages only: its gRPC stubs
-# would use our package's name for the service, and the wire has the protocol's.
+# pyproject.toml gives the reason why grpcio-tools is pinned to 1.71.2. For the Open Inference Protocol only messages
+# are generated. Generated gRPC stubs would use the package name sketchbatch.openinference.v2 in the name of the
+# service, but the protocol uses `inference`.
 PROTOC := .tools/protos/bin/python -m grpc_tools.protoc -Iprotos \
   -I"$$(.tools/protos/bin/python -c 'import google.rpc as g; print(g.__path__[0] + "/../..")')" \
   --plugin=protoc-gen-mypy=.tools/protos/bin/protoc-gen-mypy \
@@ -190,7 +194,7 @@ setup: .venv/.done .tools/protos/.done .tools/openinference/.done .tools/image/.
 clean: ## remove what the verbs installed; runs/ stays
 	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
-# Set-up reports on stderr, so that a verb's stdout is its own.
+# The installation writes to stderr, so that stdout has only the output of the command.
 $(UV): locks/tools.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	  { echo "Sketchbatch needs Python 3.11 to 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12" >&2; exit 1; }
@@ -206,7 +210,8 @@ $(UV): locks/tools.txt
 	@$(UV) pip install --quiet --no-deps --no-build-isolation --python $(VENV)/python $(DISTRIBUTIONS:%=-e %) >&2
 	@touch $@
 
-# Tools in environments of their own: protos, openinference (350 MB), image, k8s (700 MB), ray (540 MB), perf-analyzer.
+# Each group of tools has its own environment: protos, openinference (350 MB), image, k8s (700 MB), ray (540 MB) and
+# perf-analyzer.
 .tools/%/.done: locks/%.txt | $(UV)
 	@echo "installing locks/$*.txt into .tools/$*" >&2
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/$* >&2

@@ -33,7 +33,6 @@ def main() -> None:
     parser.add_argument("--callers", type=int)
     parser.add_argument("--in-flight", type=int, default=4, help="Requests of each caller.")
     parser.add_argument("--seconds", type=float)
-    parser.add_argument("--start-at", type=float)
     arguments = parser.parse_args()
     print(json.dumps(globals()[arguments.part](arguments)))
 
@@ -215,11 +214,17 @@ def rate(predict: Callable[[np.ndarray], object], rows: int, threads: int, secon
 
 def service(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return rows/s of a running service, from `callers` concurrent processes."""
-    start_at = time.time() + 2 + 0.3 * arguments.callers
     words = ["--address", arguments.address, "--rows", arguments.rows, "--in-flight", arguments.in_flight]
-    words += ["--seconds", arguments.seconds, "--start-at", start_at]
+    words += ["--seconds", arguments.seconds]
     command = [sys.executable, __file__, "caller", *map(str, words)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(arguments.callers)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(arguments.callers)]
+    for process in processes:
+        process.stdout.readline()  # the process has its connections
+    start_at = f"{time.time() + 0.1}\n"
+    for process in processes:
+        process.stdin.write(start_at)
+        process.stdin.flush()
     answers = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
     return {
         "rows_per_s": sum(answer["rows"] for answer in answers) / arguments.seconds,
@@ -246,13 +251,17 @@ def caller(arguments: argparse.Namespace) -> dict[str, Any]:
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
     channels = [grpc.insecure_channel(arguments.address, options) for _ in range(arguments.in_flight)]
     calls = [channel.unary_unary("/sketchbatch.v1.ClassifierService/Classify") for channel in channels]
+    for call in calls:
+        call(request)  # connects
+    print("ready", flush=True)
+    start_at = float(sys.stdin.readline())
     waiting = deque((call, time.time(), call.future(request)) for call in calls)
     took_s: list[float] = []
-    ends_at = arguments.start_at + arguments.seconds
+    ends_at = start_at + arguments.seconds
     while (now := time.time()) < ends_at:
         call, asked_at, answer = waiting.popleft()
         answer.result()
-        if arguments.start_at <= (now := time.time()) < ends_at:
+        if start_at <= (now := time.time()) < ends_at:
             took_s.append(now - asked_at)
         waiting.append((call, now, call.future(request)))
     for _, _, answer in waiting:

@@ -1,4 +1,4 @@
-"""A local HTTP server that behaves like Google's bucket, with faults that a test can inject."""
+"""Run a local HTTP server that behaves like Google's bucket, with faults that a test can inject."""
 
 import base64
 import hashlib
@@ -10,27 +10,27 @@ from urllib.parse import unquote
 
 
 class Bucket:
-    """The files by path (`numpy_bitmap/bear.npy`), the faults of each path, and the requests so far."""
+    """Store the files by path (`numpy_bitmap/bear.npy`), the faults of each path, and the requests that arrived."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.statuses: dict[str, list[int]] = {}
-        """Statuses of the next requests, one per request; 200 = no fault."""
+        """Statuses of the next requests by path, one status per request; 200 means no fault."""
         self.cuts: dict[str, list[int]] = {}
-        """Offsets in the file at which the connection is cut, one per request."""
+        """Offsets in the file at which the server cuts the connection, by path, one offset per request."""
         self.holds: dict[str, list[int]] = {}
-        """Offsets in the file at which the server pauses until `release` is set, one per request."""
+        """Offsets in the file at which the server pauses until `release` is set, by path, one per request."""
         self.release = threading.Event()
         self.held = threading.Semaphore(0)
-        """Released once for each response that pauses."""
+        """Semaphore that the server releases once for each response that pauses."""
         self.ignores_range = False
         self.misplaced_bytes = 0
-        """Offset between the requested range and the range that is sent."""
+        """Offset between the requested byte range and the byte range that the server sends."""
         self.retry_after_s = 0
         self.md5: dict[str, str] = {}
-        """Wrong digests to state, by path."""
+        """Wrong MD5 digests that the server sends, by path; other files have their correct digest."""
         self.requests: list[tuple[str, int, int]] = []
-        """Path, first byte and last byte of each request."""
+        """Path, first byte and last byte of each request that has arrived."""
         self.url = ""
 
     def ranges_of(self, path: str) -> list[tuple[int, int]]:
@@ -64,7 +64,7 @@ def serving() -> Iterator[Bucket]:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, *_):
-        """Ignore clients that disconnect early: the tests do this on purpose."""
+        """Ignore clients that disconnect early, because tests disconnect on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = end < stop
 
     def log_message(self, *_):
-        """Print nothing."""
+        """Print no log line for a request."""
 
 
 def _next(faults: dict[str, list[int]], path: str, default: int) -> int:

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: tiny real models, real drawings if present, and real services."""
+"""Provide the fixtures of all tests: tiny real models, real drawings if present, and real services."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 from onnx_models import write_model
 
-# The same examples on every machine and without a deadline: only the code can cause a failure.
+# Hypothesis tries the same examples on every machine and without a deadline, so only the code can cause a failure.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
 
@@ -30,7 +30,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def quickdraw() -> Path:
-    """Return the folder of real drawings in Google's layout; without the folder, the test is skipped."""
+    """Return the folder of real drawings in Google's layout; skip the test if the folder is missing."""
     if not QUICKDRAW.is_dir():
         pytest.skip("no real drawings: ../shared/data/quickdraw is absent")
     return QUICKDRAW
@@ -44,12 +44,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def noise() -> Callable[[int], np.ndarray]:
-    """Return a function that makes random bitmaps; equal numbers of rows give equal bitmaps."""
+    """Return a function that makes random bitmaps; two calls with the same number of rows return equal bitmaps."""
     return lambda rows: np.random.default_rng(rows).integers(0, 256, (rows, 28, 28), np.uint8)
 
 
 class Service:
-    """A `sketchbatch-serve` process on a free port of this machine."""
+    """Run a `sketchbatch-serve` process on a free port of this machine."""
 
     def __init__(self, model: Path, *flags: str) -> None:
         always = ("--address", "127.0.0.1:0", "--lame-duck-s", "0")
@@ -61,14 +61,14 @@ class Service:
         self.metrics_address: str = ready["metrics_address"]
 
     def wait_for(self, message: str) -> dict:
-        """Read the log up to the first event with that message, and return the event."""
+        """Read the log of the service up to the first event with `message`, and return that event."""
         for line in self.process.stderr:
             if (event := json.loads(line))["message"] == message:
                 return event
         raise AssertionError(f"the service ended before it logged {message}")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, list[dict]]:
-        """Send the signal; return the exit code and the rest of the log."""
+        """Send the signal `how` to the service; return its exit code and the unread rest of its log."""
         if self.process.poll() is None:
             os.kill(self.process.pid, how)
         _, log = self.process.communicate(timeout=45)
@@ -77,7 +77,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def start_service() -> Iterator[Callable[..., Service]]:
-    """Return a function that starts a service; stop the services that still run at the end of the session."""
+    """Return a function that starts a service; services that still run are stopped at the end of the test session."""
     started: list[Service] = []
 
     def start(model: Path, *flags: str) -> Service:

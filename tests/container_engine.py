@@ -1,7 +1,8 @@
 """Provide a container engine, a base image and containers for tests/image; needs root.
 
-`engine` uses a running Docker daemon, or else starts one from Debian's package docker.io. `base_image` uses the base of
-the Dockerfile if it can be pulled, or else builds a Debian with debootstrap. `Pod` runs a container as Kubernetes does.
+`engine` uses a running Docker daemon, or else starts a daemon from Debian's package docker.io. `base_image` uses the
+base image of the Dockerfile if it can be pulled, or else builds a Debian with debootstrap. `Pod` runs a container with
+the restrictions of Kubernetes.
 """
 
 import json
@@ -19,45 +20,45 @@ from pathlib import Path
 STAND_IN = "sketchbatch-base:bookworm"
 
 RESTRICTED = [
-    "--network=none",  # loopback remains
-    "--read-only",  # /tmp included
+    "--network=none",  # only the loopback interface remains
+    "--read-only",  # /tmp is read-only, too
     "--cap-drop=ALL",
     "--security-opt=no-new-privileges",
     "--cpus=1",
     "--pids-limit=128",
 ]
-"""Flags of a container: Pod Security's level "restricted" and a few limits. The image sets the user."""
+"""Flags of a container: Kubernetes' Pod Security level "restricted", and a few limits. The image sets the user."""
 
 
 class NoEngine(Exception):
-    """No container engine is running, and none can be started."""
+    """No container engine is running, and the tests cannot start one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A running Docker daemon."""
+    """Run commands of a running Docker daemon."""
 
     host: str = ""
-    """Address of the daemon; empty = the default of the docker command."""
+    """Address of the Docker daemon; empty means the default of the docker command."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment of the docker command."""
+        """Return the environment variables of the docker command."""
         return {**os.environ, **({"DOCKER_HOST": self.host} if self.host else {})}
 
     @property
     def build_flags(self) -> str:
-        """Flags with which a build reaches a package index."""
+        """Return the flags with which `docker build` reaches a package index."""
         return "" if self.attempt("network", "inspect", "bridge").returncode == 0 else "--network=host"
 
     def __call__(self, *words: object, limit_s: float = 60) -> str:
-        """Run `docker WORDS`, which must succeed; return its standard output."""
+        """Run `docker WORDS` and return its standard output; fail if the command fails."""
         finished = self.attempt(*words, limit_s=limit_s)
         assert finished.returncode == 0, finished.stderr
         return finished.stdout.strip()
 
     def attempt(self, *words: object, limit_s: float = 60) -> subprocess.CompletedProcess:
-        """Run `docker WORDS`; return the result, also of a failure."""
+        """Run `docker WORDS` and return the finished process, even if the command failed."""
         command = ["docker", *map(str, words)]
         return subprocess.run(
             command, env=self.environment, capture_output=True, text=True, check=False, timeout=limit_s
@@ -82,7 +83,7 @@ def engine() -> Iterator[Engine]:
         host = f"unix://{folder}/socket"
         command = ["dockerd", "--host", host, "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec"]
         command += ["--pidfile", f"{folder}/pid", "--bridge=none", "--iptables=false", "--ip6tables=false"]
-        command += ["--ip-forward=false"]  # it leaves the machine's network alone
+        command += ["--ip-forward=false"]  # Docker must not change the machine's network settings
         with (Path(folder) / "log").open("w+") as log:
             daemon = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
             try:
@@ -106,7 +107,7 @@ def _wait_for(started: Engine, daemon: subprocess.Popen, log: str) -> None:
 
 
 def base_image(docker: Engine, dockerfile: Path) -> str:
-    """Return the name of an available base image: BASE_IMAGE, the default of the Dockerfile, or a built Debian."""
+    """Return an available base image: the variable BASE_IMAGE, the Dockerfile's default, or a Debian built here."""
     if chosen := os.environ.get("BASE_IMAGE"):
         return chosen
     default = re.search(r"^ARG BASE_IMAGE=(.+)$", dockerfile.read_text(), re.MULTILINE)[1]
@@ -120,13 +121,17 @@ def base_image(docker: Engine, dockerfile: Path) -> str:
 
 
 def _make_stand_in(docker: Engine) -> None:
-    """Build a Debian like its slim images, without documentation, locales and caches; the Dockerfile adds Python."""
+    """Build a Debian image without documentation, locales and caches, as Debian's slim images are.
+
+    The Dockerfile adds Python.
+    """
     with tempfile.TemporaryDirectory(prefix="sketchbatch-") as folder:
         subprocess.run(["debootstrap", "--variant=minbase", "bookworm", folder], check=True, capture_output=True)
         for dropped in ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists"):
             shutil.rmtree(Path(folder, dropped))
         changes = ["--change", 'CMD ["bash"]']
-        if authority := os.environ.get("PIP_CERT"):  # certificate authority of a private package index
+        # PIP_CERT names the certificate authority of a private package index
+        if authority := os.environ.get("PIP_CERT"):
             shutil.copy(authority, Path(folder, "etc/pip-ca.crt"))
             changes += ["--change", "ENV PIP_CERT=/etc/pip-ca.crt"]
         with subprocess.Popen(["tar", "-C", folder, "--numeric-owner", "-c", "."], stdout=subprocess.PIPE) as tar:
@@ -140,20 +145,20 @@ def _make_stand_in(docker: Engine) -> None:
 
 
 class Pod:
-    """A container with the restrictions of Kubernetes; `remove` deletes it."""
+    """Run a container with the restrictions of Kubernetes until `remove` deletes the container."""
 
     def __init__(self, docker: Engine, image: str, memory: str, *flags: object) -> None:
         self._docker = docker
-        limits = [f"--memory={memory}", f"--memory-swap={memory}"]  # equal values: no swap, as in Kubernetes
+        limits = [f"--memory={memory}", f"--memory-swap={memory}"]  # equal values forbid swap, as in Kubernetes
         self.id = docker("run", "--detach", *RESTRICTED, *limits, *flags, image)
 
     def log(self) -> list[dict]:
-        """Return the events of its log; every line must be one."""
+        """Return the events of the container's log; every log line must be one event."""
         lines = self._docker.attempt("logs", self.id).stderr.splitlines()
         return [json.loads(line) for line in lines]
 
     def wait_for_serving(self, limit_s: float = 60) -> None:
-        """Wait for SERVING in its log."""
+        """Wait for the event SERVING in the container's log."""
         give_up_at = time.monotonic() + limit_s
         while not any(event["message"] == "SERVING" for event in self.log()):
             assert time.monotonic() < give_up_at
@@ -161,22 +166,22 @@ class Pod:
             time.sleep(0.1)
 
     def state(self) -> dict:
-        """Return its state: Running, ExitCode, OOMKilled, Health, Pid."""
+        """Return the container's state: Running, ExitCode, OOMKilled, Health, Pid."""
         return json.loads(self._docker("inspect", "--format", "{{json .State}}", self.id))
 
     def inside(self, *words: object) -> subprocess.CompletedProcess:
-        """Run a command in the container."""
+        """Run a command inside the container."""
         return self._docker.attempt("exec", self.id, *words)
 
     def in_network(self, *words: object) -> list[str]:
-        """Return a command that runs `words` of this machine in the container's network and reaches its loopback."""
+        """Return a command that runs the program `words` of this machine in the container's network namespace."""
         return ["nsenter", f"--net=/proc/{self.state()['Pid']}/ns/net", *map(str, words)]
 
     def stop(self) -> int:
-        """Send the image's stop signal as a kubelet does, kill after 45 s, and return the exit code."""
+        """Stop the container as a kubelet does, with the image's signal and a limit of 45 s; return the exit code."""
         self._docker("stop", "--time", "45", self.id)
         return self.state()["ExitCode"]
 
     def remove(self) -> None:
-        """Kill and delete it."""
+        """Kill and delete the container."""
         self._docker("rm", "--force", self.id)

@@ -1,4 +1,4 @@
-"""A running `sketchbatch demo`, and drawings to send to it."""
+"""Run `sketchbatch demo` as a process, and provide drawings to send to the process."""
 
 import json
 import signal
@@ -9,7 +9,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sketchbatch_client import rasterize
-from sketchbatch_client.demo.classification_api import MAX_CROSSINGS
 from sketchbatch_client.drawings.simplify import simplify
 
 COMMAND = str(Path(sys.executable).parent / "sketchbatch")
@@ -19,16 +18,16 @@ ROOF = [
     [[40.5, 200, 390], [300, 80.2, 310], [0, 150, 320]],
     [[60, 60, 370, 370], [310, 480, 480, 310], [600, 700, 800, 900]],
 ]
-ZIGZAG = [[[0, 500] * MAX_CROSSINGS, list(range(2 * MAX_CROSSINGS))]]  # too long
+ZIGZAG = [[[0, 500] * 500, list(range(1000))]]  # longer than 500 times the drawing's size
 
 
 def bitmap_of(strokes):
-    """Return the model input for strokes of any size."""
+    """Return the bitmap of strokes, whatever their size."""
     return rasterize(simplify(strokes))
 
 
 class Demo:
-    """A `sketchbatch demo` process on a free port."""
+    """Run a `sketchbatch demo` process on a free port."""
 
     def __init__(self, server, *flags, **options):
         words = [COMMAND, "demo", "--server", server, "--address", "127.0.0.1:0", *flags]

@@ -1,4 +1,4 @@
-"""A fake model whose calls a test can hold and fail, and helpers to run it."""
+"""Provide a fake model whose calls a test can hold or fail, and helpers that run the fake model."""
 
 import math
 import threading
@@ -12,7 +12,7 @@ from sketchbatch_service.batching.leader_follower_pool import LeaderFollowerPool
 
 
 class FakeModel:
-    """Scores a drawing by its first pixel; a held model completes no call until `release` is set."""
+    """Score a drawing by its first pixel; a held model completes no call until `release` is set."""
 
     def __init__(self, *, held: bool = False) -> None:
         self.batch_sizes: list[int] = []
@@ -32,11 +32,11 @@ class FakeModel:
 
 
 class RecordingBatcher(Batcher):
-    """A batcher that counts the requests that it has accepted."""
+    """Record the requests that this batcher has accepted."""
 
     def __init__(self, *args) -> None:
         super().__init__(*args)
-        self._futures: list[weakref.ref] = []  # weak: a test looks for objects that outlive their call
+        self._futures: list[weakref.ref] = []  # weak references, because a test checks which objects outlive their call
 
     def submit(self, bitmaps, *, expires_at=math.inf):
         future = super().submit(bitmaps, expires_at=expires_at)
@@ -49,12 +49,12 @@ class RecordingBatcher(Batcher):
 
     @property
     def open_requests(self) -> int:
-        """Accepted requests that have neither scores nor an error, and are not cancelled."""
+        """Return the number of accepted requests that have no scores and no error, and are not cancelled."""
         return sum(future is not None and not future.done() for future in [ref() for ref in self._futures])
 
 
 def drawings(*first_pixels: int):
-    """Return one drawing per value, identified by its first pixel."""
+    """Return one drawing per value; the first pixel of a drawing holds its value."""
     out = np.zeros((len(first_pixels), 28, 28), np.uint8)
     out[:, 0, 0] = first_pixels
     return out
@@ -62,18 +62,18 @@ def drawings(*first_pixels: int):
 
 @contextmanager
 def running(batcher: Batcher) -> Iterator[Batcher]:
-    """Run the batcher on a thread pool."""
+    """Run the batcher on a thread pool until the context ends."""
     with LeaderFollowerPool([batcher], slots=batcher.limits.slots):
         yield batcher
 
 
 def busy(model: FakeModel, batcher: Batcher):
-    """Occupy the held model, so that the next request stays in the queue."""
+    """Start a call of the held model, so that the next request stays in the queue."""
     future = batcher.submit(drawings(0))
     assert model.started.wait(5)
     return future
 
 
 def first_pixels(future):
-    """Return the first pixels of the scored drawings, in order."""
+    """Return the first pixel of each scored drawing, in the order of the request's rows."""
     return future.result(5).scores[:, 0].tolist()

@@ -1,10 +1,10 @@
-"""Gates and an injected clock, with which a test decides the order of events."""
+"""Provide a clock and a condition with which a test decides the order of events."""
 
 import threading
 
 
 class Clock:
-    """A clock in seconds that only the test advances."""
+    """Return a time in seconds that only the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -17,7 +17,7 @@ class Clock:
 
 
 class ObservedCondition(threading.Condition):
-    """A condition that releases `waits` each time a thread is about to wait."""
+    """Release `waits` each time a thread is about to wait for this condition."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ SERVICE = "sketchbatch.v1.ClassifierService"
 
 @dataclass
 class InProcess:
-    """A running service, its parts, and a channel to it."""
+    """Hold a running service, its parts, and a channel to the service."""
 
     channel: grpc.aio.Channel
     models: ModelRegistry
@@ -47,24 +47,24 @@ class InProcess:
 
     @property
     def batcher(self) -> RecordingBatcher:
-        """The batcher of the default model."""
+        """Return the batcher of the default model."""
         return self.models.get("", "").batcher
 
     async def classify(self, *first_pixels: int, **fields) -> pb.ClassifyResponse:
-        """Classify one row per value."""
+        """Classify rows whose first pixels have the given values, one row per value."""
         return await self.stub.Classify(pb.ClassifyRequest(bitmaps=drawings(*first_pixels).tobytes(), **fields))
 
     async def rejection(self, *first_pixels: int, **fields) -> grpc.aio.AioRpcError:
-        """Return the error that rejects such a request."""
+        """Return the error with which the service rejects a Classify request with the given rows and fields."""
         return await rejection(self.classify(*first_pixels, **fields))
 
     async def is_serving(self, service: str = "") -> bool:
-        """Return whether health reports SERVING."""
+        """Return whether the service's health is SERVING."""
         answer = await self.health.Check(health_pb2.HealthCheckRequest(service=service))
         return answer.status == health_pb2.HealthCheckResponse.SERVING
 
     def values(self) -> dict[str, float]:
-        """Return all metrics by name and label values, without the labels that every series has."""
+        """Return the values of all metrics by name and labels, without the labels that every series has."""
         return {
             sample.name + "".join(f" {sample.labels[key]}" for key in sorted(sample.labels) if key not in COMMON): (
                 sample.value
@@ -78,13 +78,13 @@ COMMON = ("worker", "version")
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds; only the time limit of the test ends the wait otherwise."""
+    """Wait until `condition` is true; only the time limit of the test can end the wait earlier."""
     while not condition():
         await asyncio.sleep(0.01)
 
 
 async def rejection(call) -> grpc.aio.AioRpcError:
-    """Return the error that ends `call`."""
+    """Return the error with which `call` ends."""
     try:
         await call
     except grpc.aio.AioRpcError as error:
@@ -101,7 +101,7 @@ async def serving(
     trial_every_s: float = 0.1,
     **fakes: FakeModel | tuple[FakeModel, ...],
 ) -> AsyncIterator[InProcess]:
-    """Serve `fakes` under their names; a tuple holds the versions 1, 2, ... of one model."""
+    """Serve each model of `fakes` under its name; a tuple holds the versions 1, 2, ... of one model."""
     named = [
         (name, str(version), fake)
         for name, each in fakes.items()
@@ -124,14 +124,14 @@ async def serving(
     inference = InferenceServicer(models, max_request_rows=max_request_rows)
     server.add_generic_rpc_handlers([classifier.handlers(), wire.handlers(inference)])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = server.listen("127.0.0.1:0")
     await server.start()
     with capture_logs() as log, models.thread_pool(server):
         await health.serve()
         monitor = asyncio.create_task(monitor_health(models, health, trial_every_s=trial_every_s))
         metrics = ServiceMetrics(models, server, health, worker=1)
         try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            async with grpc.aio.insecure_channel(address) as channel:
                 yield InProcess(channel, models, classifier, inference, metrics, log)
         finally:
             for _, _, fake in named:

@@ -1,7 +1,8 @@
-"""Check rendered manifests against our own policies, beyond Kubernetes' schemas and checkov.
+"""Check rendered manifests against our own policies, which go beyond Kubernetes' schemas and checkov.
 
-Each policy takes the manifests of one rendering and yields a line per violation. The policies compare manifests with
-the service itself: with the settings that it would read and with the service names that its health check knows.
+Each policy takes the manifests of one rendering and yields one line per violation. The policies compare manifests with
+the service itself: with the settings that the service would read, and with the service names that its health check
+knows.
 """
 
 import re
@@ -25,9 +26,9 @@ MODEL_HEALTH = ("", CLASSIFIER, wire.SERVICE)
 PROBED = {
     "startupProbe": MODEL_HEALTH,
     "readinessProbe": MODEL_HEALTH,
-    "livenessProbe": (LIVENESS,),  # a failing model must not restart the process
+    "livenessProbe": (LIVENESS,),  # a restart of the process would not repair a failing model
 }
-"""The service names that each probe may check."""
+"""Names that each kind of probe may check in grpc.health.v1."""
 
 ROUTE = {
     "apiVersion": {},
@@ -39,17 +40,17 @@ ROUTE = {
         "rules": {"matches": {"method": {"service": {}}}, "backendRefs": {"name": {}, "port": {}}},
     },
 }
-"""The fields of a GRPCRoute that we use. No schema of the Gateway API is available offline."""
+"""Fields of a GRPCRoute that our manifests use; no schema of the Gateway API is available offline."""
 
 
 def violations(manifests: list[Manifest]) -> list[str]:
-    """Return a line per violation of any policy in `manifests`."""
+    """Return one line per violation of any policy in `manifests`."""
     policies = (restricted, sealed, mounted, configured, probed, in_time, connected, scaled, routed, sharded)
     return [f"{policy.__name__}: {line}" for policy in policies for line in policy(manifests)]
 
 
 def restricted(manifests: list[Manifest]) -> Iterator[str]:
-    """Require Pod Security's "restricted" level and a read-only root file system of each container."""
+    """Require Pod Security's level "restricted" and a read-only root file system for each container."""
     for name, pod in _pods(manifests):
         own = pod.get("securityContext", {})
         for container in _containers(pod):
@@ -71,7 +72,7 @@ def restricted(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def sealed(manifests: list[Manifest]) -> Iterator[str]:
-    """Forbid access to the node and to the cluster's API, and require equal memory request and limit."""
+    """Forbid access to the node and to the cluster's API, and require that memory request and limit are equal."""
     for name, pod in _pods(manifests):
         for field in ("hostNetwork", "hostPID", "hostIPC"):
             if pod.get(field):
@@ -88,7 +89,7 @@ def sealed(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def mounted(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that pods mount exactly the volumes that they declare, and none by subPath."""
+    """Require that pods mount exactly the volumes that they declare, and mount no volume by subPath."""
     for name, pod in _pods(manifests):
         volumes = {volume["name"] for volume in pod.get("volumes", [])}
         mounts = [mount for container in _containers(pod) for mount in container.get("volumeMounts", [])]
@@ -100,7 +101,7 @@ def mounted(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def configured(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that the service accepts its settings and finds the ports and files that they name."""
+    """Require that the service accepts its settings, and that the pod has the ports and files of these settings."""
     for pod, container, environment in _services(manifests):
         yield from (f"{key} is not a setting of the service" for key in environment if key not in _variables())
         settings = _settings(environment)
@@ -125,7 +126,7 @@ def configured(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def probed(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that each probe checks the probe port by gRPC, with a service name that fits its purpose."""
+    """Require that each probe checks the probe port by gRPC, with a service name that fits the kind of probe."""
     for _, container, environment in _services(manifests):
         port = _port(environment.get("SKETCHBATCH_PROBE_ADDRESS", ""))
         for probe, names in PROBED.items():
@@ -137,11 +138,11 @@ def probed(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def in_time(manifests: list[Manifest]) -> Iterator[str]:
-    """Require a grace period that lets the service end by itself."""
+    """Require a grace period in which the service can end before Kubernetes kills it."""
     for pod, container, environment in _services(manifests):
         settings = _settings(environment)
         if isinstance(settings, str):
-            continue  # `configured` reports it
+            continue  # the policy `configured` reports settings that the service rejects
         before = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         needed = before + settings.lame_duck_s + settings.drain_s + LATE_S
         if not pod["terminationGracePeriodSeconds"] > needed:
@@ -173,7 +174,7 @@ def connected(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def scaled(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that only the autoscaler sets replicas, and that one replica is always left."""
+    """Require that only the autoscaler sets the number of replicas, and that one replica always remains."""
     for deployment in _of("Deployment", manifests):
         if "replicas" in deployment["spec"]:
             yield "replicas must not be set: each apply would undo the autoscaler's number"
@@ -191,7 +192,7 @@ def scaled(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def routed(manifests: list[Manifest]) -> Iterator[str]:
-    """Require known fields in a GRPCRoute, and existing Services and gRPC services behind it."""
+    """Require that a GRPCRoute has known fields, and names existing Services and existing gRPC services."""
     ports = {m["metadata"]["name"]: [port["port"] for port in m["spec"]["ports"]] for m in _of("Service", manifests)}
     for route in _of("GRPCRoute", manifests):
         yield from (f"unknown field {path}" for path in _unknown(route, ROUTE, "GRPCRoute"))
@@ -205,7 +206,7 @@ def routed(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def sharded(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that an Indexed Job has as many indexes as `--shard` names, and retries each by itself."""
+    """Require that an Indexed Job has as many indexes as `--shard` has shards, and retries each index separately."""
     for job in (m["spec"] for m in _of("Job", manifests) if m["spec"].get("completionMode") == "Indexed"):
         arguments = job["template"]["spec"]["containers"][0]["args"]
         if f"--shard=/{job['completions']}" not in arguments:
@@ -224,7 +225,7 @@ def _of(kind: str, manifests: list[Manifest]) -> list[Manifest]:
 
 
 def _pods(manifests: list[Manifest]) -> list[tuple[str, Manifest]]:
-    """Return name and specification of each pod of Deployments, Jobs and bare Pods."""
+    """Return the name and the specification of each pod of Deployments, Jobs and bare Pods."""
     owners = _of("Deployment", manifests) + _of("Job", manifests)
     pods = [(m["metadata"]["name"], m["spec"]["template"]["spec"]) for m in owners]
     return pods + [(m["metadata"]["name"], m["spec"]) for m in _of("Pod", manifests)]
@@ -235,7 +236,7 @@ def _containers(pod: Manifest) -> list[Manifest]:
 
 
 def _services(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest, dict[str, str]]]:
-    """Yield pod, container and environment of each Deployment."""
+    """Yield the pod, the container and the environment variables of each Deployment."""
     maps = {m["metadata"]["name"]: m["data"] for m in _of("ConfigMap", manifests)}
     for deployment in _of("Deployment", manifests):
         pod = deployment["spec"]["template"]["spec"]
@@ -247,12 +248,12 @@ def _services(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest, d
 
 
 def _variables() -> set[str]:
-    """Return every environment variable that the service reads."""
+    """Return the names of all environment variables that the service reads."""
     return {parameter.envvar for parameter in _reader([]).params}
 
 
 def _settings(environment: dict[str, str]) -> Settings | str:
-    """Return the settings that the service would read, or its error message."""
+    """Return the settings that the service would read from these variables, or its error message."""
     read: list[Settings] = []
     result = CliRunner().invoke(_reader(read), [], env=environment)
     return read[0] if read else result.output.strip().splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Clients that send requests continuously while models change, and check every response."""
+"""Send requests continuously while models change, and check every response."""
 
 import threading
 from collections import Counter
@@ -15,15 +15,19 @@ BITMAPS = np.random.default_rng(1).integers(0, 256, (3, 28, 28), np.uint8)
 
 
 class Repository:
-    """A repository of the model `farm`; each file gives different scores, and the expected ones are kept here."""
+    """Write model files of the model `farm`, each with different scores, and keep the expected scores."""
 
     def __init__(self, path) -> None:
         self.path = path
         self._seed = 0
-        self.expected: dict[str, list[np.ndarray]] = {}  # scores of `BITMAPS` by version, from every file written
+        # expected scores of `BITMAPS`, by version, one entry per model file
+        self.expected: dict[str, list[np.ndarray]] = {}
 
     def write(self, version: int, **model) -> None:
-        """Write a file elsewhere and move it into place; options of `write_model` make a file that is never served."""
+        """Write a model file to another folder and move it into place.
+
+        A file that is written with options of `write_model` is never served, so its scores are not expected.
+        """
         self._seed += 1
         ready = write_model(self.path / ".ready" / "model.onnx", seed=self._seed, **model)
         if not model:
@@ -35,20 +39,20 @@ class Repository:
         ready.rename(folder / "model.onnx")
 
     def is_right(self, version: str, scores: bytes) -> bool:
-        """Return whether any file of that version gives these scores."""
+        """Return whether any model file of `version` gives these scores."""
         got = np.frombuffer(scores, "<f4").reshape(len(BITMAPS), -1)
         return any(np.allclose(got, expected, atol=1e-6) for expected in self.expected.get(version, []))
 
 
 class Callers:
-    """Send Classify, ClassifyStream and ModelInfer requests without retries, on `each` threads per kind, until exit."""
+    """Send Classify, ClassifyStream and ModelInfer requests, without retries, on `each` threads per kind of request."""
 
     def __init__(self, address: str, repository: Repository, *, each: int) -> None:
         options = [("grpc.enable_retries", 0)]
         self.channel = grpc.insecure_channel(address, options=options)
         self.stub = classifier_pb2_grpc.ClassifierServiceStub(self.channel)
-        self.outcomes: Counter = Counter()  # responses by "right" or a description of the error
-        self.versions: Counter = Counter()  # responses by version
+        self.outcomes: Counter = Counter()  # number of responses by outcome: "right" or a description of the error
+        self.versions: Counter = Counter()  # number of responses by model version
         self._repository = repository
         self._ended = threading.Event()
         self._counting = threading.Lock()
@@ -67,7 +71,7 @@ class Callers:
         self.channel.close()
 
     def newest(self) -> str:
-        """Return the newest version that is served."""
+        """Return the newest model version that the service serves."""
         return self.stub.GetModel(pb.GetModelRequest()).model.version
 
     def rpc(self, method: str, **fields):

@@ -37,7 +37,7 @@ def write_model(
         *(_blank_after(correct_rows) if correct_rows is not None else []),
         helper.make_node("Reshape", ["ink" if correct_rows is None else "correct ink", "shape"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
-        # Compress keeps every column, but shape inference cannot know that.
+        # Compress keeps every column here, but shape inference does not know the number of kept columns.
         *([helper.make_node("Compress", ["logits", "kept"], ["open"], axis=1)] if open_classes else []),
         helper.make_node(
             "Softmax" if softmax else "Sigmoid",
@@ -68,7 +68,7 @@ def write_model(
 
 
 def _blank_after(rows: int) -> list[onnx.NodeProto]:
-    """Return the nodes from `ink` to `correct ink`, in which the rows after `rows` are blank."""
+    """Return the nodes that make `correct ink` from `ink` by making the rows after the first `rows` rows blank."""
     numbers = {"zero": [0], "rows": [rows], "end": [2**31 - 1]}
     return [
         *(helper.make_node("Constant", [], [name], value_ints=value) for name, value in numbers.items()),

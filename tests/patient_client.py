@@ -1,4 +1,4 @@
-"""A client whose small calls wait in the coalescing queue for as long as a test needs."""
+"""Provide a client whose small calls wait in the coalescing queue for as long as a test needs."""
 
 import threading
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from sketchbatch_client.rpc.blocking_backend import BlockingBackend, BlockingEve
 
 
 class PatientClient(Client):
-    """A client whose queued calls never bypass the requests in flight; `queued` counts them."""
+    """Keep queued calls in the queue while requests are in flight; `queued` is released once per queued call."""
 
     def _make_backend(self) -> BlockingBackend:
         self.queued = queued = threading.Semaphore(0)
@@ -25,6 +25,6 @@ class PatientClient(Client):
         return PatientBackend()
 
     def wait_for_queued(self, calls: int) -> None:
-        """Wait until `calls` more calls are in the queue."""
+        """Wait until `calls` more calls are in the coalescing queue."""
         for _ in range(calls):
             assert self.queued.acquire(timeout=15)

@@ -1,4 +1,4 @@
-"""Renders drawings as pictures that people send: other pens, papers, positions and light than the training data."""
+"""Render drawings as pictures that people send: pens, papers, positions and light differ from the training data."""
 
 from dataclasses import dataclass
 
@@ -6,26 +6,26 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 INK, PAPER = 20, 255
-_OVERSAMPLING = 2  # drawn twice as large, then reduced
+_OVERSAMPLING = 2  # a picture is drawn at twice its size and then reduced
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The page, pen and position of a drawing."""
+    """Describe the page, the pen and the position of a drawing."""
 
     side: int = 400
-    """Pixels."""
+    """Width and height of the page, in pixels."""
     pen: float = 0.016
-    """Width of the pen, as a fraction of the side."""
+    """Width of the pen, as a fraction of the side of the page."""
     span: float = 0.8
     """Longer side of the drawing, as a fraction of the side of the page."""
     offset: tuple[float, float] = (0.0, 0.0)
-    """Distance from the middle, right and down, as fractions of the side."""
+    """Distance of the drawing from the middle of the page, right and down, as fractions of the side of the page."""
     is_light_on_dark: bool = False
     shade: float = 0.0
-    """How much darker the paper is in its darkest corner, as a fraction."""
+    """How much darker the darkest corner of the paper is than the brightest corner, as a fraction."""
     noise: float = 0.0
-    """Standard deviation in grey levels."""
+    """Standard deviation of the random noise, in grey levels."""
 
 
 PICTURES = (
@@ -40,7 +40,7 @@ PICTURES = (
 
 
 def picture_of_strokes(strokes, how: Picture) -> np.ndarray:
-    """Draw strokes of any units: uint8, (side, side)."""
+    """Draw strokes of any units on a page; return a uint8 array of shape (side, side)."""
     paths = [np.array(stroke[:2], float).T for stroke in strokes]
     points = np.concatenate(paths)
     middle, extent = (points.min(axis=0) + points.max(axis=0)) / 2, np.ptp(points, axis=0).max()
@@ -56,7 +56,7 @@ def picture_of_strokes(strokes, how: Picture) -> np.ndarray:
 
 
 def picture_of_bitmap(bitmap: np.ndarray, how: Picture) -> np.ndarray:
-    """Enlarge a bitmap smoothly and make its lines thinner or thicker: uint8, (side, side)."""
+    """Enlarge a bitmap smoothly and make its lines thinner or thicker; return uint8 of shape (side, side)."""
     size = round(how.side * how.span)
     grey = np.asarray(Image.fromarray(bitmap).resize((size, size), Image.Resampling.BICUBIC)) / 255
     level = 0.65 if how.pen < 0.011 else 0.35 if how.pen > 0.02 else 0.5
@@ -67,7 +67,7 @@ def picture_of_bitmap(bitmap: np.ndarray, how: Picture) -> np.ndarray:
 
 
 def _on_page(ink: np.ndarray, how: Picture) -> np.ndarray:
-    """Put ink (0 to 1) on the paper that `how` describes."""
+    """Put ink (0 to 1) on the paper that `how` describes; return grey levels."""
     down, across = np.mgrid[0 : 1 : how.side * 1j, 0 : 1 : how.side * 1j]
     grey = (PAPER + (INK - PAPER) * ink) * (1 - how.shade * (0.7 * across + 0.3 * down))
     if how.noise:

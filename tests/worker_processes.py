@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def children(pid: int) -> list[int]:
-    """Return the running worker processes that `pid` started; multiprocessing's resource tracker is no worker."""
+    """Return the running worker processes that `pid` started, without multiprocessing's resource tracker."""
     started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(each) for each in started if b"spawn_main" in command_line(each)]
 

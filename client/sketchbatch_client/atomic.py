@@ -19,8 +19,7 @@ _CLEANUP_S = 5.0  # longest time for the cleanup after a signal
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to `path` at the end, or remove it after an error.
 
-    Raises:
-        DiskFull: There is no space for the file.
+    Raises DiskFull if there is no space for the file.
     """
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-FileStamp = tuple[int, int, int]
-"""Inode, nanoseconds of the last change, and size in bytes."""
+FileStamp = tuple[int, int, int]  # inode, nanoseconds of the last change, and size in bytes
 
 
 def read_stamp(path: Path) -> FileStamp | None:

@@ -1,4 +1,4 @@
-"""nginx, HAProxy and Envoy in front of three servers, of which one is drained and one is killed under load.
+"""Test nginx, HAProxy and Envoy with three servers, of which one is drained and one is killed under load.
 
 Each balancer runs its file in deploy/balancers, which docs/load-balancing.md describes, with local addresses.
 """
@@ -36,13 +36,13 @@ OPTIONS = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 @dataclass(frozen=True, slots=True)
 class Balancer:
-    """The command and the configuration of one balancer."""
+    """Hold the command and the configuration of one balancer."""
 
     command: tuple[str, ...]
     config: str
     package: str
     asks_for_health: bool = True
-    """If false, clients without retries receive errors from a draining server."""
+    """Whether the balancer checks health; if not, clients without retries receive errors from a draining server."""
 
 
 BALANCERS = {
@@ -56,7 +56,7 @@ BALANCERS = {
 
 @pytest.fixture
 def chosen(request) -> Balancer:
-    """Return the balancer of this test, or skip the test if it is not installed."""
+    """Return the balancer of this test, or skip the test if that balancer is not installed."""
     wanted = BALANCERS[request.param]
     if not shutil.which(wanted.command[0]):
         pytest.skip(f"{wanted.command[0]} is not installed ({wanted.package})")
@@ -88,7 +88,7 @@ def balanced(chosen, services, root, tmp_path) -> Iterator[str]:
 
 
 def localised(text: str, address: str, services: list) -> str:
-    """Return a file of deploy/balancers with local addresses instead of its own."""
+    """Return a file of deploy/balancers, in which local addresses replace the original addresses."""
     host, port = address.split(":")
     text = re.sub(r"0\.0\.0\.0(:| *, *port_value: *)50050", rf"{host}\g<1>{port}", text)
     for number, service in enumerate(services, 1):
@@ -106,7 +106,7 @@ def free_address() -> str:
 
 @dataclass
 class Load:
-    """Clients of three kinds that send one request after another, and the outcomes."""
+    """Run clients of three kinds that send one request after another, and record the outcomes of the requests."""
 
     address: str
     bitmaps: np.ndarray
@@ -114,9 +114,9 @@ class Load:
     stopped: str = "none"
     answered: Counter = field(default_factory=Counter)
     failed: Counter = field(default_factory=Counter)
-    """By client, stopped server and status."""
+    """Number of failed requests by client, stopped server and status."""
     waits_s: dict[str, float] = field(default_factory=dict)
-    """The longest wait, by client."""
+    """Longest wait for a response in seconds, by client."""
     over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -149,7 +149,8 @@ class Load:
         with Client(self.address, rows_per_request=ROWS) as client:
             parts = client.score(self.bitmaps for _ in iter(self.over.is_set, True))
             self._repeat("bulk", lambda: next(parts).scores)
-            assert all(len(part.scores) == ROWS for part in parts)  # the requests still in flight
+            # the requests that are still in flight receive all their scores
+            assert all(len(part.scores) == ROWS for part in parts)
 
     def _repeat(self, caller: str, classify: Callable[[], np.ndarray]) -> None:
         while not self.over.is_set():
@@ -183,7 +184,10 @@ def classified(service) -> int:
 
 @pytest.mark.parametrize("chosen", BALANCERS, indirect=True)
 def test_a_server_drained_and_one_killed_cost_our_client_nothing(chosen, services, load, capsys):
-    """No request of `Client` fails; without retries, only requests in flight to the killed server fail."""
+    """A drained and a killed server fail no request of `Client`.
+
+    Without retries, only requests that are in flight to the killed server fail.
+    """
     _, drained, killed = services
     with load.running():
         time.sleep(2)
@@ -192,7 +196,7 @@ def test_a_server_drained_and_one_killed_cost_our_client_nothing(chosen, service
         code, _ = drained.stop()
         time.sleep(1)
         load.stopped = "killed"
-        os.kill(killed.process.pid, signal.SIGSTOP)  # it answers no request from now on
+        os.kill(killed.process.pid, signal.SIGSTOP)  # the paused server answers no request from now on
         time.sleep(0.2)
         killed.stop(signal.SIGKILL)
         time.sleep(2)
@@ -205,7 +209,8 @@ def test_a_server_drained_and_one_killed_cost_our_client_nothing(chosen, service
     assert code == 0
     assert min(load.answered[caller] for caller in ("stub", "client", "bulk")) > 100
     assert min(shares) > sum(shares) / 10
-    assert load.failed["stub", "killed", "UNAVAILABLE"] <= CALLERS  # the requests in flight
+    # only requests that were in flight to the killed server failed
+    assert load.failed["stub", "killed", "UNAVAILABLE"] <= CALLERS
     allowed = {("stub", "killed", "UNAVAILABLE")}
     if not chosen.asks_for_health:
         allowed |= {("stub", "drained", "UNAVAILABLE"), ("stub", "drained", "CANCELLED")}

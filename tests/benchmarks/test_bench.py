@@ -72,14 +72,14 @@ def test_a_ratio_compares_values_of_the_same_repeat():
 
 
 def test_the_fastest_way_to_call_onnx_runtime_is_raw():
-    """The fastest is chosen by its median, not by its best repeat."""
+    """The fastest way to call ONNX Runtime is chosen by its median rate, not by its best repeat."""
     results = measured(raw_default=[10, 10, 99], raw_per_cpu=[20, 20, 20], ours=[10, 10, 10])
     assert results.raw("small", "64x8").contestant == "raw-per-cpu"
     assert results.ratios(results.cell("small", "64x8", "ours"))["rows_per_s_to_raw"] == 0.5
 
 
 def test_a_mix_is_compared_with_its_own_bulk_rate():
-    """`bulk_kept` is the share of its rate that a bulk job keeps while single requests run."""
+    """`bulk_kept` is the share of a bulk job's rate that remains while single requests run."""
     results = Results()
     results.add("small", "1024x4", "ours", figures(WINDOW))
     results.add("small", "mix", "ours", mix_figures(WINDOW | {"rows": 4800}, WINDOW | {"p99_ms": 30.0}))
@@ -89,7 +89,7 @@ def test_a_mix_is_compared_with_its_own_bulk_rate():
 
 
 def test_the_cost_of_a_process_includes_its_children():
-    """CPU time and memory of a server are those of all its workers."""
+    """CPU time and memory of a server are the sums over all its workers."""
     burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
     parent = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])"
     process = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -114,7 +114,7 @@ def test_only_peers_that_take_part_are_started():
 
 
 def test_the_error_of_a_server_that_does_not_start_has_its_last_line(tiny_model):
-    """The benchmark neither measures such a server nor waits for it."""
+    """If a server does not start, the benchmark stops with an error that has the server's last line."""
     words = [sys.executable, "-c", "print('hello'); print('no licence')"]
     broken = replace(find_peer("plain"), command=lambda model: words)
     with pytest.raises(PeerFailed, match=r"server of plain was not ready .* its last line: no licence"):

@@ -1,4 +1,4 @@
-"""Cut, slow and silent connections between our clients and a service, through a proxy that the test controls."""
+"""Test cut, slow and silent connections between our clients and a service, through a proxy that the test controls."""
 
 import asyncio
 import gc
@@ -21,22 +21,23 @@ from sketchbatch_client import AsyncClient, DeadlineExceeded
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER with time 0: close() sends RST instead of FIN
+RESET = struct.pack("ii", 1, 0)  # with an SO_LINGER time of 0, close() sends RST instead of FIN
 
 MAX_SERVICE_MIB = 350  # the memory limit of the service on a CPU
 
 
 class Proxy:
-    """Forward bytes between a client and the service; cut, delay or discard them on demand."""
+    """Forward bytes between a client and the service; a test can cut, delay or discard the bytes."""
 
     def __init__(self, target: str) -> None:
         self._host, port = target.split(":")
         self._port = int(port)
         self._chance = random.Random(3)
         self._open: list[asyncio.StreamWriter] = []
-        self.delay_s = 0.0  # before each piece is forwarded
+        self.delay_s = 0.0  # delay before the proxy forwards each piece
         self.piece_bytes = 65_536
-        self.may_pass = asyncio.Event()  # while cleared, bytes are discarded and no connection is closed
+        # while this event is cleared, the proxy discards bytes and closes no connection
+        self.may_pass = asyncio.Event()
         self.may_pass.set()
         self.cuts = {"RST": 0, "FIN": 0}
         self.connections = 0
@@ -62,7 +63,7 @@ class Proxy:
         writer.close()
 
     def cut(self) -> None:
-        """Cut all connections at once, also in the middle of a message."""
+        """Cut all connections at once, even in the middle of a message."""
         for writer in self._open:
             how = self._chance.choice(("RST", "FIN"))
             self.cuts[how] += 1
@@ -76,7 +77,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxied(target: str):
-    """Run a proxy; yield it and its address."""
+    """Run a proxy; yield the proxy and its address."""
     proxy = Proxy(target)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
@@ -90,27 +91,27 @@ async def proxied(target: str):
 
 @pytest.fixture
 def service(start_service, tiny_model):
-    """Start a service for one test, which compares its open files before and after."""
+    """Start a new service for each test, which compares the service's open files before and after."""
     return start_service(tiny_model)
 
 
 async def wait_until_closed(service, before) -> float:
-    """Wait until the service has no more files open than `before`; return the seconds."""
+    """Wait until the service has no open files that are missing in `before`; return the waiting time in seconds."""
     began_at = time.monotonic()
     while more := open_files(service.process.pid) - before:
-        gc.collect()  # the test's own calls keep connections open
+        gc.collect()  # objects of the test's own calls keep connections open until they are collected
         assert time.monotonic() - began_at < 10, more
         await asyncio.sleep(0.05)
     return time.monotonic() - began_at
 
 
 def expected(model, bitmaps):
-    """Return the scores of ONNX Runtime called directly."""
+    """Return the scores that ONNX Runtime, called directly, computes for the bitmaps."""
     return ort.InferenceSession(model).run(["scores"], {"bitmaps": bitmaps})[0]
 
 
 async def cutting(proxy: Proxy, work: asyncio.Task) -> None:
-    """Cut all connections at random moments until the work is done."""
+    """Cut all connections at random moments until the task `work` is done."""
     chance = random.Random(5)
     while not work.done():
         await asyncio.sleep(chance.uniform(0.05, 0.4))
@@ -118,7 +119,7 @@ async def cutting(proxy: Proxy, work: asyncio.Task) -> None:
 
 
 async def test_cut_connections_lose_no_answer(service, tiny_model, noise, capsys):
-    """With RST or FIN at random moments, every call receives the scores of its rows before its deadline."""
+    """If RST or FIN cuts connections at random moments, every call still receives its scores before its deadline."""
     bitmaps = noise(3000)
     right = expected(tiny_model, bitmaps)
     before = open_files(service.process.pid)
@@ -150,7 +151,7 @@ async def test_cut_connections_lose_no_answer(service, tiny_model, noise, capsys
 
 
 async def test_cut_connections_lose_no_row_of_a_file(service, noise, tmp_path, capsys):
-    """`sketchbatch score` over cut connections produces output identical to an undisturbed run."""
+    """`sketchbatch score` over connections that are cut produces the same output as over undisturbed connections."""
     np.save(tmp_path / "a.npy", noise(30_000))
 
     async def score(address: str, name: str) -> bytes:
@@ -162,7 +163,8 @@ async def test_cut_connections_lose_no_row_of_a_file(service, noise, tmp_path, c
 
     undisturbed = await score(service.address, "undisturbed.csv")
     async with proxied(service.address) as (proxy, address):
-        proxy.delay_s, proxy.piece_bytes = 0.001, 16_384  # slow enough that several cuts happen during the job
+        # slow enough that the proxy cuts connections several times during the job
+        proxy.delay_s, proxy.piece_bytes = 0.001, 16_384
         work = asyncio.ensure_future(score(address, "cut.csv"))
         await cutting(proxy, work)
     with capsys.disabled():
@@ -172,7 +174,7 @@ async def test_cut_connections_lose_no_row_of_a_file(service, noise, tmp_path, c
 
 
 async def test_a_call_over_a_silent_connection_ends_at_its_deadline(service, noise, capsys):
-    """While bytes are discarded and no connection is closed, client and service end the call at its deadline."""
+    """If a connection discards all bytes and stays open, client and service end the call at its deadline."""
     before = open_files(service.process.pid)
     async with proxied(service.address) as (proxy, address), AsyncClient(address, timeout_s=2) as client:
         await client.classify(noise(1))
@@ -191,7 +193,10 @@ async def test_a_call_over_a_silent_connection_ends_at_its_deadline(service, noi
 
 
 async def test_a_client_that_is_idle_for_long_keeps_its_connection(service, noise, capsys):
-    """The service accepts a ping every 20 s; a server that counts pings as abuse closes the connection at the third."""
+    """The service accepts a ping every 20 s from an idle client and keeps the connection.
+
+    A server that counts such pings as abuse would close the connection at the third ping.
+    """
     idle_s = 70.0
     async with proxied(service.address) as (proxy, address), AsyncClient(address) as client:
         await client.classify(noise(1))
@@ -204,7 +209,7 @@ async def test_a_client_that_is_idle_for_long_keeps_its_connection(service, nois
 
 
 async def test_a_client_that_never_reads_its_stream_slows_no_other_client(service, noise, capsys):
-    """Flow control bounds the messages that the service accepts from such a stream, and its memory."""
+    """If a client never reads its stream, flow control limits its accepted messages and the service's memory."""
     message = pb.ClassifyStreamRequest(bitmaps=noise(1000).tobytes())
     sent = [0] * 4
     channels = [grpc.aio.insecure_channel(service.address, [("grpc.use_local_subchannel_pool", 1)]) for _ in sent]
@@ -212,7 +217,7 @@ async def test_a_client_that_never_reads_its_stream_slows_no_other_client(servic
     streams = [classifier_pb2_grpc.ClassifierServiceStub(channel).ClassifyStream() for channel in channels]
 
     async def send(number: int) -> None:
-        with suppress(asyncio.CancelledError, asyncio.InvalidStateError):  # the stream's end
+        with suppress(asyncio.CancelledError, asyncio.InvalidStateError):  # the test ends the stream during a write
             while True:
                 await streams[number].write(message)
                 sent[number] += 1
@@ -230,7 +235,7 @@ async def test_a_client_that_never_reads_its_stream_slows_no_other_client(servic
         alone = await latencies(client)
         senders = [asyncio.create_task(send(number)) for number in range(len(sent))]
         sent_before = -1
-        while sent_before != sum(sent) or not sent_before:  # until flow control stops all senders
+        while sent_before != sum(sent) or not sent_before:  # wait until flow control has stopped all senders
             sent_before = sum(sent)
             await asyncio.sleep(1)
         stopped_mib = held(service.process.pid)["resident_mib"]
@@ -242,7 +247,7 @@ async def test_a_client_that_never_reads_its_stream_slows_no_other_client(servic
         await asyncio.gather(*(channel.close() for channel in channels))
         senders.clear()
         streams.clear()
-        del stream  # grpc.aio keeps a connection open while one of its calls is referenced
+        del stream  # grpc.aio keeps a connection open as long as one of its calls is referenced
     closed_s = await wait_until_closed(service, before)
     with capsys.disabled():
         print(

@@ -1,4 +1,4 @@
-"""The client's commands on a full disk: a small tmpfs, which only root can mount."""
+"""Test the client's commands on a full disk: a small tmpfs, which only root can mount."""
 
 import json
 import os
@@ -14,34 +14,35 @@ pytestmark = [
 ]
 
 ROWS, PART = 6000, 512
-STEP_KIB = 130  # the job needs about 620 KiB with a CSV and half of that with Parquet
+# step of the free space; the job needs about 620 KiB with CSV output and half as much with Parquet output
+STEP_KIB = 130
 
 
 class SmallDisk:
-    """A file system of 3 MiB, which a filler file fills except for the space that a test frees."""
+    """Manage a file system of 3 MiB that a filler file fills, except for the space that a test frees."""
 
     def __init__(self, folder) -> None:
         self.folder = folder
         self._filler = folder / "filler"
 
     def leave(self, kib: int) -> None:
-        """Free this much space."""
+        """Resize the filler file so that `kib` KiB of the disk are free."""
         self._filler.unlink(missing_ok=True)
         disk = os.statvfs(self.folder)
         self._filler.write_bytes(bytes(max(0, disk.f_bavail * disk.f_frsize - kib * 1024)))
 
     def used_kib(self) -> int:
-        """Return the space of all files except the filler."""
+        """Return the KiB that all files except the filler file use."""
         return sum((self.folder / name).stat().st_blocks for name in self.files()) // 2
 
     def files(self) -> set[str]:
-        """Return the names of all files except the filler."""
+        """Return the names of all files except the filler file."""
         return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()} - {"filler"}
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """Mount a small disk, filled completely."""
+    """Mount a small disk that is full."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -69,7 +70,7 @@ def drawings(tmp_path):
 
 
 def assert_reports_full_disk(finished, folder):
-    """Check for exit code 1 and one line that names the file and the remedy."""
+    """Check that a command ended with exit code 1 and one line that names the file and the remedy."""
     assert finished.returncode == 1, finished.stderr
     assert finished.stderr.startswith(f"sketchbatch: {folder}/")
     assert finished.stderr.endswith(": No space left on device; free disk space, then run the same command again\n")
@@ -78,7 +79,7 @@ def assert_reports_full_disk(finished, folder):
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_full_disk_loses_nothing(run_command, tiny_service, drawings, disk, tmp_path, capsys, kind):
-    """Parts are kept and no output is written; with enough space the same command produces identical output."""
+    """On a full disk a job keeps its parts and writes no output; with enough space it produces identical output."""
     flags = ["--server", tiny_service.address, "--part-rows", PART, "--quiet"]
     undisturbed, output = tmp_path / f"o.{kind}", disk.folder / f"o.{kind}"
     assert run_command("sketchbatch", "score", drawings, "--output", undisturbed, *flags).returncode == 3
@@ -102,7 +103,7 @@ def test_a_full_disk_loses_nothing(run_command, tiny_service, drawings, disk, tm
 
 
 def test_merge_and_evaluate_leave_no_partial_file(run_command, tiny_service, drawings, disk, tmp_path, capsys):
-    """Neither output, rejects, manifest, figures nor page is left incomplete."""
+    """On a full disk, no output, rejects file, manifest, figures or page is left incomplete."""
     flags = ["--server", tiny_service.address, "--quiet"]
     shards = []
     for number in range(2):
@@ -124,7 +125,8 @@ def test_merge_and_evaluate_leave_no_partial_file(run_command, tiny_service, dra
     for number, label in enumerate(("ant", "bee", "cow")):
         np.save(labelled / f"{label}.npy", np.load(drawings / "a.npy")[number * 50 : number * 50 + 50])
     joined_kib = sum(shard.stat().st_size for shard in shards) // 1024
-    verbs = {  # each with space that is too small; the last try of `merge` has enough for the output, not for the rest
+    # each command with amounts of free space that are too small; the last one of `merge` suffices for the output only
+    verbs = {
         "m.csv": (["merge", *shards, "--quiet", "--output"], (0, joined_kib // 2, joined_kib + 4)),
         "e.json": (["evaluate", labelled, *flags, "--json"], (0, 4)),
         "e.html": (["evaluate", labelled, *flags, "--html"], (0, 4)),

@@ -1,4 +1,4 @@
-"""Model files appear, change, break and disappear for 20 seconds under load from clients that never retry."""
+"""Change, break, add and remove model files for 20 seconds under load from clients that never retry."""
 
 import random
 import shutil
@@ -14,7 +14,7 @@ SECONDS = 20
 
 
 def test_models_change_under_load_and_no_answer_is_lost_or_wrong(start_service, tmp_path, capsys):
-    """In unary calls, streams and the Open Inference Protocol, scores are those of the version in the answer."""
+    """While models change, each answer (unary, stream, Open Inference) has the scores of the version that it names."""
     repository = Repository(tmp_path / "models")
     repository.write(1)
     service = start_service(
@@ -40,7 +40,8 @@ def test_models_change_under_load_and_no_answer_is_lost_or_wrong(start_service, 
                 newest += 1
                 place = repository.path / "farm" / str(newest)
                 place.mkdir()
-                (place / "model.onnx").write_bytes(whole[: len(whole) // 2])  # the other half never follows
+                # the second half of the file is never written
+                (place / "model.onnx").write_bytes(whole[: len(whole) // 2])
             elif what == "replaced":
                 repository.write(chance.choice(versions))
             elif len(versions) == 1:

@@ -1,4 +1,4 @@
-"""Overload at five times the service's capacity, and a storm of cancelled calls."""
+"""Test overload at five times the service's capacity, and a storm of cancelled calls."""
 
 import asyncio
 import random
@@ -25,10 +25,10 @@ LEAST_GOODPUT = 0.9
 
 @dataclass
 class Load:
-    """The outcomes of the requests of one load."""
+    """Record the outcomes of the requests of one load."""
 
     codes: Counter = field(default_factory=Counter)
-    latencies_s: list[float] = field(default_factory=list)  # of answered requests
+    latencies_s: list[float] = field(default_factory=list)  # latencies of answered requests only
     rejected_after_s: list[float] = field(default_factory=list)
 
     async def send(self, stub, request, deadline_s):
@@ -44,7 +44,7 @@ class Load:
 
 
 def executed_rows(address):
-    """Return the number of rows in model calls, as the service counts them."""
+    """Return the number of rows in model calls, from the service's metrics."""
     with grpc.insecure_channel(address) as channel:
         model_statistics = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelStatistics",
@@ -55,7 +55,7 @@ def executed_rows(address):
 
 
 async def test_overload_is_rejected_and_goodput_stays(start_service, root, noise, capsys):
-    """Accepted requests are answered before their deadline, no rejected row is executed, and memory is bounded."""
+    """Under overload, accepted requests meet their deadline, no rejected row is executed, and memory is bounded."""
     model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
     service = start_service(model, "--threads", "1", "--max-queued-rows", "16384")
     request = pb.ClassifyRequest(bitmaps=noise(ROWS).tobytes())
@@ -65,7 +65,7 @@ async def test_overload_is_rejected_and_goodput_stays(start_service, root, noise
         before_mib, executed_before = held(service.process.pid)["resident_mib"], executed_rows(service.address)
         load = await _open_loop(stub, request, per_s=5 * peak_per_s, seconds=OVERLOAD_S)
         executed = executed_rows(service.address) - executed_before
-        # Measured again, because the speed of a shared machine changes.
+        # The capacity is measured again, because the speed of a shared machine changes.
         peak_per_s = (peak_per_s + await _closed_loop(stub, request, in_flight=8, seconds=5)) / 2
     used = held(service.process.pid)
     goodput = load.codes["OK"] / OVERLOAD_S / peak_per_s
@@ -87,7 +87,7 @@ async def test_overload_is_rejected_and_goodput_stays(start_service, root, noise
 
 
 async def _closed_loop(stub, request, *, in_flight, seconds):
-    """Return the requests per second of `in_flight` callers, each of which sends again after its answer."""
+    """Return the requests per second of `in_flight` callers; each caller sends again after it received its answer."""
     until = time.perf_counter() + seconds
 
     async def repeat():
@@ -101,7 +101,7 @@ async def _closed_loop(stub, request, *, in_flight, seconds):
 
 
 async def _open_loop(stub, request, *, per_s, seconds):
-    """Send `per_s` requests per second, independent of their outcomes."""
+    """Send `per_s` requests per second, independently of the outcomes of earlier requests."""
     load, tasks = Load(), []
     began_at = time.perf_counter()
     while (now := time.perf_counter() - began_at) < seconds:
@@ -113,7 +113,7 @@ async def _open_loop(stub, request, *, per_s, seconds):
 
 
 async def test_cancelled_calls_change_no_other_call_s_answer(start_service, root, capsys):
-    """Half of 2,000 calls are cancelled at random moments; every other call receives the scores of its rows."""
+    """If half of 2,000 calls are cancelled at random moments, every other call receives the scores of its rows."""
     model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
     service = start_service(model)
     session = ort.InferenceSession(model)

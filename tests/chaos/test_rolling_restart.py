@@ -1,4 +1,4 @@
-"""Three servers, restarted one after another under load from clients that never retry."""
+"""Restart three servers one after another under load from clients that never retry."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ BALANCED = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthChec
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_rolling_restart_loses_nothing(start_service, tiny_model, capsys, workers):
-    """Health reports NOT_SERVING before a server rejects calls, so that no request fails and none is answered twice."""
+    """No request fails or is answered twice, since health is NOT_SERVING before a restarting server rejects calls."""
     ports = [free_port() for _ in range(SERVERS)]
     flags = [("--address", f"127.0.0.1:{port}", "--lame-duck-s", "2", "--workers", str(workers)) for port in ports]
     services = [start_service(tiny_model, *each) for each in flags]
@@ -53,7 +53,7 @@ def test_a_rolling_restart_loses_nothing(start_service, tiny_model, capsys, work
         code, _ = services[number].stop()
         assert code == 0
         services[number] = start_service(tiny_model, *flag)
-        time.sleep(2)  # a rolling update waits for readiness
+        time.sleep(2)  # a rolling update waits until the new server is ready
     restarted.set()
     for thread in threads:
         thread.join()

@@ -1,13 +1,13 @@
-"""A soak test: misbehaving clients of every kind at once for MINUTES (1), and no leak of memory, threads or files.
+"""Run misbehaving clients of every kind at once for MINUTES (1), and check for leaks of memory, threads and files.
 
-Memory under load swings between 140 and 220 MiB. Large messages coincide by chance, the process keeps their freed
-memory (`sketchbatch_service.app.memory`), and protobuf returns memory at every 10,000th block that it frees
+Memory under load swings between 140 and 220 MiB. Large messages coincide by chance, and the process keeps the memory of
+freed messages (`sketchbatch_service.app.memory`). Protobuf returns memory at every 10,000th block that it frees
 (`malloc_trim` in `upb_trim_allocfunc`). A leak shows at rest only: after all clients have disconnected and small
-requests have brought protobuf to that point. Therefore the load runs in three rounds with a rest after each. The first
-round warms up. After the last round the service may hold no more than after the first, except for pages that a few
-blocks keep.
+requests have made protobuf return its memory. The load of this test runs in three rounds with a rest after each round.
+The first round warms up. After the last round the service may hold no more memory, threads and files than after the
+first round, except for memory pages that a few blocks keep.
 
-Five rounds of 75 s gave 124 to 130 MiB of resident memory at rest, 30 to 31 MiB allocated (`mallinfo2`, after a
+Five rounds of 75 s gave 124 to 130 MiB of resident memory at rest, 30 to 31 MiB allocated (`mallinfo2`, after a garbage
 collection) and 55,000 to 57,000 Python objects. gRPC's own thread pool keeps four or five threads.
 """
 
@@ -30,8 +30,9 @@ from sketchbatch.v1 import classifier_pb2_grpc
 
 MINUTES = float(os.environ.get("MINUTES", "1"))
 ROUNDS = 3
-SMALL_REQUESTS = 12_000  # with two blocks each, protobuf returns memory at least twice
-MAX_GROWTH = 1.1  # of resident memory at rest
+SMALL_REQUESTS = 12_000  # each request frees two blocks, so protobuf returns memory at least twice
+# largest permitted ratio of the resident memory at rest after the last round to that after the first round
+MAX_GROWTH = 1.1
 MAX_SERVICE_MIB = 350  # the memory limit of the service on a CPU
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(360 + 60 * MINUTES)]
@@ -40,7 +41,7 @@ LARGE = 4000
 
 
 class Misbehaviour:
-    """One action of each kind of client; each returns its outcome."""
+    """Run one action of each kind of client; each method returns the outcome of its action."""
 
     def __init__(self, address: str, channel: grpc.aio.Channel, session: ort.InferenceSession, seed: int) -> None:
         self._address = address
@@ -62,14 +63,14 @@ class Misbehaviour:
         return await self._outcome(self._stub.Classify(pb.ClassifyRequest(bitmaps=bytes(784), model_name="unknown")))
 
     async def cancels(self) -> str:
-        """Cancel the call at a random moment."""
+        """Cancel a call at a random moment."""
         call = self._stub.Classify(self._request(1 + self._chance.randrange(400)))
         await asyncio.sleep(self._chance.expovariate(100))
         call.cancel()
         return await self._outcome(call)
 
     async def has_a_short_deadline(self) -> str:
-        """Set a deadline of 0.5 to 20 ms."""
+        """Send a call with a deadline of 0.5 to 20 ms."""
         return await self._outcome(self._stub.Classify(self._request(400), timeout=self._chance.uniform(0.0005, 0.02)))
 
     async def cuts_its_connection(self) -> str:
@@ -81,7 +82,7 @@ class Misbehaviour:
         return await self._outcome(call)
 
     async def speaks_no_http2(self) -> str:
-        """Send other bytes or none, and close the connection after a while."""
+        """Send bytes that are not HTTP/2, or no bytes, and close the connection after a while."""
         host, port = self._address.split(":")
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(self._chance.choice([b"", b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n", bytes(1000)]))
@@ -90,7 +91,7 @@ class Misbehaviour:
         return "closed"
 
     async def leaves_a_stream_open(self) -> str:
-        """Neither end nor cancel the stream before closing its connection; leave some answers unread."""
+        """Close a connection without ending or cancelling its stream, and leave some answers unread."""
         async with grpc.aio.insecure_channel(self._address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
             stream = classifier_pb2_grpc.ClassifierServiceStub(channel).ClassifyStream()
             for _ in range(5):
@@ -110,7 +111,7 @@ class Misbehaviour:
             answer = await call
         except grpc.aio.AioRpcError as exc:
             return exc.code().name
-        except asyncio.CancelledError:  # of the call, not of this task
+        except asyncio.CancelledError:  # the call was cancelled, not this task
             return "CANCELLED"
         return self._judge(answer, rows or answer.rows)
 
@@ -120,14 +121,16 @@ class Misbehaviour:
         return "OK" if right else "wrong scores"
 
 
-CALLERS = {"small": 4, "large": 1, "leaves_a_stream_open": 8, "speaks_no_http2": 8}  # and one of each other kind
+# number of callers of these kinds; every other kind has one caller
+CALLERS = {"small": 4, "large": 1, "leaves_a_stream_open": 8, "speaks_no_http2": 8}
 EXPECTED = {
     "small": {"OK"},
     "large": {"OK"},
     "wrong_size": {"INVALID_ARGUMENT"},
     "unknown_model": {"NOT_FOUND"},
     "cancels": {"CANCELLED", "OK"},
-    "has_a_short_deadline": {"RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "OK"},  # rejected, if the queue takes longer
+    # the service rejects the request if the queue needs longer than the deadline
+    "has_a_short_deadline": {"RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "OK"},
     "cuts_its_connection": {"CANCELLED", "OK"},
     "speaks_no_http2": {"closed"},
     "leaves_a_stream_open": {"OK"},
@@ -165,7 +168,7 @@ async def test_misbehaving_clients_cause_no_leak(start_service, root, capsys):
             callers = [repeat(misbehaviour, kind, until) for kind in EXPECTED for _ in range(CALLERS.get(kind, 1))]
             await asyncio.gather(watch(until), *callers)
         await rest(service.address)
-        give_up_at = time.monotonic() + 60  # silent connections are closed after 50 s
+        give_up_at = time.monotonic() + 60  # the service closes silent connections after 50 s
         while more := open_files(pid) + threads(pid) - before:
             if time.monotonic() > give_up_at:
                 break
@@ -188,14 +191,14 @@ async def test_misbehaving_clients_cause_no_leak(start_service, root, capsys):
 
 
 def threads(pid: int) -> Counter[str]:
-    """Return the number of threads by name, without gRPC's pool, which grows and shrinks."""
+    """Return the number of threads by name, without gRPC's thread pool, whose size changes."""
     names = Counter((task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir())
     del names["event_engine"]
     return names
 
 
 async def rest(address: str) -> None:
-    """Send small requests, which make protobuf return the memory of large ones."""
+    """Send small requests, which make protobuf return the memory of large requests."""
     async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         classify = classifier_pb2_grpc.ClassifierServiceStub(channel).Classify
 
@@ -207,6 +210,6 @@ async def rest(address: str) -> None:
 
 
 def scraped(address: str) -> str:
-    """Return OK if the metrics page lists the queued rows, as Prometheus reads it."""
+    """Return OK if the metrics page, read as Prometheus reads it, lists the queued rows."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
         return "OK" if b"sketchbatch_queued_rows{" in page.read() else "nothing"

@@ -21,13 +21,13 @@ REJECTED = 255
 class ScriptedServicer(classifier_pb2_grpc.ClassifierServiceServicer):
     """Scores a drawing by its first pixel, rejects requests with a first pixel of 255, and can `hold` requests.
 
-    The next `pushbacks` requests are pushed back for `pushback_ms`. A request is then not answered if the next entry of
-    `unavailable` is True.
+    The next `pushbacks` requests are pushed back for `pushback_ms`. Another request receives UNAVAILABLE if
+    the next entry of `unavailable` is True.
     """
 
     def __init__(self, *, worker: int = 1, workers: int = 1) -> None:
-        self.server: grpc.Server | None = None  # the last one that was started with it
-        self.requests: list[list[int]] = []  # first pixels
+        self.server: grpc.Server | None = None  # the latest server that was started with this servicer
+        self.requests: list[list[int]] = []  # the first pixel of each row, by request
         self.responses = 0
         self.peers: set[str] = set()
         self.unavailable: list[bool] = []
@@ -42,7 +42,7 @@ class ScriptedServicer(classifier_pb2_grpc.ClassifierServiceServicer):
         self._held_from = 0
 
     def release(self, *, below: float = math.inf) -> None:
-        """Answer all requests, or those with a first pixel below a limit; they may arrive in any order."""
+        """Answer all requests, or the requests with a first pixel below `below`, in any order."""
         with self._changed:
             self._held_from = below
             self._changed.notify_all()

@@ -32,7 +32,7 @@ async def queue_calls(client, drawing, pixels) -> list[asyncio.Task]:
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 100])
 async def test_results_equal_those_of_client(tiny_service, noise, rows):
-    """Any number of rows is split and joined like the blocking client does."""
+    """The asyncio client splits and joins any number of rows like the blocking client."""
     with Client(tiny_service.address) as blocking:
         expected = blocking.classify(noise(rows))
     async with AsyncClient(tiny_service.address, rows_per_request=7) as client:
@@ -44,7 +44,7 @@ async def test_results_equal_those_of_client(tiny_service, noise, rows):
 
 @pytest.mark.parametrize("is_async", [True, False])
 async def test_batches_are_scored_in_order(tiny_service, noise, is_async):
-    """Batches may come from an iterable or an asynchronous iterable."""
+    """Batches from an iterable or an asynchronous iterable are scored in order."""
 
     async def batches():
         for number in range(1, 30):
@@ -94,7 +94,7 @@ async def test_queued_calls_share_one_request(start_server, servicer, drawing):
 
 
 async def test_a_rejected_call_does_not_affect_the_calls_that_share_its_request(start_server, servicer, drawing):
-    """The shared request fails; each of its calls is then sent alone."""
+    """After a shared request has failed, each of its calls is sent alone."""
     async with AsyncClient(start_server(servicer)) as client:
         await fill_both_requests(client, servicer, drawing)
         calls = await queue_calls(client, drawing, [10, 255, 11])
@@ -114,7 +114,7 @@ async def test_a_cancelled_call_does_not_affect_the_calls_that_share_its_request
         ahead = await fill_both_requests(client, servicer, drawing)
         calls = await queue_calls(client, drawing, [10, 11, 12])
         await asyncio.to_thread(servicer.wait_for_rows, 5)
-        for call in (calls[cancelled], ahead[0]):  # the latter was sent alone
+        for call in (calls[cancelled], ahead[0]):  # `ahead[0]` was sent alone
             call.cancel()
             await asyncio.wait([call])
         servicer.release()
@@ -141,7 +141,7 @@ async def test_the_rows_of_a_call_that_was_cancelled_in_the_queue_are_not_sent(s
 
 
 async def test_an_unreachable_server_is_reported_to_every_call(drawing):
-    """Each call has its own attempts and its own error."""
+    """For an unreachable server, each call has its own attempts and its own error."""
     retry = RetryPolicy(max_attempts=2, first_backoff_s=0.01)
     async with AsyncClient("127.0.0.1:1", retry=retry) as client:
         results = await asyncio.gather(*(client.classify(drawing(1)) for _ in range(5)), return_exceptions=True)

@@ -5,7 +5,7 @@ from sketchbatch_client.atomic import replacing
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path):
-    """An older file stays until then, and no other file remains in the folder."""
+    """An older file stays until the new file is complete, and no other file remains in the folder."""
     path = tmp_path / "new" / "scores.csv"
     with replacing(path) as partial:
         partial.write_text("first")

@@ -37,7 +37,7 @@ def opened(*inputs, spool=Path("unused"), part_rows=2000):
 
 @pytest.mark.timeout(60)
 def test_reader_processes_give_the_batches_of_a_single_process(strokes):
-    """Batches, their order and their rejects are equal; a part that is read again has the same digest."""
+    """Reader processes and a single process give equal batches and rejects; reading a part again gives its digest."""
     plan, sources = opened(strokes)
     with BlockReader(plan, sources, 0) as alone, BlockReader(plan, sources, 2) as shared:
         batches = list(shared.batches(plan.parts))
@@ -87,7 +87,7 @@ if __name__ == "__main__":  # a reader process imports this file, too
 
 @pytest.mark.timeout(60)
 def test_readers_end_with_a_parent_that_is_killed(strokes):
-    """A reader process ends although its parent had no time to end it."""
+    """A reader process ends even if its parent process is killed and cannot stop the reader."""
     program = strokes.parent / "killed_parent.py"
     program.write_text(KILLED_PARENT)
     with subprocess.Popen([sys.executable, program, strokes], stdin=-1, stdout=-1, text=True) as parent:

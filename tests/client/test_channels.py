@@ -42,13 +42,13 @@ def test_concurrent_small_calls_reach_every_worker(start_server, workers, drawin
 
 
 def test_one_worker_gets_one_connection(start_server, servicer):
-    """A service without further workers needs no second connection."""
+    """A service with a single worker needs no second connection."""
     classify_200_rows(start_server(servicer))
     assert len(servicer.peers) == 1
 
 
 def test_workers_that_do_not_respond_are_ignored(start_server, workers):
-    """A service that reports three workers, of which one responds, is used through that one."""
+    """If a service reports three workers and only one responds, the client uses the responding worker."""
     only = workers(3)[0]
     classify_200_rows(start_server(only))
     assert len(only.peers) == 1

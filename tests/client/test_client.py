@@ -59,7 +59,7 @@ def test_any_number_of_rows_is_scored_in_order(client, expected, noise, rows):
 
 
 def test_top_k_returns_only_the_best_classes(client, expected, noise):
-    """The best classes come first, and there are no scores of the others."""
+    """With `top_k`, the best classes come first, and the result has no scores of the other classes."""
     result = client.classify(noise(20), top_k=2)
     assert result.scores is None
     assert np.array_equal(result.class_index, np.argsort(-expected(noise(20)), kind="stable")[:, :2])
@@ -81,7 +81,7 @@ def test_columns_have_the_names_of_sketchbatch_score(client, noise):
 
 
 def test_to_pandas_without_pandas_names_the_extra_to_install(client, noise, monkeypatch):
-    """Only `to_pandas` imports pandas."""
+    """Only `to_pandas` imports pandas; without pandas, the error names the extra to install."""
     result = client.classify(noise(1))
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"pip install 'sketchbatch-client\[pandas\]'"):
@@ -103,7 +103,7 @@ def test_all_shapes_of_bitmaps_are_accepted(client, noise):
 
 
 def test_batches_are_taken_only_when_a_request_can_be_sent(client, expected, noise):
-    """A caller that stops early has taken no more batches than may be in flight."""
+    """If a caller stops early, the client has taken at most as many batches as may be in flight."""
     taken = []
 
     def batches() -> Iterator[np.ndarray]:
@@ -127,13 +127,13 @@ def test_batches_are_taken_only_when_a_request_can_be_sent(client, expected, noi
     ],
 )
 def test_invalid_bitmaps_are_refused_before_sending(client, bitmaps, message):
-    """The error has the expected and the given type and shape."""
+    """Invalid bitmaps are refused before sending, with the expected and the given type and shape."""
     with pytest.raises(RequestRefused, match=message):
         client.classify(bitmaps)
 
 
 def test_errors_of_the_server_have_types(client, noise):
-    """The exception has the message of the server."""
+    """Each error status has an exception type, and the exception has the message of the server."""
     with pytest.raises(RequestRefused, match=r"top_k must be 0\.\.3"):
         client.classify(noise(1), top_k=4)
     with pytest.raises(ModelNotFound, match="there are: tiny"):
@@ -173,7 +173,7 @@ class Flaky(classifier_pb2_grpc.ClassifierServiceServicer):
 
 @contextmanager
 def flaky(*failures: tuple[grpc.StatusCode, str | None], **options: object) -> Iterator[tuple[Client, Flaky]]:
-    """Start such a server and a client that retries quickly."""
+    """Start a server with a `Flaky` servicer, and a client that retries quickly."""
     servicer = Flaky(*failures)
     server = grpc.server(futures.ThreadPoolExecutor(4))
     classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
@@ -188,7 +188,7 @@ def flaky(*failures: tuple[grpc.StatusCode, str | None], **options: object) -> I
 FULL, DRAINING, STOPPING = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.CANCELLED,  # of a server whose socket has just closed
+    grpc.StatusCode.CANCELLED,  # the status from a server whose socket has just closed
 )
 
 
@@ -205,7 +205,7 @@ def test_temporary_errors_are_retried(noise, failures):
     [
         ([(FULL, None)] * 9, Overloaded, 1),  # the message is too large: no pushback, no retry
         ([(FULL, "-1")] * 9, Overloaded, 1),  # a negative pushback forbids a retry
-        ([(FULL, "60000")], Overloaded, 1),  # after the deadline
+        ([(FULL, "60000")], Overloaded, 1),  # the pushback ends after the deadline
         ([(grpc.StatusCode.INTERNAL, None)] * 9, ServerFailed, 1),
         ([(grpc.StatusCode.INVALID_ARGUMENT, None)] * 9, RequestRefused, 1),
         ([(grpc.StatusCode.UNAUTHENTICATED, None)] * 9, Unauthenticated, 1),
@@ -213,14 +213,14 @@ def test_temporary_errors_are_retried(noise, failures):
     ],
 )
 def test_permanent_errors_are_raised_at_once(noise, failures, error, calls):
-    """There is one attempt only."""
+    """After a permanent error, the client makes no second attempt."""
     with flaky(*failures) as (client, server), pytest.raises(error):
         client.classify(noise(1))
     assert server.calls == calls
 
 
 def test_without_patience_a_request_has_max_attempts(noise):
-    """The retry policy of the client applies to its requests."""
+    """Without patience, a request has `max_attempts` attempts, as the client's retry policy states."""
     retry = RetryPolicy(patience_s=0, first_backoff_s=0.001)
     message = r"no response from .* in 5 attempts: not now"
     with flaky(*[(DRAINING, None)] * 99, retry=retry) as (client, server), pytest.raises(Unavailable, match=message):
@@ -258,7 +258,7 @@ def test_retries_end_with_the_attempts_the_patience_or_the_timeout(
 
 
 def test_the_client_waits_for_the_pushback(noise):
-    """No attempt starts before the pushback of the server has passed."""
+    """No attempt of a request starts before the pushback of the server has passed."""
     with flaky((FULL, "150")) as (client, _):
         started_at = time.monotonic()
         client.classify(noise(1), top_k=1)
@@ -273,7 +273,7 @@ def test_retries_after_a_pushback_have_jitter():
 
 
 def test_a_closed_client_raises_unavailable(client, noise):
-    """The error is the client's own, not one of gRPC."""
+    """A closed client raises its own error `Unavailable`, not an error of gRPC."""
     client.classify(noise(1))
     client.close()
     with pytest.raises(Unavailable, match="the client was closed"):
@@ -281,13 +281,13 @@ def test_a_closed_client_raises_unavailable(client, noise):
 
 
 def test_the_docstring_of_errors_lists_every_error():
-    """The tree in the module docstring is complete."""
+    """The tree in the docstring of the module `errors` lists every error class."""
     assert all(f"── {each.__name__} " in errors.__doc__ for each in SketchbatchError.__subclasses__())
     assert len(SketchbatchError.__subclasses__()) == errors.__doc__.count("── ")
 
 
 def test_a_local_server_is_not_reached_through_a_proxy(tiny_service, noise, monkeypatch):
-    """The variable https_proxy applies to other machines only."""
+    """The client ignores the variable https_proxy for a server on the local machine."""
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     with Client(tiny_service.address) as client:
         assert len(client.classify(noise(2))) == 2
@@ -313,7 +313,7 @@ class FailsAfter:
         self.rows_done = rows_done
 
     def advances(self, rows):
-        """The part with these rows is stored before the response to the next request is used."""
+        """Make the next request fail; the client uses its response only after the part with these rows is stored."""
         self._server.failures.append((grpc.StatusCode.INTERNAL, None))
 
 
@@ -333,7 +333,7 @@ def test_a_scoring_job_that_fails_midway_keeps_its_finished_parts(noise, tmp_pat
 
 
 def test_closing_a_bulk_call_does_not_wait_for_its_requests(start_server, servicer, drawing):
-    """`close` returns while the server holds requests, which it would do until the end of the test."""
+    """`close` returns although the server holds requests until the end of the test."""
     with Client(start_server(servicer), rows_per_request=1, in_flight=4) as client:
         servicer.hold()
         servicer.release(below=1)

@@ -93,7 +93,7 @@ def test_queued_calls_share_one_request(start_server, servicer, drawing, pool):
 
 
 def test_queued_calls_bypass_requests_that_get_no_response(start_server, servicer, drawing, pool):
-    """The wait is bounded: queued calls reach a server that holds both requests in flight."""
+    """Queued calls are sent after a bounded wait although the server holds the two requests in flight."""
     with Client(start_server(servicer)) as client:
         servicer.hold()
         calls = [pool.submit(client.classify, drawing(value)) for value in range(10)]
@@ -103,7 +103,7 @@ def test_queued_calls_bypass_requests_that_get_no_response(start_server, service
 
 
 def test_a_bypassing_call_takes_all_queued_calls_along():
-    """One more sender starts, whose first request has all queued calls but the cancelled one."""
+    """A bypass starts one more sender, whose first request has all queued calls except the cancelled call."""
     queue = CoalescingQueue(64)
     bitmap = np.zeros((1, 28, 28), np.uint8)
     calls = [PendingCall(bitmap, 0.0, lambda: None) for _ in range(MAX_IN_FLIGHT + 4)]
@@ -116,7 +116,7 @@ def test_a_bypassing_call_takes_all_queued_calls_along():
 
 
 def test_a_rejected_call_does_not_affect_the_calls_that_share_its_request(start_server, servicer, drawing, pool):
-    """The shared request fails; each of its calls is then sent alone."""
+    """After a shared request has failed, each of its calls is sent alone."""
     with PatientClient(start_server(servicer)) as client:
         fill_both_requests(client, servicer, pool, drawing)
         calls = queue_calls(client, pool, drawing, [10, 255, 11, 12])
@@ -136,10 +136,10 @@ def test_a_call_with_invalid_options_is_refused_before_it_is_queued(start_server
 
 
 def test_an_expired_call_does_not_affect_the_calls_that_share_its_request(start_server, servicer, drawing, pool):
-    """Each call has its own deadline; later calls are answered after it."""
+    """Each call in a shared request has its own deadline, and later calls still receive responses."""
     with PatientClient(start_server(servicer)) as client:
         fill_both_requests(client, servicer, pool, drawing)
-        client._timeout_s = 0.1  # of the next call
+        client._timeout_s = 0.1  # the timeout of the next call
         early = queue_calls(client, pool, drawing, [10])
         client._timeout_s = 60.0
         late = queue_calls(client, pool, drawing, [20, 21, 22])
@@ -153,14 +153,14 @@ def test_an_expired_call_does_not_affect_the_calls_that_share_its_request(start_
 @pytest.fixture
 def ctrl_c() -> Callable[[], None]:
     """Send SIGINT to the main thread, which runs the test."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the test process may ignore SIGINT
     yield lambda: os.kill(os.getpid(), signal.SIGINT)
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("calls_ahead", [0, 1, 2])
 def test_ctrl_c_in_one_call_does_not_affect_the_others(start_server, servicer, drawing, pool, ctrl_c, calls_ahead):
-    """The interrupted call was sent alone, in a shared request, or as a bypass; the client stays usable."""
+    """Ctrl-C ends only one call, sent alone, in a shared request or as a bypass; the client stays usable."""
     with Client(start_server(servicer)) as client:
         assert pixel(client.classify(drawing(3))) == 3
         servicer.hold()

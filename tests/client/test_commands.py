@@ -34,7 +34,7 @@ def sketchbatch(run_command, tiny_service):
 
 
 def test_score_writes_one_line_per_row_in_order(sketchbatch, folder):
-    """Source and row number identify the drawing of a line in every output format."""
+    """Each output line has a source and a row number, which identify its drawing in every output format."""
     kinds = {}
     for kind in ("csv", "jsonl", "parquet"):
         output = folder / f"scores.{kind}"
@@ -69,7 +69,7 @@ def test_score_writes_more_than_the_best_class_on_request(sketchbatch, folder):
 
 
 def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
-    """Each picture in a folder is one source."""
+    """`score` accepts strokes and pictures; each picture in a folder is one source."""
     drawing = json.dumps({"drawing": [[[0, 255], [0, 255]]]})
     (tmp_path / "ant.ndjson").write_text(f"{drawing}\n" * 3)
     (tmp_path / "scans").mkdir()
@@ -92,13 +92,13 @@ def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
         (["page.npy", "--output", "o.csv"], "got a web page saved under that name"),
         (["cut.npy", "--output", "o.csv"], "truncated"),
         (["ant.npy", "page.npy", "--output", "o.csv"], "web page"),
-        (["ant.npy", "--output", "o.txt"], "expected an output ending in .parquet, .csv, .jsonl, .npy, got '.txt'"),
+        (["ant.npy", "--output", "o.txt"], "must be one of .parquet, .csv, .jsonl, .npy, got '.txt'"),
         (["ant.npy", "--model", "zebra", "--output", "o.csv"], "there are: tiny (version 1)"),
         (["ant.npy", "--top-k", "9", "--output", "o.csv"], "top_k must be 0..3"),
     ],
 )
 def test_a_failed_score_prints_one_line_and_leaves_no_file(sketchbatch, folder, arguments, message):
-    """The exit code is 1, and the message has the expected and the given value."""
+    """A failed score exits with code 1 and prints one line with the expected and the given value."""
     (folder / "page.npy").write_text("<!doctype html>")
     (folder / "cut.npy").write_bytes((folder / "ant.npy").read_bytes()[:5000])
     before = set(folder.iterdir())
@@ -133,7 +133,7 @@ def test_a_stopped_score_leaves_no_file(folder, how):
 
 @pytest.mark.parametrize(("kind", "name"), [("parquet", "Parquet"), ("npy", "NumPy arrays")])
 def test_score_writes_no_binary_format_to_a_terminal(folder, kind, name):
-    """The message names the options that help; the command ends before it connects."""
+    """The command ends before it connects, and its message names the options for other formats and files."""
     command = [Path(sys.executable).parent / "sketchbatch", "score", folder / "ant.npy", "--output", "-"]
     controller, terminal = pty.openpty()
     try:
@@ -149,14 +149,14 @@ def test_score_writes_no_binary_format_to_a_terminal(folder, kind, name):
 
 
 def test_top_k_and_all_scores_exclude_each_other(sketchbatch, folder):
-    """Contradictory options are an error, exit code 2."""
+    """The contradictory options --top-k and --all-scores end the command with exit code 2."""
     finished = sketchbatch("score", folder / "ant.npy", "--all-scores", "--top-k", 2, "--output", folder / "o.csv")
     assert finished.returncode == 2
     assert "choose one of" in finished.stderr
 
 
 def test_score_without_a_server_is_an_error(run_command, folder):
-    """The command ends after five attempts and leaves no file."""
+    """Without a server, the command ends after five attempts and leaves no file."""
     words = [folder / "ant.npy", "--output", folder / "o.csv", "--server", "127.0.0.1:1"]
     finished = run_command("sketchbatch", "score", *words)
     assert finished.returncode == 1
@@ -183,7 +183,7 @@ def test_evaluate_prints_and_writes_the_five_metrics(sketchbatch, folder):
 
 
 def test_evaluate_needs_a_label_that_the_model_knows(sketchbatch, tmp_path, noise):
-    """The message has the known and the given labels."""
+    """Without a known label, `evaluate` ends with a message that has the known and the given labels."""
     np.save(tmp_path / "zebra.npy", noise(3))
     finished = sketchbatch("evaluate", tmp_path)
     assert finished.returncode == 1
@@ -191,7 +191,7 @@ def test_evaluate_needs_a_label_that_the_model_knows(sketchbatch, tmp_path, nois
 
 
 def test_model_describes_the_served_models(sketchbatch, tiny_model):
-    """The output is a table, or JSON with --json."""
+    """The command `model` prints a table, or JSON with --json."""
     import hashlib
 
     assert "tiny version 1 (default)" in sketchbatch("model").stdout
@@ -201,7 +201,7 @@ def test_model_describes_the_served_models(sketchbatch, tiny_model):
 
 
 def test_health_is_an_exit_code(sketchbatch, run_command):
-    """The exit code is 0 only for SERVING, so that scripts and probes can use it."""
+    """The command `health` exits with 0 only for SERVING, so that scripts and probes can use its exit code."""
     assert (sketchbatch("health").returncode, sketchbatch("health").stdout) == (0, "SERVING\n")
     unknown = sketchbatch("health", "--service", "no.such.Service")
     assert (unknown.returncode, unknown.stdout) == (1, "SERVICE_UNKNOWN\n")

@@ -63,7 +63,7 @@ def doomed(start_service, tiny_model, noise) -> Callable[[list[str]], tuple[list
         def batches() -> Iterator[np.ndarray]:
             for number in range(120):
                 if number == 30:
-                    os.kill(killed.process.pid, signal.SIGSTOP)  # it answers no request from now on
+                    os.kill(killed.process.pid, signal.SIGSTOP)  # the stopped process answers no request from now on
                     threading.Timer(0.2, os.kill, (killed.process.pid, signal.SIGKILL)).start()
                 if number == 80:
                     assert killed.stop(signal.SIGKILL)[0] == -signal.SIGKILL
@@ -78,7 +78,7 @@ def doomed(start_service, tiny_model, noise) -> Callable[[list[str]], tuple[list
 
 @pytest.fixture
 def expected(tiny_model, noise) -> np.ndarray:
-    """Compute the scores of these batches with ONNX Runtime alone."""
+    """Compute the scores of the test's batches with ONNX Runtime alone."""
     rows = np.concatenate([noise(200)[number : number + 50] for number in range(120)])
     return ort.InferenceSession(tiny_model).run(["scores"], {"bitmaps": rows})[0]
 
@@ -94,7 +94,7 @@ def test_a_bulk_job_loses_no_row_when_one_server_dies_and_another_drains(tiny_se
 
 
 async def test_a_bulk_job_of_tasks_loses_no_row(tiny_service, doomed, expected):
-    """The asyncio client follows the same rules."""
+    """A bulk job of the asyncio client loses no row when servers fail or drain."""
     addresses, batches = doomed([tiny_service.address])
 
     async def in_a_loop() -> AsyncIterator[np.ndarray]:
@@ -138,7 +138,7 @@ def test_consecutive_calls_go_to_the_servers_in_turn(start_server, workers, draw
 
 
 def test_a_request_that_fails_goes_to_another_server_at_once(start_server, servicer, drawing, free_address):
-    """There is no delay, and the failed server backs off."""
+    """The failed request goes to another server without a delay, and the failed server backs off."""
     with Client([free_address, start_server(servicer)], retry=LONG_BACKOFF) as client:
         for pixel in range(10):
             assert numbers(client.classify(drawing(pixel))) == [pixel]
@@ -146,7 +146,7 @@ def test_a_request_that_fails_goes_to_another_server_at_once(start_server, servi
 
 
 def test_a_server_that_returns_is_used_again(start_server, workers, drawing, free_address):
-    """It gets requests again after its back-off."""
+    """A server that is available again gets requests after its back-off."""
     steady, back = [*workers(1), *workers(1)]
     retry = RetryPolicy(first_backoff_s=0.05, max_backoff_s=0.1)
     with Client([free_address, start_server(steady)], retry=retry) as client:
@@ -159,7 +159,7 @@ def test_a_server_that_returns_is_used_again(start_server, workers, drawing, fre
 
 
 def test_a_connection_backs_off_after_each_failure_and_counts_failures_in_a_row():
-    """A failure during a back-off does not count, nor does a response then; a later response resets the count."""
+    """Failures and responses during a back-off do not change the count; a later response resets it to 0."""
     now_s = 0.0
     pool = ConnectionPool(["a:1", "b:1"], grpc.insecure_channel, None, clock=lambda: now_s)
     shaky, steady = pool.acquire([]), pool.acquire([])
@@ -179,7 +179,7 @@ def test_a_connection_backs_off_after_each_failure_and_counts_failures_in_a_row(
     assert shaky.failures == 0
     pool.back_off(shaky, 20)
     pool.back_off(steady, 10)
-    assert pool.acquire([]) is steady  # all back off: the first to be usable again
+    assert pool.acquire([]) is steady  # all servers back off; `steady` is the first to be usable again
     for channel in pool.close():
         channel.close()
 
@@ -196,7 +196,7 @@ def test_the_error_names_all_servers_if_none_responds(free_address):
 
 @pytest.mark.parametrize("named", [by_list, by_name])
 def test_a_server_that_is_not_serving_gets_no_new_request(start_server, workers, drawing, named):
-    """A draining server would still respond, but it stops soon."""
+    """A draining server would still respond, but the client sends it no new request because it stops soon."""
     leaving, staying = [*workers(1), *workers(1)]
     health = HealthServicer()
     addresses = [start_server(leaving, health=health), start_server(staying, health=HealthServicer())]
@@ -215,7 +215,7 @@ def test_a_server_that_is_not_serving_gets_no_new_request(start_server, workers,
 
 
 def test_health_is_checked_with_few_retries(start_server, servicer, drawing, free_address):
-    """One SERVING server is enough; without a response, health ends after `max_attempts`, unlike a request."""
+    """One SERVING server makes `health` succeed; without a response, `health` ends after `max_attempts`."""
     health, retry = HealthServicer(), RetryPolicy(max_attempts=2, first_backoff_s=0.01)
     address = start_server(servicer, health=health)
     with Client([free_address, address], retry=retry) as client:
@@ -252,6 +252,6 @@ def test_a_unix_socket_is_a_target(start_server, servicer, tmp_path):
 
 @pytest.mark.parametrize("target", ["", "a:1,,b:1", [], ["a:1", ""]])
 def test_empty_targets_are_refused(target):
-    """The constructor refuses them with the given value."""
+    """The constructor of the client refuses empty targets with a message that has the given value."""
     with pytest.raises(ValueError, match="target must be HOST:PORT, several separated by commas, or gRPC targets, got"):
         Client(target)

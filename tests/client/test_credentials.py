@@ -84,7 +84,7 @@ def credentials(authority: trustme.CA, *names: str, requires_client: bool = Fals
 
 
 def test_requests_use_tls(start, authority, ca, drawing, tmp_path):
-    """The authority is given as bytes or as a file; models and health use TLS too."""
+    """All requests use TLS, also for models and health; the authority is given as bytes or as a file."""
     address = start(credentials(authority, "127.0.0.1"))
     (tmp_path / "ca.pem").write_bytes(ca)
     for given in (ca, tmp_path / "ca.pem"):
@@ -94,7 +94,7 @@ def test_requests_use_tls(start, authority, ca, drawing, tmp_path):
 
 
 async def test_requests_of_tasks_use_tls(start, authority, ca, drawing, interceptor):
-    """The asyncio client sends the token too."""
+    """The asyncio client uses TLS and sends the token with each request."""
     interceptor.token = "open-sesame"
     async with AsyncClient(
         start(credentials(authority, "127.0.0.1")), tls=Tls(ca=ca), token=interceptor.token
@@ -104,7 +104,7 @@ async def test_requests_of_tasks_use_tls(start, authority, ca, drawing, intercep
 
 
 def test_an_untrusted_server_gets_no_request(start, authority, servicer, drawing):
-    """A certificate of another authority or for another name is an error with the reason."""
+    """A server with a certificate of another authority or name gets no request, and the error has the reason."""
     address = start(credentials(authority, "127.0.0.1"))
     elsewhere = start(credentials(authority, "sketchbatch.example"))
     for where, trusted in ((address, trustme.CA()), (elsewhere, authority)):
@@ -116,7 +116,7 @@ def test_an_untrusted_server_gets_no_request(start, authority, servicer, drawing
     with (
         Client(address, tls=True, **FEW_RETRIES) as client,
         pytest.raises(Unavailable),
-    ):  # not signed by a public authority
+    ):  # no public authority signed the certificate
         client.classify(drawing(1))
     assert not servicer.requests
 
@@ -141,7 +141,7 @@ def test_a_server_may_require_a_client_certificate(start, authority, ca, drawing
 
 @pytest.mark.parametrize("is_encrypted", [True, False])
 def test_every_call_has_the_token(start, authority, ca, drawing, interceptor, is_encrypted):
-    """Calls for models and health have it too; a wrong token raises Unauthenticated."""
+    """Every call sends the token, also for models and health; a wrong token raises Unauthenticated."""
     interceptor.token = "open-sesame"
     address = start(credentials(authority, "127.0.0.1") if is_encrypted else None)
     tls = Tls(ca=ca) if is_encrypted else False
@@ -155,7 +155,7 @@ def test_every_call_has_the_token(start, authority, ca, drawing, interceptor, is
 
 
 def test_a_token_in_a_file_is_read_again_when_it_changes(start, drawing, interceptor, tmp_path):
-    """Kubernetes replaces a projected token by another file behind a link; without a file the last token stays."""
+    """The client reads a replaced token file again, and keeps the last token if the file is missing."""
     link = tmp_path / "token"
     for number in (1, 2):
         (tmp_path / str(number)).write_text(f"token-{number}\n")
@@ -183,7 +183,7 @@ def test_a_token_in_a_file_is_read_again_when_it_changes(start, drawing, interce
     ],
 )
 def test_a_token_is_not_sent_unencrypted_to_another_machine(target):
-    """TLS or `insecure_token` allow it."""
+    """A token goes to another machine only with TLS or with `insecure_token`."""
     with pytest.raises(ValueError, match=r"the token would be sent unencrypted to .*: use TLS"):
         Client(target, token="secret")
     Client(target, token="secret", tls=True).close()
@@ -192,7 +192,7 @@ def test_a_token_is_not_sent_unencrypted_to_another_machine(target):
 
 @pytest.mark.parametrize("target", ["localhost:1", "127.0.0.1:1", "[::1]:1", "unix:/s", "dns:///localhost:1"])
 def test_a_token_for_this_machine_needs_no_encryption(target):
-    """Loopback addresses and sockets do not leave the machine."""
+    """A token goes unencrypted to loopback addresses and Unix sockets, because they do not leave the machine."""
     Client(target, token="secret").close()
 
 
@@ -205,13 +205,13 @@ def test_a_token_for_this_machine_needs_no_encryption(target):
     ],
 )
 def test_invalid_tokens_are_refused(options, message):
-    """The constructor raises a ValueError."""
+    """The constructor raises a ValueError for an invalid token."""
     with pytest.raises(ValueError, match=message):
         Client("localhost:1", **options)
 
 
 def test_a_certificate_without_its_key_is_refused():
-    """A key without its certificate is refused too."""
+    """A client certificate without its key, or a key without its certificate, is refused."""
     with pytest.raises(ValueError, match="cert and key must be given together, got only cert"):
         Tls(cert=b"")
     with pytest.raises(ValueError, match="got only key"):

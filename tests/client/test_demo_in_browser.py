@@ -112,7 +112,7 @@ def shown_scores(server, bitmap):
 
 
 def test_the_scores_follow_the_pen(chromium, demo, tiny_service):
-    """They change before the pen is lifted; at most one request is in flight, the last one for the last drawing."""
+    """Scores change before the pen is lifted; at most one request is in flight, and the last has the last drawing."""
     page = Page(chromium, demo.url)
     page.draw([[x[:2] for x in ROOF[0][:2]]], lift=False)
     first, first_scores = page.settled()
@@ -133,7 +133,7 @@ def test_the_scores_follow_the_pen(chromium, demo, tiny_service):
     assert all(begun >= ended for (_, ended), (begun, _) in pairwise(spans))
     assert not [
         entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"
-    ]  # such as a violation of the policy
+    ]  # the log would have violations of the page's content policy
 
 
 def test_strokes_can_be_undone_and_cleared(chromium, demo):
@@ -201,13 +201,13 @@ def test_a_rejected_drawing_shows_the_error_until_it_changes(chromium, demo):
 
 
 def test_the_page_waits_for_an_unreachable_service(chromium, start_demo, start_service, two_models, tiny_model):
-    """It shows an error, keeps the drawing, and classifies it when a service with other models is back."""
+    """The page shows an error and keeps the drawing, and classifies it when a service with other models starts."""
     service = start_service(tiny_model)
     page = Page(chromium, start_demo(service.address).url)
     page.draw(TAIL)
     page.settled()
     service.stop(signal.SIGKILL)
-    page.until(lambda: "The service does not respond." in page.text("error"))  # without a new stroke
+    page.until(lambda: "The service does not respond." in page.text("error"))  # the error appears without a new stroke
     page.draw([ROOF[0][:2]])
     assert len(page.strokes) == 2
     start_service(two_models, "--default-model", "insects", "--address", service.address)

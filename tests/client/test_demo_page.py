@@ -15,7 +15,7 @@ import pytest
 from demo_process import ROOF, ZIGZAG, bitmap_of
 from onnx_models import LABELS
 from sketchbatch_client import Client
-from sketchbatch_client.demo.classification_api import MAX_CROSSINGS, MAX_POINTS, ClassificationApi
+from sketchbatch_client.demo.classification_api import MAX_POINTS, ClassificationApi
 from sketchbatch_client.demo.http_handler import MAX_BODY_BYTES
 from sketchbatch_client.demo.server import PageServer
 from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
@@ -62,14 +62,14 @@ def test_the_page_loads_nothing_from_other_origins(demo):
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "", "[::1"])
 def test_a_foreign_host_name_is_rejected(demo, host):
-    """With DNS rebinding, another page in the browser could use the server under its own name."""
+    """A request with a foreign host name is rejected, because DNS rebinding would let another page use the server."""
     response, answer = demo.request("GET", "/models", headers={"Host": host})
     assert (response.status, answer) == (421, {"error": f"Host must be localhost or an IP address, got {host!r}"})
 
 
 @pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1", "192.0.2.7:8080", "[::1]:8080"])
 def test_addresses_and_localhost_are_accepted(demo, host):
-    """No other site can resolve them; any port is accepted, since it may be forwarded."""
+    """IP addresses and localhost are accepted with any port, because a port may be forwarded."""
     assert demo.request("GET", "/models", headers={"Host": host})[0].status == 200
 
 
@@ -80,9 +80,9 @@ def test_addresses_and_localhost_are_accepted(demo, host):
         ('{"drawing": [[[1,', 400, "not JSON: Expecting value at character 18"),
         (b"\xff\xfe\x00", 400, "codec can't decode"),
         ("[" * 100_000, 400, "not JSON: nested too deep"),
-        ('{"drawing": [[[NaN], [1]]]}', 400, "stroke 0 must keep within 1e+06 units, got [NaN]"),
+        ('{"drawing": [[[NaN], [1]]]}', 400, "stroke 0 must be within 1e+06 units, got [NaN]"),
         (json.dumps({"drawing": [[[1] * (MAX_POINTS + 1)] * 2]}), 400, "at most 10,000 points, got 10,001"),
-        (json.dumps({"drawing": ZIGZAG}), 400, f"lines must be at most {MAX_CROSSINGS} times as long as the drawing"),
+        (json.dumps({"drawing": ZIGZAG}), 400, "strokes must together be at most 500 times as long as the drawing"),
         (b" " * (MAX_BODY_BYTES + 1), 413, "a drawing must have at most 1,048,576 bytes, got 1,048,577"),
         (b" " * (8 << 20), 413, "got 8,388,608"),
         (None, 411, "Content-Length must be the number of bytes in the body"),
@@ -108,7 +108,7 @@ def test_an_invalid_drawing_is_rejected_in_one_line(demo, body, status, message)
     ],
 )
 def test_other_requests_are_rejected_in_one_line(demo, request_parts, status, message):
-    """A page of another site can send a form, but JSON only with a permission that the server never gives."""
+    """A form of another site is rejected; JSON needs a cross-origin permission that the server never gives."""
     response, answer = demo.request(*request_parts)
     assert response.status == status
     assert message in answer["error"]
@@ -159,7 +159,7 @@ def test_an_internal_error_gets_a_response(capfd):
 
 
 def test_an_incomplete_body_is_rejected(tiny_service):
-    """The error has the time limit; the server then closes the connection."""
+    """An incomplete body receives an error with the time limit; the server then closes the connection."""
     head = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
     with served(tiny_service.address, request_s=0.3) as address, socket.create_connection(address, timeout=5) as peer:
         peer.sendall(head)
@@ -189,7 +189,7 @@ def test_the_demo_starts_without_a_service_and_stops_on_a_signal(start_demo, how
 
 
 def test_a_used_port_is_an_error_in_one_line(run_command, demo):
-    """The command prints no address of a page."""
+    """If the port is in use, the command prints one line with the error and no address of a page."""
     finished = run_command("sketchbatch", "demo", "--address", demo.address)
     assert (finished.returncode, finished.stdout) == (1, "")
     reason = "Address already in use; choose another with --address"
@@ -205,13 +205,13 @@ def test_a_used_port_is_an_error_in_one_line(run_command, demo):
     ],
 )
 def test_an_invalid_address_is_refused(address, message):
-    """The message has the reason."""
+    """An invalid address is refused with a message that has the reason."""
     with pytest.raises(OSError, match=re.escape(message)):
         PageServer(address, ClassificationApi(partial(Client, "127.0.0.1:1")))
 
 
 @pytest.mark.parametrize(("address", "url"), [("0.0.0.0:0", "http://localhost:{}/"), ("[::1]:0", "http://[::1]:{}/")])
 def test_the_url_opens_on_this_machine(address, url):
-    """The URL is valid for a server on all addresses and for IPv6."""
+    """The printed URL opens on the same machine, also for a server on all addresses and for IPv6."""
     with PageServer(address, ClassificationApi(partial(Client, "127.0.0.1:1"))) as server:
         assert server.url == url.format(server.server_address[1])

@@ -48,7 +48,7 @@ def others(start_service, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tiny_service, tmp_path_factory) -> Path:
-    """Write random bitmaps with the labels that the tiny model predicts, but every fifth, and three of another."""
+    """Write random bitmaps in files of their predicted labels, except every fifth, and three of an unknown label."""
     path = tmp_path_factory.mktemp("labelled")
     bitmaps = np.random.default_rng(1).integers(0, 256, (400, 28, 28), np.uint8)
     with Client(tiny_service.address) as client:
@@ -63,7 +63,7 @@ def folder(tiny_service, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def scored(tiny_service, folder):
-    """Return the tiny model's scores of that folder and the true classes, without the code under test."""
+    """Return the tiny model's scores of a folder's drawings and the true classes, without the code under test."""
     bitmaps = [np.load(folder / f"{label}.npy").reshape(-1, 28, 28) for label in LABELS]
     with Client(tiny_service.address) as client:
         scores = client.classify(np.concatenate(bitmaps)).scores
@@ -155,7 +155,7 @@ def test_two_models_are_compared_on_their_common_labels(sketchbatch, others, fol
 
 
 def test_a_model_does_not_differ_from_itself(tiny_service, folder):
-    """The p value is 1, and the servers tell the two evaluations apart."""
+    """A comparison of a model with itself has the p value 1, and names the two evaluations by their servers."""
     with Client(tiny_service.address) as client:
         served = ServedModel(client, client.model())
         comparison = compare(served, served, open_labelled(folder, LABELS))
@@ -165,7 +165,7 @@ def test_a_model_does_not_differ_from_itself(tiny_service, folder):
 
 
 def test_models_without_a_common_label_are_refused(others):
-    """The message names both models."""
+    """Two models without a common label are refused with a message that names the two models."""
     with Client(others) as client, pytest.raises(RequestRefused, match="other and sea have no label in common"):
         common_labels(client.model("other"), client.model("sea"))
 
@@ -225,11 +225,11 @@ def test_malformed_drawings_are_refused_or_skipped(sketchbatch, tiny_service, tm
     assert "ant.ndjson:2: drawing must be a list of strokes" in finished.stderr
     found = json.loads((tmp_path / "m.json").read_text())
     assert (found["rows"], found["malformed"]["left_out"], len(found["malformed"]["first"])) == (4, 2, 2)
-    assert {each["row"] for each in found["surest_mistakes"]} == {0, 2}  # rows of the file, with the skipped line
+    assert {each["row"] for each in found["surest_mistakes"]} == {0, 2}  # rows are numbered with the skipped line
 
 
 def test_a_malformed_line_of_the_simplified_file_is_refused_or_unknown(tiny_service, tmp_path):
-    """Bitmaps read their flags from it; with `skip_malformed`, the flag is unknown."""
+    """A malformed line has no flag for its bitmap: it is refused, or, with `skip_malformed`, the flag is unknown."""
     for place in ("simplified", "numpy_bitmap"):
         (tmp_path / place).mkdir()
     (tmp_path / "simplified" / "ant.ndjson").write_text(f"{drawing(recognized=False)}\nx\n{drawing(recognized=True)}\n")
@@ -243,7 +243,7 @@ def test_a_malformed_line_of_the_simplified_file_is_refused_or_unknown(tiny_serv
 
 
 def test_pictures_are_evaluated(tiny_service, tmp_path):
-    """The source of a mistake is the picture file."""
+    """In an evaluation of pictures, the source of a mistake is the picture file."""
     for label in LABELS:
         (tmp_path / label).mkdir()
         for name in ("a.png", "b.png"):
@@ -258,7 +258,7 @@ def test_pictures_are_evaluated(tiny_service, tmp_path):
 
 
 def test_a_model_without_softmax_has_figures_but_no_calibration(run_command, others, folder, tmp_path):
-    """The highest score is the prediction, and each output states that there is no calibration."""
+    """Without softmax, the highest score is the prediction, and each output states that calibration is unknown."""
     flags = ["evaluate", folder, "--server", others, "--model", "raw", "--html", tmp_path / "p.html"]
     finished = run_command("sketchbatch", *flags, "--json", tmp_path / "m.json")
     assert finished.returncode == 0, finished.stderr

@@ -36,18 +36,18 @@ def test_95_percent_of_the_intervals_contain_the_true_figure(monkeypatch):
         for name in held:
             held[name] += found[name].low <= getattr(truth, name) <= found[name].high
     assert min(held.values()) >= 51
-    assert sum(held.values()) < 4 * 60  # wider intervals would contain all of them
+    assert sum(held.values()) < 4 * 60  # intervals that are too wide would contain all true figures
 
 
 def test_the_same_counts_give_the_same_intervals():
-    """The bootstrap has a seed, and the values are those of the counts."""
+    """The same counts give the same intervals, because the bootstrap has a fixed seed."""
     confusion = np.array([[50, 10], [5, 35]])
     assert with_intervals(confusion) == with_intervals(confusion)
     assert with_intervals(confusion)["accuracy"].value == 0.85
 
 
 def test_the_bootstrap_keeps_one_resample_in_memory(monkeypatch):
-    """1,000 resamples of 345 classes would take a gigabyte."""
+    """The bootstrap keeps one resample in memory, because 1,000 resamples of 345 classes would take a gigabyte."""
     monkeypatch.setattr(intervals, "RESAMPLES", 40)
     confusion = np.full((345, 345), 3)
     tracemalloc.start()
@@ -59,7 +59,7 @@ def test_the_bootstrap_keeps_one_resample_in_memory(monkeypatch):
 
 
 def test_wilsons_interval_of_few_drawings_is_wide():
-    """It is equal to scipy's, also for 25 of 25 drawings; without drawings it is 0 to 1."""
+    """Wilson's interval is equal to scipy's, also for 25 of 25 drawings; without drawings the interval is 0 to 1."""
     hits, rows = np.array([25.0, 3.0, 0.0]), np.array([25.0, 10.0, 7.0])
     low, high = wilson(hits / rows, rows)
     for index in range(3):
@@ -71,7 +71,7 @@ def test_wilsons_interval_of_few_drawings_is_wide():
 
 @pytest.mark.parametrize("classes", [2, 3, 40])
 def test_log_loss_and_brier_score_agree_with_scikit_learn(classes):
-    """The sum of two parts is the calibration of all rows."""
+    """Log loss and Brier score agree with scikit-learn, also when two parts of the rows are added."""
     scores, true = softmaxed(700, classes)
     found = calibrate(scores[:300], true[:300]) + calibrate(scores[300:], true[300:])
     exact = scores.astype(np.float64) / scores.sum(axis=1, keepdims=True, dtype=np.float64)
@@ -81,7 +81,7 @@ def test_log_loss_and_brier_score_agree_with_scikit_learn(classes):
 
 
 def test_the_calibration_error_is_the_mean_error_of_the_bins():
-    """One bin has no error and 1 of 4 rows, the other an error of 0.2 and 3 rows; a score of 1 is in the last bin."""
+    """The calibration error weights the error of each bin by its rows; a score of 1 is in the last bin."""
     scores = np.array([[1.1, -0.1], [0.8, 0.2], [0.8, 0.2], [0.8, 0.2]], np.float32).clip(0, 1)
     found = calibrate(scores, np.array([0, 0, 0, 0]))
     assert found.bin_rows.tolist() == [0] * 12 + [3, 0, 1]
@@ -91,20 +91,20 @@ def test_the_calibration_error_is_the_mean_error_of_the_bins():
 
 
 def test_a_score_of_0_for_the_true_label_has_a_finite_loss():
-    """The lowest counted score is the float32 epsilon, as in scikit-learn."""
+    """A score of 0 for the true label counts as the float32 epsilon, as in scikit-learn."""
     assert calibrate(np.array([[1, 0]], np.float32), np.array([1])).log_loss == pytest.approx(15.942, abs=1e-3)
 
 
 @pytest.mark.parametrize("row", [[2.0, -1.0], [0.4, 0.4], [float("nan"), 1.0]])
 def test_scores_without_a_softmax_are_no_probabilities(row):
-    """A score is negative or not a number, or the row does not sum to 1."""
+    """A row with a negative or NaN score, or with a sum other than 1, has no probabilities."""
     assert are_probabilities(np.array([[0.5, 0.5], [1, 0]], np.float32))
     assert not are_probabilities(np.array([[0.5, 0.5], row], np.float32))
 
 
 @pytest.mark.parametrize(("one", "other"), [(10, 2), (0, 5), (7, 7), (86, 150), (480, 520), (1, 0)])
 def test_mcnemar_is_exact_for_few_drawings(one, other):
-    """It is the two-sided binomial test of a fair coin, in both directions."""
+    """For few drawings, McNemar's test is the two-sided binomial test of a fair coin, for either order of models."""
     expected = stats.binomtest(one, one + other, 0.5).pvalue
     assert mcnemar(one, other) == pytest.approx(expected)
     assert mcnemar(other, one) == mcnemar(one, other)
@@ -112,14 +112,14 @@ def test_mcnemar_is_exact_for_few_drawings(one, other):
 
 @pytest.mark.parametrize(("one", "other"), [(600, 500), (1000, 1000), (2_000_000, 2_005_000), (900, 3000)])
 def test_mcnemar_is_chi_square_for_many_drawings(one, other):
-    """With the continuity correction, it is close to the exact test."""
+    """For many drawings, McNemar's test uses chi-square with the continuity correction, close to the exact test."""
     statistic = max(abs(one - other) - 1, 0) ** 2 / (one + other)
     assert mcnemar(one, other) == pytest.approx(stats.chi2.sf(statistic, 1), rel=1e-9)
     assert mcnemar(one, other) == pytest.approx(stats.binomtest(one, one + other, 0.5).pvalue, abs=1e-3)
 
 
 def test_mcnemar_agrees_with_a_calculation_by_hand():
-    """10 against 2 is twice (1 + 12 + 66) of 4096; 0 against 0 is 1."""
+    """The p value of 10 against 2 drawings is 2 * (1 + 12 + 66) / 4096; the p value of 0 against 0 is 1."""
     assert mcnemar(10, 2) == 2 * 79 / 4096
     assert mcnemar(0, 0) == 1
 
@@ -139,7 +139,7 @@ def test_two_models_are_compared_row_by_row():
 
 
 def test_drift_is_compared_with_the_interval_and_with_chance():
-    """With equal numbers of drawings, chance reaches sqrt(2) intervals; without a stored number, one interval."""
+    """Chance spans sqrt(2) intervals for equal numbers of drawings, and one interval without a stored number."""
     here = {"accuracy": Measured(0.80, 0.78, 0.82)}
 
     def drift_of(stored: float, **of: object) -> str:
@@ -154,7 +154,7 @@ def test_drift_is_compared_with_the_interval_and_with_chance():
 
 
 def test_only_stored_numbers_are_compared():
-    """The metadata of a model file may contain any JSON."""
+    """Stored figures that are not numbers are ignored, because model metadata may contain any JSON."""
     here = {name: Measured(0.5, 0.4, 0.6) for name in ("accuracy", "jaccard", "specificity")}
     assert list(drift({"accuracy": "high", "jaccard": 0.5, "specificity": float("nan"), "rows": True}, here, 9)) == [
         "jaccard"
@@ -169,7 +169,7 @@ def test_the_most_confused_pairs_are_first():
 
 
 def test_a_large_matrix_shows_the_most_confused_classes():
-    """At most MAX_WRITTEN_CLASSES are shown, in the labels' order; a small matrix shows all classes that occur."""
+    """At most MAX_WRITTEN_CLASSES classes are shown, in label order; a small matrix shows every class that occurs."""
     confusion = np.diag(np.full(60, 50))
     confusion[50, 3] = 30
     confusion[3, 59] = 20

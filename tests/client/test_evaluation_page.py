@@ -23,7 +23,7 @@ ROWS = 150
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch) -> None:
-    """Shorten the bootstrap, whose results do not matter here."""
+    """Shorten the bootstrap, because tests of the page do not check intervals."""
     monkeypatch.setattr(intervals, "RESAMPLES", 20)
 
 
@@ -92,7 +92,7 @@ def test_the_page_is_one_file_with_all_figures(folder, tmp_path):
 
 @pytest.mark.parametrize(("recognized", "is_shown"), [(33, False), (34, True)])
 def test_figures_of_few_recognised_drawings_are_left_out(folder, tmp_path, recognized, is_shown):
-    """The page shows them from 100 recognised drawings on; the evaluation has them in both cases."""
+    """The page shows figures of recognised drawings only if at least 100 exist; the evaluation always has them."""
     assert 3 * 33 < MIN_RECOGNIZED_ROWS <= 3 * 34
     evaluation = evaluation_of(folder, recognized)
     write_page(evaluation, tmp_path / "page.html")
@@ -124,7 +124,7 @@ def test_a_comparison_shows_the_verdict_and_both_models(folder, tmp_path):
 
 
 def test_a_model_without_softmax_has_no_calibration(folder, tmp_path):
-    """The page states the reason."""
+    """The page of a model without softmax states why it has no calibration."""
     write_page(replace(evaluation_of(folder), calibration=None), tmp_path / "page.html")
     assert "lacks a softmax" in text_of(tmp_path / "page.html")
 

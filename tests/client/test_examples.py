@@ -30,7 +30,7 @@ def run_with_pandas(example: str) -> None:
 
 @pytest.mark.parametrize(("mark", "example"), BLOCKS, ids=[str(number) for number in range(len(BLOCKS))])
 def test_every_example_runs(tiny_service, mark, example, monkeypatch):
-    """Only the address is replaced; an example that needs certificates is compiled but not run."""
+    """Every example runs with only the address replaced; an example with certificates is compiled but not run."""
     example = example.replace("localhost:50051", tiny_service.address)
     code = compile(example, str(GUIDE), "exec")
     if "to_pandas" in example:
@@ -42,7 +42,7 @@ def test_every_example_runs(tiny_service, mark, example, monkeypatch):
 
 
 def test_the_examples_cover_the_public_names():
-    """The test above finds all examples, so that none is skipped unnoticed."""
+    """The examples of the README use all public names, so that no example is skipped unnoticed."""
     text = "".join(example for _, example in BLOCKS)
     assert len(BLOCKS) == GUIDE.read_text().count("```python") >= 9
     assert sum(bool(mark) for mark, _ in BLOCKS) == 1

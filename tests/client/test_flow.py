@@ -28,7 +28,7 @@ def test_the_limit_halves_after_a_pushback_and_grows_by_one_per_full_set_of_resp
 
 
 def test_pushbacks_within_the_pause_of_the_first_count_once():
-    """Requests that were in flight at the first pushback do not lower the limit again."""
+    """Pushbacks of requests that were in flight at the first pushback do not lower the limit again."""
     limit = AimdLimit(8)
     for _ in range(8):
         limit.decrease(60.0)
@@ -63,7 +63,7 @@ def test_a_bulk_call_has_half_as_many_requests_in_flight_after_a_pushback(start_
         servicer.wait_for_rows(8)
         servicer.pushbacks, servicer.pushback_ms = 1, 5
         servicer.release(below=1)
-        servicer.wait_for_rows(9)  # the next request was pushed back, and has arrived again
+        servicer.wait_for_rows(9)  # the request that was pushed back has arrived again
         servicer.release()
         job.join()
     assert client.in_flight[:5] == [8, 8, 7, 6, 5]
@@ -71,7 +71,7 @@ def test_a_bulk_call_has_half_as_many_requests_in_flight_after_a_pushback(start_
 
 
 async def test_pushed_back_requests_of_tasks_are_sent_again(start_server, servicer):
-    """A bulk call of the asyncio client loses no row either."""
+    """A bulk call of the asyncio client sends pushed-back requests again and loses no row."""
     servicer.pushbacks, servicer.pushback_ms = 40, 1
     async with AsyncClient(start_server(servicer), rows_per_request=1, in_flight=8) as client:
         parts = [part async for part in client.score([ROWS])]
@@ -89,6 +89,6 @@ def test_a_full_server_gets_no_requests_while_another_accepts_them(start_server,
 
 
 def test_in_flight_must_be_positive():
-    """Zero requests in flight are refused by the constructor."""
+    """The constructor refuses zero requests in flight."""
     with pytest.raises(ValueError, match="in_flight must be 1 or more, or None, got 0"):
         Client("localhost:1", in_flight=0)

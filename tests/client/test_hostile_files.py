@@ -1,4 +1,4 @@
-"""Files that caused harm when fuzzed; each is rejected in one line. All of them: tests/fuzz/FINDINGS.md."""
+"""Files that caused harm when fuzzed are rejected in one line; tests/fuzz/FINDINGS.md lists all findings."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("blank.npy", header.getvalue() + bytes(784))
     contents = bytearray(path.read_bytes())
-    directory = contents.rfind(b"PK\1\2")  # the size stated there is checked only by unpacking
+    directory = contents.rfind(b"PK\1\2")  # the size in the central directory is checked only by unpacking
     contents[directory + 24 : directory + 28] = (len(header.getvalue()) + rows * 784).to_bytes(4, "little")
     path.write_bytes(contents)
     with pytest.raises(FileRefused, match="compressed at most 200 times, got 1,097,600,128 bytes"):
@@ -57,7 +57,7 @@ def test_drawings_that_would_take_minutes_to_render_are_refused(xs, reason):
     line = json.dumps({"drawing": [[xs, [index % 2 for index in range(len(xs))]]]}).encode()
     with pytest.raises(ValueError, match=reason):
         from_line(line)
-    from_line(json.dumps({"drawing": [[xs[:800:4], [0, 255] * 100]]}).encode())  # a common length
+    from_line(json.dumps({"drawing": [[xs[:800:4], [0, 255] * 100]]}).encode())  # this length is accepted
 
 
 def test_an_empty_bin_holds_no_row(tmp_path):
@@ -93,7 +93,7 @@ def finished(tmp_path, **changes):
     [{"part_rows": 0}, {"part_rows": "1"}, {"shard": [1, 1]}, {"shard": [-1, 2]}, {"labels": [1]}, {"top_k": 1e9}],
 )
 def test_a_manifest_with_impossible_values_is_ignored(tmp_path, changes):
-    """Impossible values are rejected where they are read, not later in the job."""
+    """A manifest with impossible values is ignored when it is read, so that it cannot stop the job later."""
     assert Manifest.read(finished(tmp_path))
     assert Manifest.read(finished(tmp_path, **changes)) is None
 

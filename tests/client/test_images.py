@@ -92,14 +92,14 @@ def test_pictures_of_any_size_are_drawn_with_the_same_pen(size):
 
 
 def test_filled_areas_stay_filled():
-    """A disc is not reduced to its centre."""
+    """A filled disc stays filled and is not reduced to its centre."""
     y, x = np.mgrid[:300, :300]
     picture = np.where((x - 150) ** 2 + (y - 150) ** 2 < 100**2, 0, 255).astype(np.uint8)
     assert normalize_image(picture).mean() > 120
 
 
 def test_specks_far_from_the_drawing_do_not_shrink_it():
-    """Specks are ignored when the drawing is cropped."""
+    """Specks far from the drawing are ignored when the drawing is cropped."""
     clean = picture_of_strokes(FACE, PICTURES[0])
     dusty = clean.copy()
     dusty[3:5, 3:5] = 0
@@ -108,7 +108,7 @@ def test_specks_far_from_the_drawing_do_not_shrink_it():
 
 @pytest.mark.parametrize("is_inverted", [False, True])
 def test_a_picture_of_28_by_28_is_a_bitmap_already(noise, is_inverted):
-    """It is inverted if it is dark on light, and otherwise unchanged."""
+    """A picture of 28x28 pixels is inverted if it is dark on light, and otherwise unchanged."""
     bitmap = noise(1)[0]
     bitmap[[0, -1]] = bitmap[:, [0, -1]] = 0
     assert np.array_equal(normalize_image(255 - bitmap if is_inverted else bitmap), bitmap)
@@ -149,7 +149,7 @@ def test_a_picture_is_rotated_as_its_exif_data_says(tmp_path):
 
 
 def test_a_small_file_of_very_many_pixels_is_refused_undecoded(tmp_path):
-    """36 million white pixels are 35 kB as PNG, and half a gigabyte in memory."""
+    """A PNG of 35 kB with 36 million pixels is refused undecoded, because it would take half a gigabyte of memory."""
     path = tmp_path / "bomb.png"
     Image.new("L", (6001, 6000), 255).save(path)
     assert path.stat().st_size < 100_000
@@ -167,7 +167,7 @@ def test_a_small_file_of_very_many_pixels_is_refused_undecoded(tmp_path):
     ],
 )
 def test_a_picture_without_a_drawing_is_refused(tmp_path, content, reason):
-    """The message is one line with the path."""
+    """A picture without a drawing is refused with one line that has the path."""
     path = tmp_path / "scan.png"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -183,7 +183,7 @@ def test_a_picture_without_a_drawing_is_refused(tmp_path, content, reason):
     "picture", [np.zeros((0, 5), np.uint8), np.zeros((5, 5)), np.zeros((5, 5, 3), np.uint8), np.zeros(5, np.uint8)]
 )
 def test_an_array_that_is_not_a_grey_picture_is_refused(picture):
-    """The message has the expected and the actual type and shape."""
+    """An array that is not a grey picture is refused with the expected and the actual type and shape."""
     with pytest.raises(ValueError, match=r"expected uint8 \(height, width\), got"):
         normalize_image(picture)
 

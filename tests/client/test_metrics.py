@@ -46,6 +46,6 @@ def test_the_figures_of_each_class_agree_with_scikit_learn(true, predicted):
 
 
 def test_rows_of_the_confusion_matrix_are_true_classes():
-    """Columns are predicted classes."""
+    """Rows of the confusion matrix are true classes, and its columns are predicted classes."""
     confusion = confuse(np.array([0, 0, 2]), np.array([0, 1, 0]), 3)
     assert confusion.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 0]]

@@ -101,7 +101,7 @@ def test_bytes_that_are_neither_bitmap_nor_picture_are_rejects(tmp_path, rows):
     ],
 )
 def test_a_file_without_drawings_is_refused(tmp_path, table, message):
-    """The message has the columns of the file."""
+    """A Parquet file without drawings is refused with a message that has the file's columns."""
     (tmp_path / "a.parquet").write_bytes(b"PAR1 cut short")
     if table:
         parquet.write_table(table, tmp_path / "a.parquet")
@@ -115,14 +115,14 @@ def damaged(contents: bytes, start: int, count: int) -> bytes:
 
 
 def test_a_damaged_page_is_refused_when_it_is_read(tmp_path, noise):
-    """The message is one line with the file's name; rows of earlier pages can be read."""
+    """A damaged page is refused in one line with the file's name, and rows of earlier pages can be read."""
     path, rows = tmp_path / "a.parquet", noise(3000)
     parquet.write_table(pa.table({"drawing": COLUMNS["bytes"](rows)}), path, row_group_size=2000, use_dictionary=False)
     page = parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
     path.write_bytes(damaged(path.read_bytes(), page, 16))
     source = ParquetSource("a.parquet", "", path)
     assert np.array_equal(source.block(0, 1000).bitmaps, rows[:1000])
-    for start in (1000, 2500):  # in order, and after a seek
+    for start in (1000, 2500):  # row 1000 is read in order, and row 2500 after a seek
         with pytest.raises(FileRefused, match=r"^a\.parquet: damaged, cannot be read as Parquet: .+$") as caught:
             source.block(start, start + 100)
         assert "\n" not in str(caught.value)
@@ -178,7 +178,7 @@ def npy(array) -> bytes:
     ],
 )
 def test_a_broken_archive_is_refused(tmp_path, contents, message):
-    """The message has the reason and, if an array is broken, its name."""
+    """A broken archive is refused with the reason and, if an array is broken, with the array's name."""
     (tmp_path / "a.npz").write_bytes(contents)
     with pytest.raises(FileRefused, match=message):
         open_npz(tmp_path / "a.npz")

@@ -56,7 +56,7 @@ def test_each_part_belongs_to_one_shard(plan, shards):
     ],
 )
 def test_a_difference_is_described_in_words(plan, change, words):
-    """The description names the option or input to restore; a plan does not change by being stored."""
+    """The description of a difference names the option or input to restore; a stored plan equals the original."""
     other = replace(plan, **change)
     assert difference(plan, other) == words
     assert difference(Plan.from_json(plan.to_json()), plan) == ""

@@ -36,7 +36,7 @@ def published(quickdraw):
 @needs_cairo
 @pytest.mark.real_drawings
 def test_cairo_draws_every_drawing_as_google_published_it(published):
-    """All 8,600 bitmaps are byte-identical."""
+    """The 8,600 bitmaps from cairo are byte-identical to the bitmaps that Google published."""
     strokes, bitmaps = published
     ours = rasterize_all(strokes)
     assert len(ours) == 8600
@@ -45,7 +45,7 @@ def test_cairo_draws_every_drawing_as_google_published_it(published):
 
 @pytest.mark.real_drawings
 def test_numpy_comes_close_to_what_google_published(published):
-    """The mean absolute difference is below 0.3 levels over drawings of all classes."""
+    """NumPy's bitmaps differ from Google's by less than 0.3 grey levels on average, over drawings of all classes."""
     strokes, bitmaps = published
     ours = np.stack([coverage.draw(lay_out(drawing)) for drawing in strokes[::20]])
     differences = np.abs(ours.astype(int) - bitmaps[::20])
@@ -65,14 +65,14 @@ def test_threads_render_independently():
 
 @needs_cairo
 def test_cairo_renders_where_it_is_installed():
-    """`backend` returns its version."""
+    """Where cairo is installed, it renders, and `backend` returns its version."""
     assert backend().startswith("cairo 1.")
     strokes = [[[0, 255, 30], [0, 9, 200]]]
     assert np.array_equal(rasterize(strokes), cairo.draw(lay_out(strokes)))
 
 
 def test_numpy_renders_without_cairo():
-    """`backend` returns numpy; libcairo is loaded at the first drawing, not at import."""
+    """Without cairo, `backend` returns numpy; libcairo is loaded at the first drawing, not at import."""
     program = (
         "import ctypes\n"
         "def refuse(name): raise OSError(name)\n"
@@ -127,6 +127,6 @@ def test_times_are_ignored(draw):
     ],
 )
 def test_strokes_that_cannot_be_drawn_are_refused(strokes, message):
-    """The message has the number of the stroke and the reason."""
+    """Strokes that cannot be drawn are refused with the number of the stroke and the reason."""
     with pytest.raises(ValueError, match=message):
         rasterize(strokes)

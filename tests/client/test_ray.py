@@ -53,7 +53,7 @@ def test_scores_are_added_to_the_columns_of_the_batch(scorer, expected, noise, c
 
 @pytest.mark.parametrize("options", [{"top_k": 2}, {"all_scores": True}], ids=str)
 def test_columns_equal_those_of_the_command(scorer, run_command, tiny_service, noise, tmp_path, options):
-    """Names and values are those of `sketchbatch score`; an empty batch has the same columns and types."""
+    """Column names and values equal those of `sketchbatch score`; an empty batch has the same columns and types."""
     np.save(tmp_path / "cat.npy", noise(5))
     flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value)]
     flags = [flag for flag in flags if flag is not True]
@@ -84,13 +84,13 @@ def test_columns_equal_those_of_the_command(scorer, run_command, tiny_service, n
     ],
 )
 def test_a_column_without_bitmaps_is_refused(scorer, values, got):
-    """The message names the column, and the expected and the given type."""
+    """A column without bitmaps is refused with its name, and with the expected and the given type."""
     with pytest.raises(RequestRefused, match=f"column 'ink' must be uint8 .*, or 784 bytes, got {got}$"):
         scorer(column="ink")({"ink": values})
 
 
 def test_a_missing_column_and_a_conflicting_column_are_refused(scorer, noise):
-    """An existing column is never overwritten."""
+    """A missing column is refused, and so is a result column that would overwrite an existing column."""
     with pytest.raises(RequestRefused, match="column 'bitmap' must exist and hold bitmaps, got the columns x, y"):
         scorer()({"x": np.zeros(2), "y": np.zeros(2)})
     with pytest.raises(RequestRefused, match="column 'label' must not exist, because scores are written there"):
@@ -98,7 +98,7 @@ def test_a_missing_column_and_a_conflicting_column_are_refused(scorer, noise):
 
 
 def test_an_actor_uses_one_connection_that_is_not_pickled(start_server, servicer, noise):
-    """The first batch opens it, and a copy in another process opens its own."""
+    """An actor opens one connection at its first batch, and a pickled copy of the actor opens its own."""
     address = start_server(servicer)
     scorer = SketchbatchScorer(address, channels=1)
     assert not servicer.peers
@@ -127,7 +127,7 @@ def test_an_actor_uses_one_model_version(start_server, servicer, noise):
 
 
 def test_a_model_that_is_not_served_is_an_error(scorer, noise):
-    """The error is raised by the first batch."""
+    """The first batch raises an error if the model is not served."""
     with pytest.raises(ModelNotFound, match="no model 'tiny' version '9'"):
         scorer(model="tiny", model_version="9")({"bitmap": noise(2)})
 

@@ -26,7 +26,7 @@ from sketchbatch_client.errors import FileRefused
 @pytest.mark.parametrize("shape", [(5, 784), (5, 28, 28)])
 @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
 def test_bitmaps_are_mapped_not_copied(tmp_path, noise, shape, version):
-    """Both shapes and any header length give the same rows, mapped read-only."""
+    """Bitmaps of shape (rows, 784) or (rows, 28, 28) are mapped read-only, whatever the header's length."""
     path = tmp_path / "cat.npy"
     with path.open("wb") as file:
         np.lib.format.write_array(file, noise(5).reshape(shape), version=version)
@@ -37,7 +37,7 @@ def test_bitmaps_are_mapped_not_copied(tmp_path, noise, shape, version):
 
 
 def test_a_npy_without_rows_is_valid(tmp_path):
-    """An empty class is not an error."""
+    """A .npy of a class without rows is valid."""
     np.save(tmp_path / "none.npy", np.empty((0, 784), np.uint8))
     assert read_bitmaps(tmp_path / "none.npy").shape == (0, 28, 28)
 
@@ -73,7 +73,7 @@ WHOLE = npy_bytes(np.zeros((10, 784), np.uint8))
     ],
 )
 def test_a_file_that_is_not_a_npy_of_bitmaps_is_refused(tmp_path, content, message):
-    """The message is one line with the path, the expected and the actual contents."""
+    """A file that is not a .npy of bitmaps is refused in one line with path, expected and actual contents."""
     path = tmp_path / "cat.npy"
     path.write_bytes(content)
     with pytest.raises(FileRefused, match=message) as caught:
@@ -117,7 +117,7 @@ def test_a_file_that_claims_a_huge_header_costs_no_memory(tmp_path):
 
 
 def test_a_missing_file_or_folder_is_refused(tmp_path):
-    """The message has the path and the reason."""
+    """A missing file or folder is refused with its path and the reason."""
     with pytest.raises(FileRefused, match=r"none\.npy: cannot be read: No such file"):
         read_bitmaps(tmp_path / "none.npy")
     with pytest.raises(FileRefused, match="no such folder"):
@@ -165,7 +165,7 @@ def write_drawings(folder):
 
 @pytest.mark.parametrize("name", ["cat.npy", "cat.ndjson", "cat.bin", "cat"])
 def test_every_format_is_read_through_one_interface(tmp_path, name):
-    """All have a length and slices of uint8 (rows, 28, 28), in order, also after their pages were released."""
+    """Files of every format have a length and slices of uint8 (rows, 28, 28), also after their pages were released."""
     bitmaps = write_drawings(tmp_path)
     rows = open_bitmaps(tmp_path / name)
     assert len(rows) == 12
@@ -180,12 +180,12 @@ def test_line_i_of_the_strokes_is_row_i_of_the_bitmaps(quickdraw):
     """Strokes, bitmaps and metadata can be joined by row number."""
     strokes = open_bitmaps(quickdraw / "simplified" / "cat.ndjson")
     published = open_bitmaps(quickdraw / "numpy_bitmap" / "cat.npy")
-    assert np.abs(strokes[5:25].astype(int) - published[5:25]).max() <= 18  # 0 if cairo is installed
+    assert np.abs(strokes[5:25].astype(int) - published[5:25]).max() <= 18  # with cairo, the difference is 0
 
 
 @pytest.mark.parametrize("screen", [[[[300, 700], [40, 50], [0, 9]]], [[[300, 700], [40, 50]]], [[[-9, 9], [4, 5]]]])
 def test_strokes_in_screen_pixels_are_simplified_first(tmp_path, screen):
-    """Strokes with times, or with points outside 0 to 255, are in screen pixels."""
+    """Strokes with times, or with points outside 0 to 255, are in screen pixels and are simplified."""
     (tmp_path / "cat.ndjson").write_text(json.dumps({"drawing": screen}))
     assert np.array_equal(open_bitmaps(tmp_path / "cat.ndjson")[:][0], rasterize(simplify(screen)))
 
@@ -205,7 +205,7 @@ def test_a_canvas_of_any_size_gives_the_same_bitmap(tmp_path, side):
 
 
 def test_hidden_files_and_folders_are_ignored(tmp_path):
-    """A Mac creates hidden files next to others."""
+    """Hidden files and folders are ignored, because a Mac creates hidden files next to other files."""
     write_drawings(tmp_path)
     (tmp_path / "._cat.npy").write_bytes(b"created by macOS")
     assert set(labelled_files(tmp_path)) == {"cat"}
@@ -218,7 +218,7 @@ def test_hidden_files_and_folders_are_ignored(tmp_path):
 
 
 def test_malformed_lines_and_pictures_are_rejected_or_skipped(tmp_path):
-    """With `skip_malformed` they are skipped, counted and listed."""
+    """With `skip_malformed`, malformed lines and pictures are skipped, counted and listed; otherwise rejected."""
     bitmaps = write_drawings(tmp_path)
     with (tmp_path / "cat.ndjson").open("a") as file:
         file.write("oops\n" + json.dumps({"drawing": STROKES[0]}))
@@ -238,7 +238,7 @@ def test_malformed_lines_and_pictures_are_rejected_or_skipped(tmp_path):
 
 
 def test_the_first_layout_that_exists_is_used(tmp_path):
-    """Each layout of this list takes precedence over the ones before it; labels are sorted."""
+    """Each layout of the test's list takes precedence over the layouts before it; labels are sorted."""
     pictures = ["{}/1.png", "imagefolder/{}/1.jpg"]
     strokes = ["raw/{}.ndjson", "{}.bin", "binary/{}.bin", "{}.ndjson", "simplified/{}.ndjson"]
     for layout in (*pictures, *strokes, "{}.npy", "numpy_bitmap/{}.npy"):
@@ -253,7 +253,7 @@ def test_the_first_layout_that_exists_is_used(tmp_path):
 
 
 def test_a_folder_of_pictures_is_one_label(tmp_path, monkeypatch):
-    """The label is the folder's name, also for the path "."; names can have dots."""
+    """A folder of pictures is one label with the folder's name, also for the path "."; names can have dots."""
     folder = tmp_path / "st.bernard"
     folder.mkdir()
     (folder / "1.jpeg").touch()

@@ -148,9 +148,9 @@ def test_a_killed_job_resumes_and_writes_identical_output(drawings, score, inter
 
 
 def test_an_interrupted_job_exits_without_a_traceback_and_resumes(drawings, score, interrupt, undisturbed, tmp_path):
-    """Ctrl-C keeps the finished parts."""
+    """Ctrl-C ends a job without a traceback and keeps its finished parts."""
     output = tmp_path / "o.csv"
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore SIGINT, and so its child
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job and its child would ignore SIGINT
     interrupted = interrupt(2, output, drawings, how=signal.SIGINT)
     assert interrupted.code > 0
     assert "Traceback" not in interrupted.err
@@ -188,7 +188,7 @@ def test_a_full_disk_is_reported_with_the_file_and_the_job_resumes_later(drawing
 
 
 def test_a_finished_job_is_recognised(drawings, score, tmp_path):
-    """It is scored again only if its output was deleted or --restart is given."""
+    """A finished job is scored again only if its output was deleted or --restart is given."""
     output = tmp_path / "o.csv"
     assert score(drawings, "--output", output).code == 0
     first = file_stamp(output)
@@ -215,7 +215,7 @@ def test_a_job_does_not_resume_with_changed_inputs(begun, score, drawings, undis
     """Other contents and other numbers of rows are rejected, a new modification time is not; --restart begins anew."""
     folder, output = begun
     rows = np.load(folder / "a.npy")
-    rows[700, 5] ^= 1  # in the second part, which is finished
+    rows[700, 5] ^= 1  # row 700 belongs to the second part, which is finished
     np.save(folder / "a.npy", rows)
     refused = score(folder, "--output", output)
     assert (refused.code, refused.err.count("\n")) == (1, 1)
@@ -229,12 +229,12 @@ def test_a_job_does_not_resume_with_changed_inputs(begun, score, drawings, undis
     assert output.read_text().replace(str(folder), str(drawings)) == undisturbed["csv"].decode()
     rows[0, 0] ^= 1
     np.save(folder / "a.npy", rows)
-    assert "have changed" in score(folder, "--output", output).err  # also those of a finished job
+    assert "have changed" in score(folder, "--output", output).err  # inputs of a finished job are compared, too
     assert score(folder, "--output", output, "--restart").code == 0
 
 
 def test_a_job_does_not_resume_with_another_model(begun, sketchbatch, start_service, tmp_path):
-    """A model of the same name and version with another digest is rejected."""
+    """A job does not resume if the model has the same name and version but another digest."""
     folder, output = begun
     other = start_service(write_model(tmp_path / "tiny.onnx", metadata={"sketchbatch.licence": "another"}))
     refused = sketchbatch("score", folder, "--output", output, "--part-rows", PART, "--server", other.address)
@@ -244,7 +244,7 @@ def test_a_job_does_not_resume_with_another_model(begun, sketchbatch, start_serv
 
 
 def test_a_job_does_not_resume_with_other_options(begun, score):
-    """All lines of an output have the same columns."""
+    """A job does not resume with other options, because all lines of an output have the same columns."""
     folder, output = begun
     assert "--top-k was 1, and is now 2" in score(folder, "--output", output, "--top-k", 2).err
 
@@ -261,7 +261,7 @@ def test_two_processes_do_not_write_one_output(drawings, score, tmp_path):
 
 
 def test_rejected_rows_are_listed(score, tmp_path):
-    """The rejects file has file, row and reason of each; other rows keep their numbers, and the exit code is 3."""
+    """The rejects file has file, row and reason of each reject; other rows keep their numbers; the exit code is 3."""
     good = json.dumps({"key_id": "7", "drawing": [[[0, 255], [0, 255]]]})
     (tmp_path / "ant.ndjson").write_text(f'{good}\n{{"drawing": []}}\n{good}\nnot json\n{good}')
     output = tmp_path / "o.jsonl"
@@ -309,7 +309,7 @@ def test_row_i_of_a_npy_output_is_drawing_i(score, tmp_path):
     ],
 )
 def test_a_file_without_a_drawing_is_refused(score, tmp_path, name, contents, message):
-    """The command writes one line, and no output or parts remain."""
+    """For a file without a drawing, the command prints one line, and no output or parts remain."""
     (tmp_path / name).write_bytes(contents)
     refused = score(tmp_path / name, "--output", tmp_path / "o.csv")
     assert (refused.code, refused.err.count("\n")) == (1, 1)
@@ -375,7 +375,7 @@ def test_lines_can_go_to_standard_output(score, drawings, undisturbed):
 def test_merged_shards_equal_the_output_of_one_process(
     drawings, score, sketchbatch, undisturbed, tmp_path, monkeypatch, kind
 ):
-    """The bytes are identical, a missing shard is named, and the merged output counts as a finished job."""
+    """Merged shards are byte-identical to the output of one process; a missing shard is named in the error."""
     output = tmp_path / f"o.{kind}"
     for number in (2, 0):
         assert score(drawings, "--output", output, "--shard", f"{number}/3").code == 0
@@ -396,7 +396,7 @@ def test_merged_shards_equal_the_output_of_one_process(
 
 @pytest.mark.parametrize("shard", ["3/3", "1", "a/b", "/2"])
 def test_an_impossible_shard_is_rejected(score, drawings, tmp_path, monkeypatch, shard):
-    """The exit code is 2, and the message names the option."""
+    """An impossible shard is rejected with exit code 2 and a message that names the option."""
     monkeypatch.delenv("JOB_COMPLETION_INDEX", raising=False)
     refused = score(drawings, "--output", tmp_path / "o.csv", "--shard", shard)
     assert refused.code == 2

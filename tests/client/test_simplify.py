@@ -29,7 +29,7 @@ def test_the_longest_side_spans_the_square():
 
 @pytest.mark.parametrize("dot", [[[3], [4]], [[3, 3], [4, 4]]])
 def test_a_dot_becomes_two_points(dot):
-    """A dot has two equal points, as in Google's files, also if it is the whole drawing."""
+    """A dot becomes two equal points, as in Google's files, also if the dot is the whole drawing."""
     assert simplify([dot]) == [[[0, 0], [0, 0]]]
     assert simplify([[[3, 258], [4, 4]], dot])[1] == [[0, 0], [0, 0]]
     assert rasterize(simplify([dot])).any()

@@ -50,7 +50,7 @@ def test_a_line_needs_only_strokes(tmp_path):
 
 
 def test_records_have_the_same_drawings_as_lines(tmp_path):
-    """Records have different lengths, and no word."""
+    """Records of a .bin give the same drawings as lines of .ndjson, except that records have no word."""
     path = tmp_path / "cat.bin"
     drawings = [LINE["drawing"], [[[0, 255, 1], [2, 3, 4]]], [[[9], [9]]]]
     path.write_bytes(b"".join(record(strokes, key_id=2**64 - 1) for strokes in drawings))
@@ -100,7 +100,7 @@ MALFORMED_LINES = [
 
 @pytest.mark.parametrize(("line", "reason"), MALFORMED_LINES)
 def test_a_malformed_line_is_refused_with_file_and_line(tmp_path, line, reason):
-    """The error occurs when the line is read; other lines can be read."""
+    """A malformed line is refused with file and line when it is read, and other lines can be read."""
     path = tmp_path / "cat.ndjson"
     path.write_bytes(ndjson(LINE, line, LINE))
     file = open_strokes(path)
@@ -112,7 +112,7 @@ def test_a_malformed_line_is_refused_with_file_and_line(tmp_path, line, reason):
 
 
 def test_malformed_lines_are_skipped_and_counted_when_asked(tmp_path):
-    """The other lines keep their order and their line numbers."""
+    """Malformed lines are skipped and counted on request; the other lines keep their order and their line numbers."""
     path = tmp_path / "cat.ndjson"
     lines = [line for line, _ in MALFORMED_LINES]
     path.write_bytes(ndjson(*lines, LINE, *lines, LINE | {"word": "dog"}))
@@ -154,7 +154,7 @@ def test_the_list_of_malformed_lines_is_bounded(tmp_path):
     ],
 )
 def test_a_malformed_record_is_refused_or_skipped(tmp_path, content, reason):
-    """Records are numbered from 1, like lines."""
+    """A malformed record is refused or skipped under its number; records are numbered from 1, like lines."""
     path = tmp_path / "cat.bin"
     path.write_bytes(record(LINE["drawing"]) + content)
     with pytest.raises(FileRefused, match=rf"cat\.bin:2: .*{reason}"):
@@ -180,7 +180,7 @@ def test_a_file_of_another_kind_is_refused_when_it_is_opened(tmp_path, name, con
 
 
 def test_a_missing_file_is_refused_and_an_empty_one_has_no_drawing(tmp_path):
-    """The message has the path; an empty file is valid."""
+    """A missing file is refused with its path; an empty file is valid."""
     with pytest.raises(FileRefused, match=r"none\.bin: cannot be read: No such file"):
         open_strokes(tmp_path / "none.bin")
     (tmp_path / "empty.ndjson").touch()
@@ -188,12 +188,12 @@ def test_a_missing_file_is_refused_and_an_empty_one_has_no_drawing(tmp_path):
 
 
 def test_a_file_costs_eight_bytes_a_drawing(tmp_path):
-    """The lines themselves are not kept in memory."""
+    """An open stroke file costs eight bytes per drawing, because its lines are not kept in memory."""
     import tracemalloc
 
     path = tmp_path / "cat.ndjson"
     path.write_bytes(ndjson(LINE) * 50_000)
-    open_strokes(path)  # imports modules and fills caches
+    open_strokes(path)  # the first call imports modules and fills caches
     tracemalloc.start()
     try:
         file = open_strokes(path)

@@ -1,4 +1,4 @@
-"""The distributions have one version and few dependencies, and the wire contract is fully commented."""
+"""Test that the distributions have one version and few dependencies, and that the wire contract is fully commented."""
 
 import importlib.metadata
 import re
@@ -13,7 +13,7 @@ DISTRIBUTIONS = ("protos", "client", "service", "trainer")
 
 
 def test_there_is_one_version_number(root):
-    """All distributions have it, require it of each other, and the changelog has a section for it."""
+    """All distributions have and require one version, and the changelog has a section for that version."""
     projects = [tomllib.loads((root / each / "pyproject.toml").read_text())["project"] for each in DISTRIBUTIONS]
     [version] = {project["version"] for project in projects}
     for project in projects:
@@ -23,7 +23,7 @@ def test_there_is_one_version_number(root):
 
 
 def requirements_of(distribution: str, *extras: str) -> set[str]:
-    """Return all distributions that an installation of `distribution` installs."""
+    """Return the names of all distributions that an installation of `distribution` installs."""
     found: set[str] = set()
     waiting = [(distribution, extras)]
     while waiting:
@@ -43,14 +43,17 @@ HEAVY = {"keras", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorflow", "tenso
 
 
 def test_the_client_requires_neither_tensorflow_nor_onnx_runtime():
-    """The service requires ONNX Runtime and no training library."""
+    """The client requires neither TensorFlow nor ONNX Runtime; the service requires ONNX Runtime.
+
+    The service requires no training library.
+    """
     assert {"grpcio", "numpy", "sketchbatch-protos"} <= requirements_of("sketchbatch-client")
     assert not requirements_of("sketchbatch-client") & HEAVY
     assert requirements_of("sketchbatch-service", "cpu") & HEAVY == {"onnxruntime"}
 
 
 def test_importing_the_client_imports_nothing_heavy():
-    """The client is for small programs, too."""
+    """Importing the client imports no heavy package, because small programs use the client, too."""
     program = "import sys, sketchbatch_client; print(*(name.split('.')[0] for name in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not set(loaded) & {"keras", "onnxruntime", "tensorflow", "pyarrow", "pandas", "rich", "typer"}
@@ -58,7 +61,7 @@ def test_importing_the_client_imports_nothing_heavy():
 
 @pytest.mark.parametrize("file", ["v1/classifier.proto", "openinference/v2/open_inference.proto"])
 def test_every_element_of_the_contract_is_commented(root, file):
-    """Every message, field, enum value and RPC has a comment on the line above."""
+    """Every message, field, enum value and RPC of the wire contract has a comment on the line above."""
     lines = (root / "protos/sketchbatch" / file).read_text().splitlines()
     elements = re.compile(r"^\s*(message|service|rpc|enum|oneof|(repeated )?([\w.]+|map<.*>) \w+ = \d+;|\w+ = \d+;)")
     found = [number for number, line in enumerate(lines) if elements.match(line)]

@@ -1,4 +1,4 @@
-"""Dashboard, alerts and docs/operations.md name existing metrics, and the alerts fire when they should."""
+"""Test that dashboard, alerts and docs/operations.md name existing metrics, and that alerts fire when they should."""
 
 import json
 import re
@@ -15,7 +15,7 @@ MONITORING = "deploy/monitoring"
 
 
 async def series() -> dict[str, set[str]]:
-    """Return the labels of each metric, from a service that has answered one call and rejected one."""
+    """Return the labels of each metric of a service that has answered one call and rejected another call."""
     async with serving(bear=FakeModel()) as service:
         await service.classify(1)
         await service.rejection()
@@ -34,7 +34,7 @@ def expressions(root) -> list[str]:
 
 
 async def test_every_queried_metric_exists_with_its_labels(root):
-    """Dashboard, alerts and docs/operations.md name no other metrics, and docs/operations.md names all of ours."""
+    """Dashboard, alerts and docs/operations.md name only existing metrics, and docs/operations.md names all of ours."""
     known = await series()
     queries = expressions(root)
     assert len(queries) > 30
@@ -53,7 +53,7 @@ async def test_every_queried_metric_exists_with_its_labels(root):
 
 
 async def test_the_autoscaler_uses_an_existing_gauge_of_each_pod(root):
-    """The autoscaler, prometheus-adapter and the scrape configuration use the same names."""
+    """The autoscaler, prometheus-adapter and the scrape configuration use the same metric and label names."""
     scaler = yaml.safe_load((root / "deploy/base/horizontalpodautoscaler.yaml").read_text())["spec"]
     adapter = yaml.safe_load((root / MONITORING / "kubernetes/adapter.yaml").read_text())["rules"]
     assert [each["pods"]["metric"]["name"] for each in scaler["metrics"]] == [adapter[0]["name"]["as"]]
@@ -66,7 +66,7 @@ async def test_the_autoscaler_uses_an_existing_gauge_of_each_pod(root):
 
 @pytest.mark.parametrize("words", [("check", "rules", "alerts.yaml"), ("test", "rules", "alerts_test.yaml")])
 def test_the_alerts_fire_when_they_should(root, words):
-    """Prometheus' own tool runs the rules and their unit tests."""
+    """The alerts pass their unit tests in promtool, Prometheus' own tool."""
     promtool = shutil.which("promtool")
     if not promtool:
         pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")

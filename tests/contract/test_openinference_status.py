@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over real gRPC: statuses, streams, versions, statistics, and the drain."""
+"""Test the Open Inference Protocol over real gRPC: statuses, streams, versions, statistics, and draining."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ MAX_ROWS = 100
 
 
 class Stub:
-    """Calls the RPCs of the protocol by their names on the wire."""
+    """Call the RPCs of the Open Inference Protocol by their names on the wire."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
@@ -62,7 +62,7 @@ def scores(response: pb.ModelInferResponse) -> list[float]:
 
 
 async def occupied(stub: Stub, model: FakeModel) -> asyncio.Future:
-    """Start a call that the held model does not finish, so that the next request stays in the queue."""
+    """Start a call of the held model, so that the next request stays in the queue."""
     call = asyncio.ensure_future(stub.ModelInfer(request(0)))
     await until(model.started.is_set)
     return call
@@ -74,7 +74,7 @@ def details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
 
 
 async def test_a_bad_tensor_is_invalid_argument_and_names_the_field():
-    """BadRequest has the same form as in ClassifierService."""
+    """A bad tensor receives INVALID_ARGUMENT with a BadRequest of the same form as in ClassifierService."""
     async with serving(FakeModel()) as (stub, _):
         bad = request(1)
         bad.inputs[0].datatype = "FP64"
@@ -86,7 +86,7 @@ async def test_a_bad_tensor_is_invalid_argument_and_names_the_field():
 
 
 async def test_an_unknown_model_or_version_is_not_found():
-    """Every RPC that needs a model lists the served ones in the message; ModelReady returns false."""
+    """RPCs that need a model return NOT_FOUND and list the served models; only ModelReady returns false instead."""
     async with serving(FakeModel()) as (stub, _):
         errors = [
             await rejection(stub.ModelInfer(request(1, model_name="zebra"))),
@@ -102,7 +102,7 @@ async def test_an_unknown_model_or_version_is_not_found():
 
 
 async def test_a_full_queue_is_resource_exhausted_with_pushback():
-    """The trailer contains a positive time, which gRPC clients wait before the next attempt."""
+    """A full queue returns RESOURCE_EXHAUSTED, and the pushback trailer contains a positive retry delay."""
     model = FakeModel(held=True)
     async with serving(model) as (stub, service):
         first = await occupied(stub, model)
@@ -117,7 +117,7 @@ async def test_a_full_queue_is_resource_exhausted_with_pushback():
 
 @pytest.mark.parametrize("limit", ["deadline", "timeout parameter"])
 async def test_a_request_out_of_time_is_deadline_exceeded_and_never_run(limit):
-    """The call's deadline and Triton's own timeout (microseconds) are both limits of the time in the queue."""
+    """A request's time in the queue is limited by the call's deadline and by Triton's own timeout in microseconds."""
     model = FakeModel(held=True)
     async with serving(model) as (stub, service):
         first = await occupied(stub, model)
@@ -127,7 +127,7 @@ async def test_a_request_out_of_time_is_deadline_exceeded_and_never_run(limit):
             late = stub.ModelInfer(request(1, parameters={"timeout": pb.InferParameter(int64_param=1_000_000)}))
         error = asyncio.ensure_future(rejection(late))
         await until(lambda: service.batcher.queued_rows == 1)
-        await asyncio.sleep(1.1)  # longer than the limit, which began before the request was queued
+        await asyncio.sleep(1.1)  # longer than the timeout, which began before the request was queued
         model.release.set()
         assert (await error).code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await first
@@ -136,7 +136,7 @@ async def test_a_request_out_of_time_is_deadline_exceeded_and_never_run(limit):
 
 
 async def test_a_failed_model_call_is_internal_with_the_request_id_only():
-    """No cause, path or stack trace leaves the process, from a call or a stream; the log contains the cause."""
+    """After a failed call or stream, no cause, path or stack trace reaches the client; the log has the cause."""
     model = FakeModel()
     model.error = RuntimeError("secret path /models/x")
     async with serving(model) as (stub, service):
@@ -152,7 +152,7 @@ async def test_a_failed_model_call_is_internal_with_the_request_id_only():
 
 
 async def test_a_request_to_a_closed_batcher_is_unavailable():
-    """The client may send the request to another replica."""
+    """A request to a closed batcher receives UNAVAILABLE, so that the client may send it to another replica."""
     async with serving(FakeModel()) as (stub, service):
         service.batcher.close()
         error = await rejection(stub.ModelInfer(request(1)))
@@ -160,7 +160,7 @@ async def test_a_request_to_a_closed_batcher_is_unavailable():
 
 
 async def test_cancelling_a_call_or_a_stream_cancels_its_queued_rows():
-    """The model never receives rows whose client has cancelled."""
+    """After a client cancels a call or a stream, the model never receives its queued rows."""
     model = FakeModel(held=True)
     async with serving(model, max_queued_rows=100) as (stub, service):
         first = await occupied(stub, model)
@@ -179,7 +179,7 @@ async def test_cancelling_a_call_or_a_stream_cancels_its_queued_rows():
 
 
 async def test_a_stream_responds_in_order_and_a_bad_message_affects_no_other():
-    """Each message receives one response with its id; a bad one receives the name of ModelInfer's status."""
+    """Each message of a stream receives one response with its id, and a bad message receives ModelInfer's status."""
     async with serving(FakeModel(), max_queued_rows=100) as (stub, _):
         bad = request(1, id="b")
         bad.inputs[0].name = "image"
@@ -192,7 +192,7 @@ async def test_a_stream_responds_in_order_and_a_bad_message_affects_no_other():
 
 
 async def test_a_stream_waits_while_the_queue_is_full():
-    """Many more rows than the queue holds pass through it; none are rejected or counted as failed."""
+    """A stream with more rows than the queue holds waits for space; no row is rejected or counted as failed."""
     async with serving(FakeModel()) as (stub, service):
         messages = (request(n % 250, 1, 2) for n in range(200))
         answers = [answer async for answer in stub.ModelStreamInfer(messages)]
@@ -201,7 +201,7 @@ async def test_a_stream_waits_while_the_queue_is_full():
 
 
 async def test_a_draining_service_is_live_but_not_ready_and_ends_its_streams():
-    """A stream receives its responses, then UNAVAILABLE; calls still succeed."""
+    """While a service drains, calls still succeed, and a stream receives its responses and then UNAVAILABLE."""
     model = FakeModel(held=True)
     async with serving(model) as (stub, service):
         stream = stub.ModelStreamInfer()
@@ -224,7 +224,7 @@ async def test_a_draining_service_is_live_but_not_ready_and_ends_its_streams():
 
 
 async def test_the_newest_version_answers_unless_a_request_names_another():
-    """Each version has statistics of its own."""
+    """The newest version answers a request that names no version, and each version has its own statistics."""
     old, new = FakeModel(), FakeModel()
     async with serving(old, new) as (stub, _):
         assert (await stub.ModelInfer(request(1))).model_version == "2"
@@ -239,7 +239,7 @@ async def test_the_newest_version_answers_unless_a_request_names_another():
 
 
 async def test_typed_numbers_of_many_rows_receive_typed_scores():
-    """The codec pool decodes and encodes them."""
+    """The threads of the codec pool decode and encode typed numbers of many rows."""
     values = [n % 250 for n in range(MAX_ROWS)]
     async with serving(FakeModel(), max_queued_rows=MAX_ROWS) as (stub, _):
         answer = await stub.ModelInfer(numbers(*values))
@@ -248,7 +248,7 @@ async def test_typed_numbers_of_many_rows_receive_typed_scores():
 
 
 async def test_statistics_count_the_requests_of_both_protocols():
-    """Rows, requests and model calls are exact, and the durations of the stages add up."""
+    """The statistics count rows, requests and model calls of both protocols exactly, and stage durations add up."""
     model = FakeModel()
     started_at = time.time()
     async with serving(model) as (stub, service):

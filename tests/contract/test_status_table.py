@@ -1,4 +1,4 @@
-"""The status table of the wire contract, over real gRPC."""
+"""Test the status table of the wire contract over real gRPC."""
 
 import re
 from asyncio import ensure_future, gather, wait
@@ -19,12 +19,12 @@ STREAM = "sketchbatch_requests_total {} sketchbatch.v1.ClassifierService/Classif
 
 
 def message(*first_pixels: int, **fields) -> pb.ClassifyStreamRequest:
-    """Return a message of a stream with one row per value."""
+    """Return a stream message with one row per given value."""
     return pb.ClassifyStreamRequest(bitmaps=drawings(*first_pixels).tobytes(), **fields)
 
 
 async def occupied(service: InProcess, model: FakeModel):
-    """Start a call that the held model does not finish, so that the next request stays in the queue."""
+    """Start a call of the held model, so that the next request stays in the queue."""
     call = ensure_future(service.classify(0))
     await until(model.started.is_set)
     return call
@@ -45,7 +45,7 @@ def details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
     ],
 )
 async def test_a_request_that_can_never_succeed_is_invalid_argument(bad, field, text):
-    """BadRequest and the message name the field, the expected value and the received value."""
+    """For an invalid request, BadRequest and the message name the field, the expected value and the received value."""
     async with serving(LIMITS, max_request_rows=8, fake=FakeModel()) as service:
         error = await rejection(service.stub.Classify(bad))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -58,7 +58,7 @@ async def test_a_request_that_can_never_succeed_is_invalid_argument(bad, field, 
 
 @pytest.mark.parametrize("fields", [{"model_name": "zebra"}, {"model_version": "2"}])
 async def test_an_unknown_model_or_version_is_not_found(fields):
-    """The message lists the served models, for Classify and GetModel alike."""
+    """The error for an unknown model or version lists the served models, for both Classify and GetModel."""
     async with serving(fake=FakeModel()) as service:
         errors = [
             await service.rejection(1, **fields),
@@ -70,7 +70,10 @@ async def test_an_unknown_model_or_version_is_not_found(fields):
 
 
 async def test_a_full_queue_is_resource_exhausted_with_pushback():
-    """RetryInfo and the pushback trailer contain the same positive time; GetModel does not wait in the queue."""
+    """When the queue is full, RetryInfo and the pushback trailer contain the same positive retry delay.
+
+    GetModel succeeds while the queue is full, because GetModel does not wait in the queue.
+    """
     model = FakeModel(held=True)
     async with serving(LIMITS, fake=model) as service:
         running = await occupied(service, model)
@@ -88,14 +91,15 @@ async def test_a_full_queue_is_resource_exhausted_with_pushback():
 
 
 async def test_a_deadline_that_passes_in_the_queue_is_deadline_exceeded_and_never_run():
-    """The model receives only the rows of requests whose deadline has not passed."""
+    """A request whose deadline passes in the queue receives DEADLINE_EXCEEDED, and its rows never reach the model."""
     model = FakeModel(held=True)
     async with serving(LIMITS, fake=model) as service:
         running = await occupied(service, model)
         late = ensure_future(rejection(service.stub.Classify(pb.ClassifyRequest(bitmaps=bytes(784)), timeout=1)))
         await until(lambda: service.batcher.queued_rows == 1)
         error = await late
-        await until(lambda: service.batcher.open_requests == 1)  # cancelled in the server as well
+        # the server has also cancelled the call whose deadline passed
+        await until(lambda: service.batcher.open_requests == 1)
         model.release.set()
         await running
         await service.classify(2, 3)
@@ -104,7 +108,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_deadline_exceeded_and_neve
 
 
 async def test_a_failed_model_call_is_internal_with_the_request_id_only():
-    """No cause, path or stack trace leaves the process."""
+    """After a failed model call, the client receives the request id, but no cause, path or stack trace."""
     model = FakeModel()
     model.error = RuntimeError("secret path /models/x")
     async with serving(fake=model) as service:
@@ -115,7 +119,7 @@ async def test_a_failed_model_call_is_internal_with_the_request_id_only():
 
 
 async def test_a_stream_responds_in_order_and_a_bad_message_affects_no_other():
-    """Each message receives one response; a bad one receives the status that Classify would send."""
+    """Each stream message receives one response, and a bad message receives the status that Classify would send."""
     async with serving(MANY_ROWS, fake=FakeModel()) as service:
         messages = [
             message(1, 2, request_id="a"),
@@ -134,7 +138,7 @@ async def test_a_stream_responds_in_order_and_a_bad_message_affects_no_other():
 
 
 async def test_a_stream_waits_while_the_queue_is_full():
-    """Many more rows than the queue holds pass through it, and none are rejected."""
+    """A stream with more rows than the queue holds waits for space, and none of its rows are rejected."""
     async with serving(LIMITS, fake=FakeModel()) as service:
         messages = (message(n % 250, 1, 2) for n in range(300))
         responses = [response async for response in service.stub.ClassifyStream(messages)]
@@ -143,7 +147,10 @@ async def test_a_stream_waits_while_the_queue_is_full():
 
 
 async def test_draining_ends_a_stream_after_its_last_response():
-    """Accepted messages are answered; then UNAVAILABLE tells the client to open a stream to another replica."""
+    """A draining service answers accepted messages of a stream, then ends the stream with UNAVAILABLE.
+
+    The client then opens a stream to another replica.
+    """
     model = FakeModel(held=True)
     async with serving(LIMITS, fake=model) as service:
         call = service.stub.ClassifyStream()
@@ -156,14 +163,14 @@ async def test_draining_ends_a_stream_after_its_last_response():
 
 
 async def test_a_stream_whose_last_message_arrived_before_the_drain_ends_with_ok():
-    """The client need not repeat any message."""
+    """A stream whose last message arrived before the drain ends with OK, so that the client repeats no message."""
     model = FakeModel(held=True)
     async with serving(LIMITS, fake=model) as service:
         call = service.stub.ClassifyStream()
         await call.write(message(7))
         await call.done_writing()
         await until(model.started.is_set)
-        await wait(service.classifier._streams._readers)  # until the server has read the end of the stream
+        await wait(service.classifier._streams._readers)  # wait until the server has read the end of the stream
         service.classifier.drain()
         model.release.set()
         assert [response.rows async for response in call] == [1]
@@ -171,7 +178,7 @@ async def test_a_stream_whose_last_message_arrived_before_the_drain_ends_with_ok
 
 
 async def test_a_stream_opened_after_the_drain_is_unavailable():
-    """The service reads no message of it."""
+    """A stream that is opened after the drain receives UNAVAILABLE, and the service reads none of its messages."""
     async with serving(fake=FakeModel()) as service:
         service.classifier.drain()
         call = service.stub.ClassifyStream()
@@ -179,14 +186,14 @@ async def test_a_stream_opened_after_the_drain_is_unavailable():
 
 
 async def test_long_names_fit_into_the_metadata_of_the_response():
-    """The error keeps its own status, however long the name in its message."""
+    """An error keeps its own status, however long the model name in its message is."""
     async with serving(fake=FakeModel()) as service:
         error = await service.rejection(1, model_name="z" * 50_000)
     assert error.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_cancelling_a_stream_cancels_its_queued_rows():
-    """The model never receives rows whose client has cancelled."""
+    """After a client cancels a stream, the model never receives the queued rows of that stream."""
     model = FakeModel(held=True)
     async with serving(MANY_ROWS, fake=model) as service:
         running = await occupied(service, model)

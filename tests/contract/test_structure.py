@@ -1,4 +1,4 @@
-"""The limits of the tree's structure: modules per package, layers per distribution, words of the banned list."""
+"""Check the limits of the tree's structure: modules per package, layers per distribution, words of the banned list."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ PACKAGES = ("client/sketchbatch_client", "service/sketchbatch_service", "trainer
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_package_has_more_than_twelve_modules(root, package):
-    """A larger package is two packages."""
+    """A package has at most twelve modules; a larger package must be split."""
     folders = {path.parent for path in (root / package).rglob("*.py")}
     sizes = {str(folder.relative_to(root)): len(list(folder.glob("*.py"))) for folder in folders}
     assert len(sizes) >= 6
@@ -21,7 +21,7 @@ def test_no_package_has_more_than_twelve_modules(root, package):
 
 
 def test_no_distribution_has_more_than_eight_layers(root):
-    """Eight layers fit into a reader's head."""
+    """A distribution has at most eight layers, so that a reader can remember all of them."""
     contracts = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = {each["containers"][0]: each["layers"] for each in contracts if "containers" in each}
     assert set(layers) == {"sketchbatch_client", "sketchbatch_service", "sketchbatch_trainer"}
@@ -38,7 +38,7 @@ def test_no_distribution_has_more_than_eight_layers(root):
     ],
 )
 def test_the_linter_rejects_a_banned_word(root, tmp_path, text):
-    """In comments, identifiers and docstrings, single words and phrases."""
+    """The linter rejects banned words and phrases in comments, identifiers and docstrings."""
     found = spelled(root, tmp_path, text)
     assert found.returncode == 65
     assert "==>" in found.stdout
@@ -46,7 +46,7 @@ def test_the_linter_rejects_a_banned_word(root, tmp_path, text):
 
 
 def spelled(root: Path, folder: Path, text: str) -> subprocess.CompletedProcess:
-    """Run the linter, with the tree's configuration, on a file that holds `text`."""
+    """Run the linter, with the tree's configuration, on a file that contains `text`."""
     for file in ("pyproject.toml", "docs/banned-words.txt"):
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copy(root / file, folder / file)

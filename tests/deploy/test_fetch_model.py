@@ -42,7 +42,7 @@ def fetch(root, tmp_path):
 
 @pytest.mark.parametrize("digest", [DIGEST, DIGEST.upper()])
 def test_a_model_with_the_expected_digest_is_stored(store, fetch, digest):
-    """Whole, under its name, also over the file of an earlier start."""
+    """The model is stored completely, under its name, and replaces the file of an earlier start."""
     for _ in range(2):
         finished, files = fetch(f"{store}/model.onnx", digest)
         assert (finished.returncode, files) == (0, ["model.onnx"]), finished.stderr
@@ -58,7 +58,7 @@ def test_a_model_with_the_expected_digest_is_stored(store, fetch, digest):
     ],
 )
 def test_any_other_download_fails_with_one_line_and_no_file(store, fetch, url, digest, message):
-    """The pod does not start, and its log has the reason."""
+    """Any other download leaves no file and fails with one line, so that the pod does not start and logs the reason."""
     finished, files = fetch(url.format(store=store), digest)
     assert finished.returncode == 1
     assert finished.stderr.startswith("fetch_model: ")

@@ -38,7 +38,7 @@ def render() -> Callable[[str], list[Manifest]]:
         if folder not in known:
             finished = run(kubectl, "kustomize", folder)
             assert finished.returncode == 0, finished.stderr
-            assert not finished.stderr, finished.stderr  # deprecation warnings
+            assert not finished.stderr, finished.stderr  # kustomize writes deprecation warnings to stderr
             known[folder] = list(yaml.safe_load_all(finished.stdout))
         return copy.deepcopy(known[folder])
 
@@ -66,13 +66,13 @@ def test_no_manifest_breaks_a_policy(render, folder):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_manifest_fits_the_schema(render, tmp_path, version):
-    """In strict mode, so that an unknown field is an error."""
+    """Every manifest fits the schema in strict mode, in which an unknown field is an error."""
     finished = validated([manifest for folder in RENDERED for manifest in render(folder)], version, tmp_path)
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 def test_checkov_finds_nothing(render, tmp_path):
-    """Except for the checks that deploy/checkov.yaml skips, with reasons."""
+    """Checkov finds no problem, apart from the checks that deploy/checkov.yaml skips with reasons."""
     report = checked([manifest for folder in RENDERED for manifest in render(folder)], tmp_path)
     assert report["summary"]["passed"] > 500
     assert [
@@ -298,21 +298,21 @@ def test_a_policy_reports_a_violation(render, policy, name, spoil):
     ],
 )
 def test_a_misspelt_field_breaks_the_schema(render, tmp_path, name, spoil):
-    """So does a value of another type."""
+    """A misspelt field or a value of another type breaks the schema."""
     manifests = render(next(folder for folder in RENDERED if Path(folder).name == name))
     spoil(manifests)
     assert validated(manifests, VERSIONS[-1], tmp_path).returncode != 0
 
 
 def test_checkov_finds_a_container_that_may_gain_privileges(render, tmp_path):
-    """Proves that checkov checks the manifests that it is given."""
+    """Checkov reports a container that may gain privileges, so it does check the given manifests."""
     manifests = render("deploy/overlays/cpu")
     container(manifests)["securityContext"].pop("allowPrivilegeEscalation")
     assert "CKV_K8S_20" in {each["check_id"] for each in checked(manifests, tmp_path)["results"]["failed_checks"]}
 
 
 def test_a_running_service_answers_every_probe(render, start_service, tiny_model):
-    """On its probe port, under the service names in the manifest."""
+    """A running service answers every probe on its probe port, under the service names in the manifest."""
     service = start_service(tiny_model, "--probe-address", "127.0.0.1:0")
     with grpc.insecure_channel(service.probe_address) as channel:
         health = health_pb2_grpc.HealthStub(channel)

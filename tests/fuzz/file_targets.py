@@ -27,7 +27,7 @@ from sketchbatch_service.transport.tls import TlsFiles, server_credentials
 from sketchbatch_service.transport.tokens import TokenFile
 from targets import Target, corpus, in_process, mutants
 
-ROWS = 4  # read at the start and at the end of each file
+ROWS = 4  # the rows to read at the start and at the end of each file
 PICTURE_MIB = 700  # docs/security.md: 20 bytes per pixel, 36 million pixels
 
 
@@ -38,7 +38,7 @@ def drawings(ending: str, *, evaluates: bool = True):
         path = folder / f"input{ending}"
         path.write_bytes(data)
         try:
-            if not evaluates or zlib.crc32(data) % 2:  # a fixed choice for the same bytes
+            if not evaluates or zlib.crc32(data) % 2:  # the same bytes give the same choice
                 for source in find_sources([str(path)], folder, lambda _: None):
                     _read_rows(source)
                 return
@@ -60,8 +60,8 @@ def _read_rows(source) -> None:
             assert len(block.rows) + len(block.rejects) == stop - start
             assert block.key_ids is None or len(block.key_ids) == len(block.rows)
             for reject in block.rejects:
-                json.dumps(reject, ensure_ascii=False).encode()  # as the rejects file is written
-            np.asarray(block.bitmaps).sum()  # reads every pixel
+                json.dumps(reject, ensure_ascii=False).encode()  # the rejects file is encoded in the same way
+            np.asarray(block.bitmaps).sum()  # the sum reads every pixel
 
 
 def _check_bitmaps(bitmaps: np.ndarray, rows: int) -> None:

@@ -29,14 +29,14 @@ from port_targets import PORTS  # noqa: E402
 from rpc_targets import RPCS  # noqa: E402
 from targets import Target, Trial  # noqa: E402
 
-# The slowest first, because they determine the end of a run.
+# The slowest targets are first, because they determine the end of a run.
 ALL = {target.name: target for target in [*RPCS, *PORTS, *FILES]}
 
 HANG_S = 60.0
 """Seconds without progress after which a process is killed. An input has `SLOW_S` CPU seconds, a batch of RPCs 20 s."""
 
-_ADDRESS_BYTES = 8 << 30  # protects the memory of the machine; the libraries alone map some GB
-_MAX_FINDINGS = 20  # per target
+_ADDRESS_BYTES = 8 << 30  # a limit for the machine's sake; the libraries map some GB
+_MAX_FINDINGS = 20  # the maximum per target
 
 
 @dataclass(slots=True)
@@ -155,7 +155,7 @@ def _monitor(process: Any, current: Any, receive: Any, save: Callable[[int, str]
 def _work(name: str, first: int, end: int, seed: int, current: Any, send: Any) -> None:
     """Try inputs `first` to `end` - 1 in a separate process; `current` holds the number of the latest one."""
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
-    warnings.simplefilter("ignore")  # such as those of pictures with unusual headers
+    warnings.simplefilter("ignore")  # such as warnings about unusual picture headers
     target, peak_mib = ALL[name], 0.0
     with prepared(target) as trial:
         for start in range(first, end, target.batch):

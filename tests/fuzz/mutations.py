@@ -59,7 +59,7 @@ _TOKEN = re.compile(rb'-?\d+(?:\.\d+)?|"[^"]*"|true|false|null')
 
 
 def input_of(make: Make, target: str, seed: int, number: int) -> bytes:
-    """Make input `number` of a target, independently of all others."""
+    """Make input `number` of a target, independently of all other inputs."""
     return make(random.Random(f"{seed} {target} {number}"))
 
 
@@ -67,8 +67,8 @@ def of_seeds(seeds: Sequence[bytes], *changes: Callable[[bytes, random.Random], 
     """Return a maker of mutants.
 
     Args:
-        seeds: Valid inputs.
-        changes: Changes for the format of the seeds; half of all changes are of these, if there are any.
+        seeds: Valid inputs, which are changed.
+        changes: Changes for the format of the seeds; if the list is not empty, half of all changes come from it.
     """
 
     def make(chance: random.Random) -> bytes:
@@ -104,18 +104,18 @@ def near_start(data: bytes, chance: random.Random) -> bytes:
 
 
 def cut(data: bytes, chance: random.Random) -> bytes:
-    """Cut off the end."""
+    """Cut off the end of the input."""
     return data[: chance.randint(0, len(data))]
 
 
 def drop(data: bytes, chance: random.Random) -> bytes:
-    """Remove some bytes."""
+    """Remove some bytes of the input."""
     start = chance.randint(0, len(data))
     return data[:start] + data[start + chance.choice((1, 2, 4, 16, 784)) :]
 
 
 def repeat(data: bytes, chance: random.Random) -> bytes:
-    """Repeat some bytes."""
+    """Repeat some bytes of the input."""
     start = chance.randint(0, len(data))
     repeated = data[start : start + chance.choice((1, 4, 32, 400))]
     return (data[:start] + repeated * chance.choice((2, 3, 50)) + data[start:])[:1_000_000]
@@ -140,7 +140,7 @@ def varint(data: bytes, chance: random.Random) -> bytes:
 
 
 def encode_varint(value: int) -> bytes:
-    """Encode in base 128, lowest digit first."""
+    """Encode a number as a varint: base 128, lowest digit first."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -152,7 +152,7 @@ _CHANGES = (flip, flip, near_start, cut, drop, repeat, insert, number, number, v
 
 
 def text_token(data: bytes, chance: random.Random) -> bytes:
-    """Replace a number or string of JSON with an extreme one."""
+    """Replace a number or string of JSON with an extreme value."""
     tokens = list(_TOKEN.finditer(data[:20_000]))
     if not tokens:
         return data
@@ -214,7 +214,7 @@ def _png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def either(*makes: Make) -> Make:
-    """Return a maker that chooses one of several at random."""
+    """Return a maker that chooses one of several makers at random."""
     return lambda chance: chance.choice(makes)(chance)
 
 

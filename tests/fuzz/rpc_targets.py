@@ -1,7 +1,7 @@
 """Send hostile messages to every RPC of a running service; each call must end with a documented status.
 
 An input is any bytes, sent as a message or as a stream of messages. If protobuf can parse a message, its response must
-have the scores of the model or a documented error; if not, the status must be INVALID_ARGUMENT.
+have the scores of the model or a documented error; if protobuf cannot, the status must be INVALID_ARGUMENT.
 """
 
 import random
@@ -29,7 +29,7 @@ _REJECTIONS = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
 _TOO_LARGE = grpc.StatusCode.RESOURCE_EXHAUSTED
 _MESSAGE_BYTES = 2 * MAX_ROWS * 784 + 65536  # docs/security.md, "Limits"
 
-OTHERS: list[tuple[str, type[Message] | None]] = [  # the first byte of an input chooses; None = no such method
+OTHERS: list[tuple[str, type[Message] | None]] = [  # the first byte of an input chooses a method; None = no such method
     ("/sketchbatch.v1.ClassifierService/GetModel", pb.GetModelRequest),
     ("/sketchbatch.v1.ClassifierService/ListModels", pb.ListModelsRequest),
     ("/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest),
@@ -52,7 +52,7 @@ _METADATA = (
 
 
 def _call_options(data: bytes) -> dict:
-    """Return unusual metadata and compression for some messages, the same for the same bytes."""
+    """Return unusual metadata and compression for some messages; equal bytes give equal options."""
     chance = random.Random(zlib.crc32(data))
     if chance.random() > 0.1:
         return {}

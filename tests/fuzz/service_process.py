@@ -81,7 +81,7 @@ class Service:
         with self._log_path.open("rb") as file:
             file.seek(self._read_bytes)
             data = file.read()
-        complete = data[: data.rfind(b"\n") + 1]  # without a line that is still being written
+        complete = data[: data.rfind(b"\n") + 1]  # excludes a line that is still being written
         self._read_bytes += len(complete)
         return [line[:1500] for line in complete.decode(errors="replace").splitlines() if not _is_harmless(line)]
 
@@ -116,7 +116,7 @@ class Service:
 def _is_harmless(line: str) -> bool:
     try:
         event = json.loads(line)
-        # grpcio itself logs header names that are not UTF-8: FINDINGS.md
+        # FINDINGS.md: grpcio itself logs header names that are not UTF-8.
         is_of_grpcio = event.get("logger") == "grpc._cython.cygrpc" and event["message"].startswith("Invalid encoding")
         return is_of_grpcio or event["level"] in ("debug", "info")
     except (ValueError, KeyError):
@@ -128,7 +128,7 @@ _shared: list[Service] = []
 
 @contextmanager
 def running_service(folder: Path) -> Iterator[Service]:
-    """Yield the shared service, or else start one and stop it at the end."""
+    """Yield the shared service; without one, start a service and stop it at the end."""
     if _shared:
         yield _shared[0]
         return

@@ -41,7 +41,7 @@ class Target:
 
 
 def corpus(name: str) -> list[bytes]:
-    """Return the committed inputs of a target: valid ones, and those that were harmful once."""
+    """Return the committed inputs of a target: valid inputs, and inputs that were harmful once."""
     return [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
 
 
@@ -69,11 +69,11 @@ def in_process(check: Callable[[bytes, Path], None]) -> Callable[[Path], Abstrac
 
 
 def _problem(check: Callable[[bytes, Path], None], data: bytes, folder: Path) -> str:
-    """Return the exception of `check`, or that it was slow; "" = neither."""
+    """Return the exception of `check`, or a message if `check` was slow; "" = no problem."""
     started_at = time.process_time()
     try:
         check(data, folder)
-    except Exception as exc:  # every exception is a finding
+    except Exception as exc:  # any exception is a finding
         last = traceback.extract_tb(exc.__traceback__)[-1]
         return f"{type(exc).__name__} at {Path(last.filename).name}:{last.lineno}: {str(exc)[:200]}"
     cpu_s = time.process_time() - started_at

@@ -1,4 +1,4 @@
-"""Fuzzing for some seconds: the whole corpus and some new inputs; `make fuzz` tries a million."""
+"""Fuzz for some seconds with the whole corpus and some new inputs; `make fuzz` tries a million inputs."""
 
 import pytest
 from fuzz import ALL, prepared, try_file
@@ -7,7 +7,7 @@ from service_process import shared_service
 from targets import CORPUS
 
 SEED = 20261125
-NEW_INPUTS = {  # numbers that take about a second
+NEW_INPUTS = {  # numbers of inputs that take about a second per target
     "line": 2000,
     "record": 2000,
     "bitmaps": 2000,
@@ -18,7 +18,7 @@ NEW_INPUTS = {  # numbers that take about a second
     **dict.fromkeys(("png", "jpeg", "parquet"), 50),
 }
 
-pytestmark = pytest.mark.timeout(60)  # the first test that needs the service starts it
+pytestmark = pytest.mark.timeout(60)  # the first test that needs the service also starts it
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +36,7 @@ def test_no_input_of_the_corpus_does_harm(name):
 
 @pytest.mark.parametrize("name", sorted(NEW_INPUTS))
 def test_no_new_input_does_harm(name):
-    """The inputs are the same in every run."""
+    """New inputs do no harm; they are the same in every run."""
     inputs = [input_of(ALL[name].make, name, SEED, number) for number in range(NEW_INPUTS[name])]
     with prepared(ALL[name]) as trial:
         assert trial(inputs, lambda _: None) == []

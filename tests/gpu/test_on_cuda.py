@@ -1,6 +1,6 @@
-"""The CUDA engine and the service on a real GPU; skipped with a reason on machines without one.
+"""Test the CUDA engine and the service on a real GPU; machines without a GPU skip the tests with a reason.
 
-The tests run with a plain Python and no plugins, as docs/gpu.md says, so they use no fixtures of other folders.
+The tests run with a plain Python and no plugins, as docs/gpu.md describes, so they use no fixtures of other folders.
 """
 
 import json
@@ -36,7 +36,7 @@ ROWS = 256
 
 
 def cuda_missing() -> str:
-    """Return why CUDA is missing; empty = CUDA works."""
+    """Return why CUDA does not work, or an empty text if CUDA works."""
     try:
         Device.cuda()
     except ProviderMissing as exc:
@@ -50,7 +50,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(REASON), reason=f"no CUDA
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return the shipped model in float32 and in float16."""
+    """Return the files of the shipped model in float32 and in float16."""
     half = tmp_path_factory.mktemp("half") / "model.onnx"
     model = to_float16(onnx.load(MODEL))
     metadata = {"sketchbatch.labels": '["bear", "cat", "dog"]', "sketchbatch.metrics": '{"variant": "float16"}'}
@@ -61,7 +61,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def opened(files: dict[str, Path]) -> Callable[..., CudaEngine]:
-    """Return a function that opens an engine by variant and CUDA graphs, once each."""
+    """Return a function that opens an engine by variant and CUDA graphs; each engine is opened once."""
     engines: dict[tuple[str, str], CudaEngine] = {}
 
     def engine(variant: str, graphs: str) -> CudaEngine:
@@ -74,7 +74,7 @@ def opened(files: dict[str, Path]) -> Callable[..., CudaEngine]:
 
 def on_cpu(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # hides a warning for each node that the CPU computes in float32
+    options.log_severity_level = 3  # this level hides a warning for each node that the CPU computes in float32
     return ort.InferenceSession(str(path), options, providers=[CPU])
 
 
@@ -93,7 +93,7 @@ def noise(rows: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("graphs", ["on", "off"])
 @pytest.mark.parametrize("variant", ["float32", "float16"])
 def test_every_bucket_scores_as_the_cpu_does(files, opened, variant, graphs):
-    """Full and padded buckets score correctly: no graph returns the scores of the batch it was captured with."""
+    """Full and padded buckets score correctly: no graph returns the scores of the batch with which it was captured."""
     engine, reference = opened(variant, graphs), on_cpu(files[variant])
     assert engine.provider == CUDA
     assert engine.has_graphs == (graphs == "on")
@@ -107,7 +107,7 @@ def test_every_bucket_scores_as_the_cpu_does(files, opened, variant, graphs):
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("variant", ["float32", "float16"])
 def test_graphs_change_no_score(opened, variant):
-    """Graphs save launches and compute the same."""
+    """CUDA graphs reduce kernel launches and return the same scores as an engine without graphs."""
     for rows in (1, 3, 64, 200, ROWS):
         scores = [opened(variant, graphs).predict(noise(rows, rows)) for graphs in ("on", "off")]
         assert np.allclose(*scores, atol=TOLERANCES[variant] / 10), rows
@@ -116,7 +116,7 @@ def test_graphs_change_no_score(opened, variant):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("graphs", ["on", "off"])
 def test_two_slots_keep_their_rows(files, opened, graphs):
-    """One batch is copied while the other computes, and their rows are not mixed up."""
+    """While one slot copies a batch, another slot computes, and the rows of the two batches are not mixed up."""
     engine, reference = opened("float32", graphs), on_cpu(files["float32"])
     batches = [noise(1 + 37 * n % ROWS, n) for n in range(40)]
     with ThreadPoolExecutor(4) as pool:
@@ -127,7 +127,7 @@ def test_two_slots_keep_their_rows(files, opened, graphs):
 
 @pytest.mark.timeout(120)
 def test_a_model_is_loaded_while_another_serves(files):
-    """Captures and calls wait for each other: none fails, and the scores stay correct."""
+    """While one model serves and another is loaded, captures and calls wait for each other; all scores are correct."""
     engine, bitmaps = on_cuda(files["float32"], 64), noise(33, 1)
     expected = on_cpu(files["float32"]).run(["scores"], {"bitmaps": bitmaps})[0]
     loaded = threading.Event()
@@ -150,14 +150,14 @@ def test_a_model_is_loaded_while_another_serves(files):
 
 @pytest.mark.timeout(60)
 def test_a_difference_from_the_cpu_is_refused(files, tmp_path):
-    """A mixed-up graph would return other scores, so that its model is not served."""
+    """A model whose CUDA scores differ from the CPU's is not served: a mixed-up graph would return such scores."""
     other = Reference(on_cpu(write_model(tmp_path / "other.onnx")), 3)
     with pytest.raises(ProviderMissing, match="may differ from the CPU's"):
         open_on_cuda(files["float32"], other, max_batch_rows=4, options=CudaOptions())
 
 
 def hardmax_model(path: Path) -> Path:
-    """Write the tiny model with an operator that ONNX Runtime has for the CPU only."""
+    """Write the tiny model with an operator that ONNX Runtime supports only on the CPU."""
     model = onnx.load(write_model(path))
     softmax = model.graph.node[-1]
     model.graph.node.insert(len(model.graph.node) - 1, helper.make_node("Hardmax", [softmax.input[0]], ["hard"]))
@@ -167,7 +167,7 @@ def hardmax_model(path: Path) -> Path:
 
 
 def test_a_model_must_run_on_cuda_as_a_whole(tmp_path):
-    """`cuda` allows no fallback for a single node; `auto` serves the whole model on the CPU."""
+    """Provider `cuda` allows no fallback for a single node, and `auto` then serves the whole model on the CPU."""
     path = hardmax_model(tmp_path / "hard.onnx")
     with pytest.raises(ProviderMissing, match="provider cuda was asked for, but the model cannot run on CUDA alone"):
         load_models(path, LoadOptions(provider="cuda"))
@@ -175,12 +175,12 @@ def test_a_model_must_run_on_cuda_as_a_whole(tmp_path):
 
 
 def test_auto_uses_cuda(files):
-    """`auto` prefers CUDA to the CPU."""
+    """Provider `auto` prefers CUDA to the CPU."""
     assert load_models(files["float32"], LoadOptions(provider="auto")).get("", "").provider == CUDA
 
 
 def test_workers_are_spread_over_all_devices(files):
-    """A worker's device is its number modulo the number of devices; the scores are the same on each."""
+    """A worker's device is its number modulo the number of devices, and the scores are the same on each device."""
     count = 1 + max(Device.cuda(number).id for number in range(64))
     for number in range(17, 17 + count):
         assert Device.cuda(number).id == number % count
@@ -219,7 +219,7 @@ def service(*flags: object) -> Iterator[tuple[str, list[dict]]]:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("variant", ["float32", "float16"])
 def test_the_service_on_cuda_scores_as_onnx_runtime_on_the_cpu(files, variant):
-    """Scores are equal over gRPC for a split request, and the log names the properties of the engine."""
+    """A split request over gRPC receives scores equal to the CPU's, and the log names the engine's properties."""
     bitmaps = noise(3000, 3)
     flags = ("--model", files[variant], "--provider", "cuda", "--max-batch-rows", ROWS)
     with service(*flags) as (address, log), Client(address) as client:
@@ -238,9 +238,10 @@ def test_the_service_on_cuda_scores_as_onnx_runtime_on_the_cpu(files, variant):
 
 @pytest.mark.timeout(120)
 def test_a_model_that_cannot_be_captured_runs_without_graphs_or_not_at_all(tmp_path):
-    """Compress copies its number of columns to the host, which a capture forbids: `auto` runs no graphs, `on` fails.
+    """A model that cannot be captured runs without CUDA graphs under `auto`, and fails under `on`.
 
-    Both run in processes of their own: the state after a failed capture must not fail the other tests.
+    Compress copies its number of columns to the host, which a capture forbids. Each service of this test runs in its
+    own process, so that the state after a failed capture cannot fail other tests.
     """
     path = write_model(tmp_path / "open.onnx", open_classes=True)
     with service("--model", path, "--provider", "cuda", "--max-batch-rows", 4) as (address, log):

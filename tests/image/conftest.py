@@ -76,7 +76,7 @@ def start_pod(docker: Engine, image: Image) -> Iterator[Callable[..., Pod]]:
 
 @pytest.fixture
 def failed_start(start_pod: Callable[..., Pod], docker: Engine) -> Callable[..., tuple[int, list[str]]]:
-    """Return a function that runs a container until it exits; it returns exit code and lines that are no events."""
+    """Return a function that runs a container until it exits, and returns exit code and lines that are no events."""
 
     def run(*flags: object) -> tuple[int, list[str]]:
         pod = start_pod(*flags)

@@ -68,7 +68,7 @@ def test_the_container_returns_the_scores_of_onnx_runtime(start_pod, folder, noi
 
 
 def test_the_container_serves_without_privileges(start_pod):
-    """It has no root user, no capability, no new privileges and no writable path, and system calls are filtered."""
+    """The container has no root user, capability, new privileges or writable path; system calls are filtered."""
     pod = start_pod()
     pod.wait_for_serving()
     status = dict(line.split(":\t", 1) for line in pod.inside("cat", "/proc/1/status").stdout.splitlines())
@@ -80,7 +80,7 @@ def test_the_container_serves_without_privileges(start_pod):
 
 
 def test_docker_reports_the_container_as_healthy(start_pod):
-    """The HEALTHCHECK of the image needs no shell and no privilege."""
+    """Docker reports the container as healthy with a HEALTHCHECK that needs no shell and no privilege."""
     pod = start_pod("--health-interval=0.5s")
     wait_until(lambda: pod.state()["Health"]["Status"] == "healthy", limit_s=60)
     assert pod.state()["Health"]["Log"][-1]["Output"] == "SERVING\n"
@@ -100,14 +100,14 @@ def test_sigterm_drains_the_container(start_pod):
 
     command = pod.in_network(sys.executable, "-c", LONG_REQUEST)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
-        wait_until(queued_rows)  # the long request, which takes about three seconds of half a CPU
+        wait_until(lambda: queued_rows() > 1)  # a long request, which takes 3 s of half a CPU
         assert pod.stop() == 0
         assert client.stdout.read() == "16384\n"
     assert [event["message"] for event in pod.log()][-2:] == ["draining", "stopped"]
 
 
 def test_a_container_with_too_little_memory_exits_with_137(start_pod, docker):
-    """The kernel kills the service, and Kubernetes shows OOMKilled."""
+    """With too little memory, the kernel kills the service: exit code 137, which Kubernetes shows as OOMKilled."""
     pod = start_pod(memory="20m")
     docker("wait", pod.id)
     assert (pod.state()["ExitCode"], pod.state()["OOMKilled"]) == (137, True)
@@ -123,7 +123,7 @@ def test_a_mounted_repository_replaces_the_model(start_pod, folder):
 
 
 def test_an_invalid_model_stops_the_start_with_one_line(failed_start, folder):
-    """The exit code is 1, and the line names the file and the error."""
+    """An invalid model ends the start with exit code 1 and one line that names the file and the error."""
     (folder / "insects/1").mkdir(parents=True)
     (folder / "insects/1/model.onnx").write_text("<html>sign in</html>")
     code, lines = failed_start(*mount(folder))

@@ -1,4 +1,4 @@
-"""`make demo` runs the main job, here with few epochs."""
+"""Run `make demo`, the main use of the project, with few epochs."""
 
 import json
 import re
@@ -9,7 +9,7 @@ FIVE = ["accuracy", "balanced_accuracy", "specificity", "matthews_corrcoef", "ja
 
 
 def demo(run_command, root, *flags: object) -> list[str]:
-    """Run the demo; return the lines that it prints."""
+    """Run the demo; return the lines that the demo prints."""
     finished = run_command("python", root / "demo" / "demo.py", *flags, cwd=root)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout.splitlines()
@@ -17,8 +17,9 @@ def demo(run_command, root, *flags: object) -> list[str]:
 
 @pytest.mark.timeout(300)
 def test_offline_the_demo_uses_synthetic_sketches(run_command, root, tmp_path, monkeypatch):
-    """First line, metrics, model name and report name the data synthetic; the report loads no other file."""
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # offline, wherever the test runs
+    """Offline, first line, metrics, model name and report call the data synthetic; the report loads no other file."""
+    # a closed port as the proxy makes the demo offline on every machine
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     lines = demo(run_command, root, "--run", tmp_path, "--epochs", 1)
     assert "synthetic sketches" in lines[0]
     assert any(
@@ -40,17 +41,17 @@ def test_offline_the_demo_uses_synthetic_sketches(run_command, root, tmp_path, m
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_demo_runs_on_given_drawings(run_command, root, quickdraw, tmp_path):
-    """The first line names the folder, and the service scores the held-out drawings."""
+    """The demo's first line names the folder of the given drawings, and the service scores the held-out drawings."""
     lines = demo(run_command, root, "--run", tmp_path, "--epochs", 2, "--data", quickdraw)
     assert str(quickdraw) in lines[0]
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["rows"], metrics["labels"]) == (913, ["bear", "cat", "dog"])
     assert metrics["source"] == "drawings in the folder quickdraw"
-    assert metrics["accuracy"] > 0.6  # two epochs; the full demo reaches 0.8
+    assert metrics["accuracy"] > 0.6  # this test trains for two epochs; the full demo reaches 0.8
 
 
 def test_a_failed_step_ends_the_demo(run_command, root, tmp_path):
-    """The demo prints that step's message and has its exit code."""
+    """If a step fails, the demo prints the message of that step and ends with the exit code of that step."""
     finished = run_command("python", root / "demo" / "demo.py", "--run", tmp_path / "r", "--data", tmp_path)
     assert finished.returncode == 1
     assert "expected a NAME.npy for each label, got none" in finished.stderr

@@ -1,6 +1,6 @@
-"""A job whose client and server are killed repeatedly, at random times, produces byte-identical output.
+"""Test that a job whose client and server are killed repeatedly at random times gives byte-identical output.
 
-The variable KILLS sets the number of kills; a few run with every test.
+The environment variable KILLS sets the number of kills. A test run without KILLS makes only a few kills.
 """
 
 import json
@@ -17,12 +17,13 @@ from conftest import BIN
 
 KILLS = int(os.environ.get("KILLS", "4"))
 ROWS, PART = 40_000, 512
-LONGEST_WAIT_S = 1.0  # before the next kill; a client takes about as long to start, and some milliseconds per part
+# longest wait before the next kill; a client takes about 1 s to start, and some milliseconds per part
+LONGEST_WAIT_S = 1.0
 
 
 @pytest.fixture
 def inputs(tmp_path):
-    """Bitmaps, and strokes with some malformed lines, which a reader process decodes."""
+    """Return bitmaps, and strokes with some malformed lines that a reader process decodes."""
     rows = np.random.default_rng(3).integers(0, 256, (ROWS, 784), np.uint8)
     np.save(tmp_path / "a.npy", rows)
     lines = [json.dumps({"key_id": str(row + 1), "drawing": [[[row % 256, 255], [0, 255]]]}) for row in range(6000)]
@@ -33,7 +34,7 @@ def inputs(tmp_path):
 
 @pytest.mark.timeout(180 + 10 * KILLS)
 def test_a_job_that_is_killed_repeatedly_produces_identical_output(inputs, tmp_path, start_service, tiny_model, capsys):
-    """No row or reject is lost or repeated, whether the client or the server is killed, and at any time."""
+    """A kill of the client or the server at any time loses or repeats no row and no reject."""
     chance = random.Random(11)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -67,11 +68,12 @@ def test_a_job_that_is_killed_repeatedly_produces_identical_output(inputs, tmp_p
             kills[victim] += 1
         _, errors = process.communicate(timeout=60)
         assert process.returncode in (1, 3, -signal.SIGKILL), errors
-        if process.returncode == 3 and sum(kills.values()) < KILLS:  # finished between two kills: begin a new job
+        # the job finished between two kills, so the test begins a new job
+        if process.returncode == 3 and sum(kills.values()) < KILLS:
             assert_equal(output, undisturbed)
             for path in tmp_path.glob("killed.csv*"):
                 path.unlink()
-    for _ in range(3):  # the last kill may have ended the last run
+    for _ in range(3):  # the last kill may have ended the last run of the client
         process = start(output)
         _, errors = process.communicate(timeout=60)
         if process.returncode != 1:
@@ -83,7 +85,7 @@ def test_a_job_that_is_killed_repeatedly_produces_identical_output(inputs, tmp_p
 
 
 def assert_equal(output, undisturbed):
-    """Compare rows and rejects, and check that no parts remain."""
+    """Check that rows and rejects of two outputs are equal, and that no parts remain."""
     for ending in ("", ".rejects.jsonl"):
         mine, other = (path.with_name(path.name + ending).read_bytes() for path in (output, undisturbed))
         assert mine == other

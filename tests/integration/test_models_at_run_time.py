@@ -1,4 +1,4 @@
-"""A running service activates new models, refuses broken ones and returns to older ones without failed calls."""
+"""Test that a running service activates, refuses and rolls back models without failed calls."""
 
 import shutil
 import urllib.request
@@ -13,13 +13,13 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def metrics(service) -> str:
-    """Return the metrics of `service` as text."""
+    """Return the metrics page of `service` as text."""
     with urllib.request.urlopen(f"http://{service.metrics_address}/metrics") as page:
         return page.read().decode()
 
 
 def test_no_call_fails_while_versions_are_added_replaced_and_removed(start_service, tmp_path):
-    """Every response has the scores of the version that it names, and refused files appear in index and metrics."""
+    """Every response has the scores of the version that it names, and index and metrics list the refused files."""
     repository = Repository(tmp_path / "models")
     repository.write(1)
     service = start_service(
@@ -30,7 +30,7 @@ def test_no_call_fails_while_versions_are_added_replaced_and_removed(start_servi
         wait_until(lambda: callers.versions["1"])
         repository.write(2)
         wait_until(lambda: callers.versions["2"])
-        repository.write(3, labels=["ant"])  # invalid: the model has three classes
+        repository.write(3, labels=["ant"])  # invalid, because the model has three classes and one label
         wait_until(lambda: len(callers.rpc("RepositoryIndex").models) == 3)
         index = [(each.version, each.state, each.reason) for each in callers.rpc("RepositoryIndex").models]
         assert index[:2] == [("2", "READY", ""), ("1", "READY", "")]
@@ -41,10 +41,10 @@ def test_no_call_fails_while_versions_are_added_replaced_and_removed(start_servi
         assert not callers.rpc("ModelReady", name="farm", version="3").ready
         assert [each.version for each in callers.rpc("RepositoryIndex", ready=True).models] == ["2", "1"]
         assert 'sketchbatch_refused_models{worker="1"} 1.0' in metrics(service)
-        repository.write(2)  # replaces the file of the same version
+        repository.write(2)  # this file replaces the previous file of version 2
         wait_until(lambda: 'sketchbatch_model_loads_total{outcome="served",worker="1"} 3.0' in metrics(service))
         assert 'sketchbatch_model_loads_total{outcome="refused",worker="1"} 1.0' in metrics(service)
-        shutil.rmtree(repository.path / "farm" / "2")  # version 1 is the newest again
+        shutil.rmtree(repository.path / "farm" / "2")  # version 1 becomes the newest version again
         wait_until(lambda: callers.newest() == "1")
         with pytest.raises(grpc.RpcError) as caught:
             callers.stub.Classify(pb.ClassifyRequest(model_version="2", bitmaps=bytes(784)))
@@ -65,7 +65,7 @@ def test_no_call_fails_while_versions_are_added_replaced_and_removed(start_servi
 
 
 def test_every_worker_activates_a_new_version(start_service, tmp_path):
-    """Each of two workers polls the repository and loads the second version."""
+    """Each of two workers polls the repository and loads the second version of the model."""
     repository = Repository(tmp_path / "models")
     repository.write(1)
     service = start_service(

@@ -1,4 +1,4 @@
-"""Unmodified clients of tritonclient and kserve, each in one process with our client, call a real service."""
+"""Call a real service with unmodified clients of tritonclient and kserve, each in one process with our client."""
 
 import json
 import os
@@ -18,20 +18,20 @@ ROWS = 5
 
 @pytest.fixture(scope="module")
 def bitmaps() -> np.ndarray:
-    """Make the rows that every client sends."""
+    """Return the bitmaps that every client sends."""
     return np.random.default_rng(5).integers(0, 256, (ROWS, 28, 28), np.uint8)
 
 
 @pytest.fixture(scope="module")
 def expected(bitmaps, tiny_model) -> list:
-    """Compute the scores of the rows with ONNX Runtime alone."""
+    """Return the scores that ONNX Runtime, called directly, computes for the bitmaps."""
     session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
     return session.run(["scores"], {"bitmaps": bitmaps})[0].tolist()
 
 
 @pytest.fixture(scope="module")
 def run_session(tiny_service, bitmaps, root, tmp_path_factory):
-    """Return a function that runs a script of tests/openinference/ with the clients installed and parses its output."""
+    """Return a function that runs a script of tests/openinference/ with its clients installed and parses its output."""
     python = root / ".tools/openinference/bin/python"
     assert python.exists(), "tritonclient and kserve are not installed: make setup"
     file = tmp_path_factory.mktemp("openinference") / "bitmaps.npy"
@@ -62,7 +62,7 @@ def kserve(run_session) -> dict:
 
 
 def test_tritonclient_receives_the_scores_of_onnx_runtime(triton, expected):
-    """Scores are bit-identical for each encoding of a whole request, and equal to 1e-6 for concurrent requests."""
+    """Tritonclient's scores are bit-identical for a whole request, and equal to 1e-6 for concurrent requests."""
     for encoding in ("ours", "uint8", "fp32", "flat", "compressed"):
         assert triton[encoding] == expected, encoding
     ids, streamed, are_final = zip(*triton["aio_stream"], strict=True)
@@ -73,7 +73,7 @@ def test_tritonclient_receives_the_scores_of_onnx_runtime(triton, expected):
 
 
 def test_kserves_client_receives_the_scores_of_onnx_runtime(kserve, expected):
-    """Scores are bit-identical, and a response uses the encoding of its request: typed numbers or raw bytes."""
+    """Scores for kserve's client are bit-identical, in the encoding of the request: typed numbers or raw bytes."""
     for encoding in ("ours", "typed", "raw", "fp32"):
         assert kserve[encoding] == expected, encoding
     assert kserve["typed_data"] == np.ravel(expected).tolist()
@@ -83,7 +83,7 @@ def test_kserves_client_receives_the_scores_of_onnx_runtime(kserve, expected):
 
 
 def test_a_classification_names_the_best_classes_first(triton, kserve, expected):
-    """Each class is written as SCORE:INDEX:LABEL, Triton's format."""
+    """A classification lists the best classes first, each in Triton's format SCORE:INDEX:LABEL."""
     labels = ("ant", "bee", "cow")
     best = [
         [f"{row[place]:.6f}:{place}:{labels[place]}" for place in np.argsort(row)[::-1][:2].tolist()]
@@ -94,7 +94,7 @@ def test_a_classification_names_the_best_classes_first(triton, kserve, expected)
 
 
 def test_an_invalid_message_of_a_stream_affects_no_other_message(triton, expected):
-    """The stream returns its error in order, with the status and message of ModelInfer."""
+    """An invalid message of a stream receives its error in order, with the status and message of ModelInfer."""
     error = (
         "INVALID_ARGUMENT: inputs[0].shape must be [rows, 28, 28], [rows, 28, 28, 1] or [rows, 784], got [5, 27, 28]"
     )
@@ -115,13 +115,13 @@ def test_an_invalid_message_of_a_stream_affects_no_other_message(triton, expecte
     ],
 )
 def test_an_invalid_request_is_rejected_with_the_status_of_our_own_protocol(triton, error, status, message):
-    """The message names the expected and the received value."""
+    """An invalid request receives the status of our own protocol; the message has the expected and received value."""
     assert triton["rejected"][error][0] == f"StatusCode.{status}"
     assert message in triton["rejected"][error][1]
 
 
 def test_the_service_describes_itself_and_its_models(triton):
-    """Tritonclient reads names, tensors, limits and labels."""
+    """Tritonclient reads the names, tensors, limits and labels with which the service describes its models."""
     about = triton["about"]
     assert about["ready"] == [True, True, True]
     assert about["unknown_ready"] is False
@@ -141,12 +141,15 @@ def test_the_service_describes_itself_and_its_models(triton):
 
 
 def test_our_field_numbers_are_those_of_the_protocol(triton, kserve):
-    """Our .proto agrees with those of Triton and kserve on every shared message, field and enum value."""
+    """Our .proto and the .proto files of Triton and kserve agree on every shared message, field and enum value."""
     assert triton["differences"] == kserve["differences"] == []
 
 
 def test_reflection_describes_the_protocol_under_its_own_name(tiny_service):
-    """The package is `inference`, so that grpcurl needs no .proto, although our descriptors use another package."""
+    """Reflection describes the package as `inference`, so that grpcurl needs no .proto file.
+
+    The descriptors that our code generates use another package name than `inference`.
+    """
     with grpc.insecure_channel(tiny_service.address) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
         assert "inference.GRPCInferenceService" in database.get_services()

@@ -1,4 +1,4 @@
-"""Ray Data scores through a real service on a local cluster: `make test-ray`; skipped without Ray."""
+"""Score with Ray Data on a local cluster through a real service; the tests are skipped without Ray (docs/ray.md)."""
 
 import ipaddress
 import json
@@ -22,23 +22,23 @@ pytestmark = pytest.mark.timeout(TIMEOUT_S + 20)
 
 @pytest.fixture(scope="module")
 def bitmaps() -> np.ndarray:
-    """Make the rows of the dataset."""
+    """Return the bitmaps of the dataset."""
     return np.random.default_rng(6).integers(0, 256, (ROWS, 28, 28), np.uint8)
 
 
 @pytest.fixture(scope="module")
 def expected(bitmaps, tiny_model) -> np.ndarray:
-    """Compute their scores with ONNX Runtime alone."""
+    """Return the scores that ONNX Runtime, called directly, computes for the bitmaps."""
     session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
     return session.run(["scores"], {"bitmaps": bitmaps})[0]
 
 
 @pytest.fixture(scope="module")
 def session(root, tiny_service, bitmaps):
-    """Run the Ray session; return its report and the `folder` of its files."""
+    """Run the Ray session; return its report with the `folder` of its output files."""
     python = root / ".tools/ray/bin/python"
     if not python.exists():
-        pytest.skip("Ray is not installed: make test-ray")
+        pytest.skip("Ray is not installed: make .tools/ray/.done")
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # Ray puts sockets there, whose paths must be short
         file = Path(folder, "bitmaps.npy")
         np.save(file, bitmaps)
@@ -48,18 +48,18 @@ def session(root, tiny_service, bitmaps):
 
 
 def environment(root: Path, folder: str) -> dict[str, str]:
-    """Restrict Ray to the loopback interface and to the folder of the test, and turn off its usage reports."""
+    """Return variables that restrict Ray to loopback and to the test's folder, and turn off its usage reports."""
     return os.environ | {
         "HOME": folder,
         "PYTHONPATH": os.pathsep.join([str(root / "protos"), str(root / "client")]),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes Ray listen on loopback only, on Linux as well
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # this variable makes Ray listen on loopback only, on Linux as well
         "RAY_TMPDIR": folder,
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 
 
 def run(words: list, env: dict[str, str]) -> dict:
-    """Return the JSON on the last line of the session, and kill its process group."""
+    """Run the session script; return the JSON on its last line of output, and kill its process group."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(words, env=env, start_new_session=True, **pipes) as process:
         try:
@@ -72,20 +72,20 @@ def run(words: list, env: dict[str, str]) -> dict:
 
 
 def test_every_row_is_scored_once_if_an_actor_is_killed(session, expected):
-    """The actor dies by SIGKILL after it scored a batch and before it returned the batch."""
+    """Every row is scored once, even if SIGKILL ends an actor that scored a batch but did not return the batch."""
     killed = int((session["folder"] / "killed.pid").read_text())
     assert not Path(f"/proc/{killed}").exists()
     scored = np.load(session["folder"] / "killed.npz")
     assert scored["row"].size == ROWS
     order = np.argsort(scored["row"])
     assert np.array_equal(scored["row"][order], np.arange(ROWS))
-    best = np.searchsorted(LABELS, scored["label"][order])  # LABELS are in order
+    best = np.searchsorted(LABELS, scored["label"][order])  # LABELS are in alphabetical order, as searchsorted requires
     assert np.allclose(expected[range(ROWS), best], expected.max(axis=1), atol=1e-6)
     assert np.allclose(scored["score"][order], expected.max(axis=1), atol=1e-6)
 
 
 def test_score_adds_the_requested_columns(session, expected):
-    """`score` looks up the model before the job starts, so an unknown model is an error at once."""
+    """`score` adds the requested columns, and an unknown model is an error before the job starts."""
     scored = np.load(session["folder"] / "helped.npz")
     rows = scored["row"]
     assert sorted(rows) == list(range(100))
@@ -96,12 +96,12 @@ def test_score_adds_the_requested_columns(session, expected):
 
 
 def test_an_invalid_column_ends_the_job_with_the_reason(session):
-    """Ray does not retry the batch, and its error contains the client's error."""
+    """Ray does not retry a batch with an invalid column, and Ray's error contains the client's error."""
     assert "RequestRefused: column 'ink' must exist and hold bitmaps, got the columns row, bitmap" in session["refusal"]
 
 
 def test_the_cluster_listens_on_loopback_only(session):
-    """Other machines cannot reach the cluster of the test."""
+    """The cluster listens on loopback only, so that other machines cannot reach the cluster of the test."""
     addresses = [ipaddress.ip_address(text.removeprefix("::ffff:")) for text in session["listening"]]
     assert addresses
     assert all(address.is_loopback for address in addresses)

@@ -1,4 +1,4 @@
-"""A service process with TLS, client certificates, tokens and limits rejects the right calls and connections."""
+"""Test which calls and connections a service process with TLS, client certificates, tokens and limits rejects."""
 
 import shutil
 import socket
@@ -21,7 +21,7 @@ from sketchbatch.v1 import classifier_pb2_grpc
 
 pytestmark = pytest.mark.timeout(90)  # several tests start several processes
 
-LIMIT_S = 15  # of calls and connections that return within milliseconds on an idle machine
+LIMIT_S = 15  # time limit of calls and connections that return within milliseconds on an idle machine
 OLD, NEW = "old-token-0123456789", "new-token-0123456789"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 METHODS = [
@@ -36,7 +36,7 @@ METHODS = [
 
 
 class Keys:
-    """A folder with a certificate authority, certificates and a token file; `flags` make a service require them."""
+    """Keep certificates of an authority and a token file in a folder; a service with `flags` requires these files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,7 +54,7 @@ class Keys:
         ]
 
     def write(self, name: str, issued: trustme.LeafCert) -> None:
-        """Write NAME.pem and NAME.key, each atomically."""
+        """Write NAME.pem and NAME.key; replace each file atomically."""
         parts = {
             "pem": b"".join(blob.bytes() for blob in issued.cert_chain_pems),
             "key": issued.private_key_pem.bytes(),
@@ -64,13 +64,13 @@ class Keys:
             (self.folder / "partial").replace(self.folder / f"{name}.{ending}")
 
     def channel(self, address: str, name: str = "client") -> grpc.Channel:
-        """Open a new connection with the certificate `name`; without a certificate if `name` is empty."""
+        """Open a new connection with the certificate `name`, or without a certificate if `name` is empty."""
         own = [(self.folder / f"{name}.{ending}").read_bytes() for ending in ("key", "pem")] if name else []
         credentials = grpc.ssl_channel_credentials((self.folder / "ca.pem").read_bytes(), *own)
         return grpc.secure_channel(address, credentials, [("grpc.use_local_subchannel_pool", 1)])
 
     def served_certificate(self, address: str) -> bytes:
-        """Return the server's certificate of a new connection, in DER."""
+        """Return the certificate, in DER, that the server presents to a new connection."""
         context = ssl.create_default_context(cafile=self.folder / "ca.pem")
         context.set_alpn_protocols(["h2"])
         host, port = address.split(":")
@@ -83,7 +83,7 @@ class Keys:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    """Make keys and certificates once, because this is slow."""
+    """Make keys and certificates once for all tests, because making them is slow."""
     return Keys(tmp_path_factory.mktemp("keys"))
 
 
@@ -94,7 +94,7 @@ def guarded(start_service, tiny_model, keys):
 
 
 def bearer(token: str) -> tuple[tuple[str, str]]:
-    """Return the metadata of a call with this token."""
+    """Return the metadata of a call with the given token."""
     return (("authorization", f"Bearer {token}"),)
 
 
@@ -110,7 +110,7 @@ def error_of(channel: grpc.Channel, method: str, metadata=()) -> grpc.RpcError:
 
 
 def test_without_a_token_only_health_answers(guarded, keys):
-    """Every other method, known or unknown, is rejected before its request arrives."""
+    """Without a token, every method except health is rejected before its request arrives, even an unknown method."""
     assert len(METHODS) > 10
     with keys.channel(guarded.address) as channel:
         for method in [*METHODS, "/no.such.Service/Method", "/grpc.health.v1.Health/Checks"]:
@@ -125,7 +125,7 @@ def test_without_a_token_only_health_answers(guarded, keys):
 
 
 def test_every_token_of_the_file_is_accepted(guarded, keys):
-    """A call with one of the tokens reaches its method; an unknown method is UNIMPLEMENTED."""
+    """A call with any token of the file reaches its method, and an unknown method receives UNIMPLEMENTED."""
     with keys.channel(guarded.address) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
         for token in (OLD, NEW):
@@ -143,7 +143,7 @@ def test_every_token_of_the_file_is_accepted(guarded, keys):
 
 @pytest.mark.parametrize("name", ["", "stranger"])
 def test_a_connection_without_a_certificate_of_the_authority_is_rejected(guarded, keys, name):
-    """No method is reachable, health included, with a token or in plain text."""
+    """Without a certificate of the authority, no method (even health) is reachable, with a token or in plain text."""
     with keys.channel(guarded.address, name) as channel:
         assert error_of(channel, METHODS[0], bearer(NEW)).code() is grpc.StatusCode.UNAVAILABLE
         assert error_of(channel, "/grpc.health.v1.Health/Check").code() is grpc.StatusCode.UNAVAILABLE
@@ -152,7 +152,7 @@ def test_a_connection_without_a_certificate_of_the_authority_is_rejected(guarded
 
 
 def test_the_probe_port_answers_only_health_and_in_plain_text(guarded):
-    """The probe port needs no certificate and no token, because a kubelet has neither."""
+    """The probe port answers only health checks, and without certificate or token, because a kubelet has neither."""
     with grpc.insecure_channel(guarded.probe_address) as channel:
         assert health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status == SERVING
         for method in METHODS:
@@ -160,7 +160,7 @@ def test_the_probe_port_answers_only_health_and_in_plain_text(guarded):
 
 
 def test_certificates_and_tokens_are_replaced_without_a_restart(start_service, tiny_model, tmp_path):
-    """While new files are invalid, the last valid ones stay in use; open connections are kept."""
+    """While new certificate or token files are invalid, the last valid files stay in use, and connections stay open."""
     keys = Keys(tmp_path)
     service = start_service(tiny_model, *keys.flags)
     first = keys.served_certificate(service.address)
@@ -175,14 +175,15 @@ def test_certificates_and_tokens_are_replaced_without_a_restart(start_service, t
 
         keys.other_ca.cert_pem.write_to_path(tmp_path / "clients.pem")
         with keys.channel(service.address, "stranger") as stranger, keys.channel(service.address) as late:
-            assert error_of(stranger, METHODS[0]).code() is grpc.StatusCode.UNAUTHENTICATED  # past the TLS handshake
+            # the call fails on its token, so the connection has passed the TLS handshake
+            assert error_of(stranger, METHODS[0]).code() is grpc.StatusCode.UNAUTHENTICATED
             assert error_of(late, METHODS[0], bearer(OLD)).code() is grpc.StatusCode.UNAVAILABLE
 
         def code_with(token: str) -> grpc.StatusCode:
             return stub.ListModels.future(pb.ListModelsRequest(), metadata=bearer(token)).code()
 
         (tmp_path / "tokens").write_text(NEW)
-        # The service polls the file at most once per second.
+        # The service polls the token and certificate files at most once per second.
         wait_until(lambda: code_with(OLD) is grpc.StatusCode.UNAUTHENTICATED)
         assert code_with(NEW) is grpc.StatusCode.OK
     code, log = service.stop()
@@ -206,12 +207,13 @@ def test_every_worker_requires_certificate_and_token(start_service, tiny_model, 
 
 @pytest.mark.filterwarnings("ignore:.*TLSVersion.TLSv1_1 is deprecated")
 def test_tls_older_than_1_2_is_rejected(guarded, keys):
-    """The server rejects TLS 1.1, even if the client allows it."""
+    """The server rejects TLS 1.1, even if the client allows TLS 1.1."""
     host, port = guarded.address.split(":")
     for version, is_accepted in ((ssl.TLSVersion.TLSv1_1, False), (ssl.TLSVersion.TLSv1_2, True)):
         context = ssl.create_default_context(cafile=keys.folder / "ca.pem")
         context.load_cert_chain(keys.folder / "client.pem", keys.folder / "client.key")
-        context.set_ciphers("ALL:@SECLEVEL=0")  # so that only the server can reject
+        # the client allows every cipher, so that only the server can reject the connection
+        context.set_ciphers("ALL:@SECLEVEL=0")
         context.set_alpn_protocols(["h2"])
         context.minimum_version = context.maximum_version = version
         with (
@@ -222,7 +224,7 @@ def test_tls_older_than_1_2_is_rejected(guarded, keys):
 
 
 def test_unusable_credentials_stop_the_start_with_one_line(run_command, tiny_model, tmp_path):
-    """The service never starts without the protection that its flags demand."""
+    """A service with unusable credentials prints one line and does not start, since it would run unprotected."""
     (tmp_path / "tokens").write_text("# no token yet")
     for flags, reason in [
         (["--token-file", tmp_path / "tokens"], "tokens: expected one token per line, got none"),
@@ -238,7 +240,7 @@ def test_unusable_credentials_stop_the_start_with_one_line(run_command, tiny_mod
 
 
 def test_grpcurl_needs_certificate_and_token(guarded, keys):
-    """The output of grpcurl names the missing token, or the failed handshake."""
+    """The output of grpcurl names the missing token, or the failed TLS handshake."""
     grpcurl = shutil.which("grpcurl")
     if not grpcurl:
         pytest.skip("no grpcurl on the PATH")
@@ -260,7 +262,7 @@ def test_grpcurl_needs_certificate_and_token(guarded, keys):
 
 
 class Http2:
-    """An HTTP/2 connection in plain text that reads frames."""
+    """Open an HTTP/2 connection in plain text and read its frames."""
 
     def __init__(self, address: str) -> None:
         host, port = address.split(":")
@@ -271,7 +273,7 @@ class Http2:
             self._socket.sendall(preface + empty_settings)
 
     def frame(self) -> tuple[int, bytes] | None:
-        """Return type and content of the next frame; None if the service has closed the connection."""
+        """Return the type and the content of the next frame, or None if the service has closed the connection."""
         try:
             head = self._stream.read(9)
             return (head[3], self._stream.read(int.from_bytes(head[:3]))) if head else None
@@ -284,12 +286,13 @@ class Http2:
 
 
 def test_connections_and_their_calls_are_limited(start_service, tiny_model):
-    """The service announces the limit of concurrent calls, and closes a connection beyond its limit."""
+    """The service announces its limit of concurrent calls, and closes a connection beyond its limit of connections."""
     service = start_service(tiny_model, "--max-connections=2", "--max-calls-per-connection=7")
     first, second = Http2(service.address), Http2(service.address)
     kind, content = first.frame()
     settings = dict(struct.iter_unpack(">HI", content))
-    assert (kind, settings[3]) == (4, 7)  # SETTINGS_MAX_CONCURRENT_STREAMS: RFC 9113, section 6.5.2
+    # type 4 is SETTINGS, setting 3 is SETTINGS_MAX_CONCURRENT_STREAMS: RFC 9113, section 6.5.2
+    assert (kind, settings[3]) == (4, 7)
     assert second.frame()
     third = Http2(service.address)
     assert third.frame() is None
@@ -303,12 +306,12 @@ def test_an_old_connection_receives_goaway(start_service, tiny_model):
     kind, content = connection.frame()
     while b"max_age" not in content:
         kind, content = connection.frame()
-    assert kind == 7  # GOAWAY
+    assert kind == 7  # frame type 7 is GOAWAY
     connection.close()
 
 
 def test_large_metadata_is_rejected_before_the_handler_runs(tiny_service):
-    """Metadata beyond 16 KiB, gRPC's own limit, ends the call with RESOURCE_EXHAUSTED."""
+    """Metadata beyond 16 KiB, gRPC's own limit, ends the call with RESOURCE_EXHAUSTED before the handler runs."""
     with grpc.insecure_channel(tiny_service.address) as channel:
         error = error_of(channel, METHODS[0], (("much", "x" * 17_000),))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -319,7 +322,8 @@ def test_no_response_reveals_paths_of_the_machine(tiny_service, tiny_model):
     texts = []
     with grpc.insecure_channel(tiny_service.address) as channel:
         for method in METHODS:
-            for request in (b"", b"\x0a\x04none", b"\xff\xff"):  # an empty message, a name or id, and invalid bytes
+            # the requests are an empty message, a message with a name or an id, and invalid bytes
+            for request in (b"", b"\x0a\x04none", b"\xff\xff"):
                 call = channel.stream_stream(method)(iter([request]), timeout=LIMIT_S)
                 try:
                     texts += list(call)

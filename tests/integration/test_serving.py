@@ -1,4 +1,4 @@
-"""The real service as a process: the shipped model, start, stop, and scores equal to those of ONNX Runtime."""
+"""Test the real service as a process: the shipped model, start, stop, and scores equal to those of ONNX Runtime."""
 
 import csv
 import json
@@ -29,17 +29,17 @@ pytestmark = pytest.mark.timeout(60)  # most tests start a service
 
 FIVE = ["accuracy", "balanced_accuracy", "specificity", "matthews_corrcoef", "jaccard"]
 NO_LIMIT = ("--drain-s", "3600")
-"""A service that waited until --drain-s would exceed the time limit of the test."""
+"""Flags with which a service that waits until --drain-s would exceed the time limit of its test."""
 
 
 @pytest.fixture(scope="module")
 def shipped(start_service: Callable, root):
-    """A service with the shipped models on a free port."""
+    """Start a service with the shipped models on a free port."""
     return start_service(root / "models", "--default-model", "bear-cat-dog")
 
 
 def test_the_shipped_model_knows_bears_cats_and_dogs(shipped):
-    """The service starts with the shipped model, whose file states labels, licence and metrics."""
+    """The shipped model recognises bears, cats and dogs, and its file names its labels, licence and metrics."""
     with Client(shipped.address) as client:
         model = client.model()
     assert (model.name, model.version, model.labels) == ("bear-cat-dog", "1", ("bear", "cat", "dog"))
@@ -51,7 +51,7 @@ def test_the_shipped_model_knows_bears_cats_and_dogs(shipped):
 
 @pytest.mark.real_drawings
 def test_9000_real_drawings_get_the_labels_of_onnx_runtime_in_order(shipped, quickdraw, root, run_command, tmp_path):
-    """Labels, scores and order survive the way through files, gRPC and batching."""
+    """9,000 real drawings receive the labels and scores of ONNX Runtime in order, through files, gRPC and batching."""
     files = [quickdraw / "numpy_bitmap" / f"{label}.npy" for label in ("bear", "cat", "dog")]
     words = ["score", *files, "--server", shipped.address, "--output", tmp_path / "scores.csv", "--all-scores"]
     finished = run_command("sketchbatch", *words)
@@ -75,7 +75,7 @@ def test_9000_real_drawings_get_the_labels_of_onnx_runtime_in_order(shipped, qui
 
 @pytest.mark.real_drawings
 def test_evaluate_finds_the_models_own_accuracy_again(shipped, quickdraw, run_command, tmp_path):
-    """The accuracy exceeds that on held-out drawings, because the model was trained on most of these drawings."""
+    """`evaluate` finds a higher accuracy than on held-out drawings, since most drawings here were training data."""
     words = ["evaluate", quickdraw, "--server", shipped.address, "--json", tmp_path / "m.json"]
     finished = run_command("sketchbatch", *words)
     assert finished.returncode == 0, finished.stderr
@@ -86,7 +86,7 @@ def test_evaluate_finds_the_models_own_accuracy_again(shipped, quickdraw, run_co
 
 
 def test_health_follows_the_service(start_service, tiny_model):
-    """Check and Watch report SERVING for the server and each service; Watch receives NOT_SERVING on draining."""
+    """Check and Watch report SERVING for the server and each service, and Watch receives NOT_SERVING on draining."""
     service = start_service(tiny_model, *NO_LIMIT)
     with grpc.insecure_channel(service.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -101,14 +101,14 @@ def test_health_follows_the_service(start_service, tiny_model):
         service.process.terminate()
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert list(watch) == []
-        service.process.wait()  # an open Watch does not delay the end until --drain-s
+        service.process.wait()  # an open Watch does not delay the end of the process until --drain-s has passed
         code, log = service.stop()
     assert code == 0
     assert [event["message"] for event in log] == ["stopping", "draining", "stopped"]
 
 
 def test_reflection_can_be_turned_off(start_service, tiny_service, tiny_model):
-    """Reflection lists the services; --no-reflection rejects it with UNIMPLEMENTED."""
+    """Reflection lists the services, and with --no-reflection a reflection call receives UNIMPLEMENTED."""
     with grpc.insecure_channel(tiny_service.address) as channel:
         found = ProtoReflectionDescriptorDatabase(channel).get_services()
     assert {"sketchbatch.v1.ClassifierService", "grpc.health.v1.Health"} <= set(found)
@@ -120,9 +120,9 @@ def test_reflection_can_be_turned_off(start_service, tiny_service, tiny_model):
 
 @contextmanager
 def paused_in_flight(service, calls: int, bitmaps: np.ndarray) -> Iterator[list[grpc.Future]]:
-    """Send calls, and pause the process of the service while it still has rows of them in the queue.
+    """Send calls, and pause the process of the service while rows of these calls are still in the queue.
 
-    Signals that are sent to the paused process arrive when it continues.
+    Signals that are sent to the paused process arrive when the process continues.
     """
     with grpc.insecure_channel(service.address) as channel:
         classify = classifier_pb2_grpc.ClassifierServiceStub(channel).Classify.future
@@ -134,13 +134,16 @@ def paused_in_flight(service, calls: int, bitmaps: np.ndarray) -> Iterator[list[
             service.process.send_signal(signal.SIGSTOP)
             if not any(call.done() for call in sent):
                 break
-            service.process.send_signal(signal.SIGCONT)  # too late: the service was faster
+            # the service answered a call before it was paused, so try again
+            service.process.send_signal(signal.SIGCONT)
+            for call in sent:
+                call.exception()  # wait for the end of the call: the next calls must find an empty queue
         try:
             yield sent
         finally:
             service.process.send_signal(signal.SIGCONT)
             for call in sent:
-                call.exception()  # waits for the end of the call
+                call.exception()  # wait for the end of the call
 
 
 def queued_rows(service) -> float:
@@ -152,7 +155,7 @@ def queued_rows(service) -> float:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_accepted_calls_are_answered_before_the_service_stops(start_service, root, noise, how):
-    """A call in flight when the signal arrives receives its response; the log has the stages of the stop."""
+    """A call in flight when SIGTERM arrives receives its response, and the log has the stages of the stop."""
     service = start_service(root / "models", "--max-batch-rows", "16", "--metrics-address", "127.0.0.1:0", *NO_LIMIT)
     with paused_in_flight(service, 1, noise(4096)) as (call,):
         service.process.send_signal(how)
@@ -164,7 +167,7 @@ def test_accepted_calls_are_answered_before_the_service_stops(start_service, roo
 
 
 def test_calls_are_accepted_during_the_lame_duck_time(start_service, tiny_model, noise):
-    """After SIGTERM health reports NOT_SERVING and calls are answered; a second signal ends this time."""
+    """During the lame-duck time health reports NOT_SERVING and calls are answered; a second signal ends this time."""
     service = start_service(tiny_model, "--lame-duck-s", "3600")
     with grpc.insecure_channel(service.address) as channel:
         classify = classifier_pb2_grpc.ClassifierServiceStub(channel).Classify
@@ -182,7 +185,7 @@ def test_calls_are_accepted_during_the_lame_duck_time(start_service, tiny_model,
 
 
 def failure(rpc, request):
-    """Return the error of a call; None if it was answered."""
+    """Return the error of a call, or None if the call was answered."""
     try:
         rpc(request)
     except grpc.RpcError as exc:
@@ -190,7 +193,7 @@ def failure(rpc, request):
 
 
 def test_the_lame_duck_time_ends_by_itself(start_service, tiny_model):
-    """Draining begins `--lame-duck-s` after SIGTERM."""
+    """Draining begins `--lame-duck-s` after SIGTERM, without a second signal."""
     service = start_service(tiny_model, "--lame-duck-s", "0.5")
     service.process.terminate()
     service.process.wait()
@@ -201,11 +204,11 @@ def test_the_lame_duck_time_ends_by_itself(start_service, tiny_model):
 
 
 def test_a_second_signal_cancels_calls(start_service, root, noise):
-    """Calls in flight end with UNAVAILABLE, and the process ends before `--drain-s`."""
+    """A second signal cancels calls in flight, which end with UNAVAILABLE, and the process ends before `--drain-s`."""
     flags = ["--max-batch-rows", "1", "--lame-duck-s", "3600", "--metrics-address", "127.0.0.1:0", *NO_LIMIT]
     service = start_service(root / "models", *flags)
     service.process.terminate()
-    service.wait_for("stopping")  # otherwise the kernel merges the two signals
+    service.wait_for("stopping")  # without this wait the kernel could merge the two signals
     with paused_in_flight(service, 8, noise(8000)) as calls:
         service.process.terminate()
     codes = {call.code() for call in calls}
@@ -218,7 +221,7 @@ def test_a_second_signal_cancels_calls(start_service, root, noise):
 
 
 def test_repeated_signals_change_nothing(start_service, tiny_model):
-    """The exit code is 0 however often SIGTERM arrives."""
+    """The exit code of the service is 0 however often SIGTERM arrives."""
     service = start_service(tiny_model)
     while service.process.poll() is None:
         service.process.terminate()
@@ -228,7 +231,10 @@ def test_repeated_signals_change_nothing(start_service, tiny_model):
 
 
 def test_an_open_stream_ends_when_the_service_stops(start_service, tiny_model):
-    """Messages that were sent receive responses; then the stream ends with UNAVAILABLE, before --drain-s."""
+    """When the service stops, sent messages of a stream receive responses; then the stream ends with UNAVAILABLE.
+
+    The stream ends before --drain-s has passed.
+    """
     service = start_service(tiny_model, *NO_LIMIT)
     more = queue.Queue()
     more.put(pb.ClassifyStreamRequest(bitmaps=bytes(784), top_k=1))
@@ -243,7 +249,7 @@ def test_an_open_stream_ends_when_the_service_stops(start_service, tiny_model):
 
 
 def test_concurrent_large_and_small_requests_receive_their_own_scores(tiny_service, tiny_model):
-    """Requests are split and merged, and each receives the scores of its rows."""
+    """Large and small requests are split and merged, and each request receives the scores of its rows."""
     session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
 
     def is_right(rows: int) -> bool:
@@ -256,7 +262,7 @@ def test_concurrent_large_and_small_requests_receive_their_own_scores(tiny_servi
 
 
 def test_the_largest_request_fits_and_one_row_more_is_refused_clearly(tiny_service):
-    """A request that is slightly too large is rejected with INVALID_ARGUMENT, not with gRPC's own error."""
+    """The largest request succeeds, and one more row is rejected with INVALID_ARGUMENT, not with gRPC's own error."""
     with grpc.insecure_channel(tiny_service.address) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
         assert stub.Classify(pb.ClassifyRequest(bitmaps=bytes(784 * 16384), top_k=1)).rows == 16384
@@ -267,7 +273,7 @@ def test_the_largest_request_fits_and_one_row_more_is_refused_clearly(tiny_servi
 
 
 def failed_start(run_command, *flags: object) -> str:
-    """Return the only line of a service that fails to start."""
+    """Start a service that must fail to start; return the only line that it prints."""
     finished = run_command("sketchbatch-serve", "--log-level", "error", *flags)
     assert finished.returncode == 1
     assert finished.stderr.count("\n") == 1, finished.stderr
@@ -275,7 +281,7 @@ def failed_start(run_command, *flags: object) -> str:
 
 
 def test_a_failed_start_is_reported_in_one_line(run_command, tmp_path, tiny_model, tiny_service):
-    """A model with a wrong input, a missing model, a busy port and a missing GPU each give one line."""
+    """A model with a wrong input, a missing model, a busy port and a missing GPU each give one line of error."""
     unfit = write_model(tmp_path / "unfit.onnx", input_type=TensorProto.FLOAT, input_shape=("n", 28, 28, 1))
     assert "must be bitmaps: uint8 (N, 28, 28), got bitmaps: float32 (N, 28, 28, 1)" in failed_start(
         run_command, "--model", unfit
@@ -312,7 +318,7 @@ def test_scores_equal_those_of_onnx_runtime_however_requests_are_split_and_merge
 
 
 def test_100000_rows_through_the_client_equal_those_of_onnx_runtime(tiny_service, tiny_model, noise):
-    """The rows are split into many requests and model calls, and the scores are bit-identical."""
+    """The client splits 100,000 rows into many requests, and receives scores bit-identical to ONNX Runtime's."""
     bitmaps = noise(100_000)
     session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
     with Client(tiny_service.address) as client:

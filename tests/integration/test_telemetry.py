@@ -1,4 +1,4 @@
-"""A running service reports calls in metrics, log and traces."""
+"""Test that a running service reports calls in metrics, log and traces."""
 
 import os
 import signal
@@ -21,16 +21,17 @@ from worker_processes import children
 
 pytestmark = pytest.mark.timeout(90)  # several tests start several processes
 
-TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"  # the example of the W3C recommendation
+# these ids are the example of the W3C recommendation
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 Samples = dict[str, dict[str, float]]
 
 
 def scrape(address: str) -> Samples:
-    """Return the value of each sample by worker, summed over the other labels."""
+    """Return the value of each metric by worker, summed over all other labels."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=15) as response:
         text = response.read().decode()
-    assert text.count("# TYPE sketchbatch_rows_total ") <= 1  # one family for all workers
+    assert text.count("# TYPE sketchbatch_rows_total ") <= 1  # all workers report into one metric family
     found: Samples = defaultdict(lambda: defaultdict(float))
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -39,9 +40,9 @@ def scrape(address: str) -> Samples:
 
 
 def scrape_until(address: str, is_true: Callable[[Samples], object]) -> Samples:
-    """Scrape until the samples satisfy `is_true`; return them.
+    """Scrape repeatedly until the metrics satisfy `is_true`; return the metrics.
 
-    A worker is missing from a scrape if it takes longer than a second to answer.
+    A worker that needs more than a second to answer is missing from a scrape.
     """
     found: Samples = {}
 
@@ -63,7 +64,7 @@ def classify(address: str, rows: int, metadata: tuple[tuple[str, str], ...] = ()
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list]]:
-    """Run an OpenTelemetry collector; yield its address and the growing list of received spans."""
+    """Run an OpenTelemetry collector; yield its address and the growing list of spans that it has received."""
     collected = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
     spans = []
 
@@ -76,7 +77,7 @@ def collector() -> Iterator[tuple[str, list]]:
             self.end_headers()
 
         def log_message(self, *args: object) -> None:
-            """Print nothing."""
+            """Print no line for a request."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
@@ -88,7 +89,10 @@ def collector() -> Iterator[tuple[str, list]]:
 
 
 def test_a_call_appears_in_metrics_log_and_traces(start_service, tiny_model):
-    """The debug log has its request id; its span continues the client's trace and contains `queue` and `infer`."""
+    """The debug log has the call's request id; the call's span continues the client's trace.
+
+    The call's span contains the spans `queue` and `infer`.
+    """
     with collector() as (endpoint, spans):
         flags = ["--metrics-address", "127.0.0.1:0", "--otlp-endpoint", endpoint, "--log-level", "debug"]
         service = start_service(tiny_model, *flags)
@@ -96,7 +100,8 @@ def test_a_call_appears_in_metrics_log_and_traces(start_service, tiny_model):
         with suppress(grpc.RpcError):
             unknown = {"request_id": "no", "model_name": "zebra"}
             classify(service.address, 1, (("traceparent", f"00-{TRACE}-{SPAN}-01"),), **unknown)
-        classify(service.address, 1, (("traceparent", f"00-{TRACE}-{SPAN}-00"),))  # not sampled by the client
+        # the client's trace header says that the trace is not sampled
+        classify(service.address, 1, (("traceparent", f"00-{TRACE}-{SPAN}-00"),))
         found = scrape_until(service.metrics_address, lambda found: found["sketchbatch_requests_total"] == {"1": 3})
         assert found["sketchbatch_rows_total"] == {"1": 4}
         assert found["process_resident_memory_bytes"]["1"] > 1e7
@@ -120,13 +125,13 @@ def test_a_call_appears_in_metrics_log_and_traces(start_service, tiny_model):
 
 
 def test_one_scrape_returns_the_metrics_of_all_workers(start_service, tiny_model):
-    """A label tells workers apart; a stopped or killed worker is missing, and its late answers are discarded."""
+    """A scrape labels metrics by worker, omits a stopped or killed worker, and discards late answers of workers."""
     service = start_service(tiny_model, "--workers", "2", "--metrics-address", "127.0.0.1:0")
     sent = 0
 
     def send_requests() -> None:
         nonlocal sent
-        for _ in range(20):  # the kernel spreads new connections over both workers
+        for _ in range(20):  # the kernel spreads new connections over the two workers
             classify(service.address, 2)
             sent += 2
 
@@ -144,7 +149,7 @@ def test_one_scrape_returns_the_metrics_of_all_workers(start_service, tiny_model
     os.kill(stopped, signal.SIGCONT)
 
     def is_up_to_date() -> bool:
-        """Scrape once per round: if late answers were kept, every scrape would lack the rows of its round."""
+        """Send requests and scrape once; if the service kept late answers, every scrape would lack the newest rows."""
         send_requests()
         return has_all_rows(scrape(service.metrics_address))
 
@@ -164,7 +169,7 @@ def test_one_scrape_returns_the_metrics_of_all_workers(start_service, tiny_model
 
 
 def test_a_metrics_address_in_use_stops_the_start_with_one_line(run_command, tiny_model):
-    """The message is the same with one process and with several."""
+    """A metrics address in use gives the same one-line message with one process and with several workers."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         for workers in ("1", "2"):
@@ -177,7 +182,7 @@ def test_a_metrics_address_in_use_stops_the_start_with_one_line(run_command, tin
 
 
 def test_traces_without_their_extra_stop_the_start_with_one_line(run_command, tiny_model, tmp_path):
-    """Without OpenTelemetry, `--otlp-endpoint` stops the start and the message names the extra to install."""
+    """Without OpenTelemetry, `--otlp-endpoint` stops the start, and the message names the extra to install."""
     (tmp_path / "opentelemetry.py").write_text("raise ImportError('there is none')")
     flags = ["--address", "127.0.0.1:0", "--otlp-endpoint", "http://127.0.0.1:4318", "--log-level", "error"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

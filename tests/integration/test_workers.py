@@ -1,4 +1,4 @@
-"""Several worker processes on one port act as one service, even if one of them dies."""
+"""Test that several worker processes on one port act as one service, even if one worker dies."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(60)  # each test starts three processes
 
 
 def call_once(address: str, call):
-    """Call `call` with a stub over a new connection."""
+    """Call the function `call` with a stub over a new connection."""
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         return call(classifier_pb2_grpc.ClassifierServiceStub(channel))
 
@@ -37,7 +37,7 @@ def wait_for(is_true, limit_s: float = 40):
 
 
 def test_every_worker_answers_on_the_same_port(start_service, tiny_model, noise):
-    """The kernel spreads connections over the workers, and SIGTERM stops all of them with exit code 0."""
+    """The kernel spreads connections over all workers, and SIGTERM stops all workers with exit code 0."""
     service = start_service(tiny_model, "--workers", "2")
     model = call_once(service.address, lambda stub: stub.GetModel(pb.GetModelRequest()).model)
     assert model.workers == 2
@@ -54,12 +54,13 @@ def test_every_worker_answers_on_the_same_port(start_service, tiny_model, noise)
 
 
 def test_a_worker_that_is_killed_is_replaced(start_service, tiny_model):
-    """The other worker answers meanwhile, and the new worker has the number of the old one."""
+    """While a killed worker is replaced, the other worker answers; the new worker has the killed worker's number."""
     service = start_service(tiny_model, "--workers", "2")
     victim = children(service.process.pid)[0]
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: not Path(f"/proc/{victim}").exists())  # until then the kernel may assign connections to it
-    assert worker_numbers(service.address, 5) <= {1, 2}  # no connection is refused
+    # until the victim has ended, the kernel may assign connections to it
+    wait_for(lambda: not Path(f"/proc/{victim}").exists())
+    assert worker_numbers(service.address, 5) <= {1, 2}  # no connection is refused while one worker is missing
     wait_for(lambda: worker_numbers(service.address) == {1, 2})
     code, log = service.stop()
     assert code == 0
@@ -67,7 +68,7 @@ def test_a_worker_that_is_killed_is_replaced(start_service, tiny_model):
 
 
 def test_workers_stop_with_their_parent(start_service, tiny_model):
-    """No worker keeps the port after the parent was killed."""
+    """No worker keeps the port after the supervisor was killed."""
     service = start_service(tiny_model, "--workers", "2")
     workers = children(service.process.pid)
     service.stop(signal.SIGKILL)
@@ -75,7 +76,7 @@ def test_workers_stop_with_their_parent(start_service, tiny_model):
 
 
 def test_a_failed_start_of_workers_prints_one_line(run_command, start_service, tiny_model):
-    """The cause is printed once, as with a single process."""
+    """Several workers that fail to start print the cause once, as a single process does."""
     service = start_service(tiny_model, "--workers", "2")
     for model, address, cause in [
         ("none.onnx", "127.0.0.1:0", "none.onnx: no such model file"),

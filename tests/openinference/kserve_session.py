@@ -21,19 +21,19 @@ def request(tensor: InferInput, **options) -> InferRequest:
 
 
 def typed(bitmaps: np.ndarray, datatype: str = "UINT8") -> InferInput:
-    """Encode bitmaps as typed numbers."""
+    """Return an input tensor with the bitmaps as typed numbers."""
     return InferInput("bitmaps", list(bitmaps.shape), datatype, data=bitmaps.ravel().tolist())
 
 
 def raw(bitmaps: np.ndarray) -> InferInput:
-    """Encode bitmaps as raw bytes."""
+    """Return an input tensor with the bitmaps as raw bytes."""
     tensor = InferInput("bitmaps", list(bitmaps.shape), "UINT8")
     tensor.set_data_from_numpy(bitmaps, binary_data=True)
     return tensor
 
 
 async def rejection(client: InferenceGRPCClient, invalid: InferRequest) -> list:
-    """Return status and message of the error."""
+    """Return the status and the message of the error."""
     try:
         await client.infer(invalid)
     except grpc.RpcError as exc:

@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 
 def tensor(bitmaps: np.ndarray, datatype: str = "UINT8", name: str = "bitmaps") -> list:
-    """Return a list of one input."""
+    """Return a list with one input tensor."""
     made = triton.InferInput(name, bitmaps.shape, datatype)
     made.set_data_from_numpy(bitmaps)
     return [made]
@@ -28,7 +28,7 @@ def scores(result: triton.InferResult) -> list:
 
 
 def rejection(call, *arguments, **options) -> list:
-    """Return status and message of the error that `call` raises."""
+    """Return the status and the message of the error that `call` raises."""
     try:
         call(*arguments, **options)
     except triton.InferenceServerException as exc:
@@ -37,7 +37,7 @@ def rejection(call, *arguments, **options) -> list:
 
 
 def sequential_responses(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> dict:
-    """Send requests one after another in each encoding."""
+    """Return the responses to requests that are sent one after another, one per encoding."""
     ink = (bitmaps / np.float32(255)).astype(np.float32)
     best = triton.InferRequestedOutput("scores", class_count=2)
     responses: queue.Queue = queue.Queue()
@@ -57,7 +57,7 @@ def sequential_responses(client: triton.InferenceServerClient, bitmaps: np.ndarr
 
 
 def descriptions(client: triton.InferenceServerClient) -> dict:
-    """Return what the service reports about itself and its model."""
+    """Return the service's descriptions of itself and of its model."""
     return {
         "ready": [client.is_server_live(), client.is_server_ready(), client.is_model_ready("tiny")],
         "unknown_ready": client.is_model_ready("zebra"),
@@ -70,7 +70,7 @@ def descriptions(client: triton.InferenceServerClient) -> dict:
 
 
 def rejections(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> dict:
-    """Return the errors of invalid requests."""
+    """Return the errors that the service returns for invalid requests."""
     return {
         "name": rejection(client.infer, "tiny", tensor(bitmaps, name="image")),
         "datatype": rejection(client.infer, "tiny", tensor(bitmaps.astype(np.int32), "INT32")),
@@ -82,7 +82,7 @@ def rejections(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> dic
 
 
 def streamed(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> list:
-    """Send three messages over one stream, the second with an invalid shape; return id and scores, or the error."""
+    """Send three messages, the second invalid, over one stream; return the id and scores, or the error, of each."""
     responses: queue.Queue = queue.Queue()
     client.start_stream(lambda result, error: responses.put((result, error)))
     client.async_stream_infer("tiny", tensor(bitmaps[:2]), request_id="a")
@@ -97,7 +97,7 @@ def streamed(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> list:
 
 
 async def concurrent_responses(address: str, bitmaps: np.ndarray) -> dict:
-    """Send one-row requests concurrently with the asyncio client, then over a stream."""
+    """Return the responses to one-row requests of the asyncio client, sent concurrently and then over a stream."""
 
     async def messages():
         for row in range(len(bitmaps)):

@@ -15,11 +15,11 @@ from ray.data import ActorPoolStrategy, Dataset
 from sketchbatch_client import ModelNotFound
 from sketchbatch_client.ray import Batch, SketchbatchScorer, score
 
-import psutil  # isort: skip - a package of Ray
+import psutil  # isort: skip - psutil is part of Ray's package
 
 BLOCKS = 20
-BATCH_ROWS = 500  # two batches per block
-FATAL_ROW = 10_700  # in the second batch of a block
+BATCH_ROWS = 500  # each block of the dataset has two batches
+FATAL_ROW = 10_700  # this row is in the second batch of a block
 
 
 class KilledScorer(SketchbatchScorer):
@@ -48,7 +48,7 @@ def save(dataset: Dataset, file: Path) -> None:
     """Write all columns but the bitmaps to an .npz file."""
     batches = list(dataset.drop_columns(["bitmap"]).iter_batches(batch_size=None))
     columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    np.savez(file, **{name: np.array(values.tolist()) for name, values in columns.items()})  # without object arrays
+    np.savez(file, **{name: np.array(values.tolist()) for name, values in columns.items()})  # no object arrays
 
 
 def listening() -> list[str]:

@@ -1,4 +1,4 @@
-"""The batcher alone, with a fake model; tests of times inject a clock and run the batches themselves."""
+"""Test the batcher with a fake model; tests of times inject a clock and run the batches themselves."""
 
 import time
 from concurrent.futures import CancelledError
@@ -12,7 +12,7 @@ from sketchbatch_service.errors import DeadlinePassed, InferenceFailed, Overload
 
 
 def test_queued_requests_share_a_model_call():
-    """Requests that are queued behind a busy model share the next call, and each receives its own scores."""
+    """Requests that are queued behind a busy model share the next model call, and each receives its own scores."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=8))) as batcher:
         busy(model, batcher)
@@ -24,16 +24,16 @@ def test_queued_requests_share_a_model_call():
 
 
 def test_an_idle_model_starts_at_once():
-    """A single request runs without waiting for other requests."""
+    """A single request starts at once, without waiting until other requests fill its batch."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=100))) as batcher:
-        future = busy(model, batcher)  # starts although the batch is not full
+        future = busy(model, batcher)  # the model call starts although its batch is not full
         model.release.set()
         assert first_pixels(future) == [0]
 
 
 def test_a_large_request_is_split_and_its_scores_are_in_order():
-    """A request with more rows than a batch runs in several calls and receives one answer."""
+    """A request with more rows than a batch runs in several model calls and receives one response with all scores."""
     model = FakeModel()
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         answer = batcher.submit(drawings(*range(10))).result(5)
@@ -42,7 +42,7 @@ def test_a_large_request_is_split_and_its_scores_are_in_order():
 
 
 def test_the_end_of_a_large_request_shares_a_call_with_the_next():
-    """No batch has free rows while other rows are waiting."""
+    """A batch has no free rows as long as rows of any request are queued."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         busy(model, batcher)
@@ -55,7 +55,7 @@ def test_the_end_of_a_large_request_shares_a_call_with_the_next():
 
 @pytest.mark.parametrize("position", [0, 1, 2])
 def test_a_request_cancelled_in_the_queue_does_not_run(position):
-    """The rows of a cancelled request are skipped, and the other requests receive their scores."""
+    """The batcher skips the rows of a cancelled request, and the other requests receive their scores."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=3))) as batcher:
         busy(model, batcher)
@@ -72,7 +72,7 @@ def test_a_request_cancelled_in_the_queue_does_not_run(position):
 
 
 def test_a_request_cancelled_during_its_call_does_not_disturb_its_batch():
-    """The scores of a cancelled request are dropped, and the next batches run."""
+    """The batcher drops the scores of a request that is cancelled during its model call, and runs the next batches."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits())) as batcher:
         busy(model, batcher).cancel()
@@ -82,7 +82,7 @@ def test_a_request_cancelled_during_its_call_does_not_disturb_its_batch():
 
 
 def test_a_failed_model_call_fails_every_request_of_its_batch():
-    """Every request of the batch receives an error with the cause, and the next batch runs."""
+    """Every request of a failed batch receives an error with the cause, and the next batch runs."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits())) as batcher:
         futures = [busy(model, batcher), batcher.submit(drawings(1)), batcher.submit(drawings(2))]
@@ -97,7 +97,7 @@ def test_a_failed_model_call_fails_every_request_of_its_batch():
 
 
 def test_a_call_that_returns_too_few_rows_fails():
-    """A row never receives the scores of another row."""
+    """A model call that returns too few rows fails, so a row never receives the scores of another row."""
     with (
         running(Batcher(lambda bitmaps: np.zeros((len(bitmaps) - 1, 3), np.float32), BatchLimits())) as batcher,
         pytest.raises(InferenceFailed),
@@ -106,7 +106,7 @@ def test_a_call_that_returns_too_few_rows_fails():
 
 
 def test_scores_of_different_widths_fail_the_request():
-    """The request receives an error, and the next request runs."""
+    """A request fails if its model calls return different numbers of classes; the next request still runs."""
     widths = iter((2, 3, 1))
     with running(
         Batcher(lambda b: np.zeros((len(b), next(widths)), np.float32), BatchLimits(max_batch_rows=2))
@@ -117,7 +117,7 @@ def test_scores_of_different_widths_fail_the_request():
 
 
 def test_cancelled_and_expired_requests_free_a_full_queue():
-    """Rows of cancelled and expired requests do not count against a new request."""
+    """Rows of cancelled and expired requests do not count when a new request checks for space in the queue."""
     model, clock = FakeModel(held=True), Clock()
     with running(Batcher(model.predict, BatchLimits(max_queued_rows=4), clock=clock)) as batcher:
         busy(model, batcher)
@@ -135,7 +135,7 @@ def test_cancelled_and_expired_requests_free_a_full_queue():
 
 
 def test_the_rest_of_a_failed_request_does_not_run():
-    """When one call of a split request fails, its queued rows are dropped."""
+    """When one model call of a split request fails, the batcher drops the request's queued rows."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=2))) as batcher:
         split = batcher.submit(drawings(1, 2, 3, 4, 5, 6))
@@ -150,7 +150,7 @@ def test_the_rest_of_a_failed_request_does_not_run():
 
 
 def test_a_request_that_expires_in_the_queue_does_not_run():
-    """The request receives DeadlinePassed, and the model never receives its rows."""
+    """A request that expires in the queue receives DeadlinePassed, and the model never receives its rows."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits())) as batcher:
         busy(model, batcher)
@@ -164,7 +164,7 @@ def test_a_request_that_expires_in_the_queue_does_not_run():
 
 
 class SlowModel(FakeModel):
-    """A model that takes 10 ms per row by the injected clock."""
+    """Take 10 ms per row by the injected clock."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -176,18 +176,18 @@ class SlowModel(FakeModel):
 
 
 def run_all(batcher: Batcher) -> None:
-    """Run all queued batches on this thread."""
+    """Run all queued batches on the calling thread."""
     while batch := batcher.take(1):
         batch.run()
 
 
 def test_a_request_that_would_miss_its_deadline_is_rejected_on_arrival():
-    """The prediction is the number of rows ahead times the measured seconds per row, with a safety factor of 1.5."""
+    """The predicted queue time is 1.5 (safety factor) times the rows ahead times the measured seconds per row."""
     clock = Clock()
     batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=2), clock=clock)
     for _ in range(10):
         batcher.submit(drawings(1, 2))
-    run_all(batcher)  # measures 10 ms per row
+    run_all(batcher)  # the batcher measures 10 ms per row here
     for _ in range(20):
         batcher.submit(drawings(3, 4))
     message = r"too late: 40 rows are ahead, about 0\.6. s; the deadline is in 0\.60 s"
@@ -200,7 +200,7 @@ def test_a_request_that_would_miss_its_deadline_is_rejected_on_arrival():
 
 
 def test_only_the_rows_that_run_first_count_against_a_deadline():
-    """A small request does not wait for the whole bulk job ahead of it, but a second bulk job does."""
+    """A small request does not wait for all rows of the bulk request ahead of it, but a second bulk request waits."""
     clock = Clock()
     batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=2), clock=clock)
     batcher.submit(drawings(*range(10)))
@@ -215,7 +215,7 @@ def test_only_the_rows_that_run_first_count_against_a_deadline():
 
 
 def test_an_empty_queue_never_rejects_on_the_deadline():
-    """A request whose own calls take too long is accepted, and fails once its deadline passes."""
+    """With an empty queue, a request whose own calls take too long is accepted, and fails once its deadline passes."""
     clock = Clock()
     batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=2), clock=clock)
     batcher.submit(drawings(*range(10)))
@@ -227,7 +227,7 @@ def test_an_empty_queue_never_rejects_on_the_deadline():
 
 
 def test_a_full_queue_rejects_at_once_with_a_retry_delay():
-    """`submit` raises Overloaded at once, with the time that the queue needs to drain."""
+    """When the queue is full, `submit` raises Overloaded at once, with the time that the queue needs to drain."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=2, max_queued_rows=2))) as batcher:
         busy(model, batcher)
@@ -239,7 +239,7 @@ def test_a_full_queue_rejects_at_once_with_a_retry_delay():
 
 
 def test_completed_and_cancelled_rows_free_the_queue():
-    """The number of queued rows returns to zero after rows have run or were cancelled."""
+    """Rows that have run or were cancelled no longer count as queued rows."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4, max_queued_rows=4))) as batcher:
         for _ in range(3):
@@ -254,7 +254,7 @@ def test_completed_and_cancelled_rows_free_the_queue():
 
 
 def test_the_exit_of_the_pool_finishes_queued_rows_and_rejects_new_ones():
-    """Accepted requests receive their scores; a later request receives ShuttingDown."""
+    """When the pool exits, accepted requests receive their scores, and a later request receives ShuttingDown."""
     model = FakeModel(held=True)
     batcher = Batcher(model.predict, BatchLimits(max_batch_rows=1))
     with running(batcher):
@@ -279,7 +279,7 @@ def test_an_answer_separates_queue_time_from_inference_time():
 
 
 def test_a_small_request_does_not_wait_for_a_bulk_job():
-    """While both kinds wait, half of each call is for small requests, and the bulk job gets the other half."""
+    """While small and bulk requests are queued, each kind gets half of the rows of every model call."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         busy(model, batcher)
@@ -291,12 +291,13 @@ def test_a_small_request_does_not_wait_for_a_bulk_job():
         model.release.set()
         assert [first_pixels(each) for each in small] == [[1], [2], [3]]
         assert [first_pixels(each) for each in bulk] == [list(range(n, n + 8)) for n in (10, 20)]
-    assert model.batch_sizes == [1, 4, 4, 4, 4, 3]  # 2+2, 1+3, then the bulk jobs alone
+    # two calls of 2 small + 2 bulk and 1 small + 3 bulk rows; the other calls have bulk rows only
+    assert model.batch_sizes == [1, 4, 4, 4, 4, 3]
     assert ends == ["small", "bulk"]
 
 
 def test_a_crowd_of_small_requests_does_not_starve_a_bulk_job():
-    """The bulk job ends before all of the small requests that were queued ahead of it have run."""
+    """A bulk request ends before all the small requests that were queued ahead of it have run."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         busy(model, batcher)
@@ -306,4 +307,4 @@ def test_a_crowd_of_small_requests_does_not_starve_a_bulk_job():
         bulk.add_done_callback(lambda _: waiting_at_its_end.append(sum(not each.done() for each in small)))
         model.release.set()
         assert [first_pixels(each) for each in small] == [[n] for n in range(20)]
-    assert waiting_at_its_end[0] >= 12  # 3 calls with two rows of each kind
+    assert waiting_at_its_end[0] >= 12  # the bulk request needs 3 calls, each with two rows of small requests

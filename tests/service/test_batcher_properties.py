@@ -1,4 +1,4 @@
-"""Invariants of the batcher after any sequence of submissions, cancellations, deadlines, and calls that end or fail."""
+"""Check invariants of the batcher after any sequence of submissions, cancellations, deadlines and model calls."""
 
 import math
 from collections import Counter
@@ -14,11 +14,11 @@ from sketchbatch_service.errors import DeadlinePassed, InferenceFailed, Overload
 
 MAX_QUEUED = 40
 PAST = -math.inf
-"""A deadline that has always passed."""
+"""A deadline that has always passed already."""
 
 
 class Submission:
-    """A request whose rows have unique numbers."""
+    """Record a request whose rows have unique numbers."""
 
     def __init__(self, numbers: range, expires_at: float) -> None:
         self.numbers = numbers
@@ -42,7 +42,7 @@ class Submission:
 
 
 class BatcherMachine(RuleBasedStateMachine):
-    """The test replaces the thread pool: it decides when a batch is taken, and when and how its call ends."""
+    """Replace the thread pool: the test decides when a batch is taken, and when and how its model call ends."""
 
     @initialize(slots=st.integers(1, 3), batch=st.integers(1, 9), share=st.integers(1, 4))
     def start(self, slots, batch, share):
@@ -50,14 +50,14 @@ class BatcherMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.batcher = Batcher(self.predict, limits, clock=self.clock)
         self.submissions: list[Submission] = []
-        self.running: list[tuple[Batch, set[int]]] = []  # with the row numbers that must not be in the batch
+        self.running: list[tuple[Batch, set[int]]] = []  # each batch with the row numbers that it must not contain
         self.computed: Counter[int] = Counter()
         self.forbidden: set[int] = set()
         self.fails = self.is_closed = False
         self.next_number = 1
 
     def predict(self, bitmaps: np.ndarray) -> np.ndarray:
-        """Score a row by its number."""
+        """Return the number of each row as its score."""
         numbers = np.ascontiguousarray(bitmaps[:, 0, :4]).view("<u4")[:, 0]
         assert len(numbers) <= self.batcher.limits.max_batch_rows
         assert not self.forbidden & set(numbers.tolist()), "rows of settled or expired requests ran"
@@ -126,14 +126,14 @@ class BatcherMachine(RuleBasedStateMachine):
             assert all(each.times_settled <= 1 for each in self.submissions)
 
     def teardown(self):
-        """Run all remaining rows, then check that every request was settled with its own scores or the right error."""
+        """Run all remaining rows, then check that every request ended with its own scores or the right error."""
         if not hasattr(self, "batcher"):
             return
         self.fails = False
         while self.running or self.batcher.has_rows:
             self.take(1)
             if not self.running:
-                break  # the remaining requests were cancelled, failed or expired
+                break  # the requests that remain in the queue were cancelled, failed or expired
             batch, self.forbidden = self.running.pop()
             batch.run()
         assert self.batcher.queued_rows == 0

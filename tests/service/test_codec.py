@@ -1,4 +1,4 @@
-"""The codec decodes bytes into bitmaps and encodes scores into responses."""
+"""Test that the codec decodes bytes into bitmaps and encodes scores into responses."""
 
 import numpy as np
 import pytest
@@ -12,12 +12,12 @@ LIMITS = {"max_rows": 3, "classes": 4}
 
 
 def decode(request: pb.ClassifyRequest, **limits: int) -> np.ndarray:
-    """Parse and decode the serialized request."""
+    """Parse the serialized bytes of a request, then decode its bitmaps."""
     return decode_read(read(request.SerializeToString()), **limits)
 
 
 def test_bytes_become_bitmaps_row_by_row(noise):
-    """A row has 784 bytes in row-major order, and decoding makes no copy."""
+    """Decoding reads 784 bytes per row, in row-major order, and makes no copy."""
     bitmaps = noise(3)
     request = pb.ClassifyRequest(bitmaps=bitmaps.tobytes())
     decoded = decode(request, **LIMITS)
@@ -35,14 +35,14 @@ def test_bytes_become_bitmaps_row_by_row(noise):
     ],
 )
 def test_the_error_of_a_wrong_byte_count_contains_the_expected_and_the_received_number(payload_bytes, message):
-    """The error contains the field, the rule and the value."""
+    """The error of a wrong byte count contains the field, the rule and the received value."""
     with pytest.raises(InvalidRequest, match=message) as caught:
         decode(pb.ClassifyRequest(bitmaps=bytes(payload_bytes)), **LIMITS)
     assert caught.value.field == "bitmaps"
 
 
 def test_top_k_above_the_number_of_classes_is_rejected():
-    """A model with four classes has no fifth best class."""
+    """For a model with four classes, the codec accepts a top_k of 4 and rejects a top_k of 5."""
     decode(pb.ClassifyRequest(bitmaps=bytes(784), top_k=4), **LIMITS)
     with pytest.raises(InvalidRequest, match=r"top_k must be 0\.\.4 .*, got 5"):
         decode(pb.ClassifyRequest(bitmaps=bytes(784), top_k=5), **LIMITS)
@@ -52,7 +52,7 @@ SCORES = np.array([[0.1, 0.4, 0.4, 0.1], [0.7, 0.1, 0.0, 0.2]], np.float32)
 
 
 def encoded(top_k: int, response=pb.ClassifyResponse):
-    """Return SCORES as an encoded message."""
+    """Return a response message that contains SCORES."""
     message = response()
     encode(Answer(SCORES, queue_s=0.0015, inference_s=2.0), top_k, message)
     return message
@@ -60,7 +60,7 @@ def encoded(top_k: int, response=pb.ClassifyResponse):
 
 @pytest.mark.parametrize("response", [pb.ClassifyResponse, pb.ClassifyStreamResponse])
 def test_all_scores_are_encoded_as_little_endian_floats(response):
-    """top_k = 0 returns float32 bytes, rows x classes, and the times in microseconds."""
+    """With top_k = 0, a response contains rows x classes float32 values as bytes, and its times in microseconds."""
     message = encoded(0, response)
     assert np.array_equal(np.frombuffer(message.scores, "<f4").reshape(2, 4), SCORES)
     assert (message.rows, message.queue_us, message.inference_us) == (2, 1500, 2_000_000)
@@ -69,7 +69,7 @@ def test_all_scores_are_encoded_as_little_endian_floats(response):
 
 @pytest.mark.parametrize(("top_k", "class_index"), [(1, [1, 0]), (2, [1, 2, 0, 3]), (4, [1, 2, 0, 3, 0, 3, 1, 2])])
 def test_top_k_is_best_first_and_ties_go_to_the_lower_index(top_k, class_index):
-    """Classes and scores are lists of rows x k values in row-major order."""
+    """With top_k = k, a response lists rows x k class indexes and rows x k scores, in row-major order."""
     message = encoded(top_k)
     assert list(message.class_index) == class_index
     rows = np.repeat([0, 1], top_k)

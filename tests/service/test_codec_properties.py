@@ -1,4 +1,4 @@
-"""Properties of the codecs that hold for every request and every matrix of scores."""
+"""Check properties of the codecs that hold for every request and every matrix of scores."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from sketchbatch_service.errors import InvalidRequest
 MAX_ROWS, CLASSES = 5, 4
 
 some_bitmaps = arrays(np.uint8, st.tuples(st.integers(1, MAX_ROWS), st.just(28), st.just(28)))
-few_values = st.sampled_from([0.0, 0.25, 0.5, 1.0, 1e-30])  # so that ties are common
+few_values = st.sampled_from([0.0, 0.25, 0.5, 1.0, 1e-30])  # a few different values make ties of scores common
 some_scores = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 7)), elements=few_values)
 
 
@@ -46,7 +46,7 @@ def tensor_requests(bitmaps: np.ndarray):
 
 @given(st.integers(0, 784 * (MAX_ROWS + 2)), st.integers(0, 2**32 - 1))
 def test_a_request_is_accepted_if_and_only_if_its_numbers_are_valid(payload_bytes, top_k):
-    """The error contains the invalid number."""
+    """An invalid byte count or top_k is rejected with an error that contains the number; other requests are decoded."""
     request = read(pb.ClassifyRequest(bitmaps=bytes(payload_bytes), top_k=top_k).SerializeToString())
     rows, rest = divmod(payload_bytes, 784)
     wrong = f"got {payload_bytes} bytes" if rest else f"got {rows} rows" if not 1 <= rows <= MAX_ROWS else ""
@@ -60,7 +60,7 @@ def test_a_request_is_accepted_if_and_only_if_its_numbers_are_valid(payload_byte
 
 @given(some_scores, st.data())
 def test_the_best_classes_are_those_of_a_stable_sort(scores, data):
-    """Each row lists its best classes first with their scores, and ties go to the lower index."""
+    """Each row lists its best classes first with their scores; among equal scores the lower class index is first."""
     top_k = data.draw(st.integers(1, scores.shape[1]))
     response = pb.ClassifyResponse()
     encode(Answer(scores, 0.0, 0.0), top_k, response)
@@ -71,7 +71,7 @@ def test_the_best_classes_are_those_of_a_stable_sort(scores, data):
 
 @given(some_scores)
 def test_all_scores_are_encoded_unchanged(scores):
-    """Every bit of the scores arrives."""
+    """Encoding and decoding a matrix of scores preserves every bit."""
     response = pb.ClassifyResponse()
     encode(Answer(scores, 0.0, 0.0), 0, response)
     assert np.array_equal(np.frombuffer(response.scores, "<f4").reshape(response.rows, -1), scores)

@@ -1,4 +1,4 @@
-"""The gRPC server on grpcio's C core, with grpcio's own clients: every kind of call, and every end of a call."""
+"""Test the gRPC server on grpcio's C core with grpcio's own clients: every kind of call, and every end of a call."""
 
 import asyncio
 import gc
@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from sketchbatch_service.errors import AddressUnusable
 from sketchbatch_service.transport.core_call import AsyncCall, DirectCall
 from sketchbatch_service.transport.core_server import CoreServer
 from sketchbatch_service.transport.status import cancellation_status
@@ -15,7 +16,7 @@ UNARY, STREAM = "/test.Echo/Unary", "/test.Echo/Stream"
 
 
 class Echo(grpc.GenericRpcHandler):
-    """Echoes bytes; `direct` keeps the direct calls until the test answers them."""
+    """Echo the bytes of a call; the list `direct` keeps direct calls until the test answers them."""
 
     def __init__(self) -> None:
         self.direct: list[tuple[bytes, DirectCall]] = []
@@ -57,7 +58,7 @@ class Echo(grpc.GenericRpcHandler):
             self.stream_ended.set()
 
     async def wait_for_direct(self, calls: int = 1) -> None:
-        """Wait until so many direct calls have arrived."""
+        """Wait until `calls` more direct calls have arrived."""
         for _ in range(calls):
             assert await asyncio.to_thread(self.arrived.acquire, timeout=5)
 
@@ -68,10 +69,13 @@ def parse_nothing(message: bytes) -> bytes:
 
 @asynccontextmanager
 async def serving(*options: tuple[str, int], stops: bool = True):
-    """Run a server with one polling thread, and a channel to it; without `stops`, the test stops the server itself."""
+    """Run a server with one polling thread; yield a channel, its handler and the server.
+
+    With `stops=False`, the test stops the server itself.
+    """
     echo, server = Echo(), CoreServer(options)
     server.add_generic_rpc_handlers([echo])
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = server.listen("127.0.0.1:0")
     await server.start()
 
     def poll_until_closed() -> None:
@@ -81,7 +85,7 @@ async def serving(*options: tuple[str, int], stops: bool = True):
     poller = threading.Thread(target=poll_until_closed)
     poller.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with grpc.aio.insecure_channel(address) as channel:
             yield channel, echo, server
     finally:
         if stops:
@@ -95,7 +99,7 @@ def call_to(channel, method: str):
 
 
 async def test_a_direct_call_is_answered_from_any_thread():
-    """Calls end in the order of their responses, not in the order of their arrival."""
+    """Direct calls end in the order of their responses from any thread, not in the order of their arrival."""
     async with serving() as (channel, echo, _):
         first, second = (asyncio.ensure_future(call_to(channel, "Direct")(text)) for text in (b"1", b"2"))
         await echo.wait_for_direct(2)
@@ -105,7 +109,7 @@ async def test_a_direct_call_is_answered_from_any_thread():
 
 
 async def test_a_direct_call_is_aborted_with_details_and_trailers():
-    """The client receives text beyond ASCII and binary trailers unchanged."""
+    """When a direct call is aborted, its client receives non-ASCII details and binary trailers unchanged."""
     async with serving() as (channel, echo, _):
         waiting = asyncio.ensure_future(call_to(channel, "Direct")(b"x"))
         await echo.wait_for_direct()
@@ -117,7 +121,7 @@ async def test_a_direct_call_is_aborted_with_details_and_trailers():
 
 
 async def cancel_direct_call(channel, echo: Echo) -> None:
-    """Start a direct call, cancel it, and wait until the server knows."""
+    """Start a direct call, cancel the call, and wait until the server has noticed the cancellation."""
     waiting = asyncio.ensure_future(call_to(channel, "Direct")(b"x"))
     await echo.wait_for_direct()
     waiting.cancel()
@@ -128,7 +132,7 @@ async def cancel_direct_call(channel, echo: Echo) -> None:
 
 
 async def test_a_handler_learns_of_a_cancelled_direct_call():
-    """`on_cancel` is called, and a later response is dropped."""
+    """When a client cancels a direct call, the `on_cancel` callback runs, and a later response is dropped."""
     async with serving() as (channel, echo, _):
         await cancel_direct_call(channel, echo)
         echo.direct[0][1].respond(b"late")
@@ -140,14 +144,14 @@ CALLS = 5
 
 @pytest.fixture
 def no_garbage_collection():
-    """Disable the collector, so that only reference counting frees objects."""
+    """Disable the garbage collector, so that only reference counting frees objects."""
     gc.disable()
     yield
     gc.enable()
 
 
 async def test_cancelled_calls_do_not_count_among_a_connections_calls(no_garbage_collection):
-    """A cancelled call frees its place on the connection, even while its handler still holds the call object."""
+    """A cancelled call does not count towards the connection's limit, even while its handler holds the call object."""
     async with serving(("grpc.max_concurrent_streams", CALLS)) as (channel, echo, _):
         for _ in range(4 * CALLS):
             await cancel_direct_call(channel, echo)
@@ -156,7 +160,7 @@ async def test_cancelled_calls_do_not_count_among_a_connections_calls(no_garbage
 
 
 async def test_cancelled_streams_do_not_count_among_a_connections_calls(no_garbage_collection):
-    """A cancelled stream frees its place on the connection."""
+    """A cancelled stream does not count towards the limit of concurrent calls of its connection."""
     async with serving(("grpc.max_concurrent_streams", CALLS)) as (channel, echo, _):
         for _ in range(4 * CALLS):
             stream = channel.stream_stream(STREAM)()
@@ -169,7 +173,7 @@ async def test_cancelled_streams_do_not_count_among_a_connections_calls(no_garba
 
 
 async def test_messages_are_freed_without_the_garbage_collector(no_garbage_collection):
-    """No event of the C core stays in a reference cycle, together with its message."""
+    """No event of the C core, which references its message, stays in a reference cycle."""
 
     def events() -> int:
         return sum(type(each).__name__ == "BatchOperationEvent" for each in gc.get_objects())
@@ -186,7 +190,7 @@ async def test_messages_are_freed_without_the_garbage_collector(no_garbage_colle
 
 
 async def ended_calls(server: CoreServer, number: int) -> set[tuple[str, str, int]]:
-    """Return the counts by method and status once so many calls have ended."""
+    """Return the number of ended calls by method and status, once `number` calls have ended."""
     async with asyncio.timeout(10):
         while sum(count for _, _, count in server.call_ends()) < number:
             await asyncio.sleep(0.001)
@@ -194,11 +198,12 @@ async def ended_calls(server: CoreServer, number: int) -> set[tuple[str, str, in
 
 
 async def test_each_ended_call_is_counted_once_by_its_status():
-    """Every end of a call has its status; a response after a cancellation changes nothing."""
+    """Each ended call is counted once by its status, and a response after a cancellation changes no count."""
     async with serving() as (channel, echo, server):
         unary, direct = call_to(channel, "Unary"), call_to(channel, "Direct")
         await unary(b"hello")
-        server_deadline = (("grpc-timeout", "500m"),)  # 0.5 s, set on the server only: the client's could pass first
+        # a deadline of 0.5 s that only the server has, because a deadline of the client could pass first
+        server_deadline = (("grpc-timeout", "500m"),)
         for call in (
             unary(b"abort"),
             unary(b"fail"),
@@ -229,7 +234,7 @@ async def test_each_ended_call_is_counted_once_by_its_status():
 
 
 async def test_a_cancelled_stream_whose_handler_ends_normally_counts_as_cancelled():
-    """A status that could not be sent is not counted: the client's cancellation is."""
+    """A stream that its client cancels counts as CANCELLED, even if the handler ends with another status."""
     async with serving() as (channel, _, server):
         stream = channel.stream_stream(STREAM)(metadata=(("ends-normally", "1"),))
         await stream.write(b"a")
@@ -243,20 +248,23 @@ async def test_a_cancelled_stream_whose_handler_ends_normally_counts_as_cancelle
     [
         (0.5, 0.004, grpc.StatusCode.DEADLINE_EXCEEDED),
         (0.5, 0.1, grpc.StatusCode.CANCELLED),
-        (1.01, 0.01, grpc.StatusCode.DEADLINE_EXCEEDED),  # 1.0 s, sent as 101 hundredths
-        (10.1, 0.05, grpc.StatusCode.DEADLINE_EXCEEDED),  # 10.05 s, sent as 101 tenths
+        (1.01, 0.01, grpc.StatusCode.DEADLINE_EXCEEDED),  # 1.0 s, which gRPC sends as 101 hundredths of a second
+        (10.1, 0.05, grpc.StatusCode.DEADLINE_EXCEEDED),  # 10.05 s, which gRPC sends as 101 tenths of a second
         (10.1, 5, grpc.StatusCode.CANCELLED),
         (0.5, 0, grpc.StatusCode.DEADLINE_EXCEEDED),
         (float("inf"), float("inf"), grpc.StatusCode.CANCELLED),
     ],
 )
 def test_a_cancellation_just_before_the_deadline_counts_as_the_deadline(timeout_s, remaining_s, status):
-    """The client's deadline passes before the server's, since gRPC rounds `grpc-timeout` up by at most 1 %."""
+    """A cancellation shortly before the server's deadline counts as DEADLINE_EXCEEDED.
+
+    The client's deadline passes before the server's deadline, because gRPC rounds `grpc-timeout` up by at most 1 %.
+    """
     assert cancellation_status(remaining_s=remaining_s, timeout_s=timeout_s) is status
 
 
 async def test_a_call_knows_its_deadline():
-    """`time_remaining` returns the seconds until the deadline, infinity without one."""
+    """`time_remaining` returns the seconds until the deadline of the call, or infinity if the call has no deadline."""
     async with serving() as (channel, echo, _):
         waiting = [asyncio.ensure_future(call_to(channel, "Direct")(b"x", timeout=t)) for t in (1000, None)]
         await echo.wait_for_direct(2)
@@ -276,7 +284,7 @@ async def test_a_call_knows_its_deadline():
     ],
 )
 async def test_a_call_that_cannot_be_handled_is_rejected(method, code, details):
-    """The client receives UNIMPLEMENTED for an unknown method, INVALID_ARGUMENT for bytes that are not a request."""
+    """An unknown method receives UNIMPLEMENTED, and bytes that are not a request receive INVALID_ARGUMENT."""
     async with serving() as (channel, _, _):
         with pytest.raises(grpc.aio.AioRpcError, match=details) as caught:
             await call_to(channel, method)(b"x")
@@ -284,7 +292,7 @@ async def test_a_call_that_cannot_be_handled_is_rejected(method, code, details):
 
 
 async def test_a_unary_call_without_a_message_is_rejected():
-    """Both kinds of handlers end such a call at once."""
+    """A unary call that ends without a message is rejected at once, by direct handlers and by coroutine handlers."""
     async with serving() as (channel, _, _):
         for method in ("Direct", "Unary"):
             empty = channel.stream_unary(f"/test.Echo/{method}")
@@ -293,7 +301,7 @@ async def test_a_unary_call_without_a_message_is_rejected():
 
 
 async def test_a_coroutine_answers_aborts_or_fails():
-    """Metadata travels in both directions; the client does not receive the text of an unexpected exception."""
+    """Metadata travels in both directions, and the client never receives the text of an unexpected exception."""
     async with serving() as (channel, _, _):
         unary = call_to(channel, "Unary")
         call = unary(b"hello", metadata=(("mark", "1"),))
@@ -323,7 +331,7 @@ async def test_a_stream_flows_in_both_directions():
 
 
 async def test_a_cancelled_stream_ends_its_handler():
-    """The handler's `finally` runs although the handler was waiting for a message."""
+    """When a client cancels a stream, the handler's `finally` runs, even if the handler was waiting for a message."""
     async with serving() as (channel, echo, _):
         stream = channel.stream_stream(STREAM)()
         await stream.write(b"a")
@@ -333,13 +341,13 @@ async def test_a_cancelled_stream_ends_its_handler():
 
 
 async def test_open_calls_may_end_while_the_server_stops():
-    """A response during the stop reaches its client; once the stop is forced, the remaining calls are cancelled."""
+    """While the server stops, a response still reaches its client; a forced stop cancels the remaining calls."""
     async with serving(stops=False) as (channel, echo, server):
         answered, unanswered = (asyncio.ensure_future(call_to(channel, "Direct")(text)) for text in (b"1", b"2"))
         await echo.wait_for_direct(2)
         forced = asyncio.get_running_loop().create_future()
         stopping = asyncio.ensure_future(server.stop(60, forced))
-        await rejection(call_to(channel, "Unary")(b""))  # the stop has begun
+        await rejection(call_to(channel, "Unary")(b""))  # the rejected call shows that the stop has begun
         next(call for text, call in echo.direct if text == b"1").respond(b"in time")
         assert await answered == b"in time"
         assert not stopping.done()
@@ -356,7 +364,7 @@ async def rejection(call) -> grpc.aio.AioRpcError:
 
 
 async def test_calls_that_are_open_after_the_grace_are_cancelled():
-    """`stop` returns although no thread answers the call."""
+    """`stop` cancels calls that are still open after the grace period, and returns although no thread answered them."""
     async with serving(stops=False) as (channel, echo, server):
         unanswered = asyncio.ensure_future(call_to(channel, "Direct")(b"x"))
         await echo.wait_for_direct()
@@ -366,9 +374,9 @@ async def test_calls_that_are_open_after_the_grace_are_cancelled():
 
 
 async def test_a_port_in_use_is_an_error():
-    """A second server does not silently share the port."""
+    """A server fails with an error if another server uses its port, and does not silently share the port."""
     async with serving() as (_, _, server):
-        port = server.add_insecure_port("127.0.0.1:0")
+        address = server.listen("127.0.0.1:0")
         other = CoreServer([("grpc.so_reuseport", 0)])
-        with pytest.raises(RuntimeError, match=f"cannot bind 127.0.0.1:{port}"):
-            other.add_insecure_port(f"127.0.0.1:{port}")
+        with pytest.raises(AddressUnusable, match=f"cannot listen on {address}: the port is in use"):
+            other.listen(address)

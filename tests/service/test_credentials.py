@@ -1,4 +1,4 @@
-"""Token files and certificate files: which calls are authenticated, and what happens when a file changes."""
+"""Test which calls the token file authenticates, and what happens when token or certificate files change."""
 
 import pytest
 import trustme
@@ -14,19 +14,19 @@ NEEDED, WRONG = "a bearer token is needed", "the bearer token is not accepted"
 
 
 def token_file(path, text: str = f"# two, for a change\n\n{OLD}\n  {NEW}\t\n") -> TokenFile:
-    """Write a token file with this text and read it."""
+    """Write a token file with the given text, then read the file."""
     path.write_text(text)
     return TokenFile(path, frozenset({OPEN}))
 
 
 def sent(*values: str) -> list[tuple[str, str]]:
-    """Return the metadata of a call with these authorizations."""
+    """Return the metadata of a call with the given `authorization` values."""
     return [("user-agent", "test"), *(("authorization", value) for value in values)]
 
 
 @pytest.mark.parametrize("value", [f"Bearer {OLD}", f"bearer {OLD}", f"Bearer  {NEW}"])
 def test_each_token_of_the_file_is_accepted(tmp_path, value):
-    """Clients can change to a new token before the old token is removed."""
+    """A token file may contain several tokens, so clients can change to a new token before the old token is removed."""
     assert token_file(tmp_path / "tokens").rejection_reason(METHOD, sent(value)) is None
 
 
@@ -47,7 +47,7 @@ def test_each_token_of_the_file_is_accepted(tmp_path, value):
     ],
 )
 def test_other_calls_are_rejected_except_those_of_open_methods(tmp_path, values, reason):
-    """The reason does not contain a token."""
+    """Calls without a valid token are rejected, except calls of open methods, and the reason contains no token."""
     tokens = token_file(tmp_path / "tokens")
     rejection = tokens.rejection_reason(METHOD, sent(*values))
     assert reason in rejection
@@ -56,7 +56,10 @@ def test_other_calls_are_rejected_except_those_of_open_methods(tmp_path, values,
 
 
 def test_a_token_that_is_removed_from_the_file_is_rejected_a_second_later(tmp_path):
-    """The file may be a symbolic link that changes, as in Kubernetes; a token that is added is accepted."""
+    """One second after the token file changed, a removed token is rejected and an added token is accepted.
+
+    The token file may be a symbolic link whose target changes, as in Kubernetes.
+    """
     (tmp_path / "1").write_text(OLD)
     (tmp_path / "2").write_text(NEW)
     link = tmp_path / "tokens"
@@ -84,14 +87,14 @@ def test_a_token_that_is_removed_from_the_file_is_rejected_a_second_later(tmp_pa
     ],
 )
 def test_a_file_of_bad_tokens_is_refused_without_revealing_them(tmp_path, text, reason):
-    """Short tokens are bad, too: they can be guessed."""
+    """A file with bad tokens is refused without revealing them; short tokens are bad because they can be guessed."""
     with pytest.raises(CredentialsUnusable, match=reason) as caught:
         token_file(tmp_path / "tokens", text)
     assert not any(word in str(caught.value) for word in ("0123", "two words"))
 
 
 def test_an_unusable_file_is_logged_once_and_the_previous_content_stays(tmp_path, capsys):
-    """A half-written file changes nothing; the complete file replaces the content."""
+    """A half-written file is logged once and changes nothing; the complete file replaces the previous content."""
     path = tmp_path / "file"
     path.write_text("one")
 
@@ -137,7 +140,7 @@ def write_pair(folder, issued) -> TlsFiles:
     ],
 )
 def test_unusable_certificates_are_refused_by_name(tmp_path, name, content, reason):
-    """Unusable files are found before a client connects, without a prompt for a passphrase."""
+    """Unusable certificate files are refused by name before a client connects, without a prompt for a passphrase."""
     ca = trustme.CA()
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")
     issued = ca.issue_cert("localhost")
@@ -153,7 +156,7 @@ def test_unusable_certificates_are_refused_by_name(tmp_path, name, content, reas
 
 
 def encrypted(issued) -> bytes:
-    """Return the key, encrypted with a passphrase."""
+    """Return the private key, encrypted with a passphrase."""
     from cryptography.hazmat.primitives import serialization
 
     key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)

@@ -1,4 +1,4 @@
-"""The CUDA engine without a GPU: the same buckets, bindings and threads, with its tensors in host memory.
+"""Test the CUDA engine without a GPU: the same buckets, bindings and threads, with its tensors in host memory.
 
 tests/gpu runs the engine on a GPU.
 """
@@ -27,19 +27,19 @@ HOST = Device("cpu")
 
 @pytest.fixture
 def session(tiny_model):
-    """Return a session of the tiny model on the CPU."""
+    """Return an ONNX Runtime session of the tiny model on the CPU."""
     return open_session(tiny_model)
 
 
 def engine_of(session, *, rows=12, slots=2, reference=None, classes=3):
-    """Return an engine that is compared with `reference`, by default `session` itself."""
+    """Return an engine whose parity check uses the session `reference`, by default `session` itself."""
     reference = Reference(reference or session, classes)
     return CudaEngine(session, HOST, reference, max_batch_rows=rows, options=CudaOptions(slots=slots))
 
 
 @pytest.mark.parametrize(("most", "buckets"), [(1, (1,)), (2, (1, 2)), (12, (1, 2, 4, 8, 12)), (16, (1, 2, 4, 8, 16))])
 def test_buckets_double_up_to_the_batch_size(session, most, buckets):
-    """There are few sizes to capture, and less than half of a bucket is padding."""
+    """Buckets double up to the batch size: few buckets are captured, and less than half of a bucket is padding."""
     engine = engine_of(session, rows=most)
     assert engine.buckets == buckets
     assert engine.batch_rows == most
@@ -49,12 +49,12 @@ def test_buckets_double_up_to_the_batch_size(session, most, buckets):
     ("most", "largest"), [(0, (1024, 1536, 2048, 3072, 4096)), (1600, (512, 1024, 1536, 1600)), (1024, (512, 1024))]
 )
 def test_large_buckets_are_closer_together(session, most, largest):
-    """No more than a third of a large bucket is padding."""
+    """In a large bucket, at most a third of the rows are padding."""
     assert engine_of(session, rows=most, slots=1).buckets[-len(largest) :] == largest
 
 
 def test_scores_equal_onnx_runtimes_for_any_number_of_rows(session, noise):
-    """The scores of a padded batch are bit for bit those of ONNX Runtime for the same padded rows."""
+    """The scores of a padded batch are bit-identical to those that ONNX Runtime returns for the same padded rows."""
     engine = engine_of(session)
     engine.warm_up()
     for rows in range(1, 13):
@@ -67,14 +67,14 @@ def test_scores_equal_onnx_runtimes_for_any_number_of_rows(session, noise):
 
 @pytest.fixture
 def waits(monkeypatch):
-    """Return a semaphore that is released when a thread is about to wait for the capture lock."""
+    """Return a semaphore that is released each time a thread is about to wait for the capture lock."""
     condition = ObservedCondition()
     monkeypatch.setattr(CAPTURES, "_changed", condition)
     return condition.waits
 
 
 def test_a_model_call_waits_for_a_capture(session, noise, waits):
-    """A call that used CUDA during a capture would fail, and make the capture fail."""
+    """A model call waits for a running capture, since a call during a capture makes the call and the capture fail."""
     engine = engine_of(session)
     with ThreadPoolExecutor(1) as thread:
         with CAPTURES.capture():
@@ -85,7 +85,7 @@ def test_a_model_call_waits_for_a_capture(session, noise, waits):
 
 
 def test_a_capture_waits_for_the_running_calls(waits):
-    """Later calls wait for the capture, so that it starts as soon as the running calls have ended."""
+    """New model calls wait for a waiting capture, so that the capture starts when the running calls have ended."""
 
     def capture() -> str:
         with CAPTURES.capture():
@@ -100,7 +100,7 @@ def test_a_capture_waits_for_the_running_calls(waits):
 
 
 def test_a_batch_does_not_depend_on_the_previous_one(session):
-    """The bound buffers are overwritten, and returned scores are copies."""
+    """Each batch overwrites the engine's buffers, and the scores that a call returns are copies."""
     engine = engine_of(session, slots=1)
     drawings = random_drawings(16)
     first = engine.predict(drawings[:8])
@@ -111,7 +111,7 @@ def test_a_batch_does_not_depend_on_the_previous_one(session):
 
 
 def test_concurrent_threads_receive_their_own_scores(session):
-    """With eight threads and two slots, a thread waits for a free buffer set, and no rows are mixed up."""
+    """With eight threads and two slots, threads wait for a free buffer set, and each receives its own scores."""
     engine = engine_of(session)
     drawings = random_drawings(212)
     expected = session.run(["scores"], {"bitmaps": drawings})[0]
@@ -125,7 +125,10 @@ def test_concurrent_threads_receive_their_own_scores(session):
 
 
 def test_every_model_call_is_made_by_one_thread(tmp_path, tiny_model):
-    """ONNX Runtime ties a captured graph to the thread that captured it; its profile names the calling threads."""
+    """One thread makes every model call, because ONNX Runtime ties a captured graph to the thread that captured it.
+
+    The test reads the calling threads from ONNX Runtime's profile.
+    """
     options = ort.SessionOptions()
     options.enable_profiling = True
     options.profile_file_prefix = str(tmp_path / "profile")
@@ -141,7 +144,7 @@ def test_every_model_call_is_made_by_one_thread(tmp_path, tiny_model):
 
 
 def test_warm_up_measures_the_difference_from_the_cpu(session):
-    """The log shows the largest difference and the tolerance to the operator."""
+    """Warm-up logs the largest difference between CUDA and CPU scores, and the tolerance."""
     engine = engine_of(session)
     engine.warm_up()
     assert engine.largest_difference < 1e-6
@@ -156,14 +159,14 @@ def test_warm_up_measures_the_difference_from_the_cpu(session):
 
 
 def test_scores_that_differ_from_the_cpus_are_refused(session, root):
-    """A graph under the wrong id would return wrong scores of the right shape."""
+    """A model whose scores differ from the CPU's is refused: a CUDA graph under a wrong id would return such scores."""
     other = open_session(root / "models/bear-cat-dog/1/model.onnx")
     with pytest.raises(ProviderMissing, match=r"scores of 1 rows may differ from the CPU's by 0\.001, got 0\."):
         engine_of(session, reference=other).warm_up()
 
 
 def test_scores_of_nan_are_refused(session, tiny_model, tmp_path):
-    """An overflow in float16 ends as NaN, which no comparison finds larger than the tolerance."""
+    """Scores of NaN (an overflow in float16) are refused, although NaN is never larger than the tolerance."""
     model = onnx.load(tiny_model)
     (weights,) = (each for each in model.graph.initializer if each.name == "weights")
     weights.CopyFrom(numpy_helper.from_array(np.full((784, 3), np.nan, np.float32), "weights"))
@@ -173,7 +176,7 @@ def test_scores_of_nan_are_refused(session, tiny_model, tmp_path):
 
 
 def test_every_bucket_is_compared(session, tiny_model, tmp_path):
-    """A difference in the rows after the eighth is found by the only bucket with more rows."""
+    """Warm-up compares every bucket with the CPU, so it finds a difference in rows after the eighth row."""
     model = write_model(tmp_path / "short.onnx", correct_rows=8)
     with pytest.raises(ProviderMissing, match="scores of 12 rows may differ"):
         engine_of(open_session(model), reference=session).warm_up()
@@ -181,7 +184,10 @@ def test_every_bucket_is_compared(session, tiny_model, tmp_path):
 
 @pytest.mark.parametrize("name", ["bear-cat-dog", "animals-10", "quickdraw-345"])
 def test_the_drawings_of_the_comparison_have_different_scores(root, name):
-    """With equal scores, the comparison would not notice another batch's scores; noise has about equal scores."""
+    """The drawings of the parity check have different scores, so that the check detects swapped scores.
+
+    Random noise would give about equal scores.
+    """
     session = open_session(root / "models" / name / "1" / "model.onnx")
     scores = session.run(["scores"], {"bitmaps": random_drawings(64)})[0]
     differences = np.abs(scores[:, None] - scores[None]).max(axis=2) + np.eye(64)
@@ -190,7 +196,7 @@ def test_the_drawings_of_the_comparison_have_different_scores(root, name):
 
 
 def test_a_model_that_fails_on_the_cpu_too_is_refused(session, tmp_path):
-    """`auto` does not try such a model on the CPU."""
+    """A model that fails on the CPU, too, is refused, and provider `auto` does not try the model on the CPU again."""
     wide = open_session(write_model(tmp_path / "wide.onnx", flat_width=785))
     with pytest.raises(ModelRefused, match=r"the model fails on \d+ rows"):
         engine_of(wide, reference=wide).warm_up()
@@ -199,20 +205,23 @@ def test_a_model_that_fails_on_the_cpu_too_is_refused(session, tmp_path):
 
 
 def test_a_model_that_fails_only_on_the_device_is_not_refused(session, tmp_path):
-    """The error is ProviderMissing, so that `auto` serves the model on the CPU."""
+    """A model that fails only on the device raises ProviderMissing; provider `auto` then serves it on the CPU."""
     wide = open_session(write_model(tmp_path / "wide.onnx", flat_width=785))
     with pytest.raises(ProviderMissing, match="the model fails on 1 rows"):
         engine_of(wide, reference=session).warm_up()
 
 
 def test_a_device_without_free_memory_counts_as_missing():
-    """`auto` then serves on the CPU: another process may hold the GPU's memory."""
+    """A GPU without free memory counts as missing, and provider `auto` then serves the model on the CPU.
+
+    Another process may hold the GPU's memory.
+    """
     with pytest.raises(ProviderMissing, match=r"cpu device 0 has no memory for \(1125899906842624, 28, 28\)"):
         HOST.tensor((2**50, 28, 28), np.uint8)
 
 
 def test_provider_cuda_does_not_fall_back_to_the_cpu(tiny_model):
-    """Without CUDA in the build or a GPU in the machine, `cuda` is an error that names the cause."""
+    """If CUDA or the GPU is missing, provider `cuda` raises an error that names the cause, and does not use the CPU."""
     if is_built_in():
         pytest.skip("this ONNX Runtime is built with CUDA; tests/gpu")
     expected = r"provider cuda was asked for, but this ONNX Runtime is built without it: .*service\[gpu\]"

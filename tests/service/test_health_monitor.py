@@ -1,4 +1,4 @@
-"""Health reflects the most recent model calls."""
+"""Test that health reflects the most recent model calls."""
 
 import asyncio
 import threading
@@ -22,13 +22,16 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def submit(batcher: Batcher) -> None:
-    """Run one model call, which may fail."""
+    """Run one model call, which fails if the model has an error."""
     with suppress(InferenceFailed):
         batcher.submit(drawings(1)).result(5)
 
 
 def test_a_model_is_failing_after_three_consecutive_failed_calls_until_one_succeeds():
-    """One failed call may be chance; the hook is called at each change, and only then."""
+    """A model is failing after three consecutive failed calls, until a call succeeds.
+
+    A single failed call may be chance. The health hook is called at each change of health and at no other time.
+    """
     model, changes = FakeModel(), []
     with running(Batcher(model.predict, BatchLimits())) as batcher:
         batcher.on_health = lambda: changes.append(batcher.is_failing)
@@ -44,20 +47,20 @@ def test_a_model_is_failing_after_three_consecutive_failed_calls_until_one_succe
 
 
 async def serving_is(service, expected: bool) -> None:
-    """Wait until health reports SERVING, or NOT_SERVING."""
+    """Wait until health reports SERVING if `expected` is true, or another status if `expected` is false."""
     while await service.is_serving() is not expected:
         await asyncio.sleep(0.01)
 
 
 async def fail(service, model: FakeModel) -> None:
-    """Let three calls fail."""
+    """Let three model calls fail."""
     model.error = RuntimeError("broken")
     for _ in range(3):
         assert (await service.rejection(1)).code() is grpc.StatusCode.INTERNAL
 
 
 async def test_a_failing_model_sets_health_to_not_serving_until_a_trial_succeeds():
-    """Check and Watch report it for the server and by name, without further requests; the log has both events."""
+    """Check and Watch report a failing model without further requests, for the server and for the model's name."""
     model, healthy = FakeModel(), FakeModel()
     async with serving(bear=model, cat=healthy) as service:
         watch = service.health.Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=15)
@@ -65,26 +68,27 @@ async def test_a_failing_model_sets_health_to_not_serving_until_a_trial_succeeds
         await fail(service, model)
         assert (await watch.read()).status == NOT_SERVING
         assert not await service.is_serving()
-        await service.classify(5, model_name="cat")  # a success of one model does not restore another
+        # a success of one model does not restore the health of another model
+        await service.classify(5, model_name="cat")
         assert service.values()["sketchbatch_serving"] == 0
         model.error = None
         assert (await watch.read()).status == SERVING
         assert await service.is_serving()
         assert service.values()["sketchbatch_serving"] == 1
-    assert model.batch_sizes[3:] == [1] * len(model.batch_sizes[3:])  # trials: one blank drawing per call
+    assert model.batch_sizes[3:] == [1] * len(model.batch_sizes[3:])  # each trial is a call with one blank drawing
     logged = [(event["event"], event["model"]) for event in service.log if event["event"].startswith("model ")]
     assert logged == [("model failing, NOT_SERVING", "bear"), ("model works again", "bear")]
 
 
 async def test_health_depends_on_the_served_versions_only():
-    """A failing version that is activated changes health, and its rollback changes health back."""
+    """Activating a failing version changes health to NOT_SERVING, and a rollback of that version restores health."""
     broken, healthy = FakeModel(), FakeModel()
     async with serving(bear=healthy) as service:
         [good] = service.models
         bad = replace(good, version="2", batcher=Batcher(broken.predict, BatchLimits()))
         with LeaderFollowerPool([bad.batcher], slots=1):
             service.models.put([good, bad], [])
-            await until(lambda: bad.batcher.on_health is good.batcher.on_health)  # the monitor observes it
+            await until(lambda: bad.batcher.on_health is good.batcher.on_health)  # the monitor observes the new version
             await fail(service, broken)
             await serving_is(service, False)
             service.models.put([good], [])
@@ -92,12 +96,12 @@ async def test_health_depends_on_the_served_versions_only():
 
 
 async def test_a_successful_request_restores_health_at_once():
-    """The service accepts requests while health is NOT_SERVING; each receives its own error or scores."""
+    """While health is NOT_SERVING, requests are still accepted, and the first successful request restores health."""
     model = FakeModel()
     async with serving(bear=model, trial_every_s=60) as service:
         await fail(service, model)
         await serving_is(service, False)
-        assert await service.is_serving(LIVENESS)  # a restart of the process would lose its queue and repair nothing
+        assert await service.is_serving(LIVENESS)  # a restart would lose the queue of the process and repair nothing
         assert (await service.rejection(2)).code() is grpc.StatusCode.INTERNAL
         model.error = None
         await service.classify(3)
@@ -105,7 +109,7 @@ async def test_a_successful_request_restores_health_at_once():
 
 
 async def test_the_open_inference_protocol_reports_which_model_is_not_ready():
-    """The server is ready if all its models are, as in Triton."""
+    """ServerReady is true only if all models are ready, as in Triton; ModelReady is false for a failing model only."""
     model, healthy = FakeModel(), FakeModel()
     pb = open_inference_pb2
 
@@ -132,7 +136,7 @@ async def test_the_open_inference_protocol_reports_which_model_is_not_ready():
 
 
 class FullBatcher(Batcher):
-    """A batcher that records when it rejects a request."""
+    """Record when this batcher rejects a request."""
 
     def __init__(self, *args) -> None:
         super().__init__(*args)
@@ -147,10 +151,10 @@ class FullBatcher(Batcher):
 
 
 async def test_the_monitor_survives_the_rejection_of_a_trial_by_a_full_queue():
-    """The first queued request that succeeds restores health."""
+    """The monitor survives if a full queue rejects its trial, and the next successful request restores health."""
     model = FakeModel()
     model.error = RuntimeError("broken")
-    batcher = FullBatcher(model.predict, BatchLimits(max_queued_rows=1))  # without a thread pool
+    batcher = FullBatcher(model.predict, BatchLimits(max_queued_rows=1))  # no thread pool runs the batcher
     for _ in range(3):
         batcher.submit(drawings(1))
         batcher.take(1).run()
@@ -168,7 +172,7 @@ async def test_the_monitor_survives_the_rejection_of_a_trial_by_a_full_queue():
 
 
 async def test_a_draining_server_never_reports_serving_again():
-    """A model that works again during the drain does not change health."""
+    """If a failing model works again while the server drains, health stays NOT_SERVING."""
     health = HealthServicer([])
     await health.serve()
     await health.enter_lame_duck()
@@ -176,15 +180,18 @@ async def test_a_draining_server_never_reports_serving_again():
     await health.serve()
     assert not health.is_serving
     alive = await health.Check(health_pb2.HealthCheckRequest(service=LIVENESS), None)
-    assert alive.status == SERVING  # a restart would lose the accepted requests
+    assert alive.status == SERVING  # a restart would lose the requests that the service has accepted
 
 
 async def test_a_watch_misses_no_change_while_it_sends_another():
-    """A client that never received NOT_SERVING would send calls until they fail."""
+    """A health watch delivers every change, even a change that happens while the watch sends the previous status.
+
+    A client that did not receive NOT_SERVING would send calls until they fail.
+    """
     health = HealthServicer([])
     watch = health.Watch(health_pb2.HealthCheckRequest(), None)
     statuses = [(await anext(watch)).status]
-    await health.serve()  # the watch has not asked for the next status
+    await health.serve()  # the watch has not requested the next status yet
     statuses.append((await asyncio.wait_for(anext(watch), 5)).status)
     await health.enter_lame_duck()
     await health.drain()

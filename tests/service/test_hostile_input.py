@@ -1,4 +1,4 @@
-"""Inputs that harmed the service when fuzzing found them; tests/fuzz/FINDINGS.md lists all findings."""
+"""Test inputs that harmed the service when fuzzing found them; tests/fuzz/FINDINGS.md lists all findings."""
 
 import socket
 import urllib.error
@@ -16,12 +16,12 @@ from sketchbatch_service.models.artifact import read_artifact
 
 @pytest.fixture(scope="module")
 def service(start_service, tiny_model):
-    """Start a service with all its ports."""
+    """Start a service with all of its ports."""
     return start_service(tiny_model, "--probe-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
 
 
 def test_a_call_whose_path_is_not_utf8_does_not_stop_the_probe_port(service, root):
-    """Kubernetes restarts a service that does not answer probes, so one such call could restart it."""
+    """A call whose path is not UTF-8 does not stop the probe port, so that Kubernetes does not restart the service."""
     host, _, port = service.probe_address.rpartition(":")
     for _ in range(3):
         with socket.create_connection((host, int(port)), 5) as connection:
@@ -35,7 +35,7 @@ def test_a_call_whose_path_is_not_utf8_does_not_stop_the_probe_port(service, roo
 
 
 def test_an_accept_header_that_cannot_be_read_is_400(service):
-    """The status is not 500, and the next scrape succeeds."""
+    """An unreadable Accept header receives HTTP status 400 instead of 500, and the next scrape succeeds."""
     url = f"http://{service.metrics_address}/metrics"
     for version in ("x", "1", "true"):
         headers = {"Accept": f"application/openmetrics-text; version={version}"}
@@ -49,7 +49,7 @@ def test_an_accept_header_that_cannot_be_read_is_400(service):
 
 
 def test_an_error_about_long_names_arrives(service):
-    """The metadata of gRPC holds 8 KiB; a longer error would arrive as RESOURCE_EXHAUSTED."""
+    """A long error is shortened, since metadata above gRPC's 8 KiB would turn the status into RESOURCE_EXHAUSTED."""
     request = oip.ModelInferRequest()
     for _ in range(12):
         request.inputs.add(name="\u2603" * 200)
@@ -73,7 +73,7 @@ def test_an_error_about_long_names_arrives(service):
     ],
 )
 def test_a_model_with_metadata_that_no_message_can_contain_is_refused(tmp_path, key, text):
-    """ListModels and GetModel would otherwise fail for all clients."""
+    """A model whose metadata fits into no message is refused, because ListModels and GetModel would fail for all."""
     path = write_model(tmp_path / "model.onnx", metadata={f"sketchbatch.{key}": text}, labels=None)
     if key == "metrics":
         path = write_model(tmp_path / "model.onnx", metadata={f"sketchbatch.{key}": text})

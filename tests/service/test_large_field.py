@@ -1,4 +1,4 @@
-"""`take_out` extracts a large field without a copy, and gives the same result as protobuf."""
+"""Test that `take_out` extracts a large field without a copy, and gives the same result as protobuf."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ some_requests = st.builds(
 
 @given(st.lists(some_requests, min_size=1, max_size=3), st.data())
 def test_a_message_is_parsed_as_protobuf_parses_it(requests, data):
-    """Fields may be missing, repeated, in any order or unknown; the last occurrence of each field counts."""
+    """Fields may be missing, repeated, unknown or in any order, and the last occurrence of each field counts."""
     later = data.draw(st.sampled_from([b"", b"\x30\xff\x01", b"\x3a\x02hi", b"\x1a\x00"]))
     message = data.draw(st.permutations([*(each.SerializeToString() for each in requests), later]))
     message = b"".join(message)
@@ -38,7 +38,7 @@ def test_a_message_is_parsed_as_protobuf_parses_it(requests, data):
 
 @given(st.binary(max_size=60))
 def test_bytes_that_protobuf_rejects_stay_rejected(message):
-    """`take_out` returns None, or protobuf rejects the remaining bytes."""
+    """For bytes that protobuf rejects, `take_out` returns None, or protobuf rejects the remaining bytes."""
     if taken := take_out(message, BITMAPS):
         try:
             request = pb.ClassifyRequest.FromString(taken[1])
@@ -51,28 +51,31 @@ def test_bytes_that_protobuf_rejects_stay_rejected(message):
 @pytest.mark.parametrize(
     "message",
     [
-        b"\x1a\x05four",  # longer than the message
-        b"\x1a\x80",  # ends within a length
+        b"\x1a\x05four",  # a field that is longer than the message
+        b"\x1a\x80",  # a message that ends within a length
         b"\x1a" + b"\xff" * 10 + b"\x01",  # a length of eleven bytes
-        b"\x9a\x00\x01x",  # field 3, its tag in two bytes
-        b"\x0d\x00\x00\x00\x00",  # a fixed32
+        b"\x9a\x00\x01x",  # the tag of field 3, written in two bytes
+        b"\x0d\x00\x00\x00\x00",  # a field of type fixed32
         b"\x13\x14",  # a group
     ],
 )
 def test_unusual_messages_are_left_to_protobuf(message):
-    """`take_out` returns None for them, whether they are valid or not."""
+    """For unusual messages, `take_out` returns None, whether the messages are valid or invalid."""
     assert take_out(message, BITMAPS) is None
 
 
 def test_a_message_of_very_many_fields_is_left_to_protobuf():
-    """Protobuf parses five million fields in 0.05 s; Python code would block the polling thread for seconds."""
+    """`take_out` leaves a message of very many fields to protobuf.
+
+    Protobuf parses five million fields in 0.05 s; Python code would block the polling thread for seconds.
+    """
     assert take_out(b"\x20\x01" * 63, BITMAPS) is not None
     assert take_out(b"\x20\x01" * 64, BITMAPS) is None
     assert read(b"\x20\x01" * 5_000_000).fields.top_k == 1
 
 
 def test_the_bitmaps_of_a_large_request_are_not_copied():
-    """The decoded bitmaps share memory with the received message."""
+    """The decoded bitmaps of a large request share memory with the received message."""
     bitmaps = np.random.default_rng(1).integers(0, 256, (500, 28, 28), np.uint8)
     message = pb.ClassifyRequest(bitmaps=bitmaps.tobytes(), request_id="mine", top_k=2).SerializeToString()
     request = read(message)
@@ -83,6 +86,6 @@ def test_the_bitmaps_of_a_large_request_are_not_copied():
 
 
 def test_large_invalid_bytes_are_rejected():
-    """The error is protobuf's own."""
+    """For large invalid bytes, the error is protobuf's own error."""
     with pytest.raises(DecodeError):
         read(b"\x1a\xff\xff\xff\x7f" + bytes(100_000))

@@ -1,4 +1,4 @@
-"""The thread pool: which model calls run concurrently, and when a thread polls for requests."""
+"""Test which model calls the thread pool runs concurrently, and when one of its threads polls for requests."""
 
 import threading
 
@@ -12,7 +12,7 @@ from sketchbatch_service.errors import ShuttingDown
 
 
 class ConcurrentModel:
-    """A model whose calls end only once `slots` of them run concurrently."""
+    """End a call of this model only once `slots` calls run concurrently."""
 
     def __init__(self, slots: int) -> None:
         self.together = threading.Barrier(slots, timeout=5)
@@ -23,13 +23,13 @@ class ConcurrentModel:
 
 
 def test_idle_slots_share_one_request():
-    """One request runs on all slots concurrently, and its scores are in order."""
+    """One request runs on all idle slots concurrently, and its scores are in the order of its rows."""
     with running(Batcher(ConcurrentModel(3).predict, BatchLimits(slots=3))) as batcher:
         assert first_pixels(batcher.submit(drawings(*range(30)))) == list(range(30))
 
 
 def test_a_request_of_few_rows_is_not_split():
-    """Idle slots do not share a request with no more than `min_split_rows` rows."""
+    """Idle slots do not share a request that has at most `min_split_rows` rows."""
     model = FakeModel()
     with running(Batcher(model.predict, BatchLimits(slots=3, min_split_rows=30))) as batcher:
         assert first_pixels(batcher.submit(drawings(*range(30)))) == list(range(30))
@@ -37,13 +37,13 @@ def test_a_request_of_few_rows_is_not_split():
 
 
 class OnePerPoll:
-    """A source that submits the next of `submissions` at each poll, and then waits until it is closed."""
+    """Submit the next of `submissions` at each poll; after the last one, a poll waits until the source is closed."""
 
     def __init__(self, *submissions) -> None:
         self.submissions = list(submissions)
         self.futures: list = []
         self.has_submitted_all = threading.Event()
-        self.is_idle = threading.Event()  # a thread polls after the last submission
+        self.is_idle = threading.Event()  # set when a thread polls after the last submission
         self.closed = threading.Event()
 
     def poll(self, *, blocks: bool) -> bool:
@@ -61,7 +61,7 @@ class OnePerPoll:
 
 
 def test_all_models_together_run_no_more_calls_than_slots():
-    """A second model waits for the one slot: the other thread finds its rows, takes none and polls again."""
+    """While one model uses the only slot, another thread takes no rows of the second model and polls again."""
     held, other = FakeModel(held=True), FakeModel()
     first, second = (Batcher(model.predict, BatchLimits()) for model in (held, other))
     source = OnePerPoll(lambda: first.submit(drawings(0)), lambda: second.submit(drawings(5)))
@@ -73,7 +73,7 @@ def test_all_models_together_run_no_more_calls_than_slots():
 
 
 def test_a_batcher_is_added_and_removed_while_the_pool_runs():
-    """An added batcher shares the slots; it can be released only while none of its rows is queued or running."""
+    """An added batcher shares the slots, and is released only while none of its rows is queued or running."""
     model, other = FakeModel(), FakeModel(held=True)
     first, second = Batcher(model.predict, BatchLimits()), Batcher(other.predict, BatchLimits())
     with LeaderFollowerPool([first], slots=1) as pool:
@@ -91,7 +91,7 @@ def test_a_batcher_is_added_and_removed_while_the_pool_runs():
 
 
 def bulk_then_single(batcher: Batcher, ends: list[str]) -> OnePerPoll:
-    """Return a source of a bulk request and a single drawing; each adds its name to `ends` when it ends."""
+    """Return a source of a bulk request and a single drawing; each request adds its name to `ends` when it ends."""
 
     def submit(name: str, *first_pixels: int):
         future = batcher.submit(drawings(*first_pixels))
@@ -103,7 +103,10 @@ def bulk_then_single(batcher: Batcher, ends: list[str]) -> OnePerPoll:
 
 @pytest.mark.parametrize(("call_s", "expected"), [(0.01, ["single", "bulk"]), (0, ["bulk", "single"])])
 def test_waiting_rows_keep_the_threads_from_polling_for_a_millisecond_only(call_s, expected):
-    """After a longer call a thread polls before the next batch, so that a single drawing runs before a bulk request."""
+    """After a call of more than a millisecond, a thread polls before the next batch, even if rows are queued.
+
+    A single drawing that arrives during such a call runs before the rest of a bulk request that was queued earlier.
+    """
     model, clock, ends = FakeModel(held=True), Clock(), []
     batcher = Batcher(model.predict, BatchLimits(max_batch_rows=4))
     source = bulk_then_single(batcher, ends)
@@ -118,18 +121,18 @@ def test_waiting_rows_keep_the_threads_from_polling_for_a_millisecond_only(call_
 
 
 def test_a_thread_polls_while_all_slots_run_if_allowed():
-    """With a free CPU, a request is accepted while the only slot runs a model call."""
+    """If a CPU is free, a thread polls and accepts a request while the only slot runs a model call."""
     model, ends = FakeModel(held=True), []
     batcher = Batcher(model.predict, BatchLimits(max_batch_rows=4))
     source = bulk_then_single(batcher, ends)
     with LeaderFollowerPool([batcher], slots=1, source=source, polls_while_saturated=True):
         assert source.has_submitted_all.wait(5)
-        assert model.batch_sizes == [4]  # the first call is still running
+        assert model.batch_sizes == [4]  # the first model call is still running
         model.release.set()
 
 
 def test_no_thread_polls_while_all_slots_run_unless_allowed():
-    """Without a free CPU, a woken thread sleeps again instead of polling, until the model call has ended."""
+    """If no CPU is free, a woken thread sleeps again instead of polling, until the model call has ended."""
     model, ends = FakeModel(held=True), []
     batcher = Batcher(model.predict, BatchLimits(max_batch_rows=4))
     source = bulk_then_single(batcher, ends)
@@ -137,7 +140,7 @@ def test_no_thread_polls_while_all_slots_run_unless_allowed():
     pool._changed = condition = ObservedCondition()
     with pool:
         assert model.started.wait(5)
-        for _ in range(2):  # the first wait may belong to the start of the thread, the second follows a wake-up
+        for _ in range(2):  # a first wait may belong to the start of a thread; a second wait follows a wake-up
             batcher.submit(drawings(1))
             assert condition.waits.acquire(timeout=5)
         assert not source.has_submitted_all.is_set()

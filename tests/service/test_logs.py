@@ -1,4 +1,4 @@
-"""Each event of the log is one JSON line, whichever library wrote it."""
+"""Test that each log event is one JSON line, whichever library wrote the event."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ raise KeyError("end")
 
 
 def test_every_event_is_one_json_line():
-    """Our events, events of libraries, warnings and unhandled exceptions have a level, a time and the context."""
+    """Our events, events of libraries, warnings and unhandled exceptions are JSON lines with level, time, context."""
     finished = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     events = [json.loads(line) for line in finished.stderr.splitlines()]
     logged = [(event["level"], event["message"].splitlines()[0].split(": ")[-1]) for event in events]

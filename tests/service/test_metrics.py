@@ -1,4 +1,4 @@
-"""Metrics count every request, row and batch exactly once."""
+"""Test that the metrics count every request, row and batch exactly once."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ CLASSIFY = "sketchbatch.v1.ClassifierService/Classify"
 
 
 def test_a_histogram_counts_a_value_at_its_bound_and_one_above_all_bounds():
-    """A bucket includes its upper bound, as in Prometheus; the first bound is 50 us."""
+    """A histogram bucket includes its upper bound, as in Prometheus; the first bound is 50 us."""
     histogram = Histogram()
     for seconds in (0.0, BOUNDS_S[0], BOUNDS_S[0] * 1.01, 100.0):
         histogram.add(seconds)
@@ -29,7 +29,7 @@ def test_a_histogram_counts_a_value_at_its_bound_and_one_above_all_bounds():
     [(4, 1, "full"), (9, 2, "full"), (6, 2, "shared"), (3, 1, "empty")],
 )
 def test_a_batch_counts_the_reason_for_its_size(rows, idle_slots, expected):
-    """The batch is full, other rows are for idle slots, or no more rows are queued."""
+    """A batch counts why it has no more rows: it is full, queued rows are left to idle slots, or no rows are queued."""
     batcher = Batcher(FakeModel().predict, BatchLimits(slots=2, max_batch_rows=4))
     batcher.submit(drawings(*range(rows)))
     batcher.take(idle_slots).run()
@@ -37,7 +37,7 @@ def test_a_batch_counts_the_reason_for_its_size(rows, idle_slots, expected):
 
 
 def test_each_request_is_counted_once():
-    """Requests are answered, expire, are cancelled in the queue, or fail in one or several model calls."""
+    """Each request is counted once: it is answered, expires, is cancelled in the queue, or fails in model calls."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=2))) as batcher:
         first = busy(model, batcher)
@@ -62,7 +62,7 @@ def test_each_request_is_counted_once():
 
 
 async def test_the_metrics_of_different_calls_are_consistent():
-    """Requests by method and status, rejections by reason, rows, batches, and times of each stage are exact."""
+    """Requests by method and status, rejections by reason, rows, batches and stage times have their exact values."""
     model = FakeModel()
     async with serving(BatchLimits(max_batch_rows=4, max_queued_rows=10), bear=model) as service:
         await service.classify(1)
@@ -100,7 +100,7 @@ async def test_the_metrics_of_different_calls_are_consistent():
 
 
 async def test_queued_rows_rejected_and_cancelled_calls_are_counted_at_once():
-    """The gauge of queued rows changes while a call runs; rejections and cancellations do not wait for it."""
+    """While a model call runs, the gauge of queued rows changes, and rejections and cancellations are counted."""
     model = FakeModel(held=True)
     async with serving(BatchLimits(max_batch_rows=4, max_queued_rows=4), bear=model) as service:
         before = service.values()["sketchbatch_rejected_total Overloaded"]
@@ -118,7 +118,7 @@ async def test_queued_rows_rejected_and_cancelled_calls_are_counted_at_once():
 
 
 async def test_padding_is_counted_from_the_buckets():
-    """Three rows in a bucket of 4 need one row of padding, and five rows in a bucket of 8 need three."""
+    """Three rows in a bucket of 4 count one row of padding, and five rows in a bucket of 8 count three rows."""
     async with serving(buckets=(1, 2, 4, 8), bear=FakeModel()) as service:
         for rows in (3, 4, 5):
             await service.classify(*range(rows))

@@ -1,4 +1,4 @@
-"""Loading model files: which files are served, which are refused, and which model a request gets."""
+"""Test which model files are served, which files are refused, and which model a request gets."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from sketchbatch_service.settings import Settings
 
 
 def test_a_model_file_describes_itself(tmp_path):
-    """Name, version, metrics and other metadata come from metadata_props; only labels are required."""
+    """A model file describes itself in metadata_props: name, version, metrics and others; only labels are required."""
     described = {
         "sketchbatch.name": "farm",
         "sketchbatch.version": "7",
@@ -37,7 +37,7 @@ def test_a_model_file_describes_itself(tmp_path):
 
 
 def test_a_file_needs_only_labels(tmp_path):
-    """Without metadata, the name is the file's name and the version is 1."""
+    """A model file without name and version in its metadata gets the name of the file and version 1."""
     model = load_models(write_model(tmp_path / "mine.onnx"), LoadOptions()).get("", "")
     assert (model.name, model.version, model.artifact.metrics) == ("mine", "1", {})
 
@@ -62,7 +62,7 @@ def test_a_file_needs_only_labels(tmp_path):
     ],
 )
 def test_a_file_with_an_incorrect_signature_is_refused(tmp_path, unfit, message):
-    """The error names the file, the part, the expected and the actual value."""
+    """The error about an incorrect signature names the file, the incorrect part, and the expected and actual value."""
     path = write_model(tmp_path / "odd.onnx", **unfit)
     with pytest.raises(ModelRefused, match=message) as caught:
         load_models(path, LoadOptions())
@@ -70,7 +70,7 @@ def test_a_file_with_an_incorrect_signature_is_refused(tmp_path, unfit, message)
 
 
 def test_a_path_without_a_model_is_refused(tmp_path):
-    """A missing file, an empty repository and a file that is not ONNX each have an error with the path."""
+    """A missing file, an empty repository and a file that is not ONNX are refused with an error that names the path."""
     with pytest.raises(ModelRefused, match="no such model file"):
         load_models(tmp_path / "none.onnx", LoadOptions())
     with pytest.raises(ModelRefused, match=r"NAME/VERSION/model\.onnx"):
@@ -82,7 +82,7 @@ def test_a_path_without_a_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize("place", ["/dev/zero", "{folder}/weights", "../weights", "link"])
 def test_a_model_with_weights_outside_its_folder_is_refused(tmp_path, place):
-    """A model must not read other files, neither by an absolute path, nor by a parent folder, nor by a link."""
+    """A model must not read files outside its folder by an absolute path, a parent folder or a link."""
     (tmp_path / "weights").write_bytes(bytes(784 * 3 * 4))
     path = write_model(tmp_path / "models" / "m.onnx")
     (path.parent / "link").symlink_to(tmp_path / "weights")
@@ -97,7 +97,7 @@ def test_a_model_with_weights_outside_its_folder_is_refused(tmp_path, place):
 
 
 def test_a_model_with_custom_operators_is_refused(tmp_path):
-    """The service loads no operator libraries."""
+    """A model with custom operators is refused, because the service loads no operator libraries."""
     path = write_model(tmp_path / "m.onnx")
     model = onnx.load(path)
     model.graph.node[0].domain = "com.example"
@@ -108,7 +108,7 @@ def test_a_model_with_custom_operators_is_refused(tmp_path):
 
 
 def test_a_repository_serves_every_version_and_the_newest_by_default(tmp_path):
-    """Folders give name and version; version 10 is newer than 9; other folders are ignored."""
+    """Folders give models their name and version, version 10 is newer than version 9, and other folders are ignored."""
     for name, version in (("farm", "9"), ("farm", "10"), ("zoo", "1"), ("zoo", "draft")):
         write_model(tmp_path / name / version / "model.onnx", metadata={"sketchbatch.name": "other"})
     models = load_models(tmp_path, LoadOptions(default_model="zoo"))
@@ -126,7 +126,7 @@ def test_a_repository_serves_every_version_and_the_newest_by_default(tmp_path):
 
 
 def test_auto_uses_the_cpu_without_a_gpu(tiny_model):
-    """The same file runs on machines with and without a GPU, also with a CUDA build of ONNX Runtime."""
+    """Provider `auto` uses the CPU on a machine without a GPU, even with a CUDA build of ONNX Runtime."""
     with suppress(ProviderMissing):
         pytest.skip(f"this machine has a GPU: {Device.cuda()}")
     assert load_models(tiny_model, LoadOptions(provider="auto")).get("", "").provider == CPU
@@ -134,7 +134,7 @@ def test_auto_uses_the_cpu_without_a_gpu(tiny_model):
 
 @pytest.mark.parametrize("has_spare_cpus", [True, False])
 def test_a_thread_polls_during_quick_calls_if_a_cpu_is_free(tiny_model, has_spare_cpus):
-    """Without a free CPU, polling would take time from the model calls."""
+    """A thread polls during quick model calls only if a CPU is free, since polling takes CPU time from these calls."""
     model = load_models(tiny_model, LoadOptions(provider="cpu", threads=1, has_spare_cpus=has_spare_cpus)).get("", "")
     assert model.polls_while_saturated is has_spare_cpus
 
@@ -144,7 +144,10 @@ def test_a_thread_polls_during_quick_calls_if_a_cpu_is_free(tiny_model, has_spar
     [(0, 1, 4, False), (0, 3, 1, True), (0, 2, 2, False), (1, 1, 1, True), (2, 2, 2, False), (8, 1, 8, False)],
 )
 def test_a_cpu_is_free_if_all_workers_together_use_fewer(monkeypatch, threads, workers, slots, has_spare):
-    """Four CPUs are divided equally between the workers; a remainder is free."""
+    """A CPU is free for polling if the model calls of all workers together use fewer CPUs than are available.
+
+    The CPUs are divided equally between the workers; the remainder of the division is free.
+    """
     monkeypatch.setattr(server, "available_cpus", lambda: 4)
     settings = Settings(model=Path("models"), threads=threads, workers=workers)
     options = server._load_options(settings, Worker(count=workers))
@@ -159,14 +162,14 @@ def test_scores_equal_onnx_runtimes(tiny_model, noise):
 
 
 def test_a_model_that_fails_in_warm_up_is_refused(tmp_path):
-    """A graph that loads but cannot run is refused before the service reports SERVING."""
+    """A model that loads but cannot run is refused before the service reports SERVING."""
     path = write_model(tmp_path / "wide.onnx", flat_width=785)
     with pytest.raises(ModelRefused, match="fails on 1 rows"):
         load_models(path, LoadOptions())
 
 
 def test_the_number_of_cpus_is_plausible():
-    """The process may use at least one CPU, and at most all of the machine."""
+    """The number of available CPUs is at least one, and at most the number of CPUs of the machine."""
     assert 1 <= available_cpus() <= os.cpu_count()
 
 
@@ -181,7 +184,7 @@ def test_the_number_of_cpus_is_plausible():
     ],
 )
 def test_the_quota_of_a_cgroup_limits_the_cpus(tmp_path, files, cpus):
-    """Both versions of cgroups are read; None = no limit."""
+    """The quota of a cgroup of version 1 or 2 limits the number of CPUs; None means that there is no limit."""
     (tmp_path / "cpu").mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(f"{text}\n")

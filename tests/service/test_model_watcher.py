@@ -1,7 +1,7 @@
-"""Replacing models while the service runs: files are added, changed and removed.
+"""Test that models are replaced while the service runs: model files are added, changed and removed.
 
-The tests call `scan` themselves. The second scan that finds a file unchanged loads it; the second scan that does not
-find a file retires its model.
+The tests call `scan` themselves. The watcher loads a file at the second scan that finds it unchanged. The watcher
+retires a model at the second scan that does not find its file.
 """
 
 import re
@@ -29,7 +29,7 @@ OPTIONS = LoadOptions(provider="cpu", threads=1)
 
 
 class Watched:
-    """The models at `path`, their watcher, and a thread pool that runs once the test enters it."""
+    """Hold the models at `path`, their watcher, and a thread pool that runs once the test enters its context."""
 
     def __init__(self, path: Path, late_s: float) -> None:
         self.models = load_models(path, OPTIONS)
@@ -45,7 +45,7 @@ class Watched:
         return [f"{model.name}/{model.version}" for model in self.models]
 
     def events(self) -> list[str]:
-        """Return the log events since the last call."""
+        """Return the log events since the previous call of `events`."""
         events = [event["event"] for event in self.log]
         self.log.clear()
         return events
@@ -60,7 +60,7 @@ def watching(path: Path, late_s: float = 60) -> Iterator[Watched]:
 
 
 def put(repository: Path, place: str, **model: object) -> Path:
-    """Write a model to another folder, then move it to its place, as a user should."""
+    """Write a model to another folder, then move the file to its place, as a user should."""
     ready = write_model(repository.parent / "ready.onnx", **model)
     path = repository / place / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def repository(tmp_path) -> Path:
 
 
 def test_the_second_scan_activates_a_new_version(repository):
-    """The new version becomes the newest, the old version keeps its number, and each step is logged once."""
+    """The second scan makes a new version the newest; the old version keeps its number; each step is logged once."""
     with watching(repository) as watched:
         put(repository, "farm/2", seed=2)
         watched.scan(1)
@@ -89,7 +89,7 @@ def test_the_second_scan_activates_a_new_version(repository):
 
 
 def test_the_running_pool_runs_a_new_version(repository):
-    """The scores are those of the new file."""
+    """The running thread pool runs a new version, which returns the scores of the new file."""
     with watching(repository) as watched, watched.pool:
         put(repository, "farm/2", seed=2)
         watched.scan()
@@ -99,7 +99,7 @@ def test_the_running_pool_runs_a_new_version(repository):
 
 
 def scores(model: ServedModel, *, runs: bool = False) -> np.ndarray:
-    """Return the scores of three drawings; `runs` runs a pool for them, otherwise a pool is running."""
+    """Return the scores of three drawings; with `runs`, start a pool for them, because no other pool is running."""
     future = model.batcher.submit(drawings(1, 2, 3))
     if runs:
         with LeaderFollowerPool([model.batcher], slots=1):
@@ -108,7 +108,7 @@ def scores(model: ServedModel, *, runs: bool = False) -> np.ndarray:
 
 
 def test_a_file_is_not_loaded_while_it_is_copied(repository):
-    """A growing file is not loaded; if the copying stalls, the file is refused, and it is loaded once complete."""
+    """A growing file is not loaded; if copying stalls, the file is refused, and a complete file is loaded."""
     complete = write_model(repository.parent / "complete.onnx", seed=2).read_bytes()
     path = repository / "farm" / "2" / "model.onnx"
     path.parent.mkdir()
@@ -117,7 +117,7 @@ def test_a_file_is_not_loaded_while_it_is_copied(repository):
             path.write_bytes(complete[:part])
             watched.scan(1)
         assert set(watched.events()) == {"model found"}
-        watched.scan(3)  # the copying stalls
+        watched.scan(3)  # copying has stalled
         assert watched.events() == ["model refused, what is served stays"]
         path.write_bytes(complete)
         watched.scan()
@@ -135,7 +135,7 @@ def test_a_file_is_not_loaded_while_it_is_copied(repository):
     ],
 )
 def test_an_incorrect_version_is_refused_and_the_old_one_stays(repository, incorrect, cause):
-    """The reason is logged once, and the file is loaded again when it changes."""
+    """The reason for refusing a version is logged once, the old version stays, and a changed file is loaded again."""
     with watching(repository) as watched:
         put(repository, "farm/2", **incorrect)
         watched.scan(5)
@@ -151,7 +151,7 @@ def test_an_incorrect_version_is_refused_and_the_old_one_stays(repository, incor
 
 
 def test_a_version_without_softmax_is_served_with_a_warning(repository):
-    """A missing softmax may be intended: the highest score still belongs to the right class."""
+    """A model without softmax is served with a warning, because its highest score still belongs to the right class."""
     with watching(repository) as watched:
         put(repository, "farm/2", softmax=False)
         watched.scan()
@@ -161,7 +161,7 @@ def test_a_version_without_softmax_is_served_with_a_warning(repository):
 
 @pytest.mark.parametrize("content", ["no model", "external weights"])
 def test_the_reason_for_clients_contains_no_path(tmp_path, content):
-    """ONNX Runtime's messages contain paths, also with blanks; RepositoryIndex removes them."""
+    """RepositoryIndex removes the paths, even paths with blanks, that ONNX Runtime's messages contain."""
     repository = tmp_path / "the models"
     put(repository, "farm/1")
     path = put(repository, "farm/2")
@@ -182,7 +182,7 @@ def test_the_reason_for_clients_contains_no_path(tmp_path, content):
 
 
 def test_a_replaced_file_replaces_its_version(repository):
-    """An incorrect file changes nothing; the same bytes, as after `touch`, are not loaded again."""
+    """A replaced file replaces its version, but an incorrect file or the same bytes (after `touch`) change nothing."""
     with watching(repository) as watched:
         put(repository, "farm/1", seed=2)
         watched.scan()
@@ -199,7 +199,7 @@ def test_a_replaced_file_replaces_its_version(repository):
 
 
 def test_removing_the_new_version_is_a_rollback(repository):
-    """After two scans without the file, the previous version is the newest again."""
+    """After two scans without the file of the new version, the previous version is the newest again."""
     put(repository, "farm/2", seed=2)
     with watching(repository) as watched:
         shutil.rmtree(repository / "farm" / "2")
@@ -213,10 +213,10 @@ def test_removing_the_new_version_is_a_rollback(repository):
 
 
 def test_a_model_name_is_added_and_removed(repository):
-    """A new name needs no restart and does not become the default; a name without a version is unknown."""
+    """A new model name needs no restart and does not become the default; a name without any version is unknown."""
     with watching(repository) as watched:
         put(repository, "ants/1")
-        put(repository, ".copying/1")  # a name with a dot is skipped
+        put(repository, ".copying/1")  # the watcher skips names with a leading dot
         watched.scan()
         assert watched.served() == ["farm/1", "ants/1"]
         shutil.rmtree(repository / "ants")
@@ -226,7 +226,10 @@ def test_a_model_name_is_added_and_removed(repository):
 
 
 def test_the_last_version_of_the_default_model_stays_until_there_is_another(repository):
-    """No other model answers requests without a name; the log has one warning."""
+    """The last version of the default model stays loaded without its file.
+
+    No other model answers requests without a name. The log has one warning about the removed file of the default model.
+    """
     put(repository, "ants/1")
     with watching(repository) as watched:
         watched.models = load_models(repository, LoadOptions(default_model="farm", provider="cpu", threads=1))
@@ -242,7 +245,10 @@ def test_the_last_version_of_the_default_model_stays_until_there_is_another(repo
 
 
 def test_an_unavailable_repository_changes_nothing(repository):
-    """A missing, empty or unreadable folder is probably a volume that is not mounted: the log has one warning."""
+    """If the repository is missing, empty or unreadable, the models stay and the log has one warning.
+
+    A missing, empty or unreadable repository is probably a volume that is not mounted.
+    """
     put(repository, "ants/1")
     with watching(repository) as watched:
         away = repository.rename(repository.parent / "away")
@@ -259,7 +265,7 @@ def test_an_unavailable_repository_changes_nothing(repository):
 
 
 def test_a_changed_link_changes_the_model(repository, tmp_path):
-    """The file behind the links counts: a ConfigMap or git-sync changes one link to replace all files."""
+    """A changed link changes the model, since a ConfigMap or git-sync changes one link to replace all files."""
     for number in (1, 2):
         write_model(tmp_path / f"..{number}" / "1" / "model.onnx", seed=number)
     mounted = tmp_path / "mounted" / "farm"
@@ -276,7 +282,7 @@ def test_a_changed_link_changes_the_model(repository, tmp_path):
 
 
 def test_a_removed_version_runs_its_queued_rows_and_is_then_unloaded(repository):
-    """The session is freed; a request that found the model before is rejected, not lost."""
+    """A removed version runs its queued rows and is unloaded; a later request for it is rejected and not lost."""
     put(repository, "farm/2", seed=2)
     with watching(repository, late_s=0) as watched:
         model = watched.models.get("", "")
@@ -296,7 +302,7 @@ def test_a_removed_version_runs_its_queued_rows_and_is_then_unloaded(repository)
 
 
 def test_a_retired_model_stays_loaded_for_late_requests(repository):
-    """A model may be replaced between the lookup of a request and the submission of its rows."""
+    """A retired model stays loaded for requests that found it earlier and submit their rows afterwards."""
     with watching(repository, late_s=60) as watched, watched.pool:
         found = watched.models.get("", "")
         put(repository, "farm/1", seed=2)
@@ -306,7 +312,7 @@ def test_a_retired_model_stays_loaded_for_late_requests(repository):
 
 
 def test_a_single_file_is_watched(tmp_path):
-    """The replaced file may have another version, but must have the same name, since requests use it."""
+    """The new file of a single model may have another version, but not another name, since requests use the name."""
     path = write_model(tmp_path / "m.onnx", metadata={"sketchbatch.name": "farm", "sketchbatch.version": "1"})
     with watching(path) as watched:
         write_model(path, seed=2, metadata={"sketchbatch.name": "farm", "sketchbatch.version": "2"})
@@ -322,7 +328,10 @@ def test_a_single_file_is_watched(tmp_path):
 
 
 def test_an_incorrect_version_at_the_start_is_refused_if_the_default_has_another(repository):
-    """A replica that starts while an incorrect version exists serves the same models as the other replicas."""
+    """A replica that starts while an incorrect version exists serves the same models as the other replicas.
+
+    The start fails only if the default model has no correct version.
+    """
     put(repository, "farm/2", labels=None)
     put(repository, "zoo/1", labels=None)
     with watching(repository) as watched:
@@ -332,13 +341,13 @@ def test_an_incorrect_version_at_the_start_is_refused_if_the_default_has_another
         put(repository, "zoo/1")
         watched.scan()
         assert watched.served() == ["farm/1", "zoo/1"]
-    put(repository, "ants/1", labels=None)  # the first by name
+    put(repository, "ants/1", labels=None)  # "ants" is the first name in the alphabet and therefore the default model
     with pytest.raises(ModelRefused, match=r"ants/1.*labels"):
         load_models(repository, OPTIONS)
 
 
 def test_a_file_that_changes_while_it_is_loaded_is_not_served(repository):
-    """Its scores could be of one file and its digest of the next."""
+    """A file that changes while it is loaded is refused, since its scores and digest could be of different files."""
     [file] = find(repository)
     put(repository, "farm/1", seed=2)
     with pytest.raises(ModelRefused, match="changed while it was loaded"):

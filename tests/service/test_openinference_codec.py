@@ -1,4 +1,4 @@
-"""The codec of the Open Inference Protocol decodes tensors into bitmaps and encodes scores into tensors."""
+"""Test that the codec of the Open Inference Protocol decodes tensors into bitmaps and encodes scores into tensors."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,14 @@ from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 from sketchbatch_service.api.openinference.codec import decode, encode, is_view, timeout_s, top_k
 from sketchbatch_service.errors import InvalidRequest
 
-LEVELS = np.resize(np.arange(256, dtype=np.uint8), (2, 28, 28))  # every grey level
+LEVELS = np.resize(np.arange(256, dtype=np.uint8), (2, 28, 28))  # the drawings contain every grey level
 SHAPES = [(2, 28, 28), (2, 28, 28, 1), (2, 784)]
 
 
 def request(
     datatype: str = "UINT8", shape: tuple = (2, 28, 28), *, name: str = "bitmaps", raw: bytes = b"", **typed
 ) -> pb.ModelInferRequest:
-    """Return a request with one input, raw or typed."""
+    """Return a request with one input tensor, as raw bytes or as typed numbers."""
     made = pb.ModelInferRequest(raw_input_contents=[raw] if raw else [])
     tensor = made.inputs.add(name=name, datatype=datatype, shape=shape)
     if typed:
@@ -31,7 +31,7 @@ def rejection(bad: pb.ModelInferRequest, max_rows: int = 8) -> str:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("form", ["raw", "uint", "int", "bytes", "fp32", "raw fp32"])
 def test_every_form_of_a_tensor_gives_the_same_bitmaps(form, shape):
-    """Raw and typed, uint8 and float, with and without a channel: every grey level is decoded unchanged."""
+    """Raw and typed tensors, uint8 and float, with and without a channel, preserve every grey level."""
     ink = LEVELS / np.float32(255)
     made = {
         "raw": request(shape=shape, raw=LEVELS.tobytes()),
@@ -48,7 +48,7 @@ def test_every_form_of_a_tensor_gives_the_same_bitmaps(form, shape):
 
 
 def test_ink_between_grey_levels_is_rounded_to_the_nearest():
-    """Decoding rounds FP32 values and does not truncate them."""
+    """Decoding rounds FP32 values to the nearest grey level and does not truncate them."""
     ink = np.zeros((1, 784), "<f4")
     ink[0, :4] = [0.4 / 255, 0.6 / 255, 254.4 / 255, 1]
     assert decode(request("FP32", (1, 784), raw=ink.tobytes()), max_rows=1).ravel()[:5].tolist() == [0, 1, 254, 255, 0]
@@ -59,7 +59,7 @@ def test_ink_between_grey_levels_is_rounded_to_the_nearest():
 )
 @pytest.mark.parametrize("form", ["raw", "typed"])
 def test_ink_that_is_not_finite_or_out_of_range_is_rejected(value, got, form):
-    """One bad pixel rejects the request, and the message states the scale."""
+    """One pixel that is not finite or out of range rejects the request, and the error states the valid range."""
     ink = np.zeros(2 * 784, "<f4")
     ink[1000] = value
     contents = {"raw": ink.tobytes()} if form == "raw" else {"fp32_contents": ink.tolist()}
@@ -95,25 +95,25 @@ def test_ink_that_is_not_finite_or_out_of_range_is_rejected(value, got, form):
     ],
 )
 def test_an_invalid_tensor_is_rejected(bad, message):
-    """The message contains the field, the expected value and the received value."""
+    """The error for an invalid tensor contains the field, the expected value and the received value."""
     assert message in rejection(bad)
 
 
 def test_shared_memory_is_rejected():
-    """The service has no access to the memory of a client."""
+    """A tensor in shared memory is rejected, because the service has no access to the memory of a client."""
     bad = request()
     bad.inputs[0].parameters["shared_memory_region"].string_param = "here"
     assert "inputs[0].parameters must be without shared memory" in rejection(bad)
 
 
 def outputs(*parameters: dict[str, pb.InferParameter], name: str = "scores") -> pb.ModelInferRequest:
-    """Return a request that names outputs."""
+    """Return a request that names the given output tensors."""
     tensor = pb.ModelInferRequest.InferRequestedOutputTensor
     return pb.ModelInferRequest(outputs=[tensor(name=name, parameters=p) for p in parameters])
 
 
 def test_the_requested_output_is_all_scores_or_the_best_classes():
-    """A request that names no output receives all scores."""
+    """A request that names no output receives all scores; other requests receive the outputs that they name."""
     assert top_k(outputs(), classes=3) == 0
     assert top_k(outputs({}), classes=3) == 0
     assert top_k(outputs({"classification": pb.InferParameter(int64_param=3)}), classes=3) == 3
@@ -135,7 +135,7 @@ def test_the_requested_output_is_all_scores_or_the_best_classes():
     ],
 )
 def test_an_unsupported_output_is_rejected(bad, message):
-    """The codec rejects it before a model call."""
+    """The codec rejects an unsupported output before the model call."""
     with pytest.raises(InvalidRequest) as caught:
         top_k(bad, classes=3)
     assert message in str(caught.value)
@@ -146,7 +146,7 @@ SCORES = np.array([[0.25, 0.5, 0.25], [0, 0, 1]], np.float32)
 
 @pytest.mark.parametrize("as_raw", [True, False])
 def test_a_response_has_the_form_of_its_request(as_raw):
-    """A raw response fills only raw_output_contents, and a typed one only contents."""
+    """A response to a raw request fills only raw_output_contents, and a response to a typed request only `contents`."""
     scores, classified = pb.ModelInferResponse(), pb.ModelInferResponse()
     labels = ("ant", "bee", "kuh \u00fc")
     encode(SCORES, 0, labels, scores, as_raw=as_raw)
@@ -177,6 +177,6 @@ def test_a_response_has_the_form_of_its_request(as_raw):
     ],
 )
 def test_a_timeout_is_in_microseconds_and_0_is_none(parameter, seconds):
-    """The unit is the same as in Triton, and a value of another type is ignored."""
+    """A timeout is in microseconds, as in Triton; 0 means no timeout, and a value of another type is ignored."""
     assert timeout_s(pb.ModelInferRequest(parameters={"timeout": parameter})) == seconds
     assert timeout_s(pb.ModelInferRequest()) == float("inf")

@@ -1,4 +1,4 @@
-"""The probe exits with 0 if the service is SERVING, and with 1 and one line of output otherwise."""
+"""Test that the probe exits with 0 if the service is SERVING, and otherwise with 1 and one line of output."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ from sketchbatch_service.app.probe import main
 
 
 class HealthServer:
-    """A gRPC server on a free port that answers only grpc.health.v1."""
+    """Run a gRPC server on a free port that implements only grpc.health.v1."""
 
     def __init__(self) -> None:
         self._servicer = health.HealthServicer()
@@ -30,20 +30,20 @@ class HealthServer:
 
 @pytest.fixture
 def health_server() -> Iterator[HealthServer]:
-    """Start a server that reports the status that the test sets."""
+    """Start a health server that reports the status that the test sets."""
     started = HealthServer()
     yield started
     started.server.stop(None).wait()
 
 
 def probe(address: str, **environment: str) -> tuple[int, str]:
-    """Return the exit code and the output."""
+    """Run the probe; return its exit code and its output."""
     result = CliRunner().invoke(main, ["--limit-s", "5"], env={"SKETCHBATCH_ADDRESS": address, **environment})
     return result.exit_code, result.output.strip()
 
 
 def test_the_probe_finds_a_service_by_its_environment_variable(tiny_service):
-    """The image's HEALTHCHECK starts the probe as a process without arguments."""
+    """The probe reads the service's address from its environment variable, because HEALTHCHECK passes no arguments."""
     command = [sys.executable, "-m", "sketchbatch_service.probe"]
     environment = {**os.environ, "SKETCHBATCH_ADDRESS": tiny_service.address}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -51,7 +51,7 @@ def test_the_probe_finds_a_service_by_its_environment_variable(tiny_service):
 
 
 def test_a_service_that_is_not_serving_is_unhealthy(health_server):
-    """NOT_SERVING is a response, but the exit code is 1."""
+    """The probe exits with 1 if the service responds with NOT_SERVING."""
     health_server.report("SERVING")
     address = f"127.0.0.1:{health_server.port}"
     assert probe(address) == (0, "SERVING")
@@ -60,7 +60,7 @@ def test_a_service_that_is_not_serving_is_unhealthy(health_server):
 
 
 def test_a_service_on_all_interfaces_is_probed_on_loopback(health_server):
-    """0.0.0.0 is no address to connect to, and the probe ignores the proxies of the environment."""
+    """A service on 0.0.0.0 is probed on loopback, and the probe ignores the proxies in its environment."""
     health_server.report("SERVING")
     assert probe(f"0.0.0.0:{health_server.port}", http_proxy="http://127.0.0.1:9") == (0, "SERVING")
     code, output = probe("[::]:1")
@@ -68,13 +68,13 @@ def test_a_service_on_all_interfaces_is_probed_on_loopback(health_server):
 
 
 def test_the_probe_prefers_the_probe_port_to_the_port_of_the_service(health_server):
-    """The port of the service may require TLS and tokens, which the probe does not support."""
+    """The probe prefers the probe port, because the service port may require TLS and tokens, which the probe lacks."""
     health_server.report("SERVING")
     assert probe("127.0.0.1:1", SKETCHBATCH_PROBE_ADDRESS=f"0.0.0.0:{health_server.port}") == (0, "SERVING")
 
 
 def test_a_closed_port_is_reported_in_one_line():
-    """The status is UNAVAILABLE and not DEADLINE_EXCEEDED: the probe does not wait for its limit."""
+    """A closed port is reported as UNAVAILABLE in one line, and the probe does not wait until its time limit."""
     code, output = probe("127.0.0.1:1")
     assert code == 1
     assert output.startswith("127.0.0.1:1: UNAVAILABLE: ")
@@ -82,7 +82,7 @@ def test_a_closed_port_is_reported_in_one_line():
 
 
 def test_the_limit_ends_the_probe_of_a_service_that_hangs():
-    """The service accepts the connection and sends nothing."""
+    """The probe ends at its time limit if the service accepts the connection and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as hung:
         address = f"127.0.0.1:{hung.getsockname()[1]}"
         result = CliRunner().invoke(main, ["--address", address, "--limit-s", "0.2"])
@@ -90,7 +90,7 @@ def test_the_limit_ends_the_probe_of_a_service_that_hangs():
 
 
 def test_the_probe_rejects_the_addresses_that_the_service_rejects():
-    """The message is the same as the service's."""
+    """The probe rejects an invalid address with the same message as the service."""
     code, output = probe("localhost")
     assert code != 0
     assert "must be HOST:PORT, PORT 0..65535, got 'localhost'" in output

@@ -1,7 +1,7 @@
-"""The end of a call frees all its objects by reference counting: no call leaves a reference cycle.
+"""Test that the end of a call frees all its objects by reference counting: no call leaves a reference cycle.
 
-Garbage collection of such cycles took about 25 us per request, in pauses. Up to 50 MB of messages of a few streams
-waited for the collector.
+When calls left reference cycles, garbage collection took about 25 us per request, in pauses. Up to 50 MB of messages of
+a few streams waited for the garbage collector.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ OF_A_CALL = DirectCall, AsyncCall, Batch, Request
 
 
 def is_ours(garbage: object) -> bool:
-    """Return whether the service made the object for one call."""
+    """Return whether the service made the object `garbage` for one call."""
     kind = type(garbage)
     return kind.__module__.startswith("sketchbatch_service") or kind.__name__ == "BatchOperationEvent"
 
@@ -109,18 +109,18 @@ CALLS = [
 
 
 def alive() -> Counter:
-    """Count the objects of calls that exist."""
+    """Return the number of existing objects that the service made for calls."""
     return Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, OF_A_CALL))
 
 
 @pytest.mark.parametrize("call", CALLS)
 async def test_a_call_leaves_no_reference_cycle(call):
-    """Reference counting frees all objects of a call: with the collector disabled, the wait ends only then."""
+    """A call leaves no reference cycle: all its objects are freed although the garbage collector is disabled."""
     model = FakeModel()
     gc.collect()
     of_other_tests = alive()
     async with serving(a=model) as service:
-        await call(service, model)  # creates what exists once per process
+        await call(service, model)  # this call creates the objects that exist once per process
         await until(lambda: not alive() - of_other_tests)
         gc.collect()
         gc.disable()

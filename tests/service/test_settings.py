@@ -1,4 +1,4 @@
-"""Settings are read as flag > environment > default, checked at start, and documented."""
+"""Test that settings are read as flag > environment > default, checked at the start, and documented."""
 
 from dataclasses import fields
 
@@ -24,7 +24,7 @@ def read(*flags: str, **environment: str):
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_default():
-    """The order of precedence is the same for every setting."""
+    """A flag overrides the environment, and the environment overrides the default, for every setting."""
     assert read().max_batch_rows == 0
     assert read(SKETCHBATCH_MAX_BATCH_ROWS="32").max_batch_rows == 32
     assert read("--max-batch-rows", "16", SKETCHBATCH_MAX_BATCH_ROWS="32").max_batch_rows == 16
@@ -57,12 +57,12 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
     ],
 )
 def test_an_invalid_value_is_rejected_with_the_expected_one(flags, message):
-    """The service does not start with an invalid setting."""
+    """An invalid setting prevents the start of the service, and the error names the expected value."""
     assert message in read(*flags)
 
 
 def test_every_setting_is_documented(root):
-    """Each field has a docstring, and a row in docs/settings.md with its flag and variable."""
+    """Each field has a docstring, and a row in docs/settings.md with its flag and its environment variable."""
     page = (root / "docs" / "settings.md").read_text()
     docs = settings._field_docstrings()
     for field in fields(Settings):
@@ -72,6 +72,6 @@ def test_every_setting_is_documented(root):
 
 
 def test_no_variable_is_one_that_kubernetes_sets():
-    """Kubernetes injects SKETCHBATCH_PORT=tcp://... for a Service named sketchbatch."""
+    """No setting reads a variable that Kubernetes sets, such as SKETCHBATCH_PORT for a Service named sketchbatch."""
     names = {field.name for field in fields(Settings)}
     assert not {name for name in names if name.startswith(("port", "service_"))}

@@ -96,7 +96,7 @@ def test_a_split_is_written_in_the_layout_of_google(folder, tmp_path):
     ],
 )
 def test_missing_repeated_and_single_classes_are_refused(folder, labels, message):
-    """The error names the classes."""
+    """Missing, repeated and single classes are refused with an error that names the classes."""
     with pytest.raises(DrawingsRefused, match=message):
         read(folder, labels)
 
@@ -155,7 +155,7 @@ def ndjson(drawings, *, is_recognized=True) -> str:
 
 
 def test_strokes_are_rendered_into_the_given_folder(tmp_path):
-    """Without such a folder, files of strokes are refused."""
+    """Strokes are rendered into the given folder; without a folder, files of strokes are refused."""
     (tmp_path / "ant.ndjson").write_text(ndjson(120))
     (tmp_path / "bee.ndjson").write_text("no drawing\n" + ndjson(90, is_recognized=False))
     with pytest.raises(DrawingsRefused, match="no folder for rendered bitmaps"):

@@ -85,7 +85,7 @@ def test_drawings_are_counted_by_class_country_and_time(folder):
 
 
 def test_drawing_times_come_from_raw_files(folder):
-    """They are counted in tenths of a second from the first to the last point, with pauses."""
+    """Drawing times are counted in tenths of a second from the first to the last point, with pauses."""
     statistics = explored(folder)
     assert statistics.classes[0].raw.durations == {25: 1, 4: 1}
     assert statistics.counts("durations", "raw") == {"ant": Counter({25: 1, 4: 1})}
@@ -152,7 +152,7 @@ def test_similar_classes_are_neighbours(noise):
 
 
 def test_a_class_of_one_drawing_can_be_compared(folder, noise, tmp_path):
-    """One class alone has no neighbours."""
+    """A class of one drawing can be compared with others; a single class has no neighbours."""
     write_bitmaps(folder / "numpy_bitmap" / "bee.npy", noise(1))
     assert explored(folder).neighbours.compared == (6, 1)
     assert explored(folder, ("bee",)).neighbours is None
@@ -173,7 +173,7 @@ def test_the_sample_is_uniform():
 
 
 def test_quantiles_and_intervals_agree_with_calculations_by_hand():
-    """The chi-squared test needs a difference beyond chance."""
+    """Quantiles and intervals agree with manual calculations; the chi-squared test needs a difference beyond chance."""
     counts = Counter({1: 1, 2: 2, 10: 1})
     assert [quantile(counts, share) for share in (0.25, 0.5, 0.75, 0.99)] == [1, 2, 2, 10]
     low, high = wilson(np.array([0.5]), np.array([10.0]))
@@ -184,7 +184,7 @@ def test_quantiles_and_intervals_agree_with_calculations_by_hand():
 
 
 def test_only_the_rows_asked_for_are_read(folder):
-    """The limit holds for every file, from its first row."""
+    """The limit of rows holds for every file, from its first row."""
     ant = explored(folder, rows=1).classes[0]
     assert [len(part) for part in ant.parts] == [1, 1, 1]
 
@@ -209,7 +209,7 @@ def test_progress_is_reported_for_each_file(folder):
 
 
 def test_classes_have_the_requested_order(folder):
-    """Without a request, all classes are sorted by name; a class without files is refused."""
+    """Classes have the requested order, or are sorted by name; a class without files is refused."""
     (folder / "raw" / "The Wasp.ndjson").write_text(line(RAW))
     assert list(find_files(folder, ("bee", "ant"))) == ["bee", "ant"]
     assert list(find_files(folder, None)) == ["ant", "bee", "The Wasp"]
@@ -220,7 +220,7 @@ def test_classes_have_the_requested_order(folder):
 
 
 def test_bitmaps_may_lie_in_the_folder_itself(tmp_path, noise):
-    """`sketchbatch-train sketch` writes them there; the page marks synthetic drawings."""
+    """Bitmaps may lie in the folder itself, as `sketchbatch-train sketch` writes; the page marks synthetic drawings."""
     write_bitmaps(tmp_path / "ant.npy", noise(3))
     write_source(tmp_path, "synthetic noise")
     page = page_of(explored(tmp_path), tmp_path)
@@ -253,7 +253,7 @@ def test_missing_files_are_named_with_the_command_that_fetches_them(folder, tmp_
 
 
 def test_a_class_without_a_kind_of_file_is_named(folder, tmp_path):
-    """The page names the class if other classes have such a file."""
+    """The page names a class without a kind of file if other classes have this kind of file."""
     page = page_of(explored(folder), tmp_path)
     assert "There are no simplified files of bee" in page
     assert "--format raw --folder" in page
@@ -286,7 +286,7 @@ def test_a_malformed_line_is_refused_or_skipped(folder, tmp_path):
 
 
 def test_files_without_a_drawing_are_refused(tmp_path):
-    """The message names the classes."""
+    """Files without a drawing are refused with a message that names the classes."""
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "ant.ndjson").write_text("")
     with pytest.raises(DrawingsRefused, match="the files of ant hold no drawing"):
@@ -306,13 +306,13 @@ def test_lines_are_coloured_and_played_in_the_order_of_drawing():
 
 
 def test_a_drawing_of_any_size_fills_its_square():
-    """Both axes have one scale, and the drawing is centred."""
+    """A drawing of any size fills its square: the axes have one scale, and the drawing is centred."""
     assert plain(drawing([[[1000, 3000], [500, 1500]]])) == ["0,64 255,191"]
     assert plain(drawing([[[5], [5]]])) == ["128,128 128,128"]
 
 
 def test_labels_are_escaped(folder, tmp_path):
-    """A file name may contain HTML or dollar signs."""
+    """Labels are escaped, because a file name may contain HTML or dollar signs."""
     (folder / "numpy_bitmap" / "bee.npy").rename(folder / "numpy_bitmap" / "<b>&' $x^$.npy")
     page = page_of(explored(folder), tmp_path)
     assert "<b>&'" not in page
@@ -320,7 +320,7 @@ def test_labels_are_escaped(folder, tmp_path):
 
 
 def test_tensorflow_is_not_needed():
-    """TensorFlow takes seconds to import."""
+    """Exploring drawings imports no TensorFlow, because the import takes seconds."""
     command = "import sys, sketchbatch_trainer.explore.explore_page, sketchbatch_trainer.explore.explore_json"
     assert subprocess.run([sys.executable, "-c", f"{command}; sys.exit('tensorflow' in sys.modules)"]).returncode == 0
 
@@ -357,7 +357,7 @@ def test_drawn_bitmaps_agree_with_googles(quickdraw, tmp_path):
 
 
 def test_an_unknown_class_is_refused_in_one_line(folder, run_command, tmp_path):
-    """No page is written."""
+    """An unknown class is refused in one line, and no page is written."""
     arguments = ["--data", folder, "--classes", "yak", "--output", tmp_path / "page.html"]
     finished = run_command("sketchbatch-train", "explore", *arguments)
     assert finished.returncode == 1

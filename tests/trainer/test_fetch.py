@@ -88,7 +88,7 @@ def request_for(bucket, tmp_path):
 
 
 def fetched(request: FetchRequest) -> dict[str, FetchResult]:
-    """Fetch, and return the result of each class."""
+    """Fetch files from the local server; return the result of each class."""
     results: list[FetchResult] = []
     received: list[int] = []
     fetch(request, on_bytes=received.append, on_class=results.append)
@@ -124,7 +124,7 @@ class TestFirstRows:
         assert np.array_equal(np.load(path), DRAWINGS[:rows])
 
     def test_no_unnecessary_byte_is_requested(self, bucket, request_for):
-        """The only extra bytes are the head of the file and the overlap."""
+        """Apart from missing rows, only the head of the file and the overlap are requested."""
         fetched(request_for(100))
         assert bucket.ranges_of(BEAR) == [
             (0, HEAD_BYTES - 1),
@@ -133,7 +133,7 @@ class TestFirstRows:
 
     @pytest.mark.parametrize("header_bytes", [80, 128])
     def test_npy_headers_of_any_length_are_parsed(self, bucket, request_for, header_bytes):
-        """The header may come from Python 2."""
+        """Headers of .npy files are parsed with any length, also headers that Python 2 wrote."""
         head = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({ROWS}L, 784L), }}".encode()
         magic = b"\x93NUMPY\x01\x00" + (header_bytes - 10).to_bytes(2, "little")
         bucket.files[BEAR] = magic + head.ljust(header_bytes - 11) + b"\n" + DRAWINGS.tobytes()
@@ -153,7 +153,7 @@ class TestFirstRows:
         assert fetched(request_for(60, form="simplified"))["bear"].rows == 50
 
     def test_spaces_in_names_are_quoted(self, request_for):
-        """The bucket expects %20."""
+        """A space in a name is sent as %20, as the bucket expects."""
         assert fetched(request_for(1, "The Eiffel Tower"))["The Eiffel Tower"].rows == 1
         assert request_for(1).url("The Eiffel Tower").endswith("/The%20Eiffel%20Tower.npy")
 
@@ -167,12 +167,12 @@ class TestWholeFiles:
 
     @STROKES
     def test_whole_stroke_files_are_the_bucket_file_byte_for_byte(self, request_for, form, drawings):
-        """The rule holds for each stroke format."""
+        """A whole file of each stroke format is the bucket's file byte for byte."""
         assert fetched(request_for(None, form=form))["bear"].rows == ROWS
         assert content(request_for(None, form=form)) == b"".join(drawings)
 
     def test_a_wrong_digest_is_refused_and_the_download_deleted(self, bucket, request_for):
-        """The error states the expected and the actual digest."""
+        """After a wrong digest, the download is deleted, and the error has the expected and the actual digest."""
         changed = NPY[:-1] + b"\x00"
         bucket.files[BEAR] = changed
         got = hashlib.sha256(changed).hexdigest()
@@ -181,7 +181,7 @@ class TestWholeFiles:
         assert files_in(request_for(None).folder) == []
 
     def test_a_wrong_size_is_refused_before_the_download(self, bucket, request_for):
-        """A whole file has about 115 MB, so only its head is requested."""
+        """A file of a wrong size is refused after a request for its head, because whole files have about 115 MB."""
         bucket.files[BEAR] = google_npy(DRAWINGS[:-1])
         with pytest.raises(FetchFailed, match=f"expected {len(NPY)} bytes, the server has {len(NPY) - 784}"):
             fetched(request_for(None))
@@ -196,7 +196,7 @@ class TestWholeFiles:
 
     @pytest.mark.parametrize("path", ["simplified/bear.ndjson", "binary/bear.bin"])
     def test_a_stroke_file_that_ends_within_a_drawing_is_refused(self, bucket, request_for, path):
-        """Such a file would be damaged in the bucket itself."""
+        """A stroke file that ends within a drawing is refused, because the bucket's file itself must be damaged."""
         bucket.files[path] = bucket.files[path][:-9]
         with pytest.raises(FetchFailed, match="got one cut off at byte"):
             fetched(request_for(None, form=path.split("/")[0]))
@@ -221,7 +221,7 @@ class TestExistingFiles:
         assert content(request_for(None)) == NPY
 
     def test_whole_strokes_are_recognised_by_their_size(self, bucket, request_for):
-        """One short request is enough, and the file stays the same."""
+        """A complete stroke file is recognised by its size with one short request, and does not change."""
         fetched(request_for(None, form="raw"))
         bucket.requests.clear()
         path = request_for(None, form="raw").path("bear")
@@ -232,7 +232,7 @@ class TestExistingFiles:
 
     @pytest.mark.parametrize(("more", "stop"), [(300, 80 + 300 * 784), (None, len(NPY))])
     def test_more_rows_request_only_the_missing_ones(self, bucket, request_for, more, stop):
-        """The whole file has the header of Google again."""
+        """More rows need only the missing bytes, and the whole file has the header of Google's file."""
         fetched(request_for(100))
         bucket.requests.clear()
         fetched(request_for(more))
@@ -240,7 +240,7 @@ class TestExistingFiles:
         assert np.array_equal(np.load(request_for(more).path("bear")), DRAWINGS[:more])
 
     def test_more_strokes_start_at_the_end_of_the_last_whole_one(self, bucket, request_for):
-        """Only the overlap is requested twice."""
+        """More strokes are requested from the end of the last whole drawing; only the overlap is requested twice."""
         fetched(request_for(100, form="binary"))
         bucket.requests.clear()
         fetched(request_for(ROWS - 1, form="binary"))
@@ -250,7 +250,7 @@ class TestExistingFiles:
 
     @pytest.mark.parametrize("held", [b"<!doctype html> sign in", NPY[:9000], google_npy(DRAWINGS[::-1][:9]), b""])
     def test_a_file_with_other_content_is_replaced(self, request_for, held):
-        """Examples are a web page, a truncated file and other drawings."""
+        """A web page, a truncated file or a file of other drawings is replaced."""
         path = request_for(20).path("bear")
         path.parent.mkdir(parents=True)
         path.write_bytes(held)
@@ -259,7 +259,7 @@ class TestExistingFiles:
 
     @pytest.mark.parametrize("held", [google_npy(DRAWINGS[::-1]), NPY[:9000] + bytes(600)], ids=["other", "torn"])
     def test_a_partial_file_with_other_content_is_replaced(self, request_for, held):
-        """Its last bytes are requested again and compared, so that a torn end after a power cut is detected."""
+        """The last bytes of a partial file are compared with the server's, to detect a torn end after a power cut."""
         partial(request_for(20)).write_bytes(held)
         fetched(request_for(20))
         assert np.array_equal(np.load(request_for(20).path("bear")), DRAWINGS[:20])
@@ -285,13 +285,13 @@ class TestTransientFaults:
 
     @pytest.mark.parametrize("status", [429, 500, 503])
     def test_requests_to_an_overloaded_server_are_repeated(self, bucket, request_for, status):
-        """The first request and later requests are repeated."""
+        """An overloaded server receives the first request and later requests again."""
         bucket.statuses[BEAR] = [status, status, 200, status]
         assert fetched(request_for(None))["bear"].rows == ROWS
         assert len(bucket.requests) == 5
 
     def test_retry_after_is_obeyed(self, bucket):
-        """The wait is the server's Retry-After if that is longer than the back-off, and at most 60 s."""
+        """The wait is the longer of Retry-After and the back-off, and at most 60 s."""
         waits = []
 
         class RecordingEvent(threading.Event):
@@ -329,7 +329,7 @@ class TestTransientFaults:
 
 class TestPermanentFaults:
     def test_a_missing_class_is_requested_once(self, bucket, request_for):
-        """Status 404 is not retried."""
+        """A missing class is requested once, because status 404 is not retried."""
         del bucket.files["numpy_bitmap/cat.npy"]
         with pytest.raises(FetchFailed, match=r"/numpy_bitmap/cat\.npy: the server answered 404 Not Found$"):
             fetched(request_for(5, "cat"))
@@ -338,7 +338,7 @@ class TestPermanentFaults:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("page", [b"<!doctype html> sign in", b"\n<HTML>" + bytes(9000)])
     def test_a_web_page_is_refused_and_deleted(self, bucket, request_for, form, page):
-        """A login page or a captive portal answers with status 200."""
+        """A web page is refused and deleted, because a login page or a captive portal has status 200."""
         bucket.ignores_range = True
         bucket.files = dict.fromkeys(bucket.files, page)
         for rows in (None, 5):
@@ -357,14 +357,14 @@ class TestPermanentFaults:
         ],
     )
     def test_other_content_is_refused_and_deleted(self, bucket, request_for, form, served, message):
-        """The error is one line with the address and the content."""
+        """Other content is deleted, and the error is one line with the address and the content."""
         bucket.files = dict.fromkeys(bucket.files, served)
         with pytest.raises(FetchFailed, match=message):
             fetched(request_for(5, form=form))
         assert files_in(request_for(5).folder) == []
 
     def test_a_wrong_response_does_not_replace_a_partial_file(self, bucket, request_for):
-        """The partial file is kept for a later fetch."""
+        """After a wrong response, the partial file is kept for a later fetch."""
         bucket.cuts[BEAR] = [HEAD_BYTES, 100_000]
         bucket.statuses[BEAR] = [200, 200, 403]
         with pytest.raises(FetchFailed, match="the server answered 403"):
@@ -377,7 +377,7 @@ class TestPermanentFaults:
         assert partial(request_for(None)).read_bytes() == held
 
     def test_a_file_that_changes_during_the_download_is_refused(self, bucket, request_for):
-        """The change is detected by the size of the file."""
+        """A file that changes during the download is refused, because its size differs."""
         bucket.holds[BEAR] = [HEAD_BYTES, 100_000]
         bucket.cuts[BEAR] = [HEAD_BYTES, 150_000]
         with ThreadPoolExecutor() as pool:
@@ -389,13 +389,13 @@ class TestPermanentFaults:
                 fetching.result()
 
     def test_another_range_than_requested_is_refused(self, bucket, request_for):
-        """Otherwise the rows would be shifted."""
+        """A response with another range than the requested one is refused, because it would shift the rows."""
         bucket.misplaced_bytes = 784
         with pytest.raises(FetchFailed, match="expected bytes from 0 and the file's size, got "):
             fetched(request_for(5))
 
     def test_all_failures_are_reported_and_complete_classes_kept(self, bucket, request_for):
-        """The error has one line per class."""
+        """All failures are reported in one error with one line per class, and complete classes are kept."""
         del bucket.files["numpy_bitmap/cat.npy"]
         bucket.files["numpy_bitmap/dog.npy"] = b"<html>"
         with pytest.raises(FetchFailed) as caught:
@@ -407,7 +407,7 @@ class TestPermanentFaults:
         assert files_in(request_for(5).folder) == ["SOURCE.txt", BEAR]
 
     def test_an_unreachable_bucket_ends_the_fetch_at_once(self, request_for):
-        """There is one error for all classes, and no retry."""
+        """An unreachable bucket causes one error for all classes, and no retry."""
         with pytest.raises(BucketUnreachable, match=r"cannot be reached: .*Connection refused; offline\?"):
             fetched(request_for(5, "bear", "cat", "dog", base_url=NOWHERE, retry=RetrySettings(first_wait_s=30)))
 
@@ -430,19 +430,19 @@ class TestFolder:
         ids=["equal", "different", "whole"],
     )
     def test_the_source_note_describes_all_drawings_of_the_folder(self, request_for, fetches, note):
-        """Drawings of earlier fetches are included."""
+        """The source note describes all drawings of the folder, also the drawings of earlier fetches."""
         for rows, *labels in fetches:
             fetched(request_for(rows, *labels))
         assert source_of(request_for(1).folder) == note
 
     def test_the_source_note_contains_no_counts_if_there_are_strokes(self, request_for):
-        """Counting strokes would require reading whole files."""
+        """The source note of strokes has no counts, because counting would require reading whole files."""
         fetched(request_for(5))
         fetched(request_for(7, form="raw"))
         assert source_of(request_for(1).folder) == SOURCE
 
     def test_a_folder_of_other_drawings_is_refused(self, request_for):
-        """Synthetic and real drawings must not be mixed."""
+        """A folder of other drawings is refused, because synthetic and real drawings must not be mixed."""
         folder = request_for(5).folder
         folder.mkdir()
         (folder / "SOURCE.txt").write_text("synthetic sketches\n")
@@ -450,7 +450,7 @@ class TestFolder:
             fetched(request_for(5))
 
     def test_drawings_of_unknown_origin_get_no_source_note(self, request_for):
-        """A note would describe drawings that no fetch wrote."""
+        """Drawings of unknown origin get no source note, because no fetch wrote them."""
         path = request_for(5).path("cat")
         path.parent.mkdir(parents=True)
         path.write_bytes(NPY)
@@ -467,7 +467,7 @@ class TestFolder:
         ],
     )
     def test_the_default_folder_is_in_the_cache_of_the_user(self, environment, folder):
-        """SKETCHBATCH_DATA names another one."""
+        """The default folder is in the user's cache, unless SKETCHBATCH_DATA names another folder."""
         assert cache_folder(environment) == folder
 
 
@@ -481,7 +481,7 @@ class TestClasses:
         assert all(len(bytes.fromhex(expected.sha256)) == 32 for expected in catalogue.values())
 
     def test_repeated_names_are_dropped(self):
-        """The order of the names is kept."""
+        """Repeated names are dropped, and the order of the names is kept."""
         catalogue = read_catalogue()
         assert known_classes("cat, bear,cat,", catalogue) == ("cat", "bear")
         assert known_classes("all", catalogue) == tuple(catalogue)
@@ -496,7 +496,7 @@ class TestClasses:
         ],
     )
     def test_similar_names_are_suggested(self, names, message):
-        """Google's spelling of names varies."""
+        """Similar names are suggested for an unknown name, because Google's spelling of names varies."""
         with pytest.raises(FetchFailed, match=message):
             known_classes(names, read_catalogue())
 
@@ -516,7 +516,7 @@ class TestThreads:
         assert len(labelled_files(request_for(None).folder)) == 3
 
     def test_a_second_fetch_into_the_folder_is_refused(self, bucket, request_for):
-        """Two fetches would write the same partial files."""
+        """A second fetch into a folder is refused, because two fetches would write the same partial files."""
         bucket.holds[BEAR] = [HEAD_BYTES, 100_000]
         with ThreadPoolExecutor() as pool:
             fetching = pool.submit(fetched, request_for(None))
@@ -528,7 +528,7 @@ class TestThreads:
         assert fetched(request_for(5, "cat"))["cat"].rows == 5
 
     def test_an_interruption_stops_all_threads_and_keeps_the_partial_files(self, bucket, request_for):
-        """The callback raises KeyboardInterrupt, as Ctrl-C does."""
+        """After Ctrl-C, which raises KeyboardInterrupt, all threads stop and the partial files remain."""
         bucket.holds[BEAR] = [HEAD_BYTES, 100_000]
 
         def interrupt(_: FetchResult) -> None:
@@ -585,7 +585,7 @@ class TestCommand:
         assert files_in(tmp_path / "cache") == ["SOURCE.txt", *(f"binary/{n}.bin" for n in ("bear", "cat", "dog"))]
 
     def test_a_failure_is_one_line_on_stderr_and_exit_code_1(self, tmp_path, run_command):
-        """The line contains the address, the reason and the remedy."""
+        """A failure is one line on stderr with address, reason and remedy, and the exit code is 1."""
         finished = run_command("sketchbatch-train", "fetch", "--folder", tmp_path, "--base-url", NOWHERE)
         assert finished.returncode == 1
         reason = "cannot be reached: [Errno 111] Connection refused; offline? `sketchbatch-train sketch`"
@@ -593,7 +593,7 @@ class TestCommand:
         assert finished.stderr.count("\n") == 1
 
     def test_rows_must_be_a_number_or_all(self):
-        """An invalid number is rejected before any request."""
+        """`--rows` must be a number or `all`; any other value is rejected before any request."""
         result = invoke("--rows", "0", "--base-url", NOWHERE)
         assert result.exit_code == 2
         assert "must be a number from 1 or all" in result.output

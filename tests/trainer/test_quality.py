@@ -33,14 +33,14 @@ def test_intervals_shrink_with_more_drawings():
         assert measured["balanced_accuracy"].value == pytest.approx(balanced)
         assert accuracy.low < accuracy.value < accuracy.high
         widths.append(accuracy.high - accuracy.low)
-    expected = 2 * 1.96 * np.sqrt(0.8 * 0.2 / 2000)  # the normal approximation
+    expected = 2 * 1.96 * np.sqrt(0.8 * 0.2 / 2000)  # the width of the normal approximation
     assert widths[1] == pytest.approx(expected, rel=0.15)
     assert widths[0] / widths[1] == pytest.approx(2, rel=0.25)
 
 
 @pytest.mark.parametrize(("accuracy", "confidence", "error"), [(0.8, 0.8, 0.0), (0.6, 0.9, 0.3), (0.9, 0.5, 0.4)])
 def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy(accuracy, confidence, error):
-    """The error is the distance in both directions, and 0 if both are equal."""
+    """The calibration error is the distance between confidence and accuracy, whichever is higher."""
     calibration = evaluate_scores(*predictions(20_000, accuracy, confidence), LABELS[:3]).calibration
     assert calibration.rows.sum() == 20_000
     assert calibration.expected_error == pytest.approx(error, abs=0.01)
@@ -75,7 +75,7 @@ def test_flops_and_parameters_are_counted_from_the_graph():
 
 
 def test_rows_per_second_are_measured_for_each_model(root):
-    """Each model file has its own figure."""
+    """Rows per second are measured for each model file."""
     path = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
     speeds = cost.rows_per_s([path, path], np.random.default_rng(0).integers(0, 256, (10, 28, 28), np.uint8))
     assert len(speeds) == 2

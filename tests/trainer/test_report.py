@@ -18,7 +18,7 @@ from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT
 
 pytestmark = [
     pytest.mark.timeout(300),  # TensorFlow itself takes 10 s to import on two cores
-    pytest.mark.filterwarnings("ignore"),  # TensorFlow's and Keras's own
+    pytest.mark.filterwarnings("ignore"),  # warnings of TensorFlow and Keras
 ]
 
 
@@ -67,7 +67,7 @@ def test_runs_are_compared_on_one_page(runs, tmp_path):
     for title in ("bear-cat-dog, compact float16", "bear-cat-dog, article"):
         assert title in text
     assert "were not evaluated on the same drawings" not in text
-    assert "recognised only" not in text  # no flags are known
+    assert "recognised only" not in text  # these sketches have no flags
     assert "Synthetic sketches." in text
     assert "MFLOP per row" in text
     assert len(re.findall(r'<img[^>]* alt="[^"]+"', page)) == page.count("<img")
@@ -77,7 +77,7 @@ def test_runs_are_compared_on_one_page(runs, tmp_path):
 
 @pytest.mark.slow
 def test_scores_of_the_service_are_used_if_they_are_complete(runs, tmp_path):
-    """Otherwise ONNX Runtime computes them, as for scores of other drawings; the page states the origin."""
+    """The page uses complete scores of the service, or else scores from ONNX Runtime, and states their origin."""
     run = runs[0]
     page = tmp_path / "page.html"
     write_report([run], page)
@@ -92,7 +92,7 @@ def test_scores_of_the_service_are_used_if_they_are_complete(runs, tmp_path):
     write_report([run], page)
     text = words(page.read_text())
     assert "computed by the running service over gRPC" in text
-    assert "1.000 Accuracy" in text  # the file's scores, not the model's
+    assert "1.000 Accuracy" in text  # the accuracy of the scores in the file
     for other in ("source,row,label,score\nother.npy,0,bear,1\n", "source,row,score_bear\nbear.npy,0,1\n"):
         run.scores.write_text(other)
         write_report([run], page)
@@ -101,7 +101,7 @@ def test_scores_of_the_service_are_used_if_they_are_complete(runs, tmp_path):
 
 
 def test_recognised_drawings_have_their_own_figures(runs, tmp_path, monkeypatch):
-    """They are shown next to the figures of all drawings with a flag, from a minimum number of drawings on."""
+    """From a minimum number of drawings on, the page shows figures of recognised and of all flagged drawings."""
     import onnx
 
     run = runs[0]
@@ -109,7 +109,7 @@ def test_recognised_drawings_have_their_own_figures(runs, tmp_path, monkeypatch)
     scores = onnx_scores(onnx.load(run.onnx), bears)
     right = scores.argmax(axis=1) == 0
     flags = np.where(right, 1, 0)
-    flags[0] = 1  # at least one
+    flags[0] = 1  # at least one drawing is recognised
     lines = ["label,row,is_recognized", *(f"bear,{row},{flag}" for row, flag in enumerate(flags))]
     before = run.recognized.read_text()
     assert before.splitlines() == ["label,row,is_recognized"]  # sketches have no flags
@@ -126,7 +126,7 @@ def test_recognised_drawings_have_their_own_figures(runs, tmp_path, monkeypatch)
 
 
 def test_models_of_different_drawings_have_a_warning(runs, tmp_path):
-    """The page shows them in one table and warns against comparing their accuracies."""
+    """The page shows models of different drawings in one table and warns against comparing their accuracies."""
     other = Run(tmp_path / "other")
     other.folder.mkdir()
     for path in (runs[1].onnx, runs[1].history):
@@ -138,7 +138,7 @@ def test_models_of_different_drawings_have_a_warning(runs, tmp_path):
 
 
 def test_a_run_without_an_exported_model_is_refused(runs, tmp_path):
-    """The message names the command, and no page is written."""
+    """Without an exported model, the message names the missing command, and no page is written."""
     run = Run(tmp_path / "run")
     run.folder.mkdir()
     run.write_config(runs[0].read_config())

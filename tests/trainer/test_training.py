@@ -199,12 +199,15 @@ def test_equal_requests_give_equal_weights(run, retrained):
 
 
 def test_training_deletes_the_output_of_an_earlier_training(retrained):
-    """No later step reads an old model, score or report as one of the new run."""
+    """Training deletes old output, so that no later step reads an old model, score or report as new."""
     assert not [path for path in retrained[1] if path.exists()]
 
 
 def test_the_article_network_has_the_published_layers():
-    """Two convolutions, one max-pool, two dense layers each with L2, batch normalisation and dropout, then softmax."""
+    """The article network has two convolutions, one max-pool, two dense layers and a softmax.
+
+    Each of the two dense layers has L2, batch normalisation and dropout.
+    """
     from sketchbatch_trainer.train.networks import build
 
     layers = build(ARTICLE.network, 3).layers
@@ -217,7 +220,7 @@ def test_the_article_network_has_the_published_layers():
 
 
 def test_the_compact_network_adds_filters_at_each_halving():
-    """A strided stem, then stages of 48 and 80 filters at half the resolution each, and no pooling."""
+    """The compact network has no pooling: after a strided stem, stages of 48 and 80 filters halve the resolution."""
     from sketchbatch_trainer.train.networks import build
 
     model = build(COMPACT.network, 3)
@@ -253,7 +256,7 @@ def test_class_balance_raises_the_weight_of_rare_classes():
 
 def test_training_stops_when_the_validation_loss_no_longer_falls(dataset, tmp_path):
     """Training stops `patience` epochs after the best epoch, and the model has the weights of the best epoch."""
-    recipe = replace(TINY_ARTICLE, max_epochs=60, batch_rows=100, learning_rate=0.1, patience=1)  # a small last batch
+    recipe = replace(TINY_ARTICLE, max_epochs=60, batch_rows=100, learning_rate=0.1, patience=1)  # small last batch
     with without_graphs():
         run = train(dataset, tmp_path, recipe)
     losses = [epoch["val_loss"] for epoch in history(run)]
@@ -404,12 +407,12 @@ def test_export_is_refused_when_onnx_and_keras_disagree(run, monkeypatch):
 
 
 def test_nan_scores_are_refused():
-    """NaN is not within any tolerance."""
+    """NaN scores are refused, because NaN is not within any tolerance."""
     with pytest.raises(ExportRefused):
         compare(np.zeros((2, 3)), np.full((2, 3), np.nan))
 
 
 def test_export_before_training_names_the_missing_step(tmp_path):
-    """The message contains the command to run first."""
+    """Export before training is refused with the command to run first."""
     with pytest.raises(RunIncomplete, match="first run: sketchbatch-train train"):
         export(Run(tmp_path))

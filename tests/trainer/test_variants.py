@@ -44,7 +44,7 @@ def fitted(labels):
     x = layers.MaxPooling2D(2)(layers.ReLU()(layers.Add()([x, inner])))
     x = layers.Dense(3, activation="softmax", name="scores")(StaticFlatten()(x))
     model = keras.Model(bitmaps, x)
-    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)  # compiling takes longer
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)  # XLA compilation takes longer
     by_label = sketches(seed=0, rows=200)
     model.fit(np.concatenate([by_label[label] for label in labels]).reshape(-1, 28, 28), np.repeat([0, 1, 2], 200),
               epochs=4, verbose=0)  # fmt: skip
@@ -123,11 +123,11 @@ def test_the_int8_file_contains_its_comparison_with_float32(run):
     assert metrics["parity_max_difference"] == pytest.approx(np.abs(scores - expected).max(), abs=1e-6)
     assert metrics["parity_mean_difference"] == pytest.approx(np.abs(scores - expected).mean(), abs=1e-6)
     assert set(metrics) >= {"balanced_accuracy", "specificity", "matthews_corrcoef", "jaccard"}
-    assert metrics["float32_accuracy"] > 0.8  # otherwise rounding could not lower the accuracy
+    assert metrics["float32_accuracy"] > 0.8  # at a low accuracy, rounding could not lower it further
 
 
 def test_float16_metrics_include_the_rounding_of_cuda(run):
-    """CUDA rounds between nodes and the CPU does not, so the metrics differ from those of the CPU."""
+    """The float16 metrics include CUDA's rounding between nodes, which the CPU does not do."""
     metrics = metrics_of(run, Variant.FLOAT16)
     here = np.abs(scores_of(run, Variant.FLOAT16) - scores_of(run, Variant.FLOAT32)).max()
     assert 0 < here < 1e-2
@@ -145,11 +145,11 @@ def test_variants_store_their_weights_in_fewer_bits(run):
         onnx.checker.check_model(graph)
         matrices = [each.data_type for each in graph.graph.initializer if len(each.dims) > 1 and max(each.dims) > 3]
         assert matrices == [width] * 3
-        assert {each.domain for each in graph.opset_import} <= {"", "ai.onnx.ml"}  # tf2onnx adds the second one
+        assert {each.domain for each in graph.opset_import} <= {"", "ai.onnx.ml"}  # tf2onnx adds ai.onnx.ml
 
 
 def test_int8_with_a_lower_accuracy_is_refused(run):
-    """Ranges from blank paper fit no drawing: the old int8 file is deleted, and float32 stays."""
+    """An int8 model with a lower accuracy is refused; the old int8 file is deleted, and float32 stays."""
     calibration = run.calibration.read_bytes()
     np.save(run.calibration, np.zeros((8, 784), np.uint8))
     with pytest.raises(ExportRefused, match=r"export refused: int8 accuracy .* drawings lost, limit 5"):
@@ -172,7 +172,7 @@ def test_float16_that_overflows_is_refused(tiny_run):
 
 
 def test_float16_scores_that_differ_too_much_are_refused():
-    """The limit holds even if every label is the same."""
+    """Float16 scores that differ too much are refused even if all predicted labels are equal."""
     held_out = HeldOut(np.zeros((2, 28, 28), np.uint8), np.array([0, 1]), 2)
     expected = np.array([[0.8, 0.2], [0.3, 0.7]], np.float32)
     moved = np.array([[0.8, 0.2], [0.32, 0.68]], np.float32)
@@ -199,7 +199,7 @@ def test_a_variant_may_lose_half_a_point_or_five_drawings(rows, limit):
 
 
 def test_a_variant_without_its_inputs_names_the_missing_step(tmp_path, tiny_run):
-    """The message contains the command to run first."""
+    """Without its inputs, a variant is refused with the command to run first."""
     with pytest.raises(RunIncomplete, match="first run: sketchbatch-train export"):
         export_variant(Run(tmp_path / "nothing"), Variant.FLOAT16)
     with pytest.raises(RunIncomplete, match=r"calibration\.npy does not exist yet; first run: sketchbatch-train train"):
@@ -207,7 +207,7 @@ def test_a_variant_without_its_inputs_names_the_missing_step(tmp_path, tiny_run)
 
 
 def test_exporting_again_deletes_the_variants_of_the_earlier_model(run):
-    """Otherwise the old variants would look like variants of the new model."""
+    """Another export deletes old variants, because they would look like variants of the new model."""
     from sketchbatch_trainer.export.exporting import export
 
     for variant in SMALLER:

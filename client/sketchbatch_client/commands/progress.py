@@ -33,7 +33,6 @@ class ProgressDisplay(Progress):
         self._started_at = self._last_line_at = time.monotonic()
 
     def opens(self, source: str) -> None:
-        """Show that the rows of an input are being counted."""
         self.sources += 1
         self.update(self._task, description=f"opening {source}")
 
@@ -47,7 +46,6 @@ class ProgressDisplay(Progress):
             err.print(f"{self._command}: resuming after {rows_done:,} of {rows:,} rows")
 
     def advances(self, rows: int) -> None:
-        """Show that `rows` more rows are finished."""
         self._done += rows
         now = time.monotonic()
         rate = (self._done - self._done_before) / max(now - self._started_at, 1e-9)

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
-import numpy as np
-
 from ..drawings.drawing import Stroke, from_line
 from ..drawings.rasterize import backend, rasterize
 from ..drawings.simplify import simplify
@@ -19,7 +17,6 @@ from ..rpc.client import Client
 Json = dict[str, object]
 
 MAX_POINTS = 10_000  # per drawing; minutes of drawing
-MAX_CROSSINGS = 500  # longest path in multiples of the drawing's side; `simplify` takes quadratic time, here 0.5 s
 _TOP = 6  # labels; more would push the bitmap below the edge of a laptop's screen
 
 
@@ -45,14 +42,10 @@ class ClassificationApi:
     def classify(self, line: bytes, model_name: str = "", model_version: str = "") -> Json:
         """Return the bitmap of a drawing (784 values, 0 = paper, 255 = ink), its best labels with scores, and times.
 
-        Args:
-            line: A line of a raw .ndjson file; its coordinates are pixels of any screen.
-            model_name: "" = the model that the page selects first.
-            model_version: "" = the newest.
+        `line` is a line of a raw .ndjson file, in pixels of any screen. An empty `model_name` names the model that the
+        page selects first; an empty `model_version` names the newest.
 
-        Raises:
-            RequestRefused: The line is not a drawing, or the drawing is too long.
-            SketchbatchError: The service cannot respond.
+        Raises RequestRefused if the line is not a drawing or too long, and SketchbatchError if the service fails.
         """
         model = (model_name, model_version) if model_name else (self.model_name, self.model_version)
         started_at = perf_counter()
@@ -88,9 +81,4 @@ def _strokes(line: bytes) -> list[Stroke]:
     points = sum(len(stroke[0]) for stroke in strokes)
     if points > MAX_POINTS:
         raise RequestRefused(f"a drawing must have at most {MAX_POINTS:,} points, got {points:,}")
-    paths = [np.array(stroke[:2], np.float64) for stroke in strokes]  # (2, points)
-    side = np.ptp(np.concatenate(paths, axis=1), axis=1).max() or 1.0
-    crossings = sum(np.hypot(*np.diff(path)).sum() for path in paths) / side
-    if crossings > MAX_CROSSINGS:
-        raise RequestRefused(f"lines must be at most {MAX_CROSSINGS} times as long as the drawing, got {crossings:.0f}")
     return strokes

@@ -31,17 +31,13 @@ _MAX_RELATIVE_LENGTH = 500  # total length of all strokes, in sizes of the drawi
 class Drawing:
     """One drawing. A field that the file lacks is "", 0, or, for `is_recognized`, True."""
 
-    key_id: int
-    """Google's identifier, 0 to 2**64 - 1."""
+    key_id: int  # Google's identifier, 0 to 2**64 - 1
     word: str
     """The word that the player had to draw; "" in binary files."""
-    country: str
-    """Country code of two letters."""
+    country: str  # country code of two letters
     is_recognized: bool
-    drawn_at: float
-    """Seconds since the epoch, UTC."""
-    strokes: list[Stroke]
-    """At least one stroke."""
+    drawn_at: float  # seconds since the epoch, UTC
+    strokes: list[Stroke]  # at least one stroke
 
 
 def from_line(line: bytes) -> Drawing:

@@ -25,10 +25,8 @@ Strokes = Sequence[Sequence[Sequence[float]]]
 class Layout(NamedTuple):
     """The centred strokes of one drawing."""
 
-    points: Floats
-    """(points, 2): x and y of all strokes in order, in units, without MARGIN."""
-    lengths: list[int]
-    """Number of points of each stroke, two or more."""
+    points: Floats  # (points, 2): x and y of all strokes in order, in units, without MARGIN
+    lengths: list[int]  # number of points of each stroke, two or more
 
 
 def lay_out(strokes: Strokes) -> Layout:

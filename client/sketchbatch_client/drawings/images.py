@@ -56,15 +56,10 @@ def decode_image(contents: bytes, name: str) -> NDArray[np.uint8]:
 def normalize_image(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Render the lines of a picture as Quick, Draw! does: centred, 255 units large, with a pen of 16 units.
 
-    Args:
-        grey: uint8, (height, width), ink darker or lighter than the paper; the border is paper. A 28 x 28 picture
-            counts as a bitmap: it is inverted if its paper is light, and otherwise returned unchanged.
+    The picture is uint8, (height, width), with ink darker or lighter than the paper, and a border of paper. A 28 x 28
+    picture counts as a bitmap: it is inverted if its paper is light, and otherwise returned unchanged.
 
-    Returns:
-        uint8, (28, 28), 0 = paper, 255 = ink.
-
-    Raises:
-        ValueError: The array is not a grey picture, or has no ink that differs from its paper.
+    Return uint8, (28, 28), 0 = paper, 255 = ink. Raises ValueError if the array is not a grey picture or has no ink.
     """
     if grey.dtype != np.uint8 or grey.ndim != 2 or not grey.size:
         raise ValueError(f"expected uint8 (height, width), got {grey.dtype} {grey.shape}")

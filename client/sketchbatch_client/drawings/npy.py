@@ -61,9 +61,8 @@ def open_npz(path: Path) -> dict[str, Bitmaps]:
     Stored arrays are read once to check their CRC-32, then mapped in the archive. Compressed arrays are unpacked to
     temporary files, up to the size that their headers state.
 
-    Raises:
-        FileRefused: The file does not exist, is not a .npz, or has no bitmaps; or an array is damaged.
-        DiskFull: The disk has no space for an unpacked array.
+    Raises FileRefused if the file does not exist, is not a .npz, or has no bitmaps, or if an array is damaged. Raises
+    DiskFull if the disk has no space for an unpacked array.
     """
     try:
         with zipfile.ZipFile(path) as archive:

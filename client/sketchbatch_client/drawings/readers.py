@@ -19,8 +19,7 @@ from .rasterize import rasterize
 from .simplify import simplify
 from .strokes import MALFORMED_KEPT, STROKE_SUFFIXES, Malformed, StrokeFile, open_strokes
 
-SOURCE_NOTE = "SOURCE.txt"
-"""File with one line about the origin of the drawings in a folder; copied together with them."""
+SOURCE_NOTE = "SOURCE.txt"  # file with one line about the origin of the drawings in a folder; copied together with them
 
 PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
@@ -47,8 +46,7 @@ class DrawnRows:
 
     def __init__(self, file: StrokeFile) -> None:
         self.file = file
-        self.malformed = file.malformed
-        """The first MALFORMED_KEPT skipped lines."""
+        self.malformed = file.malformed  # the first MALFORMED_KEPT skipped lines
         self.malformed_count = file.malformed_count
 
     def __len__(self) -> int:
@@ -62,8 +60,7 @@ class PictureRows:
     """Picture files as bitmaps, each decoded on access."""
 
     def __init__(self, paths: list[Path], *, skip_malformed: bool = False) -> None:
-        self.paths = paths
-        """In the order of the rows."""
+        self.paths = paths  # in the order of the rows
         self.malformed: list[Malformed] = []
         """The first MALFORMED_KEPT skipped pictures, numbered from 1 in the order of their names."""
         self.malformed_count = 0

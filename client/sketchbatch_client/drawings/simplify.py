@@ -18,11 +18,8 @@ _EPSILON = 2.0  # units between a dropped point and the line that replaces it, a
 def simplify(strokes: Strokes) -> list[list[list[int]]]:
     """Simplify one drawing of any size, for `rasterize`; drop times.
 
-    Args:
-        strokes: `[xs, ys]` or `[xs, ys, ts]` each; the lists of a stroke have one length, 1 or more.
-
-    Returns:
-        The same number of strokes: `[xs, ys]` each, of at least two points, whole numbers from 0 to 255.
+    Each stroke is `[xs, ys]` or `[xs, ys, ts]`, with lists of one length, 1 or more. Return the same number of strokes:
+    `[xs, ys]` each, of at least two points, whole numbers from 0 to 255.
     """
     paths = [np.array(stroke[:2], np.float64).T for stroke in strokes]
     least = np.min([path.min(axis=0) for path in paths], axis=0)

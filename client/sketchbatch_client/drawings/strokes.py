@@ -14,8 +14,7 @@ import numpy as np
 from ..errors import FileRefused
 from .drawing import Drawing, from_line, from_record, record_end
 
-MALFORMED_KEPT = 1000
-"""Malformed lines of which a file keeps number and reason; the others are only counted."""
+MALFORMED_KEPT = 1000  # malformed lines of which a file keeps number and reason; the others are only counted
 
 _MAX_BYTES = 1 << 22  # of a line or record: 200 times Google's longest; parsing takes 20 times as much memory
 _CHUNK_BYTES = 1 << 24
@@ -25,8 +24,7 @@ _WEB_PAGE = (b"<!doctype", b"<html", b"<?xml")
 class Malformed(NamedTuple):
     """A line or record that cannot be parsed as a drawing."""
 
-    number: int
-    """From 1, as editors count lines."""
+    number: int  # from 1, as editors count lines
     reason: str
 
 
@@ -38,10 +36,8 @@ class StrokeFile:
 
     def __init__(self, path: Path, *, skip_malformed: bool = False, index_every: int = 1) -> None:
         self.path = path
-        self.malformed: list[Malformed] = []
-        """The first MALFORMED_KEPT skipped lines or records."""
-        self.malformed_count = 0
-        """Number of all skipped lines or records."""
+        self.malformed: list[Malformed] = []  # the first MALFORMED_KEPT skipped lines or records
+        self.malformed_count = 0  # number of all skipped lines or records
         self._format = _FORMATS[path.suffix]
         self._data = _mapped(path)
         self._every = index_every
@@ -166,13 +162,9 @@ def _index_records(data: mmap.mmap | bytes, every: int) -> tuple[Sequence[int], 
     while at < len(data):
         if records % every == 0:
             starts.append(at)
-        at = _record_end(data, at)
+        at = min(record_end(data, at), len(data))
         records += 1
     return starts, records
-
-
-def _record_end(data: mmap.mmap | bytes, start: int) -> int:
-    return min(record_end(data, start), len(data))
 
 
 class _Format(NamedTuple):
@@ -183,6 +175,6 @@ class _Format(NamedTuple):
 
 _FORMATS = {
     ".ndjson": _Format(_index_lines, _line_end, from_line),
-    ".bin": _Format(_index_records, _record_end, from_record),
+    ".bin": _Format(_index_records, record_end, from_record),
 }
 STROKE_SUFFIXES = tuple(_FORMATS)

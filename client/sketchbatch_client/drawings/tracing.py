@@ -21,13 +21,9 @@ Floats = NDArray[np.float32]
 
 
 def trace(is_ink: Mask) -> NDArray[np.uint8]:
-    """Render the lines of a mask with the pen of the training data.
+    """Render the lines of a mask with the pen of the training data: uint8, (28, 28), 0 = paper, 255 = ink.
 
-    Args:
-        is_ink: bool, (height, width), cropped to the drawing; the longer side is about WORK.
-
-    Returns:
-        uint8, (28, 28), 0 = paper, 255 = ink.
+    The mask (height, width) is cropped to the drawing; its longer side is about WORK.
     """
     points = np.argwhere(_centre_lines(np.pad(is_ink, 2))).astype(np.float32)
     least, extent = points.min(axis=0), np.ptp(points, axis=0)

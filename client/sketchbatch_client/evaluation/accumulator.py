@@ -14,17 +14,14 @@ from .stats.calibration import Calibration, Scores, are_probabilities, calibrate
 from .stats.mcnemar import Correct
 from .stats.metrics import Confusion, confuse
 
-MISTAKES_KEPT = 24
-"""Mistakes that are kept, those with the highest scores."""
+MISTAKES_KEPT = 24  # mistakes that are kept, those with the highest scores
 
 
 class ScoredRows(NamedTuple):
     """Consecutive rows of one labelled file, with their scores."""
 
-    file: Path
-    """The file; `label_of` returns the true label."""
-    first_row: int
-    """Row in the file of the first score, from 0."""
+    file: Path  # the file; `label_of` returns the true label
+    first_row: int  # row in the file of the first score, from 0
     scores: Scores
 
     @property

@@ -18,8 +18,7 @@ from .quality import ModelQuality
 from .stats.drift import Drift, drift
 from .stats.mcnemar import Paired, count_pairs, pair
 
-Progress = Callable[[int], object]
-"""Called with the number of rows scored since the last call."""
+Progress = Callable[[int], object]  # called with the number of rows scored since the last call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +26,7 @@ class Evaluation(ModelQuality):
     """How good a served model is on the drawings of one folder."""
 
     model: ModelInfo
-    server: str
-    """Target of the client, such as host:port."""
+    server: str  # target of the client, such as host:port
     drawings: LabelledDrawings
 
     @property
@@ -64,9 +62,7 @@ def evaluate(
 ) -> Evaluation:
     """Classify `drawings` with exactly this model version and measure the result.
 
-    Raises:
-        FileRefused: A line or picture is malformed.
-        SketchbatchError: A request failed.
+    Raises FileRefused if a line or picture is malformed, and SketchbatchError if a request failed.
     """
     served, accumulator = ServedModel(client, model), Accumulator(model.labels)
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
@@ -79,12 +75,7 @@ def evaluate(
 def compare(
     first: ServedModel, second: ServedModel, drawings: LabelledDrawings, progress: Progress = lambda rows: None
 ) -> Comparison:
-    """Classify `drawings`, whose labels both models know, with both models in one pass.
-
-    Raises:
-        FileRefused: A line or picture is malformed.
-        SketchbatchError: A request failed.
-    """
+    """Classify `drawings`, whose labels both models know, with both models in one pass. Raises as `evaluate`."""
     accumulators = Accumulator(first.model.labels), Accumulator(second.model.labels)
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
     table = np.zeros((2, 2), np.int64)
@@ -101,16 +92,10 @@ def compare(
 
 
 def common_labels(first: ModelInfo, second: ModelInfo) -> tuple[str, ...]:
-    """Return the labels that both models know, in the order of the first.
-
-    Raises:
-        RequestRefused: There is no such label.
-    """
+    """Return the labels that both models know, in the order of the first. Raises RequestRefused if there is none."""
     labels = tuple(label for label in first.labels if label in second.labels)
     if not labels:
-        raise RequestRefused(
-            f"models must share a label to be compared, {first.name} and {second.name} have no label in common"
-        )
+        raise RequestRefused(f"models must share a label, {first.name} and {second.name} have no label in common")
     return labels
 
 

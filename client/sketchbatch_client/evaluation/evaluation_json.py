@@ -7,7 +7,8 @@ from typing import Any
 
 from ..atomic import replacing
 from .evaluating import Comparison, Evaluation
-from .quality import Figures, Recognized
+from .labelled import LabelledDrawings
+from .quality import Figures, Mistake, Recognized
 from .stats.calibration import BINS, Calibration
 from .stats.drift import Drift, stored_rows
 from .stats.mcnemar import Paired
@@ -49,7 +50,7 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
             "metrics": {name: _drift(each) for name, each in evaluation.drift.items()},
         },
         "most_confused": evaluation.confused_pairs(_MAX_PAIRS),
-        "surest_mistakes": _mistakes(evaluation),
+        "surest_mistakes": [_mistake(each, drawings) for each in evaluation.mistakes],
         "malformed": {
             "left_out": drawings.malformed_count,
             "first": [f"{file}:{each.number}: {each.reason}" for file, each in drawings.malformed[:_MAX_MALFORMED]],
@@ -71,18 +72,10 @@ def _intervals(figures: Figures) -> dict[str, tuple[float, float]]:
 
 
 def _calibration(calibration: Calibration) -> dict[str, Any]:
-    columns = calibration.confidence.tolist(), calibration.accuracy.tolist(), calibration.rows.tolist()
-    return {
-        "expected_error": calibration.expected_error,
-        "mean_confidence": calibration.mean_confidence,
-        "log_loss": calibration.log_loss,
-        "brier": calibration.brier,
-        "bins": BINS,
-        "reliability": [
-            {"confidence": confidence, "accuracy": accuracy, "rows": rows}
-            for confidence, accuracy, rows in zip(*columns, strict=True)
-        ],
-    }
+    figures = {name: getattr(calibration, name) for name in ("expected_error", "mean_confidence", "log_loss", "brier")}
+    columns = {name: getattr(calibration, name).tolist() for name in ("confidence", "accuracy", "rows")}
+    reliability = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return figures | {"bins": BINS, "reliability": reliability}
 
 
 def _drift(drift: Drift) -> dict[str, Any]:
@@ -95,18 +88,10 @@ def _drift(drift: Drift) -> dict[str, Any]:
     }
 
 
-def _mistakes(evaluation: Evaluation) -> list[dict[str, Any]]:
-    origins = [evaluation.drawings.origin(mistake.file, mistake.row) for mistake in evaluation.mistakes]
-    return [
-        {
-            "source": str(file),
-            "row": row,
-            "label": mistake.label,
-            "predicted": mistake.predicted,
-            "score": mistake.score,
-        }
-        for (file, row), mistake in zip(origins, evaluation.mistakes, strict=True)
-    ]
+def _mistake(mistake: Mistake, drawings: LabelledDrawings) -> dict[str, Any]:
+    file, row = drawings.origin(mistake.file, mistake.row)
+    origin = {"source": str(file), "row": row}
+    return origin | {"label": mistake.label, "predicted": mistake.predicted, "score": mistake.score}
 
 
 def _paired(paired: Paired) -> dict[str, Any]:

@@ -33,8 +33,7 @@ STYLE: dict[Any, Any] = {
 
 INK, GREY, BLUE = "#111827", "#9aa5b1", "#2563eb"
 
-MAX_WRITTEN_CLASSES = 20
-"""Most classes in a confusion matrix with written counts; smaller counts would be unreadable."""
+MAX_WRITTEN_CLASSES = 20  # most classes in a confusion matrix with written counts; smaller counts would be unreadable
 
 _MAX_PERCENT_CLASSES = 12  # most classes whose cells have room for a percentage below the count
 _UPRIGHT_FROM_CLASSES = 7  # fewest classes whose column labels are rotated

@@ -13,22 +13,17 @@ from ..errors import FileRefused
 
 Flags = NDArray[np.int8]  # (rows,), 1 = the game recognised the drawing, 0 = it did not, UNKNOWN = no flag
 
-UNKNOWN = -1
-"""Recognised flag of a drawing without one."""
+UNKNOWN = -1  # recognised flag of a drawing without one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledDrawings:
     """The drawings of a folder whose labels a model knows."""
 
-    source: str
-    """Origin of the drawings."""
-    bitmaps: dict[Path, BitmapRows]
-    """Drawings by file, for labels that the model knows."""
-    passed_over: tuple[str, ...]
-    """Labels of the folder that the model does not know."""
-    skips_malformed: bool = False
-    """Whether malformed lines, records and pictures are skipped."""
+    source: str  # origin of the drawings
+    bitmaps: dict[Path, BitmapRows]  # drawings by file, for labels that the model knows
+    passed_over: tuple[str, ...]  # labels of the folder that the model does not know
+    skips_malformed: bool = False  # whether malformed lines, records and pictures are skipped
 
     @property
     def malformed_count(self) -> int:
@@ -56,13 +51,10 @@ class LabelledDrawings:
 def open_labelled(folder: Path, labels: tuple[str, ...], *, skip_malformed: bool = False) -> LabelledDrawings:
     """Open the files of `folder` that are named after one of `labels`.
 
-    Args:
-        folder: In one of the layouts of `labelled_files`.
-        labels: Labels that the model knows, or all models of a comparison.
-        skip_malformed: Skip and count malformed drawings instead of raising FileRefused when one is read.
+    The folder has one of the layouts of `labelled_files`. With `skip_malformed`, malformed drawings are skipped and
+    counted; otherwise reading one raises FileRefused.
 
-    Raises:
-        FileRefused: The folder does not exist or has no row with one of the labels, or a file is malformed.
+    Raises FileRefused if the folder does not exist or has no row with one of the labels, or a file is malformed.
     """
     files = labelled_files(folder)
     bitmaps = {
@@ -91,11 +83,7 @@ class RecognizedFlags:
         self._strokes: StrokeFile | None = None
 
     def read(self, file: Path, rows: Sequence[int] | NDArray[np.integer]) -> Flags:
-        """Return the flags of some rows of a file.
-
-        Raises:
-            FileRefused: A line is malformed, and malformed lines are not skipped.
-        """
+        """Return the flags of some rows of a file. Raises FileRefused at a malformed line, unless these are skipped."""
         if file != self._file:
             self._file, self._strokes = file, self._open(file)
         flags = np.full(len(rows), UNKNOWN, np.int8)

@@ -16,12 +16,9 @@ _PAIRS_SHOWN = 12
 def quality_values(
     quality: ModelQuality, show: Callable[[Mistake], tuple[str, str]], other: ModelQuality | None = None
 ) -> dict[str, Any]:
-    """Return the values of quality.html.j2.
+    """Return the values of quality.html.j2; of `other`, a second model on the same drawings, it shows recall by class.
 
-    Args:
-        quality: Figures of the model that the page is about.
-        show: Returns the picture of a mistake, as the source of an <img> element, and its origin as text.
-        other: A second model on the same drawings, whose recall is shown by class.
+    `show` returns the picture of a mistake, as the source of an <img> element, and its origin as text.
     """
     occurs = quality.confusion.any(axis=0) | quality.confusion.any(axis=1)
     is_large = int(occurs.sum()) > figures.MAX_WRITTEN_CLASSES

@@ -13,41 +13,6 @@ from .coalescing_queue import MAX_WAIT_S
 from .connections.credentials import Metadata
 
 
-class AsyncioBackend:
-    """`Concurrency` with the tasks of one event loop."""
-
-    channel_module: ModuleType = grpc.aio
-
-    def __init__(self) -> None:
-        self._senders: set[asyncio.Task[None]] = set()
-
-    async def close_channels(self, channels: list[grpc.aio.Channel]) -> None:
-        await asyncio.gather(*(channel.close() for channel in channels))
-
-    async def send(self, rpc: Callable[..., Any], request: object, timeout_s: float, metadata: Metadata | None) -> Any:
-        return await rpc(request, timeout=timeout_s, metadata=metadata)
-
-    async def sleep(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
-
-    async def yield_control(self) -> None:
-        await asyncio.sleep(0)
-
-    def event(self) -> "AsyncioEvent":
-        return AsyncioEvent()
-
-    def ordered_requests(self, max_in_flight: int) -> "AsyncioRequests":
-        return AsyncioRequests()
-
-    def start_sender(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        sender = asyncio.create_task(send())
-        self._senders.add(sender)  # the event loop keeps only a weak reference to a task
-        sender.add_done_callback(self._senders.discard)
-
-    def stop_senders(self) -> None:
-        """Do nothing: closed channels end the senders."""
-
-
 class AsyncioEvent:
     """One-shot event with one timer at a time, because each small call creates an event."""
 
@@ -93,3 +58,36 @@ class AsyncioRequests:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class AsyncioBackend:
+    """`Concurrency` with the tasks of one event loop."""
+
+    channel_module: ModuleType = grpc.aio
+    event = AsyncioEvent
+
+    def __init__(self) -> None:
+        self._senders: set[asyncio.Task[None]] = set()
+
+    async def close_channels(self, channels: list[grpc.aio.Channel]) -> None:
+        await asyncio.gather(*(channel.close() for channel in channels))
+
+    async def send(self, rpc: Callable[..., Any], request: object, timeout_s: float, metadata: Metadata | None) -> Any:
+        return await rpc(request, timeout=timeout_s, metadata=metadata)
+
+    async def sleep(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+
+    async def yield_control(self) -> None:
+        await asyncio.sleep(0)
+
+    def ordered_requests(self, max_in_flight: int) -> AsyncioRequests:
+        return AsyncioRequests()
+
+    def start_sender(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        sender = asyncio.create_task(send())
+        self._senders.add(sender)  # the event loop keeps only a weak reference to a task
+        sender.add_done_callback(self._senders.discard)
+
+    def stop_senders(self) -> None:
+        """Do nothing: closed channels end the senders."""

@@ -29,40 +29,6 @@ def run_blocking(work: Awaitable[Result]) -> Result:
     raise RuntimeError("a coroutine of the blocking client has suspended")
 
 
-class BlockingBackend:
-    """`Concurrency` with threads."""
-
-    channel_module: ModuleType = grpc
-
-    def __init__(self) -> None:
-        self._senders = ThreadPoolExecutor(_MAX_SENDERS, thread_name_prefix="sketchbatch-shared")
-
-    async def close_channels(self, channels: list[grpc.Channel]) -> None:
-        for channel in channels:
-            channel.close()
-
-    async def send(self, rpc: Callable[..., Any], request: object, timeout_s: float, metadata: Metadata | None) -> Any:
-        return rpc(request, timeout=timeout_s, metadata=metadata)
-
-    async def sleep(self, delay_s: float) -> None:
-        time.sleep(delay_s)
-
-    async def yield_control(self) -> None:
-        """Do nothing: the operating system schedules the threads."""
-
-    def event(self) -> "BlockingEvent":
-        return BlockingEvent()
-
-    def ordered_requests(self, max_in_flight: int) -> "BlockingRequests":
-        return BlockingRequests(max_in_flight)
-
-    def start_sender(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._senders.submit(lambda: run_blocking(send()))
-
-    def stop_senders(self) -> None:
-        self._senders.shutdown(wait=False)
-
-
 class BlockingEvent:
     """One-shot event as a locked lock: cheaper than `threading.Event`, and each small call creates one."""
 
@@ -98,3 +64,33 @@ class BlockingRequests:
 
     async def aclose(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class BlockingBackend:
+    """`Concurrency` with threads."""
+
+    channel_module: ModuleType = grpc
+    event = BlockingEvent
+    ordered_requests = BlockingRequests
+
+    def __init__(self) -> None:
+        self._senders = ThreadPoolExecutor(_MAX_SENDERS, thread_name_prefix="sketchbatch-shared")
+
+    async def close_channels(self, channels: list[grpc.Channel]) -> None:
+        for channel in channels:
+            channel.close()
+
+    async def send(self, rpc: Callable[..., Any], request: object, timeout_s: float, metadata: Metadata | None) -> Any:
+        return rpc(request, timeout=timeout_s, metadata=metadata)
+
+    async def sleep(self, delay_s: float) -> None:
+        time.sleep(delay_s)
+
+    async def yield_control(self) -> None:
+        """Do nothing: the operating system schedules the threads."""
+
+    def start_sender(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._senders.submit(lambda: run_blocking(send()))
+
+    def stop_senders(self) -> None:
+        self._senders.shutdown(wait=False)

@@ -28,13 +28,10 @@ class PendingCall:
     """The rows of one call that wait for a shared request."""
 
     bitmaps: Bitmaps
-    deadline: float
-    """time.monotonic seconds."""
-    notify: Callable[[], object]
-    """Called once, from any thread, after `result` was set."""
+    deadline: float  # time.monotonic seconds
+    notify: Callable[[], object]  # called once, from any thread, after `result` was set
     result: Classification | Exception | None = None
-    is_cancelled: bool = False
-    """Set when the caller stops waiting: the rows are not sent, or their response is dropped."""
+    is_cancelled: bool = False  # set when the caller stops waiting: the rows are not sent, or their response is dropped
 
     def settle(self, result: Classification | Exception) -> None:
         self.result = result

@@ -39,8 +39,7 @@ class OrderedRequests(Protocol):
 class Concurrency(Protocol):
     """Send RPCs, sleep, and run work concurrently with the caller."""
 
-    channel_module: ModuleType
-    """`grpc` or `grpc.aio`, whose functions open the channels."""
+    channel_module: ModuleType  # `grpc` or `grpc.aio`, whose functions open the channels
 
     async def close_channels(self, channels: list[Any]) -> None: ...
 

@@ -22,8 +22,7 @@ from ..errors import SketchbatchError
 from .plan import Plan
 from .sources import Block, Source
 
-BLOCK_ROWS = 1024
-"""Rows that are read at once, enough for one request. With cairo, strokes take an eighth of a second."""
+BLOCK_ROWS = 1024  # Rows that are read at once, enough for one request. With cairo, strokes take an eighth of a second.
 
 _BLOCKS_AHEAD = 3  # per reader process: one is being read, one waits for the process, one waits to be sent
 _MIN_ROWS_FOR_READERS = 4 * BLOCK_ROWS  # fewer rows take less time than starting processes
@@ -33,13 +32,10 @@ class BlockRange(NamedTuple):
     """The rows of one block and their position in the job."""
 
     part: int
-    source: int
-    """Index in `Plan.inputs`."""
-    start: int
-    """First row in the source."""
+    source: int  # index in `Plan.inputs`
+    start: int  # first row in the source
     stop: int
-    offset: int
-    """Position of the first row in its part."""
+    offset: int  # position of the first row in its part
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +44,7 @@ class Batch:
 
     part: int
     blocks: list[tuple[BlockRange, Block]]
-    bitmaps: Bitmaps
-    """The good rows of all blocks, (rows, 28, 28); empty if all rows are rejects."""
+    bitmaps: Bitmaps  # the good rows of all blocks, (rows, 28, 28); empty if all rows are rejects
 
     @property
     def rows(self) -> int:
@@ -58,12 +53,9 @@ class Batch:
 
 
 class BlockReader:
-    """Reader of the blocks of a job; starts reader processes on entry if the job has enough slow rows.
+    """Reader of the blocks of a job; starts `readers` processes on entry if the job has enough slow rows.
 
-    Args:
-        plan: The job.
-        sources: The opened sources of `plan.inputs`.
-        readers: Number of processes that decode strokes and pictures; 0 = decode in this process.
+    `sources` are the opened `plan.inputs`.
     """
 
     def __init__(self, plan: Plan, sources: list[Source], readers: int) -> None:
@@ -91,9 +83,7 @@ class BlockReader:
     def batches(self, parts: Iterable[int]) -> Iterator[Batch]:
         """Yield the rows of these parts, in order; each batch belongs to one part.
 
-        Raises:
-            FileRefused: An input can no longer be read.
-            SketchbatchError: A reader process ended.
+        Raises FileRefused if an input can no longer be read, and SketchbatchError if a reader process ended.
         """
         blocks: list[tuple[BlockRange, Block]] = []
         for rows, block in self._blocks(parts):
@@ -151,8 +141,7 @@ def _batch_of(blocks: list[tuple[BlockRange, Block]]) -> Batch:
     return Batch(blocks[0][0].part, blocks, bitmaps[0] if len(bitmaps) == 1 else np.concatenate(bitmaps))
 
 
-_reader_sources: dict[int, Source] = {}
-"""In a reader process: the slow sources, by their index in `Plan.inputs`."""
+_reader_sources: dict[int, Source] = {}  # in a reader process: the slow sources, by their index in `Plan.inputs`
 
 
 def _start_reader(sources: dict[int, Source]) -> None:

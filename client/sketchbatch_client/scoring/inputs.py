@@ -24,17 +24,14 @@ _CHUNK_BYTES = 1 << 20
 
 
 def find_sources(inputs: Sequence[str], spool: Path, on_open: Callable[[str], object]) -> list[Source]:
-    """Open every input once, in the given order.
+    """Open every input once, in the given order; `on_open` receives the name of each input before it is opened.
 
-    Args:
-        inputs: Files, folders, globs (`*`, `?`, `[...]`, and `**` for nested folders), or "-" = standard input. Of a
-            folder: its files of drawings; without any, those of Google's layout, or of folders of pictures.
-        spool: Folder in which standard input is stored while it is scored.
-        on_open: Called with the name of each input before it is opened.
+    Inputs are files, folders, globs (`*`, `?`, `[...]`, and `**` for nested folders), or "-" = standard input, which is
+    stored in the folder `spool`. A folder stands for its files of drawings; without any, for those of Google's layout,
+    or for folders of pictures.
 
-    Raises:
-        DiskFull: The disk has no space for standard input.
-        FileRefused: An input is not of its format, or no input has a row.
+    Raises DiskFull if the disk has no space for standard input, and FileRefused if an input is not of its format, or if
+    no input has a row.
     """
     sources: list[Source] = []
     for path in dict.fromkeys(path for text in inputs for path in _paths(text)):

@@ -41,21 +41,17 @@ class ScoreJob:
     """One of `outputs.KINDS`; "npy" needs all scores."""
     options: ScoreOptions = field(default_factory=ScoreOptions)
     shard: Shard = ALL
-    part_rows: int = 0
-    """Rows per part, the same for all shards; 0 = `default_part_rows` for this model."""
-    readers: int = 1
-    """Number of processes that decode strokes and pictures."""
+    part_rows: int = 0  # rows per part, the same for all shards; 0 = `default_part_rows` for this model
+    readers: int = 1  # number of processes that decode strokes and pictures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """The result of a job."""
 
-    rows: int
-    """Number of rows written, without rejected rows."""
+    rows: int  # number of rows written, without rejected rows
     rejected: int
-    was_finished: bool = False
-    """Whether an earlier run had finished the job, so that this run scored nothing."""
+    was_finished: bool = False  # whether an earlier run had finished the job, so that this run scored nothing
 
 
 class ProgressListener(Protocol):
@@ -81,11 +77,9 @@ def write_scores(
 ) -> Outcome:
     """Score every drawing of `job` into `output`, or resume an interrupted run; `restart` discards its parts.
 
-    Raises:
-        DiskFull: The disk has no space; run again to resume.
-        FileRefused: An input is not of its format.
-        JobRefused: The job was begun with other inputs, another model or other options, or another process runs it.
-        SketchbatchError: The service did not respond; run again to resume.
+    Raises DiskFull or another SketchbatchError if the disk is full or the service did not respond: run again to resume.
+    Raises FileRefused if an input is not of its format, and JobRefused if the job was begun with other inputs, another
+    model or other options, or another process runs it.
     """
     served = client.model(job.options.model_name, job.options.model_version)
     with locked(output) as parts:
@@ -120,9 +114,9 @@ def stream_scores(
     with BlockReader(plan, sources, job.readers) as reader:
         runner = _JobRunner(client, job.kind, plan, sources, reader, listener)
         listener.begins(plan.rows, 0)
-        with writing(file, job.kind, plan, runner.schema) as output:
+        with writing(file, job.kind, plan, runner.schema) as write:
             for part in runner.score_parts(plan.parts):
-                output.write(part.rows, plan.rows_of(part.number))
+                write(part.rows, plan.rows_of(part.number))
                 yield from part.rejects
 
 
@@ -152,7 +146,7 @@ class _JobRunner:
             room_for(output),
             partial.open("wb") as file,
             rejects.open("w", encoding="utf-8") as reject_file,
-            writing(file, self.kind, plan, self.schema) as writer,
+            writing(file, self.kind, plan, self.schema) as write_rows,
         ):
             scored = self.score_parts(missing)
             for number in plan.parts:
@@ -162,7 +156,7 @@ class _JobRunner:
                     digests[number] = part.digest
                 else:
                     part = parts.read(number)
-                writer.write(part.rows, plan.rows_of(number))
+                write_rows(part.rows, plan.rows_of(number))
                 reject_file.writelines(part.rejects)
                 rows, rejected = rows + len(part.rows), rejected + len(part.rejects)
         done = {part: digest for part, digest in digests.items() if digest is not None}

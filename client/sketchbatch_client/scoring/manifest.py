@@ -14,13 +14,10 @@ class Manifest:
     """A finished job."""
 
     plan: Plan
-    digests: dict[int, int]
-    """Digest of the input rows of each part."""
-    rows: int
-    """Number of rows written, without rejected rows."""
+    digests: dict[int, int]  # digest of the input rows of each part
+    rows: int  # number of rows written, without rejected rows
     rejected: int
-    output_bytes: int
-    """Size of the output; an output of another size is not finished."""
+    output_bytes: int  # size of the output; an output of another size is not finished
 
     def write(self, path: Path) -> None:
         """Write to `path`, which the caller moves to `manifest_path` once the output is in its place."""

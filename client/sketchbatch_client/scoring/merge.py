@@ -30,10 +30,8 @@ def path_of_shard(output: Path, shard: Shard) -> Path:
 def merge(shards: Sequence[Path], output: Path) -> Outcome:
     """Merge the finished outputs of all shards of one job, given in any order.
 
-    Raises:
-        DiskFull: The disk has no space; nothing of the output remains.
-        FileRefused: An output has an unknown suffix.
-        JobRefused: A shard is missing, not finished, or from another job.
+    Raises DiskFull if the disk has no space (nothing of the output remains), FileRefused if an output has an unknown
+    suffix, and JobRefused if a shard is missing, not finished, or from another job.
     """
     kind = kind_of(output)
     ordered, manifests = _in_order(shards)

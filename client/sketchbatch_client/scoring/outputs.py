@@ -7,8 +7,8 @@ own with row 0. A .npy has only the scores: float32 (rows, classes), NaN for a r
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,22 +25,11 @@ from .sources import Block, Reject, Source
 
 KINDS = ("parquet", "csv", "jsonl", "npy")
 
-OFFSET = "offset"
-"""Column with the position of a row in its part; parts have this column, outputs do not."""
+OFFSET = "offset"  # column with the position of a row in its part; parts have this column, outputs do not
 
 
-class Output:
-    """Base of the four formats; receives the rows of a job part by part. The owner closes the file."""
-
-    def write(self, rows: pa.Table, count: int) -> None:
-        """Write the next part: its scored rows, and the number of its rows before some were rejected."""
-        raise NotImplementedError
-
-    def complete(self) -> None:
-        """Write the end of the file."""
-
-    def abandon(self) -> None:
-        """Leave the file incomplete, so that no reader takes it for a complete one."""
+Write = Callable[[pa.Table, int], None]
+"""Writes the next part: its scored rows, and the number of its rows before some were rejected."""
 
 
 def kind_of(path: Path) -> str:
@@ -97,17 +86,9 @@ def reject_line(reject: Reject) -> str:
     return json.dumps({**reject._asdict(), "source": text(reject.source)}, ensure_ascii=False) + "\n"
 
 
-@contextmanager
-def writing(file: BinaryIO, kind: str, plan: Plan, schema: pa.Schema) -> Iterator[Output]:
-    """Open an output of `kind` for rows of `schema`; complete it on exit, or abandon it if the block fails."""
-    schema = schema.remove(schema.get_field_index(OFFSET))
-    output = _FORMATS[kind](file, plan, schema)
-    try:
-        yield output
-    except BaseException:
-        output.abandon()
-        raise
-    output.complete()
+def writing(file: BinaryIO, kind: str, plan: Plan, schema: pa.Schema) -> AbstractContextManager[Write]:
+    """Open an output of `kind` for rows of `schema`; complete it on exit, unless the block fails."""
+    return _FORMATS[kind](file, plan, schema.remove(schema.get_field_index(OFFSET)))
 
 
 def parquet_writer(file: BinaryIO, schema: pa.Schema) -> parquet.ParquetWriter:
@@ -118,66 +99,63 @@ def parquet_writer(file: BinaryIO, schema: pa.Schema) -> parquet.ParquetWriter:
     )
 
 
-class _Parquet(Output):
-    """Parquet with one row group per part, so that merged shards equal the output of one process."""
+@contextmanager
+def _parquet(file: BinaryIO, plan: Plan, schema: pa.Schema) -> Iterator[Write]:
+    """Write one row group per part, so that merged shards equal the output of one process."""
+    writer = parquet_writer(file, schema)
 
-    def __init__(self, file: BinaryIO, plan: Plan, schema: pa.Schema) -> None:
-        self._writer = parquet_writer(file, schema)
-
-    def write(self, rows: pa.Table, count: int) -> None:
+    def write(rows: pa.Table, count: int) -> None:
         if len(rows):
-            self._writer.write_table(rows.drop_columns(OFFSET))
+            writer.write_table(rows.drop_columns(OFFSET))
 
-    def complete(self) -> None:
-        self._writer.close()
-
-    def abandon(self) -> None:
-        self._writer.is_open = False  # otherwise the garbage collector completes the file
-
-
-class _Csv(Output):
-    def __init__(self, file: BinaryIO, plan: Plan, schema: pa.Schema) -> None:
-        options = csv.WriteOptions(quoting_style="needed", quoting_header="needed")
-        self._writer = csv.CSVWriter(pa.PythonFile(file, mode="w"), schema, write_options=options)
-
-    def write(self, rows: pa.Table, count: int) -> None:
-        self._writer.write(rows.drop_columns(OFFSET))
-
-    def complete(self) -> None:
-        self._writer.close()
+    try:
+        yield write
+    except BaseException:
+        writer.is_open = False  # otherwise the garbage collector completes the file
+        raise
+    writer.close()
 
 
-class _JsonLines(Output):
-    """JSON lines, encoded column by column in a tenth of the time that row by row takes."""
+@contextmanager
+def _csv(file: BinaryIO, plan: Plan, schema: pa.Schema) -> Iterator[Write]:
+    options = csv.WriteOptions(quoting_style="needed", quoting_header="needed")
+    writer = csv.CSVWriter(pa.PythonFile(file, mode="w"), schema, write_options=options)
+    yield lambda rows, count: writer.write(rows.drop_columns(OFFSET))
+    writer.close()
 
-    def __init__(self, file: BinaryIO, plan: Plan, schema: pa.Schema) -> None:
-        self._file = file
 
-    def write(self, rows: pa.Table, count: int) -> None:
+@contextmanager
+def _json_lines(file: BinaryIO, plan: Plan, schema: pa.Schema) -> Iterator[Write]:
+    """Encode column by column, in a tenth of the time that row by row takes."""
+
+    def write(rows: pa.Table, count: int) -> None:
         for batch in rows.drop_columns(OFFSET).to_batches():
             pieces: list[object] = []
             for number, name in enumerate(batch.schema.names):
                 opening = f"{', ' if number else '{'}{json.dumps(name, ensure_ascii=False)}: "
                 pieces += [opening, _as_json(batch.column(number))]
             lines = pc.binary_join_element_wise(*pieces, "}\n", "", null_handling="replace", null_replacement="null")
-            self._file.writelines(lines.cast(pa.large_binary()).to_pylist())
+            file.writelines(lines.cast(pa.large_binary()).to_pylist())
+
+    yield write
 
 
-class _Npy(Output):
-    def __init__(self, file: BinaryIO, plan: Plan, schema: pa.Schema) -> None:
-        self._file = file
-        self._columns = [f"score_{label}" for label in plan.labels]
-        write_npy_header(file, plan.rows, len(plan.labels))
+@contextmanager
+def _npy(file: BinaryIO, plan: Plan, schema: pa.Schema) -> Iterator[Write]:
+    columns = [f"score_{label}" for label in plan.labels]
+    write_npy_header(file, plan.rows, len(columns))
 
-    def write(self, rows: pa.Table, count: int) -> None:
-        scores = np.full((count, len(self._columns)), np.nan, "<f4")
+    def write(rows: pa.Table, count: int) -> None:
+        scores = np.full((count, len(columns)), np.nan, "<f4")
         offsets = rows[OFFSET].to_numpy()
-        for index, name in enumerate(self._columns):
+        for index, name in enumerate(columns):
             scores[offsets, index] = rows[name].to_numpy()
-        self._file.write(scores.tobytes())
+        file.write(scores.tobytes())
+
+    yield write
 
 
-_FORMATS = {"parquet": _Parquet, "csv": _Csv, "jsonl": _JsonLines, "npy": _Npy}
+_FORMATS = {"parquet": _parquet, "csv": _csv, "jsonl": _json_lines, "npy": _npy}
 
 
 def write_npy_header(file: BinaryIO, rows: int, classes: int) -> None:

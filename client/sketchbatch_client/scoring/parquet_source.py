@@ -161,7 +161,6 @@ def _from_numbers(column: pa.Array) -> Bitmaps | None:
 
 
 def _from_bytes(column: pa.Array) -> Bitmaps | None:
-    """Convert rows of 784 bytes."""
     if pc.binary_length(column).unique().to_pylist() != [_ROW_BYTES]:
         return None
     joined = column.cast(pa.large_binary())

@@ -28,12 +28,9 @@ class Part:
     """A scored range of rows of a job."""
 
     number: int
-    rows: pa.Table
-    """Lines of `outputs.table`."""
-    rejects: list[str]
-    """One line of JSON per rejected row."""
-    digest: int
-    """Digest of the input rows."""
+    rows: pa.Table  # lines of `outputs.table`
+    rejects: list[str]  # one line of JSON per rejected row
+    digest: int  # digest of the input rows
 
 
 class Parts:
@@ -103,9 +100,7 @@ class Parts:
 def locked(output: Path) -> Iterator[Parts]:
     """Lock the parts of an output; on exit, delete partial files, and the folder if it has no finished part.
 
-    Raises:
-        DiskFull: The disk has no space for the folder.
-        JobRefused: Another process holds the lock.
+    Raises DiskFull if the disk has no space for the folder, and JobRefused if another process holds the lock.
     """
     parts = Parts(output.with_name(f"{output.name}.parts"))
     with room_for(output):

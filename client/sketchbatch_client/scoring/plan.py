@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeVar
 
-FORMAT = 1
-"""Version of the manifest format."""
+FORMAT = 1  # version of the manifest format
 
 _MAX_PART_ROWS = 65536
 _MAX_PART_SCORES = 4 << 20  # 16 MB; writing a part takes about four times as much memory
@@ -22,10 +21,8 @@ _Kind = TypeVar("_Kind")
 class ScoreOptions:
     """Which scores of which model to compute."""
 
-    top_k: int = 1
-    """Number of best classes to write for each row."""
-    with_all_scores: bool = False
-    """Write the scores of all classes as well; `top_k` is then 1."""
+    top_k: int = 1  # number of best classes to write for each row
+    with_all_scores: bool = False  # write the scores of all classes as well; `top_k` is then 1
     model_name: str = ""
     """"" = the service's default model."""
     model_version: str = ""
@@ -38,15 +35,13 @@ class Input:
 
     source: str
     rows: int
-    stamp: str
-    """Text that differs after every change of the input."""
+    stamp: str  # text that differs after every change of the input
 
 
 class Segment(NamedTuple):
     """A range of rows of one source."""
 
-    source: int
-    """Index in `Plan.inputs`."""
+    source: int  # index in `Plan.inputs`
     start: int
     stop: int
 
@@ -54,13 +49,11 @@ class Segment(NamedTuple):
 class Shard(NamedTuple):
     """The parts that one of several processes scores."""
 
-    number: int
-    """From 0."""
+    number: int  # from 0
     shards: int
 
 
-ALL = Shard(0, 1)
-"""The only shard of a job that one process scores."""
+ALL = Shard(0, 1)  # the only shard of a job that one process scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +63,11 @@ class Plan:
     inputs: tuple[Input, ...]
     model: str
     version: str
-    model_digest: str
-    """SHA-256 of the model file, in hex."""
+    model_digest: str  # SHA-256 of the model file, in hex
     labels: tuple[str, ...]
     top_k: int
     with_all_scores: bool
-    part_rows: int
-    """Rows of every part but the last."""
+    part_rows: int  # rows of every part but the last
     shard: Shard = ALL
 
     @property

@@ -30,29 +30,23 @@ class Reject(NamedTuple):
 class Block:
     """Consecutive rows of a source."""
 
-    rows: NDArray[np.int64]
-    """(good rows,): row numbers in the source, ascending."""
-    bitmaps: Bitmaps
-    """(good rows, 28, 28)."""
+    rows: NDArray[np.int64]  # (good rows,): row numbers in the source, ascending
+    bitmaps: Bitmaps  # (good rows, 28, 28)
     key_ids: NDArray[np.uint64] | None = None
     """(good rows,): Google's identifiers, 0 = unknown; None if the source has none."""
     rejects: list[Reject] = field(default_factory=list)
-    digest: int
-    """CRC-32 of the bytes that were read, to detect changes of an input; not a protection against attacks."""
+    digest: int  # CRC-32 of the bytes that were read, to detect changes of an input; not a protection against attacks
 
 
 class Source:
     """The drawings of one input of a job; base of the input formats."""
 
-    is_slow = False
-    """Whether reading a row costs more than scoring it; reader processes read such sources."""
+    is_slow = False  # whether reading a row costs more than scoring it; reader processes read such sources
     has_key_ids = False
 
     def __init__(self, name: str, stamp: str) -> None:
-        self.name = name
-        """The name of the source in outputs."""
-        self.stamp = stamp
-        """Text that differs after every change of the input; it may also differ without one."""
+        self.name = name  # the name of the source in outputs
+        self.stamp = stamp  # text that differs after every change of the input; it may also differ without one
 
     def __len__(self) -> int:
         raise NotImplementedError

@@ -10,7 +10,7 @@ from ..transport.interface import Context
 
 SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-LIVENESS = "liveness"  # for liveness probes: SERVING whenever the process answers, in any state of the models
+LIVENESS = "liveness"  # name for liveness probes: SERVING whenever the process answers, in any state of the models
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -6,13 +6,10 @@ own, because one server cannot tell through which of its ports a call arrived. T
 """
 
 import threading
-from dataclasses import replace
 
 from grpc_health.v1 import health_pb2_grpc
 
-from ..address import HostPort
 from ..api.health import HealthServicer
-from ..errors import AddressUnusable
 from ..transport.core_server import CoreServer
 
 _LIMITS = [
@@ -35,13 +32,7 @@ class ProbePort:
             return
         self._server = CoreServer([*_LIMITS, ("grpc.so_reuseport", int(is_shared))])
         health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
-        try:
-            port = self._server.add_insecure_port(address)
-        except RuntimeError as exc:
-            raise AddressUnusable(
-                f"cannot listen for probes on {address}: the port is in use, or the address is not this machine's"
-            ) from exc
-        self.address = str(replace(HostPort.parse(address), port=port))
+        self.address = self._server.listen(address, purpose="for probes ")
         self._thread = threading.Thread(target=self._poll, name="probes", daemon=True)
 
     async def start(self) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from sketchbatch.v1 import classifier_pb2
 
-from ..address import HostPort
 from ..api.classifier.servicer import SERVICE, ClassifierServicer
 from ..api.health import SERVICE as HEALTH
 from ..api.health import HealthServicer
@@ -24,7 +23,7 @@ from ..api.openinference.servicer import InferenceServicer
 from ..arrays import ROW_BYTES
 from ..engines.cpu import available_cpus
 from ..engines.cuda import CudaOptions
-from ..errors import AddressUnusable, ExtraMissing
+from ..errors import ExtraMissing
 from ..models.loader import LoadOptions, load_models
 from ..models.registry import ModelRegistry
 from ..models.watcher import ModelWatcher
@@ -41,8 +40,7 @@ from .worker import Worker
 
 log = structlog.get_logger()
 
-LATE_S = 5.0
-"""Seconds after `lame_duck_s` and `drain_s` after which the process exits, even during a model call."""
+LATE_S = 5.0  # seconds after `lame_duck_s` and `drain_s` after which the process exits, even during a model call
 
 _WINDOW_BYTES = 4 << 20
 """Bytes that a stream may send before the service reads them. gRPC's own estimate grew to 60 MB per stream on a busy
@@ -182,14 +180,8 @@ def _reflection() -> Any:
 
 def _listen(server: CoreServer, settings: Settings) -> str:
     """Bind the port, with TLS if it is configured, and return the address with the bound port."""
-    address, credentials = settings.address, None
+    credentials = None
     if settings.tls_cert and settings.tls_key:
         files = TlsFiles(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
         credentials = server_credentials(files)
-    try:
-        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
-    except RuntimeError as exc:
-        raise AddressUnusable(
-            f"cannot listen on {address}: the port is in use, or the address is not this machine's"
-        ) from exc
-    return str(replace(HostPort.parse(address), port=port))
+    return server.listen(settings.address, credentials)

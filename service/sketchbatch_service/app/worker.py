@@ -18,7 +18,7 @@ class Worker:
 
     number: int = 1  # 1 to `count`
     count: int = 1  # processes on the port
-    supervisor: Connection | None = None  # pipe to the supervisor; it closes when the supervisor ends
+    supervisor: Connection | None = None  # pipe to the supervisor; the pipe closes when the supervisor ends
 
     def report(self, outcome: list[str] | StartError) -> None:
         """Send the names of the served models, or the error that prevented the start, to the supervisor."""

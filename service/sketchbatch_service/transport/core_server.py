@@ -13,7 +13,7 @@ import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +21,8 @@ import grpc
 import structlog
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private, so without types
 
+from ..address import HostPort
+from ..errors import AddressUnusable
 from .core_call import (
     MISSING_REQUEST,
     AsyncCall,
@@ -84,13 +86,18 @@ class CoreServer:
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
         """Do nothing: the generated functions also pass the same methods to `add_generic_rpc_handlers`."""
 
-    def add_insecure_port(self, address: str) -> int:
-        """Listen on HOST:PORT without TLS and return the port; raise RuntimeError if the address cannot be bound."""
-        return _bound(address, self._server.add_http2_port(address.encode()))
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None = None, *, purpose: str = "") -> str:
+        """Listen on HOST:PORT, with TLS if there are credentials, and return the address with the bound port.
 
-    def add_secure_port(self, address: str, credentials: grpc.ServerCredentials) -> int:
-        """Listen on HOST:PORT with TLS and return the port; raise RuntimeError as `add_insecure_port` does."""
-        return _bound(address, self._server.add_http2_port(address.encode(), credentials._credentials))  # type: ignore[attr-defined]  # the C core's
+        Raises:
+            AddressUnusable: The address is in use or does not belong to this machine; `purpose` is for the message.
+        """
+        core_credentials = [credentials._credentials] if credentials else []  # type: ignore[attr-defined]  # private
+        port = self._server.add_http2_port(address.encode(), *core_credentials)
+        if not port:
+            reason = "the port is in use, or the address is not this machine's"
+            raise AddressUnusable(f"cannot listen {purpose}on {address}: {reason}")
+        return str(replace(HostPort.parse(address), port=port))
 
     def call_ends(self) -> Iterator[tuple[str, str, int]]:
         """Yield method ("SERVICE/METHOD", or "none" if no method was reached), status and number of ended calls."""
@@ -235,9 +242,3 @@ class CoreServer:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("RPC handler failed", exc_info=error)
-
-
-def _bound(address: str, port: int) -> int:
-    if not port:
-        raise RuntimeError(f"cannot bind {address}")
-    return port

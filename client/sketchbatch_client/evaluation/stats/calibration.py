@@ -3,7 +3,7 @@
 A `Calibration` holds counts and sums only, so the calibrations of two sets of rows can be added.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,25 +21,15 @@ _SUM_TOLERANCE = 1e-2  # far above rounding errors, far below the error of a mod
 class Calibration:
     """Scores and correct answers of at least one row."""
 
-    bin_rows: NDArray[np.int64]
-    """(BINS,), rows by the score of the predicted label."""
-    bin_score: NDArray[np.float64]
-    """(BINS,), sum of these scores."""
-    bin_correct: NDArray[np.int64]
-    """(BINS,), rows whose predicted label is correct."""
-    loss: float
-    """Sum over rows of: -log(score of the true label)."""
+    bin_rows: NDArray[np.int64]  # (BINS,), rows by the score of the predicted label
+    bin_score: NDArray[np.float64]  # (BINS,), sum of these scores
+    bin_correct: NDArray[np.int64]  # (BINS,), rows whose predicted label is correct
+    loss: float  # sum over rows of: -log(score of the true label)
     squared_error: float
     """Sum over rows and classes of: (score - truth)^2, where truth is 1 for the true class and 0 otherwise."""
 
     def __add__(self, other: "Calibration") -> "Calibration":
-        return Calibration(
-            bin_rows=self.bin_rows + other.bin_rows,
-            bin_score=self.bin_score + other.bin_score,
-            bin_correct=self.bin_correct + other.bin_correct,
-            loss=self.loss + other.loss,
-            squared_error=self.squared_error + other.squared_error,
-        )
+        return Calibration(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
 
     @property
     def rows(self) -> NDArray[np.int64]:

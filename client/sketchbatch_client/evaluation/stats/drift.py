@@ -46,12 +46,7 @@ def drift(stored: Mapping[str, Any], measured: Mapping[str, Measured], rows: int
     """Return the drift of each stored metric by name.
 
     Two independent samples of a model differ more than one sample varies: their variances add up. So the interval is
-    multiplied by sqrt(1 + rows / stored rows).
-
-    Args:
-        stored: `ModelInfo.metrics`; its `rows` is the number of drawings behind the figures.
-        measured: Measured metrics by name.
-        rows: Number of drawings behind the measured metrics.
+    multiplied by sqrt(1 + rows / stored rows). `stored` is `ModelInfo.metrics`; `rows` belongs to `measured`.
     """
     rows_of_stored = stored_rows(stored)
     factor = math.sqrt(1 + rows / rows_of_stored) if rows_of_stored else 1.0

@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 
 from .metrics import Confusion, measure
 
-RESAMPLES = 1000
-"""Bootstrap resamples; another seed moves the ends of an interval by about a twentieth of its width."""
+RESAMPLES = 1000  # bootstrap resamples; another seed moves the ends of an interval by about a twentieth of its width
 
-SEED = 0
-"""Bootstrap seed: equal counts give equal intervals."""
+SEED = 0  # bootstrap seed: equal counts give equal intervals
 
 _PERCENTILES = (2.5, 97.5)
 
@@ -44,11 +42,7 @@ def with_intervals(confusion: Confusion) -> dict[str, Measured]:
 
 
 def difference(table: Confusion) -> Measured:
-    """Return the accuracy of the first of two models minus that of the second, with bootstrap percentiles.
-
-    Args:
-        table: (2, 2), rows = is the first model correct, columns = is the second correct; 0 = no, 1 = yes.
-    """
+    """Return the accuracy of the first model of `Paired.table` minus that of the second, with bootstrap percentiles."""
     found = _bootstrap(table, lambda counts: {"difference": float((counts[1, 0] - counts[0, 1]) / counts.sum())})
     return found["difference"]
 

@@ -15,8 +15,7 @@ EXACT_UP_TO = 1000
 Above it, the exact and the chi-square test agree to four digits.
 """
 
-SIGNIFICANT = 0.05
-"""Level of significance: chance explains a difference with a larger p value."""
+SIGNIFICANT = 0.05  # level of significance: chance explains a difference with a larger p value
 
 Correct = NDArray[np.bool_]  # (rows,), whether a model classified the row correctly
 
@@ -25,10 +24,8 @@ Correct = NDArray[np.bool_]  # (rows,), whether a model classified the row corre
 class Paired:
     """Two models on the same drawings, of which there is at least one."""
 
-    table: Confusion
-    """(2, 2), rows = is the first model correct, columns = is the second correct; 0 = no, 1 = yes."""
-    difference: Measured
-    """Accuracy of the first model minus accuracy of the second."""
+    table: Confusion  # (2, 2), rows = is the first model correct, columns = is the second correct; 0 = no, 1 = yes
+    difference: Measured  # accuracy of the first model minus accuracy of the second
 
     @property
     def only_first(self) -> int:

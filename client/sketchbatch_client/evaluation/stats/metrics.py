@@ -25,16 +25,11 @@ TITLES = {
 class Metrics:
     """The five metrics; 1 = perfect, the Matthews correlation starts at -1 and the others at 0."""
 
-    accuracy: float
-    """Share of rows predicted correctly."""
-    balanced_accuracy: float
-    """Mean recall of the classes."""
-    specificity: float
-    """Mean over classes of: share of the other classes' rows that are not predicted as the class."""
-    matthews_corrcoef: float
-    """Multiclass Matthews correlation (Gorodkin 2004); 0 where it is undefined."""
-    jaccard: float
-    """Mean over classes of: hits / (rows of the class + rows predicted as the class - hits)."""
+    accuracy: float  # share of rows predicted correctly
+    balanced_accuracy: float  # mean recall of the classes
+    specificity: float  # mean over classes of: share of the other classes' rows that are not predicted as the class
+    matthews_corrcoef: float  # multiclass Matthews correlation (Gorodkin 2004); 0 where it is undefined
+    jaccard: float  # mean over classes of: hits / (rows of the class + rows predicted as the class - hits)
 
 
 def confuse(true: NDArray[np.integer[Any]], predicted: NDArray[np.integer[Any]], classes: int) -> Confusion:

@@ -27,13 +27,10 @@ class RetryState:
     """The attempts of one request, each at every server, until `timeout_s` has passed."""
 
     policy: RetryPolicy
-    target: str
-    """Named in the error."""
+    target: str  # named in the error
     timeout_s: float
-    has_reached_server: bool
-    """Whether a server has responded before."""
-    limit: AimdLimit | None = None
-    """Lowered when a server pushes back."""
+    has_reached_server: bool  # whether a server has responded before
+    limit: AimdLimit | None = None  # lowered when a server pushes back
     clock: Callable[[], float] = time.monotonic
     deadline: float = field(init=False)
     failures: int = field(default=0, init=False)

@@ -16,8 +16,7 @@ from .large_field import take_out
 
 Response = pb.ClassifyResponse | pb.ClassifyStreamResponse
 
-_LARGE_BYTES = 1 << 15
-"""Size from which on `take_out` costs less than the copies that protobuf makes of the bitmaps."""
+_LARGE_BYTES = 1 << 15  # size from which on `take_out` costs less than the copies that protobuf makes of the bitmaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class Request:
     """A `ClassifyRequest` or `ClassifyStreamRequest`."""
 
     fields: pb.ClassifyRequest  # all fields except `bitmaps`, which may be missing here
-    bitmaps: bytes | memoryview
+    bitmaps: bytes | memoryview  # the bytes of the field `bitmaps`
 
 
 def read(message: bytes) -> Request:

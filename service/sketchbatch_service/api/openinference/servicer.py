@@ -30,7 +30,7 @@ _EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "p
 """Names of the supported extensions, as in Triton's server metadata."""
 
 _INLINE_ROWS = 64  # maximum rows that are decoded or encoded on the calling thread, if this makes a copy
-_CODEC_THREADS = 2  # for larger requests; they compete with all other Python threads for the interpreter lock
+_CODEC_THREADS = 2  # threads for larger requests; they compete with all other Python threads for the interpreter lock
 
 _Submit = Callable[[], Future[Answer]]
 _Result = TypeVar("_Result")
