@@ -16,11 +16,7 @@ class HostPort:
 
     @classmethod
     def parse(cls, address: str) -> "HostPort":
-        """Split `address` at its last colon.
-
-        Raises:
-            ValueError: `address` has no host, or its port is not a number from 0 to 65535.
-        """
+        """Split `address` at its last colon; raise ValueError without a host, or unless the port is 0 to 65535."""
         host, _, port = address.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
             raise ValueError(f"must be HOST:PORT, PORT 0..65535, got {address!r}")
@@ -34,10 +30,6 @@ class HostPort:
         return HostPort(_LOOPBACK.get(self.host, self.host), self.port)
 
     def resolve(self) -> tuple[int, Any]:
-        """Return the socket family and the socket address of the first result of the resolver.
-
-        Raises:
-            OSError: The host cannot be resolved.
-        """
+        """Return the socket family and address that the resolver returns first; raise OSError if it finds none."""
         family, *_, address = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)[0]
         return family, address

@@ -6,11 +6,7 @@ FileStamp = tuple[int, int, int]  # inode, nanoseconds of the last change, and s
 
 
 def read_stamp(path: Path) -> FileStamp | None:
-    """Return the stamp of the file at `path`, after following links; None if there is no accessible file.
-
-    Raises:
-        OSError: The file system does not answer.
-    """
+    """Follow links and return the stamp of a file, or None without access; raise OSError if the file system fails."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):

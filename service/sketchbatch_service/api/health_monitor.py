@@ -40,14 +40,10 @@ async def monitor_health(models: ModelRegistry, health: HealthServicer, *, trial
             await (health.fail() if failing else health.serve())
             _log_change(before, failing)
         for model in failing:
-            _submit_trial(model, time.monotonic() + trial_every_s)
+            with suppress(ServiceError):  # a full queue needs no trial: its own requests show whether the model works
+                model.batcher.submit(_BLANK, expires_at=time.monotonic() + trial_every_s)
         with suppress(TimeoutError):
             await asyncio.wait_for(changed.wait(), trial_every_s if failing else None)
-
-
-def _submit_trial(model: ServedModel, expires_at: float) -> None:
-    with suppress(ServiceError):  # a full queue needs no trial: its own requests will show whether the model works
-        model.batcher.submit(_BLANK, expires_at=expires_at)
 
 
 def _log_change(before: list[ServedModel], failing: list[ServedModel]) -> None:

@@ -25,11 +25,7 @@ class ProbePort:
     """Server for health checks; without an address it does nothing, and `address` is empty."""
 
     def __init__(self, health: HealthServicer, address: str, *, is_shared: bool) -> None:
-        """Bind the port; `is_shared` allows other processes to bind it, too.
-
-        Raises:
-            AddressUnusable: The address is in use or does not belong to this machine.
-        """
+        """Bind the port, or raise AddressUnusable; `is_shared` allows other processes to bind it, too."""
         self.address = address
         self._server: CoreServer | None = None
         if not address:

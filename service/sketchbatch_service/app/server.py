@@ -48,11 +48,7 @@ machine: docs/decisions/0023."""
 
 
 async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa: B008 - frozen
-    """Serve until SIGTERM or SIGINT, then finish the accepted requests and return.
-
-    Raises:
-        StartError: A model, the provider, an address, a certificate or a token file is unusable.
-    """
+    """Serve until SIGTERM or SIGINT, then finish the accepted requests; raise StartError if the start fails."""
     log.info("starting", **{k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()})
     stop = Stop()  # first, to handle signals that arrive while the models load
     worker.stop_without_supervisor(stop)

@@ -15,10 +15,9 @@ class Stop:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        # The first signal settles `requested`: drain, then exit. The second settles `forced`: cancel the open calls.
         self.requested: asyncio.Future[signal.Signals] = self._loop.create_future()
-        """Settled by the first signal: drain, then exit."""
         self.forced: asyncio.Future[signal.Signals] = self._loop.create_future()
-        """Settled by the second signal: cancel the open calls."""
         for number in _SIGNALS:
             signal.signal(number, self._on_signal)
 

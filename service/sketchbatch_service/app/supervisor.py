@@ -37,11 +37,7 @@ _KILL_S = 7.0  # seconds after `lame_duck_s` and `drain_s` after which a worker 
 
 
 async def supervise(settings: Settings) -> None:
-    """Run `settings.workers` workers until SIGTERM or SIGINT.
-
-    Raises:
-        StartError: The port is in use, or a worker cannot start.
-    """
+    """Run the workers until SIGTERM or SIGINT; raise StartError if the port is in use or a worker cannot start."""
     stop = Stop()
     with _reserved(settings.address) as address, _reserved(settings.probe_address) as probe_address:
         settings = replace(settings, address=address, probe_address=probe_address)
@@ -84,11 +80,7 @@ class _WorkerProcess:
         self._metrics_pipe: Connection | None = None  # set once the worker serves
 
     async def start(self) -> list[str]:
-        """Start the process, and return the names of its models once it serves.
-
-        Raises:
-            StartError: The worker cannot start.
-        """
+        """Start the process, and return the names of its models once it serves; raise StartError if it cannot."""
         context = get_context("spawn")  # gRPC and ONNX Runtime do not survive a fork
         self._pipe, worker_end = context.Pipe()  # kept open here: the worker notices when the supervisor ends
         worker = Worker(self._number, self._settings.workers, worker_end)
@@ -101,9 +93,8 @@ class _WorkerProcess:
             raise WorkerLost(f"worker {self._number} ended before it served") from None
         if isinstance(outcome, StartError):
             raise outcome
-        models: list[str] = outcome
         self._metrics_pipe = self._pipe
-        return models
+        return list(outcome)
 
     def metrics(self) -> list[Metric]:
         """Return the worker's metrics; empty if the worker does not serve or does not answer in time."""

@@ -27,7 +27,7 @@ from ..arrays import Bitmaps, Scores
 from ..errors import InferenceFailed, Overloaded, ShuttingDown
 from .drain_rate import DrainRateEstimator
 from .row_queue import Answer, Request, RowQueue, Slice
-from .statistics import CloseReason, ModelCall, ModelStatistics
+from .statistics import CloseReason, ModelStatistics
 
 _DEFAULT_RETRY_S = 0.1  # retry delay that a full queue advises before the drain rate is known
 _SAFETY_FACTOR = 1.5
@@ -136,10 +136,8 @@ class Batcher:
     def take(self, idle_slots: int) -> "Batch | None":
         """Return the next batch, or None if no row waits or no slot of this model is free.
 
-        Idle slots divide the queued rows between them, but not into batches below `limits.min_split_rows`.
-
-        Args:
-            idle_slots: Threads that could run a batch now, the calling thread included; >= 1.
+        Idle slots divide the queued rows between them, but not into batches below `limits.min_split_rows`. `idle_slots`
+        counts the threads that could run a batch now, the calling thread included; >= 1.
         """
         if not self.has_rows:
             return None
@@ -193,8 +191,13 @@ class Batcher:
         except Exception as exc:  # every request of the batch must receive an error, or its client would wait for ever
             self._fail(batch, exc)
             return
-        call = ModelCall(batch.rows, batch.close_reason, assembled_at - started_at, ended_at - assembled_at)
-        self.statistics.add_call(call, completed)
+        self.statistics.add_call(
+            batch.rows,
+            completed,
+            reason=batch.close_reason,
+            assembling_s=assembled_at - started_at,
+            inference_s=ended_at - assembled_at,
+        )
         for request in completed:
             request.complete()
         if was_failing:

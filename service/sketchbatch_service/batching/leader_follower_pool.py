@@ -53,7 +53,6 @@ class LeaderFollowerPool:
         slots: Concurrent model calls of all batchers together.
         source: Polled for requests, and closed at the exit. None = only other threads submit requests.
         polls_while_saturated: Whether one more thread polls while all slots run model calls.
-        clock: Returns seconds.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 from .row_queue import Request
 
@@ -52,15 +52,6 @@ class Histogram:
         return Duration(sum(self.counts), self.seconds)
 
 
-class ModelCall(NamedTuple):
-    """Sizes and times of one successful model call."""
-
-    rows: int
-    close_reason: CloseReason
-    assembling_s: float  # seconds in which the rows of several requests were copied into one array
-    inference_s: float
-
-
 @dataclass(slots=True, kw_only=True)
 class Counts:
     """Counts of one model since the service started."""
@@ -94,15 +85,17 @@ class ModelStatistics:
         with self._lock:
             return deepcopy(self._counts)
 
-    def add_call(self, call: ModelCall, completed: list[Request]) -> None:
+    def add_call(
+        self, rows: int, completed: list[Request], *, reason: CloseReason, assembling_s: float, inference_s: float
+    ) -> None:
         """Count a successful model call and the requests it completed, before their futures are settled."""
         now = self._clock()
         with self._lock:
             counts = self._counts
-            counts.calls[call.rows].add(call.inference_s)
-            counts.call_times.add(call.inference_s)
-            counts.assembling.add(call.assembling_s)
-            counts.closed[call.close_reason] += 1
+            counts.calls[rows].add(inference_s)
+            counts.call_times.add(inference_s)
+            counts.assembling.add(assembling_s)
+            counts.closed[reason] += 1
             counts.last_answer_at = time.time()
             for request in completed:
                 counts.rows += len(request.bitmaps)

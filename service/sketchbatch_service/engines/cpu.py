@@ -75,13 +75,9 @@ def _words(file: Path) -> list[str]:
 
 
 class Engine:
-    """One model on the CPU; `slots` threads may call `predict` concurrently.
+    """One model on the CPU; `slots` threads may call `predict` concurrently, on one CPU each.
 
-    Args:
-        session: The session that `open_session` returned.
-        classes: Number of labels.
-        slots: Concurrent model calls, one CPU each.
-        max_batch_rows: Most rows in one call; 0 = as many as take about 5 ms, measured by `warm_up`.
+    With `max_batch_rows` = 0, `warm_up` measures how many rows take about 5 ms, and bounds calls by them.
     """
 
     def __init__(self, session: ort.InferenceSession, *, classes: int, slots: int = 1, max_batch_rows: int = 0) -> None:

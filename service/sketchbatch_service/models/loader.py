@@ -83,9 +83,8 @@ def may_use_cuda(options: LoadOptions) -> bool:
 def load(file: ModelFile, options: LoadOptions) -> ServedModel:
     """Load a file, warm it up and check its scores.
 
-    Raises:
-        ModelRefused: The file does not fit, or it changed during the loading; the message names the part.
-        ProviderMissing: `options.provider` is `cuda`, and the model does not run on CUDA.
+    Raise ModelRefused if the file does not fit or changed during the loading; the message names the part. Raise
+    ProviderMissing if `options.provider` is `cuda`, and the model does not run on CUDA.
     """
     session = open_session(file.path)
     artifact = read_artifact(file.path, session)

@@ -82,11 +82,7 @@ class ModelRegistry:
         )
 
     def get(self, name: str, version: str) -> ServedModel:
-        """Return the model with this name ("" = the default) and version ("" = the newest).
-
-        Raises:
-            ModelNotFound: There is no such model; the message lists the served ones.
-        """
+        """Return the model with this name ("" = the default) and version ("" = the newest), or raise ModelNotFound."""
         snapshot = self._snapshot
         if model := snapshot.by_key.get((name, version)):
             return model

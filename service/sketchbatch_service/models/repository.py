@@ -25,11 +25,7 @@ class ModelFile:
 
 
 def find(path: Path) -> list[ModelFile]:
-    """Return the model files at `path`, sorted by name and then by version as text.
-
-    Raises:
-        OSError: The file system does not answer, so that the result is unknown.
-    """
+    """Return the model files at `path`, sorted by name and version as text; raise OSError if the result is unknown."""
     if not path.is_dir():
         return _file(path, "", "")
     return [

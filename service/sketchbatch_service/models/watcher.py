@@ -33,15 +33,9 @@ _NICE = 10  # added to the nice value of the loading thread; effect on requests:
 
 
 class ModelWatcher:
-    """Update `models` when the files at `path` change. A context manager; enter it after `pool`.
+    """Update `models` when the files at `path` change. A context manager; enter it after `pool`, which runs the models.
 
-    Args:
-        path: A model file or a repository, as in `load_models`.
-        options: As in `load_models`.
-        models: The served models; nothing else may change them.
-        pool: Runs the models.
-        every_s: Seconds between two scans; 0 = only `scan` scans.
-        late_s: Seconds for which a retired model stays loaded.
+    Nothing else may change `models`. `every_s` is the time between two scans; with 0, only `scan` scans.
     """
 
     def __init__(
@@ -98,7 +92,8 @@ class ModelWatcher:
                     self._load(file)
                 else:
                     log.info("model found", file=str(file.path))
-        self._remove({*self._known_paths()} - {*found} - {*last_found})
+        known = {each.file.path for each in (*self._models, *self._models.refused) if each.file}
+        self._remove(known - {*found} - {*last_found})
 
     def _run(self) -> None:
         _lower_priority(self._options)
@@ -107,10 +102,6 @@ class ModelWatcher:
                 self.scan()
             except Exception:  # the thread must go on: the next scan may succeed
                 log.exception("model scan failed")
-
-    def _known_paths(self) -> list[Path]:
-        files = [each.file for each in (*self._models, *self._models.refused)]
-        return [file.path for file in files if file]
 
     def _is_settled(self, file: ModelFile) -> bool:
         """Return whether this file, unchanged, is served or was refused."""

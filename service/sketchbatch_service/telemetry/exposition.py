@@ -19,17 +19,10 @@ log = structlog.get_logger()
 
 
 class MetricsPort:
-    """HTTP server for metrics; without an address it does nothing, and `address` is empty.
-
-    Args:
-        address: HOST:PORT, or empty.
-        collect: Returns the current metrics; several threads call it concurrently.
-
-    Raises:
-        AddressUnusable: The address is in use or does not belong to this machine.
-    """
+    """HTTP server for metrics; without an address it does nothing, and `address` is empty."""
 
     def __init__(self, address: str, collect: Callable[[], Iterable[Metric]]) -> None:
+        """Bind HOST:PORT, or raise AddressUnusable. Several threads call `collect` concurrently."""
         self.address = address
         if not address:
             return

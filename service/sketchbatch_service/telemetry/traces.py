@@ -5,7 +5,7 @@ are configured; it needs the extra `traces`. OpenTelemetry's own variables confi
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -47,12 +47,8 @@ class _TracedCall:
         self._tracer = tracer
         self._span = span
         self._started_at_ns = time.time_ns()
-
-    def time_remaining(self) -> float:
-        return self._call.time_remaining()
-
-    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
-        return self._call.invocation_metadata()
+        self.time_remaining = call.time_remaining
+        self.invocation_metadata = call.invocation_metadata
 
     def on_cancel(self, cancel: Callable[[], object]) -> None:
         def cancel_and_end() -> None:

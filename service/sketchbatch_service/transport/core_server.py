@@ -61,11 +61,8 @@ class CoreServer:
     """Serve generated servicers, on the running event loop and the polling thread.
 
     A servicer's method that is a coroutine function or an asynchronous generator runs on the loop with an `AsyncCall`.
-    Any other method runs on the polling thread with a `DirectCall`, and must not block.
-
-    Args:
-        options: gRPC channel options.
-        authenticate: Called for each call before its request is read; must not block. None = all calls are accepted.
+    Any other method runs on the polling thread with a `DirectCall`, and must not block. `authenticate` is called for
+    each call before its request is read, and must not block; with None, all calls are accepted.
     """
 
     def __init__(self, options: Sequence[tuple[str, int]] = (), authenticate: Authenticator | None = None) -> None:
@@ -142,7 +139,7 @@ class CoreServer:
 
         Only one thread may poll at a time.
         """
-        self._subscribe_to_cancellation()
+        self._subscribe_to_cancellation()  # a loop here would keep its last call in memory during the poll
         handled = empty_polls = 0
         event = self._events.poll() if blocks else self._events.poll(0)
         while True:

@@ -13,13 +13,10 @@ Reader = Callable[[bytes], object]  # parses a message into a request; raises pr
 def handlers(
     service: ServiceDescriptor, servicer: object, *, name: str = "", readers: Mapping[str, Reader] | None = None
 ) -> grpc.GenericRpcHandler:
-    """Return a handler for the RPCs of `service`.
+    """Return a handler for the RPCs of `service`; `servicer` has a method for each RPC, with the RPC's name.
 
-    Args:
-        service: The service to serve.
-        servicer: Has a method for each RPC, with the RPC's name.
-        name: The service's name on the wire; empty = its name in the .proto file.
-        readers: Request readers by RPC; protobuf reads the requests of all other RPCs.
+    `name` is the service's name on the wire; empty = its name in the .proto file. `readers` holds request readers by
+    RPC; protobuf reads the requests of all other RPCs.
     """
     methods = {method.name: _handler(method, servicer, (readers or {}).get(method.name)) for method in service.methods}
     return grpc.method_handlers_generic_handler(name or service.full_name, methods)

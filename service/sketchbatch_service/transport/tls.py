@@ -26,8 +26,7 @@ class TlsFiles:
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
     """Return TLS credentials; gRPC checks `files` for changes at each new connection.
 
-    Raises:
-        CredentialsUnusable: A file is missing or not PEM, or certificate and key do not belong together.
+    Raise CredentialsUnusable if a file is missing or not PEM, or if certificate and key do not belong together.
     """
     paths = [path for path in (files.cert, files.key, files.client_ca) if path]
     reloader = FileReloader(paths, lambda: _configuration(files))

@@ -26,13 +26,8 @@ _WRONG = "the bearer token is not accepted"
 class TokenFile:
     """Accept calls that carry a token of the file at `path`: one token per line, blank lines and # comments ignored.
 
-    Args:
-        path: Read now, and again after it has changed.
-        open_methods: Paths of methods (`/package.Service/Method`) that need no token.
-        clock: Returns seconds.
-
-    Raises:
-        CredentialsUnusable: The file is missing or holds no token, or a line is not a token or too short.
+    Methods whose path (`/package.Service/Method`) is in `open_methods` need no token. The constructor raises
+    CredentialsUnusable if the file is missing or holds no token, or if a line is not a token or too short.
     """
 
     def __init__(

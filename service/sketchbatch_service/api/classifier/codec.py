@@ -28,11 +28,7 @@ class Request:
 
 
 def read(message: bytes) -> Request:
-    """Parse one message.
-
-    Raises:
-        google.protobuf.message.DecodeError: The bytes are not a message.
-    """
+    """Parse one message; raise google.protobuf.message.DecodeError if the bytes are not a message."""
     if len(message) >= _LARGE_BYTES and (taken := take_out(message, pb.ClassifyRequest.BITMAPS_FIELD_NUMBER)):
         bitmaps, rest = taken
         return Request(pb.ClassifyRequest.FromString(rest), bitmaps)
@@ -43,9 +39,7 @@ def read(message: bytes) -> Request:
 def decode(request: Request, *, max_rows: int, classes: int) -> Bitmaps:
     """Return a read-only view of the request's bytes: uint8, (rows, 28, 28).
 
-    Raises:
-        InvalidRequest: The number of bytes is not a multiple of 784, the number of rows is not 1 to `max_rows`, or
-            `top_k` is greater than `classes`.
+    Raise InvalidRequest for part of a row, for other than 1 to `max_rows` rows, and for `top_k` above `classes`.
     """
     payload_bytes = len(request.bitmaps)
     rows, rest = divmod(payload_bytes, ROW_BYTES)

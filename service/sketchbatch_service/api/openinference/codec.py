@@ -51,8 +51,7 @@ def timeout_s(request: pb.ModelInferRequest) -> float:
 def decode(request: pb.ModelInferRequest, *, max_rows: int) -> Bitmaps:
     """Return the request's one input as uint8, (rows, 28, 28); FP32 is rounded to the nearest of 256 grey levels.
 
-    Raises:
-        InvalidRequest: The input is not one tensor `bitmaps` of a supported type, shape, size and range.
+    Raise InvalidRequest unless the input is one tensor `bitmaps` of a supported type, shape, size and range.
     """
     tensor = _only_input(request)
     rows = _rows(tensor, max_rows)
@@ -142,8 +141,7 @@ def _grey_levels(ink: NDArray[np.float32]) -> NDArray[np.uint8]:
 def top_k(request: pb.ModelInferRequest, *, classes: int) -> int:
     """Return the requested number of best classes; 0 = all scores, also if the request names no output.
 
-    Raises:
-        InvalidRequest: The output is not `scores`, or its parameter `classification` is not 1 to `classes`.
+    Raise InvalidRequest if the output is not `scores`, or its parameter `classification` is not 1 to `classes`.
     """
     names = [output.name for output in request.outputs]
     if names not in ([], [OUTPUT]):
