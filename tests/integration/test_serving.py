@@ -30,6 +30,8 @@ pytestmark = pytest.mark.timeout(60)  # most tests start a service
 FIVE = ["accuracy", "balanced_accuracy", "specificity", "matthews_corrcoef", "jaccard"]
 NO_LIMIT = ("--drain-s", "3600")
 """Flags with which a service that waits until --drain-s would exceed the time limit of its test."""
+SLOW = ("--threads", "1", "--max-batch-rows", "1", "--metrics-address", "127.0.0.1:0")
+"""Flags with which 8,000 rows take seconds, and the queued rows can be read."""
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,9 @@ def test_reflection_can_be_turned_off(start_service, tiny_service, tiny_model):
 
 @contextmanager
 def paused_in_flight(service, calls: int, bitmaps: np.ndarray) -> Iterator[list[grpc.Future]]:
-    """Send calls, and pause the process of the service while rows of these calls are still in the queue.
+    """Send calls, and pause the process of the service while at least half of their rows are in the queue.
+
+    The service must be started with SLOW, so that the queue fills faster than it drains.
 
     Signals that are sent to the paused process arrive when the process continues.
     """
@@ -129,7 +133,7 @@ def paused_in_flight(service, calls: int, bitmaps: np.ndarray) -> Iterator[list[
         request = pb.ClassifyRequest(bitmaps=bitmaps.tobytes(), top_k=1)
         while True:
             sent = [classify(request) for _ in range(calls)]
-            while not all(call.done() for call in sent) and not queued_rows(service):
+            while not any(call.done() for call in sent) and queued_rows(service) < calls * len(bitmaps) / 2:
                 pass
             service.process.send_signal(signal.SIGSTOP)
             if not any(call.done() for call in sent):
@@ -156,10 +160,10 @@ def queued_rows(service) -> float:
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_accepted_calls_are_answered_before_the_service_stops(start_service, root, noise, how):
     """A call in flight when SIGTERM arrives receives its response, and the log has the stages of the stop."""
-    service = start_service(root / "models", "--max-batch-rows", "16", "--metrics-address", "127.0.0.1:0", *NO_LIMIT)
-    with paused_in_flight(service, 1, noise(4096)) as (call,):
+    service = start_service(root / "models", *SLOW, *NO_LIMIT)
+    with paused_in_flight(service, 1, noise(16384)) as (call,):
         service.process.send_signal(how)
-    assert call.result().rows == 4096
+    assert call.result().rows == 16384
     service.process.wait()
     code, log = service.stop()
     assert code == 0
@@ -205,8 +209,7 @@ def test_the_lame_duck_time_ends_by_itself(start_service, tiny_model):
 
 def test_a_second_signal_cancels_calls(start_service, root, noise):
     """A second signal cancels calls in flight, which end with UNAVAILABLE, and the process ends before `--drain-s`."""
-    flags = ["--max-batch-rows", "1", "--lame-duck-s", "3600", "--metrics-address", "127.0.0.1:0", *NO_LIMIT]
-    service = start_service(root / "models", *flags)
+    service = start_service(root / "models", "--lame-duck-s", "3600", *SLOW, *NO_LIMIT)
     service.process.terminate()
     service.wait_for("stopping")  # without this wait the kernel could merge the two signals
     with paused_in_flight(service, 8, noise(8000)) as calls:

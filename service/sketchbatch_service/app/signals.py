@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -18,6 +19,12 @@ class Stop:
         # The first signal settles `requested`: drain, then exit. The second settles `forced`: cancel the open calls.
         self.requested: asyncio.Future[signal.Signals] = self._loop.create_future()
         self.forced: asyncio.Future[signal.Signals] = self._loop.create_future()
+        # A process that was paused may receive a signal on any thread: the socket wakes the loop on the main thread.
+        self._wakeup = socket.socketpair()
+        for end in self._wakeup:
+            end.setblocking(False)
+        self._loop.add_reader(self._wakeup[0], self._wakeup[0].recv, 4096)
+        signal.set_wakeup_fd(self._wakeup[1].fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
             signal.signal(number, self._on_signal)
 
