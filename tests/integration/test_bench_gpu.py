@@ -28,7 +28,7 @@ def test_one_run_measures_every_part(root, tmp_path):
 
 
 def test_parts_beyond_the_time_budget_are_listed(root, tmp_path):
-    """A run whose time budget is used up ends with exit code 0, and its results file names the missing parts."""
+    """A benchmark without time left ends with exit code 0, and its results file names the missing measurements."""
     path = tmp_path / "gpu.json"
     words = ["--provider", "cpu", "--budget-s", "0", "--output", path]
     finished = subprocess.run(

@@ -161,7 +161,7 @@ def test_int8_with_a_lower_accuracy_is_refused(run):
 
 
 def test_float16_that_overflows_is_refused(tiny_run):
-    """A value above 65,504 is infinite in float16, and the scores are NaN; the CPU alone would not show this."""
+    """Values above 65,504 are infinite in float16; then the scores are NaN and the export is refused."""
     graph = onnx.load(tiny_run.onnx)
     weights = next(each for each in graph.graph.initializer if each.name == "weights")
     weights.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights) * 1e5, "weights"))

@@ -37,7 +37,7 @@ class Accumulator:
         self._labels = tuple(labels)
         shape = (len(labels), len(labels))
         self._confusion: Confusion = np.zeros(shape, np.int64)
-        self._known: Confusion = np.zeros(shape, np.int64)  # rows with a recognised flag
+        self._known: Confusion = np.zeros(shape, np.int64)  # rows of which it is known whether the game recognised them
         self._recognized: Confusion = np.zeros(shape, np.int64)
         self._in_top_3 = 0
         self._calibration: Calibration | None = None

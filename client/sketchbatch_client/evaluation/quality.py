@@ -42,7 +42,7 @@ class Figures:
 class Recognized:
     """Figures on the drawings that the game recognised, next to figures that they can be compared with."""
 
-    known: Figures  # figures on all drawings with a recognised flag
+    known: Figures  # figures on all drawings of which it is known whether the game recognised them
     recognized: Figures  # figures on the recognised drawings only
 
 

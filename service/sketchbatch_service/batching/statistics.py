@@ -60,13 +60,13 @@ class Counts:
     last_answer_at: float = 0.0  # Unix time in seconds; 0 = none yet
     success: Duration = field(default_factory=Duration)  # answered requests, including the times of `add_codec`
     fail: Duration = field(default_factory=Duration)  # accepted requests that expired, were cancelled or failed
-    queue: Histogram = field(default_factory=Histogram)  # answered requests, from `submit` to their first model call
-    inference: Duration = field(default_factory=Duration)  # answered requests, in their model calls
-    decoding_s: float = 0.0  # spent on decoding messages to bitmaps
-    encoding: Histogram = field(default_factory=Histogram)  # answered requests, encoding of the response
-    calls: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))  # successful, by rows
+    queue: Histogram = field(default_factory=Histogram)  # answered requests: seconds from `submit` to the model
+    inference: Duration = field(default_factory=Duration)  # answered requests: seconds in their model calls
+    decoding_s: float = 0.0  # seconds to decode messages to bitmaps
+    encoding: Histogram = field(default_factory=Histogram)  # answered requests: seconds to encode the response
+    calls: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))  # successful calls by rows
     call_times: Histogram = field(default_factory=Histogram)  # successful model calls
-    assembling: Histogram = field(default_factory=Histogram)  # successful model calls, copying rows into one array
+    assembling: Histogram = field(default_factory=Histogram)  # successful model calls: seconds to copy their rows
     # Model calls, failed ones included, by the reason for which their batch got no more rows:
     closed: Counter[CloseReason] = field(default_factory=lambda: Counter(dict.fromkeys(get_args(CloseReason), 0)))
     broken_calls: int = 0  # failed model calls
