@@ -1,6 +1,6 @@
 """The command `sketchbatch-train`: fetch or sketch drawings, explore, train, average, export, report.
 
-Each command imports its slow modules when it runs: TensorFlow takes seconds to import, and `--help` does not need it.
+Each command imports its slow modules only when it runs, because importing TensorFlow for `--help` would take seconds.
 """
 
 import os
@@ -182,7 +182,7 @@ def train(
         rasterized=Run(run).rasterized,
         skip_malformed=skip_malformed,
     )
-    with row_bar() as progress:  # tens of millions of drawings take minutes to hash
+    with row_bar() as progress:  # hashing tens of millions of drawings takes minutes
         task = progress.add_task("reading drawings", total=count_rows(drawings))
         dataset = read_dataset(drawings, lambda done: progress.advance(task, done))
     console.print(
@@ -265,7 +265,7 @@ def report(
 
 
 def main() -> None:
-    """Run the command; expected errors end as one line on stderr with exit code 1."""
+    """Run the command; print an expected error as one line on stderr and exit with code 1."""
     unwind_on_signals()
     try:
         app()
@@ -275,9 +275,9 @@ def main() -> None:
 
 @contextmanager
 def _quiet_import() -> Iterator[None]:
-    """Keep TensorFlow's start-up messages off stderr: its C++ code prints them before any setting takes effect."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides later messages about missing GPUs
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # otherwise ONNX Runtime's wheels report to Microsoft
+    """Hide TensorFlow's start-up messages, which its C++ code prints to stderr before any setting takes effect."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides TensorFlow's later messages about missing GPUs
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # stops the reports of ONNX Runtime to Microsoft
     stderr = os.dup(2)
     with Path(os.devnull).open("w") as devnull:
         os.dup2(devnull.fileno(), 2)
@@ -289,12 +289,12 @@ def _quiet_import() -> Iterator[None]:
 
 
 def _join(labels: tuple[str, ...]) -> str:
-    """Return a text such as "bear, cat, dog" or "345 classes"."""
+    """Return the labels as text, such as "bear, cat, dog", or their number if there are more than twelve labels."""
     return ", ".join(labels) if len(labels) <= 12 else f"{len(labels)} classes"
 
 
 def _parse_rows(text: str) -> int | None:
-    """Return the number of rows; None = all."""
+    """Return the number of rows that `--rows` states; None = all rows."""
     if text != "all" and not (text.isdecimal() and int(text)):
         raise typer.BadParameter(f"must be a number from 1 or all, got {text!r}", param_hint="--rows")
     return None if text == "all" else int(text)

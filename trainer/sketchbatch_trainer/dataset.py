@@ -1,8 +1,8 @@
 """Open labelled drawings by class and divide them into a training, a validation and a test split.
 
-The split of a drawing follows from its bitmap alone (BLAKE2b of its 784 bytes). Every run, every machine and every
-choice of classes therefore gives the same split. Copies of one bitmap are always in one split. Bitmaps stay in their
-memory-mapped files until a step reads them. In memory a drawing takes 8 bytes, so that 50 million drawings fit.
+The split of a drawing depends only on its bitmap (BLAKE2b of the 784 bytes). Every run, machine and choice of classes
+therefore gives a drawing the same split, and copies of one bitmap are in the same split. Bitmaps stay in their
+memory-mapped files until a step reads them. Each drawing takes 8 bytes of memory, so that 50 million drawings fit.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ TEST_PERCENT = 10
 VALIDATION_PERCENT = 10
 
 _TRAIN, _VALIDATION, _TEST = range(3)
-_BLOCK_ROWS = 16384  # 12.8 MB
+_BLOCK_ROWS = 16384  # bitmaps that are read at once: 12.8 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class Split:
     files: tuple[Bitmaps, ...]
     """Bitmaps of each class, memory-mapped: uint8, (rows, 28, 28), 0 = paper, 255 = ink."""
     class_index: NDArray[np.int32]
-    """(rows,), index into the labels."""
+    """(rows,): the index of each drawing's label."""
     row: NDArray[np.int32]
-    """(rows,), index into the file of the class."""
+    """(rows,): the row of each drawing in the file of its class."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -57,40 +57,40 @@ class Split:
         return bitmaps, class_index
 
     def blocks(self, rows: int = _BLOCK_ROWS) -> Iterator[tuple[Bitmaps, NDArray[np.int32]]]:
-        """Read all bitmaps and class indices in order, at most `rows` at a time."""
+        """Read all bitmaps and class indices in order, in blocks of at most `rows` drawings."""
         for start in range(0, len(self), rows):
             yield self.take(slice(start, start + rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """Drawings in three splits."""
+    """Drawings in a training, a validation and a test split."""
 
     labels: tuple[str, ...]
     source: str
     """Origin of the drawings, as text for people."""
     digest: str
-    """SHA-256 of every bitmap and label of all splits, in order."""
+    """SHA-256 over all labels and bitmaps of all splits, in order."""
     train: Split
     validation: Split
     test: Split
     recognized: tuple[NDArray[np.int8], ...]
-    """For each class the flags of its test rows: 1 = recognised by the game, 0 = not, -1 = unknown."""
+    """For each class the flags of its test rows: 1 = recognised by the game, 0 = not recognised, -1 = unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetRequest:
-    """Which drawings to read."""
+    """The drawings to read: folder, labels and limits."""
 
     folder: Path
-    """A folder in Google's layout, or in another that `sketchbatch_client.drawings.readers.labelled_files` accepts."""
+    """A folder in Google's layout or another one that `sketchbatch_client.drawings.readers.labelled_files` accepts."""
     labels: tuple[str, ...]
     rows_per_class: int | None = None
-    """Number of rows to read of each class, from the first; None = all."""
+    """Number of rows to read of each class, counted from the first row; None = all rows."""
     source: str = ""
     """Origin of the drawings; empty = the origin that the folder states."""
     rasterized: Path | None = None
-    """Folder for the bitmaps of strokes and pictures; None = strokes and pictures are refused."""
+    """Folder for the bitmaps rendered from strokes and pictures; None = strokes and pictures are refused."""
     skip_malformed: bool = False
     """True = leave out lines and pictures that are not drawings."""
 
@@ -100,8 +100,8 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
 
     Raises:
         FileRefused: A file has an unexpected format.
-        DrawingsRefused: A label has no file, occurs twice, or has too few drawings for three splits; or `source` would
-            replace the note that the drawings are synthetic.
+        DrawingsRefused: A label has no file, occurs twice, or has too few drawings for three splits; or
+            `request.source` would replace the folder's note that its drawings are synthetic.
     """
     labels = request.labels
     paths = labelled_files(request.folder)
@@ -143,20 +143,20 @@ def count_rows(request: DatasetRequest) -> int:
 
 
 def write_split(folder: Path, split: Split, labels: tuple[str, ...], source: str) -> None:
-    """Write NAME.npy, uint8 (rows, 784), for each label, and the note on the origin."""
+    """Write a file NAME.npy, uint8 (rows, 784), for each label, and a note on the origin of the drawings."""
     for index, label in enumerate(labels):
         write_bitmaps(folder / f"{label}.npy", split.take(np.flatnonzero(split.class_index == index))[0])
     write_source(folder, source)
 
 
 def write_bitmaps(path: Path, bitmaps: Bitmaps) -> None:
-    """Replace one .npy in Google's layout atomically."""
+    """Write bitmaps as a .npy file in Google's layout; replace an existing file atomically."""
     with replacing(path) as partial, partial.open("wb") as file:
         np.save(file, bitmaps.reshape(len(bitmaps), -1))
 
 
 def write_source(folder: Path, source: str) -> None:
-    """Note the origin of the drawings in `folder`."""
+    """Write the origin of the drawings into the note file of `folder`."""
     with replacing(folder / SOURCE_NOTE) as partial:
         partial.write_text(source + "\n", encoding="utf-8")
 
@@ -188,7 +188,7 @@ def _open_bitmaps(path: Path, request: DatasetRequest) -> Bitmaps:
 
 
 def _read_recognized(request: DatasetRequest, path: Path, rows: NDArray[np.int32]) -> Flags:
-    """Return the recognised flags of some rows of a file."""
+    """Return the recognised flags of the given rows of a file."""
     bitmaps = open_bitmaps(path, skip_malformed=request.skip_malformed)
     return RecognizedFlags({path: bitmaps}, skip_malformed=request.skip_malformed).read(path, rows)
 
@@ -196,7 +196,7 @@ def _read_recognized(request: DatasetRequest, path: Path, rows: NDArray[np.int32
 def _assign_splits(
     bitmaps: Bitmaps, update_digest: Callable[[bytes], object], progress: Callable[[int], object]
 ) -> NDArray[np.int8]:
-    """Return the split of each row, and pass all bytes to `update_digest` in order."""
+    """Return the split of each row, and pass the bytes of all bitmaps to `update_digest` in order."""
     splits = np.empty(len(bitmaps), np.int8)
     for start in range(0, len(bitmaps), _BLOCK_ROWS):
         block = bitmaps[start : start + _BLOCK_ROWS].tobytes()
@@ -212,7 +212,7 @@ def _assign_splits(
 
 
 def _select(files: tuple[Bitmaps, ...], splits: list[NDArray[np.int8]], wanted: int) -> Split:
-    """Return the rows of one split; `splits` holds the split of each row of each file."""
+    """Return the rows of the split `wanted`; `splits` has the split of each row of each file."""
     rows = [np.flatnonzero(split == wanted).astype(np.int32) for split in splits]
     class_index = np.repeat(np.arange(len(files), dtype=np.int32), [len(each) for each in rows])
     return Split(files, class_index, np.concatenate(rows))

@@ -1,17 +1,17 @@
-"""Errors of the trainer: the fault of each class, and the remedy.
+"""Errors of the trainer: the cause of each error class, and the remedy.
 
 TrainerError
 ├── DrawingsRefused    the requested drawings are missing or too few: fetch more, or name other classes
-├── FetchFailed        the server has no such class or sent other content: the message states the remedy
+├── FetchFailed        the server lacks the requested file or sent other content: the message states the remedy
 │   └── BucketUnreachable  no connection: the machine is offline, or a proxy blocks the bucket
-├── RunIncomplete      a file of an earlier step is missing: run the command in the message first
+├── RunIncomplete      the run lacks a file of an earlier step: first run the command in the message
 ├── RunRefused         the named run does not fit the request: name another run
-└── ExportRefused      an exported model scores differently from its original: no file is written
+└── ExportRefused      the scores of an exported model and of its original differ: no file is written
 """
 
 
 class TrainerError(Exception):
-    """Base class; the message is one line for the user."""
+    """Base class of the trainer's errors; the message is one line for the user."""
 
 
 class DrawingsRefused(TrainerError):
@@ -19,20 +19,20 @@ class DrawingsRefused(TrainerError):
 
 
 class FetchFailed(TrainerError):
-    """A download failed, or the content is not the requested file."""
+    """A download failed, or the downloaded content is not the requested file."""
 
 
 class BucketUnreachable(FetchFailed):
-    """The bucket accepts no connection, so no other class can be fetched either."""
+    """The bucket accepts no connection, so that fetching any other class would fail, too."""
 
 
 class RunIncomplete(TrainerError):
-    """A file of an earlier step is missing from the run."""
+    """The run lacks a file that an earlier step writes."""
 
 
 class RunRefused(TrainerError):
-    """The step needs a run of another network, other labels or another seed."""
+    """The named run has the wrong network, labels or seed for the step."""
 
 
 class ExportRefused(TrainerError):
-    """ONNX and Keras disagree, or a variant and float32 disagree."""
+    """The scores of ONNX and Keras, or of a variant and float32, differ by more than the limit."""

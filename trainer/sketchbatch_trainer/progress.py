@@ -1,4 +1,4 @@
-"""Progress bars on a terminal; no output elsewhere."""
+"""Show progress bars if the output is a terminal, and print nothing otherwise."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ def byte_bar() -> Progress:
 
 
 def show_files(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
-    """Return a function that starts the bar of a file with this name and number of rows, and returns its counter."""
+    """Return a function that starts the bar of a file, given name and rows, and returns a counter for rows read."""
     task = progress.add_task("reading")
 
     def start_file(name: str, rows: int) -> Callable[[int], None]:

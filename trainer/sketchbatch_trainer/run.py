@@ -1,4 +1,4 @@
-"""The files of a run: the folder in which each step stores its output for the next step."""
+"""Name the files of a run, the folder in which each command stores its output for the next command."""
 
 import json
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ class Variant(StrEnum):
     """Number format of an exported model."""
 
     FLOAT32 = "float32"
-    """The format of training; runs well on every device."""
+    """The number format of training, which runs well on every device."""
     FLOAT16 = "float16"
-    """For CUDA. A CPU converts each value back to float32, which is slower than a float32 model."""
+    """16-bit floats, for CUDA. A CPU runs float16 slower than float32, because it converts each value to float32."""
     INT8 = "int8"
-    """For the CPU."""
+    """8-bit integers, for the CPU."""
 
 
 class _RunFile:
-    """Attribute of a `Run`: the path of one of its files."""
+    """Attribute of a `Run`: the path of one file of the run."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -34,7 +34,7 @@ class _RunFile:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The folder of one run. `sketchbatch score` and `sketchbatch evaluate` write `scores` and `metrics`."""
+    """The folder of one run. `sketchbatch score` writes the file `scores`, `sketchbatch evaluate` writes `metrics`."""
 
     folder: Path
 
@@ -45,12 +45,12 @@ class Run:
     rasterized = _RunFile("drawn")
     """Folder of the bitmaps that were rendered from strokes or pictures: NAME.npy."""
     recognized = _RunFile("recognized.csv")
-    """Whether the game recognised each held-out drawing, where known (CSV: label, row, is_recognized)."""
+    """Held-out drawings that the game is known to have recognised or not (CSV: label, row, is_recognized)."""
     calibration = _RunFile("calibration.npy")
-    """Training drawings of every class from which int8 learns its ranges: uint8, (rows <= 1024, 784)."""
+    """Training drawings of every class, on which the int8 export measures ranges: uint8, (rows <= 1024, 784)."""
     keras = _RunFile("model.keras")
     checkpoint = _RunFile("checkpoint.npz")
-    """State of a training that has not ended."""
+    """State from which an interrupted training resumes."""
     logs = _RunFile("logs")
     """Folder of the TensorBoard logs (`tensorboard --logdir`)."""
     history = _RunFile("history.csv")
@@ -64,11 +64,11 @@ class Run:
     report = _RunFile("report.html")
 
     def exported(self, variant: Variant) -> Path:
-        """Return the path of the model file of this variant; that of float32 is `onnx`."""
+        """Return the path of the model file of `variant`; the path for float32 is `onnx`."""
         return self.onnx if variant is Variant.FLOAT32 else self.folder / f"model-{variant}.onnx"
 
     def clear(self) -> None:
-        """Create the folder, and delete the output of an earlier training so that no later step reads it."""
+        """Create the run's folder; delete the output of an earlier training, so that no later step reads old files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         own = (self.config, self.recognized, self.calibration, self.keras, self.checkpoint, self.history)
         later = (*map(self.exported, Variant), self.scores, self.metrics, self.report)
@@ -79,18 +79,18 @@ class Run:
         """Return `path`, which the command `sketchbatch-train STEP` writes.
 
         Raises:
-            RunIncomplete: The file does not exist.
+            RunIncomplete: `path` does not exist.
         """
         if not path.exists():
             raise RunIncomplete(f"{path} does not exist yet; first run: sketchbatch-train {step} --run {self.folder}")
         return path
 
     def read_config(self) -> dict[str, Any]:
-        """Return the contents of `config`."""
+        """Return the contents of the file `config`."""
         config: dict[str, Any] = json.loads(self.need(self.config).read_text(encoding="utf-8"))
         return config
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Replace `config` atomically."""
+        """Replace the file `config` atomically."""
         with replacing(self.config) as partial:
             partial.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
 """Draw synthetic bears, cats and dogs, for a machine without real drawings and without a network.
 
-Each drawing is a head, ears, eyes, a nose and a mouth as jittered strokes. Classes differ in the ears (round, pointed
-or hanging), whiskers and tongue. Some of these features are left out at random. Models of synthetic drawings are named
-`synthetic-...`.
+Each synthetic drawing shows a head, ears, eyes, a nose and a mouth in jittered strokes. The classes differ in ears
+(round, pointed or hanging), whiskers and tongue. Eyes, mouth, whiskers, tongue and a bear's snout are each left out at
+random. The name of a model that was trained on synthetic drawings starts with `synthetic-`.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from sketchbatch_client.drawings.readers import Bitmaps
 
 SOURCE = "synthetic sketches, drawn by sketchbatch-train sketch; no real drawings"
 
-Stroke = NDArray[np.float64]  # (points, 2), in head radii from the centre of the head; y points downwards
+Stroke = NDArray[np.float64]  # (points, 2): offsets from the centre of the head, in head radii; y points downwards
 
 
 def draw(label: str, rows: int, seed: int, progress: Callable[[int], object] = lambda rows: None) -> Bitmaps:
@@ -73,7 +73,7 @@ def _maybe(rng: np.random.Generator, chance: float, *strokes: Stroke) -> list[St
 
 
 def _arc(centre: tuple[float, float], width: float, height: float, start: float, stop: float) -> Stroke:
-    """Return part of an ellipse, from `start` to `stop` degrees, clockwise from the right."""
+    """Return part of an ellipse, from `start` to `stop` degrees, measured clockwise from the right."""
     angle = np.radians(np.linspace(start, stop, 14))
     return np.column_stack([centre[0] + width * np.cos(angle), centre[1] + height * np.sin(angle)])
 
@@ -83,7 +83,7 @@ def _line(*points: tuple[float, float]) -> Stroke:
 
 
 def _distort(strokes: list[Stroke], rng: np.random.Generator) -> list[list[list[float]]]:
-    """Jitter, stretch and rotate a drawing, then align it to the corner and scale it to 255, as Google does."""
+    """Jitter, stretch and rotate a drawing; move it to the corner and scale its longer side to 255, as Google does."""
     angle = np.radians(rng.normal(0, 9))
     stretch = np.diag(rng.uniform(0.75, 1.25, 2))
     warp = stretch @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -1,6 +1,6 @@
 """Google's Quick, Draw! bucket: its address, its classes, and the size and digest of each whole .npy file.
 
-Contains no HTTP code: `download.py` fetches one file, `fetching.py` many.
+This module contains no HTTP code: `download.py` fetches one file, and `fetching.py` fetches many files.
 """
 
 import csv
@@ -14,27 +14,27 @@ from pathlib import Path
 from ..errors import FetchFailed
 
 BUCKET = "https://storage.googleapis.com/quickdraw_dataset/full"
-"""https://github.com/googlecreativelab/quickdraw-dataset#get-the-data"""
+"""The address is stated in https://github.com/googlecreativelab/quickdraw-dataset#get-the-data"""
 
 SOURCE = "Quick, Draw! drawings by Google (CC BY 4.0)"
 
 
 @dataclass(frozen=True, slots=True)
 class ExpectedNpy:
-    """Published facts about the whole .npy of one class."""
+    """Published size, number of drawings and digest of the whole .npy file of one class."""
 
     size_bytes: int
     drawings: int
     sha256: str
 
 
-Catalogue = Mapping[str, ExpectedNpy]  # by class name
+Catalogue = Mapping[str, ExpectedNpy]  # the expected .npy file of each class, by class name
 
 
 def read_catalogue() -> Catalogue:
-    """Return the 345 classes, sorted by name.
+    """Return the expected .npy file of each of the 345 classes, sorted by class name.
 
-    Sizes and digests are those of TensorFlow Datasets:
+    Sizes and digests come from TensorFlow Datasets:
     https://github.com/tensorflow/datasets/blob/333639b/tensorflow_datasets/url_checksums/quickdraw_bitmap.txt
     """
     table = importlib.resources.files(__package__) / "quickdraw_npy_checksums.tsv"
@@ -43,7 +43,7 @@ def read_catalogue() -> Catalogue:
 
 
 def known_classes(names: str, catalogue: Catalogue) -> tuple[str, ...]:
-    """Split `names` at commas and drop repetitions; `all` stands for the whole catalogue.
+    """Return the class names in `names`, split at commas and without repetitions; `all` means the whole catalogue.
 
     Raises:
         FetchFailed: A name is not in the catalogue; the message suggests similar names.

@@ -34,12 +34,12 @@ class ClassFile:
         self._expected = request.catalogue[label]
 
     def fetch(self, downloader: Downloader) -> FetchResult:
-        """Download the missing rows; request nothing if the file is complete.
+        """Download the missing rows; send no request if the file is already complete.
 
         Raises:
-            BucketUnreachable: No connection.
-            FetchFailed: The server refuses or keeps failing (NAME.part keeps the received bytes), or the content is
-                not the bucket's file (NAME.part is deleted).
+            BucketUnreachable: The bucket accepts no connection.
+            FetchFailed: The server refuses the request or fails repeatedly (NAME.part keeps the received bytes), or
+                the received content is not the bucket's file (NAME.part is deleted).
         """
         rows = self._complete_rows()
         received_before = downloader.received_bytes
@@ -52,7 +52,7 @@ class ClassFile:
         return FetchResult(label=self._label, rows=rows, received_bytes=downloader.received_bytes - received_before)
 
     def _complete_rows(self) -> int | None:
-        """Return the number of rows in the file; None if rows are missing or only the bucket knows their number."""
+        """Return the number of rows of a complete file; None if rows are missing or only the bucket knows how many."""
         if not self._path.is_file() or (self._rows is None and self._form is not NPY):
             return None
         try:
@@ -62,7 +62,7 @@ class ClassFile:
         return rows if rows >= (self._rows or 1) else None
 
     def _npy_rows(self) -> int:
-        """Return the number of rows; 0 if the whole file is requested and its digest is wrong."""
+        """Return the number of rows in the .npy file; 0 if the whole file is requested and its digest is wrong."""
         rows = len(read_bitmaps(self._path))
         if self._rows is None:
             with self._path.open("rb") as file:
@@ -74,7 +74,7 @@ class ClassFile:
             return self._form.count(file, limit).rows
 
     def _rows_if_same_size(self, remote: RemoteFile) -> int | None:
-        """Return the number of rows if the file is as large as the bucket's: only npy has published digests."""
+        """Return the number of rows if the file is as large as the bucket's file: only npy has published digests."""
         if self._form is NPY or not self._path.is_file() or self._path.stat().st_size != remote.size_bytes:
             return None
         with contextlib.suppress(NotDrawings):
@@ -83,15 +83,15 @@ class ClassFile:
 
     def _download(self, remote: RemoteFile, downloader: Downloader) -> int:
         """Download the missing bytes and return the number of rows in the complete file."""
-        self._form.count(BytesIO(remote.head), 1)  # raises before a wrong response replaces any held bytes
+        self._form.count(BytesIO(remote.head), 1)  # raises NotDrawings before a wrong response can replace stored bytes
         expected_bytes = self._expected.size_bytes
         if self._form is NPY and self._rows is None and remote.size_bytes != expected_bytes:
             raise FetchFailed(f"{self._url}: expected {expected_bytes} bytes, the server has {remote.size_bytes}")
         self._partial.parent.mkdir(parents=True, exist_ok=True)
         if self._path.is_file() and not self._partial.is_file():
-            shutil.copyfile(self._path, self._partial)  # the shorter file stays usable during the download
+            shutil.copyfile(self._path, self._partial)  # the existing shorter file stays usable during the download
         if self._partial.is_file():
-            with contextlib.suppress(NotDrawings):  # damaged here or in the bucket: a download from 0 decides
+            with contextlib.suppress(NotDrawings):  # perhaps only NAME.part is damaged: download again from byte 0
                 return self._complete_partial(remote, downloader)
         self._partial.touch()
         return self._complete_partial(remote, downloader)
@@ -125,7 +125,7 @@ class ClassFile:
             downloader.extend(remote, file, min(stop, remote.size_bytes))
 
     def _finish(self, file: BufferedRandom, prefix: FilePrefix, remote: RemoteFile) -> None:
-        """Cut `file` after the requested rows, or verify the whole file."""
+        """Cut `file` after the requested rows, or verify `file` if the whole remote file was requested."""
         if prefix.rows == self._rows:
             if self._form is NPY:
                 write_row_count(file, prefix.rows)
@@ -136,7 +136,7 @@ class ClassFile:
             _verify("sha256", self._expected.sha256, _digest(file, hashlib.sha256).hex())
         elif prefix.end_bytes != remote.size_bytes:
             raise NotDrawings(f"expected whole drawings, got one cut off at byte {remote.size_bytes}")
-        elif remote.md5:  # no digests are published for these formats; the bucket states most of them
+        elif remote.md5:  # only npy has published digests; for most other files the bucket states the MD5
             md5 = partial(hashlib.md5, usedforsecurity=False)
             _verify("md5", remote.md5, base64.b64encode(_digest(file, md5)).decode())
 

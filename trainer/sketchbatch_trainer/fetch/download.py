@@ -1,7 +1,7 @@
 """Download a file of the bucket into a partial file; resume and retry after faults.
 
-Flow: `open` reads the first bytes and the size, `prepare` checks a partial file against them, `extend` lengthens it.
-A partial file needs no metadata: its last bytes are requested again and must be equal.
+Flow: `open` reads first bytes and size of the remote file, `prepare` compares a partial file with these first bytes,
+`extend` lengthens the partial file. A partial file needs no metadata: its last bytes are requested again and compared.
 This module knows neither classes nor drawings.
 """
 
@@ -21,9 +21,9 @@ from ..errors import BucketUnreachable, FetchFailed
 HEAD_BYTES = 4096
 OVERLAP_BYTES = 1024
 
-_CHUNK_BYTES = 1 << 14  # an interrupted response loses at most the last chunk
+_CHUNK_BYTES = 1 << 14  # bytes that are written at once; an interrupted response loses at most one chunk
 _MAX_WAIT_S = 60.0
-_TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}  # https://cloud.google.com/storage/docs/retry-strategy
+_TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}  # source: https://cloud.google.com/storage/docs/retry-strategy
 _OFFLINE = "offline? `sketchbatch-train sketch` needs no network"
 _WEB_PAGE = (b"<!doctype", b"<html", b"<?xml")
 
@@ -35,12 +35,12 @@ class RetrySettings:
     """When to retry a request, and when to give up."""
 
     max_faults: int = 6
-    """Consecutive faults without a new byte after which the download fails."""
+    """Number of consecutive faults, without a new byte in between, after which the download fails."""
     first_wait_s: float = 0.5
-    """Wait after the first fault, doubled after each further one. A longer Retry-After is obeyed, up to 60 s."""
+    """Wait after the first fault; each further fault doubles the wait. A longer Retry-After is obeyed, up to 60 s."""
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 30.0
-    """Longest time without a byte."""
+    """Longest wait for the next byte of a response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,10 @@ class RemoteFile:
 
     url: str
     head: bytes
-    """The first HEAD_BYTES, or the whole file if it is shorter."""
+    """The first HEAD_BYTES bytes of the file, or the whole file if it is shorter."""
     size_bytes: int
     md5: str
-    """Base64, from x-goog-hash; empty if the server states none, as for some objects."""
+    """MD5 in Base64, from the header x-goog-hash; empty if the server states no MD5, as for some objects."""
 
 
 @dataclass(slots=True)
@@ -62,9 +62,9 @@ class FetchState:
     on_bytes: Callable[[int], None]
     """Called with the number of new bytes of each chunk."""
     stop: threading.Event = field(default_factory=threading.Event)
-    """When set, each thread raises FetchStopped at its next chunk or wait."""
+    """Event that makes each thread raise FetchStopped at its next chunk or wait."""
     is_online: bool = False
-    """True after the first response. Before it, a failed connection means offline and is not retried."""
+    """True after the first response. A connection that fails before the first response means offline: no retry."""
 
 
 class FetchStopped(Exception):
@@ -81,10 +81,10 @@ class _TransientError(Exception):
 
 
 class Downloader(AbstractContextManager["Downloader"]):
-    """The HTTP session of one thread. Use it as a context manager."""
+    """The HTTP session of one download thread. Use the session as a context manager."""
 
     received_bytes = 0
-    """Bytes received so far that no partial file held before."""
+    """Number of received bytes that were not in a partial file before."""
 
     def __init__(self, retry: RetrySettings, state: FetchState) -> None:
         self._retry_settings = retry
@@ -95,18 +95,18 @@ class Downloader(AbstractContextManager["Downloader"]):
         self._session.close()
 
     def open(self, url: str) -> RemoteFile:
-        """Request the beginning of the file.
+        """Request the first bytes and the size of the file at `url`.
 
         Raises:
-            BucketUnreachable: No connection.
-            FetchFailed: The server refuses, sends a web page, or does not state the size of the file.
+            BucketUnreachable: The bucket accepts no connection.
+            FetchFailed: The server refuses the request, sends a web page, or does not state the size of the file.
         """
         return self._retry(url, lambda: self._read_head(url))
 
     def prepare(self, remote: RemoteFile, file: BinaryIO, header_bytes: int) -> None:
-        """Give `file` the head of the remote file; first empty it if it cannot be part of the remote file.
+        """Write the head of the remote file into `file`; first empty `file` if it is not a part of the remote file.
 
-        The first `header_bytes` may differ, because the header of a .npy states the number of rows in the file.
+        The first `header_bytes` of `file` may differ from the remote file: a .npy header states the number of rows.
         """
         file.seek(header_bytes)
         held = file.read(len(remote.head) - header_bytes)
@@ -121,7 +121,7 @@ class Downloader(AbstractContextManager["Downloader"]):
 
         Raises:
             BucketUnreachable: The connection cannot be restored.
-            FetchFailed: The server refuses, or `max_faults` followed each other. `file` keeps the received bytes.
+            FetchFailed: The server refuses, or `max_faults` faults occurred in a row. `file` keeps the received bytes.
         """
         self._retry(remote.url, lambda: self._append(remote, file, stop_bytes))
 
@@ -136,7 +136,7 @@ class Downloader(AbstractContextManager["Downloader"]):
                 self._wait_after(url, error, faults)
 
     def _wait_after(self, url: str, error: _TransientError, faults: int) -> None:
-        """Wait before the next attempt, or raise if there must be none."""
+        """Wait before the next attempt, or raise an error if no further attempt is allowed."""
         settings = self._retry_settings
         is_last = faults >= settings.max_faults
         if error.is_unreachable and (is_last or not self._state.is_online):
@@ -190,9 +190,9 @@ class Downloader(AbstractContextManager["Downloader"]):
 
     @contextmanager
     def _get(self, url: str, start: int, stop: int) -> Iterator[tuple[requests.Response, int, int]]:
-        """Request the bytes from `start` to before `stop`; yield the response, its first byte and the file's size.
+        """Request the bytes from `start` to before `stop`; yield the response, its offset and the file's size.
 
-        A server without range support sends the whole file, and the first byte is 0.
+        A server without range support sends the whole file, and the yielded offset is 0.
         """
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         timeout = (self._retry_settings.connect_timeout_s, self._retry_settings.read_timeout_s)
@@ -214,7 +214,7 @@ def _size(file: BinaryIO) -> int:
 
 
 def _read_range(url: str, response: requests.Response, start: int) -> tuple[int, int]:
-    """Return the first byte of the response and the size of the whole file, from status and headers."""
+    """Return the offset of the response in the file and the size of the whole file, from status and headers."""
     status = f"the server answered {response.status_code} {response.reason}"
     if response.status_code in _TRANSIENT_STATUSES:
         retry_after = response.headers.get("Retry-After", "")
@@ -232,7 +232,7 @@ def _read_range(url: str, response: requests.Response, start: int) -> tuple[int,
 
 
 def _innermost_cause(exc: BaseException) -> str:
-    """Return the most specific message, such as "[Errno 111] Connection refused" without the pool's description."""
+    """Return the innermost exception's message, such as "[Errno 111] Connection refused" without the pool's text."""
     while inner := exc.__cause__ or exc.__context__:
         exc = inner
     return str(exc)

@@ -1,4 +1,4 @@
-"""The drawings to fetch, with the paths, addresses and sizes that follow, and the result for each class."""
+"""Define which drawings to fetch, their paths, addresses and sizes, and the result for each class."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,11 @@ class FetchRequest:
     """Which drawings to fetch, and into which folder."""
 
     labels: tuple[str, ...]
-    """Classes of `catalogue`."""
+    """Names of the classes to fetch; `catalogue` contains each of them."""
     folder: Path
     """Target folder, laid out like the bucket: FOLDER/numpy_bitmap/NAME.npy and so on."""
     rows: int | None
-    """Number of drawings of each class, from the first; None = whole files."""
+    """Number of drawings to fetch of each class, counted from the first drawing; None = whole files."""
     form: Format = NPY
     base_url: str = BUCKET
     jobs: int = 4
@@ -27,29 +27,29 @@ class FetchRequest:
     catalogue: Catalogue = field(default_factory=read_catalogue)
 
     def size_bytes_of(self, label: str) -> int:
-        """Estimate the bytes of one class; exact for npy except for the header."""
+        """Estimate the size of the file of one class; for npy the estimate is exact except for the header."""
         rows = self.rows_of(label)
         return (self.catalogue[label].drawings if rows is None else rows) * self.form.row_bytes
 
     def rows_of(self, label: str) -> int | None:
-        """Return the number of rows to fetch of one class; None = the whole file, also if `rows` is as large."""
+        """Return the number of rows to fetch of one class; None = the whole file, also if `rows` covers it."""
         return None if self.rows is None or self.rows >= self.catalogue[label].drawings else self.rows
 
     def path(self, label: str) -> Path:
-        """Return the target path of one class."""
+        """Return the target path of the file of one class."""
         return self.folder / self.form.folder / f"{label}{self.form.suffix}"
 
     def url(self, label: str) -> str:
-        """Return the address of one class in the bucket."""
+        """Return the address of the file of one class in the bucket."""
         return f"{self.base_url}/{self.form.folder}/{quote(label)}{self.form.suffix}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchResult:
-    """The outcome of one class whose file is complete."""
+    """The result for one class after its file is complete."""
 
     label: str
     rows: int
-    """Number of rows in the file: as many as requested, more if the file held more before, or all of the class."""
+    """Number of rows in the file: the requested rows, more if the file had more before, or all rows of the class."""
     received_bytes: int
-    """0 = the file was complete before."""
+    """Number of downloaded bytes; 0 = the file was complete before the fetch."""

@@ -1,4 +1,4 @@
-"""Fetch drawings of many classes into a folder laid out like the bucket: whole files, or the first rows of each.
+"""Fetch drawings of many classes into a folder laid out like the bucket: whole files, or the first rows of each file.
 
 Flow: `fetch` -> a few threads -> for each class `ClassFile` (class_file.py) -> `Downloader` (download.py).
 """
@@ -21,7 +21,7 @@ from .download import Downloader, FetchState, FetchStopped, RetrySettings
 from .fetch_request import FetchRequest, FetchResult
 from .formats import FORMATS, NPY
 
-_JOIN_TIMEOUT_S = 0.2  # per thread; a thread that waits for a silent server is a daemon and ends with the process
+_JOIN_TIMEOUT_S = 0.2  # wait for one thread; a daemon thread that still waits for a server ends with the process
 
 
 def is_reachable(base_url: str = BUCKET, timeout_s: float = 5.0) -> bool:
@@ -37,11 +37,11 @@ def is_reachable(base_url: str = BUCKET, timeout_s: float = 5.0) -> bool:
 def fetch(request: FetchRequest, *, on_bytes: Callable[[int], None], on_class: Callable[[FetchResult], None]) -> None:
     """Fetch every missing class of `request`; the failure of one class does not stop the others.
 
-    Several threads call `on_bytes` with numbers of received bytes. This thread calls `on_class` for each complete file.
+    Several threads call `on_bytes` with numbers of received bytes. The caller's thread calls `on_class` per file.
 
     Raises:
-        BucketUnreachable: No connection; the remaining classes are not tried.
-        FetchFailed: Classes failed (the message lists each with its reason), or the folder holds other drawings.
+        BucketUnreachable: The bucket accepts no connection; the remaining classes are not tried.
+        FetchFailed: Some classes failed (the message lists each with its reason), or the folder has other drawings.
     """
     failures = []
     with _locked(request.folder), _source_note(request):
@@ -59,7 +59,7 @@ def fetch(request: FetchRequest, *, on_bytes: Callable[[int], None], on_class: C
 
 
 def _outcomes(request: FetchRequest, on_bytes: Callable[[int], None]) -> Iterator[FetchResult | Exception]:
-    """Yield one outcome for each class, in order of completion."""
+    """Yield the result or the error of each class, in order of completion."""
     pending: queue.SimpleQueue[str] = queue.SimpleQueue()
     outcomes: queue.SimpleQueue[FetchResult | Exception] = queue.SimpleQueue()
     state = FetchState(on_bytes)
@@ -71,12 +71,12 @@ def _outcomes(request: FetchRequest, on_bytes: Callable[[int], None]) -> Iterato
                     outcomes.put(ClassFile(request, pending.get_nowait()).fetch(downloader))
                 except (queue.Empty, FetchStopped):
                     return
-                except Exception as exc:  # the main thread waits for one outcome per class, and handles this one
+                except Exception as exc:  # the main thread waits for one outcome per class and handles the error
                     outcomes.put(exc)
 
     for label in request.labels:
         pending.put(label)
-    # Daemon threads instead of a pool: Ctrl-C must not wait for them, and a NAME.part can be resumed.
+    # Daemon threads instead of a pool, because Ctrl-C must not wait for downloads; each NAME.part can be resumed.
     threads = [
         threading.Thread(target=fetch_pending, name="fetch", daemon=True)
         for _ in range(min(request.jobs, len(request.labels)))
@@ -94,7 +94,7 @@ def _outcomes(request: FetchRequest, on_bytes: Callable[[int], None]) -> Iterato
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on the folder, since two fetches must not write one partial file; the lock ends with the process."""
+    """Lock the folder, so that two fetches never write the same partial file; the lock ends with the process."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".fetching").open("w") as lock:
         try:
@@ -106,7 +106,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _source_note(request: FetchRequest) -> Iterator[None]:
-    """Keep SOURCE.txt true at every moment; write none if the folder already holds drawings of unknown origin."""
+    """Keep SOURCE.txt correct at every moment; do not write it if the folder has drawings of unknown origin."""
     path = request.folder / SOURCE_NOTE
     note = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
     if note and not note.startswith(SOURCE):
@@ -131,13 +131,13 @@ def _has_drawings(folder: Path) -> bool:
 
 
 def _describe_rows(request: FetchRequest) -> str:
-    """Return how many drawings of each class the folder holds; empty if counting requires reading whole files."""
+    """Return a text on the number of drawings per class; empty if counting requires reading whole files."""
     has_strokes = any((request.folder / form.folder).is_dir() for form in FORMATS.values() if form is not NPY)
     try:
         rows = {path.stem: len(read_bitmaps(path)) for path in (request.folder / NPY.folder).glob("*.npy")}
     except FileRefused:
         return ""
-    if has_strokes or not rows:  # without rows, all drawings lie outside numpy_bitmap/, and no fetch wrote them
+    if has_strokes or not rows:  # no rows: all drawings are outside numpy_bitmap/ and were not fetched
         return ""
     if all(label in request.catalogue and request.catalogue[label].drawings == rows[label] for label in rows):
         return ", all of each class"

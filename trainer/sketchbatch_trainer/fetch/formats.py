@@ -1,7 +1,7 @@
-"""Count the whole drawings at the beginning of a file, in each of the bucket's four formats.
+"""Count the complete drawings at the beginning of a file, in each of the bucket's four formats.
 
 A fetched file equals the beginning of Google's file byte for byte, except for the number of rows in the .npy header.
-The formats: https://github.com/googlecreativelab/quickdraw-dataset#the-raw-moderated-dataset and the sections after it.
+Formats, from this section on: https://github.com/googlecreativelab/quickdraw-dataset#the-raw-moderated-dataset
 """
 
 import os
@@ -15,15 +15,15 @@ from sketchbatch_client.drawings.drawing import record_end
 
 NPY_ROW_BYTES = 784
 
-# NumPy's own parser warns about headers that Python 2 wrote (`784L`), and warning filters are not thread-safe.
+# A pattern, because NumPy's parser warns about headers from Python 2 (`784L`) and warning filters are not thread-safe.
 _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(..)\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d+)L?, 784L?\), \} *\n", re.DOTALL
 )
-_RECOGNISED_AT = 10  # place of the flag, 0 or 1, in a binary record
+_RECOGNISED_AT = 10  # offset of the recognised flag (0 or 1) in a binary record
 
 
 class FormatName(StrEnum):
-    """A format as `--format` names it."""
+    """Name of a format, as the flag `--format` takes it."""
 
     NPY = "npy"
     SIMPLIFIED = "simplified"
@@ -37,11 +37,11 @@ class NotDrawings(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FilePrefix:
-    """The whole drawings at the beginning of a file."""
+    """The complete drawings at the beginning of a file: their number, and the end of the last one."""
 
     rows: int
     end_bytes: int
-    """Offset of the end of the last whole drawing."""
+    """Offset of the end of the last complete drawing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,13 @@ class Format:
     row_bytes: int
     """Bytes of one drawing: exact for npy, else slightly above the mean, so that one request is usually enough."""
     min_request_bytes: int
-    """Smallest further request if the estimate `row_bytes` was too low."""
+    """Size of the smallest further request, which is sent if the estimate `row_bytes` was too low."""
     count: Callable[[BinaryIO, int | None], FilePrefix]
-    """Counts the first drawings of a file up to a limit (None = all). Raises NotDrawings."""
+    """Function that counts the first drawings of a file up to a limit (None = all). Raises NotDrawings."""
 
 
 def count_npy(file: BinaryIO, limit: int | None) -> FilePrefix:
-    """Count whole rows of uint8 (rows, 784), at most as many as the header states."""
+    """Count the complete rows of a .npy file of uint8 (rows, 784), at most as many as its header states."""
     start, stated_rows = _read_npy_header(file)
     held_rows = (file.seek(0, os.SEEK_END) - start) // NPY_ROW_BYTES
     rows = min(held_rows, stated_rows if limit is None else min(limit, stated_rows))
@@ -68,13 +68,13 @@ def count_npy(file: BinaryIO, limit: int | None) -> FilePrefix:
 
 
 def count_lines(file: BinaryIO, limit: int | None) -> FilePrefix:
-    """Count whole lines of ndjson; the last line of a file may lack its newline."""
+    """Count the complete lines of an .ndjson file; the last line of a file may lack its newline."""
     rows = end_bytes = 0
     file.seek(0)
     for line in file:
         if not line.startswith(b"{"):
             raise NotDrawings(f"expected a line of JSON at byte {end_bytes}, got {line[:20]!r}")
-        if rows == limit or not line.rstrip(b"\r\n").endswith(b"}"):  # the only } of a line is its last character
+        if rows == limit or not line.rstrip(b"\r\n").endswith(b"}"):  # } occurs only at the end of a complete line
             break
         rows += 1
         end_bytes += len(line)
@@ -82,7 +82,7 @@ def count_lines(file: BinaryIO, limit: int | None) -> FilePrefix:
 
 
 def count_records(file: BinaryIO, limit: int | None) -> FilePrefix:
-    """Count whole binary records. Reads the file into memory: the bucket's files have about 20 MB."""
+    """Count the complete records of a binary file, read into memory: the bucket's binary files have about 20 MB."""
     file.seek(0)
     content = file.read()
     rows = end_bytes = 0
@@ -96,8 +96,8 @@ def count_records(file: BinaryIO, limit: int | None) -> FilePrefix:
     return FilePrefix(rows, end_bytes)
 
 
-# Measured means: simplified 475 and binary 117 bytes (8,600 drawings of 344 classes), raw 4,417 bytes (219 drawings of
-# 10 animals).
+# Measured mean bytes per drawing: simplified 475 and binary 117 (8,600 drawings of 344 classes), raw 4,417 (219
+# drawings of 10 animals).
 FORMATS = {
     FormatName.NPY: Format("numpy_bitmap", ".npy", row_bytes=NPY_ROW_BYTES, min_request_bytes=1, count=count_npy),
     FormatName.SIMPLIFIED: Format("simplified", ".ndjson", row_bytes=600, min_request_bytes=1 << 16, count=count_lines),
@@ -111,12 +111,12 @@ def write_row_count(file: BinaryIO, rows: int) -> None:
     """Write `rows` into the header of a .npy without changing the header's length."""
     start, _ = _read_npy_header(file)
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({rows}, {NPY_ROW_BYTES}), }}".encode()
-    file.seek(10)  # after magic (6 bytes), version (2) and length (2)
+    file.seek(10)  # the text of the header follows magic (6 bytes), version (2) and length (2)
     file.write(text.ljust(start - 11) + b"\n")
 
 
 def _read_npy_header(file: BinaryIO) -> tuple[int, int]:
-    """Return the length of the header in bytes, and the number of rows that it states."""
+    """Return the length of the .npy header in bytes, and the number of rows that the header states."""
     file.seek(0)
     head = file.read(512)
     if not (header := _NPY_HEADER.match(head)):
