@@ -1,6 +1,6 @@
-"""Export a trained model as one self-describing ONNX file; refuse if ONNX and Keras disagree.
+"""Export a trained model as one self-describing ONNX file; refuse the export if ONNX and Keras scores differ.
 
-docs/model-file.md describes the file.
+docs/model-file.md describes the exported ONNX file.
 """
 
 import json
@@ -33,7 +33,7 @@ class Parity:
     rows: int
     """Number of held-out drawings."""
     max_difference: float
-    """Largest difference of any score."""
+    """Largest difference between a score of ONNX Runtime and the same score of Keras."""
 
     def __str__(self) -> str:
         return (
@@ -47,7 +47,7 @@ def export(run: Run, *, version: int = 1, licence: str = "") -> Parity:
 
     Raises:
         RunIncomplete: The run has no trained model.
-        ExportRefused: A score differs by more than `TOLERANCE`; the run then has no model.onnx.
+        ExportRefused: A score of ONNX and Keras differs by more than `TOLERANCE`; the run then has no model.onnx.
     """
     config = run.read_config()
     model = keras.saving.load_model(run.need(run.keras))
@@ -67,7 +67,7 @@ def export(run: Run, *, version: int = 1, licence: str = "") -> Parity:
 
 
 def compare(keras_scores: Scores, onnx_scores: Scores) -> Parity:
-    """Compare the scores of the same drawings.
+    """Compare the scores of Keras and of ONNX Runtime for the same drawings.
 
     Raises:
         ExportRefused: A score differs by more than `TOLERANCE`, or is NaN.
@@ -79,9 +79,9 @@ def compare(keras_scores: Scores, onnx_scores: Scores) -> Parity:
 
 
 def to_onnx(model: keras.Model) -> onnx.ModelProto:
-    """Convert to an ONNX graph: bitmaps uint8 (N, 28, 28) -> scores float32 (N, classes).
+    """Convert a Keras model to an ONNX graph: bitmaps uint8 (N, 28, 28) -> scores float32 (N, classes).
 
-    Uses `from_function`, because `from_keras` fails on Keras 3 (tensorflow-onnx#2448). The dict names the output.
+    tf2onnx's `from_keras` fails on Keras 3 (tensorflow-onnx#2448). The dict of `scores` names the graph's output.
     """
     signature = [tf.TensorSpec([None, 28, 28], tf.uint8, name="bitmaps")]
 

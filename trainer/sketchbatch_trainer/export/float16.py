@@ -1,4 +1,4 @@
-"""Convert a float32 graph to float16 for CUDA, and simulate on the CPU the scores of that graph on CUDA."""
+"""Convert a float32 graph to float16 for CUDA, and simulate on the CPU how CUDA scores with the float16 graph."""
 
 import copy
 
@@ -9,10 +9,10 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 
 def to_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy that computes in float16 up to the logits; bitmaps stay uint8, softmax and scores float32."""
+    """Return a copy of the graph with logits in float16; bitmaps stay uint8, softmax and scores stay float32."""
     logits_only = copy.deepcopy(graph)
     scores = logits_only.graph.output[0]
-    softmax = logits_only.graph.node.pop()  # stays float32: rounded scores do not sum to 1
+    softmax = logits_only.graph.node.pop()  # softmax stays float32, because scores in float16 do not sum to 1
     scores.name = softmax.input[0]
     converted: onnx.ModelProto = convert_float_to_float16(logits_only, keep_io_types=True)
     converted.graph.node.append(softmax)
@@ -22,10 +22,10 @@ def to_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def rounded_as_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a float32 copy that rounds each weight and each node's output, except the scores, to float16.
+    """Return a float32 copy of the graph that rounds weights and node outputs, except the scores, to float16.
 
-    CUDA adds in float32 and stores results in float16. ONNX Runtime's CPU provider runs a float16 graph in float32. It
-    does not round between nodes, and so does not show values that overflow at 65,504.
+    CUDA adds in float32 and stores results in float16. ONNX Runtime's CPU provider runs a float16 graph in float32
+    without rounding between nodes; values above 65,504 overflow on CUDA only.
     """
     rounded = onnx.shape_inference.infer_shapes(graph)
     floats = {each.name for each in rounded.graph.value_info if each.type.tensor_type.elem_type == TensorProto.FLOAT}
@@ -53,5 +53,5 @@ def _rounded(node: onnx.NodeProto, floats: set[str]) -> list[onnx.NodeProto]:
 
 
 def _as_float16(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # an overflow becomes infinite, and the comparison refuses the model
+    with np.errstate(over="ignore"):  # an overflow becomes infinity, and the export then refuses the model
         return values.astype(np.float16)

@@ -1,6 +1,6 @@
 """Score a run's held-out drawings with an ONNX graph, and save the graph with its metrics.
 
-Shared by float32 and its variants. This module does not know Keras.
+The exports of float32, float16 and int8 share this module, which does not import Keras.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ from ..run import Run
 Scores = NDArray[np.float32]  # (rows, classes), each row sums to 1
 
 MAX_ROWS = 200_000
-"""Largest number of held-out drawings to score, out of 5 million: an error of 0.2 % is small enough."""
+"""Largest number of held-out drawings to score, out of up to 5 million: a sampling error of 0.2 % is small enough."""
 
 _CALL_ROWS = 256  # rows in one model call
 
@@ -32,12 +32,12 @@ class HeldOut:
     bitmaps: Bitmaps
     """uint8, (rows, 28, 28), 0 = paper, 255 = ink; sorted by class."""
     class_index: NDArray[np.int64]
-    """(rows,), index into the labels."""
+    """(rows,): the index of each drawing's label."""
     classes: int
     """Number of labels."""
 
     def measure(self, scores: Scores) -> dict[str, float]:
-        """Return the five metrics of `scores`, one row per drawing."""
+        """Return the five metrics of `scores`, which has one row per held-out drawing."""
         return asdict(measure(confuse(self.class_index, scores.argmax(axis=1), self.classes)))
 
     def count_correct(self, scores: Scores) -> int:
@@ -46,7 +46,7 @@ class HeldOut:
 
 
 def read_held_out(run: Run, labels: list[str]) -> HeldOut:
-    """Read `run.test` in order of `labels`, at most `MAX_ROWS` in total, with an equal limit per class.
+    """Read the drawings of `run.test` in order of `labels`, at most `MAX_ROWS` in total, with an equal limit per class.
 
     Raises:
         RunIncomplete: A label has no held-out drawings.
@@ -60,7 +60,7 @@ def read_held_out(run: Run, labels: list[str]) -> HeldOut:
 
 
 def onnx_scores(graph: onnx.ModelProto, bitmaps: Bitmaps) -> Scores:
-    """Score uint8 (rows, 28, 28) with ONNX Runtime on the CPU: float32 (rows, classes), in the same order."""
+    """Score bitmaps, uint8 (rows, 28, 28), with ONNX Runtime on the CPU; return float32 (rows, classes), in order."""
     options = ort.SessionOptions()
     options.log_severity_level = 3  # the CPU provider warns about each float16 node
     session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])

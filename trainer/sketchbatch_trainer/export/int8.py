@@ -17,22 +17,22 @@ class Int8Settings:
     """Options of the quantization; each default was measured (docs/decisions/0006-int8-on-the-cpu.md)."""
 
     activations: QuantType = QuantType.QUInt8
-    """With QInt8, each ReLU before a residual block stays separate, and the convolutions next to it stay float32."""
+    """With QInt8, a ReLU before a residual block stays separate, and convolutions next to the ReLU stay float32."""
     per_channel: bool = True
-    """True = one range per filter instead of one per layer, at the same speed."""
+    """True = one range per filter instead of one range per layer; the speed is the same."""
     reduce_range: bool = True
     """True = 7-bit weights: with 8 bits, sums saturate on x86 CPUs without VNNI, and one file must run on all CPUs.
 
     Source: ONNX Runtime 1.32, docstring of `quantize_static`.
     """
     ranges: CalibrationMethod = CalibrationMethod.MinMax
-    """MinMax = from the smallest to the largest value; clipping the extremes was not more accurate."""
+    """MinMax = a range from the smallest to the largest value; clipping extreme values was no more accurate."""
     kept_float: tuple[str, ...] = ("Softmax",)
-    """Operators in float32. In 8 bits, scores are multiples of 1/256, and with 345 classes most scores are 0."""
+    """Operators that stay float32. In 8 bits, scores are multiples of 1/256, and with 345 classes most scores are 0."""
 
 
 def to_int8(graph: onnx.ModelProto, bitmaps: Bitmaps, settings: Int8Settings | None = None) -> onnx.ModelProto:
-    """Return a copy that computes in 8 bits, with ranges measured on `bitmaps` (rows, 28, 28); scores stay float32.
+    """Return a copy of `graph` in 8 bits, with ranges measured on `bitmaps` (rows, 28, 28); scores stay float32.
 
     Raises:
         ValueError: `bitmaps` is empty.
@@ -42,7 +42,7 @@ def to_int8(graph: onnx.ModelProto, bitmaps: Bitmaps, settings: Int8Settings | N
         original, prepared, quantized = (
             Path(folder) / f"{step}.onnx" for step in ("original", "prepared", "quantized")
         )
-        onnx.save(graph, original)  # given a graph instead of a file, the next step loses the weights (1.32)
+        onnx.save(graph, original)  # ONNX Runtime 1.32 loses the weights of a graph that is not a file
         quant_pre_process(original, prepared, skip_symbolic_shape=True)  # only the number of rows is dynamic
         quantize_static(
             prepared,
@@ -76,7 +76,7 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime
 
 
 def _without_unused_domains(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop the operator sets that ONNX Runtime declares without need, since other runtimes may not know them."""
+    """Drop operator sets that ONNX Runtime declares without need, because other runtimes may reject unknown sets."""
     used = {node.domain for node in graph.graph.node}
     opsets = [opset for opset in graph.opset_import if opset.domain in used]
     del graph.opset_import[:]

@@ -17,14 +17,14 @@ from .held_out import HeldOut, Scores, onnx_scores, read_held_out, save_describe
 from .int8 import to_int8
 
 FLOAT16_TOLERANCE = 1e-2
-"""Largest allowed difference of a float16 score from float32: five times the largest difference measured."""
+"""Largest allowed difference between a float16 score and the float32 score: five times the largest measured one."""
 
 LOST_ACCURACY = 0.005
-"""Largest share of the held-out drawings that a variant may lose: half a percentage point of accuracy."""
+"""Largest loss of accuracy of a variant compared with float32: half a percentage point."""
 
 LOST_ROWS = 5
-"""Number of held-out drawings that a variant may always lose. Below 1,000 drawings, half a point is less than five
-drawings. Rounding alone changes the labels of a few drawings whose two best scores are almost equal."""
+"""Number of correct drawings that a variant may always lose. Half a percentage point of fewer than 1,000 drawings is
+less than five drawings. Rounding alone changes the labels of a few drawings with two almost equal best scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +37,11 @@ class Comparison:
     accuracy: float
     float32_accuracy: float
     agreement: float
-    """Share of rows with the same label from both."""
+    """Share of rows for which the variant and float32 predict the same label."""
     parity_max_difference: float
-    """Largest difference of a score."""
+    """Largest difference between a score of the variant and of float32."""
     parity_mean_difference: float
-    """Mean difference of all scores."""
+    """Mean difference between the scores of the variant and of float32."""
 
     def __str__(self) -> str:
         return (
@@ -52,7 +52,7 @@ class Comparison:
 
 
 def export_variant(run: Run, variant: Variant) -> Comparison:
-    """Write float16 or int8 from the run's model.onnx, with metrics on the held-out drawings.
+    """Write the float16 or int8 model file from the run's model.onnx, with metrics on the held-out drawings.
 
     Raises:
         RunIncomplete: The run has no model.onnx or, for int8, no calibration drawings.
@@ -68,7 +68,7 @@ def export_variant(run: Run, variant: Variant) -> Comparison:
     graph = to_float16(original) if is_float16 else to_int8(original, read_bitmaps(run.need(run.calibration)))
     scores = onnx_scores(graph, held_out.bitmaps)
     comparison = compare(variant, held_out, expected, scores)
-    if is_float16:  # the CPU ran the file in float32; compare also with the rounding of CUDA
+    if is_float16:  # the CPU ran the float16 graph in float32; also compare scores rounded as on CUDA
         scores = onnx_scores(rounded_as_float16(original), held_out.bitmaps)
         comparison = compare(variant, held_out, expected, scores)
     metrics = json.dumps(held_out.measure(scores) | asdict(comparison))
@@ -80,7 +80,7 @@ def compare(variant: Variant, held_out: HeldOut, expected: Scores, scores: Score
     """Compare a variant's scores with those of float32.
 
     Raises:
-        ExportRefused: A score is NaN or differs too much, or too many drawings are no longer correct.
+        ExportRefused: A score is NaN or differs too much, or too many drawings are no longer classified correctly.
     """
     difference = np.abs(scores - expected)
     comparison = Comparison(
@@ -92,7 +92,7 @@ def compare(variant: Variant, held_out: HeldOut, expected: Scores, scores: Score
         parity_max_difference=float(difference.max()),
         parity_mean_difference=float(difference.mean()),
     )
-    tolerance = FLOAT16_TOLERANCE if variant is Variant.FLOAT16 else 1.0  # for int8 only the accuracy counts
+    tolerance = FLOAT16_TOLERANCE if variant is Variant.FLOAT16 else 1.0  # int8 is judged by accuracy only
     if not comparison.parity_max_difference <= tolerance:  # `not <=` is also true for NaN
         raise ExportRefused(f"export refused: {comparison} (limit {tolerance:.0e})")
     lost, limit = held_out.count_correct(expected) - held_out.count_correct(scores), lost_limit(comparison.rows)
@@ -102,5 +102,5 @@ def compare(variant: Variant, held_out: HeldOut, expected: Scores, scores: Score
 
 
 def lost_limit(rows: int) -> int:
-    """Return by how many the correct drawings of a variant may be fewer than those of float32, of `rows` drawings."""
+    """Return how many fewer correct drawings than float32 a variant may have among `rows` drawings."""
     return max(LOST_ROWS, int(LOST_ACCURACY * rows))

@@ -12,7 +12,7 @@ def augment(bitmaps: tf.Tensor, augmentation: Augmentation, seed: tf.Tensor) -> 
 
     Args:
         bitmaps: uint8, (rows, 28, 28), 0 = paper, 255 = ink.
-        augmentation: Limits of the random amounts.
+        augmentation: Limits of the random transformations.
         seed: int32, (2,): the same seed transforms the same rows in the same way.
 
     Returns:
@@ -24,7 +24,7 @@ def augment(bitmaps: tf.Tensor, augmentation: Augmentation, seed: tf.Tensor) -> 
     angle, shear = random[1] * augmentation.rotate_rad, random[4] * augmentation.shear
     width = tf.exp(random[2] * augmentation.scale)
     height = width * tf.exp(random[3] * augmentation.stretch)
-    # Source coordinates of each pixel: mirrored, sheared, scaled and rotated around the centre, then shifted.
+    # The matrix gives the source coordinates of each pixel: mirror, shear, scale and rotate at the centre, then shift.
     xx, xy = tf.cos(angle) * width * mirror, -tf.sin(angle) * height + shear * width
     yx, yy = tf.sin(angle) * width * mirror, tf.cos(angle) * height
     x0 = _CENTRE_PX * (1 - xx - xy) + random[5] * augmentation.shift_px

@@ -1,7 +1,7 @@
-"""Average the weights of runs that started from one run and differ by their seed: one model of unchanged cost.
+"""Average the weights of runs that started from one run with different seeds, into one model of the same cost.
 
-Networks that start from the same trained weights end close to each other. Their average varies less with the seed
-(model soups, arXiv 2203.05482). Networks with random initial weights have no useful average.
+Networks that start from the same trained weights end with similar weights. The average of these networks varies less
+with the seed (model soups, arXiv 2203.05482). Networks with random initial weights have no useful average.
 """
 
 import csv
@@ -21,11 +21,11 @@ _EQUAL_KEYS = ("labels", "source", "data_digest", "recipe", "start_from", "teach
 
 
 def average(members: Sequence[Run], run: Run, *, name: str = "") -> None:
-    """Write the average of the members to `run` like a trained run; its history is the mean of their histories.
+    """Write the average of `members` to `run` in the form of a trained run; the history is the mean of all histories.
 
     Raises:
         RunIncomplete: A member has no model.
-        RunRefused: There are fewer than two members, or they differ by more than the seed, or started from no run.
+        RunRefused: There are fewer than two members, or members differ by more than the seed, or started from no run.
     """
     _check(members, run)
     models = [load_model(member) for member in members]

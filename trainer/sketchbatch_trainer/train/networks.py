@@ -1,4 +1,4 @@
-"""Build the networks. Scaling and softmax are part of each network: uint8 bitmaps in, scores out."""
+"""Build the networks, which include scaling and softmax: the input is uint8 bitmaps, the output is scores."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from .recipes import ArticleNetwork, ResidualNetwork
 LOGITS = "logits"
 """Name of the last layer before the softmax."""
 
-_BATCH_NORM_MOMENTUM = 0.95  # a running mean over about 20 steps, since small trainings have about 30 steps per epoch
+_BATCH_NORM_MOMENTUM = 0.95  # the running mean covers about 20 steps: small trainings have about 30 per epoch
 
 
 @keras.saving.register_keras_serializable("sketchbatch")
@@ -19,7 +19,7 @@ class StaticFlatten(layers.Flatten):  # type: ignore[misc]  # Keras has no types
     """A Flatten layer that exports as one ONNX Reshape node.
 
     The Flatten layer of Keras reads the number of rows first, which exports as six nodes of shape arithmetic. ONNX
-    Runtime runs such nodes on the CPU, and the service's `--provider cuda` refuses a model with CPU nodes.
+    Runtime runs shape arithmetic on the CPU, and the service's `--provider cuda` refuses a model with CPU nodes.
     """
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
@@ -29,7 +29,7 @@ class StaticFlatten(layers.Flatten):  # type: ignore[misc]  # Keras has no types
 def build(network: ArticleNetwork | ResidualNetwork, classes: int) -> keras.Model:
     """Build a network: uint8 (rows, 28, 28) in, softmax scores (rows, classes) out."""
     bitmaps = keras.Input((28, 28), dtype="uint8", name="bitmaps")
-    x = layers.Rescaling(1 / 255)(bitmaps)  # before the reshape: on 28x28x1 ONNX Runtime scales single pixels
+    x = layers.Rescaling(1 / 255)(bitmaps)  # before the reshape, because ONNX Runtime scales 28x28x1 pixel by pixel
     x = layers.Reshape((28, 28, 1))(x)
     x = _article(network, x) if isinstance(network, ArticleNetwork) else _residual(network, x)
     x = layers.Dense(classes, name=LOGITS)(x)  # (rows, classes)
@@ -37,15 +37,15 @@ def build(network: ArticleNetwork | ResidualNetwork, classes: int) -> keras.Mode
 
 
 def with_logits(model: keras.Model) -> keras.Model:
-    """Return the network without its softmax, for the loss; both share their weights."""
+    """Return the network without its softmax, for the loss; the returned network shares its weights with `model`."""
     return keras.Model(model.inputs, model.get_layer(LOGITS).output)
 
 
 def copy_weights(source: keras.Model, target: keras.Model, columns: Sequence[int] | None) -> None:
     """Copy the weights of every layer between two networks of the same shape.
 
-    Of the last layer only `columns` are copied: the class indices in `source` of the classes of `target`, in order.
-    With None the last layer of `target` keeps its weights.
+    Of the last layer only the given columns are copied: for each class of `target`, its class index in `source`.
+    If `columns` is None, the last layer of `target` keeps its weights.
     """
     for source_layer, layer in zip(source.layers, target.layers, strict=True):
         if layer.name != LOGITS:
@@ -67,15 +67,15 @@ def _article(network: ArticleNetwork, x: keras.KerasTensor) -> keras.KerasTensor
 
 
 def _residual(network: ResidualNetwork, x: keras.KerasTensor) -> keras.KerasTensor:
-    # Few filters at high resolution, more after each halving, and a dense layer that sees every position.
+    # The network has few filters at high resolution, more after each halving, and a dense layer over all positions.
     x = _conv(x, network.stem_filters, strides=network.stem_strides)  # (rows, 14, 14, stem)
     for filters in network.stage_filters:
-        x = _conv(x, filters, strides=2)  # (rows, 7, 7, filters), then 4x4
+        x = _conv(x, filters, strides=2)  # (rows, 7, 7, filters) in the first stage, 4x4 in the second
         inner = _conv(x, filters)
         inner = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(inner)
         inner = layers.BatchNormalization(momentum=_BATCH_NORM_MOMENTUM, gamma_initializer="zeros")(inner)
-        x = layers.ReLU()(layers.Add()([x, inner]))  # gamma = 0: each block starts as the identity
-    x = StaticFlatten()(x)  # (rows, 4 * 4 * filters): keeps positions, which pooling would lose
+        x = layers.ReLU()(layers.Add()([x, inner]))  # each block starts as the identity, because gamma starts at 0
+    x = StaticFlatten()(x)  # (rows, 4 * 4 * filters): flattening keeps positions, pooling loses them
     x = layers.Dropout(network.dropout)(x)
     x = layers.Dense(network.head_units, use_bias=False, kernel_initializer="he_normal")(x)
     x = layers.ReLU()(layers.BatchNormalization(momentum=_BATCH_NORM_MOMENTUM)(x))

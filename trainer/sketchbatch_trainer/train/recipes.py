@@ -1,4 +1,4 @@
-"""The named recipes: frozen sets of values, with the reason for each value. Results of each: docs/training.md."""
+"""Define the named recipes, with the reason for each value. docs/training.md has the results of each recipe."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ class ArticleNetwork:
     conv_filters: tuple[int, int]
     dense_units: tuple[int, int]
     l2: float
-    """Weight penalty on the dense layers."""
+    """L2 penalty on the weights of the dense layers."""
     dropout: tuple[float, float]
     """Share of units dropped after each dense layer."""
 
@@ -21,9 +21,9 @@ class ResidualNetwork:
 
     stem_filters: int
     stem_strides: int
-    """2 = the stem reduces 28x28 to 14x14; 1 = it keeps every pixel, at four times the cost."""
+    """2 = the stem reduces 28x28 to 14x14; 1 = the stem keeps 28x28, at four times the cost."""
     stage_filters: tuple[int, ...]
-    """Filters of each stage: a strided 3x3 convolution, then one residual block of two convolutions."""
+    """Filters of each stage. A stage is a strided 3x3 convolution and a residual block of two convolutions."""
     head_units: int
     """Units of the dense layer on the flattened output of the last stage."""
     dropout: float
@@ -32,19 +32,19 @@ class ResidualNetwork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """Limits of the random transformations of each training drawing, uniform and around the centre."""
+    """Limits of the uniformly random transformations of each training drawing around its centre."""
 
     flips: bool
     """True = mirror left and right with probability one half."""
     rotate_rad: float
     scale: float
-    """Exponent of the size: factors from exp(-scale) to exp(scale)."""
+    """Limit of the size: factors from exp(-scale) to exp(scale)."""
     stretch: float
-    """Exponent of the height relative to the width."""
+    """Limit of the height relative to the width: factors from exp(-stretch) to exp(stretch)."""
     shear: float
-    """Horizontal shift in pixels per pixel of height."""
+    """Largest horizontal shift in pixels per pixel of height."""
     shift_px: float
-    """Shift along each axis."""
+    """Largest shift along each axis, in pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Recipe:
     teacher_share: float = 0.0
     """Share of each label that the teachers' scores replace, if there are teachers (arXiv 1503.02531)."""
     class_balance: float
-    """Weight of a class = its rows to the power of minus this: 0 = equal weights of drawings, 1 = of classes."""
+    """Exponent b of the class weight, rows ** -b: 0 = all drawings have equal weight, 1 = all classes have it."""
     learning_rate: float
     """Highest learning rate of AdamW."""
     is_cosine: bool = False
@@ -67,7 +67,7 @@ class Recipe:
     weight_decay: float = 0.0
     """Weight decay of AdamW, except for biases and batch normalisation."""
     average_decay: float = 0.0
-    """Decay of the moving average of the weights, which becomes the model; 0 = the last weights themselves."""
+    """Decay of the moving average of the weights, which becomes the model; 0 = the last weights become the model."""
     batch_rows: int
     max_epochs: int
     patience: int | None
@@ -77,13 +77,13 @@ class Recipe:
 ARTICLE = Recipe(
     name="article",
     network=ArticleNetwork(
-        conv_filters=(32, 64),  # as published: 24 MFLOP per row, nearly all in the second convolution
+        conv_filters=(32, 64),  # filters as published: 24 MFLOP per row, nearly all in the second convolution
         dense_units=(128, 64),  # 128 units on 9,216 features hold nearly all of the 1.2 million parameters
         l2=1e-3,
         dropout=(0.5, 0.5),
     ),
-    class_balance=1.0,  # 1,000 bears, 4,000 cats and 4,000 dogs
-    learning_rate=1e-3,  # default of Adam
+    class_balance=1.0,  # the article's classes differ in size: 1,000 bears, 4,000 cats and 4,000 dogs
+    learning_rate=1e-3,  # Adam's default rate
     batch_rows=128,
     max_epochs=12,
     patience=3,
@@ -92,7 +92,7 @@ ARTICLE = Recipe(
 
 _LIGHT = Augmentation(
     flips=True,  # animals face left or right
-    rotate_rad=0.14,  # 8 degrees
+    rotate_rad=0.14,  # 0.14 rad = 8 degrees
     scale=0.12,
     stretch=0.08,
     shear=0.1,
@@ -100,17 +100,17 @@ _LIGHT = Augmentation(
 )
 
 _COMPACT = ResidualNetwork(
-    stem_filters=32,  # 0.1 MFLOP per row, cheap because the input has one channel
+    stem_filters=32,  # the stem costs only 0.1 MFLOP per row, because the input has one channel
     stem_strides=2,
-    stage_filters=(48, 80),  # multiples of 16, the width of ONNX Runtime's blocked convolutions on AVX-512
+    stage_filters=(48, 80),  # multiples of 16, the block width of ONNX Runtime's convolutions on AVX-512
     head_units=256,
     dropout=0.2,
 )
 
 NETWORKS = {"compact": _COMPACT, "light": replace(_COMPACT, stem_filters=16, stage_filters=(48, 64))}
-"""The residual networks by name: 11.0 and 8.6 MFLOP per row. `light` is as accurate on three classes, and 2.5 times as
-fast as the network of recipe `article` on every CPU measured. It loses one point of accuracy with 345 classes, two
-points with ten (docs/training.md)."""
+"""The residual networks by name: `compact` has 11.0 MFLOP per row, `light` 8.6. `light` is 2.5 times as fast as the
+network of recipe `article` on every CPU measured. Compared with `compact`, `light` is as accurate on three classes, and
+loses one point of accuracy on 345 classes and two points on ten (docs/training.md)."""
 
 COMPACT = Recipe(
     name="compact",
@@ -125,33 +125,33 @@ COMPACT = Recipe(
     average_decay=0.999,
     batch_rows=256,
     max_epochs=30,
-    patience=None,  # the cosine needs all epochs
+    patience=None,  # no early stopping: the learning rate reaches zero only in the last epoch
 )
-"""The default: a residual network on the full 28x28 bitmaps."""
+"""The default recipe: a residual network on the full 28x28 bitmaps."""
 
 AGAIN = replace(
     COMPACT,
     name="again",
-    learning_rate=2e-3,  # half of COMPACT's: enough to leave the initial weights, too little to lose their accuracy
+    learning_rate=2e-3,  # half of COMPACT's rate: enough to leave the initial weights without losing their accuracy
     max_epochs=20,  # an epoch costs 1.7 epochs of COMPACT: the teacher scores each drawing and its mirror image
 )
-"""A second training of COMPACT, with its weights at the start and its model as the teacher (arXiv 1805.04770)."""
+"""A second training like COMPACT: the model of the first training is start and teacher (arXiv 1805.04770)."""
 
 FINETUNE = replace(
     COMPACT,
     name="finetune",
-    network=replace(_COMPACT, dropout=0.3),  # the pretrained weights overfit few drawings quickly
-    class_balance=1.0,  # whole files hold similar numbers of drawings: no class may lose
+    network=replace(_COMPACT, dropout=0.3),  # more than COMPACT: pretrained weights overfit few drawings quickly
+    class_balance=1.0,  # equal weight per class; whole files have similar numbers of drawings
     learning_rate=1e-3,
-    average_decay=0.998,  # averages over 500 steps, 9 epochs of bear, cat and dog, and so over many good weights
+    average_decay=0.998,  # averages many good weights: 500 steps are 9 epochs of bear, cat and dog
     batch_rows=128,
     max_epochs=24,
 )
-"""A training for a few classes that starts from a network of many classes."""
+"""A training on a few classes that starts from a network trained on many classes."""
 
 
 def with_network(recipe: Recipe, name: str) -> Recipe:
-    """Return the recipe with another network of NETWORKS."""
+    """Return the recipe with the network `name` of NETWORKS and the recipe's own dropout."""
     assert isinstance(recipe.network, ResidualNetwork)
     return replace(recipe, network=replace(NETWORKS[name], dropout=recipe.network.dropout))
 

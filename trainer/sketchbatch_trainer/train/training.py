@@ -1,4 +1,4 @@
-"""Train a recipe on a dataset: check, build, fit, save. On a CPU, one seed, dataset and version gives one result."""
+"""Train a recipe on a dataset. On a CPU, equal seed, dataset and package versions give equal weights."""
 
 import csv
 import hashlib
@@ -29,18 +29,18 @@ class TrainingListener(Protocol):
     """Receives the progress of a training."""
 
     def on_start(self, epochs_done: int, steps_done: int, steps: int) -> None:
-        """Called before the first step; both counts are 0 unless the training was resumed. `steps` are per epoch."""
+        """Called before the first step. A new training has done 0 epochs and 0 steps; `steps` counts one epoch."""
 
     def on_step(self, steps_done: int) -> None:
         """Called after each step with the number of finished steps of the epoch."""
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
-        """Called after each epoch."""
+        """Called after each epoch with the metrics of the epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRequest:
-    """What to train, on which drawings."""
+    """The recipe to train, the drawings to train on, and the initial weights."""
 
     dataset: Dataset
     recipe: Recipe
@@ -48,20 +48,20 @@ class TrainingRequest:
     name: str = ""
     """Name of the model; empty = derived from the labels."""
     start_from: Run | None = None
-    """Run of the same network with the initial weights. Its last layer is used only if it knows all labels."""
+    """Run of the same network with the initial weights. The last layer is copied only if the run has all labels."""
     teachers: tuple[Run, ...] = ()
     """Runs with the same labels whose scores replace part of each label."""
 
 
 def train(request: TrainingRequest, run: Run, listener: TrainingListener) -> None:
-    """Train; write config, history, logs, Keras model and held-out drawings to `run`.
+    """Train a network; write config, history, logs, Keras model and held-out drawings to `run`.
 
-    If `run` holds the checkpoint of an equal request, the training resumes and ends with the same weights.
+    If `run` has a checkpoint of an equal request, the training resumes; interruptions do not change the final weights.
 
     Raises:
         RunIncomplete: `request.start_from` or a teacher has no model.
-        RunRefused: `request.start_from` has another network or is `run` itself; or a teacher has other labels, or the
-            recipe uses no teachers.
+        RunRefused: `request.start_from` has another network or is `run` itself; or a teacher has other labels; or
+            there are teachers, but the recipe uses none.
     """
     _check(request, run)
     keras.utils.set_random_seed(request.seed)
@@ -85,14 +85,14 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener) -> Non
         _log(logs, metrics)
         listener.on_epoch(metrics)
     logs.close()
-    _write_history(run, loop.history)  # a kill between the last checkpoint and its history leaves no epoch to run
+    _write_history(run, loop.history)  # after a kill between last checkpoint and history, no epoch is left to run
     save_model(run, model)
 
 
 def save_model(run: Run, model: keras.Model) -> None:
     """Replace the Keras model of `run` atomically, and delete the checkpoint: the training has ended."""
     with replacing(run.keras) as partial:
-        unfinished = partial.with_suffix(".keras")  # Keras requires this suffix
+        unfinished = partial.with_suffix(".keras")  # Keras requires the suffix .keras
         model.save(unfinished)
         unfinished.replace(partial)
     run.checkpoint.unlink(missing_ok=True)
@@ -108,7 +108,7 @@ def load_model(run: Run) -> keras.Model:
 
 
 def provenance(run: Run, model: keras.Model) -> dict[str, Any]:
-    """Return the entry about a run for the config of another run that was made from it."""
+    """Return the entry about `run` that the config of a run made from it contains."""
     config = run.read_config()
     digest = hashlib.sha256(b"".join(np.array(each).tobytes() for each in model.weights)).hexdigest()
     recipe = config["recipe"]["name"]
@@ -128,7 +128,7 @@ def _is_interrupted(run: Run, config: dict[str, Any]) -> bool:
 
 
 def _prepare(run: Run, dataset: Dataset, config: dict[str, Any]) -> None:
-    """Delete the output of an earlier training, and write the files that are known before the first step."""
+    """Delete the output of an earlier training, and write the files whose content is known before the first step."""
     run.clear()
     write_split(run.test, dataset.test, dataset.labels, dataset.source)
     with replacing(run.recognized) as partial, partial.open("w", encoding="utf-8", newline="") as file:
@@ -167,7 +167,7 @@ def _load_initial_weights(model: keras.Model, request: TrainingRequest, source: 
 
 
 def _check_teacher(request: TrainingRequest, teacher: Run, model: keras.Model) -> dict[str, Any]:
-    """Reject a teacher with other labels or another order; return the config entry about the teacher."""
+    """Reject a teacher with other labels or another order of labels; return the config entry about the teacher."""
     expected, labels = request.dataset.labels, teacher.read_config()["labels"]
     if tuple(labels) != expected:
         raise RunRefused(f"{teacher.folder}: labels must be {', '.join(expected)}, got {', '.join(labels)}")

@@ -1,8 +1,8 @@
-"""Fit a network to drawings step by step, so that a resumed training ends with the weights of an unbroken one.
+"""Fit a network to drawings step by step; a resumed training ends with the weights of an uninterrupted training.
 
-All randomness follows from the seed and the number of the step: the order of the rows, augmentation and dropout. A
-checkpoint is therefore the weights, the optimizer and the position. One is written after each epoch, and in long epochs
-every `CHECKPOINT_S` seconds.
+The order of the rows, augmentation and dropout depend only on the seed and the number of the step. A checkpoint
+therefore contains only the weights, the state of the optimizer and the position. A checkpoint is written after each
+epoch, and every `CHECKPOINT_S` seconds within a long epoch.
 """
 
 import json
@@ -26,9 +26,9 @@ from .networks import with_logits
 from .recipes import Recipe
 
 CHECKPOINT_S = 120.0
-"""Seconds between two checkpoints, and so about the most work that a kill loses."""
+"""Seconds between two checkpoints, which is about the most work that a kill loses."""
 
-_WARM_UP_SHARE = 0.05  # share of all steps before the highest learning rate: AdamW's second moments start as noise
+_WARM_UP_SHARE = 0.05  # share of all steps in which the rate rises: AdamW's second moments start as noise
 _VALIDATION_ROWS = 1024
 
 
@@ -37,11 +37,11 @@ class EpochMetrics:
     """Metrics of one epoch. Losses are cross-entropies in nats; training losses include dropout and augmentation."""
 
     epoch: int
-    """From 1."""
+    """Number of the epoch, from 1."""
     loss: float
     accuracy: float
     val_loss: float
-    """Validation loss; all validation metrics are those of the averaged weights."""
+    """Validation loss. All validation metrics are measured with the averaged weights."""
     val_accuracy: float
     val_balanced_accuracy: float
     seconds: float
@@ -49,10 +49,10 @@ class EpochMetrics:
 
 @dataclass(slots=True)
 class _State:
-    """The position in the current epoch, and its sums."""
+    """The position in the current epoch, and sums over the finished steps of the epoch."""
 
     step: int = 0
-    """Finished steps."""
+    """Number of finished steps in the current epoch."""
     loss_sum: float = 0.0
     hits: int = 0
     seconds: float = 0.0
@@ -60,7 +60,7 @@ class _State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """The two splits of a training, and its teachers."""
+    """The training split, the validation split and the teachers of a training."""
 
     train: Split
     validation: Split
@@ -77,7 +77,7 @@ class TrainingLoop:
         self.steps = math.ceil(len(data.train) / recipe.batch_rows)
         """Steps per epoch."""
         self.history: list[EpochMetrics] = []
-        """Metrics of all finished epochs, including those before a resumption."""
+        """Metrics of all finished epochs, including the epochs before a resumption."""
         self._logits = with_logits(model)
         self._dropouts = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout) and layer.rate]
         self._optimizer = _build_optimizer(recipe, self.steps)
@@ -93,12 +93,12 @@ class TrainingLoop:
 
     @property
     def position(self) -> tuple[int, int]:
-        """Finished epochs, and finished steps of the current epoch; (0, 0) for a training that was not resumed."""
+        """Number of finished epochs, and of finished steps of the current epoch; (0, 0) when a training begins."""
         return len(self.history), self._state.step
 
     @property
     def best_epoch(self) -> int:
-        """The epoch, from 1, whose weights are the best so far; without early stopping the last one; 0 at the start."""
+        """The epoch, from 1, with the best weights so far; without early stopping the last epoch; 0 at the start."""
         if self._recipe.patience is None or not self.history:
             return len(self.history)
         return min(self.history, key=lambda each: each.val_loss).epoch
@@ -164,13 +164,13 @@ class TrainingLoop:
             return targets
         views = [bitmaps]
         if recipe.augmentation and recipe.augmentation.flips:
-            views.append(tf.reverse(bitmaps, axis=[2]))  # mirrored drawings keep their class: two scores to average
+            views.append(tf.reverse(bitmaps, axis=[2]))  # a mirrored drawing keeps its class: average two scores
         scores = [teacher(view, training=False) for teacher in self._data.teachers for view in views]
         teacher_scores = tf.add_n(scores) / len(scores)
         return (1 - recipe.teacher_share) * targets + recipe.teacher_share * teacher_scores
 
     def _update_averages(self, number: tf.Tensor) -> None:
-        """Move the averages towards the weights, with a lower decay in the first steps."""
+        """Move the averaged weights towards the current weights, with a lower decay in the first steps."""
         decay = tf.minimum(self._recipe.average_decay, (1 + number) / (10 + number))
         for average, weight in zip(self._averages, self._model.weights, strict=True):
             average.assign(decay * average + (1 - decay) * tf.convert_to_tensor(weight))
@@ -215,7 +215,7 @@ class TrainingLoop:
         history = [asdict(metrics) for metrics in self.history]
         state = np.array(json.dumps(asdict(self._state) | {"history": history}))
         with replacing(self._checkpoint) as partial, partial.open("wb") as file:
-            np.savez(file, state=state, **arrays)  # type: ignore[arg-type]  # its stub takes every keyword for a flag
+            np.savez(file, state=state, **arrays)  # type: ignore[arg-type]  # NumPy's stub reads keywords as flags
 
     def _restore(self) -> None:
         with np.load(self._checkpoint) as saved:
@@ -231,7 +231,7 @@ class TrainingLoop:
 
 
 def class_weights(class_index: NDArray[np.int32], balance: float) -> NDArray[np.float64]:
-    """Return a weight for each class, its number of drawings to the power of `-balance`; a row's mean weight is 1."""
+    """Return the weight of each class, its number of drawings ** -balance, scaled so that a row's mean weight is 1."""
     counts = np.bincount(class_index)
     weights = counts.astype(np.float64) ** -balance
     scaled: NDArray[np.float64] = weights * len(class_index) / (weights * counts).sum()
