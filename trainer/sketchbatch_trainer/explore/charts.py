@@ -1,4 +1,4 @@
-"""Draw the charts of the exploration page, small enough for a phone; each function returns the source of an <img>."""
+"""Draw the charts of the exploration page, small enough for a phone; each function returns the source of an image."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,17 @@ COLOURS = (
 )  # fmt: skip
 
 MAX_HISTOGRAMS = 12
-"""Most classes with a histogram; of more classes only the quartiles are drawn, sorted by median."""
+"""Largest number of classes with histograms. Of more classes only quartiles are drawn, sorted by median."""
 
-_WIDTH = 4.2  # inches: a phone shows 4/5 of this size, with letters of 8 pt
-_MAX_DAYS = 120  # most days with one bar each; a longer period has one bar per week
+_WIDTH = 4.2  # inches; a phone shows a chart at 4/5 of its size, with letters of 8 pt
+_MAX_DAYS = 120  # longest period with one bar per day; a longer period has one bar per week
 _BINS = 40
 
-Counts = Mapping[str, Counter[Any]]  # by label
+Counts = Mapping[str, Counter[Any]]  # the counter of each label
 
 
 def colours(number: int) -> list[str]:
-    """Return a colour for each class, or one colour for all if there are too many classes."""
+    """Return a colour for each class, or one colour for all classes if there are more classes than colours."""
     return list(COLOURS[:number]) if number <= len(COLOURS) else [COLOURS[0]] * number
 
 
@@ -38,10 +38,10 @@ def distributions(counts: Counts, shades: Sequence[str], *, scale: float = 1, un
     """Draw a histogram, the median and the quartiles of each class.
 
     Args:
-        counts: Drawings by value; values above the highest 99 % quantile are not drawn.
+        counts: Number of drawings of each class by value; values above the highest 99 % quantile are not drawn.
         shades: Colour of each class.
         scale: Factor from a value to `unit`.
-        unit: Title of the axis.
+        unit: Title of the value axis.
     """
     has_histograms = len(counts) <= MAX_HISTOGRAMS
     if not has_histograms:
@@ -55,7 +55,7 @@ def distributions(counts: Counts, shades: Sequence[str], *, scale: float = 1, un
             low, middle, high = (scale * quantile(each, share) for share in (0.25, 0.5, 0.75))
             if has_histograms:
                 heights, _ = np.histogram(list(each), edges, weights=list(each.values()))
-                heights = -0.72 * heights / max(1, heights.max())  # the axis points down
+                heights = -0.72 * heights / max(1, heights.max())  # negative, because the row axis points down
                 axes.bar(edges[:-1] * scale, heights, width * scale, row, align="edge", color=shade, alpha=0.28)
             axes.plot([low, high], [row, row], color=shade, linewidth=3.5, solid_capstyle="round")
             axes.plot(middle, row, "o", color=shade, markersize=7 if has_histograms else 5, markeredgecolor="white")
@@ -68,7 +68,7 @@ def distributions(counts: Counts, shades: Sequence[str], *, scale: float = 1, un
 
 
 def bars(counts: Counts, order: Sequence[str], shades: Sequence[str], unit: str) -> str:
-    """Draw drawings by name, such as a country code, stacked by class."""
+    """Draw bars for the number of drawings by name, such as a country code, stacked by class."""
     with styled_figure(_WIDTH, 0.27 * len(order) + 0.95, grid="x") as figure:
         axes = _row_axes(figure, order, unit)
         reached = np.zeros(len(order))
@@ -82,7 +82,7 @@ def bars(counts: Counts, order: Sequence[str], shades: Sequence[str], unit: str)
 
 
 def shares(hits: Counter[str], totals: Counter[str], order: Sequence[str], unit: str) -> str:
-    """Draw the share by name with Wilson's 95 % interval, and the overall share as a line."""
+    """Draw the share hits / totals of each name with Wilson's 95 % interval, and the overall share as a line."""
     number = np.array([totals[name] for name in order], float)
     share = np.array([hits[name] for name in order], float) / number
     low, high = wilson(share, number)
@@ -98,13 +98,13 @@ def shares(hits: Counter[str], totals: Counter[str], order: Sequence[str], unit:
 
 
 def hours(counts: Counts, shades: Sequence[str]) -> str:
-    """Draw drawings by hour of the day, stacked by class."""
+    """Draw a histogram of drawings by hour of the day, stacked by class."""
     return _histogram(counts, shades, np.arange(25), "hour of the day (UTC)")
 
 
 def days(counts: Counts, shades: Sequence[str]) -> str:
-    """Draw drawings by date, or by week in a long period, stacked by class."""
-    since_1970 = date(1970, 1, 1).toordinal()  # matplotlib counts days from this date
+    """Draw a histogram of drawings by date, or by week in a long period, stacked by class."""
+    since_1970 = date(1970, 1, 1).toordinal()  # matplotlib counts days from 1970-01-01
     numbers = {
         label: Counter({date.fromisoformat(day).toordinal() - since_1970: count for day, count in each.items()})
         for label, each in counts.items()
@@ -117,16 +117,16 @@ def days(counts: Counts, shades: Sequence[str]) -> str:
 
 
 def neighbour_matrix(shares: NDArray[np.float64], labels: Sequence[str]) -> str:
-    """Draw the share of each class's neighbours by class."""
+    """Draw a matrix: the class of a drawing, the class of its nearest neighbours, and the share of neighbours."""
     texts = [[f"{share:.0%}" for share in row] for row in shares]
     titles = "class of the drawing", "class of its nearest neighbours"
     return matrix(shares / max(0.6, shares.max()), texts, labels, labels, titles)
 
 
 def heat(values: NDArray[np.float64], shade: str, low: float) -> str:
-    """Return a number for each pixel, (28, 28), as a colour from white over the shade to a dark tone.
+    """Draw one value per pixel, (28, 28), as a colour from white over `shade` to a dark tone.
 
-    Each picture has its own scale: it starts at `low`, a share of the highest value, and ends at the highest value.
+    Each picture has its own colour scale, which starts at `low` times the highest value and ends at the highest value.
     """
     dark = tuple(0.45 * tint + 0.55 * ink for tint, ink in zip(to_rgb(shade), to_rgb(INK), strict=True))
     return png_url(values, ("#ffffff", shade, dark), low * values.max(), values.max() or 1)
@@ -159,7 +159,7 @@ def _histogram(
             label=list(counts),
         )
         if has_dates:
-            dates: Any = matplotlib.dates  # untyped
+            dates: Any = matplotlib.dates  # matplotlib.dates has no types
             locator = dates.AutoDateLocator(minticks=3, maxticks=6)
             axes.xaxis.set_major_locator(locator)
             axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator, show_offset=False))

@@ -1,4 +1,4 @@
-"""Statistics of drawings by class: sums, counts and small samples, as `exploring` collects them."""
+"""Define the statistics that `exploring` collects of the drawings of each class: sums, counts and small samples."""
 
 import random
 from collections import Counter
@@ -22,9 +22,9 @@ NEAR_EMPTY = 0.046
 """Ink of one straight line across the page, as a share of the page: (255 x 16 + 64 pi) / 304^2 in `rasterize`."""
 
 MAX_DURATION_S = 60
-"""Longest counted drawing time; the game stops after 20 s (https://quickdraw.withgoogle.com)."""
+"""Longest counted drawing time in seconds; the game stops after 20 s (https://quickdraw.withgoogle.com)."""
 
-_SAMPLE_SIZE = 24  # recognised drawings of each class that are kept for the page, and as many others
+_SAMPLE_SIZE = 24  # kept drawings of each class: so many recognised ones, and as many others
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Sample:
     _random: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311 - pages are reproducible
 
     def offer(self, drawing: Drawing) -> None:
-        """Add the drawing, or replace another one by it, or ignore it."""
+        """Add the drawing to the sample, or replace another drawing by it, or ignore it."""
         self.offered += 1
         if len(self.drawings) < self.size:
             self.drawings.append(drawing)
@@ -53,23 +53,23 @@ class StrokeStatistics:
     drawings: int = 0
     recognized: int = 0
     countries: Counter[str] = field(default_factory=Counter)
-    """Drawings by country code."""
+    """Number of drawings by country code."""
     recognized_in: Counter[str] = field(default_factory=Counter)
-    """Recognised drawings by country code."""
+    """Number of recognised drawings by country code."""
     hours: Counter[int] = field(default_factory=Counter)
-    """Drawings by hour of the day, 0 to 23, UTC."""
+    """Number of drawings by hour of the day, 0 to 23, UTC."""
     days: Counter[str] = field(default_factory=Counter)
-    """Drawings by date, YYYY-MM-DD, UTC."""
+    """Number of drawings by date, YYYY-MM-DD, UTC."""
     strokes: Counter[int] = field(default_factory=Counter)
-    """Drawings by number of strokes."""
+    """Number of drawings by number of strokes."""
     points: Counter[int] = field(default_factory=Counter)
-    """Drawings by number of points in all strokes."""
+    """Number of drawings by number of points in all strokes."""
     durations: Counter[int] = field(default_factory=Counter)
-    """Drawings by tenths of a second between first and last point, at most MAX_DURATION_S; raw files only."""
+    """Number of drawings by time from first to last point, in 0.1 s, at most MAX_DURATION_S; raw files only."""
     malformed: int = 0
-    """Malformed lines, which were skipped."""
+    """Number of malformed lines, which were skipped."""
     first_malformed: str = ""
-    """Number of the first malformed line, and the reason."""
+    """Line number of the first malformed line, and the reason for skipping the line."""
     recognized_sample: Sample = field(default_factory=lambda: Sample(_SAMPLE_SIZE))
     other_sample: Sample = field(default_factory=lambda: Sample(_SAMPLE_SIZE))
     """Sample of the drawings that were not recognised."""
@@ -100,19 +100,19 @@ class BitmapStatistics:
     """Sums and counts of the bitmaps of one class."""
 
     bitmaps: Bitmaps
-    """uint8, (rows, 28, 28), memory-mapped unless `is_drawn`."""
+    """The bitmaps of the class: uint8, (rows, 28, 28), memory-mapped unless `is_drawn`."""
     is_drawn: bool
-    """Whether the bitmaps were drawn from the first strokes, because there is no .npy file."""
+    """Whether the bitmaps were rendered from the first drawings of a stroke file, because there is no .npy file."""
     mean: NDArray[np.float64]
-    """(28, 28), 0 = paper, 255 = ink."""
+    """Mean of each pixel over the drawings, (28, 28), 0 = paper, 255 = ink."""
     deviation: NDArray[np.float64]
-    """(28, 28), standard deviation of each pixel over the drawings."""
+    """Standard deviation of each pixel over the drawings, (28, 28)."""
     ink: Counter[int]
-    """Bitmaps by ink in thousandths of the page."""
+    """Number of bitmaps by ink, in thousandths of the page."""
     digests: NDArray[np.uint64]
     """(rows,), BLAKE2b digest of each bitmap; copies have equal digests."""
     near_empty: int
-    """Bitmaps with less ink than NEAR_EMPTY."""
+    """Number of bitmaps with less ink than NEAR_EMPTY."""
     emptiest: tuple[tuple[int, float], ...]
     """Row and ink (share of the page) of the bitmaps with the least ink, least first."""
 
@@ -122,7 +122,7 @@ class BitmapStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassStatistics:
-    """Statistics of one class; a part is None if its file does not exist or has no drawing."""
+    """Statistics of one class, one part per file; a part is None if its file does not exist or has no drawing."""
 
     label: str
     simplified: StrokeStatistics | None
@@ -131,7 +131,7 @@ class ClassStatistics:
 
     @property
     def strokes(self) -> StrokeStatistics | None:
-        """Statistics of the simplified file, else of the raw file."""
+        """Statistics of the simplified file or, if the class has none, of the raw file."""
         return self.simplified or self.raw
 
     @property
@@ -153,9 +153,9 @@ class FolderStatistics:
     """Origin of the drawings."""
     classes: tuple[ClassStatistics, ...]
     copies: Copies | None
-    """None without bitmaps; class indices refer to `with_bitmaps`."""
+    """Equal bitmaps; None without bitmaps. Class indices refer to `with_bitmaps`."""
     neighbours: Neighbours | None
-    """None without bitmaps of two classes; class indices refer to `with_bitmaps`."""
+    """Similar classes; None without bitmaps of two classes. Class indices refer to `with_bitmaps`."""
 
     @property
     def with_bitmaps(self) -> dict[str, BitmapStatistics]:
@@ -169,11 +169,11 @@ class FolderStatistics:
 
     @property
     def drawings(self) -> int:
-        """Number of drawings; of each class those of its longest file, as all kinds have the same drawings."""
+        """Number of drawings. The longest file of a class counts, because all its files have the same drawings."""
         return sum(max((len(part) for part in each.parts), default=0) for each in self.classes)
 
     def counts(self, name: str, kind: str = "") -> dict[str, Counter[Any]]:
-        """Return a counter of `StrokeStatistics` by label, if it is not empty; `kind` selects the kind of file."""
+        """Return the counter `name` of `StrokeStatistics` by label, if not empty; `kind` selects the kind of file."""
         parts = {each.label: each.part(kind) if kind else each.strokes for each in self.classes}
         return {
             label: counter
@@ -182,7 +182,7 @@ class FolderStatistics:
         }
 
     def lacking(self, kind: str) -> list[str]:
-        """Return the labels without a file of this kind; a raw file replaces a simplified one."""
+        """Return the labels without a file of this kind; a raw file counts as a simplified file, too."""
         parts = {each.label: each.strokes if kind == SIMPLIFIED else each.part(kind) for each in self.classes}
         return [
             label
@@ -215,12 +215,12 @@ def quantile(counts: Counter[int], share: float) -> int:
 
 
 def differ(hits: Sequence[int], totals: Sequence[int]) -> bool:
-    """Return whether shares differ by more than chance: chi-squared test at a level of about 1 %."""
+    """Return whether the shares hits / totals differ by more than chance: chi-squared test, level of about 1 %."""
     number = np.array(totals, np.float64)
     overall = sum(hits) / max(1, number.sum())
     freedom = len(number) - 1
     if freedom < 1 or not 0 < overall < 1:
         return False
     chi2 = float(np.sum((np.array(hits) - number * overall) ** 2 / (number * overall * (1 - overall))))
-    # 99 % quantile, approximation by Wilson and Hilferty 1931, doi:10.1073/pnas.17.12.684
+    # 99 % quantile of chi-squared, approximation by Wilson and Hilferty 1931, doi:10.1073/pnas.17.12.684
     return bool(chi2 > freedom * (1 - 2 / (9 * freedom) + 2.326 * (2 / (9 * freedom)) ** 0.5) ** 3)

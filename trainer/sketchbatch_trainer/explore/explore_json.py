@@ -12,14 +12,14 @@ from .similarity import NEIGHBOURS
 
 
 def write_json(statistics: FolderStatistics, path: Path) -> Path:
-    """Write `as_json` to a file atomically."""
+    """Write the result of `as_json` to a file atomically."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(as_json(statistics), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 
 def as_json(statistics: FolderStatistics) -> dict[str, Any]:
-    """Return all statistics; values that need a missing file are None."""
+    """Return all statistics as JSON values; a value is None if its file is missing."""
     return {
         "source": statistics.source,
         "drawings": statistics.drawings,

@@ -1,7 +1,7 @@
 """Write the page of `sketchbatch-train explore` as one self-contained HTML file.
 
 Flow: `FolderStatistics` -> values of each section -> explore.html.j2. If a kind of file is missing, the page leaves out
-its sections and shows the command that fetches the files.
+the sections of this kind and shows the command that fetches the missing files.
 """
 
 import shlex
@@ -33,13 +33,13 @@ CONTENTS = {
     RAW: "drawing times, and the time of every line",
     BITMAPS: "average drawings, ink, copies, near-empty drawings, similar classes",
 }
-"""What the page shows only if there are files of a kind."""
+"""Content that the page shows only if there are files of the kind."""
 
-_FORMATS = {SIMPLIFIED: "simplified", RAW: "raw", BITMAPS: "npy"}  # names of `sketchbatch-train fetch --format`
+_FORMATS = {SIMPLIFIED: "simplified", RAW: "raw", BITMAPS: "npy"}  # names for `sketchbatch-train fetch --format`
 
 
 def write_page(statistics: FolderStatistics, output: Path) -> Path:
-    """Write the page atomically."""
+    """Write the exploration page atomically."""
     html_page.write_page(
         output,
         "sketchbatch_trainer/explore/explore.html.j2",
@@ -71,7 +71,7 @@ def write_page(statistics: FolderStatistics, output: Path) -> Path:
 
 
 def _cards(statistics: FolderStatistics) -> list[tuple[str, str, str]]:
-    """Return figure, title and meaning of the cards at the top."""
+    """Return figure, title and meaning of each card at the top of the page."""
     own, durations = statistics.with_strokes, together(statistics.counts("durations", RAW))
     countries = together(statistics.counts("countries"))
     total = sum(map(len, own.values()))
@@ -118,7 +118,7 @@ def _classes(statistics: FolderStatistics) -> dict[str, Any]:
 
 
 def _kind(statistics: FolderStatistics, kind: str) -> dict[str, Any]:
-    """Return what was read of a kind of file, and the files with malformed lines."""
+    """Return the number of files and drawings of a kind, and the files with malformed lines."""
     lacking = statistics.lacking(kind)
     own = [part for each in statistics.classes if (part := each.part(kind)) and each.label not in lacking]
     strokes = [part for part in own if isinstance(part, StrokeStatistics)]
@@ -132,7 +132,7 @@ def _kind(statistics: FolderStatistics, kind: str) -> dict[str, Any]:
 
 
 def _missing(statistics: FolderStatistics) -> list[dict[str, Any]]:
-    """Return the kinds of files that a class lacks, their contents, and the command that fetches them."""
+    """Return the kinds of files that some class lacks, their contents, and the command that fetches these files."""
     return [
         {
             "kind": kind,

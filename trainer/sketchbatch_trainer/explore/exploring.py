@@ -1,7 +1,7 @@
 """Read drawings in Google's layout and collect their statistics, for `sketchbatch-train explore`.
 
-Flow: `find_files` -> one pass over each file -> `FolderStatistics`. Each class keeps sums, counts, small samples, and
-8 bytes per bitmap for finding copies. So files of gigabytes can be read. This module does not know the page.
+Flow: `find_files` -> one pass over each file -> `FolderStatistics`. Files may have gigabytes, because memory holds only
+sums, counts, small samples, and 8 bytes per bitmap for finding copies. This module does not import the page.
 """
 
 import hashlib
@@ -32,21 +32,21 @@ from .drawing_statistics import (
 from .similarity import find_copies, find_neighbours
 
 MAX_DRAWN = 1000
-"""Most bitmaps of a class that are drawn from strokes if there is no .npy file."""
+"""Largest number of bitmaps of a class that are rendered from strokes if there is no .npy file."""
 
-_EMPTIEST_KEPT = 8  # bitmaps of each class
-_BLOCK_ROWS = 8192  # bitmaps per block: 6 MB, and 26 MB of floats
+_EMPTIEST_KEPT = 8  # bitmaps of each class with the least ink
+_BLOCK_ROWS = 8192  # bitmaps that are read at once: 6 MB, and 26 MB as floats
 
-Files = dict[str, Path]  # by kind
+Files = dict[str, Path]  # the files of a class by kind
 Advance = Callable[[int], object]  # called with the number of drawings read since the last call
 Progress = Callable[[str, int], Advance]  # called with the name and the number of drawings of each file
 
 
 def find_files(folder: Path, labels: tuple[str, ...] | None) -> dict[str, Files]:
-    """Return the files of each label by kind, in the order of `labels`; None = every label, sorted.
+    """Return the files of each label by kind, in the order of `labels`; labels=None stands for every label, sorted.
 
     Raises:
-        DrawingsRefused: The folder does not exist, has no file, or has no file of a label.
+        DrawingsRefused: The folder does not exist, has no file of drawings, or has no file of a label.
     """
     found: dict[str, Files] = {}
     for kind in (SIMPLIFIED, RAW):
@@ -120,7 +120,7 @@ class _Reader:
         return statistics if statistics.drawings else None
 
     def _bitmaps(self, own: Files) -> BitmapStatistics | None:
-        """Read the .npy file, or draw bitmaps from the first strokes."""
+        """Read the .npy file of a class or, without one, render bitmaps from the first drawings of its stroke file."""
         path = own[BITMAPS] if BITMAPS in own else own[SIMPLIFIED] if SIMPLIFIED in own else own[RAW]
         bitmaps = read_bitmaps(path)[: self.rows] if BITMAPS in own else self._drawn(path)
         advance = self.progress(f"{path.parent.name}/{path.name}", len(bitmaps))

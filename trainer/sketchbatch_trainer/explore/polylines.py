@@ -1,6 +1,6 @@
 """Convert strokes into the polylines of a small SVG, in one colour or coloured by time.
 
-The page has hundreds of drawings: a browser plays and wraps them as SVG elements, which pictures could not do.
+The exploration page has hundreds of drawings. A browser can play and wrap SVG elements, but cannot play pictures.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ SIDE = 255
 """Side of the square that every drawing is scaled to, in SVG units."""
 
 TIME_COLOURS = tuple(to_hex(each) for each in mpl.colormaps["plasma"](np.linspace(0.02, 0.82, 12)))
-"""Colours from the first point of a drawing to its last."""
+"""Colours from the first point of a drawing to the last point."""
 
 SPEED = 4
 """Factor by which a drawing is played faster than it was drawn."""
@@ -28,12 +28,12 @@ Floats = NDArray[np.float64]
 
 
 def plain(drawing: Drawing) -> list[str]:
-    """Return the points of one polyline per stroke."""
+    """Return the points of one polyline per stroke, as SVG text."""
     return [_points(stroke) for stroke in _scaled(drawing)]
 
 
 def timed(drawing: Drawing) -> list[dict[str, Any]]:
-    """Return polylines with one colour each: points, colour, start and duration of playing in seconds."""
+    """Return polylines with one colour each: points, colour, start and duration of the playback in seconds."""
     moments, plays_s = _moments(drawing)
     return [
         {
@@ -57,7 +57,7 @@ def _scaled(drawing: Drawing) -> list[Floats]:
 
 
 def _moments(drawing: Drawing) -> tuple[list[Floats], float]:
-    """Return the time of each point, 0 to 1, by stroke, and the seconds for playing; without times, points are even."""
+    """Return the time of each point, 0 to 1, by stroke, and the seconds of playback; untimed points are even."""
     lengths = [len(stroke[0]) for stroke in drawing.strokes]
     is_timed = has_times(drawing)
     times = np.concatenate([stroke[2] for stroke in drawing.strokes]) if is_timed else np.arange(sum(lengths))
@@ -67,7 +67,7 @@ def _moments(drawing: Drawing) -> tuple[list[Floats], float]:
 
 
 def _one_coloured(times: Floats) -> list[tuple[int, int]]:
-    """Return first and last point of each part of one colour; a part ends where the next one starts."""
+    """Return first and last point of each part with one colour; a part ends at the first point of the next part."""
     colour = (times[:-1] * (len(TIME_COLOURS) - 1)).astype(int)
     starts = [0, *(np.flatnonzero(np.diff(colour)) + 1).tolist()]
     return list(zip(starts, [*starts[1:], len(times) - 1], strict=True))

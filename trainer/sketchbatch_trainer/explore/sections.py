@@ -1,6 +1,6 @@
-"""Prepare the sections of the exploration page: charts, pictures and the values of their sentences.
+"""Prepare the sections of the exploration page: charts, pictures and the values in the text.
 
-Each function returns what explore.html.j2 shows, or None if no file has the data.
+Each function returns the values that explore.html.j2 shows, or None if no file has the data of the section.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ Section = dict[str, Any] | None
 
 
 def averages(statistics: FolderStatistics) -> Section:
-    """Return mean and deviation of each class as pictures with their own colour scales."""
+    """Return mean and standard deviation of each class's bitmaps as pictures, each with its own colour scale."""
     own = statistics.with_bitmaps
     if not own:
         return None
@@ -42,7 +42,7 @@ def averages(statistics: FolderStatistics) -> Section:
 
 
 def galleries(statistics: FolderStatistics) -> list[dict[str, Any]]:
-    """Return some drawings of each class; the more classes, the fewer drawings."""
+    """Return some drawings of each class; the more classes there are, the fewer drawings of each."""
     classes = len(statistics.classes)
     shown = 12 if classes <= 6 else 6 if classes <= 40 else 3
     return [
@@ -57,7 +57,7 @@ def galleries(statistics: FolderStatistics) -> list[dict[str, Any]]:
 
 
 def in_time(statistics: FolderStatistics) -> Section:
-    """Return a few drawings coloured by time; simplified files have the order of the points only."""
+    """Return a few drawings coloured by time or, if there are only simplified files, by the order of the points."""
     is_timed = bool(statistics.counts("durations", RAW))
     parts = {each.label: each.raw if is_timed else each.simplified for each in statistics.classes}
     own = {label: part for label, part in parts.items() if part}
@@ -97,7 +97,7 @@ def distributions(statistics: FolderStatistics) -> list[dict[str, str]]:
 
 
 def countries(statistics: FolderStatistics) -> Section:
-    """Return drawings and recognised share of the most frequent countries."""
+    """Return number of drawings and recognised share for the countries with the most drawings."""
     counts = statistics.counts("countries")
     if not counts:
         return None
@@ -115,7 +115,7 @@ def countries(statistics: FolderStatistics) -> Section:
 
 
 def times(statistics: FolderStatistics) -> Section:
-    """Return drawings by hour of the day and by date."""
+    """Return charts of the number of drawings by hour of the day and by date."""
     hours, days = statistics.counts("hours"), statistics.counts("days")
     if not hours:
         return None
@@ -131,7 +131,7 @@ def times(statistics: FolderStatistics) -> Section:
 
 
 def similar(statistics: FolderStatistics) -> Section:
-    """Return the classes of nearest neighbours, with drawings of the most similar pairs of classes."""
+    """Return the classes of the nearest neighbours of drawings, and drawings of the most similar pairs of classes."""
     found, labels = statistics.neighbours, list(statistics.with_bitmaps)
     if not found or not found.pairs:
         return None
@@ -152,7 +152,7 @@ def similar(statistics: FolderStatistics) -> Section:
 
 
 def copies(statistics: FolderStatistics) -> Section:
-    """Return the bitmaps that occur more than once, and those with the least ink."""
+    """Return the bitmaps that occur more than once, and the bitmaps with the least ink."""
     found, own = statistics.copies, statistics.with_bitmaps
     if not found:
         return None

@@ -1,7 +1,7 @@
 """Find exact copies of bitmaps, and classes whose bitmaps are similar.
 
-Classes are similar if their drawings are nearest neighbours of each other. Nothing is trained. The bitmaps of a sample
-are blurred before they are compared, so that equal lines one pixel apart count as near.
+Two classes are similar if drawings of one are often nearest neighbours of drawings of the other. No model is trained.
+The bitmaps of a sample are blurred before they are compared, so that equal lines one pixel apart count as near.
 """
 
 from collections import Counter
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from sketchbatch_client.drawings.readers import Bitmaps
 
 NEIGHBOURS = 10
-"""Number of nearest neighbours that are counted for each drawing. Of 1, 5 and 10, ten classify best.
+"""Number of nearest neighbours that are counted for each drawing. Of 1, 5 and 10 neighbours, ten classify best.
 
 Accuracy for three classes of 1,000 drawings and ten classes of 400 (5-fold cross-validation, ../shared/data/quickdraw):
-10 neighbours 71 and 69 %, nearest class mean 59 and 56 %, linear discriminant 68 and 60 %.
+ten neighbours 71 and 69 %, nearest class mean 59 and 56 %, linear discriminant 68 and 60 %.
 """
 
-_MAX_COMPARED = 20_000  # drawings of all classes: about 20 s on two cores
+_MAX_COMPARED = 20_000  # drawings of all classes together: comparing them takes about 20 s on two cores
 _MAX_COMPARED_PER_CLASS = 1000
 _COPY_GROUPS_SHOWN = 12
-_COUPLES_SHOWN = 3  # of each pair of classes
+_COUPLES_SHOWN = 3  # couples of similar drawings for each pair of classes
 _BLOCK_ROWS = 512  # 512 x 20,000 distances take 41 MB
 
-Origin = tuple[int, int]  # class index, row
+Origin = tuple[int, int]  # class index and row of a bitmap
 Floats = NDArray[np.float32]
 
 
@@ -34,33 +34,33 @@ class Copies:
     """Bitmaps that occur more than once, byte for byte."""
 
     extra: tuple[int, ...]
-    """Bitmaps of each class that are a copy of an earlier bitmap of the class."""
+    """Number of bitmaps of each class that are a copy of an earlier bitmap of the class."""
     shared: int
-    """Different bitmaps that occur in two or more classes."""
+    """Number of different bitmaps that occur in two or more classes."""
     groups: tuple[tuple[Origin, ...], ...]
-    """Origins of the copies in the largest groups; groups across classes are first."""
+    """The largest groups of equal bitmaps, by origin; groups with several classes come first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Similarity of two classes, given by index."""
+    """Similarity of two classes, which are given by class index."""
 
     first: int
     second: int
     share: float
     """Share of a drawing's neighbours that are in the other class, 0 to 1; the mean over both classes."""
     couples: tuple[tuple[Origin, Origin], ...]
-    """Near drawings of the first and the second class, nearest first; no drawing occurs twice."""
+    """Similar drawings, one of each class, the most similar couple first; no drawing occurs twice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbours:
-    """Classes of the nearest neighbours of a drawing."""
+    """The classes of the nearest neighbours of drawings, as shares."""
 
     compared: tuple[int, ...]
-    """Compared drawings of each class."""
+    """Number of compared drawings of each class."""
     shares: NDArray[np.float64]
-    """(classes, classes): of the neighbours of a row's drawings, the share in each class; rows sum to 1."""
+    """(classes, classes): a row has the shares of a class's neighbours in each class; rows sum to 1."""
     pairs: tuple[Pair, ...]
     """Every pair of classes with a share above 0, most similar first."""
 
@@ -89,8 +89,8 @@ def find_copies(digests: Sequence[NDArray[np.uint64]]) -> Copies:
 def find_neighbours(classes: Sequence[Bitmaps]) -> Neighbours:
     """Find the nearest neighbours of an evenly spaced sample of each class; each class needs at least one row.
 
-    Copies within a class are compared once. A neighbour has the weight 1 / (drawings of its class): more
-    drawings do not make a class more similar.
+    Of equal bitmaps in a class only one is compared. A neighbour has the weight 1 / (drawings of its class), so that
+    a class with more drawings does not count as more similar.
     """
     limit = min(_MAX_COMPARED_PER_CLASS, max(2, _MAX_COMPARED // len(classes)))
     origins, bitmaps = _sampled(classes, limit)
@@ -138,7 +138,7 @@ def _blurred(bitmaps: Bitmaps) -> Floats:
 
 
 def _nearest(points: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Return the nearest other points of each point and their squared distances: (points, neighbours) both."""
+    """Return the nearest other points of each point, and the squared distances, each as (points, neighbours)."""
     many = min(NEIGHBOURS, len(points) - 1)
     squares = np.square(points).sum(axis=1)
     found = np.zeros((len(points), many), np.int64)
@@ -155,7 +155,7 @@ def _nearest(points: Floats) -> tuple[NDArray[np.int64], Floats]:
 def _couples(
     origins: NDArray[np.int64], found: NDArray[np.int64], distances: Floats
 ) -> dict[tuple[int, int], tuple[tuple[Origin, Origin], ...]]:
-    """Return the nearest couples of each pair of classes; the class with the lower index is first."""
+    """Return the nearest couples of drawings of each pair of classes, ordered by class index in each couple."""
     kept: dict[tuple[int, int], list[tuple[Origin, Origin]]] = {}
     for index in distances.argsort(axis=None, kind="stable"):
         first, second = sorted(map(tuple, origins[[index // found.shape[1], found.flat[index]]].tolist()))

@@ -12,17 +12,17 @@ import onnxruntime as ort
 from sketchbatch_client.drawings.readers import Bitmaps
 
 _CALL_ROWS = 256
-_ROUNDS = 7  # models take turns in each round, so a change of the clock rate affects all of them
+_ROUNDS = 7  # every model runs in each round, so that a change of the clock rate affects all models
 
 
 def parameters(graph: onnx.ModelProto) -> int:
     """Count the weights of a graph; constants with one value (scales, zero points) do not count."""
-    weights = [each for each in graph.graph.initializer if each.data_type != onnx.TensorProto.INT64]  # int64: shapes
+    weights = [each for each in graph.graph.initializer if each.data_type != onnx.TensorProto.INT64]  # int64 = shapes
     return sum(math.prod(each.dims) for each in weights if math.prod(each.dims) > 1)
 
 
 def flops(graph: onnx.ModelProto) -> int:
-    """Count multiplications and additions per row, of convolutions and matrix products only: nearly all of the work."""
+    """Count multiplications and additions per row of convolutions and matrix products, nearly all of the work."""
     inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
     values = [*inferred.value_info, *inferred.input, *inferred.output]
     shapes = {each.name: [size.dim_value for size in each.type.tensor_type.shape.dim] for each in values}
@@ -31,7 +31,7 @@ def flops(graph: onnx.ModelProto) -> int:
 
 
 def rows_per_s(models: Sequence[Path], bitmaps: Bitmaps) -> list[float]:
-    """Measure the rows per second of each model in ONNX Runtime on one core: the median of rounds.
+    """Measure the rows per second of each model in ONNX Runtime on one core; return the medians over the rounds.
 
     Args:
         models: Model files.
@@ -45,8 +45,8 @@ def rows_per_s(models: Sequence[Path], bitmaps: Bitmaps) -> list[float]:
     seconds: list[list[float]] = [[] for _ in sessions]
     for _ in range(_ROUNDS):
         for session, own_seconds in zip(sessions, seconds, strict=True):
-            session.run(None, inputs)  # fills the CPU caches with this model
-            started_at = time.thread_time()  # CPU time: other processes do not count
+            session.run(None, inputs)  # fills the CPU caches with the model
+            started_at = time.thread_time()  # CPU time excludes other processes
             session.run(None, inputs)
             session.run(None, inputs)
             own_seconds.append(time.thread_time() - started_at)

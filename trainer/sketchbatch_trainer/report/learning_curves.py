@@ -18,7 +18,7 @@ def read_history(path: Path) -> dict[str, list[float]]:
 def learning_curve(history: dict[str, list[float]], name: str, *, keeps_best: bool) -> str:
     """Draw "loss" or "accuracy" by epoch and mark the epoch of the kept weights; return the source of an <img> element.
 
-    The kept weights are those of the lowest validation loss if `keeps_best`, else those of the last epoch.
+    The kept weights come from the epoch with the lowest validation loss if `keeps_best`, else from the last epoch.
     """
     losses = history["val_loss"]
     kept_epoch = int(np.argmin(losses)) + 1 if keeps_best else len(losses)

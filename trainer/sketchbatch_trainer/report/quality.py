@@ -25,7 +25,7 @@ class EvaluatedRun:
     run: Run
     config: dict[str, Any]
     metadata: dict[str, str]
-    """Metadata of the model file, without the prefix of the keys."""
+    """Metadata of the model file, with keys without the prefix `sketchbatch.`."""
     held_out: HeldOut
     scores: Scores
     quality: ModelQuality
@@ -34,12 +34,12 @@ class EvaluatedRun:
 
     @property
     def title(self) -> str:
-        """Name of the model and its recipe."""
+        """Name of the model and name of its recipe."""
         name, recipe = self.config["name"], self.config["recipe"]["name"]
         return name if name == recipe else f"{name}, {recipe}"
 
     def quality_of(self, variant: Variant) -> ModelQuality:
-        """Return the quality of a variant, whose scores ONNX Runtime computes, without recognised drawings."""
+        """Return the quality of a variant scored by ONNX Runtime, without figures for recognised drawings."""
         scores = onnx_scores(onnx.load(self.run.exported(variant)), self.held_out.bitmaps)
         return evaluate_scores(scores, self.held_out.class_index, self.quality.labels)
 
@@ -65,10 +65,10 @@ def evaluate_scores(
 def evaluate_run(run: Run) -> EvaluatedRun:
     """Evaluate the float32 model of a run.
 
-    The scores come from `sketchbatch score`, if it wrote them into the run, else from ONNX Runtime in this process.
+    The scores come from a file that `sketchbatch score` wrote into the run or, without it, from ONNX Runtime.
 
     Raises:
-        RunIncomplete: The run has no exported model; the message names the command.
+        RunIncomplete: The run has no exported model; the message names the command that exports it.
     """
     config = run.read_config()
     labels = config["labels"]
@@ -90,7 +90,7 @@ def evaluate_run(run: Run) -> EvaluatedRun:
 def _served_scores(run: Run, held_out: HeldOut, labels: list[str]) -> Scores | None:
     """Return the scores of `sketchbatch score RUN/test --all-scores --output RUN/scores.csv`.
 
-    Return None if the file does not exist, or is about other drawings, or lacks the scores of a class.
+    Return None if scores.csv does not exist, or is about other drawings, or lacks the scores of a class.
     """
     if not run.scores.exists():
         return None
@@ -114,6 +114,6 @@ def _recognized_flags(run: Run, held_out: HeldOut, labels: list[str]) -> Flags:
 
 
 def _origins(held_out: HeldOut, labels: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield the label of each held-out drawing and its row in the label's file."""
+    """Yield the label of each held-out drawing and the drawing's row in the label's file."""
     for label, rows in zip(labels, np.bincount(held_out.class_index, minlength=len(labels)), strict=True):
         yield from ((label, row) for row in range(rows))

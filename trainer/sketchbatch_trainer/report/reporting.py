@@ -36,14 +36,14 @@ class _ModelFile:
     mflop: float
     rows_per_s: float
     relative_speed: float
-    """Rows per second divided by those of the first model file."""
+    """Rows per second divided by the rows per second of the first model file."""
 
 
 def write_report(runs: Sequence[Run], output: Path) -> None:
-    """Write the page atomically: the first run in full, and the model files of all runs in one table.
+    """Write the report page atomically: the first run in full, and the model files of all runs in one table.
 
     Raises:
-        RunIncomplete: A previous step is missing; the message names the command.
+        RunIncomplete: A run lacks a file of an earlier step; the message names the command that writes it.
     """
     evaluated = [evaluate_run(run) for run in runs]
     first = evaluated[0]
@@ -70,7 +70,7 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
 
 
 def _model_files(evaluated: list[EvaluatedRun]) -> list[_ModelFile]:
-    """Return every model file of every run, float32 models first, with speeds measured in turn."""
+    """Return every model file of every run, float32 models first, with speeds from interleaved measurements."""
     files = [(own, variant) for own in evaluated for variant in Variant if own.run.exported(variant).exists()]
     files.sort(key=lambda file: file[1] is not Variant.FLOAT32)
     bitmaps = evaluated[0].held_out.bitmaps
@@ -105,7 +105,7 @@ def _correct(own: EvaluatedRun) -> list[dict[str, Any]]:
 
 
 def _named_values(recipe: dict[str, Any]) -> dict[str, str]:
-    """Return the values of a recipe as text, by name."""
+    """Return the settings of a recipe by name, each value as text."""
     own = {name: value for name, value in recipe.items() if name not in ("network", "augmentation")}
     flat = own | recipe["network"] | (recipe["augmentation"] or {"augmentation": "none"})
     return {
