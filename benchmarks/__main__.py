@@ -1,6 +1,6 @@
 """Run a benchmark by name: `python -m benchmarks NAME [FLAGS]`; without a name, list them.
 
-Each benchmark is a script of this folder, and `--help` behind its name lists its flags.
+Each benchmark is a script of this folder; `python -m benchmarks NAME --help` lists the flags of the script.
 """
 
 import ast
@@ -26,7 +26,7 @@ NAMES = (
 
 
 def main() -> None:
-    """Run the script that the first argument names, with the other arguments as its own."""
+    """Run the script that the first argument names, and pass the other arguments to the script."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in NAMES:
         print(f"usage: python -m benchmarks NAME [FLAGS]\n\n{listing()}")

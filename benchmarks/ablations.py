@@ -28,10 +28,10 @@ from variants import HERE, cpu_name
 
 LABELS = ("bear", "cat", "dog")
 SEEDS = (0, 1, 2)
-EPOCHS = 12  # of trainings from random weights; the article's recipe stops after 12, too
+EPOCHS = 12  # epochs of trainings from random weights; the article's recipe stops after 12 epochs, too
 COMPACT_12 = replace(COMPACT, max_epochs=EPOCHS)
 
-JOBS: dict[str, tuple[Recipe, str]] = {  # the recipe, and the run whose weights it starts from
+JOBS: dict[str, tuple[Recipe, str]] = {  # recipe, and the run whose weights the training starts from
     "article": (ARTICLE, ""),
     "compact": (COMPACT_12, ""),
     "compact, no augmentation": (replace(COMPACT_12, augmentation=None), ""),
@@ -46,7 +46,7 @@ JOBS: dict[str, tuple[Recipe, str]] = {  # the recipe, and the run whose weights
 
 
 def main() -> None:
-    """Train what the results file lacks."""
+    """Run the trainings whose results the results file lacks, and print all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="Drawings in Google's layout.")
     parser.add_argument("--runs", type=Path, required=True, help="Where compact-345 and quickdraw-345 are, trained.")
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def read(path: Path | None, digest: str) -> dict[str, Any]:
-    """Return the results measured on the same drawings with the same versions, or empty results."""
+    """Return the stored results if drawings, machine and versions were the same, otherwise empty results."""
     frame = {
         "command": "python -m benchmarks ablations",
         "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0))},
@@ -81,7 +81,7 @@ def read(path: Path | None, digest: str) -> dict[str, Any]:
 
 
 def wanted_row(results: dict[str, Any], name: str, recipe: Recipe, begun: Run | None) -> dict[str, Any]:
-    """Return the row `name` of `results`, or a new row if recipe or start differ."""
+    """Return the row `name` of `results`, or a new row if the recipe or the initial weights differ."""
     digest = hashlib.sha256(begun.keras.read_bytes()).hexdigest() if begun else ""
     row = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "recipe": json.loads(json.dumps(asdict(recipe))), "begun": digest}
     found: dict[str, Any] = results["runs"].get(name, {})
@@ -114,7 +114,7 @@ class Silent:
 
 
 def show(runs: dict[str, dict[str, Any]]) -> None:
-    """Print mean and range over the seeds."""
+    """Print the mean and the range of each metric over the seeds."""
     for name, row in runs.items():
         columns = []
         for metric in ("accuracy", "balanced_accuracy"):

@@ -38,7 +38,7 @@ from variants import HERE, cpu_name
 ROOT = HERE.parent
 CACHE = ROOT / "runs" / "bench"
 REAL_DRAWINGS = ROOT.parent / "shared" / "data" / "quickdraw"
-DRAWN_ROWS = 8192  # eight of the largest requests
+DRAWN_ROWS = 8192  # as many rows as eight of the largest requests
 
 MODELS: dict[str, Callable[[], Path]] = {
     "shipped": lambda: ROOT / "models" / "bear-cat-dog" / "1" / "model.onnx",
@@ -48,8 +48,8 @@ MODELS: dict[str, Callable[[], Path]] = {
 
 
 def main() -> None:
-    """Measure what the flags ask for, print the tables and write the results."""
-    unwind_on_signals()  # also ends servers and load generators
+    """Measure what the flags select, print the tables and write the results."""
+    unwind_on_signals()  # a signal also ends servers and load generators
     asked = read_arguments()
     peers, left_out = choose(asked.contestants, asked.workloads, asked.channels)
     with drawings_file(asked.data) as (drawings, source):
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def read_arguments() -> argparse.Namespace:
-    """Parse the flags; `is_whole` is true if they leave nothing out."""
+    """Parse the flags; `is_whole` is true if the flags leave no part of the benchmark out."""
     peers = list(find_peers())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -130,14 +130,14 @@ def workloads_of(text: str) -> list[str]:
 
 
 def known(text: str, names: list[str], choices: Iterable[str]) -> list[str]:
-    """Return `names` if they are all the names in `text`."""
+    """Return `names` if `text` contains no other name; otherwise reject `text`."""
     if names != text.split(","):
         raise argparse.ArgumentTypeError(f"must be of {','.join(choices)}, got {text}")
     return names
 
 
 def choose(names: list[str], workloads: list[str], channels: int) -> tuple[list[Peer], dict[str, str]]:
-    """Return the peers that take part in any of `workloads`, and why others cannot be measured on this machine."""
+    """Return the peers that any of `workloads` measures, and why other peers cannot be measured on this machine."""
     try:
         peers = [find_peer(name, channels=channels) for name in names]
     except ValueError as exc:
@@ -151,7 +151,7 @@ def choose(names: list[str], workloads: list[str], channels: int) -> tuple[list[
 
 @contextmanager
 def drawings_file(data: Path | None) -> Iterator[tuple[Path, str]]:
-    """Yield a .npy file of drawings in random order and their source; without a data folder, of noise."""
+    """Yield a .npy file of drawings in random order, and their source; without a data folder, the file has noise."""
     folder = (data or REAL_DRAWINGS) / "numpy_bitmap"
     random = np.random.default_rng(0)
     if folder.is_dir():
@@ -166,7 +166,7 @@ def drawings_file(data: Path | None) -> Iterator[tuple[Path, str]]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return date, command, commit, machine and versions."""
+    """Return date, command, commit, machine and versions of a benchmark run."""
     packages = ("onnxruntime", "grpcio", "protobuf", "numpy", "sketchbatch-service", "sketchbatch-client")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -179,20 +179,20 @@ def describe_machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Return the commit of this tree, with "+changes" if it was edited; "" outside git."""
+    """Return the commit of the working tree, with "+changes" if files were edited; "" outside git."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+changes"]
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def describe_model(path: Path) -> dict[str, Any]:
-    """Return a model's file and its MFLOP per row."""
+    """Return the file of a model and the model's MFLOP per row."""
     mflop = flops(onnx.load(path)) / 1e6
     file = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
     return {"file": file, "mflop_per_row": round(mflop, 3)}
 
 
 def write(record: dict[str, Any], path: Path) -> None:
-    """Write the record and its plot."""
+    """Write the record as JSON, and its plot as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """Keep requests in flight with threads, futures or asyncio tasks, on plain stubs or on our clients.
 
-README.md has the cost of each. This module runs in the load generator's process only.
+README.md states the cost of threads, futures and tasks. This module runs in the load generator's process only.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ Classify = Callable[[Bitmaps], object]
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
-    ("grpc.enable_http_proxy", 0),  # loopback must not go through a proxy
-    ("grpc.use_local_subchannel_pool", 1),  # without it, channels share one connection
+    ("grpc.enable_http_proxy", 0),  # loopback connections must not go through a proxy
+    ("grpc.use_local_subchannel_pool", 1),  # without a local pool, all channels share one connection
 ]
 
 
 def in_threads(calls: Sequence[Classify], requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
-    """Run `in_flight` threads, each of which sends again after its answer; return each request's seconds."""
+    """Run `in_flight` threads, each of which sends its next request after an answer; return each request's seconds."""
 
     def repeat(number: int) -> list[float]:
         took_s = []
@@ -48,7 +48,7 @@ def in_threads(calls: Sequence[Classify], requests: Sequence[Bitmaps], in_flight
 async def in_tasks(
     calls: Sequence[Callable[[Bitmaps], Awaitable[object]]], requests: Sequence[Bitmaps], in_flight: int, stop: Stop
 ) -> list[float]:
-    """Run `in_flight` asyncio tasks, each of which sends again after its answer; return each request's seconds."""
+    """Run `in_flight` asyncio tasks, each sending its next request after an answer; return each request's seconds."""
 
     async def repeat(number: int) -> list[float]:
         took_s = []
@@ -176,10 +176,10 @@ async def _classify_async(stub: ClassifierServiceStub, bitmaps: Bitmaps) -> None
 
 
 async def _async_client(address: str) -> AsyncClient:
-    """Create the client on the running loop, to which it belongs."""
+    """Create the client inside the running event loop, because an `AsyncClient` belongs to one loop."""
     return AsyncClient(address)
 
 
 def _from(requests: Sequence[Bitmaps], number: int) -> "islice[Bitmaps]":
-    """Cycle through the requests; each caller starts at another one."""
+    """Cycle through the requests without end; caller `number` starts at request `number`."""
     return islice(cycle(requests), number % len(requests), None)

@@ -1,4 +1,4 @@
-"""Start a peer's server and load generator, and measure windows."""
+"""Start a peer's server and load generators, and measure windows: periods of constant load."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ from processes import cpu_s, machine_cpu_s, memory, tree
 LOAD = Path(__file__).resolve().parent / "load.py"
 
 Counted = dict[str, float]
-"""The counts of one window: those of `load.run_window`, and CPU seconds of the server and of other processes."""
+"""The counts of one window: the result of `load.run_window`, and CPU seconds of the server and other processes."""
 
 READY_WITHIN_S = 60
 ANSWERS_WITHIN_S = 120
@@ -30,7 +30,7 @@ class PeerFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`in_flight` concurrent requests of `rows` rows."""
+    """A load of `in_flight` concurrent requests of `rows` rows each."""
 
     rows: int
     in_flight: int
@@ -49,16 +49,16 @@ class Generator:
         self.scores: list[list[float]] = self._read()["scores"]
 
     def begin(self, load: Load) -> None:
-        """Start a window."""
+        """Start a window with the given load."""
         self._write(json.dumps(asdict(load)))
 
     def end(self) -> Counted:
-        """End the window; return its counts once all requests are answered."""
+        """End the window; return the counts of the window when all requests are answered."""
         self._write("stop")
         return self._read()
 
     def close(self) -> None:
-        """End the process."""
+        """End the load generator's process."""
         with _killed_after(STOPS_WITHIN_S, self._process):
             self._process.communicate()
 
@@ -103,15 +103,15 @@ class Server:
         self._healthy_s = time.perf_counter() - started_at
 
     def pids(self) -> list[int]:
-        """Return the process and its descendants."""
+        """Return the process ids of the server and of its descendants."""
         return tree(self._process.pid)
 
     def cpu_s(self) -> float:
-        """Return the CPU seconds of all its processes since the start."""
+        """Return the CPU seconds of all processes of the server since the start."""
         return cpu_s(self.pids())
 
     def figures(self) -> dict[str, float]:
-        """Return the seconds from start to ready and to healthy, and the memory of its processes."""
+        """Return the seconds from start to ready and to healthy, and the memory of the server's processes."""
         used = memory(self.pids())
         return {
             "ready_s": self._ready_s,
@@ -153,11 +153,11 @@ def _address(peer: Peer, output: IO[str]) -> str:
 
 
 class Contestant:
-    """A peer with its server, if it has one, and load generators; two of them run concurrent loads."""
+    """A peer with its load generators and its server, if any; two load generators run concurrent loads."""
 
     def __init__(self, peer: Peer, *, model: Path, drawings: Path, generators: int) -> None:
         self.peer = peer
-        with ExitStack() as stack:  # if a later process does not start, the earlier ones are stopped
+        with ExitStack() as stack:  # if a later process does not start, the earlier processes are stopped
             self.server = Server(peer, model) if peer.command else None
             if self.server:
                 stack.callback(self.server.close)
@@ -172,7 +172,7 @@ class Contestant:
     def measure(self, loads: Sequence[Load], seconds: float) -> list[Counted]:
         """Measure a window of `seconds`, plus the time until the last requests are answered.
 
-        The first of several loads ends first, so that the others run during all of it.
+        The first of several loads ends first, so that the other loads run during the whole first load.
         """
         opened_at, before = time.perf_counter(), self._cpu_s()
         generators = list(zip(self._generators, loads, strict=False))
@@ -194,5 +194,5 @@ class Contestant:
         self._opened.close()
 
     def _cpu_s(self) -> tuple[float, float]:
-        """Of its server, and of the whole machine."""
+        """Return the CPU seconds of the server and of the whole machine."""
         return self.server.cpu_s() if self.server else 0.0, machine_cpu_s()

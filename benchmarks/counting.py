@@ -46,19 +46,19 @@ class PrometheusCounts:
         self.encode = Histogram("encode", "encode", labels, buckets=BOUNDS_S, registry=registry).labels("m", "1")
 
     def count(self, answer: Future[Answer]) -> None:
-        """Count one request."""
+        """Count one answered request."""
         self.rows.inc(1)
         self.queue.observe(answer.result().queue_s)
         self.encode.observe(1e-5)
 
 
 def model(bitmaps: Bitmaps) -> Scores:
-    """Return zeros, in no time."""
+    """Return zeros as scores, which takes almost no time."""
     return np.zeros((len(bitmaps), 3), np.float32)
 
 
 def seconds(batcher: Batcher, at_a_time: int, after: Callable[[Future[Answer]], object]) -> float:
-    """Return the CPU seconds of one request: submitted, run and answered."""
+    """Return the mean CPU seconds for submitting, running and answering one request."""
     drawing = np.zeros((1, 28, 28), np.uint8)
     started_at = time.thread_time()
     for _ in range(REQUESTS // at_a_time):
@@ -72,7 +72,7 @@ def seconds(batcher: Batcher, at_a_time: int, after: Callable[[Future[Answer]], 
 
 
 def variants() -> dict[str, tuple[Batcher, Callable[[Future[Answer]], object]]]:
-    """Return batchers, and the function to call after each request."""
+    """Return the batcher of each variant, and the function to call after each request."""
     batchers = [Batcher(model, BatchLimits(max_batch_rows=32)) for _ in range(3)]
     batchers[0].statistics = batchers[2].statistics = Uncounted()
     return {

@@ -31,7 +31,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([*FOLDERS, os.environ.
 
 GRAPHS = {"enable_cuda_graph": "1"}
 CHANNELS_LAST = {"prefer_nhwc": "1"}
-RAW = (  # name, variant, settings of ONNX Runtime's CUDA provider
+RAW = (  # name of a measurement, variant, settings of ONNX Runtime's CUDA provider
     ("float32", "float32", {"use_tf32": "0"}),
     ("float32, graphs", "float32", {"use_tf32": "0"} | GRAPHS),
     ("float32 channels last, graphs", "float32", {"use_tf32": "0"} | GRAPHS | CHANNELS_LAST),
@@ -45,35 +45,35 @@ VARIANTS = ("float32", "float16")
 WORKERS = (1, 4, 8)
 
 MODEL_S = 60.0
-"""Most seconds for reading the model, which happens before the budget starts."""
+"""Largest number of seconds for reading the model; the time budget starts afterwards."""
 
 MIN_LEFT_S = 5.0
-"""Seconds that must be left to start another measurement."""
+"""Seconds of the time budget that must be left to start another measurement."""
 
 CARD_TFLOPS = 790.0
 """Dense float16 rate of an H200, measured with an 8192-cubed product on random data; --card-tflops overrides it."""
 
 
 class Bench:
-    """One run: the remaining time, the results, and the measurements that are missing."""
+    """One benchmark run: the remaining time, the results, and the measurements that are missing."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.results: dict[str, Any] = {}
         self.not_measured: dict[str, str] = {}
-        self._ends_at = time.monotonic() + MODEL_S  # of the first part; the budget starts after it
+        self._ends_at = time.monotonic() + MODEL_S  # deadline of reading the model; the time budget starts afterwards
 
     @property
     def left_s(self) -> float:
-        """Return the remaining seconds."""
+        """Return the seconds that remain until the deadline."""
         return self._ends_at - time.monotonic()
 
     def begin(self) -> None:
-        """Start the budget."""
+        """Start the time budget `--budget-s`."""
         self._ends_at = time.monotonic() + self.arguments.budget_s
 
     def part(self, name: str, key: str, *words: object, most_s: float = 90) -> Any:
-        """Run a part of gpu_parts.py and keep its answer under `name` and `key`; None = it gave none."""
+        """Run a part of gpu_parts.py; store its result under `name` and `key` and return it; None = no result."""
         flags = ["--provider", self.arguments.provider, "--measure-s", str(self.arguments.measure_s)]
         answer = self.run(f"{name}: {key}", [sys.executable, str(HERE / "gpu_parts.py"), name, *flags, *words], most_s)
         if answer is not None:
@@ -81,7 +81,7 @@ class Bench:
         return self.results.get(name, {}).get(key)
 
     def run(self, what: str, command: list[object], most_s: float) -> str | None:
-        """Return the output of `command`; None, and an entry in the results, if time is up or it fails."""
+        """Run `command`, return its output; if the time is up or `command` fails, record the reason, return None."""
         if self.left_s < MIN_LEFT_S:
             return self.leave_out(what, "the time was up")
         print(f"... {what}", file=sys.stderr, flush=True)
@@ -142,7 +142,7 @@ def parse() -> argparse.Namespace:
 
 
 def print_floors(about: dict[str, Any], card_tflops: float) -> None:
-    """Print the limits of card and bus before anything is measured."""
+    """Print the limits that card and bus set to rows/s, before the measurements start."""
     mflop, bus = about["mflop_per_row"], about["bus_gb_per_s"]
     about["floors"] = {"card_tflops": card_tflops, "rows_per_s_by_the_card": card_tflops * 1e6 / mflop}
     print(f"floor, card: {mflop:.1f} MFLOP per row at {card_tflops:g} TFLOP/s: {card_tflops / mflop:,.1f} M rows/s")
@@ -152,7 +152,7 @@ def print_floors(about: dict[str, Any], card_tflops: float) -> None:
 
 
 def run_tests(bench: Bench) -> None:
-    """Run tests/gpu, which compare every bucket with the CPU."""
+    """Run the tests of tests/gpu, which compare the scores of every bucket with the CPU's scores."""
     words = ["-m", "pytest", "-q", "-c", os.devnull, "--rootdir", ROOT, "--confcutdir", ROOT / "tests" / "gpu"]
     command = [
         sys.executable,
@@ -169,7 +169,7 @@ def run_tests(bench: Bench) -> None:
 
 
 def measure_raw(bench: Bench, files: dict[str, Path]) -> None:
-    """Measure ONNX Runtime alone, each setting in a process, after comparing each bucket with the CPU."""
+    """Measure ONNX Runtime alone, each setting in its own process, after comparing each bucket with the CPU."""
     for name, variant, options in RAW if bench.arguments.provider == "cuda" else RAW_ON_CPU:
         if variant not in files:
             continue
@@ -192,7 +192,7 @@ def measure_service(bench: Bench, files: dict[str, Path]) -> None:
 
 
 def measure_one_service(bench: Bench, variant: str, file: Path, workers: int) -> None:
-    """Measure one service with more client processes than workers; with one worker, also single rows."""
+    """Measure one service with more client processes than workers; if it has one worker, also measure single rows."""
     key, seconds = f"{variant}, {workers} workers", 10 * bench.arguments.measure_s
     flags = ["--model", file, "--provider", bench.arguments.provider, "--max-batch-rows", bench.arguments.rows]
     try:
@@ -221,7 +221,7 @@ def serving(*flags: object, most_s: float) -> Iterator[str]:
     """Serve on a free port; yield the address. Kill the service and its workers after `most_s`.
 
     Raises:
-        RuntimeError: The service ended before it was ready; the message has its output.
+        RuntimeError: The service ended before it was ready; the message contains the output of the service.
     """
     command = [sys.executable, "-m", "sketchbatch_service", "--address", "127.0.0.1:0", *map(str, flags)]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -244,7 +244,7 @@ def serving(*flags: object, most_s: float) -> Iterator[str]:
 def print_tables(bench: Bench) -> None:
     """Print rows/s, and the ratio of engine and service to the best rate of ONNX Runtime with the same variant.
 
-    That rate includes copies and is the best over all batch sizes and layouts.
+    The rate of ONNX Runtime includes copies and is the best over all batch sizes and layouts.
     """
     best: dict[str, float] = {}
     for name, found in bench.results.get("raw", {}).items():
@@ -266,7 +266,7 @@ def print_tables(bench: Bench) -> None:
 
 
 def write(bench: Bench) -> None:
-    """Write the JSON file."""
+    """Write the results as a JSON file."""
     now, arguments = datetime.now(UTC), bench.arguments
     results = {
         "date": now.isoformat(timespec="seconds"),
@@ -285,7 +285,7 @@ def write(bench: Bench) -> None:
 
 
 def gpu_names() -> list[str]:
-    """Return each card with its driver from nvidia-smi; none without that command."""
+    """Return each card with its driver from nvidia-smi; an empty list if nvidia-smi is missing or fails."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

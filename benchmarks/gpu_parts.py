@@ -19,7 +19,7 @@ import numpy as np
 
 
 def main() -> None:
-    """Measure one part and print its result."""
+    """Measure one part and print the result of the part."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=("model", "raw", "engine", "service", "one_row", "caller"))
     parser.add_argument("--provider", choices=("cuda", "cpu"))
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def model(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Count the model's FLOPs, write it in float16, and measure the bus."""
+    """Count the model's FLOPs, write the model in float16, and measure the bus to the device."""
     import onnx
     import onnxruntime as ort
     from sketchbatch_trainer.export.float16 import to_float16
@@ -89,7 +89,7 @@ def bus_gb_per_s() -> float:
 
 
 def raw(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the milliseconds per call by bucket: without copies, and with copies to and from the device.
+    """Return the milliseconds per call for each bucket, without and with copies to and from the device.
 
     `ms_switching` is the time of a call that follows a call with another number of rows.
     """
@@ -100,7 +100,7 @@ def raw(arguments: argparse.Namespace) -> dict[str, Any]:
     sizes = [*(1 << number for number in range((arguments.rows - 1).bit_length())), arguments.rows]
     calls = [BoundCall(session, arguments.provider, rows, graph_id) for graph_id, rows in enumerate(sizes, 1)]
     for call in calls:
-        call.with_copies(noise(call.rows))  # captures a CUDA graph, if graphs are enabled
+        call.with_copies(noise(call.rows))  # the first call captures a CUDA graph, if graphs are enabled
     difference = []
     for call in calls:
         bitmaps = noise(call.rows)
@@ -117,7 +117,7 @@ def raw(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 class BoundCall:
-    """Device tensors for one number of rows, bound once, with their own graph id."""
+    """Device tensors for one batch size (bucket), bound to the session once, with a CUDA graph id of their own."""
 
     def __init__(self, session: Any, device: str, rows: int, graph_id: int) -> None:
         import onnxruntime as ort
@@ -139,7 +139,7 @@ class BoundCall:
         self._session.run_with_iobinding(self._binding, self._options)
 
     def with_copies(self, bitmaps: np.ndarray) -> np.ndarray:
-        """Run the model from host memory to host memory."""
+        """Copy `bitmaps` to the device, run the model, and copy the scores back to host memory."""
         self._there.update_inplace(bitmaps)
         self.compute()
         return np.array(self._scores.numpy())
@@ -163,7 +163,7 @@ def open_session(arguments: argparse.Namespace) -> Any:
 
 
 def quiet() -> Any:
-    """Return session options without warnings."""
+    """Return session options that hide warnings."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -220,7 +220,7 @@ def service(arguments: argparse.Namespace) -> dict[str, Any]:
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, **pipes) for _ in range(arguments.callers)]
     for process in processes:
-        process.stdout.readline()  # the process has its connections
+        process.stdout.readline()  # the line means that the process has opened its connections
     start_at = f"{time.time() + 0.1}\n"
     for process in processes:
         process.stdin.write(start_at)
@@ -252,7 +252,7 @@ def caller(arguments: argparse.Namespace) -> dict[str, Any]:
     channels = [grpc.insecure_channel(arguments.address, options) for _ in range(arguments.in_flight)]
     calls = [channel.unary_unary("/sketchbatch.v1.ClassifierService/Classify") for channel in channels]
     for call in calls:
-        call(request)  # connects
+        call(request)  # the first request opens the connection
     print("ready", flush=True)
     start_at = float(sys.stdin.readline())
     waiting = deque((call, time.time(), call.future(request)) for call in calls)

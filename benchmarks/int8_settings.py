@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def try_settings(run: Run, files: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """Write each setting's file; return its effect on the scores of the held-out drawings."""
+    """Write the model file of each setting; return the setting's effect on the scores of the held-out drawings."""
     graph = onnx.load(run.onnx)
     held_out = read_held_out(run, run.read_config()["labels"])
     calibration = read_bitmaps(run.calibration)
@@ -76,7 +76,7 @@ def try_settings(run: Run, files: dict[str, Path]) -> dict[str, dict[str, Any]]:
 
 
 def rows_per_cpu_s_ratios(first: Path, files: dict[str, Path], repeats: int) -> dict[str, float]:
-    """Return the median ratio to `first` of rows per CPU second, at 256 rows per call on one thread."""
+    """Return rows per CPU second divided by those of `first`: the median, at 256 rows per call on one thread."""
     place = ROWS_PER_CALL.index(256)
     ratios: dict[str, list[float]] = {name: [] for name in files}
     for _ in range(repeats):

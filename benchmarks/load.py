@@ -21,7 +21,7 @@ CHECKED_ROWS = 5
 
 
 def main() -> None:
-    """Connect, print the scores of the check, and run the windows that stdin describes."""
+    """Connect to the peer, print the scores of a few rows for a check, and run the windows that stdin describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", required=True, help="NAME or NAME@STYLE.")
     parser.add_argument("--target", required=True, help="The server's address, or the model's path.")
@@ -42,7 +42,7 @@ def write(result: dict[str, object]) -> None:
 
 
 def run_window(caller: Caller, drawings: Bitmaps, *, rows: int, in_flight: int) -> dict[str, object]:
-    """Send requests until the next line of stdin; return the counts."""
+    """Send requests until the next line arrives on stdin; return the counts of the window."""
     requests = cut(drawings, rows)
     stop = threading.Event()
     threading.Thread(target=stop_at_next_line, args=(stop,), daemon=True).start()
@@ -61,17 +61,17 @@ def run_window(caller: Caller, drawings: Bitmaps, *, rows: int, in_flight: int) 
 
 
 def stop_at_next_line(stop: threading.Event) -> None:
-    """Set `stop` at the next line, or at the end of stdin if the parent has exited."""
+    """Set `stop` when the next line arrives on stdin, or when stdin ends because the parent has exited."""
     sys.stdin.readline()
     stop.set()
 
 
 def cut(drawings: Bitmaps, rows: int) -> list[Bitmaps]:
-    """Return requests of `rows` different drawings each."""
+    """Cut `drawings` into requests of `rows` different drawings each."""
     return [drawings[start : start + rows] for start in range(0, len(drawings) - rows + 1, rows)]
 
 
 if __name__ == "__main__":
     main()
     sys.stdout.flush()
-    os._exit(0)  # skips closing idle channels
+    os._exit(0)  # exits without closing idle channels

@@ -35,7 +35,7 @@ IN_FLIGHT = (1, 8)
 SERVE = "import sketchbatch_service.models.watcher as w, sketchbatch_service.__main__ as m; w._NICE = {}; m.main()"
 
 Times = list[tuple[float, float]]
-"""Starts and ends, seconds since 1970."""
+"""Start and end of each request, in seconds since 1970."""
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def measure(nice: int, in_flight: int, seconds: float) -> dict[str, Any]:
 
 @contextmanager
 def serving(folder: Path, nice: int) -> Iterator[tuple["subprocess.Popen[str]", str, list[dict[str, Any]]]]:
-    """Run a service of two files that alternate in `folder`; yield its process, address and growing log."""
+    """Run a service of a model whose two files alternate in `folder`; yield its process, address and growing log."""
     place = folder / "models" / "bear-cat-dog" / "1"
     place.mkdir(parents=True)
     shutil.copy(MODEL, place / "model.onnx")
@@ -130,12 +130,12 @@ def serving(folder: Path, nice: int) -> Iterator[tuple["subprocess.Popen[str]", 
 
 
 def served(log: list[dict[str, Any]]) -> int:
-    """Return the number of files loaded since the start."""
+    """Return the number of model files that the service has loaded since its start."""
     return sum(event["message"] == "model serves" for event in list(log))
 
 
 def swap(folder: Path) -> None:
-    """Replace the served file by the next one."""
+    """Replace the served model file by the next file."""
     turn = folder / "a.onnx"
     shutil.copy(turn, folder / "ready.onnx")
     (folder / "ready.onnx").rename(folder / "models" / "bear-cat-dog" / "1" / "model.onnx")
@@ -145,7 +145,7 @@ def swap(folder: Path) -> None:
 
 
 def classify(address: str, ends_at: float, requests: Times) -> None:
-    """Send one-row requests, one after another."""
+    """Send one-row requests one after another, and add start and end of each request to `requests`."""
     request = pb.ClassifyRequest(bitmaps=np.random.default_rng(1).integers(0, 256, 784, np.uint8).tobytes())
     with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
@@ -156,7 +156,7 @@ def classify(address: str, ends_at: float, requests: Times) -> None:
 
 
 def load_times(event: dict[str, Any]) -> tuple[float, float]:
-    """Return when a load began and ended."""
+    """Return when the load of a model began and ended."""
     end = datetime.fromisoformat(event["time"]).astimezone(UTC).timestamp()
     return end - event["load_s"], end
 

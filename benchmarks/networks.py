@@ -1,6 +1,6 @@
 """Write networks with random weights for speed measurements, in addition to the shipped models.
 
-Speed does not depend on the values of weights. Both files follow docs/model-file.md.
+Speed does not depend on the values of weights. The files of both networks follow docs/model-file.md.
 """
 
 import json
@@ -45,7 +45,7 @@ class Network:
         return self._add("Flatten", "", axis=1)
 
     def dense(self, width: int, units: int, *, relu: bool = True) -> "Network":
-        """Add a dense layer and, with `relu`, ReLU."""
+        """Add a dense layer and, if `relu` is true, a ReLU."""
         self._add("Gemm", "", self._hold(self._normal(width, units)), self._hold(self._bias(units)))
         return self._add("Relu", "") if relu else self
 

@@ -1,7 +1,7 @@
 """Run NVIDIA's perf_analyzer against our service over the Open Inference Protocol.
 
-Starts `sketchbatch-serve` with the shipped models and measures `bear-cat-dog`. Installs the tool from the wheel
-tritonclient 2.46.0, the last one that contains it. Needs Debian's libb64-0d. Writes
+Starts `sketchbatch-serve` with the shipped models and measures `bear-cat-dog`. Installs perf_analyzer from the wheel
+tritonclient 2.46.0, the last wheel that contains this tool. perf_analyzer needs Debian's libb64-0d. Writes
 benchmarks/results/DATE-perf-analyzer.json and prints a table.
 """
 
@@ -26,7 +26,7 @@ TOOLS = ROOT / ".tools" / "perf-analyzer"
 MODEL = "bear-cat-dog"
 WINDOW_MS = 2000
 
-WORKLOADS = {  # rows per request, requests in flight, further flags
+WORKLOADS = {  # rows per request, requests in flight, further flags of perf_analyzer
     "1 row x 1": (1, 1, []),
     "1 row x 32": (1, 32, ["--async"]),
     "1 row x 32, one stream": (1, 32, ["--streaming"]),
@@ -68,7 +68,7 @@ def serving() -> Iterator[str]:
 
 
 def measure(address: str, rows: int, in_flight: int, further: list[str]) -> dict[str, float]:
-    """Run the tool once; return the averages of three windows that it found stable."""
+    """Run perf_analyzer once; return the averages of three windows that perf_analyzer found stable."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found.csv"
         words = [TOOLS / "bin" / "perf_analyzer", "-m", MODEL, "-u", address, "-i", "grpc", "-b", rows, *further]

@@ -1,6 +1,6 @@
 """A plain grpcio server in 40 lines, which runs the model once per request.
 
-`python benchmarks/plain_server.py MODEL` prints its address and serves until it is killed.
+`python benchmarks/plain_server.py MODEL` prints the server's address and serves until the process is killed.
 """
 
 import sys
@@ -28,7 +28,7 @@ class Classifier(classifier_pb2_grpc.ClassifierServiceServicer):
 def serve(model: str) -> None:
     """Serve until the process is killed."""
     server = grpc.server(
-        ThreadPoolExecutor(max_workers=10),  # as in gRPC's own examples
+        ThreadPoolExecutor(max_workers=10),  # ten threads, as in gRPC's own examples
         options=[("grpc.max_receive_message_length", -1)],
     )
     classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(Classifier(model), server)

@@ -1,4 +1,4 @@
-"""Plot a run, with a row of panels per model: bulk rates, one-row request rates and latencies."""
+"""Plot a benchmark run, with a row of panels per model: bulk rates, one-row request rates and latencies."""
 
 from collections.abc import Iterable
 from itertools import cycle
@@ -12,11 +12,11 @@ from matplotlib.patches import Patch
 from results import RAW
 from sketchbatch_client.evaluation.figures import STYLE
 
-Cells = dict[tuple[str, str], dict[str, Any]]  # by contestant and workload
+Cells = dict[tuple[str, str], dict[str, Any]]  # the figures of each contestant and workload
 
 _GREYS = ("#6b7280", "#9aa5b1", "#cbd5e1")
 _COLOURS = ("#d97706", "#2563eb", "#1e3a8a", "#15803d", "#b91c1c", "#7c3aed", "#0891b2")
-_PANELS = (  # title, and groups of bars: title -> workload and the keys of the value in its cell
+_PANELS = (  # title of each panel, and groups of bars: title -> workload and the keys of a value in its cell
     (
         "rows/s, raw in process = 1",
         {"1024x4": ("1024x4", "ratios", "rows_per_s_to_raw"), "64x8": ("64x8", "ratios", "rows_per_s_to_raw")},
@@ -33,7 +33,7 @@ _PANELS = (  # title, and groups of bars: title -> workload and the keys of the 
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
-    """Write a PNG with a group per workload and a labelled bar per contestant in each panel."""
+    """Write a PNG; each panel has a group of bars per workload, with a labelled bar per contestant."""
     colours = _colours(record["contestants"])
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(13, 2.6 * len(record["models"]) + 0.6), layout="constrained")
@@ -41,7 +41,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
         for row, (model, about) in zip(grid, record["models"].items(), strict=True):
             cells = {(c["contestant"], c["workload"]): c for c in record["measured"] if c["model"] == model}
             for number, (axes, (title, groups)) in enumerate(zip(row, _PANELS, strict=True)):
-                # Calls in process are no requests, so raw bars stand in the first panel only.
+                # Raw contestants send no requests, so their bars stand in the first panel only.
                 shown = {name: colour for name, colour in colours.items() if number == 0 or not name.startswith(RAW)}
                 _bars(axes, shown, cells, groups)
                 axes.set_title(title, loc="left")
@@ -52,7 +52,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 
 def _colours(contestants: Iterable[str]) -> dict[str, str]:
-    """Return grey for raw peers and a colour for each other contestant."""
+    """Return a grey for each raw peer and a colour for each other contestant."""
     greys, others = cycle(_GREYS), cycle(_COLOURS)
     return {name: next(greys if name.startswith(RAW) else others) for name in contestants}
 

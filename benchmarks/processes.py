@@ -19,25 +19,25 @@ class Memory:
 def tree(pid: int) -> list[int]:
     """Return the process and its living descendants."""
     pids = [pid]
-    for parent in pids:  # grows during the loop
+    for parent in pids:  # the list grows during the loop
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
             pids.extend(map(int, children.read_text().split()))
     return pids
 
 
 def cpu_s(pids: Iterable[int]) -> float:
-    """Return the CPU seconds of all threads so far, user and system, in steps of 0.01 s."""
+    """Return the CPU seconds that the processes have used so far, user and system, in steps of 0.01 s."""
     ticks = 0
     for pid in pids:
         fields = (
             Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        )  # the command before it may contain spaces
+        )  # the process name in the second field may contain spaces
         ticks += int(fields[11]) + int(fields[12])
     return ticks / _TICKS_PER_S
 
 
 def machine_cpu_s() -> float:
-    """Return the machine's CPU seconds so far, including those that its host took."""
+    """Return the CPU seconds that the machine has used so far, including CPU seconds that its host took."""
     user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(
         int, Path("/proc/stat").read_text().partition("\n")[0].split()[1:]
     )
@@ -45,7 +45,7 @@ def machine_cpu_s() -> float:
 
 
 def memory(pids: Iterable[int]) -> Memory:
-    """Return the sum over all processes."""
+    """Return the peak and the present memory, summed over all processes."""
     peak_kib = after_kib = 0
     for pid in pids:
         fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())

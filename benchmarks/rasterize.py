@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def backends() -> dict[str, tuple[Draw, int]]:
-    """Return the functions that draw, each with the step between the drawings that it draws."""
+    """Return the drawing function of each backend, and a step N: the function draws every Nth drawing."""
     found: dict[str, tuple[Draw, int]] = {"numpy": (lambda strokes: coverage.draw(lay_out(strokes)), NUMPY_EVERY)}
     if cairo.library():
         found["cairo through ctypes"] = (lambda strokes: cairo.draw(lay_out(strokes)), 1)
@@ -75,7 +75,7 @@ def published(data: Path) -> tuple[list[Strokes], NDArray[np.uint8]]:
 
 
 def measure(draw: Draw, strokes: list[Strokes], bitmaps: NDArray[np.uint8]) -> Figures:
-    """Return drawings per second, and the difference from `bitmaps`."""
+    """Return the drawings per second of `draw`, and the difference of its bitmaps from `bitmaps`."""
     ours: list[NDArray[np.uint8]] = []
     timing = timed(lambda: ours.extend(map(draw, strokes)), len(strokes))
     differences = np.abs(np.stack(ours).astype(int) - bitmaps)
@@ -88,7 +88,7 @@ def measure(draw: Draw, strokes: list[Strokes], bitmaps: NDArray[np.uint8]) -> F
 
 
 def timed(work: Callable[[], object], count: int) -> Figures:
-    """Return the rate per CPU second and per wall second."""
+    """Run `work`, which processes `count` items; return the items per CPU second and per wall second."""
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     work()
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
@@ -96,24 +96,24 @@ def timed(work: Callable[[], object], count: int) -> Figures:
 
 
 def reading(folder: Path) -> Figures:
-    """Return the rate of reading and checking lines."""
+    """Return how many lines of drawings are read and checked per second."""
     files = [open_strokes(path) for path in folder.glob("*.ndjson")]
     return timed(lambda: [drawing for file in files for drawing in file], sum(map(len, files)))
 
 
 def simplifying(folder: Path) -> Figures:
-    """Return the rate of simplifying raw drawings."""
+    """Return how many raw drawings are simplified per second."""
     strokes = [drawing.strokes for path in folder.glob("*.ndjson") for drawing in open_strokes(path)]
     return timed(lambda: list(map(simplify, strokes)), len(strokes))
 
 
 def medians(repeats: list[Figures]) -> Figures:
-    """Return the median of each figure."""
+    """Return the median of each figure over the repeats."""
     return {name: statistics.median(repeat[name] for repeat in repeats) for name in repeats[0]}
 
 
 def cairocffi_backends() -> dict[str, Draw]:
-    """Return drawing by cairocffi's objects (a call per point) and by its functions (two calls per stroke)."""
+    """Return two drawing functions: one calls cairocffi's objects (per point), one its functions (twice per stroke)."""
     import cairocffi
 
     ffi, low = cairocffi.ffi, cairocffi.cairo
@@ -175,7 +175,7 @@ def write(results: dict[str, Figures], repeats: int) -> None:
 
 
 def cairocffi_version() -> dict[str, str]:
-    """Return cairocffi's version, if it is installed."""
+    """Return the version of cairocffi, if cairocffi is installed."""
     try:
         return {"cairocffi": version("cairocffi")}
     except PackageNotFoundError:

@@ -1,6 +1,6 @@
 """Turn the counts of windows into figures, and the figures of repeats into medians and ratios.
 
-A ratio divides the figures of two contestants in the same repeat. The result is the median over the repeats.
+A ratio divides the figures of two contestants in the same repeat. The published ratio is the median over the repeats.
 """
 
 import statistics
@@ -13,7 +13,7 @@ from contest import Counted
 Figures = dict[str, float]
 
 DISTURBED_CPUS = 0.15
-"""CPUs used by other processes above which a window is marked: ratios on 2 CPUs then move by 5 %."""
+"""A window is marked if other processes use more CPUs than this number: ratios on 2 CPUs then change by 5 %."""
 
 BULK = "1024x4"
 """The workload that the bulk part of the mix is compared with."""
@@ -24,7 +24,7 @@ RAW, RAW_DEFAULT = "raw-", "raw-default"
 
 
 def figures(counted: Counted) -> Figures:
-    """Return the rates of one window, and CPU time per request and per 1,000 rows."""
+    """Return the rates and latencies of one window, and the CPU time per request and per 1,000 rows."""
     requests, rows, took_s = counted["requests"], counted["rows"], counted["took_s"]
     found = {
         "rows_per_s": rows / took_s,
@@ -41,7 +41,7 @@ def figures(counted: Counted) -> Figures:
 
 
 def mix_figures(bulk: Counted, single: Counted) -> Figures:
-    """Return the figures of the bulk and of the single requests of one window."""
+    """Return the figures of the bulk requests and of the single requests of one window of the mix."""
     found = {f"bulk_{name}": figures(bulk)[name] for name in ("rows_per_s", "other_cpus")}
     return found | {f"single_{name}": figures(single)[name] for name in ("requests_per_s", "p50_ms", "p99_ms")}
 
@@ -66,13 +66,13 @@ class Cell:
 
 
 class Results:
-    """The cells of one run."""
+    """The cells of one benchmark run: one for each model, workload and contestant."""
 
     def __init__(self) -> None:
         self.cells: list[Cell] = []
 
     def cell(self, model: str, workload: str, contestant: str) -> Cell | None:
-        """Return a cell; None = not measured."""
+        """Return the cell of a model, workload and contestant; None = not measured."""
         wanted = (model, workload, contestant)
         return next((c for c in self.cells if (c.model, c.workload, c.contestant) == wanted), None)
 
@@ -90,7 +90,7 @@ class Results:
         return max(raws, key=lambda cell: cell.median("rows_per_s"), default=None)
 
     def ratios(self, cell: Cell) -> Figures:
-        """Return the cell's ratios to raw and to the plain server; of the mix, also to its own bulk workload."""
+        """Return the cell's ratios to raw and to the plain server; of the mix: to plain and to bulk alone."""
         plain = self.cell(cell.model, cell.workload, PLAIN)
         if "bulk_rows_per_s" in cell.repeats:
             found = _ratios("to_plain", cell, plain, ["single_p50_ms", "single_p99_ms", "bulk_rows_per_s"])
@@ -128,12 +128,12 @@ def median_ratio(values: Iterable[float], bases: Iterable[float]) -> float:
 
 
 def rounded(found: dict[Any, float]) -> dict[Any, float]:
-    """Round to four significant digits."""
+    """Round every value to four significant digits."""
     return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
 def _ratios(against: str, cell: Cell, base: Cell | None, names: list[str]) -> Figures:
-    """Return the ratios of those figures in `names` that the cell has."""
+    """Return the cell's ratios to `base`, for each figure in `names` that the cell has."""
     if base is None:
         return {}
     return {

@@ -12,12 +12,12 @@ from peers import Peer
 from results import DISTURBED_CPUS, Figures, Results, figures, mix_figures
 
 WARM_UP_S = 0.3
-AGREE_WITHIN = 1e-4  # between scores of the same drawings; batch sizes differ in the order of additions
+AGREE_WITHIN = 1e-4  # largest difference of scores of the same drawings: batch sizes change the order of additions
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Concurrent loads for a number of windows; a workload with long requests needs more than one."""
+    """Concurrent loads for a number of windows; a workload with long requests needs more than one window."""
 
     loads: tuple[Load, ...]
     windows: float
@@ -49,13 +49,13 @@ class Plan:
     drawings: Path
     repeats: int
     seconds: float
-    """Length of one window."""
+    """Length of one window in seconds."""
     attempts: int
-    """Attempts to measure a window without other work on the machine."""
+    """Largest number of attempts to measure a window without other work on the machine."""
 
 
 def run(plan: Plan) -> Results:
-    """Measure every cell in every repeat."""
+    """Measure every contestant on every model and workload in every repeat."""
     results = Results()
     for model in plan.models:
         for repeat in range(plan.repeats):
@@ -89,7 +89,7 @@ def _run_workloads(plan: Plan, model: str, contestants: Sequence[Contestant], re
 
 
 def _measure(plan: Plan, contestant: Contestant, name: str) -> Figures:
-    """Measure a window after a warm-up, again if other work disturbed it; return the least disturbed one."""
+    """Measure a window after a warm-up, again if other work disturbed the window; return the least disturbed window."""
     workload = WORKLOADS[name]
     attempts: list[list[Counted]] = []
     while not attempts or (len(attempts) < plan.attempts and attempts[-1][0]["other_cpus"] > DISTURBED_CPUS):

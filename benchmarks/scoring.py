@@ -85,7 +85,7 @@ def sample(drawings: Bitmaps, rows: int, path: Path) -> None:
 
 
 def score(drawings: Path, output: Path, address: str) -> dict[str, float]:
-    """Run the command; return its rows per second with and without start-up, its peak memory and CPU seconds."""
+    """Run `sketchbatch score`; return rows per second with and without start-up, peak memory and CPU seconds."""
     command = [Path(sys.executable).parent / "sketchbatch", "score", drawings, "--output", output, "--server", address]
     started_at = time.perf_counter()
     process = subprocess.Popen([*command, "--restart"], stderr=subprocess.PIPE, text=True)
@@ -107,7 +107,7 @@ def score(drawings: Path, output: Path, address: str) -> dict[str, float]:
 
 
 def check(output: Path, model: Path, drawings: Bitmaps) -> None:
-    """Check that every row is present once, in order, with label and score of ONNX Runtime in process."""
+    """Check that every row is present once, in order, with the label and score of ONNX Runtime in process."""
     session = ort.InferenceSession(model)
     with parquet.ParquetFile(output) as scores:
         assert scores.metadata.num_rows == len(drawings)

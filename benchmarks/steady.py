@@ -91,7 +91,7 @@ def held(pids: list[int]) -> dict[str, float]:
 
 
 def growth(samples: list[dict[str, float]], name: str) -> dict[str, Any]:
-    """Return the medians of the first and last third of the samples, and the largest sample."""
+    """Return the median of the first third and of the last third of the samples, and the largest sample."""
     values = [sample[name] for sample in samples]
     third = max(1, len(values) // 3)
     return {

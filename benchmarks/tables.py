@@ -1,4 +1,4 @@
-"""Print the tables of a run: per model, rates with their ratios, latencies, CPU time and memory."""
+"""Print the tables of a benchmark run: per model, rates with ratios, latencies, CPU time and memory."""
 
 from typing import Any
 
@@ -80,7 +80,7 @@ def _latency(cell: Record | None, prefix: str) -> str:
 
 
 def _cpu(cell: Record | None) -> str:
-    """Return CPU microseconds of client and server."""
+    """Return the CPU microseconds per request of client and server, as text."""
     if not cell:
         return ""
     client, server = (cell["medians"][f"{side}_cpu_us_per_request"] for side in ("client", "server"))

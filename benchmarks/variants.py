@@ -20,11 +20,11 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROWS_PER_CALL = (64, 256, 1024)
 THREADS = (1, 2)
-MEASURED_S = 0.5  # each measurement, at least
+MEASURED_S = 0.5  # shortest duration of a measurement
 
 
 def main() -> None:
-    """Compare the models `--repeats` times or, with --threads, measure the first in this process."""
+    """Compare the models `--repeats` times or, with --threads, measure only the first model, in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+", help="Model files; the others are compared with the first.")
     parser.add_argument("--repeats", type=int, default=7)
@@ -52,7 +52,7 @@ def run_apart(path: Path, threads: int) -> dict[str, list[float]]:
 
 
 def measure(path: Path, threads: int) -> dict[str, list[float]]:
-    """Return rows per wall second and per CPU second at each of ROWS_PER_CALL."""
+    """Return rows per wall second and per CPU second for each number of rows in ROWS_PER_CALL."""
     import numpy as np
 
     session = open_session(path, threads)
@@ -75,7 +75,7 @@ def open_session(path: Path, threads: int) -> Any:
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # float16 on the CPU warns about each node that runs as float32
+    options.log_severity_level = 3  # hides warnings about float16 nodes that the CPU runs as float32
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
@@ -102,7 +102,7 @@ def write(models: list[Path], repeats: list[dict[tuple[Path, int], dict[str, lis
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return a model file's metadata and its figures on the held-out drawings."""
+    """Return the metadata of a model file and the metrics that the file stores for the held-out drawings."""
     metadata = open_session(path, 1).get_modelmeta().custom_metadata_map
     metrics = json.loads(metadata.get("sketchbatch.metrics", "{}"))
     inside = path.resolve().is_relative_to(HERE.parent)
@@ -116,7 +116,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def summary(path: Path, first: Path, threads: int, repeats: list[Any]) -> dict[str, Any]:
-    """Return the median rates at each of ROWS_PER_CALL, and ratios to the first model in the same repeat."""
+    """Return median rates for each number of rows in ROWS_PER_CALL, and ratios to the first model of the repeat."""
     found: dict[str, Any] = {"variant": describe(path)["metrics"]["variant"], "threads": threads}
     for name in ("rows_per_s", "rows_per_cpu_s"):
         rates = [repeat[path, threads][name] for repeat in repeats]
@@ -128,7 +128,7 @@ def summary(path: Path, first: Path, threads: int, repeats: list[Any]) -> dict[s
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """Print rows/s and ratios, a line per model and number of threads."""
+    """Print rows/s and ratios to the first model, with a line per model and number of threads."""
     print("rows per call".ljust(20), *(f"{rows:>16}" for rows in ROWS_PER_CALL))
     for line in results["measured"]:
         cells = zip(line["rows_per_s"], line["rows_per_s_ratio"], strict=True)
@@ -137,13 +137,13 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def has_vnni() -> bool | None:
-    """Return whether the CPU has instructions for 8-bit products; None if Linux does not list it."""
+    """Return whether the CPU has instructions for 8-bit products; None if Linux lists no CPU flags."""
     flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
     return "vnni" in flags if flags else None
 
 
 def cpu_name() -> str:
-    """Return the CPU's name from Linux."""
+    """Return the name of the CPU as Linux states it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 

@@ -18,9 +18,9 @@ from sketchbatch_client.atomic import unwind_on_signals
 
 BIN = Path(sys.executable).parent
 CLASSES = "bear,cat,dog"
-FETCHED_ROWS = 4000  # per class; 9.4 MB in total
-SYNTHETIC_ROWS = 1000  # per class; synthetic sketches are easy to classify
-EPOCHS = 12  # of the recipe's 30: most of the accuracy in a minute
+FETCHED_ROWS = 4000  # drawings per class; 9.4 MB for all three classes
+SYNTHETIC_ROWS = 1000  # drawings per class; few are enough, because synthetic sketches are easy to classify
+EPOCHS = 12  # instead of the recipe's 30 epochs: most of the accuracy in a minute
 START_TIMEOUT_S = 60
 
 console = Console(highlight=False, soft_wrap=True)
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def get_drawings(data: str, run: Path) -> Path:
-    """Return the folder of drawings: `data`, else fetched ones, else synthetic sketches. Print the choice.
+    """Print which drawings are used, and return their folder: `data`, else fetched drawings, else synthetic sketches.
 
     Real and synthetic drawings have different folders, so that they cannot be mixed up.
     """
@@ -100,7 +100,7 @@ def command(program: str, *arguments: object) -> None:
 
 @contextmanager
 def serving(model: Path, log: Path) -> Iterator[str]:
-    """Run the service on a free local port; yield HOST:PORT when it is SERVING; drain it at the end."""
+    """Run the service on a free local port; yield HOST:PORT when the service is SERVING; drain it at the end."""
     words = ["sketchbatch-serve", "--model", str(model), "--address", "127.0.0.1:0"]
     console.print(f"$ {shlex.join(words)}", style="dim", markup=False)
     with log.open("w", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """The peers that a benchmark compares: each module of this package sets `PEERS`, a tuple of `Peer`.
 
-A new module is found by its presence. A peer can use any protocol, with uint8 (rows, 28, 28) as input and float32
-(rows, classes) as output.
+A benchmark finds new modules of this package without registration. A peer can use any protocol; its input is uint8
+(rows, 28, 28), and its output is float32 (rows, classes).
 """
 
 import importlib
@@ -35,25 +35,25 @@ class Caller(Protocol):
     def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
         """Cycle through `requests` with `in_flight` of them in flight until `stop`; return each request's seconds.
 
-        Waits for the last answers. A failed request raises, so that no error counts as an answer.
+        Returns after the last answers. A failed request raises an exception, so that no error counts as an answer.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """One row of the result tables."""
+    """A server, or ONNX Runtime in process, that a benchmark measures: one row of the result tables."""
 
     name: str
-    """Its name in tables and in `--contestants`."""
+    """Name of the peer in tables and in `--contestants`."""
 
     about: str
-    """A description with the settings that matter for speed."""
+    """Description of the peer, with the settings that matter for speed."""
 
     connect: Callable[[str, "Peer"], Caller]
-    """Creates the caller, in the load generator's process, from the server's address or, without server, the model."""
+    """Creates the caller in the load generator's process, from the server's address or, without server, the model."""
 
     styles: tuple[str, ...] = ()
-    """Ways to keep requests in flight, the default first; NAME@STYLE selects another."""
+    """Ways to keep requests in flight, the default first; NAME@STYLE selects another way."""
 
     channels: int = 1
     """Number of connections that carry the requests."""
@@ -65,30 +65,30 @@ class Peer:
     """Returns the address from the line that the server prints when it is ready, and "" for other lines."""
 
     probe: Callable[[str], None] | None = None
-    """Returns when the server at an address is healthy."""
+    """Checks that the server at an address is healthy, and returns when the check has passed."""
 
     missing: Callable[[], str] = lambda: ""
     """Returns why the peer cannot be measured on this machine; "" = it can."""
 
     workloads: tuple[str, ...] = ()
-    """The workloads that it takes part in; () = all."""
+    """The workloads that are measured on the peer; () = all workloads."""
 
     @property
     def style(self) -> str:
-        """The style in its name, or else the default; "" = it has none."""
+        """The style in the peer's name, or else the default style; "" = the peer has no styles."""
         return self.name.partition("@")[2] or next(iter(self.styles), "")
 
     def takes(self, workload: str) -> bool:
-        """Return whether it takes part in a workload."""
+        """Return whether a workload is measured on the peer."""
         return not self.workloads or workload in self.workloads
 
 
 _REFERENCES = ("raw", "plain")
-"""Modules of the peers that ratios refer to."""
+"""Modules of the peers that are the base of ratios."""
 
 
 def find_peers() -> dict[str, Peer]:
-    """Return every peer by name: the references first, then the others by module."""
+    """Return every peer by name: the bases of ratios first, then the other peers, sorted by module."""
     files = sorted({found.name for found in pkgutil.iter_modules(__path__)} - set(_REFERENCES))
     modules = [importlib.import_module(f"{__name__}.{name}") for name in (*_REFERENCES, *files)]
     return {peer.name: peer for module in modules for peer in module.PEERS}
@@ -98,7 +98,7 @@ def find_peer(name: str, *, channels: int = 1) -> Peer:
     """Return the peer NAME, NAME@STYLE or NAME+FLAG=VALUE (a flag for its server) with at least `channels` channels.
 
     Raises:
-        ValueError: There is no such peer, it has no such style, or it has no server for the flag.
+        ValueError: There is no such peer, or the peer has no such style, or the peer has no server for the flag.
     """
     peers = find_peers()
     base, _, style = name.partition("@")

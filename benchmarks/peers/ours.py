@@ -56,7 +56,7 @@ PEERS = (
         styles=tuple(STYLES),
         command=lambda model: _command(model, "--workers", "2"),
         missing=_missing_workers,
-        channels=4,  # each connection belongs to one worker
+        channels=4,  # more than workers, because each connection reaches one worker only
     ),
     _ours(
         name="ours-client",

@@ -1,4 +1,4 @@
-"""The plain grpcio server of `plain_server.py`, which implements our contract and so takes the same stubs."""
+"""The plain grpcio server of `plain_server.py`, which implements our contract and is called by the same stubs."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ _SERVER = str(Path(__file__).resolve().parent.parent / "plain_server.py")
 
 
 def _probe(address: str) -> None:
-    """Classify one row, because the plain server has no health service."""
+    """Classify one row as a health check, because the plain server has no health service."""
     StubThreads(address, PEERS[0]).classify(np.full((1, 28, 28), 128, np.uint8))
 
 

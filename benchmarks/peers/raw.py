@@ -1,8 +1,8 @@
 """ONNX Runtime called in process, without a server: the limit of the hardware.
 
-All CPUs are used in one of three ways: one session with a thread per CPU (ONNX Runtime's default); one single-threaded
-session per CPU; the same with large requests split into calls whose activations fit into the caches. Ratios refer to
-the fastest of them in each workload.
+Each raw peer uses all CPUs in another way: one session with a thread per CPU (ONNX Runtime's default); one
+single-threaded session per CPU; single-threaded sessions with large requests split into calls whose activations fit
+into the caches. Ratios refer to the fastest raw peer in each workload.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from . import Bitmaps, Peer, Scores, Stop
 
 
 class Raw:
-    """`sessions` sessions of `threads` threads with one caller each, and at most `call_rows` rows per call."""
+    """ONNX Runtime with `sessions` sessions of `threads` threads, a caller per session, `call_rows` rows per call."""
 
     def __init__(self, model: str, _: Peer, *, sessions: int, threads: int, call_rows: int = 1024) -> None:
         options = ort.SessionOptions()
@@ -41,7 +41,7 @@ class Raw:
         return scores
 
 
-_WORKLOADS = ("1024x4", "64x8", "1x32", "1x1")  # the mix needs a scheduler, which raw calls have not
+_WORKLOADS = ("1024x4", "64x8", "1x32", "1x1")  # the mix needs a scheduler, which raw calls do not have
 
 PEERS = (
     Peer(
@@ -60,6 +60,6 @@ PEERS = (
         name="raw-per-cpu-64",
         about="raw-per-cpu with requests of more than 64 rows split into calls of 64",
         connect=partial(Raw, sessions=cpus(), threads=1, call_rows=64),
-        workloads=("1024x4",),  # in the other workloads it equals raw-per-cpu
+        workloads=("1024x4",),  # in the other workloads, raw-per-cpu-64 equals raw-per-cpu
     ),
 )
