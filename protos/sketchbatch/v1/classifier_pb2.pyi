@@ -4,7 +4,7 @@ isort:skip_file
 The wire contract of Sketchbatch: batches of 28x28 bitmaps in, scores out.
 
 Fields are only ever added. A published number, name or type never changes, and a removed field is reserved.
-The same port serves grpc.health.v1 and gRPC reflection.
+The port of ClassifierService also serves grpc.health.v1 and gRPC reflection.
 """
 
 import builtins
@@ -32,7 +32,7 @@ class ClassifyRequest(google.protobuf.message.Message):
     model_name: builtins.str
     """Name of the model; empty = the service's default model."""
     model_version: builtins.str
-    """Version of the model, an integer as text; empty = the newest."""
+    """Version of the model, an integer as text; empty = the newest version."""
     bitmaps: builtins.bytes
     """uint8, rows x 28 x 28, row-major, 784 bytes per row; 0 = paper, 255 = ink. 1 to `Model.max_request_rows` rows."""
     top_k: builtins.int
@@ -70,7 +70,7 @@ class ClassifyResponse(google.protobuf.message.Message):
     model_name: builtins.str
     """Name of the model that computed the scores."""
     model_version: builtins.str
-    """Version of that model, an integer as text."""
+    """Version of the model that computed the scores, an integer as text."""
     rows: builtins.int
     """Number of classified rows."""
     scores: builtins.bytes
@@ -78,11 +78,11 @@ class ClassifyResponse(google.protobuf.message.Message):
     queue_us: builtins.int
     """Microseconds from the arrival of the request in the queue to the start of its first model call."""
     inference_us: builtins.int
-    """Duration of the model calls that ran rows of this request, in microseconds. The calls may include rows of other
-    requests.
+    """Duration of the model calls that ran rows of this request, in microseconds. The model calls may include rows of
+    other requests.
     """
     request_id: builtins.str
-    """The `request_id` of the request, or the generated id."""
+    """The `request_id` of the request, or the id that the service generated."""
     @property
     def class_index(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """With top_k > 0: indices into `Model.labels`, rows x top_k, row-major, best first; of equal scores the
@@ -122,15 +122,15 @@ class ClassifyStreamRequest(google.protobuf.message.Message):
     TOP_K_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     model_name: builtins.str
-    """As in ClassifyRequest."""
+    """Same as `ClassifyRequest.model_name`."""
     model_version: builtins.str
-    """As in ClassifyRequest."""
+    """Same as `ClassifyRequest.model_version`."""
     bitmaps: builtins.bytes
-    """As in ClassifyRequest."""
+    """Same as `ClassifyRequest.bitmaps`."""
     top_k: builtins.int
-    """As in ClassifyRequest."""
+    """Same as `ClassifyRequest.top_k`."""
     request_id: builtins.str
-    """As in ClassifyRequest."""
+    """Same as `ClassifyRequest.request_id`."""
     def __init__(
         self,
         *,
@@ -161,30 +161,30 @@ class ClassifyStreamResponse(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     model_name: builtins.str
-    """As in ClassifyResponse."""
+    """Same as `ClassifyResponse.model_name`."""
     model_version: builtins.str
-    """As in ClassifyResponse."""
+    """Same as `ClassifyResponse.model_version`."""
     rows: builtins.int
-    """As in ClassifyResponse; 0 together with `error`."""
+    """Same as `ClassifyResponse.rows`; 0 if `error` is set."""
     scores: builtins.bytes
-    """As in ClassifyResponse."""
+    """Same as `ClassifyResponse.scores`."""
     queue_us: builtins.int
-    """As in ClassifyResponse."""
+    """Same as `ClassifyResponse.queue_us`."""
     inference_us: builtins.int
-    """As in ClassifyResponse."""
+    """Same as `ClassifyResponse.inference_us`."""
     request_id: builtins.str
-    """As in ClassifyResponse; also set together with `error`."""
+    """Same as `ClassifyResponse.request_id`; also set if `error` is set."""
     @property
     def class_index(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """As in ClassifyResponse."""
+        """Same as `ClassifyResponse.class_index`."""
 
     @property
     def score(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """As in ClassifyResponse."""
+        """Same as `ClassifyResponse.score`."""
 
     @property
     def error(self) -> google.rpc.status_pb2.Status:
-        """Set if only this message failed: the status code, message and details that Classify would return."""
+        """Set if only this message of the stream failed: the status code, message and details that Classify would return."""
 
     def __init__(
         self,
@@ -226,7 +226,7 @@ class ListModelsResponse(google.protobuf.message.Message):
     MODELS_FIELD_NUMBER: builtins.int
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Model]:
-        """Default model first, then by name; newest version first."""
+        """The served models: the default model first, then the other models by name; newest version first."""
 
     def __init__(
         self,
@@ -248,7 +248,7 @@ class GetModelRequest(google.protobuf.message.Message):
     model_name: builtins.str
     """Name of the model; empty = the service's default model."""
     model_version: builtins.str
-    """Version of the model, an integer as text; empty = the newest."""
+    """Version of the model, an integer as text; empty = the newest version."""
     def __init__(
         self,
         *,
@@ -305,7 +305,7 @@ class Model(google.protobuf.message.Message):
     version: builtins.str
     """Version of the model, an integer as text."""
     is_default: builtins.bool
-    """True for the model and version that are used if a request names neither."""
+    """True for the model and version that the service uses if a request names no model and no version."""
     max_request_rows: builtins.int
     """Maximum number of rows in one request; a larger request is rejected with INVALID_ARGUMENT."""
     provider: builtins.str
@@ -313,13 +313,13 @@ class Model(google.protobuf.message.Message):
     digest: builtins.str
     """SHA-256 of the model file, in hex."""
     created: builtins.str
-    """Time of the export, RFC 3339; empty if the file has none."""
+    """Time at which the model was exported, RFC 3339; empty if the model file states no time."""
     licence: builtins.str
-    """Licence of the model and of its training drawings; empty if the file has none."""
+    """Licence of the model and of its training drawings; empty if the model file states no licence."""
     workers: builtins.int
-    """Number of worker processes on this address, 1 or more. Each connection reaches one worker. A client that wants to
-    use all workers opens connections until each `worker` number has occurred once. Behind a balancer this is the
-    number of workers of one replica.
+    """Number of worker processes that serve this address, 1 or more; behind a balancer, the number of workers of one
+    replica. Each connection reaches one worker. A client that wants to use all workers opens connections until
+    responses with each `worker` number have arrived.
     """
     worker: builtins.int
     """Number of the worker process that returned this response, 1 to `workers`."""
@@ -337,7 +337,7 @@ class Model(google.protobuf.message.Message):
 
     @property
     def metrics(self) -> google.protobuf.struct_pb2.Struct:
-        """Metrics measured on the held-out drawings after training, as stored in the file; empty if the file has none."""
+        """Metrics measured on the held-out drawings after training, as stored in the model file; empty if none are stored."""
 
     def __init__(
         self,

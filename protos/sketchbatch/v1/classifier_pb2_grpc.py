@@ -28,17 +28,17 @@ if _version_not_supported:
 class ClassifierServiceStub(object):
     """Classifies bitmaps with one of the models that the service has loaded.
 
-    Status codes of every RPC. ClassifyStream reports an error of one message in the `error` of its response, and the
-    stream continues. Only the errors marked (*) end the whole stream.
+    The status codes of every RPC follow. ClassifyStream reports an error of one message in the `error` of its
+    response, and the stream continues. Only the errors marked (*) end the whole stream.
     INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
     NOT_FOUND           unknown model or version; the message lists the models and versions being served.
     RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
     google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
-    (*) Without that trailer the message was too large for gRPC.
+    (*) Without `grpc-retry-pushback-ms`, the message was too large for gRPC.
     UNAVAILABLE         (*) this replica is draining; another replica will answer.
     DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
     a request that was split into several model calls may have run in part.
-    INTERNAL            the model call failed; the message carries the request id only.
+    INTERNAL            the model call failed; the error message contains the request id only.
     UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 
@@ -73,23 +73,23 @@ class ClassifierServiceStub(object):
 class ClassifierServiceServicer(object):
     """Classifies bitmaps with one of the models that the service has loaded.
 
-    Status codes of every RPC. ClassifyStream reports an error of one message in the `error` of its response, and the
-    stream continues. Only the errors marked (*) end the whole stream.
+    The status codes of every RPC follow. ClassifyStream reports an error of one message in the `error` of its
+    response, and the stream continues. Only the errors marked (*) end the whole stream.
     INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
     NOT_FOUND           unknown model or version; the message lists the models and versions being served.
     RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
     google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
-    (*) Without that trailer the message was too large for gRPC.
+    (*) Without `grpc-retry-pushback-ms`, the message was too large for gRPC.
     UNAVAILABLE         (*) this replica is draining; another replica will answer.
     DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
     a request that was split into several model calls may have run in part.
-    INTERNAL            the model call failed; the message carries the request id only.
+    INTERNAL            the model call failed; the error message contains the request id only.
     UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 
     def Classify(self, request, context):
         """Classifies one batch of 1 to `Model.max_request_rows` rows. The service merges small requests and splits large
-        ones, so a client need not know the batch size of the model calls.
+        requests, so that a client does not need to know the batch size of the model calls.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,7 +106,7 @@ class ClassifierServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists every model and version being served: default model first, then by name; newest version first.
+        """Lists every served model and version: the default model first, then the other models by name; newest version first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,17 +153,17 @@ def add_ClassifierServiceServicer_to_server(servicer, server):
 class ClassifierService(object):
     """Classifies bitmaps with one of the models that the service has loaded.
 
-    Status codes of every RPC. ClassifyStream reports an error of one message in the `error` of its response, and the
-    stream continues. Only the errors marked (*) end the whole stream.
+    The status codes of every RPC follow. ClassifyStream reports an error of one message in the `error` of its
+    response, and the stream continues. Only the errors marked (*) end the whole stream.
     INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
     NOT_FOUND           unknown model or version; the message lists the models and versions being served.
     RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
     google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
-    (*) Without that trailer the message was too large for gRPC.
+    (*) Without `grpc-retry-pushback-ms`, the message was too large for gRPC.
     UNAVAILABLE         (*) this replica is draining; another replica will answer.
     DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
     a request that was split into several model calls may have run in part.
-    INTERNAL            the model call failed; the message carries the request id only.
+    INTERNAL            the model call failed; the error message contains the request id only.
     UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 

@@ -4,7 +4,7 @@ isort:skip_file
 The wire contract of Sketchbatch: batches of 28x28 bitmaps in, scores out.
 
 Fields are only ever added. A published number, name or type never changes, and a removed field is reserved.
-The same port serves grpc.health.v1 and gRPC reflection.
+The port of ClassifierService also serves grpc.health.v1 and gRPC reflection.
 """
 
 import abc
@@ -24,17 +24,17 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
 class ClassifierServiceStub:
     """Classifies bitmaps with one of the models that the service has loaded.
 
-    Status codes of every RPC. ClassifyStream reports an error of one message in the `error` of its response, and the
-    stream continues. Only the errors marked (*) end the whole stream.
+    The status codes of every RPC follow. ClassifyStream reports an error of one message in the `error` of its
+    response, and the stream continues. Only the errors marked (*) end the whole stream.
       INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
       NOT_FOUND           unknown model or version; the message lists the models and versions being served.
       RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
                           google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
-                          (*) Without that trailer the message was too large for gRPC.
+                          (*) Without `grpc-retry-pushback-ms`, the message was too large for gRPC.
       UNAVAILABLE         (*) this replica is draining; another replica will answer.
       DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
                           a request that was split into several model calls may have run in part.
-      INTERNAL            the model call failed; the message carries the request id only.
+      INTERNAL            the model call failed; the error message contains the request id only.
       UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 
@@ -44,7 +44,7 @@ class ClassifierServiceStub:
         sketchbatch.v1.classifier_pb2.ClassifyResponse,
     ]
     """Classifies one batch of 1 to `Model.max_request_rows` rows. The service merges small requests and splits large
-    ones, so a client need not know the batch size of the model calls.
+    requests, so that a client does not need to know the batch size of the model calls.
     """
 
     ClassifyStream: grpc.StreamStreamMultiCallable[
@@ -61,7 +61,7 @@ class ClassifierServiceStub:
         sketchbatch.v1.classifier_pb2.ListModelsRequest,
         sketchbatch.v1.classifier_pb2.ListModelsResponse,
     ]
-    """Lists every model and version being served: default model first, then by name; newest version first."""
+    """Lists every served model and version: the default model first, then the other models by name; newest version first."""
 
     GetModel: grpc.UnaryUnaryMultiCallable[
         sketchbatch.v1.classifier_pb2.GetModelRequest,
@@ -72,17 +72,17 @@ class ClassifierServiceStub:
 class ClassifierServiceAsyncStub:
     """Classifies bitmaps with one of the models that the service has loaded.
 
-    Status codes of every RPC. ClassifyStream reports an error of one message in the `error` of its response, and the
-    stream continues. Only the errors marked (*) end the whole stream.
+    The status codes of every RPC follow. ClassifyStream reports an error of one message in the `error` of its
+    response, and the stream continues. Only the errors marked (*) end the whole stream.
       INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
       NOT_FOUND           unknown model or version; the message lists the models and versions being served.
       RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
                           google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
-                          (*) Without that trailer the message was too large for gRPC.
+                          (*) Without `grpc-retry-pushback-ms`, the message was too large for gRPC.
       UNAVAILABLE         (*) this replica is draining; another replica will answer.
       DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
                           a request that was split into several model calls may have run in part.
-      INTERNAL            the model call failed; the message carries the request id only.
+      INTERNAL            the model call failed; the error message contains the request id only.
       UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 
@@ -91,7 +91,7 @@ class ClassifierServiceAsyncStub:
         sketchbatch.v1.classifier_pb2.ClassifyResponse,
     ]
     """Classifies one batch of 1 to `Model.max_request_rows` rows. The service merges small requests and splits large
-    ones, so a client need not know the batch size of the model calls.
+    requests, so that a client does not need to know the batch size of the model calls.
     """
 
     ClassifyStream: grpc.aio.StreamStreamMultiCallable[
@@ -108,7 +108,7 @@ class ClassifierServiceAsyncStub:
         sketchbatch.v1.classifier_pb2.ListModelsRequest,
         sketchbatch.v1.classifier_pb2.ListModelsResponse,
     ]
-    """Lists every model and version being served: default model first, then by name; newest version first."""
+    """Lists every served model and version: the default model first, then the other models by name; newest version first."""
 
     GetModel: grpc.aio.UnaryUnaryMultiCallable[
         sketchbatch.v1.classifier_pb2.GetModelRequest,
@@ -119,17 +119,17 @@ class ClassifierServiceAsyncStub:
 class ClassifierServiceServicer(metaclass=abc.ABCMeta):
     """Classifies bitmaps with one of the models that the service has loaded.
 
-    Status codes of every RPC. ClassifyStream reports an error of one message in the `error` of its response, and the
-    stream continues. Only the errors marked (*) end the whole stream.
+    The status codes of every RPC follow. ClassifyStream reports an error of one message in the `error` of its
+    response, and the stream continues. Only the errors marked (*) end the whole stream.
       INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
       NOT_FOUND           unknown model or version; the message lists the models and versions being served.
       RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
                           google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
-                          (*) Without that trailer the message was too large for gRPC.
+                          (*) Without `grpc-retry-pushback-ms`, the message was too large for gRPC.
       UNAVAILABLE         (*) this replica is draining; another replica will answer.
       DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
                           a request that was split into several model calls may have run in part.
-      INTERNAL            the model call failed; the message carries the request id only.
+      INTERNAL            the model call failed; the error message contains the request id only.
       UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 
@@ -140,7 +140,7 @@ class ClassifierServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[sketchbatch.v1.classifier_pb2.ClassifyResponse, collections.abc.Awaitable[sketchbatch.v1.classifier_pb2.ClassifyResponse]]:
         """Classifies one batch of 1 to `Model.max_request_rows` rows. The service merges small requests and splits large
-        ones, so a client need not know the batch size of the model calls.
+        requests, so that a client does not need to know the batch size of the model calls.
         """
 
     @abc.abstractmethod
@@ -161,7 +161,7 @@ class ClassifierServiceServicer(metaclass=abc.ABCMeta):
         request: sketchbatch.v1.classifier_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> typing.Union[sketchbatch.v1.classifier_pb2.ListModelsResponse, collections.abc.Awaitable[sketchbatch.v1.classifier_pb2.ListModelsResponse]]:
-        """Lists every model and version being served: default model first, then by name; newest version first."""
+        """Lists every served model and version: the default model first, then the other models by name; newest version first."""
 
     @abc.abstractmethod
     def GetModel(
