@@ -6,6 +6,7 @@ Row i of a source remains row i, however many other rows are rejected.
 
 import os
 import zlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,7 @@ class Block:
     digest: int  # CRC-32 of the bytes that were read, to detect changes of an input; not a protection against attacks
 
 
-class Source:
+class Source(ABC):
     """The drawings of one input of a job; base of the input formats."""
 
     is_slow = False  # whether reading a row costs more than scoring it; reader processes read such sources
@@ -48,12 +49,12 @@ class Source:
         self.name = name  # the name of the source in outputs
         self.stamp = stamp  # text that differs after every change of the input; it may also differ without one
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def block(self, start: int, stop: int) -> Block:
         """Read rows start to stop. Raises FileRefused if the file itself can no longer be read."""
-        raise NotImplementedError
 
     def locate(self, rows: NDArray[np.int64]) -> tuple[str | list[str], NDArray[np.int64]]:
         """Return the columns `source` (one name, or one per row) and `row` that outputs have for `rows`."""
