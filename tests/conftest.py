@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import in_process
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -55,10 +56,10 @@ class Service:
         always = ("--address", "127.0.0.1:0", "--lame-duck-s", "0")
         command = [BIN / "sketchbatch-serve", "--model", model, *always, *flags]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-        ready = self.wait_for("SERVING")
-        self.address: str = ready["address"]
-        self.probe_address: str = ready["probe_address"]
-        self.metrics_address: str = ready["metrics_address"]
+        self.ready = self.wait_for("SERVING")
+        self.address: str = self.ready["address"]
+        self.probe_address: str = self.ready["probe_address"]
+        self.metrics_address: str = self.ready["metrics_address"]
 
     def wait_for(self, message: str) -> dict:
         """Read the log of the service up to the first event with `message`, and return that event."""
@@ -75,13 +76,27 @@ class Service:
         return self.process.returncode, [json.loads(line) for line in log.splitlines()]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that is marked `both_transports` once with each transport, if it starts a service."""
+    if "transport" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_transports"):
+        metafunc.parametrize("transport", ["core", "aio"], indirect=True, scope="session")
+
+
 @pytest.fixture(scope="session")
-def start_service() -> Iterator[Callable[..., Service]]:
+def transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Return the transport of the services that the test starts; "auto" unless the test runs with both."""
+    in_process.transport = getattr(request, "param", "core")
+    yield getattr(request, "param", "auto")
+    in_process.transport = "core"
+
+
+@pytest.fixture(scope="session")
+def start_service(transport: str) -> Iterator[Callable[..., Service]]:
     """Return a function that starts a service; services that still run are stopped at the end of the test session."""
     started: list[Service] = []
 
     def start(model: Path, *flags: str) -> Service:
-        started.append(Service(model, *flags))
+        started.append(Service(model, "--transport", transport, *flags))
         return started[-1]
 
     yield start

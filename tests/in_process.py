@@ -19,11 +19,14 @@ from sketchbatch_service.batching.batcher import BatchLimits
 from sketchbatch_service.models.artifact import Artifact
 from sketchbatch_service.models.registry import ModelRegistry, ServedModel
 from sketchbatch_service.telemetry.metrics import ServiceMetrics
-from sketchbatch_service.transport.core_server import CoreServer
+from sketchbatch_service.transport.selection import create_server
 from structlog.testing import capture_logs
 
 ARTIFACT = Artifact(labels=("ink",), name="", version="", created="", licence="", metrics={}, digest="d")
 SERVICE = "sketchbatch.v1.ClassifierService"
+
+transport = "core"
+"""The transport of `serving`, which the fixture `transport` sets."""
 
 
 @dataclass
@@ -118,7 +121,7 @@ async def serving(
         )
         for name, version, fake in named
     )
-    server = CoreServer()
+    server = create_server(transport)
     health = HealthServicer([SERVICE])
     classifier = ClassifierServicer(models, max_request_rows=max_request_rows)
     inference = InferenceServicer(models, max_request_rows=max_request_rows)
@@ -126,7 +129,7 @@ async def serving(
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     address = server.listen("127.0.0.1:0")
     await server.start()
-    with capture_logs() as log, models.thread_pool(server):
+    with capture_logs() as log, models.thread_pool(server.source):
         await health.serve()
         monitor = asyncio.create_task(monitor_health(models, health, trial_every_s=trial_every_s))
         metrics = ServiceMetrics(models, server, health, worker=1)

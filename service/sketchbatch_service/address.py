@@ -1,10 +1,12 @@
-"""Parse the HOST:PORT addresses of the settings."""
+"""Parse the addresses of the settings: HOST:PORT or unix:PATH."""
 
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "::": "[::1]"}  # noqa: S104 - nothing listens here
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - nothing listens here
+_MAX_PATH_BYTES = 107  # Linux: sockaddr_un.sun_path, without its last zero byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +18,11 @@ class HostPort:
 
     @classmethod
     def parse(cls, address: str) -> "HostPort":
-        """Split `address` at its last colon; raise ValueError without a host, or unless the port is 0 to 65535."""
+        """Split `address` at its last colon; raise ValueError unless both sides are valid."""
         host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
-            raise ValueError(f"must be HOST:PORT, PORT 0..65535, got {address!r}")
+        is_host = host and "/" not in host and (":" not in host or (host[0], host[-1]) == ("[", "]"))
+        if not is_host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError(f"must be HOST:PORT or [IPV6]:PORT, PORT 0..65535, got {address!r}")
         return cls(host, int(port))
 
     def __str__(self) -> str:
@@ -33,3 +36,19 @@ class HostPort:
         """Return the socket family and address that the resolver returns first; raise OSError if it finds none."""
         family, *_, address = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)[0]
         return family, address
+
+
+def socket_path(address: str) -> Path | None:
+    """Return the path of the address unix:PATH; None for other addresses. Raise ValueError for an unusable path."""
+    scheme, _, path = address.partition(":")
+    if scheme != "unix":
+        return None
+    path = path.removeprefix("//")  # gRPC also accepts unix:///absolute/path
+    if not path or len(path.encode()) > _MAX_PATH_BYTES:
+        raise ValueError(f"must be unix:PATH, PATH of 1..{_MAX_PATH_BYTES} bytes, got {address!r}")
+    return Path(path)
+
+
+def loopback(address: str) -> str:
+    """Return the address at which this machine reaches a server that listens on `address`."""
+    return address if socket_path(address) else str(HostPort.parse(address).loopback())

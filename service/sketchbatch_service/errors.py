@@ -11,6 +11,7 @@ StartError               the operator must change a setting, a file or the machi
 ├── ModelRefused         the model file is unusable
 ├── ProviderMissing      the requested execution provider is not available
 ├── AddressUnusable      the service cannot listen on the address
+├── TransportUnusable    the installed grpcio does not support the transport
 ├── CredentialsUnusable  a certificate, key or token file is unusable
 ├── ExtraMissing         a setting needs a package that is not installed
 └── WorkerLost           a worker process ended before it served
@@ -71,6 +72,10 @@ class ProviderMissing(StartError):
 
 class AddressUnusable(StartError):
     """The address is in use or does not belong to this machine."""
+
+
+class TransportUnusable(StartError):
+    """The installed grpcio does not have the private interface of the transport `core`."""
 
 
 class CredentialsUnusable(StartError):

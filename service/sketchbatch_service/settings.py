@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
-from .address import HostPort
+from .address import HostPort, socket_path
 
 _Count = Annotated[int, click.IntRange(min=1)]
 _RequestRows = Annotated[int, click.IntRange(1, 1_000_000)]  # gRPC counts bytes in 31 bits
@@ -37,7 +37,11 @@ class Settings:
     """Model that answers requests without a model name; empty = the first name in alphabetical order."""
 
     address: str = "0.0.0.0:50051"
-    """Address to listen on, HOST:PORT; port 0 = a free port, which the log event SERVING contains."""
+    """Address to listen on, HOST:PORT or unix:PATH; port 0 = a free port, which the log event SERVING contains."""
+
+    transport: Literal["auto", "aio", "core"] = "auto"
+    """gRPC server: aio works with every grpcio; core is faster, but uses a private interface of grpcio; auto takes core
+    with the grpcio versions that it was tested with."""
 
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run: auto uses CUDA if it works and the CPU otherwise; cuda fails at start without CUDA."""
@@ -106,7 +110,7 @@ class Settings:
     """Lowest level of the events in the log."""
 
     def __post_init__(self) -> None:
-        _check_address(self.address, "--address")
+        self._check_main_address()
         if self.probe_address:
             _check_address(self.probe_address, "--probe-address")
         if self.metrics_address:
@@ -123,6 +127,19 @@ class Settings:
             raise click.BadParameter(
                 f"must be at least --max-request-rows ({self.max_request_rows}), got {self.max_queued_rows}",
                 param_hint="--max-queued-rows",
+            )
+
+    def _check_main_address(self) -> None:
+        try:
+            is_socket = bool(socket_path(self.address))
+        except ValueError as exc:
+            raise click.BadParameter(str(exc), param_hint="--address") from exc
+        if not is_socket:
+            _check_address(self.address, "--address")
+        elif self.workers > 1:
+            raise click.BadParameter(
+                f"must be HOST:PORT with --workers {self.workers}: several processes cannot share unix:PATH",
+                param_hint="--address",
             )
 
 

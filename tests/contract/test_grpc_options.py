@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+import grpc
 import pytest
-from grpc._cython import cygrpc
 
 OPTION = re.compile(r'"(grpc\.[a-z0-9_.]*[a-z0-9])", ?[^)]')
 PACKAGES = ("service/sketchbatch_service", "client/sketchbatch_client")
@@ -13,7 +13,8 @@ PACKAGES = ("service/sketchbatch_service", "client/sketchbatch_client")
 @pytest.fixture(scope="module")
 def core() -> bytes:
     """Return the bytes of the C core's library, which contains the name of every option that the library reads."""
-    return Path(cygrpc.__file__).read_bytes()
+    [library] = (Path(grpc.__file__).parent / "_cython").glob("*.so")
+    return library.read_bytes()
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -14,6 +14,8 @@ from in_process import rejection, until
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 from sketchbatch_service.batching.batcher import BatchLimits
 
+pytestmark = [pytest.mark.both_transports, pytest.mark.usefixtures("transport")]
+
 MAX_ROWS = 100
 
 

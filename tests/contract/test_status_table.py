@@ -13,6 +13,8 @@ from in_process import InProcess, rejection, serving, until
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch_service.batching.batcher import BatchLimits
 
+pytestmark = [pytest.mark.both_transports, pytest.mark.usefixtures("transport")]
+
 LIMITS = BatchLimits(max_batch_rows=4, max_queued_rows=4)
 MANY_ROWS = replace(LIMITS, max_queued_rows=100)
 STREAM = "sketchbatch_requests_total {} sketchbatch.v1.ClassifierService/ClassifyStream"

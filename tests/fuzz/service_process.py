@@ -117,7 +117,9 @@ def _is_harmless(line: str) -> bool:
     try:
         event = json.loads(line)
         # FINDINGS.md: grpcio itself logs header names that are not UTF-8.
-        is_of_grpcio = event.get("logger") == "grpc._cython.cygrpc" and event["message"].startswith("Invalid encoding")
+        is_of_grpcio = event.get("logger", "").startswith("grpc._cython") and event["message"].startswith(
+            "Invalid encoding"
+        )
         return is_of_grpcio or event["level"] in ("debug", "info")
     except (ValueError, KeyError):
         return False

@@ -11,7 +11,10 @@ import onnxruntime as ort
 import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-pytestmark = pytest.mark.timeout(150)  # the fixtures import large packages in new processes
+pytestmark = [
+    pytest.mark.timeout(150),
+    pytest.mark.both_transports,
+]  # the fixtures import large packages in new processes
 
 ROWS = 5
 

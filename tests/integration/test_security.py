@@ -19,7 +19,7 @@ from sketchbatch.openinference.v2 import open_inference_pb2
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 
-pytestmark = pytest.mark.timeout(90)  # several tests start several processes
+pytestmark = [pytest.mark.timeout(90), pytest.mark.both_transports]  # several tests start several processes
 
 LIMIT_S = 15  # time limit of calls and connections that return within milliseconds on an idle machine
 OLD, NEW = "old-token-0123456789", "new-token-0123456789"

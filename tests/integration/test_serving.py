@@ -25,7 +25,7 @@ from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 from sketchbatch_client import Client
 
-pytestmark = pytest.mark.timeout(60)  # most tests start a service
+pytestmark = [pytest.mark.timeout(60), pytest.mark.both_transports]  # most tests start a service
 
 FIVE = ["accuracy", "balanced_accuracy", "specificity", "matthews_corrcoef", "jaccard"]
 NO_LIMIT = ("--drain-s", "3600")

@@ -19,7 +19,7 @@ from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 from worker_processes import children
 
-pytestmark = pytest.mark.timeout(90)  # several tests start several processes
+pytestmark = [pytest.mark.timeout(90), pytest.mark.both_transports]  # several tests start several processes
 
 # these ids are the example of the W3C recommendation
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

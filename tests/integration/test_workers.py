@@ -12,7 +12,7 @@ from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 from worker_processes import children
 
-pytestmark = pytest.mark.timeout(60)  # each test starts three processes
+pytestmark = [pytest.mark.timeout(60), pytest.mark.both_transports]  # each test starts three processes
 
 
 def call_once(address: str, call):

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import grpc
+import pytest
 from fakes import FakeModel, drawings, running
 from grpc_health.v1 import health_pb2
 from in_process import ARTIFACT, SERVICE, serving, until
@@ -16,6 +17,8 @@ from sketchbatch_service.batching.batcher import Batcher, BatchLimits
 from sketchbatch_service.batching.leader_follower_pool import LeaderFollowerPool
 from sketchbatch_service.errors import InferenceFailed, Overloaded
 from sketchbatch_service.models.registry import ModelRegistry, ServedModel
+
+pytestmark = [pytest.mark.both_transports, pytest.mark.usefixtures("transport")]
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -12,6 +12,8 @@ from sketchbatch_service.batching.batcher import Batcher, BatchLimits
 from sketchbatch_service.batching.statistics import BOUNDS_S, Histogram
 from sketchbatch_service.errors import InferenceFailed
 
+pytestmark = [pytest.mark.both_transports, pytest.mark.usefixtures("transport")]
+
 CLASSIFY = "sketchbatch.v1.ClassifierService/Classify"
 
 

@@ -93,4 +93,4 @@ def test_the_probe_rejects_the_addresses_that_the_service_rejects():
     """The probe rejects an invalid address with the same message as the service."""
     code, output = probe("localhost")
     assert code != 0
-    assert "must be HOST:PORT, PORT 0..65535, got 'localhost'" in output
+    assert "must be HOST:PORT or [IPV6]:PORT, PORT 0..65535, got 'localhost'" in output

@@ -34,7 +34,8 @@ class ConnectionOptions:
         str,
         typer.Option(
             envvar="SKETCHBATCH_SERVER",
-            help="Address of the service: HOST:PORT, several separated by commas, or a gRPC target such as dns:///NAME:PORT.",
+            help="Address of the service: HOST:PORT, several separated by commas, or a gRPC target such as "
+            "dns:///NAME:PORT or unix:PATH.",
             metavar="HOST:PORT",
         ),
     ] = "localhost:50051"
@@ -50,6 +51,9 @@ class ConnectionOptions:
     insecure_token: Annotated[
         bool, typer.Option("--insecure-token", help="Send the token to another machine even without TLS.")
     ] = False
+    gzip: Annotated[
+        bool, typer.Option("--gzip", help="Compress requests and responses: for slow networks; it costs CPU time.")
+    ] = False
 
     def open(self, *, timeout_s: float, retry: RetryPolicy = RetryPolicy()) -> Client:  # noqa: B008 - frozen
         """Open a client. Raises typer.BadParameter if the options are invalid."""
@@ -63,6 +67,7 @@ class ConnectionOptions:
                 token=None if self.token_file else os.environ.get(_TOKEN) or None,
                 token_file=self.token_file,
                 insecure_token=self.insecure_token,
+                gzip=self.gzip,
             )
         except ValueError as exc:
             raise typer.BadParameter(str(exc)) from exc

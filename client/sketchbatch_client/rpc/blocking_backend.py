@@ -14,6 +14,10 @@ from .classification import Classification
 from .coalescing_queue import MAX_WAIT_S
 from .connections.credentials import Metadata
 
+_SIGNAL_CHECK_S = 0.5
+"""Longest single wait. Python handles a signal, such as Ctrl-C, only between two waits if the signal arrives in the
+moment in which the wait begins."""
+
 _MAX_SENDERS = 32  # threads, started on demand; two for each coalescing queue while the service responds in time
 
 Result = TypeVar("Result")
@@ -43,7 +47,11 @@ class BlockingEvent:
         if self._lock.acquire(timeout=min(MAX_WAIT_S, timeout_s)):
             return True
         bypass()
-        return self._lock.acquire(timeout=max(0.0, timeout_s - MAX_WAIT_S))
+        ends_at = time.monotonic() + timeout_s - MAX_WAIT_S
+        while (remaining_s := ends_at - time.monotonic()) > 0:
+            if self._lock.acquire(timeout=min(_SIGNAL_CHECK_S, remaining_s)):
+                return True
+        return False
 
 
 class BlockingRequests:

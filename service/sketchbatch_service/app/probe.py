@@ -10,7 +10,7 @@ import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ..address import HostPort
+from ..address import loopback
 from ..settings import Settings
 
 
@@ -21,12 +21,12 @@ from ..settings import Settings
     default=Settings(model=Path()).address,
     show_envvar=True,
     show_default=True,
-    help="Address that the service listens on, HOST:PORT, as in the settings of the service.",
+    help="Address that the service listens on, HOST:PORT or unix:PATH, as in the settings of the service.",
 )
 @click.option("--limit-s", default=2.0, show_default=True, type=click.FloatRange(min=0), help="Seconds to wait.")
 def main(address: str, limit_s: float) -> None:
     """Exit with 0 if health reports SERVING; otherwise print the status in one line and exit with 1."""
-    target = str(HostPort.parse(Settings(model=Path(), address=address).address).loopback())
+    target = loopback(Settings(model=Path(), address=address).address)
     status = _status(target, limit_s)
     if status != "SERVING":
         sys.exit(f"{target}: {status}")

@@ -1,8 +1,7 @@
 """Answer health checks, and no other calls, in plain text on a separate address.
 
 Kubernetes' gRPC probes do not support TLS, so a service with TLS needs this second port. The port has a server of its
-own, because one server cannot tell through which of its ports a call arrived. The server is a `CoreServer`:
-`grpc.aio`'s stops for good at the first call whose path is not UTF-8.
+own, because one server cannot tell through which of its ports a call arrived.
 """
 
 import threading
@@ -10,13 +9,15 @@ import threading
 from grpc_health.v1 import health_pb2_grpc
 
 from ..api.health import HealthServicer
-from ..transport.core_server import CoreServer
+from ..transport.interface import Server
+from ..transport.selection import Transport, create_server
 
 _LIMITS = [
     ("grpc.max_receive_message_length", 4096),  # a health request is a name
     ("grpc.max_concurrent_streams", 16),
     ("grpc.max_allowed_incoming_connections", 64),
     ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.enable_channelz", 0),
 ]
 """A kubelet opens one connection per probe, a few concurrently; any other host that reaches the pod can do the same."""
 
@@ -24,30 +25,33 @@ _LIMITS = [
 class ProbePort:
     """Server for health checks; without an address it does nothing, and `address` is empty."""
 
-    def __init__(self, health: HealthServicer, address: str, *, is_shared: bool) -> None:
+    def __init__(self, health: HealthServicer, address: str, transport: Transport, *, is_shared: bool) -> None:
         """Bind the port, or raise AddressUnusable; `is_shared` allows other processes to bind it, too."""
         self.address = address
-        self._server: CoreServer | None = None
+        self._server: Server | None = None
         if not address:
             return
-        self._server = CoreServer([*_LIMITS, ("grpc.so_reuseport", int(is_shared))])
+        self._server = create_server(transport, [*_LIMITS, ("grpc.so_reuseport", int(is_shared))])
         health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
         self.address = self._server.listen(address, purpose="for probes ")
+        self._source = self._server.source
         self._thread = threading.Thread(target=self._poll, name="probes", daemon=True)
 
     async def start(self) -> None:
         """Start to answer health checks."""
         if self._server:
             await self._server.start()
-            self._thread.start()
+            if self._source:
+                self._thread.start()
 
     async def stop(self) -> None:
         """Stop at once."""
         if self._server:
             await self._server.stop(0)
-            self._server.close()
-            self._thread.join()
+            if self._source:
+                self._source.close()
+                self._thread.join()
 
     def _poll(self) -> None:
-        while self._server and self._server.poll(blocks=True):
+        while self._source and self._source.poll(blocks=True):
             pass

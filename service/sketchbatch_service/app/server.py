@@ -30,8 +30,8 @@ from ..models.watcher import ModelWatcher
 from ..settings import Settings
 from ..telemetry.exposition import MetricsPort
 from ..telemetry.metrics import ServiceMetrics
-from ..transport.core_server import CoreServer
-from ..transport.interface import Authenticator
+from ..transport import selection
+from ..transport.interface import Authenticator, Server
 from ..transport.tls import TlsFiles, server_credentials
 from ..transport.tokens import TokenFile
 from .probe_port import ProbePort
@@ -58,14 +58,15 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
     health = HealthServicer([SERVICE.full_name, wire.SERVICE])
     # Any, because the types of the generated functions accept only grpc's own servers.
-    server: Any = CoreServer(_channel_options(settings, worker), _authenticator(settings))
+    transport = selection.choose(settings.transport, warns=worker.number == 1)
+    server: Any = selection.create_server(transport, _channel_options(settings, worker), _authenticator(settings))
     server.add_generic_rpc_handlers([servicer.handlers()])
     server.add_generic_rpc_handlers([wire.handlers(inference)])
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if settings.reflection:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_reflection(), server)
     address = _listen(server, settings)
-    probes = ProbePort(health, settings.probe_address, is_shared=worker.count > 1)
+    probes = ProbePort(health, settings.probe_address, transport, is_shared=worker.count > 1)
     metrics = ServiceMetrics(models, server, health, worker=worker.number)
     worker.answer_supervisor(metrics.collect, stop)
     metrics_port = MetricsPort("" if worker.supervisor else settings.metrics_address, metrics.collect)
@@ -73,14 +74,14 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     await server.start()
     await probes.start()
     with (
-        models.thread_pool(server) as threads,
+        models.thread_pool(server.source) as threads,
         ModelWatcher(settings.model, options, models, threads, every_s=settings.watch_models_s) as watcher,
     ):
         await health.serve()
         served = [f"{m.name}/{m.version} on {m.provider}" for m in models]
         worker.report(served)
         addresses = {"address": address, "probe_address": probes.address, "metrics_address": metrics_port.address}
-        log.info("SERVING" if worker.count == 1 else "worker ready", **addresses, models=served)
+        log.info("SERVING" if worker.count == 1 else "worker ready", **addresses, transport=transport, models=served)
         monitor = asyncio.create_task(monitor_health(models, health))
 
         await _lame_duck(settings, stop, health)
@@ -156,6 +157,7 @@ def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]
         ("grpc.server_handshake_timeout_ms", 20_000),  # for clients that connect and send nothing
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
+        ("grpc.enable_channelz", 0),  # it keeps counts of each connection, which nothing here can read
     ]
     if settings.max_connection_age_s:
         options.append(("grpc.max_connection_age_ms", max(1, round(settings.max_connection_age_s * 1000))))
@@ -178,7 +180,7 @@ def _reflection() -> Any:
     return reflection.aio.ReflectionServicer((SERVICE.full_name, wire.SERVICE, HEALTH, reflection.SERVICE_NAME), pool)
 
 
-def _listen(server: CoreServer, settings: Settings) -> str:
+def _listen(server: Server, settings: Settings) -> str:
     """Bind the port, with TLS if it is configured, and return the address with the bound port."""
     credentials = None
     if settings.tls_cert and settings.tls_key:

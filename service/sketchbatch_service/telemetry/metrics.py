@@ -15,7 +15,7 @@ from ..api.health import HealthServicer
 from ..api.request_log import rejections
 from ..batching.statistics import BOUNDS_S, Counts, Histogram
 from ..models.registry import ModelRegistry, ServedModel
-from ..transport.core_server import CoreServer
+from ..transport.interface import Server
 
 _BOUNDS_ROWS = tuple(1 << n for n in range(15))
 _LABELS = ["model", "version"]
@@ -67,7 +67,7 @@ class ServiceMetrics:
     worker resets only its own counters.
     """
 
-    def __init__(self, models: ModelRegistry, server: CoreServer, health: HealthServicer, *, worker: int) -> None:
+    def __init__(self, models: ModelRegistry, server: Server, health: HealthServicer, *, worker: int) -> None:
         self._models = models
         self._server = server
         self._health = health

@@ -6,7 +6,6 @@ and calls the function that was passed with each operation.
 
 import asyncio
 import math
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -15,35 +14,12 @@ from typing import Any, NoReturn
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private, so without types
 
-from .interface import Metadata, Trailers
-from .status import cancellation_status
+from .interface import CallAborted, Metadata, Trailers, wants_gzip
+from .status import HANDLER_FAILED, MISSING_REQUEST, NUMBERS, StatusCounts, cancellation_status, invalid_message
 
 _NO_FLAGS = 0
-_CODES: dict[grpc.StatusCode, int] = {code: code.value[0] for code in grpc.StatusCode}
-_OK = _CODES[grpc.StatusCode.OK]
-
-MISSING_REQUEST = (grpc.StatusCode.INVALID_ARGUMENT, "a request was expected, got none")
-
-
-class StatusCounts:
-    """Count the ended calls of one method by status. All methods are thread-safe."""
-
-    def __init__(self) -> None:
-        self._counts = [0] * len(_CODES)
-        self._lock = threading.Lock()
-
-    def add(self, code: int, call: "DirectCall | None" = None) -> None:
-        """Count one ended call; a `call` that is over already is not counted again."""
-        with self._lock:
-            if call:
-                if call.is_over:
-                    return
-                call.is_over = True
-            self._counts[code] += 1
-
-    def counts(self) -> dict[str, int]:
-        """Return the counts that are not zero, by status name."""
-        return {code.name: count for code, number in _CODES.items() if (count := self._counts[number])}
+_OK = NUMBERS[grpc.StatusCode.OK]
+_GZIP = (("grpc-internal-encoding-request", "gzip"),)  # the C core then compresses the responses of this call
 
 
 class _CoreCall:
@@ -60,11 +36,14 @@ class _CoreCall:
     def invocation_metadata(self) -> Metadata:
         return tuple(self._metadata)
 
+    def _initial_metadata_operation(self) -> Any:
+        return cygrpc.SendInitialMetadataOperation(_GZIP if wants_gzip(self._metadata) else None, _NO_FLAGS)
+
     def _remaining_s(self) -> float:
         return max(0.0, self._deadline - time.time())
 
     def _cancellation_code(self) -> int:
-        return _CODES[cancellation_status(remaining_s=self._remaining_s(), timeout_s=self._timeout_s)]
+        return NUMBERS[cancellation_status(remaining_s=self._remaining_s(), timeout_s=self._timeout_s)]
 
 
 class DirectCall(_CoreCall):
@@ -93,14 +72,14 @@ class DirectCall(_CoreCall):
         if core_call is None:
             return  # cancelled by the client
         operations = (
-            cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
+            self._initial_metadata_operation(),
             cygrpc.SendMessageOperation(self._handler.response_serializer(response), _NO_FLAGS),
             _send_status(grpc.StatusCode.OK),
         )
         core_call.start_server_batch(operations, _ignore)
 
     def abort(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
-        self._status_counts.add(_CODES[code], self)
+        self._status_counts.add(NUMBERS[code], self)
         self._on_cancel = None
         core_call = self._call
         if core_call is not None:
@@ -142,19 +121,19 @@ class AsyncCall(_CoreCall):
         self._trailers = trailers
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Trailers = ()) -> NoReturn:
-        raise _Aborted(code, details, trailing_metadata)
+        raise CallAborted(code, details, trailing_metadata)
 
     async def run(self) -> None:
         """Run the handler, send the status, and raise the handler's exception, which the client receives as UNKNOWN."""
         try:
             await self._respond()
-        except _Aborted as aborted:
+        except CallAborted as aborted:
             await self._end(aborted.code, aborted.details, aborted.trailers)
         except asyncio.CancelledError:
             self._status_counts.add(self._cancellation_code())
             raise
         except Exception:
-            await self._end(grpc.StatusCode.UNKNOWN, "the handler failed")
+            await self._end(*HANDLER_FAILED)
             raise
         else:
             await self._end(grpc.StatusCode.OK, "", self._trailers)
@@ -188,7 +167,7 @@ class AsyncCall(_CoreCall):
             try:
                 request = self._handler.request_deserializer(message)
             except Exception as exc:  # protobuf's own types; the client must receive a status
-                raise _Aborted(*invalid_message(exc), ()) from exc
+                raise CallAborted(*invalid_message(exc)) from exc
             yield request
 
     async def _send(self, response: Any) -> None:
@@ -201,13 +180,13 @@ class AsyncCall(_CoreCall):
         try:
             was_sent, _ = await self._perform(*self._initial_metadata(), _send_status(code, details, trailers))
         finally:
-            self._status_counts.add(_CODES[code] if was_sent else self._cancellation_code())
+            self._status_counts.add(NUMBERS[code] if was_sent else self._cancellation_code())
 
     def _initial_metadata(self) -> tuple[Any, ...]:
         if self._has_sent_metadata:
             return ()
         self._has_sent_metadata = True
-        return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),)
+        return (self._initial_metadata_operation(),)
 
     async def _perform(self, *operations: Any) -> tuple[bool, Any]:
         """Run operations of the C core; return whether they succeeded, and the operations with their results."""
@@ -220,17 +199,6 @@ class AsyncCall(_CoreCall):
 
         self._call.start_server_batch(operations, lambda event: self._loop.call_soon_threadsafe(settle, event))
         return await done
-
-
-class _Aborted(Exception):
-    def __init__(self, code: grpc.StatusCode, details: str, trailers: Trailers) -> None:
-        super().__init__(details)
-        self.code, self.details, self.trailers = code, details, trailers
-
-
-def invalid_message(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """Return status and details for a message that its method cannot parse."""
-    return grpc.StatusCode.INVALID_ARGUMENT, f"the request is not the protobuf message of this method: {error}"
 
 
 def abort_core_call(core_call: Any, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
@@ -259,7 +227,7 @@ def receive_close(core_call: Any, on_cancel: Callable[[], object]) -> None:
 
 
 def _send_status(code: grpc.StatusCode, details: str = "", trailers: Trailers = ()) -> Any:
-    return cygrpc.SendStatusFromServerOperation(tuple(trailers), _CODES[code], details.encode(), _NO_FLAGS)
+    return cygrpc.SendStatusFromServerOperation(tuple(trailers), NUMBERS[code], details.encode(), _NO_FLAGS)
 
 
 def _ignore(event: Any) -> None:

@@ -5,7 +5,7 @@ time: docs/decisions/0008 has the measurements. The polling thread passes each e
 handlers of frequent methods run on that thread (`DirectCall`), all others on the event loop (`AsyncCall`).
 
 The module uses `grpc._cython.cygrpc`, on which grpcio's synchronous server is built. `cygrpc` is private, so
-service/pyproject.toml limits grpcio to the versions that the tests ran with.
+`selection.py` chooses this server only with the versions of grpcio that the contract tests ran with.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,19 +21,10 @@ import grpc
 import structlog
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private, so without types
 
-from ..address import HostPort
-from ..errors import AddressUnusable
-from .core_call import (
-    MISSING_REQUEST,
-    AsyncCall,
-    DirectCall,
-    StatusCounts,
-    abort_core_call,
-    invalid_message,
-    receive_close,
-    receive_message,
-)
+from . import listening
+from .core_call import AsyncCall, DirectCall, abort_core_call, receive_close, receive_message
 from .interface import Authenticator
+from .status import DRAINING, MISSING_REQUEST, NO_SUCH_METHOD, StatusCounts, call_ends, invalid_message
 
 log = structlog.get_logger()
 
@@ -46,8 +37,6 @@ With 1, half of the requests stayed in a busy service's sockets until their dead
 _REQUESTED_CALLS = 256
 """Calls that the C core may deliver before the first one is handled. Calls beyond them at the shutdown, or before the
 client has read GOAWAY, end with CANCELLED. No client retries CANCELLED on another server."""
-
-_REJECTION_S = 0.1  # before the shutdown, calls are rejected with UNAVAILABLE, so that few end with CANCELLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +68,11 @@ class CoreServer:
         self._calls_ended: asyncio.Future[None] = self._loop.create_future()
         self._on_call = functools.partial(self._authenticate, authenticate) if authenticate else self._accept
 
+    @property
+    def source(self) -> "CoreServer":
+        """What a thread pool must poll so that calls are handled."""
+        return self
+
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Serve the methods of these handlers; the generated `add_*_to_server` functions call this method."""
         self._generic_handlers.extend(handlers)
@@ -87,24 +81,20 @@ class CoreServer:
         """Do nothing: the generated functions also pass the same methods to `add_generic_rpc_handlers`."""
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None = None, *, purpose: str = "") -> str:
-        """Listen on HOST:PORT, with TLS if there are credentials, and return the address with the bound port.
+        """Listen on HOST:PORT or unix:PATH, with TLS if there are credentials; return the address with the bound port.
 
         Raises:
             AddressUnusable: The address is in use or does not belong to this machine; `purpose` is for the message.
         """
         core_credentials = [credentials._credentials] if credentials else []  # type: ignore[attr-defined]  # private
-        port = self._server.add_http2_port(address.encode(), *core_credentials)
-        if not port:
-            reason = "the port is in use, or the address is not this machine's"
-            raise AddressUnusable(f"cannot listen {purpose}on {address}: {reason}")
-        return str(replace(HostPort.parse(address), port=port))
+        return listening.bind(
+            address, lambda: self._server.add_http2_port(address.encode(), *core_credentials), purpose=purpose
+        )
 
     def call_ends(self) -> Iterator[tuple[str, str, int]]:
         """Yield method ("SERVICE/METHOD", or "none" if no method was reached), status and number of ended calls."""
         named = [(path.decode()[1:], method.status_counts) for path, method in list(self._methods.items())]
-        for name, status_counts in [*named, ("none", self._rejected)]:
-            for code, count in status_counts.counts().items():
-                yield name, code, count
+        return call_ends([*named, ("none", self._rejected)])
 
     async def start(self) -> None:
         """Accept calls from now on; a thread must call `poll` repeatedly."""
@@ -118,7 +108,7 @@ class CoreServer:
         Open calls are cancelled after `grace_s` seconds, or as soon as `forced` is settled.
         """
         self._is_stopping = True
-        await asyncio.sleep(_REJECTION_S)
+        await asyncio.sleep(listening.REJECTION_S)
         self._server.shutdown(
             self._events, lambda _: self._loop.call_soon_threadsafe(self._calls_ended.set_result, None)
         )
@@ -183,11 +173,11 @@ class CoreServer:
             return  # no call: the server is stopping
         self._request_call()
         if self._is_stopping:
-            self._reject(event, grpc.StatusCode.UNAVAILABLE, "this replica is draining; another will answer")
+            self._reject(event, *DRAINING)
             return
         method = self._methods.get(event.call_details.method) or self._find_method(event)
         if method is None:
-            self._reject(event, grpc.StatusCode.UNIMPLEMENTED, "no such method")
+            self._reject(event, *NO_SUCH_METHOD)
         elif method.is_async:
             self._run_on_loop(AsyncCall(event, method.handler, method.status_counts, self._loop), event.call)
         else:
@@ -195,9 +185,9 @@ class CoreServer:
 
     def _reject(self, event: Any, code: grpc.StatusCode, details: str) -> None:
         """End a new call without reading its request."""
+        self._rejected.add(code.value[0])
         receive_close(event.call, lambda: None)
         abort_core_call(event.call, code, details)
-        self._rejected.add(code.value[0])
 
     def _find_method(self, event: Any) -> _Method | None:
         path: bytes = event.call_details.method

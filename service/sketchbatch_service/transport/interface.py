@@ -1,9 +1,12 @@
-"""Define what servicers use of a call, independently of the server that accepted it."""
+"""Define what the service uses of a server and of its calls: `aio` and `core` implement both."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, Protocol
 
 import grpc
+
+from ..batching.leader_follower_pool import RequestSource
 
 Metadata = Sequence[tuple[str, str | bytes]]
 Trailers = Metadata  # sent with the status
@@ -45,3 +48,56 @@ class Context(Protocol):
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Trailers = ()) -> NoReturn:
         """End the call with an error status, and the handler with an exception."""
+
+
+class CallAborted(Exception):
+    """The handler of a `Context` has ended its call with an error status."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
+        super().__init__(details)
+        self.code, self.details, self.trailers = code, details, trailers
+
+
+class Server(Protocol):
+    """A gRPC server that serves generated servicers.
+
+    A servicer's method that is a coroutine function or an asynchronous generator receives a `Context`. Any other method
+    receives a `UnaryCall`, and must not block.
+    """
+
+    @property
+    def source(self) -> RequestSource | None:
+        """What a thread pool must poll so that calls are handled; None = the event loop handles them."""
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Serve the methods of these handlers; the generated `add_*_to_server` functions call this method."""
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """Do nothing: the generated functions also pass the same methods to `add_generic_rpc_handlers`."""
+
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None = None, *, purpose: str = "") -> str:
+        """Listen on HOST:PORT or unix:PATH, with TLS if there are credentials; return the address with the bound port.
+
+        Raises:
+            AddressUnusable: The address is in use or does not belong to this machine; `purpose` is for the message.
+        """
+
+    def call_ends(self) -> Iterator[tuple[str, str, int]]:
+        """Yield method ("SERVICE/METHOD", or "none" if no method was reached), status and number of ended calls."""
+
+    async def start(self) -> None:
+        """Accept calls from now on."""
+
+    async def stop(self, grace_s: float, forced: "asyncio.Future[Any] | None" = None) -> None:
+        """Reject new calls, wait for the open ones and return when all have ended.
+
+        Open calls are cancelled after `grace_s` seconds, or as soon as `forced` is settled.
+        """
+
+
+def wants_gzip(metadata: Metadata) -> bool:
+    """Return whether the client asks for compressed responses, by the metadata `accept-encoding: gzip`.
+
+    gRPC itself does not tell a server how a request was compressed.
+    """
+    return any(key == "accept-encoding" and "gzip" in str(value) for key, value in metadata)

@@ -1,4 +1,8 @@
-"""Translate the service's errors into gRPC statuses, by the one table of the service."""
+"""Translate the service's errors into gRPC statuses, by the one table of the service, and count the statuses."""
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2, message
@@ -14,6 +18,13 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
     InferenceFailed: grpc.StatusCode.INTERNAL,
 }
+
+NUMBERS: dict[grpc.StatusCode, int] = {code: code.value[0] for code in grpc.StatusCode}
+
+MISSING_REQUEST = (grpc.StatusCode.INVALID_ARGUMENT, "a request was expected, got none")
+NO_SUCH_METHOD = (grpc.StatusCode.UNIMPLEMENTED, "no such method")
+DRAINING = (grpc.StatusCode.UNAVAILABLE, "this replica is draining; another will answer")
+HANDLER_FAILED = (grpc.StatusCode.UNKNOWN, "the handler failed")
 
 _TRANSIT_S = 0.005  # approximate seconds from the start of a client's timeout to the start of the server's
 
@@ -41,6 +52,11 @@ def to_trailers(error: Exception, status: status_pb2.Status) -> tuple[tuple[str,
     return tuple(trailers)
 
 
+def invalid_message(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Return status and details for a message that its method cannot parse."""
+    return grpc.StatusCode.INVALID_ARGUMENT, f"the request is not the protobuf message of this method: {error}"
+
+
 def cancellation_status(*, remaining_s: float, timeout_s: float) -> grpc.StatusCode:
     """Return CANCELLED, or DEADLINE_EXCEEDED for a call that was cancelled shortly before its deadline.
 
@@ -49,6 +65,40 @@ def cancellation_status(*, remaining_s: float, timeout_s: float) -> grpc.StatusC
     """
     is_deadline = remaining_s < timeout_s / 100 + _TRANSIT_S
     return grpc.StatusCode.DEADLINE_EXCEEDED if is_deadline else grpc.StatusCode.CANCELLED
+
+
+class Endable(Protocol):
+    """A call of which only the first end counts."""
+
+    is_over: bool
+
+
+class StatusCounts:
+    """Count the ended calls of one method by status. All methods are thread-safe."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * len(NUMBERS)
+        self._lock = threading.Lock()
+
+    def add(self, number: int, call: Endable | None = None) -> None:
+        """Count one ended call by the number of its status; a `call` that is over already is not counted again."""
+        with self._lock:
+            if call:
+                if call.is_over:
+                    return
+                call.is_over = True
+            self._counts[number] += 1
+
+    def counts(self) -> dict[str, int]:
+        """Return the counts that are not zero, by status name."""
+        return {code.name: count for code, number in NUMBERS.items() if (count := self._counts[number])}
+
+
+def call_ends(counts: Iterable[tuple[str, StatusCounts]]) -> Iterator[tuple[str, str, int]]:
+    """Yield method, status and number of ended calls, from the counts by method."""
+    for name, of_method in counts:
+        for code, count in of_method.counts().items():
+            yield name, code, count
 
 
 def _details(error: Exception) -> list[message.Message]:

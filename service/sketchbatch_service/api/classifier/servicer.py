@@ -20,8 +20,8 @@ from ...batching.row_queue import Answer
 from ...errors import ServiceError
 from ...models.registry import ModelRegistry, ServedModel
 from ...transport.interface import Context, UnaryCall
-from ...transport.method_handlers import handlers
 from ...transport.status import to_status
+from ..method_handlers import handlers
 from ..request_log import log_answer, log_rejection
 from ..rpc_context import abort, abort_call, expiry, new_request_id
 from ..stream_window import OpenStreams, retry_while_full

@@ -5,7 +5,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import FileDescriptor
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 
-from ...transport import method_handlers
+from .. import method_handlers
 
 _PACKAGE = "inference"
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]

@@ -1,15 +1,17 @@
-"""Test the gRPC server on grpcio's C core with grpcio's own clients: every kind of call, and every end of a call."""
+"""Test both transports with grpcio's own clients: every kind of call, and every way in which a call can end."""
 
 import asyncio
 import gc
+import socket
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import grpc
 import pytest
 from sketchbatch_service.errors import AddressUnusable
-from sketchbatch_service.transport.core_call import AsyncCall, DirectCall
-from sketchbatch_service.transport.core_server import CoreServer
+from sketchbatch_service.transport.interface import Context, Server, UnaryCall
+from sketchbatch_service.transport.selection import create_server
 from sketchbatch_service.transport.status import cancellation_status
 
 UNARY, STREAM = "/test.Echo/Unary", "/test.Echo/Stream"
@@ -19,7 +21,7 @@ class Echo(grpc.GenericRpcHandler):
     """Echo the bytes of a call; the list `direct` keeps direct calls until the test answers them."""
 
     def __init__(self) -> None:
-        self.direct: list[tuple[bytes, DirectCall]] = []
+        self.direct: list[tuple[bytes, UnaryCall]] = []
         self.arrived = threading.Semaphore(0)
         self.cancelled = threading.Event()
         self.stream_ended = asyncio.Event()
@@ -32,12 +34,12 @@ class Echo(grpc.GenericRpcHandler):
             STREAM: grpc.stream_stream_rpc_method_handler(self.stream, bytes, bytes),
         }.get(details.method)
 
-    def keep(self, request: bytes, call: DirectCall) -> None:
+    def keep(self, request: bytes, call: UnaryCall) -> None:
         call.on_cancel(self.cancelled.set)
         self.direct.append((request, call))
         self.arrived.release()
 
-    async def unary(self, request: bytes, context: AsyncCall) -> bytes:
+    async def unary(self, request: bytes, context: Context) -> bytes:
         if request == b"fail":
             raise RuntimeError("secret")
         if request == b"abort":
@@ -46,7 +48,7 @@ class Echo(grpc.GenericRpcHandler):
         names = [key for key, _ in context.invocation_metadata()]
         return request + (b" with mark" if "mark" in names else b"")
 
-    async def stream(self, requests, context: AsyncCall):
+    async def stream(self, requests, context: Context):
         names = [key for key, _ in context.invocation_metadata()]
         try:
             async for request in requests:
@@ -68,37 +70,47 @@ def parse_nothing(message: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def serving(*options: tuple[str, int], stops: bool = True):
-    """Run a server with one polling thread; yield a channel, its handler and the server.
+async def run_server(
+    transport: str, *options: tuple[str, int], stops: bool = True, address: str = "127.0.0.1:0", authenticate=None
+):
+    """Run a server, with one polling thread if the transport needs it; yield a channel, its handler and the server.
 
     With `stops=False`, the test stops the server itself.
     """
-    echo, server = Echo(), CoreServer(options)
+    echo, server = Echo(), create_server(transport, options, authenticate)
     server.add_generic_rpc_handlers([echo])
-    address = server.listen("127.0.0.1:0")
+    echo.address = bound = server.listen(address)
     await server.start()
 
     def poll_until_closed() -> None:
-        while server.poll(blocks=True):
+        while server.source.poll(blocks=True):
             pass
 
-    poller = threading.Thread(target=poll_until_closed)
-    poller.start()
+    poller = threading.Thread(target=poll_until_closed) if server.source else None
+    if poller:
+        poller.start()
     try:
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with grpc.aio.insecure_channel(bound) as channel:
             yield channel, echo, server
     finally:
         if stops:
             await server.stop(5)
-        server.close()
-        await asyncio.to_thread(poller.join)
+        if poller:
+            server.source.close()
+            await asyncio.to_thread(poller.join)
+
+
+@pytest.fixture(params=["aio", "core"])
+def serving(request):
+    """Return `run_server` of one transport; a test that uses this fixture runs once with each transport."""
+    return partial(run_server, request.param)
 
 
 def call_to(channel, method: str):
     return channel.unary_unary(f"/test.Echo/{method}")
 
 
-async def test_a_direct_call_is_answered_from_any_thread():
+async def test_a_direct_call_is_answered_from_any_thread(serving):
     """Direct calls end in the order of their responses from any thread, not in the order of their arrival."""
     async with serving() as (channel, echo, _):
         first, second = (asyncio.ensure_future(call_to(channel, "Direct")(text)) for text in (b"1", b"2"))
@@ -108,7 +120,7 @@ async def test_a_direct_call_is_answered_from_any_thread():
         assert (await first, await second) == (b"got 1", b"got 2")
 
 
-async def test_a_direct_call_is_aborted_with_details_and_trailers():
+async def test_a_direct_call_is_aborted_with_details_and_trailers(serving):
     """When a direct call is aborted, its client receives non-ASCII details and binary trailers unchanged."""
     async with serving() as (channel, echo, _):
         waiting = asyncio.ensure_future(call_to(channel, "Direct")(b"x"))
@@ -131,7 +143,7 @@ async def cancel_direct_call(channel, echo: Echo) -> None:
         await waiting
 
 
-async def test_a_handler_learns_of_a_cancelled_direct_call():
+async def test_a_handler_learns_of_a_cancelled_direct_call(serving):
     """When a client cancels a direct call, the `on_cancel` callback runs, and a later response is dropped."""
     async with serving() as (channel, echo, _):
         await cancel_direct_call(channel, echo)
@@ -150,7 +162,7 @@ def no_garbage_collection():
     gc.enable()
 
 
-async def test_cancelled_calls_do_not_count_among_a_connections_calls(no_garbage_collection):
+async def test_cancelled_calls_do_not_count_among_a_connections_calls(serving, no_garbage_collection):
     """A cancelled call does not count towards the connection's limit, even while its handler holds the call object."""
     async with serving(("grpc.max_concurrent_streams", CALLS)) as (channel, echo, _):
         for _ in range(4 * CALLS):
@@ -159,7 +171,7 @@ async def test_cancelled_calls_do_not_count_among_a_connections_calls(no_garbage
         assert await call_to(channel, "Unary")(b"next", timeout=10) == b"next"
 
 
-async def test_cancelled_streams_do_not_count_among_a_connections_calls(no_garbage_collection):
+async def test_cancelled_streams_do_not_count_among_a_connections_calls(serving, no_garbage_collection):
     """A cancelled stream does not count towards the limit of concurrent calls of its connection."""
     async with serving(("grpc.max_concurrent_streams", CALLS)) as (channel, echo, _):
         for _ in range(4 * CALLS):
@@ -172,13 +184,13 @@ async def test_cancelled_streams_do_not_count_among_a_connections_calls(no_garba
         assert await call_to(channel, "Unary")(b"next", timeout=10) == b"next"
 
 
-async def test_messages_are_freed_without_the_garbage_collector(no_garbage_collection):
+async def test_core_frees_messages_without_the_garbage_collector(no_garbage_collection):
     """No event of the C core, which references its message, stays in a reference cycle."""
 
     def events() -> int:
         return sum(type(each).__name__ == "BatchOperationEvent" for each in gc.get_objects())
 
-    async with serving() as (channel, _, _):
+    async with run_server("core") as (channel, _, _):
         before = events()
         stream = channel.stream_stream(STREAM)()
         for _ in range(20):
@@ -189,7 +201,7 @@ async def test_messages_are_freed_without_the_garbage_collector(no_garbage_colle
         assert events() < before + 20
 
 
-async def ended_calls(server: CoreServer, number: int) -> set[tuple[str, str, int]]:
+async def ended_calls(server: Server, number: int) -> set[tuple[str, str, int]]:
     """Return the number of ended calls by method and status, once `number` calls have ended."""
     async with asyncio.timeout(10):
         while sum(count for _, _, count in server.call_ends()) < number:
@@ -197,7 +209,7 @@ async def ended_calls(server: CoreServer, number: int) -> set[tuple[str, str, in
     return set(server.call_ends())
 
 
-async def test_each_ended_call_is_counted_once_by_its_status():
+async def test_each_ended_call_is_counted_once_by_its_status(serving):
     """Each ended call is counted once by its status, and a response after a cancellation changes no count."""
     async with serving() as (channel, echo, server):
         unary, direct = call_to(channel, "Unary"), call_to(channel, "Direct")
@@ -233,7 +245,7 @@ async def test_each_ended_call_is_counted_once_by_its_status():
         assert set(server.call_ends()) == expected
 
 
-async def test_a_cancelled_stream_whose_handler_ends_normally_counts_as_cancelled():
+async def test_a_cancelled_stream_whose_handler_ends_normally_counts_as_cancelled(serving):
     """A stream that its client cancels counts as CANCELLED, even if the handler ends with another status."""
     async with serving() as (channel, _, server):
         stream = channel.stream_stream(STREAM)(metadata=(("ends-normally", "1"),))
@@ -263,7 +275,7 @@ def test_a_cancellation_just_before_the_deadline_counts_as_the_deadline(timeout_
     assert cancellation_status(remaining_s=remaining_s, timeout_s=timeout_s) is status
 
 
-async def test_a_call_knows_its_deadline():
+async def test_a_call_knows_its_deadline(serving):
     """`time_remaining` returns the seconds until the deadline of the call, or infinity if the call has no deadline."""
     async with serving() as (channel, echo, _):
         waiting = [asyncio.ensure_future(call_to(channel, "Direct")(b"x", timeout=t)) for t in (1000, None)]
@@ -283,7 +295,7 @@ async def test_a_call_knows_its_deadline():
         ("Picky", grpc.StatusCode.INVALID_ARGUMENT, "not the protobuf message of this method: no such field"),
     ],
 )
-async def test_a_call_that_cannot_be_handled_is_rejected(method, code, details):
+async def test_a_call_that_cannot_be_handled_is_rejected(serving, method, code, details):
     """An unknown method receives UNIMPLEMENTED, and bytes that are not a request receive INVALID_ARGUMENT."""
     async with serving() as (channel, _, _):
         with pytest.raises(grpc.aio.AioRpcError, match=details) as caught:
@@ -291,7 +303,7 @@ async def test_a_call_that_cannot_be_handled_is_rejected(method, code, details):
     assert caught.value.code() is code
 
 
-async def test_a_unary_call_without_a_message_is_rejected():
+async def test_a_unary_call_without_a_message_is_rejected(serving):
     """A unary call that ends without a message is rejected at once, by direct handlers and by coroutine handlers."""
     async with serving() as (channel, _, _):
         for method in ("Direct", "Unary"):
@@ -300,7 +312,7 @@ async def test_a_unary_call_without_a_message_is_rejected():
                 await empty([])
 
 
-async def test_a_coroutine_answers_aborts_or_fails():
+async def test_a_coroutine_answers_aborts_or_fails(serving):
     """Metadata travels in both directions, and the client never receives the text of an unexpected exception."""
     async with serving() as (channel, _, _):
         unary = call_to(channel, "Unary")
@@ -317,7 +329,7 @@ async def test_a_coroutine_answers_aborts_or_fails():
     assert "secret" not in failed.value.details()
 
 
-async def test_a_stream_flows_in_both_directions():
+async def test_a_stream_flows_in_both_directions(serving):
     """Each message receives its response before the next message is read, and the client ends the stream."""
     async with serving() as (channel, echo, _):
         stream = channel.stream_stream(STREAM)()
@@ -330,7 +342,7 @@ async def test_a_stream_flows_in_both_directions():
         assert echo.stream_ended.is_set()
 
 
-async def test_a_cancelled_stream_ends_its_handler():
+async def test_a_cancelled_stream_ends_its_handler(serving):
     """When a client cancels a stream, the handler's `finally` runs, even if the handler was waiting for a message."""
     async with serving() as (channel, echo, _):
         stream = channel.stream_stream(STREAM)()
@@ -340,7 +352,7 @@ async def test_a_cancelled_stream_ends_its_handler():
         await asyncio.wait_for(echo.stream_ended.wait(), 5)
 
 
-async def test_open_calls_may_end_while_the_server_stops():
+async def test_open_calls_may_end_while_the_server_stops(serving):
     """While the server stops, a response still reaches its client; a forced stop cancels the remaining calls."""
     async with serving(stops=False) as (channel, echo, server):
         answered, unanswered = (asyncio.ensure_future(call_to(channel, "Direct")(text)) for text in (b"1", b"2"))
@@ -363,7 +375,7 @@ async def rejection(call) -> grpc.aio.AioRpcError:
     return caught.value
 
 
-async def test_calls_that_are_open_after_the_grace_are_cancelled():
+async def test_calls_that_are_open_after_the_grace_are_cancelled(serving):
     """`stop` cancels calls that are still open after the grace period, and returns although no thread answered them."""
     async with serving(stops=False) as (channel, echo, server):
         unanswered = asyncio.ensure_future(call_to(channel, "Direct")(b"x"))
@@ -373,10 +385,164 @@ async def test_calls_that_are_open_after_the_grace_are_cancelled():
         assert echo.cancelled.is_set()
 
 
-async def test_a_port_in_use_is_an_error():
+async def test_new_calls_are_rejected_with_unavailable_while_the_server_stops(serving):
+    """While open calls end, a new call receives UNAVAILABLE, so that a client tries another server, and is counted."""
+    async with serving(stops=False) as (channel, echo, server):
+        answered = asyncio.ensure_future(call_to(channel, "Direct")(b"1"))
+        await echo.wait_for_direct()
+        stopping = asyncio.ensure_future(server.stop(60))
+        await asyncio.sleep(0)  # the stop has begun
+        error = await rejection(call_to(channel, "Unary")(b""))
+        assert (error.code(), error.details()) == (
+            grpc.StatusCode.UNAVAILABLE,
+            "this replica is draining; another will answer",
+        )
+        assert ("none", "UNAVAILABLE", 1) in set(server.call_ends())
+        echo.direct[0][1].respond(b"in time")
+        assert await answered == b"in time"
+        await stopping
+
+
+async def test_a_call_without_the_right_metadata_is_rejected_unread(serving):
+    """A call that the authenticator rejects receives UNAUTHENTICATED with the reason, and reaches no method."""
+
+    def authenticate(path: bytes, metadata) -> str | None:
+        return None if ("word", "open") in list(metadata) else f"no word for {path.decode()}"
+
+    async with serving(authenticate=authenticate) as (channel, _, server):
+        for method in (UNARY, "/test.Echo/Missing"):
+            error = await rejection(channel.unary_unary(method)(b"x"))
+            assert (error.code(), error.details()) == (grpc.StatusCode.UNAUTHENTICATED, f"no word for {method}")
+        error = await rejection(channel.stream_stream(STREAM)(iter([b"x"])).read())
+        assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert await call_to(channel, "Unary")(b"x", metadata=(("word", "open"),)) == b"x"
+        assert await ended_calls(server, 4) == {("none", "UNAUTHENTICATED", 3), ("test.Echo/Unary", "OK", 1)}
+
+
+ZEROS = bytes(1 << 20)
+
+
+@asynccontextmanager
+async def counting_bytes(address: str):
+    """Forward connections to `address`; yield the forwarder's address, and the list of sizes that the server sent."""
+    sizes: list[int] = []
+    host, _, port = address.rpartition(":")
+
+    forwards: list[asyncio.Task] = []
+
+    async def copy(reader, writer, counted: list[int]) -> None:
+        while chunk := await reader.read(1 << 16):
+            counted.append(len(chunk))
+            writer.write(chunk)
+
+    async def forward(reader, writer) -> None:
+        forwards.append(asyncio.current_task())
+        from_server, to_server = await asyncio.open_connection(host, int(port))
+        try:
+            await asyncio.gather(copy(reader, to_server, []), copy(from_server, writer, sizes))
+        finally:
+            for each in (writer, to_server):
+                each.close()
+                await each.wait_closed()
+
+    async with await asyncio.start_server(forward, "127.0.0.1", 0) as forwarder:
+        yield f"127.0.0.1:{forwarder.sockets[0].getsockname()[1]}", sizes
+        for each in forwards:  # grpcio may keep the connection of a closed channel for a while
+            each.cancel()
+        await asyncio.gather(*forwards, return_exceptions=True)
+
+
+@pytest.mark.parametrize("method", ["Direct", "Unary"])
+async def test_responses_are_compressed_if_the_client_asks_for_it(serving, method):
+    """A compressed request is accepted; the response is compressed only if the metadata has `accept-encoding: gzip`."""
+    received = {}
+    async with serving() as (_, echo, _), counting_bytes(echo.address) as (address, sizes):
+        for metadata in ((), (("accept-encoding", "gzip"),)):
+            async with grpc.aio.insecure_channel(address) as channel:
+                sizes.clear()
+                call = call_to(channel, method)(ZEROS, metadata=metadata, compression=grpc.Compression.Gzip)
+                waiting = asyncio.ensure_future(call)
+                if method == "Direct":
+                    await echo.wait_for_direct()
+                    echo.direct[-1][1].respond(ZEROS)
+                assert await waiting == ZEROS
+                received[bool(metadata)] = sum(sizes)
+    assert received[False] > len(ZEROS)
+    assert received[True] < len(ZEROS) / 20
+
+
+async def test_a_compressed_message_may_not_grow_beyond_the_limit(serving):
+    """A compressed message that is larger than the limit once decompressed is rejected, and not kept in memory."""
+    async with serving(("grpc.max_receive_message_length", len(ZEROS))) as (channel, _, _):
+        unary = call_to(channel, "Unary")
+        error = await rejection(unary(10 * ZEROS, compression=grpc.Compression.Gzip))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await unary(b"next") == b"next"
+
+
+async def test_a_unix_socket_is_served_and_removed(serving, tmp_path):
+    """A server listens on a socket file, replaces a stale one, refuses one in use, and removes its own at the end."""
+    path = tmp_path / "service.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))  # the file stays when its process ends without removing it
+    async with serving(address=f"unix:{path}") as (channel, _, _):
+        assert await call_to(channel, "Unary")(b"x") == b"x"
+        with pytest.raises(AddressUnusable, match="another process listens on it"):
+            create_server(serving.args[0]).listen(f"unix:{path}")
+        assert await call_to(channel, "Unary")(b"x") == b"x"
+    assert not path.exists()
+
+
+async def test_a_path_that_cannot_be_a_socket_is_an_error(serving, tmp_path):
+    """A file that is no socket stays as it is, and a missing folder is an error."""
+    file = tmp_path / "notes.txt"
+    file.write_text("keep")
+    for address, reason in ((f"unix:{file}", "is not a socket"), (f"unix:{tmp_path}/a/b", "the folder must exist")):
+        with pytest.raises(AddressUnusable, match=reason):
+            create_server(serving.args[0]).listen(address)
+    assert file.read_text() == "keep"
+
+
+@pytest.mark.parametrize(("address", "hosts"), [("[::1]:0", ["[::1]"]), ("[::]:0", ["[::1]", "127.0.0.1"])])
+async def test_ipv6_addresses_are_served(serving, address, hosts):
+    """A server listens on an IPv6 address, and `[::]` accepts IPv4 connections, too."""
+    async with serving(address=address) as (_, echo, _):
+        host, _, port = echo.address.rpartition(":")
+        assert f"{host}:0" == address
+        for host in hosts:
+            async with grpc.aio.insecure_channel(f"{host}:{port}") as channel:
+                assert await call_to(channel, "Unary")(b"x") == b"x"
+
+
+async def test_a_call_whose_path_is_not_utf8_does_not_stop_the_server(serving, root):
+    """After a call whose path is not UTF-8, the server answers at the same address.
+
+    On `aio`, grpcio's server fails, its open calls end with CANCELLED or UNAVAILABLE, and a new server takes the port.
+    """
+    async with serving() as (channel, echo, _):
+        host, _, port = echo.address.rpartition(":")
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write((root / "tests/fuzz/corpus/grpc/path-is-no-utf8").read_bytes())
+            writer.write_eof()
+            with suppress(ConnectionResetError):
+                await reader.read()
+            writer.close()
+            await wait_for_answer(channel)
+
+
+async def wait_for_answer(channel) -> None:
+    """Repeat a call until it succeeds; only the test's time limit ends the wait earlier."""
+    answer = None
+    while not answer:
+        with suppress(grpc.aio.AioRpcError):
+            answer = await call_to(channel, "Unary")(b"x", wait_for_ready=True)
+
+
+async def test_a_port_in_use_is_an_error(serving):
     """A server fails with an error if another server uses its port, and does not silently share the port."""
     async with serving() as (_, _, server):
         address = server.listen("127.0.0.1:0")
-        other = CoreServer([("grpc.so_reuseport", 0)])
+        other = create_server(serving.args[0], [("grpc.so_reuseport", 0)])
         with pytest.raises(AddressUnusable, match=f"cannot listen on {address}: the port is in use"):
             other.listen(address)

@@ -1,0 +1,224 @@
+"""Adapt the methods of servicers to grpcio's public asyncio server.
+
+Every method becomes a handler of raw bytes that reads its requests itself. So a message that cannot be parsed and a
+missing message receive a status of the service. With the usual unary handler of grpcio 1.85, a client that sends no
+message waits for ever, and a client that sends a wrong message receives UNKNOWN.
+"""
+
+import asyncio
+import inspect
+import math
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import structlog
+
+from .interface import CallAborted, Metadata, Trailers, wants_gzip
+from .status import HANDLER_FAILED, MISSING_REQUEST, invalid_message
+
+log = structlog.get_logger()
+
+_CANCELLATION_S = 0.01
+"""Seconds between the end of a client's messages and the end of the call. grpcio reports a cancelled stream first as
+an end of its messages, then as a cancellation; without the pause, the call would count as OK."""
+
+# grpc's classes are generic in its types only, so these are strings.
+_MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_Run: TypeAlias = "Callable[[Any, _Context], Awaitable[Any]]"
+
+
+class Answers:
+    """Pass the answers of other threads to the event loop, which one wake-up takes all at once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._is_scheduled = False
+        self._lock = threading.Lock()
+
+    def put(self, deliver: Callable[[], None]) -> None:
+        """Call `deliver` on the event loop; any thread may call this method."""
+        with self._lock:
+            self._waiting.append(deliver)
+            if self._is_scheduled:
+                return
+            self._is_scheduled = True
+        self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, deque()
+            self._is_scheduled = False
+        for deliver in waiting:
+            deliver()
+
+
+class AioUnaryCall:
+    """A `UnaryCall` whose answer is the result of a future of the event loop."""
+
+    def __init__(self, context: _Context, answers: Answers, serialize: Callable[[Any], bytes]) -> None:
+        self._context = context
+        self._answers = answers
+        self._serialize = serialize
+        self._on_cancel: Callable[[], object] | None = None
+        self._is_cancelled = False
+        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def time_remaining(self) -> float:
+        remaining_s = self._context.time_remaining()
+        return math.inf if remaining_s is None else remaining_s
+
+    def invocation_metadata(self) -> Metadata:
+        return _metadata(self._context)
+
+    def on_cancel(self, cancel: Callable[[], object]) -> None:
+        self._on_cancel = cancel
+        if self._is_cancelled:  # checked after the assignment: the loop may cancel at any time
+            self.cancel()
+
+    def respond(self, response: Any) -> None:
+        message = self._serialize(response)  # on this thread, so that the loop has less to do
+
+        def settle() -> None:
+            if not self.answer.done():  # it is done if the client has cancelled the call
+                self.answer.set_result(message)
+
+        self._answers.put(settle)
+
+    def abort(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
+        def settle() -> None:
+            if not self.answer.done():
+                self.answer.set_exception(CallAborted(code, details, trailers))
+
+        self._answers.put(settle)
+
+    def cancel(self) -> None:
+        """Tell the handler that the client has cancelled the call, or that its deadline has passed."""
+        self._is_cancelled = True
+        cancel, self._on_cancel = self._on_cancel, None
+        if cancel:
+            cancel()
+
+
+class AioContext:
+    """A `Context` on the context of grpcio."""
+
+    def __init__(self, context: _Context) -> None:
+        self._context = context
+
+    def time_remaining(self) -> float | None:
+        return self._context.time_remaining()
+
+    def invocation_metadata(self) -> Metadata:
+        return _metadata(self._context)
+
+    def set_trailing_metadata(self, trailers: Trailers) -> None:
+        self._context.set_trailing_metadata(tuple(trailers))
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Trailers = ()) -> NoReturn:
+        raise CallAborted(code, details, trailing_metadata)
+
+
+def adapted(handler: Any, answers: Answers) -> _MethodHandler:
+    """Return a handler of raw bytes, for a `grpc.RpcMethodHandler` of the kinds that `interface.Server` describes."""
+    if handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(_with_status(_streaming(handler)))
+    return grpc.stream_unary_rpc_method_handler(_with_status(_unary(handler, answers)))
+
+
+def rejecting(code: grpc.StatusCode, details: str, on_end: Callable[[], None]) -> _MethodHandler:
+    """Return a handler that ends its call without reading a request."""
+
+    async def reject(requests: object, context: _Context) -> NoReturn:
+        on_end()
+        await context.abort(code, details)
+
+    return grpc.stream_unary_rpc_method_handler(reject)
+
+
+def _unary(handler: Any, answers: Answers) -> _Run:
+    behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
+    is_async = inspect.iscoroutinefunction(behavior)
+
+    async def run(_: object, context: _Context) -> Any:
+        request = _requests(context, handler) if handler.request_streaming else await _one_request(context, handler)
+        if is_async:
+            response = handler.response_serializer(await behavior(request, AioContext(context)))
+        else:
+            response = await _answer(behavior, request, AioUnaryCall(context, answers, handler.response_serializer))
+        if wants_gzip(_metadata(context)):  # grpcio compresses a unary response only after its metadata were sent
+            await context.send_initial_metadata(())
+        return response
+
+    return run
+
+
+async def _answer(behavior: Callable[[Any, AioUnaryCall], None], request: Any, call: AioUnaryCall) -> bytes:
+    behavior(request, call)
+    try:
+        return await call.answer
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+
+
+def _streaming(handler: Any) -> _Run:
+    behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+    async def run(_: object, context: _Context) -> None:
+        request = _requests(context, handler) if handler.request_streaming else await _one_request(context, handler)
+        async with aclosing(behavior(request, AioContext(context))) as responses:
+            async for response in responses:
+                await context.write(handler.response_serializer(response))
+
+    return run
+
+
+def _with_status(run: _Run) -> _Run:
+    """Turn the exceptions of `run` into the status of the call; the client never receives their text."""
+
+    async def run_with_status(requests: object, context: _Context) -> Any:
+        if wants_gzip(_metadata(context)):
+            context.set_compression(grpc.Compression.Gzip)
+        try:
+            return await run(requests, context)
+        except CallAborted as aborted:
+            await context.abort(aborted.code, aborted.details, tuple(aborted.trailers))
+        except grpc.aio.BaseError:  # the connection is lost
+            raise
+        except Exception as exc:
+            log.error("RPC handler failed", exc_info=exc)
+            await context.abort(*HANDLER_FAILED)
+
+    return run_with_status
+
+
+async def _requests(context: _Context, handler: Any) -> AsyncIterator[Any]:
+    """Yield the client's messages; each is read on demand, so that HTTP/2 flow control holds back the others."""
+    while (message := await context.read()) is not grpc.aio.EOF:
+        yield _parsed(message, handler)
+    await asyncio.sleep(_CANCELLATION_S)
+
+
+async def _one_request(context: _Context, handler: Any) -> Any:
+    message = await context.read()
+    if message is grpc.aio.EOF:
+        raise CallAborted(*MISSING_REQUEST)
+    return _parsed(message, handler)
+
+
+def _parsed(message: Any, handler: Any) -> Any:
+    try:
+        return handler.request_deserializer(message)
+    except Exception as exc:  # protobuf's own types; the client must receive a status
+        raise CallAborted(*invalid_message(exc)) from exc
+
+
+def _metadata(context: _Context) -> Metadata:
+    metadata: Any = context.invocation_metadata()  # grpc's types name another class than the tuple that it returns
+    return metadata or ()

@@ -1,0 +1,224 @@
+"""Run a gRPC server on `grpc.aio.server`: grpcio's public API only, so that every version of grpcio works."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+
+from . import listening
+from .aio_call import Answers, adapted, rejecting
+from .interface import Authenticator
+from .status import DRAINING, NO_SUCH_METHOD, NUMBERS, StatusCounts, call_ends, cancellation_status
+
+log = structlog.get_logger()
+
+_REOPEN_S = 0.1  # seconds between two attempts to bind the ports again
+
+# grpc's classes are generic in its types only, so these are strings.
+_MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+_Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_MethodHandler | None]]"
+
+
+class AioServer:
+    """An `interface.Server` on the running event loop; needs no thread of its own.
+
+    `authenticate` is called for each call before its request is read, and must not block; with None, all calls are
+    accepted.
+    """
+
+    source = None
+
+    def __init__(self, options: Sequence[tuple[str, int]] = (), authenticate: Authenticator | None = None) -> None:
+        self._options = tuple(options)
+        self._methods = _Methods(Answers(asyncio.get_running_loop()))
+        self._rejected = StatusCounts()  # calls that reached no method
+        self._draining = _DrainInterceptor(self._rejected)
+        self._counting = _CountingInterceptor(self._rejected)
+        authentication = [_AuthenticationInterceptor(authenticate, self._rejected)] if authenticate else []
+        self._interceptors = (self._draining, *authentication, self._counting)
+        self._addresses: list[tuple[str, grpc.ServerCredentials | None]] = []
+        self._server = self._new_server()
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Serve the methods of these handlers; the generated `add_*_to_server` functions call this method."""
+        self._methods.handlers.extend(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """Do nothing: the generated functions also pass the same methods to `add_generic_rpc_handlers`."""
+
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None = None, *, purpose: str = "") -> str:
+        """Listen on HOST:PORT or unix:PATH, with TLS if there are credentials; return the address with the bound port.
+
+        Raises:
+            AddressUnusable: The address is in use or does not belong to this machine; `purpose` is for the message.
+        """
+        bound = listening.bind(address, lambda: self._add_port(address, credentials), purpose=purpose)
+        self._addresses.append((bound, credentials))
+        return bound
+
+    def call_ends(self) -> Iterator[tuple[str, str, int]]:
+        """Yield method ("SERVICE/METHOD", or "none" if no method was reached), status and number of ended calls."""
+        return call_ends([*self._counting.counts(), ("none", self._rejected)])
+
+    async def start(self) -> None:
+        """Accept calls from now on."""
+        await self._server.start()
+        self._reopening = asyncio.create_task(self._reopen_after_failures())
+
+    async def stop(self, grace_s: float, forced: "asyncio.Future[Any] | None" = None) -> None:
+        """Reject new calls, wait for the open ones and return when all have ended.
+
+        Open calls are cancelled after `grace_s` seconds, or as soon as `forced` is settled.
+        """
+        self._draining.is_draining = True
+        await asyncio.sleep(listening.REJECTION_S)
+        stopping = asyncio.ensure_future(self._server.stop(grace_s))
+        await asyncio.wait((stopping, forced) if forced else (stopping,), return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            await self._server.stop(None)
+        await stopping
+        await self._reopening
+
+    def _new_server(self) -> grpc.aio.Server:
+        server = grpc.aio.server(options=self._options, interceptors=self._interceptors)
+        server.add_generic_rpc_handlers((self._methods,))
+        return server
+
+    def _add_port(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        if credentials:
+            return self._server.add_secure_port(address, credentials)
+        return self._server.add_insecure_port(address)
+
+    async def _reopen_after_failures(self) -> None:
+        """Replace the server whenever it fails: that of grpcio 1.85 fails at a call whose path is not UTF-8."""
+        while True:
+            try:
+                await self._server.wait_for_termination()
+            except Exception as exc:
+                log.warning("server failed, opening its ports again", reason=f"{type(exc).__name__}: {exc}")
+            if self._draining.is_draining:
+                return
+            self._server = self._new_server()
+            for address, credentials in self._addresses:
+                while not self._has_port(address, credentials):
+                    await asyncio.sleep(_REOPEN_S)
+            await self._server.start()
+
+    def _has_port(self, address: str, credentials: grpc.ServerCredentials | None) -> bool:
+        with suppress(RuntimeError):  # the failed server has not closed the port yet
+            return bool(self._add_port(address, credentials))
+        return False
+
+
+class _Methods(grpc.GenericRpcHandler):
+    """Find the handlers of methods, each adapted once."""
+
+    def __init__(self, answers: Answers) -> None:
+        self.handlers: list[grpc.GenericRpcHandler] = []
+        self._answers = answers
+        self._adapted: dict[str, _MethodHandler] = {}
+
+    def service(self, details: grpc.HandlerCallDetails) -> "_MethodHandler | None":
+        if found := self._adapted.get(details.method):
+            return found
+        handler = next((found for each in self.handlers if (found := each.service(details))), None)
+        if handler is None:
+            return None
+        self._adapted[details.method] = adapted(handler, self._answers)
+        return self._adapted[details.method]
+
+
+class _DrainInterceptor(grpc.aio.ServerInterceptor):
+    """Reject all calls while the server is draining."""
+
+    def __init__(self, rejected: StatusCounts) -> None:
+        self.is_draining = False
+        self._rejected = rejected
+
+    async def intercept_service(
+        self, continuation: _Continuation, details: grpc.HandlerCallDetails
+    ) -> "_MethodHandler | None":
+        if self.is_draining:
+            return rejecting(*DRAINING, lambda: self._rejected.add(NUMBERS[DRAINING[0]]))
+        return await continuation(details)
+
+
+class _AuthenticationInterceptor(grpc.aio.ServerInterceptor):
+    """Reject the calls for which `authenticate` returns a reason."""
+
+    def __init__(self, authenticate: Authenticator, rejected: StatusCounts) -> None:
+        self._authenticate = authenticate
+        self._rejected = rejected
+
+    async def intercept_service(
+        self, continuation: _Continuation, details: grpc.HandlerCallDetails
+    ) -> "_MethodHandler | None":
+        reason = self._authenticate(details.method.encode(), details.invocation_metadata or ())
+        if reason is None:
+            return await continuation(details)
+        code = grpc.StatusCode.UNAUTHENTICATED
+        log.debug("request rejected", code=code.name, reason=reason)
+        return rejecting(code, reason, lambda: self._rejected.add(NUMBERS[code]))
+
+
+class _CountingInterceptor(grpc.aio.ServerInterceptor):
+    """Count the ended calls of each method by status; answer calls to unknown methods."""
+
+    def __init__(self, rejected: StatusCounts) -> None:
+        self._rejected = rejected
+        self._counted: dict[str, tuple[_MethodHandler, StatusCounts]] = {}
+
+    def counts(self) -> list[tuple[str, StatusCounts]]:
+        """Return the counts of all methods that were called, by their names without the first slash."""
+        return [(path[1:], counts) for path, (_, counts) in list(self._counted.items())]
+
+    async def intercept_service(
+        self, continuation: _Continuation, details: grpc.HandlerCallDetails
+    ) -> "_MethodHandler | None":
+        if found := self._counted.get(details.method):
+            return found[0]
+        handler = await continuation(details)
+        if handler is None:
+            return rejecting(*NO_SUCH_METHOD, lambda: self._rejected.add(NUMBERS[NO_SUCH_METHOD[0]]))
+        counts = StatusCounts()
+        self._counted[details.method] = (_counting(handler, counts), counts)
+        return self._counted[details.method][0]
+
+
+def _counting(handler: Any, counts: StatusCounts) -> _MethodHandler:
+    """Return `handler` with the end of each call counted in `counts`."""
+    behavior = handler.stream_stream or handler.stream_unary
+
+    async def counted(requests: object, context: _Context) -> Any:
+        timeout_s = _remaining_s(context)
+        code: grpc.StatusCode | None = None  # the client has cancelled the call, or its deadline has passed
+        try:
+            response = await behavior(requests, context)
+            if not _is_cancelled():  # a handler may end normally after its cancellation
+                code = grpc.StatusCode.OK
+            return response
+        except grpc.aio.AbortError:
+            code = context.code()
+            raise
+        finally:
+            code = code or cancellation_status(remaining_s=_remaining_s(context), timeout_s=timeout_s)
+            counts.add(NUMBERS[code])
+
+    if handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(counted)
+    return grpc.stream_unary_rpc_method_handler(counted)
+
+
+def _remaining_s(context: _Context) -> float:
+    remaining_s = context.time_remaining()
+    return math.inf if remaining_s is None else remaining_s
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return bool(task and task.cancelling())

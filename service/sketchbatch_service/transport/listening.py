@@ -1,0 +1,47 @@
+"""Bind the addresses of a gRPC server: HOST:PORT or unix:PATH."""
+
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from ..address import HostPort, socket_path
+from ..errors import AddressUnusable
+
+REJECTION_S = 0.1  # a stopping server rejects calls with UNAVAILABLE for this time, so that few end with CANCELLED
+
+_CONNECT_S = 1.0
+
+
+def bind(address: str, add_port: Callable[[], int], *, purpose: str = "") -> str:
+    """Return `address` with the port that `add_port` has bound; `purpose` is for the message of the error.
+
+    A socket file that no process listens on is replaced. gRPC removes the file when the server stops.
+
+    Raises:
+        AddressUnusable: The address is in use, does not belong to this machine, or is not a path for a socket.
+    """
+    path = socket_path(address)
+    if path:
+        _check_path(path, address, purpose)
+    try:
+        port = add_port()
+    except RuntimeError:  # grpc.aio's error for an address that it cannot bind
+        port = 0
+    if not port:
+        reason = "the folder must exist and be writable" if path else "the port is in use, or not this machine's"
+        raise AddressUnusable(f"cannot listen {purpose}on {address}: {reason}")
+    return address if path else str(replace(HostPort.parse(address), port=port))
+
+
+def _check_path(path: Path, address: str, purpose: str) -> None:
+    """Raise AddressUnusable if a process listens on the socket file, or if the file is not a socket."""
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise AddressUnusable(f"cannot listen {purpose}on {address}: the file exists and is not a socket")
+    with socket.socket(socket.AF_UNIX) as client, suppress(ConnectionRefusedError):
+        client.settimeout(_CONNECT_S)
+        client.connect(str(path))
+        raise AddressUnusable(f"cannot listen {purpose}on {address}: another process listens on it")
