@@ -45,11 +45,11 @@ def room_for(path: Path) -> Iterator[None]:
 def unwind_on_signals() -> None:
     """Handle SIGTERM and SIGHUP like Ctrl-C: partial files are removed, and child processes are stopped.
 
-    A cleanup that takes longer than `_CLEANUP_S`, such as a wait for a lost lock, is cut short.
+    If the cleanup takes longer than `_CLEANUP_S`, for example because it waits for a lock, the process exits anyway.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: _unwind(SystemExit(128 + received)))
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell ignores SIGINT for its background jobs
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell starts background jobs with SIGINT ignored
         signal.signal(signal.SIGINT, lambda *_: _unwind(KeyboardInterrupt()))
 
 

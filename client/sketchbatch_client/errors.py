@@ -10,7 +10,7 @@ SketchbatchError
 ├── Unavailable         no server responded: check that it runs, and that the address is right
 ├── DeadlineExceeded    no response within the timeout: allow more time, or send fewer rows at once
 ├── Unauthenticated     credentials are missing or wrong: pass a token or certificate that the server accepts
-└── ServerFailed        the server failed: its log has the cause under the request id
+└── ServerFailed        the server failed: search its log for the request id to find the cause
 """
 
 
@@ -27,7 +27,7 @@ class DiskFull(SketchbatchError):
 
 
 class JobRefused(SketchbatchError):
-    """A job was started with other inputs, model or options, or another process runs it."""
+    """The job was begun with other inputs, another model or other options, or another process runs it now."""
 
 
 class RequestRefused(SketchbatchError):

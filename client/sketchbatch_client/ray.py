@@ -1,8 +1,8 @@
 """Classify the bitmaps of a Ray dataset: a callable class for `Dataset.map_batches`.
 
-Flow: Ray creates one `SketchbatchScorer` per actor -> its first batch opens its `Client` -> batch in, batch out. If an
-actor dies, Ray gives its batch to another actor; scoring has no side effects, so a repetition is harmless. Only `score`
-imports Ray.
+Flow: Ray creates one `SketchbatchScorer` per actor -> the actor's first batch opens a `Client` -> each batch is
+returned with its scores. If an actor dies, Ray gives its batch to another actor; scoring has no side effects, so a
+repetition is harmless. Only `score` imports Ray.
 """
 
 from contextlib import closing
@@ -24,8 +24,8 @@ Batch = dict[str, NDArray[Any]]
 """Columns by name, each with one entry per row, as `map_batches` passes them by default (batch_format="numpy")."""
 
 _SHAPES = ((28, 28), (784,))
-_BATCH_ROWS = 4096  # four requests of `Client` in flight
-_ACTOR_CPUS = 0.25  # an actor mostly waits for the service; one core per actor would leave none for reading
+_BATCH_ROWS = 4096  # the rows of the four requests that `Client` keeps in flight
+_ACTOR_CPUS = 0.25  # an actor mostly waits for the service; with one CPU per actor, none would be left to read data
 
 
 class SketchbatchScorer:
@@ -35,10 +35,10 @@ class SketchbatchScorer:
 
     Args:
         server: Target of `Client`.
-        column: Column of bitmaps: uint8 (rows, 28, 28) or (rows, 784), 0 = paper, 255 = ink; or bytes or lists of as
-            many. This and all other columns are kept.
+        column: Column of bitmaps: uint8 (rows, 28, 28) or (rows, 784), 0 = paper, 255 = ink; or per row
+            784 bytes or a list of as many numbers. The batch keeps this and all other columns.
         model: "" = the default model of the service.
-        model_version: "" = the newest at the actor's first batch; for one version in all actors, set it or use `score`.
+        model_version: "" = the newest version at the actor's first batch; `score` uses one version for all actors.
         top_k: Number of best classes per row.
         all_scores: Also add the score of every class; `top_k` is then 1.
         client_options: Further arguments of `Client`.
@@ -145,7 +145,7 @@ def _bitmaps(batch: Batch, column: str) -> Bitmaps:
 
 
 def _as_array(value: object) -> NDArray[Any]:
-    """Convert one row, given by Ray as bytes, a list, or a list of lists; other values become any array."""
+    """Convert one row, passed by Ray as bytes, a list or nested lists; the caller checks the array's type and shape."""
     if isinstance(value, bytes):
         return np.frombuffer(value, np.uint8)
     array = np.asarray(value)

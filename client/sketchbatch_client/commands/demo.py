@@ -29,7 +29,7 @@ def demo(
 
     Example: sketchbatch demo --open
 
-    The page may start before the service. Ctrl-C or SIGTERM stops it with exit code 0; an error ends it with 1.
+    This command may start before the service. Ctrl-C or SIGTERM ends it with exit code 0, an error with exit code 1.
     """
     connect = partial(connection.open, timeout_s=timeout_s, retry=RetryPolicy(max_attempts=1))
     with suppress(KeyboardInterrupt), PageServer(address, ClassificationApi(connect, model, model_version)) as server:

@@ -57,8 +57,9 @@ def evaluate(
     Example: sketchbatch evaluate runs/demo/test --html evaluation.html
 
     Prints accuracy, balanced accuracy, specificity, Matthews correlation and Jaccard (macro-averaged) with 95 %
-    intervals; recall and precision per class; the confusion matrix; calibration; and the drift from the figures in the
-    model. An --against option adds a second model and McNemar's test. Files of unknown labels are skipped.
+    intervals; recall and precision per class; the confusion matrix; calibration; and the drift from the metrics
+    that the model file stores. An --against option adds a second model and McNemar's test. Files of labels that the
+    model does not know are skipped.
 
     Exit codes: 0 = evaluated, 1 = an error, or the accuracy is below --min-accuracy, 2 = invalid options.
     """
@@ -167,7 +168,7 @@ def _print_comparison(comparison: Comparison) -> None:
 
 
 def _confusion_table(evaluation: Evaluation) -> Table:
-    """Return one row per class with its figures; up to 12 classes also get one column per prediction."""
+    """Return one row per class with its figures; with up to 12 classes, also one column per predicted class."""
     labels = evaluation.model.labels
     has_columns = len(labels) <= 12
     table = Table("true \\ predicted", *(labels if has_columns else ()), "rows", "recall", "precision", box=SIMPLE)

@@ -1,6 +1,6 @@
-"""Answer the two requests of the page: list the served models, and classify a drawing. Independent of HTTP.
+"""Answer the two requests of the page: list the served models, and classify a drawing. It does not know HTTP.
 
-Flow of a drawing, as of all strokes: `from_line` -> `simplify` -> `rasterize` -> `Client.classify`.
+Flow of a drawing, the same as of a line in a file: `from_line` -> `simplify` -> `rasterize` -> `Client.classify`.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from ..rpc.client import Client
 
 Json = dict[str, object]
 
-MAX_POINTS = 10_000  # per drawing; minutes of drawing
-_TOP = 6  # labels; more would push the bitmap below the edge of a laptop's screen
+MAX_POINTS = 10_000  # most points of a drawing; drawing as many takes minutes
+_TOP = 6  # labels in a response; more would push the bitmap below the edge of a laptop's screen
 
 
 @dataclass(frozen=True, slots=True)
 class ClassificationApi:
     """The responses to the page. Each request opens a client, which costs a few ms (docs/decisions/0014).
 
-    So a restarted service, or one with other labels, needs no special case.
+    So a restarted service, or a service with other labels, needs no special case.
     """
 
     connect: Callable[[], Client]
@@ -34,7 +34,7 @@ class ClassificationApi:
     model_version: str = ""
 
     def models(self) -> Json:
-        """Return all served models and the one to select first. Raises ModelNotFound if that one is not served."""
+        """Return all served models and the one to select first. Raises ModelNotFound if the latter is not served."""
         with self.connect() as client:
             chosen = client.model(self.model_name, self.model_version)
             return {"models": [_describe(each) for each in client.models()], "chosen": _describe(chosen)}
@@ -42,8 +42,8 @@ class ClassificationApi:
     def classify(self, line: bytes, model_name: str = "", model_version: str = "") -> Json:
         """Return the bitmap of a drawing (784 values, 0 = paper, 255 = ink), its best labels with scores, and times.
 
-        `line` is a line of a raw .ndjson file, in pixels of any screen. An empty `model_name` names the model that the
-        page selects first; an empty `model_version` names the newest.
+        `line` is a line of a raw .ndjson file, with coordinates in pixels. An empty `model_name` names the model that
+        the page selects first; an empty `model_version` names the newest.
 
         Raises RequestRefused if the line is not a drawing or too long, and SketchbatchError if the service fails.
         """

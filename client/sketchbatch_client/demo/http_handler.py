@@ -1,4 +1,4 @@
-"""Handle the HTTP requests of a browser. Independent of drawings.
+"""Handle the HTTP requests of a browser. This module knows nothing of drawings.
 
 GET / returns the page, GET /models the served models, and POST /classify takes one .ndjson line and returns its scores.
 Every error response is `{"error": "one line"}`.
@@ -112,7 +112,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             self._send_error(HTTPStatus.INTERNAL_SERVER_ERROR, message)
 
     def _check_host(self) -> None:
-        """Reject a host name that another site may resolve to this server (DNS rebinding)."""
+        """Reject foreign host names: another site may let its name resolve to this server (DNS rebinding)."""
         host = self.headers.get("Host", "")
         try:
             name = urlsplit(f"//{host}").hostname or ""

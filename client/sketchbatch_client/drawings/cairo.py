@@ -34,7 +34,7 @@ _FUNCTIONS = {  # (result, *arguments): functions without the prefix cairo_; htt
 _ARGB32, _ROUND, _ANTIALIAS_BEST = 0, 1, 6
 _BLACK = 0xFF000000
 
-# cairo_path_data_t is 16 bytes: a header of two ints (operation, length), or x and y. A point takes one of each.
+# cairo_path_data_t has 16 bytes: a header of two ints (operation, length), or x and y. A point needs both.
 _MOVE_TO, _LINE_TO = np.array([[0, 2], [1, 2]], np.int32).view(np.float64).ravel()
 _POINT_BYTES = 32
 
@@ -50,7 +50,7 @@ def library() -> ctypes.PyDLL | None:
     """Load the system's libcairo; return None if it is not installed."""
     for file_name in _FILE_NAMES:
         try:
-            # PyDLL holds the GIL during a call. CDLL releases it, and rendered no faster with two threads.
+            # PyDLL holds the GIL during a call. CDLL releases it, but two threads then rendered no faster.
             cairo = ctypes.PyDLL(file_name)
         except OSError:
             continue
@@ -62,7 +62,7 @@ def library() -> ctypes.PyDLL | None:
 
 
 def draw(layout: Layout) -> NDArray[np.uint8]:
-    """Render one drawing, from any thread; needs `library`: uint8, (28, 28), 0 = paper, 255 = ink."""
+    """Render one drawing on any thread, if libcairo is installed: uint8, (28, 28), 0 = paper, 255 = ink."""
     if not hasattr(_thread, "canvas"):
         _thread.canvas = _Canvas()
     bitmap: NDArray[np.uint8] = _thread.canvas.draw(layout)

@@ -1,4 +1,4 @@
-"""Render strokes with NumPy alone, for systems without cairo; the mean difference from Google is below 0.3 levels.
+"""Render strokes with NumPy alone, for systems without cairo; the mean error is below 0.3 grey levels.
 
 Coverage is computed as in cairo: 15 sub-scanlines per pixel, exact along each sub-scanline.
 """
@@ -20,7 +20,7 @@ def draw(layout: Layout) -> NDArray[np.uint8]:
     ink = np.zeros((SIDE, SIDE), np.uint32)
     for path in np.split(points, np.cumsum(layout.lengths[:-1])):
         alpha = np.rint(_coverage(path) * 255).astype(np.uint32)
-        ink = alpha + _multiply(ink, 255 - alpha)  # the operator OVER, in 8 bits
+        ink = alpha + _multiply(ink, 255 - alpha)  # cairo's operator OVER, in 8 bits
     return ink.astype(np.uint8)
 
 

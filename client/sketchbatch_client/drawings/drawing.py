@@ -21,10 +21,10 @@ _HEADER = struct.Struct("<Q2sbIH")  # key_id, country, recognised, seconds since
 _POINT_COUNT = struct.Struct("<H")
 _MAX_COORDINATE = 1e6  # units or pixels: far beyond any screen, and still exact in cairo's 24.8 fixed point once scaled
 _MAX_TIME_MS = 1e15  # large enough for milliseconds since the epoch
-# Rendering time grows with the square of points and length. A drawing at either limit takes half a second; of Google's
-# 8,828 drawings none has a fiftieth of the points or a third of the length.
+# Rendering time grows with the square of points and length. A drawing at either limit takes half a second; none of
+# 8,828 drawings of Google has a fiftieth of the allowed points, or a third of the allowed length.
 _MAX_POINTS = 40_000
-_MAX_RELATIVE_LENGTH = 500  # total length of all strokes, in sizes of the drawing
+_MAX_RELATIVE_LENGTH = 500  # total length of all strokes, as a multiple of the drawing's longer side
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def _seconds(timestamp: str) -> float:
         when = datetime.fromisoformat(timestamp.removesuffix(" UTC"))
     except ValueError as exc:
         raise ValueError(f"timestamp must be a date and time, got {_short(timestamp)}") from exc
-    if not 1970 <= when.year < 2106:  # the range of a .bin file's 32 bits
+    if not 1970 <= when.year < 2106:  # the range of the 32-bit times in .bin files
         raise ValueError(f"timestamp must be in the years 1970 to 2105, got {_short(timestamp)}")
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 

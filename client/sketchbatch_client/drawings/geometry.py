@@ -1,7 +1,8 @@
 """Place strokes in the square from which Quick, Draw! renders its 28x28 bitmaps.
 
-Google's rules (quickdraw-dataset#19, confirmed in #27): a square of 256 units with 16 units of padding on each side. A
-pen 16 units wide, which may cross the padding by half its width. Centring by the maxima of the strokes alone.
+Google's rules (quickdraw-dataset#19, confirmed in #27): the strokes lie in a square of 256 units, and the
+pen is 16 units wide. Around the square and half the pen's width there is a padding of 16 units. The largest x and y
+alone decide how a drawing is centred.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 SIDE = 28  # pixels
 SQUARE = 256.0  # units; the square that the strokes lie in
 PEN = 16.0  # units; width of the pen
-MARGIN = 24.0  # units; the padding and half a pen
+MARGIN = 24.0  # units; the padding and half the pen's width
 SCALE = SIDE / (SQUARE + 2 * MARGIN)  # pixels per unit: 28 / 304
 MAX_COORDINATE = 1e6  # units; cairo's 24.8 fixed point overflows at 90 times this limit
 

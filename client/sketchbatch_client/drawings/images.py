@@ -1,7 +1,8 @@
 """Convert a picture of a drawing (a photo, a scan, a screenshot) to a bitmap like the training data.
 
-Flow: picture -> grey levels -> ink on even paper -> cropped -> `tracing` renders the lines with the data's pen.
-Accepts dark on light and light on dark, any size, any pen, light shadows. Photographs of objects are not supported.
+Flow: picture -> grey levels -> ink on even paper -> cropped -> `tracing` renders the lines with Google's pen.
+Lines may be dark on light or light on dark, of any size and width; light shadows are allowed. Photographs of objects
+are not supported.
 """
 
 import io
@@ -17,14 +18,14 @@ from .geometry import SIDE
 from .tracing import WORK, Floats, trace
 
 _MAX_PIXELS = 36_000_000  # an A4 page scanned at 600 dpi has 34.8 million; reading takes 10 to 20 bytes per pixel
-_MAX_SIDE = 640  # pixels; larger pictures are reduced first, and a thin pen remains visible
+_MAX_SIDE = 640  # pixels; larger pictures are first reduced to this size, at which a thin pen is still visible
 _MAX_SCANS = 100  # of a progressive JPEG; encoders write ten, and each costs a pass over all pixels
 _SCAN = b"\xff\xda"  # start of a scan; compressed pixels have 0 or a restart marker after 255, so never these bytes
 _ROUNDING = 1e-3  # grey levels; smaller differences are rounding errors
 _MIN_CONTRAST = 24.0  # grey levels between ink and paper
 _FIT_ROUNDS = 4  # each round separates ink from paper, then fits the shade of the paper to the paper's pixels
-_FIT_PIXELS = 100  # of the shorter side; enough to fit a shade
-_NEAR = 8  # pixels; the end of a line one pixel thin has more ink within this distance than a speck
+_FIT_PIXELS = 100  # pixels sampled along the shorter side; enough to fit a shade
+_NEAR = 8  # pixels; within this distance, even the end of a line one pixel wide has more ink than a speck
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

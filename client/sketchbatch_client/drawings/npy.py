@@ -22,7 +22,7 @@ Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
 
 _ROW_BYTES = 784
 _MAGIC = b"\x93NUMPY"
-_HEADER_BYTES = 12 + 10_000  # NumPy rejects a longer header, but would first read as much as the file claims
+_HEADER_BYTES = 12 + 10_000  # NumPy rejects a longer header, but first reads as many bytes as the file states
 _LOCAL_HEADER_BYTES = 30  # of a member of a zip file, before its name: APPNOTE.TXT, 4.3.7
 _CHUNK_BYTES = 1 << 20
 _BOMB_BYTES, _BOMB_RATIO = 1 << 30, 200  # deflate shrinks drawings 2 to 10 times, and blank data up to 1,032 times

@@ -41,6 +41,6 @@ def rasterize_all(drawings: Sequence[Strokes]) -> NDArray[np.uint8]:
 
 
 def backend() -> str:
-    """Name the renderer of this system: `cairo` with its version (exact), or `numpy`."""
+    """Name the renderer of this system: `cairo` and its version (exact bitmaps), or `numpy`."""
     library = cairo.library()
     return f"cairo {library.cairo_version_string().decode()}" if library else "numpy"

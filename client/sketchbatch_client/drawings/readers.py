@@ -92,7 +92,7 @@ def open_bitmaps(path: Path, *, skip_malformed: bool = False) -> BitmapRows:
     """Open a .npy, .ndjson or .bin file, a picture, or a folder of pictures (in the order of their names).
 
     With `skip_malformed` everything is read now; malformed lines, records and pictures are skipped, listed in
-    `.malformed` and counted in `.malformed_count`, which a .npy does not have.
+    `.malformed` and counted in `.malformed_count`. The result for a .npy has neither attribute.
 
     Raises FileRefused if the file does not exist or is not of its format.
     """
@@ -127,7 +127,7 @@ def labelled_files(folder: Path) -> dict[str, Path]:
     """Return the drawings in `folder` by label (the name of the file or folder), sorted, each for `open_bitmaps`.
 
     The first layout that exists is used: numpy_bitmap/NAME.npy, NAME.npy, simplified/NAME.ndjson, NAME.ndjson,
-    binary/NAME.bin, NAME.bin, raw/NAME.ndjson, imagefolder/LABEL/ or LABEL/ with pictures, pictures.
+    binary/NAME.bin, NAME.bin, raw/NAME.ndjson, imagefolder/LABEL/ or LABEL/ with pictures, pictures in `folder`.
 
     Raises FileRefused if the folder does not exist or has none of these layouts.
     """

@@ -10,9 +10,9 @@ import numpy as np
 from .geometry import Floats, Strokes
 
 _SIZE = 255.0  # units; the longer side of a simplified drawing
-_MIN_SIZE = 1e-6  # pixels; a smaller drawing is one point, and scaling it up would overflow
+_MIN_SIZE = 1e-6  # pixels; a smaller drawing counts as one point, because scaling it up would overflow
 _STEP = 1.0  # units between resampled points
-_EPSILON = 2.0  # units between a dropped point and the line that replaces it, at most
+_EPSILON = 2.0  # units; largest distance of a dropped point from the line that replaces it
 
 
 def simplify(strokes: Strokes) -> list[list[list[int]]]:
@@ -55,7 +55,7 @@ def _douglas_peucker(path: Floats) -> Floats:
 
 
 def _chord_distance(points: Floats, chord: Floats) -> Floats:
-    """Return the distance of `points` (points, 2) from the line through 0 along `chord` (2,), or from 0 if it is 0."""
+    """Return the distance of `points` (points, 2) from the line through 0 and `chord` (2,); from 0 if `chord` is 0."""
     length = np.hypot(*chord)
     if not length:
         return np.hypot(points[:, 0], points[:, 1])

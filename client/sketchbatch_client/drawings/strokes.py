@@ -16,7 +16,7 @@ from .drawing import Drawing, from_line, from_record, record_end
 
 MALFORMED_KEPT = 1000  # malformed lines of which a file keeps number and reason; the others are only counted
 
-_MAX_BYTES = 1 << 22  # of a line or record: 200 times Google's longest; parsing takes 20 times as much memory
+_MAX_BYTES = 1 << 22  # of a line or record: 200 times Google's longest; parsing takes 20 times the line's memory
 _CHUNK_BYTES = 1 << 24
 _WEB_PAGE = (b"<!doctype", b"<html", b"<?xml")
 
@@ -29,7 +29,7 @@ class Malformed(NamedTuple):
 
 
 class StrokeFile:
-    """The drawings of one file, parsed on access. Threads may share it; it can be pickled.
+    """The drawings of one file, parsed on access. Threads may share the object, and it can be pickled.
 
     Row i is line (or record) i + 1, unless malformed ones were skipped; see `number_of`.
     """
@@ -68,7 +68,7 @@ class StrokeFile:
         return self._numbers[row]
 
     def lines(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield lines or records start + 1 to stop, unparsed; one that `parse` rejects for its size is cut."""
+        """Yield lines or records start + 1 to stop, unparsed; a line that is too long for `parse` is cut."""
         if start >= stop:
             return  # an empty .bin has no indexed record
         at = self._starts[start // self._every]
@@ -120,7 +120,7 @@ def open_strokes(path: Path, *, skip_malformed: bool = False) -> StrokeFile:
         raise FileRefused(f"{path}: expected a suffix of {', '.join(STROKE_SUFFIXES)}, got {path.suffix or 'none'!r}")
     file = StrokeFile(path, skip_malformed=skip_malformed)
     if file.line_count and not skip_malformed:
-        _ = file[0]  # rejects a file of another format at once
+        _ = file[0]  # refuses a file of another format at once
     return file
 
 

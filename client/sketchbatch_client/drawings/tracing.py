@@ -1,7 +1,7 @@
 """Find the centre lines of a drawing and render them with the pen of the training data.
 
 Flow: mask of ink -> distance to the paper -> ridges of the distance are the centre lines, filled areas stay filled ->
-scaled to Google's square -> ink within half a pen of a centre line -> 28x28.
+scaled to Google's square -> ink within half the pen's width of a centre line -> 28x28.
 """
 
 import numpy as np

@@ -20,7 +20,7 @@ MISTAKES_KEPT = 24  # mistakes that are kept, those with the highest scores
 class ScoredRows(NamedTuple):
     """Consecutive rows of one labelled file, with their scores."""
 
-    file: Path  # the file; `label_of` returns the true label
+    file: Path  # `label_of(file)` is the true label of all rows
     first_row: int  # row in the file of the first score, from 0
     scores: Scores
 
@@ -72,7 +72,7 @@ class Accumulator:
         )
 
     def _recognized_figures(self) -> Recognized | None:
-        """Return None if all drawings count as recognised: strokes of other sources carry no flag."""
+        """Return None if every drawing counts as recognised, as strokes of other sources without a flag do."""
         if not self._recognized.any() or (self._recognized == self._known).all():
             return None
         return Recognized(known=Figures.of(self._known), recognized=Figures.of(self._recognized))

@@ -42,7 +42,7 @@ class Evaluation(ModelQuality):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two models on the same drawings; each predicts the highest score among its own labels."""
+    """Two models on the same drawings; each predicts the one of its own labels that has the highest score."""
 
     first: Evaluation
     second: Evaluation
@@ -75,7 +75,7 @@ def evaluate(
 def compare(
     first: ServedModel, second: ServedModel, drawings: LabelledDrawings, progress: Progress = lambda rows: None
 ) -> Comparison:
-    """Classify `drawings`, whose labels both models know, with both models in one pass. Raises as `evaluate`."""
+    """Classify `drawings`, whose labels both models know, with both in one pass. Raises the errors of `evaluate`."""
     accumulators = Accumulator(first.model.labels), Accumulator(second.model.labels)
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
     table = np.zeros((2, 2), np.int64)

@@ -24,7 +24,7 @@ def write_json(result: Evaluation | Comparison, path: Path) -> None:
 
 
 def as_json(result: Evaluation | Comparison) -> dict[str, Any]:
-    """Return the contents of metrics.json; of a comparison, the second model's are under `against`."""
+    """Return the contents of metrics.json; for a comparison, `against` holds those of the second model."""
     if isinstance(result, Evaluation):
         return _evaluation(result)
     return _evaluation(result.first) | {"against": _evaluation(result.second), "comparison": _paired(result.paired)}

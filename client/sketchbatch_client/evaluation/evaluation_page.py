@@ -14,7 +14,7 @@ from .stats.mcnemar import format_p_value
 
 def write_page(result: Evaluation | Comparison, output: Path) -> None:
     """Write the page atomically. It reads the bitmaps of the shown mistakes from their files again."""
-    from .figures import picture  # imported late: matplotlib, which no other command needs
+    from .figures import picture  # imported late: no other command needs matplotlib
     from .quality_page import quality_values
 
     paired = result.paired if isinstance(result, Comparison) else None

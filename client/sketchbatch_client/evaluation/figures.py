@@ -27,17 +27,17 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e5e7eb",
     "axes.edgecolor": "#9ca3af",
     "svg.fonttype": "path",
-    "svg.hashsalt": "sketchbatch",  # equal charts have equal bytes
+    "svg.hashsalt": "sketchbatch",  # makes equal charts byte-identical
 }
 """matplotlib settings of all charts."""
 
 INK, GREY, BLUE = "#111827", "#9aa5b1", "#2563eb"
 
-MAX_WRITTEN_CLASSES = 20  # most classes in a confusion matrix with written counts; smaller counts would be unreadable
+MAX_WRITTEN_CLASSES = 20  # most classes in a confusion matrix with written counts, which must stay large enough to read
 
 _MAX_PERCENT_CLASSES = 12  # most classes whose cells have room for a percentage below the count
 _UPRIGHT_FROM_CLASSES = 7  # fewest classes whose column labels are rotated
-_NO_METADATA: Any = {"Software": None}  # equal pictures have equal bytes
+_NO_METADATA: Any = {"Software": None}  # makes equal pictures byte-identical
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def picture(bitmap: NDArray[np.uint8]) -> str:
 
 
 def reliability(calibration: Calibration) -> str:
-    """Draw accuracy by score, with the number of drawings of each bin below."""
+    """Draw the accuracy of each bin of scores, and below it the number of drawings in the bin."""
     with styled_figure(4.4, 4.2) as figure:
         axes, below = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")

@@ -13,7 +13,7 @@ from ..errors import FileRefused
 
 Flags = NDArray[np.int8]  # (rows,), 1 = the game recognised the drawing, 0 = it did not, UNKNOWN = no flag
 
-UNKNOWN = -1  # recognised flag of a drawing without one
+UNKNOWN = -1  # flag of a drawing of which it is unknown whether the game recognised it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,8 @@ def open_labelled(folder: Path, labels: tuple[str, ...], *, skip_malformed: bool
 class RecognizedFlags:
     """Recognised flags of labelled files, read from strokes on request.
 
-    Row i of numpy_bitmap/NAME.npy is line i of simplified/NAME.ndjson in the same folder. The latter may be shorter.
+    Row i of numpy_bitmap/NAME.npy is line i of simplified/NAME.ndjson in the same folder. The .ndjson file may have
+    fewer rows.
     """
 
     def __init__(self, bitmaps: Mapping[Path, BitmapRows], *, skip_malformed: bool = False) -> None:
@@ -83,7 +84,7 @@ class RecognizedFlags:
         self._strokes: StrokeFile | None = None
 
     def read(self, file: Path, rows: Sequence[int] | NDArray[np.integer]) -> Flags:
-        """Return the flags of some rows of a file. Raises FileRefused at a malformed line, unless these are skipped."""
+        """Return the flags of some rows; a malformed line gives UNKNOWN if it is skipped, else raises FileRefused."""
         if file != self._file:
             self._file, self._strokes = file, self._open(file)
         flags = np.full(len(rows), UNKNOWN, np.int8)

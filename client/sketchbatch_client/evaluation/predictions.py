@@ -23,7 +23,7 @@ class ServedModel:
 
 
 def scored_rows(served: ServedModel, bitmaps: dict[Path, BitmapRows]) -> Iterator[ScoredRows]:
-    """Yield the scores of every row in order, from exactly this model version; no item spans two files."""
+    """Yield the scores of every row in order, from exactly this model version; each item has rows of one file only."""
     model = served.model
     options = ScoreOptions(with_all_scores=True, model_name=model.name, model_version=model.version)
     for file, first_row, result in score_rows(served.client, bitmaps, options):

@@ -40,7 +40,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recognized:
-    """Figures on the drawings that the game recognised, next to figures that they can be compared with."""
+    """Figures on the drawings that the game recognised, and figures to compare them with."""
 
     known: Figures  # figures on all drawings of which it is known whether the game recognised them
     recognized: Figures  # figures on the recognised drawings only
@@ -73,7 +73,7 @@ class ModelQuality:
     def per_class(self) -> dict[str, dict[str, Any]]:
         """Figures of each class by label: those of `measure_each`, `recall_interval` and `precision_interval`.
 
-        The intervals are Wilson's, as (low, high); 0 and 1 where no drawing counts.
+        The intervals are Wilson's, as (low, high); without a drawing the interval is (0, 1).
         """
         figures = measure_each(self.confusion)
         for share, number in (("recall", "rows"), ("precision", "predicted")):

@@ -16,7 +16,7 @@ _PAIRS_SHOWN = 12
 def quality_values(
     quality: ModelQuality, show: Callable[[Mistake], tuple[str, str]], other: ModelQuality | None = None
 ) -> dict[str, Any]:
-    """Return the values of quality.html.j2; of `other`, a second model on the same drawings, it shows recall by class.
+    """Return the values of quality.html.j2; of `other`, a second model on the same drawings, the page shows recall.
 
     `show` returns the picture of a mistake, as the source of an <img> element, and its origin as text.
     """
@@ -56,7 +56,7 @@ def _classes(quality: ModelQuality, other: ModelQuality | None) -> list[dict[str
 
 
 def _verdict(calibration: Calibration, accuracy: float) -> str:
-    """Describe a difference of at least one percentage point."""
+    """Compare the mean score with the accuracy; a difference below one percentage point is ignored."""
     gap = calibration.mean_confidence - accuracy
     if abs(gap) < 0.01:
         return "On average, the scores agree with the accuracy."

@@ -14,7 +14,7 @@ from .connections.credentials import Metadata
 
 
 class AsyncioEvent:
-    """One-shot event with one timer at a time, because each small call creates an event."""
+    """One-shot event that needs only one timer at a time, to cost little: each small call creates an event."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -90,4 +90,4 @@ class AsyncioBackend:
         sender.add_done_callback(self._senders.discard)
 
     def stop_senders(self) -> None:
-        """Do nothing: closed channels end the senders."""
+        """Do nothing: the senders end when the channels are closed."""

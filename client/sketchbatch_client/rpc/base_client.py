@@ -24,7 +24,7 @@ from .retries.aimd_limit import AimdLimit
 from .retries.retry_policy import RetryPolicy
 from .retries.retry_state import RetryState
 
-_DISCOVERY_TIMEOUT_S = 5.0  # for the response of one worker; the client then works with the connections it has
+_DISCOVERY_TIMEOUT_S = 5.0  # longest wait for a worker's response; then the client uses the connections it has
 
 _ASK_FOR_GZIP = (("accept-encoding", "gzip"),)
 
@@ -41,9 +41,9 @@ class BaseClient:
         target: HOST:PORT; several of these, separated by commas or in a sequence; or any target of gRPC, such as
             dns:///NAME:PORT (every address of that name) or unix:PATH.
         timeout_s: Longest time for one request, retries included.
-        rows_per_request: Rows per RPC, fewer if the service allows fewer; hundreds of rows make the RPC's cost small.
-        in_flight: RPCs of one call in flight, fewer while the servers push back; None = four for each server and
-            worker process, sixteen for a name behind dns:.
+        rows_per_request: Rows per RPC, fewer if the service allows fewer; hundreds of rows outweigh the cost of an RPC.
+        in_flight: RPCs that one call keeps in flight, fewer while servers push back; None = four for each connection,
+            sixteen for a connection to a `dns:` name.
         retry: When to retry.
         channels: Connections to each server; None = one for each of its worker processes.
         tls: TLS settings; True = trust the public authorities of gRPC.
@@ -84,7 +84,7 @@ class BaseClient:
         self._retry_policy = retry
         self._has_reached_server = False
         self._queues: dict[RequestKey, CoalescingQueue] = {}
-        self._models: dict[tuple[str, str], ModelInfo] = {}  # by requested and by returned name and version
+        self._models: dict[tuple[str, str], ModelInfo] = {}  # by (name, version), as requested and as returned
         self._backend = self._make_backend()
         self._credentials = Credentials(self._targets, tls, Token(token, token_file), insecure_token=insecure_token)
         self._gzip = gzip
@@ -132,7 +132,7 @@ class BaseClient:
             await self._backend.sleep(delay_s)
 
     async def _send_with_failover(self, send: Send[Response], deadline: float) -> Response:
-        """Try one connection after the other while one is left that does not back off."""
+        """Try one connection after the other, until one succeeds or all others were tried or back off."""
         tried: list[Connection] = []
         while True:
             connection = self._pool.acquire(tried)
@@ -180,7 +180,7 @@ class BaseClient:
                 try:
                     deadline = time.monotonic() + _DISCOVERY_TIMEOUT_S
                     response = await self._send(connection.stub.GetModel, pb.GetModelRequest(), deadline)
-                except grpc.RpcError:  # a request over an existing connection works, or reports the reason
+                except grpc.RpcError:  # ignored: the next request works over another connection, or raises
                     if connection is not first:
                         await self._backend.close_channels([connection.channel])
                     break
@@ -188,7 +188,7 @@ class BaseClient:
                     await self._backend.close_channels([connection.channel])
 
     async def _check_health(self, service: str) -> str:
-        """Return SERVING if any target does, else the status of the first target that responds."""
+        """Return SERVING if any target reports it, else the status of the first target that responds."""
         statuses, error = [], None
         for target in self._targets:
             try:
@@ -202,7 +202,7 @@ class BaseClient:
         return statuses[0]
 
     async def _check_health_of(self, target: str, service: str) -> str:
-        """Check one target over a new channel, which also reaches unhealthy servers, in at most `max_attempts`."""
+        """Check one target in at most `max_attempts` attempts; its new channel also reaches unhealthy servers."""
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
         channel = self._open_channel(target, watches_health=False)
@@ -211,7 +211,7 @@ class BaseClient:
         retry = RetryState(self._retry_policy, target, self._timeout_s, has_reached_server=False)
         try:
             response = await self._retry(lambda: self._send(check, request, retry.deadline), retry)
-        except errors.ModelNotFound:  # NOT_FOUND means an unknown service here
+        except errors.ModelNotFound:  # here: the health check does not know this service name
             return "SERVICE_UNKNOWN"
         finally:
             await self._backend.close_channels([channel])

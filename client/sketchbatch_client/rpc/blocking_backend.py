@@ -18,7 +18,7 @@ _SIGNAL_CHECK_S = 0.5
 """Longest single wait. Python handles a signal, such as Ctrl-C, only between two waits if the signal arrives in the
 moment in which the wait begins."""
 
-_MAX_SENDERS = 32  # threads, started on demand; two for each coalescing queue while the service responds in time
+_MAX_SENDERS = 32  # threads, started on demand; a queue needs two if the service responds within MAX_WAIT_S
 
 Result = TypeVar("Result")
 
@@ -34,7 +34,7 @@ def run_blocking(work: Awaitable[Result]) -> Result:
 
 
 class BlockingEvent:
-    """One-shot event as a locked lock: cheaper than `threading.Event`, and each small call creates one."""
+    """One-shot event made of a locked lock, which costs less than `threading.Event`: each small call creates one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

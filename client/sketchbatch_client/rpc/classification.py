@@ -28,7 +28,7 @@ class ModelInfo:
     digest: str
     """SHA-256 of the model file, in hex."""
     metrics: dict[str, Any]
-    """Measured after the training."""
+    """Metrics that were measured after the training and stored in the model file."""
     created: str
     licence: str
 
@@ -40,7 +40,7 @@ class Classification:
     model_name: str
     model_version: str
     labels: tuple[str, ...]
-    """The model's class names; `class_index` points into them."""
+    """The class names of the model; `class_index` contains positions in this tuple."""
     class_index: NDArray[np.int64]
     """(rows, k), best first; k = top_k, or 1 if all scores were requested."""
     score: NDArray[np.float32]
@@ -53,7 +53,7 @@ class Classification:
 
     @property
     def label(self) -> NDArray[np.str_]:
-        """The best class name of each row: (rows,)."""
+        """The name of the best class of each row: (rows,)."""
         return np.array(self.labels)[self.class_index[:, 0]]
 
     def columns(self) -> dict[str, NDArray[Any]]:
@@ -94,7 +94,7 @@ def model_info(model: pb.Model) -> ModelInfo:
 
 
 def decode(response: pb.ClassifyResponse, labels: tuple[str, ...]) -> Classification:
-    """Decode the response to one request; `labels` are those of the model that computed it."""
+    """Decode the response to one request; `labels` are those of the model that computed the scores."""
     if all_scores := response.scores:  # read once: each access copies the bytes
         scores = np.frombuffer(all_scores, "<f4").reshape(response.rows, len(labels))
         class_index = scores.argmax(axis=1)[:, None]
@@ -117,7 +117,7 @@ def cut(whole: Classification, sizes: Iterable[int]) -> Iterator[Classification]
 
 
 def joined(parts: Sequence[Classification]) -> Classification:
-    """Return the rows of all parts, of which there is at least one, in order."""
+    """Join one or more parts into one classification, with the rows in order."""
     if len(parts) == 1:
         return parts[0]
     all_scores = [part.scores for part in parts if part.scores is not None]

@@ -1,4 +1,4 @@
-"""Decide which concurrent small calls share one request and when it is sent. Sends nothing and never waits.
+"""Decide which concurrent small calls share a request, and when to send it. This module neither sends nor waits.
 
 A call that finds no request in flight is sent at once, in a request of its own. Other calls wait in the
 `CoalescingQueue` of their request key until a response arrives; all waiting calls are then sent together. So no call
@@ -19,7 +19,7 @@ from .classification import Classification, cut
 
 SMALL_ROWS = 16  # most rows of a call that may share a request; a larger call is worth a request of its own
 SHARED_ROWS = 64  # most rows of a shared request; the service treats requests of up to 64 rows as small
-MAX_WAIT_S = 0.02  # longest wait before a call bypasses the requests in flight; a busy service answers some in 2 ms
+MAX_WAIT_S = 0.02  # longest wait before a call bypasses the requests in flight, which usually take some 2 ms
 MAX_IN_FLIGHT = 2  # requests of one queue in flight: the service computes one while it reads the next
 
 
@@ -52,7 +52,7 @@ class CoalescingQueue:
         self._in_flight = 0
 
     def begin_alone(self) -> bool:
-        """Return whether no request is in flight: the call then sends its own request and calls `end_alone`."""
+        """Return True if no request is in flight: the call then sends its own request, then calls `end_alone`."""
         with self._lock:
             if self._in_flight:
                 return False
@@ -60,14 +60,14 @@ class CoalescingQueue:
             return True
 
     def end_alone(self) -> bool:
-        """End the request that `begin_alone` allowed; return whether calls wait that need a sender."""
+        """End the request that `begin_alone` allowed; return True if waiting calls need a sender."""
         with self._lock:
             if not self._waiting:
                 self._in_flight -= 1
             return bool(self._waiting)
 
     def add(self, call: PendingCall) -> bool:
-        """Append a call; return whether another request may be in flight and needs a sender."""
+        """Append a call; return True if one more request may be sent, for which the caller must start a sender."""
         with self._lock:
             self._waiting.append(call)
             if self._in_flight >= MAX_IN_FLIGHT:
@@ -76,7 +76,7 @@ class CoalescingQueue:
             return True
 
     def bypass(self, call: PendingCall) -> bool:
-        """Return whether a call still waits after `MAX_WAIT_S`: it needs a sender regardless of `MAX_IN_FLIGHT`."""
+        """Return True if `call` still waits: after `MAX_WAIT_S` it needs a sender regardless of `MAX_IN_FLIGHT`."""
         with self._lock:
             if call not in self._waiting:
                 return False

@@ -19,7 +19,7 @@ class OneShotEvent(Protocol):
     def set(self) -> None: ...
 
     async def wait(self, bypass: Callable[[], object], timeout_s: float) -> bool:
-        """Return whether the event was set within `timeout_s`; call `bypass` after `MAX_WAIT_S` without it."""
+        """Return whether the event was set within `timeout_s`; call `bypass` if it was not set within `MAX_WAIT_S`."""
 
 
 class OrderedRequests(Protocol):
@@ -50,7 +50,7 @@ class Concurrency(Protocol):
     async def sleep(self, delay_s: float) -> None: ...
 
     async def yield_control(self) -> None:
-        """Let callers run whose response has just arrived."""
+        """Let other callers run, whose responses have just arrived."""
 
     def event(self) -> OneShotEvent: ...
 

@@ -1,7 +1,7 @@
 """Check bitmaps and options, and encode a request with one copy of its rows.
 
-Protobuf would copy the rows twice more, into the message and out of it. The fields of a message may be written one
-after the other, so the field with the rows is appended to the encoded other fields.
+Protobuf would copy the rows two more times: into the message object, and from there into the encoded bytes. An encoded
+message is a sequence of fields, so the field with the rows can be appended to the other encoded fields.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class RequestKey(NamedTuple):
 
 
 def request_key(top_k: int, model_name: str, model_version: str) -> RequestKey:
-    """Raise RequestRefused if `top_k` is negative; the server checks its upper limit and the model."""
+    """Return the key; raise RequestRefused if `top_k` is negative. The server checks the model and a large `top_k`."""
     if index(top_k) < 0:
         raise RequestRefused(f"top_k must be 0 or more, got {top_k}")
     return RequestKey(index(top_k), model_name, model_version)
@@ -59,7 +59,7 @@ def _encode_key(key: RequestKey) -> bytes:
 
 
 def _varint(number: int) -> bytes:
-    """Return `number` with seven bits per byte, lowest first; the top bit marks all bytes but the last."""
+    """Return `number` with seven bits per byte, lowest first; the top bit is set in all bytes but the last."""
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)

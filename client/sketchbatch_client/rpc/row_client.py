@@ -1,7 +1,8 @@
 """Classify bitmaps: split them into requests or coalesce them with other calls, and join the responses.
 
-A call is split into requests of `rows_per_request`, of which its `AimdLimit` allows some in flight. Each request is
-retried by the `RetryPolicy` until `timeout_s` has passed. Concurrent small calls share requests (`coalescing_queue`).
+A large call is split into requests of `rows_per_request` rows; an `AimdLimit` limits how many are in flight. Each
+request is retried as the `RetryPolicy` allows, until `timeout_s` has passed. Concurrent small calls share requests
+(`coalescing_queue`).
 """
 
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable
@@ -75,7 +76,7 @@ class RowClient(BaseClient):
     async def _wait_in_queue(
         self, key: RequestKey, rows: Bitmaps, queue: CoalescingQueue, retry: RetryState
     ) -> Classification | Exception:
-        """Return the rows' part of one shared response, or the error of the shared request."""
+        """Wait for a shared request; return the part of its response that belongs to `rows`, or its error."""
         event = self._backend.event()
         call = PendingCall(rows, retry.deadline, event.set)
         try:
@@ -105,7 +106,7 @@ class RowClient(BaseClient):
                 distribute(await self._send_with_failover(partial(self._classify_over, payload), deadline), calls)
             except Exception as exc:  # every waiting call must be settled
                 fail(calls, exc)
-            except BaseException:  # cancelled, by the end of the event loop or by closed channels
+            except BaseException:  # the sender was cancelled: the event loop ends, or the channels were closed
                 fail(calls, Unavailable("the client was closed"))
                 raise
             await self._backend.yield_control()  # callers with a new response may join the next request
@@ -120,7 +121,7 @@ class RowClient(BaseClient):
         return self._call(partial(self._classify_over, encode(key, [rows])), retry)
 
     async def _classify_over(self, payload: bytes, connection: Connection, deadline: float) -> Classification:
-        """Send one encoded request; labels come from the same server, since others may serve other versions."""
+        """Send one encoded request; get the labels from the same server: others may serve other versions."""
         response = await self._send(connection.classify, payload, deadline)
         names = response.model_name, response.model_version
         model = self._models.get(names)

@@ -22,9 +22,9 @@ from ..errors import SketchbatchError
 from .plan import Plan
 from .sources import Block, Source
 
-BLOCK_ROWS = 1024  # Rows that are read at once, enough for one request. With cairo, strokes take an eighth of a second.
+BLOCK_ROWS = 1024  # rows that are read at once: enough for one request; cairo renders them in an eighth of a second
 
-_BLOCKS_AHEAD = 3  # per reader process: one is being read, one waits for the process, one waits to be sent
+_BLOCKS_AHEAD = 3  # per reader process: one is being read, one waits until the process is free, one waits to be sent
 _MIN_ROWS_FOR_READERS = 4 * BLOCK_ROWS  # fewer rows take less time than starting processes
 
 

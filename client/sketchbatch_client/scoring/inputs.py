@@ -18,8 +18,8 @@ from .sources import BitmapSource, PictureSource, Source, StrokeSource
 
 STDIN = "-"
 
-_INDEX_EVERY = 1024  # lines; costs 8 bytes per thousand drawings, and at most 1,023 lines are skipped to find one
-_FIRST_LINES = 16  # of a stroke file; without a drawing among them, the file is rejected
+_INDEX_EVERY = 1024  # lines per entry of the index, which takes 8 bytes; to find a line, at most 1,023 are skipped
+_FIRST_LINES = 16  # of a stroke file; if none of them is a drawing, the file is refused
 _CHUNK_BYTES = 1 << 20
 
 
@@ -27,11 +27,11 @@ def find_sources(inputs: Sequence[str], spool: Path, on_open: Callable[[str], ob
     """Open every input once, in the given order; `on_open` receives the name of each input before it is opened.
 
     Inputs are files, folders, globs (`*`, `?`, `[...]`, and `**` for nested folders), or "-" = standard input, which is
-    stored in the folder `spool`. A folder stands for its files of drawings; without any, for those of Google's layout,
-    or for folders of pictures.
+    stored in the folder `spool`. A folder stands for the files of drawings in it; if it has none, for the files in
+    Google's layout or its folders of pictures.
 
-    Raises DiskFull if the disk has no space for standard input, and FileRefused if an input is not of its format, or if
-    no input has a row.
+    Raises DiskFull if the disk has no space for standard input, and FileRefused if an input does not have the
+    expected format, or if no input has a row.
     """
     sources: list[Source] = []
     for path in dict.fromkeys(path for text in inputs for path in _paths(text)):
@@ -48,7 +48,7 @@ def _paths(text: str) -> Iterator[Path]:
     if text == STDIN or not glob.has_magic(text) or path.exists():
         matches = [path]
     else:
-        matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute, too
+        matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - also finds absolute paths
         if not matches:
             raise FileRefused(f"{text}: no file matches this pattern")
     for match in matches:
@@ -125,6 +125,6 @@ _MAGIC = {b"\x93NUMPY": ".npy", b"{": ".ndjson", b"PK": ".npz", b"PAR1": ".parqu
 
 
 def _stamp(path: Path) -> str:
-    """Return the stamp of a file as text; without the inode, so that a copy that keeps its times has the same stamp."""
+    """Return the stamp of a file as text; without the inode, so that a copy with the same time has the same stamp."""
     stamp = file_stamp(path)
     return f"{stamp.size_bytes} {stamp.mtime_ns}"

@@ -77,9 +77,9 @@ def write_scores(
 ) -> Outcome:
     """Score every drawing of `job` into `output`, or resume an interrupted run; `restart` discards its parts.
 
-    Raises DiskFull or another SketchbatchError if the disk is full or the service did not respond: run again to resume.
-    Raises FileRefused if an input is not of its format, and JobRefused if the job was begun with other inputs, another
-    model or other options, or another process runs it.
+    Raises DiskFull if the disk is full, or another SketchbatchError if the service does not respond; a second run then
+    resumes. Raises FileRefused if an input does not have the expected format, and JobRefused if the job was begun with
+    other inputs, another model or other options, or another process runs it.
     """
     served = client.model(job.options.model_name, job.options.model_version)
     with locked(output) as parts:
@@ -106,7 +106,7 @@ def stream_scores(
 ) -> Iterator[str]:
     """Score every drawing of `job` into an open file, such as standard output; yield each line of rejects.
 
-    An interrupted run cannot resume. Raises as `write_scores`.
+    An interrupted run cannot resume. Raises the errors of `write_scores`.
     """
     served = client.model(job.options.model_name, job.options.model_version)
     sources = find_sources(job.inputs, spool, listener.opens)
@@ -175,7 +175,7 @@ class _JobRunner:
         return manifest
 
     def score_parts(self, numbers: Iterable[int]) -> Iterator[Part]:
-        """Yield these parts, scored, in order."""
+        """Score these parts, and yield them in order."""
         scored: list[tuple[Batch, Classification | None]] = []
         for batch, result in self._results(self.reader.batches(numbers)):
             scored.append((batch, result))
@@ -241,7 +241,7 @@ def _plan(job: ScoreJob, sources: list[Source], served: ModelInfo) -> Plan:
 
 
 def _same_version(client: Client, options: ScoreOptions, served: ModelInfo, earlier: Plan | None) -> ModelInfo:
-    """Return the version of the earlier run if the job names no version and the service still serves that one."""
+    """Return the version of the earlier run if it is still served and the job names no version, else `served`."""
     if earlier and not options.model_version and served.name == earlier.model and earlier.version in served.versions:
         return client.model(served.name, earlier.version)
     return served

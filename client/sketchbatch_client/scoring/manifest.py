@@ -1,4 +1,4 @@
-"""Store next to an output how it was made, so that a finished job is recognised and shards can be merged."""
+"""Store next to an output how it was made, so that a later run detects a finished job and shards can be merged."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -25,7 +25,7 @@ class Manifest:
 
     @classmethod
     def read(cls, output: Path) -> "Manifest | None":
-        """Return the manifest of a finished output; None if it is missing or damaged, or the output's size differs."""
+        """Return the manifest of a finished output; None if a file is missing or damaged, or has another size."""
         try:
             found = read_json(manifest_path(output))
             manifest = cls(

@@ -1,6 +1,6 @@
 """Merge the outputs of all shards of a job into the output that one process would have written, byte for byte.
 
-Shards are consecutive ranges of parts, so each boundary between two shards is also one between two parts; see `plan`.
+Shards are consecutive ranges of parts, so each boundary between two shards is also a boundary between two parts.
 """
 
 import shutil
@@ -63,7 +63,7 @@ def _merge_rejects(shards: Sequence[Path], output: Path) -> None:
 
 
 def _in_order(shards: Sequence[Path]) -> tuple[list[Path], list[Manifest]]:
-    """Return every shard of one job once, by its number."""
+    """Return the shards of one job, each once, in the order of their numbers, and their manifests."""
     found: dict[int, tuple[Path, Manifest]] = {}
     first: Plan | None = None
     for path in shards:
@@ -88,7 +88,7 @@ def _in_order(shards: Sequence[Path]) -> tuple[list[Path], list[Manifest]]:
 
 
 def _merge_parquet(shards: Sequence[Path], file: BinaryIO, plan: Plan) -> None:
-    """Copy row group by row group; each is a part."""
+    """Copy row group by row group; each row group is a part."""
     writer = None
     for shard in shards:
         with parquet.ParquetFile(shard) as read:

@@ -126,7 +126,7 @@ def _csv(file: BinaryIO, plan: Plan, schema: pa.Schema) -> Iterator[Write]:
 
 @contextmanager
 def _json_lines(file: BinaryIO, plan: Plan, schema: pa.Schema) -> Iterator[Write]:
-    """Encode column by column, in a tenth of the time that row by row takes."""
+    """Encode column by column, which takes a tenth of the time of encoding row by row."""
 
     def write(rows: pa.Table, count: int) -> None:
         for batch in rows.drop_columns(OFFSET).to_batches():

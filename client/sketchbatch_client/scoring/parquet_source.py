@@ -1,6 +1,6 @@
 """Read the drawings in a column of a Parquet file: bytes, lists of numbers, or encoded pictures.
 
-Row groups are decoded batch by batch, and only once as long as blocks are read in order.
+Row groups are decoded in batches; each is decoded only once as long as blocks are read in order.
 """
 
 import zlib
@@ -78,7 +78,7 @@ class ParquetSource(Source):
         return np.array(rows, np.int64), stack_bitmaps(bitmaps), rejects
 
     def _rows(self, start: int, stop: int) -> pa.Table:
-        """Continue after the last block if that ends at `start`; otherwise seek to the row group that has `start`."""
+        """Read on if the last block ended at `start`; otherwise seek to the row group that contains `start`."""
         if start != self._next_row:
             self._seek(start)
         tables = [self._buffered]

@@ -1,7 +1,8 @@
 """Store the finished parts of a job next to its output, so that an interrupted job can resume.
 
 OUTPUT.parts/ contains `manifest.json` with the plan, and `lock`, which the running process holds. Each finished part
-has an Arrow file of its rows, which appears only when it is complete, and before it a file of its rejects, if any.
+has an Arrow file of its rows, which appears only when it is complete. If a part has rejects, a file of rejects appears
+before the Arrow file.
 """
 
 import fcntl
@@ -56,7 +57,7 @@ class Parts:
         return any(self.folder.glob("*.arrow"))
 
     def digest(self, part: int) -> int | None:
-        """Return the digest of the input rows of a part; None if the part is not finished or damaged."""
+        """Return the digest of the input rows of a part; None if the part is unfinished or damaged."""
         try:
             return self.read(part).digest
         except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):  # a power failure can damage files
@@ -73,7 +74,7 @@ class Parts:
         return Part(number=part, rows=rows.replace_schema_metadata(), rejects=lines, digest=digest)
 
     def save(self, part: Part) -> None:
-        """Store a finished part; its rows reach the disk before its file gets its name."""
+        """Store a finished part; the rows reach the disk before the file gets its final name."""
         if part.rejects:
             with replacing(self._rejects(part.number)) as partial:
                 partial.write_text("".join(part.rejects), encoding="utf-8")

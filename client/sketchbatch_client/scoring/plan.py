@@ -116,7 +116,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, manifest: dict[str, Any]) -> "Plan":
-        """Read a plan from the JSON object of a manifest. Raises ValueError if this version cannot read it."""
+        """Read a plan from the JSON object of a manifest. Raises ValueError if this client cannot read it."""
         try:
             if manifest["format"] != FORMAT:
                 raise ValueError(f"format must be {FORMAT}, got {manifest['format']}")

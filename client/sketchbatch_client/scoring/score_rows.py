@@ -9,13 +9,13 @@ from ..rpc.classification import Classification
 from ..rpc.client import Client
 from .plan import ScoreOptions
 
-_BLOCK_ROWS = 4096  # 3.2 MB; cairo renders as many simplified drawings in half a second
+_BLOCK_ROWS = 4096  # rows that are read at once: 3.2 MB; cairo renders as many drawings in half a second
 
 
 def score_rows(
     client: Client, inputs: dict[Path, BitmapRows], options: ScoreOptions
 ) -> Iterator[tuple[Path, int, Classification]]:
-    """Yield each result with its file and the first of its rows there, in order; no result spans two files."""
+    """Yield each result with its file and its first row in that file, in order; no result spans two files."""
     with score_batches(client, _blocks(inputs), options) as results:
         for source, bitmaps in inputs.items():
             first_row = 0

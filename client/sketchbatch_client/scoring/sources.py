@@ -72,7 +72,7 @@ class BitmapSource(Source):
         return len(self._bitmaps)
 
     def block(self, start: int, stop: int) -> Block:
-        bitmaps = np.array(self._bitmaps[start:stop])  # one copy; each use of the map would fault its pages in again
+        bitmaps = np.array(self._bitmaps[start:stop])  # copied once: each use of the map would fault its pages in again
         release_pages(self._bitmaps)
         return Block(rows=np.arange(start, stop), bitmaps=bitmaps, digest=zlib.crc32(bitmaps.data))
 

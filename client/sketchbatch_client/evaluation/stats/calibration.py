@@ -68,7 +68,7 @@ class Calibration:
 
 
 def calibrate(scores: Scores, class_index: NDArray[np.integer]) -> Calibration:
-    """Count at least one row of scores by its true class, (rows,)."""
+    """Return the calibration of one or more rows of scores; `class_index` (rows,) holds the true classes."""
     best_score = scores.max(axis=1).astype(np.float64)
     true_score = scores[np.arange(len(scores)), class_index].astype(np.float64)
     bin_index = np.minimum((best_score * BINS).astype(np.int64), BINS - 1)

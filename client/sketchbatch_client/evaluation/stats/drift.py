@@ -15,7 +15,7 @@ class Drift:
     stored: float
     measured: Measured
     interval_factor: float
-    """Factor from the measured interval to the range of chance, >= 1: the stored figure varies by chance, too."""
+    """Factor that widens the measured interval to the range of chance, >= 1: the stored figure varies, too."""
 
     @property
     def is_within(self) -> bool:
@@ -46,7 +46,7 @@ def drift(stored: Mapping[str, Any], measured: Mapping[str, Measured], rows: int
     """Return the drift of each stored metric by name.
 
     Two independent samples of a model differ more than one sample varies: their variances add up. So the interval is
-    multiplied by sqrt(1 + rows / stored rows). `stored` is `ModelInfo.metrics`; `rows` belongs to `measured`.
+    multiplied by sqrt(1 + rows / stored rows). `stored` is `ModelInfo.metrics`; `measured` comes from `rows` rows.
     """
     rows_of_stored = stored_rows(stored)
     factor = math.sqrt(1 + rows / rows_of_stored) if rows_of_stored else 1.0

@@ -35,8 +35,9 @@ class Measured:
 def with_intervals(confusion: Confusion) -> dict[str, Measured]:
     """Return the five metrics of `Metrics` by name, with bootstrap percentiles; the matrix counts at least one row.
 
-    The bootstrap is not stratified: the number of drawings per class varies by chance, too. If these numbers were
-    fixed, the intervals are slightly too wide (docs/decisions/0013). Without any mistake their width is 0.
+    The bootstrap is not stratified: the number of drawings per class varies by chance, too. If the number per
+    class was fixed, the intervals are slightly too wide (docs/decisions/0013). If a model makes no mistake, their width
+    is 0.
     """
     return _bootstrap(confusion, lambda counts: asdict(measure(counts)))
 

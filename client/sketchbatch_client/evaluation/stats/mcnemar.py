@@ -10,9 +10,9 @@ from .intervals import Measured, difference
 from .metrics import Confusion, confuse
 
 EXACT_UP_TO = 1000
-"""Most drawings for the exact test, counting those that only one model classifies correctly.
+"""Largest number of drawings that only one model classifies correctly for which the exact test is used.
 
-Above it, the exact and the chi-square test agree to four digits.
+Above this number, the exact test and the chi-square test agree to four digits.
 """
 
 SIGNIFICANT = 0.05  # level of significance: chance explains a difference with a larger p value
@@ -61,7 +61,7 @@ def pair(table: Confusion) -> Paired:
 
 
 def count_pairs(first: Correct, second: Correct) -> Confusion:
-    """Return the (2, 2) table of some rows."""
+    """Return the `table` of `Paired` for some rows."""
     return confuse(first.astype(np.int64), second.astype(np.int64), 2)
 
 
@@ -73,7 +73,7 @@ def format_p_value(p_value: float) -> str:
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the two-sided p value for the numbers of drawings that only one model classified correctly.
 
-    Exact (binomial) up to EXACT_UP_TO such drawings, else chi-square with Edwards' continuity correction.
+    The test is exact (binomial) up to EXACT_UP_TO such drawings, else chi-square with Edwards' continuity correction.
     Q. McNemar, Psychometrika 12 (1947); A. L. Edwards, Psychometrika 13 (1948).
     """
     differing = only_first + only_second

@@ -1,6 +1,6 @@
 """Compute metrics from a confusion matrix: five of the whole model, and those of each class.
 
-Macro averages include the classes that occur as a true or as a predicted label. scikit-learn is the reference (tests).
+Macro averages include the classes that occur as a true or as a predicted label. Tests compare them with scikit-learn.
 """
 
 from dataclasses import dataclass

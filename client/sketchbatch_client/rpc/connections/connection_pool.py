@@ -20,8 +20,8 @@ from ...errors import Unavailable
 from .targets import server_count
 
 _CLASSIFY = f"/{pb.DESCRIPTOR.services_by_name['ClassifierService'].full_name}/Classify"
-_TRIES_PER_WORKER = 8  # workers get connections at random: with 4 workers, 32 tries miss one in 1 of 2,500 cases
-_LOAD = attrgetter("in_flight", "last_request")  # of a connection
+_TRIES_PER_WORKER = 8  # the kernel picks a worker at random: with 4 workers, 32 tries miss one in 1 of 2,500 cases
+_LOAD = attrgetter("in_flight", "last_request")  # sort key of a connection
 _IN_FLIGHT = 4  # requests that keep one server busy: one or two in the model, one being read, one being answered
 
 
@@ -36,7 +36,7 @@ class Connection:
             _CLASSIFY, response_deserializer=pb.ClassifyResponse.FromString
         )
         self.in_flight = 0
-        self.last_request = 0  # its number, counted over all connections
+        self.last_request = 0  # number of the last request, counted over all connections
         self.failures = 0  # consecutive
         self.backs_off_until = 0.0  # clock seconds
 
@@ -100,7 +100,7 @@ class ConnectionPool:
             return [connection.channel for connection in self._connections]
 
     def acquire(self, tried: Collection[Connection]) -> Connection:
-        """Return a connection to use and `release`, not one of `tried` if another is usable. Raises Unavailable."""
+        """Return a connection to use and `release`; none of `tried` if another is usable. Raises Unavailable."""
         with self._lock:
             if self._is_closed:
                 raise Unavailable("the client was closed")
@@ -141,7 +141,10 @@ class ConnectionPool:
             return [(each.server, each) for each in self._connections] if needs_discovery else []
 
     def register(self, connection: Connection, model: pb.Model) -> bool:
-        """Record the worker of a connection; return False if another connection reaches it: close this one."""
+        """Record which worker a connection reaches.
+
+        Return False if another connection already reaches the same worker; the caller then closes this connection.
+        """
         server = connection.server
         with self._lock:
             server.workers = max(1, model.workers)

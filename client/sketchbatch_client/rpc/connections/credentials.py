@@ -73,8 +73,8 @@ class Token(grpc.AuthMetadataPlugin):
 class Credentials:
     """The credentials of all channels and requests of a client.
 
-    With TLS, gRPC adds the token to every call, its own health watch included. Without TLS gRPC adds no token: the
-    client adds it to each request, and the health watch is turned off because a server may require a token for it.
+    With TLS, gRPC adds the token to every call, also to the health watch. Without TLS, gRPC adds no token: the client
+    adds it to each request and turns the health watch off, because a server may require a token for the watch.
 
     Raises:
         ValueError: The token would be sent unencrypted to another machine, and `insecure_token` does not allow that.

@@ -29,7 +29,7 @@ def parse_targets(target: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def server_count(target: str) -> int:
-    """Return how many servers a channel to `target` uses, an assumed number if it is a DNS name."""
+    """Return how many servers a channel to `target` uses; for a DNS name, return an assumed number."""
     return _SERVERS_PER_NAME if target.startswith("dns:") else len(_addresses(target))
 
 

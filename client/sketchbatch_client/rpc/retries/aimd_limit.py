@@ -1,8 +1,8 @@
 """Limit how many requests of one bulk call are in flight. Never waits itself.
 
-The limit follows additive increase, multiplicative decrease (AIMD), as TCP does (RFC 5681). It halves when a server
-pushes back, and grows by one for as many responses as it allows requests. So many clients share a service fairly
-without a connection between them.
+The limit follows additive increase, multiplicative decrease (AIMD), as TCP does (RFC 5681). A pushback of a
+server halves the limit. The limit grows by one after as many responses as it allows requests. Therefore many clients
+share a service fairly, although they do not communicate with each other.
 """
 
 import threading

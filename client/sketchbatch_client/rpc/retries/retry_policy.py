@@ -1,8 +1,8 @@
 """Decide whether and after which delay a failed RPC is retried. Never waits itself.
 
-Only an error that is safe to retry and may pass leads to a retry. UNAVAILABLE: no server, or a draining one. CANCELLED
-that the client did not cause: a stopping server. RESOURCE_EXHAUSTED with a pushback. RESOURCE_EXHAUSTED without a
-pushback means that the message is too large, which a retry does not change.
+An RPC is retried if a repetition is safe and may succeed: after UNAVAILABLE (no server, or a draining server), after
+CANCELLED that the client did not cause (a stopping server), and after RESOURCE_EXHAUSTED with a pushback (a full
+server). RESOURCE_EXHAUSTED without a pushback means that the message is too large, so a retry would fail, too.
 """
 
 import math
@@ -18,22 +18,22 @@ NO_RESPONSE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How long to retry a request; its timeout limits all of this."""
+    """How often and how long to retry a request; the timeout of the request ends all retries."""
 
     max_attempts: int = 5
-    """Most attempts, each at every server, until a server has responded once: the address may be wrong."""
+    """Most attempts of a request while no server has ever responded to the client: the address may be wrong."""
 
     patience_s: float = math.inf
-    """Longest time to retry while no server responds, after one has responded before: a restart takes time."""
+    """Longest time to retry while no server responds, if a server has responded before: a restart takes time."""
 
     first_backoff_s: float = 0.15
-    """Longest delay after the first attempt without a response, and twice the shortest; doubles each time."""
+    """Longest delay after the first attempt without a response; the shortest is half of it. Both double each time."""
 
     max_backoff_s: float = 5.0
     """Longest delay between two attempts while no server responds."""
 
     def delay_s(self, error: grpc.RpcError, failures: int) -> float | None:
-        """Return the delay after `error`, the last of `failures` in a row; None = do not retry.
+        """Return the delay after `error`, the last of `failures` consecutive errors; None = do not retry.
 
         The delay has jitter, so that clients that failed at the same time do not retry at the same time.
         """

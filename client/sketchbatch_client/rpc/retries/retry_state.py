@@ -24,7 +24,7 @@ _ERRORS: dict[grpc.StatusCode, type[errors.SketchbatchError]] = {
 
 @dataclass(slots=True)
 class RetryState:
-    """The attempts of one request, each at every server, until `timeout_s` has passed."""
+    """The failed attempts of one request, and the time left for more. One attempt may try several connections."""
 
     policy: RetryPolicy
     target: str  # named in the error
@@ -68,7 +68,7 @@ class RetryState:
         return errors.DeadlineExceeded(f"no response from {self.target} in {self.timeout_s:g} s")
 
     def _may_retry(self, error: Exception) -> bool:
-        """Retry a full server until the deadline; retry without a response by `max_attempts` and `patience_s`."""
+        """Return True while servers are full; without a response, apply `max_attempts` and `patience_s`."""
         if _is_pushback(error) or self.failures < self.policy.max_attempts:
             return True
         waited_s = self.timeout_s - self.remaining_s()
