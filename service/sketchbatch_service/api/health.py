@@ -20,7 +20,7 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
     """Report NOT_SERVING until `serve`, after `fail`, and for good after `enter_lame_duck`; `drain` ends every Watch.
 
-    grpcio-health-checking's own servicer for asyncio has no List, and its watches delay the end of a draining server.
+    The asyncio servicer of grpcio-health-checking has no List, and its open watches delay the end of a draining server.
     """
 
     def __init__(self, services: Iterable[str]) -> None:

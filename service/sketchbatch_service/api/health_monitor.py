@@ -1,7 +1,7 @@
 """Set health to NOT_SERVING while a model is failing, and submit trial requests to that model until it works.
 
 Health reflects the most recent model calls. The service still accepts requests while health is NOT_SERVING. Trial
-requests are necessary because a load balancer may send no others; each is a blank drawing.
+requests, each a blank drawing, are necessary because a load balancer may send no requests in this state.
 """
 
 import asyncio

@@ -17,7 +17,7 @@ _numbers = itertools.count(1)
 
 
 def new_request_id() -> str:
-    """Return an id for a request without one, unique in this process and almost certainly across processes."""
+    """Return an id for a request that has none; it is unique in this process, and almost certainly everywhere."""
     return f"{_PROCESS}-{next(_numbers):x}"
 
 

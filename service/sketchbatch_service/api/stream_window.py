@@ -35,7 +35,7 @@ class OpenStreams:
         self._is_draining = False
 
     def drain(self) -> None:
-        """End each stream with `ShuttingDown` after the responses to the messages that it has sent."""
+        """End each stream with `ShuttingDown` after the responses to its accepted messages."""
         self._is_draining = True
         for reader in self._readers:
             reader.cancel()

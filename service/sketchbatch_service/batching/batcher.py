@@ -8,8 +8,8 @@ Latency contract:
 - A request never waits for other requests to arrive. If an execution slot is free, its rows start at once.
 - While all slots are busy, requests wait in the queue. The next free slot takes their rows together, as one batch.
 - A small request fits into one batch: it has at most `max_batch_rows` rows. All other requests are large.
-- While both kinds wait, every call is divided in half between them. Within a kind, requests run in order of arrival.
-- So a small request waits for the running calls and for the small requests ahead of it, never for a whole bulk job.
+- While both kinds wait, each kind gets half of every call. Requests of one kind run in order of arrival.
+- So a small request waits for the running calls and the small requests ahead of it, never for a whole large request.
 - `submit` rejects a request if the queue is full, or if it would probably miss its deadline.
 - A request whose deadline passes in the queue fails with `DeadlinePassed`. Its waiting rows never run.
 """
@@ -35,7 +35,7 @@ _SAFETY_FACTOR = 1.5
 requests behind it; a request that is rejected too early can be retried. Measurements: docs/decisions/0024."""
 
 _FAILING_CALLS = 3  # consecutive failed calls after which a model counts as failing: one failure may be chance
-_CLEANUP_INTERVAL_S = 0.05  # between removals of cancelled requests: under overload every `submit` would start one
+_CLEANUP_INTERVAL_S = 0.05  # between removals of cancelled requests: without it, each `submit` under overload does one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class BatchLimits:
 
     slots: int = 1  # execution slots: model calls that may run concurrently
     max_batch_rows: int = 256  # most rows in one model call
-    min_split_rows: int = 1  # idle slots do not divide the queued rows into smaller batches
+    min_split_rows: int = 1  # fewest rows in a batch when idle slots divide the queued rows between them
     quick_rows: int = 0  # the polling thread runs batches up to this size: passing them on would take longer
     max_queued_rows: int = 65536  # most rows that wait for a model call; beyond it `submit` raises Overloaded
 
@@ -52,7 +52,7 @@ class BatchLimits:
 class Batcher:
     """Form batches from the rows of many requests and run them with `predict`.
 
-    All methods are thread-safe. `predict` runs on `limits.slots` threads concurrently.
+    All methods are thread-safe. Up to `limits.slots` threads call `predict` concurrently.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Batcher:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.wake: Callable[[], None] = lambda: None  # the thread pool's, called after rows were queued
+        self.wake: Callable[[], None] = lambda: None  # set by the thread pool; called after rows were queued
         self.on_health: Callable[[], object] = lambda: None  # called on a pool thread after a change of `is_failing`
         self.limits = limits
         self.statistics = ModelStatistics(clock)
@@ -88,7 +88,7 @@ class Batcher:
 
     @property
     def is_failing(self) -> bool:
-        """Return whether the most recent model calls, several in a row, failed."""
+        """Return whether at least the last `_FAILING_CALLS` model calls failed."""
         return self._failed_calls >= _FAILING_CALLS
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class Batcher:
             expires_at: Deadline in seconds of `time.monotonic`; no row starts after it.
 
         Returns:
-            A future, settled on a thread of the pool. To cancel it removes the waiting rows. Its exception is
+            A future, settled on a thread of the pool. Cancelling it removes the waiting rows. Its exception is
             `DeadlinePassed`, or `InferenceFailed` if one of the request's model calls failed.
 
         Raises:
@@ -170,7 +170,7 @@ class Batcher:
         return f"too late: {rows_ahead} rows are ahead, about {needed_s:.2f} s; the deadline is in {left_s:.2f} s"
 
     def _remove_cancelled(self, now: float) -> bool:
-        """Remove cancelled and expired requests; return False if the last removal was a moment ago."""
+        """Remove cancelled and expired requests; return False, without a removal, soon after the last one."""
         if now < self._cleaned_at + _CLEANUP_INTERVAL_S:
             return False
         self._cleaned_at = now

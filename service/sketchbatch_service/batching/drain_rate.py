@@ -1,13 +1,13 @@
 """Measure how fast rows leave a queue that is not empty, to predict the waiting time of a new request."""
 
-_KEEP = 0.98  # weight of all earlier calls at each new call: the estimate averages about the last fifty calls
+_KEEP = 0.98  # factor on the weight of earlier calls at each new call: about the last fifty calls count
 
 
 class DrainRateEstimator:
-    """Estimate the seconds per row of a busy model: the model calls and all work between them.
+    """Estimate the seconds per row of a busy model, including all work between the model calls.
 
-    Only a call that starts and ends while rows are waiting is measured. A call on an empty queue would mislead: a batch
-    of one row takes more time per row than a batch of a hundred. Not thread-safe: the batcher holds its lock.
+    Only a call that starts and ends while rows are waiting is measured. A call on an empty queue would mislead: a small
+    batch takes more time per row than a large one. Not thread-safe: the batcher holds its lock.
     """
 
     def __init__(self) -> None:

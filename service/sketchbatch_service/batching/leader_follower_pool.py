@@ -37,7 +37,7 @@ class RequestSource(Protocol):
     """The server that receives requests and submits their rows."""
 
     def poll(self, *, blocks: bool) -> bool:
-        """Submit the requests that have arrived, after waiting for the first if `blocks`; return False once closed."""
+        """Submit the requests that have arrived, after waiting for the first if `blocks`; return False if closed."""
 
     def close(self) -> None:
         """Make `poll` return False; called when no request is running any more."""
@@ -77,7 +77,7 @@ class LeaderFollowerPool:
         self._changed = threading.Condition()  # guards all of the above; notified of rows, a vacant lead and the exit
         for batcher in self._batchers:
             batcher.wake = self._wake
-        # One more than slots: one thread can poll while another runs the rows that other threads submit.
+        # One thread more than slots: while one polls, the others can use all slots for rows from outside the pool.
         self._threads = [threading.Thread(target=self._work, name=f"pool-{n}", daemon=True) for n in range(slots + 1)]
 
     def __enter__(self) -> "LeaderFollowerPool":
@@ -89,7 +89,8 @@ class LeaderFollowerPool:
         with self._changed:
             for batcher in self._batchers:
                 batcher.close()
-            while self._running_calls or self._has_rows():  # a response must not meet a closed source
+            # A response that is sent after the source has closed would abort the process.
+            while self._running_calls or self._has_rows():
                 self._changed.wait(_EXIT_CHECK_S)
             self._is_closed = True
             self._changed.notify_all()
@@ -111,7 +112,7 @@ class LeaderFollowerPool:
             self._batchers.remove(batcher)
 
     def _wake(self) -> None:
-        """Wake a follower after rows were submitted; the leader needs none, it checks for rows after each poll."""
+        """Wake a follower after rows were submitted; the leader itself checks for rows after each poll."""
         if threading.get_ident() != self._leader:
             with self._changed:
                 self._changed.notify()

@@ -37,7 +37,7 @@ class Request:
     taken_rows: int = 0
     queue_s: float = 0.0  # as in Answer
     inference_s: float = 0.0  # as in Answer, so far
-    is_counted: bool = False  # counted as failed in the statistics
+    is_counted: bool = False  # whether the statistics have counted the request as failed
     _scored_rows: int = 0
     _scores: Scores | None = None
 
@@ -47,7 +47,7 @@ class Request:
         return len(self.bitmaps) - self.taken_rows
 
     def is_worth_running(self, now: float) -> bool:
-        """Return False if the request was cancelled, has failed or is expired; fail it in the last case."""
+        """Return False if the request was cancelled, has failed or is expired; fail an expired request."""
         if now >= self.expires_at:
             self.fail(DeadlinePassed("the deadline passed while the request was queued"))
         return not self.future.done()

@@ -19,11 +19,11 @@ from ..errors import ModelRefused
 CPU = "CPUExecutionProvider"
 
 _CALL_S = 0.005
-"""Intended duration of a full model call. A single drawing waits for the running call; Python's overhead, about 50 us
-per call, is 1 % of it. Effect of other durations: docs/tuning.md."""
+"""Intended duration of a full model call. A single drawing waits for the running call. Python's overhead of about
+50 us per call is 1 % of this duration. Effect of other durations: docs/tuning.md."""
 
 _QUICK_S = 0.001  # longest duration of a quick call: splitting it or passing it to another thread saves no time
-_LONG_S = 0.02  # duration of a full call above which a thread polls meanwhile, so that health checks do not wait
+_LONG_S = 0.02  # a thread polls during full calls that take longer than this, so that health checks do not wait
 _BATCH_ROWS = (16, 1024)  # range: fewer rows do not fill ONNX Runtime's kernels, more rows exceed its caches
 _TRIAL_ROWS = 16  # rows of the measured call; more rows would hardly change the time per row
 _TRIALS = 5
@@ -35,9 +35,9 @@ def open_session(path: Path) -> ort.InferenceSession:
         raise ModelRefused(f"{path}: no such model file")
     options = ort.SessionOptions()
     options.log_severity_level = 4  # the exception already reports the cause
-    # One core per call, instead of several cores per layer: no thread waits for another, and none spins.
+    # Each call uses one CPU, instead of several CPUs for each layer: no thread waits for another, and none spins.
     options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1  # the graph is a chain
+    options.inter_op_num_threads = 1  # the graph is a chain: no two nodes can run concurrently
     try:
         return ort.InferenceSession(str(path), options, providers=[CPU])
     except Exception as exc:  # ONNX Runtime's exceptions have no public base class
@@ -77,7 +77,7 @@ def _words(file: Path) -> list[str]:
 class Engine:
     """One model on the CPU; `slots` threads may call `predict` concurrently, on one CPU each.
 
-    With `max_batch_rows` = 0, `warm_up` measures how many rows take about 5 ms, and bounds calls by them.
+    With `max_batch_rows` = 0, `warm_up` measures how many rows take about 5 ms, and limits calls to this number.
     """
 
     def __init__(self, session: ort.InferenceSession, *, classes: int, slots: int = 1, max_batch_rows: int = 0) -> None:
@@ -92,7 +92,7 @@ class Engine:
         self.polls_while_saturated = False  # whether a full call takes so long that a thread must poll during it
 
     def warm_up(self) -> None:
-        """Check the model with `predict_checked` in the relevant batch sizes, and set the attributes by its speed."""
+        """Check the model with `predict_checked` for three batch sizes, and set the attributes by its speed."""
         for rows in (1, _TRIAL_ROWS):
             predict_checked(self._session, _noise(rows), self._classes)
         self._tune()
@@ -119,7 +119,7 @@ def _noise(rows: int) -> Bitmaps:
 
 
 def _thread_s(call: Callable[[], object]) -> float:
-    """Return the CPU seconds of this thread in `call`: concurrent requests, which may use the cores, do not count."""
+    """Return the CPU seconds of this thread in `call`: concurrent requests, which may use the CPUs, do not count."""
     started_at = time.thread_time()
     call()
     return time.thread_time() - started_at

@@ -1,4 +1,4 @@
-"""Run one model file on one CUDA device: fixed batch sizes, captured as CUDA graphs, copied while others compute.
+"""Run one model file on one CUDA device, in fixed batch sizes with CUDA graphs; copy a batch while another computes.
 
 Flow: a thread calls `predict` -> the pinned host buffer of a free buffer set -> its buffer on the device -> the one
 dispatcher thread runs the model -> scores back on the host. While the batch of one buffer set computes, another set is
@@ -27,7 +27,7 @@ from .parity import Reference, random_drawings
 
 log = structlog.get_logger()
 
-BATCH_ROWS = 4096  # default for the most rows in one call: a fourth faster than 1,024 on an H200, 2 ms. docs/gpu.md
+BATCH_ROWS = 4096  # default limit of rows per call: 2 ms on an H200, a fourth faster than 1,024 rows (docs/gpu.md)
 _DOUBLING_TO = 1024  # rows up to which bucket sizes double: calls take at most 0.5 ms, so padding costs little
 
 
@@ -35,14 +35,14 @@ _DOUBLING_TO = 1024  # rows up to which bucket sizes double: calls take at most 
 class CudaOptions:
     """How to run a model on CUDA."""
 
-    device: int = 0  # modulo the number of devices: worker numbers spread workers over all devices
+    device: int = 0  # taken modulo the number of devices, so that worker numbers use all devices
     graphs: Literal["auto", "on", "off"] = "auto"  # CUDA graphs: `auto` captures them if possible, `on` always
     tf32: bool = False  # multiply float32 in TF32 (10 bits of mantissa): faster, and as coarse as float16
     slots: int = 2  # concurrent batches: one computes while the next is copied; a third would only wait
 
 
 def open_on_cuda(path: Path, reference: Reference, *, max_batch_rows: int, options: CudaOptions) -> "CudaEngine":
-    """Load the model at `path` and warm it up; `reference` is the same model on the CPU, 0 rows mean `BATCH_ROWS`.
+    """Load the model at `path` and warm it up; `reference` is the same model on the CPU. 0 = `BATCH_ROWS`.
 
     Raises:
         ModelRefused: The model fails on bitmaps, on the CPU too.
@@ -98,7 +98,7 @@ class CudaEngine:
         self.batch_rows = self.buckets[-1]  # most rows in one call
         self.min_split_rows = self.batch_rows  # splitting saves no time: the device runs one call at a time
         self.quick_rows = 0  # the CPU is idle during any call, and can poll
-        self.polls_while_saturated = True  # for the same reason
+        self.polls_while_saturated = True  # the CPU is idle then, too
         self._settings = session.get_provider_options().get(CUDA, {})
         self.has_graphs = self._settings.get("enable_cuda_graph") == "1"
         self.tolerance = reference.tolerance(tf32=options.tf32)  # largest allowed difference from the CPU's scores
@@ -115,15 +115,15 @@ class CudaEngine:
     def warm_up(self) -> None:
         """Run every bucket of every buffer set, which captures its graph; then compare each with the CPU.
 
-        ONNX Runtime replays the graph of an id, whatever is bound: a mixed-up id would return another batch's scores
-        without an error. So all graphs are captured before the first is compared, on drawings that it has not seen. No
-        other thread of the process may use CUDA while graphs are captured: see `Captures`.
+        ONNX Runtime replays the graph of an id, whatever buffers are bound: a mixed-up id would return the scores of
+        another batch without an error. So all graphs are captured before the first comparison, which uses other
+        drawings. No other thread of the process may use CUDA while graphs are captured: see `Captures`.
 
         Raises:
             ModelRefused: The model fails on bitmaps, or its scores do not have the shape (rows, classes).
             ProviderMissing: The model fails on this device only, or its scores differ from the CPU's.
         """
-        # Bucket by bucket: after a change of the batch size, cuDNN chooses its algorithms again.
+        # In the order of the buckets: after a change of the batch size, cuDNN chooses its algorithms again.
         pairs = sorted(
             ((buffer_set, bucket) for buffer_set in self._buffer_sets for bucket in buffer_set.buckets),
             key=lambda pair: pair[1].rows,
@@ -184,7 +184,7 @@ class CudaEngine:
 
 
 class _BufferSet:
-    """The buffers of one execution slot: a pinned one on the host, and those of each bucket on the device."""
+    """The buffers of one execution slot: one pinned on the host, and one pair per bucket on the device."""
 
     def __init__(self, device: Device, buckets: list["_Bucket"]) -> None:
         self.buckets = buckets  # by ascending rows
@@ -239,7 +239,7 @@ def _open_session(path: Path, device: Device, options: CudaOptions, *, channels_
     session_options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     provider_options = {
         "device_id": str(device.id),
-        # DEFAULT maps to a slow fallback since 1.20 (onnxruntime#22705); EXHAUSTIVE searches for seconds per shape.
+        # Since 1.20, DEFAULT is a slow fallback (onnxruntime#22705); EXHAUSTIVE searches for seconds per shape.
         "cudnn_conv_algo_search": "HEURISTIC",
         "use_tf32": str(int(options.tf32)),
         # Channels last, for tensor cores: convolutions take 0.6 of the time in float16, 0.9 in TF32, 1.3 in float32.

@@ -1,4 +1,4 @@
-"""Keep model calls off CUDA while graphs are captured, so that a model can be loaded while others serve.
+"""Make model calls wait while CUDA graphs are captured, so that a model can be loaded while others serve.
 
 A capture fails if another thread of the process uses CUDA meanwhile, and that thread's call may fail, too.
 """
@@ -14,7 +14,7 @@ class Captures:
     def __init__(self) -> None:
         self._calls = 0
         self._is_capturing = False
-        self._changed = threading.Condition()  # guards both
+        self._changed = threading.Condition()  # guards both attributes
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -31,7 +31,7 @@ class Captures:
 
     @contextmanager
     def capture(self) -> Iterator[None]:
-        """Hold the lock for a capture, alone."""
+        """Hold the lock exclusively, for a capture."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_capturing)
             self._is_capturing = True

@@ -1,7 +1,8 @@
 """Find CUDA devices, and allocate memory on the device and pinned memory on the host.
 
-ONNX Runtime allocates on the device. Its Python API has no pinned host memory (1.31 rejects `cuda_pinned`), no number
-of devices and no choice of a device per thread. These calls go to the CUDA runtime, which ONNX Runtime loads anyway.
+ONNX Runtime allocates on the device. Its Python API cannot allocate pinned host memory (1.31 rejects
+`cuda_pinned`), count devices or choose a device per thread. For these tasks the module calls the CUDA runtime, which
+ONNX Runtime loads anyway.
 """
 
 import ctypes
@@ -57,7 +58,7 @@ class Device:
         return _runtime().pinned_bytes(rows * ROW_BYTES).reshape(rows, *ROW_SHAPE)
 
     def enter_thread(self) -> None:
-        """Make this the calling thread's device: ONNX Runtime's copies wait on the thread's device, not the data's."""
+        """Make this the thread's device: copies of ONNX Runtime wait for that device, not for the data's device."""
         if self.id:  # a new thread has device 0
             _runtime().set_device(self.id)
 
@@ -71,7 +72,7 @@ class _Runtime:
                 "this ONNX Runtime is built without it: install sketchbatch-service[gpu] in place of [cpu]"
             )
         ort.set_default_logger_severity(4)  # the exception already reports the cause
-        with redirect_stdout(io.StringIO()) as printed:  # the names of missing libraries
+        with redirect_stdout(io.StringIO()) as printed:  # prints the names of missing libraries
             ort.preload_dlls()  # loads the CUDA libraries of pip's wheels
         try:
             self._library = ctypes.CDLL(f"libcudart.so.{ort.cuda_version.partition('.')[0]}")

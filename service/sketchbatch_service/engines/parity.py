@@ -1,4 +1,4 @@
-"""Compute reference scores on the CPU, with which another device is compared before it serves a model."""
+"""Compute reference scores on the CPU, with which the scores of another device are compared."""
 
 import json
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Reference:
 
 
 def random_drawings(rows: int) -> Bitmaps:
-    """Return drawings of random curved lines, the same for the same `rows`; unlike noise, their scores differ."""
+    """Return drawings of random curved lines, equal for equal `rows`. Their scores differ; scores of noise do not."""
     random = np.random.default_rng(rows)
     turns = random.normal(0, 0.4, (rows, 150)).cumsum(axis=1) + random.uniform(0, 2 * np.pi, (rows, 1))
     steps = np.minimum(np.arange(150), random.integers(20, 150, (rows, 1)))  # shorter lines repeat their last point

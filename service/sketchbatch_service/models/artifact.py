@@ -1,6 +1,6 @@
 """Read the metadata of a model file, and refuse a file whose input, output or labels do not fit.
 
-docs/model-file.md specifies the file. An ONNX file from another source is served, too, if it has that signature.
+docs/model-file.md specifies the file. An ONNX file from another source is served, too, if it meets that page.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ _ONNX_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 class Artifact:
     """The metadata of a model file. A text or dictionary that the file lacks is empty; labels are required."""
 
-    labels: tuple[str, ...]  # class names; the index is the column of the scores
+    labels: tuple[str, ...]  # class names, in the order of the columns of the scores
     name: str
     version: str  # an integer as text
     created: str  # RFC 3339
@@ -65,7 +65,7 @@ def _check_input(path: Path, session: ort.InferenceSession) -> None:
 
 
 def _check_output(path: Path, session: ort.InferenceSession) -> int:
-    """Return the number of classes; 0 = the file does not fix it."""
+    """Return the number of classes; 0 = the file does not state it."""
     outputs = session.get_outputs()
     for output in outputs:
         if output.name == "scores" and output.type == "tensor(float)" and len(output.shape) == 2:

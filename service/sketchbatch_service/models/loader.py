@@ -1,7 +1,7 @@
 """Load model files and warm them up: each file is served or refused with a reason.
 
 Flow of a file: ONNX Runtime on the CPU -> `artifact` checks its signature -> an engine on CUDA or the CPU, warmed up ->
-a check of its scores. Used at the start and, by `watcher`, while the service runs.
+a check of its scores. The service loads files at its start; `watcher` loads files while it runs.
 """
 
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ class LoadOptions:
 
 
 def load_models(path: Path, options: LoadOptions) -> ModelRegistry:
-    """Load every model at `path`; a file that does not fit is refused, unless the default model has no other version.
+    """Load every model at `path`; refuse files that do not fit, if some version of the default model fits.
 
     Raises:
         ModelRefused: There is no model, or none that can be the default.
@@ -83,7 +83,7 @@ def may_use_cuda(options: LoadOptions) -> bool:
 def load(file: ModelFile, options: LoadOptions) -> ServedModel:
     """Load a file, warm it up and check its scores.
 
-    Raise ModelRefused if the file does not fit or changed during the loading; the message names the part. Raise
+    Raise ModelRefused, with the reason, if the file does not fit or changed during the loading. Raise
     ProviderMissing if `options.provider` is `cuda`, and the model does not run on CUDA.
     """
     session = open_session(file.path)

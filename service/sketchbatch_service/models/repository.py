@@ -1,7 +1,7 @@
 """Find model files: a single model.onnx, or a repository NAME/VERSION/model.onnx in which VERSION is a number.
 
-Names that begin with a dot are skipped: Kubernetes keeps the targets of its links in such folders, and people keep
-unfinished copies in them. The module does not know what a model file contains.
+Names that begin with a dot are skipped: Kubernetes keeps the targets of its links under such names, and people keep
+unfinished copies there. The module does not know what a model file contains.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class ModelFile:
 
 
 def find(path: Path) -> list[ModelFile]:
-    """Return the model files at `path`, sorted by name and version as text; raise OSError if the result is unknown."""
+    """Return the model files at `path`, sorted by name and version as text; raise OSError if the scan fails."""
     if not path.is_dir():
         return _file(path, "", "")
     return [
@@ -40,7 +40,7 @@ def find(path: Path) -> list[ModelFile]:
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except (NotADirectoryError, FileNotFoundError, PermissionError):  # README, just removed, lost+found of a volume
+    except (NotADirectoryError, FileNotFoundError, PermissionError):  # a file; just removed; a volume's lost+found
         return []
 
 

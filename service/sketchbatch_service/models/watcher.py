@@ -55,7 +55,7 @@ class ModelWatcher:
         self._every_s = every_s
         self._late_s = late_s
         self._last_found = {model.file.path: model.file for model in models if model.file}
-        self._retired: list[tuple[ServedModel, float]] = []  # with time.monotonic seconds
+        self._retired: list[tuple[ServedModel, float]] = []  # with the time of retiring, time.monotonic seconds
         self._last_warning: object = None  # None = the last scan had none
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model-watcher", daemon=True)
@@ -100,7 +100,7 @@ class ModelWatcher:
         while not self._stopping.wait(self._every_s):
             try:
                 self.scan()
-            except Exception:  # the thread must go on: the next scan may succeed
+            except Exception:  # the thread must continue: the next scan may succeed
                 log.exception("model scan failed")
 
     def _is_settled(self, file: ModelFile) -> bool:
@@ -128,7 +128,7 @@ class ModelWatcher:
             self._activate(new, old, load_s=round(time.monotonic() - started_at, 3))
 
     def _check_name(self, new: ServedModel, old: ServedModel | None) -> None:
-        """Refuse another name in place of the default model: requests without a name would silently change models."""
+        """Refuse a new name for the default model: requests without a name would silently use another model."""
         default = self._models.default_model
         if old and old.name == default != new.name:
             raise ModelRefused(f"{new.file and new.file.path}: must be named {default!r} as before, got {new.name!r}")
@@ -195,9 +195,9 @@ class ModelWatcher:
 
 
 def _lower_priority(options: LoadOptions) -> None:
-    """Run this thread at lower scheduling priority than requests, on Linux, where each thread has a priority.
+    """Run this thread at lower scheduling priority than the others, on Linux, where each thread has a priority.
 
-    Not if CUDA may be used: CUDA starts threads here that later serve requests, and they would inherit the priority.
+    Do nothing if CUDA may be used: CUDA starts threads here that serve requests and would inherit the priority.
     """
     if sys.platform == "linux" and not may_use_cuda(options):
         me = threading.get_native_id()

@@ -38,7 +38,7 @@ class MetricsPort:
         self.address = str(replace(wanted, port=self._server.server_port))
 
     def start(self) -> None:
-        """Answer scrapes until the process ends, so that the last scrape sees the counts of the drain."""
+        """Answer scrapes until the process ends, so that the last scrape includes the counts of the drain."""
         if self.address:
             threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 

@@ -1,6 +1,6 @@
 """Define the metrics, and compute them from the counts of the service at each scrape.
 
-Requests never update prometheus_client: docs/decisions/0018 has the cost of that.
+Requests never update prometheus_client, because each update costs time (docs/decisions/0018).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

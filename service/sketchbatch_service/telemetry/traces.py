@@ -1,7 +1,8 @@
 """Send OpenTelemetry traces of `Classify` calls: one span per call, with its times in the queue and in the model.
 
 A span continues the client's trace (W3C `traceparent` in the metadata). The service imports this module only if traces
-are configured; it needs the extra `traces`. OpenTelemetry's own variables configure sampling: docs/operations.md.
+are configured; it needs the extra `traces`. Environment variables of OpenTelemetry configure sampling:
+docs/operations.md.
 """
 
 import time

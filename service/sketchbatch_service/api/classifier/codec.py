@@ -39,7 +39,7 @@ def read(message: bytes) -> Request:
 def decode(request: Request, *, max_rows: int, classes: int) -> Bitmaps:
     """Return a read-only view of the request's bytes: uint8, (rows, 28, 28).
 
-    Raise InvalidRequest for part of a row, for other than 1 to `max_rows` rows, and for `top_k` above `classes`.
+    Raise InvalidRequest if a row is incomplete, if there are not 1 to `max_rows` rows, or if `top_k` exceeds `classes`.
     """
     payload_bytes = len(request.bitmaps)
     rows, rest = divmod(payload_bytes, ROW_BYTES)

@@ -1,7 +1,7 @@
 """Answer the ClassifierService RPCs: decode the request, submit it to the model's batcher, encode the response.
 
-`Classify` runs on the thread pool, which also sends its response; all other RPCs run on the event loop. No RPC does
-heavy work there. `transport.status` translates every error.
+`Classify` runs on the thread pool, which also sends its response; all other RPCs run on the event loop, where they
+do no heavy work. `transport.status` translates every error.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class ClassifierServicer:
             request_id = request.fields.request_id or new_request_id()
             try:
                 return _Message(request_id, await retry_while_full(lambda: self._accept(request, expires_at)))
-            except Exception as exc:  # sent as the response to this message, in its turn
+            except Exception as exc:  # sent later, as the response to this message
                 return _Message(request_id, exc)
 
         async with aclosing(self._streams.read(request_iterator, accept, context)) as messages:

@@ -37,7 +37,7 @@ def is_view(request: pb.ModelInferRequest) -> bool:
 
 
 def claimed_rows(request: pb.ModelInferRequest) -> int:
-    """Return the maximum rows in the shapes of the tensors; `decode` compares them with the data before any work."""
+    """Return the most rows that a tensor's shape states; `decode` compares them with the data before any work."""
     return max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=0)
 
 

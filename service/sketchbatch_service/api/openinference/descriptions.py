@@ -53,7 +53,7 @@ def _parameters(model: ServedModel) -> dict[str, str]:
 
 
 def refusal(refused: RefusedFile) -> str:
-    """Return the reason why a file is refused, without the paths in it."""
+    """Return the reason why a file is refused, with "..." in place of paths."""
     path = str(refused.file.path)
     return "refused: " + _PATH.sub("...", refused.cause.removeprefix(f"{path}: ").replace(path, "..."))
 

@@ -1,4 +1,4 @@
-"""Answer the RPCs of the Open Inference Protocol: decode the request, submit it to the model's batcher, encode.
+"""Answer the RPCs of the Open Inference Protocol: decode a request, queue its rows, encode the response.
 
 `ModelInfer` runs on the thread pool, as `Classify` does; all other RPCs run on the event loop. Slow decoding and
 encoding (many typed numbers, many labels) runs on separate threads. `transport.status` translates every error.
@@ -29,7 +29,7 @@ from . import codec, descriptions
 _EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "parameters", "statistics")
 """Names of the supported extensions, as in Triton's server metadata."""
 
-_INLINE_ROWS = 64  # maximum rows that are decoded or encoded on the calling thread, if this makes a copy
+_INLINE_ROWS = 64  # maximum rows that are decoded or encoded on the calling thread, if that needs a copy
 _CODEC_THREADS = 2  # threads for larger requests; they compete with all other Python threads for the interpreter lock
 
 _Submit = Callable[[], Future[Answer]]
@@ -47,12 +47,12 @@ class InferenceServicer:
         self._codec_pool = ThreadPoolExecutor(_CODEC_THREADS, thread_name_prefix="tensors")
 
     def drain(self) -> None:
-        """Report not ready, and end the open streams after the responses to the messages that they have sent."""
+        """Report not ready, and end the open streams after the responses to their accepted messages."""
         self._is_draining = True
         self._streams.drain()
 
     def close(self) -> None:
-        """Wait until no request is decoded or encoded."""
+        """Wait until no request is being decoded or encoded."""
         self._codec_pool.shutdown(cancel_futures=True)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
@@ -115,7 +115,7 @@ class InferenceServicer:
             try:
                 plan, submit = decode() if _decodes_inline(request) else await self._in_codec_pool(decode)
                 return _Message(request.id, (plan, await retry_while_full(submit)))
-            except Exception as exc:  # sent as the response to this message, in its turn
+            except Exception as exc:  # sent later, as the response to this message
                 return _Message(request.id, exc)
 
         async with aclosing(self._streams.read(request_iterator, accept, context)) as messages:
@@ -126,7 +126,7 @@ class InferenceServicer:
         return not self._is_draining and not model.batcher.is_failing
 
     def _index(self, model: ServedModel, refusal: str) -> pb.RepositoryIndexResponse.ModelIndex:
-        """Describe `model`; `refusal` is the reason why a newer file of this version is refused, and no state."""
+        """Describe `model`; `refusal` is the reason why a newer file of this version is refused."""
         state = "READY" if self._is_ready(model) else "UNAVAILABLE"
         reason = refusal if state == "READY" else "draining" if self._is_draining else "its last model calls failed"
         return pb.RepositoryIndexResponse.ModelIndex(name=model.name, version=model.version, state=state, reason=reason)
