@@ -63,7 +63,7 @@ def fetch(
     jobs: Annotated[int, typer.Option(min=1, max=32, help="Number of files to download concurrently.")] = 4,
     base_url: Annotated[str, typer.Option(help="Address of a copy of the bucket.", show_default="Google's")] = "",
 ) -> None:
-    """Download Quick, Draw! drawings from Google's bucket (CC BY 4.0).
+    """Download Quick, Draw! drawings from Google's storage bucket (CC BY 4.0).
 
     Existing drawings are not downloaded again. After an interruption, the same command resumes.
     Whole .npy files are verified against their known SHA-256. One file is about 115 MB, all 345 are 40 GB.
@@ -98,7 +98,7 @@ def sketch(
     rows: Annotated[int, typer.Option(min=1, help="Number of drawings of each class.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random drawings.")] = 0,
 ) -> None:
-    """Draw synthetic bears, cats and dogs, for a machine without real drawings and without a network."""
+    """Draw synthetic bears, cats and dogs, for a machine without real drawings and without internet access."""
     from .dataset import write_bitmaps, write_source
     from .synthetic import LABELS, SOURCE, draw
 

@@ -3,7 +3,7 @@
 TrainerError
 ├── DrawingsRefused    the requested drawings are missing or too few: fetch more, or name other classes
 ├── FetchFailed        the server lacks the requested file or sent other content: the message states the remedy
-│   └── BucketUnreachable  no connection: the machine is offline, or a proxy blocks the bucket
+│   └── BucketUnreachable  no connection: the machine is offline, or a proxy blocks Google's storage
 ├── RunIncomplete      the run lacks a file of an earlier step: first run the command in the message
 ├── RunRefused         the named run does not fit the request: name another run
 └── ExportRefused      the scores of an exported model and of its original differ: no file is written
@@ -23,7 +23,7 @@ class FetchFailed(TrainerError):
 
 
 class BucketUnreachable(FetchFailed):
-    """The bucket accepts no connection, so that fetching any other class would fail, too."""
+    """Google's storage bucket accepts no connection, so that fetching any other class would fail, too."""
 
 
 class RunIncomplete(TrainerError):

@@ -1,4 +1,4 @@
-"""Draw synthetic bears, cats and dogs, for a machine without real drawings and without a network.
+"""Draw synthetic bears, cats and dogs, for a machine without real drawings and without internet access.
 
 Each synthetic drawing shows a head, ears, eyes, a nose and a mouth in jittered strokes. The classes differ in ears
 (round, pointed or hanging), whiskers and tongue. Eyes, mouth, whiskers, tongue and a bear's snout are each left out at

@@ -24,7 +24,7 @@ NEAR_EMPTY = 0.046
 MAX_DURATION_S = 60
 """Longest counted drawing time in seconds; the game stops after 20 s (https://quickdraw.withgoogle.com)."""
 
-_SAMPLE_SIZE = 24  # kept drawings of each class: so many recognised ones, and as many others
+_SAMPLE_SIZE = 24  # kept drawings of each class: this many recognised ones, and as many others
 
 
 @dataclass(slots=True)

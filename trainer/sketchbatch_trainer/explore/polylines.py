@@ -57,7 +57,7 @@ def _scaled(drawing: Drawing) -> list[Floats]:
 
 
 def _moments(drawing: Drawing) -> tuple[list[Floats], float]:
-    """Return the time of each point, 0 to 1, by stroke, and the seconds of playback; untimed points are even."""
+    """Return the time of each point, 0 to 1, by stroke, and the seconds of playback; space untimed points evenly."""
     lengths = [len(stroke[0]) for stroke in drawing.strokes]
     is_timed = has_times(drawing)
     times = np.concatenate([stroke[2] for stroke in drawing.strokes]) if is_timed else np.arange(sum(lengths))

@@ -17,7 +17,7 @@ from .held_out import HeldOut, Scores, onnx_scores, read_held_out, save_describe
 from .int8 import to_int8
 
 FLOAT16_TOLERANCE = 1e-2
-"""Largest allowed difference between a float16 score and the float32 score: five times the largest measured one."""
+"""Largest allowed difference between a float16 score and the float32 score: five times the largest measured value."""
 
 LOST_ACCURACY = 0.005
 """Largest loss of accuracy of a variant compared with float32: half a percentage point."""

@@ -1,1 +1,1 @@
-"""Download drawings from Google's bucket: `fetch_request` -> `fetching` -> `class_file` -> `download`."""
+"""Download drawings from Google's storage bucket: `fetch_request` -> `fetching` -> `class_file` -> `download`."""

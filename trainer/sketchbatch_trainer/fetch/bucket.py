@@ -1,4 +1,4 @@
-"""Google's Quick, Draw! bucket: its address, its classes, and the size and digest of each whole .npy file.
+"""Google's storage bucket of drawings: its address, its classes, and the size and digest of each whole .npy file.
 
 This module contains no HTTP code: `download.py` fetches one file, and `fetching.py` fetches many files.
 """

@@ -1,6 +1,7 @@
 """Complete the file of one class: download the missing bytes, verify the content, and rename the partial file last.
 
-The partial file, NAME.part, holds the beginning of the bucket's file byte for byte, so that the next fetch can resume.
+The partial file, NAME.part, holds the beginning of the file in Google's storage bucket, byte for byte, so that the
+next fetch can resume.
 """
 
 import base64
@@ -52,7 +53,7 @@ class ClassFile:
         return FetchResult(label=self._label, rows=rows, received_bytes=downloader.received_bytes - received_before)
 
     def _complete_rows(self) -> int | None:
-        """Return the number of rows of a complete file; None if rows are missing or only the bucket knows how many."""
+        """Return the number of rows of a complete file; None if rows are missing, or if the number is not known."""
         if not self._path.is_file() or (self._rows is None and self._form is not NPY):
             return None
         try:
@@ -74,7 +75,7 @@ class ClassFile:
             return self._form.count(file, limit).rows
 
     def _rows_if_same_size(self, remote: RemoteFile) -> int | None:
-        """Return the number of rows if the file is as large as the bucket's file: only npy has published digests."""
+        """Return the number of rows if the bucket's file has the same size; only npy has published digests."""
         if self._form is NPY or not self._path.is_file() or self._path.stat().st_size != remote.size_bytes:
             return None
         with contextlib.suppress(NotDrawings):

@@ -1,4 +1,4 @@
-"""Download a file of the bucket into a partial file; resume and retry after faults.
+"""Download a file of Google's storage bucket into a partial file; resume and retry after faults.
 
 Flow: `open` reads first bytes and size of the remote file, `prepare` compares a partial file with these first bytes,
 `extend` lengthens the partial file. A partial file needs no metadata: its last bytes are requested again and compared.

@@ -16,7 +16,7 @@ class FetchRequest:
     labels: tuple[str, ...]
     """Names of the classes to fetch; `catalogue` contains each of them."""
     folder: Path
-    """Target folder, laid out like the bucket: FOLDER/numpy_bitmap/NAME.npy and so on."""
+    """Target folder, laid out like Google's storage bucket: FOLDER/numpy_bitmap/NAME.npy and so on."""
     rows: int | None
     """Number of drawings to fetch of each class, counted from the first drawing; None = whole files."""
     form: Format = NPY

@@ -1,4 +1,4 @@
-"""Fetch drawings of many classes into a folder laid out like the bucket: whole files, or the first rows of each file.
+"""Fetch drawings of many classes into a folder laid out like Google's storage bucket: whole files, or first rows.
 
 Flow: `fetch` -> a few threads -> for each class `ClassFile` (class_file.py) -> `Downloader` (download.py).
 """
@@ -37,7 +37,7 @@ def is_reachable(base_url: str = BUCKET, timeout_s: float = 5.0) -> bool:
 def fetch(request: FetchRequest, *, on_bytes: Callable[[int], None], on_class: Callable[[FetchResult], None]) -> None:
     """Fetch every missing class of `request`; the failure of one class does not stop the others.
 
-    Several threads call `on_bytes` with numbers of received bytes. The caller's thread calls `on_class` per file.
+    Several threads call `on_bytes` with numbers of received bytes. The caller's thread calls `on_class` for each file.
 
     Raises:
         BucketUnreachable: The bucket accepts no connection; the remaining classes are not tried.

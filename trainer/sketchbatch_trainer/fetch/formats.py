@@ -1,7 +1,7 @@
-"""Count the complete drawings at the beginning of a file, in each of the bucket's four formats.
+"""Count the complete drawings at the beginning of a file, in each of Google's four formats.
 
 A fetched file equals the beginning of Google's file byte for byte, except for the number of rows in the .npy header.
-Formats, from this section on: https://github.com/googlecreativelab/quickdraw-dataset#the-raw-moderated-dataset
+The formats, described from this section on: https://github.com/googlecreativelab/quickdraw-dataset#the-raw-moderated-dataset
 """
 
 import os
@@ -46,7 +46,7 @@ class FilePrefix:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A file format of the bucket."""
+    """A file format of Google's storage bucket."""
 
     folder: str
     """Name of the folder in the bucket and in every local copy."""

@@ -90,7 +90,7 @@ def evaluate_run(run: Run) -> EvaluatedRun:
 def _served_scores(run: Run, held_out: HeldOut, labels: list[str]) -> Scores | None:
     """Return the scores of `sketchbatch score RUN/test --all-scores --output RUN/scores.csv`.
 
-    Return None if scores.csv does not exist, or is about other drawings, or lacks the scores of a class.
+    Return None if scores.csv does not exist, has other drawings, or lacks the scores of a class.
     """
     if not run.scores.exists():
         return None

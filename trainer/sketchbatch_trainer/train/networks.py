@@ -11,7 +11,7 @@ from .recipes import ArticleNetwork, ResidualNetwork
 LOGITS = "logits"
 """Name of the last layer before the softmax."""
 
-_BATCH_NORM_MOMENTUM = 0.95  # the running mean covers about 20 steps: small trainings have about 30 per epoch
+_BATCH_NORM_MOMENTUM = 0.95  # the running mean covers about 20 steps: small trainings have about 30 steps per epoch
 
 
 @keras.saving.register_keras_serializable("sketchbatch")

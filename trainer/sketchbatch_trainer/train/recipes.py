@@ -59,7 +59,7 @@ class Recipe:
     teacher_share: float = 0.0
     """Share of each label that the teachers' scores replace, if there are teachers (arXiv 1503.02531)."""
     class_balance: float
-    """Exponent b of the class weight, rows ** -b: 0 = all drawings have equal weight, 1 = all classes have it."""
+    """Exponent b of the class weight, rows ** -b: 0 = equal weight for all drawings, 1 = for all classes."""
     learning_rate: float
     """Highest learning rate of AdamW."""
     is_cosine: bool = False
@@ -135,7 +135,7 @@ AGAIN = replace(
     learning_rate=2e-3,  # half of COMPACT's rate: enough to leave the initial weights without losing their accuracy
     max_epochs=20,  # an epoch costs 1.7 epochs of COMPACT: the teacher scores each drawing and its mirror image
 )
-"""A second training like COMPACT: the model of the first training is start and teacher (arXiv 1805.04770)."""
+"""A second training like COMPACT. Its start and its teacher is the model of the first (arXiv 1805.04770)."""
 
 FINETUNE = replace(
     COMPACT,

@@ -85,7 +85,7 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener) -> Non
         _log(logs, metrics)
         listener.on_epoch(metrics)
     logs.close()
-    _write_history(run, loop.history)  # after a kill between last checkpoint and history, no epoch is left to run
+    _write_history(run, loop.history)  # a run that was killed after its last checkpoint resumes here without an epoch
     save_model(run, model)
 
 
@@ -108,7 +108,7 @@ def load_model(run: Run) -> keras.Model:
 
 
 def provenance(run: Run, model: keras.Model) -> dict[str, Any]:
-    """Return the entry about `run` that the config of a run made from it contains."""
+    """Return the entry about `run`, for the config of another run that is made from `run`."""
     config = run.read_config()
     digest = hashlib.sha256(b"".join(np.array(each).tobytes() for each in model.weights)).hexdigest()
     recipe = config["recipe"]["name"]

@@ -164,7 +164,7 @@ class TrainingLoop:
             return targets
         views = [bitmaps]
         if recipe.augmentation and recipe.augmentation.flips:
-            views.append(tf.reverse(bitmaps, axis=[2]))  # a mirrored drawing keeps its class: average two scores
+            views.append(tf.reverse(bitmaps, axis=[2]))  # a mirrored drawing has the same class: average both scores
         scores = [teacher(view, training=False) for teacher in self._data.teachers for view in views]
         teacher_scores = tf.add_n(scores) / len(scores)
         return (1 - recipe.teacher_share) * targets + recipe.teacher_share * teacher_scores
