@@ -1,7 +1,7 @@
-"""Measure CUDA in one call: the hardware's limits, ONNX Runtime by bucket, the service over gRPC, execution slots.
+"""Measure CUDA in one call: the hardware's limits, ONNX Runtime by batch size, the service over gRPC, execution slots.
 
 Needs a plain Python with numpy, grpcio, protobuf, onnx and onnxruntime-gpu (docs/gpu.md), and finds our packages by
-their folders. Each measurement runs in its own process (`gpu_parts.py`), so that one which breaks CUDA does not affect
+their folders. Each measurement runs in its own process (`gpu_parts.py`), so that one that breaks CUDA does not affect
 the others. All end when `--budget-s` is spent; the results name each measurement that is missing. Prints tables and
 writes one JSON file. `--provider cpu` tries the script without a GPU; its figures do not describe CUDA.
 """
@@ -51,7 +51,7 @@ MIN_LEFT_S = 5.0
 """Seconds of the time budget that must be left to start another measurement."""
 
 CARD_TFLOPS = 790.0
-"""Dense float16 rate of an H200, measured with an 8192-cubed product on random data; --card-tflops overrides it."""
+"""Dense float16 TFLOP/s of an H200, measured with random matrices of side 8,192; --card-tflops overrides it."""
 
 
 class Bench:
@@ -142,7 +142,7 @@ def parse() -> argparse.Namespace:
 
 
 def print_floors(about: dict[str, Any], card_tflops: float) -> None:
-    """Print the limits that card and bus set to rows/s, before the measurements start."""
+    """Print the limits of rows/s that the card and its bus set, before the measurements start."""
     mflop, bus = about["mflop_per_row"], about["bus_gb_per_s"]
     about["floors"] = {"card_tflops": card_tflops, "rows_per_s_by_the_card": card_tflops * 1e6 / mflop}
     print(f"floor, card: {mflop:.1f} MFLOP per row at {card_tflops:g} TFLOP/s: {card_tflops / mflop:,.1f} M rows/s")

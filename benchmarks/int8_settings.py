@@ -1,8 +1,8 @@
 """Measure accuracy, agreement with float32 and speed of each int8 setting on one trained run.
 
-Every setting differs from the chosen one (`Int8Settings`) in one point. Accuracy is on the run's held-out drawings.
-Speed is relative to float32, in CPU time of one thread at 256 rows per call, each file in its own process. Writes
-benchmarks/results/DATE-int8-settings.json and prints a table.
+Every setting differs from the chosen one (`Int8Settings`) in one point. Accuracy is measured on the run's held-out
+drawings. Speed is relative to float32, in CPU time of one thread at 256 rows per call, each file in its own process.
+Writes benchmarks/results/DATE-int8-settings.json and prints a table.
 """
 
 import argparse

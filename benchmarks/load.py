@@ -2,8 +2,8 @@
 
 Its first output line holds the scores of a few rows, for a check. Each input line is a JSON object that starts a
 window; the next line ends it. After the last answer the process prints a JSON line: the number of requests, the seconds
-from the first request to the last answer, latencies and its own CPU seconds. Thus every request is counted with all its
-time.
+from the first request to the last answer, latencies and its own CPU seconds. Thus every request is counted with its
+whole duration.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Measure the speed of rasterising strokes and the difference from Google's bitmaps.
 
-Compares the client's two backends and, if cairocffi is installed (no lock has it), its objects and its functions. Draws
+Compares the client's two backends and, if cairocffi is installed (no lock file has it), two uses of cairocffi. Draws
 every drawing of DATA/simplified in one thread. Backends are interleaved and repeated; the result is the median. CPU
 seconds are reported in addition to wall seconds, because other work may share the cores. Writes
 benchmarks/results/DATE-rasterize.json and prints a table.
