@@ -1,6 +1,7 @@
-"""Answer the two requests of the page: list the served models, and classify a drawing. It does not know HTTP.
+"""Answer the two requests of the page: list the served models, and classify a drawing.
 
-Flow of a drawing, the same as of a line in a file: `from_line` -> `simplify` -> `rasterize` -> `Client.classify`.
+This module does not know HTTP. Flow of a drawing, the same as of a line in a file:
+`from_line` -> `simplify` -> `rasterize` -> `Client.classify`.
 """
 
 from collections.abc import Callable

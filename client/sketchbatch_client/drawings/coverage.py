@@ -1,6 +1,7 @@
-"""Render strokes with NumPy alone, for systems without cairo; the mean error is below 0.3 grey levels.
+"""Render strokes with NumPy alone, for systems without cairo.
 
-Coverage is computed as in cairo: 15 sub-scanlines per pixel, exact along each sub-scanline.
+The mean difference from Google's bitmaps is below 0.3 grey levels. Coverage is computed as in cairo: 15 sub-scanlines
+per pixel, exact along each sub-scanline.
 """
 
 import numpy as np

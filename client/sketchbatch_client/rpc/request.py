@@ -28,7 +28,7 @@ class RequestKey(NamedTuple):
 
 
 def request_key(top_k: int, model_name: str, model_version: str) -> RequestKey:
-    """Return the key; raise RequestRefused if `top_k` is negative. The server checks the model and a large `top_k`."""
+    """Return the key; raise RequestRefused if `top_k` is negative. The server checks whether it is too large."""
     if index(top_k) < 0:
         raise RequestRefused(f"top_k must be 0 or more, got {top_k}")
     return RequestKey(index(top_k), model_name, model_version)

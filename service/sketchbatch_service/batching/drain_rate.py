@@ -1,6 +1,6 @@
 """Measure how fast rows leave a queue that is not empty, to predict the waiting time of a new request."""
 
-_KEEP = 0.98  # factor on the weight of earlier calls at each new call: about the last fifty calls count
+_KEEP = 0.98  # each new call multiplies the weight of all earlier calls by this: about fifty calls count
 
 
 class DrainRateEstimator:

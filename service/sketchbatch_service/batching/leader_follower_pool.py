@@ -37,7 +37,7 @@ class RequestSource(Protocol):
     """The server that receives requests and submits their rows."""
 
     def poll(self, *, blocks: bool) -> bool:
-        """Submit the requests that have arrived, after waiting for the first if `blocks`; return False if closed."""
+        """Submit the requests that have arrived; if `blocks`, wait for the first. Return False after `close`."""
 
     def close(self) -> None:
         """Make `poll` return False; called when no request is running any more."""

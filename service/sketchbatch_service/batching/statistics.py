@@ -58,7 +58,7 @@ class Counts:
 
     rows: int = 0  # of answered requests
     last_answer_at: float = 0.0  # Unix time in seconds; 0 = none yet
-    success: Duration = field(default_factory=Duration)  # answered requests, with decoding and encoding
+    success: Duration = field(default_factory=Duration)  # answered requests; seconds include decoding and encoding
     fail: Duration = field(default_factory=Duration)  # accepted requests that expired, were cancelled or failed
     queue: Histogram = field(default_factory=Histogram)  # answered requests: seconds from `submit` to the model
     inference: Duration = field(default_factory=Duration)  # answered requests: seconds in their model calls

@@ -35,14 +35,14 @@ _DOUBLING_TO = 1024  # rows up to which bucket sizes double: calls take at most 
 class CudaOptions:
     """How to run a model on CUDA."""
 
-    device: int = 0  # taken modulo the number of devices, so that worker numbers use all devices
+    device: int = 0  # taken modulo the number of devices, so that numbered workers use all devices
     graphs: Literal["auto", "on", "off"] = "auto"  # CUDA graphs: `auto` captures them if possible, `on` always
     tf32: bool = False  # multiply float32 in TF32 (10 bits of mantissa): faster, and as coarse as float16
     slots: int = 2  # concurrent batches: one computes while the next is copied; a third would only wait
 
 
 def open_on_cuda(path: Path, reference: Reference, *, max_batch_rows: int, options: CudaOptions) -> "CudaEngine":
-    """Load the model at `path` and warm it up; `reference` is the same model on the CPU. 0 = `BATCH_ROWS`.
+    """Load the model at `path` and warm it up; `reference` is the same model on the CPU; 0 rows = `BATCH_ROWS` rows.
 
     Raises:
         ModelRefused: The model fails on bitmaps, on the CPU too.
@@ -184,7 +184,7 @@ class CudaEngine:
 
 
 class _BufferSet:
-    """The buffers of one execution slot: one pinned on the host, and one pair per bucket on the device."""
+    """The buffers of one execution slot: one pinned buffer on the host, and two per bucket on the device."""
 
     def __init__(self, device: Device, buckets: list["_Bucket"]) -> None:
         self.buckets = buckets  # by ascending rows

@@ -72,7 +72,7 @@ class _Runtime:
                 "this ONNX Runtime is built without it: install sketchbatch-service[gpu] in place of [cpu]"
             )
         ort.set_default_logger_severity(4)  # the exception already reports the cause
-        with redirect_stdout(io.StringIO()) as printed:  # prints the names of missing libraries
+        with redirect_stdout(io.StringIO()) as printed:  # catches the printed names of missing libraries
             ort.preload_dlls()  # loads the CUDA libraries of pip's wheels
         try:
             self._library = ctypes.CDLL(f"libcudart.so.{ort.cuda_version.partition('.')[0]}")

@@ -40,7 +40,7 @@ class Reference:
 
 
 def random_drawings(rows: int) -> Bitmaps:
-    """Return drawings of random curved lines, equal for equal `rows`. Their scores differ; scores of noise do not."""
+    """Return drawings of curved lines, equal for equal `rows`. Their scores differ, but all noise scores alike."""
     random = np.random.default_rng(rows)
     turns = random.normal(0, 0.4, (rows, 150)).cumsum(axis=1) + random.uniform(0, 2 * np.pi, (rows, 1))
     steps = np.minimum(np.arange(150), random.integers(20, 150, (rows, 1)))  # shorter lines repeat their last point

@@ -1,6 +1,6 @@
 """Read the metadata of a model file, and refuse a file whose input, output or labels do not fit.
 
-docs/model-file.md specifies the file. An ONNX file from another source is served, too, if it meets that page.
+docs/model-file.md specifies the file. An ONNX file from another source is served, too, if it meets these requirements.
 """
 
 import hashlib

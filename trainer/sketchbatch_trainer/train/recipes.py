@@ -135,7 +135,7 @@ AGAIN = replace(
     learning_rate=2e-3,  # half of COMPACT's rate: enough to leave the initial weights without losing their accuracy
     max_epochs=20,  # an epoch costs 1.7 epochs of COMPACT: the teacher scores each drawing and its mirror image
 )
-"""A second training like COMPACT. Its start and its teacher is the model of the first (arXiv 1805.04770)."""
+"""A second training like COMPACT, which starts from the first model and has it as teacher (arXiv 1805.04770)."""
 
 FINETUNE = replace(
     COMPACT,

@@ -85,7 +85,7 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener) -> Non
         _log(logs, metrics)
         listener.on_epoch(metrics)
     logs.close()
-    _write_history(run, loop.history)  # a run that was killed after its last checkpoint resumes here without an epoch
+    _write_history(run, loop.history)  # if a run was killed after its last checkpoint, the loop ran no epoch
     save_model(run, model)
 
 
