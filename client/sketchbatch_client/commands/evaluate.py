@@ -168,7 +168,7 @@ def _print_comparison(comparison: Comparison) -> None:
 
 
 def _confusion_table(evaluation: Evaluation) -> Table:
-    """Return one row per class with its figures; with up to 12 classes, also one column per predicted class."""
+    """Return one row per class with its metrics; with up to 12 classes, also one column per predicted class."""
     labels = evaluation.model.labels
     has_columns = len(labels) <= 12
     table = Table("true \\ predicted", *(labels if has_columns else ()), "rows", "recall", "precision", box=SIMPLE)

@@ -53,7 +53,7 @@ class ClassificationApi:
         bitmap = rasterize(simplify(_strokes(line)))
         rasterized_at = perf_counter()
         with self.connect() as client:
-            client.model(*model)  # connects and loads the labels, so that the time below is that of one request
+            client.model(*model)  # connects and loads the labels, so that one request is measured below
             connected_at = perf_counter()
             result = client.classify(bitmap, model_name=model[0], model_version=model[1])
             classified_at = perf_counter()

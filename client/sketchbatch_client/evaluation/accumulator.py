@@ -60,7 +60,7 @@ class Accumulator:
         return is_correct
 
     def quality(self) -> ModelQuality:
-        """Return the figures of all rows that were added, at least one."""
+        """Return the quality of the model on all rows that were added, at least one."""
         return ModelQuality(
             labels=self._labels,
             confusion=self._confusion,

@@ -1,4 +1,4 @@
-"""Describe how good a model is on labelled drawings; the figures come from counts, never from stored rows."""
+"""Describe how good a model is on labelled drawings; all metrics are computed from counts, not from stored rows."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from .stats.intervals import Measured, wilson, with_intervals
 from .stats.metrics import Confusion, Metrics, confused_pairs, measure, measure_each
 
 MIN_RECOGNIZED_ROWS = 100
-"""Fewest recognised drawings whose figures a page shows; intervals of fewer drawings are too wide to be useful."""
+"""Fewest recognised drawings whose metrics a page shows; with fewer drawings, intervals are too wide to be useful."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +34,16 @@ class Figures:
 
     @classmethod
     def of(cls, confusion: Confusion) -> "Figures":
-        """Compute the figures of a confusion matrix that counts at least one row."""
+        """Compute the metrics of a confusion matrix that counts at least one row."""
         return cls(rows=int(confusion.sum()), measured=with_intervals(confusion))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recognized:
-    """Figures on the drawings that the game recognised, and figures to compare them with."""
+    """Metrics on the drawings that the game recognised, and metrics to compare them with."""
 
-    known: Figures  # figures on all drawings of which it is known whether the game recognised them
-    recognized: Figures  # figures on the recognised drawings only
+    known: Figures  # metrics on all drawings of which it is known whether the game recognised them
+    recognized: Figures  # metrics on the recognised drawings only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class ModelQuality:
 
     labels: tuple[str, ...]  # labels of the model, by class index
     confusion: Confusion  # (classes, classes), rows = true class, columns = predicted class
-    figures: Figures  # figures on all drawings
+    figures: Figures  # metrics on all drawings
     recognized: Recognized | None  # None if no flag is known, or if every drawing was recognised
     top_3: float  # share of rows whose label has one of the three highest scores
     calibration: Calibration | None  # None if the scores are not probabilities

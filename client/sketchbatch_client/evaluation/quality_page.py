@@ -43,7 +43,7 @@ def quality_values(
 
 
 def _classes(quality: ModelQuality, other: ModelQuality | None) -> list[dict[str, Any]]:
-    """Return the figures of each class that occurs; if there are many classes, the lowest recall is first."""
+    """Return the metrics of each class that occurs; if there are many classes, the lowest recall is first."""
     pairs = quality.confused_pairs(quality.confusion.size)
     confused_with = {pair["label"]: pair["predicted"] for pair in reversed(pairs)}
     others = other.per_class if other else {}

@@ -233,7 +233,7 @@ class _Bucket:
 def _open_session(path: Path, device: Device, options: CudaOptions, *, channels_last: bool) -> ort.InferenceSession:
     """Load the whole model on the device: a node on the CPU would copy its inputs and outputs in every batch."""
     if not options.tf32:
-        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # cuDNN and cuBLAS obey it even where use_tf32 is ignored
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # obeyed by cuDNN and cuBLAS even where use_tf32 is ignored
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 4  # the exception already reports the cause
     session_options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -33,7 +33,7 @@ _SUM_TOLERANCE = 1e-2  # for the sum of a row's scores: the tolerance for float1
 class LoadOptions:
     """How to run the models."""
 
-    provider: Provider = "auto"  # `auto` uses CUDA where it works and the CPU elsewhere
+    provider: Provider = "auto"  # `auto` uses CUDA if CUDA works, otherwise the CPU
     cuda: CudaOptions = field(default_factory=CudaOptions)
     threads: int = 0  # CPUs for model calls; 0 = all that this process may use
     has_spare_cpus: bool = False  # whether other CPUs are free to poll for requests during the model calls

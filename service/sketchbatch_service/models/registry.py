@@ -31,7 +31,7 @@ class ServedModel:
     batcher: Batcher
     file: ModelFile | None = None  # None = not loaded from a file
     polls_while_saturated: bool = True  # as in LeaderFollowerPool
-    buckets: tuple[int, ...] = ()  # batch sizes that are computed, others are padded to the next; () = any size
+    buckets: tuple[int, ...] = ()  # computed batch sizes, to which batches are padded; () = any size
 
 
 @dataclass(frozen=True, slots=True)

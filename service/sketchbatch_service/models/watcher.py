@@ -121,7 +121,7 @@ class ModelWatcher:
                 new = load(file, self._options)
                 self._check_name(new, old)
         except Exception as exc:  # ONNX Runtime and a failing disk raise other types; the operator must see the cause
-            if file.is_unchanged():  # otherwise it was still being written, and the next scan finds it again
+            if file.is_unchanged():  # a file that is still being written is found again by the next scan
                 self._refuse(file, old, exc)
             return
         if not self._stopping.is_set():

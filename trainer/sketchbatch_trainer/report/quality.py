@@ -39,7 +39,7 @@ class EvaluatedRun:
         return name if name == recipe else f"{name}, {recipe}"
 
     def quality_of(self, variant: Variant) -> ModelQuality:
-        """Return the quality of a variant scored by ONNX Runtime, without figures for recognised drawings."""
+        """Return the quality of a variant scored by ONNX Runtime, without metrics for recognised drawings."""
         scores = onnx_scores(onnx.load(self.run.exported(variant)), self.held_out.bitmaps)
         return evaluate_scores(scores, self.held_out.class_index, self.quality.labels)
 

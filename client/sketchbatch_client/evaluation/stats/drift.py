@@ -15,11 +15,11 @@ class Drift:
     stored: float
     measured: Measured
     interval_factor: float
-    """Factor that widens the measured interval to the range of chance, >= 1: the stored figure varies, too."""
+    """Factor that widens the measured interval to the range of chance, >= 1: the stored value varies, too."""
 
     @property
     def is_within(self) -> bool:
-        """Whether the stored figure lies in the measured interval."""
+        """Whether the stored value lies in the measured interval."""
         return self.measured.low <= self.stored <= self.measured.high
 
     @property
@@ -37,7 +37,7 @@ class Drift:
 
 
 def stored_rows(stored: Mapping[str, Any]) -> int:
-    """Return the number of drawings behind the stored figures; 0 = not stored."""
+    """Return the number of drawings behind the stored metrics; 0 = not stored."""
     rows = stored.get("rows")
     return int(rows) if _is_number(rows) and rows > 0 else 0
 

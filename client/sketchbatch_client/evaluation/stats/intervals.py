@@ -1,4 +1,4 @@
-"""Compute 95 % confidence intervals of figures from counts.
+"""Compute 95 % confidence intervals of metrics from counts.
 
 Rows are not needed, so 50 million drawings take no more memory than their confusion matrix.
 """
@@ -20,7 +20,7 @@ _PERCENTILES = (2.5, 97.5)
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A figure and its 95 % confidence interval."""
+    """The value of a metric and its 95 % confidence interval."""
 
     value: float
     low: float
