@@ -100,9 +100,9 @@ def _measure(plan: Plan, contestant: Contestant, name: str) -> Figures:
 
 
 def _check_agreement(contestants: Sequence[Contestant]) -> None:
-    """Raise `Disagreement` unless all contestants return equal scores for the same drawings."""
-    first = contestants[0]
-    for other in contestants[1:]:
+    """Raise `Disagreement` unless all contestants that compute scores return equal scores for the same drawings."""
+    first, *others = (each for each in contestants if each.peer.computes)
+    for other in others:
         difference = float(np.abs(np.subtract(first.scores, other.scores)).max())
         if not difference <= AGREE_WITHIN:
             raise Disagreement(

@@ -73,6 +73,9 @@ class Peer:
     workloads: tuple[str, ...] = ()
     """The workloads that are measured on the peer; () = all workloads."""
 
+    computes: bool = True
+    """Whether the answers are the scores of the model; False = the peer answers at once, as the limit of a server."""
+
     @property
     def style(self) -> str:
         """The style in the peer's name, or else the default style; "" = the peer has no styles."""

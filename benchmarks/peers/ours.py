@@ -15,7 +15,8 @@ from . import Peer
 _SERVE = str(Path(sys.executable).parent / "sketchbatch-serve")
 
 
-def _command(model: Path, *flags: str) -> list[str]:
+def command(model: Path, *flags: str) -> list[str]:
+    """Return the command that serves `model` on a free port, with more `flags`."""
     return [_SERVE, "--model", str(model), "--address", "127.0.0.1:0", *flags]
 
 
@@ -39,37 +40,37 @@ def _missing_workers() -> str:
     return "" if "--workers" in shown else "sketchbatch-serve has no --workers"
 
 
-_ours = partial(Peer, address_in=_address_in, probe=_probe)
+peer = partial(Peer, address_in=_address_in, probe=_probe)
 
 PEERS = (
-    _ours(
+    peer(
         name="ours",
         about="sketchbatch-serve, its defaults, by plain stubs",
         connect=stubs,
         styles=tuple(STYLES),
-        command=_command,
+        command=command,
     ),
-    _ours(
+    peer(
         name="ours-2-workers",
         about="sketchbatch-serve --workers 2, by plain stubs",
         connect=stubs,
         styles=tuple(STYLES),
-        command=lambda model: _command(model, "--workers", "2"),
+        command=lambda model: command(model, "--workers", "2"),
         missing=_missing_workers,
         channels=4,  # more than workers, because each connection reaches one worker only
     ),
-    _ours(
+    peer(
         name="ours-client",
         about="sketchbatch-serve, its defaults, by sketchbatch_client.Client",
         connect=ClientThreads,
-        command=_command,
+        command=command,
         workloads=("1024x4", "1x32", "1x1"),
     ),
-    _ours(
+    peer(
         name="ours-async-client",
         about="sketchbatch-serve, its defaults, by sketchbatch_client.AsyncClient",
         connect=ClientTasks,
-        command=_command,
+        command=command,
         workloads=("1024x4", "1x32", "1x1"),
     ),
 )

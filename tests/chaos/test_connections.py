@@ -19,7 +19,7 @@ from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 from sketchbatch_client import AsyncClient, DeadlineExceeded
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.chaos, pytest.mark.both_transports, pytest.mark.timeout(120)]
 
 RESET = struct.pack("ii", 1, 0)  # with an SO_LINGER time of 0, close() sends RST instead of FIN
 

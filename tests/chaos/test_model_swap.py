@@ -8,7 +8,7 @@ import pytest
 from model_callers import Callers, Repository
 from worker_processes import resident_mib
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.chaos, pytest.mark.both_transports, pytest.mark.timeout(120)]
 
 SECONDS = 20
 

@@ -15,7 +15,7 @@ from sketchbatch.openinference.v2 import open_inference_pb2 as oip
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.chaos, pytest.mark.both_transports, pytest.mark.timeout(180)]
 
 ROWS = 64
 DEADLINE_S = 2.0

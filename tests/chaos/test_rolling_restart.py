@@ -11,7 +11,7 @@ import pytest
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.chaos, pytest.mark.both_transports, pytest.mark.timeout(180)]
 
 SERVERS, CALLERS, REQUESTS = 3, 16, 10_000
 BALANCED = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}})

@@ -1,0 +1,48 @@
+"""Our service on its public transport, and servers that answer at once: the upper limit of each transport."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from callers import STYLES, StubThreads, stubs
+
+from . import Peer, ours
+
+_SERVER = str(Path(__file__).resolve().parent.parent / "instant_server.py")
+
+
+def _probe(address: str) -> None:
+    """Classify one row as a health check, because the servers have no health service."""
+    StubThreads(address, PEERS[0]).classify(np.full((1, 28, 28), 128, np.uint8))
+
+
+_instant = partial(
+    Peer,
+    connect=stubs,
+    styles=tuple(STYLES),
+    address_in=lambda line: line.strip() if line.startswith("127.0.0.1:") else "",
+    probe=_probe,
+    workloads=("64x8", "1x32", "1x1"),
+    computes=False,
+)
+
+PEERS = (
+    ours.peer(
+        name="ours-aio",
+        about="sketchbatch-serve --transport aio, by plain stubs; `ours` uses the transport core",
+        connect=stubs,
+        styles=tuple(STYLES),
+        command=lambda model: ours.command(model, "--transport", "aio"),
+    ),
+    _instant(
+        name="instant-core",
+        about="the server of the transport core, answers at once without a model",
+        command=lambda model: [sys.executable, _SERVER, "core"],
+    ),
+    _instant(
+        name="instant-aio",
+        about="a bare grpc.aio.server, answers at once without a model",
+        command=lambda model: [sys.executable, _SERVER, "aio"],
+    ),
+)
