@@ -21,7 +21,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train models test test-slow lint k8s image-test chaos fuzz bench bench-gpu image sbom protos locks clean
+.PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint k8s image-test chaos fuzz bench bench-gpu image sbom protos locks clean
 
 help: ## list the verbs
 	@awk -F':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,32 @@ test: lint .tools/openinference/.done ## lint, then run the tests; `make k8s` an
 
 test-slow: .venv/.done ## run the tests that train for minutes; CI runs them where time is left
 	$(VENV)/pytest -m slow $(TESTS)
+
+# The two ends of what the distributions allow: the lowest versions of their direct dependencies, and the newest of all,
+# without a lock. PYTHON may be a newer one for the latter. The tests are those that need no TensorFlow.
+RANGE_TESTS ?= tests/contract tests/service tests/client/test_client.py tests/client/test_async_client.py \
+  tests/integration/test_serving.py tests/integration/test_security.py tests/integration/test_transport_choice.py
+
+test-lowest: RESOLUTION := lowest-direct
+test-latest: RESOLUTION := highest
+test-lowest test-latest: $(UV) ## test the lowest, or the newest, versions of all dependencies; before a release
+	$(UV) venv --quiet --clear --python $(PYTHON) .tools/$@
+	$(UV) pip install --quiet --python .tools/$@/bin/python --resolution $(RESOLUTION) -e protos -e client -e "service[cpu,traces]"
+	$(UV) pip install --quiet --python .tools/$@/bin/python --group dev onnx pandas
+	$(UV) pip list --quiet --python .tools/$@/bin/python 2>/dev/null | grep -E "^(grpcio|numpy|onnxruntime|protobuf) "
+	.tools/$@/bin/pytest $(TESTS) $(RANGE_TESTS)
+
+# Runs the contract tests with each version of grpcio in GRPCIO; those that pass belong into transport/selection.py.
+test-grpcio: $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON) .tools/$@
+	$(UV) pip install --quiet --python .tools/$@/bin/python -e protos -e client -e "service[cpu,traces]" --group dev onnx
+	@for version in $(GRPCIO); do \
+	  $(UV) pip install --quiet --python .tools/$@/bin/python grpcio==$$version "grpcio-health-checking<=$$version" \
+	    "grpcio-reflection<=$$version" && \
+	  if .tools/$@/bin/pytest -q $(TESTS) tests/contract/test_transports.py tests/contract/test_status_table.py \
+	    tests/contract/test_openinference_status.py >.tools/$@/$$version.log 2>&1; then echo "$$version passed"; \
+	  else echo "$$version FAILED: .tools/$@/$$version.log"; fi; \
+	done
 
 lint: .venv/.done .tools/protos/.done .tools/image/.done ## ruff, mypy strict, import layers, banned words, stale stubs, hadolint
 	$(VENV)/ruff check .
@@ -196,14 +222,16 @@ clean: ## remove what the verbs installed; runs/ stays
 
 # The installation writes to stderr, so that stdout has only the output of the command.
 $(UV): locks/tools.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
-	  { echo "Sketchbatch needs Python 3.11 to 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Sketchbatch needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12" >&2; exit 1; }
 	@echo "installing uv into .tools" >&2
 	@$(PYTHON) -m venv .tools >&2
 	@.tools/bin/pip install --quiet --disable-pip-version-check --require-hashes -r locks/tools.txt >&2
 	@touch $@
 
 .venv/.done: locks/dev.txt $(DISTRIBUTIONS:%=%/pyproject.toml) | $(UV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 14))' || \
+	  { echo "TensorFlow, which .venv contains, has no release for $$($(PYTHON) --version 2>&1); try make PYTHON=python3.13" >&2; exit 1; }
 	@echo "installing locks/dev.txt and the four distributions into .venv (3 GB, most of it TensorFlow)" >&2
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv >&2
 	@$(UV) pip sync --quiet --compile-bytecode --require-hashes --python $(VENV)/python locks/dev.txt >&2

@@ -5,6 +5,7 @@ must succeed after each batch.
 """
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from service_process import Service, running_page, running_service
 from targets import MEMORY_MIB, Target, Trial, mutants
 
 _LIMIT_S = 15.0
+_CLOSED_S = 5.0
 _CONCURRENT_CONNECTIONS = 8
 
 
@@ -60,7 +62,7 @@ def _problem_after_batch(service: Service, log_path: Path) -> str:
 def _send(host: str, number: int, data: bytes, *, is_http: bool) -> str:
     """Send `data` to a port; return the problem with the response, "" = none."""
     try:
-        with socket.create_connection((host, number), _LIMIT_S) as connection:
+        with _connected(host, number) as connection:
             try:
                 connection.sendall(data)
                 connection.shutdown(socket.SHUT_WR)
@@ -75,6 +77,18 @@ def _send(host: str, number: int, data: bytes, *, is_http: bool) -> str:
         return ""
     statuses = [int(part[2:5]) for part in (b"\n" + response).split(b"\nHTTP/1.")[1:] if part[2:5].isdigit()]
     return f"status {max(statuses)}" if max(statuses, default=0) in (500, 502) else ""
+
+
+def _connected(host: str, number: int) -> socket.socket:
+    """Connect to a port, again if it is closed for a moment: FINDINGS.md, the path that is not UTF-8."""
+    ends_at = time.monotonic() + _CLOSED_S
+    while True:
+        try:
+            return socket.create_connection((host, number), _LIMIT_S)
+        except ConnectionRefusedError:
+            if time.monotonic() > ends_at:
+                raise
+            time.sleep(0.05)
 
 
 def _read_all(connection: socket.socket) -> bytes:

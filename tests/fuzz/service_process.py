@@ -43,6 +43,7 @@ class Service:
         self.address, self.metrics_address = event["address"], event["metrics_address"]
         self.probe_address = event["probe_address"]
         self._read_bytes = 0
+        self.is_aio = event["transport"] == "aio"
         self.channel = grpc.insecure_channel(self.address, _CHANNEL)
         self._rows = np.random.default_rng(7).integers(0, 256, (5, 28, 28), np.uint8)
         self._scores = self.scores(self._rows)
@@ -91,7 +92,14 @@ class Service:
         classify = self.channel.unary_unary(
             CLASSIFY, pb.ClassifyRequest.SerializeToString, pb.ClassifyResponse.FromString
         )
-        response = classify(request, timeout=20)
+        response = None
+        while response is None:
+            try:
+                response = classify(request, timeout=20, wait_for_ready=True)
+            except grpc.RpcError as exc:
+                # FINDINGS.md: a path that is not UTF-8 ends the open calls of the transport aio.
+                if not self.is_aio or exc.code() not in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE):
+                    raise
         assert response.scores == self._scores.tobytes(), "a valid request received other scores"
 
     def problem_after_batch(self, memory_mib: float) -> str:

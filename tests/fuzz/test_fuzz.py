@@ -1,8 +1,13 @@
 """Fuzz for some seconds with the whole corpus and some new inputs; `make fuzz` tries a million inputs."""
 
+from contextlib import ExitStack
+
 import pytest
+from file_targets import FILES
 from fuzz import ALL, prepared, try_file
 from mutations import input_of
+from port_targets import PORTS
+from rpc_targets import RPCS
 from service_process import shared_service
 from targets import CORPUS
 
@@ -21,16 +26,28 @@ NEW_INPUTS = {  # numbers of inputs that take about a second per target
 pytestmark = pytest.mark.timeout(60)  # the first test that needs the service also starts it
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_service(tmp_path_factory):
-    """Run one service for all targets of RPCs and ports."""
-    with shared_service(tmp_path_factory.mktemp("service")):
+FOLDERS = {path.name for path in CORPUS.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def one_service(tmp_path_factory, transport):
+    """Run one service with the given transport for all targets of RPCs and ports."""
+    with pytest.MonkeyPatch.context() as environment, ExitStack() as stack:
+        environment.setenv("SKETCHBATCH_TRANSPORT", transport)
+        stack.enter_context(shared_service(tmp_path_factory.mktemp("service")))
         yield
 
 
-@pytest.mark.parametrize("name", sorted({path.name for path in CORPUS.iterdir()} & ALL.keys()))
-def test_no_input_of_the_corpus_does_harm(name):
-    """Valid inputs, hostile inputs and inputs that once broke a target are accepted or rejected as documented."""
+@pytest.mark.both_transports
+@pytest.mark.parametrize("name", sorted(FOLDERS & {target.name for target in [*RPCS, *PORTS]}))
+def test_no_call_and_no_connection_of_the_corpus_does_harm(one_service, name):
+    """On both transports, valid and hostile messages and bytes are accepted or rejected as documented."""
+    assert try_file(ALL[name], *sorted((CORPUS / name).iterdir())) == []
+
+
+@pytest.mark.parametrize("name", sorted(FOLDERS & {target.name for target in FILES}))
+def test_no_file_of_the_corpus_does_harm(name):
+    """Valid files, hostile files and files that once broke a parser are accepted or rejected as documented."""
     assert try_file(ALL[name], *sorted((CORPUS / name).iterdir())) == []
 
 
