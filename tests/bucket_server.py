@@ -10,16 +10,19 @@ from urllib.parse import unquote
 
 
 class Bucket:
-    """Store the files by path (`numpy_bitmap/bear.npy`), the faults of each path, and the requests that arrived."""
+    """Store the files of the bucket, the faults that a test injects, and the requests that have arrived.
+
+    Files and faults are stored by path, for example `numpy_bitmap/bear.npy`.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.statuses: dict[str, list[int]] = {}
-        """Statuses of the next requests by path, one status per request; 200 means no fault."""
+        """HTTP statuses of the next requests by path, one status per request; 200 means no fault."""
         self.cuts: dict[str, list[int]] = {}
-        """Offsets in the file at which the server cuts the connection, by path, one offset per request."""
+        """By path: for each of the next requests, the offset in the file at which the server closes the connection."""
         self.holds: dict[str, list[int]] = {}
-        """Offsets in the file at which the server pauses until `release` is set, by path, one per request."""
+        """By path: for each of the next requests, the offset at which the server pauses until `release` is set."""
         self.release = threading.Event()
         self.held = threading.Semaphore(0)
         """Semaphore that the server releases once for each response that pauses."""

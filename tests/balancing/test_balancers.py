@@ -42,7 +42,10 @@ class Balancer:
     config: str
     package: str
     asks_for_health: bool = True
-    """Whether the balancer checks health; if not, clients without retries receive errors from a draining server."""
+    """Whether the balancer checks the health of its servers.
+
+    Behind a balancer that does not check health, clients without retries receive errors from a draining server.
+    """
 
 
 BALANCERS = {
@@ -65,13 +68,13 @@ def chosen(request) -> Balancer:
 
 @pytest.fixture
 def services(chosen, start_service, tiny_model) -> list:
-    """Start three servers with the default lame-duck period."""
+    """Start three servers with a lame duck time of 2 seconds."""
     return [start_service(tiny_model, "--lame-duck-s", "2", "--metrics-address", "127.0.0.1:0") for _ in range(3)]
 
 
 @pytest.fixture
 def balanced(chosen, services, root, tmp_path) -> Iterator[str]:
-    """Run the balancer; yield its address."""
+    """Run the balancer in front of the three servers; yield the address of the balancer."""
     address = free_address()
     config = tmp_path / chosen.config
     config.write_text(localised((root / "deploy" / "balancers" / chosen.config).read_text(), address, services))
@@ -88,7 +91,7 @@ def balanced(chosen, services, root, tmp_path) -> Iterator[str]:
 
 
 def localised(text: str, address: str, services: list) -> str:
-    """Return a file of deploy/balancers, in which local addresses replace the original addresses."""
+    """Return `text`, a file of deploy/balancers, with the addresses of the test in place of the original addresses."""
     host, port = address.split(":")
     text = re.sub(r"0\.0\.0\.0(:| *, *port_value: *)50050", rf"{host}\g<1>{port}", text)
     for number, service in enumerate(services, 1):
@@ -106,7 +109,10 @@ def free_address() -> str:
 
 @dataclass
 class Load:
-    """Run clients of three kinds that send one request after another, and record the outcomes of the requests."""
+    """Send requests with three kinds of clients, and record the outcome of each request.
+
+    The kinds are `stub` (gRPC without retries), `client` (single calls of `Client`) and `bulk` (`Client.score`).
+    """
 
     address: str
     bitmaps: np.ndarray
@@ -114,9 +120,9 @@ class Load:
     stopped: str = "none"
     answered: Counter = field(default_factory=Counter)
     failed: Counter = field(default_factory=Counter)
-    """Number of failed requests by client, stopped server and status."""
+    """Number of failed requests by kind of client, kind of stop ("none", "drained" or "killed") and status."""
     waits_s: dict[str, float] = field(default_factory=dict)
-    """Longest wait for a response in seconds, by client."""
+    """Longest wait for a response in seconds, by kind of client."""
     over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -170,7 +176,7 @@ class Load:
 
 @pytest.fixture
 def load(balanced, tiny_model, noise) -> Load:
-    """Return a load that has not started."""
+    """Return a load for the balancer's address; the load sends no request until the test calls `running`."""
     bitmaps = noise(ROWS)
     return Load(balanced, bitmaps, ort.InferenceSession(tiny_model).run(["scores"], {"bitmaps": bitmaps})[0])
 
@@ -184,9 +190,10 @@ def classified(service) -> int:
 
 @pytest.mark.parametrize("chosen", BALANCERS, indirect=True)
 def test_a_server_drained_and_one_killed_cost_our_client_nothing(chosen, services, load, capsys):
-    """A drained and a killed server fail no request of `Client`.
+    """If one server drains and another server is killed, no request of `Client` fails.
 
-    Without retries, only requests that are in flight to the killed server fail.
+    Of the requests of a client without retries, only requests in flight to the killed server fail. Behind a balancer
+    that does not check health, requests to the draining server may fail as well.
     """
     _, drained, killed = services
     with load.running():

@@ -1,4 +1,8 @@
-"""The arithmetic of the benchmark, and a real run on one small model."""
+"""Test the arithmetic of the benchmark, and run the whole benchmark once on one small model.
+
+The benchmark compares peers: ways to score drawings, such as our service, other servers and raw ONNX Runtime. A window
+is the period of one measurement.
+"""
 
 import json
 import shutil
@@ -41,7 +45,7 @@ PEERS = (Peer(name="liar", about="always says the same", connect=Liar, workloads
 
 
 def measured(**rates: list[float]) -> Results:
-    """Return results with one cell per contestant and these rows/s in its repeats."""
+    """Return results with the given rates, in rows per second: one value per repeat, by contestant."""
     results = Results()
     for contestant, values in rates.items():
         for value in values:
@@ -55,7 +59,7 @@ def run_bench(folder, *flags: str) -> subprocess.CompletedProcess:
 
 
 def test_a_window_gives_rates_and_cpu_seconds_of_client_and_server():
-    """Rates refer to the window's whole time, CPU seconds to a request and to 1,000 rows."""
+    """Rates are divided by the whole time of the window; CPU times are given per request and per 1,000 rows."""
     found = figures(WINDOW)
     assert found["rows_per_s"] == 3200
     assert found["requests_per_s"] == 50
@@ -64,7 +68,10 @@ def test_a_window_gives_rates_and_cpu_seconds_of_client_and_server():
 
 
 def test_a_ratio_compares_values_of_the_same_repeat():
-    """A machine that slows down between repeats changes no ratio: 300/100, 30/10 and 3/1 are all 3."""
+    """Each ratio compares rates of the same repeat, so a machine that slows down between repeats changes no ratio.
+
+    In this test, the machine is ten times slower in each repeat, and 300/100, 30/10 and 3/1 are all 3.
+    """
     results = measured(raw_default=[100, 10, 1], ours=[300, 30, 3], plain=[100, 10, 2])
     ratios = results.ratios(results.cell("small", "64x8", "ours"))
     assert ratios == {"rows_per_s_to_raw": 3, "rows_per_s_to_raw_default": 3, "rows_per_s_to_plain": 3}
@@ -79,7 +86,10 @@ def test_the_fastest_way_to_call_onnx_runtime_is_raw():
 
 
 def test_a_mix_is_compared_with_its_own_bulk_rate():
-    """`bulk_kept` is the share of a bulk job's rate that remains while single requests run."""
+    """`bulk_kept` is the rate of a bulk job in the workload `mix`, divided by the rate of the same job alone.
+
+    In the workload `mix`, another client sends requests of one row while the bulk job runs.
+    """
     results = Results()
     results.add("small", "1024x4", "ours", figures(WINDOW))
     results.add("small", "mix", "ours", mix_figures(WINDOW | {"rows": 4800}, WINDOW | {"p99_ms": 30.0}))
@@ -104,7 +114,11 @@ def test_the_cost_of_a_process_includes_its_children():
 
 
 def test_only_peers_that_take_part_are_started():
-    """Raw ONNX Runtime and our clients take no part in a mix; an unknown peer or style is an error."""
+    """For the workload `mix`, `choose` omits raw ONNX Runtime and our client library, which cannot run this workload.
+
+    The part of a peer's name after `@` is its style: the way to keep requests in flight, for example `aio`.
+    An unknown peer and an unknown style are errors.
+    """
     peers, _ = choose(["raw-default", "plain@aio", "ours-client"], ["mix"], channels=2)
     assert [(peer.name, peer.style, peer.channels) for peer in peers] == [("plain@aio", "aio", 2)]
     with pytest.raises(SystemExit, match="plain@ must be one of threads, futures, aio, got 'fork'"):
@@ -114,7 +128,7 @@ def test_only_peers_that_take_part_are_started():
 
 
 def test_the_error_of_a_server_that_does_not_start_has_its_last_line(tiny_model):
-    """If a server does not start, the benchmark stops with an error that has the server's last line."""
+    """If a server does not start, the benchmark's error contains the last line of the server's output."""
     words = [sys.executable, "-c", "print('hello'); print('no licence')"]
     broken = replace(find_peer("plain"), command=lambda model: words)
     with pytest.raises(PeerFailed, match=r"server of plain was not ready .* its last line: no licence"):
@@ -123,7 +137,7 @@ def test_the_error_of_a_server_that_does_not_start_has_its_last_line(tiny_model)
 
 @pytest.mark.timeout(60)
 def test_one_run_measures_every_contestant(root, tmp_path):
-    """A run of real processes writes rates, latencies, CPU, memory, start-up, ratios and a plot."""
+    """The benchmark writes a plot, and rates, latencies, CPU times, memory, start-up times and ratios of each peer."""
     flags = ["--models", "small", "--workloads", "1024x4,1x1,mix", "--contestants", "raw-default,plain,ours"]
     started_at = time.monotonic()
     flags += ["--repeats", "1", "--attempts", "1", "--seconds", "0.2"]
@@ -139,7 +153,7 @@ def test_one_run_measures_every_contestant(root, tmp_path):
     assert record["models"]["small"]["mflop_per_row"] == 1.032
     single, bulk, mix = (cells["ours", workload] for workload in ("1x1", "1024x4", "mix"))
     assert 0 < single["medians"]["p50_ms"] <= single["medians"]["p99_ms"]
-    # With one request in flight, the rate is 1 / mean, and a median is at most twice the mean.
+    # With one request in flight, the rate is 1 / (mean latency), and the median latency is at most twice the mean.
     assert 0 < single["medians"]["requests_per_s"] * single["medians"]["p50_ms"] <= 2000
     assert bulk["medians"]["client_cpu_us_per_request"] > 0
     assert bulk["medians"]["server_cpu_us_per_request"] > 0
@@ -155,7 +169,10 @@ def test_one_run_measures_every_contestant(root, tmp_path):
 
 
 def test_a_new_module_is_a_new_peer_and_wrong_scores_stop_the_run(root, tmp_path):
-    """A module in peers/ is found by its presence; a peer with other scores than raw ends the run with an error."""
+    """The benchmark finds every module in peers/ without a registration.
+
+    A peer whose scores differ from those of raw ONNX Runtime ends the benchmark with an error.
+    """
     copy = shutil.copytree(root / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results"))
     (copy / "peers" / "liar.py").write_text(LIAR)
     finished = run_bench(copy, "--models", "small", "--contestants", "raw-default,liar", "--workloads", "1x1")
@@ -164,7 +181,11 @@ def test_a_new_module_is_a_new_peer_and_wrong_scores_stop_the_run(root, tmp_path
 
 
 def test_a_server_takes_flags_from_the_name_of_its_peer():
-    """NAME+FLAG=VALUE compares settings in one run; a peer without server rejects flags."""
+    """The peer name NAME+FLAG=VALUE means the server of the peer NAME, started with --FLAG=VALUE.
+
+    With such names, one run of the benchmark can compare several settings of a server. A peer without a server rejects
+    flags in its name.
+    """
     tuned = find_peer("ours+threads=1+max-batch-rows=64@aio")
     assert tuned.command(Path("m.onnx"))[-2:] == ["--threads=1", "--max-batch-rows=64"]
     assert (tuned.name, tuned.style) == ("ours+threads=1+max-batch-rows=64@aio", "aio")

@@ -91,12 +91,12 @@ async def proxied(target: str):
 
 @pytest.fixture
 def service(start_service, tiny_model):
-    """Start a new service for each test, which compares the service's open files before and after."""
+    """Start a new service for each test, because each test compares the open files before and after its calls."""
     return start_service(tiny_model)
 
 
 async def wait_until_closed(service, before) -> float:
-    """Wait until the service has no open files that are missing in `before`; return the waiting time in seconds."""
+    """Wait until the service has closed all files that it has opened since `before`; return the time in seconds."""
     began_at = time.monotonic()
     while more := open_files(service.process.pid) - before:
         gc.collect()  # objects of the test's own calls keep connections open until they are collected
@@ -151,7 +151,7 @@ async def test_cut_connections_lose_no_answer(service, tiny_model, noise, capsys
 
 
 async def test_cut_connections_lose_no_row_of_a_file(service, noise, tmp_path, capsys):
-    """`sketchbatch score` over connections that are cut produces the same output as over undisturbed connections."""
+    """If its connections are cut at random moments, `sketchbatch score` still produces byte-identical output."""
     np.save(tmp_path / "a.npy", noise(30_000))
 
     async def score(address: str, name: str) -> bytes:
@@ -174,7 +174,7 @@ async def test_cut_connections_lose_no_row_of_a_file(service, noise, tmp_path, c
 
 
 async def test_a_call_over_a_silent_connection_ends_at_its_deadline(service, noise, capsys):
-    """If a connection discards all bytes and stays open, client and service end the call at its deadline."""
+    """If a connection stays open but delivers no bytes, the client and the service end a call at its deadline."""
     before = open_files(service.process.pid)
     async with proxied(service.address) as (proxy, address), AsyncClient(address, timeout_s=2) as client:
         await client.classify(noise(1))
@@ -209,7 +209,10 @@ async def test_a_client_that_is_idle_for_long_keeps_its_connection(service, nois
 
 
 async def test_a_client_that_never_reads_its_stream_slows_no_other_client(service, noise, capsys):
-    """If a client never reads its stream, flow control limits its accepted messages and the service's memory."""
+    """A client that sends messages on a stream and reads no response does not slow the calls of another client.
+
+    Flow control limits the number of messages that the service accepts from this stream, and thereby its memory.
+    """
     message = pb.ClassifyStreamRequest(bitmaps=noise(1000).tobytes())
     sent = [0] * 4
     channels = [grpc.aio.insecure_channel(service.address, [("grpc.use_local_subchannel_pool", 1)]) for _ in sent]

@@ -14,7 +14,7 @@ pytestmark = [
 ]
 
 ROWS, PART = 6000, 512
-# step of the free space; the job needs about 620 KiB with CSV output and half as much with Parquet output
+# After each failure the test frees this much space. The job needs about 620 KiB for CSV and half as much for Parquet.
 STEP_KIB = 130
 
 
@@ -70,7 +70,7 @@ def drawings(tmp_path):
 
 
 def assert_reports_full_disk(finished, folder):
-    """Check that a command ended with exit code 1 and one line that names the file and the remedy."""
+    """Check that a command ended with exit code 1, and that its one line of error names the file and the remedy."""
     assert finished.returncode == 1, finished.stderr
     assert finished.stderr.startswith(f"sketchbatch: {folder}/")
     assert finished.stderr.endswith(": No space left on device; free disk space, then run the same command again\n")
@@ -79,7 +79,11 @@ def assert_reports_full_disk(finished, folder):
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_full_disk_loses_nothing(run_command, tiny_service, drawings, disk, tmp_path, capsys, kind):
-    """On a full disk a job keeps its parts and writes no output; with enough space it produces identical output."""
+    """If the disk is full, a job writes no output and keeps its finished parts.
+
+    The test repeats the command with more free space each time, until the job ends. The output is then byte-identical
+    to the output of a job on a disk with enough space.
+    """
     flags = ["--server", tiny_service.address, "--part-rows", PART, "--quiet"]
     undisturbed, output = tmp_path / f"o.{kind}", disk.folder / f"o.{kind}"
     assert run_command("sketchbatch", "score", drawings, "--output", undisturbed, *flags).returncode == 3
@@ -103,7 +107,7 @@ def test_a_full_disk_loses_nothing(run_command, tiny_service, drawings, disk, tm
 
 
 def test_merge_and_evaluate_leave_no_partial_file(run_command, tiny_service, drawings, disk, tmp_path, capsys):
-    """On a full disk, no output, rejects file, manifest, figures or page is left incomplete."""
+    """If the disk is full, `merge` and `evaluate` leave no file behind, neither a complete nor an incomplete one."""
     flags = ["--server", tiny_service.address, "--quiet"]
     shards = []
     for number in range(2):
@@ -125,7 +129,7 @@ def test_merge_and_evaluate_leave_no_partial_file(run_command, tiny_service, dra
     for number, label in enumerate(("ant", "bee", "cow")):
         np.save(labelled / f"{label}.npy", np.load(drawings / "a.npy")[number * 50 : number * 50 + 50])
     joined_kib = sum(shard.stat().st_size for shard in shards) // 1024
-    # each command with amounts of free space that are too small; the last one of `merge` suffices for the output only
+    # for each command, the KiB of free space that are too few; the third value of `merge` suffices for the output only
     verbs = {
         "m.csv": (["merge", *shards, "--quiet", "--output"], (0, joined_kib // 2, joined_kib + 4)),
         "e.json": (["evaluate", labelled, *flags, "--json"], (0, 4)),

@@ -14,7 +14,10 @@ SECONDS = 20
 
 
 def test_models_change_under_load_and_no_answer_is_lost_or_wrong(start_service, tmp_path, capsys):
-    """While models change, each answer (unary, stream, Open Inference) has the scores of the version that it names."""
+    """While model files change, every request receives the scores of the model version that its response names.
+
+    The requests are calls of Classify, messages of ClassifyStream and calls of the Open Inference Protocol.
+    """
     repository = Repository(tmp_path / "models")
     repository.write(1)
     service = start_service(

@@ -55,7 +55,10 @@ def executed_rows(address):
 
 
 async def test_overload_is_rejected_and_goodput_stays(start_service, root, noise, capsys):
-    """Under overload, accepted requests meet their deadline, no rejected row is executed, and memory is bounded."""
+    """At five times the service's capacity, goodput stays at 90 % of the capacity, and the service's memory is bounded.
+
+    Accepted requests meet their deadlines, and no row of a rejected request runs in a model call.
+    """
     model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
     service = start_service(model, "--threads", "1", "--max-queued-rows", "16384")
     request = pb.ClassifyRequest(bitmaps=noise(ROWS).tobytes())
@@ -87,7 +90,7 @@ async def test_overload_is_rejected_and_goodput_stays(start_service, root, noise
 
 
 async def _closed_loop(stub, request, *, in_flight, seconds):
-    """Return the requests per second of `in_flight` callers; each caller sends again after it received its answer."""
+    """Return the responses per second to `in_flight` tasks, each of which sends one request after another."""
     until = time.perf_counter() + seconds
 
     async def repeat():

@@ -19,7 +19,10 @@ BALANCED = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthChec
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_rolling_restart_loses_nothing(start_service, tiny_model, capsys, workers):
-    """No request fails or is answered twice, since health is NOT_SERVING before a restarting server rejects calls."""
+    """While three servers restart one after another, every request receives exactly one response.
+
+    Health reports NOT_SERVING before a stopping server rejects calls, so the clients use the other servers in time.
+    """
     ports = [free_port() for _ in range(SERVERS)]
     flags = [("--address", f"127.0.0.1:{port}", "--lame-duck-s", "2", "--workers", str(workers)) for port in ports]
     services = [start_service(tiny_model, *each) for each in flags]

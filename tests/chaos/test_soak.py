@@ -1,11 +1,14 @@
-"""Run misbehaving clients of every kind at once for MINUTES (1), and check for leaks of memory, threads and files.
+"""Run clients of nine kinds, most of which misbehave, and check that the service leaks no memory, threads or files.
 
-Memory under load swings between 140 and 220 MiB. Large messages coincide by chance, and the process keeps the memory of
-freed messages (`sketchbatch_service.app.memory`). Protobuf returns memory at every 10,000th block that it frees
-(`malloc_trim` in `upb_trim_allocfunc`). A leak shows at rest only: after all clients have disconnected and small
-requests have made protobuf return its memory. The load of this test runs in three rounds with a rest after each round.
-The first round warms up. After the last round the service may hold no more memory, threads and files than after the
-first round, except for memory pages that a few blocks keep.
+The environment variable MINUTES sets the duration of the load; the default is 1.
+
+Memory under load varies between 140 and 220 MiB, for two reasons. Large messages coincide by chance, and the process
+keeps the memory of freed messages (`sketchbatch_service.app.memory`). Protobuf returns memory to the system at every
+10,000th block that it frees (`malloc_trim` in `upb_trim_allocfunc`). A leak is therefore visible only without load:
+after all clients have disconnected, and after small requests have made protobuf return its memory. The load of this
+test has three rounds with a pause after each round. The first round warms up the service. After the last round, the
+service may hold no more threads and files than before the first round. Its memory may be at most 10 % above its memory
+after the first round, because a few blocks can keep whole memory pages in use.
 
 Five rounds of 75 s gave 124 to 130 MiB of resident memory at rest, 30 to 31 MiB allocated (`mallinfo2`, after a garbage
 collection) and 55,000 to 57,000 Python objects. gRPC's own thread pool keeps four or five threads.
@@ -41,7 +44,7 @@ LARGE = 4000
 
 
 class Misbehaviour:
-    """Run one action of each kind of client; each method returns the outcome of its action."""
+    """Act as misbehaving clients; each public method is one action of one kind of client and returns its outcome."""
 
     def __init__(self, address: str, channel: grpc.aio.Channel, session: ort.InferenceSession, seed: int) -> None:
         self._address = address
@@ -121,7 +124,7 @@ class Misbehaviour:
         return "OK" if right else "wrong scores"
 
 
-# number of callers of these kinds; every other kind has one caller
+# number of concurrent clients by kind; a kind that is missing here has one client
 CALLERS = {"small": 4, "large": 1, "leaves_a_stream_open": 8, "speaks_no_http2": 8}
 EXPECTED = {
     "small": {"OK"},
@@ -138,7 +141,7 @@ EXPECTED = {
 
 
 async def test_misbehaving_clients_cause_no_leak(start_service, root, capsys):
-    """Each client receives its status, and memory, threads and files return to their level after each round."""
+    """Each client receives only the outcomes of `EXPECTED`, and the service leaks no memory, threads or files."""
     model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
     service = start_service(model, "--metrics-address", "127.0.0.1:0")
     pid = service.process.pid
@@ -198,7 +201,7 @@ def threads(pid: int) -> Counter[str]:
 
 
 async def rest(address: str) -> None:
-    """Send small requests, which make protobuf return the memory of large requests."""
+    """Send small requests, which make protobuf return the memory of earlier large requests to the system."""
     async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         classify = classifier_pb2_grpc.ClassifierServiceStub(channel).Classify
 
@@ -210,6 +213,6 @@ async def rest(address: str) -> None:
 
 
 def scraped(address: str) -> str:
-    """Return OK if the metrics page, read as Prometheus reads it, lists the queued rows."""
+    """Read the metrics page of the service; return "OK" if the page contains the number of queued rows."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
         return "OK" if b"sketchbatch_queued_rows{" in page.read() else "nothing"

@@ -1,4 +1,4 @@
-"""Small real servers of the contract whose requests a test can record, hold and reject."""
+"""Provide small real servers of the wire contract; a test can record, hold and reject the requests to these servers."""
 
 import math
 import threading
@@ -19,10 +19,11 @@ REJECTED = 255
 
 
 class ScriptedServicer(classifier_pb2_grpc.ClassifierServiceServicer):
-    """Scores a drawing by its first pixel, rejects requests with a first pixel of 255, and can `hold` requests.
+    """Score each drawing by its first pixel, which identifies the drawing, and let a test script the responses.
 
-    The next `pushbacks` requests are pushed back for `pushback_ms`. Another request receives UNAVAILABLE if
-    the next entry of `unavailable` is True.
+    After `hold`, requests wait for `release` before they receive a response. A request with a drawing whose first pixel
+    is 255 is rejected. The next `pushbacks` requests receive RESOURCE_EXHAUSTED with a pushback of `pushback_ms`. Each
+    other request takes one entry from `unavailable`; if the entry is True, the request receives UNAVAILABLE.
     """
 
     def __init__(self, *, worker: int = 1, workers: int = 1) -> None:
@@ -34,7 +35,7 @@ class ScriptedServicer(classifier_pb2_grpc.ClassifierServiceServicer):
         self.pushbacks = 0
         self.pushback_ms = 0
         self._worker, self._workers = worker, workers
-        self._held_from: float = math.inf  # requests are held from this first pixel on
+        self._held_from: float = math.inf  # a request is held if its first pixel has this value or a higher value
         self._changed = threading.Condition()
 
     def hold(self) -> None:
@@ -42,7 +43,7 @@ class ScriptedServicer(classifier_pb2_grpc.ClassifierServiceServicer):
         self._held_from = 0
 
     def release(self, *, below: float = math.inf) -> None:
-        """Answer all requests, or the requests with a first pixel below `below`, in any order."""
+        """Answer all held and later requests; with `below`, only requests whose first pixel is less than `below`."""
         with self._changed:
             self._held_from = below
             self._changed.notify_all()
@@ -83,7 +84,10 @@ class ScriptedServicer(classifier_pb2_grpc.ClassifierServiceServicer):
 
 @pytest.fixture
 def start_server() -> Iterator[Callable[..., str]]:
-    """Start a `ScriptedServicer` on an address, by default on a free port; return the address."""
+    """Return a function that starts a server of a `ScriptedServicer`, by default on a free port.
+
+    The function returns the address of the server.
+    """
     started: list[tuple[grpc.Server, ScriptedServicer]] = []
 
     def start(servicer: ScriptedServicer, address: str = "127.0.0.1:0", health: HealthServicer | None = None) -> str:
@@ -105,13 +109,13 @@ def start_server() -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def servicer() -> ScriptedServicer:
-    """Return one servicer."""
+    """Return one servicer, which no server serves until the test starts one."""
     return ScriptedServicer()
 
 
 @pytest.fixture
 def drawing() -> Callable[[int], np.ndarray]:
-    """Make a drawing that is identified by its first pixel."""
+    """Return a function that makes a drawing with the given value of the first pixel, which identifies the drawing."""
 
     def draw(pixel: int) -> np.ndarray:
         bitmap = np.zeros((28, 28), np.uint8)
@@ -123,13 +127,13 @@ def drawing() -> Callable[[int], np.ndarray]:
 
 @pytest.fixture
 def workers() -> Callable[[int], list[ScriptedServicer]]:
-    """Make the worker processes of one service."""
+    """Return a function that makes servicers which report that they are the `count` workers of one service."""
     return lambda count: [ScriptedServicer(worker=number + 1, workers=count) for number in range(count)]
 
 
 @pytest.fixture(scope="session")
 def start_demo():
-    """Start `sketchbatch demo` processes, and stop them after the tests."""
+    """Return a function that starts a `sketchbatch demo` process; the processes are stopped after all tests."""
     started = []
 
     def start(*arguments, **options):
@@ -145,7 +149,7 @@ def start_demo():
 
 @pytest.fixture(scope="session")
 def demo(start_demo, tiny_service):
-    """Start one demo of the tiny service."""
+    """Start one `sketchbatch demo` process that sends its requests to the tiny service."""
     return start_demo(tiny_service.address)
 
 

@@ -14,7 +14,10 @@ def pixel(result) -> int:
 
 
 async def fill_both_requests(client, servicer, drawing) -> list[asyncio.Task]:
-    """Hold two requests on the server, so that further calls wait in the queue."""
+    """Send two requests that the server holds, so that further calls wait in the client's coalescing queue.
+
+    A coalescing queue has at most two requests in flight. The first pixel of both drawings is 1.
+    """
     servicer.hold()
     calls = []
     for number in range(2):
@@ -24,7 +27,7 @@ async def fill_both_requests(client, servicer, drawing) -> list[asyncio.Task]:
 
 
 async def queue_calls(client, drawing, pixels) -> list[asyncio.Task]:
-    """Start one call per pixel; after one step of the event loop all of them wait in the queue."""
+    """Start one call per value of `pixels`, and wait until all these calls are in the coalescing queue."""
     calls = [asyncio.create_task(client.classify(drawing(value))) for value in pixels]
     await asyncio.sleep(0)
     return calls
@@ -94,7 +97,7 @@ async def test_queued_calls_share_one_request(start_server, servicer, drawing):
 
 
 async def test_a_rejected_call_does_not_affect_the_calls_that_share_its_request(start_server, servicer, drawing):
-    """After a shared request has failed, each of its calls is sent alone."""
+    """After a shared request has failed, the client sends each of its calls in a request of its own."""
     async with AsyncClient(start_server(servicer)) as client:
         await fill_both_requests(client, servicer, drawing)
         calls = await queue_calls(client, drawing, [10, 255, 11])
@@ -114,7 +117,7 @@ async def test_a_cancelled_call_does_not_affect_the_calls_that_share_its_request
         ahead = await fill_both_requests(client, servicer, drawing)
         calls = await queue_calls(client, drawing, [10, 11, 12])
         await asyncio.to_thread(servicer.wait_for_rows, 5)
-        for call in (calls[cancelled], ahead[0]):  # `ahead[0]` was sent alone
+        for call in (calls[cancelled], ahead[0]):  # `ahead[0]` is a call that was sent in a request of its own
             call.cancel()
             await asyncio.wait([call])
         servicer.release()
@@ -129,7 +132,7 @@ async def test_a_cancelled_call_does_not_affect_the_calls_that_share_its_request
 
 
 async def test_the_rows_of_a_call_that_was_cancelled_in_the_queue_are_not_sent(start_server, servicer, drawing):
-    """The next shared request contains only calls that still wait."""
+    """If a call is cancelled in the coalescing queue, the next shared request does not contain its rows."""
     async with AsyncClient(start_server(servicer)) as client:
         await fill_both_requests(client, servicer, drawing)
         calls = await queue_calls(client, drawing, [10, 11])
@@ -141,7 +144,7 @@ async def test_the_rows_of_a_call_that_was_cancelled_in_the_queue_are_not_sent(s
 
 
 async def test_an_unreachable_server_is_reported_to_every_call(drawing):
-    """For an unreachable server, each call has its own attempts and its own error."""
+    """If the server is unreachable, each of five concurrent calls raises Unavailable."""
     retry = RetryPolicy(max_attempts=2, first_backoff_s=0.01)
     async with AsyncClient("127.0.0.1:1", retry=retry) as client:
         results = await asyncio.gather(*(client.classify(drawing(1)) for _ in range(5)), return_exceptions=True)

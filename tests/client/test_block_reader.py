@@ -1,4 +1,4 @@
-"""Reader processes decode strokes and pictures of a job, ahead and in order, and end with the job."""
+"""Test the block reader of a job, whose reader processes decode strokes and pictures in advance and in order."""
 
 import json
 import os
@@ -19,7 +19,7 @@ ROWS = 5 * BLOCK_ROWS
 
 @pytest.fixture(scope="module")
 def strokes(tmp_path_factory):
-    """A file of enough drawings for reader processes; every 1000th line is malformed."""
+    """Write a file of five blocks of drawings, in which every 1000th line is malformed."""
     path = tmp_path_factory.mktemp("strokes") / "a.ndjson"
     lines = [json.dumps({"key_id": str(row + 1), "drawing": [[[row % 256, 255], [0, 255]]]}) for row in range(ROWS)]
     lines[999::1000] = ["{}"] * len(lines[999::1000])
@@ -37,7 +37,10 @@ def opened(*inputs, spool=Path("unused"), part_rows=2000):
 
 @pytest.mark.timeout(60)
 def test_reader_processes_give_the_batches_of_a_single_process(strokes):
-    """Reader processes and a single process give equal batches and rejects; reading a part again gives its digest."""
+    """A job with two reader processes has the same batches and rejects as a job that decodes in its own process.
+
+    If a part is read again for its part digest, the digest is the same as in the first reading.
+    """
     plan, sources = opened(strokes)
     with BlockReader(plan, sources, 0) as alone, BlockReader(plan, sources, 2) as shared:
         batches = list(shared.batches(plan.parts))
@@ -55,7 +58,7 @@ def test_reader_processes_give_the_batches_of_a_single_process(strokes):
 
 
 def test_small_files_share_batches(tmp_path, noise):
-    """A batch has about one request's rows, however small the files are."""
+    """Rows of several small files share a batch, so that each batch has about as many rows as one request."""
     for number in range(30):
         np.save(tmp_path / f"{number:02}.npy", noise(100))
     plan, sources = opened(tmp_path)
@@ -68,7 +71,7 @@ KILLED_PARENT = """
 import multiprocessing, sys
 from pathlib import Path
 
-if __name__ == "__main__":  # a reader process imports this file, too
+if __name__ == "__main__":  # the condition is necessary because each reader process imports this file, too
     from sketchbatch_client.drawings.strokes import StrokeFile
     from sketchbatch_client.scoring.block_reader import BlockReader
     from sketchbatch_client.scoring.plan import Input, Plan
@@ -87,20 +90,23 @@ if __name__ == "__main__":  # a reader process imports this file, too
 
 @pytest.mark.timeout(60)
 def test_readers_end_with_a_parent_that_is_killed(strokes):
-    """A reader process ends even if its parent process is killed and cannot stop the reader."""
+    """If the parent process is killed and thus cannot stop its reader process, the reader process ends by itself."""
     program = strokes.parent / "killed_parent.py"
     program.write_text(KILLED_PARENT)
     with subprocess.Popen([sys.executable, program, strokes], stdin=-1, stdout=-1, text=True) as parent:
         (reader,) = map(int, parent.stdout.readline().split())
         process = os.pidfd_open(reader)
         parent.kill()
-    has_ended, _, _ = select.select([process], [], [])  # the time limit of the test ends an endless wait
+    has_ended, _, _ = select.select([process], [], [])  # if the reader never ends, the test fails at its time limit
     os.close(process)
     assert has_ended
 
 
 def test_inputs_are_found(tmp_path, noise):
-    """A folder gives its files by name; globs reach nested folders; no file is read twice."""
+    """A folder gives its files in the order of their names, but no hidden file and no file of an unknown format.
+
+    A glob with `**` also finds files in nested folders. A file that several inputs match is read only once.
+    """
     (tmp_path / "more").mkdir()
     for name in ("b.npy", "a.npy", "more/c.npy", ".hidden.npy"):
         np.save(tmp_path / name, noise(3))

@@ -1,4 +1,4 @@
-"""The client opens one connection to each worker process of a service and distributes requests over them."""
+"""The client opens one connection to each worker of a service and distributes its requests over these connections."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +16,10 @@ def classify_200_rows(address: str, **options: object) -> None:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_bulk_call_discovers_and_uses_every_worker(start_server, workers, count):
-    """The kernel assigns connections to workers at random; the client opens new ones until each worker has one."""
+    """The client opens new connections until it has one to each worker.
+
+    The client cannot choose the worker of a connection, because the kernel assigns connections to workers at random.
+    """
     servicers = workers(count)
     address = start_server(servicers[0])
     for servicer in servicers[1:]:

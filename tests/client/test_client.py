@@ -35,14 +35,17 @@ from sketchbatch_client.scoring.job import ScoreJob, write_scores
 
 @pytest.fixture
 def client(tiny_service) -> Iterator[Client]:
-    """Connect to a service of the tiny model; seven rows per request, so that few rows make several requests."""
+    """Connect a client to the tiny service; the client sends at most seven rows per request.
+
+    With this limit, a test needs few rows for a call of several requests.
+    """
     with Client(tiny_service.address, rows_per_request=7) as client:
         yield client
 
 
 @pytest.fixture
 def expected(tiny_model) -> Callable[[np.ndarray], np.ndarray]:
-    """Compute scores with ONNX Runtime alone."""
+    """Return a function that computes the scores of bitmaps with ONNX Runtime, without a service."""
     session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
     return lambda bitmaps: session.run(["scores"], {"bitmaps": bitmaps})[0]
 
@@ -67,7 +70,7 @@ def test_top_k_returns_only_the_best_classes(client, expected, noise):
 
 
 def test_columns_have_the_names_of_sketchbatch_score(client, noise):
-    """There are columns for the top k classes, or for the best class and the score of each class."""
+    """The columns are the best class and the scores of all classes or, for a call with top_k, the k best classes."""
     result = client.classify(noise(20))
     columns = result.columns()
     assert list(columns) == ["label", "score", *(f"score_{label}" for label in LABELS)]
@@ -96,14 +99,14 @@ def test_the_repr_is_one_line(client, noise):
 
 
 def test_all_shapes_of_bitmaps_are_accepted(client, noise):
-    """(28, 28), (rows, 784) and (rows, 28, 28) mean the same drawings."""
+    """Bitmaps of the shapes (28, 28), (rows, 784) and (rows, 28, 28) are accepted and receive the same scores."""
     rows = client.classify(noise(3)).scores
     assert np.array_equal(client.classify(noise(3).reshape(3, 784)).scores, rows)
     assert np.allclose(client.classify(noise(3)[1]).scores, rows[1:2], atol=1e-6)
 
 
 def test_batches_are_taken_only_when_a_request_can_be_sent(client, expected, noise):
-    """If a caller stops early, the client has taken at most as many batches as may be in flight."""
+    """If a program closes `score` after the first result, the client has taken at most six of the 100 batches."""
     taken = []
 
     def batches() -> Iterator[np.ndarray]:
@@ -152,7 +155,7 @@ def test_models_and_health_are_returned(client):
 
 
 class Flaky(classifier_pb2_grpc.ClassifierServiceServicer):
-    """Fails with the given codes and pushbacks, then succeeds; counts the calls."""
+    """Reject the first calls with the given status codes and pushbacks, answer later calls, and count all calls."""
 
     def __init__(self, *failures: tuple[grpc.StatusCode, str | None]) -> None:
         self.failures = list(failures)
@@ -173,7 +176,7 @@ class Flaky(classifier_pb2_grpc.ClassifierServiceServicer):
 
 @contextmanager
 def flaky(*failures: tuple[grpc.StatusCode, str | None], **options: object) -> Iterator[tuple[Client, Flaky]]:
-    """Start a server with a `Flaky` servicer, and a client that retries quickly."""
+    """Start a server with a `Flaky` servicer; yield a client that retries after 1 ms, and the servicer."""
     servicer = Flaky(*failures)
     server = grpc.server(futures.ThreadPoolExecutor(4))
     classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
@@ -188,13 +191,16 @@ def flaky(*failures: tuple[grpc.StatusCode, str | None], **options: object) -> I
 FULL, DRAINING, STOPPING = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.CANCELLED,  # the status from a server whose socket has just closed
+    grpc.StatusCode.CANCELLED,  # the status that a call receives if the server has just closed its socket
 )
 
 
 @pytest.mark.parametrize("failures", [[(DRAINING, None)] * 9, [(FULL, "1")] * 20, [(STOPPING, None)] * 3])
 def test_temporary_errors_are_retried(noise, failures):
-    """After a first response, unavailable servers are retried beyond `max_attempts`; full servers until the timeout."""
+    """A request that receives a temporary error is sent again until it succeeds, even after `max_attempts` attempts.
+
+    The temporary errors are UNAVAILABLE, CANCELLED, and RESOURCE_EXHAUSTED with a pushback.
+    """
     with flaky(*failures) as (client, server):
         assert client.classify(noise(1), top_k=1).label.tolist() == ["a"]
     assert server.calls == len(failures) + 1
@@ -203,7 +209,7 @@ def test_temporary_errors_are_retried(noise, failures):
 @pytest.mark.parametrize(
     ("failures", "error", "calls"),
     [
-        ([(FULL, None)] * 9, Overloaded, 1),  # the message is too large: no pushback, no retry
+        ([(FULL, None)] * 9, Overloaded, 1),  # a status without a pushback means that the message is too large
         ([(FULL, "-1")] * 9, Overloaded, 1),  # a negative pushback forbids a retry
         ([(FULL, "60000")], Overloaded, 1),  # the pushback ends after the deadline
         ([(grpc.StatusCode.INTERNAL, None)] * 9, ServerFailed, 1),
@@ -220,7 +226,7 @@ def test_permanent_errors_are_raised_at_once(noise, failures, error, calls):
 
 
 def test_without_patience_a_request_has_max_attempts(noise):
-    """Without patience, a request has `max_attempts` attempts, as the client's retry policy states."""
+    """If the setting `patience_s` of the retry policy is 0, a request has exactly `max_attempts` attempts."""
     retry = RetryPolicy(patience_s=0, first_backoff_s=0.001)
     message = r"no response from .* in 5 attempts: not now"
     with flaky(*[(DRAINING, None)] * 99, retry=retry) as (client, server), pytest.raises(Unavailable, match=message):
@@ -248,7 +254,11 @@ def rpc_error(code: grpc.StatusCode, pushback_ms: str | None = None) -> grpc.Rpc
 def test_retries_end_with_the_attempts_the_patience_or_the_timeout(
     policy, timeout_s, has_reached_server, last_failure_s
 ):
-    """`max_attempts` are made in any case; later attempts end with `patience_s` or `timeout_s`, whichever is first."""
+    """Before a client has reached its server, a request has `max_attempts` attempts.
+
+    After a client has reached its server, more attempts follow until `patience_s` or `timeout_s` has passed, whichever
+    is shorter.
+    """
     policy = replace(policy, first_backoff_s=1, max_backoff_s=1)
     now_s = 0
     retry = RetryState(policy, "server", timeout_s, has_reached_server, clock=lambda: now_s)
@@ -266,7 +276,7 @@ def test_the_client_waits_for_the_pushback(noise):
 
 
 def test_retries_after_a_pushback_have_jitter():
-    """The delay is never shorter than the pushback, and two clients have different delays."""
+    """The delay before a retry is at least the pushback, plus a random time, so that clients do not retry together."""
     delays = {RetryPolicy().delay_s(rpc_error(FULL, "100"), 1) for _ in range(20)}
     assert len(delays) == 20
     assert 0.1 <= min(delays) < max(delays) <= 0.15
@@ -294,14 +304,14 @@ def test_a_local_server_is_not_reached_through_a_proxy(tiny_service, noise, monk
 
 
 def test_requests_have_at_most_the_rows_that_the_service_allows(start_service, tiny_model, noise):
-    """A service with a smaller limit than `rows_per_request` gets smaller requests."""
+    """If the service allows fewer rows than `rows_per_request`, the client sends requests of the allowed size."""
     service = start_service(tiny_model, "--max-request-rows", "50")
     with Client(service.address, rows_per_request=1024) as client:
         assert len(client.classify(noise(333))) == 333
 
 
 class FailsAfter:
-    """Listens to the progress of a job and makes the server fail after the first rows."""
+    """Receive the progress of a job, and make the server reject the next request after rows were scored."""
 
     def __init__(self, server):
         self._server = server
@@ -313,12 +323,12 @@ class FailsAfter:
         self.rows_done = rows_done
 
     def advances(self, rows):
-        """Make the next request fail; the client uses its response only after the part with these rows is stored."""
+        """Make the next request fail; the part with these rows is stored before the job raises the error."""
         self._server.failures.append((grpc.StatusCode.INTERNAL, None))
 
 
 def test_a_scoring_job_that_fails_midway_keeps_its_finished_parts(noise, tmp_path):
-    """The failed run writes no output; the next run resumes after the last finished part."""
+    """A job that fails midway writes no output; the same job, started again, resumes after the last finished part."""
     np.save(tmp_path / "a.npy", noise(3))
     job = ScoreJob(inputs=[str(tmp_path / "a.npy")], part_rows=1)
     with flaky(rows_per_request=1, in_flight=1) as (client, server):
@@ -333,7 +343,7 @@ def test_a_scoring_job_that_fails_midway_keeps_its_finished_parts(noise, tmp_pat
 
 
 def test_closing_a_bulk_call_does_not_wait_for_its_requests(start_server, servicer, drawing):
-    """`close` returns although the server holds requests until the end of the test."""
+    """When a program closes a bulk call, `close` returns at once, although the server still holds other requests."""
     with Client(start_server(servicer), rows_per_request=1, in_flight=4) as client:
         servicer.hold()
         servicer.release(below=1)

@@ -25,13 +25,17 @@ def pool():
 
 
 def pixel(result) -> int:
-    """Return the first pixel of the classified drawing."""
+    """Return the first pixel of the classified drawing, which the scripted server returns as the first score."""
     assert len(result) == 1
     return round(float(result.scores[0, 0]) * 256)
 
 
 def fill_both_requests(client, servicer, pool, drawing) -> None:
-    """Hold two requests on the server, with pixels 1 and 2, so that further calls wait in the queue."""
+    """Send two requests that the server holds, so that further calls wait in the client's coalescing queue.
+
+    A coalescing queue has at most two requests in flight. The first pixel of the drawing is 1 in the first request and
+    2 in the second request.
+    """
     servicer.hold()
     for value in (1, 2):
         pool.submit(client.classify, drawing(value))
@@ -40,14 +44,17 @@ def fill_both_requests(client, servicer, pool, drawing) -> None:
 
 
 def queue_calls(client, pool, drawing, pixels) -> list[Future]:
-    """Start one call per pixel, and wait until all of them are in the queue."""
+    """Start one call per value of `pixels`, and wait until all these calls are in the coalescing queue."""
     calls = [pool.submit(client.classify, drawing(value)) for value in pixels]
     client.wait_for_queued(len(pixels))
     return calls
 
 
 def test_each_of_many_threads_gets_the_scores_of_its_own_rows(tiny_service, tiny_model, noise, pool):
-    """Calls of one to three rows with two request keys run in 32 threads at once."""
+    """In 32 concurrent threads, each call receives the scores of its own rows.
+
+    A call has one to three rows and one of two request keys.
+    """
     scores = ort.InferenceSession(tiny_model).run(["scores"], {"bitmaps": noise(200)})[0]
 
     def is_right(number: int) -> bool:
@@ -75,7 +82,7 @@ def test_each_of_many_calls_is_sent_once(start_server, servicer, drawing, pool):
 
 
 def test_a_lone_call_is_sent_at_once_and_alone(start_server, servicer, drawing):
-    """Calls one after the other make one request each, without another thread."""
+    """Each of several consecutive calls is sent at once in a request of its own, and no sender thread is started."""
     with Client(start_server(servicer)) as client:
         assert [pixel(client.classify(drawing(value))) for value in range(200)] == list(range(200))
         assert not [thread for thread in threading.enumerate() if "sketchbatch-shared" in thread.name]
@@ -83,7 +90,7 @@ def test_a_lone_call_is_sent_at_once_and_alone(start_server, servicer, drawing):
 
 
 def test_queued_calls_share_one_request(start_server, servicer, drawing, pool):
-    """All calls that wait when a response arrives go into the next request together."""
+    """When a response arrives, all calls that wait in the coalescing queue are sent in one request."""
     with PatientClient(start_server(servicer)) as client:
         fill_both_requests(client, servicer, pool, drawing)
         calls = queue_calls(client, pool, drawing, range(10, 30))
@@ -93,7 +100,7 @@ def test_queued_calls_share_one_request(start_server, servicer, drawing, pool):
 
 
 def test_queued_calls_bypass_requests_that_get_no_response(start_server, servicer, drawing, pool):
-    """Queued calls are sent after a bounded wait although the server holds the two requests in flight."""
+    """Queued calls are sent after a bounded wait, even if the two requests in flight receive no response."""
     with Client(start_server(servicer)) as client:
         servicer.hold()
         calls = [pool.submit(client.classify, drawing(value)) for value in range(10)]
@@ -103,7 +110,7 @@ def test_queued_calls_bypass_requests_that_get_no_response(start_server, service
 
 
 def test_a_bypassing_call_takes_all_queued_calls_along():
-    """A bypass starts one more sender, whose first request has all queued calls except the cancelled call."""
+    """A bypass allows one more sender; its first request has all queued calls, except calls that were cancelled."""
     queue = CoalescingQueue(64)
     bitmap = np.zeros((1, 28, 28), np.uint8)
     calls = [PendingCall(bitmap, 0.0, lambda: None) for _ in range(MAX_IN_FLIGHT + 4)]
@@ -116,7 +123,7 @@ def test_a_bypassing_call_takes_all_queued_calls_along():
 
 
 def test_a_rejected_call_does_not_affect_the_calls_that_share_its_request(start_server, servicer, drawing, pool):
-    """After a shared request has failed, each of its calls is sent alone."""
+    """After a shared request has failed, the client sends each of its calls in a request of its own."""
     with PatientClient(start_server(servicer)) as client:
         fill_both_requests(client, servicer, pool, drawing)
         calls = queue_calls(client, pool, drawing, [10, 255, 11, 12])
@@ -129,14 +136,17 @@ def test_a_rejected_call_does_not_affect_the_calls_that_share_its_request(start_
 
 @pytest.mark.parametrize("top_k", [-1, -1000])
 def test_a_call_with_invalid_options_is_refused_before_it_is_queued(start_server, servicer, drawing, top_k):
-    """A negative `top_k` cannot be encoded, so it must not fail a shared request."""
+    """A call with a negative `top_k` is refused before it is queued.
+
+    Protobuf cannot encode a negative `top_k`, so the call would make a shared request and all its calls fail.
+    """
     with Client(start_server(servicer)) as client, pytest.raises(RequestRefused, match="top_k must be 0 or more"):
         client.classify(drawing(1), top_k=top_k)
     assert not servicer.requests
 
 
 def test_an_expired_call_does_not_affect_the_calls_that_share_its_request(start_server, servicer, drawing, pool):
-    """Each call in a shared request has its own deadline, and later calls still receive responses."""
+    """If the deadline of a queued call passes, only this call fails, and later calls in the queue receive responses."""
     with PatientClient(start_server(servicer)) as client:
         fill_both_requests(client, servicer, pool, drawing)
         client._timeout_s = 0.1  # the timeout of the next call
@@ -160,7 +170,11 @@ def ctrl_c() -> Callable[[], None]:
 
 @pytest.mark.parametrize("calls_ahead", [0, 1, 2])
 def test_ctrl_c_in_one_call_does_not_affect_the_others(start_server, servicer, drawing, pool, ctrl_c, calls_ahead):
-    """Ctrl-C ends only one call, sent alone, in a shared request or as a bypass; the client stays usable."""
+    """Ctrl-C ends only the call of the main thread; all other calls receive responses, and the client stays usable.
+
+    `calls_ahead` is the number of requests in flight when the main thread calls. With two requests in flight, the call
+    waits in the coalescing queue and then bypasses these requests.
+    """
     with Client(start_server(servicer)) as client:
         assert pixel(client.classify(drawing(3))) == 3
         servicer.hold()
@@ -183,7 +197,10 @@ def test_ctrl_c_in_one_call_does_not_affect_the_others(start_server, servicer, d
 
 
 def test_calls_survive_a_restart_of_the_server(start_service, tiny_model, noise, pool):
-    """Calls that shared a failed request retry until the server is back, beyond `max_attempts`."""
+    """After the server is killed and started again, calls in shared requests receive responses.
+
+    The client retries these calls until the server responds, even after `max_attempts` attempts.
+    """
     service = start_service(tiny_model)
     is_back = threading.Event()
     started = threading.Barrier(9)

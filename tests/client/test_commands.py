@@ -1,4 +1,4 @@
-"""The commands score, evaluate, model and health run as processes."""
+"""Run the commands `score`, `evaluate`, `model` and `health` as processes, and check output, files and exit codes."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(60)  # a test starts up to four processes
 
 @pytest.fixture
 def folder(tmp_path, noise):
-    """Write drawings of two labels that the tiny model knows and of one that it does not know."""
+    """Write drawings of two labels that the tiny model knows, and of one label that the tiny model does not know."""
     for rows, label in ((30, "ant"), (20, "bee"), (5, "zebra")):
         np.save(tmp_path / f"{label}.npy", noise(rows).reshape(rows, 784))
     return tmp_path
@@ -29,7 +29,7 @@ def folder(tmp_path, noise):
 
 @pytest.fixture
 def sketchbatch(run_command, tiny_service):
-    """Run `sketchbatch` against the tiny service."""
+    """Return a function that runs a `sketchbatch` command with the tiny service as its server."""
     return lambda command, *arguments: run_command("sketchbatch", command, *arguments, "--server", tiny_service.address)
 
 
@@ -56,7 +56,7 @@ def test_score_writes_one_line_per_row_in_order(sketchbatch, folder):
 
 
 def test_score_writes_more_than_the_best_class_on_request(sketchbatch, folder):
-    """--top-k adds columns for the next best classes, --all-scores one column per class."""
+    """With --top-k, the output has columns for the k best classes; with --all-scores, it has one column per class."""
     assert sketchbatch("score", folder / "ant.npy", "--top-k", 2, "--output", folder / "two.parquet").returncode == 0
     assert parquet.read_table(folder / "two.parquet").column_names == [
         "source", "row", "label", "score", "label_2", "score_2",
@@ -69,7 +69,7 @@ def test_score_writes_more_than_the_best_class_on_request(sketchbatch, folder):
 
 
 def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
-    """`score` accepts strokes and pictures; each picture in a folder is one source."""
+    """`score` accepts files of strokes and folders of pictures, and names the file of each picture as its source."""
     drawing = json.dumps({"drawing": [[[0, 255], [0, 255]]]})
     (tmp_path / "ant.ndjson").write_text(f"{drawing}\n" * 3)
     (tmp_path / "scans").mkdir()
@@ -112,8 +112,9 @@ def test_a_failed_score_prints_one_line_and_leaves_no_file(sketchbatch, folder, 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_score_leaves_no_file(folder, how):
-    """A signal also stops a command that waits for an unresponsive server."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits an ignored SIGINT
+    """SIGTERM or Ctrl-C stops a `score` command that waits for an unresponsive server, and no output file remains."""
+    # if the tests run as a background job, SIGINT is ignored, and the process of the command would inherit this setting
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         words = [Path(sys.executable).parent / "sketchbatch", "score", folder / "ant.npy", "--server", address]
@@ -133,7 +134,7 @@ def test_a_stopped_score_leaves_no_file(folder, how):
 
 @pytest.mark.parametrize(("kind", "name"), [("parquet", "Parquet"), ("npy", "NumPy arrays")])
 def test_score_writes_no_binary_format_to_a_terminal(folder, kind, name):
-    """The command ends before it connects, and its message names the options for other formats and files."""
+    """`score` writes no binary format to a terminal; its error names the options for a file and for another format."""
     command = [Path(sys.executable).parent / "sketchbatch", "score", folder / "ant.npy", "--output", "-"]
     controller, terminal = pty.openpty()
     try:
@@ -156,7 +157,7 @@ def test_top_k_and_all_scores_exclude_each_other(sketchbatch, folder):
 
 
 def test_score_without_a_server_is_an_error(run_command, folder):
-    """Without a server, the command ends after five attempts and leaves no file."""
+    """If no server listens at the address, `score` ends with an error after five attempts and leaves no file."""
     words = [folder / "ant.npy", "--output", folder / "o.csv", "--server", "127.0.0.1:1"]
     finished = run_command("sketchbatch", "score", *words)
     assert finished.returncode == 1
@@ -166,7 +167,10 @@ def test_score_without_a_server_is_an_error(run_command, folder):
 
 
 def test_evaluate_prints_and_writes_the_five_metrics(sketchbatch, folder):
-    """Files of labels that the model does not know are skipped and counted."""
+    """`evaluate` prints the five metrics and writes them to the JSON file.
+
+    The command skips files whose label the model does not know, and reports the number of these files.
+    """
     (folder / "SOURCE.txt").write_text("random noise")
     finished = sketchbatch("evaluate", folder, "--json", folder / "m.json")
     assert finished.returncode == 0, finished.stderr
@@ -183,7 +187,7 @@ def test_evaluate_prints_and_writes_the_five_metrics(sketchbatch, folder):
 
 
 def test_evaluate_needs_a_label_that_the_model_knows(sketchbatch, tmp_path, noise):
-    """Without a known label, `evaluate` ends with a message that has the known and the given labels."""
+    """If the model knows no label of the folder, `evaluate` ends with an error that lists the labels of both."""
     np.save(tmp_path / "zebra.npy", noise(3))
     finished = sketchbatch("evaluate", tmp_path)
     assert finished.returncode == 1

@@ -24,7 +24,7 @@ LONG_BACKOFF = RetryPolicy(max_attempts=1, first_backoff_s=60, max_backoff_s=60)
 
 @pytest.fixture
 def free_address() -> Iterator[str]:
-    """Reserve an address on which no server listens."""
+    """Reserve an address on which no server listens; a test may start a server on this address later."""
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         taken.bind(("127.0.0.1", 0))
@@ -40,12 +40,12 @@ def by_text(addresses: list[str]) -> str:
 
 
 def by_name(addresses: list[str]) -> str:
-    """Return one target of several addresses, among which gRPC balances."""
+    """Return the addresses as one gRPC target, so that gRPC and not our client balances between them."""
     return "ipv4:" + ",".join(addresses)
 
 
 def numbered(rows: int) -> np.ndarray:
-    """Make drawings whose first pixel is their number."""
+    """Return drawings 0 to `rows` - 1; the first pixel of each drawing is its number."""
     return np.arange(rows, dtype=np.uint8).repeat(784).reshape(-1, 28, 28)
 
 
@@ -55,7 +55,11 @@ def numbers(result) -> list[int]:
 
 @pytest.fixture
 def doomed(start_service, tiny_model, noise) -> Callable[[list[str]], tuple[list[str], Iterator[np.ndarray]]]:
-    """Start two more services; between two batches one is killed with requests in flight, later the other drains."""
+    """Return a function that starts two more services, both of which stop during a bulk job.
+
+    The function takes the addresses of other services. It returns the addresses of all services, and the batches of the
+    job. One of the two services is killed while requests to it are in flight; the other one drains after a later batch.
+    """
 
     def begin(others: list[str]) -> tuple[list[str], Iterator[np.ndarray]]:
         killed, drained = start_service(tiny_model), start_service(tiny_model)
@@ -78,14 +82,17 @@ def doomed(start_service, tiny_model, noise) -> Callable[[list[str]], tuple[list
 
 @pytest.fixture
 def expected(tiny_model, noise) -> np.ndarray:
-    """Compute the scores of the test's batches with ONNX Runtime alone."""
+    """Return the scores that ONNX Runtime, called directly, computes for the batches of `doomed`."""
     rows = np.concatenate([noise(200)[number : number + 50] for number in range(120)])
     return ort.InferenceSession(tiny_model).run(["scores"], {"bitmaps": rows})[0]
 
 
 @pytest.mark.parametrize("named", [by_list, by_name])
 def test_a_bulk_job_loses_no_row_when_one_server_dies_and_another_drains(tiny_service, doomed, expected, named):
-    """Every row is scored once and in order, whether the client or gRPC balances."""
+    """If one server is killed and another one drains, a bulk job still scores every row once and in order.
+
+    The result is the same whether our client or gRPC balances the requests between the servers.
+    """
     addresses, batches = doomed([tiny_service.address])
     with Client(named(addresses), rows_per_request=20) as client:
         scores = np.concatenate([part.scores for part in client.score(batches)])
@@ -108,7 +115,7 @@ async def test_a_bulk_job_of_tasks_loses_no_row(tiny_service, doomed, expected):
 
 @pytest.mark.parametrize("named", [by_list, by_text, by_name])
 def test_a_bulk_job_keeps_every_server_busy(start_server, workers, named):
-    """Each of three servers gets four requests before any of them responds."""
+    """With three servers, a bulk call has four requests in flight to each server before any server responds."""
     servicers = [servicer for _ in range(3) for servicer in workers(1)]
     addresses = [start_server(servicer) for servicer in servicers]
     with Client(named(addresses), rows_per_request=1) as client:
@@ -138,7 +145,7 @@ def test_consecutive_calls_go_to_the_servers_in_turn(start_server, workers, draw
 
 
 def test_a_request_that_fails_goes_to_another_server_at_once(start_server, servicer, drawing, free_address):
-    """The failed request goes to another server without a delay, and the failed server backs off."""
+    """A failed request is sent to another server without a delay; the failed server gets no request for 60 s."""
     with Client([free_address, start_server(servicer)], retry=LONG_BACKOFF) as client:
         for pixel in range(10):
             assert numbers(client.classify(drawing(pixel))) == [pixel]
@@ -146,7 +153,7 @@ def test_a_request_that_fails_goes_to_another_server_at_once(start_server, servi
 
 
 def test_a_server_that_returns_is_used_again(start_server, workers, drawing, free_address):
-    """A server that is available again gets requests after its back-off."""
+    """A server that was unreachable and is started again receives requests after the back-off of its connection."""
     steady, back = [*workers(1), *workers(1)]
     retry = RetryPolicy(first_backoff_s=0.05, max_backoff_s=0.1)
     with Client([free_address, start_server(steady)], retry=retry) as client:
@@ -159,7 +166,11 @@ def test_a_server_that_returns_is_used_again(start_server, workers, drawing, fre
 
 
 def test_a_connection_backs_off_after_each_failure_and_counts_failures_in_a_row():
-    """Failures and responses during a back-off do not change the count; a later response resets it to 0."""
+    """After each failure, a connection is not used until its back-off ends.
+
+    Failures and responses during a back-off do not change the number of consecutive failures. A response after the
+    back-off resets this number to 0.
+    """
     now_s = 0.0
     pool = ConnectionPool(["a:1", "b:1"], grpc.insecure_channel, None, clock=lambda: now_s)
     shaky, steady = pool.acquire([]), pool.acquire([])
@@ -196,7 +207,10 @@ def test_the_error_names_all_servers_if_none_responds(free_address):
 
 @pytest.mark.parametrize("named", [by_list, by_name])
 def test_a_server_that_is_not_serving_gets_no_new_request(start_server, workers, drawing, named):
-    """A draining server would still respond, but the client sends it no new request because it stops soon."""
+    """A server whose health is NOT_SERVING receives no new request, although the server would still respond.
+
+    A draining server reports NOT_SERVING shortly before it stops.
+    """
     leaving, staying = [*workers(1), *workers(1)]
     health = HealthServicer()
     addresses = [start_server(leaving, health=health), start_server(staying, health=HealthServicer())]
@@ -215,7 +229,10 @@ def test_a_server_that_is_not_serving_gets_no_new_request(start_server, workers,
 
 
 def test_health_is_checked_with_few_retries(start_server, servicer, drawing, free_address):
-    """One SERVING server makes `health` succeed; without a response, `health` ends after `max_attempts`."""
+    """If one of two servers is unreachable, `Client.health` returns the status that the other server reports.
+
+    If no server responds, `health` raises Unavailable after `max_attempts` attempts.
+    """
     health, retry = HealthServicer(), RetryPolicy(max_attempts=2, first_backoff_s=0.01)
     address = start_server(servicer, health=health)
     with Client([free_address, address], retry=retry) as client:

@@ -1,4 +1,4 @@
-"""The client authenticates with TLS and tokens to real servers that require them."""
+"""The client uses TLS and tokens in its calls to real servers that require TLS or tokens."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -18,7 +18,10 @@ FEW_RETRIES = {"retry": RetryPolicy(max_attempts=2, first_backoff_s=0.01)}
 
 
 class TokenInterceptor(grpc.ServerInterceptor):
-    """Rejects calls without `token`, including the health watch of gRPC if `guards_health`."""
+    """Reject calls that do not send `token`; an empty `token` means that all calls are accepted.
+
+    If `guards_health` is true, health checks need the token as well, even the health watch that gRPC itself starts.
+    """
 
     def __init__(self) -> None:
         self.token = ""
@@ -47,7 +50,10 @@ def interceptor() -> TokenInterceptor:
 
 @pytest.fixture
 def start(servicer, interceptor) -> Iterator[Callable[..., str]]:
-    """Start a server on a free port, with TLS if credentials are given; return the address."""
+    """Return a function that starts a server on a free port, with TLS if credentials are given.
+
+    The function returns the address of the server.
+    """
     started: list[grpc.Server] = []
 
     def start(credentials: grpc.ServerCredentials | None = None) -> str:
@@ -67,7 +73,7 @@ def start(servicer, interceptor) -> Iterator[Callable[..., str]]:
 
 @pytest.fixture(scope="session")
 def authority() -> trustme.CA:
-    """Create the authority that signs the certificates."""
+    """Return the certificate authority that signs the certificates of servers and clients."""
     return trustme.CA()
 
 
@@ -84,7 +90,10 @@ def credentials(authority: trustme.CA, *names: str, requires_client: bool = Fals
 
 
 def test_requests_use_tls(start, authority, ca, drawing, tmp_path):
-    """All requests use TLS, also for models and health; the authority is given as bytes or as a file."""
+    """Calls for scores, models and health all use TLS.
+
+    The option `ca` is the certificate of the authority, given as bytes or as the path of a file.
+    """
     address = start(credentials(authority, "127.0.0.1"))
     (tmp_path / "ca.pem").write_bytes(ca)
     for given in (ca, tmp_path / "ca.pem"):
@@ -104,7 +113,10 @@ async def test_requests_of_tasks_use_tls(start, authority, ca, drawing, intercep
 
 
 def test_an_untrusted_server_gets_no_request(start, authority, servicer, drawing):
-    """A server with a certificate of another authority or name gets no request, and the error has the reason."""
+    """If the certificate of a server has another authority or another name, the client sends no request to the server.
+
+    The error of the client contains the reason.
+    """
     address = start(credentials(authority, "127.0.0.1"))
     elsewhere = start(credentials(authority, "sketchbatch.example"))
     for where, trusted in ((address, trustme.CA()), (elsewhere, authority)):
@@ -122,7 +134,7 @@ def test_an_untrusted_server_gets_no_request(start, authority, servicer, drawing
 
 
 def test_server_name_replaces_the_host_of_the_target(start, authority, ca, drawing):
-    """The certificate may have another name than the address of the server."""
+    """With the option `server_name`, the client accepts a certificate for this name instead of the server's address."""
     address = start(credentials(authority, "sketchbatch.example"))
     with Client(address, tls=Tls(ca=ca, server_name="sketchbatch.example")) as client:
         assert len(client.classify(drawing(1))) == 1
@@ -141,7 +153,7 @@ def test_a_server_may_require_a_client_certificate(start, authority, ca, drawing
 
 @pytest.mark.parametrize("is_encrypted", [True, False])
 def test_every_call_has_the_token(start, authority, ca, drawing, interceptor, is_encrypted):
-    """Every call sends the token, also for models and health; a wrong token raises Unauthenticated."""
+    """Calls for scores, models and health all send the token; a call with a wrong token raises Unauthenticated."""
     interceptor.token = "open-sesame"
     address = start(credentials(authority, "127.0.0.1") if is_encrypted else None)
     tls = Tls(ca=ca) if is_encrypted else False
@@ -149,13 +161,13 @@ def test_every_call_has_the_token(start, authority, ca, drawing, interceptor, is
         assert len(client.classify(drawing(1))) == 1
         assert (client.model().name, client.health()) == ("m", "SERVING")
     assert interceptor.seen >= {"Classify", "GetModel", "Check"}
-    interceptor.guards_health = False  # otherwise gRPC would find no healthy server over TLS
+    interceptor.guards_health = False  # over TLS, gRPC would otherwise consider the server unhealthy and not call it
     with Client(address, tls=tls, token="please") as client, pytest.raises(Unauthenticated, match="unknown token"):
         client.classify(drawing(1))
 
 
 def test_a_token_in_a_file_is_read_again_when_it_changes(start, drawing, interceptor, tmp_path):
-    """The client reads a replaced token file again, and keeps the last token if the file is missing."""
+    """If the token file is replaced, the client reads the new token; if the file is missing, the last token stays."""
     link = tmp_path / "token"
     for number in (1, 2):
         (tmp_path / str(number)).write_text(f"token-{number}\n")
@@ -183,7 +195,7 @@ def test_a_token_in_a_file_is_read_again_when_it_changes(start, drawing, interce
     ],
 )
 def test_a_token_is_not_sent_unencrypted_to_another_machine(target):
-    """A token goes to another machine only with TLS or with `insecure_token`."""
+    """The client refuses to send a token to another machine, unless it uses TLS or the option `insecure_token`."""
     with pytest.raises(ValueError, match=r"the token would be sent unencrypted to .*: use TLS"):
         Client(target, token="secret")
     Client(target, token="secret", tls=True).close()
@@ -192,7 +204,10 @@ def test_a_token_is_not_sent_unencrypted_to_another_machine(target):
 
 @pytest.mark.parametrize("target", ["localhost:1", "127.0.0.1:1", "[::1]:1", "unix:/s", "dns:///localhost:1"])
 def test_a_token_for_this_machine_needs_no_encryption(target):
-    """A token goes unencrypted to loopback addresses and Unix sockets, because they do not leave the machine."""
+    """The client may send a token without TLS to loopback addresses and Unix sockets.
+
+    Data for these targets does not leave the machine.
+    """
     Client(target, token="secret").close()
 
 
@@ -220,7 +235,11 @@ def test_a_certificate_without_its_key_is_refused():
 
 @pytest.mark.timeout(60)  # starts four commands
 def test_the_command_line_takes_certificates_and_tokens(start, authority, ca, interceptor, tmp_path, run_command):
-    """The token comes from a file or SKETCHBATCH_TOKEN; rejected and contradictory credentials are errors."""
+    """The commands read the token from --token-file or from the variable SKETCHBATCH_TOKEN.
+
+    A command without the token ends with exit code 1. A command that would send the token unencrypted to another
+    machine ends with exit code 2.
+    """
     interceptor.token = "open-sesame"
     address = start(credentials(authority, "127.0.0.1"))
     (tmp_path / "ca.pem").write_bytes(ca)

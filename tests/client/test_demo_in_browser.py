@@ -30,7 +30,7 @@ TAIL = [[[250, 256, 262], [340, 360, 380]]]
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
-    """Start a headless Chromium that saves files to its `downloads`."""
+    """Start Chromium without a window; the browser saves files to the folder `driver.downloads`."""
     if not (CHROMIUM and CHROMEDRIVER):
         pytest.skip("no browser: chromium and chromedriver are not installed (Debian: chromium, chromium-driver)")
     options = webdriver.ChromeOptions()
@@ -46,14 +46,20 @@ def chromium(tmp_path_factory):
 
 
 class Page:
-    """The page in the browser."""
+    """Control the page of `sketchbatch demo` in the browser, and read what the page shows."""
 
     def __init__(self, driver, url):
         self.driver = driver
         driver.get(url)
 
     def draw(self, strokes, *, kind="mouse", lift=True):
-        """Move a pointer along strokes in units of the drawing, 0 to 512, and lift it at the end if `lift`."""
+        """Draw strokes with a mouse or touch pointer.
+
+        Args:
+            strokes: Coordinates in units of the drawing area, 0 to 512.
+            kind: "mouse" or "touch".
+            lift: Whether the pointer is lifted at the end of each stroke.
+        """
         left, top, width = self.run(
             "const b = document.getElementById('paper').getBoundingClientRect(); return [b.left, b.top, b.width]"
         )
@@ -86,17 +92,20 @@ class Page:
 
     @property
     def pixels(self):
-        """The shown pixels: uint8, (28, 28, 4)."""
+        """The pixels of the bitmap that the page shows: uint8, (28, 28, 4), as red, green, blue and opacity."""
         pixels = "document.getElementById('bitmap').getContext('2d').getImageData(0, 0, 28, 28).data"
         return np.array(self.run(f"return [...{pixels}]"), np.uint8).reshape(28, 28, 4)
 
     @property
     def bitmap(self):
-        """The shown grey levels: the theme sets the colour of the ink, and a level is its opacity."""
+        """The bitmap that the page shows: uint8, (28, 28), 0 = paper, 255 = ink.
+
+        The page shows each grey level as the opacity of the ink, because the theme of the page sets the ink's colour.
+        """
         return self.pixels[:, :, 3]
 
     def settled(self):
-        """Wait until the bitmap of the strokes is shown; return it and the shown scores."""
+        """Wait until the page shows the bitmap of its strokes; return the bitmap and the scores that the page shows."""
         self.until(lambda: np.array_equal(self.bitmap, bitmap_of(self.strokes)))
         return self.bitmap, self.text("top").split("\n")
 
@@ -112,7 +121,10 @@ def shown_scores(server, bitmap):
 
 
 def test_the_scores_follow_the_pen(chromium, demo, tiny_service):
-    """Scores change before the pen is lifted; at most one request is in flight, and the last has the last drawing."""
+    """The page shows new scores while a stroke is being drawn, and finally the scores of the finished drawing.
+
+    The page has at most one request in flight.
+    """
     page = Page(chromium, demo.url)
     page.draw([[x[:2] for x in ROOF[0][:2]]], lift=False)
     first, first_scores = page.settled()
@@ -133,11 +145,11 @@ def test_the_scores_follow_the_pen(chromium, demo, tiny_service):
     assert all(begun >= ended for (_, ended), (begun, _) in pairwise(spans))
     assert not [
         entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"
-    ]  # the log would have violations of the page's content policy
+    ]  # the browser logs each violation of the page's content policy as SEVERE
 
 
 def test_strokes_can_be_undone_and_cleared(chromium, demo):
-    """Keys and buttons undo one stroke or clear all, and undo restores a cleared drawing."""
+    """Keys and buttons undo the last stroke or clear the drawing; undo after clear restores the drawing."""
     page = Page(chromium, demo.url)
     page.draw([ROOF[0][:2]])
     one = page.settled()
@@ -157,7 +169,10 @@ def test_strokes_can_be_undone_and_cleared(chromium, demo):
 
 
 def test_a_finger_draws_on_a_narrow_dark_page(chromium, demo):
-    """The page does not scroll while drawing, fits the screen, and has light ink in the dark theme."""
+    """On a narrow touch screen with a dark theme, a user can draw with a finger.
+
+    The page fits the screen, does not scroll while the finger draws, and shows light ink.
+    """
     narrow = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)
@@ -176,7 +191,7 @@ def test_a_finger_draws_on_a_narrow_dark_page(chromium, demo):
 
 
 def test_saved_strokes_can_be_read_back(chromium, demo):
-    """The raw strokes in the file give the shown bitmap."""
+    """The file that the page saves contains raw strokes, whose bitmap is the bitmap that the page shows."""
     page = Page(chromium, demo.url)
     page.draw([ROOF[0][:2], *TAIL])
     bitmap, _ = page.settled()
@@ -189,7 +204,10 @@ def test_saved_strokes_can_be_read_back(chromium, demo):
 
 
 def test_a_rejected_drawing_shows_the_error_until_it_changes(chromium, demo):
-    """The page shows the message of the server and does not repeat the request."""
+    """If the server rejects a drawing, the page shows the server's message until the drawing changes.
+
+    The page does not repeat the rejected request.
+    """
     page = Page(chromium, demo.url)
     page.draw(TAIL)
     page.settled()
@@ -201,7 +219,10 @@ def test_a_rejected_drawing_shows_the_error_until_it_changes(chromium, demo):
 
 
 def test_the_page_waits_for_an_unreachable_service(chromium, start_demo, start_service, two_models, tiny_model):
-    """The page shows an error and keeps the drawing, and classifies it when a service with other models starts."""
+    """While the service does not respond, the page shows an error and keeps the drawing.
+
+    When a service with other models starts at the same address, the page classifies the drawing with these models.
+    """
     service = start_service(tiny_model)
     page = Page(chromium, start_demo(service.address).url)
     page.draw(TAIL)

@@ -24,7 +24,10 @@ pytestmark = pytest.mark.timeout(60)  # a test starts up to two processes
 
 
 def test_the_scores_of_a_drawing_are_those_of_client(demo, tiny_service):
-    """The bitmap equals `rasterize(simplify(strokes))`, and the labels are sorted by score."""
+    """The demo's response has the scores that `Client` receives for the same drawing, sorted from high to low.
+
+    Its bitmap is `rasterize(simplify(strokes))`.
+    """
     response, answer = demo.classify(ROOF)
     assert response.status == 200
     assert answer["bitmap"] == bitmap_of(ROOF).ravel().tolist()
@@ -35,7 +38,10 @@ def test_the_scores_of_a_drawing_are_those_of_client(demo, tiny_service):
 
 
 def test_the_page_may_select_a_model(start_demo, start_service, two_models):
-    """/models lists labels and the first selected model; /classify takes the name of a model."""
+    """/models lists the models with their labels, and the model that the demo uses if a request names no model.
+
+    /classify uses the model that the request names.
+    """
     service = start_service(two_models, "--default-model", "insects")
     demo = start_demo(service.address, "--model", "shapes")
     assert demo.request("GET", "/models")[1] == {
@@ -50,7 +56,10 @@ def test_the_page_may_select_a_model(start_demo, start_service, two_models):
 
 
 def test_the_page_loads_nothing_from_other_origins(demo):
-    """The policy allows only the page's own style and script, by digest, and forbids frames."""
+    """The page contains no address of another origin, and its content security policy forbids the browser to load any.
+
+    The policy allows only the style and the script of the page itself, and forbids other pages to show it in a frame.
+    """
     response, page = demo.request("GET", "/")
     assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(|https?://(?!www\.w3\.org)""", page)
     policy = response.getheader("Content-Security-Policy")
@@ -90,7 +99,10 @@ def test_addresses_and_localhost_are_accepted(demo, host):
     ids=range(10),
 )
 def test_an_invalid_drawing_is_rejected_in_one_line(demo, body, status, message):
-    """The response is JSON with the expected and the given value, even if the body is not read completely."""
+    """The response to an invalid drawing is JSON with an error of one line, which has the expected and the given value.
+
+    The client receives the response even if the server does not read the whole body of the request.
+    """
     response, answer = demo.request("POST", "/classify", body)
     assert response.status == status
     assert message in answer["error"]
@@ -108,7 +120,10 @@ def test_an_invalid_drawing_is_rejected_in_one_line(demo, body, status, message)
     ],
 )
 def test_other_requests_are_rejected_in_one_line(demo, request_parts, status, message):
-    """A form of another site is rejected; JSON needs a cross-origin permission that the server never gives."""
+    """Requests with another content type, model, path or method are rejected with an error of one line.
+
+    A form on a page of another site cannot send JSON without a cross-origin permission, which the server never gives.
+    """
     response, answer = demo.request(*request_parts)
     assert response.status == status
     assert message in answer["error"]
@@ -116,7 +131,7 @@ def test_other_requests_are_rejected_in_one_line(demo, request_parts, status, me
 
 @contextmanager
 def served(address, **options):
-    """Run a server in this process."""
+    """Run the HTTP server of the demo in this process, with the service at `address`; yield the server's address."""
     with PageServer(
         "127.0.0.1:0", ClassificationApi(partial(Client, address, retry=RetryPolicy(max_attempts=1))), **options
     ) as server:
@@ -130,7 +145,7 @@ def served(address, **options):
 
 
 def test_a_slow_peer_is_disconnected(tiny_service):
-    """Single bytes do not extend `request_s`: the server closes the connection although bytes keep arriving."""
+    """The server closes the connection if a request is not complete after `request_s`, even if bytes still arrive."""
     with served(tiny_service.address, request_s=0.3) as address, socket.create_connection(address) as peer:
         peer.settimeout(0.02)
         is_open = True
@@ -145,7 +160,7 @@ def test_a_slow_peer_is_disconnected(tiny_service):
 
 
 def test_an_internal_error_gets_a_response(capfd):
-    """The response is an error, and the terminal shows the traceback."""
+    """If the server fails, the client receives status 500, and the terminal of the demo shows the traceback."""
     with served(None) as address:
         connection = HTTPConnection(*address, timeout=10)
         connection.request("GET", "/models")
@@ -159,7 +174,10 @@ def test_an_internal_error_gets_a_response(capfd):
 
 
 def test_an_incomplete_body_is_rejected(tiny_service):
-    """An incomplete body receives an error with the time limit; the server then closes the connection."""
+    """If the body of a request is incomplete, the client receives status 408 with the time limit.
+
+    The server then closes the connection.
+    """
     head = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
     with served(tiny_service.address, request_s=0.3) as address, socket.create_connection(address, timeout=5) as peer:
         peer.sendall(head)
@@ -170,8 +188,12 @@ def test_an_incomplete_body_is_rejected(tiny_service):
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_the_demo_starts_without_a_service_and_stops_on_a_signal(start_demo, how, tmp_path):
-    """--open opens the page, each request gets a one-line error, and the exit code is 0 without output."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits an ignored SIGINT
+    """The demo starts although no service runs, and stops with exit code 0 after SIGTERM or Ctrl-C.
+
+    Each request for models or scores receives an error of one line. With --open, the demo opens its page in a browser.
+    """
+    # if the tests run as a background job, SIGINT is ignored, and the process of the demo would inherit this setting
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" >{tmp_path}/opened\n')
     browser.chmod(0o700)
@@ -212,6 +234,6 @@ def test_an_invalid_address_is_refused(address, message):
 
 @pytest.mark.parametrize(("address", "url"), [("0.0.0.0:0", "http://localhost:{}/"), ("[::1]:0", "http://[::1]:{}/")])
 def test_the_url_opens_on_this_machine(address, url):
-    """The printed URL opens on the same machine, also for a server on all addresses and for IPv6."""
+    """The URL that the demo prints can be opened on the same machine, even if the server listens on all addresses."""
     with PageServer(address, ClassificationApi(partial(Client, "127.0.0.1:1"))) as server:
         assert server.url == url.format(server.server_address[1])

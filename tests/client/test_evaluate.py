@@ -1,4 +1,7 @@
-"""The command `evaluate` and its library against a running service: one model, two models, strokes, pictures."""
+"""Test the command `evaluate` and its library with a running service.
+
+The tests evaluate one model or compare two models, on bitmaps, strokes and pictures.
+"""
 
 import json
 from pathlib import Path
@@ -28,9 +31,10 @@ STORED = {"accuracy": 0.99, "rows": 200, "variant": "float32"}
 
 @pytest.fixture(scope="module")
 def others(start_service, tmp_path_factory) -> str:
-    """Start a second service, which accepts at most 7 rows per request.
+    """Start a second service, which accepts at most 7 rows per request and serves three models.
 
-    Its model `other` shares two labels with the tiny model, `sea` shares none, and `raw` lacks the softmax.
+    The model `other` has two labels in common with the tiny model. The model `sea` has no label in common with the tiny
+    model. The model `raw` is the tiny model without its softmax.
     """
     folder = tmp_path_factory.mktemp("models")
     metadata = {"sketchbatch.metrics": json.dumps(STORED)}
@@ -48,7 +52,11 @@ def others(start_service, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tiny_service, tmp_path_factory) -> Path:
-    """Write random bitmaps as files per predicted label, every fifth with an arbitrary label, and three as zebra."""
+    """Write 400 random bitmaps to one file per label, mostly with the label that the tiny model predicts.
+
+    Every fifth bitmap has a label that does not depend on the prediction, so that the model makes mistakes. Three of
+    the bitmaps are also in a file of the label `zebra`, which the model does not know.
+    """
     path = tmp_path_factory.mktemp("labelled")
     bitmaps = np.random.default_rng(1).integers(0, 256, (400, 28, 28), np.uint8)
     with Client(tiny_service.address) as client:
@@ -63,7 +71,10 @@ def folder(tiny_service, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def scored(tiny_service, folder):
-    """Return the tiny model's scores of a folder's drawings and the true classes, without the code under test."""
+    """Return the tiny model's scores for the drawings of `folder`, and their true classes.
+
+    The fixture uses only `Client`, and no code of the evaluation.
+    """
     bitmaps = [np.load(folder / f"{label}.npy").reshape(-1, 28, 28) for label in LABELS]
     with Client(tiny_service.address) as client:
         scores = client.classify(np.concatenate(bitmaps)).scores
@@ -77,12 +88,12 @@ def sketchbatch(run_command, tiny_service):
 
 
 def drawing(*, recognized: bool, place: int = 0) -> str:
-    """Return a line of a simplified file."""
+    """Return a line of a simplified file with one drawing; a drawing with another `place` has another stroke."""
     return json.dumps({"word": "ant", "recognized": recognized, "drawing": [[[place, 255], [0, 255 - place]]]})
 
 
 def test_figures_agree_with_scikit_learn_and_have_intervals(sketchbatch, folder, scored, tmp_path):
-    """Each figure is equal to scikit-learn's for the same scores and lies inside its interval."""
+    """Each figure is equal to the figure that scikit-learn computes from the same scores, and lies in its interval."""
     finished = sketchbatch(folder, "--json", tmp_path / "m.json")
     assert finished.returncode == 0, finished.stderr
     found = json.loads((tmp_path / "m.json").read_text())
@@ -110,7 +121,10 @@ def test_figures_agree_with_scikit_learn_and_have_intervals(sketchbatch, folder,
 
 
 def test_mistakes_are_listed_by_score_with_source_and_row(tiny_service, folder, scored):
-    """At most 24 mistakes are listed, the highest score first; source and row identify the drawing."""
+    """The 24 mistakes with the highest scores are listed, the highest score first.
+
+    A mistake is a drawing with an incorrect prediction. Source and row of a mistake identify the drawing.
+    """
     with Client(tiny_service.address) as client:
         evaluation = evaluate(client, client.model(), open_labelled(folder, LABELS))
     scores, true = scored
@@ -127,7 +141,11 @@ def test_mistakes_are_listed_by_score_with_source_and_row(tiny_service, folder, 
 
 
 def test_two_models_are_compared_on_their_common_labels(sketchbatch, others, folder, scored, tmp_path):
-    """Each model predicts the highest score among its own labels; the services may have different request limits."""
+    """`evaluate --against-server` compares two models on the drawings whose labels both models know.
+
+    Each model predicts the best of all its own labels. The two services may allow different numbers of rows per
+    request.
+    """
     flags = ["--against-server", others, "--against-model", "other", "--against-version", "1"]
     finished = sketchbatch(folder, *flags, "--json", tmp_path / "m.json")
     assert finished.returncode == 0, finished.stderr
@@ -155,7 +173,7 @@ def test_two_models_are_compared_on_their_common_labels(sketchbatch, others, fol
 
 
 def test_a_model_does_not_differ_from_itself(tiny_service, folder):
-    """A comparison of a model with itself has the p value 1, and names the two evaluations by their servers."""
+    """A comparison of a model with itself has the p value 1; its two names contain the server's address."""
     with Client(tiny_service.address) as client:
         served = ServedModel(client, client.model())
         comparison = compare(served, served, open_labelled(folder, LABELS))
@@ -171,7 +189,11 @@ def test_models_without_a_common_label_are_refused(others):
 
 
 def test_measured_figures_are_compared_with_stored_figures(run_command, others, folder, tmp_path):
-    """A stored accuracy of 99 % is beyond chance, and an accuracy below --min-accuracy ends with exit code 1."""
+    """`evaluate` compares the measured accuracy with the accuracy that is stored in the model file.
+
+    Chance cannot explain the difference from the stored accuracy of this model, 99 %. If the measured accuracy is below
+    --min-accuracy, the command ends with exit code 1.
+    """
     arguments = ["evaluate", folder, "--server", others, "--json", tmp_path / "m.json", "--min-accuracy", "0.9"]
     finished = run_command("sketchbatch", *arguments)
     assert finished.returncode == 1
@@ -184,7 +206,10 @@ def test_measured_figures_are_compared_with_stored_figures(run_command, others, 
 
 
 def test_recognised_drawings_have_their_own_figures(tiny_service, tmp_path):
-    """The flags come from strokes; row i of numpy_bitmap/ is line i of simplified/."""
+    """An evaluation has separate figures for the drawings that are flagged as recognised.
+
+    The flags come from files of strokes. For row i of numpy_bitmap/, the flag is in line i of the file in simplified/.
+    """
     lines = [drawing(recognized=place % 3 > 0, place=place) for place in range(30)]
     (tmp_path / "ant.ndjson").write_text("\n".join(lines) + "\n")
     layout = tmp_path / "layout"
@@ -206,14 +231,17 @@ def test_recognised_drawings_have_their_own_figures(tiny_service, tmp_path):
 
 
 def test_recognised_figures_are_absent_if_all_drawings_were_recognised(tiny_service, tmp_path):
-    """Strokes without a flag count as recognised."""
+    """A drawing without a flag counts as recognised; if all drawings are recognised, there are no separate figures."""
     (tmp_path / "ant.ndjson").write_text(json.dumps({"drawing": [[[0, 255], [0, 255]]]}) + "\n")
     with Client(tiny_service.address) as client:
         assert evaluate(client, client.model(), open_labelled(tmp_path, LABELS)).recognized is None
 
 
 def test_malformed_drawings_are_refused_or_skipped(sketchbatch, tiny_service, tmp_path):
-    """The error names file and line; with --skip-malformed, stderr and the JSON count the skipped drawings."""
+    """A malformed drawing ends the evaluation with an error that names the file and the line.
+
+    With --skip-malformed, the command skips malformed drawings, and reports their number on stderr and in the JSON.
+    """
     good = drawing(recognized=True)
     for label in ("ant", "bee"):
         (tmp_path / f"{label}.ndjson").write_text(f"{good}\n{{}}\n{good}\n")
@@ -229,7 +257,10 @@ def test_malformed_drawings_are_refused_or_skipped(sketchbatch, tiny_service, tm
 
 
 def test_a_malformed_line_of_the_simplified_file_is_refused_or_unknown(tiny_service, tmp_path):
-    """A malformed line has no flag for its bitmap: it is refused, or, with `skip_malformed`, the flag is unknown."""
+    """A malformed line of a simplified file has no flag for its bitmap, so the evaluation is refused.
+
+    With `skip_malformed`, the bitmap is evaluated, but it does not count as a drawing with a flag.
+    """
     for place in ("simplified", "numpy_bitmap"):
         (tmp_path / place).mkdir()
     (tmp_path / "simplified" / "ant.ndjson").write_text(f"{drawing(recognized=False)}\nx\n{drawing(recognized=True)}\n")
@@ -243,7 +274,7 @@ def test_a_malformed_line_of_the_simplified_file_is_refused_or_unknown(tiny_serv
 
 
 def test_pictures_are_evaluated(tiny_service, tmp_path):
-    """In an evaluation of pictures, the source of a mistake is the picture file."""
+    """Folders of pictures can be evaluated; the source of a mistake is then the file of its picture."""
     for label in LABELS:
         (tmp_path / label).mkdir()
         for name in ("a.png", "b.png"):

@@ -1,4 +1,4 @@
-"""Intervals, calibration, McNemar's test and drift; scipy and scikit-learn are the reference."""
+"""Test intervals, calibration, McNemar's test and drift, mostly against the results of scipy and scikit-learn."""
 
 import tracemalloc
 
@@ -16,7 +16,7 @@ from sklearn import metrics as reference
 
 
 def softmaxed(rows: int, classes: int):
-    """Return calibrated random scores and their true classes."""
+    """Return random scores with perfect calibration, and true classes that are drawn with these probabilities."""
     rng = np.random.default_rng(5)
     logits = rng.normal(0, 2, (rows, classes))
     scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -25,7 +25,10 @@ def softmaxed(rows: int, classes: int):
 
 
 def test_95_percent_of_the_intervals_contain_the_true_figure(monkeypatch):
-    """Of 60 samples from one population, about 95 % of the intervals contain its figures (50 or fewer: 1 in 1,000)."""
+    """About 95 % of the intervals of 60 random samples contain the figure of the population.
+
+    For an interval with a coverage of 95 %, 50 or fewer of 60 intervals contain the figure only once in 1,000 tests.
+    """
     monkeypatch.setattr(intervals, "RESAMPLES", 100)
     population = np.array([[30, 5, 2], [6, 25, 4], [3, 9, 16]])
     truth = measure(population)
@@ -47,7 +50,10 @@ def test_the_same_counts_give_the_same_intervals():
 
 
 def test_the_bootstrap_keeps_one_resample_in_memory(monkeypatch):
-    """The bootstrap keeps one resample in memory, because 1,000 resamples of 345 classes would take a gigabyte."""
+    """The bootstrap keeps only one resample in memory at a time.
+
+    All 1,000 resamples of a confusion matrix of 345 classes would take a gigabyte.
+    """
     monkeypatch.setattr(intervals, "RESAMPLES", 40)
     confusion = np.full((345, 345), 3)
     tracemalloc.start()
@@ -59,7 +65,10 @@ def test_the_bootstrap_keeps_one_resample_in_memory(monkeypatch):
 
 
 def test_wilsons_interval_of_few_drawings_is_wide():
-    """Wilson's interval is equal to scipy's, also for 25 of 25 drawings; without drawings the interval is 0 to 1."""
+    """Wilson's interval is equal to scipy's, and is wide even if all of 25 drawings are correct.
+
+    Without drawings, the interval is 0 to 1.
+    """
     hits, rows = np.array([25.0, 3.0, 0.0]), np.array([25.0, 10.0, 7.0])
     low, high = wilson(hits / rows, rows)
     for index in range(3):
@@ -71,7 +80,7 @@ def test_wilsons_interval_of_few_drawings_is_wide():
 
 @pytest.mark.parametrize("classes", [2, 3, 40])
 def test_log_loss_and_brier_score_agree_with_scikit_learn(classes):
-    """Log loss and Brier score agree with scikit-learn, also when two parts of the rows are added."""
+    """Log loss and Brier score agree with scikit-learn if the calibrations of two parts of the rows are added."""
     scores, true = softmaxed(700, classes)
     found = calibrate(scores[:300], true[:300]) + calibrate(scores[300:], true[300:])
     exact = scores.astype(np.float64) / scores.sum(axis=1, keepdims=True, dtype=np.float64)
@@ -91,7 +100,7 @@ def test_the_calibration_error_is_the_mean_error_of_the_bins():
 
 
 def test_a_score_of_0_for_the_true_label_has_a_finite_loss():
-    """A score of 0 for the true label counts as the float32 epsilon, as in scikit-learn."""
+    """If the score of the true label is 0, the log loss uses the float32 epsilon instead of 0, as in scikit-learn."""
     assert calibrate(np.array([[1, 0]], np.float32), np.array([1])).log_loss == pytest.approx(15.942, abs=1e-3)
 
 
@@ -104,7 +113,10 @@ def test_scores_without_a_softmax_are_no_probabilities(row):
 
 @pytest.mark.parametrize(("one", "other"), [(10, 2), (0, 5), (7, 7), (86, 150), (480, 520), (1, 0)])
 def test_mcnemar_is_exact_for_few_drawings(one, other):
-    """For few drawings, McNemar's test is the two-sided binomial test of a fair coin, for either order of models."""
+    """If few drawings separate two models, McNemar's test is the two-sided binomial test with probability 0.5.
+
+    The p value is the same for both orders of the models.
+    """
     expected = stats.binomtest(one, one + other, 0.5).pvalue
     assert mcnemar(one, other) == pytest.approx(expected)
     assert mcnemar(other, one) == mcnemar(one, other)
@@ -112,20 +124,30 @@ def test_mcnemar_is_exact_for_few_drawings(one, other):
 
 @pytest.mark.parametrize(("one", "other"), [(600, 500), (1000, 1000), (2_000_000, 2_005_000), (900, 3000)])
 def test_mcnemar_is_chi_square_for_many_drawings(one, other):
-    """For many drawings, McNemar's test uses chi-square with the continuity correction, close to the exact test."""
+    """If many drawings separate two models, McNemar's test is the chi-square test with the continuity correction.
+
+    Its p value differs from that of the exact test by at most 0.001.
+    """
     statistic = max(abs(one - other) - 1, 0) ** 2 / (one + other)
     assert mcnemar(one, other) == pytest.approx(stats.chi2.sf(statistic, 1), rel=1e-9)
     assert mcnemar(one, other) == pytest.approx(stats.binomtest(one, one + other, 0.5).pvalue, abs=1e-3)
 
 
 def test_mcnemar_agrees_with_a_calculation_by_hand():
-    """The p value of 10 against 2 drawings is 2 * (1 + 12 + 66) / 4096; the p value of 0 against 0 is 1."""
+    """The p values agree with a calculation by hand.
+
+    If only the first model is right on 10 drawings, and only the second model on 2, p is 2 * (1 + 12 + 66) / 4096. If
+    no drawing separates the models, p is 1.
+    """
     assert mcnemar(10, 2) == 2 * 79 / 4096
     assert mcnemar(0, 0) == 1
 
 
 def test_two_models_are_compared_row_by_row():
-    """The difference of accuracies has the interval of paired rows, and the verdict names the better model."""
+    """The interval of the difference of two accuracies takes into account that both models score the same rows.
+
+    The verdict names the better model, or states that chance explains the difference.
+    """
     first, second = np.arange(400) < 300, np.arange(400) % 8 < 5
     paired = pair(count_pairs(first, second))
     assert paired.table.tolist() == [[39, 61], [111, 189]]
@@ -139,7 +161,11 @@ def test_two_models_are_compared_row_by_row():
 
 
 def test_drift_is_compared_with_the_interval_and_with_chance():
-    """Chance spans sqrt(2) intervals for equal numbers of drawings, and one interval without a stored number."""
+    """A stored figure is compared with the interval of the measured figure, and with a wider range for chance.
+
+    The stored figure varies by chance, too. If both figures are of equally many drawings, the range is sqrt(2) times as
+    wide as the interval. If the number of drawings of the stored figure is unknown, the range is the interval.
+    """
     here = {"accuracy": Measured(0.80, 0.78, 0.82)}
 
     def drift_of(stored: float, **of: object) -> str:
@@ -162,14 +188,20 @@ def test_only_stored_numbers_are_compared():
 
 
 def test_the_most_confused_pairs_are_first():
-    """Correct drawings and pairs without drawings are not listed."""
+    """Pairs of a true and a predicted class are sorted by their number of drawings, the largest number first.
+
+    Correct predictions and pairs without drawings are not listed.
+    """
     confusion = np.array([[9, 1, 0], [4, 9, 2], [0, 0, 9]])
     assert confused_pairs(confusion, 9) == [(1, 0), (1, 2), (0, 1)]
     assert confused_pairs(confusion, 1) == [(1, 0)]
 
 
 def test_a_large_matrix_shows_the_most_confused_classes():
-    """At most MAX_WRITTEN_CLASSES classes are shown, in label order; a small matrix shows every class that occurs."""
+    """Of a large confusion matrix, the page shows the most confused classes, at most MAX_WRITTEN_CLASSES.
+
+    The classes are in the order of the labels. Of a small matrix, the page shows every class that occurs.
+    """
     confusion = np.diag(np.full(60, 50))
     confusion[50, 3] = 30
     confusion[3, 59] = 20
@@ -182,5 +214,5 @@ def test_a_large_matrix_shows_the_most_confused_classes():
 
 
 def test_a_p_value_has_two_digits_or_a_bound():
-    """A p value below 0.0001 is not written as 0."""
+    """A p value is written with two digits; a value below 0.0001 is written as "less than 0.0001"."""
     assert [format_p_value(p) for p in (1.0, 0.01234, 0.00001)] == ["1", "0.012", "less than 0.0001"]

@@ -1,4 +1,4 @@
-"""The page of an evaluation, from counted scores and without a service."""
+"""Test the page of an evaluation, which the tests make from random scores and without a service."""
 
 import re
 import subprocess
@@ -29,7 +29,7 @@ def few_resamples(monkeypatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path, noise) -> Path:
-    """Write random bitmaps for three labels."""
+    """Write 150 random bitmaps for each of three labels, and a note on their origin that contains HTML."""
     folder = tmp_path / "drawings"
     folder.mkdir()
     for label in LABELS:
@@ -71,7 +71,10 @@ def text_of(page: Path) -> str:
 
 
 def test_the_page_is_one_file_with_all_figures(folder, tmp_path):
-    """The page loads nothing else, has no script, escapes the source, and shows figures and mistakes."""
+    """The page shows all figures and the 24 mistakes, and is a single file without scripts.
+
+    The page loads no other file, and escapes HTML in the note on the origin of the drawings.
+    """
     evaluation, path = evaluation_of(folder), tmp_path / "out" / "page.html"
     path.parent.mkdir()
     write_page(evaluation, path)
@@ -101,7 +104,10 @@ def test_figures_of_few_recognised_drawings_are_left_out(folder, tmp_path, recog
 
 
 def test_many_classes_are_shown_as_pixels_and_as_the_most_confused_classes(tmp_path, noise):
-    """A matrix of 50 classes has no room for all counts; the table folds the classes after the first 40."""
+    """A confusion matrix of 50 classes is shown as a picture, and as counts of the most confused classes only.
+
+    The table of classes shows 40 classes, and hides the other 10 until the reader opens them.
+    """
     labels = tuple(f"class {index:02}" for index in range(50))
     for label in labels:
         np.save(tmp_path / f"{label}.npy", noise(ROWS).reshape(-1, 784))
@@ -112,7 +118,10 @@ def test_many_classes_are_shown_as_pixels_and_as_the_most_confused_classes(tmp_p
 
 
 def test_a_comparison_shows_the_verdict_and_both_models(folder, tmp_path):
-    """The page of a comparison has the counts behind McNemar's test, and names equal models by their servers."""
+    """The page of a comparison shows the verdict, both models, and the counts from which McNemar's test is computed.
+
+    If both models have the same name and version, the page adds the addresses of their servers.
+    """
     first = evaluation_of(folder)
     second = replace(first, server="host:2")
     paired = pair(np.array([[10, 60], [20, 360]]))
@@ -130,6 +139,9 @@ def test_a_model_without_softmax_has_no_calibration(folder, tmp_path):
 
 
 def test_matplotlib_is_imported_only_for_a_page():
-    """Every command imports the evaluation package, and importing matplotlib takes half a second."""
+    """Importing the evaluation package does not import matplotlib, which would take half a second.
+
+    Every command imports the evaluation package, but only `write_page` needs matplotlib.
+    """
     command = "import sys, sketchbatch_client.cli, sketchbatch_client.evaluation; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command]).returncode == 0

@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"^```python( compile-only)?\n(.*?)^```$", GUIDE.read_text()
 
 
 def run_with_pandas(example: str) -> None:
-    """Run an example in the environment of kserve, which has pandas."""
+    """Run an example with the Python of .tools/openinference, in which pandas is installed."""
     python = ROOT / ".tools/openinference/bin/python"
     assert python.exists(), "pandas is not installed: make setup"
     paths = os.pathsep.join([str(ROOT / "protos"), str(ROOT / "client")])
@@ -30,7 +30,10 @@ def run_with_pandas(example: str) -> None:
 
 @pytest.mark.parametrize(("mark", "example"), BLOCKS, ids=[str(number) for number in range(len(BLOCKS))])
 def test_every_example_runs(tiny_service, mark, example, monkeypatch):
-    """Every example runs with only the address replaced; an example with certificates is compiled but not run."""
+    """Every example of the README runs unchanged, except for the address of the service.
+
+    An example that is marked `compile-only`, because it needs certificates, is only compiled.
+    """
     example = example.replace("localhost:50051", tiny_service.address)
     code = compile(example, str(GUIDE), "exec")
     if "to_pandas" in example:
@@ -42,7 +45,7 @@ def test_every_example_runs(tiny_service, mark, example, monkeypatch):
 
 
 def test_the_examples_cover_the_public_names():
-    """The examples of the README use all public names, so that no example is skipped unnoticed."""
+    """The tests find every example of the README, and the examples use the most important public names."""
     text = "".join(example for _, example in BLOCKS)
     assert len(BLOCKS) == GUIDE.read_text().count("```python") >= 9
     assert sum(bool(mark) for mark, _ in BLOCKS) == 1

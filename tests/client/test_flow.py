@@ -16,7 +16,10 @@ def first_pixels(parts) -> list[int]:
 
 
 def test_the_limit_halves_after_a_pushback_and_grows_by_one_per_full_set_of_responses():
-    """The limit stays between one and its maximum."""
+    """The AIMD limit halves after a pushback, and grows by one after as many responses as its value.
+
+    The limit stays between one and its maximum.
+    """
     limit = AimdLimit(8)
     for value in (4, 2, 1, 1):
         limit.decrease(0.0)
@@ -28,7 +31,10 @@ def test_the_limit_halves_after_a_pushback_and_grows_by_one_per_full_set_of_resp
 
 
 def test_pushbacks_within_the_pause_of_the_first_count_once():
-    """Pushbacks of requests that were in flight at the first pushback do not lower the limit again."""
+    """After a pushback, further pushbacks do not lower the limit until the delay of the first pushback has passed.
+
+    They belong to requests that were already in flight at the first pushback.
+    """
     limit = AimdLimit(8)
     for _ in range(8):
         limit.decrease(60.0)
@@ -36,7 +42,7 @@ def test_pushbacks_within_the_pause_of_the_first_count_once():
 
 
 class RecordingClient(Client):
-    """A client that records how many requests are in flight whenever a bulk call waits for the oldest one."""
+    """Record the number of requests in flight each time a bulk call waits for the response to its oldest request."""
 
     def _make_backend(self) -> BlockingBackend:
         self.in_flight = in_flight = []
@@ -54,7 +60,10 @@ class RecordingClient(Client):
 
 
 def test_a_bulk_call_has_half_as_many_requests_in_flight_after_a_pushback(start_server, servicer):
-    """No new request starts until fewer than the new limit are in flight, and every row is scored."""
+    """After a pushback halves the limit from 8 to 4, a bulk call sends no request until fewer than 4 are in flight.
+
+    Every row is scored.
+    """
     with RecordingClient(start_server(servicer), rows_per_request=1, in_flight=8) as client:
         servicer.hold()
         parts = []
@@ -79,7 +88,10 @@ async def test_pushed_back_requests_of_tasks_are_sent_again(start_server, servic
 
 
 def test_a_full_server_gets_no_requests_while_another_accepts_them(start_server, workers):
-    """The client obeys the pushback and sends the requests to the other server without a delay."""
+    """If one of two servers is full, the client sends the rejected requests to the other server without a delay.
+
+    The full server receives no more requests during the pushback of 60 s.
+    """
     full, free = [*workers(1), *workers(1)]
     full.pushbacks, full.pushback_ms = 99, 60_000
     with Client([start_server(full), start_server(free)], rows_per_request=1) as client:
@@ -89,6 +101,6 @@ def test_a_full_server_gets_no_requests_while_another_accepts_them(start_server,
 
 
 def test_in_flight_must_be_positive():
-    """The constructor refuses zero requests in flight."""
+    """The constructor of the client refuses the value 0 for the option `in_flight`."""
     with pytest.raises(ValueError, match="in_flight must be 1 or more, or None, got 0"):
         Client("localhost:1", in_flight=0)

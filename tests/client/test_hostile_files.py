@@ -1,4 +1,7 @@
-"""Files that caused harm when fuzzed are rejected in one line; tests/fuzz/FINDINGS.md lists all findings."""
+"""Test that files with which fuzzing once harmed the client are now refused with an error of one line.
+
+tests/fuzz/FINDINGS.md lists all findings.
+"""
 
 import io
 import json
@@ -18,7 +21,7 @@ from sketchbatch_client.scoring.parts import Parts
 
 
 def test_a_stored_array_with_a_flipped_bit_is_refused(tmp_path, noise):
-    """The checksums of a .npz detect damage, and damaged drawings are not scored."""
+    """An .npz file in which one bit has changed is refused, because its checksum is wrong."""
     path = tmp_path / "drawings.npz"
     np.savez(path, drawings=noise(3))
     assert np.array_equal(open_npz(path)["drawings"], noise(3))
@@ -30,7 +33,10 @@ def test_a_stored_array_with_a_flipped_bit_is_refused(tmp_path, noise):
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
-    """An array of many GB in a few hundred kB is rejected by its compression ratio."""
+    """An .npz file is refused, before it is unpacked, if its array is compressed more than 200 times.
+
+    Such a file of a few hundred kB could contain an array of many GB.
+    """
     path = tmp_path / "bomb.npz"
     header = io.BytesIO()
     rows = 1_400_000  # 1.1 GB
@@ -38,7 +44,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("blank.npy", header.getvalue() + bytes(784))
     contents = bytearray(path.read_bytes())
-    directory = contents.rfind(b"PK\1\2")  # the size in the central directory is checked only by unpacking
+    directory = contents.rfind(b"PK\1\2")  # a false size in the central directory is noticed only during unpacking
     contents[directory + 24 : directory + 28] = (len(header.getvalue()) + rows * 784).to_bytes(4, "little")
     path.write_bytes(contents)
     with pytest.raises(FileRefused, match="compressed at most 200 times, got 1,097,600,128 bytes"):
@@ -53,7 +59,10 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     ],
 )
 def test_drawings_that_would_take_minutes_to_render_are_refused(xs, reason):
-    """Numbers of points and lengths of strokes are limited, because rendering time grows with their square."""
+    """A drawing with too many points or too long strokes is refused.
+
+    The time to render a drawing grows with the square of both.
+    """
     line = json.dumps({"drawing": [[xs, [index % 2 for index in range(len(xs))]]]}).encode()
     with pytest.raises(ValueError, match=reason):
         from_line(line)
@@ -68,7 +77,10 @@ def test_an_empty_bin_holds_no_row(tmp_path):
 
 
 def test_a_jpeg_of_very_many_scans_is_refused():
-    """The number of scans is limited, because a small file could otherwise take hours to decode."""
+    """A JPEG file with more than 100 scans is refused, because a small file of many scans could take hours to decode.
+
+    A scan is one pass over the pixels; a progressive JPEG has several scans.
+    """
     file = io.BytesIO()
     Image.new("L", (64, 64), 255).save(file, "JPEG", progressive=True)
     contents = file.getvalue()
@@ -93,19 +105,25 @@ def finished(tmp_path, **changes):
     [{"part_rows": 0}, {"part_rows": "1"}, {"shard": [1, 1]}, {"shard": [-1, 2]}, {"labels": [1]}, {"top_k": 1e9}],
 )
 def test_a_manifest_with_impossible_values_is_ignored(tmp_path, changes):
-    """A manifest with impossible values is ignored when it is read, so that it cannot stop the job later."""
+    """A manifest with impossible values counts as missing, so that these values cannot fail the job later."""
     assert Manifest.read(finished(tmp_path))
     assert Manifest.read(finished(tmp_path, **changes)) is None
 
 
 def test_missing_shards_are_counted_not_listed(tmp_path):
-    """A damaged manifest can state any number of shards, so the message counts them."""
+    """The error about missing shards contains their number and not a list of them.
+
+    A damaged manifest can state any number of shards, here 1,000,000,000,000.
+    """
     with pytest.raises(JobRefused, match="999999999999 of 1000000000000 shards are missing, the first is number 1"):
         merge([finished(tmp_path, shard=[0, 10**12])], tmp_path / "all.csv")
 
 
 def test_a_part_with_any_damage_counts_as_unfinished(tmp_path, root):
-    """Truncated, corrupted and empty parts, and parts without a digest, are scored again."""
+    """A part file that is truncated, damaged or empty, or that has no part digest, counts as unfinished.
+
+    A job scores unfinished parts again.
+    """
     for damaged in (root / "tests/fuzz/corpus/part").glob("[cden]*.arrow"):  # cut, damaged, empty, no digest
         (tmp_path / "part-0000000.arrow").write_bytes(damaged.read_bytes())
         assert Parts(tmp_path).digest(0) is None, damaged

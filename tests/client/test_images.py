@@ -1,4 +1,7 @@
-"""Pictures of drawings with any size, polarity and pen become bitmaps like the training data."""
+"""Test that pictures of drawings become bitmaps like the training data.
+
+The pictures have any size and any width of the pen, and are dark on light or light on dark.
+"""
 
 import hashlib
 
@@ -23,7 +26,7 @@ FACE = [
 
 @pytest.fixture(scope="module")
 def classify(root):
-    """The shipped model as a function from bitmaps to class indexes."""
+    """Return a function that returns the class index with which the shipped model classifies each bitmap."""
     onnxruntime = pytest.importorskip("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -32,7 +35,7 @@ def classify(root):
 
 
 def rescanned(path, picture, number):
-    """Normalize a picture; every second one is first saved as JPEG or PNG."""
+    """Return the bitmap of a picture; a picture with an even `number` is first saved as JPEG or PNG and read again."""
     if number % 2:
         return normalize_image(picture)
     file = path / ("scan.jpg" if number % 4 else "scan.png")
@@ -43,7 +46,12 @@ def rescanned(path, picture, number):
 @pytest.mark.real_drawings
 @pytest.mark.timeout(180)
 def test_a_model_loses_less_than_two_points_on_rescanned_drawings(quickdraw, classify, tmp_path):
-    """610 pictures of strokes and held-out bitmaps, with all papers and pens, keep the accuracy within two points."""
+    """Drawings keep their bitmaps' accuracy when pictures of them are made and turned into bitmaps again.
+
+    The test renders more than 600 pictures of real drawings: strokes and held-out bitmaps, on each kind of page in
+    `PICTURES`. The accuracy of the shipped model on the bitmaps of these pictures is less than two percentage points
+    below its accuracy on the original bitmaps.
+    """
     classes, published, scanned = [], [], []
     for index, label in enumerate(LABELS):
         for number, drawing in enumerate(open_strokes(quickdraw / "simplified" / f"{label}.ndjson")):
@@ -72,7 +80,10 @@ def is_test(bitmap):
 
 @pytest.mark.parametrize("how", PICTURES)
 def test_every_kind_of_picture_gives_nearly_the_same_bitmap(how):
-    """The bitmap has the position, size, pen and polarity of the training data."""
+    """Pictures of one drawing on different pages all give nearly the bitmap that `rasterize` returns.
+
+    The pages differ in size, width of the pen, position of the drawing, light and noise.
+    """
     expected = rasterize(FACE).astype(int)
     bitmap = normalize_image(picture_of_strokes(FACE, how))
     assert (bitmap.shape, bitmap.dtype) == ((28, 28), np.uint8)
@@ -82,7 +93,7 @@ def test_every_kind_of_picture_gives_nearly_the_same_bitmap(how):
 
 @pytest.mark.parametrize("size", [(40, 40), (64, 200), (900, 300), (3000, 2000)])
 def test_pictures_of_any_size_are_drawn_with_the_same_pen(size):
-    """A line across the picture becomes a line across the bitmap, 1.47 pixels thick."""
+    """A horizontal line in a picture of any size becomes a line across the bitmap that is 1.47 pixels thick."""
     picture = np.full(size, 255, np.uint8)
     thick = max(1, min(size) // 60)
     picture[size[0] // 2 : size[0] // 2 + thick, size[1] // 10 : -size[1] // 10] = 0
@@ -108,7 +119,7 @@ def test_specks_far_from_the_drawing_do_not_shrink_it():
 
 @pytest.mark.parametrize("is_inverted", [False, True])
 def test_a_picture_of_28_by_28_is_a_bitmap_already(noise, is_inverted):
-    """A picture of 28x28 pixels is inverted if it is dark on light, and otherwise unchanged."""
+    """A picture of 28x28 pixels becomes a bitmap without scaling; a picture that is dark on light is inverted."""
     bitmap = noise(1)[0]
     bitmap[[0, -1]] = bitmap[:, [0, -1]] = 0
     assert np.array_equal(normalize_image(255 - bitmap if is_inverted else bitmap), bitmap)
@@ -116,7 +127,7 @@ def test_a_picture_of_28_by_28_is_a_bitmap_already(noise, is_inverted):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "1", "I;16", "CMYK"])
 def test_every_mode_of_picture_reads_the_same(tmp_path, mode):
-    """Colour, transparency, palettes and 16 bits give the same bitmap."""
+    """Pictures of one drawing in colour, with transparency, a palette or 16 bits give nearly the same bitmap."""
     picture = picture_of_strokes(FACE, PICTURES[0])
     image = Image.fromarray(picture)
     if mode == "RGBA":
@@ -131,7 +142,7 @@ def test_every_mode_of_picture_reads_the_same(tmp_path, mode):
 
 
 def test_white_ink_on_transparency_is_ink(tmp_path):
-    """A white drawing on a transparent page is put on black paper."""
+    """White ink on a transparent page is read as ink, as if the page were black."""
     ink = 255 - picture_of_strokes(FACE, PICTURES[0])
     white = Image.new("L", ink.shape, 255)
     Image.merge("RGBA", [white] * 3 + [Image.fromarray(ink)]).save(tmp_path / "chalk.png")
@@ -139,7 +150,7 @@ def test_white_ink_on_transparency_is_ink(tmp_path):
 
 
 def test_a_picture_is_rotated_as_its_exif_data_says(tmp_path):
-    """Phones store the orientation in the file instead of rotating the pixels."""
+    """A picture is rotated as its EXIF data says, because phones store the orientation and do not rotate the pixels."""
     image = Image.fromarray(picture_of_strokes(FACE[1:], PICTURES[0]))
     image.save(tmp_path / "up.png")
     exif = Image.Exif()
@@ -196,4 +207,4 @@ def test_tiny_pictures_are_drawn_or_refused(shape):
     try:
         assert normalize_image(picture).shape == (28, 28)
     except ValueError as exc:
-        assert "\n" not in str(exc)  # noqa: PT017 - both results are valid
+        assert "\n" not in str(exc)  # noqa: PT017 - a bitmap and an error are both valid results

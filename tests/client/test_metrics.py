@@ -1,4 +1,4 @@
-"""The five metrics and those of each class; scikit-learn is the reference."""
+"""Test that the five metrics, and the metrics of each class, are equal to those of scikit-learn."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,11 @@ from sklearn import metrics as reference
 
 
 def cases():
-    """Yield true and predicted classes: balanced, uneven, missing, all correct, all wrong, and one prediction."""
+    """Yield arrays of true and predicted classes.
+
+    The classes have equal or unequal numbers of rows, or some classes do not occur. The predictions are mostly correct,
+    all correct, all wrong, or all the same class.
+    """
     rng = np.random.default_rng(3)
     for classes in (2, 3, 10):
         true = rng.integers(0, classes, 500)
@@ -22,7 +26,10 @@ def cases():
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
 @pytest.mark.parametrize(("true", "predicted"), list(cases()))
 def test_the_five_metrics_agree_with_scikit_learn(true, predicted):
-    """Macro averages include the classes that occur; specificity is the recall of each class's complement."""
+    """The five metrics agree with scikit-learn, for the classes that occur among the true or the predicted classes.
+
+    The specificity of a class is the recall of the rows that do not belong to the class.
+    """
     ours = measure(confuse(true, predicted, 10))
     occurring = np.union1d(true, predicted)
     specificity = [reference.recall_score(true != label, predicted != label, zero_division=0.0) for label in occurring]
@@ -35,7 +42,7 @@ def test_the_five_metrics_agree_with_scikit_learn(true, predicted):
 
 @pytest.mark.parametrize(("true", "predicted"), list(cases()))
 def test_the_figures_of_each_class_agree_with_scikit_learn(true, predicted):
-    """Precision and recall are 0 where they are undefined."""
+    """Precision, recall and rows of each class agree with scikit-learn; an undefined precision or recall is 0."""
     ours = measure_each(confuse(true, predicted, 10))
     precision, recall, _, rows = reference.precision_recall_fscore_support(
         true, predicted, labels=range(10), zero_division=0.0

@@ -1,4 +1,4 @@
-"""Drawings are read from Parquet files and .npz archives; damaged ones are rejected."""
+"""Test that drawings are read from Parquet files and .npz archives, and that damaged files are refused."""
 
 import io
 import zipfile
@@ -35,7 +35,7 @@ COLUMNS = {
 
 @pytest.fixture
 def rows(noise):
-    """300 bitmaps that are dark at the border, as drawings are."""
+    """Return 300 random bitmaps with paper (0) at the border, as in bitmaps of drawings."""
     bitmaps = noise(300)
     bitmaps[:, [0, -1]] = bitmaps[:, :, [0, -1]] = 0
     return bitmaps
@@ -43,7 +43,10 @@ def rows(noise):
 
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_drawings_are_found_in_a_column_of_any_kind(tmp_path, rows, kind):
-    """Blocks can be read in any order and across row groups; the names of columns do not matter."""
+    """The source finds the column of drawings by its type and contents, not by its name.
+
+    Blocks of rows can be read in any order, and a block can have rows of two row groups of the Parquet file.
+    """
     table = pa.table({"word": ["cat"] * len(rows), "drawing": COLUMNS[kind](rows), "n": range(len(rows))})
     parquet.write_table(table, tmp_path / "a.parquet", row_group_size=101)
     (source,) = find_sources([str(tmp_path / "a.parquet")], tmp_path, lambda path: None)
@@ -58,7 +61,10 @@ def test_drawings_are_found_in_a_column_of_any_kind(tmp_path, rows, kind):
 
 
 def test_blocks_and_decoded_batches_need_not_have_the_same_size(tmp_path, noise):
-    """A block can have rows of several batches of 1,024 rows, read in order or after a seek."""
+    """A block can have rows of several decoded batches, each of which has up to 1,024 rows.
+
+    The rows are correct whether a block follows the previous block or starts at an earlier row.
+    """
     rows = noise(3000)
     parquet.write_table(pa.table({"drawing": COLUMNS["784 bytes"](rows)}), tmp_path / "a.parquet", row_group_size=1500)
     source = ParquetSource("a.parquet", "", tmp_path / "a.parquet")
@@ -67,7 +73,7 @@ def test_blocks_and_decoded_batches_need_not_have_the_same_size(tmp_path, noise)
 
 
 def test_rows_without_a_drawing_are_rejects(tmp_path, rows):
-    """Each reject has a reason; the other rows keep their numbers and identifiers."""
+    """A row without a drawing becomes a reject with a reason; the other rows keep their row numbers and key ids."""
     values = [row.ravel().tolist() for row in rows[:6]]
     values[1], values[2], values[4] = None, values[2][:-1], [256] * 784
     table = pa.table({"drawing": values, "key_id": ["11", "12", "13", "x", "15", "16"]})
@@ -85,7 +91,7 @@ def test_rows_without_a_drawing_are_rejects(tmp_path, rows):
 
 
 def test_bytes_that_are_neither_bitmap_nor_picture_are_rejects(tmp_path, rows):
-    """A row of another length is decoded as a picture, or rejected."""
+    """Bytes with another length than 784 are decoded as a picture; if this fails, the row becomes a reject."""
     parquet.write_table(pa.table({"b": [rows[0].tobytes(), b"cat"]}), tmp_path / "a.parquet")
     block = ParquetSource("a.parquet", "", tmp_path / "a.parquet").block(0, 2)
     assert block.rows.tolist() == [0]
@@ -122,14 +128,14 @@ def test_a_damaged_page_is_refused_when_it_is_read(tmp_path, noise):
     path.write_bytes(damaged(path.read_bytes(), page, 16))
     source = ParquetSource("a.parquet", "", path)
     assert np.array_equal(source.block(0, 1000).bitmaps, rows[:1000])
-    for start in (1000, 2500):  # row 1000 is read in order, and row 2500 after a seek
+    for start in (1000, 2500):  # row 1000 follows the rows that were read; the read of row 2500 skips rows
         with pytest.raises(FileRefused, match=r"^a\.parquet: damaged, cannot be read as Parquet: .+$") as caught:
             source.block(start, start + 100)
         assert "\n" not in str(caught.value)
 
 
 def test_damaged_key_ids_are_refused(tmp_path, rows):
-    """Identifiers that are not valid text are reported as damage."""
+    """A Parquet file whose key ids are not valid UTF-8 is refused as damaged."""
     keys = pa.array([b"12345", b"\xf3\xf3"]).view(pa.string())
     parquet.write_table(pa.table({"drawing": COLUMNS["bytes"](rows[:2]), "key_id": keys}), tmp_path / "a.parquet")
     with pytest.raises(FileRefused, match=r"a\.parquet: damaged, key_id must be text"):
@@ -138,7 +144,10 @@ def test_damaged_key_ids_are_refused(tmp_path, rows):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_every_array_of_bitmaps_in_an_archive_is_a_source(tmp_path, rows, save):
-    """Arrays can be stored or compressed; other arrays, such as labels, are skipped."""
+    """Each array of bitmaps in an .npz archive is a source, whether the archive is compressed or not.
+
+    Other arrays, such as an array of labels, are skipped.
+    """
     save(tmp_path / "a.npz", x_train=rows[:200], y_train=np.arange(200), x_test=rows[200:].reshape(-1, 784))
     sources = find_sources([str(tmp_path / "a.npz")], tmp_path, lambda path: None)
     assert [source.name for source in sources] == [f"{tmp_path}/a.npz:{name}" for name in ("x_train", "x_test")]
@@ -148,7 +157,7 @@ def test_every_array_of_bitmaps_in_an_archive_is_a_source(tmp_path, rows, save):
 
 
 def npz(method: int = zipfile.ZIP_DEFLATED, **members: bytes) -> bytes:
-    """Return an archive of these members."""
+    """Return the bytes of an .npz archive with the given members, by name and contents."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, contents in members.items():

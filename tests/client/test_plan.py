@@ -8,7 +8,7 @@ from sketchbatch_client.scoring.plan import Input, Plan, Segment, Shard, default
 
 @pytest.fixture
 def plan():
-    """Three inputs of 100, 0 and 57 rows, in parts of 40."""
+    """Return the plan of a job with three inputs, which have 100, 0 and 57 rows, in parts of 40 rows."""
     return Plan(
         inputs=tuple(Input(source=name, rows=rows, stamp="s") for name, rows in (("a", 100), ("b", 0), ("c", 57))),
         model="m",
@@ -22,7 +22,10 @@ def plan():
 
 
 def test_parts_have_every_row_once_in_order(plan):
-    """A part can have rows of several inputs, and the last part can be shorter."""
+    """The parts of a plan contain every row once, in order.
+
+    A part can have rows of several inputs, and the last part can have fewer rows.
+    """
     assert plan.parts == range(4)
     assert [plan.segments(part) for part in plan.parts] == [
         [Segment(0, 0, 40)],
@@ -35,7 +38,10 @@ def test_parts_have_every_row_once_in_order(plan):
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 4, 7])
 def test_each_part_belongs_to_one_shard(plan, shards):
-    """Shards have consecutive parts, in order; with more shards than parts some are empty."""
+    """Each part belongs to exactly one shard, and a shard consists of consecutive parts.
+
+    If there are more shards than parts, some shards are empty.
+    """
     plans = [replace(plan, shard=Shard(number, shards)) for number in range(shards)]
     assert [part for each in plans for part in each.parts] == list(plan.parts)
     assert sum(each.rows for each in plans) == plan.rows == 157
@@ -56,14 +62,20 @@ def test_each_part_belongs_to_one_shard(plan, shards):
     ],
 )
 def test_a_difference_is_described_in_words(plan, change, words):
-    """The description of a difference names the option or input to restore; a stored plan equals the original."""
+    """The description of a difference between two plans names the option or the input that has changed.
+
+    A plan that is written to JSON and read again does not differ from the original plan.
+    """
     other = replace(plan, **change)
     assert difference(plan, other) == words
     assert difference(Plan.from_json(plan.to_json()), plan) == ""
 
 
 def test_another_stamp_is_not_a_difference(plan):
-    """A stamp can change without the contents, so digests decide whether the contents changed."""
+    """Plans whose inputs have other file stamps do not differ, because a stamp can change without the contents.
+
+    The part digests show whether the contents of an input have changed.
+    """
     assert difference(plan, replace(plan, inputs=tuple(replace(each, stamp="t") for each in plan.inputs))) == ""
 
 

@@ -1,4 +1,7 @@
-"""The scorer for Ray Data works on single batches; tests/integration/test_ray.py runs it in a Ray cluster."""
+"""Test the scorer for Ray Data with single batches and without Ray.
+
+tests/integration/test_ray.py runs the scorer in a Ray cluster.
+"""
 
 import pickle
 
@@ -11,19 +14,19 @@ from sketchbatch_client.ray import SketchbatchScorer
 
 @pytest.fixture
 def scorer(tiny_service):
-    """Make scorers that use the tiny service."""
+    """Return a function that makes a scorer with the tiny service as its server."""
     return lambda **options: SketchbatchScorer(tiny_service.address, **options)
 
 
 @pytest.fixture
 def expected(tiny_service, noise):
-    """Classify five rows with `Client`."""
+    """Return the result of `Client` for five rows."""
     with Client(tiny_service.address) as client:
         return client.classify(noise(5))
 
 
 def objects(values):
-    """Make a column of objects, as Ray passes bytes and lists."""
+    """Return a column as an array of Python objects, the form in which Ray passes bytes and lists."""
     column = np.empty(len(values), object)
     column[:] = values
     return column
@@ -41,7 +44,10 @@ def objects(values):
     ids=["square", "flat", "bytes", "lists", "lists of lists"],
 )
 def test_scores_are_added_to_the_columns_of_the_batch(scorer, expected, noise, column_of):
-    """Bitmaps may have any of five forms, and the given batch is not changed."""
+    """The scorer returns the columns of the batch with the columns `label` and `score`, and does not change the batch.
+
+    The column of bitmaps may have any of five forms.
+    """
     batch = {"key": np.arange(5), "bitmap": column_of(noise(5))}
     scored = scorer()(batch)
     assert list(batch) == ["key", "bitmap"]
@@ -53,7 +59,10 @@ def test_scores_are_added_to_the_columns_of_the_batch(scorer, expected, noise, c
 
 @pytest.mark.parametrize("options", [{"top_k": 2}, {"all_scores": True}], ids=str)
 def test_columns_equal_those_of_the_command(scorer, run_command, tiny_service, noise, tmp_path, options):
-    """Column names and values equal those of `sketchbatch score`; an empty batch has the same columns and types."""
+    """The scorer adds columns with the names and values that `sketchbatch score` writes.
+
+    For a batch without rows, the added columns have the same names and types.
+    """
     np.save(tmp_path / "cat.npy", noise(5))
     flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", value)]
     flags = [flag for flag in flags if flag is not True]
@@ -98,7 +107,10 @@ def test_a_missing_column_and_a_conflicting_column_are_refused(scorer, noise):
 
 
 def test_an_actor_uses_one_connection_that_is_not_pickled(start_server, servicer, noise):
-    """An actor opens one connection at its first batch, and a pickled copy of the actor opens its own."""
+    """A scorer opens one connection at its first batch and uses it for all batches.
+
+    The connection is not pickled, so a copy of the scorer in another actor opens a connection of its own.
+    """
     address = start_server(servicer)
     scorer = SketchbatchScorer(address, channels=1)
     assert not servicer.peers
@@ -111,7 +123,7 @@ def test_an_actor_uses_one_connection_that_is_not_pickled(start_server, servicer
 
 
 def test_an_actor_uses_one_model_version(start_server, servicer, noise):
-    """All batches use the version that was newest at the first batch."""
+    """At its first batch, a scorer determines the newest version of the model, and uses this version for all batches."""
     requested = []
     answer = servicer.Classify
 
@@ -133,6 +145,6 @@ def test_a_model_that_is_not_served_is_an_error(scorer, noise):
 
 
 def test_options_of_the_client_are_passed_on(scorer, noise):
-    """An option that `Client` does not know is a TypeError."""
+    """The scorer passes other options to `Client`; an option that `Client` does not know raises a TypeError."""
     with pytest.raises(TypeError, match="no_such_option"):
         scorer(no_such_option=1)({"bitmap": noise(2)})

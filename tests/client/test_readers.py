@@ -1,4 +1,4 @@
-"""Files of every format are read through one interface; unsuitable files are rejected with a reason."""
+"""Test that files of every format are read through one interface, and that unsuitable files are refused."""
 
 import io
 import json
@@ -26,7 +26,10 @@ from sketchbatch_client.errors import FileRefused
 @pytest.mark.parametrize("shape", [(5, 784), (5, 28, 28)])
 @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
 def test_bitmaps_are_mapped_not_copied(tmp_path, noise, shape, version):
-    """Bitmaps of shape (rows, 784) or (rows, 28, 28) are mapped read-only, whatever the header's length."""
+    """The bitmaps of an .npy file are mapped into memory read-only, and not copied.
+
+    The array in the file may have the shape (rows, 784) or (rows, 28, 28), and the header may have format 1.0 or 2.0.
+    """
     path = tmp_path / "cat.npy"
     with path.open("wb") as file:
         np.lib.format.write_array(file, noise(5).reshape(shape), version=version)
@@ -37,7 +40,7 @@ def test_bitmaps_are_mapped_not_copied(tmp_path, noise, shape, version):
 
 
 def test_a_npy_without_rows_is_valid(tmp_path):
-    """A .npy of a class without rows is valid."""
+    """An .npy file without rows is valid, for example the file of a class without drawings."""
     np.save(tmp_path / "none.npy", np.empty((0, 784), np.uint8))
     assert read_bitmaps(tmp_path / "none.npy").shape == (0, 28, 28)
 
@@ -73,7 +76,10 @@ WHOLE = npy_bytes(np.zeros((10, 784), np.uint8))
     ],
 )
 def test_a_file_that_is_not_a_npy_of_bitmaps_is_refused(tmp_path, content, message):
-    """A file that is not a .npy of bitmaps is refused in one line with path, expected and actual contents."""
+    """A file that is not an .npy file of bitmaps is refused.
+
+    The error is one line, which contains the path, the expected contents and the actual contents.
+    """
     path = tmp_path / "cat.npy"
     path.write_bytes(content)
     with pytest.raises(FileRefused, match=message) as caught:
@@ -83,7 +89,7 @@ def test_a_file_that_is_not_a_npy_of_bitmaps_is_refused(tmp_path, content, messa
 
 
 def test_no_code_in_a_file_is_run(tmp_path):
-    """A pickle in a .npy or .npz is not unpickled, because it could run code."""
+    """Python objects in an .npy or .npz file are not unpickled, because unpickling could run code."""
     trap, sprung = tmp_path / "cat.npy", tmp_path / "sprung"
     for save in (np.save, np.savez):
         with trap.open("wb") as file:
@@ -95,7 +101,7 @@ def test_no_code_in_a_file_is_run(tmp_path):
 
 
 class Trap:
-    """An object that creates a file when it is unpickled."""
+    """Create the file `path` when an object of this class is unpickled."""
 
     def __init__(self, path) -> None:
         self.path = path
@@ -105,7 +111,7 @@ class Trap:
 
 
 def test_a_file_that_claims_a_huge_header_costs_no_memory(tmp_path):
-    """A header of 256 MB is claimed by a sparse file, and rejected without reading it."""
+    """A file that states a header of 256 MB is refused, and the reader does not read this header into memory."""
     path = tmp_path / "cat.npy"
     path.write_bytes(b"\x93NUMPY\x02\x00" + (1 << 28).to_bytes(4, "little"))
     os.truncate(path, 1 << 29)
@@ -127,7 +133,10 @@ def test_a_missing_file_or_folder_is_refused(tmp_path):
 
 
 def test_a_folder_gives_its_files_by_label(tmp_path):
-    """The folder, or Google's numpy_bitmap/ inside it, has one file per label; labels can have spaces."""
+    """`labelled_files` accepts a folder with one file per label, and a folder that contains Google's numpy_bitmap/.
+
+    A label may contain spaces.
+    """
     inner = tmp_path / "numpy_bitmap"
     inner.mkdir()
     for label in ("t-shirt", "The Eiffel Tower"):
@@ -137,7 +146,7 @@ def test_a_folder_gives_its_files_by_label(tmp_path):
 
 
 def test_a_folder_has_an_origin(tmp_path):
-    """SOURCE.txt contains the origin of the drawings; without it the origin is the folder's name."""
+    """The origin of the drawings in a folder is the text of SOURCE.txt, or the folder's name if SOURCE.txt is missing."""
     assert source_of(tmp_path) == f"drawings in the folder {tmp_path.name}"
     (tmp_path / "SOURCE.txt").write_text("synthetic sketches\n")
     assert source_of(tmp_path) == "synthetic sketches"
@@ -165,7 +174,10 @@ def write_drawings(folder):
 
 @pytest.mark.parametrize("name", ["cat.npy", "cat.ndjson", "cat.bin", "cat"])
 def test_every_format_is_read_through_one_interface(tmp_path, name):
-    """Files of every format have a length and slices of uint8 (rows, 28, 28), also after their pages were released."""
+    """Drawings of every format have a length, and slices of bitmaps as uint8 (rows, 28, 28).
+
+    Slices are still correct after `release_pages`, which removes the pages of a mapped file from memory.
+    """
     bitmaps = write_drawings(tmp_path)
     rows = open_bitmaps(tmp_path / name)
     assert len(rows) == 12
@@ -177,7 +189,7 @@ def test_every_format_is_read_through_one_interface(tmp_path, name):
 
 @pytest.mark.real_drawings
 def test_line_i_of_the_strokes_is_row_i_of_the_bitmaps(quickdraw):
-    """Strokes, bitmaps and metadata can be joined by row number."""
+    """Line i of Google's file of strokes and row i of the file of bitmaps are the same drawing."""
     strokes = open_bitmaps(quickdraw / "simplified" / "cat.ndjson")
     published = open_bitmaps(quickdraw / "numpy_bitmap" / "cat.npy")
     assert np.abs(strokes[5:25].astype(int) - published[5:25]).max() <= 18  # with cairo, the difference is 0
@@ -192,7 +204,10 @@ def test_strokes_in_screen_pixels_are_simplified_first(tmp_path, screen):
 
 @pytest.mark.parametrize("side", [1, 200, 400])
 def test_a_canvas_of_any_size_gives_the_same_bitmap(tmp_path, side):
-    """Strokes in units of 0 to 1, or of 200 pixels, are rendered as large as Google's."""
+    """A drawing gives the same bitmap whether its canvas is 1, 200 or 400 units wide.
+
+    The drawing is scaled to the square of 0 to 255 before it is rendered.
+    """
     square = [
         [
             [0.2 * side, 0.7 * side, 0.7 * side, 0.2 * side, 0.2 * side],
@@ -205,7 +220,7 @@ def test_a_canvas_of_any_size_gives_the_same_bitmap(tmp_path, side):
 
 
 def test_hidden_files_and_folders_are_ignored(tmp_path):
-    """Hidden files and folders are ignored, because a Mac creates hidden files next to other files."""
+    """Hidden files and folders are ignored, because macOS creates hidden files next to other files."""
     write_drawings(tmp_path)
     (tmp_path / "._cat.npy").write_bytes(b"created by macOS")
     assert set(labelled_files(tmp_path)) == {"cat"}
@@ -218,7 +233,10 @@ def test_hidden_files_and_folders_are_ignored(tmp_path):
 
 
 def test_malformed_lines_and_pictures_are_rejected_or_skipped(tmp_path):
-    """With `skip_malformed`, malformed lines and pictures are skipped, counted and listed; otherwise rejected."""
+    """A malformed line or picture raises an error when it is read.
+
+    With `skip_malformed`, malformed lines and pictures are skipped, counted and listed.
+    """
     bitmaps = write_drawings(tmp_path)
     with (tmp_path / "cat.ndjson").open("a") as file:
         file.write("oops\n" + json.dumps({"drawing": STROKES[0]}))
@@ -238,7 +256,10 @@ def test_malformed_lines_and_pictures_are_rejected_or_skipped(tmp_path):
 
 
 def test_the_first_layout_that_exists_is_used(tmp_path):
-    """Each layout of the test's list takes precedence over the layouts before it; labels are sorted."""
+    """If a folder has the files of a label in several layouts, the layout with the highest precedence is used.
+
+    The test adds one layout after another, from the lowest precedence to the highest. The labels are sorted.
+    """
     pictures = ["{}/1.png", "imagefolder/{}/1.jpg"]
     strokes = ["raw/{}.ndjson", "{}.bin", "binary/{}.bin", "{}.ndjson", "simplified/{}.ndjson"]
     for layout in (*pictures, *strokes, "{}.npy", "numpy_bitmap/{}.npy"):
@@ -253,7 +274,10 @@ def test_the_first_layout_that_exists_is_used(tmp_path):
 
 
 def test_a_folder_of_pictures_is_one_label(tmp_path, monkeypatch):
-    """A folder of pictures is one label with the folder's name, also for the path "."; names can have dots."""
+    """A folder of pictures is one label, which is the name of the folder.
+
+    The name may contain dots. The folder may be given as the path ".".
+    """
     folder = tmp_path / "st.bernard"
     folder.mkdir()
     (folder / "1.jpeg").touch()

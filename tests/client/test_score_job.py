@@ -1,4 +1,4 @@
-"""`sketchbatch score`: a job is interrupted and resumed, rejected and restarted, split into shards and merged."""
+"""Test jobs of `sketchbatch score`: interrupted, resumed, refused and restarted jobs, shards, and merged shards."""
 
 import fcntl
 import json
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(60)  # many tests start a process
 
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
-    """A folder with two files of bitmaps, enough for a dozen small parts."""
+    """Write two files of bitmaps, which have 6,000 rows together and therefore 12 parts of at most 512 rows."""
     folder = tmp_path_factory.mktemp("drawings")
     rows = np.random.default_rng(5).integers(0, 256, (ROWS, 784), np.uint8)
     np.save(folder / "a.npy", rows[:4000])
@@ -50,7 +50,10 @@ class Finished(NamedTuple):
 
 @pytest.fixture
 def sketchbatch(monkeypatch, capfd):
-    """Run the command in this process, which saves the second that a new process takes to start."""
+    """Return a function that runs a `sketchbatch` command in this process.
+
+    A new process would take a second to start.
+    """
 
     def run(*words: object) -> Finished:
         monkeypatch.setattr(sys, "argv", ["sketchbatch", *map(str, words)])
@@ -66,12 +69,12 @@ def sketchbatch(monkeypatch, capfd):
 
 @pytest.fixture
 def score(sketchbatch, tiny_service):
-    """Run `sketchbatch score` against the tiny service, in small parts."""
+    """Return a function that runs `sketchbatch score` with the tiny service and parts of 512 rows."""
     return lambda *words: sketchbatch("score", *words, "--server", tiny_service.address, "--part-rows", PART)
 
 
 class SilentListener:
-    """A progress listener that does nothing."""
+    """Listen to the progress of a job, and do nothing."""
 
     def opens(self, source):
         pass
@@ -85,7 +88,7 @@ class SilentListener:
 
 @pytest.fixture(scope="module")
 def undisturbed(drawings, tmp_path_factory, tiny_service):
-    """The output of one uninterrupted run, by output format."""
+    """Return the bytes of the output of an uninterrupted job, by output format."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with Client(tiny_service.address) as client:
         for kind in KINDS:
@@ -117,7 +120,10 @@ cli.main()
 
 @pytest.fixture
 def interrupt(tiny_service):
-    """Run `sketchbatch score` in a process that waits once `parts` parts are saved; end it there with `how`."""
+    """Return a function that interrupts a job of `sketchbatch score` after a given number of parts.
+
+    The job runs in a new process, which waits after it has saved `parts` parts. The signal `how` then ends the process.
+    """
 
     def run(parts: int, output: Path, *words: object, how: signal.Signals = signal.SIGKILL) -> Finished:
         flags = ["--output", output, "--part-rows", PART, "--server", tiny_service.address]
@@ -136,7 +142,10 @@ def interrupt(tiny_service):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_job_resumes_and_writes_identical_output(drawings, score, interrupt, undisturbed, tmp_path, kind):
-    """Finished parts are not scored again; only the output and its manifest remain."""
+    """A job that is killed after three parts resumes after these parts, and produces byte-identical output.
+
+    At the end, the folder contains only the output and its manifest.
+    """
     output = tmp_path / f"o.{kind}"
     interrupt(3, output, drawings)
     assert not output.exists()
@@ -150,7 +159,8 @@ def test_a_killed_job_resumes_and_writes_identical_output(drawings, score, inter
 def test_an_interrupted_job_exits_without_a_traceback_and_resumes(drawings, score, interrupt, undisturbed, tmp_path):
     """Ctrl-C ends a job without a traceback and keeps its finished parts."""
     output = tmp_path / "o.csv"
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job and its child would ignore SIGINT
+    # if the tests run as a background job, SIGINT is ignored, and the process of the job would inherit this setting
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupted = interrupt(2, output, drawings, how=signal.SIGINT)
     assert interrupted.code > 0
     assert "Traceback" not in interrupted.err
@@ -159,7 +169,7 @@ def test_an_interrupted_job_exits_without_a_traceback_and_resumes(drawings, scor
 
 
 def test_a_damaged_part_is_scored_again(drawings, score, interrupt, undisturbed, tmp_path):
-    """A truncated part counts as unfinished."""
+    """If a part file of an interrupted job was truncated, the resumed job scores this part again."""
     output = tmp_path / "o.parquet"
     interrupt(3, output, drawings)
     part = output.with_name("o.parquet.parts") / "part-0000001.arrow"
@@ -169,7 +179,11 @@ def test_a_damaged_part_is_scored_again(drawings, score, interrupt, undisturbed,
 
 
 def test_a_full_disk_is_reported_with_the_file_and_the_job_resumes_later(drawings, score, undisturbed, tmp_path):
-    """The command writes one line and exits with 1; finished parts remain, and no output appears."""
+    """If a job cannot write its output, the command prints one line with the file and exits with code 1.
+
+    The finished parts remain, and the job resumes later. The test limits the size of a file, which has the same effect
+    on the job as a full disk.
+    """
     output = tmp_path / "o.csv"
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))  # Python ignores SIGXFSZ
@@ -188,7 +202,7 @@ def test_a_full_disk_is_reported_with_the_file_and_the_job_resumes_later(drawing
 
 
 def test_a_finished_job_is_recognised(drawings, score, tmp_path):
-    """A finished job is scored again only if its output was deleted or --restart is given."""
+    """The command does not score a finished job again, unless its output was deleted or --restart is given."""
     output = tmp_path / "o.csv"
     assert score(drawings, "--output", output).code == 0
     first = file_stamp(output)
@@ -204,7 +218,7 @@ def test_a_finished_job_is_recognised(drawings, score, tmp_path):
 
 @pytest.fixture
 def begun(drawings, interrupt, tmp_path):
-    """A job with its own copy of the drawings that was interrupted after three parts."""
+    """Interrupt a job after three parts; return the folder of its inputs, a copy of `drawings`, and its output."""
     shutil.copytree(drawings, tmp_path / "in")
     output = tmp_path / "o.csv"
     interrupt(3, output, tmp_path / "in")
@@ -212,7 +226,10 @@ def begun(drawings, interrupt, tmp_path):
 
 
 def test_a_job_does_not_resume_with_changed_inputs(begun, score, drawings, undisturbed):
-    """Other contents and other numbers of rows are rejected, a new modification time is not; --restart begins anew."""
+    """A job is refused if the contents or the numbers of rows of its inputs have changed.
+
+    A new modification time is accepted. With --restart, the job begins again with the changed inputs.
+    """
     folder, output = begun
     rows = np.load(folder / "a.npy")
     rows[700, 5] ^= 1  # row 700 belongs to the second part, which is finished
@@ -250,7 +267,7 @@ def test_a_job_does_not_resume_with_other_options(begun, score):
 
 
 def test_two_processes_do_not_write_one_output(drawings, score, tmp_path):
-    """The second process is rejected while the first holds the lock."""
+    """While one process holds the lock of an output, a second process with the same output is refused."""
     output = tmp_path / "o.csv"
     (tmp_path / "o.csv.parts").mkdir()
     with (tmp_path / "o.csv.parts" / "lock").open("w") as lock:
@@ -261,7 +278,10 @@ def test_two_processes_do_not_write_one_output(drawings, score, tmp_path):
 
 
 def test_rejected_rows_are_listed(score, tmp_path):
-    """The rejects file has file, row and reason of each reject; other rows keep their numbers; the exit code is 3."""
+    """A job with rejects ends with exit code 3, and its rejects file has the source, row and reason of each reject.
+
+    The other rows keep their row numbers.
+    """
     good = json.dumps({"key_id": "7", "drawing": [[[0, 255], [0, 255]]]})
     (tmp_path / "ant.ndjson").write_text(f'{good}\n{{"drawing": []}}\n{good}\nnot json\n{good}')
     output = tmp_path / "o.jsonl"
@@ -282,7 +302,7 @@ def test_rejected_rows_are_listed(score, tmp_path):
 
 
 def test_row_i_of_a_npy_output_is_drawing_i(score, tmp_path):
-    """A rejected row has NaN instead of scores."""
+    """Row i of an .npy output has the scores of drawing i; the row of a reject has NaN instead of scores."""
     good = json.dumps({"drawing": [[[0, 255], [0, 255]]]})
     (tmp_path / "ant.ndjson").write_text(f"{good}\n{{}}\n{good}\n")
     assert score(tmp_path / "ant.ndjson", "--output", tmp_path / "o.npy").code == 3
@@ -318,7 +338,10 @@ def test_a_file_without_a_drawing_is_refused(score, tmp_path, name, contents, me
 
 
 def test_every_kind_of_input_gives_the_same_labels(sketchbatch, tiny_service, quickdraw, tmp_path, monkeypatch):
-    """The same drawings get the same labels in all formats, from files, globs, folders and standard input."""
+    """The same drawings receive the same labels in every input format.
+
+    The inputs are files, a glob, folders and standard input.
+    """
     rows = np.load(quickdraw / "numpy_bitmap" / "cat.npy")[:25]
     lines = (quickdraw / "simplified" / "cat.ndjson").read_bytes().splitlines(keepends=True)[:25]
     (tmp_path / "lines").mkdir()

@@ -1,4 +1,4 @@
-"""Raw strokes are simplified as Google simplified them."""
+"""Test that raw strokes are simplified in the way in which Google simplified the same strokes."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,10 @@ from sketchbatch_client.drawings.strokes import open_strokes
 
 @pytest.mark.real_drawings
 def test_raw_drawings_come_out_as_google_simplified_them(quickdraw):
-    """205 of 217 raw drawings give exactly the published form; bitmaps differ by less than 0.02 levels on average."""
+    """Of 217 raw drawings, 205 give exactly the simplified strokes that Google published.
+
+    On average, the grey levels of all bitmaps differ by less than 0.02 from those of the published strokes.
+    """
     is_same, differences = [], []
     for path in sorted((quickdraw / "raw").glob("*.ndjson")):
         published = {drawing.key_id: drawing.strokes for drawing in open_strokes(quickdraw / "simplified" / path.name)}
@@ -23,19 +26,25 @@ def test_raw_drawings_come_out_as_google_simplified_them(quickdraw):
 
 
 def test_the_longest_side_spans_the_square():
-    """A drawing moves to the top left, its longest side becomes 255, and points on a line are dropped."""
+    """A drawing is moved to the top left corner and scaled so that its longer side is 255.
+
+    Points on the straight line between their neighbours are removed.
+    """
     assert simplify([[[100, 150, 200, 200], [50, 50, 50, 90], [0, 5, 9, 20]]]) == [[[0, 255, 255], [0, 0, 102]]]
 
 
 @pytest.mark.parametrize("dot", [[[3], [4]], [[3, 3], [4, 4]]])
 def test_a_dot_becomes_two_points(dot):
-    """A dot becomes two equal points, as in Google's files, also if the dot is the whole drawing."""
+    """A dot becomes a stroke of two equal points, as in Google's files, even if the dot is the whole drawing."""
     assert simplify([dot]) == [[[0, 0], [0, 0]]]
     assert simplify([[[3, 258], [4, 4]], dot])[1] == [[0, 0], [0, 0]]
     assert rasterize(simplify([dot])).any()
 
 
 def test_a_closed_stroke_keeps_its_corners():
-    """The chord of a closed stroke has no length, so distances are measured from its first point."""
+    """A closed stroke, which ends at its first point, keeps its corners.
+
+    The line from its first to its last point has no length, so distances are measured from the first point.
+    """
     square = [[0, 100, 100, 0, 0], [0, 0, 100, 100, 0]]
     assert simplify([square]) == [[[0, 255, 255, 0, 0], [0, 0, 255, 255, 0]]]

@@ -1,4 +1,4 @@
-"""Stroke files are read drawing by drawing; malformed lines are rejected, or skipped and counted."""
+"""Test that files of strokes are read drawing by drawing, and that malformed lines are refused or skipped."""
 
 import json
 import struct
@@ -19,19 +19,19 @@ LINE = {
 
 
 def ndjson(*lines: object) -> bytes:
-    """Encode one line each; strings are not encoded as JSON."""
+    """Return a file with one line per argument: a string is written unchanged, and any other value as JSON."""
     return b"".join((line if isinstance(line, str) else json.dumps(line)).encode() + b"\n" for line in lines)
 
 
 def record(strokes, *, key_id=7, country=b"VE", is_recognized=1, drawn_at=1488497110) -> bytes:
-    """Encode a record as Google's binary_file_parser.py reads it."""
+    """Return the record of a drawing in the binary format that Google's binary_file_parser.py reads."""
     parts = [struct.pack("<Q2sbIH", key_id, country, is_recognized, drawn_at, len(strokes))]
     parts += [struct.pack("<H", len(xs)) + bytes(xs) + bytes(ys) for xs, ys in strokes]
     return b"".join(parts)
 
 
 def test_a_line_becomes_a_drawing_with_all_its_fields(tmp_path):
-    """Identifiers and times become numbers."""
+    """A line becomes a drawing with all fields of the line; the key id and the time become numbers."""
     path = tmp_path / "cat.ndjson"
     path.write_bytes(ndjson(LINE))
     file = open_strokes(path)
@@ -43,7 +43,7 @@ def test_a_line_becomes_a_drawing_with_all_its_fields(tmp_path):
 
 
 def test_a_line_needs_only_strokes(tmp_path):
-    """All other fields have defaults, so that drawings from other sources can be read."""
+    """A line needs only the field `drawing`; all other fields have defaults, for drawings from other sources."""
     path = tmp_path / "mine.ndjson"
     path.write_bytes(ndjson({"drawing": [[[1, 2.5], [3, 4]]]})[:-1])  # the last line has no newline
     assert open_strokes(path)[0] == Drawing(0, "", "", True, 0.0, [[[1, 2.5], [3, 4]]])
@@ -61,7 +61,7 @@ def test_records_have_the_same_drawings_as_lines(tmp_path):
 
 @pytest.mark.real_drawings
 def test_real_files_are_read_whole(quickdraw):
-    """Only raw drawings have times; the words are the file names."""
+    """Every line of Google's files is read; the word of each drawing is the file's name, and only raw strokes have times."""
     for kind, lists in (("raw", 3), ("simplified", 2)):
         for path in (quickdraw / kind).glob("[bcd]*.ndjson"):
             file = open_strokes(path)
@@ -100,7 +100,7 @@ MALFORMED_LINES = [
 
 @pytest.mark.parametrize(("line", "reason"), MALFORMED_LINES)
 def test_a_malformed_line_is_refused_with_file_and_line(tmp_path, line, reason):
-    """A malformed line is refused with file and line when it is read, and other lines can be read."""
+    """Reading a malformed line raises an error with the file and the line number; the other lines can be read."""
     path = tmp_path / "cat.ndjson"
     path.write_bytes(ndjson(LINE, line, LINE))
     file = open_strokes(path)
@@ -112,7 +112,7 @@ def test_a_malformed_line_is_refused_with_file_and_line(tmp_path, line, reason):
 
 
 def test_malformed_lines_are_skipped_and_counted_when_asked(tmp_path):
-    """Malformed lines are skipped and counted on request; the other lines keep their order and their line numbers."""
+    """With `skip_malformed`, malformed lines are skipped and counted; other lines keep their order and line numbers."""
     path = tmp_path / "cat.ndjson"
     lines = [line for line, _ in MALFORMED_LINES]
     path.write_bytes(ndjson(*lines, LINE, *lines, LINE | {"word": "dog"}))
@@ -125,7 +125,10 @@ def test_malformed_lines_are_skipped_and_counted_when_asked(tmp_path):
 
 @pytest.mark.parametrize("ending", [".ndjson", ".bin"])
 def test_a_line_or_record_of_many_megabytes_is_refused_and_the_next_is_read(tmp_path, ending):
-    """The size of a line is limited, because parsing takes many times its size in memory."""
+    """A line or record of more than 4 MiB is refused, and the next line or record can be read.
+
+    The size is limited because parsing a line takes many times the line's size in memory.
+    """
     much = [[[1] * 60_000] * 2] * 40
     path = tmp_path / f"cat{ending}"
     lines = ndjson(LINE | {"drawing": much}, LINE)
@@ -154,7 +157,10 @@ def test_the_list_of_malformed_lines_is_bounded(tmp_path):
     ],
 )
 def test_a_malformed_record_is_refused_or_skipped(tmp_path, content, reason):
-    """A malformed record is refused or skipped under its number; records are numbered from 1, like lines."""
+    """A malformed record is refused with its number or, with `skip_malformed`, skipped.
+
+    The first record has number 1, as the first line has.
+    """
     path = tmp_path / "cat.bin"
     path.write_bytes(record(LINE["drawing"]) + content)
     with pytest.raises(FileRefused, match=rf"cat\.bin:2: .*{reason}"):
@@ -173,7 +179,7 @@ def test_a_malformed_record_is_refused_or_skipped(tmp_path, content, reason):
     ],
 )
 def test_a_file_of_another_kind_is_refused_when_it_is_opened(tmp_path, name, content, message):
-    """Opening checks the first line, so that a long run does not fail later."""
+    """Opening a file checks its first line or record, so that a long job with a wrong file fails at its start."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(FileRefused, match=message):
         open_strokes(tmp_path / name)
