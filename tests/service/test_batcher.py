@@ -1,4 +1,7 @@
-"""Test the batcher with a fake model; tests of times inject a clock and run the batches themselves."""
+"""Test the batcher with a fake model.
+
+Tests that depend on time inject a clock, and run the batches on the thread of the test.
+"""
 
 import time
 from concurrent.futures import CancelledError
@@ -12,7 +15,7 @@ from sketchbatch_service.errors import DeadlinePassed, InferenceFailed, Overload
 
 
 def test_queued_requests_share_a_model_call():
-    """Requests that are queued behind a busy model share the next model call, and each receives its own scores."""
+    """Requests that are queued while a model call runs share the next model call; each receives its own scores."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=8))) as batcher:
         busy(model, batcher)
@@ -42,7 +45,7 @@ def test_a_large_request_is_split_and_its_scores_are_in_order():
 
 
 def test_the_end_of_a_large_request_shares_a_call_with_the_next():
-    """A batch has no free rows as long as rows of any request are queued."""
+    """The last rows of a large request share a batch with the rows of the next request."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         busy(model, batcher)
@@ -117,7 +120,7 @@ def test_scores_of_different_widths_fail_the_request():
 
 
 def test_cancelled_and_expired_requests_free_a_full_queue():
-    """Rows of cancelled and expired requests do not count when a new request checks for space in the queue."""
+    """If the queue is full, the rows of cancelled and expired requests give space to a new request."""
     model, clock = FakeModel(held=True), Clock()
     with running(Batcher(model.predict, BatchLimits(max_queued_rows=4), clock=clock)) as batcher:
         busy(model, batcher)
@@ -164,7 +167,7 @@ def test_a_request_that_expires_in_the_queue_does_not_run():
 
 
 class SlowModel(FakeModel):
-    """Take 10 ms per row by the injected clock."""
+    """Advance the injected clock by 10 ms per row in each model call."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -182,7 +185,10 @@ def run_all(batcher: Batcher) -> None:
 
 
 def test_a_request_that_would_miss_its_deadline_is_rejected_on_arrival():
-    """The predicted queue time is 1.5 (safety factor) times the rows ahead times the measured seconds per row."""
+    """A request is rejected on arrival if its predicted time in the queue is longer than the time until its deadline.
+
+    The predicted time is the number of queued rows, times the measured seconds per row, times a safety factor of 1.5.
+    """
     clock = Clock()
     batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=2), clock=clock)
     for _ in range(10):
@@ -200,7 +206,11 @@ def test_a_request_that_would_miss_its_deadline_is_rejected_on_arrival():
 
 
 def test_only_the_rows_that_run_first_count_against_a_deadline():
-    """A small request does not wait for all rows of the bulk request ahead of it, but a second bulk request waits."""
+    """The predicted time in the queue counts only the rows that run before the new request.
+
+    A second large request waits for all rows of the first. A small request does not, because small and large requests
+    share the batches.
+    """
     clock = Clock()
     batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=2), clock=clock)
     batcher.submit(drawings(*range(10)))
@@ -215,7 +225,10 @@ def test_only_the_rows_that_run_first_count_against_a_deadline():
 
 
 def test_an_empty_queue_never_rejects_on_the_deadline():
-    """With an empty queue, a request whose own calls take too long is accepted, and fails once its deadline passes."""
+    """If the queue is empty, a request is accepted even if its own model calls take longer than its deadline allows.
+
+    The request fails when its deadline has passed.
+    """
     clock = Clock()
     batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=2), clock=clock)
     batcher.submit(drawings(*range(10)))
@@ -254,7 +267,7 @@ def test_completed_and_cancelled_rows_free_the_queue():
 
 
 def test_the_exit_of_the_pool_finishes_queued_rows_and_rejects_new_ones():
-    """When the pool exits, accepted requests receive their scores, and a later request receives ShuttingDown."""
+    """When the thread pool exits, accepted requests receive their scores, and a later request raises ShuttingDown."""
     model = FakeModel(held=True)
     batcher = Batcher(model.predict, BatchLimits(max_batch_rows=1))
     with running(batcher):
@@ -268,7 +281,11 @@ def test_the_exit_of_the_pool_finishes_queued_rows_and_rejects_new_ones():
 
 
 def test_an_answer_separates_queue_time_from_inference_time():
-    """`queue_s` ends at the start of the first model call, and `inference_s` counts only the request's own calls."""
+    """An answer states the time in the queue and the time in model calls separately.
+
+    `queue_s` is the time until the request's first model call starts. `inference_s` is the time of the model calls that
+    have rows of this request.
+    """
     clock = Clock()
     batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=1), clock=clock)
     first, second = batcher.submit(drawings(0)), batcher.submit(drawings(1))
@@ -279,7 +296,10 @@ def test_an_answer_separates_queue_time_from_inference_time():
 
 
 def test_a_small_request_does_not_wait_for_a_bulk_job():
-    """While small and bulk requests are queued, each kind gets half of the rows of every model call."""
+    """While small and large requests are queued, each kind has half of the rows of every model call.
+
+    A small request therefore does not wait until a bulk job has ended.
+    """
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         busy(model, batcher)
@@ -291,13 +311,13 @@ def test_a_small_request_does_not_wait_for_a_bulk_job():
         model.release.set()
         assert [first_pixels(each) for each in small] == [[1], [2], [3]]
         assert [first_pixels(each) for each in bulk] == [list(range(n, n + 8)) for n in (10, 20)]
-    # two calls of 2 small + 2 bulk and 1 small + 3 bulk rows; the other calls have bulk rows only
+    # the second call has 2 small and 2 bulk rows, the third has 1 small and 3 bulk rows, and later calls bulk rows only
     assert model.batch_sizes == [1, 4, 4, 4, 4, 3]
     assert ends == ["small", "bulk"]
 
 
 def test_a_crowd_of_small_requests_does_not_starve_a_bulk_job():
-    """A bulk request ends before all the small requests that were queued ahead of it have run."""
+    """A large request that is queued after 20 small requests ends before all these small requests have run."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         busy(model, batcher)

@@ -14,11 +14,11 @@ from sketchbatch_service.errors import DeadlinePassed, InferenceFailed, Overload
 
 MAX_QUEUED = 40
 PAST = -math.inf
-"""A deadline that has always passed already."""
+"""A deadline that has passed at every time of the clock."""
 
 
 class Submission:
-    """Record a request whose rows have unique numbers."""
+    """Record one request and how it ends; each row of all requests has a unique number, which its pixels contain."""
 
     def __init__(self, numbers: range, expires_at: float) -> None:
         self.numbers = numbers
@@ -42,7 +42,10 @@ class Submission:
 
 
 class BatcherMachine(RuleBasedStateMachine):
-    """Replace the thread pool: the test decides when a batch is taken, and when and how its model call ends."""
+    """Replace the thread pool, so that Hypothesis decides the order of all events.
+
+    The events are submissions, cancellations, the start of a batch, and the success or failure of its model call.
+    """
 
     @initialize(slots=st.integers(1, 3), batch=st.integers(1, 9), share=st.integers(1, 4))
     def start(self, slots, batch, share):
@@ -50,14 +53,16 @@ class BatcherMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.batcher = Batcher(self.predict, limits, clock=self.clock)
         self.submissions: list[Submission] = []
-        self.running: list[tuple[Batch, set[int]]] = []  # each batch with the row numbers that it must not contain
+        # Each batch that was taken, and the numbers of the rows that it must not contain. These rows belong to requests
+        # that had ended or expired before the batch was taken.
+        self.running: list[tuple[Batch, set[int]]] = []
         self.computed: Counter[int] = Counter()
         self.forbidden: set[int] = set()
         self.fails = self.is_closed = False
         self.next_number = 1
 
     def predict(self, bitmaps: np.ndarray) -> np.ndarray:
-        """Return the number of each row as its score."""
+        """Return the number of each row as its score, or raise an error if the model call must fail."""
         numbers = np.ascontiguousarray(bitmaps[:, 0, :4]).view("<u4")[:, 0]
         assert len(numbers) <= self.batcher.limits.max_batch_rows
         assert not self.forbidden & set(numbers.tolist()), "rows of settled or expired requests ran"
@@ -126,7 +131,7 @@ class BatcherMachine(RuleBasedStateMachine):
             assert all(each.times_settled <= 1 for each in self.submissions)
 
     def teardown(self):
-        """Run all remaining rows, then check that every request ended with its own scores or the right error."""
+        """Run all remaining rows, then check that each request ended with its own scores or the expected error."""
         if not hasattr(self, "batcher"):
             return
         self.fails = False

@@ -17,7 +17,7 @@ def decode(request: pb.ClassifyRequest, **limits: int) -> np.ndarray:
 
 
 def test_bytes_become_bitmaps_row_by_row(noise):
-    """Decoding reads 784 bytes per row, in row-major order, and makes no copy."""
+    """The codec decodes each 784 bytes into one bitmap, row of pixels by row of pixels, and copies no bytes."""
     bitmaps = noise(3)
     request = pb.ClassifyRequest(bitmaps=bitmaps.tobytes())
     decoded = decode(request, **LIMITS)
@@ -35,7 +35,10 @@ def test_bytes_become_bitmaps_row_by_row(noise):
     ],
 )
 def test_the_error_of_a_wrong_byte_count_contains_the_expected_and_the_received_number(payload_bytes, message):
-    """The error of a wrong byte count contains the field, the rule and the received value."""
+    """A request whose number of bytes is invalid is rejected.
+
+    The error contains the field, the expected number and the received number.
+    """
     with pytest.raises(InvalidRequest, match=message) as caught:
         decode(pb.ClassifyRequest(bitmaps=bytes(payload_bytes)), **LIMITS)
     assert caught.value.field == "bitmaps"
@@ -60,7 +63,10 @@ def encoded(top_k: int, response=pb.ClassifyResponse):
 
 @pytest.mark.parametrize("response", [pb.ClassifyResponse, pb.ClassifyStreamResponse])
 def test_all_scores_are_encoded_as_little_endian_floats(response):
-    """With top_k = 0, a response contains rows x classes float32 values as bytes, and its times in microseconds."""
+    """With top_k = 0, a response contains one little-endian float32 score per row and class, and no class indexes.
+
+    The times in the response are in microseconds.
+    """
     message = encoded(0, response)
     assert np.array_equal(np.frombuffer(message.scores, "<f4").reshape(2, 4), SCORES)
     assert (message.rows, message.queue_us, message.inference_us) == (2, 1500, 2_000_000)
@@ -69,7 +75,10 @@ def test_all_scores_are_encoded_as_little_endian_floats(response):
 
 @pytest.mark.parametrize(("top_k", "class_index"), [(1, [1, 0]), (2, [1, 2, 0, 3]), (4, [1, 2, 0, 3, 0, 3, 1, 2])])
 def test_top_k_is_best_first_and_ties_go_to_the_lower_index(top_k, class_index):
-    """With top_k = k, a response lists rows x k class indexes and rows x k scores, in row-major order."""
+    """With top_k = k, a response lists the k best classes of the first row, then those of the second row, and so on.
+
+    Of two classes with equal scores, the class with the lower index is first.
+    """
     message = encoded(top_k)
     assert list(message.class_index) == class_index
     rows = np.repeat([0, 1], top_k)

@@ -15,7 +15,7 @@ from sketchbatch_service.errors import InvalidRequest
 MAX_ROWS, CLASSES = 5, 4
 
 some_bitmaps = arrays(np.uint8, st.tuples(st.integers(1, MAX_ROWS), st.just(28), st.just(28)))
-few_values = st.sampled_from([0.0, 0.25, 0.5, 1.0, 1e-30])  # a few different values make ties of scores common
+few_values = st.sampled_from([0.0, 0.25, 0.5, 1.0, 1e-30])  # with so few values, equal scores in a row are common
 some_scores = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 7)), elements=few_values)
 
 
@@ -46,7 +46,10 @@ def tensor_requests(bitmaps: np.ndarray):
 
 @given(st.integers(0, 784 * (MAX_ROWS + 2)), st.integers(0, 2**32 - 1))
 def test_a_request_is_accepted_if_and_only_if_its_numbers_are_valid(payload_bytes, top_k):
-    """An invalid byte count or top_k is rejected with an error that contains the number; other requests are decoded."""
+    """A request is rejected if its number of bytes or its top_k is invalid; every other request is decoded.
+
+    The error contains the invalid number.
+    """
     request = read(pb.ClassifyRequest(bitmaps=bytes(payload_bytes), top_k=top_k).SerializeToString())
     rows, rest = divmod(payload_bytes, 784)
     wrong = f"got {payload_bytes} bytes" if rest else f"got {rows} rows" if not 1 <= rows <= MAX_ROWS else ""

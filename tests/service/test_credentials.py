@@ -26,7 +26,10 @@ def sent(*values: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("value", [f"Bearer {OLD}", f"bearer {OLD}", f"Bearer  {NEW}"])
 def test_each_token_of_the_file_is_accepted(tmp_path, value):
-    """A token file may contain several tokens, so clients can change to a new token before the old token is removed."""
+    """Each token of a token file is accepted.
+
+    A file with two tokens lets clients change to the new token before the old token is removed from the file.
+    """
     assert token_file(tmp_path / "tokens").rejection_reason(METHOD, sent(value)) is None
 
 
@@ -47,7 +50,10 @@ def test_each_token_of_the_file_is_accepted(tmp_path, value):
     ],
 )
 def test_other_calls_are_rejected_except_those_of_open_methods(tmp_path, values, reason):
-    """Calls without a valid token are rejected, except calls of open methods, and the reason contains no token."""
+    """A call without a valid token is rejected, unless its method is open, which means that it needs no token.
+
+    The reason of the rejection contains no token.
+    """
     tokens = token_file(tmp_path / "tokens")
     rejection = tokens.rejection_reason(METHOD, sent(*values))
     assert reason in rejection
@@ -94,7 +100,10 @@ def test_a_file_of_bad_tokens_is_refused_without_revealing_them(tmp_path, text, 
 
 
 def test_an_unusable_file_is_logged_once_and_the_previous_content_stays(tmp_path, capsys):
-    """A half-written file is logged once and changes nothing; the complete file replaces the previous content."""
+    """While a file is unusable, its previous content stays in use, and the log has one event about the file.
+
+    When the file is usable again, its new content replaces the previous content.
+    """
     path = tmp_path / "file"
     path.write_text("one")
 
@@ -140,7 +149,10 @@ def write_pair(folder, issued) -> TlsFiles:
     ],
 )
 def test_unusable_certificates_are_refused_by_name(tmp_path, name, content, reason):
-    """Unusable certificate files are refused by name before a client connects, without a prompt for a passphrase."""
+    """Unusable certificate files are refused when they are loaded, with an error that names the file.
+
+    An encrypted key is refused as well, instead of a prompt for its passphrase.
+    """
     ca = trustme.CA()
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")
     issued = ca.issue_cert("localhost")
@@ -156,7 +168,7 @@ def test_unusable_certificates_are_refused_by_name(tmp_path, name, content, reas
 
 
 def encrypted(issued) -> bytes:
-    """Return the private key, encrypted with a passphrase."""
+    """Return the private key of a certificate, encrypted with a passphrase."""
     from cryptography.hazmat.primitives import serialization
 
     key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)

@@ -1,6 +1,7 @@
-"""Test the CUDA engine without a GPU: the same buckets, bindings and threads, with its tensors in host memory.
+"""Test the CUDA engine without a GPU.
 
-tests/gpu runs the engine on a GPU.
+The engine has the same buckets, bindings and threads as on a GPU, but its tensors are in host memory, and ONNX Runtime
+computes on the CPU. tests/gpu runs the engine on a GPU.
 """
 
 import json
@@ -39,7 +40,10 @@ def engine_of(session, *, rows=12, slots=2, reference=None, classes=3):
 
 @pytest.mark.parametrize(("most", "buckets"), [(1, (1,)), (2, (1, 2)), (12, (1, 2, 4, 8, 12)), (16, (1, 2, 4, 8, 16))])
 def test_buckets_double_up_to_the_batch_size(session, most, buckets):
-    """Buckets double up to the batch size: few buckets are captured, and less than half of a bucket is padding."""
+    """Each bucket is twice as large as the previous one, up to the batch size.
+
+    Thus few buckets are captured, and less than half of the rows of a bucket are padding.
+    """
     engine = engine_of(session, rows=most)
     assert engine.buckets == buckets
     assert engine.batch_rows == most
@@ -49,7 +53,7 @@ def test_buckets_double_up_to_the_batch_size(session, most, buckets):
     ("most", "largest"), [(0, (1024, 1536, 2048, 3072, 4096)), (1600, (512, 1024, 1536, 1600)), (1024, (512, 1024))]
 )
 def test_large_buckets_are_closer_together(session, most, largest):
-    """In a large bucket, at most a third of the rows are padding."""
+    """Large buckets differ by less than a factor of two, so that at most a third of their rows are padding."""
     assert engine_of(session, rows=most, slots=1).buckets[-len(largest) :] == largest
 
 
@@ -74,7 +78,7 @@ def waits(monkeypatch):
 
 
 def test_a_model_call_waits_for_a_capture(session, noise, waits):
-    """A model call waits for a running capture, since a call during a capture makes the call and the capture fail."""
+    """A model call waits until a running capture has ended; otherwise both the call and the capture would fail."""
     engine = engine_of(session)
     with ThreadPoolExecutor(1) as thread:
         with CAPTURES.capture():
@@ -85,7 +89,7 @@ def test_a_model_call_waits_for_a_capture(session, noise, waits):
 
 
 def test_a_capture_waits_for_the_running_calls(waits):
-    """New model calls wait for a waiting capture, so that the capture starts when the running calls have ended."""
+    """A capture waits until the running model calls have ended, and then starts."""
 
     def capture() -> str:
         with CAPTURES.capture():
@@ -100,7 +104,7 @@ def test_a_capture_waits_for_the_running_calls(waits):
 
 
 def test_a_batch_does_not_depend_on_the_previous_one(session):
-    """Each batch overwrites the engine's buffers, and the scores that a call returns are copies."""
+    """The next batch overwrites the buffers of the engine, but not the scores that an earlier call has returned."""
     engine = engine_of(session, slots=1)
     drawings = random_drawings(16)
     first = engine.predict(drawings[:8])
@@ -111,7 +115,7 @@ def test_a_batch_does_not_depend_on_the_previous_one(session):
 
 
 def test_concurrent_threads_receive_their_own_scores(session):
-    """With eight threads and two slots, threads wait for a free buffer set, and each receives its own scores."""
+    """Eight threads share the two buffer sets of an engine, and each thread receives the scores of its own rows."""
     engine = engine_of(session)
     drawings = random_drawings(212)
     expected = session.run(["scores"], {"bitmaps": drawings})[0]
@@ -144,7 +148,10 @@ def test_every_model_call_is_made_by_one_thread(tmp_path, tiny_model):
 
 
 def test_warm_up_measures_the_difference_from_the_cpu(session):
-    """Warm-up logs the largest difference between CUDA and CPU scores, and the tolerance."""
+    """Warm-up measures the largest difference between the scores of the engine and those of the CPU.
+
+    The engine's description, which is logged, contains this difference and the tolerance.
+    """
     engine = engine_of(session)
     engine.warm_up()
     assert engine.largest_difference < 1e-6
@@ -159,14 +166,20 @@ def test_warm_up_measures_the_difference_from_the_cpu(session):
 
 
 def test_scores_that_differ_from_the_cpus_are_refused(session, root):
-    """A model whose scores differ from the CPU's is refused: a CUDA graph under a wrong id would return such scores."""
+    """A model is refused if the engine's scores differ from the scores on the CPU.
+
+    The scores would differ if, for example, the engine replayed the CUDA graph of another bucket.
+    """
     other = open_session(root / "models/bear-cat-dog/1/model.onnx")
     with pytest.raises(ProviderMissing, match=r"scores of 1 rows may differ from the CPU's by 0\.001, got 0\."):
         engine_of(session, reference=other).warm_up()
 
 
 def test_scores_of_nan_are_refused(session, tiny_model, tmp_path):
-    """Scores of NaN (an overflow in float16) are refused, although NaN is never larger than the tolerance."""
+    """A model with scores of NaN is refused, although a comparison of NaN with the tolerance is always false.
+
+    An overflow in float16 gives such scores.
+    """
     model = onnx.load(tiny_model)
     (weights,) = (each for each in model.graph.initializer if each.name == "weights")
     weights.CopyFrom(numpy_helper.from_array(np.full((784, 3), np.nan, np.float32), "weights"))
@@ -176,7 +189,10 @@ def test_scores_of_nan_are_refused(session, tiny_model, tmp_path):
 
 
 def test_every_bucket_is_compared(session, tiny_model, tmp_path):
-    """Warm-up compares every bucket with the CPU, so it finds a difference in rows after the eighth row."""
+    """Warm-up compares the scores of every bucket with the CPU.
+
+    The model of this test is incorrect only for rows after the eighth, so only the bucket of 12 rows is different.
+    """
     model = write_model(tmp_path / "short.onnx", correct_rows=8)
     with pytest.raises(ProviderMissing, match="scores of 12 rows may differ"):
         engine_of(open_session(model), reference=session).warm_up()
@@ -196,7 +212,10 @@ def test_the_drawings_of_the_comparison_have_different_scores(root, name):
 
 
 def test_a_model_that_fails_on_the_cpu_too_is_refused(session, tmp_path):
-    """A model that fails on the CPU, too, is refused, and provider `auto` does not try the model on the CPU again."""
+    """A model that fails on the engine and on the CPU raises ModelRefused.
+
+    After this error, provider `auto` does not try the model on the CPU.
+    """
     wide = open_session(write_model(tmp_path / "wide.onnx", flat_width=785))
     with pytest.raises(ModelRefused, match=r"the model fails on \d+ rows"):
         engine_of(wide, reference=wide).warm_up()
@@ -212,9 +231,9 @@ def test_a_model_that_fails_only_on_the_device_is_not_refused(session, tmp_path)
 
 
 def test_a_device_without_free_memory_counts_as_missing():
-    """A GPU without free memory counts as missing, and provider `auto` then serves the model on the CPU.
+    """A device without enough free memory raises ProviderMissing; provider `auto` then serves the model on the CPU.
 
-    Another process may hold the GPU's memory.
+    Another process may use the memory of the GPU.
     """
     with pytest.raises(ProviderMissing, match=r"cpu device 0 has no memory for \(1125899906842624, 28, 28\)"):
         HOST.tensor((2**50, 28, 28), np.uint8)

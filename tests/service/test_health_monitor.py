@@ -25,15 +25,15 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def submit(batcher: Batcher) -> None:
-    """Run one model call, which fails if the model has an error."""
+    """Submit one drawing, and wait until its model call has succeeded or failed."""
     with suppress(InferenceFailed):
         batcher.submit(drawings(1)).result(5)
 
 
 def test_a_model_is_failing_after_three_consecutive_failed_calls_until_one_succeeds():
-    """A model is failing after three consecutive failed calls, until a call succeeds.
+    """A model counts as failing after three consecutive failed calls, until a call succeeds.
 
-    A single failed call may be chance. The health hook is called at each change of health and at no other time.
+    Fewer failed calls may be chance. The batcher calls `on_health` each time its health changes, and at no other time.
     """
     model, changes = FakeModel(), []
     with running(Batcher(model.predict, BatchLimits())) as batcher:
@@ -63,7 +63,10 @@ async def fail(service, model: FakeModel) -> None:
 
 
 async def test_a_failing_model_sets_health_to_not_serving_until_a_trial_succeeds():
-    """Check and Watch report a failing model without further requests, for the server and for the model's name."""
+    """Health is NOT_SERVING while one of two models fails, and SERVING again after a trial of this model succeeds.
+
+    A trial is a model call with one blank drawing, so health changes without further requests of clients.
+    """
     model, healthy = FakeModel(), FakeModel()
     async with serving(bear=model, cat=healthy) as service:
         watch = service.health.Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=15)
@@ -84,7 +87,7 @@ async def test_a_failing_model_sets_health_to_not_serving_until_a_trial_succeeds
 
 
 async def test_health_depends_on_the_served_versions_only():
-    """Activating a failing version changes health to NOT_SERVING, and a rollback of that version restores health."""
+    """While a failing version is served, health is NOT_SERVING; when this version is removed, health is SERVING."""
     broken, healthy = FakeModel(), FakeModel()
     async with serving(bear=healthy) as service:
         [good] = service.models
@@ -154,7 +157,7 @@ class FullBatcher(Batcher):
 
 
 async def test_the_monitor_survives_the_rejection_of_a_trial_by_a_full_queue():
-    """The monitor survives if a full queue rejects its trial, and the next successful request restores health."""
+    """If a full queue rejects a trial, the health monitor continues, and the next successful call restores health."""
     model = FakeModel()
     model.error = RuntimeError("broken")
     batcher = FullBatcher(model.predict, BatchLimits(max_queued_rows=1))  # no thread pool runs the batcher
@@ -187,9 +190,9 @@ async def test_a_draining_server_never_reports_serving_again():
 
 
 async def test_a_watch_misses_no_change_while_it_sends_another():
-    """A health watch delivers every change, even a change that happens while the watch sends the previous status.
+    """A health watch sends every change of health, even a change that happens while it sends the previous status.
 
-    A client that did not receive NOT_SERVING would send calls until they fail.
+    A client that did not receive NOT_SERVING would continue to send calls to a service that stops.
     """
     health = HealthServicer([])
     watch = health.Watch(health_pb2.HealthCheckRequest(), None)

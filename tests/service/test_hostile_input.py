@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.both_transports]
 
 @pytest.fixture(scope="module")
 def service(start_service, tiny_model):
-    """Start a service with all of its ports."""
+    """Start a service that has a probe port and a metrics port."""
     return start_service(tiny_model, "--probe-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0")
 
 
@@ -43,7 +43,7 @@ def test_a_call_whose_path_is_not_utf8_does_not_stop_the_probe_port(service, roo
 
 
 def test_an_accept_header_that_cannot_be_read_is_400(service):
-    """An unreadable Accept header receives HTTP status 400 instead of 500, and the next scrape succeeds."""
+    """A request for the metrics with an invalid Accept header receives status 200 or 400, and the next one succeeds."""
     url = f"http://{service.metrics_address}/metrics"
     for version in ("x", "1", "true"):
         headers = {"Accept": f"application/openmetrics-text; version={version}"}
@@ -57,7 +57,10 @@ def test_an_accept_header_that_cannot_be_read_is_400(service):
 
 
 def test_an_error_about_long_names_arrives(service):
-    """A long error is shortened, since metadata above gRPC's 8 KiB would turn the status into RESOURCE_EXHAUSTED."""
+    """An error message that quotes long names is shortened, so that the client receives its status.
+
+    gRPC replaces the status of an error by RESOURCE_EXHAUSTED if its metadata is larger than 8 KiB.
+    """
     request = oip.ModelInferRequest()
     for _ in range(12):
         request.inputs.add(name="\u2603" * 200)
@@ -81,7 +84,10 @@ def test_an_error_about_long_names_arrives(service):
     ],
 )
 def test_a_model_with_metadata_that_no_message_can_contain_is_refused(tmp_path, key, text):
-    """A model whose metadata fits into no message is refused, because ListModels and GetModel would fail for all."""
+    """A model is refused if a protobuf message cannot contain its metadata.
+
+    Otherwise ListModels and GetModel would fail for all models.
+    """
     path = write_model(tmp_path / "model.onnx", metadata={f"sketchbatch.{key}": text}, labels=None)
     if key == "metrics":
         path = write_model(tmp_path / "model.onnx", metadata={f"sketchbatch.{key}": text})

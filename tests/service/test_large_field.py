@@ -23,7 +23,10 @@ some_requests = st.builds(
 
 @given(st.lists(some_requests, min_size=1, max_size=3), st.data())
 def test_a_message_is_parsed_as_protobuf_parses_it(requests, data):
-    """Fields may be missing, repeated, unknown or in any order, and the last occurrence of each field counts."""
+    """`take_out` gives the same result as protobuf, whatever fields a message has and in whatever order.
+
+    Fields may be missing, repeated or unknown; the last occurrence of a field counts.
+    """
     later = data.draw(st.sampled_from([b"", b"\x30\xff\x01", b"\x3a\x02hi", b"\x1a\x00"]))
     message = data.draw(st.permutations([*(each.SerializeToString() for each in requests), later]))
     message = b"".join(message)
@@ -38,7 +41,7 @@ def test_a_message_is_parsed_as_protobuf_parses_it(requests, data):
 
 @given(st.binary(max_size=60))
 def test_bytes_that_protobuf_rejects_stay_rejected(message):
-    """For bytes that protobuf rejects, `take_out` returns None, or protobuf rejects the remaining bytes."""
+    """If protobuf rejects a message, `take_out` returns None, or protobuf rejects the bytes that `take_out` leaves."""
     if taken := take_out(message, BITMAPS):
         try:
             request = pb.ClassifyRequest.FromString(taken[1])
@@ -60,7 +63,7 @@ def test_bytes_that_protobuf_rejects_stay_rejected(message):
     ],
 )
 def test_unusual_messages_are_left_to_protobuf(message):
-    """For unusual messages, `take_out` returns None, whether the messages are valid or invalid."""
+    """For an unusual message, valid or invalid, `take_out` returns None, and protobuf then parses the whole message."""
     assert take_out(message, BITMAPS) is None
 
 

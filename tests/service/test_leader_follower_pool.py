@@ -23,7 +23,10 @@ class ConcurrentModel:
 
 
 def test_idle_slots_share_one_request():
-    """One request runs on all idle slots concurrently, and its scores are in the order of its rows."""
+    """If several execution slots are idle, they run the rows of one request concurrently.
+
+    The scores are in the order of the rows.
+    """
     with running(Batcher(ConcurrentModel(3).predict, BatchLimits(slots=3))) as batcher:
         assert first_pixels(batcher.submit(drawings(*range(30)))) == list(range(30))
 
@@ -37,7 +40,10 @@ def test_a_request_of_few_rows_is_not_split():
 
 
 class OnePerPoll:
-    """Submit the next of `submissions` at each poll; after the last one, a poll waits until the source is closed."""
+    """Provide a source of requests for a thread pool: each poll calls the next function of `submissions`.
+
+    After the last function, a poll that may block waits until the source is closed.
+    """
 
     def __init__(self, *submissions) -> None:
         self.submissions = list(submissions)
@@ -61,7 +67,10 @@ class OnePerPoll:
 
 
 def test_all_models_together_run_no_more_calls_than_slots():
-    """While one model uses the only slot, another thread takes no rows of the second model and polls again."""
+    """All models together run at most as many model calls concurrently as the pool has execution slots.
+
+    While one model uses the only slot, the pool runs no rows of the second model, and a thread polls again.
+    """
     held, other = FakeModel(held=True), FakeModel()
     first, second = (Batcher(model.predict, BatchLimits()) for model in (held, other))
     source = OnePerPoll(lambda: first.submit(drawings(0)), lambda: second.submit(drawings(5)))
@@ -73,7 +82,10 @@ def test_all_models_together_run_no_more_calls_than_slots():
 
 
 def test_a_batcher_is_added_and_removed_while_the_pool_runs():
-    """An added batcher shares the slots, and is released only while none of its rows is queued or running."""
+    """A batcher can be added to a running pool, whose slots it then shares, and can be removed again.
+
+    The batcher can be released only if none of its rows is queued or running.
+    """
     model, other = FakeModel(), FakeModel(held=True)
     first, second = Batcher(model.predict, BatchLimits()), Batcher(other.predict, BatchLimits())
     with LeaderFollowerPool([first], slots=1) as pool:
@@ -91,7 +103,10 @@ def test_a_batcher_is_added_and_removed_while_the_pool_runs():
 
 
 def bulk_then_single(batcher: Batcher, ends: list[str]) -> OnePerPoll:
-    """Return a source of a bulk request and a single drawing; each request adds its name to `ends` when it ends."""
+    """Return a source of two requests: `bulk` with 100 drawings, and then `single` with one drawing.
+
+    Each request adds its name to `ends` when it ends.
+    """
 
     def submit(name: str, *first_pixels: int):
         future = batcher.submit(drawings(*first_pixels))

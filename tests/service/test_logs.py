@@ -23,7 +23,10 @@ raise KeyError("end")
 
 
 def test_every_event_is_one_json_line():
-    """Our events, events of libraries, warnings and unhandled exceptions are JSON lines with level, time, context."""
+    """Each log event is one JSON line with a level, a time and the number of the worker.
+
+    This is true for our own events, events of libraries, warnings and unhandled exceptions.
+    """
     finished = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     events = [json.loads(line) for line in finished.stderr.splitlines()]
     logged = [(event["level"], event["message"].splitlines()[0].split(": ")[-1]) for event in events]

@@ -18,7 +18,10 @@ CLASSIFY = "sketchbatch.v1.ClassifierService/Classify"
 
 
 def test_a_histogram_counts_a_value_at_its_bound_and_one_above_all_bounds():
-    """A histogram bucket includes its upper bound, as in Prometheus; the first bound is 50 us."""
+    """A value at the upper bound of a histogram bucket counts in this bucket, as in Prometheus.
+
+    A value above all bounds counts in the last bucket. The first bound is 50 microseconds, and the last is 10 seconds.
+    """
     histogram = Histogram()
     for seconds in (0.0, BOUNDS_S[0], BOUNDS_S[0] * 1.01, 100.0):
         histogram.add(seconds)
@@ -31,7 +34,10 @@ def test_a_histogram_counts_a_value_at_its_bound_and_one_above_all_bounds():
     [(4, 1, "full"), (9, 2, "full"), (6, 2, "shared"), (3, 1, "empty")],
 )
 def test_a_batch_counts_the_reason_for_its_size(rows, idle_slots, expected):
-    """A batch counts why it has no more rows: it is full, queued rows are left to idle slots, or no rows are queued."""
+    """For each batch, the statistics count the reason why the batch has no more rows.
+
+    The batch is full, the other queued rows are left for idle execution slots ("shared"), or the queue is empty.
+    """
     batcher = Batcher(FakeModel().predict, BatchLimits(slots=2, max_batch_rows=4))
     batcher.submit(drawings(*range(rows)))
     batcher.take(idle_slots).run()
@@ -39,7 +45,7 @@ def test_a_batch_counts_the_reason_for_its_size(rows, idle_slots, expected):
 
 
 def test_each_request_is_counted_once():
-    """Each request is counted once: it is answered, expires, is cancelled in the queue, or fails in model calls."""
+    """Each request is counted once, whether it succeeds, expires, is cancelled in the queue or fails."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=2))) as batcher:
         first = busy(model, batcher)
@@ -64,7 +70,10 @@ def test_each_request_is_counted_once():
 
 
 async def test_the_metrics_of_different_calls_are_consistent():
-    """Requests by method and status, rejections by reason, rows, batches and stage times have their exact values."""
+    """After a known sequence of calls, every metric has its exact value.
+
+    The metrics count requests by method and status, rows, batches, and the times of the stages of a request.
+    """
     model = FakeModel()
     async with serving(BatchLimits(max_batch_rows=4, max_queued_rows=10), bear=model) as service:
         await service.classify(1)
@@ -102,7 +111,7 @@ async def test_the_metrics_of_different_calls_are_consistent():
 
 
 async def test_queued_rows_rejected_and_cancelled_calls_are_counted_at_once():
-    """While a model call runs, the gauge of queued rows changes, and rejections and cancellations are counted."""
+    """The number of queued rows, rejections and cancelled calls are up to date even while a model call runs."""
     model = FakeModel(held=True)
     async with serving(BatchLimits(max_batch_rows=4, max_queued_rows=4), bear=model) as service:
         before = service.values()["sketchbatch_rejected_total Overloaded"]
@@ -120,7 +129,7 @@ async def test_queued_rows_rejected_and_cancelled_calls_are_counted_at_once():
 
 
 async def test_padding_is_counted_from_the_buckets():
-    """Three rows in a bucket of 4 count one row of padding, and five rows in a bucket of 8 count three rows."""
+    """The rows that pad a batch to the next bucket are counted: 1 row for a batch of 3, and 3 rows for a batch of 5."""
     async with serving(buckets=(1, 2, 4, 8), bear=FakeModel()) as service:
         for rows in (3, 4, 5):
             await service.classify(*range(rows))

@@ -21,7 +21,7 @@ from sketchbatch_service.settings import Settings
 
 
 def test_a_model_file_describes_itself(tmp_path):
-    """A model file describes itself in metadata_props: name, version, metrics and others; only labels are required."""
+    """The name, version, labels, metrics and licence of a model are read from `metadata_props` of its model file."""
     described = {
         "sketchbatch.name": "farm",
         "sketchbatch.version": "7",
@@ -62,7 +62,10 @@ def test_a_file_needs_only_labels(tmp_path):
     ],
 )
 def test_a_file_with_an_incorrect_signature_is_refused(tmp_path, unfit, message):
-    """The error about an incorrect signature names the file, the incorrect part, and the expected and actual value."""
+    """A model file is refused if its input, output, labels or metrics are incorrect.
+
+    The error names the file, the incorrect part, the expected value and the actual value.
+    """
     path = write_model(tmp_path / "odd.onnx", **unfit)
     with pytest.raises(ModelRefused, match=message) as caught:
         load_models(path, LoadOptions())
@@ -82,7 +85,10 @@ def test_a_path_without_a_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize("place", ["/dev/zero", "{folder}/weights", "../weights", "link"])
 def test_a_model_with_weights_outside_its_folder_is_refused(tmp_path, place):
-    """A model must not read files outside its folder by an absolute path, a parent folder or a link."""
+    """A model whose weights are in a file outside its folder is refused.
+
+    The model must not read such files by an absolute path, through the parent folder or through a link.
+    """
     (tmp_path / "weights").write_bytes(bytes(784 * 3 * 4))
     path = write_model(tmp_path / "models" / "m.onnx")
     (path.parent / "link").symlink_to(tmp_path / "weights")
@@ -108,7 +114,11 @@ def test_a_model_with_custom_operators_is_refused(tmp_path):
 
 
 def test_a_repository_serves_every_version_and_the_newest_by_default(tmp_path):
-    """Folders give models their name and version, version 10 is newer than version 9, and other folders are ignored."""
+    """A repository serves every version of every model; requests without a version use the newest version.
+
+    The folders determine the name and the version of a model. Versions are numbers, so version 10 is newer than version
+    9, and a folder with another name, such as `draft`, is ignored.
+    """
     for name, version in (("farm", "9"), ("farm", "10"), ("zoo", "1"), ("zoo", "draft")):
         write_model(tmp_path / name / version / "model.onnx", metadata={"sketchbatch.name": "other"})
     models = load_models(tmp_path, LoadOptions(default_model="zoo"))
@@ -134,7 +144,10 @@ def test_auto_uses_the_cpu_without_a_gpu(tiny_model):
 
 @pytest.mark.parametrize("has_spare_cpus", [True, False])
 def test_a_thread_polls_during_quick_calls_if_a_cpu_is_free(tiny_model, has_spare_cpus):
-    """A thread polls during quick model calls only if a CPU is free, since polling takes CPU time from these calls."""
+    """For a model with quick batches, a thread polls while all slots run only if a CPU is free.
+
+    Otherwise, polling would take CPU time from the model calls.
+    """
     model = load_models(tiny_model, LoadOptions(provider="cpu", threads=1, has_spare_cpus=has_spare_cpus)).get("", "")
     assert model.polls_while_saturated is has_spare_cpus
 

@@ -29,7 +29,10 @@ OPTIONS = LoadOptions(provider="cpu", threads=1)
 
 
 class Watched:
-    """Hold the models at `path`, their watcher, and a thread pool that runs once the test enters its context."""
+    """Hold the models at `path`, the watcher of these models, and their thread pool.
+
+    The thread pool runs only after the test has entered the context `pool`.
+    """
 
     def __init__(self, path: Path, late_s: float) -> None:
         self.models = load_models(path, OPTIONS)
@@ -60,7 +63,10 @@ def watching(path: Path, late_s: float = 60) -> Iterator[Watched]:
 
 
 def put(repository: Path, place: str, **model: object) -> Path:
-    """Write a model to another folder, then move the file to its place, as a user should."""
+    """Write a model file to another folder, then move the file to the folder `place` of the repository.
+
+    Users should add files to a repository in the same way.
+    """
     ready = write_model(repository.parent / "ready.onnx", **model)
     path = repository / place / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +81,10 @@ def repository(tmp_path) -> Path:
 
 
 def test_the_second_scan_activates_a_new_version(repository):
-    """The second scan makes a new version the newest; the old version keeps its number; each step is logged once."""
+    """The second scan that finds a new version activates it, and requests without a version then use the new version.
+
+    The old version can still be requested by its number. Each step is logged once.
+    """
     with watching(repository) as watched:
         put(repository, "farm/2", seed=2)
         watched.scan(1)
@@ -89,7 +98,7 @@ def test_the_second_scan_activates_a_new_version(repository):
 
 
 def test_the_running_pool_runs_a_new_version(repository):
-    """The running thread pool runs a new version, which returns the scores of the new file."""
+    """A thread pool that is already running also runs the model calls of a new version."""
     with watching(repository) as watched, watched.pool:
         put(repository, "farm/2", seed=2)
         watched.scan()
@@ -99,7 +108,10 @@ def test_the_running_pool_runs_a_new_version(repository):
 
 
 def scores(model: ServedModel, *, runs: bool = False) -> np.ndarray:
-    """Return the scores of three drawings; with `runs`, start a pool for them, because no other pool is running."""
+    """Return the scores of three drawings.
+
+    If `runs` is true, start a thread pool for the call, for a model that no running thread pool runs.
+    """
     future = model.batcher.submit(drawings(1, 2, 3))
     if runs:
         with LeaderFollowerPool([model.batcher], slots=1):
@@ -108,7 +120,10 @@ def scores(model: ServedModel, *, runs: bool = False) -> np.ndarray:
 
 
 def test_a_file_is_not_loaded_while_it_is_copied(repository):
-    """A growing file is not loaded; if copying stalls, the file is refused, and a complete file is loaded."""
+    """While a model file grows, because it is being copied, it is not loaded.
+
+    If the copy stops before its end, the incomplete file is refused. The complete file is loaded.
+    """
     complete = write_model(repository.parent / "complete.onnx", seed=2).read_bytes()
     path = repository / "farm" / "2" / "model.onnx"
     path.parent.mkdir()
@@ -135,7 +150,11 @@ def test_a_file_is_not_loaded_while_it_is_copied(repository):
     ],
 )
 def test_an_incorrect_version_is_refused_and_the_old_one_stays(repository, incorrect, cause):
-    """The reason for refusing a version is logged once, the old version stays, and a changed file is loaded again."""
+    """If the file of a new version is incorrect, the version is refused, and the old version is still served.
+
+    The file has too few labels, a wrong input, a graph that fails, or weights that give NaN. The reason is logged once.
+    If the file changes, it is loaded again.
+    """
     with watching(repository) as watched:
         put(repository, "farm/2", **incorrect)
         watched.scan(5)
@@ -161,7 +180,10 @@ def test_a_version_without_softmax_is_served_with_a_warning(repository):
 
 @pytest.mark.parametrize("content", ["no model", "external weights"])
 def test_the_reason_for_clients_contains_no_path(tmp_path, content):
-    """RepositoryIndex removes the paths, even paths with blanks, that ONNX Runtime's messages contain."""
+    """The reason for refusing a model that RepositoryIndex returns contains no path, even if a path contains blanks.
+
+    The messages of ONNX Runtime contain paths, which clients must not see.
+    """
     repository = tmp_path / "the models"
     put(repository, "farm/1")
     path = put(repository, "farm/2")
@@ -182,7 +204,10 @@ def test_the_reason_for_clients_contains_no_path(tmp_path, content):
 
 
 def test_a_replaced_file_replaces_its_version(repository):
-    """A replaced file replaces its version, but an incorrect file or the same bytes (after `touch`) change nothing."""
+    """If the file of a version is replaced, the service serves the new file under the same version.
+
+    If the new file is incorrect or has the same bytes as the file that is served, the served model does not change.
+    """
     with watching(repository) as watched:
         put(repository, "farm/1", seed=2)
         watched.scan()
@@ -213,7 +238,10 @@ def test_removing_the_new_version_is_a_rollback(repository):
 
 
 def test_a_model_name_is_added_and_removed(repository):
-    """A new model name needs no restart and does not become the default; a name without any version is unknown."""
+    """A model with a new name is served without a restart, and does not become the default model.
+
+    When its last version is removed, requests with this name raise ModelNotFound.
+    """
     with watching(repository) as watched:
         put(repository, "ants/1")
         put(repository, ".copying/1")  # the watcher skips names with a leading dot
@@ -226,9 +254,10 @@ def test_a_model_name_is_added_and_removed(repository):
 
 
 def test_the_last_version_of_the_default_model_stays_until_there_is_another(repository):
-    """The last version of the default model stays loaded without its file.
+    """If the file of the only version of the default model is removed, this version is still served.
 
-    No other model answers requests without a name. The log has one warning about the removed file of the default model.
+    Requests without a model name need the default model. The log has one warning. When the file of another version of
+    the default model appears, the other version replaces it.
     """
     put(repository, "ants/1")
     with watching(repository) as watched:
@@ -245,9 +274,9 @@ def test_the_last_version_of_the_default_model_stays_until_there_is_another(repo
 
 
 def test_an_unavailable_repository_changes_nothing(repository):
-    """If the repository is missing, empty or unreadable, the models stay and the log has one warning.
+    """If the repository is missing, empty or unreadable, the served models stay, and the log has one warning.
 
-    A missing, empty or unreadable repository is probably a volume that is not mounted.
+    Such a repository is probably a volume that is not mounted.
     """
     put(repository, "ants/1")
     with watching(repository) as watched:
@@ -265,7 +294,10 @@ def test_an_unavailable_repository_changes_nothing(repository):
 
 
 def test_a_changed_link_changes_the_model(repository, tmp_path):
-    """A changed link changes the model, since a ConfigMap or git-sync changes one link to replace all files."""
+    """If a link on the path of a model file changes, the file with the new target is loaded.
+
+    Kubernetes (for a ConfigMap) and git-sync replace all files of a folder by the change of one link.
+    """
     for number in (1, 2):
         write_model(tmp_path / f"..{number}" / "1" / "model.onnx", seed=number)
     mounted = tmp_path / "mounted" / "farm"
@@ -282,7 +314,10 @@ def test_a_changed_link_changes_the_model(repository, tmp_path):
 
 
 def test_a_removed_version_runs_its_queued_rows_and_is_then_unloaded(repository):
-    """A removed version runs its queued rows and is unloaded; a later request for it is rejected and not lost."""
+    """A removed version still runs its queued rows, and is then unloaded.
+
+    A request that is submitted to this version afterwards raises ShuttingDown.
+    """
     put(repository, "farm/2", seed=2)
     with watching(repository, late_s=0) as watched:
         model = watched.models.get("", "")
@@ -302,7 +337,10 @@ def test_a_removed_version_runs_its_queued_rows_and_is_then_unloaded(repository)
 
 
 def test_a_retired_model_stays_loaded_for_late_requests(repository):
-    """A retired model stays loaded for requests that found it earlier and submit their rows afterwards."""
+    """After a model file is replaced, the old model stays loaded for `late_s`, for late requests.
+
+    A late request has looked up the model before the replacement, and submits its rows afterwards.
+    """
     with watching(repository, late_s=60) as watched, watched.pool:
         found = watched.models.get("", "")
         put(repository, "farm/1", seed=2)
@@ -312,7 +350,10 @@ def test_a_retired_model_stays_loaded_for_late_requests(repository):
 
 
 def test_a_single_file_is_watched(tmp_path):
-    """The new file of a single model may have another version, but not another name, since requests use the name."""
+    """If a service serves a single model file, a new file may have another version, but must have the same name.
+
+    Clients use the name in their requests. If the file is removed, the model is still served.
+    """
     path = write_model(tmp_path / "m.onnx", metadata={"sketchbatch.name": "farm", "sketchbatch.version": "1"})
     with watching(path) as watched:
         write_model(path, seed=2, metadata={"sketchbatch.name": "farm", "sketchbatch.version": "2"})
@@ -328,9 +369,10 @@ def test_a_single_file_is_watched(tmp_path):
 
 
 def test_an_incorrect_version_at_the_start_is_refused_if_the_default_has_another(repository):
-    """A replica that starts while an incorrect version exists serves the same models as the other replicas.
+    """A service starts although the file of a version has no labels, if the default model has another version.
 
-    The start fails only if the default model has no correct version.
+    The file without labels is refused. The new service then serves the same models as a service that was running when
+    the file appeared. The start fails only if no file of the default model is correct.
     """
     put(repository, "farm/2", labels=None)
     put(repository, "zoo/1", labels=None)
@@ -347,7 +389,10 @@ def test_an_incorrect_version_at_the_start_is_refused_if_the_default_has_another
 
 
 def test_a_file_that_changes_while_it_is_loaded_is_not_served(repository):
-    """A file that changes while it is loaded is refused, since its scores and digest could be of different files."""
+    """A model file that changes while it is loaded is refused.
+
+    Otherwise the digest of one file could belong to the scores of another file.
+    """
     [file] = find(repository)
     put(repository, "farm/1", seed=2)
     with pytest.raises(ModelRefused, match="changed while it was loaded"):
@@ -355,7 +400,7 @@ def test_a_file_that_changes_while_it_is_loaded_is_not_served(repository):
 
 
 def test_a_stopped_watcher_loads_no_model(repository):
-    """A service that drains neither loads nor replaces models."""
+    """After `stop`, which a draining service calls, the watcher neither loads nor replaces models."""
     with watching(repository) as watched:
         put(repository, "farm/2", seed=2)
         watched.scan(1)

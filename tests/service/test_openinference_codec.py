@@ -31,7 +31,10 @@ def rejection(bad: pb.ModelInferRequest, max_rows: int = 8) -> str:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("form", ["raw", "uint", "int", "bytes", "fp32", "raw fp32"])
 def test_every_form_of_a_tensor_gives_the_same_bitmaps(form, shape):
-    """Raw and typed tensors, uint8 and float, with and without a channel, preserve every grey level."""
+    """Each form of a tensor gives the same bitmaps, for every grey level.
+
+    A tensor contains raw bytes or typed numbers, as uint8 or float32, and may have a fourth dimension of size 1.
+    """
     ink = LEVELS / np.float32(255)
     made = {
         "raw": request(shape=shape, raw=LEVELS.tobytes()),
@@ -59,7 +62,10 @@ def test_ink_between_grey_levels_is_rounded_to_the_nearest():
 )
 @pytest.mark.parametrize("form", ["raw", "typed"])
 def test_ink_that_is_not_finite_or_out_of_range_is_rejected(value, got, form):
-    """One pixel that is not finite or out of range rejects the request, and the error states the valid range."""
+    """A request is rejected if one of its FP32 values is not finite or is outside 0 to 1.
+
+    The error contains the valid range.
+    """
     ink = np.zeros(2 * 784, "<f4")
     ink[1000] = value
     contents = {"raw": ink.tobytes()} if form == "raw" else {"fp32_contents": ink.tolist()}
@@ -113,7 +119,10 @@ def outputs(*parameters: dict[str, pb.InferParameter], name: str = "scores") -> 
 
 
 def test_the_requested_output_is_all_scores_or_the_best_classes():
-    """A request that names no output receives all scores; other requests receive the outputs that they name."""
+    """A request receives all scores, unless it names an output with the parameter `classification`.
+
+    The value k of this parameter means that the request receives the k best classes.
+    """
     assert top_k(outputs(), classes=3) == 0
     assert top_k(outputs({}), classes=3) == 0
     assert top_k(outputs({"classification": pb.InferParameter(int64_param=3)}), classes=3) == 3
@@ -146,7 +155,10 @@ SCORES = np.array([[0.25, 0.5, 0.25], [0, 0, 1]], np.float32)
 
 @pytest.mark.parametrize("as_raw", [True, False])
 def test_a_response_has_the_form_of_its_request(as_raw):
-    """A response to a raw request fills only raw_output_contents, and a response to a typed request only `contents`."""
+    """A response has the form of its request: raw bytes or typed numbers.
+
+    The response to a request with raw bytes has only `raw_output_contents`. Other responses have only `contents`.
+    """
     scores, classified = pb.ModelInferResponse(), pb.ModelInferResponse()
     labels = ("ant", "bee", "kuh \u00fc")
     encode(SCORES, 0, labels, scores, as_raw=as_raw)

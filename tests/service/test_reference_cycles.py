@@ -25,7 +25,7 @@ OF_A_CALL = DirectCall, AsyncCall, Batch, Request
 
 
 def is_ours(garbage: object) -> bool:
-    """Return whether the service made the object `garbage` for one call."""
+    """Return whether `garbage` is an object of the service, or an object that gRPC creates for each call."""
     kind = type(garbage)
     return kind.__module__.startswith("sketchbatch_service") or kind.__name__ == "BatchOperationEvent"
 
@@ -109,7 +109,7 @@ CALLS = [
 
 
 def alive() -> Counter:
-    """Return the number of existing objects that the service made for calls."""
+    """Return the number of existing objects that the service creates for each call, by class."""
     return Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, OF_A_CALL))
 
 

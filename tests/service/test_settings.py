@@ -1,4 +1,4 @@
-"""Test that settings are read as flag > environment > default, checked at the start, and documented."""
+"""Test that settings are read from flags, environment variables and defaults, and are checked and documented."""
 
 from dataclasses import fields
 
@@ -9,7 +9,7 @@ from sketchbatch_service.settings import Settings
 
 
 def read(*flags: str, **environment: str):
-    """Return the settings from a command line and an environment, or the text of the error."""
+    """Return the settings from command line flags and environment variables, or the output with the error."""
     import click
 
     found = []
@@ -67,7 +67,7 @@ def test_an_invalid_value_is_rejected_with_the_expected_one(flags, message):
 
 
 def test_every_setting_is_documented(root):
-    """Each field has a docstring, and a row in docs/settings.md with its flag and its environment variable."""
+    """Each setting has a docstring, and a row in docs/settings.md with its flag and its environment variable."""
     page = (root / "docs" / "settings.md").read_text()
     docs = settings._field_docstrings()
     for field in fields(Settings):
