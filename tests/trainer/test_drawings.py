@@ -1,4 +1,4 @@
-"""The splits of a dataset: stable, and without a common bitmap."""
+"""Test that the splits of a dataset are stable, and that no bitmap is in two splits."""
 
 import json
 
@@ -19,7 +19,10 @@ from sketchbatch_trainer.errors import DrawingsRefused
 
 @pytest.fixture
 def folder(tmp_path, noise):
-    """Two classes of 200 drawings, half of them copies, some copied into the other class."""
+    """Write two classes of 200 drawings; each class has 100 different bitmaps, and the other rows are copies.
+
+    The class `bee` also contains copies of 50 bitmaps of the class `ant`.
+    """
     ant, bee = noise(100), noise(101)[:100]
     write_bitmaps(tmp_path / "ant.npy", np.concatenate([ant, ant]))
     write_bitmaps(tmp_path / "bee.npy", np.concatenate([bee, ant[:50], bee[:50]]))
@@ -27,22 +30,22 @@ def folder(tmp_path, noise):
 
 
 def read(folder, labels, **options):
-    """Read the dataset of these labels."""
+    """Return the dataset of the given labels in a folder."""
     return read_dataset(DatasetRequest(folder=folder, labels=labels, **options))
 
 
 def bitmaps_of(split):
-    """Return all bitmaps in order."""
+    """Return all bitmaps of a split, in order."""
     return split.take(slice(None))[0]
 
 
 def rows_of(split):
-    """Return the set of bitmaps."""
+    """Return the different bitmaps of a split, as a set of bytes."""
     return {row.tobytes() for row in bitmaps_of(split)}
 
 
 def test_no_bitmap_is_in_two_splits(folder):
-    """All copies of a bitmap are in one split, also copies with another label."""
+    """All copies of a bitmap are in the same split, even copies with another label."""
     drawings = read(folder, ("ant", "bee"))
     train, validation, test = map(rows_of, (drawings.train, drawings.validation, drawings.test))
     assert train
@@ -55,7 +58,7 @@ def test_no_bitmap_is_in_two_splits(folder):
 
 
 def test_the_split_of_a_drawing_depends_on_its_bitmap_alone(folder):
-    """The number of rows and the choice and order of classes have no effect."""
+    """The split of a drawing does not depend on the number of rows that are read, or on the order of the classes."""
     whole = read(folder, ("ant", "bee"))
     part = read(folder, ("bee", "ant"), rows_per_class=120)
     assert rows_of(part.test) <= rows_of(whole.test)
@@ -75,7 +78,7 @@ def test_every_row_keeps_its_label(folder):
 
 
 def test_a_split_is_written_in_the_layout_of_google(folder, tmp_path):
-    """The files are NAME.npy of uint8 (rows, 784) and the note on the origin."""
+    """A split is written as one file NAME.npy of uint8 (rows, 784) per label, and a note on the drawings' origin."""
     write_source(folder, "synthetic noise")
     drawings = read(folder, ("ant", "bee"))
     assert drawings.source == "synthetic noise"
@@ -102,7 +105,7 @@ def test_missing_repeated_and_single_classes_are_refused(folder, labels, message
 
 
 def test_too_few_drawings_are_refused(folder, noise):
-    """Every class must have drawings in each split; the error names the file."""
+    """A dataset is refused if a class has no drawings in one of the splits; the error names the file of the class."""
     write_bitmaps(folder / "bee.npy", noise(1))
     with pytest.raises(
         DrawingsRefused, match=r"bee\.npy: must hold enough drawings for training, validation and test, got 1"
@@ -114,7 +117,7 @@ def test_too_few_drawings_are_refused(folder, noise):
 
 
 def test_synthetic_drawings_cannot_pass_for_real_ones(folder):
-    """A requested source does not replace the note of a folder with synthetic drawings."""
+    """A request cannot state another source for a folder whose note says that its drawings are synthetic."""
     write_source(folder, "synthetic noise")
     with pytest.raises(DrawingsRefused, match="the source must stay 'synthetic noise', got 'Quick, Draw! drawings'"):
         read(folder, ("ant", "bee"), source="Quick, Draw! drawings")
@@ -122,21 +125,27 @@ def test_synthetic_drawings_cannot_pass_for_real_ones(folder):
 
 @pytest.mark.real_drawings
 def test_real_drawings_split_eight_to_one_to_one(quickdraw):
-    """The shares of 9,000 bears, cats and dogs differ from 80, 10 and 10 % by at most one point."""
+    """Of 9,000 real drawings, 80 % are in the training split, 10 % in the validation split and 10 % in the test split.
+
+    Each share may differ by one percentage point.
+    """
     drawings = read(quickdraw, ("bear", "cat", "dog"))
     shares = np.array([len(drawings.train), len(drawings.validation), len(drawings.test)]) / 9000
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
 
 
 def test_a_split_holds_8_bytes_per_drawing(folder):
-    """Bitmaps stay in their files, so that 50 million drawings take 400 MB instead of 40 GB."""
+    """A split needs 8 bytes of memory per drawing, because the bitmaps stay in their files.
+
+    Thus 50 million drawings need 400 MB instead of 40 GB.
+    """
     split = read(folder, ("ant", "bee")).train
     assert all(isinstance(file, np.memmap) for file in split.files)
     assert split.row.nbytes + split.class_index.nbytes == 8 * len(split)
 
 
 def test_bitmaps_are_returned_in_the_requested_order(folder):
-    """Shuffled indices give shuffled rows, each with its class."""
+    """`take` returns the bitmaps in the order of the given indices, each with its class."""
     split = read(folder, ("ant", "bee")).train
     indices = np.random.default_rng(0).permutation(len(split))
     bitmaps, class_index = split.take(indices)
@@ -146,7 +155,7 @@ def test_bitmaps_are_returned_in_the_requested_order(folder):
 
 
 def ndjson(drawings, *, is_recognized=True) -> str:
-    """Return simplified drawings of one stroke each."""
+    """Return the text of a simplified file with the given number of drawings, each of which has one stroke."""
     return "".join(
         json.dumps({"key_id": str(n), "word": "ant", "recognized": is_recognized, "drawing": [[[0, n], [n, 255]]]})
         + "\n"
@@ -172,7 +181,10 @@ def test_strokes_are_rendered_into_the_given_folder(tmp_path):
 
 
 def test_recognised_flags_come_from_the_simplified_file(folder, tmp_path):
-    """Row i of the bitmaps is line i of the simplified file; the flags of further rows are unknown."""
+    """The flag of row i of the bitmaps is in line i of the simplified file.
+
+    The flag is unknown if the simplified file has fewer lines or, with `skip_malformed`, if the line is malformed.
+    """
     data = tmp_path / "data"
     for inner in ("numpy_bitmap", "simplified"):
         (data / inner).mkdir(parents=True)

@@ -1,4 +1,7 @@
-"""Exploring drawings: statistics that can be counted by hand, and a page that names missing files."""
+"""Test the command `explore`: its statistics of drawings, and its page, which names missing files.
+
+The statistics are of so few drawings that the expected values can be counted by hand.
+"""
 
 import base64
 import json
@@ -31,7 +34,7 @@ RAW = [[[10, 20], [5, 6], [0, 400]], [[30], [7], [2500]]]  # 2.5 s
 
 
 def line(strokes, country="US", recognized=True, timestamp="2017-03-02 23:25:10.07453 UTC") -> str:
-    """Return one line of a file of Google's."""
+    """Return a line of a simplified or raw file, with one drawing."""
     fields = {"key_id": "7", "word": "ant", "countrycode": country, "timestamp": timestamp, "recognized": recognized}
     return json.dumps({**fields, "drawing": strokes}) + "\n"
 
@@ -43,7 +46,7 @@ def drawing(strokes) -> Drawing:
 
 @pytest.fixture
 def folder(tmp_path, noise):
-    """Write ants as all three kinds of files, and bees as bitmaps only."""
+    """Write files of the class `ant` in three formats (simplified, raw, npy), and of the class `bee` as npy only."""
     data = tmp_path / "data"
     for name in ("simplified", "raw"):
         (data / name).mkdir(parents=True)
@@ -66,12 +69,12 @@ def explored(folder, labels=None, **options):
 
 
 def page_of(statistics, tmp_path) -> str:
-    """Return the page of statistics on one line."""
+    """Write the page of statistics, and return its text on one line."""
     return " ".join(write_page(statistics, tmp_path / "out" / "page.html").read_text(encoding="utf-8").split())
 
 
 def test_drawings_are_counted_by_class_country_and_time(folder):
-    """Every counter has the values of four drawings that can be counted by hand."""
+    """The drawings of a class are counted by country, hour, day, number of strokes and number of points."""
     own = explored(folder).classes[0].simplified
     assert (own.drawings, own.recognized, own.malformed) == (4, 3, 0)
     assert own.countries == {"US": 2, "SE": 2}
@@ -85,7 +88,10 @@ def test_drawings_are_counted_by_class_country_and_time(folder):
 
 
 def test_drawing_times_come_from_raw_files(folder):
-    """Drawing times are counted in tenths of a second from the first to the last point, with pauses."""
+    """The drawing time is the time from the first to the last point of a raw drawing, including pauses.
+
+    Drawing times are counted in tenths of a second.
+    """
     statistics = explored(folder)
     assert statistics.classes[0].raw.durations == {25: 1, 4: 1}
     assert statistics.counts("durations", "raw") == {"ant": Counter({25: 1, 4: 1})}
@@ -93,13 +99,16 @@ def test_drawing_times_come_from_raw_files(folder):
 
 
 def test_a_drawing_time_of_a_day_counts_as_a_minute(folder):
-    """A wrong time must not stretch the chart or fill the memory."""
+    """A drawing time above one minute, which must be wrong, counts as one minute.
+
+    Otherwise a drawing time of a day would stretch the chart and need much memory.
+    """
     (folder / "raw" / "ant.ndjson").write_text(line([[[1, 2], [1, 2], [0, 86_400_000]]]))
     assert explored(folder).classes[0].raw.durations == {600: 1}
 
 
 def test_mean_and_deviation_agree_with_numpy(folder, noise):
-    """The sums of blocks give the figures of all rows at once."""
+    """The mean and the standard deviation of each pixel, computed block by block, are equal to those of NumPy."""
     own = explored(folder).classes[0].bitmaps
     assert own.mean == pytest.approx(noise(6).mean(axis=0))
     assert own.deviation == pytest.approx(noise(6).std(axis=0))
@@ -107,7 +116,10 @@ def test_mean_and_deviation_agree_with_numpy(folder, noise):
 
 
 def test_copies_are_found_within_and_across_classes(folder, noise):
-    """Copies are equal byte for byte; a drawing with one other pixel is not a copy."""
+    """Copies of a bitmap are found in one class and across classes.
+
+    Copies are equal byte for byte: a bitmap in which one pixel differs is not a copy.
+    """
     ant, bee = noise(6), noise(7)
     other = ant[:1].copy()
     other[0, 0, 0] ^= 1
@@ -120,7 +132,10 @@ def test_copies_are_found_within_and_across_classes(folder, noise):
 
 
 def test_near_empty_drawings_are_found_and_shown(folder, noise, tmp_path):
-    """A blank page and a dot are near-empty; a line across the page, which defines the limit, is not."""
+    """A bitmap counts as near-empty if it has less ink than a straight line across the page.
+
+    A blank bitmap and a dot are near-empty. The page shows these bitmaps and states their number.
+    """
     blank, dot = np.zeros((28, 28), np.uint8), rasterize([[[9, 11], [9, 9]]])
     across = rasterize([[[0, 255], [90, 90]]])
     write_bitmaps(folder / "numpy_bitmap" / "ant.npy", np.stack([noise(1)[0], across, dot, blank]))
@@ -134,7 +149,10 @@ def test_near_empty_drawings_are_found_and_shown(folder, noise, tmp_path):
 
 
 def test_similar_classes_are_neighbours(noise):
-    """Two classes of one drawing with different noise are the first pair; the number of rows has no effect."""
+    """Of three classes, the two whose drawings are similar are the first pair of neighbours.
+
+    The similar classes consist of one drawing with random noise. The numbers of rows of the classes have no effect.
+    """
     like, unlike = noise(2).astype(np.float64)
     rng = np.random.default_rng(0)
 
@@ -152,7 +170,7 @@ def test_similar_classes_are_neighbours(noise):
 
 
 def test_a_class_of_one_drawing_can_be_compared(folder, noise, tmp_path):
-    """A class of one drawing can be compared with others; a single class has no neighbours."""
+    """A class of one drawing can be compared with other classes; without another class, there is no comparison."""
     write_bitmaps(folder / "numpy_bitmap" / "bee.npy", noise(1))
     assert explored(folder).neighbours.compared == (6, 1)
     assert explored(folder, ("bee",)).neighbours is None
@@ -160,7 +178,7 @@ def test_a_class_of_one_drawing_can_be_compared(folder, noise, tmp_path):
 
 
 def test_the_sample_is_uniform():
-    """In many samples of 5 out of 50, every drawing is kept about equally often."""
+    """In 400 random samples of 5 of 50 drawings, each drawing is in about equally many samples."""
     kept = Counter()
     for seed in range(400):
         sample = Sample(5)
@@ -173,7 +191,10 @@ def test_the_sample_is_uniform():
 
 
 def test_quantiles_and_intervals_agree_with_calculations_by_hand():
-    """Quantiles and intervals agree with manual calculations; the chi-squared test needs a difference beyond chance."""
+    """Quantiles and intervals agree with calculations by hand.
+
+    `differ` returns true only if the chi-squared test finds a difference that chance does not explain.
+    """
     counts = Counter({1: 1, 2: 2, 10: 1})
     assert [quantile(counts, share) for share in (0.25, 0.5, 0.75, 0.99)] == [1, 2, 2, 10]
     low, high = wilson(np.array([0.5]), np.array([10.0]))
@@ -184,13 +205,13 @@ def test_quantiles_and_intervals_agree_with_calculations_by_hand():
 
 
 def test_only_the_rows_asked_for_are_read(folder):
-    """The limit of rows holds for every file, from its first row."""
+    """With `rows=1`, only the first row of each file is read."""
     ant = explored(folder, rows=1).classes[0]
     assert [len(part) for part in ant.parts] == [1, 1, 1]
 
 
 def test_progress_is_reported_for_each_file(folder):
-    """The number of drawings is known before the file is read."""
+    """For each file, the number of drawings is reported first, and then the number of drawings that were read."""
     announced, done = [], Counter()
 
     def progress(name, rows):
@@ -209,7 +230,10 @@ def test_progress_is_reported_for_each_file(folder):
 
 
 def test_classes_have_the_requested_order(folder):
-    """Classes have the requested order, or are sorted by name; a class without files is refused."""
+    """The classes are in the order of the request, or are sorted by name if no classes are requested.
+
+    A class without files is refused.
+    """
     (folder / "raw" / "The Wasp.ndjson").write_text(line(RAW))
     assert list(find_files(folder, ("bee", "ant"))) == ["bee", "ant"]
     assert list(find_files(folder, None)) == ["ant", "bee", "The Wasp"]
@@ -220,7 +244,10 @@ def test_classes_have_the_requested_order(folder):
 
 
 def test_bitmaps_may_lie_in_the_folder_itself(tmp_path, noise):
-    """Bitmaps may lie in the folder itself, as `sketchbatch-train sketch` writes; the page marks synthetic drawings."""
+    """The bitmaps may be in the folder itself, where `sketchbatch-train sketch` writes them, instead of numpy_bitmap/.
+
+    The page states that synthetic drawings are synthetic.
+    """
     write_bitmaps(tmp_path / "ant.npy", noise(3))
     write_source(tmp_path, "synthetic noise")
     page = page_of(explored(tmp_path), tmp_path)
@@ -237,7 +264,11 @@ MISSING = {
 
 @pytest.mark.parametrize("kept", [("simplified",), ("raw",), ("numpy_bitmap",), ("simplified", "raw")])
 def test_missing_files_are_named_with_the_command_that_fetches_them(folder, tmp_path, kept):
-    """A raw file replaces a simplified one, and no picture has an empty source."""
+    """For each format without files, the page names what is missing and the command that fetches the files.
+
+    Raw files can be simplified, so the page needs no simplified files if there are raw files. No picture of the page is
+    empty.
+    """
     for kind in set(MISSING) - set(kept):
         shutil.rmtree(folder / kind)
     page = page_of(explored(folder), tmp_path)
@@ -253,7 +284,7 @@ def test_missing_files_are_named_with_the_command_that_fetches_them(folder, tmp_
 
 
 def test_a_class_without_a_kind_of_file_is_named(folder, tmp_path):
-    """The page names a class without a kind of file if other classes have this kind of file."""
+    """If only some classes have files of a format, the page names the classes without files of this format."""
     page = page_of(explored(folder), tmp_path)
     assert "There are no simplified files of bee" in page
     assert "--format raw --folder" in page
@@ -261,7 +292,10 @@ def test_a_class_without_a_kind_of_file_is_named(folder, tmp_path):
 
 
 def test_bitmaps_are_drawn_from_strokes_if_there_is_no_bitmap_file(folder):
-    """Raw strokes are simplified first; the statistics mark drawn bitmaps."""
+    """If a class has no file of bitmaps, its bitmaps are rendered from its strokes, and the statistics state this.
+
+    Raw strokes are simplified before they are rendered.
+    """
     shutil.rmtree(folder / "numpy_bitmap")
     statistics = explored(folder)
     own = statistics.classes[0].bitmaps
@@ -273,7 +307,10 @@ def test_bitmaps_are_drawn_from_strokes_if_there_is_no_bitmap_file(folder):
 
 
 def test_a_malformed_line_is_refused_or_skipped(folder, tmp_path):
-    """The error names file and line; with `skip_malformed`, the page counts the skipped lines by file."""
+    """A malformed line raises an error that names the file and the line.
+
+    With `skip_malformed`, malformed lines are skipped, and the page states their number by file.
+    """
     path = folder / "simplified" / "ant.ndjson"
     path.write_text(path.read_text() + "{oops\n" + line([]) + line(SIMPLE))
     with pytest.raises(FileRefused, match=r"ant\.ndjson:5: not JSON"):
@@ -294,7 +331,10 @@ def test_files_without_a_drawing_are_refused(tmp_path):
 
 
 def test_lines_are_coloured_and_played_in_the_order_of_drawing():
-    """Colours and start times follow the times of a raw drawing; a single point becomes a visible line."""
+    """The pieces of a drawing are coloured and animated in the order in which they were drawn.
+
+    The times of a raw drawing determine colours and start times. A single point becomes a line, which is visible.
+    """
     pieces = timed(drawing(RAW))
     assert pieces[0]["colour"] == TIME_COLOURS[0]
     assert pieces[-1]["colour"] == TIME_COLOURS[-1]
@@ -306,7 +346,7 @@ def test_lines_are_coloured_and_played_in_the_order_of_drawing():
 
 
 def test_a_drawing_of_any_size_fills_its_square():
-    """A drawing of any size fills its square: the axes have one scale, and the drawing is centred."""
+    """A drawing of any size is scaled to its square on the page, with the same scale for both axes, and centred."""
     assert plain(drawing([[[1000, 3000], [500, 1500]]])) == ["0,64 255,191"]
     assert plain(drawing([[[5], [5]]])) == ["128,128 128,128"]
 
@@ -328,7 +368,7 @@ def test_tensorflow_is_not_needed():
 @pytest.mark.real_drawings
 @pytest.mark.timeout(120)
 def test_the_command_writes_one_page_of_real_drawings(quickdraw, run_command, tmp_path):
-    """The page loads nothing else; the only other file is the requested JSON."""
+    """The command writes one page, which loads no other file, and the JSON file that the command line names."""
     out = tmp_path / "out"
     arguments = ["--data", quickdraw, "--output", out / "page.html", "--json", out / "statistics.json"]
     finished = run_command("sketchbatch-train", "explore", *arguments)
@@ -348,7 +388,10 @@ def test_the_command_writes_one_page_of_real_drawings(quickdraw, run_command, tm
 
 @pytest.mark.real_drawings
 def test_drawn_bitmaps_agree_with_googles(quickdraw, tmp_path):
-    """The mean of the first 25 cats differs by less than one grey level in every pixel."""
+    """Bitmaps that are rendered from strokes agree with the bitmaps that Google published.
+
+    For the first 25 cats, the mean of each pixel differs by less than one grey level.
+    """
     (tmp_path / "simplified").mkdir()
     shutil.copy(quickdraw / "simplified" / "cat.ndjson", tmp_path / "simplified")
     own = explored(tmp_path, ("cat",)).classes[0].bitmaps

@@ -1,4 +1,4 @@
-"""Fetching from a local HTTP server that behaves like the bucket, with and without faults."""
+"""Test the command `fetch` with a local HTTP server that behaves like Google's bucket, with and without faults."""
 
 import hashlib
 import json
@@ -34,13 +34,16 @@ QUICK_RETRY = RetrySettings(first_wait_s=0.001)
 
 
 def google_npy(array: np.ndarray) -> bytes:
-    """Return a .npy with the 80-byte header of the bucket's files."""
+    """Return an .npy file with a header of 80 bytes, like the headers of the files in the bucket."""
     head = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {array.shape}, }}".encode()
     return b"\x93NUMPY\x01\x00" + (70).to_bytes(2, "little") + head.ljust(69) + b"\n" + array.tobytes()
 
 
 def json_line(number: int) -> bytes:
-    """Return a drawing of about 1,500 bytes: above the format's mean, so that one request is not enough."""
+    """Return a line with a drawing of about 1,500 bytes.
+
+    The drawing is longer than the mean drawing, so that the first request for a number of drawings is too short.
+    """
     return json.dumps({"key_id": str(number), "drawing": [[[number] * 250, [7] * 250]]}).encode() + b"\n"
 
 
@@ -62,7 +65,7 @@ STROKES = pytest.mark.parametrize(
 
 @pytest.fixture
 def bucket() -> Iterator[Bucket]:
-    """Four classes in every format, all with the same drawings."""
+    """Serve a bucket with files of four classes in every format; all classes have the same drawings."""
     with serving() as served:
         for label in ("bear", "cat", "dog", "The Eiffel Tower"):
             served.files[f"numpy_bitmap/{label}.npy"] = NPY
@@ -73,7 +76,10 @@ def bucket() -> Iterator[Bucket]:
 
 @pytest.fixture
 def request_for(bucket, tmp_path):
-    """Make a request, for bears unless other labels are given, with a catalogue that fits the bucket."""
+    """Return a function that makes a fetch request to the bucket, by default for the class `bear`.
+
+    The catalogue of the request has the sizes and digests of the files in the bucket.
+    """
 
     def make(rows: int | None, *labels: str, form: str = "npy", **changes: object) -> FetchRequest:
         defaults = {
@@ -97,12 +103,12 @@ def fetched(request: FetchRequest) -> dict[str, FetchResult]:
 
 
 def content(request: FetchRequest) -> bytes:
-    """Return the fetched file of the bears."""
+    """Return the contents of the fetched file of the class `bear`."""
     return request.path("bear").read_bytes()
 
 
 def partial(request: FetchRequest) -> Path:
-    """Return the path of the partial file of the bears, in an existing folder."""
+    """Return the path of the partial file of the class `bear`, and create its folder."""
     path = request.path("bear").with_name("bear.npy.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -117,14 +123,17 @@ class TestFirstRows:
     @pytest.mark.parametrize("ignores_range", [False, True])
     @pytest.mark.parametrize("rows", [1, 7, ROWS - 1])
     def test_the_first_rows_of_a_npy_are_fetched_exactly(self, bucket, request_for, rows, ignores_range):
-        """The server may ignore ranges; the readers find the file."""
+        """A fetch of the first rows of an .npy file writes a valid .npy file with exactly these rows.
+
+        The file is the same if the server ignores the requested range and sends the whole file.
+        """
         bucket.ignores_range = ignores_range
         assert fetched(request_for(rows))["bear"].rows == rows
         path = labelled_files(request_for(rows).folder)["bear"]
         assert np.array_equal(np.load(path), DRAWINGS[:rows])
 
     def test_no_unnecessary_byte_is_requested(self, bucket, request_for):
-        """Apart from missing rows, only the head of the file and the overlap are requested."""
+        """A fetch requests only the first bytes of a file, the missing rows, and an overlap of these two ranges."""
         fetched(request_for(100))
         assert bucket.ranges_of(BEAR) == [
             (0, HEAD_BYTES - 1),
@@ -143,12 +152,18 @@ class TestFirstRows:
     @pytest.mark.parametrize("rows", [1, 33, ROWS - 1])
     @STROKES
     def test_the_first_strokes_are_whole_drawings(self, request_for, form, drawings, rows):
-        """A drawing that a range cuts is fetched to its end or removed."""
+        """A fetch of the first drawings of a file of strokes writes exactly these drawings.
+
+        If a response ends within a drawing, the rest of this drawing is fetched, or its beginning is removed.
+        """
         assert fetched(request_for(rows, form=form))["bear"].rows == rows
         assert content(request_for(rows, form=form)) == b"".join(drawings[:rows])
 
     def test_a_stroke_file_with_fewer_drawings_than_expected_is_complete(self, bucket, request_for):
-        """Only the .npy files have a published number of drawings; the last line may lack its newline."""
+        """A file of strokes is complete even if it has fewer drawings than were requested.
+
+        Only the numbers of drawings in .npy files are published. The last line may have no newline.
+        """
         bucket.files["simplified/bear.ndjson"] = b"".join(LINES[:50])[:-1]
         assert fetched(request_for(60, form="simplified"))["bear"].rows == 50
 
@@ -161,7 +176,7 @@ class TestFirstRows:
 class TestWholeFiles:
     @pytest.mark.parametrize("rows", [None, ROWS, ROWS + 1])
     def test_all_rows_are_the_bucket_file_byte_for_byte(self, request_for, rows):
-        """A number of rows at or above the class size also means the whole file."""
+        """If all rows of a class or more are requested, the fetched file is the bucket's file byte for byte."""
         assert fetched(request_for(rows))["bear"].rows == ROWS
         assert content(request_for(rows)) == NPY
 
@@ -181,14 +196,20 @@ class TestWholeFiles:
         assert files_in(request_for(None).folder) == []
 
     def test_a_wrong_size_is_refused_before_the_download(self, bucket, request_for):
-        """A file of a wrong size is refused after a request for its head, because whole files have about 115 MB."""
+        """A file of a wrong size is refused after the first request, before the rest of the file is downloaded.
+
+        A whole file has about 115 MB.
+        """
         bucket.files[BEAR] = google_npy(DRAWINGS[:-1])
         with pytest.raises(FetchFailed, match=f"expected {len(NPY)} bytes, the server has {len(NPY) - 784}"):
             fetched(request_for(None))
         assert len(bucket.requests) == 1
 
     def test_strokes_are_verified_against_the_digest_of_the_bucket(self, bucket, request_for):
-        """No digests of stroke files are published, but the bucket states an MD5."""
+        """A file of strokes is refused if its MD5 digest differs from the digest that the bucket sends.
+
+        No other digests of files of strokes are published.
+        """
         bucket.md5["binary/bear.bin"] = "AAAAAAAAAAAAAAAAAAAAAA=="
         with pytest.raises(FetchFailed, match=r"expected md5 A+==, got "):
             fetched(request_for(None, form="binary"))
@@ -205,7 +226,7 @@ class TestWholeFiles:
 class TestExistingFiles:
     @pytest.mark.parametrize("form", ["npy", "simplified", "binary"])
     def test_enough_rows_need_no_request(self, request_for, form):
-        """Fetching the same number of rows, or fewer, works offline."""
+        """If a file has enough rows, a second fetch of the same rows or of fewer rows sends no request."""
         fetched(request_for(50, form=form))
         for rows in (50, 20):
             again = fetched(request_for(rows, form=form, base_url=NOWHERE))
@@ -213,7 +234,7 @@ class TestExistingFiles:
             assert again["bear"].received_bytes == 0
 
     def test_a_whole_npy_is_verified_again(self, request_for):
-        """An intact file needs no request; a damaged one is fetched again."""
+        """A second fetch verifies the digest of a whole .npy file, and fetches the file again only if it is damaged."""
         fetched(request_for(None))
         assert fetched(request_for(None, base_url=NOWHERE))["bear"].received_bytes == 0
         request_for(None).path("bear").write_bytes(NPY[:-1] + b"\x00")
@@ -240,7 +261,10 @@ class TestExistingFiles:
         assert np.array_equal(np.load(request_for(more).path("bear")), DRAWINGS[:more])
 
     def test_more_strokes_start_at_the_end_of_the_last_whole_one(self, bucket, request_for):
-        """More strokes are requested from the end of the last whole drawing; only the overlap is requested twice."""
+        """If more drawings are requested, the fetch continues at the end of the last complete drawing in the file.
+
+        Only the bytes of a short overlap are requested twice.
+        """
         fetched(request_for(100, form="binary"))
         bucket.requests.clear()
         fetched(request_for(ROWS - 1, form="binary"))
@@ -259,7 +283,10 @@ class TestExistingFiles:
 
     @pytest.mark.parametrize("held", [google_npy(DRAWINGS[::-1]), NPY[:9000] + bytes(600)], ids=["other", "torn"])
     def test_a_partial_file_with_other_content_is_replaced(self, request_for, held):
-        """The last bytes of a partial file are compared with the server's, to detect a torn end after a power cut."""
+        """A partial file is replaced if its last bytes differ from the bytes that the server sends for the same place.
+
+        The end of a partial file can be wrong after a power failure.
+        """
         partial(request_for(20)).write_bytes(held)
         fetched(request_for(20))
         assert np.array_equal(np.load(request_for(20).path("bear")), DRAWINGS[:20])
@@ -267,7 +294,7 @@ class TestExistingFiles:
 
 class TestTransientFaults:
     def test_an_interrupted_download_resumes(self, bucket, request_for):
-        """Any number of interruptions is tolerated if each response brings new bytes."""
+        """An interrupted download resumes where it stopped, any number of times, if each response brings new bytes."""
         cuts = range(30_000, 300_000, 30_000)
         bucket.cuts[BEAR] = [HEAD_BYTES, *cuts]
         fetched(request_for(None))
@@ -277,7 +304,7 @@ class TestTransientFaults:
         assert content(request_for(None)) == NPY
 
     def test_without_range_support_an_interrupted_download_starts_again(self, bucket, request_for):
-        """The second response starts at byte 0 and gives the same file."""
+        """If the server ignores ranges, an interrupted download starts again at byte 0 and gives the same file."""
         bucket.ignores_range = True
         bucket.cuts[BEAR] = [len(NPY), 100_000]
         fetched(request_for(None))
@@ -285,13 +312,13 @@ class TestTransientFaults:
 
     @pytest.mark.parametrize("status", [429, 500, 503])
     def test_requests_to_an_overloaded_server_are_repeated(self, bucket, request_for, status):
-        """An overloaded server receives the first request and later requests again."""
+        """If an overloaded server returns an error status, the same request is sent again until it succeeds."""
         bucket.statuses[BEAR] = [status, status, 200, status]
         assert fetched(request_for(None))["bear"].rows == ROWS
         assert len(bucket.requests) == 5
 
     def test_retry_after_is_obeyed(self, bucket):
-        """The wait is the longer of Retry-After and the back-off, and at most 60 s."""
+        """The wait before the next attempt is the longer of Retry-After and the back-off, but at most 60 s."""
         waits = []
 
         class RecordingEvent(threading.Event):
@@ -310,7 +337,7 @@ class TestTransientFaults:
         assert waits == [7, 10, 60]
 
     def test_a_server_that_stays_overloaded_ends_the_fetch(self, bucket, request_for):
-        """After `max_faults` the fetch fails, and the next one resumes."""
+        """After `max_faults` failed attempts, the fetch fails; the next fetch resumes the download."""
         bucket.cuts[BEAR] = [HEAD_BYTES, 100_000]
         bucket.statuses[BEAR] = [200, 200, 503, 503]
         with pytest.raises(FetchFailed, match=r"the server answered 503 .*; tried 3 times; run the command again"):
@@ -320,7 +347,7 @@ class TestTransientFaults:
         assert 80_000 < bucket.ranges_of(BEAR)[1][0] < 100_000
 
     def test_a_silent_server_is_asked_again(self, bucket, request_for):
-        """Silence longer than the read timeout counts as a fault."""
+        """If the server sends no bytes for longer than the read timeout, the request is sent again."""
         bucket.holds[BEAR] = [HEAD_BYTES, 100_000]
         retry = RetrySettings(first_wait_s=0.001, read_timeout_s=0.2, max_faults=50)
         fetched(request_for(None, retry=retry))
@@ -357,7 +384,10 @@ class TestPermanentFaults:
         ],
     )
     def test_other_content_is_refused_and_deleted(self, bucket, request_for, form, served, message):
-        """Other content is deleted, and the error is one line with the address and the content."""
+        """A file with other contents than drawings of the expected format is refused and deleted.
+
+        The error is one line with the address and the beginning of the contents.
+        """
         bucket.files = dict.fromkeys(bucket.files, served)
         with pytest.raises(FetchFailed, match=message):
             fetched(request_for(5, form=form))
@@ -389,13 +419,16 @@ class TestPermanentFaults:
                 fetching.result()
 
     def test_another_range_than_requested_is_refused(self, bucket, request_for):
-        """A response with another range than the requested one is refused, because it would shift the rows."""
+        """A response with another range of bytes than the requested range is refused, as it would shift the rows."""
         bucket.misplaced_bytes = 784
         with pytest.raises(FetchFailed, match="expected bytes from 0 and the file's size, got "):
             fetched(request_for(5))
 
     def test_all_failures_are_reported_and_complete_classes_kept(self, bucket, request_for):
-        """All failures are reported in one error with one line per class, and complete classes are kept."""
+        """If some classes cannot be fetched, one error lists them, with one line per class.
+
+        The files of the other classes are kept.
+        """
         del bucket.files["numpy_bitmap/cat.npy"]
         bucket.files["numpy_bitmap/dog.npy"] = b"<html>"
         with pytest.raises(FetchFailed) as caught:
@@ -430,13 +463,16 @@ class TestFolder:
         ids=["equal", "different", "whole"],
     )
     def test_the_source_note_describes_all_drawings_of_the_folder(self, request_for, fetches, note):
-        """The source note describes all drawings of the folder, also the drawings of earlier fetches."""
+        """The note on the origin, SOURCE.txt, describes all drawings of the folder, even those of earlier fetches."""
         for rows, *labels in fetches:
             fetched(request_for(rows, *labels))
         assert source_of(request_for(1).folder) == note
 
     def test_the_source_note_contains_no_counts_if_there_are_strokes(self, request_for):
-        """The source note of strokes has no counts, because counting would require reading whole files."""
+        """If a folder contains files of strokes, the note in SOURCE.txt has no numbers of drawings.
+
+        To count the drawings, the command would have to read the whole files.
+        """
         fetched(request_for(5))
         fetched(request_for(7, form="raw"))
         assert source_of(request_for(1).folder) == SOURCE
@@ -450,7 +486,7 @@ class TestFolder:
             fetched(request_for(5))
 
     def test_drawings_of_unknown_origin_get_no_source_note(self, request_for):
-        """Drawings of unknown origin get no source note, because no fetch wrote them."""
+        """If a folder contains a file that no fetch has written, a fetch writes no SOURCE.txt for this folder."""
         path = request_for(5).path("cat")
         path.parent.mkdir(parents=True)
         path.write_bytes(NPY)
@@ -473,7 +509,10 @@ class TestFolder:
 
 class TestClasses:
     def test_the_catalogue_has_345_classes_with_sizes_and_digests(self):
-        """The file of a class has a header of 80 bytes and 784 bytes per drawing."""
+        """The catalogue lists 345 classes, with the number of drawings, the size and the SHA-256 digest of each file.
+
+        The size of a file is 80 bytes for the header, and 784 bytes per drawing.
+        """
         catalogue = read_catalogue()
         assert len(catalogue) == 345
         assert sum(expected.drawings for expected in catalogue.values()) == 50_426_266
@@ -503,7 +542,7 @@ class TestClasses:
 
 class TestThreads:
     def test_files_are_fetched_concurrently(self, bucket, request_for):
-        """At most `jobs` files are requested at a time."""
+        """Several files are fetched concurrently, but at most `jobs` at a time."""
         labels = ("bear", "cat", "dog")
         bucket.holds = {f"numpy_bitmap/{label}.npy": [HEAD_BYTES, 100_000] for label in labels}
         with ThreadPoolExecutor() as pool:
@@ -552,7 +591,7 @@ class TestCommand:
     @pytest.mark.timeout(60)  # starts a process
     @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
     def test_a_killed_command_resumes(self, bucket, tmp_path, how, code):
-        """The next command requests only the missing bytes; until then there is only a partial file."""
+        """If the command is killed, only a partial file remains; the next command requests only the missing bytes."""
         array = np.random.default_rng(6).integers(0, 256, (2001, 784), np.uint8)
         bucket.files[BEAR] = google_npy(array)
         bucket.holds[BEAR] = [HEAD_BYTES, 1_000_000]
@@ -575,7 +614,10 @@ class TestCommand:
         assert np.array_equal(np.load(tmp_path / BEAR), array[:2000])
 
     def test_it_prints_the_rows_and_bytes_of_each_class(self, bucket, tmp_path):
-        """The default folder is the cache; a second fetch receives nothing."""
+        """The command prints the number of drawings and the received bytes of each class.
+
+        Without --folder, it writes to the cache folder. A second fetch of the same drawings receives no bytes.
+        """
         words = ["--rows", "50", "--format", "binary", "--base-url", bucket.url + "/"]
         environment = {"SKETCHBATCH_DATA": str(tmp_path / "cache")}
         *classes, last = invoke(*words, **environment).output.splitlines()

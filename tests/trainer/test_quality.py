@@ -1,4 +1,4 @@
-"""Quality and cost of a model: intervals, calibration, FLOPs."""
+"""Test the figures for the quality and the cost of a model: intervals, calibration, FLOPs and speed."""
 
 import numpy as np
 import onnx
@@ -12,7 +12,10 @@ LABELS = ("ant", "bee", "cow", "doe")
 
 
 def predictions(rows: int, accuracy: float, confidence: float, classes: int = 3):
-    """Return scores and true classes of `rows` drawings with this accuracy and this score of the predicted label."""
+    """Return random scores and true classes of `rows` drawings.
+
+    The share `accuracy` of the predictions is correct, and the score of each predicted class is `confidence`.
+    """
     random = np.random.default_rng(1)
     class_index = random.integers(0, classes, rows)
     predicted = np.where(random.random(rows) < accuracy, class_index, (class_index + 1) % classes)
@@ -22,7 +25,7 @@ def predictions(rows: int, accuracy: float, confidence: float, classes: int = 3)
 
 
 def test_intervals_shrink_with_more_drawings():
-    """Four times the drawings give an interval of about half the width."""
+    """With four times as many drawings, the interval of the accuracy is about half as wide."""
     widths = []
     for rows in (500, 2000):
         scores, class_index = predictions(rows, accuracy=0.8, confidence=0.8)
@@ -40,14 +43,18 @@ def test_intervals_shrink_with_more_drawings():
 
 @pytest.mark.parametrize(("accuracy", "confidence", "error"), [(0.8, 0.8, 0.0), (0.6, 0.9, 0.3), (0.9, 0.5, 0.4)])
 def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy(accuracy, confidence, error):
-    """The calibration error is the distance between confidence and accuracy, whichever is higher."""
+    """The calibration error is the absolute difference between the mean score of the predictions and the accuracy."""
     calibration = evaluate_scores(*predictions(20_000, accuracy, confidence), LABELS[:3]).calibration
     assert calibration.rows.sum() == 20_000
     assert calibration.expected_error == pytest.approx(error, abs=0.01)
 
 
 def test_top_3_counts_the_three_highest_scores():
-    """With three classes every true label counts; with four, one of them has the lowest score."""
+    """`top_3` is the share of drawings whose true label has one of the three highest scores.
+
+    With three classes, the share is 1. In the example with four classes, the true label of one of four drawings has the
+    lowest score.
+    """
     scores, class_index = predictions(100, accuracy=0.5, confidence=0.7)
     assert evaluate_scores(scores, class_index, LABELS[:3]).top_3 == 1
     ranked = np.tile(np.array([0.4, 0.3, 0.2, 0.1], np.float32), (4, 1))
@@ -55,7 +62,7 @@ def test_top_3_counts_the_three_highest_scores():
 
 
 def graph(nodes, weights, out):
-    """Return a graph from x, (N, 2, 8, 8), to y."""
+    """Return an ONNX model with the given nodes, the input x of shape (N, 2, 8, 8), and the output y."""
     values = [helper.make_tensor(n, TensorProto.FLOAT, w.shape, w.ravel().tolist()) for n, w in weights.items()]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2, 8, 8])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, out)
@@ -64,7 +71,10 @@ def graph(nodes, weights, out):
 
 
 def test_flops_and_parameters_are_counted_from_the_graph():
-    """Each use of a weight counts as two operations; the batch size does not count."""
+    """FLOPs and parameters are counted from the nodes of the graph, for one row.
+
+    A multiplication by a weight and the addition of the product count as two operations.
+    """
     conv = helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1], strides=[2, 2])
     flat = helper.make_node("Flatten", ["c"], ["f"])
     dense = helper.make_node("MatMul", ["f", "m"], ["y"])

@@ -1,4 +1,4 @@
-"""The report page of one or more exported runs."""
+"""Test the report page of one or more exported runs; a run is the folder of one training."""
 
 import csv
 import re
@@ -23,7 +23,7 @@ pytestmark = [
 
 
 class Silent:
-    """A listener that prints nothing."""
+    """Listen to the progress of a training, and print nothing."""
 
     def on_start(self, *_):
         """Ignore the call."""
@@ -33,7 +33,10 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[Run]:
-    """Train the compact recipe, with a float16 variant, and the article's for one epoch each on the same sketches."""
+    """Train the recipes `compact` and `article` for one epoch each on the same sketches, and export both runs.
+
+    The run of the recipe `compact` also has a float16 variant.
+    """
     from sketchbatch_trainer.export.exporting import export
     from sketchbatch_trainer.export.variants import export_variant
     from sketchbatch_trainer.train.training import TrainingRequest, train
@@ -59,7 +62,10 @@ def words(page: str) -> str:
 
 
 def test_runs_are_compared_on_one_page(runs, tmp_path):
-    """Each model file has metrics and costs, variants included; the page loads nothing else."""
+    """The page of two runs shows the metrics and the cost of each model file, including the variants.
+
+    The page loads no other file.
+    """
     write_report(runs, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
@@ -77,7 +83,10 @@ def test_runs_are_compared_on_one_page(runs, tmp_path):
 
 @pytest.mark.slow
 def test_scores_of_the_service_are_used_if_they_are_complete(runs, tmp_path):
-    """The page uses complete scores of the service, or else scores from ONNX Runtime, and states their origin."""
+    """If the run has a complete file of scores from the service, the page uses these scores.
+
+    Otherwise the page uses scores that ONNX Runtime computes. In both cases, the page states the origin of the scores.
+    """
     run = runs[0]
     page = tmp_path / "page.html"
     write_report([run], page)
@@ -101,7 +110,10 @@ def test_scores_of_the_service_are_used_if_they_are_complete(runs, tmp_path):
 
 
 def test_recognised_drawings_have_their_own_figures(runs, tmp_path, monkeypatch):
-    """From a minimum number of drawings on, the page shows figures of recognised and of all flagged drawings."""
+    """If the run has enough recognised drawings, the page has separate figures for them.
+
+    The page then also has figures for all drawings with a flag, recognised or not.
+    """
     import onnx
 
     run = runs[0]
@@ -126,7 +138,7 @@ def test_recognised_drawings_have_their_own_figures(runs, tmp_path, monkeypatch)
 
 
 def test_models_of_different_drawings_have_a_warning(runs, tmp_path):
-    """The page shows models of different drawings in one table and warns against comparing their accuracies."""
+    """If two models were evaluated on different drawings, the page states that their figures cannot be compared."""
     other = Run(tmp_path / "other")
     other.folder.mkdir()
     for path in (runs[1].onnx, runs[1].history):
@@ -138,7 +150,7 @@ def test_models_of_different_drawings_have_a_warning(runs, tmp_path):
 
 
 def test_a_run_without_an_exported_model_is_refused(runs, tmp_path):
-    """Without an exported model, the message names the missing command, and no page is written."""
+    """A run without an exported model has no page; the error names the command to run first."""
     run = Run(tmp_path / "run")
     run.folder.mkdir()
     run.write_config(runs[0].read_config())

@@ -1,4 +1,4 @@
-"""Synthetic sketches: repeatable, varied and rendered like Google's bitmaps."""
+"""Test that synthetic sketches are repeatable and varied, and are written in the layout of Google's files."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_sketches_are_varied_and_repeatable(label):
 
 
 def test_the_command_writes_a_folder_marked_as_synthetic(tmp_path):
-    """The folder has Google's layout, and its note prevents confusion with real drawings."""
+    """The command `sketch` writes files in Google's layout, and a note that the drawings are synthetic."""
     result = CliRunner().invoke(app, ["sketch", "--folder", str(tmp_path), "--rows", "3"])
     assert result.exit_code == 0, result.output
     assert "synthetic" in result.output

@@ -1,6 +1,7 @@
-"""Training and export: repeatable, resumable, and refused when ONNX and Keras disagree.
+"""Test that a training is repeatable and can resume, and that an export is refused if ONNX and Keras disagree.
 
-The networks are tiny versions of the real ones: the same layers with few filters, so that a training takes seconds.
+The networks are small versions of the real networks: they have the same layers with fewer filters, so that a training
+takes seconds.
 """
 
 import csv
@@ -43,7 +44,10 @@ SHORT_COMPACT = replace(TINY_COMPACT, max_epochs=1, batch_rows=148)
 
 
 class Listener:
-    """Records how a training started, and calls `interrupt` with the finished epochs and steps after each step."""
+    """Record where a training started, and call `interrupt` after each step.
+
+    The arguments of `interrupt` are the number of finished epochs, and the number of finished steps of the next epoch.
+    """
 
     def __init__(self, interrupt=lambda epochs, steps: None) -> None:
         self.started_at: tuple[int, int] | None = None
@@ -62,7 +66,7 @@ class Listener:
 
 @contextmanager
 def without_graphs():
-    """Let TensorFlow run each step eagerly: tracing a graph takes longer than a few steps."""
+    """Let TensorFlow run each step without a graph, because tracing a graph takes longer than a few steps."""
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(True)
@@ -73,7 +77,7 @@ def without_graphs():
 
 
 def train(dataset, folder, recipe=TINY_ARTICLE, listener=None, **options) -> Run:
-    """Train with seed 0 unless `options` names another, and return the run."""
+    """Train a model in `folder`, with seed 0 unless `options` contains another seed; return the run."""
     from sketchbatch_trainer.train.training import TrainingRequest
     from sketchbatch_trainer.train.training import train as train_model
 
@@ -91,19 +95,19 @@ def load(run: Run):
 
 
 def weights(run: Run):
-    """Return all weights of a run in one array."""
+    """Return all weights of a run's model in one array."""
     return np.concatenate([each.ravel() for each in load(run).get_weights()])
 
 
 def history(run: Run) -> list[dict[str, float]]:
-    """Return the metrics of each epoch."""
+    """Return the metrics of each epoch of a run."""
     with run.history.open() as file:
         return [{name: float(value) for name, value in line.items()} for line in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder with few synthetic sketches, in classes of different size."""
+    """Write a folder with few synthetic sketches, in classes of different sizes."""
     folder = tmp_path_factory.mktemp("sketches")
     for rows, label in ((30, "bear"), (90, "cat"), (60, "dog")):
         write_bitmaps(folder / f"{label}.npy", draw(label, rows, seed=0))
@@ -113,17 +117,17 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(data):
-    """The sketches in three splits."""
+    """Return the dataset of the sketches, which has three splits."""
     return read_dataset(DatasetRequest(folder=data, labels=LABELS))
 
 
 @pytest.fixture(scope="module")
 def run(dataset, tmp_path_factory) -> Run:
-    """A run of the tiny recipe `article`."""
+    """Return a run that was trained with the small version of the recipe `article`."""
     return train(dataset, tmp_path_factory.mktemp("run"))
 
 
-SNAPSHOTS = {  # finished epochs and steps at the moment of a kill -> those at which the next training resumes
+SNAPSHOTS = {  # by moment of a kill: epochs and steps that were finished, and those at which the next training resumes
     "first step after an epoch": ((1, 1), (1, 0)),
     "within an epoch": ((1, 3), (1, 2)),
     "after the last epoch, before its history": ((2, None), (3, 0)),
@@ -132,7 +136,10 @@ SNAPSHOTS = {  # finished epochs and steps at the moment of a kill -> those at w
 
 @pytest.fixture(scope="module")
 def compact_with_snapshots(dataset, tmp_path_factory):
-    """A run of the tiny recipe `compact`, and copies of its folder: the files that a SIGKILL at that moment leaves."""
+    """Train the small version of the recipe `compact`, and copy its folder at each moment of `SNAPSHOTS`.
+
+    Return the run and the copies. A copy has the files that would remain if SIGKILL ended the training at its moment.
+    """
     from sketchbatch_trainer.train import training, training_loop
 
     folder = tmp_path_factory.mktemp("compact")
@@ -152,20 +159,20 @@ def compact_with_snapshots(dataset, tmp_path_factory):
         write_history(run, epochs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_loop, "CHECKPOINT_S", 0.0)  # a checkpoint after each step
+        patch.setattr(training_loop, "CHECKPOINT_S", 0.0)  # the training writes a checkpoint after each step
         patch.setattr(training, "_write_history", copy_and_write)
         return train(dataset, folder, TINY_COMPACT, listener), copies
 
 
 @pytest.fixture(scope="module")
 def compact(compact_with_snapshots) -> Run:
-    """A run of the tiny recipe `compact`."""
+    """Return a run that was trained with the small version of the recipe `compact`."""
     return compact_with_snapshots[0]
 
 
 @pytest.mark.parametrize("moment", SNAPSHOTS)
 def test_a_killed_training_resumes_to_the_same_weights(dataset, compact, compact_with_snapshots, moment):
-    """The resumed training has the weights and the history of the unbroken one, bit for bit."""
+    """A training that is killed and resumed has exactly the weights and the history of an uninterrupted training."""
     folder = compact_with_snapshots[1][moment]
     assert (folder / "checkpoint.npz").exists()
     assert not (folder / "model.keras").exists()
@@ -180,7 +187,10 @@ def test_a_killed_training_resumes_to_the_same_weights(dataset, compact, compact
 
 @pytest.fixture(scope="module")
 def retrained(dataset, run, tmp_path_factory) -> tuple[Run, list]:
-    """A training with the request of `run`, in a folder with the output of another request; and its stale files."""
+    """Train again with the request of `run`, in a folder that contains the output of another request.
+
+    Return the new run, and the paths of the files of the other request.
+    """
     again = Run(tmp_path_factory.mktemp("again"))
     again.test.mkdir()
     stale = [again.onnx, again.scores, again.metrics, again.report, again.checkpoint, again.test / "zebra.npy"]
@@ -194,12 +204,15 @@ def retrained(dataset, run, tmp_path_factory) -> tuple[Run, list]:
 
 
 def test_equal_requests_give_equal_weights(run, retrained):
-    """Equal seed and drawings give equal weights, bit for bit; a checkpoint of another request is not resumed."""
+    """Two trainings with equal requests, in particular with the same seed and drawings, have exactly equal weights.
+
+    A training does not resume from the checkpoint of another request.
+    """
     assert np.array_equal(weights(run), weights(retrained[0]))
 
 
 def test_training_deletes_the_output_of_an_earlier_training(retrained):
-    """Training deletes old output, so that no later step reads an old model, score or report as new."""
+    """A training deletes the output of an earlier training, so that no later step uses an old model or report."""
     assert not [path for path in retrained[1] if path.exists()]
 
 
@@ -220,7 +233,10 @@ def test_the_article_network_has_the_published_layers():
 
 
 def test_the_compact_network_adds_filters_at_each_halving():
-    """The compact network has no pooling: after a strided stem, stages of 48 and 80 filters halve the resolution."""
+    """The compact network has no pooling layer; strided convolutions halve the resolution and increase the filters.
+
+    The first layer has 32 filters, and the two stages after it have 48 and 80 filters.
+    """
     from sketchbatch_trainer.train.networks import build
 
     model = build(COMPACT.network, 3)
@@ -230,7 +246,10 @@ def test_the_compact_network_adds_filters_at_each_halving():
 
 
 def test_every_residual_recipe_can_use_the_light_network():
-    """`with_network` changes the network and keeps all other values, including dropout."""
+    """`with_network` returns a recipe with another network, which has the same dropout as the original network.
+
+    All other values of the recipe stay.
+    """
     from sketchbatch_trainer.train.networks import build
 
     for recipe in (COMPACT, FINETUNE):
@@ -243,7 +262,10 @@ def test_every_residual_recipe_can_use_the_light_network():
 
 
 def test_class_balance_raises_the_weight_of_rare_classes():
-    """The weight of a class is its rows to the power of -balance, and the mean weight of a row is 1."""
+    """The weight of a class is proportional to (its number of rows) to the power of -balance.
+
+    The mean weight of all rows is 1.
+    """
     from sketchbatch_trainer.train.training_loop import class_weights
 
     class_index = np.repeat([0, 1, 2], [10, 40, 50])
@@ -273,7 +295,10 @@ def kernels(run: Run):
 
 
 def test_a_training_can_start_from_the_weights_of_another_run(data, dataset, compact, run, tmp_path):
-    """The last layer is copied by label if all labels are known; another network is refused."""
+    """A training can start from the weights of another run that has the same network; other networks are refused.
+
+    The weights of the last layer are copied by label, if the other run knows all labels of the new training.
+    """
     frozen = replace(SHORT_COMPACT, learning_rate=0.0, average_decay=0.0)
     pair = read_dataset(DatasetRequest(folder=data, labels=("dog", "bear")))
     with without_graphs():
@@ -293,7 +318,10 @@ def test_a_training_can_start_from_the_weights_of_another_run(data, dataset, com
 
 
 def test_a_training_can_use_teachers(data, dataset, compact, run, tmp_path):
-    """The teachers' scores replace a share of each label; with a share of 1 the labels have no effect."""
+    """With teachers, the share `teacher_share` of each target comes from the teachers' scores, the rest from the label.
+
+    With a share of 1, the labels have no effect. Teachers with other labels are refused.
+    """
     taught = replace(SHORT_COMPACT, teacher_share=1.0, network=replace(SHORT_COMPACT.network, dropout=0.0))
     smooth = replace(taught, label_smoothing=0.9)
     with without_graphs():
@@ -311,7 +339,11 @@ def test_a_training_can_use_teachers(data, dataset, compact, run, tmp_path):
 
 
 def test_runs_that_differ_by_their_seed_can_be_averaged(dataset, compact, tmp_path):
-    """Every weight is the mean of the members' weights; runs with other differences or without a start are refused."""
+    """Runs that differ only by their seed, and start from the same run, can be averaged.
+
+    Each weight is the mean of the runs' weights. Runs with other differences, and runs that do not start from another
+    run, are refused.
+    """
     from sketchbatch_trainer.train.averaging import average
 
     with without_graphs():
@@ -342,7 +374,7 @@ def test_runs_that_differ_by_their_seed_can_be_averaged(dataset, compact, tmp_pa
 
 
 def test_tensorboard_can_show_a_run(compact):
-    """The logs hold every metric of every epoch as scalars."""
+    """The logs of a run contain the metrics of every epoch in the format of TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logs = EventAccumulator(str(compact.logs))
@@ -352,7 +384,10 @@ def test_tensorboard_can_show_a_run(compact):
 
 
 def test_a_run_records_its_origin(dataset, run):
-    """A run holds history, config, held-out drawings and calibration drawings; the last two share no bitmap."""
+    """A run contains its history, its configuration, the held-out drawings and the calibration drawings.
+
+    The calibration drawings, with which int8 variants are made, contain no held-out drawing.
+    """
     assert list(history(run)[0]) == [
         "epoch", "loss", "accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "seconds",
     ]  # fmt: skip
@@ -367,7 +402,10 @@ def test_a_run_records_its_origin(dataset, run):
 
 
 def test_the_exported_file_describes_itself_and_agrees_with_keras(dataset, run):
-    """One file holds the graph (uint8 in, softmax out, any number of rows) and all metadata."""
+    """The exported file contains the graph and all metadata, and its scores agree with those of Keras.
+
+    The graph takes any number of uint8 bitmaps and ends with a softmax.
+    """
     parity = export(run, version=3, licence="CC0")
     assert 0 <= parity.max_difference <= 1e-4
     session = ort.InferenceSession(run.onnx, providers=["CPUExecutionProvider"])
@@ -388,7 +426,10 @@ def test_the_exported_file_describes_itself_and_agrees_with_keras(dataset, run):
 
 
 def test_export_is_refused_when_onnx_and_keras_disagree(run, monkeypatch):
-    """A graph with a wrong bias is not written, and the model file of an earlier export is deleted."""
+    """If the scores of the ONNX graph differ from those of Keras, the export is refused.
+
+    No model file remains, not even the file of an earlier export. In this test, one bias of the graph is wrong.
+    """
     run.onnx.write_text("of an earlier export")
     convert = exporting.to_onnx
 

@@ -1,4 +1,8 @@
-"""The variants float16 and int8: equal signature and metadata, own metrics, refused when less accurate."""
+"""Test the variants float16 and int8 of a model.
+
+A variant has the signature and the metadata of the float32 model, and metrics of its own. A variant whose accuracy is
+too low is refused.
+"""
 
 import json
 from dataclasses import replace
@@ -30,7 +34,7 @@ def sketches(seed: int, rows: int) -> dict[str, np.ndarray]:
 
 
 def fitted(labels):
-    """Return a tiny residual CNN with the layers of recipe `compact`, trained for some seconds."""
+    """Return a small residual CNN with the kinds of layers of the recipe `compact`, trained for some seconds."""
     import keras
     from keras import layers
     from sketchbatch_trainer.train.networks import StaticFlatten
@@ -53,7 +57,7 @@ def fitted(labels):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    """A trained run that the command exported in every variant."""
+    """Return a run whose model the command `export` has exported in every variant."""
     from sketchbatch_trainer.cli import app
 
     run = Run(tmp_path_factory.mktemp("run"))
@@ -73,7 +77,7 @@ def run(tmp_path_factory) -> Run:
 
 @pytest.fixture
 def tiny_run(tmp_path) -> Run:
-    """An exported run of a model that takes microseconds; its held-out drawings are noise."""
+    """Return an exported run of a model whose model calls take microseconds; its held-out drawings are random noise."""
     run = Run(tmp_path)
     write_model(run.onnx)
     run.test.mkdir()
@@ -91,7 +95,10 @@ def scores_of(run: Run, variant: Variant) -> np.ndarray:
 
 @pytest.mark.parametrize("variant", SMALLER)
 def test_a_variant_has_the_signature_and_metadata_of_float32(run, variant):
-    """The service can serve the variant, and its scores sum to 1."""
+    """A variant has the labels, the licence and all other metadata of the float32 model, except for the metrics.
+
+    The service can load the variant, and the scores of a row sum to 1.
+    """
     artifacts = {
         each: read_artifact(run.exported(each), open_session(run.exported(each))) for each in (Variant.FLOAT32, variant)
     }
@@ -106,13 +113,16 @@ def test_a_variant_has_the_signature_and_metadata_of_float32(run, variant):
 
 
 def metrics_of(run: Run, variant: Variant) -> dict:
-    """Return the metrics that the file contains."""
+    """Return the metrics that the model file of a variant contains."""
     properties = {each.key: each.value for each in onnx.load(run.exported(variant)).metadata_props}
     return json.loads(properties["sketchbatch.metrics"])
 
 
 def test_the_int8_file_contains_its_comparison_with_float32(run):
-    """The metrics are both accuracies, the agreement and the score differences, on the held-out drawings."""
+    """The metrics in the int8 file compare the int8 model with the float32 model on the held-out drawings.
+
+    They contain both accuracies, the share of equal predictions, and the differences of the scores.
+    """
     expected, scores = scores_of(run, Variant.FLOAT32), scores_of(run, Variant.INT8)
     true = np.repeat([0, 1, 2], 100)
     metrics = metrics_of(run, Variant.INT8)
@@ -137,7 +147,7 @@ def test_float16_metrics_include_the_rounding_of_cuda(run):
 
 
 def test_variants_store_their_weights_in_fewer_bits(run):
-    """Every weight matrix is float16 or int8, and both files are valid ONNX for any runtime."""
+    """In the variants, every weight matrix is stored as float16 or int8, and both files are valid ONNX models."""
     widths = {Variant.FLOAT32: onnx.TensorProto.FLOAT, Variant.FLOAT16: onnx.TensorProto.FLOAT16,
               Variant.INT8: onnx.TensorProto.INT8}  # fmt: skip
     for variant, width in widths.items():
@@ -149,7 +159,10 @@ def test_variants_store_their_weights_in_fewer_bits(run):
 
 
 def test_int8_with_a_lower_accuracy_is_refused(run):
-    """An int8 model with a lower accuracy is refused; the old int8 file is deleted, and float32 stays."""
+    """If the int8 model has a much lower accuracy than the float32 model, its export is refused.
+
+    The int8 file of an earlier export is deleted, and the float32 file stays.
+    """
     calibration = run.calibration.read_bytes()
     np.save(run.calibration, np.zeros((8, 784), np.uint8))
     with pytest.raises(ExportRefused, match=r"export refused: int8 accuracy .* drawings lost, limit 5"):
@@ -161,7 +174,7 @@ def test_int8_with_a_lower_accuracy_is_refused(run):
 
 
 def test_float16_that_overflows_is_refused(tiny_run):
-    """Values above 65,504 are infinite in float16; then the scores are NaN and the export is refused."""
+    """The export as float16 is refused if a value of the model is above 65,504, because the scores are then NaN."""
     graph = onnx.load(tiny_run.onnx)
     weights = next(each for each in graph.graph.initializer if each.name == "weights")
     weights.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights) * 1e5, "weights"))
@@ -183,7 +196,11 @@ def test_float16_scores_that_differ_too_much_are_refused():
 
 @pytest.mark.parametrize(("rows", "limit"), [(100, 5), (1_000, 5), (10_000, 50)])
 def test_a_variant_may_lose_half_a_point_or_five_drawings(rows, limit):
-    """The limit is on the balance: a drawing that only the variant recognises makes up for a lost one."""
+    """A variant may lose correct predictions, compared with float32, for at most 0.5 % of the rows or for 5 rows.
+
+    The larger of these two numbers is the limit. It applies to the difference: a drawing that only the variant predicts
+    correctly compensates for a drawing that only float32 predicts correctly.
+    """
     held_out = HeldOut(np.zeros((rows, 28, 28), np.uint8), np.zeros(rows, np.int64), 2)
     right, wrong = np.array([0.6, 0.4], np.float32), np.array([0.4, 0.6], np.float32)
     expected = np.tile(right, (rows, 1))
@@ -199,7 +216,7 @@ def test_a_variant_may_lose_half_a_point_or_five_drawings(rows, limit):
 
 
 def test_a_variant_without_its_inputs_names_the_missing_step(tmp_path, tiny_run):
-    """Without its inputs, a variant is refused with the command to run first."""
+    """If a file that the export of a variant needs is missing, the error names the command to run first."""
     with pytest.raises(RunIncomplete, match="first run: sketchbatch-train export"):
         export_variant(Run(tmp_path / "nothing"), Variant.FLOAT16)
     with pytest.raises(RunIncomplete, match=r"calibration\.npy does not exist yet; first run: sketchbatch-train train"):
@@ -207,7 +224,7 @@ def test_a_variant_without_its_inputs_names_the_missing_step(tmp_path, tiny_run)
 
 
 def test_exporting_again_deletes_the_variants_of_the_earlier_model(run):
-    """Another export deletes old variants, because they would look like variants of the new model."""
+    """A new export of a run deletes the variants of the earlier model, which do not belong to the new model."""
     from sketchbatch_trainer.export.exporting import export
 
     for variant in SMALLER:
