@@ -17,8 +17,12 @@ def demo(run_command, root, *flags: object) -> list[str]:
 
 @pytest.mark.timeout(300)
 def test_offline_the_demo_uses_synthetic_sketches(run_command, root, tmp_path, monkeypatch):
-    """Offline, first line, metrics, model name and report call the data synthetic; the report loads no other file."""
-    # a closed port as the proxy makes the demo offline on every machine
+    """Without a network, the demo uses synthetic sketches instead of real drawings, and states this everywhere.
+
+    The first line of output, the metrics, the name of the model and the report name the synthetic sketches. The report
+    loads no other file.
+    """
+    # no program listens on this port, so every download fails, even on a machine with a network
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     lines = demo(run_command, root, "--run", tmp_path, "--epochs", 1)
     assert "synthetic sketches" in lines[0]

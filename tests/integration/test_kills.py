@@ -1,4 +1,4 @@
-"""Test that a job whose client and server are killed repeatedly at random times gives byte-identical output.
+"""Test that a job produces byte-identical output although its client and its server are killed at random times.
 
 The environment variable KILLS sets the number of kills. A test run without KILLS makes only a few kills.
 """
@@ -23,7 +23,7 @@ LONGEST_WAIT_S = 1.0
 
 @pytest.fixture
 def inputs(tmp_path):
-    """Return bitmaps, and strokes with some malformed lines that a reader process decodes."""
+    """Write a file of bitmaps, and a file of strokes with some malformed lines; return their paths."""
     rows = np.random.default_rng(3).integers(0, 256, (ROWS, 784), np.uint8)
     np.save(tmp_path / "a.npy", rows)
     lines = [json.dumps({"key_id": str(row + 1), "drawing": [[[row % 256, 255], [0, 255]]]}) for row in range(6000)]
@@ -34,7 +34,7 @@ def inputs(tmp_path):
 
 @pytest.mark.timeout(180 + 10 * KILLS)
 def test_a_job_that_is_killed_repeatedly_produces_identical_output(inputs, tmp_path, start_service, tiny_model, capsys):
-    """A kill of the client or the server at any time loses or repeats no row and no reject."""
+    """If the client or the server of a job is killed at any time, no row and no reject is lost or repeated."""
     chance = random.Random(11)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -68,12 +68,12 @@ def test_a_job_that_is_killed_repeatedly_produces_identical_output(inputs, tmp_p
             kills[victim] += 1
         _, errors = process.communicate(timeout=60)
         assert process.returncode in (1, 3, -signal.SIGKILL), errors
-        # the job finished between two kills, so the test begins a new job
+        # the job has finished before the last kill, so the test deletes its output and begins a new job
         if process.returncode == 3 and sum(kills.values()) < KILLS:
             assert_equal(output, undisturbed)
             for path in tmp_path.glob("killed.csv*"):
                 path.unlink()
-    for _ in range(3):  # the last kill may have ended the last run of the client
+    for _ in range(3):  # the job may be unfinished after the last kill, so the test starts the client again
         process = start(output)
         _, errors = process.communicate(timeout=60)
         if process.returncode != 1:

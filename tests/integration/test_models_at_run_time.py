@@ -19,7 +19,10 @@ def metrics(service) -> str:
 
 
 def test_no_call_fails_while_versions_are_added_replaced_and_removed(start_service, tmp_path):
-    """Every response has the scores of the version that it names, and index and metrics list the refused files."""
+    """While versions are added, replaced and removed, each response has the scores of the version that it names.
+
+    The repository index and the metrics of the service report the refused model file.
+    """
     repository = Repository(tmp_path / "models")
     repository.write(1)
     service = start_service(

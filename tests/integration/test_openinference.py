@@ -1,4 +1,7 @@
-"""Call a real service with unmodified clients of tritonclient and kserve, each in one process with our client."""
+"""Call a real service with the unmodified clients of the packages tritonclient and kserve.
+
+Each of these clients runs in one process with our own client, so the tests also show that both can be used together.
+"""
 
 import json
 import os
@@ -34,7 +37,10 @@ def expected(bitmaps, tiny_model) -> list:
 
 @pytest.fixture(scope="module")
 def run_session(tiny_service, bitmaps, root, tmp_path_factory):
-    """Return a function that runs a script of tests/openinference/ with its clients installed and parses its output."""
+    """Return a function that runs a script of tests/openinference/ and returns the script's output, parsed as JSON.
+
+    The script runs with the Python of .tools/openinference, in which tritonclient and kserve are installed.
+    """
     python = root / ".tools/openinference/bin/python"
     assert python.exists(), "tritonclient and kserve are not installed: make setup"
     file = tmp_path_factory.mktemp("openinference") / "bitmaps.npy"
@@ -65,7 +71,10 @@ def kserve(run_session) -> dict:
 
 
 def test_tritonclient_receives_the_scores_of_onnx_runtime(triton, expected):
-    """Tritonclient's scores are bit-identical for a whole request, and equal to 1e-6 for concurrent requests."""
+    """The scores that tritonclient receives for one request with all rows are bit-identical to ONNX Runtime's.
+
+    If each row is a request of its own, the scores may differ by at most 1e-6, because batches have other sizes.
+    """
     for encoding in ("ours", "uint8", "fp32", "flat", "compressed"):
         assert triton[encoding] == expected, encoding
     ids, streamed, are_final = zip(*triton["aio_stream"], strict=True)
@@ -76,7 +85,10 @@ def test_tritonclient_receives_the_scores_of_onnx_runtime(triton, expected):
 
 
 def test_kserves_client_receives_the_scores_of_onnx_runtime(kserve, expected):
-    """Scores for kserve's client are bit-identical, in the encoding of the request: typed numbers or raw bytes."""
+    """The scores that kserve's client receives are bit-identical to ONNX Runtime's.
+
+    A response has the encoding of its request: typed numbers or raw bytes.
+    """
     for encoding in ("ours", "typed", "raw", "fp32"):
         assert kserve[encoding] == expected, encoding
     assert kserve["typed_data"] == np.ravel(expected).tolist()
@@ -97,7 +109,10 @@ def test_a_classification_names_the_best_classes_first(triton, kserve, expected)
 
 
 def test_an_invalid_message_of_a_stream_affects_no_other_message(triton, expected):
-    """An invalid message of a stream receives its error in order, with the status and message of ModelInfer."""
+    """If the second of three messages of a stream is invalid, only this message receives an error.
+
+    The responses are in order, and the error has the status and the message that ModelInfer would return.
+    """
     error = (
         "INVALID_ARGUMENT: inputs[0].shape must be [rows, 28, 28], [rows, 28, 28, 1] or [rows, 784], got [5, 27, 28]"
     )
@@ -118,7 +133,10 @@ def test_an_invalid_message_of_a_stream_affects_no_other_message(triton, expecte
     ],
 )
 def test_an_invalid_request_is_rejected_with_the_status_of_our_own_protocol(triton, error, status, message):
-    """An invalid request receives the status of our own protocol; the message has the expected and received value."""
+    """An invalid request receives the status that our own protocol would return for the same error.
+
+    The error message contains the expected and the received value.
+    """
     assert triton["rejected"][error][0] == f"StatusCode.{status}"
     assert message in triton["rejected"][error][1]
 
@@ -144,7 +162,7 @@ def test_the_service_describes_itself_and_its_models(triton):
 
 
 def test_our_field_numbers_are_those_of_the_protocol(triton, kserve):
-    """Our .proto and the .proto files of Triton and kserve agree on every shared message, field and enum value."""
+    """Our .proto file agrees with those of Triton and kserve on each message, field and enum value that both define."""
     assert triton["differences"] == kserve["differences"] == []
 
 

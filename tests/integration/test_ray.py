@@ -35,7 +35,7 @@ def expected(bitmaps, tiny_model) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def session(root, tiny_service, bitmaps):
-    """Run the Ray session; return its report with the `folder` of its output files."""
+    """Run tests/ray_data/ray_session.py; yield its report, with the folder of its output files under `folder`."""
     python = root / ".tools/ray/bin/python"
     if not python.exists():
         pytest.skip("Ray is not installed: make .tools/ray/.done")
@@ -48,7 +48,10 @@ def session(root, tiny_service, bitmaps):
 
 
 def environment(root: Path, folder: str) -> dict[str, str]:
-    """Return variables that restrict Ray to loopback and to the test's folder, and turn off its usage reports."""
+    """Return environment variables for Ray.
+
+    They restrict Ray to the loopback interface and to the test's folder, and turn off Ray's usage reports.
+    """
     return os.environ | {
         "HOME": folder,
         "PYTHONPATH": os.pathsep.join([str(root / "protos"), str(root / "client")]),
@@ -59,7 +62,7 @@ def environment(root: Path, folder: str) -> dict[str, str]:
 
 
 def run(words: list, env: dict[str, str]) -> dict:
-    """Run the session script; return the JSON on its last line of output, and kill its process group."""
+    """Run the session script, then kill all processes that it started; return the JSON on its last line of output."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(words, env=env, start_new_session=True, **pipes) as process:
         try:
@@ -72,7 +75,10 @@ def run(words: list, env: dict[str, str]) -> dict:
 
 
 def test_every_row_is_scored_once_if_an_actor_is_killed(session, expected):
-    """Every row is scored once, even if SIGKILL ends an actor that scored a batch but did not return the batch."""
+    """The dataset has every row once, even if SIGKILL ends an actor after the actor scored a batch.
+
+    The actor is killed before it returns the batch to Ray.
+    """
     killed = int((session["folder"] / "killed.pid").read_text())
     assert not Path(f"/proc/{killed}").exists()
     scored = np.load(session["folder"] / "killed.npz")

@@ -36,7 +36,11 @@ METHODS = [
 
 
 class Keys:
-    """Keep certificates of an authority and a token file in a folder; a service with `flags` requires these files."""
+    """Write certificates and a token file to a folder, and make connections with these certificates.
+
+    A service that is started with `flags` requires a client certificate of the authority `ca`, and a token of the file.
+    The certificate `stranger` is of another authority.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -99,7 +103,7 @@ def bearer(token: str) -> tuple[tuple[str, str]]:
 
 
 def error_of(channel: grpc.Channel, method: str, metadata=()) -> grpc.RpcError:
-    """Return the error of a call whose request never ends."""
+    """Return the error that a call receives; the client neither sends a request nor ends the call."""
     returned = threading.Event()
     try:
         with pytest.raises(grpc.RpcError) as caught:
@@ -110,7 +114,10 @@ def error_of(channel: grpc.Channel, method: str, metadata=()) -> grpc.RpcError:
 
 
 def test_without_a_token_only_health_answers(guarded, keys):
-    """Without a token, every method except health is rejected before its request arrives, even an unknown method."""
+    """Without a valid token, every call except health checks receives UNAUTHENTICATED, before its request arrives.
+
+    This is true even for calls of unknown methods.
+    """
     assert len(METHODS) > 10
     with keys.channel(guarded.address) as channel:
         for method in [*METHODS, "/no.such.Service/Method", "/grpc.health.v1.Health/Checks"]:
@@ -143,7 +150,10 @@ def test_every_token_of_the_file_is_accepted(guarded, keys):
 
 @pytest.mark.parametrize("name", ["", "stranger"])
 def test_a_connection_without_a_certificate_of_the_authority_is_rejected(guarded, keys, name):
-    """Without a certificate of the authority, no method (even health) is reachable, with a token or in plain text."""
+    """Without a client certificate of the authority, every call receives UNAVAILABLE, even a health check.
+
+    A valid token makes no difference. A connection in plain text is rejected as well.
+    """
     with keys.channel(guarded.address, name) as channel:
         assert error_of(channel, METHODS[0], bearer(NEW)).code() is grpc.StatusCode.UNAVAILABLE
         assert error_of(channel, "/grpc.health.v1.Health/Check").code() is grpc.StatusCode.UNAVAILABLE
@@ -152,7 +162,10 @@ def test_a_connection_without_a_certificate_of_the_authority_is_rejected(guarded
 
 
 def test_the_probe_port_answers_only_health_and_in_plain_text(guarded):
-    """The probe port answers only health checks, and without certificate or token, because a kubelet has neither."""
+    """The probe port answers health checks in plain text, and no other calls.
+
+    A health check on this port needs no certificate and no token, because a kubelet has neither.
+    """
     with grpc.insecure_channel(guarded.probe_address) as channel:
         assert health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status == SERVING
         for method in METHODS:
@@ -160,7 +173,10 @@ def test_the_probe_port_answers_only_health_and_in_plain_text(guarded):
 
 
 def test_certificates_and_tokens_are_replaced_without_a_restart(start_service, tiny_model, tmp_path):
-    """While new certificate or token files are invalid, the last valid files stay in use, and connections stay open."""
+    """The service uses new certificates and tokens soon after their files have changed, without a restart.
+
+    While a new file is invalid, the last valid file stays in use. Connections stay open while files change.
+    """
     keys = Keys(tmp_path)
     service = start_service(tiny_model, *keys.flags)
     first = keys.served_certificate(service.address)
@@ -195,7 +211,7 @@ def test_certificates_and_tokens_are_replaced_without_a_restart(start_service, t
 
 
 def test_every_worker_requires_certificate_and_token(start_service, tiny_model, keys):
-    """All workers check the same credentials and share one probe port."""
+    """Each of two workers requires a certificate and a token, and both workers share one probe port."""
     service = start_service(tiny_model, *keys.flags, "--workers", "2")
     for _ in range(10):
         with keys.channel(service.address) as channel:
@@ -224,7 +240,7 @@ def test_tls_older_than_1_2_is_rejected(guarded, keys):
 
 
 def test_unusable_credentials_stop_the_start_with_one_line(run_command, tiny_model, tmp_path):
-    """A service with unusable credentials prints one line and does not start, since it would run unprotected."""
+    """A service with unusable credentials prints one line of error and does not start, as it would be unprotected."""
     (tmp_path / "tokens").write_text("# no token yet")
     for flags, reason in [
         (["--token-file", tmp_path / "tokens"], "tokens: expected one token per line, got none"),
@@ -262,7 +278,7 @@ def test_grpcurl_needs_certificate_and_token(guarded, keys):
 
 
 class Http2:
-    """Open an HTTP/2 connection in plain text and read its frames."""
+    """Open an HTTP/2 connection in plain text, and read the frames that the service sends."""
 
     def __init__(self, address: str) -> None:
         host, port = address.split(":")
@@ -301,7 +317,7 @@ def test_connections_and_their_calls_are_limited(start_service, tiny_model):
 
 
 def test_an_old_connection_receives_goaway(start_service, tiny_model):
-    """After `--max-connection-age-s` the service sends GOAWAY with the reason max_age."""
+    """When a connection is older than `--max-connection-age-s`, the service sends GOAWAY with the reason max_age."""
     connection = Http2(start_service(tiny_model, "--max-connection-age-s=1").address)
     kind, content = connection.frame()
     while b"max_age" not in content:

@@ -29,9 +29,9 @@ pytestmark = [pytest.mark.timeout(60), pytest.mark.both_transports]  # most test
 
 FIVE = ["accuracy", "balanced_accuracy", "specificity", "matthews_corrcoef", "jaccard"]
 NO_LIMIT = ("--drain-s", "3600")
-"""Flags with which a service that waits until --drain-s would exceed the time limit of its test."""
+"""Flags with a drain time of an hour: a service that waits until its end would exceed the time limit of the test."""
 SLOW = ("--threads", "1", "--max-batch-rows", "1", "--metrics-address", "127.0.0.1:0")
-"""Flags with which 8,000 rows take seconds, and the queued rows can be read."""
+"""Flags with which a service needs seconds for 8,000 rows, and has a metrics page with the number of queued rows."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_the_shipped_model_knows_bears_cats_and_dogs(shipped):
 
 @pytest.mark.real_drawings
 def test_9000_real_drawings_get_the_labels_of_onnx_runtime_in_order(shipped, quickdraw, root, run_command, tmp_path):
-    """9,000 real drawings receive the labels and scores of ONNX Runtime in order, through files, gRPC and batching."""
+    """`sketchbatch score` writes the labels and scores that ONNX Runtime computes for 9,000 real drawings, in order."""
     files = [quickdraw / "numpy_bitmap" / f"{label}.npy" for label in ("bear", "cat", "dog")]
     words = ["score", *files, "--server", shipped.address, "--output", tmp_path / "scores.csv", "--all-scores"]
     finished = run_command("sketchbatch", *words)
@@ -77,7 +77,10 @@ def test_9000_real_drawings_get_the_labels_of_onnx_runtime_in_order(shipped, qui
 
 @pytest.mark.real_drawings
 def test_evaluate_finds_the_models_own_accuracy_again(shipped, quickdraw, run_command, tmp_path):
-    """`evaluate` finds a higher accuracy than on held-out drawings, since most drawings here were training data."""
+    """`evaluate` measures an accuracy above 0.8 on the real drawings, and skips files of unknown labels.
+
+    The accuracy is higher than on held-out drawings, because most of these drawings were training data.
+    """
     words = ["evaluate", quickdraw, "--server", shipped.address, "--json", tmp_path / "m.json"]
     finished = run_command("sketchbatch", *words)
     assert finished.returncode == 0, finished.stderr
@@ -88,7 +91,10 @@ def test_evaluate_finds_the_models_own_accuracy_again(shipped, quickdraw, run_co
 
 
 def test_health_follows_the_service(start_service, tiny_model):
-    """Check and Watch report SERVING for the server and each service, and Watch receives NOT_SERVING on draining."""
+    """Health checks report SERVING while the service runs, and a health watch receives NOT_SERVING when it stops.
+
+    An open health watch does not delay the end of the process.
+    """
     service = start_service(tiny_model, *NO_LIMIT)
     with grpc.insecure_channel(service.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -122,11 +128,10 @@ def test_reflection_can_be_turned_off(start_service, tiny_service, tiny_model):
 
 @contextmanager
 def paused_in_flight(service, calls: int, bitmaps: np.ndarray) -> Iterator[list[grpc.Future]]:
-    """Send calls, and pause the process of the service while at least half of their rows are in the queue.
+    """Send `calls` calls, and pause the process of the service while at least half of their rows are in the queue.
 
-    The service must be started with SLOW, so that the queue fills faster than it drains.
-
-    Signals that are sent to the paused process arrive when the process continues.
+    The service must be started with the flags `SLOW`, so that the queue fills faster than it drains. The context yields
+    the calls. When the context ends, the process continues, and receives the signals that were sent during the pause.
     """
     with grpc.insecure_channel(service.address) as channel:
         classify = classifier_pb2_grpc.ClassifierServiceStub(channel).Classify.future
@@ -159,7 +164,10 @@ def queued_rows(service) -> float:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_accepted_calls_are_answered_before_the_service_stops(start_service, root, noise, how):
-    """A call in flight when SIGTERM arrives receives its response, and the log has the stages of the stop."""
+    """A call that is in flight when SIGTERM or SIGINT arrives receives its response before the service stops.
+
+    The log contains the stages of the stop.
+    """
     service = start_service(root / "models", *SLOW, *NO_LIMIT)
     with paused_in_flight(service, 1, noise(16384)) as (call,):
         service.process.send_signal(how)
@@ -171,7 +179,10 @@ def test_accepted_calls_are_answered_before_the_service_stops(start_service, roo
 
 
 def test_calls_are_accepted_during_the_lame_duck_time(start_service, tiny_model, noise):
-    """During the lame-duck time health reports NOT_SERVING and calls are answered; a second signal ends this time."""
+    """During the lame duck time, health reports NOT_SERVING and calls are answered.
+
+    A second signal ends the lame duck time.
+    """
     service = start_service(tiny_model, "--lame-duck-s", "3600")
     with grpc.insecure_channel(service.address) as channel:
         classify = classifier_pb2_grpc.ClassifierServiceStub(channel).Classify
@@ -197,7 +208,7 @@ def failure(rpc, request):
 
 
 def test_the_lame_duck_time_ends_by_itself(start_service, tiny_model):
-    """Draining begins `--lame-duck-s` after SIGTERM, without a second signal."""
+    """Without a second signal, the lame duck time ends after `--lame-duck-s`, and draining begins."""
     service = start_service(tiny_model, "--lame-duck-s", "0.5")
     service.process.terminate()
     service.process.wait()
@@ -208,7 +219,10 @@ def test_the_lame_duck_time_ends_by_itself(start_service, tiny_model):
 
 
 def test_a_second_signal_cancels_calls(start_service, root, noise):
-    """A second signal cancels calls in flight, which end with UNAVAILABLE, and the process ends before `--drain-s`."""
+    """After a second signal, calls in flight end with UNAVAILABLE, and the process ends at once.
+
+    The process does not wait until `--drain-s` has passed.
+    """
     service = start_service(root / "models", "--lame-duck-s", "3600", *SLOW, *NO_LIMIT)
     service.process.terminate()
     service.wait_for("stopping")  # without this wait the kernel could merge the two signals
@@ -234,9 +248,9 @@ def test_repeated_signals_change_nothing(start_service, tiny_model):
 
 
 def test_an_open_stream_ends_when_the_service_stops(start_service, tiny_model):
-    """When the service stops, sent messages of a stream receive responses; then the stream ends with UNAVAILABLE.
+    """When the service stops, an open stream ends with UNAVAILABLE, after its messages have received responses.
 
-    The stream ends before --drain-s has passed.
+    The service does not wait until `--drain-s` has passed.
     """
     service = start_service(tiny_model, *NO_LIMIT)
     more = queue.Queue()
@@ -252,7 +266,10 @@ def test_an_open_stream_ends_when_the_service_stops(start_service, tiny_model):
 
 
 def test_concurrent_large_and_small_requests_receive_their_own_scores(tiny_service, tiny_model):
-    """Large and small requests are split and merged, and each request receives the scores of its rows."""
+    """When large and small requests are concurrent, each request receives the scores of its own rows.
+
+    The service splits large requests and joins small requests into batches.
+    """
     session = ort.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
 
     def is_right(rows: int) -> bool:
@@ -265,7 +282,10 @@ def test_concurrent_large_and_small_requests_receive_their_own_scores(tiny_servi
 
 
 def test_the_largest_request_fits_and_one_row_more_is_refused_clearly(tiny_service):
-    """The largest request succeeds, and one more row is rejected with INVALID_ARGUMENT, not with gRPC's own error."""
+    """A request of 16,384 rows succeeds, and a request of 16,385 rows is rejected with INVALID_ARGUMENT.
+
+    The message limit of gRPC is higher, so that gRPC's own error does not hide the error of the service.
+    """
     with grpc.insecure_channel(tiny_service.address) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
         assert stub.Classify(pb.ClassifyRequest(bitmaps=bytes(784 * 16384), top_k=1)).rows == 16384
@@ -284,7 +304,10 @@ def failed_start(run_command, *flags: object) -> str:
 
 
 def test_a_failed_start_is_reported_in_one_line(run_command, tmp_path, tiny_model, tiny_service):
-    """A model with a wrong input, a missing model, a busy port and a missing GPU each give one line of error."""
+    """A service that cannot start prints one line of error.
+
+    The causes in this test are a model with a wrong input, a missing model, a port in use and a missing GPU.
+    """
     unfit = write_model(tmp_path / "unfit.onnx", input_type=TensorProto.FLOAT, input_shape=("n", 28, 28, 1))
     assert "must be bitmaps: uint8 (N, 28, 28), got bitmaps: float32 (N, 28, 28, 1)" in failed_start(
         run_command, "--model", unfit
@@ -300,7 +323,7 @@ def test_a_failed_start_is_reported_in_one_line(run_command, tmp_path, tiny_mode
 
 
 def test_scores_equal_those_of_onnx_runtime_however_requests_are_split_and_merged(shipped, root):
-    """Concurrent requests of 1 to 16,384 rows receive bit-identical scores to a session with default settings."""
+    """Concurrent requests of 1 to 16,384 rows receive scores that are bit-identical to those of ONNX Runtime."""
     random = np.random.default_rng(3)
     sizes = [1] * 40 + [2, 3, 7, 16, 17, 63, 64, 65, 127, 300, 1024, 1025, 5000, 16384]
     bitmaps = random.integers(0, 256, (sum(sizes), 28, 28), np.uint8)

@@ -21,7 +21,7 @@ from worker_processes import children
 
 pytestmark = [pytest.mark.timeout(90), pytest.mark.both_transports]  # several tests start several processes
 
-# these ids are the example of the W3C recommendation
+# example of a trace id and a span id in the W3C recommendation "Trace Context"
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 Samples = dict[str, dict[str, float]]
@@ -40,9 +40,9 @@ def scrape(address: str) -> Samples:
 
 
 def scrape_until(address: str, is_true: Callable[[Samples], object]) -> Samples:
-    """Scrape repeatedly until the metrics satisfy `is_true`; return the metrics.
+    """Read the metrics repeatedly until `is_true` returns a true value for them; return these metrics.
 
-    A worker that needs more than a second to answer is missing from a scrape.
+    One reading may be incomplete: a worker that needs more than a second to answer is missing.
     """
     found: Samples = {}
 
@@ -89,9 +89,9 @@ def collector() -> Iterator[tuple[str, list]]:
 
 
 def test_a_call_appears_in_metrics_log_and_traces(start_service, tiny_model):
-    """The debug log has the call's request id; the call's span continues the client's trace.
+    """A call appears in the metrics, in the debug log with its request id, and in the traces.
 
-    The call's span contains the spans `queue` and `infer`.
+    The span of the call belongs to the trace of the client, and contains the spans `queue` and `infer`.
     """
     with collector() as (endpoint, spans):
         flags = ["--metrics-address", "127.0.0.1:0", "--otlp-endpoint", endpoint, "--log-level", "debug"]
@@ -125,7 +125,11 @@ def test_a_call_appears_in_metrics_log_and_traces(start_service, tiny_model):
 
 
 def test_one_scrape_returns_the_metrics_of_all_workers(start_service, tiny_model):
-    """A scrape labels metrics by worker, omits a stopped or killed worker, and discards late answers of workers."""
+    """One scrape returns the metrics of all workers, with the number of the worker as a label.
+
+    The metrics of a worker that does not answer are missing. Late answers of this worker are discarded. A worker that
+    replaces a killed worker begins with new metrics.
+    """
     service = start_service(tiny_model, "--workers", "2", "--metrics-address", "127.0.0.1:0")
     sent = 0
 
@@ -149,7 +153,10 @@ def test_one_scrape_returns_the_metrics_of_all_workers(start_service, tiny_model
     os.kill(stopped, signal.SIGCONT)
 
     def is_up_to_date() -> bool:
-        """Send requests and scrape once; if the service kept late answers, every scrape would lack the newest rows."""
+        """Send requests and scrape once; return whether the metrics count the rows of these requests.
+
+        If the service kept late answers of a worker, every scrape would return old metrics of this worker.
+        """
         send_requests()
         return has_all_rows(scrape(service.metrics_address))
 
@@ -169,7 +176,10 @@ def test_one_scrape_returns_the_metrics_of_all_workers(start_service, tiny_model
 
 
 def test_a_metrics_address_in_use_stops_the_start_with_one_line(run_command, tiny_model):
-    """A metrics address in use gives the same one-line message with one process and with several workers."""
+    """If the metrics address is in use, the service prints one line of error and does not start.
+
+    The line is the same for one process and for several workers.
+    """
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         for workers in ("1", "2"):

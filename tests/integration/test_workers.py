@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.timeout(60), pytest.mark.both_transports]  # each test
 
 
 def call_once(address: str, call):
-    """Call the function `call` with a stub over a new connection."""
+    """Return the result of the function `call`, which is called with a stub that uses a new connection."""
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         return call(classifier_pb2_grpc.ClassifierServiceStub(channel))
 
@@ -54,7 +54,10 @@ def test_every_worker_answers_on_the_same_port(start_service, tiny_model, noise)
 
 
 def test_a_worker_that_is_killed_is_replaced(start_service, tiny_model):
-    """While a killed worker is replaced, the other worker answers; the new worker has the killed worker's number."""
+    """A worker that is killed is replaced by a new worker with the same number.
+
+    Meanwhile, the other worker answers calls.
+    """
     service = start_service(tiny_model, "--workers", "2")
     victim = children(service.process.pid)[0]
     os.kill(victim, signal.SIGKILL)
@@ -68,7 +71,7 @@ def test_a_worker_that_is_killed_is_replaced(start_service, tiny_model):
 
 
 def test_workers_stop_with_their_parent(start_service, tiny_model):
-    """No worker keeps the port after the supervisor was killed."""
+    """After the supervisor is killed, all its workers exit, so that no worker keeps the port."""
     service = start_service(tiny_model, "--workers", "2")
     workers = children(service.process.pid)
     service.stop(signal.SIGKILL)
@@ -76,7 +79,7 @@ def test_workers_stop_with_their_parent(start_service, tiny_model):
 
 
 def test_a_failed_start_of_workers_prints_one_line(run_command, start_service, tiny_model):
-    """Several workers that fail to start print the cause once, as a single process does."""
+    """If several workers fail to start, the service prints the cause in one line, and not once per worker."""
     service = start_service(tiny_model, "--workers", "2")
     for model, address, cause in [
         ("none.onnx", "127.0.0.1:0", "none.onnx: no such model file"),

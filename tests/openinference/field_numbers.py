@@ -5,9 +5,9 @@ from sketchbatch.openinference.v2 import open_inference_pb2
 
 
 def differences(*theirs: FileDescriptor) -> list[str]:
-    """Return the names of our fields and enum values that another copy of the protocol defines differently.
+    """Return the names of our fields and enum values that the files `theirs` define differently.
 
-    A message or enum that only one copy has is not reported.
+    A message or an enum that exists in only one of the two copies is not reported.
     """
     found: list[str] = []
     for file in theirs:

@@ -33,7 +33,7 @@ def raw(bitmaps: np.ndarray) -> InferInput:
 
 
 async def rejection(client: InferenceGRPCClient, invalid: InferRequest) -> list:
-    """Return the status and the message of the error."""
+    """Send an invalid request; return the status and the message of its error."""
     try:
         await client.infer(invalid)
     except grpc.RpcError as exc:

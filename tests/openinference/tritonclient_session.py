@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 
 def tensor(bitmaps: np.ndarray, datatype: str = "UINT8", name: str = "bitmaps") -> list:
-    """Return a list with one input tensor."""
+    """Return a list with one input tensor, which contains the bitmaps."""
     made = triton.InferInput(name, bitmaps.shape, datatype)
     made.set_data_from_numpy(bitmaps)
     return [made]
@@ -37,7 +37,7 @@ def rejection(call, *arguments, **options) -> list:
 
 
 def sequential_responses(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> dict:
-    """Return the responses to requests that are sent one after another, one per encoding."""
+    """Return the scores from requests with the same bitmaps in different encodings, sent one after another."""
     ink = (bitmaps / np.float32(255)).astype(np.float32)
     best = triton.InferRequestedOutput("scores", class_count=2)
     responses: queue.Queue = queue.Queue()
@@ -82,7 +82,10 @@ def rejections(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> dic
 
 
 def streamed(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> list:
-    """Send three messages, the second invalid, over one stream; return the id and scores, or the error, of each."""
+    """Send three messages over one stream, of which the second is invalid.
+
+    Return one list per response: the id and the scores, or the word "error" and the message of the error.
+    """
     responses: queue.Queue = queue.Queue()
     client.start_stream(lambda result, error: responses.put((result, error)))
     client.async_stream_infer("tiny", tensor(bitmaps[:2]), request_id="a")
@@ -97,7 +100,10 @@ def streamed(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> list:
 
 
 async def concurrent_responses(address: str, bitmaps: np.ndarray) -> dict:
-    """Return the responses to one-row requests of the asyncio client, sent concurrently and then over a stream."""
+    """Send each row as a request of its own with tritonclient's asyncio client; return the responses.
+
+    The rows are first sent as concurrent calls, and then as messages of one stream.
+    """
 
     async def messages():
         for row in range(len(bitmaps)):

@@ -23,7 +23,10 @@ FATAL_ROW = 10_700  # this row is in the second batch of a block
 
 
 class KilledScorer(SketchbatchScorer):
-    """Kills its process once in the cluster, after it scored a batch and before it returns the batch."""
+    """Score batches, and kill the own process after the first scoring of the row FATAL_ROW.
+
+    The process is killed before it returns the batch. The file `pid_file` prevents a second kill in the cluster.
+    """
 
     def __init__(self, server: str, pid_file: Path) -> None:
         super().__init__(server)
@@ -38,7 +41,7 @@ class KilledScorer(SketchbatchScorer):
 
 
 def drawings(file: str, rows: int, blocks: int) -> Dataset:
-    """Return a dataset of the first rows of a file, which the workers read."""
+    """Return a dataset of the first `rows` rows of a file, which the workers of the Ray cluster read."""
     return ray.data.range(rows, override_num_blocks=blocks).map_batches(
         lambda batch: {"row": batch["id"], "bitmap": np.load(file, mmap_mode="r")[batch["id"]]}
     )
@@ -68,7 +71,7 @@ def unknown_model(address: str) -> str:
 
 
 def refusal(dataset: Dataset, address: str) -> str:
-    """Return the error of a job without a column of bitmaps."""
+    """Return the error of a job whose option `column` names a column that does not exist."""
     try:
         score(dataset, address, column="ink", actors=1).materialize()
     except ray.exceptions.RayTaskError as exc:
