@@ -1,4 +1,4 @@
-"""The init container's script stores a model with the expected digest and no other file."""
+"""Test the script of the init container, which downloads a model and stores only a file with the expected digest."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ DIGEST = hashlib.sha256(b"a model").hexdigest()
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Serve one model over HTTP; the fixture is the server's address."""
+    """Serve one file, model.onnx, over HTTP; yield the address of the server."""
     folder = tmp_path_factory.mktemp("store")
     (folder / "model.onnx").write_bytes(b"a model")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
@@ -28,7 +28,10 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def fetch(root, tmp_path):
-    """Return a function that runs the script as the container does; it returns the process and the stored files."""
+    """Return a function that runs the script as the container does.
+
+    The function returns the finished process and the names of the files that the script has stored.
+    """
 
     def run(url: str, digest: str = DIGEST) -> tuple[subprocess.CompletedProcess, list[str]]:
         path = tmp_path / "bear" / "1" / "model.onnx"
@@ -42,7 +45,7 @@ def fetch(root, tmp_path):
 
 @pytest.mark.parametrize("digest", [DIGEST, DIGEST.upper()])
 def test_a_model_with_the_expected_digest_is_stored(store, fetch, digest):
-    """The model is stored completely, under its name, and replaces the file of an earlier start."""
+    """A model with the expected digest is stored under its name, and replaces the file of an earlier start."""
     for _ in range(2):
         finished, files = fetch(f"{store}/model.onnx", digest)
         assert (finished.returncode, files) == (0, ["model.onnx"]), finished.stderr
@@ -58,7 +61,10 @@ def test_a_model_with_the_expected_digest_is_stored(store, fetch, digest):
     ],
 )
 def test_any_other_download_fails_with_one_line_and_no_file(store, fetch, url, digest, message):
-    """Any other download leaves no file and fails with one line, so that the pod does not start and logs the reason."""
+    """A download with another digest, a failed download and a file:// address leave no file and print one line.
+
+    The exit code is 1, so that the pod does not start, and the line in its log has the reason.
+    """
     finished, files = fetch(url.format(store=store), digest)
     assert finished.returncode == 1
     assert finished.stderr.startswith("fetch_model: ")
@@ -68,7 +74,7 @@ def test_any_other_download_fails_with_one_line_and_no_file(store, fetch, url, d
 
 
 def test_the_example_names_the_digest_of_the_model_that_ships(root):
-    """A copy of models/bear-cat-dog at the example's address passes the check."""
+    """The digest in the example kustomization.yaml is the digest of the model in models/bear-cat-dog."""
     kustomization = yaml.safe_load((root / SCRIPT).with_name("kustomization.yaml").read_text())
     shipped = hashlib.sha256((root / "models/bear-cat-dog/1/model.onnx").read_bytes()).hexdigest()
     assert f"sha256={shipped}" in kustomization["configMapGenerator"][0]["literals"]

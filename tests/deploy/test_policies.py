@@ -1,4 +1,7 @@
-"""Check the rendered manifests of deploy/ with strict schemas, checkov and our policies, and check each check."""
+"""Check the rendered manifests of deploy/ with strict schemas, with checkov and with our own policies.
+
+The module also tests these three checks: each must report a manifest that contains an error.
+"""
 
 import copy
 import json
@@ -20,17 +23,24 @@ TOOLS = ROOT / ".tools" / "k8s" / "bin"
 RENDERED = sorted(str(path.parent.relative_to(ROOT)) for path in ROOT.glob("deploy/[ob]*/*/kustomization.yaml"))
 """Folders of the overlays and of the bulk jobs."""
 VERSIONS = ["1.29.0", "1.33.0", "1.37.0"]
-"""From the oldest with backoffLimitPerIndex enabled by default to the newest with published schemas."""
+"""Versions of Kubernetes whose schemas the manifests must fit.
+
+The oldest version is the first in which backoffLimitPerIndex is enabled by default. The newest version is the last one
+with published schemas.
+"""
 
 
 def run(*command: object, text: str | None = None) -> subprocess.CompletedProcess:
-    """Run a command, whatever its exit status."""
+    """Run a command, and return the finished process even if the command failed."""
     return subprocess.run(list(map(str, command)), input=text, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 @pytest.fixture(scope="session")
 def render() -> Callable[[str], list[Manifest]]:
-    """Return a function that renders a folder once and returns a copy of its manifests."""
+    """Return a function that renders the manifests of a folder.
+
+    Each folder is rendered only once, and each call returns a new copy of its manifests.
+    """
     kubectl = os.environ.get("KUBECTL") or TOOLS / "kubectl"
     known: dict[str, list[Manifest]] = {}
 
@@ -46,21 +56,24 @@ def render() -> Callable[[str], list[Manifest]]:
 
 
 def validated(manifests: list[Manifest], version: str, folder: Path) -> subprocess.CompletedProcess:
-    """Validate against Kubernetes' schemas, strictly; `routed` checks GRPCRoute, which these schemas lack."""
+    """Validate manifests strictly against the schemas of a Kubernetes version; return the finished process.
+
+    These schemas do not contain GRPCRoute, which our policy `routed` checks instead.
+    """
     file = folder / "manifests.yaml"
     file.write_text(yaml.safe_dump_all([m for m in manifests if m["kind"] != "GRPCRoute"]))
     return run(TOOLS / "kubernetes-validate", "--strict", "-k", version, file)
 
 
 def test_every_documented_folder_is_rendered():
-    """The overlays and bulk jobs that docs/operations.md names exist."""
+    """The tests render exactly the ten folders of overlays and bulk jobs that docs/operations.md names."""
     names = {Path(folder).name for folder in RENDERED}
     assert names == {"cpu", "cpu-pvc", "cpu-fetch", "gpu", "gpu-mig", "tls", "gateway", "files", "score", "merge"}
 
 
 @pytest.mark.parametrize("folder", RENDERED)
 def test_no_manifest_breaks_a_policy(render, folder):
-    """Each rendering keeps every policy of kubernetes_policies.py."""
+    """The manifests of each folder fulfil every policy of kubernetes_policies.py."""
     assert violations(render(folder)) == []
 
 
@@ -88,7 +101,8 @@ def checked(manifests: list[Manifest], folder: Path) -> dict:
     return json.loads(finished.stdout)
 
 
-# Each case: the policy that must report a violation, the overlay, and the change that causes the violation.
+# Each case of `WRONG` has three values: the policy that must report a violation, the folder to render, and the change
+# of the rendered manifests that causes the violation.
 
 
 def pod(manifests: list[Manifest]) -> Manifest:
@@ -278,7 +292,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("policy", "name", "spoil"), WRONG.values(), ids=WRONG)
 def test_a_policy_reports_a_violation(render, policy, name, spoil):
-    """Each case changes one field of a correct rendering."""
+    """If one field of a correct manifest is changed as in a case of `WRONG`, the policy of this case reports it."""
     manifests = render(next(folder for folder in RENDERED if Path(folder).name == name))
     spoil(manifests)
     found = violations(manifests)
@@ -305,14 +319,14 @@ def test_a_misspelt_field_breaks_the_schema(render, tmp_path, name, spoil):
 
 
 def test_checkov_finds_a_container_that_may_gain_privileges(render, tmp_path):
-    """Checkov reports a container that may gain privileges, so it does check the given manifests."""
+    """Checkov reports a container that may gain privileges; this shows that checkov reads the given manifests."""
     manifests = render("deploy/overlays/cpu")
     container(manifests)["securityContext"].pop("allowPrivilegeEscalation")
     assert "CKV_K8S_20" in {each["check_id"] for each in checked(manifests, tmp_path)["results"]["failed_checks"]}
 
 
 def test_a_running_service_answers_every_probe(render, start_service, tiny_model):
-    """A running service answers every probe on its probe port, under the service names in the manifest."""
+    """A running service responds SERVING to each probe of the manifest, on its probe port."""
     service = start_service(tiny_model, "--probe-address", "127.0.0.1:0")
     with grpc.insecure_channel(service.probe_address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
@@ -323,7 +337,11 @@ def test_a_running_service_answers_every_probe(render, start_service, tiny_model
 
 
 def test_bulk_jobs_reach_the_service_and_each_other_s_files(render):
-    """Renderings agree on the address, on the label that the NetworkPolicy allows and on the names of the shares."""
+    """The manifests of the bulk jobs fit those of the service.
+
+    The job `score` uses the address of a Service and has a label that the NetworkPolicy allows. The job `merge` reads
+    files with the names under which the job `score` writes its shards.
+    """
     base, score, merge = map(render, ["deploy/overlays/cpu", "deploy/bulk/score", "deploy/bulk/merge"])
     addresses = {
         f"dns:///{m['metadata']['name']}:{m['spec']['ports'][0]['port']}" for m in base if m["kind"] == "Service"

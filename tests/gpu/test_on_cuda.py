@@ -61,7 +61,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def opened(files: dict[str, Path]) -> Callable[..., CudaEngine]:
-    """Return a function that opens an engine by variant and CUDA graphs; each engine is opened once."""
+    """Return a function that opens an engine for a variant of the model, with CUDA graphs "on" or "off".
+
+    A second call with the same arguments returns the engine of the first call.
+    """
     engines: dict[tuple[str, str], CudaEngine] = {}
 
     def engine(variant: str, graphs: str) -> CudaEngine:
@@ -83,7 +86,7 @@ def on_cuda(path: Path, rows: int, **options: object) -> CudaEngine:
 
 
 def noise(rows: int, seed: int) -> np.ndarray:
-    """Return bitmaps that no warm-up has used."""
+    """Return random bitmaps with different amounts of ink, which the warm-up of an engine has not used."""
     random = np.random.default_rng(seed)
     grey = random.integers(0, 256, (rows, 28, 28), np.uint8)
     return np.where(random.random((rows, 28, 28)) < random.random((rows, 1, 1)), grey, 0).astype(np.uint8)
@@ -93,7 +96,10 @@ def noise(rows: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("graphs", ["on", "off"])
 @pytest.mark.parametrize("variant", ["float32", "float16"])
 def test_every_bucket_scores_as_the_cpu_does(files, opened, variant, graphs):
-    """Full and padded buckets score correctly: no graph returns the scores of the batch with which it was captured."""
+    """In every bucket, full and padded batches receive the scores of the CPU.
+
+    The test would fail if a CUDA graph returned the scores of the batch with which it was captured.
+    """
     engine, reference = opened(variant, graphs), on_cpu(files[variant])
     assert engine.provider == CUDA
     assert engine.has_graphs == (graphs == "on")
@@ -107,7 +113,7 @@ def test_every_bucket_scores_as_the_cpu_does(files, opened, variant, graphs):
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("variant", ["float32", "float16"])
 def test_graphs_change_no_score(opened, variant):
-    """CUDA graphs reduce kernel launches and return the same scores as an engine without graphs."""
+    """An engine with CUDA graphs returns the same scores as an engine without CUDA graphs."""
     for rows in (1, 3, 64, 200, ROWS):
         scores = [opened(variant, graphs).predict(noise(rows, rows)) for graphs in ("on", "off")]
         assert np.allclose(*scores, atol=TOLERANCES[variant] / 10), rows
@@ -116,7 +122,10 @@ def test_graphs_change_no_score(opened, variant):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("graphs", ["on", "off"])
 def test_two_slots_keep_their_rows(files, opened, graphs):
-    """While one slot copies a batch, another slot computes, and the rows of the two batches are not mixed up."""
+    """With two execution slots, each of several concurrent batches receives the scores of its own rows.
+
+    One slot copies a batch while the other slot computes another batch.
+    """
     engine, reference = opened("float32", graphs), on_cpu(files["float32"])
     batches = [noise(1 + 37 * n % ROWS, n) for n in range(40)]
     with ThreadPoolExecutor(4) as pool:
@@ -127,7 +136,10 @@ def test_two_slots_keep_their_rows(files, opened, graphs):
 
 @pytest.mark.timeout(120)
 def test_a_model_is_loaded_while_another_serves(files):
-    """While one model serves and another is loaded, captures and calls wait for each other; all scores are correct."""
+    """While a model serves requests, other models can be loaded, and all scores are correct.
+
+    The capture of a CUDA graph and the model calls wait for each other.
+    """
     engine, bitmaps = on_cuda(files["float32"], 64), noise(33, 1)
     expected = on_cpu(files["float32"]).run(["scores"], {"bitmaps": bitmaps})[0]
     loaded = threading.Event()
@@ -150,14 +162,17 @@ def test_a_model_is_loaded_while_another_serves(files):
 
 @pytest.mark.timeout(60)
 def test_a_difference_from_the_cpu_is_refused(files, tmp_path):
-    """A model whose CUDA scores differ from the CPU's is not served: a mixed-up graph would return such scores."""
+    """A model is not served on CUDA if its scores differ from the scores on the CPU.
+
+    The scores would differ if, for example, the engine replayed the CUDA graph of another bucket.
+    """
     other = Reference(on_cpu(write_model(tmp_path / "other.onnx")), 3)
     with pytest.raises(ProviderMissing, match="may differ from the CPU's"):
         open_on_cuda(files["float32"], other, max_batch_rows=4, options=CudaOptions())
 
 
 def hardmax_model(path: Path) -> Path:
-    """Write the tiny model with an operator that ONNX Runtime supports only on the CPU."""
+    """Write a tiny model that contains Hardmax, an operator that ONNX Runtime supports only on the CPU."""
     model = onnx.load(write_model(path))
     softmax = model.graph.node[-1]
     model.graph.node.insert(len(model.graph.node) - 1, helper.make_node("Hardmax", [softmax.input[0]], ["hard"]))
@@ -167,7 +182,10 @@ def hardmax_model(path: Path) -> Path:
 
 
 def test_a_model_must_run_on_cuda_as_a_whole(tmp_path):
-    """Provider `cuda` allows no fallback for a single node, and `auto` then serves the whole model on the CPU."""
+    """If one node of a model cannot run on CUDA, provider `cuda` refuses the model.
+
+    Provider `auto` then serves the whole model on the CPU.
+    """
     path = hardmax_model(tmp_path / "hard.onnx")
     with pytest.raises(ProviderMissing, match="provider cuda was asked for, but the model cannot run on CUDA alone"):
         load_models(path, LoadOptions(provider="cuda"))
@@ -180,7 +198,7 @@ def test_auto_uses_cuda(files):
 
 
 def test_workers_are_spread_over_all_devices(files):
-    """A worker's device is its number modulo the number of devices, and the scores are the same on each device."""
+    """A worker's device is the worker's number modulo the number of devices; each device returns correct scores."""
     count = 1 + max(Device.cuda(number).id for number in range(64))
     for number in range(17, 17 + count):
         assert Device.cuda(number).id == number % count
@@ -190,7 +208,7 @@ def test_workers_are_spread_over_all_devices(files):
 
 
 def test_pinned_memory_is_freed_with_its_array():
-    """Pinned memory can be written and read, and repeated allocations do not exhaust it."""
+    """Pinned memory is freed with its array, so that repeated allocations do not exhaust the pinned memory."""
     for _ in range(100):
         rows = Device.cuda().host_rows(1024)
         rows[:] = 7
@@ -219,7 +237,10 @@ def service(*flags: object) -> Iterator[tuple[str, list[dict]]]:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("variant", ["float32", "float16"])
 def test_the_service_on_cuda_scores_as_onnx_runtime_on_the_cpu(files, variant):
-    """A split request over gRPC receives scores equal to the CPU's, and the log names the engine's properties."""
+    """A client of a service on CUDA receives the scores of the CPU, even for more rows than one batch can hold.
+
+    The log contains the properties of the CUDA engine.
+    """
     bitmaps = noise(3000, 3)
     flags = ("--model", files[variant], "--provider", "cuda", "--max-batch-rows", ROWS)
     with service(*flags) as (address, log), Client(address) as client:

@@ -12,18 +12,18 @@ from container_engine import Engine, NoEngine, Pod, base_image, engine
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image built by `make image`."""
+    """Describe the image of the service, which `make image` has built."""
 
     name: str
     extra: str
-    """`cpu` or `gpu`."""
+    """The value of EXTRA with which the image was built: `cpu` or `gpu`."""
     memory: str
-    """Sufficient memory of a container."""
+    """Memory limit with which a container of this image can serve its model."""
 
 
 @pytest.fixture(scope="session")
 def docker() -> Iterator[Engine]:
-    """Yield a container engine, or end the tests with an error."""
+    """Yield a container engine; if none can be used, end the whole test run with an error."""
     try:
         with engine() as found:
             yield found
@@ -46,7 +46,7 @@ def build(docker: Engine, root: Path) -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def image(build: Callable[..., None]) -> Image:
-    """Build the service's image for EXTRA: cpu (the default) or gpu."""
+    """Build the image of the service; the environment variable EXTRA selects `cpu` (the default) or `gpu`."""
     extra = os.environ.get("EXTRA") or "cpu"
     name = f"sketchbatch:test-{extra}"
     build("image", f"EXTRA={extra}", f"IMAGE={name}")
@@ -55,7 +55,7 @@ def image(build: Callable[..., None]) -> Image:
 
 @pytest.fixture(scope="session")
 def client_image(build: Callable[..., None]) -> str:
-    """Build the client's image."""
+    """Build the image of the client; return its name."""
     build("image", "EXTRA=client", "IMAGE=sketchbatch:test-client")
     return "sketchbatch:test-client"
 
@@ -76,7 +76,10 @@ def start_pod(docker: Engine, image: Image) -> Iterator[Callable[..., Pod]]:
 
 @pytest.fixture
 def failed_start(start_pod: Callable[..., Pod], docker: Engine) -> Callable[..., tuple[int, list[str]]]:
-    """Return a function that runs a container until it exits, and returns exit code and lines that are no events."""
+    """Return a function that runs a container until the container exits.
+
+    The function returns the exit code, and the lines of output that are not log events.
+    """
 
     def run(*flags: object) -> tuple[int, list[str]]:
         pod = start_pod(*flags)

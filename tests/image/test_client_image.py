@@ -1,4 +1,4 @@
-"""The client's image runs the bulk jobs of deploy/bulk under their restrictions."""
+"""Test that the image of the client runs the bulk jobs of deploy/bulk under the restrictions of Kubernetes."""
 
 import json
 
@@ -15,7 +15,10 @@ SHARES = 8
 
 @pytest.fixture
 def run_job(docker, client_image, start_pod, root, tmp_path):
-    """Return a function that runs the container of a job's manifest as share `index`, in the network of a service."""
+    """Return a function that runs the container of a bulk job with the command in the job's manifest.
+
+    The container runs as index `index` of the job, in the network of a running service.
+    """
     drawings, scores = tmp_path / "drawings", tmp_path / "scores"
     service = start_pod()
     service.wait_for_serving()
@@ -37,7 +40,10 @@ def run_job(docker, client_image, start_pod, root, tmp_path):
 
 
 def test_the_shares_of_a_bulk_job_are_merged_into_one_file(run_job, noise, tmp_path):
-    """Every drawing has one row, in order, and an invalid line fails no share."""
+    """The merged output of the eight shards has one row per drawing, in order.
+
+    An invalid line of the input becomes a reject and does not fail its shard.
+    """
     np.save(tmp_path / "drawings" / "a.npy", noise(100))
     line = json.dumps({"word": "cat", "drawing": [[[0, 255, 128], [0, 128, 255]]]})
     (tmp_path / "drawings" / "b.ndjson").write_text(f"{line}\n{{}}\n{line}\n")
@@ -53,12 +59,18 @@ def test_the_shares_of_a_bulk_job_are_merged_into_one_file(run_job, noise, tmp_p
 
 
 def test_a_failed_job_has_the_exit_code_of_its_command(run_job):
-    """The manifest's shell hides only exit code 3; an unknown share is 2, and nothing to merge is 1."""
+    """The container has the exit code of its command, except that exit code 3, for rejects, becomes 0.
+
+    An unknown shard has exit code 2. A merge without shards has exit code 1 or 2.
+    """
     assert run_job("score", SHARES).returncode == 2
     assert run_job("merge").returncode in (1, 2)
 
 
 def test_the_image_draws_strokes_with_libcairo_and_without_root(docker, client_image):
-    """Bulk scores refer to the bitmaps that Google published, which libcairo reproduces."""
+    """The image renders strokes with libcairo, which reproduces the bitmaps that Google published.
+
+    The user of the image is not root.
+    """
     code = "import os; from sketchbatch_client.drawings import cairo; print(cairo.library() is not None, os.getuid())"
     assert docker("run", "--rm", "--network=none", "--entrypoint=python", client_image, "-c", code) == "True 65532"

@@ -1,4 +1,4 @@
-"""The image has a bounded size, only the packages that serving needs, and complete labels."""
+"""Test that the image of the service is small, has only the packages that serving needs, and has complete labels."""
 
 import json
 import re
@@ -22,7 +22,11 @@ for path in files.values():
     print(*(name for name in named if not any(file.startswith(name) for file in files)))
 print(len(files), "inspected")
 """
-"""Prints missing libraries: linked ones as ldd sees them, and names in a library's text, which it loads later."""
+"""A program that prints the shared libraries that are missing in the image.
+
+A library is missing if `ldd` does not find a linked library, or if a library contains the name of a library that it
+loads later and that is in no package.
+"""
 
 PACKAGES = """
 import importlib.metadata, json
@@ -40,7 +44,7 @@ print(len(sources), len([source for source in sources if not Path(cache_from_sou
 
 @pytest.fixture(scope="module")
 def inspected(docker, image) -> dict:
-    """Return the engine's description of the image."""
+    """Return the description of the image that `docker image inspect` prints."""
     return json.loads(docker("image", "inspect", image.name))[0]
 
 
@@ -51,7 +55,10 @@ def python(docker, image):
 
 
 def test_the_image_is_small(inspected, image, docker, capsys):
-    """With its base, the CPU image is below 400 MB and the GPU image below 2.6 GB; the size is printed."""
+    """The CPU image has less than 400 MB and the GPU image less than 2.6 GB, including the base image.
+
+    The test prints the size.
+    """
     base = inspected["Config"]["Labels"]["org.opencontainers.image.base.name"]
     base_bytes = int(docker("image", "inspect", "--format", "{{.Size}}", base))
     with capsys.disabled():
@@ -60,7 +67,10 @@ def test_the_image_is_small(inspected, image, docker, capsys):
 
 
 def test_the_image_sets_user_entry_point_signal_and_health_check(inspected):
-    """The user is a number, because runAsNonRoot needs one, and no shell wraps the service."""
+    """The image sets user, entry point, port, stop signal and health check.
+
+    The user is a number, as runAsNonRoot requires, and the entry point starts the service without a shell.
+    """
     config = inspected["Config"]
     assert config["User"] == "65532:65532"
     assert (config["Entrypoint"], config["Cmd"]) == (["sketchbatch-serve"], None)
@@ -95,14 +105,14 @@ def test_every_module_is_compiled(python):
 
 
 def test_no_library_lacks_another(python):
-    """Every library that another one links or names is present, except the driver, which the GPU's host provides."""
+    """No library needs a library that is missing in the image, except the driver, which the GPU's host provides."""
     *missing, inspected_files, _ = python(MISSING_LIBRARIES).split()
     assert int(inspected_files) > 10
     assert set(missing) <= {"libcuda.so.1", "libcuda.so"}
 
 
 def test_the_bill_of_materials_lists_the_packages_of_the_image(python, image, root):
-    """`make sbom`, which needs no engine, lists name, version and licence of every installed package."""
+    """`make sbom` lists the name, version and licence of each package in the image, and needs no container engine."""
     version = python("import sys; print(f'{sys.version_info[0]}.{sys.version_info[1]}')")
     command = ["make", "--no-print-directory", "sbom", f"EXTRA={image.extra}", f"IMAGE_PYTHON={version}"]
     made = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)

@@ -1,4 +1,7 @@
-"""A container of the image serves under the restrictions of Kubernetes, without root, writable files or network."""
+"""Test that a container of the service's image serves under the restrictions of Kubernetes.
+
+The container has no root user, no writable files, and only the loopback interface.
+"""
 
 import csv
 import subprocess
@@ -31,18 +34,18 @@ READ_METRICS = f"import urllib.request; print(urllib.request.urlopen('http://{ME
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Return a folder for models that the container's user may read, as a volume would be."""
+    """Return a folder that the user of the container may read, for models that are mounted as a volume."""
     tmp_path.chmod(0o755)
     return tmp_path
 
 
 def mount(folder: Path) -> list[str]:
-    """Return the flags that mount another repository over the image's model."""
+    """Return the flags that mount the repository `folder` over the repository in the image."""
     return ["--volume", f"{folder}:/models:ro"]
 
 
 def score(pod, bitmaps: np.ndarray, folder: Path) -> np.ndarray:
-    """Score bitmaps with `sketchbatch score`, from file to file."""
+    """Return the scores of bitmaps, which `sketchbatch score` computes with the service in the container `pod`."""
     np.save(folder / "drawings.npy", bitmaps)
     words = ["score", folder / "drawings.npy", "--server", "127.0.0.1:50051", "--all-scores"]
     command = pod.in_network(BIN / "sketchbatch", *words, "--output", folder / "scores.csv")
@@ -55,7 +58,7 @@ def score(pod, bitmaps: np.ndarray, folder: Path) -> np.ndarray:
 
 
 def test_the_container_returns_the_scores_of_onnx_runtime(start_pod, folder, noise, root):
-    """The image's own model scores 20,000 drawings on the CPU with 512 MB, and every log line is an event."""
+    """A container of the image returns the scores of ONNX Runtime for 20,000 drawings, with the model in the image."""
     pod = start_pod()
     pod.wait_for_serving()
     bitmaps = noise(20_000)
@@ -68,7 +71,10 @@ def test_the_container_returns_the_scores_of_onnx_runtime(start_pod, folder, noi
 
 
 def test_the_container_serves_without_privileges(start_pod):
-    """The container has no root user, capability, new privileges or writable path; system calls are filtered."""
+    """The process in the container does not run as root, has no capabilities, and cannot gain privileges.
+
+    Its system calls are filtered, and it cannot write any file.
+    """
     pod = start_pod()
     pod.wait_for_serving()
     status = dict(line.split(":\t", 1) for line in pod.inside("cat", "/proc/1/status").stdout.splitlines())
@@ -80,14 +86,17 @@ def test_the_container_serves_without_privileges(start_pod):
 
 
 def test_docker_reports_the_container_as_healthy(start_pod):
-    """Docker reports the container as healthy with a HEALTHCHECK that needs no shell and no privilege."""
+    """Docker reports the container as healthy, although the image's health check has no shell and no privileges."""
     pod = start_pod("--health-interval=0.5s")
     wait_until(lambda: pod.state()["Health"]["Status"] == "healthy", limit_s=60)
     assert pod.state()["Health"]["Log"][-1]["Output"] == "SERVING\n"
 
 
 def test_sigterm_drains_the_container(start_pod):
-    """As process 1, without an init, the service finishes accepted requests and exits with 0."""
+    """After SIGTERM, the service finishes its accepted requests and exits with 0.
+
+    The service is process 1 of the container, without an init process that would pass the signal on.
+    """
     pod = start_pod("--cpus=0.5", f"--env=SKETCHBATCH_METRICS_ADDRESS={METRICS}")
     pod.wait_for_serving()
 
@@ -114,7 +123,7 @@ def test_a_container_with_too_little_memory_exits_with_137(start_pod, docker):
 
 
 def test_a_mounted_repository_replaces_the_model(start_pod, folder):
-    """A volume at /models replaces the image's model without any setting."""
+    """A repository that is mounted at /models replaces the model in the image; no setting is necessary."""
     (folder / "insects/3").mkdir(parents=True)
     write_model(folder / "insects/3/model.onnx")
     pod = start_pod(*mount(folder))
@@ -134,7 +143,10 @@ def test_an_invalid_model_stops_the_start_with_one_line(failed_start, folder):
 
 
 def test_without_a_gpu_cuda_stops_the_start_and_auto_uses_the_cpu(start_pod, failed_start, image):
-    """Provider `cuda` exits with one line; `auto` logs its provider and, in the GPU image, why it is not CUDA."""
+    """Without a GPU, a service with provider `cuda` ends with one line of error; with `auto`, it uses the CPU.
+
+    The log of `auto` names the provider. In the GPU image, the log also has the reason why the provider is not CUDA.
+    """
     code, lines = failed_start("--env=SKETCHBATCH_PROVIDER=cuda")
     assert (code, len(lines)) == (1, 1)
     assert lines[0].startswith("sketchbatch-serve: provider cuda was asked for, but ")
