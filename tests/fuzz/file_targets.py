@@ -1,4 +1,7 @@
-"""Try files of every format: client and service read a file, or raise the documented error with a one-line message."""
+"""Define fuzz targets that read hostile files and messages of every format.
+
+The client or the service must read the input, or raise the documented error with a message of one line.
+"""
 
 import json
 import struct
@@ -32,13 +35,17 @@ PICTURE_MIB = 700  # docs/security.md: 20 bytes per pixel, 36 million pixels
 
 
 def drawings(ending: str, *, evaluates: bool = True):
-    """Read a file of drawings as `sketchbatch score` or, with `evaluates`, `sketchbatch evaluate` does."""
+    """Return a function that begins trials of files of drawings with the name ending `ending`.
+
+    A trial reads a file as `sketchbatch score` does. If `evaluates` is true, about half of the files are read as
+    `sketchbatch evaluate` does.
+    """
 
     def check(data: bytes, folder: Path) -> None:
         path = folder / f"input{ending}"
         path.write_bytes(data)
         try:
-            if not evaluates or zlib.crc32(data) % 2:  # the same bytes give the same choice
+            if not evaluates or zlib.crc32(data) % 2:  # equal files are always read in the same way
                 for source in find_sources([str(path)], folder, lambda _: None):
                     _read_rows(source)
                 return
@@ -60,7 +67,7 @@ def _read_rows(source) -> None:
             assert len(block.rows) + len(block.rejects) == stop - start
             assert block.key_ids is None or len(block.key_ids) == len(block.rows)
             for reject in block.rejects:
-                json.dumps(reject, ensure_ascii=False).encode()  # the rejects file is encoded in the same way
+                json.dumps(reject, ensure_ascii=False).encode()  # `score` encodes a line of the rejects file like this
             np.asarray(block.bitmaps).sum()  # the sum reads every pixel
 
 
@@ -92,7 +99,7 @@ def record(data: bytes, folder: Path) -> None:
 
 
 def bitmaps(data: bytes, folder: Path) -> None:
-    """Parse and decode a Classify message; `take_out` must parse the same message as protobuf."""
+    """Parse a Classify message and decode its bitmaps; `take_out` must give the same result as protobuf."""
     taken = large_field.take_out(data, pb.ClassifyRequest.BITMAPS_FIELD_NUMBER)
     try:
         if taken:
@@ -147,7 +154,7 @@ def part(data: bytes, folder: Path) -> None:
 
 
 def model(data: bytes, folder: Path) -> None:
-    """Load a model file: it is refused, or it runs and its description can be sent."""
+    """Load a model file, which must be refused, or else run and have a description that fits into a message."""
     path = folder / "model.onnx"
     path.write_bytes(data)
     try:
@@ -165,7 +172,7 @@ def model(data: bytes, folder: Path) -> None:
 
 
 def described(chance) -> bytes:
-    """Make a valid model with hostile metadata: field 14 of a ModelProto holds pairs of key and value."""
+    """Make a valid model with hostile metadata, which is a key and a value in field 14 of the ModelProto message."""
     key = chance.choice((b"labels", b"metrics", b"metrics", b"name", b"version", b"created", b"licence"))
     texts = (
         b'["ant", "bee", "cow"]',
@@ -180,7 +187,7 @@ def described(chance) -> bytes:
 
 
 def tokens(data: bytes, folder: Path) -> None:
-    """Read a token file, and check calls with other tokens."""
+    """Read a token file, and check calls with the file's first bytes as a token, an unknown token, and no token."""
     (folder / "tokens").write_bytes(data)
     text = data[:100].decode("latin-1")
     try:
@@ -195,7 +202,10 @@ def tokens(data: bytes, folder: Path) -> None:
 
 
 def certificates(data: bytes, folder: Path) -> None:
-    """Load certificate, key and certificate authority from three files, which NUL separates in the input."""
+    """Load a certificate, its key and a certificate authority from three files.
+
+    The contents of the three files are the three parts of the input that NUL bytes separate.
+    """
     parts = [*data.split(b"\0", 2), b"", b""]
     files = {name: folder / f"{name}.pem" for name in ("cert", "key", "client_ca")}
     for path, content in zip(files.values(), parts, strict=False):
@@ -207,7 +217,7 @@ def certificates(data: bytes, folder: Path) -> None:
 
 
 def zigzag(chance) -> bytes:
-    """Make a line of the maximum length whose stroke crosses the drawing as often as possible."""
+    """Make a line of at most 4 MiB with a stroke that crosses the drawing as often as possible."""
     points = chance.choice((1_000, 20_000, 400_000))
     xs, ys = ["0", chance.choice(("9", "255", "999"))] * (points // 2), map(str, range(points))
     if chance.random() < 0.3:
@@ -224,7 +234,7 @@ def long_record(chance) -> bytes:
 
 
 def mostly(usual, slow, share: float):
-    """Return a maker that uses `slow` for this share of the inputs, and `usual` for the rest."""
+    """Return a function that makes the fraction `share` of its inputs with `slow`, and the others with `usual`."""
     return lambda chance: (slow if chance.random() < share else usual)(chance)
 
 

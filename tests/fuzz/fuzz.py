@@ -1,7 +1,8 @@
 """Send hostile inputs to every parser, RPC and port: `make fuzz INPUTS=N SEED=N TARGETS=NAME,NAME`.
 
-Each target runs in a process, which must not crash, hang or use much memory. Seed, corpus and number determine the
-bytes of an input. A harmful input is saved, and its finding has the command that tries it again.
+Each target runs in a process of its own, which must not crash, hang or use much memory. The seed, the corpus and the
+number of an input determine its bytes. A harmful input is saved, and its finding contains the command that tries the
+input again.
 """
 
 import argparse
@@ -33,10 +34,13 @@ from targets import Target, Trial  # noqa: E402
 ALL = {target.name: target for target in [*RPCS, *PORTS, *FILES]}
 
 HANG_S = 60.0
-"""Seconds without progress after which a process is killed. An input has `SLOW_S` CPU seconds, a batch of RPCs 20 s."""
+"""Seconds without progress after which a process is killed.
 
-_ADDRESS_BYTES = 8 << 30  # a limit for the machine's sake; the libraries map some GB
-_MAX_FINDINGS = 20  # the maximum per target
+Other limits are lower: an input may take `SLOW_S` CPU seconds, and a batch of RPCs 20 s.
+"""
+
+_ADDRESS_BYTES = 8 << 30  # limit of a process's address space, which protects the machine; the libraries map some GB
+_MAX_FINDINGS = 20  # largest number of findings that are recorded per target
 
 
 @dataclass(slots=True)
@@ -132,7 +136,10 @@ def _run_one(target: Target, inputs: int, seed: int, folder: Path, result: Resul
 
 
 def _monitor(process: Any, current: Any, receive: Any, save: Callable[[int, str], None], result: Result) -> str:
-    """Wait until the process ends, and save its findings; return the crash or hang that ended it, "" = none."""
+    """Save the findings of a process until the process ends.
+
+    Return a description of the crash or the hang that ended the process, or "" if the process has tried all inputs.
+    """
     last, progress_at = -1, time.monotonic()
     while True:
         if receive.poll(0.2):
@@ -153,7 +160,7 @@ def _monitor(process: Any, current: Any, receive: Any, save: Callable[[int, str]
 
 
 def _work(name: str, first: int, end: int, seed: int, current: Any, send: Any) -> None:
-    """Try inputs `first` to `end` - 1 in a separate process; `current` holds the number of the latest one."""
+    """Try inputs `first` to `end` - 1 in a separate process; `current` holds the number of the latest input."""
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
     warnings.simplefilter("ignore")  # such as warnings about unusual picture headers
     target, peak_mib = ALL[name], 0.0
@@ -179,7 +186,7 @@ def _work(name: str, first: int, end: int, seed: int, current: Any, send: Any) -
 
 @contextmanager
 def prepared(target: Target) -> Iterator[Trial]:
-    """Yield the trial of a target with a temporary folder, in memory if possible."""
+    """Yield the trial of a target, which uses a temporary folder; the folder is in memory if possible."""
     memory = Path("/dev/shm")
     with (
         tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory if memory.is_dir() else None) as folder,
@@ -189,7 +196,7 @@ def prepared(target: Target) -> Iterator[Trial]:
 
 
 def try_file(target: Target, *paths: Path) -> list[tuple[str, str]]:
-    """Try files as inputs; return name and problem of each harmful one."""
+    """Try the contents of files as inputs; return the file name and the problem of each harmful input."""
     with prepared(target) as trial:
         problems = trial([path.read_bytes() for path in paths], lambda _: None)
         return [(paths[index].name, problem) for index, problem in problems]

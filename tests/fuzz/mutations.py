@@ -1,7 +1,8 @@
-"""Make hostile inputs out of valid ones; seed, target and number determine the bytes of an input.
+"""Make hostile inputs by changes of valid inputs.
 
-Bytes are flipped, cut, joined and overwritten with extreme numbers. Text gets deep nesting, huge numbers and invalid
-UTF-8. Containers (zip, PNG, gRPC frames) are packed again, so that a valid checksum covers the invalid content.
+The seed, the name of the target and the number of an input determine its bytes. The changes flip, cut, join and
+overwrite bytes. Text receives deep nesting, huge numbers and invalid UTF-8. Zip files and the chunks of PNG files are
+packed again after a change, so that their checksums fit the invalid contents.
 """
 
 import io
@@ -64,11 +65,11 @@ def input_of(make: Make, target: str, seed: int, number: int) -> bytes:
 
 
 def of_seeds(seeds: Sequence[bytes], *changes: Callable[[bytes, random.Random], bytes]) -> Make:
-    """Return a maker of mutants.
+    """Return a function that makes hostile inputs by random changes of `seeds`.
 
     Args:
-        seeds: Valid inputs, which are changed.
-        changes: Changes for the format of the seeds; if the list is not empty, half of all changes come from it.
+        seeds: Valid inputs.
+        changes: Changes for the format of the seeds; if there are any, about half of all changes are of this kind.
     """
 
     def make(chance: random.Random) -> bytes:
@@ -99,7 +100,7 @@ def flip(data: bytes, chance: random.Random) -> bytes:
 
 
 def near_start(data: bytes, chance: random.Random) -> bytes:
-    """Overwrite one of the first 64 bytes, where headers are."""
+    """Overwrite one of the first 64 bytes, because headers are at the start of an input."""
     return _put(data, chance.randrange(min(len(data), 64) or 1), bytes([chance.randrange(256)]))
 
 
@@ -128,19 +129,19 @@ def insert(data: bytes, chance: random.Random) -> bytes:
 
 
 def number(data: bytes, chance: random.Random) -> bytes:
-    """Overwrite 1, 2, 4 or 8 bytes, where a length may be, with an extreme number."""
+    """Overwrite 1, 2, 4 or 8 bytes at a random place, which may be a length, with an extreme number."""
     width, order = chance.choice((1, 2, 4, 4, 8)), chance.choice(("little", "big"))
     value = chance.choice(_WIDE_EDGES) % (1 << 8 * width)
     return _put(data, chance.randint(0, max(0, len(data) - width)), value.to_bytes(width, order))
 
 
 def varint(data: bytes, chance: random.Random) -> bytes:
-    """Overwrite bytes with an extreme varint, which is how protobuf and Thrift write lengths."""
+    """Overwrite bytes with an extreme number as a varint, the format in which protobuf and Thrift write lengths."""
     return _put(data, chance.randint(0, len(data)), encode_varint(chance.choice(_WIDE_EDGES)))
 
 
 def encode_varint(value: int) -> bytes:
-    """Encode a number as a varint: base 128, lowest digit first."""
+    """Encode a number as a varint: digits of base 128, the lowest digit first."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -162,7 +163,7 @@ def text_token(data: bytes, chance: random.Random) -> bytes:
 
 
 def nest(data: bytes, chance: random.Random) -> bytes:
-    """Nest brackets to around the recursion limit of Python, or far beyond."""
+    """Replace a value of JSON with deeply nested brackets, to about the recursion limit of Python or far beyond."""
     depth = chance.choice((10, 100, chance.randint(940, 1000), chance.randint(300, 340), 100_000))
     opening, closing = chance.choice(((b"[", b"]"), (b'{"a":', b"}"), (b"(", b")"), (b"-", b"")))
     tokens = list(_TOKEN.finditer(data[:20_000]))
@@ -171,7 +172,7 @@ def nest(data: bytes, chance: random.Random) -> bytes:
 
 
 def zipped(make: Make, names: Sequence[str]) -> Make:
-    """Return a maker of valid zip files whose members are inputs of `make`."""
+    """Return a function that makes valid zip files, whose members have the given names and inputs of `make`."""
 
     def pack(chance: random.Random) -> bytes:
         file = io.BytesIO()
@@ -185,7 +186,7 @@ def zipped(make: Make, names: Sequence[str]) -> Make:
 
 
 def png_chunk(data: bytes, chance: random.Random) -> bytes:
-    """Change a chunk of a PNG or its decompressed content, and correct the checksum."""
+    """Change the contents of one chunk of a PNG file, compressed or decompressed, and correct the chunk's checksum."""
     chunks, at = [], 8
     while at + 12 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
@@ -214,7 +215,7 @@ def _png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def either(*makes: Make) -> Make:
-    """Return a maker that chooses one of several makers at random."""
+    """Return a function that makes each input with one of the functions `makes`, chosen at random."""
     return lambda chance: chance.choice(makes)(chance)
 
 

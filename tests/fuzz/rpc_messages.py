@@ -1,4 +1,7 @@
-"""Make well-formed messages whose texts, sizes, shapes, types and numbers are extreme or contradict each other."""
+"""Make protobuf messages that can be parsed, but whose values are extreme or contradict each other.
+
+The values are texts, sizes, shapes, types and numbers.
+"""
 
 import random
 

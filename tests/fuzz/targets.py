@@ -13,15 +13,15 @@ from mutations import Make, of_seeds
 CORPUS = Path(__file__).parent / "corpus"
 
 SLOW_S = 5.0
-"""CPU seconds that one input may take. A file within the limits of docs/security.md takes less than one."""
+"""Maximum CPU time of one input, in seconds. A file within the limits of docs/security.md takes less than 1 second."""
 
 MEMORY_MIB = 500
-"""By how much an input may raise the peak memory of the process."""
+"""Maximum growth of the process's peak memory during one batch of inputs, in MiB."""
 
 Trial = Callable[[list[bytes], Callable[[int], None]], list[tuple[int, str]]]
-"""Tries a batch of inputs and calls its second argument with each input's index before it tries that input.
+"""A function that tries a batch of inputs and returns the index and the problem of each harmful input.
 
-Returns index and problem of each harmful input.
+Before it tries an input, it calls its second argument with the index of this input.
 """
 
 
@@ -31,27 +31,30 @@ class Target:
 
     name: str
     share: int
-    """Inputs per thousand of a run."""
+    """How many of the inputs this target receives, in proportion to the shares of the other targets."""
     make: Make
     begin: Callable[[Path], AbstractContextManager[Trial]]
-    """Prepares trials that may write to the given folder."""
+    """Returns a context that yields the trial of this target; the trial may write to the given folder."""
     batch: int = 64
-    """Inputs per trial."""
+    """Number of inputs in one call of the trial."""
     memory_mib: int = MEMORY_MIB
 
 
 def corpus(name: str) -> list[bytes]:
-    """Return the committed inputs of a target: valid inputs, and inputs that were harmful once."""
+    """Return the inputs of a target in the repository: valid inputs, and inputs that were once harmful."""
     return [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
 
 
 def mutants(name: str, *changes: Callable[[bytes, random.Random], bytes]) -> Make:
-    """Return a maker of mutants of a target's corpus."""
+    """Return a function that makes hostile inputs by changes of the inputs in a target's corpus."""
     return of_seeds(corpus(name), *changes)
 
 
 def in_process(check: Callable[[bytes, Path], None]) -> Callable[[Path], AbstractContextManager[Trial]]:
-    """Try inputs one after another in this process; `check` raises if an input is harmful."""
+    """Return a value of `Target.begin` whose trial calls `check` with one input after another in this process.
+
+    An input is harmful if `check` raises an exception or takes too long.
+    """
 
     @contextmanager
     def begin(folder: Path) -> Iterator[Trial]:

@@ -1,4 +1,7 @@
-"""Fuzz for some seconds with the whole corpus and some new inputs; `make fuzz` tries a million inputs."""
+"""Fuzz each target with its whole corpus, and many targets with new inputs for about a second per target.
+
+`make fuzz` tries a million inputs.
+"""
 
 from contextlib import ExitStack
 
@@ -12,7 +15,7 @@ from service_process import shared_service
 from targets import CORPUS
 
 SEED = 20261125
-NEW_INPUTS = {  # numbers of inputs that take about a second per target
+NEW_INPUTS = {  # number of new inputs by target; the inputs of a target take about a second
     "line": 2000,
     "record": 2000,
     "bitmaps": 2000,
@@ -53,13 +56,13 @@ def test_no_file_of_the_corpus_does_harm(name):
 
 @pytest.mark.parametrize("name", sorted(NEW_INPUTS))
 def test_no_new_input_does_harm(name):
-    """New inputs do no harm; they are the same in every run."""
+    """New inputs do no harm; every run of the test makes the same new inputs, because the seed is fixed."""
     inputs = [input_of(ALL[name].make, name, SEED, number) for number in range(NEW_INPUTS[name])]
     with prepared(ALL[name]) as trial:
         assert trial(inputs, lambda _: None) == []
 
 
 def test_the_number_of_an_input_determines_its_bytes():
-    """Target, seed and number of a finding suffice to make its input again."""
+    """The target, the seed and the number of a finding are sufficient to make its input again."""
     for target in ALL.values():
         assert input_of(target.make, target.name, SEED, 41) == input_of(target.make, target.name, SEED, 41)
