@@ -1,4 +1,7 @@
-"""Test that the distributions have one version and few dependencies, and that the wire contract is fully commented."""
+"""Test that our four Python distributions have one version number and few dependencies.
+
+The module also tests that every element of the wire contract has a comment.
+"""
 
 import importlib.metadata
 import re
@@ -13,7 +16,10 @@ DISTRIBUTIONS = ("protos", "client", "service", "trainer")
 
 
 def test_there_is_one_version_number(root):
-    """All distributions have and require one version, and the changelog has a section for that version."""
+    """All distributions have the same version, and require each other in exactly this version.
+
+    The changelog has a section for this version.
+    """
     projects = [tomllib.loads((root / each / "pyproject.toml").read_text())["project"] for each in DISTRIBUTIONS]
     [version] = {project["version"] for project in projects}
     for project in projects:

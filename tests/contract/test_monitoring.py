@@ -1,4 +1,4 @@
-"""Test that dashboard, alerts and docs/operations.md name existing metrics, and that alerts fire when they should."""
+"""Test that the dashboard, the alerts and docs/operations.md name existing metrics, and that the alerts are correct."""
 
 import json
 import re
@@ -34,7 +34,10 @@ def expressions(root) -> list[str]:
 
 
 async def test_every_queried_metric_exists_with_its_labels(root):
-    """Dashboard, alerts and docs/operations.md name only existing metrics, and docs/operations.md names all of ours."""
+    """The dashboard, the alerts and docs/operations.md name only metrics and labels that the service has.
+
+    In addition, docs/operations.md names every metric of the service and every alert.
+    """
     known = await series()
     queries = expressions(root)
     assert len(queries) > 30
@@ -53,7 +56,10 @@ async def test_every_queried_metric_exists_with_its_labels(root):
 
 
 async def test_the_autoscaler_uses_an_existing_gauge_of_each_pod(root):
-    """The autoscaler, prometheus-adapter and the scrape configuration use the same metric and label names."""
+    """The autoscaler uses a metric that prometheus-adapter provides from an existing gauge of the service.
+
+    The labels with which prometheus-adapter finds the pods are labels that the scrape configuration sets.
+    """
     scaler = yaml.safe_load((root / "deploy/base/horizontalpodautoscaler.yaml").read_text())["spec"]
     adapter = yaml.safe_load((root / MONITORING / "kubernetes/adapter.yaml").read_text())["rules"]
     assert [each["pods"]["metric"]["name"] for each in scaler["metrics"]] == [adapter[0]["name"]["as"]]
@@ -66,7 +72,7 @@ async def test_the_autoscaler_uses_an_existing_gauge_of_each_pod(root):
 
 @pytest.mark.parametrize("words", [("check", "rules", "alerts.yaml"), ("test", "rules", "alerts_test.yaml")])
 def test_the_alerts_fire_when_they_should(root, words):
-    """The alerts pass their unit tests in promtool, Prometheus' own tool."""
+    """The alerts pass the syntax check and their unit tests in promtool, the tool that Prometheus provides."""
     promtool = shutil.which("promtool")
     if not promtool:
         pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")

@@ -20,7 +20,7 @@ MAX_ROWS = 100
 
 
 class Stub:
-    """Call the RPCs of the Open Inference Protocol by their names on the wire."""
+    """Call the RPCs of the Open Inference Protocol: `stub.NAME(request)` calls the RPC NAME."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
@@ -44,7 +44,7 @@ async def serving(*fakes: FakeModel, max_queued_rows: int = 4):
 
 
 def request(*first_pixels: int, **fields) -> pb.ModelInferRequest:
-    """Return a request with one row per value, as raw bytes."""
+    """Return a request that contains its bitmaps as raw bytes, with one row per value of `first_pixels`."""
     bitmaps = drawings(*first_pixels)
     made = pb.ModelInferRequest(raw_input_contents=[bitmaps.tobytes()], **fields)
     made.inputs.add(name="bitmaps", datatype="UINT8", shape=bitmaps.shape)
@@ -52,7 +52,7 @@ def request(*first_pixels: int, **fields) -> pb.ModelInferRequest:
 
 
 def numbers(*first_pixels: int) -> pb.ModelInferRequest:
-    """Return a request with one row per value, as typed numbers."""
+    """Return a request that contains its bitmaps as typed numbers, with one row per value of `first_pixels`."""
     made = pb.ModelInferRequest()
     tensor = made.inputs.add(name="bitmaps", datatype="UINT8", shape=(len(first_pixels), 784))
     tensor.contents.uint_contents.extend(drawings(*first_pixels).ravel().tolist())
@@ -88,7 +88,10 @@ async def test_a_bad_tensor_is_invalid_argument_and_names_the_field():
 
 
 async def test_an_unknown_model_or_version_is_not_found():
-    """RPCs that need a model return NOT_FOUND and list the served models; only ModelReady returns false instead."""
+    """For an unknown model or version, every RPC except ModelReady returns NOT_FOUND, with a list of the served models.
+
+    ModelReady returns false.
+    """
     async with serving(FakeModel()) as (stub, _):
         errors = [
             await rejection(stub.ModelInfer(request(1, model_name="zebra"))),
@@ -119,7 +122,10 @@ async def test_a_full_queue_is_resource_exhausted_with_pushback():
 
 @pytest.mark.parametrize("limit", ["deadline", "timeout parameter"])
 async def test_a_request_out_of_time_is_deadline_exceeded_and_never_run(limit):
-    """A request's time in the queue is limited by the call's deadline and by Triton's own timeout in microseconds."""
+    """A request that waits in the queue for too long receives DEADLINE_EXCEEDED, and its rows never reach the model.
+
+    The limit is the deadline of the call, or the request parameter `timeout`, which is in microseconds as in Triton.
+    """
     model = FakeModel(held=True)
     async with serving(model) as (stub, service):
         first = await occupied(stub, model)
@@ -138,7 +144,10 @@ async def test_a_request_out_of_time_is_deadline_exceeded_and_never_run(limit):
 
 
 async def test_a_failed_model_call_is_internal_with_the_request_id_only():
-    """After a failed call or stream, no cause, path or stack trace reaches the client; the log has the cause."""
+    """After a failed model call, the client receives the request id, but no cause, path or stack trace.
+
+    This is true for calls and for streams. The service logs the cause.
+    """
     model = FakeModel()
     model.error = RuntimeError("secret path /models/x")
     async with serving(model) as (stub, service):
@@ -194,7 +203,7 @@ async def test_a_stream_responds_in_order_and_a_bad_message_affects_no_other():
 
 
 async def test_a_stream_waits_while_the_queue_is_full():
-    """A stream with more rows than the queue holds waits for space; no row is rejected or counted as failed."""
+    """A stream with more rows than the queue can hold waits for space, and no row is rejected or counted as failed."""
     async with serving(FakeModel()) as (stub, service):
         messages = (request(n % 250, 1, 2) for n in range(200))
         answers = [answer async for answer in stub.ModelStreamInfer(messages)]
@@ -241,7 +250,10 @@ async def test_the_newest_version_answers_unless_a_request_names_another():
 
 
 async def test_typed_numbers_of_many_rows_receive_typed_scores():
-    """The threads of the codec pool decode and encode typed numbers of many rows."""
+    """A request with 100 rows as typed numbers receives its scores as typed numbers.
+
+    The threads of the codec pool decode and encode such large messages.
+    """
     values = [n % 250 for n in range(MAX_ROWS)]
     async with serving(FakeModel(), max_queued_rows=MAX_ROWS) as (stub, _):
         answer = await stub.ModelInfer(numbers(*values))
@@ -250,7 +262,10 @@ async def test_typed_numbers_of_many_rows_receive_typed_scores():
 
 
 async def test_statistics_count_the_requests_of_both_protocols():
-    """The statistics count rows, requests and model calls of both protocols exactly, and stage durations add up."""
+    """The statistics count the rows, requests and model calls of both protocols exactly.
+
+    The durations of the stages of a request add up to at most the duration of the request.
+    """
     model = FakeModel()
     started_at = time.time()
     async with serving(model) as (stub, service):

@@ -47,7 +47,10 @@ def details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
     ],
 )
 async def test_a_request_that_can_never_succeed_is_invalid_argument(bad, field, text):
-    """For an invalid request, BadRequest and the message name the field, the expected value and the received value."""
+    """An invalid request receives INVALID_ARGUMENT and a BadRequest message that names the field.
+
+    The error message contains the field, the expected value and the received value.
+    """
     async with serving(LIMITS, max_request_rows=8, fake=FakeModel()) as service:
         error = await rejection(service.stub.Classify(bad))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -72,7 +75,9 @@ async def test_an_unknown_model_or_version_is_not_found(fields):
 
 
 async def test_a_full_queue_is_resource_exhausted_with_pushback():
-    """When the queue is full, RetryInfo and the pushback trailer contain the same positive retry delay.
+    """If the queue is full, a request receives RESOURCE_EXHAUSTED with a retry delay.
+
+    The error's RetryInfo message and the pushback trailer contain the same delay, which is greater than 0.
 
     GetModel succeeds while the queue is full, because GetModel does not wait in the queue.
     """
@@ -140,7 +145,7 @@ async def test_a_stream_responds_in_order_and_a_bad_message_affects_no_other():
 
 
 async def test_a_stream_waits_while_the_queue_is_full():
-    """A stream with more rows than the queue holds waits for space, and none of its rows are rejected."""
+    """A stream with more rows than the queue can hold waits for space, and none of its rows are rejected."""
     async with serving(LIMITS, fake=FakeModel()) as service:
         messages = (message(n % 250, 1, 2) for n in range(300))
         responses = [response async for response in service.stub.ClassifyStream(messages)]
@@ -165,7 +170,10 @@ async def test_draining_ends_a_stream_after_its_last_response():
 
 
 async def test_a_stream_whose_last_message_arrived_before_the_drain_ends_with_ok():
-    """A stream whose last message arrived before the drain ends with OK, so that the client repeats no message."""
+    """If the last message of a stream arrived before the drain, the stream ends with OK.
+
+    With another status, the client would send messages again.
+    """
     model = FakeModel(held=True)
     async with serving(LIMITS, fake=model) as service:
         call = service.stub.ClassifyStream()

@@ -1,4 +1,4 @@
-"""Check the limits of the tree's structure: modules per package, layers per distribution, words of the banned list."""
+"""Check the rules for our source code: few modules per package, few layers per distribution, and no banned words."""
 
 import shutil
 import subprocess
@@ -38,7 +38,7 @@ def test_no_distribution_has_more_than_eight_layers(root):
     ],
 )
 def test_the_linter_rejects_a_banned_word(root, tmp_path, text):
-    """The linter rejects banned words and phrases in comments, identifiers and docstrings."""
+    """The spelling linter rejects misspelt words, and banned words in comments, identifiers and docstrings."""
     found = spelled(root, tmp_path, text)
     assert found.returncode == 65
     assert "==>" in found.stdout
@@ -46,7 +46,7 @@ def test_the_linter_rejects_a_banned_word(root, tmp_path, text):
 
 
 def spelled(root: Path, folder: Path, text: str) -> subprocess.CompletedProcess:
-    """Run the linter, with the tree's configuration, on a file that contains `text`."""
+    """Run the spelling linter, with the configuration of this repository, on a file that contains `text`."""
     for file in ("pyproject.toml", "docs/banned-words.txt"):
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copy(root / file, folder / file)
