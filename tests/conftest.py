@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 from onnx_models import write_model
 
-# Hypothesis tries the same examples on every machine and without a deadline, so only the code can cause a failure.
+# Hypothesis tries the same examples on every machine, without a time limit. A failure is then caused by the code alone.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
 
@@ -39,7 +39,7 @@ def quickdraw() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a real model.onnx with three classes that runs in microseconds."""
+    """Return the file of a real model with three classes, whose model calls take microseconds."""
     return write_model(tmp_path_factory.mktemp("tiny") / "tiny.onnx")
 
 

@@ -1,8 +1,8 @@
-"""Provide a container engine, a base image and containers for tests/image; needs root.
+"""Provide a container engine, a base image and containers for tests/image; this module needs root.
 
 `engine` uses a running Docker daemon, or else starts a daemon from Debian's package docker.io. `base_image` uses the
-base image of the Dockerfile if it can be pulled, or else builds a Debian with debootstrap. `Pod` runs a container with
-the restrictions of Kubernetes.
+base image of the Dockerfile if this image can be pulled, or else builds a Debian image with debootstrap. `Pod` runs a
+container with the restrictions of Kubernetes.
 """
 
 import json
@@ -27,7 +27,10 @@ RESTRICTED = [
     "--cpus=1",
     "--pids-limit=128",
 ]
-"""Flags of a container: Kubernetes' Pod Security level "restricted", and a few limits. The image sets the user."""
+"""Flags of `docker run` for the limits of Kubernetes' Pod Security level "restricted", and for a few more limits.
+
+The image itself sets a user other than root.
+"""
 
 
 class NoEngine(Exception):
@@ -107,7 +110,11 @@ def _wait_for(started: Engine, daemon: subprocess.Popen, log: str) -> None:
 
 
 def base_image(docker: Engine, dockerfile: Path) -> str:
-    """Return an available base image: the variable BASE_IMAGE, the Dockerfile's default, or a Debian built here."""
+    """Return the name of an available base image.
+
+    The image is the value of the environment variable BASE_IMAGE, or else the default in the Dockerfile. If the default
+    cannot be pulled, this function builds a Debian image.
+    """
     if chosen := os.environ.get("BASE_IMAGE"):
         return chosen
     default = re.search(r"^ARG BASE_IMAGE=(.+)$", dockerfile.read_text(), re.MULTILINE)[1]
@@ -178,7 +185,10 @@ class Pod:
         return ["nsenter", f"--net=/proc/{self.state()['Pid']}/ns/net", *map(str, words)]
 
     def stop(self) -> int:
-        """Stop the container as a kubelet does, with the image's signal and a limit of 45 s; return the exit code."""
+        """Stop the container as a kubelet does, and return the container's exit code.
+
+        The container receives the stop signal of the image, and is killed if it still runs after 45 s.
+        """
         self._docker("stop", "--time", "45", self.id)
         return self.state()["ExitCode"]
 

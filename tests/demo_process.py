@@ -22,7 +22,7 @@ ZIGZAG = [[[0, 500] * 500, list(range(1000))]]  # longer than 500 times the draw
 
 
 def bitmap_of(strokes):
-    """Return the bitmap of strokes, whatever their size."""
+    """Return the bitmap of strokes that may have any size."""
     return rasterize(simplify(strokes))
 
 

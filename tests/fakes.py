@@ -1,4 +1,4 @@
-"""Provide a fake model whose calls a test can hold or fail, and helpers that run the fake model."""
+"""Provide a fake model, whose calls a test can hold or make fail, and functions that run a batcher with this model."""
 
 import math
 import threading
@@ -12,7 +12,7 @@ from sketchbatch_service.batching.leader_follower_pool import LeaderFollowerPool
 
 
 class FakeModel:
-    """Score a drawing by its first pixel; a held model completes no call until `release` is set."""
+    """Return the first pixel of each drawing as its score; a held model completes no call until `release` is set."""
 
     def __init__(self, *, held: bool = False) -> None:
         self.batch_sizes: list[int] = []

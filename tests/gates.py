@@ -17,7 +17,7 @@ class Clock:
 
 
 class ObservedCondition(threading.Condition):
-    """Release `waits` each time a thread is about to wait for this condition."""
+    """Release the semaphore `waits` each time a thread is about to wait for this condition."""
 
     def __init__(self) -> None:
         super().__init__()

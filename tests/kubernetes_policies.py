@@ -1,8 +1,8 @@
-"""Check rendered manifests against our own policies, which go beyond Kubernetes' schemas and checkov.
+"""Check rendered Kubernetes manifests against our own policies, which check more than the schemas and checkov do.
 
-Each policy takes the manifests of one rendering and yields one line per violation. The policies compare manifests with
-the service itself: with the settings that the service would read, and with the service names that its health check
-knows.
+Each policy is a function that takes the manifests of one rendered folder and yields one line per violation. Some
+policies compare the manifests with the code of the service: with the settings that the service would read, and with
+the service names that its health check knows.
 """
 
 import re
@@ -28,7 +28,7 @@ PROBED = {
     "readinessProbe": MODEL_HEALTH,
     "livenessProbe": (LIVENESS,),  # a restart of the process would not repair a failing model
 }
-"""Names that each kind of probe may check in grpc.health.v1."""
+"""The gRPC service names that a probe may check with grpc.health.v1, by kind of probe."""
 
 ROUTE = {
     "apiVersion": {},
@@ -40,7 +40,10 @@ ROUTE = {
         "rules": {"matches": {"method": {"service": {}}}, "backendRefs": {"name": {}, "port": {}}},
     },
 }
-"""Fields of a GRPCRoute that our manifests use; no schema of the Gateway API is available offline."""
+"""Fields that a GRPCRoute of our manifests may have.
+
+This list replaces the schema of the Gateway API, which the tests do not have.
+"""
 
 
 def violations(manifests: list[Manifest]) -> list[str]:
@@ -101,7 +104,10 @@ def mounted(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def configured(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that the service accepts its settings, and that the pod has the ports and files of these settings."""
+    """Require that the service accepts the settings in the ConfigMap.
+
+    The container must have the ports of these settings, and the files that they name must come from a Secret.
+    """
     for pod, container, environment in _services(manifests):
         yield from (f"{key} is not a setting of the service" for key in environment if key not in _variables())
         settings = _settings(environment)
@@ -126,7 +132,7 @@ def configured(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def probed(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that each probe checks the probe port by gRPC, with a service name that fits the kind of probe."""
+    """Require that each probe is a gRPC health check of the probe port, with a service name that fits the probe."""
     for _, container, environment in _services(manifests):
         port = _port(environment.get("SKETCHBATCH_PROBE_ADDRESS", ""))
         for probe, names in PROBED.items():
@@ -138,7 +144,7 @@ def probed(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def in_time(manifests: list[Manifest]) -> Iterator[str]:
-    """Require a grace period in which the service can end before Kubernetes kills it."""
+    """Require a grace period that is long enough for the service to drain and exit before Kubernetes kills it."""
     for pod, container, environment in _services(manifests):
         settings = _settings(environment)
         if isinstance(settings, str):
@@ -150,7 +156,10 @@ def in_time(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def connected(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that Services, policies and budgets select our pods and existing ports, and never the probe port."""
+    """Require that Services, disruption budgets, network policies and spread constraints select our pods.
+
+    Services and network policies must name existing ports, but not the probe port.
+    """
     for pod, container, _ in _services(manifests):
         labels = next(m for m in manifests if m["kind"] == "Deployment")["spec"]["template"]["metadata"]["labels"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -192,7 +201,7 @@ def scaled(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def routed(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that a GRPCRoute has known fields, and names existing Services and existing gRPC services."""
+    """Require that a GRPCRoute has only known fields, and names existing Kubernetes Services and gRPC services."""
     ports = {m["metadata"]["name"]: [port["port"] for port in m["spec"]["ports"]] for m in _of("Service", manifests)}
     for route in _of("GRPCRoute", manifests):
         yield from (f"unknown field {path}" for path in _unknown(route, ROUTE, "GRPCRoute"))
@@ -253,7 +262,7 @@ def _variables() -> set[str]:
 
 
 def _settings(environment: dict[str, str]) -> Settings | str:
-    """Return the settings that the service would read from these variables, or its error message."""
+    """Return the settings that the service would read from `environment`, or the error message of the service."""
     read: list[Settings] = []
     result = CliRunner().invoke(_reader(read), [], env=environment)
     return read[0] if read else result.output.strip().splitlines()[-1]

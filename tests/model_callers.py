@@ -1,4 +1,4 @@
-"""Send requests continuously while models change, and check every response."""
+"""Write changing model files, send requests continuously while the files change, and check every response."""
 
 import threading
 from collections import Counter
@@ -15,18 +15,24 @@ BITMAPS = np.random.default_rng(1).integers(0, 256, (3, 28, 28), np.uint8)
 
 
 class Repository:
-    """Write model files of the model `farm`, each with different scores, and keep the expected scores."""
+    """Write files of the model `farm` to a repository, and keep the scores that each file gives for `BITMAPS`.
+
+    Each file gives other scores.
+    """
 
     def __init__(self, path) -> None:
         self.path = path
         self._seed = 0
-        # expected scores of `BITMAPS`, by version, one entry per model file
+        # for each version, the expected scores of `BITMAPS` from each file that the version has had
         self.expected: dict[str, list[np.ndarray]] = {}
 
     def write(self, version: int, **model) -> None:
-        """Write a model file to another folder and move it into place.
+        """Write a model file to another folder, then move the file to its place in the repository.
 
-        A file that is written with options of `write_model` is never served, so its scores are not expected.
+        Args:
+            version: Version of the model.
+            model: Options of `write_model` that make the file incorrect. The service never serves such a file, so its
+                scores are not expected.
         """
         self._seed += 1
         ready = write_model(self.path / ".ready" / "model.onnx", seed=self._seed, **model)
@@ -39,13 +45,17 @@ class Repository:
         ready.rename(folder / "model.onnx")
 
     def is_right(self, version: str, scores: bytes) -> bool:
-        """Return whether any model file of `version` gives these scores."""
+        """Return whether any file that the version has had gives these scores for `BITMAPS`."""
         got = np.frombuffer(scores, "<f4").reshape(len(BITMAPS), -1)
         return any(np.allclose(got, expected, atol=1e-6) for expected in self.expected.get(version, []))
 
 
 class Callers:
-    """Send Classify, ClassifyStream and ModelInfer requests, without retries, on `each` threads per kind of request."""
+    """Send requests without retries and count the responses, while the context of this object is open.
+
+    There are three kinds of requests: Classify, ClassifyStream and ModelInfer. For each kind, `each` threads send one
+    request after another.
+    """
 
     def __init__(self, address: str, repository: Repository, *, each: int) -> None:
         options = [("grpc.enable_retries", 0)]
@@ -75,7 +85,7 @@ class Callers:
         return self.stub.GetModel(pb.GetModelRequest()).model.version
 
     def rpc(self, method: str, **fields):
-        """Call a method of the Open Inference Protocol."""
+        """Call a method of the Open Inference Protocol; `fields` are the fields of the request."""
         call = self.channel.unary_unary(
             f"/inference.GRPCInferenceService/{method}",
             request_serializer=lambda message: message.SerializeToString(),

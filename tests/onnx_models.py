@@ -27,9 +27,10 @@ def write_model(
     scale: float = 0.001,
     metadata: dict[str, str] | None = None,
 ) -> Path:
-    """Write a model that scores a bitmap by a random linear map (from `seed`) and softmax; return its path.
+    """Write a model that scores a bitmap by a linear map with random weights and a softmax; return the file's path.
 
-    Each part of the signature can be made incorrect. Rows after `correct_rows`, if given, are scored as blank bitmaps.
+    `seed` determines the weights. Other options make a part of the signature or of the metadata incorrect. If
+    `correct_rows` is given, the model scores all rows after the first `correct_rows` rows as blank bitmaps.
     """
     weights = np.random.default_rng(seed).normal(size=(flat_width, classes)).astype(np.float32) * np.float32(scale)
     nodes = [
@@ -68,7 +69,7 @@ def write_model(
 
 
 def _blank_after(rows: int) -> list[onnx.NodeProto]:
-    """Return the nodes that make `correct ink` from `ink` by making the rows after the first `rows` rows blank."""
+    """Return the nodes that copy the tensor `ink` to `correct ink`, and make all rows after the first `rows` blank."""
     numbers = {"zero": [0], "rows": [rows], "end": [2**31 - 1]}
     return [
         *(helper.make_node("Constant", [], [name], value_ints=value) for name, value in numbers.items()),

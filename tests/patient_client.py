@@ -8,7 +8,10 @@ from sketchbatch_client.rpc.blocking_backend import BlockingBackend, BlockingEve
 
 
 class PatientClient(Client):
-    """Keep queued calls in the queue while requests are in flight; `queued` is released once per queued call."""
+    """Send no call as a bypass: a queued call waits in the coalescing queue until a request in flight ends.
+
+    The semaphore `queued` is released once for each call that enters the queue.
+    """
 
     def _make_backend(self) -> BlockingBackend:
         self.queued = queued = threading.Semaphore(0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def held(pid: int) -> dict[str, float]:
-    """Return the process's resident memory now and at its peak, in MiB, and its numbers of threads and open files."""
+    """Return the resident memory of a process in MiB, its peak, and the numbers of threads and open files."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {
         "resident_mib": round(int(fields["VmRSS"].split()[0]) / 1024, 1),
@@ -17,7 +17,7 @@ def held(pid: int) -> dict[str, float]:
 
 
 def open_files(pid: int) -> Counter[str]:
-    """Return the number of the process's open files by kind: socket, pipe, eventfd, or the path of a file."""
+    """Return the number of open files of a process by kind: a socket, a pipe, an eventfd, or the path of a file."""
     kinds: Counter[str] = Counter()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # the process has closed the file since the folder was listed

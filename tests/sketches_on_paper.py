@@ -1,4 +1,7 @@
-"""Render drawings as pictures that people send: pens, papers, positions and light differ from the training data."""
+"""Render drawings as pictures like those that users send, for example scans and photographs.
+
+In such pictures the size, the pen, the position of the drawing, the paper and the light differ from the training data.
+"""
 
 from dataclasses import dataclass
 
@@ -6,12 +9,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 INK, PAPER = 20, 255
-_OVERSAMPLING = 2  # a picture is drawn at twice its size and then reduced
+_OVERSAMPLING = 2  # a picture is rendered at twice its size and then reduced, which smooths its lines
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Describe the page, the pen and the position of a drawing."""
+    """Describe how a picture shows a drawing: the page, the pen, the position of the drawing and the light."""
 
     side: int = 400
     """Width and height of the page, in pixels."""
@@ -40,7 +43,10 @@ PICTURES = (
 
 
 def picture_of_strokes(strokes, how: Picture) -> np.ndarray:
-    """Draw strokes of any units on a page; return a uint8 array of shape (side, side)."""
+    """Render strokes as the picture that `how` describes; return grey levels as uint8 (side, side).
+
+    The strokes may have any size, because they are scaled to the page.
+    """
     paths = [np.array(stroke[:2], float).T for stroke in strokes]
     points = np.concatenate(paths)
     middle, extent = (points.min(axis=0) + points.max(axis=0)) / 2, np.ptp(points, axis=0).max()
@@ -56,7 +62,10 @@ def picture_of_strokes(strokes, how: Picture) -> np.ndarray:
 
 
 def picture_of_bitmap(bitmap: np.ndarray, how: Picture) -> np.ndarray:
-    """Enlarge a bitmap smoothly and make its lines thinner or thicker; return uint8 of shape (side, side)."""
+    """Render a bitmap as the picture that `how` describes; return grey levels as uint8 (side, side).
+
+    The bitmap is enlarged, and its lines become thinner or thicker with the width of the pen.
+    """
     size = round(how.side * how.span)
     grey = np.asarray(Image.fromarray(bitmap).resize((size, size), Image.Resampling.BICUBIC)) / 255
     level = 0.65 if how.pen < 0.011 else 0.35 if how.pen > 0.02 else 0.5
@@ -67,7 +76,7 @@ def picture_of_bitmap(bitmap: np.ndarray, how: Picture) -> np.ndarray:
 
 
 def _on_page(ink: np.ndarray, how: Picture) -> np.ndarray:
-    """Put ink (0 to 1) on the paper that `how` describes; return grey levels."""
+    """Return the grey levels of a picture with `ink` (0 to 1 per pixel), and with the paper and light of `how`."""
     down, across = np.mgrid[0 : 1 : how.side * 1j, 0 : 1 : how.side * 1j]
     grey = (PAPER + (INK - PAPER) * ink) * (1 - how.shade * (0.7 * across + 0.3 * down))
     if how.noise:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 
 def children(pid: int) -> list[int]:
-    """Return the running worker processes that `pid` started, without multiprocessing's resource tracker."""
+    """Return the process ids of the workers that the process `pid` has started.
+
+    The resource tracker of multiprocessing, which is also a child process of `pid`, is not included.
+    """
     started = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(each) for each in started if b"spawn_main" in command_line(each)]
 

@@ -123,7 +123,7 @@ def test_an_actor_uses_one_connection_that_is_not_pickled(start_server, servicer
 
 
 def test_an_actor_uses_one_model_version(start_server, servicer, noise):
-    """At its first batch, a scorer determines the newest version of the model, and uses this version for all batches."""
+    """At its first batch, a scorer determines the newest model version, and uses this version for all batches."""
     requested = []
     answer = servicer.Classify
 

@@ -146,7 +146,7 @@ def test_a_folder_gives_its_files_by_label(tmp_path):
 
 
 def test_a_folder_has_an_origin(tmp_path):
-    """The origin of the drawings in a folder is the text of SOURCE.txt, or the folder's name if SOURCE.txt is missing."""
+    """The origin of the drawings in a folder is the text of SOURCE.txt or, without this file, the folder's name."""
     assert source_of(tmp_path) == f"drawings in the folder {tmp_path.name}"
     (tmp_path / "SOURCE.txt").write_text("synthetic sketches\n")
     assert source_of(tmp_path) == "synthetic sketches"

@@ -61,7 +61,10 @@ def test_records_have_the_same_drawings_as_lines(tmp_path):
 
 @pytest.mark.real_drawings
 def test_real_files_are_read_whole(quickdraw):
-    """Every line of Google's files is read; the word of each drawing is the file's name, and only raw strokes have times."""
+    """Every line of Google's files is read, and the word of each drawing is the name of its file.
+
+    Only raw strokes have times.
+    """
     for kind, lists in (("raw", 3), ("simplified", 2)):
         for path in (quickdraw / kind).glob("[bcd]*.ndjson"):
             file = open_strokes(path)
