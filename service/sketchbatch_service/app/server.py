@@ -46,6 +46,8 @@ _WINDOW_BYTES = 4 << 20
 """Bytes that a stream may send before the service reads them. gRPC's own estimate grew to 60 MB per stream on a busy
 machine: docs/decisions/0023."""
 
+_PENDING_CALLS = 1 << 20  # no limit: those on connections, and on calls of a connection, are lower
+
 
 async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa: B008 - frozen
     """Serve until SIGTERM or SIGINT, then finish the accepted requests; raise StartError if the start fails."""
@@ -157,6 +159,9 @@ def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]
         ("grpc.server_handshake_timeout_ms", 20_000),  # for clients that connect and send nothing
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
+        # gRPC otherwise cancels a random part of a burst of more than 1,000 calls, and no client retries CANCELLED.
+        ("grpc.server.max_pending_requests", _PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _PENDING_CALLS),
         ("grpc.enable_channelz", 0),  # it keeps counts of each connection, which nothing here can read
     ]
     if settings.max_connection_age_s:
