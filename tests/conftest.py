@@ -83,11 +83,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def transport(request: pytest.FixtureRequest) -> Iterator[str]:
+def transport(request: pytest.FixtureRequest) -> str:
     """Return the transport of the services that the test starts; "auto" unless the test runs with both."""
-    in_process.transport = getattr(request, "param", "core")
-    yield getattr(request, "param", "auto")
-    in_process.transport = "core"
+    return getattr(request, "param", "auto")
+
+
+@pytest.fixture(autouse=True)
+def transport_in_process(request: pytest.FixtureRequest) -> None:
+    """Let `in_process.serving` use the transport of the test, which is `core` unless the test runs with both."""
+    is_chosen = "transport" in request.fixturenames
+    chosen = request.getfixturevalue("transport") if is_chosen else "auto"
+    in_process.transport = "core" if chosen == "auto" else chosen
 
 
 @pytest.fixture(scope="session")

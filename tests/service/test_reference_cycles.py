@@ -18,10 +18,13 @@ from sketchbatch.openinference.v2 import open_inference_pb2 as oip
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch_service.batching.batcher import Batch
 from sketchbatch_service.batching.row_queue import Request
+from sketchbatch_service.transport.aio_call import AioContext, AioUnaryCall
 from sketchbatch_service.transport.core_call import AsyncCall, DirectCall
 
+pytestmark = [pytest.mark.both_transports, pytest.mark.usefixtures("transport")]
+
 TIMES = 20
-OF_A_CALL = DirectCall, AsyncCall, Batch, Request
+OF_A_CALL = DirectCall, AsyncCall, AioUnaryCall, AioContext, Batch, Request
 
 
 def is_ours(garbage: object) -> bool:

@@ -82,6 +82,7 @@ class AioUnaryCall:
             self.cancel()
 
     def respond(self, response: Any) -> None:
+        self._on_cancel = None  # breaks a reference cycle, which would be left to the garbage collector
         message = self._serialize(response)  # on this thread, so that the loop has less to do
 
         def settle() -> None:
@@ -91,6 +92,8 @@ class AioUnaryCall:
         self._answers.put(settle)
 
     def abort(self, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
+        self._on_cancel = None
+
         def settle() -> None:
             if not self.answer.done():
                 self.answer.set_exception(CallAborted(code, details, trailers))
@@ -165,6 +168,8 @@ async def _answer(behavior: Callable[[Any, AioUnaryCall], None], request: Any, c
     except asyncio.CancelledError:
         call.cancel()
         raise
+    finally:
+        del call  # its answer refers to an exception, whose traceback refers to this frame: a reference cycle
 
 
 def _streaming(handler: Any) -> _Run:
@@ -188,12 +193,13 @@ def _with_status(run: _Run) -> _Run:
         try:
             return await run(requests, context)
         except CallAborted as aborted:
-            await context.abort(aborted.code, aborted.details, tuple(aborted.trailers))
+            status = aborted.code, aborted.details, tuple(aborted.trailers)
         except grpc.aio.BaseError:  # the connection is lost
             raise
         except Exception as exc:
             log.error("RPC handler failed", exc_info=exc)
-            await context.abort(*HANDLER_FAILED)
+            status = (*HANDLER_FAILED, ())
+        await context.abort(*status)  # here, because grpcio keeps its own exception, and that would keep the first one
 
     return run_with_status
 
