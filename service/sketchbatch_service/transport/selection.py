@@ -13,7 +13,7 @@ log = structlog.get_logger()
 
 Transport = Literal["aio", "core"]
 
-CORE_GRPCIO = frozenset({"1.85.1", "1.85.3"})
+CORE_GRPCIO = frozenset({"1.85.0", "1.85.1", "1.85.3"})
 """Versions of grpcio with which the contract tests passed on `core`: `make test-grpcio` ran them on each version."""
 
 
