@@ -199,7 +199,8 @@ def _with_status(run: _Run) -> _Run:
         except Exception as exc:
             log.error("RPC handler failed", exc_info=exc)
             status = (*HANDLER_FAILED, ())
-        await context.abort(*status)  # here, because grpcio keeps its own exception, and that would keep the first one
+        # Outside of `except`, because grpcio keeps the exception that it raises, which would keep the first one.
+        return await context.abort(*status)
 
     return run_with_status
 

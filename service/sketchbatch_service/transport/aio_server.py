@@ -105,8 +105,10 @@ class AioServer:
                 return
             self._server = self._new_server()
             for address, credentials in self._addresses:
-                while not self._has_port(address, credentials):
+                while not self._draining.is_draining and not self._has_port(address, credentials):
                     await asyncio.sleep(_REOPEN_S)
+            if self._draining.is_draining:
+                return
             await self._server.start()
 
     def _has_port(self, address: str, credentials: grpc.ServerCredentials | None) -> bool:

@@ -2,7 +2,6 @@
 
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +40,14 @@ def _check_path(path: Path, address: str, purpose: str) -> None:
         return
     if not path.is_socket():
         raise AddressUnusable(f"cannot listen {purpose}on {address}: the file exists and is not a socket")
-    with socket.socket(socket.AF_UNIX) as client, suppress(ConnectionRefusedError):
+    with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(_CONNECT_S)
-        client.connect(str(path))
-        raise AddressUnusable(f"cannot listen {purpose}on {address}: another process listens on it")
+        try:
+            client.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return  # its process has ended
+        except PermissionError as exc:
+            raise AddressUnusable(f"cannot listen {purpose}on {address}: {exc.strerror}") from exc
+        except OSError:  # its process is too busy to accept a connection
+            pass
+    raise AddressUnusable(f"cannot listen {purpose}on {address}: another process listens on it")
