@@ -214,8 +214,8 @@ async def test_each_ended_call_is_counted_once_by_its_status(serving):
     async with serving() as (channel, echo, server):
         unary, direct = call_to(channel, "Unary"), call_to(channel, "Direct")
         await unary(b"hello")
-        # a deadline of 0.5 s that only the server has, because a deadline of the client could pass first
-        server_deadline = (("grpc-timeout", "500m"),)
+        # a deadline of 2 s that only the server has, because a deadline of the client could pass first
+        server_deadline = (("grpc-timeout", "2S"),)
         for call in (
             unary(b"abort"),
             unary(b"fail"),
