@@ -43,9 +43,11 @@ def socket_path(address: str) -> Path | None:
     scheme, _, path = address.partition(":")
     if scheme != "unix":
         return None
-    path = path.removeprefix("//")  # gRPC also accepts unix:///absolute/path
-    if not path or len(path.encode()) > _MAX_PATH_BYTES:
-        raise ValueError(f"must be unix:PATH, PATH of 1..{_MAX_PATH_BYTES} bytes, got {address!r}")
+    if path.startswith("///"):  # gRPC also accepts unix:///absolute/path
+        path = path.removeprefix("//")
+    # gRPC would decode %20, and read unix://a/b as /a/b.
+    if not path or len(path.encode()) > _MAX_PATH_BYTES or "%" in path or path.startswith("//"):
+        raise ValueError(f"must be unix:PATH, PATH of 1..{_MAX_PATH_BYTES} bytes without %, got {address!r}")
     return Path(path)
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import grpc
 import pytest
 from sketchbatch_service.errors import AddressUnusable
-from sketchbatch_service.transport.interface import Context, Server, UnaryCall
+from sketchbatch_service.transport.interface import Context, Server, UnaryCall, wants_gzip
 from sketchbatch_service.transport.selection import create_server
 from sketchbatch_service.transport.status import cancellation_status
 
@@ -413,8 +413,7 @@ async def test_a_call_without_the_right_metadata_is_rejected_unread(serving):
         for method in (UNARY, "/test.Echo/Missing"):
             error = await rejection(channel.unary_unary(method)(b"x"))
             assert (error.code(), error.details()) == (grpc.StatusCode.UNAUTHENTICATED, f"no word for {method}")
-        error = await rejection(channel.stream_stream(STREAM)(iter([b"x"])).read())
-        assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert await channel.stream_stream(STREAM)().code() is grpc.StatusCode.UNAUTHENTICATED
         assert await call_to(channel, "Unary")(b"x", metadata=(("word", "open"),)) == b"x"
         assert await ended_calls(server, 4) == {("none", "UNAUTHENTICATED", 3), ("test.Echo/Unary", "OK", 1)}
 
@@ -529,6 +528,90 @@ async def test_a_call_whose_path_is_not_utf8_does_not_stop_the_server(serving, r
                 await reader.read()
             writer.close()
             await wait_for_answer(channel)
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """Return one HTTP/2 frame."""
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def raw_call(path: str) -> bytes:
+    """Return the bytes that open a connection and start a call on stream 1, which sends no message."""
+    headers = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x", "te": "trailers"}
+    headers["content-type"] = "application/grpc"
+    block = b"".join(
+        b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
+        for name, value in headers.items()
+    )
+    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 4, 1, block)
+
+
+async def test_an_open_stream_does_not_keep_a_failed_server_from_answering_again(serving, root):
+    """After a call whose path is not UTF-8, the server answers although another client's stream stays open.
+
+    That client ignores GOAWAY, so only the server can end its stream.
+    """
+    async with serving() as (channel, echo, _):
+        host, _, port = echo.address.rpartition(":")
+        _, patient = await asyncio.open_connection(host, int(port))
+        patient.write(raw_call(STREAM))
+        await wait_for_answer(channel)
+        _, hostile = await asyncio.open_connection(host, int(port))
+        hostile.write((root / "tests/fuzz/corpus/grpc/path-is-no-utf8").read_bytes())
+        await asyncio.wait_for(wait_for_failure_or_answers(channel), 10)
+        for writer in (patient, hostile):
+            writer.close()
+
+
+async def wait_for_failure_or_answers(channel) -> None:
+    """Call for a second, in which the server may fail, and then until a call succeeds."""
+    for _ in range(10):
+        with suppress(grpc.aio.AioRpcError):
+            await call_to(channel, "Unary")(b"x", timeout=1)
+        await asyncio.sleep(0.1)
+    await wait_for_answer(channel)
+
+
+@pytest.mark.parametrize("method", ["Direct", "Unary"])
+async def test_a_call_that_is_cancelled_before_its_message_counts_as_cancelled(serving, method):
+    """A client that resets its call before it has sent a message is counted as CANCELLED, not as an invalid request."""
+    has_arrived = threading.Event()
+    async with serving(authenticate=lambda path, metadata: has_arrived.set()) as (_, echo, server):
+        host, _, port = echo.address.rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(raw_call(f"/test.Echo/{method}"))
+        assert await asyncio.to_thread(has_arrived.wait, 10)
+        writer.write(frame(3, 0, 1, (8).to_bytes(4, "big")))  # RST_STREAM with the error code CANCEL
+        assert await ended_calls(server, 1) == {(f"test.Echo/{method}", "CANCELLED", 1)}
+        writer.close()
+
+
+@pytest.mark.parametrize("method", ["Direct", "Unary"])
+async def test_a_message_above_the_limit_is_not_counted_as_an_invalid_request(serving, method):
+    """A message above the limit, which gRPC itself rejects with RESOURCE_EXHAUSTED, reaches no handler."""
+    async with serving(("grpc.max_receive_message_length", 1000)) as (channel, _, server):
+        error = await rejection(call_to(channel, method)(bytes(2000)))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await ended_calls(server, 1) == {(f"test.Echo/{method}", "CANCELLED", 1)}
+
+
+@pytest.mark.parametrize(
+    ("value", "is_wanted"),
+    [
+        ("gzip", True),
+        ("identity, GZIP", True),
+        ("gzip;q=0.5", True),
+        ("deflate, gzip ; q=1", True),
+        ("gzip;q=0", False),
+        ("identity, gzip; q=0.0", False),
+        ("x-gzip", False),
+        ("identity", False),
+        ("", False),
+    ],
+)
+def test_responses_are_compressed_only_for_clients_that_accept_gzip(value, is_wanted):
+    """The metadata `accept-encoding` has the syntax of HTTP: a list of names; the weight 0 means not accepted."""
+    assert wants_gzip((("user-agent", "gzip"), ("accept-encoding", value))) is is_wanted
 
 
 async def wait_for_answer(channel) -> None:

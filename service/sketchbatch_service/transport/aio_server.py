@@ -3,12 +3,12 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any, TypeAlias
 
 import grpc
 import structlog
 
+from ..errors import AddressUnusable
 from . import listening
 from .aio_call import Answers, adapted, rejecting
 from .interface import Authenticator
@@ -16,7 +16,9 @@ from .status import DRAINING, NO_SUCH_METHOD, NUMBERS, StatusCounts, call_ends, 
 
 log = structlog.get_logger()
 
-_REOPEN_S = 0.1  # seconds between two attempts to bind the ports again
+_FAILURE_CHECK_S = 0.25  # seconds between two checks of whether the server has failed
+_REOPEN_S = 0.1  # seconds between two attempts to bind a port again
+_FAILURES_PER_LOG = 10  # failed attempts per line in the log
 
 # grpc's classes are generic in its types only, so these are strings.
 _MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -57,7 +59,7 @@ class AioServer:
         Raises:
             AddressUnusable: The address is in use or does not belong to this machine; `purpose` is for the message.
         """
-        bound = listening.bind(address, lambda: self._add_port(address, credentials), purpose=purpose)
+        bound = listening.bind(address, lambda wanted: self._add_port(wanted, credentials), purpose=purpose)
         self._addresses.append((bound, credentials))
         return bound
 
@@ -77,12 +79,18 @@ class AioServer:
         """
         self._draining.is_draining = True
         await asyncio.sleep(listening.REJECTION_S)
-        stopping = asyncio.ensure_future(self._server.stop(grace_s))
+        stopping = asyncio.ensure_future(self._stop_server(grace_s))
         await asyncio.wait((stopping, forced) if forced else (stopping,), return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
             await self._server.stop(None)
         await stopping
         await self._reopening
+
+    async def _stop_server(self, grace_s: float) -> None:
+        try:
+            await self._server.stop(grace_s)
+        except Exception:  # the failure of the server, raised before the open calls were waited for
+            await self._server.stop(grace_s)
 
     def _new_server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=self._options, interceptors=self._interceptors)
@@ -98,23 +106,34 @@ class AioServer:
         """Replace the server whenever it fails: that of grpcio 1.85 fails at a call whose path is not UTF-8."""
         while True:
             try:
-                await self._server.wait_for_termination()
-            except Exception as exc:
-                log.warning("server failed, opening its ports again", reason=f"{type(exc).__name__}: {exc}")
-            if self._draining.is_draining:
+                # Without a time limit, grpcio would report a failure only after the end of all open calls.
+                while await self._server.wait_for_termination(_FAILURE_CHECK_S):
+                    pass
                 return
+            except Exception as exc:
+                if self._draining.is_draining:
+                    return
+                log.warning("server failed, opening its ports again", reason=f"{type(exc).__name__}: {exc}")
+            await self._server.stop(None)  # grpcio closes the ports of a failed server, but leaves its calls open
             self._server = self._new_server()
             for address, credentials in self._addresses:
-                while not self._draining.is_draining and not self._has_port(address, credentials):
-                    await asyncio.sleep(_REOPEN_S)
+                await self._reopen(address, credentials)
             if self._draining.is_draining:
                 return
             await self._server.start()
 
-    def _has_port(self, address: str, credentials: grpc.ServerCredentials | None) -> bool:
-        with suppress(RuntimeError):  # the failed server has not closed the port yet
-            return bool(self._add_port(address, credentials))
-        return False
+    async def _reopen(self, address: str, credentials: grpc.ServerCredentials | None) -> None:
+        """Bind a port again, as soon as no other process uses it."""
+        failures = 0
+        while not self._draining.is_draining:
+            try:
+                listening.bind(address, lambda bound: self._add_port(bound, credentials))
+                return
+            except AddressUnusable as exc:
+                failures += 1
+                if failures % _FAILURES_PER_LOG == 0:
+                    log.error("port not opened, trying again", reason=str(exc))
+                await asyncio.sleep(_REOPEN_S)
 
 
 class _Methods(grpc.GenericRpcHandler):

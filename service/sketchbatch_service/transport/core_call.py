@@ -66,6 +66,7 @@ class DirectCall(_CoreCall):
             self._on_cancel = None
 
     def respond(self, response: Any) -> None:
+        message = self._handler.response_serializer(response)  # first: it may raise, and then the call ends otherwise
         self._status_counts.add(_OK, self)
         self._on_cancel = None  # breaks a reference cycle, which would be left to the garbage collector
         core_call = self._call
@@ -73,7 +74,7 @@ class DirectCall(_CoreCall):
             return  # cancelled by the client
         operations = (
             self._initial_metadata_operation(),
-            cygrpc.SendMessageOperation(self._handler.response_serializer(response), _NO_FLAGS),
+            cygrpc.SendMessageOperation(message, _NO_FLAGS),
             _send_status(grpc.StatusCode.OK),
         )
         core_call.start_server_batch(operations, _ignore)
@@ -84,6 +85,19 @@ class DirectCall(_CoreCall):
         core_call = self._call
         if core_call is not None:
             abort_core_call(core_call, code, details, trailers)
+
+    def reject_missing_request(self) -> None:
+        """End a call that has no message: the client sent none, or the connection or the call ended before it came."""
+        self._timeout_s = min(self._timeout_s, self._remaining_s())
+        core_call = self._call
+        if core_call is None:
+            return  # cancelled by the client, and counted
+
+        def count(event: Any) -> None:
+            was_sent = event.success
+            self._status_counts.add(NUMBERS[MISSING_REQUEST[0]] if was_sent else self._cancellation_code(), self)
+
+        abort_core_call(core_call, *MISSING_REQUEST, on_end=count)
 
     def subscribe_to_cancellation(self) -> None:
         """Subscribe to cancellation, unless the call is over: a subscription costs an operation of the C core."""
@@ -201,10 +215,16 @@ class AsyncCall(_CoreCall):
         return await done
 
 
-def abort_core_call(core_call: Any, code: grpc.StatusCode, details: str, trailers: Trailers = ()) -> None:
-    """End a call of the C core with an error status."""
+def abort_core_call(
+    core_call: Any,
+    code: grpc.StatusCode,
+    details: str,
+    trailers: Trailers = (),
+    on_end: Callable[[Any], object] | None = None,
+) -> None:
+    """End a call of the C core with an error status; `on_end` receives the completion event on the polling thread."""
     operations = (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), _send_status(code, details, trailers))
-    core_call.start_server_batch(operations, _ignore)
+    core_call.start_server_batch(operations, on_end or _ignore)
 
 
 def receive_message(core_call: Any, on_message: Callable[[bytes | None], object]) -> None:

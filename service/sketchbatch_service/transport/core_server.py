@@ -1,8 +1,9 @@
 """Run a gRPC server on grpcio's own C core, driven by the polling thread.
 
-The class has the methods of `grpc.aio.server`. It exists because a small RPC costs `grpc.aio` several times as much CPU
-time: docs/decisions/0008 has the measurements. The polling thread passes each event of the C core to a handler. The
-handlers of frequent methods run on that thread (`DirectCall`), all others on the event loop (`AsyncCall`).
+`CoreServer` implements `interface.Server`, and `RequestSource` for the thread pool that polls it. It exists because a
+small RPC costs `grpc.aio` several times as much CPU time: docs/decisions/0008 has the measurements. The polling thread
+passes each event of the C core to a handler. The handlers of frequent methods run on that thread (`DirectCall`), all
+others on the event loop (`AsyncCall`).
 
 The module uses `grpc._cython.cygrpc`, on which grpcio's synchronous server is built. `cygrpc` is private, so
 `selection.py` chooses this server only with the versions of grpcio that the contract tests ran with.
@@ -24,7 +25,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private, so wit
 from . import listening
 from .core_call import AsyncCall, DirectCall, abort_core_call, receive_close, receive_message
 from .interface import Authenticator
-from .status import DRAINING, MISSING_REQUEST, NO_SUCH_METHOD, StatusCounts, call_ends, invalid_message
+from .status import DRAINING, NO_SUCH_METHOD, StatusCounts, call_ends, invalid_message
 
 log = structlog.get_logger()
 
@@ -88,7 +89,7 @@ class CoreServer:
         """
         core_credentials = [credentials._credentials] if credentials else []  # type: ignore[attr-defined]  # private
         return listening.bind(
-            address, lambda: self._server.add_http2_port(address.encode(), *core_credentials), purpose=purpose
+            address, lambda wanted: self._server.add_http2_port(wanted.encode(), *core_credentials), purpose=purpose
         )
 
     def call_ends(self) -> Iterator[tuple[str, str, int]]:
@@ -159,7 +160,8 @@ class CoreServer:
             self._server.request_call(self._events, self._events, self._on_call)
 
     def _authenticate(self, authenticate: Authenticator, event: Any) -> None:
-        reason = authenticate(event.call_details.method, event.invocation_metadata) if event.success else None
+        is_checked = event.success and not self._is_stopping  # a stopping server rejects all calls in `_accept`
+        reason = authenticate(event.call_details.method, event.invocation_metadata) if is_checked else None
         if reason is None:
             self._accept(event)
             return
@@ -204,7 +206,7 @@ class CoreServer:
     def _run_directly(self, call: DirectCall, core_call: Any, handler: Any) -> None:
         def run(message: bytes | None) -> None:
             if message is None:
-                call.abort(*MISSING_REQUEST)
+                call.reject_missing_request()
                 return
             try:
                 request = handler.request_deserializer(message)

@@ -1,12 +1,15 @@
 """Define what the service uses of a server and of its calls: `aio` and `core` implement both."""
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, Protocol
 
 import grpc
 
 from ..batching.leader_follower_pool import RequestSource
+
+_GZIP = re.compile(r"\s*gzip\s*(;\s*q=(?!0(\.0*)?\s*$).*)?", re.IGNORECASE)  # q=0 means: not accepted
 
 Metadata = Sequence[tuple[str, str | bytes]]
 Trailers = Metadata  # sent with the status
@@ -100,4 +103,5 @@ def wants_gzip(metadata: Metadata) -> bool:
 
     gRPC itself does not tell a server how a request was compressed.
     """
-    return any(key == "accept-encoding" and "gzip" in str(value) for key, value in metadata)
+    accepted = (each for key, value in metadata if key == "accept-encoding" for each in str(value).split(","))
+    return any(_GZIP.fullmatch(each) for each in accepted)

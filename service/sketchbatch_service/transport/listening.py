@@ -13,7 +13,7 @@ REJECTION_S = 0.1  # a stopping server rejects calls with UNAVAILABLE for this t
 _CONNECT_S = 1.0
 
 
-def bind(address: str, add_port: Callable[[], int], *, purpose: str = "") -> str:
+def bind(address: str, add_port: Callable[[str], int], *, purpose: str = "") -> str:
     """Return `address` with the port that `add_port` has bound; `purpose` is for the message of the error.
 
     A socket file that no process listens on is replaced. gRPC removes the file when the server stops.
@@ -24,8 +24,9 @@ def bind(address: str, add_port: Callable[[], int], *, purpose: str = "") -> str
     path = socket_path(address)
     if path:
         _check_path(path, address, purpose)
+        address = f"unix:{path}"  # the form in which gRPC binds the path that was checked
     try:
-        port = add_port()
+        port = add_port(address)
     except RuntimeError:  # grpc.aio's error for an address that it cannot bind
         port = 0
     if not port:
