@@ -107,7 +107,7 @@ test-grpcio: $(UV)
 	@for version in $(GRPCIO); do \
 	  $(UV) pip install --quiet --python .tools/$@/bin/python grpcio==$$version "grpcio-health-checking<=$$version" \
 	    "grpcio-reflection<=$$version" && \
-	  if .tools/$@/bin/pytest -q $(TESTS) tests/contract/test_transports.py tests/contract/test_status_table.py \
+	  if .tools/$@/bin/pytest -q $(TESTS) tests/contract/test_transport*.py tests/contract/test_status_table.py \
 	    tests/contract/test_openinference_status.py >.tools/$@/$$version.log 2>&1; then echo "$$version passed"; \
 	  else echo "$$version FAILED: .tools/$@/$$version.log"; fi; \
 	done

@@ -167,10 +167,11 @@ def drawings_file(data: Path | None) -> Iterator[tuple[Path, str]]:
 
 def describe_machine() -> dict[str, Any]:
     """Return date, command, commit, machine and versions of a benchmark run."""
+    arguments = [word.removeprefix(f"{ROOT}/") for word in sys.argv[1:]]  # paths of this machine mean nothing elsewhere
     packages = ("onnxruntime", "grpcio", "protobuf", "numpy", "sketchbatch-service", "sketchbatch-client")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": "make bench" + f" BENCH={shlex.quote(shlex.join(sys.argv[1:]))}" * bool(sys.argv[1:]),
+        "command": "make bench" + f" BENCH={shlex.quote(shlex.join(arguments))}" * bool(arguments),
         "commit": commit(),
         "machine": {"cpu": cpu_name(), "cpus": cpus(), "load": round(os.getloadavg()[0], 1)},
         "versions": {"python": platform.python_version()}

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +102,8 @@ def _measure(plan: Plan, contestant: Contestant, name: str) -> Figures:
 
 def _check_agreement(contestants: Sequence[Contestant]) -> None:
     """Raise `Disagreement` unless all contestants that compute scores return equal scores for the same drawings."""
-    first, *others = (each for each in contestants if each.peer.computes)
-    for other in others:
+    computing = [each for each in contestants if each.peer.computes]
+    for first, other in pairwise(computing):
         difference = float(np.abs(np.subtract(first.scores, other.scores)).max())
         if not difference <= AGREE_WITHIN:
             raise Disagreement(

@@ -11,9 +11,14 @@ from . import Peer
 _SERVER = str(Path(__file__).resolve().parent.parent / "plain_server.py")
 
 
-def _probe(address: str) -> None:
-    """Classify one row as a health check, because the plain server has no health service."""
+def probe(address: str) -> None:
+    """Classify one row as a health check, for a server without a health service."""
     StubThreads(address, PEERS[0]).classify(np.full((1, 28, 28), 128, np.uint8))
+
+
+def address_in(line: str) -> str:
+    """Return the address that a server prints as a line of its own, and "" for other lines."""
+    return line.strip() if line.startswith("127.0.0.1:") else ""
 
 
 PEERS = (
@@ -23,7 +28,7 @@ PEERS = (
         connect=stubs,
         styles=tuple(STYLES),
         command=lambda model: [sys.executable, _SERVER, str(model)],
-        address_in=lambda line: line.strip() if line.startswith("127.0.0.1:") else "",
-        probe=_probe,
+        address_in=address_in,
+        probe=probe,
     ),
 )

@@ -4,25 +4,19 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from callers import STYLES, StubThreads, stubs
+from callers import STYLES, stubs
 
-from . import Peer, ours
+from . import Peer, ours, plain
 
 _SERVER = str(Path(__file__).resolve().parent.parent / "instant_server.py")
-
-
-def _probe(address: str) -> None:
-    """Classify one row as a health check, because the servers have no health service."""
-    StubThreads(address, PEERS[0]).classify(np.full((1, 28, 28), 128, np.uint8))
 
 
 _instant = partial(
     Peer,
     connect=stubs,
     styles=tuple(STYLES),
-    address_in=lambda line: line.strip() if line.startswith("127.0.0.1:") else "",
-    probe=_probe,
+    address_in=plain.address_in,
+    probe=plain.probe,
     workloads=("64x8", "1x32", "1x1"),
     computes=False,
 )

@@ -132,7 +132,7 @@ def _kind(statistics: FolderStatistics, kind: str) -> dict[str, Any]:
 
 
 def _missing(statistics: FolderStatistics) -> list[dict[str, Any]]:
-    """Return the kinds of files that some class lacks, their contents, and the command that fetches these files."""
+    """Return each kind of file that some class lacks, with a description and the command that fetches it."""
     return [
         {
             "kind": kind,

@@ -1,0 +1,185 @@
+"""Test both transports: compressed messages, addresses, and connections that would stop a server."""
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager, suppress
+
+import grpc
+import pytest
+from sketchbatch_service.errors import AddressUnusable
+from sketchbatch_service.transport.interface import wants_gzip
+from sketchbatch_service.transport.selection import create_server
+from transport_server import STREAM, call_to, raw_call, rejection
+
+ZEROS = bytes(1 << 20)
+
+
+@asynccontextmanager
+async def counting_bytes(address: str):
+    """Forward connections to `address`; yield the forwarder's address, and the list of sizes that the server sent."""
+    sizes: list[int] = []
+    host, _, port = address.rpartition(":")
+
+    forwards: list[asyncio.Task] = []
+
+    async def copy(reader, writer, counted: list[int]) -> None:
+        while chunk := await reader.read(1 << 16):
+            counted.append(len(chunk))
+            writer.write(chunk)
+
+    async def forward(reader, writer) -> None:
+        forwards.append(asyncio.current_task())
+        from_server, to_server = await asyncio.open_connection(host, int(port))
+        try:
+            await asyncio.gather(copy(reader, to_server, []), copy(from_server, writer, sizes))
+        finally:
+            for each in (writer, to_server):
+                each.close()
+                await each.wait_closed()
+
+    async with await asyncio.start_server(forward, "127.0.0.1", 0) as forwarder:
+        yield f"127.0.0.1:{forwarder.sockets[0].getsockname()[1]}", sizes
+        for each in forwards:  # grpcio may keep the connection of a closed channel for a while
+            each.cancel()
+        await asyncio.gather(*forwards, return_exceptions=True)
+
+
+@pytest.mark.parametrize("method", ["Direct", "Unary"])
+async def test_responses_are_compressed_if_the_client_asks_for_it(serving, method):
+    """A compressed request is accepted; the response is compressed only if the metadata has `accept-encoding: gzip`."""
+    received = {}
+    async with serving() as (_, echo, _), counting_bytes(echo.address) as (address, sizes):
+        for metadata in ((), (("accept-encoding", "gzip"),)):
+            async with grpc.aio.insecure_channel(address) as channel:
+                sizes.clear()
+                call = call_to(channel, method)(ZEROS, metadata=metadata, compression=grpc.Compression.Gzip)
+                waiting = asyncio.ensure_future(call)
+                if method == "Direct":
+                    await echo.wait_for_direct()
+                    echo.direct[-1][1].respond(ZEROS)
+                assert await waiting == ZEROS
+                received[bool(metadata)] = sum(sizes)
+    assert received[False] > len(ZEROS)
+    assert received[True] < len(ZEROS) / 20
+
+
+@pytest.mark.parametrize(
+    ("value", "is_wanted"),
+    [
+        ("gzip", True),
+        ("identity, GZIP", True),
+        ("gzip;q=0.5", True),
+        ("deflate, gzip ; q=1", True),
+        ("gzip;q=0", False),
+        ("identity, gzip; q=0.0", False),
+        ("x-gzip", False),
+        ("identity", False),
+        ("", False),
+    ],
+)
+def test_responses_are_compressed_only_for_clients_that_accept_gzip(value, is_wanted):
+    """The metadata `accept-encoding` has the syntax of HTTP: a list of names; the weight 0 means not accepted."""
+    assert wants_gzip((("user-agent", "gzip"), ("accept-encoding", value))) is is_wanted
+
+
+async def test_a_compressed_message_may_not_grow_beyond_the_limit(serving):
+    """A compressed message that is larger than the limit once decompressed is rejected, and not kept in memory."""
+    async with serving(("grpc.max_receive_message_length", len(ZEROS))) as (channel, _, _):
+        unary = call_to(channel, "Unary")
+        error = await rejection(unary(10 * ZEROS, compression=grpc.Compression.Gzip))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await unary(b"next") == b"next"
+
+
+async def test_a_unix_socket_is_served_and_removed(serving, tmp_path):
+    """A server listens on a socket file, replaces a stale one, refuses one in use, and removes its own at the end."""
+    path = tmp_path / "service.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))  # the file stays when its process ends without removing it
+    async with serving(address=f"unix:{path}") as (channel, _, _):
+        assert await call_to(channel, "Unary")(b"x") == b"x"
+        with pytest.raises(AddressUnusable, match="another process listens on it"):
+            create_server(serving.args[0]).listen(f"unix:{path}")
+        assert await call_to(channel, "Unary")(b"x") == b"x"
+    assert not path.exists()
+
+
+async def test_a_path_that_cannot_be_a_socket_is_an_error(serving, tmp_path):
+    """A file that is no socket stays as it is, and a missing folder is an error."""
+    file = tmp_path / "notes.txt"
+    file.write_text("keep")
+    for address, reason in ((f"unix:{file}", "is not a socket"), (f"unix:{tmp_path}/a/b", "the folder must exist")):
+        with pytest.raises(AddressUnusable, match=reason):
+            create_server(serving.args[0]).listen(address)
+    assert file.read_text() == "keep"
+
+
+@pytest.mark.parametrize(("address", "hosts"), [("[::1]:0", ["[::1]"]), ("[::]:0", ["[::1]", "127.0.0.1"])])
+async def test_ipv6_addresses_are_served(serving, address, hosts):
+    """A server listens on an IPv6 address, and `[::]` accepts IPv4 connections, too."""
+    async with serving(address=address) as (_, echo, _):
+        host, _, port = echo.address.rpartition(":")
+        assert f"{host}:0" == address
+        for host in hosts:
+            async with grpc.aio.insecure_channel(f"{host}:{port}") as channel:
+                assert await call_to(channel, "Unary")(b"x") == b"x"
+
+
+async def test_a_port_in_use_is_an_error(serving):
+    """A server fails with an error if another server uses its port, and does not silently share the port."""
+    async with serving() as (_, _, server):
+        address = server.listen("127.0.0.1:0")
+        other = create_server(serving.args[0], [("grpc.so_reuseport", 0)])
+        with pytest.raises(AddressUnusable, match=f"cannot listen on {address}: the port is in use"):
+            other.listen(address)
+
+
+async def test_a_call_whose_path_is_not_utf8_does_not_stop_the_server(serving, root):
+    """After a call whose path is not UTF-8, the server answers at the same address.
+
+    On `aio`, grpcio's server fails, its open calls end with CANCELLED or UNAVAILABLE, and a new server takes the port.
+    """
+    async with serving() as (channel, echo, _):
+        host, _, port = echo.address.rpartition(":")
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write((root / "tests/fuzz/corpus/grpc/path-is-no-utf8").read_bytes())
+            writer.write_eof()
+            with suppress(ConnectionResetError):
+                await reader.read()
+            writer.close()
+            await wait_for_answer(channel)
+
+
+async def test_an_open_stream_does_not_keep_a_failed_server_from_answering_again(serving, root):
+    """After a call whose path is not UTF-8, the server answers although another client's stream stays open.
+
+    That client ignores GOAWAY, so only the server can end its stream.
+    """
+    async with serving() as (channel, echo, _):
+        host, _, port = echo.address.rpartition(":")
+        _, patient = await asyncio.open_connection(host, int(port))
+        patient.write(raw_call(STREAM))
+        await wait_for_answer(channel)
+        _, hostile = await asyncio.open_connection(host, int(port))
+        hostile.write((root / "tests/fuzz/corpus/grpc/path-is-no-utf8").read_bytes())
+        await asyncio.wait_for(wait_for_failure_or_answers(channel), 10)
+        for writer in (patient, hostile):
+            writer.close()
+
+
+async def wait_for_failure_or_answers(channel) -> None:
+    """Call for a second, in which the server may fail, and then until a call succeeds."""
+    for _ in range(10):
+        with suppress(grpc.aio.AioRpcError):
+            await call_to(channel, "Unary")(b"x", timeout=1)
+        await asyncio.sleep(0.1)
+    await wait_for_answer(channel)
+
+
+async def wait_for_answer(channel) -> None:
+    """Repeat a call until it succeeds; only the test's time limit ends the wait earlier."""
+    answer = None
+    while not answer:
+        with suppress(grpc.aio.AioRpcError):
+            answer = await call_to(channel, "Unary")(b"x", wait_for_ready=True)
