@@ -85,7 +85,7 @@ def _connected(host: str, number: int) -> socket.socket:
     while True:
         try:
             return socket.create_connection((host, number), _LIMIT_S)
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):
             if time.monotonic() > ends_at:
                 raise
             time.sleep(0.05)
