@@ -55,7 +55,8 @@ class Service:
     def __init__(self, model: Path, *flags: str) -> None:
         always = ("--address", "127.0.0.1:0", "--lame-duck-s", "0")
         command = [BIN / "sketchbatch-serve", "--model", model, *always, *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        # A service waits while the pipe of its log is full, and no test reads all of the log.
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, pipesize=1 << 20, text=True, cwd=ROOT)
         self.ready = self.wait_for("SERVING")
         self.address: str = self.ready["address"]
         self.probe_address: str = self.ready["probe_address"]
