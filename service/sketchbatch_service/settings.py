@@ -68,7 +68,7 @@ class Settings:
     """Maximum rows that wait for one model; more are rejected with RESOURCE_EXHAUSTED, and streams pause."""
 
     lame_duck_s: _Seconds = 2.0
-    """Seconds after SIGTERM in which health reports NOT_SERVING and calls are still accepted."""
+    """Seconds after SIGTERM in which Check reports NOT_SERVING and calls are still accepted."""
 
     drain_s: _Seconds = 30.0
     """Seconds that accepted requests may take after --lame-duck-s, or after SIGINT; a second signal ends them."""

@@ -34,6 +34,7 @@ from ..transport import selection
 from ..transport.interface import Authenticator, Server
 from ..transport.tls import TlsFiles, server_credentials
 from ..transport.tokens import TokenFile
+from . import lame_duck
 from .probe_port import ProbePort
 from .signals import Stop, ignore_signals
 from .worker import Worker
@@ -68,6 +69,7 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     if settings.reflection:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_reflection(), server)
     address = _listen(server, settings)
+    lame_duck.warn_if_too_short(settings.lame_duck_s, settings.max_connection_age_s)
     probes = ProbePort(health, settings.probe_address, transport, is_shared=worker.count > 1)
     metrics = ServiceMetrics(models, server, health, worker=worker.number)
     worker.answer_supervisor(metrics.collect, stop)
@@ -86,7 +88,7 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
         log.info("SERVING" if worker.count == 1 else "worker ready", **addresses, transport=transport, models=served)
         monitor = asyncio.create_task(monitor_health(models, health))
 
-        await _lame_duck(settings, stop, health)
+        await _lame_duck(settings, stop, health, server)
         watcher.stop()
         monitor.cancel()
         log.info("draining", drain_s=settings.drain_s)
@@ -100,14 +102,23 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     log.info("stopped", was_hurried=stop.forced.done())
 
 
-async def _lame_duck(settings: Settings, stop: Stop, health: HealthServicer) -> None:
-    """Wait for a stop signal; then report NOT_SERVING and accept calls until load balancers have noticed."""
+async def _lame_duck(settings: Settings, stop: Stop, health: HealthServicer, server: Server) -> None:
+    """Wait for a stop signal; then answer calls until the clients have found other replicas, as in `lame_duck`."""
     number = await stop.requested
     lame_duck_s = settings.lame_duck_s if number is signal.SIGTERM else 0.0  # after Ctrl-C a person waits for the end
     threading.Thread(target=_exit_late, args=(lame_duck_s + settings.drain_s + LATE_S,), daemon=True).start()
     log.info("stopping", signal=number.name, lame_duck_s=lame_duck_s)
-    await health.enter_lame_duck()
-    await stop.forced_within(lame_duck_s)
+    health.enter_lame_duck()
+    admission_s = lame_duck.admission_s(lame_duck_s, settings.max_connection_age_s)
+    if admission_s is None:
+        await health.leave()
+        await stop.forced_within(lame_duck_s)
+        return
+    await stop.forced_within(admission_s)
+    log.info("leaving", connections_end_within_s=lame_duck_s - admission_s)
+    await health.leave()
+    server.stop_listening()
+    await stop.forced_within(lame_duck_s - admission_s)
 
 
 def _exit_late(limit_s: float) -> None:
