@@ -33,6 +33,9 @@ class Settings:
     watch_models_s: Annotated[float, click.FloatRange(0, 86_400)] = 5.0
     """Seconds between two scans of --model for new, changed and removed files; 0 = never."""
 
+    wait_for_model: bool = False
+    """Start without a model and report NOT_SERVING until --model holds one, instead of ending with an error."""
+
     default_model: str = ""
     """Model that answers requests without a model name; empty = the first name in alphabetical order."""
 

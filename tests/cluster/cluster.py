@@ -149,12 +149,14 @@ class Cluster:
         self.pods.append(pod)
 
     def _publish_later(self) -> None:
-        endpoints = [pod.address for pod in self.present if pod.is_ready]
-        asyncio.get_running_loop().call_later(_PROPAGATION_S, self._publish, endpoints)
+        ready = [pod.address for pod in self.present if pod.is_ready]
+        terminating = [pod.address for pod in self.pods if pod.is_terminating and pod.is_ready]
+        asyncio.get_running_loop().call_later(_PROPAGATION_S, self._publish, ready, terminating)
 
-    def _publish(self, addresses: list[str]) -> None:
-        self._published = addresses
-        self._cluster_ip.endpoints = [(address, self._port) for address in addresses]
+    def _publish(self, ready: list[str], terminating: list[str]) -> None:
+        """Publish ready pods; without any, kube-proxy uses pods that terminate but still pass their readiness probe."""
+        self._published = ready
+        self._cluster_ip.endpoints = [(address, self._port) for address in ready or terminating]
 
     async def _renew_dns(self) -> None:
         """Answer with records that are up to the TTL old, as a caching DNS server does."""

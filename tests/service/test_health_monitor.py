@@ -192,7 +192,8 @@ async def test_a_draining_server_never_reports_serving_again():
 async def test_balancers_are_told_to_leave_before_clients_that_watch():
     """In the lame duck time, Check and List report NOT_SERVING, and Watch reports the models' state until `leave`.
 
-    A client that watches may know no other replica yet; a balancer that polls has its own list of replicas.
+    A client that watches may know no other replica yet; a balancer that polls has its own list of replicas. The probe
+    port reports what Watch does, because kube-proxy uses a replica that passes its probes if there are no others.
     """
     health = HealthServicer([])
     await health.serve()
@@ -202,6 +203,8 @@ async def test_balancers_are_told_to_leave_before_clients_that_watch():
     checked = await health.Check(health_pb2.HealthCheckRequest(), None)
     listed = await health.List(health_pb2.HealthListRequest(), None)
     assert [checked.status, listed.statuses[""].status] == [NOT_SERVING, NOT_SERVING]
+    probes = health.for_probes()
+    assert (await probes.Check(health_pb2.HealthCheckRequest(), None)).status == SERVING
     late_watch = health.Watch(health_pb2.HealthCheckRequest(), None)
     assert (await anext(late_watch)).status == SERVING
     await health.fail()
@@ -211,6 +214,7 @@ async def test_balancers_are_told_to_leave_before_clients_that_watch():
     await health.leave()
     statuses.append((await asyncio.wait_for(anext(watch), 5)).status)
     assert statuses == [SERVING, NOT_SERVING, SERVING, NOT_SERVING]
+    assert (await probes.Check(health_pb2.HealthCheckRequest(), None)).status == NOT_SERVING
     await late_watch.aclose()
     await watch.aclose()
 

@@ -62,13 +62,16 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
         self._is_draining = True
         await self.leave()
 
+    def for_probes(self) -> health_pb2_grpc.HealthServicer:
+        """Return a servicer for a probe port, whose Check reports what Watch does.
+
+        A replica in its lame duck time is then ready for a kubelet, and kube-proxy uses such replicas if there are no
+        others: https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/1669-proxy-terminating-endpoints
+        """
+        return _ProbeHealthServicer(self)
+
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
-        status = self._status_of(request.service, self._polled)
-        if status == _UNKNOWN:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"no such service; there are: {', '.join(self._services[1:])}"
-            )
-        return health_pb2.HealthCheckResponse(status=status)
+        return await self._check(request.service, self._polled, context)
 
     async def List(self, request: health_pb2.HealthListRequest, context: Context) -> health_pb2.HealthListResponse:
         status = health_pb2.HealthCheckResponse(status=self._polled)
@@ -92,6 +95,14 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
                 async with self._changed:
                     await self._changed.wait_for(lambda: has_changed() or self._is_draining)
 
+    async def _check(self, service: str, status: int, context: Context) -> health_pb2.HealthCheckResponse:
+        status = self._status_of(service, status)
+        if status == _UNKNOWN:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"no such service; there are: {', '.join(self._services[1:])}"
+            )
+        return health_pb2.HealthCheckResponse(status=status)
+
     @property
     def _polled(self) -> int:
         return int(_NOT_SERVING if self._is_lame_duck else self._status)
@@ -108,3 +119,13 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
         if service == LIVENESS:
             return int(_SERVING)
         return int(status if service in self._services else _UNKNOWN)
+
+
+class _ProbeHealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
+    def __init__(self, health: HealthServicer) -> None:
+        self._health = health
+        self.List = health.List
+        self.Watch = health.Watch
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
+        return await self._health._check(request.service, self._health._watched, context)
