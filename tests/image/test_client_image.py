@@ -34,7 +34,7 @@ def guide(docker, client_image, start_pod, root, tmp_path):
         image=client_image,
     )
     (tmp_path / "user" / "drawings").mkdir(parents=True)
-    for path in (tmp_path, folder, *tmp_path.parents[:2]):
+    for path in (tmp_path, folder):
         path.mkdir(exist_ok=True)
         path.chmod(0o777)
     return Guide(root, tmp_path / "user", {**docker.environment, **cluster.environment()})
