@@ -127,7 +127,7 @@ lint: .venv/.done .tools/protos/.done .tools/image/.done ## ruff, mypy strict, i
 k8s: .venv/.done .tools/k8s/.done ## check the Kubernetes manifests: kustomize, schemas of three versions, checkov, our policies
 	$(VENV)/pytest -m k8s tests/deploy
 
-image-test: .venv/.done .tools/image/.done ## build the image (EXTRA=cpu or gpu) and run it as Kubernetes would; needs Docker
+image-test: .venv/.done .tools/image/.done .tools/k8s/.done ## build the image (EXTRA=cpu or gpu) and run it as Kubernetes would; needs Docker
 	EXTRA=$(or $(EXTRA),cpu) $(VENV)/pytest -m image tests/image
 
 chaos: .venv/.done ## overload, kills, restarts, lost connections, full disks, balancers, cluster-sim: half an hour

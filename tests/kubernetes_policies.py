@@ -215,18 +215,28 @@ def routed(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def sharded(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that an Indexed Job has as many indexes as `--shard` has shards, and retries each index separately."""
+    """Require that bulk Jobs have a shard for each index, a folder for each run, and no retry that cannot succeed."""
+    for manifest in _of("Job", manifests):
+        job, container = manifest["spec"], manifest["spec"]["template"]["spec"]["containers"][0]
+        run = next((each["value"] for each in container["env"] if each["name"] == "RUN"), "")
+        if not run or manifest["metadata"]["name"] != f"sketchbatch-{container['name']}-{run}":
+            yield f"the name of the Job must end with the value of RUN, got {manifest['metadata']['name']} and {run!r}"
+        if "--output=/scores/$(RUN)/labels.parquet" not in container["args"]:
+            yield f"--output must be in the folder of the run, got {container['args']}"
+        actions = {
+            code: rule["action"]
+            for rule in job.get("podFailurePolicy", {}).get("rules", [])
+            for code in rule.get("onExitCodes", {}).get("values", [])
+        }
+        is_indexed = job.get("completionMode") == "Indexed"
+        if actions != (wanted := {2: "FailJob", 4: "FailIndex" if is_indexed else "FailJob"}):
+            yield f"only an error that a retry cannot repair may end the retries: expected {wanted}, got {actions}"
     for job in (m["spec"] for m in _of("Job", manifests) if m["spec"].get("completionMode") == "Indexed"):
         arguments = job["template"]["spec"]["containers"][0]["args"]
         if f"--shard=/{job['completions']}" not in arguments:
-            yield f"--shard must name {job['completions']} shares, got {arguments}"
+            yield f"--shard must name {job['completions']} shards, got {arguments}"
         if not job.get("backoffLimitPerIndex") or job["template"]["spec"]["restartPolicy"] != "Never":
             yield "an Indexed Job must have backoffLimitPerIndex and restartPolicy Never"
-        codes = [
-            code for rule in job["podFailurePolicy"]["rules"] for code in rule.get("onExitCodes", {}).get("values", [])
-        ]
-        if codes != [2]:
-            yield f"only exit code 2, an invalid command, may fail the whole job, got {codes}"
 
 
 def _of(kind: str, manifests: list[Manifest]) -> list[Manifest]:

@@ -280,12 +280,33 @@ WRONG = {
         "gateway",
         lambda m: spec("GRPCRoute", m)["rules"][0]["matches"][0]["method"].update(service="Classifier"),
     ),
-    "a job has fewer shares than pods": ("sharded", "score", lambda m: spec("Job", m).update(completions=4)),
+    "a job has fewer shards than pods": ("sharded", "score", lambda m: spec("Job", m).update(completions=4)),
     "an index is not retried": ("sharded", "score", lambda m: spec("Job", m).pop("backoffLimitPerIndex")),
     "rejected rows fail a job": (
         "sharded",
         "score",
         lambda m: spec("Job", m)["podFailurePolicy"]["rules"][1]["onExitCodes"].update(values=[2, 3]),
+    ),
+    "a damaged file is read ten times": (
+        "sharded",
+        "score",
+        lambda m: spec("Job", m)["podFailurePolicy"]["rules"].pop(),
+    ),
+    "a damaged file ends all shards": (
+        "sharded",
+        "score",
+        lambda m: spec("Job", m)["podFailurePolicy"]["rules"][2].update(action="FailJob"),
+    ),
+    "shards of different jobs are merged again": ("sharded", "merge", lambda m: spec("Job", m).pop("podFailurePolicy")),
+    "two runs write the same files": (
+        "sharded",
+        "merge",
+        lambda m: container(m)["args"].__setitem__(0, "--output=/scores/labels.parquet"),
+    ),
+    "a Job has the name of another run": (
+        "sharded",
+        "score",
+        lambda m: first("Job", m)["metadata"].update(name="sketchbatch-score-first"),
     ),
 }
 
@@ -346,7 +367,8 @@ def test_bulk_jobs_reach_the_service_and_each_other_s_files(render):
     addresses = {
         f"dns:///{m['metadata']['name']}:{m['spec']['ports'][0]['port']}" for m in base if m["kind"] == "Service"
     }
-    assert container(score)["env"][0]["value"] in addresses
+    values = {each["name"]: each["value"] for each in container(score)["env"]}
+    assert values["SKETCHBATCH_SERVER"] in addresses
     allowed = spec("NetworkPolicy", base)["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items()
     assert allowed <= spec("Job", score)["template"]["metadata"]["labels"].items()
     assert pod(score)["serviceAccountName"] in {m["metadata"]["name"] for m in base if m["kind"] == "ServiceAccount"}
