@@ -349,6 +349,7 @@ WRONG = {
         lambda m: (
             spec("Deployment", m).update(replicas=1),
             spec("HorizontalPodAutoscaler", m).update(minReplicas=1),
+            spec("PodDisruptionBudget", m).update(maxUnavailable=0),
         ),
     ),
     "an apply sets fewer replicas than the autoscaler": (
@@ -381,7 +382,7 @@ WRONG = {
     "all replicas may stop at once": (
         "scaled",
         "gpu",
-        lambda m: spec("HorizontalPodAutoscaler", m).update(minReplicas=1),
+        lambda m: spec("PodDisruptionBudget", m).update(maxUnavailable=2),
     ),
     "the autoscaler's target is misspelt": (
         "scaled",
