@@ -14,14 +14,20 @@ import grpc
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from kubernetes_policies import Manifest, violations
+from kubernetes_manifests import Manifest, name_of, of, pods
+from kubernetes_policies import violations
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / ".tools" / "k8s" / "bin"
-RENDERED = sorted(str(path.parent.relative_to(ROOT)) for path in ROOT.glob("deploy/[ob]*/*/kustomization.yaml"))
-"""Folders of the overlays and of the bulk jobs."""
+KUBECTL = os.environ.get("KUBECTL") or TOOLS / "kubectl"
+RENDERED = sorted(
+    str(path.parent.relative_to(ROOT))
+    for path in ROOT.glob("deploy/**/kustomization.yaml")
+    if "kind: Kustomization" in path.read_text() and path.parent.name != "base"
+)
+"""Folders that a user applies: all folders of deploy/ except the base and the components."""
 VERSIONS = ["1.29.0", "1.33.0", "1.37.0"]
 """Versions of Kubernetes whose schemas the manifests must fit.
 
@@ -41,12 +47,11 @@ def render() -> Callable[[str], list[Manifest]]:
 
     Each folder is rendered only once, and each call returns a new copy of its manifests.
     """
-    kubectl = os.environ.get("KUBECTL") or TOOLS / "kubectl"
     known: dict[str, list[Manifest]] = {}
 
     def rendered(folder: str) -> list[Manifest]:
         if folder not in known:
-            finished = run(kubectl, "kustomize", folder)
+            finished = run(KUBECTL, "kustomize", folder)
             assert finished.returncode == 0, finished.stderr
             assert not finished.stderr, finished.stderr  # kustomize writes deprecation warnings to stderr
             known[folder] = list(yaml.safe_load_all(finished.stdout))
@@ -58,17 +63,21 @@ def render() -> Callable[[str], list[Manifest]]:
 def validated(manifests: list[Manifest], version: str, folder: Path) -> subprocess.CompletedProcess:
     """Validate manifests strictly against the schemas of a Kubernetes version; return the finished process.
 
-    These schemas do not contain GRPCRoute, which our policy `routed` checks instead.
+    These schemas do not contain GRPCRoute and ScaledObject, which our policies `routed` and `triggered` check instead.
     """
     file = folder / "manifests.yaml"
-    file.write_text(yaml.safe_dump_all([m for m in manifests if m["kind"] != "GRPCRoute"]))
+    file.write_text(yaml.safe_dump_all([m for m in manifests if m["kind"] not in ("GRPCRoute", "ScaledObject")]))
     return run(TOOLS / "kubernetes-validate", "--strict", "-k", version, file)
 
 
 def test_every_documented_folder_is_rendered():
-    """The tests render exactly the ten folders of overlays and bulk jobs that docs/operations.md names."""
-    names = {Path(folder).name for folder in RENDERED}
-    assert names == {"cpu", "cpu-pvc", "cpu-fetch", "gpu", "gpu-mig", "tls", "gateway", "files", "score", "merge"}
+    """The tests render exactly the folders of namespace, models, overlays and bulk jobs of docs/operations.md."""
+    overlays = ("cpu", "cpu-pvc", "cpu-fetch", "gpu", "gpu-mig", "tls", "gateway", "keda")
+    others = ("namespace", "models/claim", "models/files", "bulk/claims", "bulk/files", "bulk/score", "bulk/merge")
+    assert {folder.removeprefix("deploy/") for folder in RENDERED} == {
+        *others,
+        *(f"overlays/{name}" for name in overlays),
+    }
 
 
 @pytest.mark.parametrize("folder", RENDERED)
@@ -128,6 +137,28 @@ def settings(manifests: list[Manifest]) -> dict:
 
 
 WRONG = {
+    "a NetworkPolicy has an empty list": (
+        "filled",
+        "cpu",
+        lambda m: spec("NetworkPolicy", m).update(egress=[]),
+    ),
+    "a container has an empty list": ("filled", "merge", lambda m: container(m).update(env=[])),
+    "a list inside a list is empty": (
+        "filled",
+        "gateway",
+        lambda m: spec("GRPCRoute", m)["rules"][0].update(matches=[]),
+    ),
+    "a field has no value": ("filled", "score", lambda m: spec("NetworkPolicy", m).update(ingress=None)),
+    "to delete an overlay deletes the namespace": (
+        "deletable",
+        "cpu",
+        lambda m: m.append({"kind": "Namespace", "metadata": {"name": "sketchbatch"}}),
+    ),
+    "to delete a pod deletes the scores": (
+        "deletable",
+        "bulk/files",
+        lambda m: m.append({"kind": "PersistentVolumeClaim", "metadata": {"name": "sketchbatch-scores"}}),
+    ),
     "runAsNonRoot is removed": ("restricted", "cpu", lambda m: pod(m)["securityContext"].pop("runAsNonRoot")),
     "runAsNonRoot is taken back": (
         "restricted",
@@ -142,7 +173,7 @@ WRONG = {
     "privileged": ("restricted", "cpu", lambda m: container(m)["securityContext"].update(privileged=True)),
     "a bare pod writes its root": (
         "restricted",
-        "files",
+        "bulk/files",
         lambda m: container(m)["securityContext"].update(readOnlyRootFilesystem=False),
     ),
     "a job is root": ("restricted", "score", lambda m: pod(m)["securityContext"].update(runAsUser=0)),
@@ -217,10 +248,51 @@ WRONG = {
         lambda m: container(m)["startupProbe"]["grpc"].update(port=50051),
     ),
     "there is no readiness probe": ("probed", "cpu", lambda m: container(m).pop("readinessProbe")),
+    "the startup probe's service name is misspelt": (
+        "probed",
+        "tls",
+        lambda m: container(m)["startupProbe"]["grpc"].update(service="sketchbatch.v1.ClassifierServices"),
+    ),
+    "the liveness probe's service name is misspelt": (
+        "probed",
+        "cpu",
+        lambda m: container(m)["livenessProbe"]["grpc"].update(service="alive"),
+    ),
     "the grace period ends during the drain": (
         "in_time",
         "cpu",
-        lambda m: pod(m).update(terminationGracePeriodSeconds=45),
+        lambda m: pod(m).update(terminationGracePeriodSeconds=95),
+    ),
+    "a slow start ends a rollout": (
+        "in_time",
+        "cpu",
+        lambda m: container(m)["startupProbe"].update(failureThreshold=300),
+    ),
+    "the wait for the GPU of an old pod ends a rollout": (
+        "in_time",
+        "gpu",
+        lambda m: spec("Deployment", m).update(progressDeadlineSeconds=400),
+    ),
+    "old pods stop before clients know the new pods": (
+        "budgeted",
+        "cpu",
+        lambda m: spec("Deployment", m).update(minReadySeconds=34),
+    ),
+    "minReadySeconds is missing": ("budgeted", "gpu", lambda m: spec("Deployment", m).pop("minReadySeconds")),
+    "the lame duck ends before clients know the other pods": (
+        "budgeted",
+        "cpu",
+        lambda m: settings(m).update(SKETCHBATCH_LAME_DUCK_S="57"),
+    ),
+    "connections outlive the lame duck": (
+        "budgeted",
+        "tls",
+        lambda m: settings(m).update(SKETCHBATCH_MAX_CONNECTION_AGE_S="30"),
+    ),
+    "connections do not age": (
+        "budgeted",
+        "keda",
+        lambda m: settings(m).pop("SKETCHBATCH_MAX_CONNECTION_AGE_S"),
     ),
     "the drain takes longer than the grace period": (
         "in_time",
@@ -250,15 +322,67 @@ WRONG = {
         lambda m: m.remove(first("PodDisruptionBudget", m)),
     ),
     "replicas are not spread": ("connected", "cpu", lambda m: pod(m)["topologySpreadConstraints"].clear()),
-    "replicas are set although there is an autoscaler": (
+    "a NetworkPolicy selects no pod": (
+        "isolated",
+        "models/files",
+        lambda m: spec("NetworkPolicy", m)["podSelector"]["matchLabels"].update(tier="front"),
+    ),
+    "a NetworkPolicy does not name a direction": (
+        "isolated",
+        "score",
+        lambda m: spec("NetworkPolicy", m)["policyTypes"].remove("Ingress"),
+    ),
+    "DNS is not allowed on OpenShift's port": (
+        "isolated",
+        "score",
+        lambda m: spec("NetworkPolicy", m)["egress"][0]["ports"].pop(),
+    ),
+    "DNS over TCP is not allowed": (
+        "isolated",
+        "cpu-fetch",
+        lambda m: spec("NetworkPolicy", m)["egress"][0]["ports"].remove({"port": 53, "protocol": "TCP"}),
+    ),
+    "a Deployment starts with one pod": ("scaled", "cpu", lambda m: spec("Deployment", m).pop("replicas")),
+    "an apply goes through one pod": (
         "scaled",
         "cpu",
-        lambda m: spec("Deployment", m).update(replicas=2),
+        lambda m: (
+            spec("Deployment", m).update(replicas=1),
+            spec("HorizontalPodAutoscaler", m).update(minReplicas=1),
+            spec("PodDisruptionBudget", m).update(maxUnavailable=0),
+        ),
+    ),
+    "an apply sets fewer replicas than the autoscaler": (
+        "scaled",
+        "gpu",
+        lambda m: spec("HorizontalPodAutoscaler", m).update(minReplicas=3),
+    ),
+    "KEDA may remove all replicas": ("scaled", "keda", lambda m: spec("ScaledObject", m).pop("minReplicaCount")),
+    "there are two autoscalers": (
+        "scaled",
+        "keda",
+        lambda m: m.append(
+            {
+                "kind": "HorizontalPodAutoscaler",
+                "metadata": {"name": "sketchbatch"},
+                "spec": {"scaleTargetRef": {"name": "sketchbatch"}, "minReplicas": 2},
+            }
+        ),
+    ),
+    "a field of a ScaledObject is misspelt": (
+        "triggered",
+        "keda",
+        lambda m: spec("ScaledObject", m).update(minReplicas=2),
+    ),
+    "a trigger's threshold is a number": (
+        "triggered",
+        "keda",
+        lambda m: spec("ScaledObject", m)["triggers"][0]["metadata"].update(threshold=4096),
     ),
     "all replicas may stop at once": (
         "scaled",
         "gpu",
-        lambda m: spec("HorizontalPodAutoscaler", m).update(minReplicas=1),
+        lambda m: spec("PodDisruptionBudget", m).update(maxUnavailable=2),
     ),
     "the autoscaler's target is misspelt": (
         "scaled",
@@ -311,10 +435,16 @@ WRONG = {
 }
 
 
+def folder_of(name: str) -> str:
+    """Return the one rendered folder whose path ends in `name`."""
+    (folder,) = (folder for folder in RENDERED if folder.endswith(f"/{name}"))
+    return folder
+
+
 @pytest.mark.parametrize(("policy", "name", "spoil"), WRONG.values(), ids=WRONG)
 def test_a_policy_reports_a_violation(render, policy, name, spoil):
     """If one field of a correct manifest is changed as in a case of `WRONG`, the policy of this case reports it."""
-    manifests = render(next(folder for folder in RENDERED if Path(folder).name == name))
+    manifests = render(folder_of(name))
     spoil(manifests)
     found = violations(manifests)
     assert found
@@ -334,7 +464,7 @@ def test_a_policy_reports_a_violation(render, policy, name, spoil):
 )
 def test_a_misspelt_field_breaks_the_schema(render, tmp_path, name, spoil):
     """A misspelt field or a value of another type breaks the schema."""
-    manifests = render(next(folder for folder in RENDERED if Path(folder).name == name))
+    manifests = render(folder_of(name))
     spoil(manifests)
     assert validated(manifests, VERSIONS[-1], tmp_path).returncode != 0
 
@@ -364,12 +494,53 @@ def test_bulk_jobs_reach_the_service_and_each_other_s_files(render):
     files with the names under which the job `score` writes its shards.
     """
     base, score, merge = map(render, ["deploy/overlays/cpu", "deploy/bulk/score", "deploy/bulk/merge"])
-    addresses = {
-        f"dns:///{m['metadata']['name']}:{m['spec']['ports'][0]['port']}" for m in base if m["kind"] == "Service"
-    }
+    addresses = {f"dns:///{name_of(m)}:{m['spec']['ports'][0]['port']}" for m in of("Service", base)}
     values = {each["name"]: each["value"] for each in container(score)["env"]}
     assert values["SKETCHBATCH_SERVER"] in addresses
     allowed = spec("NetworkPolicy", base)["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items()
     assert allowed <= spec("Job", score)["template"]["metadata"]["labels"].items()
-    assert pod(score)["serviceAccountName"] in {m["metadata"]["name"] for m in base if m["kind"] == "ServiceAccount"}
     assert f"of-{spec('Job', score)['completions']:05}.parquet" in container(merge)["command"][2]
+
+
+def test_the_accounts_and_volumes_of_all_pods_exist(render):
+    """Each pod uses an account and volume claims of folders that hold no pod and are applied before."""
+    every = [manifest for folder in RENDERED for manifest in render(folder)]
+    accounts = {name_of(m) for m in of("ServiceAccount", every)}
+    claims = {name_of(m) for m in of("PersistentVolumeClaim", every)}
+    used = [each["spec"] for each in pods(every)]
+    assert {each["serviceAccountName"] for each in used} == accounts
+    volumes = [volume for each in used for volume in each.get("volumes", [])]
+    assert {v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v} == claims
+
+
+def test_a_pod_may_write_what_the_service_reads(render):
+    """The pod `model-files` mounts the volume of the models for writing, as the user and group of the service."""
+    files, service = pod(render("deploy/models/files")), pod(render("deploy/overlays/cpu-pvc"))
+    assert files["securityContext"] == service["securityContext"]
+    mounts = {each["name"]: each for each in files["containers"][0]["volumeMounts"]}
+    (volume,) = files["volumes"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "sketchbatch-models"}
+    assert not mounts[volume["name"]].get("readOnly")
+    assert volume["persistentVolumeClaim"]["claimName"] in str(service["volumes"])
+
+
+def test_the_number_of_replicas_can_be_replaced_in_one_line(render):
+    """Exactly one line of a rendered overlay is `  replicas: 2`, which docs/operations.md replaces under load."""
+    for folder in (folder for folder in RENDERED if "/overlays/" in folder):
+        lines = run(KUBECTL, "kustomize", folder).stdout.splitlines()
+        assert lines.count("  replicas: 2") == 1, folder
+
+
+def test_keda_scales_like_the_autoscaler_of_the_base(render):
+    """The ScaledObject has the limits, the behaviour, the metric and the target of the autoscaler that it replaces."""
+    scaler = spec("HorizontalPodAutoscaler", render("deploy/overlays/cpu"))
+    keda = spec("ScaledObject", render("deploy/overlays/keda"))
+    assert (keda["minReplicaCount"], keda["maxReplicaCount"]) == (scaler["minReplicas"], scaler["maxReplicas"])
+    assert keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == scaler["behavior"]
+    (metric,), (trigger,) = scaler["metrics"], keda["triggers"]
+    assert trigger["metricType"] == metric["pods"]["target"]["type"]
+    assert trigger["metadata"]["threshold"] == metric["pods"]["target"]["averageValue"]
+    adapter = yaml.safe_load((ROOT / "deploy/monitoring/kubernetes/adapter.yaml").read_text())["rules"][0]
+    query = adapter["metricsQuery"].removesuffix(" by (<<.GroupBy>>)")
+    query = query.replace("<<.Series>>", metric["pods"]["metric"]["name"])
+    assert trigger["metadata"]["query"] == query.replace("<<.LabelMatchers>>", 'namespace="sketchbatch"')
