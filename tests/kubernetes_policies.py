@@ -36,6 +36,9 @@ PROBED = {
 }
 """The gRPC service names that a probe may check with grpc.health.v1, by kind of probe."""
 
+PROBED_WAITING = PROBED | {"startupProbe": (LIVENESS,)}
+"""The same for a service that may wait for its first model: a failed startup probe would restart it."""
+
 DNS = {(port, protocol) for port in (53, 5353) for protocol in ("UDP", "TCP")}
 """Ports and protocols that a NetworkPolicy must allow together."""
 
@@ -163,7 +166,8 @@ def probed(manifests: list[Manifest]) -> Iterator[str]:
     """Require that each probe is a gRPC health check of the probe port, with a service name that fits the probe."""
     for _, container, environment in services(manifests):
         port = port_of(environment.get("SKETCHBATCH_PROBE_ADDRESS", ""))
-        for probe, names in PROBED.items():
+        is_waiting = environment.get("SKETCHBATCH_WAIT_FOR_MODEL") == "true"
+        for probe, names in (PROBED_WAITING if is_waiting else PROBED).items():
             asked = container.get(probe, {}).get("grpc", {})
             if asked.get("port") != port:
                 yield f"{probe} must check port {port} by gRPC, got {asked.get('port')}"

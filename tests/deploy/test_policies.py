@@ -258,6 +258,16 @@ WRONG = {
         "cpu",
         lambda m: container(m)["livenessProbe"]["grpc"].update(service="alive"),
     ),
+    "a service that waits for its first model would be restarted": (
+        "probed",
+        "cpu-pvc",
+        lambda m: container(m)["startupProbe"]["grpc"].update(service="sketchbatch.v1.ClassifierService"),
+    ),
+    "the startup probe checks the process only": (
+        "probed",
+        "cpu",
+        lambda m: container(m)["startupProbe"]["grpc"].update(service="liveness"),
+    ),
     "the grace period ends during the drain": (
         "in_time",
         "cpu",

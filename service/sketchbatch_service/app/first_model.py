@@ -30,7 +30,8 @@ async def wait_for_models(path: Path, options: LoadOptions, stop: Stop, *, every
         if files != tried:
             tried = files
             try:
-                return load_models(path, options)
+                # In a thread, because health checks must be answered while a model loads.
+                return await asyncio.to_thread(load_models, path, options)
             except ModelRefused as exc:
                 if reason != str(exc):
                     reason = str(exc)
