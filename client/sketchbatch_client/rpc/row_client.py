@@ -14,7 +14,7 @@ from ..errors import RequestRefused, Unavailable
 from .base_client import BaseClient
 from .classification import Classification, ModelInfo, decode, joined
 from .coalescing_queue import SHARED_ROWS, SMALL_ROWS, CoalescingQueue, PendingCall, distribute, fail
-from .connections.connection_pool import Connection
+from .connections.connection import Connection
 from .request import RequestKey, as_rows, encode
 from .retries.aimd_limit import AimdLimit
 from .retries.retry_state import RetryState
@@ -68,7 +68,7 @@ class RowClient(BaseClient):
             result = await self._wait_in_queue(key, rows, queue, retry)
             if isinstance(result, Classification):
                 return result
-            delay_s = retry.delay_s(result)
+            delay_s = self._retry_delay_s(result, retry)
             if delay_s is None:
                 return await self._call_alone(key, rows, retry)
             await self._backend.sleep(delay_s)
