@@ -13,7 +13,7 @@ import grpc
 from sketchbatch.v1 import classifier_pb2 as pb
 
 from .. import errors
-from .classification import ModelInfo, model_info
+from .classification import ModelInfo, ModelKey, model_info
 from .coalescing_queue import CoalescingQueue
 from .concurrency import Concurrency
 from .connections.connection import Connection, Server
@@ -26,6 +26,8 @@ from .retries.retry_policy import RetryPolicy, has_no_response
 from .retries.retry_state import RetryState
 
 _DISCOVERY_TIMEOUT_S = 5.0  # longest wait for a worker's response; then the client uses the connections it has
+
+_MODEL_DELAYS_S = (0.01, 0.02, 0.04, 0.08)  # after attempts to find the model of a response
 
 _ASK_FOR_GZIP = (("accept-encoding", "gzip"),)
 
@@ -85,7 +87,8 @@ class BaseClient:
         self._retry_policy = retry
         self._has_reached_server = False
         self._queues: dict[RequestKey, CoalescingQueue] = {}
-        self._models: dict[tuple[str, str], ModelInfo] = {}  # by (name, version), as requested and as returned
+        self._models: dict[ModelKey, ModelInfo] = {}  # that have computed a response
+        self._max_request_rows: dict[tuple[str, str], int] = {}  # by model name and version, as requested
         self._backend = self._make_backend()
         self._credentials = Credentials(self._targets, tls, Token(token, token_file), insecure_token=insecure_token)
         self._gzip = gzip
@@ -199,9 +202,42 @@ class BaseClient:
         self._pool.register(connection, response.model)
         return model_info(response.model)
 
-    async def _cached_model(self, name: str, version: str) -> ModelInfo:
-        model = self._models.get((name, version))
-        return model or self._models.setdefault((name, version), await self._get_model(name, version))
+    async def _model_of(
+        self, response: pb.ClassifyResponse, connection: Connection, deadline: float
+    ) -> ModelInfo | None:
+        """Return the model that computed `response`, or None if several attempts to find a server of it have failed.
+
+        One connection may reach several servers, in turn. During a model update, some of them do not serve the version
+        yet, or serve another file of the same version. Raises DeadlineExceeded.
+        """
+        key = ModelKey(response.model_name, response.model_version, response.digest)
+        for delay_s in _MODEL_DELAYS_S:
+            if key not in self._models:
+                await self._find_model(key, connection, deadline)
+            if model := self._models.get(key):
+                return model
+            if deadline - time.monotonic() <= delay_s:
+                raise self._labels_missing(key)
+            await self._backend.sleep(delay_s)
+        return None
+
+    async def _find_model(self, key: ModelKey, connection: Connection, deadline: float) -> None:
+        """Keep the model that one server serves under this name and version, if any."""
+        try:
+            model = await self._get_model_over(key.name, key.version, connection, deadline)
+        except grpc.RpcError as exc:
+            if exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise self._labels_missing(key) from exc
+            if exc.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+        else:
+            digest = key.digest and model.digest  # a service whose responses have no digest has one file per version
+            self._models[key._replace(digest=digest)] = model
+
+    def _labels_missing(self, key: ModelKey) -> errors.DeadlineExceeded:
+        return errors.DeadlineExceeded(
+            f"{self.target} returned scores of {key}, but not the labels of this model file in {self._timeout_s:g} s"
+        )
 
     async def _discover_workers(self) -> None:
         """Open a connection to every worker process of every server, on the first call only."""
