@@ -15,6 +15,7 @@ from grpc_health.v1.health import HealthServicer
 from polling import wait_until
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch_client import AsyncClient, Client, RetryPolicy, Unavailable
+from sketchbatch_client.rpc.connections import connection_pool
 from sketchbatch_client.rpc.connections.connection_pool import ConnectionPool
 from sketchbatch_client.rpc.connections.targets import channel_options, is_name
 
@@ -130,10 +131,11 @@ async def test_a_request_waits_only_until_dns_returns_a_server(servers, kind, dr
         await classify(bitmaps)
         servers.leave(*HOSTS[:2])
         queries = servers.dns.queries
-        call = asyncio.create_task(call_until(classify, bitmaps, servers.servicers[HOSTS[2]]))
+        new = servers.servicers[HOSTS[2]]
+        calls = asyncio.gather(*(call_until(classify, bitmaps, new) for _ in range(6)))  # small calls share requests
         await asyncio.to_thread(wait_until, lambda: servers.dns.queries >= queries + 2)
         servers.dns.set_addresses(HOSTS[2:])
-        await call
+        await calls
 
 
 async def test_requests_in_flight_of_a_replaced_channel_end_normally(servers, kind, drawing):
@@ -151,6 +153,20 @@ async def test_requests_in_flight_of_a_replaced_channel_end_normally(servers, ki
         old.release()
         await held
     assert [7] * 20 not in new.requests
+
+
+async def test_one_failed_request_does_not_replace_a_channel(servers, kind, drawing, monkeypatch):
+    """If one of two servers under a name fails a request, the same channel sends it to the other server."""
+    monkeypatch.setattr(connection_pool, "_REPLACE_AFTER_S", 0)
+    known = [servers.servicers[host] for host in HOSTS[:2]]
+    async with connected(kind, servers.target) as classify:
+        for servicer in known:
+            await call_until(classify, drawing(1), servicer)
+        queries = servers.dns.queries
+        known[0].unavailable = [True]
+        while known[0].unavailable:
+            await classify(drawing(2))
+        assert servers.dns.queries == queries
 
 
 async def test_an_outage_ends_in_the_same_error_as_for_an_address(servers, kind, drawing):
