@@ -172,7 +172,7 @@ def test_a_connection_backs_off_after_each_failure_and_counts_failures_in_a_row(
     back-off resets this number to 0.
     """
     now_s = 0.0
-    pool = ConnectionPool(["a:1", "b:1"], grpc.insecure_channel, None, clock=lambda: now_s)
+    pool = ConnectionPool(["a:1", "b:1"], lambda target, _: grpc.insecure_channel(target), None, clock=lambda: now_s)
     shaky, steady = pool.acquire([]), pool.acquire([])
     pool.back_off(shaky, 10)
     pool.back_off(shaky, 99)  # a request that was in flight at the first failure

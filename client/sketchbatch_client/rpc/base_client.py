@@ -13,18 +13,21 @@ import grpc
 from sketchbatch.v1 import classifier_pb2 as pb
 
 from .. import errors
-from .classification import ModelInfo, model_info
+from .classification import ModelInfo, ModelKey, model_info
 from .coalescing_queue import CoalescingQueue
 from .concurrency import Concurrency
-from .connections.connection_pool import Connection, ConnectionPool
+from .connections.connection import Connection, Server
+from .connections.connection_pool import ConnectionPool
 from .connections.credentials import Credentials, Tls, Token
-from .connections.targets import channel_options, parse_targets
+from .connections.targets import CONNECT_TIMEOUT_S, channel_options, parse_targets
 from .request import RequestKey
 from .retries.aimd_limit import AimdLimit
-from .retries.retry_policy import RetryPolicy
+from .retries.retry_policy import RetryPolicy, has_no_response
 from .retries.retry_state import RetryState
 
 _DISCOVERY_TIMEOUT_S = 5.0  # longest wait for a worker's response; then the client uses the connections it has
+
+_MODEL_DELAYS_S = (0.01, 0.02, 0.04, 0.08)  # after attempts to find the model of a response
 
 _ASK_FOR_GZIP = (("accept-encoding", "gzip"),)
 
@@ -84,14 +87,18 @@ class BaseClient:
         self._retry_policy = retry
         self._has_reached_server = False
         self._queues: dict[RequestKey, CoalescingQueue] = {}
-        self._models: dict[tuple[str, str], ModelInfo] = {}  # by (name, version), as requested and as returned
+        self._models: dict[ModelKey, ModelInfo] = {}  # that have computed a response
+        self._max_request_rows: dict[tuple[str, str], int] = {}  # by model name and version, as requested
         self._backend = self._make_backend()
         self._credentials = Credentials(self._targets, tls, Token(token, token_file), insecure_token=insecure_token)
         self._gzip = gzip
         self._pool = ConnectionPool(self._targets, self._open_channel, channels)
 
-    def _open_channel(self, target: str, *, watches_health: bool = True) -> Any:
-        options = channel_options(target, watches_health=watches_health and self._credentials.can_watch_health)
+    def _open_channel(
+        self, target: str, connect_timeout_s: float = CONNECT_TIMEOUT_S, *, watches_health: bool = True
+    ) -> Any:
+        watches_health = watches_health and self._credentials.can_watch_health
+        options = channel_options(target, watches_health=watches_health, connect_timeout_s=connect_timeout_s)
         options += self._credentials.options
         if self._gzip:
             options.append(("grpc.default_compression_algorithm", grpc.Compression.Gzip.value))
@@ -123,13 +130,23 @@ class BaseClient:
             try:
                 response = await send()
             except grpc.RpcError as exc:
-                delay_s = retry.delay_s(exc)
+                delay_s = self._retry_delay_s(exc, retry)
                 if delay_s is None:
                     raise retry.failure(exc) from exc
             else:
                 self._has_reached_server = True
                 return response
             await self._backend.sleep(delay_s)
+
+    def _retry_delay_s(self, error: Exception, retry: RetryState) -> float | None:
+        """Return the delay before the next attempt, or None; no delay outlasts the time until a name is resolved again.
+
+        During a rollout, DNS may return new servers soon after the old servers have left.
+        """
+        delay_s = retry.delay_s(error)
+        if delay_s is None or not retry.has_reached_server or not has_no_response(error):
+            return delay_s
+        return min(delay_s, self._pool.replaceable_in_s())
 
     async def _send_with_failover(self, send: Send[Response], deadline: float) -> Response:
         """Try one connection after the other, until one succeeds or all others were tried or back off."""
@@ -144,14 +161,30 @@ class BaseClient:
                     raise
                 self._pool.back_off(connection, delay_s)
                 tried.append(connection)
-                if not self._pool.has_other(tried):
+                if not self._can_try_again(exc, connection, tried):
                     raise
             else:
                 if connection.failures:
                     self._pool.restore(connection)
                 return response
             finally:
-                self._pool.release(connection)
+                await self._release(connection)
+
+    def _can_try_again(self, error: grpc.RpcError, connection: Connection, tried: list[Connection]) -> bool:
+        """Return whether another server may respond now: over another connection, or under the same DNS name.
+
+        The second attempt over a connection to a name reaches another server, if gRPC knows one. After that attempt
+        has failed, too, the name must be resolved again.
+        """
+        if self._pool.has_other(tried):
+            return True
+        if not has_no_response(error) or not connection.server.is_name:
+            return False
+        return tried.count(connection) == 1 or self._pool.replace(connection)
+
+    async def _release(self, connection: Connection) -> None:
+        if channels := self._pool.release(connection):
+            await self._backend.close_channels(channels)
 
     async def _list_models(self) -> list[ModelInfo]:
         response = await self._call(
@@ -169,23 +202,63 @@ class BaseClient:
         self._pool.register(connection, response.model)
         return model_info(response.model)
 
-    async def _cached_model(self, name: str, version: str) -> ModelInfo:
-        model = self._models.get((name, version))
-        return model or self._models.setdefault((name, version), await self._get_model(name, version))
+    async def _model_of(
+        self, response: pb.ClassifyResponse, connection: Connection, deadline: float
+    ) -> ModelInfo | None:
+        """Return the model that computed `response`, or None if several attempts to find a server of it have failed.
+
+        One connection may reach several servers, in turn. During a model update, some of them do not serve the version
+        yet, or serve another file of the same version. Raises DeadlineExceeded.
+        """
+        key = ModelKey(response.model_name, response.model_version, response.digest)
+        for delay_s in _MODEL_DELAYS_S:
+            if key not in self._models:
+                await self._find_model(key, connection, deadline)
+            if model := self._models.get(key):
+                return model
+            if deadline - time.monotonic() <= delay_s:
+                raise self._labels_missing(key)
+            await self._backend.sleep(delay_s)
+        return None
+
+    async def _find_model(self, key: ModelKey, connection: Connection, deadline: float) -> None:
+        """Keep the model that one server serves under this name and version, if any."""
+        try:
+            model = await self._get_model_over(key.name, key.version, connection, deadline)
+        except grpc.RpcError as exc:
+            if exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise self._labels_missing(key) from exc
+            if exc.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+        else:
+            digest = key.digest and model.digest  # a service whose responses have no digest has one file per version
+            self._models[key._replace(digest=digest)] = model
+
+    def _labels_missing(self, key: ModelKey) -> errors.DeadlineExceeded:
+        return errors.DeadlineExceeded(
+            f"{self.target} returned scores of {key}, but not the labels of this model file in {self._timeout_s:g} s"
+        )
 
     async def _discover_workers(self) -> None:
         """Open a connection to every worker process of every server, on the first call only."""
-        for server, first in self._pool.begin_discovery():
-            for connection in server.candidates(first):
-                try:
-                    deadline = time.monotonic() + _DISCOVERY_TIMEOUT_S
-                    response = await self._send(connection.stub.GetModel, pb.GetModelRequest(), deadline)
-                except grpc.RpcError:  # ignored: the next request works over another connection, or raises
-                    if connection is not first:
-                        await self._backend.close_channels([connection.channel])
-                    break
-                if not self._pool.register(connection, response.model):
+        for server in self._pool.begin_discovery():
+            first = self._pool.acquire_from(server)
+            try:
+                await self._discover_workers_of(server, first)
+            finally:
+                await self._release(first)
+
+    async def _discover_workers_of(self, server: Server, first: Connection) -> None:
+        for connection in server.candidates(first):
+            try:
+                deadline = time.monotonic() + _DISCOVERY_TIMEOUT_S
+                response = await self._send(connection.stub.GetModel, pb.GetModelRequest(), deadline)
+            except grpc.RpcError:  # ignored: the next request works over another connection, or raises
+                if connection is not first:
                     await self._backend.close_channels([connection.channel])
+                break
+            if not self._pool.register(connection, response.model):
+                await self._backend.close_channels([connection.channel])
 
     async def _check_health(self, service: str) -> str:
         """Return SERVING if any target reports it, else the status of the first target that responds."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from google.protobuf.json_format import MessageToDict
@@ -11,6 +11,17 @@ from sketchbatch.v1 import classifier_pb2 as pb
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class ModelKey(NamedTuple):
+    """The model file that computed a response; the digest is empty if the service is too old to return it."""
+
+    name: str
+    version: str
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}" + (f" (SHA-256 {self.digest})" if self.digest else "")
 
 
 @dataclass(frozen=True, slots=True)

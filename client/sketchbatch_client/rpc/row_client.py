@@ -12,9 +12,9 @@ from functools import partial
 from ..drawings.readers import Bitmaps
 from ..errors import RequestRefused, Unavailable
 from .base_client import BaseClient
-from .classification import Classification, ModelInfo, decode, joined
+from .classification import Classification, decode, joined
 from .coalescing_queue import SHARED_ROWS, SMALL_ROWS, CoalescingQueue, PendingCall, distribute, fail
-from .connections.connection_pool import Connection
+from .connections.connection import Connection
 from .request import RequestKey, as_rows, encode
 from .retries.aimd_limit import AimdLimit
 from .retries.retry_state import RetryState
@@ -27,7 +27,7 @@ class RowClient(BaseClient):
         rows = as_rows(bitmaps)
         if not len(rows):
             raise RequestRefused("bitmaps must have at least 1 row, got 0")
-        max_rows = self._max_rows(await self._cached_model(key.model_name, key.model_version))
+        max_rows = await self._max_rows(key)
         if len(rows) <= min(SMALL_ROWS, max_rows):
             return await self._call_coalesced(key, rows, self._queue(key, max_rows))
         if len(rows) <= max_rows:
@@ -38,7 +38,7 @@ class RowClient(BaseClient):
         self, batches: Iterable[Bitmaps] | AsyncIterable[Bitmaps], key: RequestKey
     ) -> AsyncGenerator[Classification, None]:
         """Yield one response for each request, in the order of the rows."""
-        max_rows = self._max_rows(await self._cached_model(key.model_name, key.model_version))
+        max_rows = await self._max_rows(key)
         await self._discover_workers()
         limit = self._aimd_limit()
         # An early exit cancels the requests in flight and sends no others.
@@ -68,7 +68,7 @@ class RowClient(BaseClient):
             result = await self._wait_in_queue(key, rows, queue, retry)
             if isinstance(result, Classification):
                 return result
-            delay_s = retry.delay_s(result)
+            delay_s = self._retry_delay_s(result, retry)
             if delay_s is None:
                 return await self._call_alone(key, rows, retry)
             await self._backend.sleep(delay_s)
@@ -121,16 +121,23 @@ class RowClient(BaseClient):
         return self._call(partial(self._classify_over, encode(key, [rows])), retry)
 
     async def _classify_over(self, payload: bytes, connection: Connection, deadline: float) -> Classification:
-        """Send one encoded request; get the labels from the same server: others may serve other versions."""
-        response = await self._send(connection.classify, payload, deadline)
-        names = response.model_name, response.model_version
-        model = self._models.get(names)
-        if model is None:
-            model = self._models[names] = await self._get_model_over(*names, connection, deadline)
-        return decode(response, model.labels)
+        """Send one encoded request, and get the labels of the model file that computed the scores.
 
-    def _max_rows(self, model: ModelInfo) -> int:
-        return min(self._rows_per_request, model.max_request_rows)
+        If the file was replaced on all servers before one of them returned its labels, another file must compute the
+        scores again: a second request is safe because requests change nothing on the server.
+        """
+        while True:
+            response = await self._send(connection.classify, payload, deadline)
+            if model := await self._model_of(response, connection, deadline):
+                return decode(response, model.labels)
+
+    async def _max_rows(self, key: RequestKey) -> int:
+        """Return the rows per request. The limit of the service is requested once: no model update changes it."""
+        names = key.model_name, key.model_version
+        limit = self._max_request_rows.get(names)
+        if limit is None:
+            limit = self._max_request_rows[names] = (await self._get_model(*names)).max_request_rows
+        return min(self._rows_per_request, limit)
 
     def _queue(self, key: RequestKey, max_rows: int) -> CoalescingQueue:
         queue = self._queues.get(key)

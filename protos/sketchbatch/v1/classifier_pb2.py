@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsketchbatch/v1/classifier.proto\x12\x0esketchbatch.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"p\n\x0f\x43lassifyRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0f\n\x07\x62itmaps\x18\x03 \x01(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\xbb\x01\n\x10\x43lassifyResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x13\n\x0b\x63lass_index\x18\x04 \x03(\r\x12\r\n\x05score\x18\x05 \x03(\x02\x12\x0e\n\x06scores\x18\x06 \x01(\x0c\x12\x10\n\x08queue_us\x18\x07 \x01(\x04\x12\x14\n\x0cinference_us\x18\x08 \x01(\x04\x12\x12\n\nrequest_id\x18\t \x01(\t\"v\n\x15\x43lassifyStreamRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0f\n\x07\x62itmaps\x18\x03 \x01(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\xe4\x01\n\x16\x43lassifyStreamResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x13\n\x0b\x63lass_index\x18\x04 \x03(\r\x12\r\n\x05score\x18\x05 \x03(\x02\x12\x0e\n\x06scores\x18\x06 \x01(\x0c\x12\x10\n\x08queue_us\x18\x07 \x01(\x04\x12\x14\n\x0cinference_us\x18\x08 \x01(\x04\x12\x12\n\nrequest_id\x18\t \x01(\t\x12!\n\x05\x65rror\x18\n \x01(\x0b\x32\x12.google.rpc.Status\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.sketchbatch.v1.Model\"<\n\x0fGetModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"8\n\x10GetModelResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.sketchbatch.v1.Model\"\xab\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08versions\x18\x03 \x03(\t\x12\x12\n\nis_default\x18\x04 \x01(\x08\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12$\n\x05input\x18\x06 \x01(\x0b\x32\x15.sketchbatch.v1.Input\x12\x18\n\x10max_request_rows\x18\x07 \x01(\r\x12\x10\n\x08provider\x18\x08 \x01(\t\x12\x0e\n\x06\x64igest\x18\t \x01(\t\x12(\n\x07metrics\x18\n \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07\x63reated\x18\x0b \x01(\t\x12\x0f\n\x07licence\x18\x0c \x01(\t\x12\x0f\n\x07workers\x18\r \x01(\r\x12\x0e\n\x06worker\x18\x0e \x01(\r\"6\n\x05Input\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x32\xeb\x02\n\x11\x43lassifierService\x12M\n\x08\x43lassify\x12\x1f.sketchbatch.v1.ClassifyRequest\x1a .sketchbatch.v1.ClassifyResponse\x12\x63\n\x0e\x43lassifyStream\x12%.sketchbatch.v1.ClassifyStreamRequest\x1a&.sketchbatch.v1.ClassifyStreamResponse(\x01\x30\x01\x12S\n\nListModels\x12!.sketchbatch.v1.ListModelsRequest\x1a\".sketchbatch.v1.ListModelsResponse\x12M\n\x08GetModel\x12\x1f.sketchbatch.v1.GetModelRequest\x1a .sketchbatch.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsketchbatch/v1/classifier.proto\x12\x0esketchbatch.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"p\n\x0f\x43lassifyRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0f\n\x07\x62itmaps\x18\x03 \x01(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\xcb\x01\n\x10\x43lassifyResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x13\n\x0b\x63lass_index\x18\x04 \x03(\r\x12\r\n\x05score\x18\x05 \x03(\x02\x12\x0e\n\x06scores\x18\x06 \x01(\x0c\x12\x10\n\x08queue_us\x18\x07 \x01(\x04\x12\x14\n\x0cinference_us\x18\x08 \x01(\x04\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x0e\n\x06\x64igest\x18\n \x01(\t\"v\n\x15\x43lassifyStreamRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0f\n\x07\x62itmaps\x18\x03 \x01(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"\xf4\x01\n\x16\x43lassifyStreamResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x13\n\x0b\x63lass_index\x18\x04 \x03(\r\x12\r\n\x05score\x18\x05 \x03(\x02\x12\x0e\n\x06scores\x18\x06 \x01(\x0c\x12\x10\n\x08queue_us\x18\x07 \x01(\x04\x12\x14\n\x0cinference_us\x18\x08 \x01(\x04\x12\x12\n\nrequest_id\x18\t \x01(\t\x12!\n\x05\x65rror\x18\n \x01(\x0b\x32\x12.google.rpc.Status\x12\x0e\n\x06\x64igest\x18\x0b \x01(\t\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.sketchbatch.v1.Model\"<\n\x0fGetModelRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"8\n\x10GetModelResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.sketchbatch.v1.Model\"\xab\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08versions\x18\x03 \x03(\t\x12\x12\n\nis_default\x18\x04 \x01(\x08\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12$\n\x05input\x18\x06 \x01(\x0b\x32\x15.sketchbatch.v1.Input\x12\x18\n\x10max_request_rows\x18\x07 \x01(\r\x12\x10\n\x08provider\x18\x08 \x01(\t\x12\x0e\n\x06\x64igest\x18\t \x01(\t\x12(\n\x07metrics\x18\n \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07\x63reated\x18\x0b \x01(\t\x12\x0f\n\x07licence\x18\x0c \x01(\t\x12\x0f\n\x07workers\x18\r \x01(\r\x12\x0e\n\x06worker\x18\x0e \x01(\r\"6\n\x05Input\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x32\xeb\x02\n\x11\x43lassifierService\x12M\n\x08\x43lassify\x12\x1f.sketchbatch.v1.ClassifyRequest\x1a .sketchbatch.v1.ClassifyResponse\x12\x63\n\x0e\x43lassifyStream\x12%.sketchbatch.v1.ClassifyStreamRequest\x1a&.sketchbatch.v1.ClassifyStreamResponse(\x01\x30\x01\x12S\n\nListModels\x12!.sketchbatch.v1.ListModelsRequest\x1a\".sketchbatch.v1.ListModelsResponse\x12M\n\x08GetModel\x12\x1f.sketchbatch.v1.GetModelRequest\x1a .sketchbatch.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,23 +36,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLASSIFYREQUEST']._serialized_start=106
   _globals['_CLASSIFYREQUEST']._serialized_end=218
   _globals['_CLASSIFYRESPONSE']._serialized_start=221
-  _globals['_CLASSIFYRESPONSE']._serialized_end=408
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=410
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=528
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=531
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=759
-  _globals['_LISTMODELSREQUEST']._serialized_start=761
-  _globals['_LISTMODELSREQUEST']._serialized_end=780
-  _globals['_LISTMODELSRESPONSE']._serialized_start=782
-  _globals['_LISTMODELSRESPONSE']._serialized_end=841
-  _globals['_GETMODELREQUEST']._serialized_start=843
-  _globals['_GETMODELREQUEST']._serialized_end=903
-  _globals['_GETMODELRESPONSE']._serialized_start=905
-  _globals['_GETMODELRESPONSE']._serialized_end=961
-  _globals['_MODEL']._serialized_start=964
-  _globals['_MODEL']._serialized_end=1263
-  _globals['_INPUT']._serialized_start=1265
-  _globals['_INPUT']._serialized_end=1319
-  _globals['_CLASSIFIERSERVICE']._serialized_start=1322
-  _globals['_CLASSIFIERSERVICE']._serialized_end=1685
+  _globals['_CLASSIFYRESPONSE']._serialized_end=424
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=426
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=544
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=547
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=791
+  _globals['_LISTMODELSREQUEST']._serialized_start=793
+  _globals['_LISTMODELSREQUEST']._serialized_end=812
+  _globals['_LISTMODELSRESPONSE']._serialized_start=814
+  _globals['_LISTMODELSRESPONSE']._serialized_end=873
+  _globals['_GETMODELREQUEST']._serialized_start=875
+  _globals['_GETMODELREQUEST']._serialized_end=935
+  _globals['_GETMODELRESPONSE']._serialized_start=937
+  _globals['_GETMODELRESPONSE']._serialized_end=993
+  _globals['_MODEL']._serialized_start=996
+  _globals['_MODEL']._serialized_end=1295
+  _globals['_INPUT']._serialized_start=1297
+  _globals['_INPUT']._serialized_end=1351
+  _globals['_CLASSIFIERSERVICE']._serialized_start=1354
+  _globals['_CLASSIFIERSERVICE']._serialized_end=1717
 # @@protoc_insertion_point(module_scope)

@@ -67,6 +67,7 @@ class ClassifyResponse(google.protobuf.message.Message):
     QUEUE_US_FIELD_NUMBER: builtins.int
     INFERENCE_US_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
     model_name: builtins.str
     """Name of the model that computed the scores."""
     model_version: builtins.str
@@ -83,6 +84,10 @@ class ClassifyResponse(google.protobuf.message.Message):
     """
     request_id: builtins.str
     """The `request_id` of the request, or the id that the service generated."""
+    digest: builtins.str
+    """SHA-256 of the model file that computed the scores, in hex, as in `Model.digest`. Two files may have had the same
+    name and version. Empty = the service is older than this field.
+    """
     @property
     def class_index(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """With top_k > 0: indices into `Model.labels`, rows x top_k, row-major, best first; of equal scores the
@@ -105,8 +110,9 @@ class ClassifyResponse(google.protobuf.message.Message):
         queue_us: builtins.int = ...,
         inference_us: builtins.int = ...,
         request_id: builtins.str = ...,
+        digest: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["class_index", b"class_index", "inference_us", b"inference_us", "model_name", b"model_name", "model_version", b"model_version", "queue_us", b"queue_us", "request_id", b"request_id", "rows", b"rows", "score", b"score", "scores", b"scores"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["class_index", b"class_index", "digest", b"digest", "inference_us", b"inference_us", "model_name", b"model_name", "model_version", b"model_version", "queue_us", b"queue_us", "request_id", b"request_id", "rows", b"rows", "score", b"score", "scores", b"scores"]) -> None: ...
 
 global___ClassifyResponse = ClassifyResponse
 
@@ -160,6 +166,7 @@ class ClassifyStreamResponse(google.protobuf.message.Message):
     INFERENCE_US_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
     model_name: builtins.str
     """Same as `ClassifyResponse.model_name`."""
     model_version: builtins.str
@@ -174,6 +181,8 @@ class ClassifyStreamResponse(google.protobuf.message.Message):
     """Same as `ClassifyResponse.inference_us`."""
     request_id: builtins.str
     """Same as `ClassifyResponse.request_id`; also set if `error` is set."""
+    digest: builtins.str
+    """Same as `ClassifyResponse.digest`; empty if `error` is set."""
     @property
     def class_index(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Same as `ClassifyResponse.class_index`."""
@@ -199,9 +208,10 @@ class ClassifyStreamResponse(google.protobuf.message.Message):
         inference_us: builtins.int = ...,
         request_id: builtins.str = ...,
         error: google.rpc.status_pb2.Status | None = ...,
+        digest: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["error", b"error"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["class_index", b"class_index", "error", b"error", "inference_us", b"inference_us", "model_name", b"model_name", "model_version", b"model_version", "queue_us", b"queue_us", "request_id", b"request_id", "rows", b"rows", "score", b"score", "scores", b"scores"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["class_index", b"class_index", "digest", b"digest", "error", b"error", "inference_us", b"inference_us", "model_name", b"model_name", "model_version", b"model_version", "queue_us", b"queue_us", "request_id", b"request_id", "rows", b"rows", "score", b"score", "scores", b"scores"]) -> None: ...
 
 global___ClassifyStreamResponse = ClassifyStreamResponse
 

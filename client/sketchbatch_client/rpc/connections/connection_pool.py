@@ -5,62 +5,27 @@ connection that failed backs off for the time that its server or the retry polic
 
 The kernel assigns each connection of a service to one of its worker processes. `Server.candidates` opens connections
 until every worker has responded over one. The pool works with channels of grpc and grpc.aio and sends no RPC itself.
+
+If all servers of a DNS name fail, the name may have other servers now, but gRPC resolves it again only when a
+connection closes. A new channel resolves the name at once, so `replace` puts one in the place of the failed channel.
 """
 
+import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 from typing import Any
 
 from sketchbatch.v1 import classifier_pb2 as pb
-from sketchbatch.v1.classifier_pb2_grpc import ClassifierServiceStub
 
 from ...errors import Unavailable
+from .connection import Connection, OpenChannel, Server
 from .targets import server_count
 
-_CLASSIFY = f"/{pb.DESCRIPTOR.services_by_name['ClassifierService'].full_name}/Classify"
-_TRIES_PER_WORKER = 8  # the kernel picks a worker at random: with 4 workers, 32 tries miss one in 1 of 2,500 cases
 _LOAD = attrgetter("in_flight", "last_request")  # sort key of a connection
 _IN_FLIGHT = 4  # requests that keep one server busy: one or two in the model, one being read, one being answered
-
-
-class Connection:
-    """One channel, its RPCs, its load and its failures."""
-
-    def __init__(self, server: "Server", channel: Any) -> None:
-        self.server = server
-        self.channel = channel
-        self.stub: Any = ClassifierServiceStub(channel)
-        self.classify: Any = channel.unary_unary(  # takes the bytes that `request.encode` returns
-            _CLASSIFY, response_deserializer=pb.ClassifyResponse.FromString
-        )
-        self.in_flight = 0
-        self.last_request = 0  # number of the last request, counted over all connections
-        self.failures = 0  # consecutive
-        self.backs_off_until = 0.0  # clock seconds
-
-
-class Server:
-    """One target: a server of one or more worker processes, or a name that gRPC resolves to several servers."""
-
-    def __init__(self, target: str, open_channel: Callable[[str], Any]) -> None:
-        self.target = target
-        self.workers = 1
-        self.by_worker: dict[int, Connection] = {}
-        self._open_channel = open_channel
-
-    def open(self) -> Connection:
-        return Connection(self, self._open_channel(self.target))
-
-    def candidates(self, first: Connection) -> Iterator[Connection]:
-        """Yield `first` and new connections; the caller sends GetModel over each and registers the response."""
-        if not self.by_worker:
-            yield first
-        for _ in range(self.workers * _TRIES_PER_WORKER):
-            if len(self.by_worker) >= self.workers:
-                return
-            yield self.open()
+_REPLACE_AFTER_S = 0.5  # lowest age of a channel that is replaced, so that an outage does not open many channels
 
 
 class ConnectionPool:
@@ -69,7 +34,7 @@ class ConnectionPool:
     def __init__(
         self,
         targets: Sequence[str],
-        open_channel: Callable[[str], Any],
+        open_channel: OpenChannel,
         channels: int | None,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -81,9 +46,10 @@ class ConnectionPool:
         self._requests = 0
         self._connections = [
             server.open()
-            for server in [Server(target, open_channel) for target in targets]
+            for server in [Server(target, open_channel, clock) for target in targets]
             for _ in range(channels or 1)
         ]
+        self._retired: set[Connection] = set()  # replaced, with requests in flight
         self._needs_discovery = channels is None
         self._is_closed = False
 
@@ -97,7 +63,8 @@ class ConnectionPool:
         with self._lock:
             self._is_closed = True
             self._needs_discovery = False
-            return [connection.channel for connection in self._connections]
+            retired, self._retired = self._retired, set()
+            return [connection.channel for connection in (*self._connections, *retired)]
 
     def acquire(self, tried: Collection[Connection]) -> Connection:
         """Return a connection to use and `release`; none of `tried` if another is usable. Raises Unavailable."""
@@ -106,20 +73,24 @@ class ConnectionPool:
                 raise Unavailable("the client was closed")
             usable = self._usable(tried)
             chosen = min(usable, key=_LOAD) if usable else min(self._connections, key=lambda each: each.backs_off_until)
-            self._requests += 1
-            chosen.last_request = self._requests
-            chosen.in_flight += 1
-            return chosen
+            return self._begin_request(chosen)
 
-    def release(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> list[Any]:
+        """End the use of a connection; return the channels that the caller must close: its own, if it was replaced."""
         with self._lock:
             connection.in_flight -= 1
+            if connection.in_flight or connection not in self._retired:
+                return []
+            self._retired.remove(connection)
+            return [connection.channel]
 
     def back_off(self, connection: Connection, delay_s: float) -> None:
         """Avoid a connection for `delay_s` after a failure; further failures in that time do not count."""
         with self._lock:
             now = self._clock()
             if connection.backs_off_until <= now:
+                if not connection.failures:
+                    connection.failing_since = now
                 connection.failures += 1
                 connection.backs_off_until = now + delay_s
 
@@ -134,11 +105,40 @@ class ConnectionPool:
         with self._lock:
             return bool(self._usable(tried))
 
-    def begin_discovery(self) -> list[tuple[Server, Connection]]:
-        """Return each server with its first connection, to discover its workers; nothing after the first call."""
+    def replace(self, failed: Connection) -> bool:
+        """Replace a failed channel to a name by a new one; return whether a connection is left to try.
+
+        The failed channel takes no new requests, and is closed after its last request in flight: closing it at once
+        would cancel these requests.
+        """
+        with self._lock:
+            if failed not in self._connections:  # another request has replaced it
+                return bool(self._usable([failed]))
+            if not failed.server.is_name or self._is_closed or self._clock() < failed.opened_at + _REPLACE_AFTER_S:
+                return False
+            self._connections[self._connections.index(failed)] = failed.server.reopen(failed)
+            self._retired.add(failed)
+            return True
+
+    def replaceable_in_s(self) -> float:
+        """Return the time until `replace` accepts one more channel than now; infinity if it never will."""
+        with self._lock:
+            now = self._clock()
+            times = (each.opened_at + _REPLACE_AFTER_S - now for each in self._connections if each.server.is_name)
+            return min((each for each in times if each > 0), default=math.inf)
+
+    def begin_discovery(self) -> list[Server]:
+        """Return the servers whose workers must be discovered; nothing after the first call."""
         with self._lock:
             needs_discovery, self._needs_discovery = self._needs_discovery, False
-            return [(each.server, each) for each in self._connections] if needs_discovery else []
+            return [each.server for each in self._connections] if needs_discovery else []
+
+    def acquire_from(self, server: Server) -> Connection:
+        """Return a connection to one server, to use and `release`. Raises Unavailable."""
+        with self._lock:
+            if self._is_closed:
+                raise Unavailable("the client was closed")
+            return self._begin_request(next(each for each in self._connections if each.server is server))
 
     def register(self, connection: Connection, model: pb.Model) -> bool:
         """Record which worker a connection reaches.
@@ -147,6 +147,8 @@ class ConnectionPool:
         """
         server = connection.server
         with self._lock:
+            if connection in self._retired:
+                return True
             server.workers = max(1, model.workers)
             is_first = server.by_worker.setdefault(model.worker, connection) is connection
             if connection in self._connections:
@@ -154,6 +156,12 @@ class ConnectionPool:
             if is_first:
                 self._connections.append(connection)
             return is_first
+
+    def _begin_request(self, connection: Connection) -> Connection:
+        self._requests += 1
+        connection.last_request = self._requests
+        connection.in_flight += 1
+        return connection
 
     def _usable(self, tried: Collection[Connection]) -> list[Connection]:
         now = self._clock()

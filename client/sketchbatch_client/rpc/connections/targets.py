@@ -9,6 +9,10 @@ ChannelOptions = list[tuple[str, int | str]]
 _SERVERS_PER_NAME = 4  # assumed for `dns:///NAME`, whose servers cannot be counted; servers push back excess requests
 
 _ADDRESS_LISTS = ("ipv4:", "ipv6:")  # https://github.com/grpc/grpc/blob/master/doc/naming.md
+_OTHER_SCHEMES = (*_ADDRESS_LISTS, "unix:", "unix-abstract:", "vsock:", "xds:")  # gRPC resolves other targets by DNS
+
+CONNECT_TIMEOUT_S = 5.0
+"""Longest time for one attempt to connect to an address."""
 
 _SERVICE_CONFIG = json.dumps(
     # gRPC watches the health of each server ("" = the server as a whole) and sends requests to SERVING servers only. A
@@ -33,6 +37,12 @@ def server_count(target: str) -> int:
     return _SERVERS_PER_NAME if target.startswith("dns:") else len(_addresses(target))
 
 
+def is_name(target: str) -> bool:
+    """Return whether DNS may return other servers later: `dns:...` or HOST:PORT; HOST is no IP address or localhost."""
+    host = _host(_addresses(target)[0])
+    return not target.startswith(_OTHER_SCHEMES) and host != "localhost" and not _is_ip_address(host)
+
+
 def is_local(target: str) -> bool:
     """Return whether `target` names only this machine: loopback addresses, or a socket's path."""
     return target.startswith(("unix:", "unix-abstract:")) or all(map(_is_loopback, _addresses(target)))
@@ -44,8 +54,13 @@ def split_address(address: str) -> tuple[str, str]:
     return host.removeprefix("[").removesuffix("]"), port
 
 
-def channel_options(target: str, *, watches_health: bool = True) -> ChannelOptions:
-    """Return options: a channel reconnects within 1 s of a server's return and drops a silent server within 40 s."""
+def channel_options(
+    target: str, *, watches_health: bool = True, connect_timeout_s: float = CONNECT_TIMEOUT_S
+) -> ChannelOptions:
+    """Return options: a channel reconnects within 1 s of a server's return and drops a silent server within 40 s.
+
+    When a connection closes or cannot be opened, a channel to a DNS name resolves the name again, at most once in 1 s.
+    """
     options: ChannelOptions = [
         ("grpc.max_receive_message_length", -1),  # all scores of a large request exceed the default of 4 MiB
         ("grpc.use_local_subchannel_pool", 1),  # by default, channels to one target share a connection
@@ -53,7 +68,8 @@ def channel_options(target: str, *, watches_health: bool = True) -> ChannelOptio
         ("grpc.inhibit_health_checking", int(not watches_health)),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1_000),
-        ("grpc.min_reconnect_backoff_ms", 5_000),  # in effect the longest time for one attempt to connect
+        ("grpc.min_reconnect_backoff_ms", round(connect_timeout_s * 1000)),  # in effect the connect timeout
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # the default of 30 s exceeds the time of a rollout
         ("grpc.keepalive_time_ms", 20_000),  # our service allows a ping every 10 s
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.ping_timeout_ms", 20_000),  # tested: gRPC 1.85 uses this option, whose default is a minute
@@ -73,9 +89,18 @@ def _addresses(target: str) -> list[str]:
     return [target]
 
 
-def _is_loopback(address: str) -> bool:
-    host = split_address(address)[0] or address
+def _host(address: str) -> str:
+    return split_address(address)[0] or address
+
+
+def _is_ip_address(host: str) -> bool:
     try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:  # a host name
+        ip_address(host)
+    except ValueError:
         return False
+    return True
+
+
+def _is_loopback(address: str) -> bool:
+    host = _host(address)
+    return host == "localhost" or (_is_ip_address(host) and ip_address(host).is_loopback)

@@ -47,6 +47,11 @@ class RetryPolicy:
         return None
 
 
+def has_no_response(error: Exception) -> bool:
+    """Return whether `error` is that of an RPC without a response from a server."""
+    return isinstance(error, grpc.RpcError) and error.code() in NO_RESPONSE
+
+
 def _pushback_s(error: grpc.RpcError) -> float | None:
     """Return the pushback from the server's trailer; None if it is absent or negative."""
     pairs: Any = error.trailing_metadata() or ()  # of grpc or of grpc.aio

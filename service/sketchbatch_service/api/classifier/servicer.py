@@ -164,6 +164,7 @@ def _fill(response: codec.Response, model: ServedModel, top_k: int, answer: Answ
     started_at = time.monotonic()
     response.model_name = model.name
     response.model_version = model.version
+    response.digest = model.artifact.digest
     codec.encode(answer, top_k, response)
     model.batcher.statistics.add_codec(encoding_s=time.monotonic() - started_at)
     log_answer(answer, model_name=model.name, request_id=response.request_id)

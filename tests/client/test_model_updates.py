@@ -1,0 +1,206 @@
+"""While models are updated, no request of a client fails, and each response has the labels of its model file."""
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent import futures
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx_models import LABELS, write_model
+from sketchbatch.v1 import classifier_pb2 as pb
+from sketchbatch.v1 import classifier_pb2_grpc
+from sketchbatch_client import AsyncClient, Classification, Client, DeadlineExceeded, ModelNotFound
+
+pytestmark = pytest.mark.timeout(60)  # most tests start two services
+
+BITMAPS = np.random.default_rng(1).integers(0, 256, (20, 28, 28), np.uint8)
+OTHER_LABELS = ("bear", "lion", "wolf")
+
+Classify = Callable[..., object]
+
+
+@asynccontextmanager
+async def connected(kind: type, target: str, **options: object) -> AsyncIterator[Classify]:
+    """Yield a coroutine function that classifies with a `Client` in a thread or with an `AsyncClient`."""
+    if kind is Client:
+        with Client(target, **options) as client:
+            yield lambda bitmaps, **fields: asyncio.to_thread(client.classify, bitmaps, **fields)
+    else:
+        async with AsyncClient(target, **options) as client:
+            yield client.classify
+
+
+@pytest.fixture(params=[Client, AsyncClient])
+def kind(request: pytest.FixtureRequest) -> type:
+    return request.param
+
+
+class Replicas:
+    """Two services with a repository each; gRPC sends each request of a client to the other service than the last."""
+
+    def __init__(self, folder: Path, start_service: Callable[..., object]) -> None:
+        self._folders = [folder / "a", folder / "b"]
+        self._labels: dict[bytes, tuple[str, ...]] = {}  # by the scores of the model file
+        for number in (0, 1):
+            self.write(number, version=1, labels=LABELS)
+        services = [start_service(each, "--watch-models-s", "0.1", "--provider", "cpu") for each in self._folders]
+        self.target = "ipv4:" + ",".join(service.address for service in services)
+
+    def write(self, number: int, *, version: int, labels: tuple[str, ...]) -> None:
+        """Move a model file to its place in one repository; files with other labels return other scores."""
+        ready = write_model(self._folders[number] / ".ready" / "model.onnx", labels=list(labels), seed=len(labels[0]))
+        self._labels[self._expected(ready).tobytes()] = labels
+        folder = self._folders[number] / "farm" / str(version)
+        folder.mkdir(parents=True, exist_ok=True)
+        ready.rename(folder / "model.onnx")
+
+    def has_right_labels(self, result: Classification) -> bool:
+        """Return whether the labels are those of the model file that computed the scores."""
+        expected = (np.frombuffer(scores, np.float32).reshape(result.scores.shape) for scores in self._labels)
+        right = [np.allclose(result.scores, scores, atol=1e-6) for scores in expected]
+        return list(self._labels.values())[right.index(True)] == result.labels
+
+    def _expected(self, model: Path) -> np.ndarray:
+        session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+        return session.run(["scores"], {"bitmaps": BITMAPS})[0]
+
+
+@pytest.fixture
+def replicas(start_service, tmp_path) -> Replicas:
+    return Replicas(tmp_path, start_service)
+
+
+async def test_a_new_version_on_one_of_two_servers_fails_no_request(replicas, kind):
+    """A client that names no version receives right labels from both versions while one server has the old version."""
+    async with connected(kind, replicas.target) as classify:
+        assert (await classify(BITMAPS)).model_version == "1"
+        replicas.write(0, version=2, labels=OTHER_LABELS)
+        versions = []
+        while set(versions[-4:]) != {"1", "2"}:
+            result = await classify(BITMAPS)
+            assert replicas.has_right_labels(result)
+            versions.append(result.model_version)
+        with pytest.raises(ModelNotFound, match="version '9'"):
+            await classify(BITMAPS, model_version="9")
+
+
+@pytest.mark.parametrize("version", ["", "1"])
+async def test_another_file_of_the_same_version_has_its_own_labels(replicas, kind, version):
+    """While two servers have different files with the same version number, each response has the right labels."""
+    async with connected(kind, replicas.target) as classify:
+        assert (await classify(BITMAPS, model_version=version)).labels == LABELS
+        replicas.write(0, version=1, labels=OTHER_LABELS)
+        seen = []
+        while set(seen[-4:]) != {LABELS, OTHER_LABELS}:
+            result = await classify(BITMAPS, model_version=version)
+            assert replicas.has_right_labels(result)
+            seen.append(result.labels)
+
+
+class ChangingModel(classifier_pb2_grpc.ClassifierServiceServicer):
+    """Serve model files with the given digests: the first one for the first response, the last one for all others.
+
+    GetModel describes only the file `described`. After `hold`, GetModel returns nothing.
+    """
+
+    def __init__(self, *digests: str, described: str) -> None:
+        self.digests = list(digests)
+        self.requests = 0
+        self.held = threading.Event()
+        self.ended = threading.Event()
+        self._described = described
+
+    def Classify(self, request, context):  # noqa: N802
+        self.requests += 1
+        digest = self.digests.pop(0) if len(self.digests) > 1 else self.digests[0]
+        rows = len(request.bitmaps) // 784
+        scores = np.ones((rows, 1), "<f4").tobytes()
+        return pb.ClassifyResponse(model_name="m", model_version="1", rows=rows, scores=scores, digest=digest)
+
+    def GetModel(self, request, context):  # noqa: N802
+        if self.held.is_set() and request.model_version:
+            self.ended.wait()
+        model = pb.Model(name="m", version="1", labels=[self._described], max_request_rows=100, digest=self._described)
+        return pb.GetModelResponse(model=model)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[ChangingModel], str]]:
+    """Return a function that serves a model and returns the address."""
+    servers = []
+
+    def start(model: ChangingModel) -> str:
+        server = grpc.server(futures.ThreadPoolExecutor(4))
+        classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(model, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        servers.append((server, model))
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for server, model in servers:
+        model.ended.set()
+        server.stop(None).wait()
+
+
+async def test_a_request_is_repeated_if_its_model_file_has_been_replaced(serve, kind):
+    """If no server describes the model file of a response any more, the present file computes the scores again."""
+    model = ChangingModel("old", "new", described="new")
+    async with connected(kind, serve(model)) as classify:
+        assert (await classify(BITMAPS)).labels == ("new",)
+    assert model.requests == 2
+
+
+async def test_labels_are_requested_once_for_each_model_file(serve, kind):
+    """The client keeps the labels of each model file, by its digest."""
+    model = ChangingModel("new", described="new")
+    async with connected(kind, serve(model)) as classify:
+        assert (await classify(BITMAPS)).labels == ("new",)
+        model.held.set()
+        assert (await classify(BITMAPS)).labels == ("new",)
+
+
+async def test_an_older_service_has_one_file_per_version(serve, kind):
+    """If responses have no digest, the client keeps the labels by name and version."""
+    model = ChangingModel("", described="d")
+    async with connected(kind, serve(model)) as classify:
+        assert (await classify(BITMAPS)).labels == ("d",)
+        model.held.set()
+        assert (await classify(BITMAPS)).labels == ("d",)
+    assert model.requests == 2
+
+
+async def test_missing_labels_end_in_a_clear_error(serve, kind):
+    """If the labels of a response do not arrive before the deadline, the error names the model file."""
+    model = ChangingModel("d1", described="d1")
+    model.held.set()
+    message = r"returned scores of m version 1 \(SHA-256 d1\), but not the labels of this model file in 2 s"
+    async with connected(kind, serve(model), timeout_s=2.0) as classify:
+        with pytest.raises(DeadlineExceeded, match=message):
+            await classify(BITMAPS)
+
+
+async def test_labels_of_another_file_are_never_used(serve, kind):
+    """If every response comes from another file than the described one, the request ends with its deadline."""
+    model = ChangingModel("other", described="d")
+    async with connected(kind, serve(model), timeout_s=0.5) as classify:
+        with pytest.raises(DeadlineExceeded):
+            await classify(BITMAPS)
+
+
+def test_each_response_has_the_digest_of_the_model_file(tiny_service, tiny_model):
+    """Responses of Classify and ClassifyStream have the same digest as the description of the model."""
+    with grpc.insecure_channel(tiny_service.address) as channel:
+        stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
+        digests = {
+            stub.Classify(pb.ClassifyRequest(bitmaps=bytes(784))).digest,
+            next(stub.ClassifyStream(iter([pb.ClassifyStreamRequest(bitmaps=bytes(784))]))).digest,
+            stub.GetModel(pb.GetModelRequest()).model.digest,
+        }
+    assert digests == {hashlib.sha256(tiny_model.read_bytes()).hexdigest()}
