@@ -21,7 +21,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint k8s image-test chaos fuzz bench bench-gpu image sbom protos locks clean
+.PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint k8s image-test chaos cluster-sim fuzz bench bench-gpu image sbom protos locks clean
 
 help: ## list the verbs
 	@awk -F':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -127,12 +127,16 @@ lint: .venv/.done .tools/protos/.done .tools/image/.done ## ruff, mypy strict, i
 k8s: .venv/.done .tools/k8s/.done ## check the Kubernetes manifests: kustomize, schemas of three versions, checkov, our policies
 	$(VENV)/pytest -m k8s tests/deploy
 
-image-test: .venv/.done .tools/image/.done ## build the image (EXTRA=cpu or gpu) and run it as Kubernetes would; needs Docker
+image-test: .venv/.done .tools/image/.done .tools/k8s/.done ## build the image (EXTRA=cpu or gpu) and run it as Kubernetes would; needs Docker
 	EXTRA=$(or $(EXTRA),cpu) $(VENV)/pytest -m image tests/image
 
-chaos: .venv/.done ## overload, kills, restarts, lost connections, full disks, balancers: a quarter of an hour
+chaos: .venv/.done ## overload, kills, restarts, lost connections, full disks, balancers, cluster-sim: half an hour
 	$(VENV)/pytest -m "chaos or balancing" tests/chaos tests/balancing
 	KILLS=$(or $(KILLS),50) $(VENV)/pytest tests/integration/test_kills.py
+	$(MAKE) cluster-sim
+
+cluster-sim: .venv/.done .tools/openinference/.done ## roll out, drain and scale a simulated cluster under load: 12 minutes
+	$(VENV)/python tests/cluster $(if $(EVENTS),--events "$(EVENTS)") $(if $(OUTPUT),--output "$(OUTPUT)")
 
 fuzz: .venv/.done ## send INPUTS (1000000) hostile inputs of SEED (1) to every parser, RPC and port; TARGETS=npy,classify
 	$(VENV)/python tests/fuzz/fuzz.py --inputs $(or $(INPUTS),1000000) --seed $(or $(SEED),1) \

@@ -36,6 +36,9 @@ PROBED = {
 }
 """The gRPC service names that a probe may check with grpc.health.v1, by kind of probe."""
 
+PROBED_WAITING = PROBED | {"startupProbe": (LIVENESS,)}
+"""The same for a service that may wait for its first model: a failed startup probe would restart it."""
+
 DNS = {(port, protocol) for port in (53, 5353) for protocol in ("UDP", "TCP")}
 """Ports and protocols that a NetworkPolicy must allow together."""
 
@@ -163,7 +166,8 @@ def probed(manifests: list[Manifest]) -> Iterator[str]:
     """Require that each probe is a gRPC health check of the probe port, with a service name that fits the probe."""
     for _, container, environment in services(manifests):
         port = port_of(environment.get("SKETCHBATCH_PROBE_ADDRESS", ""))
-        for probe, names in PROBED.items():
+        is_waiting = environment.get("SKETCHBATCH_WAIT_FOR_MODEL") == "true"
+        for probe, names in (PROBED_WAITING if is_waiting else PROBED).items():
             asked = container.get(probe, {}).get("grpc", {})
             if asked.get("port") != port:
                 yield f"{probe} must check port {port} by gRPC, got {asked.get('port')}"
@@ -233,18 +237,28 @@ def routed(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def sharded(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that an Indexed Job has as many indexes as `--shard` has shards, and retries each index separately."""
+    """Require that bulk Jobs have a shard for each index, a folder for each run, and no retry that cannot succeed."""
+    for manifest in of("Job", manifests):
+        job, container = manifest["spec"], manifest["spec"]["template"]["spec"]["containers"][0]
+        run = next((each["value"] for each in container["env"] if each["name"] == "RUN"), "")
+        if not run or name_of(manifest) != f"sketchbatch-{container['name']}-{run}":
+            yield f"the name of the Job must end with the value of RUN, got {name_of(manifest)} and {run!r}"
+        if "--output=/scores/$(RUN)/labels.parquet" not in container["args"]:
+            yield f"--output must be in the folder of the run, got {container['args']}"
+        actions = {
+            code: rule["action"]
+            for rule in job.get("podFailurePolicy", {}).get("rules", [])
+            for code in rule.get("onExitCodes", {}).get("values", [])
+        }
+        is_indexed = job.get("completionMode") == "Indexed"
+        if actions != (wanted := {2: "FailJob", 4: "FailIndex" if is_indexed else "FailJob"}):
+            yield f"only an error that a retry cannot repair may end the retries: expected {wanted}, got {actions}"
     for job in (m["spec"] for m in of("Job", manifests) if m["spec"].get("completionMode") == "Indexed"):
         arguments = job["template"]["spec"]["containers"][0]["args"]
         if f"--shard=/{job['completions']}" not in arguments:
-            yield f"--shard must name {job['completions']} shares, got {arguments}"
+            yield f"--shard must name {job['completions']} shards, got {arguments}"
         if not job.get("backoffLimitPerIndex") or job["template"]["spec"]["restartPolicy"] != "Never":
             yield "an Indexed Job must have backoffLimitPerIndex and restartPolicy Never"
-        codes = [
-            code for rule in job["podFailurePolicy"]["rules"] for code in rule.get("onExitCodes", {}).get("values", [])
-        ]
-        if codes != [2]:
-            yield f"only exit code 2, an invalid command, may fail the whole job, got {codes}"
 
 
 def filled(manifests: list[Manifest]) -> Iterator[str]:

@@ -1,19 +1,14 @@
 """Check in rendered Kubernetes manifests that a rollout, a node drain or a scale-down loses no request.
 
-Each policy is a function that takes the manifests of one rendered folder and yields one line per violation.
+Each policy is a function that takes the manifests of one rendered folder and yields one line per violation. The times
+come from the module of the service that decides how a replica stops.
 """
 
 from collections.abc import Iterator
 
 from kubernetes_manifests import Manifest, name_of, of, read_settings, services, unknown_fields
+from sketchbatch_service.app.lame_duck import LEAST_MIN_READY_S, least_lame_duck_s
 from sketchbatch_service.app.server import LATE_S
-
-RESOLUTION_S = 30
-"""Least time between two resolutions of a name by gRPC: `grpc.dns_min_time_between_resolutions_ms`."""
-DNS_CACHE_S = 5
-"""Time for which the DNS server of a cluster may hold an old answer: the default `ttl` of CoreDNS."""
-LEAST_MIN_READY_S = RESOLUTION_S + DNS_CACHE_S
-"""After this time every client knows a new pod."""
 
 _BEHAVIOR = {
     direction: {"stabilizationWindowSeconds": {}, "policies": {"type": {}, "value": {}, "periodSeconds": {}}}
@@ -85,14 +80,6 @@ def budgeted(manifests: list[Manifest]) -> Iterator[str]:
         least_s = least_lame_duck_s(found.max_connection_age_s)
         if found.lame_duck_s < least_s:
             yield f"SKETCHBATCH_LAME_DUCK_S must be at least {least_s:g}, got {found.lame_duck_s:g}"
-
-
-def least_lame_duck_s(max_connection_age_s: float) -> float:
-    """Return the seconds after which no client has a connection to a stopping pod.
-
-    A connection lives for up to 1.1 times the maximum age, plus 1 s.
-    """
-    return LEAST_MIN_READY_S + 1.1 * max_connection_age_s + 1
 
 
 def scaled(manifests: list[Manifest]) -> Iterator[str]:

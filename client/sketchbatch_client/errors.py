@@ -4,6 +4,7 @@ SketchbatchError
 ├── FileRefused         an input is not a readable file of drawings: download or create it again
 ├── DiskFull            a file cannot be written completely: free disk space, then run the same command again
 ├── JobRefused          a job cannot be resumed like this: use the same inputs and options again, or --restart
+│   └── JobNotReady     another process has not finished yet: wait for it, then run the same command again
 ├── RequestRefused      the request is invalid: change it; a retry cannot succeed
 ├── ModelNotFound       the server does not serve this model: the message lists the served models
 ├── Overloaded          the server's queue stayed full until the timeout: retry later, or send fewer rows at once
@@ -13,13 +14,45 @@ SketchbatchError
 └── ServerFailed        the server failed: search its log for the request id to find the cause
 """
 
+import errno
+from typing import ClassVar
+
+_PERMANENT_ERRNOS = (
+    errno.EACCES,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
+
+
+def fails_again(error: BaseException) -> bool:
+    """Return whether the same call would fail again until a user changes its arguments or its files.
+
+    Other errors are temporary: the service or the disk was not available, or another process was not finished. A file
+    that could not be read because of a temporary error of its disk or network is not permanently unreadable.
+    """
+    failed_read = error.__cause__ if isinstance(error, FileRefused) else error
+    if isinstance(failed_read, OSError) and failed_read.errno is not None:
+        return failed_read.errno in _PERMANENT_ERRNOS
+    return isinstance(error, SketchbatchError) and error.is_permanent
+
 
 class SketchbatchError(Exception):
     """Base class of all errors of the client."""
 
+    is_permanent: ClassVar[bool] = False
+    """Whether the same call fails again until a user changes its arguments or its files; see `fails_again`."""
+
 
 class FileRefused(SketchbatchError):
     """A file or folder cannot be read as drawings."""
+
+    is_permanent = True
 
 
 class DiskFull(SketchbatchError):
@@ -27,15 +60,27 @@ class DiskFull(SketchbatchError):
 
 
 class JobRefused(SketchbatchError):
-    """The job was begun with other inputs, another model or other options, or another process runs it now."""
+    """The job was begun with other inputs, another model or other options, or its shards do not belong together."""
+
+    is_permanent = True
+
+
+class JobNotReady(JobRefused):
+    """Another process writes the output now, or has not finished it yet."""
+
+    is_permanent = False
 
 
 class RequestRefused(SketchbatchError):
     """The client or the server rejected bitmaps or options."""
 
+    is_permanent = True
+
 
 class ModelNotFound(SketchbatchError):
     """No model or version of that name is served."""
+
+    is_permanent = True
 
 
 class Overloaded(SketchbatchError):
@@ -52,6 +97,8 @@ class DeadlineExceeded(SketchbatchError):
 
 class Unauthenticated(SketchbatchError):
     """Credentials are missing or wrong."""
+
+    is_permanent = True
 
 
 class ServerFailed(SketchbatchError):

@@ -33,6 +33,9 @@ class Settings:
     watch_models_s: Annotated[float, click.FloatRange(0, 86_400)] = 5.0
     """Seconds between two scans of --model for new, changed and removed files; 0 = never."""
 
+    wait_for_model: bool = False
+    """Start without a model and report NOT_SERVING until --model holds one, instead of ending with an error."""
+
     default_model: str = ""
     """Model that answers requests without a model name; empty = the first name in alphabetical order."""
 
@@ -68,7 +71,7 @@ class Settings:
     """Maximum rows that wait for one model; more are rejected with RESOURCE_EXHAUSTED, and streams pause."""
 
     lame_duck_s: _Seconds = 2.0
-    """Seconds after SIGTERM in which health reports NOT_SERVING and calls are still accepted."""
+    """Seconds after SIGTERM in which Check reports NOT_SERVING and calls are still accepted."""
 
     drain_s: _Seconds = 30.0
     """Seconds that accepted requests may take after --lame-duck-s, or after SIGINT; a second signal ends them."""

@@ -1,6 +1,7 @@
 """Provide small real servers of the wire contract; a test can record, hold and reject the requests to these servers."""
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -9,11 +10,13 @@ import grpc
 import numpy as np
 import pytest
 from demo_process import Demo
+from finished import Finished
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 from onnx_models import LABELS, write_model
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
+from sketchbatch_client.cli import main
 
 REJECTED = 255
 
@@ -160,3 +163,20 @@ def two_models(tmp_path_factory):
     for name, labels in (("insects", LABELS), ("shapes", ("arc", "box", "cup"))):
         write_model(folder / name / "1" / "model.onnx", labels=labels)
     return folder
+
+
+@pytest.fixture
+def sketchbatch(monkeypatch, capfd) -> Callable[..., Finished]:
+    """Return a function that runs a `sketchbatch` command in this process.
+
+    A new process would take a second to start.
+    """
+
+    def run(*words: object) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["sketchbatch", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Finished(ended.value.code, *capfd.readouterr())
+
+    return run

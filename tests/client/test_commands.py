@@ -98,12 +98,12 @@ def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
     ],
 )
 def test_a_failed_score_prints_one_line_and_leaves_no_file(sketchbatch, folder, arguments, message):
-    """A failed score exits with code 1 and prints one line with the expected and the given value."""
+    """A score that a retry cannot repair exits with code 4 and prints one line with expected and given value."""
     (folder / "page.npy").write_text("<!doctype html>")
     (folder / "cut.npy").write_bytes((folder / "ant.npy").read_bytes()[:5000])
     before = set(folder.iterdir())
     finished = sketchbatch("score", *[folder / a if "." in a else a for a in arguments])
-    assert finished.returncode == 1
+    assert finished.returncode == 4
     assert message in finished.stderr
     assert finished.stderr.startswith("sketchbatch: ")
     assert finished.stderr.count("\n") == 1
@@ -190,7 +190,7 @@ def test_evaluate_needs_a_label_that_the_model_knows(sketchbatch, tmp_path, nois
     """If the model knows no label of the folder, `evaluate` ends with an error that lists the labels of both."""
     np.save(tmp_path / "zebra.npy", noise(3))
     finished = sketchbatch("evaluate", tmp_path)
-    assert finished.returncode == 1
+    assert finished.returncode == 4
     assert "expected drawings of ant, bee, cow, got zebra" in finished.stderr
 
 

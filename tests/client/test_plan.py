@@ -82,4 +82,29 @@ def test_another_stamp_is_not_a_difference(plan):
 @pytest.mark.parametrize(("scores", "rows"), [(1, 65536), (3, 65536), (345, 11264), (100_000, 1024)])
 def test_parts_fit_into_memory(scores, rows):
     """A part has at most 16 MB of scores, but at least 1,024 rows."""
-    assert default_part_rows(scores) == rows
+    assert default_part_rows(50_000_000, scores) == rows
+
+
+@pytest.mark.parametrize("shards", [2, 3, 7, 8, 12, 16])
+@pytest.mark.parametrize("rows", [131_072, 137_042, 262_143, 1_096_336, 50_000_000])
+def test_shards_have_nearly_equal_work(plan, rows, shards):
+    """With the default part size, no shard has more than an eighth more rows than the average shard."""
+    inputs = (Input(source="a", rows=rows, stamp="s"),)
+    whole = replace(plan, inputs=inputs, part_rows=default_part_rows(rows, 1))
+    of_shards = [replace(whole, shard=Shard(number, shards)).rows for number in range(shards)]
+    assert sum(of_shards) == rows
+    assert max(of_shards) <= rows / shards * 1.125
+
+
+def test_137042_rows_give_work_to_each_of_8_shards(plan):
+    """Each of 8 shards of 137,042 rows has 16 or 17 parts of 1,024 rows."""
+    inputs = (Input(source="a", rows=137_042, stamp="s"),)
+    whole = replace(plan, inputs=inputs, part_rows=default_part_rows(137_042, 1))
+    assert whole.part_rows == 1024
+    assert {len(replace(whole, shard=Shard(number, 8)).parts) for number in range(8)} == {16, 17}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 1024, 100_000])
+def test_few_rows_have_parts_of_a_request(rows):
+    """A part has at least 1,024 rows, which is about one request, because each part costs a file."""
+    assert default_part_rows(rows, 1) == 1024

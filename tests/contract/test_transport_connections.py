@@ -9,7 +9,8 @@ import pytest
 from sketchbatch_service.errors import AddressUnusable
 from sketchbatch_service.transport.interface import wants_gzip
 from sketchbatch_service.transport.selection import create_server
-from transport_server import STREAM, call_to, raw_call, rejection
+from structlog.testing import capture_logs
+from transport_server import STREAM, call_to, raw_call, rejection, run_server
 
 ZEROS = bytes(1 << 20)
 
@@ -134,6 +135,39 @@ async def test_a_port_in_use_is_an_error(serving):
             other.listen(address)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::]:0", "unix"])
+async def test_a_server_that_stops_listening_still_answers_open_connections(serving, tmp_path, address):
+    """After `stop_listening`, an open connection is answered, a new one is refused, and other ports stay open."""
+    address = f"unix:{tmp_path / 'service.sock'}" if address == "unix" else address
+    async with serving() as (other, _, _), serving(address=address) as (channel, echo, server):
+        assert await call_to(channel, "Unary")(b"x") == b"x"
+        server.stop_listening()
+        assert await call_to(channel, "Unary")(b"x") == b"x"
+        target = echo.address.replace("[::]", "127.0.0.1")
+        async with grpc.aio.insecure_channel(target, [("grpc.use_local_subchannel_pool", 1)]) as late:
+            error = await rejection(call_to(late, "Unary")(b"x"))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert await call_to(other, "Unary")(b"x") == b"x"
+    async with serving(address=echo.address) as (channel, _, _):  # the next process can use the address
+        assert await call_to(channel, "Unary")(b"x") == b"x"
+
+
+async def test_a_failed_server_that_has_stopped_listening_opens_no_port_again(root):
+    """After `stop_listening`, the transport `aio` replaces a failed server by one without ports."""
+    async with run_server("aio") as (channel, echo, server):
+        assert await call_to(channel, "Unary")(b"x") == b"x"
+        host, _, port = echo.address.rpartition(":")
+        reader, hostile = await asyncio.open_connection(host, int(port))
+        await reader.readexactly(9)  # the head of the server's first frame: the server has accepted the connection
+        with capture_logs() as events:
+            server.stop_listening()
+            hostile.write((root / "tests/fuzz/corpus/grpc/path-is-no-utf8").read_bytes())
+            while not events:
+                await asyncio.sleep(0.01)
+        hostile.close()
+        await asyncio.wait_for(wait_for_refusal(channel), 10)
+
+
 async def test_a_call_whose_path_is_not_utf8_does_not_stop_the_server(serving, root):
     """After a call whose path is not UTF-8, the server answers at the same address.
 
@@ -166,6 +200,13 @@ async def test_an_open_stream_does_not_keep_a_failed_server_from_answering_again
         await asyncio.wait_for(wait_for_failure_or_answers(channel), 10)
         for writer in (patient, hostile):
             writer.close()
+
+
+async def wait_for_refusal(channel) -> None:
+    """Repeat a call until the address refuses the connection."""
+    details = ""
+    while "Connection refused" not in details:
+        details = (await rejection(call_to(channel, "Unary")(b"x"))).details()
 
 
 async def wait_for_failure_or_answers(channel) -> None:

@@ -258,6 +258,16 @@ WRONG = {
         "cpu",
         lambda m: container(m)["livenessProbe"]["grpc"].update(service="alive"),
     ),
+    "a service that waits for its first model would be restarted": (
+        "probed",
+        "cpu-pvc",
+        lambda m: container(m)["startupProbe"]["grpc"].update(service="sketchbatch.v1.ClassifierService"),
+    ),
+    "the startup probe checks the process only": (
+        "probed",
+        "cpu",
+        lambda m: container(m)["startupProbe"]["grpc"].update(service="liveness"),
+    ),
     "the grace period ends during the drain": (
         "in_time",
         "cpu",
@@ -404,12 +414,33 @@ WRONG = {
         "gateway",
         lambda m: spec("GRPCRoute", m)["rules"][0]["matches"][0]["method"].update(service="Classifier"),
     ),
-    "a job has fewer shares than pods": ("sharded", "score", lambda m: spec("Job", m).update(completions=4)),
+    "a job has fewer shards than pods": ("sharded", "score", lambda m: spec("Job", m).update(completions=4)),
     "an index is not retried": ("sharded", "score", lambda m: spec("Job", m).pop("backoffLimitPerIndex")),
     "rejected rows fail a job": (
         "sharded",
         "score",
         lambda m: spec("Job", m)["podFailurePolicy"]["rules"][1]["onExitCodes"].update(values=[2, 3]),
+    ),
+    "a damaged file is read ten times": (
+        "sharded",
+        "score",
+        lambda m: spec("Job", m)["podFailurePolicy"]["rules"].pop(),
+    ),
+    "a damaged file ends all shards": (
+        "sharded",
+        "score",
+        lambda m: spec("Job", m)["podFailurePolicy"]["rules"][2].update(action="FailJob"),
+    ),
+    "shards of different jobs are merged again": ("sharded", "merge", lambda m: spec("Job", m).pop("podFailurePolicy")),
+    "two runs write the same files": (
+        "sharded",
+        "merge",
+        lambda m: container(m)["args"].__setitem__(0, "--output=/scores/labels.parquet"),
+    ),
+    "a Job has the name of another run": (
+        "sharded",
+        "score",
+        lambda m: first("Job", m)["metadata"].update(name="sketchbatch-score-first"),
     ),
 }
 
@@ -474,7 +505,8 @@ def test_bulk_jobs_reach_the_service_and_each_other_s_files(render):
     """
     base, score, merge = map(render, ["deploy/overlays/cpu", "deploy/bulk/score", "deploy/bulk/merge"])
     addresses = {f"dns:///{name_of(m)}:{m['spec']['ports'][0]['port']}" for m in of("Service", base)}
-    assert container(score)["env"][0]["value"] in addresses
+    values = {each["name"]: each["value"] for each in container(score)["env"]}
+    assert values["SKETCHBATCH_SERVER"] in addresses
     allowed = spec("NetworkPolicy", base)["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items()
     assert allowed <= spec("Job", score)["template"]["metadata"]["labels"].items()
     assert f"of-{spec('Job', score)['completions']:05}.parquet" in container(merge)["command"][2]

@@ -1,70 +1,79 @@
-"""Test that the image of the client runs the bulk jobs of deploy/bulk under the restrictions of Kubernetes."""
+"""Test that the image of the client runs the bulk jobs of deploy/bulk under the restrictions of Kubernetes.
+
+The tests use the commands of docs/bulk-scoring.md. `bulk_cluster` runs each pod as a container.
+"""
 
 import json
+import os
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from bulk_cluster import BulkCluster
+from bulk_guide import Guide
 from container_engine import RESTRICTED
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(300, func_only=True)]
-
-SHARES = 8
+pytestmark = [pytest.mark.image, pytest.mark.timeout(600, func_only=True)]
 
 
 @pytest.fixture
-def run_job(docker, client_image, start_pod, root, tmp_path):
-    """Return a function that runs the container of a bulk job with the command in the job's manifest.
-
-    The container runs as index `index` of the job, in the network of a running service.
-    """
-    drawings, scores = tmp_path / "drawings", tmp_path / "scores"
+def guide(docker, client_image, start_pod, root, tmp_path):
+    """Return the prepared folder of a user who follows the page; pods run in the network of a running service."""
     service = start_pod()
     service.wait_for_serving()
+    folder = tmp_path / "cluster"
     flags = [flag for flag in RESTRICTED if not flag.startswith("--network")]
     flags += [f"--network=container:{service.id}", "--memory=1g", "--memory-swap=1g", "--tmpfs=/tmp"]
-    flags += [f"--volume={drawings}:/drawings:ro", f"--volume={scores}:/scores"]
-    for folder in (tmp_path, drawings, scores):
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o777)
+    flags += [f"--volume={folder}/drawings:/drawings:ro", f"--volume={folder}/scores:/scores"]
+    kubectl = os.environ.get("KUBECTL") or str(root / ".tools" / "k8s" / "bin" / "kubectl")
+    cluster = BulkCluster(
+        folder=str(folder),
+        kubectl=kubectl,
+        server="127.0.0.1:50051",
+        container=["docker", "run", "--rm", *flags],
+        image=client_image,
+    )
+    (tmp_path / "user" / "drawings").mkdir(parents=True)
+    for path in (tmp_path, folder):
+        path.mkdir(exist_ok=True)
+        path.chmod(0o777)
+    return Guide(root, tmp_path / "user", {**docker.environment, **cluster.environment()})
 
-    def run(job: str, index: int = 0):
-        manifest = yaml.safe_load((root / "deploy" / "bulk" / job / "job.yaml").read_text())
-        container = manifest["spec"]["template"]["spec"]["containers"][0]
-        environment = [f"--env=JOB_COMPLETION_INDEX={index}", "--env=SKETCHBATCH_SERVER=127.0.0.1:50051"]
-        entrypoint, *words = container["command"] + container["args"]
-        return docker.attempt("run", "--rm", *flags, *environment, f"--entrypoint={entrypoint}", client_image, *words)
 
-    return run
+def test_two_runs_on_changed_drawings_give_two_right_results(guide, noise, tmp_path):
+    """The result of each run has one row per drawing, in order, with the scores of its own drawings.
 
-
-def test_the_shares_of_a_bulk_job_are_merged_into_one_file(run_job, noise, tmp_path):
-    """The merged output of the eight shards has one row per drawing, in order.
-
-    An invalid line of the input becomes a reject and does not fail its shard.
+    An invalid line of the input becomes a reject and does not fail its shard. The third run has the drawings of the
+    first run, and therefore the same result.
     """
-    np.save(tmp_path / "drawings" / "a.npy", noise(100))
+    drawings, bitmaps = guide.folder / "drawings", noise(3000)
     line = json.dumps({"word": "cat", "drawing": [[[0, 255, 128], [0, 128, 255]]]})
-    (tmp_path / "drawings" / "b.ndjson").write_text(f"{line}\n{{}}\n{line}\n")
-    for index in range(SHARES):
-        finished = run_job("score", index)
-        assert finished.returncode == 0, finished.stderr
-    merged = run_job("merge")
-    assert merged.returncode == 0, merged.stderr
-    rejects = (tmp_path / "scores" / "labels.parquet.rejects.jsonl").read_text().splitlines()
-    assert [json.loads(line)["row"] for line in rejects] == [1]
-    rows = pq.read_table(tmp_path / "scores" / "labels.parquet")["row"].to_pylist()
-    assert rows == [*range(100), 0, 2]
+    (drawings / "b.ndjson").write_text(f"{line}\n{{}}\n{line}\n")
+    results = []
+    for name, rows in (("first", bitmaps), ("second", 255 - bitmaps), ("third", bitmaps)):
+        np.save(drawings / "a.npy", rows)
+        guide.run(name)
+        rejects = (tmp_path / "cluster" / "scores" / name / "labels.parquet.rejects.jsonl").read_text().splitlines()
+        assert [json.loads(reject)["row"] for reject in rejects] == [1]
+        results.append(pq.read_table(guide.folder / f"labels-{name}.parquet"))
+        assert results[-1]["row"].to_pylist() == [*range(3000), 0, 2]
+    first, second, third = results
+    assert first == third
+    assert first["score"][:3000] != second["score"][:3000]
+    assert first["score"][3000:] == second["score"][3000:]
 
 
-def test_a_failed_job_has_the_exit_code_of_its_command(run_job):
-    """The container has the exit code of its command, except that exit code 3, for rejects, becomes 0.
-
-    An unknown shard has exit code 2. A merge without shards has exit code 1 or 2.
-    """
-    assert run_job("score", SHARES).returncode == 2
-    assert run_job("merge").returncode in (1, 2)
+def test_a_failed_job_names_the_reason(guide, noise):
+    """A run whose drawings have changed fails without a retry, because exit code 4 of the container fails the index."""
+    np.save(guide.folder / "drawings" / "a.npy", noise(100))
+    guide.run("first")
+    np.save(guide.folder / "drawings" / "a.npy", noise(101))
+    guide.run("first", first=1, last=2)
+    guide.shell("kubectl -n sketchbatch delete job sketchbatch-score-first")
+    assert guide.run("first", first=2, last=4)[1][1] == "Failed\n"
+    failed, *lines = guide.run("first", "Failed runs", last=1)[0][1].splitlines()
+    assert failed == "0,1,2,3,4,5,6,7"
+    assert [("had 100 rows, and now has 101" in line) for line in lines] == [True] * 8
 
 
 def test_the_image_draws_strokes_with_libcairo_and_without_root(docker, client_image):

@@ -181,12 +181,42 @@ async def test_a_draining_server_never_reports_serving_again():
     """If a failing model works again while the server drains, health stays NOT_SERVING."""
     health = HealthServicer([])
     await health.serve()
-    await health.enter_lame_duck()
+    health.enter_lame_duck()
     await health.drain()
     await health.serve()
     assert not health.is_serving
     alive = await health.Check(health_pb2.HealthCheckRequest(service=LIVENESS), None)
     assert alive.status == SERVING  # a restart would lose the requests that the service has accepted
+
+
+async def test_balancers_are_told_to_leave_before_clients_that_watch():
+    """In the lame duck time, Check and List report NOT_SERVING, and Watch reports the models' state until `leave`.
+
+    A client that watches may know no other replica yet; a balancer that polls has its own list of replicas. The probe
+    port reports what Watch does, because kube-proxy uses a replica that passes its probes if there are no others.
+    """
+    health = HealthServicer([])
+    await health.serve()
+    watch = health.Watch(health_pb2.HealthCheckRequest(), None)
+    statuses = [(await anext(watch)).status]
+    health.enter_lame_duck()
+    checked = await health.Check(health_pb2.HealthCheckRequest(), None)
+    listed = await health.List(health_pb2.HealthListRequest(), None)
+    assert [checked.status, listed.statuses[""].status] == [NOT_SERVING, NOT_SERVING]
+    probes = health.for_probes()
+    assert (await probes.Check(health_pb2.HealthCheckRequest(), None)).status == SERVING
+    late_watch = health.Watch(health_pb2.HealthCheckRequest(), None)
+    assert (await anext(late_watch)).status == SERVING
+    await health.fail()
+    statuses.append((await asyncio.wait_for(anext(watch), 5)).status)
+    await health.serve()
+    statuses.append((await asyncio.wait_for(anext(watch), 5)).status)
+    await health.leave()
+    statuses.append((await asyncio.wait_for(anext(watch), 5)).status)
+    assert statuses == [SERVING, NOT_SERVING, SERVING, NOT_SERVING]
+    assert (await probes.Check(health_pb2.HealthCheckRequest(), None)).status == NOT_SERVING
+    await late_watch.aclose()
+    await watch.aclose()
 
 
 async def test_a_watch_misses_no_change_while_it_sends_another():
@@ -199,7 +229,7 @@ async def test_a_watch_misses_no_change_while_it_sends_another():
     statuses = [(await anext(watch)).status]
     await health.serve()  # the watch has not requested the next status yet
     statuses.append((await asyncio.wait_for(anext(watch), 5)).status)
-    await health.enter_lame_duck()
+    health.enter_lame_duck()
     await health.drain()
     statuses += [each.status async for each in watch]
     assert statuses == [NOT_SERVING, SERVING, NOT_SERVING]

@@ -61,7 +61,8 @@ def evaluate(
     that the model file stores. An --against option adds a second model and McNemar's test. Files of labels that the
     model does not know are skipped.
 
-    Exit codes: 0 = evaluated, 1 = an error, or the accuracy is below --min-accuracy, 2 = invalid options.
+    Exit codes: 0 = evaluated, 1 = the accuracy is below --min-accuracy, or an error after which the same command may
+    succeed, 2 = invalid options, 4 = an error that a retry cannot repair.
     """
     with ExitStack() as stack:
         client = stack.enter_context(connection.open(timeout_s=timeout_s))

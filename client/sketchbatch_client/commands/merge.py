@@ -20,7 +20,8 @@ def merge(
 
     Example: sketchbatch merge scores-*.parquet --output scores.parquet
 
-    Exit codes: 0 = merged, 1 = a shard is missing or unfinished, 3 = merged, but some rows were rejected.
+    Exit codes: 0 = merged, 1 = a shard is missing or unfinished, or the disk is full, 2 = invalid options, 3 = merged,
+    but some rows were rejected, 4 = the shards belong to different jobs, or one is damaged.
     """
     outcome = merge_shards(shards, output)
     if not quiet:

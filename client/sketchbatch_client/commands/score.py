@@ -13,8 +13,8 @@ import typer
 from ..atomic import room_for
 from ..rpc.client import Client
 from ..scoring.job import Outcome, ScoreJob, rejects_path, stream_scores, write_scores
-from ..scoring.merge import path_of_shard
 from ..scoring.outputs import KINDS, kind_of
+from ..scoring.parts import path_of_shard
 from ..scoring.plan import ScoreOptions, Shard
 from .options import ConnectionOptions, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err
 from .progress import ProgressDisplay
@@ -77,7 +77,8 @@ def score(
     the same command resumes from OUTPUT.parts and produces byte-identical output.
 
     Rows that cannot be read as drawings are written to OUTPUT.rejects.jsonl with the reason. Exit codes: 0 = every row
-    was scored, 1 = an error ended the job, 2 = invalid options, 3 = finished, but some rows were rejected.
+    was scored, 1 = an error after which the same command may succeed, 2 = invalid options, 3 = finished, but some rows
+    were rejected, 4 = an error that a retry cannot repair, such as an unreadable input or changed inputs.
     """
     if all_scores and top_k > 1:
         raise typer.BadParameter("choose one of --all-scores and --top-k", param_hint="--all-scores")

@@ -115,10 +115,12 @@ def _open_stdin(spool: Path) -> list[Source]:
         got = "nothing" if not head else "a web page" if is_web_page(head) else repr(head[:6])
         raise FileRefused(f"standard input: expected .npy, .npz, .ndjson or .parquet, got {got}; pass others as files")
     path = spool / f"stdin{suffix}"
+    contents = hashlib.sha256()  # two copies of the same input have different modification times
     with room_for(path), path.open("wb") as file:
         while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
             file.write(chunk)
-    return _open(path, STDIN)
+            contents.update(chunk)
+    return _OPENERS[suffix](path, STDIN, contents.hexdigest())
 
 
 _MAGIC = {b"\x93NUMPY": ".npy", b"{": ".ndjson", b"PK": ".npz", b"PAR1": ".parquet"}

@@ -9,8 +9,8 @@ byte-identical output. A manifest next to the output marks the job as finished a
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -25,7 +25,7 @@ from .block_reader import Batch, BlockReader, digest_of
 from .inputs import find_sources
 from .manifest import Manifest, manifest_path
 from .outputs import reject_line, schema, table, writing
-from .parts import Part, Parts, locked
+from .parts import BegunJob, Part, Parts, locked, other_shards
 from .plan import ALL, Input, Plan, ScoreOptions, Shard, default_part_rows, difference
 from .score_rows import score_batches
 from .sources import Source
@@ -78,25 +78,27 @@ def write_scores(
     """Score every drawing of `job` into `output`, or resume an interrupted run; `restart` discards its parts.
 
     Raises DiskFull if the disk is full, or another SketchbatchError if the service does not respond; a second run then
-    resumes. Raises FileRefused if an input does not have the expected format, and JobRefused if the job was begun with
-    other inputs, another model or other options, or another process runs it.
+    resumes. Raises FileRefused if an input does not have the expected format, JobRefused if this or another shard of
+    the job was begun with other inputs, another model or other options, and JobNotReady if another process runs it.
     """
     served = client.model(job.options.model_name, job.options.model_version)
     with locked(output) as parts:
         if restart:
             parts.clear()
             manifest_path(output).unlink(missing_ok=True)
-        finished = Manifest.read(output)
-        earlier = finished.plan if finished else parts.earlier_plan()
+        earlier = BegunJob.read(output)
+        others = [] if restart else other_shards(output, job.shard)
+        begun = next((each.plan for each in (earlier, *others) if each), None)
         sources = find_sources(job.inputs, parts.folder, listener.opens)
-        plan = _plan(job, sources, _same_version(client, job.options, served, earlier))
-        digests = {part: parts.digest(part) for part in plan.parts}
+        plan = _plan(job, sources, _same_version(client, job.options, served, begun), begun)
         with BlockReader(plan, sources, job.readers) as reader:
-            if earlier:
-                _check_unchanged(output, earlier, plan, reader, finished.digests if finished else digests)
-            if finished:
-                return Outcome(rows=finished.rows, rejected=finished.rejected, was_finished=True)
+            _check_unchanged(earlier, others, plan, reader)
+            if earlier and earlier.manifest:
+                return _finished_earlier(earlier.manifest, plan, output)
+            if not earlier:
+                parts.clear()  # their plan cannot be read
             parts.begin(plan)
+            digests = {part: parts.digest(part) for part in plan.parts}
             manifest = _JobRunner(client, job.kind, plan, sources, reader, listener).write(output, parts, digests)
     return Outcome(rows=manifest.rows, rejected=manifest.rejected)
 
@@ -110,7 +112,7 @@ def stream_scores(
     """
     served = client.model(job.options.model_name, job.options.model_version)
     sources = find_sources(job.inputs, spool, listener.opens)
-    plan = _plan(job, sources, served)
+    plan = _plan(job, sources, served, None)
     with BlockReader(plan, sources, job.readers) as reader:
         runner = _JobRunner(client, job.kind, plan, sources, reader, listener)
         listener.begins(plan.rows, 0)
@@ -224,9 +226,11 @@ class _JobRunner:
             yield sent.popleft(), None
 
 
-def _plan(job: ScoreJob, sources: list[Source], served: ModelInfo) -> Plan:
+def _plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Plan | None) -> Plan:
+    """Return the plan of a job; parts have the size of the `begun` plan, or of `job` if it names a size."""
     options = job.options
     scores_per_row = len(served.labels) if options.with_all_scores else options.top_k
+    part_rows = begun.part_rows if begun else default_part_rows(sum(map(len, sources)), scores_per_row)
     return Plan(
         inputs=tuple(Input(source=source.name, rows=len(source), stamp=source.stamp) for source in sources),
         model=served.name,
@@ -235,33 +239,46 @@ def _plan(job: ScoreJob, sources: list[Source], served: ModelInfo) -> Plan:
         labels=served.labels,
         top_k=options.top_k,
         with_all_scores=options.with_all_scores,
-        part_rows=job.part_rows or default_part_rows(scores_per_row),
+        part_rows=job.part_rows or part_rows,
         shard=job.shard,
     )
 
 
-def _same_version(client: Client, options: ScoreOptions, served: ModelInfo, earlier: Plan | None) -> ModelInfo:
-    """Return the version of the earlier run if it is still served and the job names no version, else `served`."""
-    if earlier and not options.model_version and served.name == earlier.model and earlier.version in served.versions:
-        return client.model(served.name, earlier.version)
+def _same_version(client: Client, options: ScoreOptions, served: ModelInfo, begun: Plan | None) -> ModelInfo:
+    """Return the version of the begun plan if it is still served and the job names no version, else `served`."""
+    if begun and not options.model_version and served.name == begun.model and begun.version in served.versions:
+        return client.model(served.name, begun.version)
     return served
 
 
-def _check_unchanged(
-    output: Path, earlier: Plan, plan: Plan, reader: BlockReader, digests: Mapping[int, int | None]
-) -> None:
-    """Raise JobRefused unless scoring the finished parts again would produce the same output."""
-    change = difference(earlier, plan)
-    if not change:
-        pairs = enumerate(zip(earlier.inputs, plan.inputs, strict=True))
-        touched = {source for source, (before, after) in pairs if before.stamp != after.stamp}
-        for part, digest in digests.items():
-            sources = touched & {segment.source for segment in plan.segments(part)}
-            if digest is not None and sources and reader.digest(part) != digest:
-                names = " or ".join(plan.inputs[source].source for source in sorted(sources))
-                change = f"the contents of {names} have changed"
-                break
-    if change:
-        raise JobRefused(
-            f"{output} was begun differently: {change}; undo the change, name another output, or use --restart"
-        )
+def _finished_earlier(manifest: Manifest, plan: Plan, output: Path) -> Outcome:
+    """Return the outcome of a finished job; store the stamps of its inputs, whose contents are unchanged."""
+    if manifest.plan != plan:
+        with replacing(manifest_path(output)) as manifest_file:
+            replace(manifest, plan=plan).write(manifest_file)
+    return Outcome(rows=manifest.rows, rejected=manifest.rejected, was_finished=True)
+
+
+def _check_unchanged(earlier: BegunJob | None, others: Sequence[BegunJob], plan: Plan, reader: BlockReader) -> None:
+    """Raise JobRefused unless scoring all finished parts of this and the other shards again would change no row."""
+    if earlier and (change := difference(earlier.plan, plan) or _changed_contents(earlier, plan, reader)):
+        advice = "undo the change, name another output, or use --restart"
+        raise JobRefused(f"{earlier.output} was begun differently: {change}; {advice}")
+    for other in () if earlier and earlier.manifest else others:
+        own = replace(plan, shard=other.plan.shard)
+        if change := difference(other.plan, own) or _changed_contents(other, own, reader):
+            advice = "undo the change, or name another output for all shards"
+            raise JobRefused(f"{other.output}, another shard of the job, was begun differently: {change}; {advice}")
+
+
+def _changed_contents(begun: BegunJob, plan: Plan, reader: BlockReader) -> str:
+    """Describe the first finished part of `begun` whose rows have changed; "" if there is none."""
+    pairs = enumerate(zip(begun.plan.inputs, plan.inputs, strict=True))
+    touched = {source for source, (before, after) in pairs if before.stamp != after.stamp}
+    for part in begun.plan.parts if touched else ():
+        sources = touched & {segment.source for segment in plan.segments(part)}
+        digest = begun.digest(part) if sources else None
+        if digest is not None and reader.digest(part) != digest:
+            names = " or ".join(plan.inputs[source].source for source in sorted(sources))
+            return f"the contents of {names} have changed"
+    return ""

@@ -4,34 +4,30 @@ Shards are consecutive ranges of parts, so each boundary between two shards is a
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import pyarrow as pa
 from pyarrow import parquet
 
 from ..atomic import replacing
-from ..errors import JobRefused
+from ..errors import FileRefused, JobNotReady, JobRefused
 from .job import Outcome, rejects_path
 from .manifest import Manifest, manifest_path
 from .outputs import kind_of, parquet_writer, write_npy_header
-from .plan import ALL, Plan, Shard, difference
-
-
-def path_of_shard(output: Path, shard: Shard) -> Path:
-    """Return the output of a shard: labels.parquet -> labels-00002-of-00008.parquet; unchanged for the only shard."""
-    if shard == ALL:
-        return output
-    return output.with_name(f"{output.stem}-{shard.number:05}-of-{shard.shards:05}{output.suffix}")
+from .plan import ALL, Plan, difference
 
 
 def merge(shards: Sequence[Path], output: Path) -> Outcome:
     """Merge the finished outputs of all shards of one job, given in any order.
 
     Raises DiskFull if the disk has no space (nothing of the output remains), FileRefused if an output has an unknown
-    suffix, and JobRefused if a shard is missing, not finished, or from another job.
+    suffix or is damaged, JobNotReady if a shard is missing or not finished, and JobRefused if a shard belongs to
+    another job, or if an input was written between two shards.
     """
     kind = kind_of(output)
     ordered, manifests = _in_order(shards)
@@ -69,7 +65,7 @@ def _in_order(shards: Sequence[Path]) -> tuple[list[Path], list[Manifest]]:
     for path in shards:
         manifest = Manifest.read(path)
         if not manifest:
-            raise JobRefused(f"{path}: expected a finished shard; run the command that began it again")
+            raise JobNotReady(f"{path}: expected a finished shard; run the command that began it again")
         plan = manifest.plan
         first = first or plan
         if plan.shard.shards != first.shard.shards:
@@ -77,26 +73,41 @@ def _in_order(shards: Sequence[Path]) -> tuple[list[Path], list[Manifest]]:
             raise JobRefused(f"{path}: must be {expected}, got one of {plan.shard.shards}")
         if change := difference(replace(first, shard=plan.shard), plan):
             raise JobRefused(f"{path}: expected a shard of the same job as {shards[0]}: {change}")
+        if source := _written_between(first, plan):
+            raise JobRefused(
+                f"{path}: {source} has another size or modification time than for {shards[0]}; "
+                "run the commands of both shards again, which compare the contents"
+            )
         found[plan.shard.number] = (path, manifest)
     numbers = range(first.shard.shards if first else 0)
     if len(found) < len(numbers):  # counted, not listed: a damaged manifest can state any number of shards
         missing = next(number for number in numbers if number not in found)
         count = f"{len(numbers) - len(found)} of {len(numbers)} shards are missing"
-        raise JobRefused(f"{count}, the first is number {missing}: score it with --shard {missing}/{len(numbers)}")
+        raise JobNotReady(f"{count}, the first is number {missing}: score it with --shard {missing}/{len(numbers)}")
     paths, manifests = zip(*(found[number] for number in numbers), strict=True)
     return list(paths), list(manifests)
 
 
+def _written_between(first: Plan, other: Plan) -> str:
+    """Return an input that was written after one shard had read it and before another had; "" if there is none."""
+    pairs = zip(first.inputs, other.inputs, strict=True)
+    return next((before.source for before, after in pairs if before.stamp != after.stamp), "")
+
+
 def _merge_parquet(shards: Sequence[Path], file: BinaryIO, plan: Plan) -> None:
     """Copy row group by row group; each row group is a part."""
-    writer = None
-    for shard in shards:
-        with parquet.ParquetFile(shard) as read:
-            writer = writer or parquet_writer(file, read.schema_arrow)
-            for group in range(read.num_row_groups):
-                writer.write_table(read.read_row_group(group))
-    if writer:
-        writer.close()
+    with _reading(shards[0]):
+        schema = parquet.read_schema(shards[0])
+    with parquet_writer(file, schema) as writer:
+        for shard in shards:
+            for rows in _row_groups(shard):
+                writer.write_table(rows)
+
+
+def _row_groups(shard: Path) -> Iterator[pa.Table]:
+    with _reading(shard), parquet.ParquetFile(shard) as read:
+        for group in range(read.num_row_groups):
+            yield read.read_row_group(group)
 
 
 def _merge_csv(shards: Sequence[Path], file: BinaryIO, plan: Plan) -> None:
@@ -124,8 +135,19 @@ def _concatenate(
 ) -> None:
     for path in shards:
         with path.open("rb") as shard:
-            skip_header(shard)
+            with _reading(path):
+                skip_header(shard)
             shutil.copyfileobj(shard, file)
+
+
+@contextmanager
+def _reading(shard: Path) -> Iterator[None]:
+    """Raise FileRefused if the block cannot read `shard`."""
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as exc:
+        reason = str(exc).partition("\n")[0]
+        raise FileRefused(f"{shard}: damaged, {reason}; score this shard again with --restart") from exc
 
 
 _MERGE = {"parquet": _merge_parquet, "csv": _merge_csv, "jsonl": _merge_json_lines, "npy": _merge_npy}

@@ -7,6 +7,7 @@ before the Arrow file.
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from ..atomic import replacing, room_for
-from ..errors import JobRefused
-from .manifest import read_json, write_json
-from .plan import Plan
+from ..errors import JobNotReady
+from .manifest import Manifest, read_json, write_json
+from .plan import ALL, Plan, Shard
 
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 _DIGEST = b"digest"
@@ -40,6 +41,11 @@ class Parts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._manifest = folder / "manifest.json"
+
+    @classmethod
+    def of(cls, output: Path) -> "Parts":
+        """Return the parts of an output."""
+        return cls(output.with_name(f"{output.name}.parts"))
 
     def earlier_plan(self) -> Plan | None:
         """Return the plan of an interrupted job; None if no part of it is finished."""
@@ -97,21 +103,65 @@ class Parts:
         return self.folder / f"part-{part:07}.rejects.jsonl"
 
 
+@dataclass(frozen=True, slots=True)
+class BegunJob:
+    """A job of which at least one part is finished: of an earlier run, or of the process of another shard."""
+
+    output: Path
+    plan: Plan
+    manifest: Manifest | None
+    """None if the job is not finished."""
+
+    @classmethod
+    def read(cls, output: Path) -> "BegunJob | None":
+        """Return the job that writes or has written `output`; None if no part of it is finished."""
+        manifest = Manifest.read(output)
+        plan = manifest.plan if manifest else Parts.of(output).earlier_plan()
+        return cls(output, plan, manifest) if plan else None
+
+    def digest(self, part: int) -> int | None:
+        """Return the digest of the input rows of a part; None if the part is not finished."""
+        return self.manifest.digests.get(part) if self.manifest else Parts.of(self.output).digest(part)
+
+
+def path_of_shard(output: Path, shard: Shard) -> Path:
+    """Return the output of a shard: labels.parquet -> labels-00002-of-00008.parquet; unchanged for the only shard."""
+    return output if shard == ALL else output.with_name(f"{output.stem}{_suffix(shard)}{output.suffix}")
+
+
+def other_shards(output: Path, shard: Shard) -> list[BegunJob]:
+    """Return the begun jobs of the other shards, in order, next to the `output` of this shard."""
+    if shard == ALL or not output.stem.endswith(_suffix(shard)):
+        return []
+    prefix, end = re.escape(output.stem.removesuffix(_suffix(shard))), re.escape(output.suffix)
+    name_of_job = re.compile(rf"({prefix}-\d{{5,}}-of-{shard.shards:05}{end})\.(?:parts|manifest\.json)")
+    matches = [name_of_job.fullmatch(path.name) for path in output.parent.iterdir()]
+    names = {match[1] for match in matches if match} - {output.name}
+    return [job for name in sorted(names) if (job := BegunJob.read(output.with_name(name)))]
+
+
+def _suffix(shard: Shard) -> str:
+    return f"-{shard.number:05}-of-{shard.shards:05}"
+
+
 @contextmanager
 def locked(output: Path) -> Iterator[Parts]:
     """Lock the parts of an output; on exit, delete partial files, and the folder if it has no finished part.
 
-    Raises DiskFull if the disk has no space for the folder, and JobRefused if another process holds the lock.
+    Raises DiskFull if the disk has no space for the folder, and JobNotReady if another process holds the lock.
     """
-    parts = Parts(output.with_name(f"{output.name}.parts"))
+    parts = Parts.of(output)
     with room_for(output):
         parts.folder.mkdir(parents=True, exist_ok=True)
-        lock_file = (parts.folder / "lock").open("w")
+        try:
+            lock_file = (parts.folder / "lock").open("w")
+        except FileNotFoundError as exc:
+            raise JobNotReady(f"{output}: another process has just deleted its parts; run the command again") from exc
     with lock_file:
         try:
             fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
-            raise JobRefused(f"{output}: another process is writing it; wait for it, or name another output") from exc
+            raise JobNotReady(f"{output}: another process is writing it; wait for it, or name another output") from exc
         try:
             yield parts
         finally:

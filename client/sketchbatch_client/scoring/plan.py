@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, TypeVar
 
 FORMAT = 1  # version of the manifest format
 
+_PARTS = 128  # wanted parts per job: shards differ by one part at most, which is then a small share of their rows
 _MAX_PART_ROWS = 65536
 _MAX_PART_SCORES = 4 << 20  # 16 MB; writing a part takes about four times as much memory
-_MIN_PART_ROWS = 1024
+_MIN_PART_ROWS = 1024  # the rows of about one request; the rows of other parts are a multiple
 
 _Kind = TypeVar("_Kind")
 
@@ -145,10 +146,13 @@ def whole_number(value: object, *, least: int = 0) -> int:
     return value
 
 
-def default_part_rows(scores_per_row: int) -> int:
-    """Return the rows of a part: as many as memory allows, because each part costs a file."""
-    rows = _MAX_PART_SCORES // scores_per_row // _MIN_PART_ROWS * _MIN_PART_ROWS
-    return min(_MAX_PART_ROWS, max(_MIN_PART_ROWS, rows))
+def default_part_rows(all_rows: int, scores_per_row: int) -> int:
+    """Return the rows of a part: few enough for _PARTS parts and for the memory, because each part costs a file.
+
+    The number of shards has no influence, so that merged shards equal the output of a job without shards.
+    """
+    most = min(_MAX_PART_ROWS, _MAX_PART_SCORES // scores_per_row, all_rows // _PARTS)
+    return max(_MIN_PART_ROWS, most // _MIN_PART_ROWS * _MIN_PART_ROWS)
 
 
 def difference(earlier: Plan, now: Plan) -> str:

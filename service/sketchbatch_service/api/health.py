@@ -18,51 +18,63 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
-    """Report NOT_SERVING until `serve`, after `fail`, and for good after `enter_lame_duck`; `drain` ends every Watch.
+    """Report NOT_SERVING until `serve`, after `fail`, and for good once the service stops.
 
-    The asyncio servicer of grpcio-health-checking has no List, and its open watches delay the end of a draining server.
+    A stop has up to three steps: after `enter_lame_duck`, Check and List report NOT_SERVING to balancers, which poll
+    them; after `leave`, Watch does, too; `drain` ends every Watch. The asyncio servicer of grpcio-health-checking has
+    no List, and its open watches delay the end of a draining server.
     """
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = ("", *services)  # "" = the server as a whole
         self._status = _NOT_SERVING
         self._is_lame_duck = False
+        self._is_leaving = False
         self._is_draining = False
         self._changed = asyncio.Condition()
 
     @property
     def is_serving(self) -> bool:
-        """Whether health reports SERVING."""
-        return bool(self._status == _SERVING)
+        """Whether Check reports SERVING."""
+        return bool(self._polled == _SERVING)
 
     async def serve(self) -> None:
-        """Report SERVING, except after `enter_lame_duck`."""
-        await self._set(_NOT_SERVING if self._is_lame_duck else _SERVING)
+        """Report SERVING, except where a stop has begun."""
+        self._status = _SERVING
+        await self._notify()
 
     async def fail(self) -> None:
         """Report NOT_SERVING until `serve`."""
-        await self._set(_NOT_SERVING)
+        self._status = _NOT_SERVING
+        await self._notify()
 
-    async def enter_lame_duck(self) -> None:
-        """Report NOT_SERVING for good; open watches receive it and stay open."""
+    def enter_lame_duck(self) -> None:
+        """Let Check and List report NOT_SERVING for good; Watch reports the state of the models until `leave`."""
         self._is_lame_duck = True
-        await self._set(_NOT_SERVING)
+
+    async def leave(self) -> None:
+        """Let Watch report NOT_SERVING for good, too; open watches receive it and stay open."""
+        self._is_lame_duck = self._is_leaving = True
+        await self._notify()
 
     async def drain(self) -> None:
-        """End every Watch; to be called after `enter_lame_duck`."""
+        """End every Watch, after NOT_SERVING."""
         self._is_draining = True
-        await self._set(_NOT_SERVING)
+        await self.leave()
+
+    def for_probes(self) -> health_pb2_grpc.HealthServicer:
+        """Return a servicer for a probe port, whose Check reports what Watch does.
+
+        A replica in its lame duck time is then ready for a kubelet, and kube-proxy uses such replicas if there are no
+        others: https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/1669-proxy-terminating-endpoints
+        """
+        return _ProbeHealthServicer(self)
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
-        status = self._status_of(request.service)
-        if status == _UNKNOWN:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"no such service; there are: {', '.join(self._services[1:])}"
-            )
-        return health_pb2.HealthCheckResponse(status=status)
+        return await self._check(request.service, self._polled, context)
 
     async def List(self, request: health_pb2.HealthListRequest, context: Context) -> health_pb2.HealthListResponse:
-        status = health_pb2.HealthCheckResponse(status=self._status)
+        status = health_pb2.HealthCheckResponse(status=self._polled)
         return health_pb2.HealthListResponse(statuses=dict.fromkeys(self._services, status))
 
     async def Watch(
@@ -71,11 +83,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
         sent = None
 
         def has_changed() -> bool:
-            return self._status_of(request.service) != sent
+            return self._status_of(request.service, self._watched) != sent
 
         while True:
             if has_changed():  # checked after each response: the status may have changed while it was sent
-                sent = self._status_of(request.service)
+                sent = self._status_of(request.service, self._watched)
                 yield health_pb2.HealthCheckResponse(status=sent)
             elif self._is_draining:
                 return
@@ -83,12 +95,37 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
                 async with self._changed:
                     await self._changed.wait_for(lambda: has_changed() or self._is_draining)
 
-    async def _set(self, status: int) -> None:
+    async def _check(self, service: str, status: int, context: Context) -> health_pb2.HealthCheckResponse:
+        status = self._status_of(service, status)
+        if status == _UNKNOWN:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"no such service; there are: {', '.join(self._services[1:])}"
+            )
+        return health_pb2.HealthCheckResponse(status=status)
+
+    @property
+    def _polled(self) -> int:
+        return int(_NOT_SERVING if self._is_lame_duck else self._status)
+
+    @property
+    def _watched(self) -> int:
+        return int(_NOT_SERVING if self._is_leaving else self._status)
+
+    async def _notify(self) -> None:
         async with self._changed:
-            self._status = status
             self._changed.notify_all()
 
-    def _status_of(self, service: str) -> int:
+    def _status_of(self, service: str, status: int) -> int:
         if service == LIVENESS:
             return int(_SERVING)
-        return int(self._status if service in self._services else _UNKNOWN)
+        return int(status if service in self._services else _UNKNOWN)
+
+
+class _ProbeHealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
+    def __init__(self, health: HealthServicer) -> None:
+        self._health = health
+        self.List = health.List
+        self.Watch = health.Watch
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
+        return await self._health._check(request.service, self._health._watched, context)

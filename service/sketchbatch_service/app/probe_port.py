@@ -29,17 +29,19 @@ class ProbePort:
         """Bind the port, or raise AddressUnusable; `is_shared` allows other processes to bind it, too."""
         self.address = address
         self._server: Server | None = None
+        self._is_started = False
         if not address:
             return
         self._server = create_server(transport, [*_LIMITS, ("grpc.so_reuseport", int(is_shared))])
-        health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(health.for_probes(), self._server)
         self.address = self._server.listen(address, purpose="for probes ")
         self._source = self._server.source
         self._thread = threading.Thread(target=self._poll, name="probes", daemon=True)
 
     async def start(self) -> None:
-        """Start to answer health checks."""
-        if self._server:
+        """Start to answer health checks, unless the port has been started before."""
+        if self._server and not self._is_started:
+            self._is_started = True
             await self._server.start()
             if self._source:
                 self._thread.start()

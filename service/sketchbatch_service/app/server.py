@@ -34,6 +34,8 @@ from ..transport import selection
 from ..transport.interface import Authenticator, Server
 from ..transport.tls import TlsFiles, server_credentials
 from ..transport.tokens import TokenFile
+from . import lame_duck
+from .first_model import wait_for_models
 from .probe_port import ProbePort
 from .signals import Stop, ignore_signals
 from .worker import Worker
@@ -54,13 +56,20 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     log.info("starting", **{k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()})
     stop = Stop()  # first, to handle signals that arrive while the models load
     worker.stop_without_supervisor(stop)
+    transport = selection.choose(settings.transport, warns=worker.number == 1)
+    health = HealthServicer([SERVICE.full_name, wire.SERVICE])
+    probes = ProbePort(health, settings.probe_address, transport, is_shared=worker.count > 1)
     options = _load_options(settings, worker)
-    models = load_models(settings.model, options)
+    if settings.wait_for_model:
+        models = await _first_models(settings, options, stop, probes)
+        if models is None:
+            log.info("stopped", was_hurried=False)
+            return
+    else:
+        models = load_models(settings.model, options)
     servicer = _classifier_servicer(settings, models, worker)
     inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
-    health = HealthServicer([SERVICE.full_name, wire.SERVICE])
     # Any, because the types of the generated functions accept only grpc's own servers.
-    transport = selection.choose(settings.transport, warns=worker.number == 1)
     server: Any = selection.create_server(transport, _channel_options(settings, worker), _authenticator(settings))
     server.add_generic_rpc_handlers([servicer.handlers()])
     server.add_generic_rpc_handlers([wire.handlers(inference)])
@@ -68,7 +77,7 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     if settings.reflection:
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_reflection(), server)
     address = _listen(server, settings)
-    probes = ProbePort(health, settings.probe_address, transport, is_shared=worker.count > 1)
+    lame_duck.warn_if_too_short(settings.lame_duck_s, settings.max_connection_age_s)
     metrics = ServiceMetrics(models, server, health, worker=worker.number)
     worker.answer_supervisor(metrics.collect, stop)
     metrics_port = MetricsPort("" if worker.supervisor else settings.metrics_address, metrics.collect)
@@ -86,7 +95,7 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
         log.info("SERVING" if worker.count == 1 else "worker ready", **addresses, transport=transport, models=served)
         monitor = asyncio.create_task(monitor_health(models, health))
 
-        await _lame_duck(settings, stop, health)
+        await _lame_duck(settings, stop, health, server)
         watcher.stop()
         monitor.cancel()
         log.info("draining", drain_s=settings.drain_s)
@@ -100,14 +109,38 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     log.info("stopped", was_hurried=stop.forced.done())
 
 
-async def _lame_duck(settings: Settings, stop: Stop, health: HealthServicer) -> None:
-    """Wait for a stop signal; then report NOT_SERVING and accept calls until load balancers have noticed."""
+async def _first_models(
+    settings: Settings, options: LoadOptions, stop: Stop, probes: ProbePort
+) -> ModelRegistry | None:
+    """Wait for the first model while the probe port reports NOT_SERVING; return None after a stop signal."""
+    await probes.start()
+    log.info("model awaited", path=str(settings.model), probe_address=probes.address)
+    models = None
+    try:
+        models = await wait_for_models(settings.model, options, stop, every_s=settings.watch_models_s or 1.0)
+        return models
+    finally:
+        if models is None:
+            await probes.stop()
+
+
+async def _lame_duck(settings: Settings, stop: Stop, health: HealthServicer, server: Server) -> None:
+    """Wait for a stop signal; then answer calls until the clients have found other replicas, as in `lame_duck`."""
     number = await stop.requested
     lame_duck_s = settings.lame_duck_s if number is signal.SIGTERM else 0.0  # after Ctrl-C a person waits for the end
     threading.Thread(target=_exit_late, args=(lame_duck_s + settings.drain_s + LATE_S,), daemon=True).start()
     log.info("stopping", signal=number.name, lame_duck_s=lame_duck_s)
-    await health.enter_lame_duck()
-    await stop.forced_within(lame_duck_s)
+    health.enter_lame_duck()
+    admission_s = lame_duck.admission_s(lame_duck_s, settings.max_connection_age_s)
+    if admission_s is None:
+        await health.leave()
+        await stop.forced_within(lame_duck_s)
+        return
+    await stop.forced_within(admission_s)
+    log.info("leaving", connections_end_within_s=lame_duck_s - admission_s)
+    await health.leave()
+    server.stop_listening()
+    await stop.forced_within(lame_duck_s - admission_s)
 
 
 def _exit_late(limit_s: float) -> None:

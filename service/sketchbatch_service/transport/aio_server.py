@@ -72,6 +72,12 @@ class AioServer:
         await self._server.start()
         self._reopening = asyncio.create_task(self._reopen_after_failures())
 
+    def stop_listening(self) -> None:
+        """Refuse new connections from now on; calls on open connections are answered."""
+        for address, _ in self._addresses:
+            listening.close(address)
+        self._addresses.clear()  # so that a server that fails from now on opens no port again
+
     async def stop(self, grace_s: float, forced: "asyncio.Future[Any] | None" = None) -> None:
         """Reject new calls, wait for the open ones and return when all have ended.
 
@@ -116,7 +122,7 @@ class AioServer:
                 log.warning("server failed, opening its ports again", reason=f"{type(exc).__name__}: {exc}")
             await self._server.stop(None)  # grpcio closes the ports of a failed server, but leaves its calls open
             self._server = self._new_server()
-            for address, credentials in self._addresses:
+            for address, credentials in list(self._addresses):
                 await self._reopen(address, credentials)
             if self._draining.is_draining:
                 return
@@ -125,7 +131,7 @@ class AioServer:
     async def _reopen(self, address: str, credentials: grpc.ServerCredentials | None) -> None:
         """Bind a port again, as soon as no other process uses it."""
         failures = 0
-        while not self._draining.is_draining:
+        while self._addresses and not self._draining.is_draining:
             try:
                 listening.bind(address, lambda bound: self._add_port(bound, credentials))
                 return

@@ -64,6 +64,7 @@ class CoreServer:
         self._methods: dict[bytes, _Method] = {}  # by path, filled at the first call of each method
         self._is_stopping = False
         self._rejected = StatusCounts()  # calls that reached no method
+        self._addresses: list[str] = []
         self._new_calls: list[DirectCall] = []  # since the last `poll`
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls_ended: asyncio.Future[None] = self._loop.create_future()
@@ -88,9 +89,11 @@ class CoreServer:
             AddressUnusable: The address is in use or does not belong to this machine; `purpose` is for the message.
         """
         core_credentials = [credentials._credentials] if credentials else []  # type: ignore[attr-defined]  # private
-        return listening.bind(
+        bound = listening.bind(
             address, lambda wanted: self._server.add_http2_port(wanted.encode(), *core_credentials), purpose=purpose
         )
+        self._addresses.append(bound)
+        return bound
 
     def call_ends(self) -> Iterator[tuple[str, str, int]]:
         """Yield method ("SERVICE/METHOD", or "none" if no method was reached), status and number of ended calls."""
@@ -102,6 +105,11 @@ class CoreServer:
         self._server.start()
         for _ in range(_REQUESTED_CALLS):
             self._request_call()
+
+    def stop_listening(self) -> None:
+        """Refuse new connections from now on; calls on open connections are answered."""
+        for address in self._addresses:
+            listening.close(address)
 
     async def stop(self, grace_s: float, forced: "asyncio.Future[Any] | None" = None) -> None:
         """Reject new calls, wait for the open ones and return when all have ended.

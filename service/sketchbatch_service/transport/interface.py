@@ -91,6 +91,9 @@ class Server(Protocol):
     async def start(self) -> None:
         """Accept calls from now on."""
 
+    def stop_listening(self) -> None:
+        """Refuse new connections from now on; calls on open connections are answered."""
+
     async def stop(self, grace_s: float, forced: "asyncio.Future[Any] | None" = None) -> None:
         """Reject new calls, wait for the open ones and return when all have ended.
 

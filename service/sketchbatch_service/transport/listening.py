@@ -1,7 +1,10 @@
 """Bind the addresses of a gRPC server: HOST:PORT or unix:PATH."""
 
+import os
 import socket
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +36,43 @@ def bind(address: str, add_port: Callable[[str], int], *, purpose: str = "") -> 
         reason = "the folder must exist and be writable" if path else "the port is in use, or not this machine's"
         raise AddressUnusable(f"cannot listen {purpose}on {address}: {reason}")
     return address if path else str(replace(HostPort.parse(address), port=port))
+
+
+def close(address: str) -> None:
+    """Refuse connections to a bound address from now on; open connections stay.
+
+    gRPC has no function for this. After `shutdown` of the listening socket, the kernel refuses connections, and gRPC
+    stops to accept them. Where the folder /dev/fd is missing, the listener stays open.
+    """
+    for listener in _listeners():
+        with listener:
+            if _is_bound_to(listener, address):
+                with suppress(OSError):  # macOS cannot shut down a listener
+                    listener.shutdown(socket.SHUT_RDWR)
+
+
+def _listeners() -> Iterator[socket.socket]:
+    """Yield a duplicate of each socket of this process that accepts connections."""
+    with suppress(FileNotFoundError):
+        for file in Path("/dev/fd").iterdir():
+            with suppress(OSError):  # closed since it was listed, or not a socket that listens
+                duplicate = os.dup(int(file.name))
+                if not stat.S_ISSOCK(os.fstat(duplicate).st_mode):
+                    os.close(duplicate)
+                    continue
+                found = socket.socket(fileno=duplicate)
+                if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    yield found
+                else:
+                    found.close()
+
+
+def _is_bound_to(listener: socket.socket, address: str) -> bool:
+    name = listener.getsockname()
+    path = socket_path(address)
+    if path:
+        return listener.family == socket.AF_UNIX and Path(os.fsdecode(name)) == path
+    return listener.family != socket.AF_UNIX and name[1] == HostPort.parse(address).port
 
 
 def _check_path(path: Path, address: str, purpose: str) -> None:
