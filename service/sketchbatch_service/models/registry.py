@@ -101,7 +101,7 @@ class _Snapshot:
 
     models: tuple[ServedModel, ...]  # in the order of `ModelRegistry.__iter__`
     refused: tuple[RefusedFile, ...]
-    by_key: dict[tuple[str, str], ServedModel]  # by name or "", version or "", as requests name them
+    by_key: dict[tuple[str, str], ServedModel]  # by (name, version) of a request; "" = default, newest
 
     @classmethod
     def of(cls, models: Iterable[ServedModel], refused: Iterable[RefusedFile], default: str) -> "_Snapshot":

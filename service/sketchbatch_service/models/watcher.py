@@ -35,7 +35,7 @@ _NICE = 10  # added to the nice value of the loading thread; effect on requests:
 class ModelWatcher:
     """Update `models` when the files at `path` change. A context manager; enter it after `pool`, which runs the models.
 
-    Nothing else may change `models`. `every_s` is the time between two scans; with 0, only `scan` scans.
+    Nothing else may change `models`. `every_s` is the time between two scans; 0 = no scans except by calls of `scan`.
     """
 
     def __init__(
@@ -75,7 +75,10 @@ class ModelWatcher:
         self._stopping.set()
 
     def scan(self) -> None:
-        """Scan once. A file is loaded if two scans find it unchanged, and its model retired if two do not find it."""
+        """Scan once. Load each file that two consecutive scans found unchanged; retire the models of missing files.
+
+        A file is missing if two consecutive scans have not found it.
+        """
         self._unload_retired()
         try:
             found = {file.path: file for file in find(self._path)}
