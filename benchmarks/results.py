@@ -16,7 +16,7 @@ DISTURBED_CPUS = 0.15
 """A window is marked if other processes use more CPUs than this number, which changes ratios on 2 CPUs by 5 %."""
 
 BULK = "1024x4"
-"""The workload that the bulk part of the mix is compared with."""
+"""The workload with which the bulk requests of the mix are compared."""
 
 PLAIN = "plain"
 RAW, RAW_DEFAULT = "raw-", "raw-default"
@@ -90,7 +90,7 @@ class Results:
         return max(raws, key=lambda cell: cell.median("rows_per_s"), default=None)
 
     def ratios(self, cell: Cell) -> Figures:
-        """Return the cell's ratios to raw and to the plain server; for the mix, to plain and to bulk alone."""
+        """Return the cell's ratios to raw and to the plain server; for the mix, to the plain server and to `BULK`."""
         plain = self.cell(cell.model, cell.workload, PLAIN)
         if "bulk_rows_per_s" in cell.repeats:
             found = _ratios("to_plain", cell, plain, ["single_p50_ms", "single_p99_ms", "bulk_rows_per_s"])
