@@ -86,9 +86,9 @@ test: lint .tools/openinference/.done ## lint, then run the tests; `make k8s` an
 test-slow: .venv/.done ## run the tests that train for minutes; CI runs them where time is left
 	$(VENV)/pytest -m slow $(TESTS)
 
-# test-lowest installs the lowest versions of direct dependencies that the distributions allow, test-latest the newest
-# versions of all dependencies, both without a lock file. For test-latest, PYTHON may name a newer Python. Both commands run
-# only tests that need no TensorFlow.
+# test-lowest installs the lowest versions of direct dependencies that the distributions allow. test-latest installs the
+# newest versions of all dependencies. Both use no lock file, and run only tests that need no TensorFlow. For test-latest,
+# PYTHON may name a newer Python.
 RANGE_TESTS ?= tests/contract tests/service tests/client/test_client.py tests/client/test_async_client.py \
   tests/integration/test_serving.py tests/integration/test_security.py tests/integration/test_transport_choice.py
 

@@ -41,7 +41,7 @@ def figures(counted: Counted) -> Figures:
 
 
 def mix_figures(bulk: Counted, single: Counted) -> Figures:
-    """Return the figures of the bulk requests and of the single requests of one window of the mix."""
+    """Return the figures of one window of the mix, separately for the bulk requests and the single requests."""
     found = {f"bulk_{name}": figures(bulk)[name] for name in ("rows_per_s", "other_cpus")}
     return found | {f"single_{name}": figures(single)[name] for name in ("requests_per_s", "p50_ms", "p99_ms")}
 

@@ -26,7 +26,7 @@ class Workload:
 
 _BULK, _SINGLE = Load(1024, 4), Load(1, 1)
 
-MIX = "mix"
+MIX = "mix"  # bulk requests and, concurrently, one-row requests one after the other
 WORKLOADS = {
     "1024x4": Workload((_BULK,), 2),
     "64x8": Workload((Load(64, 8),), 1),

@@ -17,7 +17,8 @@ import click
 from .address import HostPort, socket_path
 
 _Count = Annotated[int, click.IntRange(min=1)]
-_RequestRows = Annotated[int, click.IntRange(1, 1_000_000)]  # gRPC's limit, 2 x 784 bytes per row, has 31 bits
+# The service sets gRPC's message limit to 2 x 784 bytes per row, and gRPC stores this limit in 31 bits.
+_RequestRows = Annotated[int, click.IntRange(1, 1_000_000)]
 _CountOrAuto = Annotated[int, click.IntRange(min=0)]
 _Seconds = Annotated[float, click.FloatRange(min=0)]
 _File = Annotated[Path | None, click.Path(path_type=Path)]

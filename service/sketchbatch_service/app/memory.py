@@ -11,7 +11,7 @@ import sys
 # Parameter of mallopt, as named in malloc.h -> (its number there, the value that we set).
 _SETTINGS = {
     "M_TRIM_THRESHOLD": (-1, 1 << 30),  # most free bytes at the top of the heap that malloc keeps
-    "M_MMAP_THRESHOLD": (-3, 32 << 20),  # only larger blocks are returned at once; the highest value in every glibc
+    "M_MMAP_THRESHOLD": (-3, 32 << 20),  # larger blocks are returned when freed; the maximum that every glibc accepts
     "M_ARENA_MAX": (-8, 2),  # number of heaps, each of which keeps its own freed memory
 }
 

@@ -82,7 +82,8 @@ class _WorkerProcess:
     async def start(self) -> list[str]:
         """Start the process, and return the names of its models once it serves; raise StartError if it cannot."""
         context = get_context("spawn")  # gRPC and ONNX Runtime do not survive a fork
-        self._pipe, worker_end = context.Pipe()  # stays open until the supervisor ends, so the worker notices it
+        # The attribute keeps the pipe open until the supervisor ends: by the closed pipe, the worker detects this end.
+        self._pipe, worker_end = context.Pipe()
         worker = Worker(self._number, self._settings.workers, worker_end)
         self._process = context.Process(target=_work, args=(self._settings, worker), name=f"worker-{self._number}")
         self._process.start()

@@ -74,7 +74,8 @@ class LeaderFollowerPool:
         self._running_calls = 0
         self._sleeping_threads = 0
         self._is_closed = False
-        self._changed = threading.Condition()  # guards all of the above; threads sleep on it: `_wake`, `_wake_follower`
+        # Guards all of the above. Notified when rows were submitted, when there is no leader, and at the exit.
+        self._changed = threading.Condition()
         for batcher in self._batchers:
             batcher.wake = self._wake
         # One thread more than slots: while one thread polls, the others can use all slots.

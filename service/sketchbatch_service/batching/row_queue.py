@@ -112,7 +112,8 @@ class RowQueue:
     def rows_ahead_of(self, rows: int) -> int:
         """Return how many waiting rows would run before the last row of a new request of `rows` rows."""
         own, other = (self._small, self._large) if rows <= self._small_rows else (self._large, self._small)
-        return own.rows + min(own.rows + rows, other.rows)  # as many other rows run: each kind gets half of every call
+        # Each kind gets half of every call, so at most an equal number of rows of the other kind runs meanwhile.
+        return own.rows + min(own.rows + rows, other.rows)
 
     def put(self, request: Request) -> None:
         """Append a request to its FIFO queue."""

@@ -92,7 +92,7 @@ class Engine:
         self.polls_while_saturated = False  # whether a full call takes so long that a thread must poll during it
 
     def warm_up(self) -> None:
-        """Check the model with `predict_checked` for three batch sizes; derive the limits in rows from its speed."""
+        """Check the model with `predict_checked` for three batch sizes, and set the limits in rows by its speed."""
         for rows in (1, _TRIAL_ROWS):
             predict_checked(self._session, _noise(rows), self._classes)
         self._tune()

@@ -58,7 +58,8 @@ def open_on_cuda(path: Path, reference: Reference, *, max_batch_rows: int, optio
                 return _open(path, reference, max_batch_rows, replace(options, graphs="on"), stack)
             except ProviderMissing as exc:
                 log.warning("no CUDA graphs for this model", model=str(path), cause=str(exc))
-            gc.collect()  # frees the failed session now: a stream left in capture would fail the calls of other models
+            # Free the failed session now: if its CUDA stream is still capturing, the calls of other models would fail.
+            gc.collect()
     with ExitStack() as stack:
         return _open(path, reference, max_batch_rows, options, stack)
 
@@ -115,7 +116,7 @@ class CudaEngine:
             self._free.put(buffer_set)
 
     def warm_up(self) -> None:
-        """Run every bucket of every buffer set, which captures its graph; then compare its scores with the CPU's.
+        """Run all buckets of all buffer sets to capture their graphs; then compare their scores with those of the CPU.
 
         ONNX Runtime replays the graph of an id, whatever buffers are bound: a mixed-up id would return the scores of
         another batch without an error. So all graphs are captured before the first comparison, which uses other
@@ -260,7 +261,7 @@ def _open_session(path: Path, device: Device, options: CudaOptions, *, channels_
 
 
 def _bucket_sizes(most: int) -> tuple[int, ...]:
-    """Return 1, 2, 4, ... 1,024; from there on also the middles, 1,536, 2,048, 3,072, ...; and `most` as the last."""
+    """Return the powers of two below `most`, above 1,024 also the middles between them (1,536, ...), and `most`."""
     doubling = [1 << n for n in range((most - 1).bit_length())]
     middles = [rows * 3 // 2 for rows in doubling if rows >= _DOUBLING_TO and rows * 3 // 2 < most]
     return (*sorted(doubling + middles), most)

@@ -40,8 +40,8 @@ def find(path: Path) -> list[ModelFile]:
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except (NotADirectoryError, FileNotFoundError, PermissionError):  # file, removed folder, lost+found
-        return []
+    except (NotADirectoryError, FileNotFoundError, PermissionError):
+        return []  # `folder` is a file, was just removed, or is the lost+found of a volume
 
 
 def _file(path: Path, name: str, version: str) -> list[ModelFile]:

@@ -26,8 +26,8 @@ from .repository import ModelFile, find
 log = structlog.get_logger()
 
 LATE_S = 5.0
-"""Seconds for which a retired model stays loaded for requests that had found it before. Most requests submit their rows
-within milliseconds; a message of a stream retries a full queue every 50 ms."""
+"""Seconds for which a retired (replaced or removed) model stays loaded, for requests that had found it before. Most
+requests submit their rows within milliseconds; a message of a stream retries a full queue every 50 ms."""
 
 _NICE = 10  # added to the nice value of the loading thread; effect on requests: docs/decisions/0021
 
@@ -75,9 +75,10 @@ class ModelWatcher:
         self._stopping.set()
 
     def scan(self) -> None:
-        """Scan once. Load each file that two consecutive scans found unchanged; retire the models of missing files.
+        """Scan once; load each new or changed file, and retire the model of each missing file.
 
-        A file is missing if two consecutive scans have not found it.
+        A new or changed file is loaded when two consecutive scans have found it in the same state. A file is missing
+        when two consecutive scans have not found it.
         """
         self._unload_retired()
         try:

@@ -199,7 +199,7 @@ def _with_status(run: _Run) -> _Run:
         except Exception as exc:
             log.error("RPC handler failed", exc_info=exc)
             status = (*HANDLER_FAILED, ())
-        # Outside of `except`: grpcio keeps the exception that `abort` raises, which would keep `exc` in memory, too.
+        # Outside of `except`: grpcio keeps the exception that `abort` raises, which would keep the handled one, too.
         return await context.abort(*status)
 
     return run_with_status

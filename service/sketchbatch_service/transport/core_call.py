@@ -87,7 +87,7 @@ class DirectCall(_CoreCall):
             abort_core_call(core_call, code, details, trailers)
 
     def reject_missing_request(self) -> None:
-        """End a call without a message: the client sent none, or the connection or call ended before it arrived."""
+        """End a call that received no message: the client sent none, or the connection or the call ended before."""
         self._timeout_s = min(self._timeout_s, self._remaining_s())
         core_call = self._call
         if core_call is None:
@@ -152,7 +152,9 @@ class AsyncCall(_CoreCall):
         else:
             await self._end(grpc.StatusCode.OK, "", self._trailers)
         finally:
-            self._call = None  # now: a handler's exception and frames may keep this object in a reference cycle
+            # Release the C core's call now: the frames of a handler and its exception may keep this object in memory in
+            # a reference cycle.
+            self._call = None
 
     async def _respond(self) -> None:
         handler = self._handler
