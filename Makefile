@@ -23,7 +23,7 @@ endif
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint k8s image-test chaos cluster-sim fuzz bench bench-gpu image sbom protos locks clean
 
-help: ## list the verbs
+help: ## list the commands
 	@awk -F':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Use
@@ -86,8 +86,9 @@ test: lint .tools/openinference/.done ## lint, then run the tests; `make k8s` an
 test-slow: .venv/.done ## run the tests that train for minutes; CI runs them where time is left
 	$(VENV)/pytest -m slow $(TESTS)
 
-# The two ends of what the distributions allow: the lowest versions of their direct dependencies, and the newest of all,
-# without a lock. PYTHON may be a newer one for the latter. The tests are those that need no TensorFlow.
+# test-lowest installs the lowest versions of direct dependencies that the distributions allow. test-latest installs the
+# newest versions of all dependencies. Both use no lock file, and run only tests that need no TensorFlow. For test-latest,
+# PYTHON may name a newer Python.
 RANGE_TESTS ?= tests/contract tests/service tests/client/test_client.py tests/client/test_async_client.py \
   tests/integration/test_serving.py tests/integration/test_security.py tests/integration/test_transport_choice.py
 
@@ -100,7 +101,8 @@ test-lowest test-latest: $(UV) ## test the lowest, or the newest, versions of al
 	$(UV) pip list --quiet --python .tools/$@/bin/python 2>/dev/null | grep -E "^(grpcio|numpy|onnxruntime|protobuf) "
 	.tools/$@/bin/pytest $(TESTS) $(RANGE_TESTS)
 
-# Runs the contract tests with each version of grpcio in GRPCIO; those that pass belong into transport/selection.py.
+# Runs the contract tests with each version of grpcio in GRPCIO. Add the versions that pass to CORE_GRPCIO in
+# transport/selection.py.
 test-grpcio: $(UV)
 	$(UV) venv --quiet --clear --python $(PYTHON) .tools/$@
 	$(UV) pip install --quiet --python .tools/$@/bin/python -e protos -e client -e "service[cpu,traces]" --group dev onnx
@@ -221,7 +223,7 @@ locks: $(UV) ## resolve the hashed requirement files in locks/; UPGRADE= keeps p
 ##@ Housekeeping
 setup: .venv/.done .tools/protos/.done .tools/openinference/.done .tools/image/.done ## install everything, hashed, into .venv and .tools
 
-clean: ## remove what the verbs installed; runs/ stays
+clean: ## remove what the commands installed; runs/ stays
 	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # The installation writes to stderr, so that stdout has only the output of the command.

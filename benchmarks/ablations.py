@@ -1,9 +1,9 @@
-"""Measure over three seeds how much accuracy each part of the recipes and a start from 345 classes add.
+"""Measure how much accuracy each setting of a recipe adds, and a start from the weights of a 345-class network.
 
-Trains bear, cat and dog repeatedly, each time with one setting changed, and evaluates every network on the same
-held-out drawings. Keeps the runs in RUNS/ablations. Writes benchmarks/results/DATE-ablations.json after every training
-and resumes from the latest file: trainings with equal recipe and start are not repeated. Accuracy does not depend on
-other work on the machine.
+Trains networks for bear, cat and dog, each with one setting changed and with three seeds, and evaluates every network
+on the same held-out drawings. Keeps the runs in RUNS/ablations. Writes benchmarks/results/DATE-ablations.json after
+every training and resumes from the latest file: a training with equal recipe, initial weights and seed is not repeated.
+Accuracy does not depend on other work on the machine.
 """
 
 import argparse

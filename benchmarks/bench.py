@@ -2,7 +2,7 @@
 
 Each contestant runs the same workloads on the same models in one run, in turn, so that a ratio compares neighbouring
 measurements. Each repeat starts servers and load generators again; the tables show medians. A whole run (`make bench`)
-writes benchmarks/results/DATE-bench.json and a plot. A part of it, chosen by flags, writes to runs/bench/.
+writes benchmarks/results/DATE-bench.json and a plot. If flags leave measurements out, the run writes to runs/bench/.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def read_arguments() -> argparse.Namespace:
-    """Parse the flags; `is_whole` is true if the flags leave no part of the benchmark out."""
+    """Parse the flags; `is_whole` is true if the flags leave out no measurement."""
     peers = list(find_peers())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -137,7 +137,7 @@ def known(text: str, names: list[str], choices: Iterable[str]) -> list[str]:
 
 
 def choose(names: list[str], workloads: list[str], channels: int) -> tuple[list[Peer], dict[str, str]]:
-    """Return the peers that any of `workloads` measures, and why other peers cannot be measured on this machine."""
+    """Return the named peers that run any of `workloads`, and the reasons why some cannot run on this machine."""
     try:
         peers = [find_peer(name, channels=channels) for name in names]
     except ValueError as exc:

@@ -25,7 +25,7 @@ STOPS_WITHIN_S = 40  # longer than the drain of our service
 
 
 class PeerFailed(RuntimeError):
-    """A server or load generator ended or did not become ready; the message ends with its last line."""
+    """A server or load generator ended, or did not become ready in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def _address(peer: Peer, output: IO[str]) -> str:
 
 
 class Contestant:
-    """A peer with its load generators and its server, if any; two load generators run concurrent loads."""
+    """A peer with its server, if it has one, and its load generators; each concurrent load needs one generator."""
 
     def __init__(self, peer: Peer, *, model: Path, drawings: Path, generators: int) -> None:
         self.peer = peer

@@ -1,8 +1,8 @@
 """Measure what statistics cost per request: the batcher without them, with them, and with prometheus_client.
 
-The model takes no time, and one thread submits and runs, so that only the batcher and the counting are measured. The
-three variants are interleaved and repeated. The result is the lowest CPU time of all repeats, because other work may
-share the cores. Writes benchmarks/results/DATE-counting.json and prints a table.
+The model takes no time, and one thread submits requests and runs batches, so that only the batcher and the counting are
+measured. The three variants are interleaved and repeated. The result is the lowest CPU time of all repeats, because
+other work may share the cores. Writes benchmarks/results/DATE-counting.json and prints a table.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
 Needs a plain Python with numpy, grpcio, protobuf, onnx and onnxruntime-gpu (docs/gpu.md), and finds our packages by
 their folders. Each measurement runs in its own process (`gpu_parts.py`), so that one that breaks CUDA does not affect
-the others. All end when `--budget-s` is spent; the results name each measurement that is missing. Prints tables and
-writes one JSON file. `--provider cpu` tries the script without a GPU; its figures do not describe CUDA.
+the others. After `--budget-s` seconds no measurement continues; the results name each measurement that is missing.
+Prints tables and writes one JSON file. `--provider cpu` tries the script without a GPU; its figures do not describe
+CUDA.
 """
 
 import argparse
@@ -73,7 +74,10 @@ class Bench:
         self._ends_at = time.monotonic() + self.arguments.budget_s
 
     def part(self, name: str, key: str, *words: object, most_s: float = 90) -> Any:
-        """Run a part of gpu_parts.py; store its result under `name` and `key` and return it; None = no result."""
+        """Run the measurement `name` of gpu_parts.py; store its result under `name` and `key`, and return it or None.
+
+        None means that the measurement failed or that the time was up.
+        """
         flags = ["--provider", self.arguments.provider, "--measure-s", str(self.arguments.measure_s)]
         answer = self.run(f"{name}: {key}", [sys.executable, str(HERE / "gpu_parts.py"), name, *flags, *words], most_s)
         if answer is not None:
@@ -169,7 +173,7 @@ def run_tests(bench: Bench) -> None:
 
 
 def measure_raw(bench: Bench, files: dict[str, Path]) -> None:
-    """Measure ONNX Runtime alone, each setting in its own process, after comparing each bucket with the CPU."""
+    """Measure ONNX Runtime alone, each setting in its own process; each bucket's scores are compared with the CPU's."""
     for name, variant, options in RAW if bench.arguments.provider == "cuda" else RAW_ON_CPU:
         if variant not in files:
             continue
@@ -242,7 +246,7 @@ def serving(*flags: object, most_s: float) -> Iterator[str]:
 
 
 def print_tables(bench: Bench) -> None:
-    """Print rows/s, and the ratio of engine and service to the best rate of ONNX Runtime with the same variant.
+    """Print rows/s, and for engine and service the ratio to the best rate of ONNX Runtime with the same variant.
 
     The rate of ONNX Runtime includes copies and is the best over all batch sizes and layouts.
     """

@@ -1,6 +1,7 @@
-"""The parts of `gpu.py`: model, raw, engine, service and one_row; each process prints one line of JSON.
+"""Run one measurement of `gpu.py`: model, raw, engine, service or one_row; print the result as one line of JSON.
 
-`engine` imports the service's CUDA engine, because the cost of gRPC calls hides the gain of a second execution slot.
+`engine` measures the service's CUDA engine without gRPC, because the cost of gRPC hides the gain of a second execution
+slot.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 
 
 def main() -> None:
-    """Measure one part and print the result of the part."""
+    """Run the measurement that the first argument names, and print its result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=("model", "raw", "engine", "service", "one_row", "caller"))
     parser.add_argument("--provider", choices=("cuda", "cpu"))

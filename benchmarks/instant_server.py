@@ -68,5 +68,5 @@ async def serve_core() -> None:
 
 
 if __name__ == "__main__":
-    process.prepare("warning")  # the environment of the service: its malloc and the way it reads sockets
+    process.prepare("warning")  # sets up malloc and gRPC's environment as in the service
     asyncio.run({"aio": serve_aio, "core": serve_core}[sys.argv[1]]())

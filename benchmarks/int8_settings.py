@@ -76,7 +76,7 @@ def try_settings(run: Run, files: dict[str, Path]) -> dict[str, dict[str, Any]]:
 
 
 def rows_per_cpu_s_ratios(first: Path, files: dict[str, Path], repeats: int) -> dict[str, float]:
-    """Return rows per CPU second divided by those of `first`: the median, at 256 rows per call on one thread."""
+    """Return the median ratio of each file's rows per CPU second to those of `first`: 256 rows per call, one thread."""
     place = ROWS_PER_CALL.index(256)
     ratios: dict[str, list[float]] = {name: [] for name in files}
     for _ in range(repeats):

@@ -96,7 +96,10 @@ def measure(nice: int, in_flight: int, seconds: float) -> dict[str, Any]:
 
 @contextmanager
 def serving(folder: Path, nice: int) -> Iterator[tuple["subprocess.Popen[str]", str, list[dict[str, Any]]]]:
-    """Run a service of a model whose two files alternate in `folder`; yield its process, address and growing log."""
+    """Run a service for `folder`/models; yield its process, its address and its log, a list that grows.
+
+    Write a.onnx and b.onnx, with which `swap` replaces the served model file in turn.
+    """
     place = folder / "models" / "bear-cat-dog" / "1"
     place.mkdir(parents=True)
     shutil.copy(MODEL, place / "model.onnx")

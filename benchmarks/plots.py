@@ -16,7 +16,7 @@ Cells = dict[tuple[str, str], dict[str, Any]]  # the figures of each contestant 
 
 _GREYS = ("#6b7280", "#9aa5b1", "#cbd5e1")
 _COLOURS = ("#d97706", "#2563eb", "#1e3a8a", "#15803d", "#b91c1c", "#7c3aed", "#0891b2")
-_PANELS = (  # title of each panel, and groups of bars: title -> workload and the keys of a value in its cell
+_PANELS = (  # title of each panel, and its groups of bars: title of a group -> workload, keys of the value in its cell
     (
         "rows/s, raw in process = 1",
         {"1024x4": ("1024x4", "ratios", "rows_per_s_to_raw"), "64x8": ("64x8", "ratios", "rows_per_s_to_raw")},
@@ -52,7 +52,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 
 def _colours(contestants: Iterable[str]) -> dict[str, str]:
-    """Return a grey for each raw peer and a colour for each other contestant."""
+    """Return a grey for each peer that calls ONNX Runtime in process, and a colour for each other contestant."""
     greys, others = cycle(_GREYS), cycle(_COLOURS)
     return {name: next(greys if name.startswith(RAW) else others) for name in contestants}
 

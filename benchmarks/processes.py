@@ -37,7 +37,7 @@ def cpu_s(pids: Iterable[int]) -> float:
 
 
 def machine_cpu_s() -> float:
-    """Return the CPU seconds that the machine has used so far, including CPU seconds that its host took."""
+    """Return the CPU seconds that the machine has used so far, and those that its hypervisor took from it (steal)."""
     user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(
         int, Path("/proc/stat").read_text().partition("\n")[0].split()[1:]
     )

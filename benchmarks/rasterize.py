@@ -1,9 +1,9 @@
 """Measure the speed of rasterising strokes and the difference from Google's bitmaps.
 
-Compares the client's two backends and, if cairocffi is installed (no lock file has it), two uses of cairocffi. Draws
-every drawing of DATA/simplified in one thread. Backends are interleaved and repeated; the result is the median. CPU
-seconds are reported in addition to wall seconds, because other work may share the cores. Writes
-benchmarks/results/DATE-rasterize.json and prints a table.
+Compares the client's two rasterisers, NumPy and cairo. If cairocffi is installed (no lock file has it), also compares
+two ways to use cairocffi. Draws every drawing of DATA/simplified in one thread. The rasterisers run in turn, several
+times; the result is the median. CPU seconds are reported in addition to wall seconds, because other work may share the
+cores. Writes benchmarks/results/DATE-rasterize.json and prints a table.
 """
 
 import argparse
@@ -113,7 +113,10 @@ def medians(repeats: list[Figures]) -> Figures:
 
 
 def cairocffi_backends() -> dict[str, Draw]:
-    """Return two drawing functions: one calls cairocffi's objects (per point), one its functions (twice per stroke)."""
+    """Return two drawing functions: one calls cairocffi's Python objects for each point of a stroke.
+
+    The other calls two C functions through cairocffi for each stroke.
+    """
     import cairocffi
 
     ffi, low = cairocffi.ffi, cairocffi.cairo

@@ -16,7 +16,7 @@ DISTURBED_CPUS = 0.15
 """A window is marked if other processes use more CPUs than this number, which changes ratios on 2 CPUs by 5 %."""
 
 BULK = "1024x4"
-"""The workload that the bulk part of the mix is compared with."""
+"""The workload with which the bulk requests of the mix are compared."""
 
 PLAIN = "plain"
 RAW, RAW_DEFAULT = "raw-", "raw-default"
@@ -41,7 +41,7 @@ def figures(counted: Counted) -> Figures:
 
 
 def mix_figures(bulk: Counted, single: Counted) -> Figures:
-    """Return the figures of the bulk requests and of the single requests of one window of the mix."""
+    """Return the figures of one window of the mix, separately for the bulk requests and the single requests."""
     found = {f"bulk_{name}": figures(bulk)[name] for name in ("rows_per_s", "other_cpus")}
     return found | {f"single_{name}": figures(single)[name] for name in ("requests_per_s", "p50_ms", "p99_ms")}
 
@@ -90,7 +90,7 @@ class Results:
         return max(raws, key=lambda cell: cell.median("rows_per_s"), default=None)
 
     def ratios(self, cell: Cell) -> Figures:
-        """Return the cell's ratios to raw and to the plain server; for the mix, to plain and to bulk alone."""
+        """Return the cell's ratios to raw and to the plain server; for the mix, to the plain server and to `BULK`."""
         plain = self.cell(cell.model, cell.workload, PLAIN)
         if "bulk_rows_per_s" in cell.repeats:
             found = _ratios("to_plain", cell, plain, ["single_p50_ms", "single_p99_ms", "bulk_rows_per_s"])

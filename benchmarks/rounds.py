@@ -18,7 +18,7 @@ AGREE_WITHIN = 1e-4  # largest difference of scores of the same drawings: batch 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Concurrent loads for a number of windows; a workload with long requests needs more than one window."""
+    """Concurrent loads, measured for `windows` times the length of one window; long requests need more than one."""
 
     loads: tuple[Load, ...]
     windows: float
@@ -26,7 +26,7 @@ class Workload:
 
 _BULK, _SINGLE = Load(1024, 4), Load(1, 1)
 
-MIX = "mix"
+MIX = "mix"  # bulk requests and, concurrently, one-row requests one after the other
 WORKLOADS = {
     "1024x4": Workload((_BULK,), 2),
     "64x8": Workload((Load(64, 8),), 1),
@@ -90,7 +90,7 @@ def _run_workloads(plan: Plan, model: str, contestants: Sequence[Contestant], re
 
 
 def _measure(plan: Plan, contestant: Contestant, name: str) -> Figures:
-    """Measure a window after a warm-up, again if other work disturbed the window; return the least disturbed window."""
+    """Measure a window after a warm-up, and repeat this if other work disturbed it; return the least disturbed one."""
     workload = WORKLOADS[name]
     attempts: list[list[Counted]] = []
     while not attempts or (len(attempts) < plan.attempts and attempts[-1][0]["other_cpus"] > DISTURBED_CPUS):

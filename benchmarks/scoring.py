@@ -1,8 +1,9 @@
 """Compare `sketchbatch score` on a million drawings with the bulk workload of `make bench`.
 
 Measures in turn, several times: 1024-row requests by plain stubs, four in flight; then `sketchbatch score` from a file
-of real drawings to a new Parquet file. Both use one service of the small model, for which the client costs most. At the
-end it compares every row with ONNX Runtime in process. Writes benchmarks/results/DATE-scoring.json.
+of real drawings to a new Parquet file. Both use one service with the small model: the faster the model, the more the
+client limits the rate. At the end it compares every row with ONNX Runtime in process. Writes
+benchmarks/results/DATE-scoring.json.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def sample(drawings: Bitmaps, rows: int, path: Path) -> None:
-    """Write `rows` random drawings, with repetition."""
+    """Write `rows` rows, drawn from `drawings` at random and with repetition, to `path`."""
     chance = np.random.default_rng(1)
     out = np.lib.format.open_memmap(path, "w+", np.uint8, (rows, 784))
     for start in range(0, rows, 65536):

@@ -1,7 +1,8 @@
 """Sample memory, threads and open files of our service under load for some minutes.
 
-The load is a saturating bulk job of 1024 rows x 4 with concurrent one-row requests, on the small model, which gives the
-highest request rate. Writes benchmarks/results/DATE-steady.json with a sample every few seconds.
+The load saturates the service: four requests of 1024 rows in flight, and concurrently one-row requests. The small model
+is used, because it gives the highest request rate. Writes benchmarks/results/DATE-steady.json with a sample every few
+seconds.
 """
 
 import argparse
@@ -79,7 +80,7 @@ class sampling:  # noqa: N801 - used like a function
 
 
 def held(pids: list[int]) -> dict[str, float]:
-    """Return the sum over processes of resident memory in MiB, threads and open files."""
+    """Return resident memory in MiB, threads and open files, each summed over the processes."""
     folders = [Path(f"/proc/{pid}") for pid in pids]
     lines = [line.split() for folder in folders for line in (folder / "status").read_text().splitlines()]
     status = {name: sum(int(words[1]) for words in lines if words[0] == f"{name}:") for name in ("VmRSS", "Threads")}

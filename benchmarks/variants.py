@@ -116,7 +116,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def summary(path: Path, first: Path, threads: int, repeats: list[Any]) -> dict[str, Any]:
-    """Return median rates for each number of rows in ROWS_PER_CALL, and ratios to the first model of the repeat."""
+    """Return median rates for each number of rows in ROWS_PER_CALL, and median ratios to the model file `first`."""
     found: dict[str, Any] = {"variant": describe(path)["metrics"]["variant"], "threads": threads}
     for name in ("rows_per_s", "rows_per_cpu_s"):
         rates = [repeat[path, threads][name] for repeat in repeats]

@@ -50,7 +50,8 @@ class Peer:
     """Description of the peer, with the settings that matter for speed."""
 
     connect: Callable[[str, "Peer"], Caller]
-    """Creates the caller in the load generator's process, from the server's address or, without server, the model."""
+    """Creates the caller in the load generator's process, from the address of the server; without a server, from the
+    path of the model."""
 
     styles: tuple[str, ...] = ()
     """Ways to keep requests in flight, the default first; NAME@STYLE selects another way."""
@@ -74,7 +75,8 @@ class Peer:
     """The workloads that are measured on the peer; () = all workloads."""
 
     computes: bool = True
-    """Whether the answers are the scores of the model; False = the peer answers at once, as the limit of a server."""
+    """Whether the answers are the scores of the model; False = the peer runs no model and answers at once, to show the
+    upper limit of a server."""
 
     @property
     def style(self) -> str:

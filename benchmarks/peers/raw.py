@@ -17,7 +17,7 @@ from . import Bitmaps, Peer, Scores, Stop
 
 
 class Raw:
-    """ONNX Runtime with `sessions` sessions of `threads` threads, a caller per session, `call_rows` rows per call."""
+    """`sessions` sessions of ONNX Runtime, each with `threads` threads and one caller; `call_rows` limits one call."""
 
     def __init__(self, model: str, _: Peer, *, sessions: int, threads: int, call_rows: int = 1024) -> None:
         options = ort.SessionOptions()

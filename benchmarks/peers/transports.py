@@ -1,4 +1,4 @@
-"""Our service on its public transport, and servers that answer at once: the upper limit of each transport."""
+"""Our service on the transport `aio`, and servers without a model, which show the upper limit of each transport."""
 
 import sys
 from functools import partial

@@ -29,7 +29,7 @@ class HostPort:
         return f"{self.host}:{self.port}"
 
     def loopback(self) -> "HostPort":
-        """Return the same port on the loopback interface if the host means all interfaces."""
+        """Return this address; a host that means all interfaces is replaced by the loopback host."""
         return HostPort(_LOOPBACK.get(self.host, self.host), self.port)
 
     def resolve(self) -> tuple[int, Any]:
@@ -45,7 +45,7 @@ def socket_path(address: str) -> Path | None:
         return None
     if path.startswith("///"):  # gRPC also accepts unix:///absolute/path
         path = path.removeprefix("//")
-    # gRPC would decode %20, and read unix://a/b as /a/b.
+    # gRPC would use another path than the one given here: it decodes %20, and reads unix://a/b as /a/b.
     if not path or len(path.encode()) > _MAX_PATH_BYTES or "%" in path or path.startswith("//"):
         raise ValueError(f"must be unix:PATH, PATH of 1..{_MAX_PATH_BYTES} bytes without %, got {address!r}")
     return Path(path)

@@ -28,7 +28,8 @@ class InvalidRequest(ServiceError):
     """The request cannot succeed unless the client changes it."""
 
     def __init__(self, *, field: str, expected: str, got: str) -> None:
-        # gRPC's metadata carries errors and holds 8 KiB. A character may take 12 bytes there, and is sent twice.
+        # The error must fit into gRPC's metadata, 8 KiB. Its text stands there in `grpc-message`, where a character
+        # takes up to 12 bytes (4 bytes of UTF-8, each as %XX), and again in `grpc-status-details-bin`.
         shown = got if len(got) <= _SHOWN_CHARACTERS else f"{got[:_SHOWN_CHARACTERS]} ..."
         super().__init__(f"{field} must be {expected}, got {shown}")
         self.field = field

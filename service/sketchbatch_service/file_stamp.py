@@ -1,4 +1,4 @@
-"""Detect that a file was replaced or written, from its directory entry alone."""
+"""Detect that a file was replaced or written, without reading it: the system call `stat` suffices."""
 
 from pathlib import Path
 
@@ -6,7 +6,10 @@ FileStamp = tuple[int, int, int]  # inode, nanoseconds of the last change, and s
 
 
 def read_stamp(path: Path) -> FileStamp | None:
-    """Follow links and return the stamp of a file, or None without access; raise OSError if the file system fails."""
+    """Return the stamp of a file, after following links; None if the file is missing or access is denied.
+
+    Raise OSError if the file system fails.
+    """
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):

@@ -17,7 +17,8 @@ import click
 from .address import HostPort, socket_path
 
 _Count = Annotated[int, click.IntRange(min=1)]
-_RequestRows = Annotated[int, click.IntRange(1, 1_000_000)]  # gRPC counts bytes in 31 bits
+# The service sets gRPC's message limit to 2 x 784 bytes per row, and gRPC stores this limit in 31 bits.
+_RequestRows = Annotated[int, click.IntRange(1, 1_000_000)]
 _CountOrAuto = Annotated[int, click.IntRange(min=0)]
 _Seconds = Annotated[float, click.FloatRange(min=0)]
 _File = Annotated[Path | None, click.Path(path_type=Path)]
@@ -62,7 +63,8 @@ class Settings:
     """CPUs for model calls, one call per CPU; 0 = all that the process may use, divided among the workers."""
 
     max_batch_rows: _CountOrAuto = 0
-    """Maximum rows in one model call; requests are merged and split to fit. 0 = about 5 ms on a CPU, 4096 on CUDA."""
+    """Maximum rows in one model call; requests are merged and split to fit. 0 = on a CPU as many rows as
+    take about 5 ms, on CUDA 4096."""
 
     max_request_rows: _RequestRows = 16384
     """Maximum rows in one request; larger requests are rejected with INVALID_ARGUMENT."""

@@ -18,11 +18,11 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
-    """Report NOT_SERVING until `serve`, after `fail`, and for good once the service stops.
+    """Report SERVING after `serve`, and NOT_SERVING before it, after `fail` and while the service stops.
 
-    A stop has up to three steps: after `enter_lame_duck`, Check and List report NOT_SERVING to balancers, which poll
-    them; after `leave`, Watch does, too; `drain` ends every Watch. The asyncio servicer of grpcio-health-checking has
-    no List, and its open watches delay the end of a draining server.
+    A stop has up to three steps. After `enter_lame_duck`, Check and List report NOT_SERVING to balancers, which poll
+    these RPCs. After `leave`, Watch reports NOT_SERVING, too. `drain` ends every Watch. This class replaces the asyncio
+    servicer of grpcio-health-checking, which has no List and whose open watches delay the end of a draining server.
     """
 
     def __init__(self, services: Iterable[str]) -> None:
@@ -39,7 +39,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
         return bool(self._polled == _SERVING)
 
     async def serve(self) -> None:
-        """Report SERVING, except where a stop has begun."""
+        """Report SERVING, except in RPCs that report NOT_SERVING because the service stops."""
         self._status = _SERVING
         await self._notify()
 
@@ -58,15 +58,15 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
         await self._notify()
 
     async def drain(self) -> None:
-        """End every Watch, after NOT_SERVING."""
+        """Report NOT_SERVING in every open Watch, then end it."""
         self._is_draining = True
         await self.leave()
 
     def for_probes(self) -> health_pb2_grpc.HealthServicer:
-        """Return a servicer for a probe port, whose Check reports what Watch does.
+        """Return a servicer for a probe port; its Check reports the same status as Watch.
 
-        A replica in its lame duck time is then ready for a kubelet, and kube-proxy uses such replicas if there are no
-        others: https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/1669-proxy-terminating-endpoints
+        A kubelet then regards a replica as ready until `leave`. kube-proxy uses such replicas if there are no others:
+        https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/1669-proxy-terminating-endpoints
         """
         return _ProbeHealthServicer(self)
 

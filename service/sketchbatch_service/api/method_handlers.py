@@ -1,4 +1,4 @@
-"""Register the methods of a servicer, as generated code does, with faster request readers where there are some."""
+"""Register the methods of a servicer, as generated code does; a method may have its own, faster request reader."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -28,7 +28,7 @@ def expiry(context: Context) -> float:
 
 
 async def abort(context: Context, error: Exception, request_id: str = "") -> NoReturn:
-    """Log `error`, and end the call with its status, details and trailers."""
+    """Log `error`, and end the call with the status, details and trailers of `error`."""
     await context.abort(*_rejection(error, request_id))
 
 

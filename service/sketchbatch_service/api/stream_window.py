@@ -11,7 +11,7 @@ from ..errors import Overloaded, ShuttingDown
 from ..transport.interface import Context
 from .rpc_context import abort
 
-_WINDOW = 64  # accepted messages per stream that wait for their response; the row queue itself bounds their rows
+_WINDOW = 64  # most accepted messages of a stream that have no response yet; the row queue limits their rows
 _RETRY_S = 0.05  # maximum seconds before a stream submits again to a full queue
 
 

@@ -27,7 +27,7 @@ _GOAWAY_S = 1.0  # for a client to read GOAWAY and finish its small calls
 
 
 def leave_s(max_connection_age_s: float) -> float:
-    """Return the seconds after which no connection is left once the listener is closed; 0 = connections do not age."""
+    """Return the seconds from the closing of the listener until no connection is left; 0 = connections do not age."""
     return _AGE_JITTER * max_connection_age_s + _GOAWAY_S if max_connection_age_s else 0.0
 
 
@@ -37,16 +37,17 @@ def least_lame_duck_s(max_connection_age_s: float) -> float:
 
 
 def admission_s(lame_duck_s: float, max_connection_age_s: float) -> float | None:
-    """Return the seconds of admission; None if connections do not age within the lame duck time.
+    """Return the seconds of admission, the first part of the lame duck time, in which connections are accepted.
 
-    With None, `Watch` must report NOT_SERVING at once, because GOAWAY cannot make the clients leave in time.
+    Return None if connections never reach their maximum age, or reach it only after the lame duck time. `Watch` must
+    then report NOT_SERVING at once, because gRPC will not close the connections in time.
     """
     leaving_s = leave_s(max_connection_age_s)
     return lame_duck_s - leaving_s if 0 < leaving_s <= lame_duck_s else None
 
 
 def warn_if_too_short(lame_duck_s: float, max_connection_age_s: float) -> None:
-    """Log a warning if connections age, but not within the lame duck time: a stop may then refuse requests."""
+    """Log a warning if connections may outlive the lame duck time, although they age: a stop may refuse requests."""
     needed_s = leave_s(max_connection_age_s)
     if 0 < lame_duck_s < needed_s:
         log.warning("a stop may refuse requests: lame_duck_s is too short", lame_duck_s=lame_duck_s, needed_s=needed_s)

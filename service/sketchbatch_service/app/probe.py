@@ -17,7 +17,7 @@ from ..settings import Settings
 @click.command()
 @click.option(
     "--address",
-    envvar=["SKETCHBATCH_PROBE_ADDRESS", "SKETCHBATCH_ADDRESS"],  # with TLS only the former answers in plain text
+    envvar=["SKETCHBATCH_PROBE_ADDRESS", "SKETCHBATCH_ADDRESS"],  # with TLS, only the first accepts plain text
     default=Settings(model=Path()).address,
     show_envvar=True,
     show_default=True,

@@ -13,13 +13,14 @@ from ..transport.interface import Server
 from ..transport.selection import Transport, create_server
 
 _LIMITS = [
-    ("grpc.max_receive_message_length", 4096),  # a health request is a name
+    ("grpc.max_receive_message_length", 4096),  # a health request contains only a name
     ("grpc.max_concurrent_streams", 16),
     ("grpc.max_allowed_incoming_connections", 64),
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.enable_channelz", 0),
 ]
-"""A kubelet opens one connection per probe, a few concurrently; any other host that reaches the pod can do the same."""
+"""gRPC options that limit the use of the port, because any host that reaches the pod can connect to it. A kubelet needs
+little: it opens one connection per probe, a few concurrently."""
 
 
 class ProbePort:

@@ -48,7 +48,7 @@ _WINDOW_BYTES = 4 << 20
 """Bytes that a stream may send before the service reads them. gRPC's own estimate grew to 60 MB per stream on a busy
 machine: docs/decisions/0023."""
 
-_PENDING_CALLS = 1 << 20  # no limit: those on connections, and on calls of a connection, are lower
+_PENDING_CALLS = 1 << 20  # in practice no limit: --max-connections and --max-calls-per-connection limit the calls
 
 
 async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa: B008 - frozen
@@ -186,16 +186,16 @@ def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]
         # Clients may ping every 10 s, also between calls, without being disconnected.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        # A ping finds clients that vanished; gRPC sends it after 2 hours by default. Without it the C core misses one
-        # in ten thousand connections that break in the middle of a message.
+        # A ping detects that a client has vanished; by default, gRPC sends the first one after 2 hours. Without pings,
+        # the C core does not notice one in ten thousand connections that break in the middle of a message.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.server_handshake_timeout_ms", 20_000),  # for clients that connect and send nothing
         ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
-        # gRPC otherwise cancels a random part of a burst of more than 1,000 calls, and no client retries CANCELLED.
+        # By default, gRPC cancels random calls of a burst of more than 1,000 calls, and no client retries CANCELLED.
         ("grpc.server.max_pending_requests", _PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _PENDING_CALLS),
-        ("grpc.enable_channelz", 0),  # it keeps counts of each connection, which nothing here can read
+        ("grpc.enable_channelz", 0),  # channelz would count the calls of each connection, and no code reads this
     ]
     if settings.max_connection_age_s:
         options.append(("grpc.max_connection_age_ms", max(1, round(settings.max_connection_age_s * 1000))))
@@ -213,7 +213,7 @@ def _authenticator(settings: Settings) -> Authenticator | None:
 
 
 def _reflection() -> Any:
-    """Return the reflection servicer of all services; the Open Inference Protocol has its own package name."""
+    """Return the reflection servicer of all services; `wire` renames the package of the Open Inference Protocol."""
     pool = wire.reflection_pool(classifier_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
     return reflection.aio.ReflectionServicer((SERVICE.full_name, wire.SERVICE, HEALTH, reflection.SERVICE_NAME), pool)
 

@@ -82,7 +82,8 @@ class _WorkerProcess:
     async def start(self) -> list[str]:
         """Start the process, and return the names of its models once it serves; raise StartError if it cannot."""
         context = get_context("spawn")  # gRPC and ONNX Runtime do not survive a fork
-        self._pipe, worker_end = context.Pipe()  # kept open here: the worker notices when the supervisor ends
+        # The attribute keeps the pipe open until the supervisor ends: by the closed pipe, the worker detects this end.
+        self._pipe, worker_end = context.Pipe()
         worker = Worker(self._number, self._settings.workers, worker_end)
         self._process = context.Process(target=_work, args=(self._settings, worker), name=f"worker-{self._number}")
         self._process.start()
@@ -169,7 +170,7 @@ def _reserved(address: str) -> Iterator[str]:
     wanted = HostPort.parse(address)
     try:
         family, place = wanted.resolve()
-        with socket.socket(family) as exclusive:  # fails if in use: with SO_REUSEPORT two services would share the port
+        with socket.socket(family) as exclusive:  # fails if another service has the port: SO_REUSEPORT would share it
             exclusive.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             exclusive.bind(place)
             bound = exclusive.getsockname()

@@ -35,7 +35,8 @@ _SAFETY_FACTOR = 1.5
 requests behind it; a request that is rejected too early can be retried. Measurements: docs/decisions/0024."""
 
 _FAILING_CALLS = 3  # consecutive failed calls after which a model counts as failing: one failure may be chance
-_CLEANUP_INTERVAL_S = 0.05  # between removals of cancelled requests, which every `submit` would start under overload
+_CLEANUP_INTERVAL_S = 0.05
+"""Least time between two removals of cancelled requests. Under overload, every `submit` would otherwise start one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +171,7 @@ class Batcher:
         return f"too late: {rows_ahead} rows are ahead, about {needed_s:.2f} s; the deadline is in {left_s:.2f} s"
 
     def _remove_cancelled(self, now: float) -> bool:
-        """Remove cancelled and expired requests; return False if the last removal was just before."""
+        """Remove cancelled and expired requests; shortly after the last removal, do nothing and return False."""
         if now < self._cleaned_at + _CLEANUP_INTERVAL_S:
             return False
         self._cleaned_at = now

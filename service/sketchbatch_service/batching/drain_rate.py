@@ -7,7 +7,7 @@ class DrainRateEstimator:
     """Estimate the seconds per row of a busy model, including all work between the model calls.
 
     Only a call that starts and ends while rows are waiting is measured. A call on an empty queue would mislead: a small
-    batch takes more time per row than a large one. Not thread-safe: the batcher holds its lock.
+    batch takes more time per row than a large one. Not thread-safe: the batcher calls each method under its own lock.
     """
 
     def __init__(self) -> None:

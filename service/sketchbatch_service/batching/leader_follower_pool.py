@@ -8,8 +8,8 @@ Each thread repeats these steps:
 
 1. If rows wait, a slot is free and the last poll was over a millisecond ago: poll without blocking. A small request may
    have arrived that runs before the waiting rows.
-2. If rows wait and a slot is free: take a batch, wake a follower if rows or the lead are left for it, and run the
-   batch. A leader keeps the lead during a quick batch only.
+2. If rows wait and a slot is free: take a batch, and run it. Before the run, wake a follower if it can run remaining
+   rows or become the leader. A leader keeps its role during a quick batch only.
 3. If there is no leader: become the leader and poll until a request arrives.
 4. Otherwise: sleep.
 
@@ -51,7 +51,7 @@ class LeaderFollowerPool:
     Args:
         batchers: Their `limits.slots` bound the concurrent model calls of one model.
         slots: Concurrent model calls of all batchers together.
-        source: Polled for requests, and closed at the exit. None = only other threads submit requests.
+        source: Polled for requests, and closed at the exit. None = only threads outside the pool submit requests.
         polls_while_saturated: Whether one more thread polls while all slots run model calls.
     """
 
@@ -74,10 +74,11 @@ class LeaderFollowerPool:
         self._running_calls = 0
         self._sleeping_threads = 0
         self._is_closed = False
-        self._changed = threading.Condition()  # guards all of the above; notified of rows, a vacant lead and the exit
+        # Guards all of the above. Notified when rows were submitted, when there is no leader, and at the exit.
+        self._changed = threading.Condition()
         for batcher in self._batchers:
             batcher.wake = self._wake
-        # One thread more than slots: while one polls, the others can use all slots for rows from outside the pool.
+        # One thread more than slots: while one thread polls, the others can use all slots.
         self._threads = [threading.Thread(target=self._work, name=f"pool-{n}", daemon=True) for n in range(slots + 1)]
 
     def __enter__(self) -> "LeaderFollowerPool":
@@ -89,7 +90,7 @@ class LeaderFollowerPool:
         with self._changed:
             for batcher in self._batchers:
                 batcher.close()
-            # A response that is sent after the source has closed would abort the process.
+            # The source must stay open until the last response: a later response would abort the process.
             while self._running_calls or self._has_rows():
                 self._changed.wait(_EXIT_CHECK_S)
             self._is_closed = True
@@ -164,7 +165,7 @@ class LeaderFollowerPool:
         return self._source is not None and not self._is_closed and self._leader is None and may_poll
 
     def _wake_follower(self) -> None:
-        """Wake a follower if it can take a share of the rows or the vacant lead."""
+        """Wake a follower if it can run waiting rows or become the missing leader."""
         if self._sleeping_threads and (self._can_lead() or (self._running_calls < self._slots and self._has_rows())):
             self._changed.notify()
 

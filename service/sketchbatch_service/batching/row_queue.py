@@ -2,7 +2,7 @@
 
 Two FIFO queues: one for small requests, which fit into one batch, one for large requests, which do not. While both hold
 rows, each call is divided in half between them. So one drawing does not wait for a bulk job, and a bulk job makes
-progress however many single drawings arrive. Not thread-safe: the batcher holds its lock.
+progress however many single drawings arrive. Not thread-safe: the batcher calls each method under its own lock.
 """
 
 from collections import deque
@@ -19,11 +19,11 @@ from ..errors import DeadlinePassed, ServiceError
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The scores of one request, and where its time went."""
+    """The scores of one request, and its times in the queue and in model calls."""
 
     scores: Scores  # float32, (rows, classes), in the order of the submitted rows
     queue_s: float  # seconds from `submit` to the start of the first model call
-    inference_s: float  # seconds of the request's model calls, including the rows of other requests
+    inference_s: float  # seconds of the model calls that ran its rows; they may include rows of other requests
 
 
 @dataclass(slots=True, eq=False)
@@ -112,7 +112,8 @@ class RowQueue:
     def rows_ahead_of(self, rows: int) -> int:
         """Return how many waiting rows would run before the last row of a new request of `rows` rows."""
         own, other = (self._small, self._large) if rows <= self._small_rows else (self._large, self._small)
-        return own.rows + min(own.rows + rows, other.rows)  # each kind gets half of every call
+        # Each kind gets half of every call, so at most an equal number of rows of the other kind runs meanwhile.
+        return own.rows + min(own.rows + rows, other.rows)
 
     def put(self, request: Request) -> None:
         """Append a request to its FIFO queue."""
@@ -132,10 +133,10 @@ class RowQueue:
 
 
 class _Fifo:
-    """Requests in order of arrival."""
+    """The FIFO queue of the small or of the large requests; it also counts their waiting rows."""
 
     def __init__(self, on_drop: Callable[[Request], None]) -> None:
-        self.rows = 0  # waiting
+        self.rows = 0  # that no model call has taken yet
         self._requests: deque[Request] = deque()
         self._on_drop = on_drop
 

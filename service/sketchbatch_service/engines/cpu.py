@@ -92,7 +92,7 @@ class Engine:
         self.polls_while_saturated = False  # whether a full call takes so long that a thread must poll during it
 
     def warm_up(self) -> None:
-        """Check the model with `predict_checked` for three batch sizes, and set the attributes by its speed."""
+        """Check the model with `predict_checked` for three batch sizes, and set the limits in rows by its speed."""
         for rows in (1, _TRIAL_ROWS):
             predict_checked(self._session, _noise(rows), self._classes)
         self._tune()
@@ -119,7 +119,7 @@ def _noise(rows: int) -> Bitmaps:
 
 
 def _thread_s(call: Callable[[], object]) -> float:
-    """Return the CPU seconds of this thread in `call`: concurrent requests, which may use the CPUs, do not count."""
+    """Return the CPU seconds that this thread uses for `call`: other threads, which may run requests, do not count."""
     started_at = time.thread_time()
     call()
     return time.thread_time() - started_at

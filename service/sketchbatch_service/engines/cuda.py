@@ -27,7 +27,7 @@ from .parity import Reference, random_drawings
 
 log = structlog.get_logger()
 
-BATCH_ROWS = 4096  # default limit of rows per call: 2 ms on an H200, a fourth faster than 1,024 rows (docs/gpu.md)
+BATCH_ROWS = 4096  # default limit of rows per call: 2 ms on an H200, a fourth more rows/s than 1,024 (docs/gpu.md)
 _DOUBLING_TO = 1024  # rows up to which bucket sizes double: calls take at most 0.5 ms, so padding costs little
 
 
@@ -42,12 +42,14 @@ class CudaOptions:
 
 
 def open_on_cuda(path: Path, reference: Reference, *, max_batch_rows: int, options: CudaOptions) -> "CudaEngine":
-    """Load the model at `path` and warm it up; `reference` is the same model on the CPU; 0 rows = `BATCH_ROWS` rows.
+    """Load the model at `path` and warm it up; `reference` is the same model on the CPU.
+
+    If `max_batch_rows` is 0, the limit is `BATCH_ROWS`.
 
     Raises:
         ModelRefused: The model fails on bitmaps, on the CPU too.
-        ProviderMissing: CUDA or a device is missing, a part of the model does not run there, its scores differ from the
-            CPU's, or graphs are `on` and cannot be captured.
+        ProviderMissing: CUDA or a device is missing, a node of the model does not run on CUDA, the model's scores
+            differ from the CPU's, or graphs are `on` and cannot be captured.
     """
     Device.cuda(options.device)  # raises before a model is loaded
     if options.graphs == "auto":
@@ -56,7 +58,8 @@ def open_on_cuda(path: Path, reference: Reference, *, max_batch_rows: int, optio
                 return _open(path, reference, max_batch_rows, replace(options, graphs="on"), stack)
             except ProviderMissing as exc:
                 log.warning("no CUDA graphs for this model", model=str(path), cause=str(exc))
-            gc.collect()  # frees the failed session now: a stream left in capture would fail the calls of other models
+            # Free the failed session now: if its CUDA stream is still capturing, the calls of other models would fail.
+            gc.collect()
     with ExitStack() as stack:
         return _open(path, reference, max_batch_rows, options, stack)
 
@@ -98,7 +101,7 @@ class CudaEngine:
         self.batch_rows = self.buckets[-1]  # most rows in one call
         self.min_split_rows = self.batch_rows  # splitting saves no time: the device runs one call at a time
         self.quick_rows = 0  # the CPU is idle during any call, and can poll
-        self.polls_while_saturated = True  # the CPU is idle then, too
+        self.polls_while_saturated = True  # the CPU is idle while the device computes
         self._settings = session.get_provider_options().get(CUDA, {})
         self.has_graphs = self._settings.get("enable_cuda_graph") == "1"
         self.tolerance = reference.tolerance(tf32=options.tf32)  # largest allowed difference from the CPU's scores
@@ -113,7 +116,7 @@ class CudaEngine:
             self._free.put(buffer_set)
 
     def warm_up(self) -> None:
-        """Run every bucket of every buffer set, which captures its graph; then compare each with the CPU.
+        """Run all buckets of all buffer sets to capture their graphs; then compare their scores with those of the CPU.
 
         ONNX Runtime replays the graph of an id, whatever buffers are bound: a mixed-up id would return the scores of
         another batch without an error. So all graphs are captured before the first comparison, which uses other
@@ -123,7 +126,7 @@ class CudaEngine:
             ModelRefused: The model fails on bitmaps, or its scores do not have the shape (rows, classes).
             ProviderMissing: The model fails on this device only, or its scores differ from the CPU's.
         """
-        # In the order of the buckets: after a change of the batch size, cuDNN chooses its algorithms again.
+        # By ascending rows, to change the batch size rarely: cuDNN chooses its algorithms again after each change.
         pairs = sorted(
             ((buffer_set, bucket) for buffer_set in self._buffer_sets for bucket in buffer_set.buckets),
             key=lambda pair: pair[1].rows,
@@ -239,13 +242,14 @@ def _open_session(path: Path, device: Device, options: CudaOptions, *, channels_
     session_options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     provider_options = {
         "device_id": str(device.id),
-        # Since 1.20, DEFAULT is a slow fallback (onnxruntime#22705); EXHAUSTIVE searches for seconds per shape.
+        # DEFAULT is a slow fallback since ONNX Runtime 1.20 (onnxruntime#22705). EXHAUSTIVE takes seconds per shape.
         "cudnn_conv_algo_search": "HEURISTIC",
         "use_tf32": str(int(options.tf32)),
-        # Channels last, for tensor cores: convolutions take 0.6 of the time in float16, 0.9 in TF32, 1.3 in float32.
+        # Channels last suits tensor cores. It changes the time of convolutions by a factor: 0.6 in float16, 0.9 in
+        # TF32, 1.3 in float32.
         "prefer_nhwc": str(int(channels_last)),
         "enable_cuda_graph": str(int(options.graphs == "on")),
-        "arena_extend_strategy": "kSameAsRequested",  # several workers share a device
+        "arena_extend_strategy": "kSameAsRequested",  # no reserve: several workers may share a device
     }
     try:
         session = ort.InferenceSession(str(path), session_options, providers=[(CUDA, provider_options)])
@@ -257,7 +261,7 @@ def _open_session(path: Path, device: Device, options: CudaOptions, *, channels_
 
 
 def _bucket_sizes(most: int) -> tuple[int, ...]:
-    """Return 1, 2, 4, ... 1,024; from there on also the middles, 1,536, 2,048, 3,072, ...; and `most` as the last."""
+    """Return the powers of two below `most`, above 1,024 also the middles between them (1,536, ...), and `most`."""
     doubling = [1 << n for n in range((most - 1).bit_length())]
     middles = [rows * 3 // 2 for rows in doubling if rows >= _DOUBLING_TO and rows * 3 // 2 < most]
     return (*sorted(doubling + middles), most)

@@ -58,7 +58,7 @@ class Device:
         return _runtime().pinned_bytes(rows * ROW_BYTES).reshape(rows, *ROW_SHAPE)
 
     def enter_thread(self) -> None:
-        """Make this the thread's device: copies of ONNX Runtime wait for that device, not for the data's device."""
+        """Select this device for the thread: ONNX Runtime's copies wait for the thread's device, not for the data's."""
         if self.id:  # a new thread has device 0
             _runtime().set_device(self.id)
 

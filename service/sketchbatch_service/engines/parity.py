@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..arrays import ROW_SHAPE, Bitmaps, Scores
 from .cpu import predict_checked
 
-# Largest differences of a score from the CPU's:
+# Largest allowed difference between a score on another device and the score on the CPU:
 FLOAT32_TOLERANCE = 1e-3  # in float32 only the order of sums differs
 COARSE_TOLERANCE = 1e-2  # float16 (docs/decisions/0006-int8-on-the-cpu.md), TF32 and files of unknown number format
 _ROWS_PER_CALL = 256  # bounds the memory of a comparison
@@ -18,7 +18,7 @@ _ROWS_PER_CALL = 256  # bounds the memory of a comparison
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A model on the CPU."""
+    """A model on the CPU; the scores of the same model on another device are compared with its scores."""
 
     session: ort.InferenceSession  # on the CPU
     classes: int  # columns of its scores
@@ -40,7 +40,10 @@ class Reference:
 
 
 def random_drawings(rows: int) -> Bitmaps:
-    """Return drawings of curved lines, equal for equal `rows`. Their scores differ, but all noise scores alike."""
+    """Return drawings of random curved lines; equal `rows` give equal drawings.
+
+    The drawings have different scores. Noise is unsuitable, because a model gives all noise nearly the same scores.
+    """
     random = np.random.default_rng(rows)
     turns = random.normal(0, 0.4, (rows, 150)).cumsum(axis=1) + random.uniform(0, 2 * np.pi, (rows, 1))
     steps = np.minimum(np.arange(150), random.integers(20, 150, (rows, 1)))  # shorter lines repeat their last point

@@ -32,7 +32,10 @@ class Artifact:
 
 
 def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
-    """Read the metadata of the file in `session`; raise ModelRefused if its input, output or labels do not fit."""
+    """Return the metadata of the file at `path`, which `session` has loaded.
+
+    Raise ModelRefused if the input, the output or the labels do not fit.
+    """
     try:
         _check_input(path, session)
         classes = _check_output(path, session)

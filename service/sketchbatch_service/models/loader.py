@@ -115,7 +115,7 @@ def load(file: ModelFile, options: LoadOptions) -> ServedModel:
 
 
 def _engine(file: Path, session: ort.InferenceSession, classes: int, options: LoadOptions) -> Engine | CudaEngine:
-    """Return a warm engine, on CUDA or on the CPU; CUDA is compared with `session`, which runs on the CPU."""
+    """Return a warm engine on CUDA or on the CPU; `session` runs the model on the CPU, to check the scores of CUDA."""
     max_batch_rows = options.max_batch_rows
     if may_use_cuda(options):
         try:
@@ -132,7 +132,7 @@ def _engine(file: Path, session: ort.InferenceSession, classes: int, options: Lo
 
 
 def _check_scores(path: Path, engine: Engine | CudaEngine) -> None:
-    """Refuse scores that are not finite, as after a loss of weights; warn if the scores of a row do not sum to 1."""
+    """Refuse a model whose scores are not finite; warn if the scores of a row do not sum to 1."""
     scores = engine.predict(random_drawings(min(8, engine.batch_rows)))
     if not np.isfinite(scores).all():
         raise ModelRefused("scores must be finite numbers, got NaN or infinity for a drawing")

@@ -101,7 +101,8 @@ class _Snapshot:
 
     models: tuple[ServedModel, ...]  # in the order of `ModelRegistry.__iter__`
     refused: tuple[RefusedFile, ...]
-    by_key: dict[tuple[str, str], ServedModel]  # by name or "", version or "", as requests name them
+    # By name and version, as a request states them: name "" is the default model, version "" the newest version.
+    by_key: dict[tuple[str, str], ServedModel]
 
     @classmethod
     def of(cls, models: Iterable[ServedModel], refused: Iterable[RefusedFile], default: str) -> "_Snapshot":

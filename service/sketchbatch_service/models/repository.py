@@ -15,8 +15,8 @@ class ModelFile:
     """A model file as it was at one scan."""
 
     path: Path
-    name: str  # of the folder; empty for a single file, which contains its name
-    version: str  # of the folder; empty for a single file
+    name: str  # model name, from the folder; empty for a single file, because its metadata contain the name
+    version: str  # from the folder; empty for a single file
     stamp: FileStamp
 
     def is_unchanged(self) -> bool:
@@ -40,8 +40,8 @@ def find(path: Path) -> list[ModelFile]:
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except (NotADirectoryError, FileNotFoundError, PermissionError):  # a file; just removed; a volume's lost+found
-        return []
+    except (NotADirectoryError, FileNotFoundError, PermissionError):
+        return []  # `folder` is a file, was just removed, or is the lost+found of a volume
 
 
 def _file(path: Path, name: str, version: str) -> list[ModelFile]:

@@ -26,8 +26,8 @@ from .repository import ModelFile, find
 log = structlog.get_logger()
 
 LATE_S = 5.0
-"""Seconds for which a retired model stays loaded for requests that had found it before. Most requests submit their rows
-within milliseconds; a message of a stream retries a full queue every 50 ms."""
+"""Seconds for which a retired (replaced or removed) model stays loaded, for requests that had found it before. Most
+requests submit their rows within milliseconds; a message of a stream retries a full queue every 50 ms."""
 
 _NICE = 10  # added to the nice value of the loading thread; effect on requests: docs/decisions/0021
 
@@ -35,7 +35,7 @@ _NICE = 10  # added to the nice value of the loading thread; effect on requests:
 class ModelWatcher:
     """Update `models` when the files at `path` change. A context manager; enter it after `pool`, which runs the models.
 
-    Nothing else may change `models`. `every_s` is the time between two scans; with 0, only `scan` scans.
+    Nothing else may change `models`. `every_s` is the time between two scans; 0 = no scans except by calls of `scan`.
     """
 
     def __init__(
@@ -75,7 +75,11 @@ class ModelWatcher:
         self._stopping.set()
 
     def scan(self) -> None:
-        """Scan once. A file is loaded if two scans find it unchanged, and its model retired if two do not find it."""
+        """Scan once; load each new or changed file, and retire the model of each missing file.
+
+        A new or changed file is loaded when two consecutive scans have found it in the same state. A file is missing
+        when two consecutive scans have not found it.
+        """
         self._unload_retired()
         try:
             found = {file.path: file for file in find(self._path)}

@@ -27,7 +27,7 @@ class MetricsPort:
         if not address:
             return
         registry = CollectorRegistry(auto_describe=False)
-        self.collect = collect  # the name that the registry calls
+        self.collect = collect  # the registry calls the method of this name
         registry.register(self)
         wanted = HostPort.parse(address)
         try:

@@ -41,7 +41,7 @@ class TracedServicer(ClassifierServicer):
 
 
 class _TracedCall:
-    """A call that ends its span when it ends."""
+    """A `UnaryCall` with a trace span, which ends when the call ends."""
 
     def __init__(self, call: UnaryCall, tracer: trace.Tracer, span: trace.Span) -> None:
         self._call = call

@@ -1,7 +1,7 @@
 """Adapt the methods of servicers to grpcio's public asyncio server.
 
-Every method becomes a handler of raw bytes that reads its requests itself. So a message that cannot be parsed and a
-missing message receive a status of the service. With the usual unary handler of grpcio 1.85, a client that sends no
+Every method becomes a handler of raw bytes that reads its requests itself. So the service can choose the status of a
+call whose message is missing or cannot be parsed. With the usual unary handler of grpcio 1.85, a client that sends no
 message waits for ever, and a client that sends a wrong message receives UNKNOWN.
 """
 
@@ -26,14 +26,14 @@ _CANCELLATION_S = 0.01
 """Seconds between the end of a client's messages and the end of the call. grpcio reports a cancelled stream first as
 an end of its messages, then as a cancellation; without the pause, the call would count as OK."""
 
-# grpc's classes are generic in its types only, so these are strings.
+# Strings, because grpc's classes are generic in its type stubs only, not at run time.
 _MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Run: TypeAlias = "Callable[[Any, _Context], Awaitable[Any]]"
 
 
 class Answers:
-    """Pass the answers of other threads to the event loop, which one wake-up takes all at once."""
+    """Pass responses and errors from other threads to the event loop; one wake-up of the loop delivers all of them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -59,7 +59,7 @@ class Answers:
 
 
 class AioUnaryCall:
-    """A `UnaryCall` whose answer is the result of a future of the event loop."""
+    """A `UnaryCall` whose response or error settles `answer`, a future of the event loop."""
 
     def __init__(self, context: _Context, answers: Answers, serialize: Callable[[Any], bytes]) -> None:
         self._context = context
@@ -101,7 +101,7 @@ class AioUnaryCall:
         self._answers.put(settle)
 
     def cancel(self) -> None:
-        """Tell the handler that the client has cancelled the call, or that its deadline has passed."""
+        """Call the function of `on_cancel`: the client has cancelled the call, or its deadline has passed."""
         self._is_cancelled = True
         cancel, self._on_cancel = self._on_cancel, None
         if cancel:
@@ -169,7 +169,7 @@ async def _answer(behavior: Callable[[Any, AioUnaryCall], None], request: Any, c
         call.cancel()
         raise
     finally:
-        del call  # its answer refers to an exception, whose traceback refers to this frame: a reference cycle
+        del call  # breaks a reference cycle: call -> its future -> an exception -> its traceback -> this frame
 
 
 def _streaming(handler: Any) -> _Run:
@@ -199,7 +199,7 @@ def _with_status(run: _Run) -> _Run:
         except Exception as exc:
             log.error("RPC handler failed", exc_info=exc)
             status = (*HANDLER_FAILED, ())
-        # Outside of `except`, because grpcio keeps the exception that it raises, which would keep the first one.
+        # Outside of `except`: grpcio keeps the exception that `abort` raises, which would keep the handled one, too.
         return await context.abort(*status)
 
     return run_with_status
@@ -222,7 +222,7 @@ async def _one_request(context: _Context, handler: Any) -> Any:
 def _parsed(message: Any, handler: Any) -> Any:
     try:
         return handler.request_deserializer(message)
-    except Exception as exc:  # protobuf's own types; the client must receive a status
+    except Exception as exc:  # protobuf's own exception types; the client must receive a status
         raise CallAborted(*invalid_message(exc)) from exc
 
 

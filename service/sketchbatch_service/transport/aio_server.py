@@ -20,7 +20,7 @@ _FAILURE_CHECK_S = 0.25  # seconds between two checks of whether the server has 
 _REOPEN_S = 0.1  # seconds between two attempts to bind a port again
 _FAILURES_PER_LOG = 10  # failed attempts per line in the log
 
-# grpc's classes are generic in its types only, so these are strings.
+# Strings, because grpc's classes are generic in its type stubs only, not at run time.
 _MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_MethodHandler | None]]"
@@ -57,7 +57,7 @@ class AioServer:
         """Listen on HOST:PORT or unix:PATH, with TLS if there are credentials; return the address with the bound port.
 
         Raises:
-            AddressUnusable: The address is in use or does not belong to this machine; `purpose` is for the message.
+            AddressUnusable: The address is in use or does not belong to this machine; the message contains `purpose`.
         """
         bound = listening.bind(address, lambda wanted: self._add_port(wanted, credentials), purpose=purpose)
         self._addresses.append((bound, credentials))
@@ -95,7 +95,7 @@ class AioServer:
     async def _stop_server(self, grace_s: float) -> None:
         try:
             await self._server.stop(grace_s)
-        except Exception:  # the failure of the server, raised before the open calls were waited for
+        except Exception:  # a failed server raises its failure here, before it has waited for the open calls
             await self._server.stop(grace_s)
 
     def _new_server(self) -> grpc.aio.Server:
@@ -109,7 +109,7 @@ class AioServer:
         return self._server.add_insecure_port(address)
 
     async def _reopen_after_failures(self) -> None:
-        """Replace the server whenever it fails: that of grpcio 1.85 fails at a call whose path is not UTF-8."""
+        """Replace the server whenever it fails: the server of grpcio 1.85 fails at a call whose path is not UTF-8."""
         while True:
             try:
                 # Without a time limit, grpcio would report a failure only after the end of all open calls.
@@ -143,7 +143,7 @@ class AioServer:
 
 
 class _Methods(grpc.GenericRpcHandler):
-    """Find the handlers of methods, each adapted once."""
+    """Find the handler of a method, as `adapted` returns it; keep it for the later calls of the method."""
 
     def __init__(self, answers: Answers) -> None:
         self.handlers: list[grpc.GenericRpcHandler] = []
@@ -223,7 +223,7 @@ def _counting(handler: Any, counts: StatusCounts) -> _MethodHandler:
 
     async def counted(requests: object, context: _Context) -> Any:
         timeout_s = _remaining_s(context)
-        code: grpc.StatusCode | None = None  # the client has cancelled the call, or its deadline has passed
+        code: grpc.StatusCode | None = None  # stays None if the client cancels the call or its deadline passes
         try:
             response = await behavior(requests, context)
             if not _is_cancelled():  # a handler may end normally after its cancellation

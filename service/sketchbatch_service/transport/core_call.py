@@ -49,7 +49,7 @@ class _CoreCall:
 class DirectCall(_CoreCall):
     """A `UnaryCall` whose handler runs on the polling thread, without the event loop.
 
-    Its handler is an ordinary method, `def Classify(self, request, call: UnaryCall) -> None`, and must not block.
+    Its handler must not block, and is a method without `async`: `def Classify(self, request, call: UnaryCall) -> None`.
     """
 
     is_over = False  # answered, aborted or cancelled
@@ -66,7 +66,7 @@ class DirectCall(_CoreCall):
             self._on_cancel = None
 
     def respond(self, response: Any) -> None:
-        message = self._handler.response_serializer(response)  # first: it may raise, and then the call ends otherwise
+        message = self._handler.response_serializer(response)  # first: if it raises, the handler can still `abort`
         self._status_counts.add(_OK, self)
         self._on_cancel = None  # breaks a reference cycle, which would be left to the garbage collector
         core_call = self._call
@@ -87,7 +87,7 @@ class DirectCall(_CoreCall):
             abort_core_call(core_call, code, details, trailers)
 
     def reject_missing_request(self) -> None:
-        """End a call that has no message: the client sent none, or the connection or the call ended before it came."""
+        """End a call that received no message: the client sent none, or the connection or the call ended before."""
         self._timeout_s = min(self._timeout_s, self._remaining_s())
         core_call = self._call
         if core_call is None:
@@ -111,8 +111,8 @@ class DirectCall(_CoreCall):
         if cancel := self._on_cancel:
             cancel()
         self._on_cancel = None
-        # A queued request may keep this object for a while, but must release the C core's call, which counts among the
-        # connection's `--max-calls-per-connection`.
+        # A queued request may keep this object in memory for a while. The C core's call must be released now, because
+        # it counts towards the connection's `--max-calls-per-connection`.
         self._call = None
 
 
@@ -152,7 +152,9 @@ class AsyncCall(_CoreCall):
         else:
             await self._end(grpc.StatusCode.OK, "", self._trailers)
         finally:
-            self._call = None  # the frames of a handler and its exception may form a reference cycle with this object
+            # Release the C core's call now: the frames of a handler and its exception may keep this object in memory in
+            # a reference cycle.
+            self._call = None
 
     async def _respond(self) -> None:
         handler = self._handler
@@ -180,7 +182,7 @@ class AsyncCall(_CoreCall):
                 return
             try:
                 request = self._handler.request_deserializer(message)
-            except Exception as exc:  # protobuf's own types; the client must receive a status
+            except Exception as exc:  # protobuf's own exception types; the client must receive a status
                 raise CallAborted(*invalid_message(exc)) from exc
             yield request
 

@@ -29,15 +29,17 @@ from .status import DRAINING, NO_SUCH_METHOD, StatusCounts, call_ends, invalid_m
 
 log = structlog.get_logger()
 
-_EVENTS_PER_POLL = 100  # most events, those of about thirty small requests, handled before their rows can run
+_EVENTS_PER_POLL = 100  # most events in one `poll`: about thirty small requests, whose rows can run only after it
 
 _EMPTY_POLLS = 2
-"""Consecutive empty polls after which the completion queue counts as idle: a poll that only reads a socket is empty.
-With 1, half of the requests stayed in a busy service's sockets until their deadlines passed: docs/decisions/0024."""
+"""Consecutive empty polls after which the completion queue counts as idle. One is not enough: a poll that only reads
+bytes from a socket returns no event, and the next poll may return some. With 1, half of the requests stayed in a busy
+service's sockets until their deadlines passed: docs/decisions/0024."""
 
 _REQUESTED_CALLS = 256
-"""Calls that the C core may deliver before the first one is handled. Calls beyond them at the shutdown, or before the
-client has read GOAWAY, end with CANCELLED. No client retries CANCELLED on another server."""
+"""Calls that the C core may deliver before the first one is handled. Calls beyond this number end with CANCELLED if
+they arrive at the shutdown, or after it but before the client has read GOAWAY. No client retries CANCELLED on another
+server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class CoreServer:
         """Listen on HOST:PORT or unix:PATH, with TLS if there are credentials; return the address with the bound port.
 
         Raises:
-            AddressUnusable: The address is in use or does not belong to this machine; `purpose` is for the message.
+            AddressUnusable: The address is in use or does not belong to this machine; the message contains `purpose`.
         """
         core_credentials = [credentials._credentials] if credentials else []  # type: ignore[attr-defined]  # private
         bound = listening.bind(
@@ -138,7 +140,7 @@ class CoreServer:
 
         Only one thread may poll at a time.
         """
-        self._subscribe_to_cancellation()  # a loop here would keep its last call in memory during the poll
+        self._subscribe_to_cancellation()  # not inlined: its loop variable would keep the last call during the poll
         handled = empty_polls = 0
         event = self._events.poll() if blocks else self._events.poll(0)
         while True:
@@ -218,7 +220,7 @@ class CoreServer:
                 return
             try:
                 request = handler.request_deserializer(message)
-            except Exception as exc:  # protobuf's own types; the client must receive a status
+            except Exception as exc:  # protobuf's own exception types; the client must receive a status
                 call.abort(*invalid_message(exc))
                 return
             handler.unary_unary(request, call)

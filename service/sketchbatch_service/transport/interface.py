@@ -1,4 +1,4 @@
-"""Define what the service uses of a server and of its calls: `aio` and `core` implement both."""
+"""Define the protocols `Server`, `UnaryCall` and `Context`, which the transports `aio` and `core` implement."""
 
 import asyncio
 import re
@@ -82,7 +82,7 @@ class Server(Protocol):
         """Listen on HOST:PORT or unix:PATH, with TLS if there are credentials; return the address with the bound port.
 
         Raises:
-            AddressUnusable: The address is in use or does not belong to this machine; `purpose` is for the message.
+            AddressUnusable: The address is in use or does not belong to this machine; the message contains `purpose`.
         """
 
     def call_ends(self) -> Iterator[tuple[str, str, int]]:

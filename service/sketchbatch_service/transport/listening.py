@@ -17,7 +17,7 @@ _CONNECT_S = 1.0
 
 
 def bind(address: str, add_port: Callable[[str], int], *, purpose: str = "") -> str:
-    """Return `address` with the port that `add_port` has bound; `purpose` is for the message of the error.
+    """Bind `address` with `add_port`, and return the address with the bound port; an error message contains `purpose`.
 
     A socket file that no process listens on is replaced. gRPC removes the file when the server stops.
 
@@ -42,7 +42,7 @@ def close(address: str) -> None:
     """Refuse connections to a bound address from now on; open connections stay.
 
     gRPC has no function for this. After `shutdown` of the listening socket, the kernel refuses connections, and gRPC
-    stops to accept them. Where the folder /dev/fd is missing, the listener stays open.
+    stops accepting them. Where the folder /dev/fd is missing, the listener stays open.
     """
     for listener in _listeners():
         with listener:

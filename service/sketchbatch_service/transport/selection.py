@@ -1,4 +1,4 @@
-"""Choose the transport: the fast one where it was tested, and the one on grpcio's public API everywhere else."""
+"""Choose the transport: `core` with the versions of grpcio that it was tested with, and `aio` with all others."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -18,7 +18,7 @@ CORE_GRPCIO = frozenset({"1.85.0", "1.85.1", "1.85.3"})
 
 
 def choose(wanted: Literal["auto", "aio", "core"], *, warns: bool = True) -> Transport:
-    """Return the transport to use with the installed grpcio; log one warning if `auto` cannot take the fast one."""
+    """Return the transport to use with the installed grpcio; log one warning if `auto` means the slower `aio`."""
     if wanted != "auto":
         return wanted
     if grpc.__version__ in CORE_GRPCIO:
@@ -36,7 +36,7 @@ def choose(wanted: Literal["auto", "aio", "core"], *, warns: bool = True) -> Tra
 def create_server(
     transport: Transport, options: Sequence[tuple[str, int]] = (), authenticate: Authenticator | None = None
 ) -> Server:
-    """Create a server; raise TransportUnusable if the installed grpcio has not the interface that `core` needs."""
+    """Create a server; raise TransportUnusable if the installed grpcio lacks the interface that `core` needs."""
     if transport == "aio":
         from .aio_server import AioServer
 

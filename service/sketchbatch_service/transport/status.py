@@ -1,4 +1,4 @@
-"""Translate the service's errors into gRPC statuses, by the one table of the service, and count the statuses."""
+"""Translate the service's errors into gRPC statuses, by the table `_CODES`, and count the statuses of ended calls."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -68,7 +68,7 @@ def cancellation_status(*, remaining_s: float, timeout_s: float) -> grpc.StatusC
 
 
 class Endable(Protocol):
-    """A call of which only the first end counts."""
+    """A call that is counted once: `is_over` is set when its first end is counted."""
 
     is_over: bool
 

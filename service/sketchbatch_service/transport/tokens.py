@@ -39,7 +39,7 @@ class TokenFile:
         self._next_check_at = 0.0
 
     def rejection_reason(self, method: bytes, metadata: Metadata) -> str | None:
-        """Return why a call is rejected; None = it is accepted. An `Authenticator`."""
+        """Return why a call is rejected; None = it is accepted. This method is an `Authenticator`."""
         if method in self._open_methods:
             return None
         sent = [value for key, value in metadata if key == "authorization"]
@@ -56,7 +56,8 @@ class TokenFile:
             self._next_check_at = now + _CHECK_INTERVAL_S
             self._file.reload_if_changed()
         digest = _digest(token)
-        matches = [hmac.compare_digest(digest, known) for known in self._file.content]  # all: in constant time
+        # Compare all tokens, so that the duration does not depend on which one matches.
+        matches = [hmac.compare_digest(digest, known) for known in self._file.content]
         return any(matches)
 
 

@@ -59,7 +59,7 @@ def decode(request: Request, *, max_rows: int, classes: int) -> Bitmaps:
 
 
 def encode(answer: Answer, top_k: int, response: Response) -> None:
-    """Fill `response` with the times and all scores, or the best `top_k` of each row."""
+    """Fill `response` with the times, and with the best `top_k` scores of each row, or all scores if `top_k` is 0."""
     response.rows = len(answer.scores)
     response.queue_us = round(answer.queue_s * 1e6)
     response.inference_us = round(answer.inference_s * 1e6)

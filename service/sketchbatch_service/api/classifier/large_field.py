@@ -8,7 +8,7 @@ _VARINT, _LENGTH_DELIMITED = 0, 2  # the wire types of the fields of our message
 _CONTINUATION = 0x80  # bit of a varint's byte: another byte follows
 _MAX_VARINT_BYTES = 10
 
-_MAX_FIELDS = 64  # Our messages have five fields. A message of millions would block the polling thread for a long time.
+_MAX_FIELDS = 64  # our messages have five; to parse millions of fields would block the polling thread for a long time
 
 
 def take_out(message: bytes, field: int) -> tuple[memoryview, bytes] | None:

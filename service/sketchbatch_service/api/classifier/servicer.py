@@ -114,7 +114,7 @@ class ClassifierServicer:
 
 @dataclass(frozen=True, slots=True)
 class _Accepted:
-    """A request with queued rows."""
+    """An accepted request: its rows are queued, and `future` will receive their scores."""
 
     model: ServedModel
     top_k: int

@@ -37,7 +37,10 @@ def is_view(request: pb.ModelInferRequest) -> bool:
 
 
 def claimed_rows(request: pb.ModelInferRequest) -> int:
-    """Return the most rows that a tensor's shape states; `decode` compares them with the data before any work."""
+    """Return the largest number of rows in the shapes of the input tensors.
+
+    The client may state a wrong shape: `decode` compares it with the size of the data.
+    """
     return max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=0)
 
 

@@ -37,7 +37,7 @@ _Result = TypeVar("_Result")
 
 
 class InferenceServicer:
-    """The RPCs of the protocol; to be closed when no call is open."""
+    """The RPCs of the Open Inference Protocol; use `close` only after the last RPC has ended."""
 
     def __init__(self, models: ModelRegistry, *, max_request_rows: int) -> None:
         self._models = models

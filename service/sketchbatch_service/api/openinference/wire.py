@@ -1,4 +1,4 @@
-"""Register the servicer under the protocol's service name, which differs from our protobuf package."""
+"""Register the servicer under the protocol's name, `inference.GRPCInferenceService`; our file has another package."""
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -19,9 +19,10 @@ def handlers(servicer: object) -> grpc.GenericRpcHandler:
 
 
 def reflection_pool(*others: FileDescriptor) -> descriptor_pool.DescriptorPool:
-    """Return a pool of descriptors for reflection: `others` unchanged, and our file in the protocol's package.
+    """Return a pool of descriptors for reflection: `others`, and our .proto file, renamed to the protocol's package.
 
-    In the default pool of the process, our file would conflict with those of tritonclient and kserve.
+    The pool is separate, because a process may import tritonclient or kserve. Their .proto files have the protocol's
+    package, too, and would conflict with our renamed file in the default pool.
     """
     pool = descriptor_pool.DescriptorPool()
     for file in others:
