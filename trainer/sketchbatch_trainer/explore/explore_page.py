@@ -118,7 +118,7 @@ def _classes(statistics: FolderStatistics) -> dict[str, Any]:
 
 
 def _kind(statistics: FolderStatistics, kind: str) -> dict[str, Any]:
-    """Return for one kind of file: the numbers of files, drawings and malformed lines, and the files with such lines."""
+    """Return the numbers of files, drawings and malformed lines of one kind of file, and the files with such lines."""
     lacking = statistics.lacking(kind)
     own = [part for each in statistics.classes if (part := each.part(kind)) and each.label not in lacking]
     strokes = [part for part in own if isinstance(part, StrokeStatistics)]
