@@ -79,7 +79,7 @@ def _disjoint(left: Floats, right: Floats) -> tuple[Floats, Floats]:
 
 
 def _ramp(x: Floats, row: NDArray[np.int64]) -> Floats:
-    """For each pixel p of each pixel row, sum clip(x - p, 0, 1) over all `x` that lie in this row: (28, 28)."""
+    """Sum clip(x - p, 0, 1) for each pixel p, over all `x` in the pixel row of p: (28, 28)."""
     whole = x.astype(np.int64)
     cell = (row * (SIDE + 1) + whole).ravel()
     size = SIDE * (SIDE + 1)

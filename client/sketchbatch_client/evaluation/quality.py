@@ -40,7 +40,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recognized:
-    """Compares the metrics on recognised drawings with the metrics on recognised and unrecognised drawings."""
+    """Compares the metrics on the drawings that the game recognised with the metrics on these and the unrecognised."""
 
     known: Figures  # metrics on all drawings of which it is known whether the game recognised them
     recognized: Figures  # metrics on the recognised drawings only

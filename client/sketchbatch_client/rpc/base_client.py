@@ -142,8 +142,8 @@ class BaseClient:
     def _retry_delay_s(self, error: Exception, retry: RetryState) -> float | None:
         """Return the delay before the next attempt, or None to stop.
 
-        If a server has responded before and none responds now, the delay ends when a DNS name can be resolved again.
-        During a rollout, DNS may return the new servers soon after the old servers have exited.
+        If a server has responded before and none responds now, the delay ends at the latest when a DNS name can be
+        resolved again. During a rollout, DNS may return the new servers soon after the old servers have exited.
         """
         delay_s = retry.delay_s(error)
         if delay_s is None or not retry.has_reached_server or not has_no_response(error):

@@ -63,7 +63,7 @@ class Calibration:
 
     @property
     def brier(self) -> float:
-        """Brier score: mean of `squared_error` over rows, 0 = perfect, 2 = worst (Brier 1950)."""
+        """Brier score: `squared_error` divided by the number of rows, 0 = perfect, 2 = worst (Brier 1950)."""
         return self.squared_error / int(self.bin_rows.sum())
 
 

@@ -15,7 +15,7 @@ EXACT_UP_TO = 1000
 Above this number, the exact test and the chi-square test agree to four digits.
 """
 
-SIGNIFICANT = 0.05  # level of significance: chance explains a difference whose p value is not below it
+SIGNIFICANT = 0.05  # level of significance: a difference with a lower p value is more than chance
 
 Correct = NDArray[np.bool_]  # (rows,), whether a model classified the row correctly
 

@@ -1,7 +1,7 @@
 """Compute metrics from a confusion matrix: five of the whole model, and those of each class.
 
-The means over classes leave out each class that is neither the true nor the predicted label of a row. Tests compare the
-metrics with scikit-learn.
+A class that is neither the true nor the predicted label of any row is left out of the means over classes. Tests compare
+the metrics with scikit-learn.
 """
 
 from dataclasses import dataclass

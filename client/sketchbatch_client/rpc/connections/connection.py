@@ -24,7 +24,7 @@ OpenChannel = Callable[[str, float], Any]
 
 
 class Connection:
-    """One channel, its RPCs, its load and its failures."""
+    """One channel with its RPCs, and the load and failures by which `ConnectionPool` chooses a connection."""
 
     def __init__(self, server: "Server", channel: Any, opened_at: float) -> None:
         self.server = server

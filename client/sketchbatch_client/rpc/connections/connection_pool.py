@@ -23,7 +23,7 @@ from ...errors import Unavailable
 from .connection import Connection, OpenChannel, Server
 from .targets import server_count
 
-_LOAD = attrgetter("in_flight", "last_request")  # sort key of a connection
+_LOAD = attrgetter("in_flight", "last_request")  # the connection with the lowest value is chosen
 # Requests that keep one server busy: one or two in a model call, one that is read, and one whose response is sent.
 _IN_FLIGHT = 4
 _REPLACE_AFTER_S = 0.5  # lowest age of a channel that is replaced, so that an outage does not open many channels
