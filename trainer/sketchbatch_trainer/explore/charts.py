@@ -118,7 +118,7 @@ def days(counts: Counts, shades: Sequence[str]) -> str:
 
 
 def neighbour_matrix(shares: NDArray[np.float64], labels: Sequence[str]) -> str:
-    """Draw which classes the nearest neighbours of a class's drawings have: a matrix with their share in each cell."""
+    """Draw a matrix; a cell has the share of a class (column) among the neighbours of a class's drawings (row)."""
     texts = [[f"{share:.0%}" for share in row] for row in shares]
     titles = "class of the drawing", "class of its nearest neighbours"
     return matrix(shares / max(0.6, shares.max()), texts, labels, labels, titles)

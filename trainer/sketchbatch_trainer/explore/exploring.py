@@ -34,7 +34,7 @@ from .similarity import find_copies, find_neighbours
 MAX_DRAWN = 1000
 """Largest number of bitmaps of a class that are rendered from strokes if there is no .npy file."""
 
-_EMPTIEST_KEPT = 8  # number of bitmaps with the least ink that are listed for each class
+_EMPTIEST_KEPT = 8  # number of bitmaps kept for each class, those with the least ink
 _BLOCK_ROWS = 8192  # bitmaps that are read at once: 6 MB, and 26 MB as floats
 
 Files = dict[str, Path]  # the files of a class by kind
