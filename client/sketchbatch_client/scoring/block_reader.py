@@ -127,7 +127,7 @@ class BlockReader:
 
 
 def digest_of(blocks: Iterable[Block]) -> int:
-    """Return the part digest for the blocks of a part: the CRC-32 of the digests of these blocks."""
+    """Return the part digest of the part that consists of `blocks`: the CRC-32 of their digests."""
     return zlib.crc32(b"".join(block.digest.to_bytes(4, "little") for block in blocks))
 
 

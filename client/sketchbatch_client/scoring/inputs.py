@@ -128,6 +128,6 @@ _MAGIC = {b"\x93NUMPY": ".npy", b"{": ".ndjson", b"PK": ".npz", b"PAR1": ".parqu
 
 
 def _stamp(path: Path) -> str:
-    """Return size and modification time of a file as text; without the inode, so that a copy has the same stamp."""
+    """Return size and modification time of a file as text, without the inode: a copy that keeps both is equal."""
     stamp = file_stamp(path)
     return f"{stamp.size_bytes} {stamp.mtime_ns}"
