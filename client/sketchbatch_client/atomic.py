@@ -17,7 +17,7 @@ _CLEANUP_S = 5.0  # longest time for the cleanup after a signal
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; rename it to `path` at the end, or remove it after an error.
+    """Yield a temporary path in the folder of `path`. At the end rename its file to `path`; after an error remove it.
 
     Raises DiskFull if there is no space for the file.
     """

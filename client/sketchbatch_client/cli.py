@@ -27,7 +27,7 @@ for command in (score.score, merge.merge, evaluate.evaluate, inspect.model, insp
 def main() -> None:
     """Run the command; report an expected error as one line on stderr and an exit code."""
     unwind_on_signals()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would log the failures that the command reports itself
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else gRPC also logs the failures that the command reports
     try:
         app()
     except (SketchbatchError, OSError) as exc:

@@ -33,8 +33,8 @@ _PERMANENT_ERRNOS = (
 def fails_again(error: BaseException) -> bool:
     """Return whether the same call would fail again until a user changes its arguments or its files.
 
-    Other errors are temporary: the service or the disk was not available, or another process was not finished. A file
-    that could not be read because of a temporary error of its disk or network is not permanently unreadable.
+    Other errors are temporary: the service or the disk was not available, or another process was not finished. A
+    FileRefused is temporary, too, if a temporary error of the disk or network prevented the reading.
     """
     failed_read = error.__cause__ if isinstance(error, FileRefused) else error
     if isinstance(failed_read, OSError) and failed_read.errno is not None:
@@ -60,7 +60,7 @@ class DiskFull(SketchbatchError):
 
 
 class JobRefused(SketchbatchError):
-    """The job was begun with other inputs, another model or other options, or its shards do not belong together."""
+    """The job began with other inputs, another model or other options, or the shards do not belong to one job."""
 
     is_permanent = True
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class FileStamp(NamedTuple):
-    """Identity, modification time and size of a file; every ordinary change of the file changes the stamp."""
+    """Identity, modification time and size of a file; if a file is written or replaced, its stamp changes."""
 
     inode: int
     mtime_ns: int
@@ -13,6 +13,6 @@ class FileStamp(NamedTuple):
 
 
 def file_stamp(path: Path) -> FileStamp:
-    """Return the stamp of a file; follow symbolic links, because Kubernetes replaces projected files by new links."""
+    """Return the stamp of the file that `path` leads to; follow links, since Kubernetes updates files by new links."""
     status = path.stat()
     return FileStamp(status.st_ino, status.st_mtime_ns, status.st_size)

@@ -28,6 +28,6 @@ def data_url(content: bytes, media_type: str) -> str:
 
 
 def enumerated(names: list[str]) -> str:
-    """Return names as text, such as "bear, cat and dog"; of more than five names, show four and count the others."""
+    """Join names, such as "bear, cat and dog"; of more than five names, show four and the number of the others."""
     shown = names if len(names) <= 5 else [*names[:4], f"{len(names) - 4} more"]
     return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))

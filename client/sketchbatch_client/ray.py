@@ -24,14 +24,14 @@ Batch = dict[str, NDArray[Any]]
 """Columns by name, each with one entry per row, as `map_batches` passes them by default (batch_format="numpy")."""
 
 _SHAPES = ((28, 28), (784,))
-_BATCH_ROWS = 4096  # the rows of the four requests that `Client` keeps in flight
+_BATCH_ROWS = 4096  # four requests of 1,024 rows, which `Client` keeps in flight concurrently
 _ACTOR_CPUS = 0.25  # an actor mostly waits for the service; with one CPU per actor, none would be left to read data
 
 
 class SketchbatchScorer:
     """Add the columns label and score to batches; on request also label_2, score_2, ... or score_LABEL.
 
-    Pickling keeps only the options. Not thread-safe, which Ray does not require.
+    Pickling keeps only the options, not the connection. The object is not thread-safe; Ray does not require that.
 
     Args:
         server: Target of `Client`.
@@ -107,7 +107,7 @@ def score(
     Args:
         dataset: Has a column of bitmaps.
         server: Target of `Client`, reachable from this process and from all actors.
-        actors: Concurrent actors, or their (minimum, maximum) depending on the work.
+        actors: Number of concurrent actors, or (minimum, maximum), between which Ray chooses by the amount of work.
         batch_rows: Rows per batch of an actor.
         model: "" = the default model of the service.
         model_version: "" = the newest version.

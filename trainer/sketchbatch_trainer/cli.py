@@ -213,7 +213,7 @@ def average(
     of: Annotated[list[Path], typer.Option(help="Folder of a trained run. Repeat the option for each run.")],
     name: Annotated[str, typer.Option(help="Name of the model.", show_default="that of the first run")] = "",
 ) -> None:
-    """Average the weights of runs that started from one run and differ by --seed. Export the result like any run."""
+    """Average the weights of runs that started from the same run with different seeds. Then export the new run."""
     with _quiet_import():
         from .train.averaging import average as average_runs
 
@@ -230,7 +230,7 @@ def export(
         list[Variant] | None, typer.Option(help="Also export this variant: float16 for CUDA, int8 for the CPU.")
     ] = None,
 ) -> None:
-    """Export a trained run as model.onnx, unless ONNX and Keras disagree on the held-out drawings.
+    """Export a trained run as model.onnx, unless ONNX and Keras scores of the held-out drawings differ too much.
 
     --variant may be repeated.
     """

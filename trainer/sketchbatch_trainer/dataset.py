@@ -35,7 +35,7 @@ _BLOCK_ROWS = 16384  # bitmaps that are read at once: 12.8 MB
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Drawings with their classes, sorted by class, then by row."""
+    """The drawings of one split with their classes; they are sorted by class, then by row in the file."""
 
     files: tuple[Bitmaps, ...]
     """Bitmaps of each class, memory-mapped: uint8, (rows, 28, 28), 0 = paper, 255 = ink."""
@@ -64,7 +64,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """Drawings in a training, a validation and a test split."""
+    """The labelled drawings for one training, divided into a training, a validation and a test split."""
 
     labels: tuple[str, ...]
     source: str

@@ -28,7 +28,10 @@ def byte_bar() -> Progress:
 
 
 def show_files(progress: Progress) -> Callable[[str, int], Callable[[int], None]]:
-    """Return a function that starts the bar of a file, given name and rows, and returns a counter for rows read."""
+    """Return a function to call with the name and the number of rows of each file; it restarts the bar for the file.
+
+    That function returns another one, to call with the number of rows read since the last call.
+    """
     task = progress.add_task("reading")
 
     def start_file(name: str, rows: int) -> Callable[[int], None]:

@@ -45,7 +45,7 @@ class Run:
     rasterized = _RunFile("drawn")
     """Folder of the bitmaps that were rendered from strokes or pictures: NAME.npy."""
     recognized = _RunFile("recognized.csv")
-    """Held-out drawings that the game is known to have recognised or not (CSV: label, row, is_recognized)."""
+    """Whether the game recognised a held-out drawing, for those with known flag (CSV: label, row, is_recognized)."""
     calibration = _RunFile("calibration.npy")
     """Training drawings of every class, on which the int8 export measures ranges: uint8, (rows <= 1024, 784)."""
     keras = _RunFile("model.keras")

@@ -29,7 +29,7 @@ def demo(
 
     Example: sketchbatch demo --open
 
-    This command may start before the service. Ctrl-C or SIGTERM ends it with exit code 0, an error with exit code 1.
+    The service may start after this command. Exit codes: 0 = ended by Ctrl-C or SIGTERM, 1 = ended by an error.
     """
     connect = partial(connection.open, timeout_s=timeout_s, retry=RetryPolicy(max_attempts=1))
     with suppress(KeyboardInterrupt), PageServer(address, ClassificationApi(connect, model, model_version)) as server:

@@ -58,8 +58,8 @@ def evaluate(
 
     Prints accuracy, balanced accuracy, specificity, Matthews correlation and Jaccard (macro-averaged) with 95 %
     intervals; recall and precision per class; the confusion matrix; calibration; and the drift from the metrics
-    that the model file stores. An --against option adds a second model and McNemar's test. Files of labels that the
-    model does not know are skipped.
+    that the model file stores. An --against option adds a second model and McNemar's test. A file is skipped if the
+    model does not know its label.
 
     Exit codes: 0 = evaluated, 1 = the accuracy is below --min-accuracy, or an error after which the same command may
     succeed, 2 = invalid options, 4 = an error that a retry cannot repair.

@@ -1,4 +1,4 @@
-"""Options that several subcommands share, the connection that they open, and the consoles that they write to."""
+"""Define what the subcommands share: options, the opening of a client, and the consoles for stdout and stderr."""
 
 import inspect
 import os
@@ -23,7 +23,7 @@ ModelVersion = Annotated[str, typer.Option("--model-version", help="Version of t
 TimeoutS = Annotated[float, typer.Option(min=0.1, help="Longest time for one request with its retries, in seconds.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Write only errors to stderr.")]
 
-_TOKEN = "SKETCHBATCH_TOKEN"  # noqa: S105 - the name of the variable
+_TOKEN = "SKETCHBATCH_TOKEN"  # noqa: S105 - the name of an environment variable, not a secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class ConnectionOptions:
         bool, typer.Option("--gzip", help="Compress requests and responses: for slow networks; it costs CPU time.")
     ] = False
 
-    def open(self, *, timeout_s: float, retry: RetryPolicy = RetryPolicy()) -> Client:  # noqa: B008 - frozen
+    def open(self, *, timeout_s: float, retry: RetryPolicy = RetryPolicy()) -> Client:  # noqa: B008 - it is frozen
         """Open a client. Raises typer.BadParameter if the options are invalid."""
         is_tls = self.tls or self.ca or self.cert or self.key
         try:

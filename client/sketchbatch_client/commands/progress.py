@@ -37,7 +37,7 @@ class ProgressDisplay(Progress):
         self.update(self._task, description=f"opening {source}")
 
     def begins(self, rows: int, rows_done: int) -> None:
-        """Show the number of rows, of which an earlier run finished `rows_done`."""
+        """Show how many rows the command has in all, and that an earlier run finished `rows_done` of them."""
         self._rows, self._done, self._done_before = rows, rows_done, rows_done
         self._started_at = self._last_line_at = time.monotonic()
         self.remove_task(self._task)

@@ -21,7 +21,7 @@ from .progress import ProgressDisplay
 
 SOME_REJECTED = 3  # exit code of a finished job with rejected rows
 _STDOUT = "-"
-_REJECTS_SHOWN = 5  # on stderr, if the output is standard output
+_REJECTS_SHOWN = 5  # most rejects that are printed to stderr if the output is standard output
 
 
 @connecting
@@ -73,8 +73,8 @@ def score(
 
     Example: sketchbatch score drawings.npy --output scores.parquet
 
-    The order is kept, and one model version scores all rows. OUTPUT appears when it is complete. After an interruption
-    the same command resumes from OUTPUT.parts and produces byte-identical output.
+    The rows keep their order, and one model version scores all of them. OUTPUT appears when it is complete. After an
+    interruption the same command resumes from OUTPUT.parts and produces byte-identical output.
 
     Rows that cannot be read as drawings are written to OUTPUT.rejects.jsonl with the reason. Exit codes: 0 = every row
     was scored, 1 = an error after which the same command may succeed, 2 = invalid options, 3 = finished, but some rows

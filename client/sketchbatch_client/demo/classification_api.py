@@ -1,6 +1,6 @@
 """Answer the two requests of the page: list the served models, and classify a drawing.
 
-This module does not know HTTP. Flow of a drawing, the same as of a line in a file:
+This module does not know HTTP. A drawing of the page takes the same steps as a line of a .ndjson file:
 `from_line` -> `simplify` -> `rasterize` -> `Client.classify`.
 """
 
@@ -17,15 +17,16 @@ from ..rpc.client import Client
 
 Json = dict[str, object]
 
-MAX_POINTS = 10_000  # most points of a drawing; drawing as many takes minutes
+MAX_POINTS = 10_000  # most points of a drawing; a person needs minutes to draw so many
 _TOP = 6  # labels in a response; more would push the bitmap below the edge of a laptop's screen
 
 
 @dataclass(frozen=True, slots=True)
 class ClassificationApi:
-    """The responses to the page. Each request opens a client, which costs a few ms (docs/decisions/0014).
+    """Computes the responses to the requests of the page.
 
-    So a restarted service, or a service with other labels, needs no special case.
+    Each request opens a new `Client`, which costs a few ms (docs/decisions/0014). So the code needs no special case for
+    a service that was restarted or that has other labels now.
     """
 
     connect: Callable[[], Client]
@@ -44,7 +45,7 @@ class ClassificationApi:
         """Return the bitmap of a drawing (784 values, 0 = paper, 255 = ink), its best labels with scores, and times.
 
         `line` is a line of a raw .ndjson file, with coordinates in pixels. An empty `model_name` names the model that
-        the page selects first; an empty `model_version` names the newest.
+        the page selects first; an empty `model_version` names the newest version.
 
         Raises RequestRefused if the line is not a drawing or too long, and SketchbatchError if the service fails.
         """
@@ -53,7 +54,7 @@ class ClassificationApi:
         bitmap = rasterize(simplify(_strokes(line)))
         rasterized_at = perf_counter()
         with self.connect() as client:
-            client.model(*model)  # connects and loads the labels, so that one request is measured below
+            client.model(*model)  # connects and loads the labels, so that `classify_ms` is the time of one request only
             connected_at = perf_counter()
             result = client.classify(bitmap, model_name=model[0], model_version=model[1])
             classified_at = perf_counter()

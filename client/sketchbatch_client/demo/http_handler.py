@@ -38,7 +38,7 @@ _Query = Mapping[str, str]
 
 
 class _Rejected(Exception):
-    """A request that is rejected: HTTP status and message."""
+    """Raised to reject a request; its arguments are the HTTP status and the error message of the response."""
 
 
 class _DeadlineReader(RawIOBase):
@@ -141,7 +141,8 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         kind = self.headers.get_content_type()
-        if kind != "application/json":  # a page of another site cannot send this type without our permission
+        # A browser lets a page of another site send this type only if this server allows it (CORS).
+        if kind != "application/json":
             raise _Rejected(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Content-Type must be application/json, got {kind}")
         if not self._unread_bytes:
             raise _Rejected(HTTPStatus.LENGTH_REQUIRED, "Content-Length must be the number of bytes in the body")

@@ -18,7 +18,8 @@ from .geometry import MARGIN, PEN, SCALE, SIDE, Layout
 _FILE_NAMES = ("libcairo.so.2", "libcairo.2.dylib", "libcairo-2.dll")
 _POINTER, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_double
 _TEXT = ctypes.c_char_p
-_FUNCTIONS = {  # (result, *arguments): functions without the prefix cairo_; https://www.cairographics.org/manual/
+# (type of result, *types of arguments): names without the prefix cairo_; https://www.cairographics.org/manual/
+_FUNCTIONS = {
     (None, _POINTER): ("destroy", "stroke", "surface_destroy", "surface_flush", "surface_mark_dirty"),
     (None, _POINTER, _POINTER): ("append_path",),
     (None, _POINTER, _INT): ("set_antialias", "set_line_cap", "set_line_join"),
@@ -34,13 +35,14 @@ _FUNCTIONS = {  # (result, *arguments): functions without the prefix cairo_; htt
 _ARGB32, _ROUND, _ANTIALIAS_BEST = 0, 1, 6
 _BLACK = 0xFF000000
 
-# cairo_path_data_t has 16 bytes: a header of two ints (operation, length), or x and y. A point needs both.
+# A cairo_path_data_t has 16 bytes. It holds a header of two ints (operation, length) or a pair of doubles (x, y). A
+# point of a path takes one header and one pair.
 _MOVE_TO, _LINE_TO = np.array([[0, 2], [1, 2]], np.int32).view(np.float64).ravel()
 _POINT_BYTES = 32
 
 
 class _Path(ctypes.Structure):
-    """`cairo_path_t`."""
+    """The C structure `cairo_path_t`: a path of `num_data` elements at the address `data`."""
 
     _fields_ = (("status", _INT), ("data", _POINTER), ("num_data", _INT))
 
@@ -106,7 +108,7 @@ class _Canvas:
         if status := cairo.cairo_status(context):
             del _thread.canvas  # a cairo context never leaves its error state
             raise RuntimeError(f"cairo: {cairo.cairo_status_to_string(status).decode()}")
-        return self._pixels.astype(np.uint8)  # the lowest byte is blue; all colours are equal
+        return self._pixels.astype(np.uint8)  # keeps the lowest byte, blue; red, green and blue are equal
 
 
 _thread = threading.local()

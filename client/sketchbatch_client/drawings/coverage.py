@@ -1,7 +1,7 @@
 """Render strokes with NumPy alone, for systems without cairo.
 
-The mean difference from Google's bitmaps is below 0.3 grey levels. Coverage is computed as in cairo: 15 sub-scanlines
-per pixel, exact along each sub-scanline.
+The mean difference from Google's bitmaps is below 0.3 grey levels. Coverage is computed as in cairo: each pixel row
+consists of 15 sub-scanlines, and the covered length of each sub-scanline is exact.
 """
 
 import numpy as np
@@ -39,10 +39,11 @@ def _coverage(path: Floats) -> Floats:
 
 
 def _spans(start: Floats, stop: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Return where each segment with round ends covers each line `y`: left and right ends, (segments, lines).
+    """Return the span that each segment with round ends covers of each line `y`: left and right, (segments, lines).
 
-    A segment with round ends is convex, so it covers one span of a line: the hull of the spans of its two end discs and
-    its two long sides. Both ends are 0 where a segment does not reach the line.
+    A segment with round ends is convex, so it covers at most one span of a line. The span reaches from the leftmost to
+    the rightmost point that the segment's two end discs and two long sides have on the line. `left` and `right` are 0
+    where a segment does not reach the line.
     """
     along = stop - start
     length = np.hypot(along[:, 0], along[:, 1])
@@ -68,7 +69,7 @@ def _spans(start: Floats, stop: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def _disjoint(left: Floats, right: Floats) -> tuple[Floats, Floats]:
-    """Shorten the spans of each line (column) so that they do not overlap."""
+    """Shorten the spans of each line so that they do not overlap; a column of the arrays has the spans of one line."""
     order = left.argsort(axis=0)
     left = np.take_along_axis(left, order, axis=0)
     right = np.take_along_axis(right, order, axis=0)
@@ -78,13 +79,13 @@ def _disjoint(left: Floats, right: Floats) -> tuple[Floats, Floats]:
 
 
 def _ramp(x: Floats, row: NDArray[np.int64]) -> Floats:
-    """Sum clip(x - p, 0, 1) over all entries of a pixel row, for each of its pixels p: (28, 28)."""
+    """Sum clip(x - p, 0, 1) for each pixel p, over all `x` in the pixel row of p: (28, 28)."""
     whole = x.astype(np.int64)
     cell = (row * (SIDE + 1) + whole).ravel()
     size = SIDE * (SIDE + 1)
     part = np.bincount(cell, (x - whole).ravel(), size).reshape(SIDE, -1)
     ends = np.bincount(cell, minlength=size).reshape(SIDE, -1).astype(np.float64)
-    beyond = ends[:, ::-1].cumsum(axis=1)[:, ::-1] - ends  # entries that cover the pixel completely
+    beyond = ends[:, ::-1].cumsum(axis=1)[:, ::-1] - ends  # number of `x` to the right of each pixel: each adds 1
     total: Floats = (part + beyond)[:, :SIDE]
     return total
 

@@ -19,11 +19,11 @@ Stroke = list[list[float | int]]
 
 _HEADER = struct.Struct("<Q2sbIH")  # key_id, country, recognised, seconds since the epoch, number of strokes
 _POINT_COUNT = struct.Struct("<H")
-_MAX_COORDINATE = 1e6  # units or pixels: far beyond any screen, and still exact in cairo's 24.8 fixed point once scaled
+_MAX_COORDINATE = 1e6  # units or pixels; far beyond any screen, and far below the limit of cairo's 24.8 fixed point
 _MAX_TIME_MS = 1e15  # large enough for milliseconds since the epoch
 # Rendering time grows with the square of the number of points, and with the square of the total stroke length. A
-# drawing at either limit takes half a second. All of 8,828 drawings by Google stay below 1/50 of the allowed points and
-# below 1/3 of the allowed length.
+# drawing at either limit takes half a second. In a sample of 8,828 drawings that Google published, every drawing stays
+# below 1/50 of the allowed points and below 1/3 of the allowed length.
 _MAX_POINTS = 40_000
 _MAX_RELATIVE_LENGTH = 500  # total length of all strokes, as a multiple of the drawing's longer side
 

@@ -1,8 +1,8 @@
 """Place strokes in the square from which Quick, Draw! renders its 28x28 bitmaps.
 
 Google's rules (quickdraw-dataset#19, confirmed in #27): the strokes lie in a square of 256 units, and the
-pen is 16 units wide. Around the square and half the pen's width there is a padding of 16 units. The largest x and y
-alone decide how a drawing is centred.
+pen is 16 units wide. The square has a margin of 24 units: half the pen's width, and a padding of 16 units. The largest
+x and y alone decide how a drawing is centred.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ class Layout(NamedTuple):
 def lay_out(strokes: Strokes) -> Layout:
     """Centre one drawing, in the units of a simplified .ndjson file (0 to 255).
 
-    Raises ValueError if there is no stroke, a stroke has no point, x and y differ in number, or a coordinate is not a
-    number or exceeds MAX_COORDINATE.
+    Raises ValueError if there is no stroke, if a stroke has no point, or if its lists of x and y differ in length. Also
+    raises ValueError if a coordinate is not a number or exceeds MAX_COORDINATE.
     """
     xs: list[float] = []
     ys: list[float] = []

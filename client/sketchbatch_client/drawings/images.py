@@ -17,15 +17,20 @@ from ..errors import FileRefused
 from .geometry import SIDE
 from .tracing import WORK, Floats, trace
 
-_MAX_PIXELS = 36_000_000  # an A4 page scanned at 600 dpi has 34.8 million; reading takes 10 to 20 bytes per pixel
+# An A4 page scanned at 600 dpi has 34.8 million pixels. Reading takes 10 to 20 bytes of memory per pixel.
+_MAX_PIXELS = 36_000_000
 _MAX_SIDE = 640  # pixels; larger pictures are first reduced to this size, at which a thin pen is still visible
-_MAX_SCANS = 100  # of a progressive JPEG; encoders write ten, and each costs a pass over all pixels
-_SCAN = b"\xff\xda"  # start of a scan; compressed pixels have 0 or a restart marker after 255, so never these bytes
+_MAX_SCANS = 100  # most scans of a progressive JPEG; encoders write ten, and each takes a pass over all pixels
+# The two bytes at the start of a JPEG scan. Compressed pixels never contain them: after ff they have 00 or a restart
+# marker.
+_SCAN = b"\xff\xda"
 _ROUNDING = 1e-3  # grey levels; smaller differences are rounding errors
 _MIN_CONTRAST = 24.0  # grey levels between ink and paper
 _FIT_ROUNDS = 4  # each round separates ink from paper, then fits the shade of the paper to the paper's pixels
 _FIT_PIXELS = 100  # pixels sampled along the shorter side; enough to fit a shade
-_NEAR = 8  # pixels; within this distance, even the end of a line one pixel wide has more ink than a speck
+# An ink pixel belongs to a speck if a square that reaches 8 pixels in each direction has at most 8 ink pixels. At the
+# end of a line that is one pixel wide, the square has 9.
+_NEAR = 8
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -108,7 +113,7 @@ def _ink(grey: Floats) -> Floats:
 
 
 def _paper(levels: Floats) -> Floats:
-    """Fit a quadratic surface to the levels of the paper, which a lamp or a bent page shades."""
+    """Return the level of the paper at each pixel: a fitted quadratic surface, since a lamp or a bend shades paper."""
     terms = _quadratic(levels.shape)
     step = max(1, min(levels.shape) // _FIT_PIXELS)
     sample = levels[::step, ::step]
@@ -158,7 +163,7 @@ def _border_level(levels: NDArray[np.uint8] | Floats) -> float:
 
 
 def _otsu(levels: Floats) -> float:
-    """Return Otsu's threshold (IEEE Trans. SMC 9 (1979) 62-66), midway between the means of the two groups."""
+    """Divide levels in two by Otsu's method (IEEE Trans. SMC 9 (1979) 62-66); return the middle of the two means."""
     least, most = float(levels.min()), float(levels.max())
     if most - least < _ROUNDING:
         return most

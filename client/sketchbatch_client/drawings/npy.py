@@ -22,11 +22,13 @@ Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
 
 _ROW_BYTES = 784
 _MAGIC = b"\x93NUMPY"
-_HEADER_BYTES = 12 + 10_000  # NumPy rejects a longer header, but first reads as many bytes as the file states
-_LOCAL_HEADER_BYTES = 30  # of a member of a zip file, before its name: APPNOTE.TXT, 4.3.7
+# Only these bytes are given to NumPy: 12 with magic, version and length, then at most 10,000 with the header. NumPy
+# rejects a longer header, but first reads as many bytes as the file states.
+_HEADER_BYTES = 12 + 10_000
+_LOCAL_HEADER_BYTES = 30  # bytes before the file name in the header of a zip member: APPNOTE.TXT, 4.3.7
 _CHUNK_BYTES = 1 << 20
 _BOMB_BYTES, _BOMB_RATIO = 1 << 30, 200  # deflate shrinks drawings 2 to 10 times, and blank data up to 1,032 times
-_SHOWN = 200  # characters of a file's own text in an error message
+_SHOWN = 200  # most characters of a file's content that an error message quotes
 
 
 class _Header(NamedTuple):
@@ -58,8 +60,8 @@ def read_bitmaps(path: Path) -> Bitmaps:
 def open_npz(path: Path) -> dict[str, Bitmaps]:
     """Map every array of bitmaps in a .npz, by its name; skip other arrays, such as labels.
 
-    Stored arrays are read once to check their CRC-32, then mapped in the archive. Compressed arrays are unpacked to
-    temporary files, up to the size that their headers state.
+    Uncompressed arrays are read once to check their CRC-32, then mapped in the archive. Compressed arrays are unpacked
+    to temporary files, up to the size that their headers state.
 
     Raises FileRefused if the file does not exist, is not a .npz, or has no bitmaps, or if an array is damaged. Raises
     DiskFull if the disk has no space for an unpacked array.
@@ -116,7 +118,7 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, heade
 
 
 def _mapped(file: BinaryIO, name: str, start: int, size: int) -> Bitmaps:
-    """Map the .npy that takes `size` bytes of a file from `start`."""
+    """Map the .npy that begins at byte `start` of a file and is `size` bytes long."""
     file.seek(start)
     header = _read_header(name, file.read(min(size, _HEADER_BYTES)))
     if not header.has_bitmaps:
@@ -145,7 +147,7 @@ def _read_header(name: str, head: bytes) -> _Header:
     try:
         with warnings.catch_warnings(action="ignore"):  # NumPy warns of headers that Python 2 wrote
             shape, is_fortran, dtype = readers[np.lib.format.read_magic(file)](file)
-    except Exception as exc:  # NumPy parses the header as a Python literal, which raises many types
+    except Exception as exc:  # NumPy parses the header as a Python literal, which raises many types of errors
         reason = str(exc).partition("\n")[0][:_SHOWN]
         raise FileRefused(f"{name}: its .npy header cannot be read: {reason}") from exc
     return _Header(shape, is_fortran, dtype, file.tell())

@@ -1,7 +1,8 @@
 """Render strokes as 28x28 bitmaps like those that Quick, Draw! publishes.
 
-Flow: strokes -> `geometry` centres them in the square -> `cairo` if libcairo is installed, byte-identical to Google's
-bitmaps; else `coverage`, which comes close. `backend` names the one in use.
+Flow: strokes -> `geometry` centres them in the square -> `cairo` or `coverage` renders them. If libcairo is installed,
+`cairo` renders bitmaps that are byte-identical to Google's; else `coverage` renders similar ones. `backend` names the
+renderer in use.
 """
 
 from collections.abc import Sequence
@@ -21,12 +22,12 @@ def rasterize(strokes: Strokes) -> NDArray[np.uint8]:
             y downwards; a third list (times) is ignored. Call `simplify` first for strokes of any other size.
 
     Returns:
-        uint8, (28, 28), 0 = paper, 255 = ink. With cairo it equals Google's bitmap; without, the mean absolute
-        difference is below 0.3 levels (tests/client/test_rasterize.py).
+        uint8, (28, 28), 0 = paper, 255 = ink. With cairo it equals Google's bitmap; without cairo, the mean absolute
+        difference is below 0.3 grey levels (tests/client/test_rasterize.py).
 
     Raises:
-        ValueError: There is no stroke, a stroke has no point, x and y differ in number, or a coordinate is not a number
-            or exceeds a million units.
+        ValueError: There is no stroke, a stroke has no point, the lists of x and y differ in length, or a coordinate is
+            not a number or exceeds a million units.
     """
     layout = lay_out(strokes)
     return cairo.draw(layout) if cairo.library() else coverage.draw(layout)

@@ -18,8 +18,8 @@ _EPSILON = 2.0  # units; largest distance of a dropped point from the line that 
 def simplify(strokes: Strokes) -> list[list[list[int]]]:
     """Simplify one drawing of any size, for `rasterize`; drop times.
 
-    Each stroke is `[xs, ys]` or `[xs, ys, ts]`, with lists of one length, 1 or more. Return the same number of strokes:
-    `[xs, ys]` each, of at least two points, whole numbers from 0 to 255.
+    Each stroke is `[xs, ys]` or `[xs, ys, ts]`; its lists have the same length, which is at least 1. Return the same
+    number of strokes. Each is `[xs, ys]` with at least two points and whole numbers from 0 to 255.
     """
     paths = [np.array(stroke[:2], np.float64).T for stroke in strokes]
     least = np.min([path.min(axis=0) for path in paths], axis=0)
@@ -30,14 +30,17 @@ def simplify(strokes: Strokes) -> list[list[list[int]]]:
 
 
 def _resampled(path: Floats) -> Floats:
-    """Return points at every _STEP along `path` (points, 2), and its last point; a dot gives two points."""
+    """Return points along `path` (points, 2) at distances of _STEP, and its last point; a dot gives two points."""
     along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(path, axis=0).T))])
     positions = np.append(np.arange(0.0, along[-1] or _STEP, _STEP), along[-1])
     return np.column_stack([np.interp(positions, along, path[:, axis]) for axis in (0, 1)])
 
 
 def _douglas_peucker(path: Floats) -> Floats:
-    """Keep both ends, and of each stretch the point farthest from its chord if the distance exceeds _EPSILON."""
+    """Keep both ends of `path`, and the point farthest from the line between them if it is farther than _EPSILON.
+
+    A kept point divides the path into two stretches, to which the same rule is applied.
+    """
     kept = np.zeros(len(path), bool)
     kept[[0, -1]] = True
     stretches = [(0, len(path) - 1)]
@@ -55,7 +58,10 @@ def _douglas_peucker(path: Floats) -> Floats:
 
 
 def _chord_distance(points: Floats, chord: Floats) -> Floats:
-    """Return the distance of `points` (points, 2) from the line through 0 and `chord` (2,); from 0 if `chord` is 0."""
+    """Return the distance of `points` (points, 2) from the line through (0, 0) and `chord` (2,).
+
+    If `chord` is (0, 0), return the distance from (0, 0).
+    """
     length = np.hypot(*chord)
     if not length:
         return np.hypot(points[:, 0], points[:, 1])

@@ -14,9 +14,11 @@ import numpy as np
 from ..errors import FileRefused
 from .drawing import Drawing, from_line, from_record, record_end
 
-MALFORMED_KEPT = 1000  # malformed lines of which a file keeps number and reason; the others are only counted
+MALFORMED_KEPT = 1000  # most malformed lines per file that are listed with number and reason; the rest is only counted
 
-_MAX_BYTES = 1 << 22  # of a line or record: 200 times Google's longest; parsing takes 20 times the line's memory
+# Most bytes of a line or record: 200 times as many as Google's longest. Parsing a line takes 20 times its size in
+# memory.
+_MAX_BYTES = 1 << 22
 _CHUNK_BYTES = 1 << 24
 _WEB_PAGE = (b"<!doctype", b"<html", b"<?xml")
 
@@ -31,7 +33,7 @@ class Malformed(NamedTuple):
 class StrokeFile:
     """The drawings of one file, parsed on access. Threads may share the object, and it can be pickled.
 
-    Row i is line (or record) i + 1, unless malformed ones were skipped; see `number_of`.
+    Row i is line (or record) i + 1, unless malformed lines were skipped; see `number_of`.
     """
 
     def __init__(self, path: Path, *, skip_malformed: bool = False, index_every: int = 1) -> None:
@@ -68,7 +70,10 @@ class StrokeFile:
         return self._numbers[row]
 
     def lines(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield lines or records start + 1 to stop, unparsed; a line that is too long for `parse` is cut."""
+        """Yield the unparsed bytes of the lines or records `start` to `stop` - 1, counted from 0.
+
+        A line that is too long for `parse` is cut.
+        """
         if start >= stop:
             return  # an empty .bin has no indexed record
         at = self._starts[start // self._every]
@@ -111,8 +116,8 @@ class StrokeFile:
 def open_strokes(path: Path, *, skip_malformed: bool = False) -> StrokeFile:
     """Map a NAME.ndjson (simplified or raw) or a NAME.bin; the suffix selects the format.
 
-    With `skip_malformed` the whole file is parsed now; malformed lines are skipped, counted and listed. Otherwise
-    reading a malformed line raises FileRefused, and row i is line i + 1.
+    With `skip_malformed` the whole file is parsed now; malformed lines are skipped, counted and listed. Without it,
+    row i is line i + 1, and reading a malformed line raises FileRefused.
 
     Raises FileRefused if the file does not exist, has another suffix, or its first line is malformed and not skipped.
     """

@@ -1,7 +1,9 @@
 """Find the centre lines of a drawing and render them with the pen of the training data.
 
-Flow: mask of ink -> distance to the paper -> ridges of the distance are the centre lines, filled areas stay filled ->
-scaled to Google's square -> ink within half the pen's width of a centre line -> 28x28.
+Flow:
+1. Compute the distance of each ink pixel to the paper; ridges of this distance are the centre lines.
+2. Add the filled areas, and scale the result to Google's square.
+3. Put ink within half the pen's width of each centre line, and reduce the picture to 28x28.
 """
 
 import numpy as np
@@ -9,12 +11,14 @@ from numpy.typing import NDArray
 
 from .geometry import PEN, SCALE, SIDE
 
-WORK = 200  # pixels; longer side of the mask, about the size of the drawing on the fine grid
-_FINE = 8  # fine pixels per pixel of the bitmap
+WORK = 200  # pixels; longer side of the mask, about as long as _SIZE
+_FINE = 8  # fine pixels per pixel of the bitmap, along each axis
 _SIZE = 255 * SCALE * _FINE  # fine pixels; longer side of the centre lines
 _RADIUS = PEN / 2 * SCALE * _FINE  # fine pixels
-_MAX_DEPTH = WORK // 4  # pixels; ink this deep belongs to a filled area
-_RIDGE_SLOPE = 0.35  # squared slope of the distance; ridges are below it, a square corner has 0.5, other ink 1
+_MAX_DEPTH = WORK // 4  # pixels; ink this far from the paper belongs to a filled area
+# Limit for the squared slope of the distance to the paper. The squared slope is lower on a ridge; it is 0.5 at a square
+# corner and 1 in other ink.
+_RIDGE_SLOPE = 0.35
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -46,7 +50,7 @@ def _centre_lines(is_ink: Mask) -> Mask:
 
 
 def _distance(mask: Mask, limit: int) -> Floats:
-    """Return the distance in pixels from each pixel to the nearest one of `mask`, at most `limit`."""
+    """Return the distance in pixels from each pixel to the nearest pixel that is set in `mask`, at most `limit`."""
     size = mask.shape[1]
     column = np.arange(size, dtype=np.float32)
     before = np.maximum.accumulate(np.where(mask, column, -size - limit), axis=1)

@@ -1,4 +1,4 @@
-"""Count a model's answers block by block; memory grows with the number of classes, not with the number of rows."""
+"""Count a model's predictions, block by block; memory grows with the number of classes, not of rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,24 +14,24 @@ from .stats.calibration import Calibration, Scores, are_probabilities, calibrate
 from .stats.mcnemar import Correct
 from .stats.metrics import Confusion, confuse
 
-MISTAKES_KEPT = 24  # mistakes that are kept, those with the highest scores
+MISTAKES_KEPT = 24  # most mistakes that are kept; mistakes with the highest scores have priority
 
 
 class ScoredRows(NamedTuple):
     """Consecutive rows of one labelled file, with their scores."""
 
     file: Path  # `label_of(file)` is the true label of all rows
-    first_row: int  # row in the file of the first score, from 0
+    first_row: int  # index in the file of the first of these rows, from 0
     scores: Scores
 
     @property
     def rows(self) -> range:
-        """Rows in the file."""
+        """Indices of these rows in the file, from 0."""
         return range(self.first_row, self.first_row + len(self.scores))
 
 
 class Accumulator:
-    """Counts of one model's answers."""
+    """Counts one model's correct and wrong predictions and computes its quality from the counts."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._labels = tuple(labels)
@@ -72,7 +72,10 @@ class Accumulator:
         )
 
     def _recognized_figures(self) -> Recognized | None:
-        """Return None if every drawing counts as recognised, as strokes of other sources without a flag do."""
+        """Return the metrics of recognised drawings, or None if no drawing or every drawing counts as recognised.
+
+        A drawing of a stroke file without flags counts as recognised, so for such a file the result is None.
+        """
         if not self._recognized.any() or (self._recognized == self._known).all():
             return None
         return Recognized(known=Figures.of(self._known), recognized=Figures.of(self._recognized))

@@ -42,7 +42,7 @@ class Evaluation(ModelQuality):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two models on the same drawings; each predicts the one of its own labels that has the highest score."""
+    """How good two models are on the same drawings; each may predict all of its labels, not only the common ones."""
 
     first: Evaluation
     second: Evaluation
@@ -75,7 +75,10 @@ def evaluate(
 def compare(
     first: ServedModel, second: ServedModel, drawings: LabelledDrawings, progress: Progress = lambda rows: None
 ) -> Comparison:
-    """Classify `drawings`, whose labels both models know, with both in one pass. Raises the errors of `evaluate`."""
+    """Classify `drawings` with both models in one pass; both must know all labels of the drawings.
+
+    Raises the errors of `evaluate`.
+    """
     accumulators = Accumulator(first.model.labels), Accumulator(second.model.labels)
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
     table = np.zeros((2, 2), np.int64)
@@ -92,7 +95,7 @@ def compare(
 
 
 def common_labels(first: ModelInfo, second: ModelInfo) -> tuple[str, ...]:
-    """Return the labels that both models know, in the order of the first. Raises RequestRefused if there is none."""
+    """Return the labels that both models know, in the first model's order. Raises RequestRefused if there is none."""
     labels = tuple(label for label in first.labels if label in second.labels)
     if not labels:
         raise RequestRefused(f"models must share a label, {first.name} and {second.name} have no label in common")

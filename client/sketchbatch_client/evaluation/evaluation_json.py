@@ -13,7 +13,7 @@ from .stats.calibration import BINS, Calibration
 from .stats.drift import Drift, stored_rows
 from .stats.mcnemar import Paired
 
-_MAX_PAIRS = 20  # confused pairs
+_MAX_PAIRS = 20  # most pairs of confused classes in the file
 _MAX_MALFORMED = 20
 
 
@@ -24,7 +24,7 @@ def write_json(result: Evaluation | Comparison, path: Path) -> None:
 
 
 def as_json(result: Evaluation | Comparison) -> dict[str, Any]:
-    """Return the contents of metrics.json; for a comparison, `against` holds those of the second model."""
+    """Return the contents of metrics.json; for a comparison, `against` holds the contents for the second model."""
     if isinstance(result, Evaluation):
         return _evaluation(result)
     return _evaluation(result.first) | {"against": _evaluation(result.second), "comparison": _paired(result.paired)}

@@ -1,6 +1,7 @@
 """Write an evaluation as a self-contained HTML page without scripts.
 
-The page describes the first model in full; of a second model it shows the metrics, recall by class and McNemar's test.
+The page describes the first model in full. For a second model the page shows only the metrics, the recall of each class
+and McNemar's test.
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ from .stats.mcnemar import format_p_value
 
 
 def write_page(result: Evaluation | Comparison, output: Path) -> None:
-    """Write the page atomically. It reads the bitmaps of the shown mistakes from their files again."""
+    """Write the page atomically; read the bitmaps of the mistakes that it shows from their files again."""
     from .figures import picture  # imported late: no other command needs matplotlib
     from .quality_page import quality_values
 

@@ -69,7 +69,7 @@ def picture(bitmap: NDArray[np.uint8]) -> str:
 
 
 def reliability(calibration: Calibration) -> str:
-    """Draw the accuracy of each bin of scores, and below it the number of drawings in the bin."""
+    """Draw two charts above each other: the accuracy in each bin of scores, and the number of drawings in each bin."""
     with styled_figure(4.4, 4.2) as figure:
         axes, below = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
@@ -81,7 +81,7 @@ def reliability(calibration: Calibration) -> str:
 
 
 def confusion_matrix(confusion: Confusion, labels: Sequence[str]) -> str:
-    """Draw the matrix with counts, of all classes that occur, or of the most confused ones if there are too many."""
+    """Draw the matrix with a count in each cell; if there are too many classes, draw only the most confused ones."""
     shown = shown_classes(confusion)
     rows = [index for index in shown if confusion[index].any()]
     counts = confusion[np.ix_(rows, shown)]
@@ -120,7 +120,10 @@ def matrix(
 
 
 def confusion_overview(confusion: Confusion) -> str:
-    """Return the whole matrix with one pixel per cell; the square root of a share makes small shares visible."""
+    """Return the whole matrix as a picture with one pixel per cell.
+
+    The colour shows the square root of the share of the row, so that small shares are visible.
+    """
     shares = np.sqrt(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1))
     return png_url(shares, ("#ffffff", "#1e3a8a"), 0, 1)
 

@@ -1,4 +1,4 @@
-"""Open labelled drawings, one file or folder of pictures per label, and read which of them the game recognised."""
+"""Open labelled drawings, and read which of them the game recognised; each label has one file or picture folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ UNKNOWN = -1  # flag of a drawing of which it is unknown whether the game recogn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledDrawings:
-    """The drawings of a folder whose labels a model knows."""
+    """The drawings in a folder, without the drawings whose label the model does not know."""
 
     source: str  # origin of the drawings
-    bitmaps: dict[Path, BitmapRows]  # drawings by file, for labels that the model knows
+    bitmaps: dict[Path, BitmapRows]  # drawings by file; the model knows the label of each file
     passed_over: tuple[str, ...]  # labels of the folder that the model does not know
     skips_malformed: bool = False  # whether malformed lines, records and pictures are skipped
 
@@ -36,7 +36,7 @@ class LabelledDrawings:
         return [(file, each) for file, rows in self._with_malformed() for each in rows.malformed]
 
     def origin(self, file: Path, row: int) -> tuple[Path, int]:
-        """Return the file or picture of a row of `bitmaps[file]`, and the row in that file, from 0."""
+        """Return where row `row` of `bitmaps[file]` comes from: the file or picture, and the row in it, from 0."""
         rows = self.bitmaps[file]
         if isinstance(rows, PictureRows):
             return rows.paths[row], 0
@@ -54,7 +54,7 @@ def open_labelled(folder: Path, labels: tuple[str, ...], *, skip_malformed: bool
     The folder has one of the layouts of `labelled_files`. With `skip_malformed`, malformed drawings are skipped and
     counted; otherwise reading one raises FileRefused.
 
-    Raises FileRefused if the folder does not exist or has no row with one of the labels, or a file is malformed.
+    Raises FileRefused if the folder does not exist, if it has no row with one of the labels, or if a file is malformed.
     """
     files = labelled_files(folder)
     bitmaps = {
@@ -71,10 +71,10 @@ def open_labelled(folder: Path, labels: tuple[str, ...], *, skip_malformed: bool
 
 
 class RecognizedFlags:
-    """Recognised flags of labelled files, read from strokes on request.
+    """Reads for some rows of a labelled file whether the game recognised the drawings.
 
-    Row i of numpy_bitmap/NAME.npy is line i of simplified/NAME.ndjson in the same folder. The .ndjson file may have
-    fewer rows.
+    Files of strokes contain this flag. The flags of FOLDER/numpy_bitmap/NAME.npy are read from
+    FOLDER/simplified/NAME.ndjson, which has the same drawings in the same order, but may have fewer.
     """
 
     def __init__(self, bitmaps: Mapping[Path, BitmapRows], *, skip_malformed: bool = False) -> None:

@@ -1,4 +1,7 @@
-"""Request the scores of labelled drawings from one service, or from two on the same rows, in constant memory."""
+"""Request the scores of labelled drawings from one or two models, in constant memory.
+
+Two models receive the same rows. They may run on different services.
+"""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -34,7 +37,7 @@ def scored_rows(served: ServedModel, bitmaps: dict[Path, BitmapRows]) -> Iterato
 def paired_rows(
     first: ServedModel, second: ServedModel, bitmaps: dict[Path, BitmapRows]
 ) -> Iterator[tuple[ScoredRows, ScoredRows]]:
-    """Yield the scores of two models for the same rows; their requests may differ in size."""
+    """Yield the scores of two models for the same rows; a request to one model may have more rows than to the other."""
     with closing(scored_rows(first, bitmaps)) as ours, closing(scored_rows(second, bitmaps)) as theirs:  # type: ignore[type-var]  # generators
         rest: Scores | None = None  # scores of the second model that are not yet paired
         for file, first_row, scores in ours:

@@ -27,7 +27,7 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """The five metrics on a number of drawings."""
+    """The five metrics of `Metrics`, measured on `rows` drawings, with their intervals."""
 
     rows: int
     measured: dict[str, Measured]  # metrics of `Metrics` by name, with intervals
@@ -40,7 +40,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recognized:
-    """Metrics on the drawings that the game recognised, and metrics to compare them with."""
+    """Compares the metrics on the drawings that the game recognised with the metrics on these and the unrecognised."""
 
     known: Figures  # metrics on all drawings of which it is known whether the game recognised them
     recognized: Figures  # metrics on the recognised drawings only
@@ -65,13 +65,13 @@ class ModelQuality:
 
     @property
     def shown_recognized(self) -> Recognized | None:
-        """`recognized` if it is of MIN_RECOGNIZED_ROWS drawings or more, else None."""
+        """`recognized` if at least MIN_RECOGNIZED_ROWS drawings were recognised, else None."""
         is_shown = self.recognized and self.recognized.recognized.rows >= MIN_RECOGNIZED_ROWS
         return self.recognized if is_shown else None
 
     @property
     def per_class(self) -> dict[str, dict[str, Any]]:
-        """Figures of each class by label: those of `measure_each`, `recall_interval` and `precision_interval`.
+        """Figures of each class by label: `recall_interval`, `precision_interval` and the figures of `measure_each`.
 
         The intervals are Wilson's, as (low, high); without a drawing the interval is (0, 1).
         """

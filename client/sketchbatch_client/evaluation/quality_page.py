@@ -9,15 +9,16 @@ from .stats.calibration import Calibration
 from .stats.intervals import RESAMPLES
 from .stats.metrics import TITLES
 
-_CLASSES_SHOWN = 40  # rows of the class table that are not folded away
+_CLASSES_SHOWN = 40  # most rows of the class table that are visible before a click
 _PAIRS_SHOWN = 12
 
 
 def quality_values(
     quality: ModelQuality, show: Callable[[Mistake], tuple[str, str]], other: ModelQuality | None = None
 ) -> dict[str, Any]:
-    """Return the values of quality.html.j2; of `other`, a second model on the same drawings, the page shows recall.
+    """Return the values of quality.html.j2.
 
+    `other` is the quality of a second model on the same drawings; the page shows only its recall of each class.
     `show` returns the picture of a mistake, as the source of an <img> element, and its origin as text.
     """
     occurs = quality.confusion.any(axis=0) | quality.confusion.any(axis=1)

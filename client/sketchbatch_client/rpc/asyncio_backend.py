@@ -40,7 +40,7 @@ class AsyncioEvent:
 
 
 class AsyncioRequests:
-    """One task for each request in flight."""
+    """`OrderedRequests` with one asyncio task for each request in flight."""
 
     def __init__(self) -> None:
         self._tasks: deque[asyncio.Task[Classification]] = deque()
@@ -61,7 +61,7 @@ class AsyncioRequests:
 
 
 class AsyncioBackend:
-    """`Concurrency` with the tasks of one event loop."""
+    """The backend of `AsyncClient`: implements `Concurrency` with the tasks of one event loop."""
 
     channel_module: ModuleType = grpc.aio
     event = AsyncioEvent

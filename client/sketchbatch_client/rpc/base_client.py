@@ -27,7 +27,7 @@ from .retries.retry_state import RetryState
 
 _DISCOVERY_TIMEOUT_S = 5.0  # longest wait for a worker's response; then the client uses the connections it has
 
-_MODEL_DELAYS_S = (0.01, 0.02, 0.04, 0.08)  # after attempts to find the model of a response
+_MODEL_DELAYS_S = (0.01, 0.02, 0.04, 0.08)  # delay after each failed attempt to find the model of a response
 
 _ASK_FOR_GZIP = (("accept-encoding", "gzip"),)
 
@@ -44,11 +44,12 @@ class BaseClient:
         target: HOST:PORT; several of these, separated by commas or in a sequence; or any target of gRPC, such as
             dns:///NAME:PORT (every address of that name) or unix:PATH.
         timeout_s: Longest time for one request, retries included.
-        rows_per_request: Rows per RPC, fewer if the service allows fewer; hundreds of rows outweigh the cost of an RPC.
-        in_flight: RPCs that one call keeps in flight, fewer while servers push back; None = four for each connection,
-            sixteen for a connection to a `dns:` name.
+        rows_per_request: Most rows per RPC; the service may have a lower limit. With hundreds of rows, the fixed cost
+            of an RPC hardly matters.
+        in_flight: Number of RPCs that one call keeps in flight, lower while servers push back; None = four for each
+            connection, sixteen for a connection to a `dns:` name.
         retry: When to retry.
-        channels: Connections to each server; None = one for each of its worker processes.
+        channels: Number of connections to each server; None = one for each of its worker processes.
         tls: TLS settings; True = trust the public authorities of gRPC.
         token: Bearer token, sent with every request.
         token_file: File with that token; it is read again when it changes.
@@ -69,7 +70,7 @@ class BaseClient:
         timeout_s: float = 60.0,
         rows_per_request: int = 1024,
         in_flight: int | None = None,
-        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
         channels: int | None = None,
         tls: Tls | bool = False,
         token: str | None = None,
@@ -87,8 +88,8 @@ class BaseClient:
         self._retry_policy = retry
         self._has_reached_server = False
         self._queues: dict[RequestKey, CoalescingQueue] = {}
-        self._models: dict[ModelKey, ModelInfo] = {}  # that have computed a response
-        self._max_request_rows: dict[tuple[str, str], int] = {}  # by model name and version, as requested
+        self._models: dict[ModelKey, ModelInfo] = {}  # models that have computed a response
+        self._max_request_rows: dict[tuple[str, str], int] = {}  # by the model name and version of the request
         self._backend = self._make_backend()
         self._credentials = Credentials(self._targets, tls, Token(token, token_file), insecure_token=insecure_token)
         self._gzip = gzip
@@ -139,9 +140,10 @@ class BaseClient:
             await self._backend.sleep(delay_s)
 
     def _retry_delay_s(self, error: Exception, retry: RetryState) -> float | None:
-        """Return the delay before the next attempt, or None; no delay outlasts the time until a name is resolved again.
+        """Return the delay before the next attempt, or None to stop.
 
-        During a rollout, DNS may return new servers soon after the old servers have left.
+        If a server has responded before and none responds now, the delay ends at the latest when a DNS name can be
+        resolved again. During a rollout, DNS may return the new servers soon after the old servers have exited.
         """
         delay_s = retry.delay_s(error)
         if delay_s is None or not retry.has_reached_server or not has_no_response(error):
@@ -149,7 +151,7 @@ class BaseClient:
         return min(delay_s, self._pool.replaceable_in_s())
 
     async def _send_with_failover(self, send: Send[Response], deadline: float) -> Response:
-        """Try one connection after the other, until one succeeds or all others were tried or back off."""
+        """Try one connection after the other until one succeeds, or until each connection was tried or backs off."""
         tried: list[Connection] = []
         while True:
             connection = self._pool.acquire(tried)
@@ -205,10 +207,10 @@ class BaseClient:
     async def _model_of(
         self, response: pb.ClassifyResponse, connection: Connection, deadline: float
     ) -> ModelInfo | None:
-        """Return the model that computed `response`, or None if several attempts to find a server of it have failed.
+        """Return the model that computed `response`, or None if several attempts have found no server that serves it.
 
-        One connection may reach several servers, in turn. During a model update, some of them do not serve the version
-        yet, or serve another file of the same version. Raises DeadlineExceeded.
+        One connection may reach several servers, in turn. During a model update, some servers do not serve the version
+        yet, or serve another file of the same version. Raises DeadlineExceeded if no time is left for an attempt.
         """
         key = ModelKey(response.model_name, response.model_version, response.digest)
         for delay_s in _MODEL_DELAYS_S:
@@ -222,7 +224,7 @@ class BaseClient:
         return None
 
     async def _find_model(self, key: ModelKey, connection: Connection, deadline: float) -> None:
-        """Keep the model that one server serves under this name and version, if any."""
+        """Request the model with this name and version from one server; remember the model if the server serves it."""
         try:
             model = await self._get_model_over(key.name, key.version, connection, deadline)
         except grpc.RpcError as exc:
@@ -275,7 +277,7 @@ class BaseClient:
         return statuses[0]
 
     async def _check_health_of(self, target: str, service: str) -> str:
-        """Check one target in at most `max_attempts` attempts; its new channel also reaches unhealthy servers."""
+        """Check one target in at most `max_attempts` attempts; use a new channel, to reach unhealthy servers, too."""
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
         channel = self._open_channel(target, watches_health=False)

@@ -15,10 +15,12 @@ from .coalescing_queue import MAX_WAIT_S
 from .connections.credentials import Metadata
 
 _SIGNAL_CHECK_S = 0.5
-"""Longest single wait. Python handles a signal, such as Ctrl-C, only between two waits if the signal arrives in the
-moment in which the wait begins."""
+"""Longest single wait. If a signal, such as Ctrl-C, arrives at the moment in which a wait begins, Python handles the
+signal only after this wait."""
 
-_MAX_SENDERS = 32  # threads, started on demand; a queue needs two if the service responds within MAX_WAIT_S
+# Most sender threads; they are started on demand. A coalescing queue needs two if the service responds within
+# MAX_WAIT_S.
+_MAX_SENDERS = 32
 
 Result = TypeVar("Result")
 
@@ -55,7 +57,7 @@ class BlockingEvent:
 
 
 class BlockingRequests:
-    """One thread for each request in flight."""
+    """`OrderedRequests` with one thread for each request in flight."""
 
     def __init__(self, max_in_flight: int) -> None:
         self._pool = ThreadPoolExecutor(max_in_flight, thread_name_prefix="sketchbatch")
@@ -75,7 +77,7 @@ class BlockingRequests:
 
 
 class BlockingBackend:
-    """`Concurrency` with threads."""
+    """The backend of `Client`: implements `Concurrency` with threads."""
 
     channel_module: ModuleType = grpc
     event = BlockingEvent

@@ -46,7 +46,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Classification:
-    """The classes of a batch of drawings; rows have the order of the request."""
+    """The predicted classes of some rows and their scores, in the order in which the rows were passed to the client."""
 
     model_name: str
     model_version: str
@@ -98,7 +98,7 @@ class Classification:
 
 
 def model_info(model: pb.Model) -> ModelInfo:
-    """Convert the message; its fields have the same names."""
+    """Convert a `Model` message, whose fields have the same names as those of `ModelInfo`."""
     values = {field.name: getattr(model, field.name) for field in fields(ModelInfo)}
     lists = {"versions": tuple(model.versions), "labels": tuple(model.labels)}
     return ModelInfo(**values | lists | {"metrics": MessageToDict(model.metrics)})
@@ -118,7 +118,7 @@ def decode(response: pb.ClassifyResponse, labels: tuple[str, ...]) -> Classifica
 
 
 def cut(whole: Classification, sizes: Iterable[int]) -> Iterator[Classification]:
-    """Split a classification into parts of `sizes` rows, in order; the parts are views, not copies."""
+    """Split a classification into several, in order; `sizes` has the number of rows of each. No rows are copied."""
     start = 0
     for size in sizes:
         rows = slice(start, start + size)
@@ -128,7 +128,7 @@ def cut(whole: Classification, sizes: Iterable[int]) -> Iterator[Classification]
 
 
 def joined(parts: Sequence[Classification]) -> Classification:
-    """Join one or more parts into one classification, with the rows in order."""
+    """Join one or more classifications into one; the rows keep their order."""
     if len(parts) == 1:
         return parts[0]
     all_scores = [part.scores for part in parts if part.scores is not None]

@@ -1,4 +1,4 @@
-"""Classify bitmaps from threads: batches of bitmaps in, one `Classification` per request out, in order."""
+"""Classify bitmaps from threads; the methods block until the service has responded."""
 
 from collections.abc import Iterable, Iterator
 
@@ -47,7 +47,7 @@ class Client(RowClient):
     def score(
         self, batches: Iterable[Bitmaps], *, top_k: int = 0, model_name: str = "", model_version: str = ""
     ) -> Iterator[Classification]:
-        """Classify batches of any size in constant memory; arguments and errors are those of `classify`.
+        """Classify any number of arrays of bitmaps in constant memory; other arguments and errors as for `classify`.
 
         Yields one `Classification` for each request of up to `rows_per_request` rows, in order.
         """

@@ -39,7 +39,7 @@ class PendingCall:
 
 
 class CoalescingQueue:
-    """The small calls with one request key. Thread-safe.
+    """Collects the waiting small calls with one request key, and counts their requests in flight. Thread-safe.
 
     If `end_alone`, `add` or `bypass` returns True, the caller must start a sender. A sender calls `take` and sends
     until `take` returns no call.

@@ -1,4 +1,4 @@
-"""Declare the operations in which a client of threads differs from a client of asyncio tasks.
+"""Declare the operations that `Client` and `AsyncClient` implement differently: with threads, or with asyncio tasks.
 
 `BaseClient` and `RowClient` are written once, as coroutines that wait only through a `Concurrency`. With
 `BlockingBackend` every wait blocks the thread. The coroutines then never suspend, and `run_blocking` runs each of them
@@ -37,7 +37,7 @@ class OrderedRequests(Protocol):
 
 
 class Concurrency(Protocol):
-    """Send RPCs, sleep, and run work concurrently with the caller."""
+    """The operations of a backend: send RPCs, sleep, and run work concurrently with the caller."""
 
     channel_module: ModuleType  # `grpc` or `grpc.aio`, whose functions open the channels
 
@@ -50,7 +50,7 @@ class Concurrency(Protocol):
     async def sleep(self, delay_s: float) -> None: ...
 
     async def yield_control(self) -> None:
-        """Let other callers run, whose responses have just arrived."""
+        """Suspend the caller for a moment, so that other callers run whose responses have just arrived."""
 
     def event(self) -> OneShotEvent: ...
 

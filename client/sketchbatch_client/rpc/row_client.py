@@ -21,7 +21,7 @@ from .retries.retry_state import RetryState
 
 
 class RowClient(BaseClient):
-    """A `BaseClient` that classifies rows."""
+    """Adds the classification of rows to `BaseClient`; `Client` and `AsyncClient` inherit it."""
 
     async def _classify(self, bitmaps: Bitmaps, key: RequestKey) -> Classification:
         rows = as_rows(bitmaps)
@@ -76,7 +76,7 @@ class RowClient(BaseClient):
     async def _wait_in_queue(
         self, key: RequestKey, rows: Bitmaps, queue: CoalescingQueue, retry: RetryState
     ) -> Classification | Exception:
-        """Wait for a shared request; return the part of its response that belongs to `rows`, or its error."""
+        """Wait for the response to a shared request; return the classification of `rows`, or the request's error."""
         event = self._backend.event()
         call = PendingCall(rows, retry.deadline, event.set)
         try:
@@ -123,8 +123,9 @@ class RowClient(BaseClient):
     async def _classify_over(self, payload: bytes, connection: Connection, deadline: float) -> Classification:
         """Send one encoded request, and get the labels of the model file that computed the scores.
 
-        If the file was replaced on all servers before one of them returned its labels, another file must compute the
-        scores again: a second request is safe because requests change nothing on the server.
+        If the file was replaced on all servers before one of them returned its labels, the scores are useless without
+        them. The request is then sent again, and the new file computes the scores. This is safe because requests change
+        nothing on the server.
         """
         while True:
             response = await self._send(connection.classify, payload, deadline)
@@ -132,7 +133,10 @@ class RowClient(BaseClient):
                 return decode(response, model.labels)
 
     async def _max_rows(self, key: RequestKey) -> int:
-        """Return the rows per request. The limit of the service is requested once: no model update changes it."""
+        """Return the most rows per request. The limit of the service is requested only once per model and version.
+
+        No model update changes the limit.
+        """
         names = key.model_name, key.model_version
         limit = self._max_request_rows.get(names)
         if limit is None:

@@ -1,6 +1,7 @@
 """Read the parts of a job as batches for the service, in order; reader processes decode strokes and pictures.
 
-Flow: parts -> segments -> blocks, each read by the next free process -> batches of about one request's rows.
+Flow: parts -> segments (rows of one source) -> blocks, each read by the next free process -> batches. A batch has about
+as many rows as one request.
 """
 
 import multiprocessing
@@ -24,8 +25,9 @@ from .sources import Block, Source
 
 BLOCK_ROWS = 1024  # rows that are read at once: enough for one request; cairo renders them in an eighth of a second
 
-_BLOCKS_AHEAD = 3  # per reader process: one is being read, one waits until the process is free, one waits to be sent
-_MIN_ROWS_FOR_READERS = 4 * BLOCK_ROWS  # fewer rows take less time than starting processes
+# Blocks in progress per reader process: one is read, one waits until the process is free, one waits to be sent.
+_BLOCKS_AHEAD = 3
+_MIN_ROWS_FOR_READERS = 4 * BLOCK_ROWS  # to read fewer rows takes less time than to start reader processes
 
 
 class BlockRange(NamedTuple):
@@ -53,9 +55,9 @@ class Batch:
 
 
 class BlockReader:
-    """Reader of the blocks of a job; starts `readers` processes on entry if the job has enough slow rows.
+    """Reads the blocks of a job. On entry it starts `readers` processes if enough rows are from slow sources.
 
-    `sources` are the opened `plan.inputs`.
+    `sources` are the opened `plan.inputs`, in the same order.
     """
 
     def __init__(self, plan: Plan, sources: list[Source], readers: int) -> None:
@@ -96,7 +98,7 @@ class BlockReader:
             yield _batch_of(blocks)
 
     def digest(self, part: int) -> int:
-        """Read a part again and return the `digest_of` its blocks."""
+        """Read the input rows of a part again; return their part digest."""
         return digest_of(block for _, block in self._blocks([part]))
 
     def _blocks(self, parts: Iterable[int]) -> Iterator[tuple[BlockRange, Block]]:
@@ -125,7 +127,7 @@ class BlockReader:
 
 
 def digest_of(blocks: Iterable[Block]) -> int:
-    """Return the digest of the bytes that were read for consecutive blocks."""
+    """Return the part digest of the part that consists of `blocks`: the CRC-32 of their digests."""
     return zlib.crc32(b"".join(block.digest.to_bytes(4, "little") for block in blocks))
 
 

@@ -18,8 +18,9 @@ from .sources import BitmapSource, PictureSource, Source, StrokeSource
 
 STDIN = "-"
 
-_INDEX_EVERY = 1024  # lines per entry of the index, which takes 8 bytes; to find a line, at most 1,023 are skipped
-_FIRST_LINES = 16  # of a stroke file; if none of them is a drawing, the file is refused
+# Lines per entry of a stroke file's index. An entry takes 8 bytes. To find a line, at most 1,023 others are skipped.
+_INDEX_EVERY = 1024
+_FIRST_LINES = 16  # a stroke file is refused if none of its first lines, up to this number, is a drawing
 _CHUNK_BYTES = 1 << 20
 
 
@@ -27,8 +28,8 @@ def find_sources(inputs: Sequence[str], spool: Path, on_open: Callable[[str], ob
     """Open every input once, in the given order; `on_open` receives the name of each input before it is opened.
 
     Inputs are files, folders, globs (`*`, `?`, `[...]`, and `**` for nested folders), or "-" = standard input, which is
-    stored in the folder `spool`. A folder stands for the files of drawings in it; if it has none, for the files in
-    Google's layout or its folders of pictures.
+    stored in the folder `spool`. A folder stands for the files of drawings directly in it. If it has none, the folder
+    stands for the labelled files that `labelled_files` finds in it.
 
     Raises DiskFull if the disk has no space for standard input, and FileRefused if an input does not have the
     expected format, or if no input has a row.
@@ -43,7 +44,7 @@ def find_sources(inputs: Sequence[str], spool: Path, on_open: Callable[[str], ob
 
 
 def _paths(text: str) -> Iterator[Path]:
-    """Yield the files and folders of pictures that one argument names."""
+    """Yield the paths that one argument names; each is a file, or a folder with pictures."""
     path = Path(text)
     if text == STDIN or not glob.has_magic(text) or path.exists():
         matches = [path]
@@ -56,7 +57,7 @@ def _paths(text: str) -> Iterator[Path]:
 
 
 def _folder_paths(folder: Path) -> Sequence[Path]:
-    """Return the files of drawings directly in a folder; without any, its labelled files."""
+    """Return the files of drawings directly in a folder; if there are none, return its labelled files."""
     files = [path for path in sorted(folder.iterdir()) if path.suffix in _OPENERS and path.name[0] != "."]
     return files or list(labelled_files(folder).values())
 
@@ -66,7 +67,7 @@ def _open(path: Path, name: str) -> list[Source]:
         return [_open_pictures(path)]
     if not path.exists():
         raise FileRefused(f"{path}: cannot be read: no such file")
-    stamp = _stamp(path)  # before opening, so that a later run detects a change while the file is opened
+    stamp = _stamp(path)  # taken before opening, so that a later run detects a change during the opening
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return [PictureSource(stamp, path.parent, [path.name])]
     return _OPENERS.get(path.suffix, _OPENERS[".npy"])(path, name, stamp)
@@ -115,7 +116,7 @@ def _open_stdin(spool: Path) -> list[Source]:
         got = "nothing" if not head else "a web page" if is_web_page(head) else repr(head[:6])
         raise FileRefused(f"standard input: expected .npy, .npz, .ndjson or .parquet, got {got}; pass others as files")
     path = spool / f"stdin{suffix}"
-    contents = hashlib.sha256()  # two copies of the same input have different modification times
+    contents = hashlib.sha256()  # used as the stamp: a modification time would differ in the next run
     with room_for(path), path.open("wb") as file:
         while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
             file.write(chunk)
@@ -127,6 +128,6 @@ _MAGIC = {b"\x93NUMPY": ".npy", b"{": ".ndjson", b"PK": ".npz", b"PAR1": ".parqu
 
 
 def _stamp(path: Path) -> str:
-    """Return the stamp of a file as text; without the inode, so that a copy with the same time has the same stamp."""
+    """Return size and modification time of a file as text, without the inode: a copy that keeps both is equal."""
     stamp = file_stamp(path)
     return f"{stamp.size_bytes} {stamp.mtime_ns}"

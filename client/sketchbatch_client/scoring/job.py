@@ -33,7 +33,7 @@ from .sources import Source
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreJob:
-    """Inputs and options of a job."""
+    """What a caller requests: the inputs and the options of one job, but not its output."""
 
     inputs: Sequence[str]
     """Files, folders, globs, or "-" = standard input."""
@@ -75,11 +75,14 @@ def rejects_path(output: Path) -> Path:
 def write_scores(
     client: Client, job: ScoreJob, output: Path, listener: ProgressListener, *, restart: bool = False
 ) -> Outcome:
-    """Score every drawing of `job` into `output`, or resume an interrupted run; `restart` discards its parts.
+    """Score every drawing of `job` into `output`, or resume an interrupted run; `restart` discards all earlier results.
 
-    Raises DiskFull if the disk is full, or another SketchbatchError if the service does not respond; a second run then
-    resumes. Raises FileRefused if an input does not have the expected format, JobRefused if this or another shard of
-    the job was begun with other inputs, another model or other options, and JobNotReady if another process runs it.
+    Raises:
+        DiskFull: The disk is full. The next run resumes.
+        FileRefused: An input does not have the expected format.
+        JobRefused: This or another shard of the job began with other inputs, another model or other options.
+        JobNotReady: Another process writes the same output.
+        SketchbatchError: The service does not respond. The next run resumes.
     """
     served = client.model(job.options.model_name, job.options.model_version)
     with locked(output) as parts:
@@ -124,7 +127,7 @@ def stream_scores(
 
 @dataclass(frozen=True)
 class _JobRunner:
-    """Runner of one plan."""
+    """Scores the parts of one plan and writes the output."""
 
     client: Client
     kind: str
@@ -138,7 +141,7 @@ class _JobRunner:
         return schema(self.plan, has_key_ids=any(source.has_key_ids for source in self.sources))
 
     def write(self, output: Path, parts: Parts, digests: dict[int, int | None]) -> Manifest:
-        """Score the parts whose digest is None, and write all parts to `output`."""
+        """Write all parts to `output`. Score the parts whose digest is None, and read the finished parts."""
         plan = self.plan
         missing = [part for part in plan.parts if digests[part] is None]
         self.listener.begins(plan.rows, plan.rows - sum(map(plan.rows_of, missing)))
@@ -187,7 +190,10 @@ class _JobRunner:
                 scored = []
 
     def _part(self, scored: list[tuple[Batch, Classification | None]]) -> Part:
-        """Combine the results of a part. Raises JobRefused if the service has replaced the model of the plan."""
+        """Combine the results of the batches of a part.
+
+        Raises JobRefused if the service has replaced the model file that the plan names.
+        """
         plan = self.plan
         if self.client.model(plan.model, plan.version).digest != plan.model_digest:
             raise JobRefused(
@@ -204,7 +210,7 @@ class _JobRunner:
         )
 
     def _results(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Classification | None]]:
-        """Yield each batch with its result; None if all of its rows are rejects."""
+        """Yield each batch with its scores, in order; with None if all of its rows are rejects."""
         sent: deque[Batch] = deque()
 
         def bitmaps() -> Iterator[Bitmaps]:
@@ -227,7 +233,7 @@ class _JobRunner:
 
 
 def _plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Plan | None) -> Plan:
-    """Return the plan of a job; parts have the size of the `begun` plan, or of `job` if it names a size."""
+    """Return the plan of a job; a part has `job.part_rows` rows, or as many as in the `begun` plan, or the default."""
     options = job.options
     scores_per_row = len(served.labels) if options.with_all_scores else options.top_k
     part_rows = begun.part_rows if begun else default_part_rows(sum(map(len, sources)), scores_per_row)
@@ -252,7 +258,10 @@ def _same_version(client: Client, options: ScoreOptions, served: ModelInfo, begu
 
 
 def _finished_earlier(manifest: Manifest, plan: Plan, output: Path) -> Outcome:
-    """Return the outcome of a finished job; store the stamps of its inputs, whose contents are unchanged."""
+    """Return the outcome of a finished job.
+
+    If the stamps of inputs have changed, but not their contents, store the new stamps in the manifest.
+    """
     if manifest.plan != plan:
         with replacing(manifest_path(output)) as manifest_file:
             replace(manifest, plan=plan).write(manifest_file)
@@ -260,7 +269,7 @@ def _finished_earlier(manifest: Manifest, plan: Plan, output: Path) -> Outcome:
 
 
 def _check_unchanged(earlier: BegunJob | None, others: Sequence[BegunJob], plan: Plan, reader: BlockReader) -> None:
-    """Raise JobRefused unless scoring all finished parts of this and the other shards again would change no row."""
+    """Raise JobRefused if this or another shard has finished parts of another job or of inputs that have changed."""
     if earlier and (change := difference(earlier.plan, plan) or _changed_contents(earlier, plan, reader)):
         advice = "undo the change, name another output, or use --restart"
         raise JobRefused(f"{earlier.output} was begun differently: {change}; {advice}")
@@ -272,7 +281,7 @@ def _check_unchanged(earlier: BegunJob | None, others: Sequence[BegunJob], plan:
 
 
 def _changed_contents(begun: BegunJob, plan: Plan, reader: BlockReader) -> str:
-    """Describe the first finished part of `begun` whose rows have changed; "" if there is none."""
+    """Find the first finished part of `begun` whose input rows have changed; name its sources, "" if there is none."""
     pairs = enumerate(zip(begun.plan.inputs, plan.inputs, strict=True))
     touched = {source for source, (before, after) in pairs if before.stamp != after.stamp}
     for part in begun.plan.parts if touched else ():

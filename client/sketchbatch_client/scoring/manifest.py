@@ -11,13 +11,13 @@ from .plan import Plan, whole_number
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A finished job."""
+    """The content of a manifest: how a finished output was made, and its totals."""
 
     plan: Plan
-    digests: dict[int, int]  # digest of the input rows of each part
+    digests: dict[int, int]  # part digest by number of the part
     rows: int  # number of rows written, without rejected rows
     rejected: int
-    output_bytes: int  # size of the output; an output of another size is not finished
+    output_bytes: int  # size of the output; an output file of another size does not belong to this manifest
 
     def write(self, path: Path) -> None:
         """Write to `path`, which the caller moves to `manifest_path` once the output is in its place."""
@@ -25,7 +25,10 @@ class Manifest:
 
     @classmethod
     def read(cls, output: Path) -> "Manifest | None":
-        """Return the manifest of a finished output; None if a file is missing or damaged, or has another size."""
+        """Return the manifest of a finished output.
+
+        Return None if the manifest is missing or damaged, or if the output is missing or not `output_bytes` large.
+        """
         try:
             found = read_json(manifest_path(output))
             manifest = cls(

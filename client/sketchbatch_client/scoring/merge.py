@@ -25,9 +25,12 @@ from .plan import ALL, Plan, difference
 def merge(shards: Sequence[Path], output: Path) -> Outcome:
     """Merge the finished outputs of all shards of one job, given in any order.
 
-    Raises DiskFull if the disk has no space (nothing of the output remains), FileRefused if an output has an unknown
-    suffix or is damaged, JobNotReady if a shard is missing or not finished, and JobRefused if a shard belongs to
-    another job, or if an input was written between two shards.
+    Raises:
+        DiskFull: The disk has no space; the partial output is removed.
+        FileRefused: The output has an unknown suffix, or a shard is damaged.
+        JobNotReady: A shard is missing or not finished.
+        JobRefused: A shard belongs to another job, or an input was written after one shard was scored and before
+            another.
     """
     kind = kind_of(output)
     ordered, manifests = _in_order(shards)
@@ -59,7 +62,7 @@ def _merge_rejects(shards: Sequence[Path], output: Path) -> None:
 
 
 def _in_order(shards: Sequence[Path]) -> tuple[list[Path], list[Manifest]]:
-    """Return the shards of one job, each once, in the order of their numbers, and their manifests."""
+    """Return the paths and the manifests of all shards of one job, in the order of the shard numbers."""
     found: dict[int, tuple[Path, Manifest]] = {}
     first: Plan | None = None
     for path in shards:
@@ -89,13 +92,13 @@ def _in_order(shards: Sequence[Path]) -> tuple[list[Path], list[Manifest]]:
 
 
 def _written_between(first: Plan, other: Plan) -> str:
-    """Return an input that was written after one shard had read it and before another had; "" if there is none."""
+    """Return an input that was written between the readings of two shards; "" if there is none."""
     pairs = zip(first.inputs, other.inputs, strict=True)
     return next((before.source for before, after in pairs if before.stamp != after.stamp), "")
 
 
 def _merge_parquet(shards: Sequence[Path], file: BinaryIO, plan: Plan) -> None:
-    """Copy row group by row group; each row group is a part."""
+    """Copy the shards one row group after the other; each row group has the rows of one part."""
     with _reading(shards[0]):
         schema = parquet.read_schema(shards[0])
     with parquet_writer(file, schema) as writer:

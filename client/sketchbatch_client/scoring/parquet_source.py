@@ -1,6 +1,6 @@
 """Read the drawings in a column of a Parquet file: bytes, lists of numbers, or encoded pictures.
 
-Row groups are decoded in batches; each is decoded only once as long as blocks are read in order.
+Row groups are decoded 1,024 rows at a time. As long as blocks are read in order, each row is decoded only once.
 """
 
 import zlib
@@ -24,10 +24,10 @@ _BATCH_ROWS = 1024
 
 
 class ParquetSource(Source):
-    """A column of drawings; a column `key_id`, if there is one, holds their identifiers."""
+    """The drawings of a Parquet file; a column `key_id`, if there is one, holds their identifiers."""
 
     def __init__(self, name: str, stamp: str, path: Path) -> None:
-        """Open the file. Raises FileRefused if it is not Parquet or has no column of drawings, or several."""
+        """Open the file. Raises FileRefused if it is not Parquet or does not have exactly one column of drawings."""
         super().__init__(name, stamp)
         try:
             self._file = parquet.ParquetFile(path)
@@ -78,7 +78,7 @@ class ParquetSource(Source):
         return np.array(rows, np.int64), stack_bitmaps(bitmaps), rejects
 
     def _rows(self, start: int, stop: int) -> pa.Table:
-        """Read on if the last block ended at `start`; otherwise seek to the row group that contains `start`."""
+        """Return rows `start` to `stop` - 1. Seek to the row group of `start`, unless the last block ended there."""
         if start != self._next_row:
             self._seek(start)
         tables = [self._buffered]
@@ -139,7 +139,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _all_bitmaps(column: pa.Array) -> Bitmaps | None:
-    """Convert a column of bytes or numbers at once; return None if any row needs to be decoded or rejected."""
+    """Convert all rows of a column of bytes or numbers at once; return None if a row must be decoded or rejected."""
     if column.null_count or pa.types.is_struct(column.type):
         return None
     try:
@@ -149,7 +149,7 @@ def _all_bitmaps(column: pa.Array) -> Bitmaps | None:
 
 
 def _from_numbers(column: pa.Array) -> Bitmaps | None:
-    """Convert lists of 784 numbers, or of 28 lists of 28."""
+    """Convert a column whose rows are lists of 784 numbers, or 28 lists of 28 numbers; return None if a row differs."""
     for length in (28, 28) if _is_list(column.type.value_type) else (_ROW_BYTES,):
         if column.null_count or pc.list_value_length(column).unique().to_pylist() != [length]:
             return None

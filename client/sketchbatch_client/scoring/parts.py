@@ -1,8 +1,8 @@
 """Store the finished parts of a job next to its output, so that an interrupted job can resume.
 
-OUTPUT.parts/ contains `manifest.json` with the plan, and `lock`, which the running process holds. Each finished part
-has an Arrow file of its rows, which appears only when it is complete. If a part has rejects, a file of rejects appears
-before the Arrow file.
+OUTPUT.parts/ contains `manifest.json` with the plan, and the file `lock`, which the running process locks. Each
+finished part has an Arrow file of its rows, which appears only when it is complete. If a part has rejects, a file with
+these rejects appears before the Arrow file.
 """
 
 import fcntl
@@ -27,16 +27,16 @@ _DIGEST = b"digest"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A scored range of rows of a job."""
+    """The result of scoring one part of a job."""
 
     number: int
     rows: pa.Table  # lines of `outputs.table`
     rejects: list[str]  # one line of JSON per rejected row
-    digest: int  # digest of the input rows
+    digest: int  # part digest: CRC-32 of the input bytes
 
 
 class Parts:
-    """The folder of one job, used by one process at a time; see `locked`."""
+    """Stores and reads the finished parts of one job in a folder; one process at a time uses it, see `locked`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,7 +44,7 @@ class Parts:
 
     @classmethod
     def of(cls, output: Path) -> "Parts":
-        """Return the parts of an output."""
+        """Return the object for the folder OUTPUT.parts."""
         return cls(output.with_name(f"{output.name}.parts"))
 
     def earlier_plan(self) -> Plan | None:
@@ -55,7 +55,7 @@ class Parts:
             return None
 
     def begin(self, plan: Plan) -> None:
-        """Store the plan."""
+        """Store the plan, before the first part is scored."""
         write_json(self._manifest, plan.to_json())
 
     def has_any(self) -> bool:
@@ -63,14 +63,14 @@ class Parts:
         return any(self.folder.glob("*.arrow"))
 
     def digest(self, part: int) -> int | None:
-        """Return the digest of the input rows of a part; None if the part is unfinished or damaged."""
+        """Return the part digest of a part; None if the part is not finished, or if its files are damaged."""
         try:
             return self.read(part).digest
         except (OSError, ValueError, TypeError, KeyError, pa.ArrowException):  # a power failure can damage files
             return None
 
     def read(self, part: int) -> Part:
-        """Read a finished part for which `digest` is not None."""
+        """Read a finished part. Raises an error if its files are damaged; call `digest` first to check them."""
         with pa.memory_map(os.fspath(self._rows(part))) as file:
             rows = pa.ipc.open_file(file).read_all()
         rows.validate(full=True)
@@ -92,7 +92,7 @@ class Parts:
             os.fsync(file.fileno())
 
     def clear(self) -> None:
-        """Delete all parts."""
+        """Delete the files of all parts."""
         for path in self.folder.glob("part-*"):
             path.unlink()
 
@@ -105,7 +105,7 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class BegunJob:
-    """A job of which at least one part is finished: of an earlier run, or of the process of another shard."""
+    """A job with at least one finished part, which an earlier run or the command of another shard has begun."""
 
     output: Path
     plan: Plan
@@ -114,23 +114,26 @@ class BegunJob:
 
     @classmethod
     def read(cls, output: Path) -> "BegunJob | None":
-        """Return the job that writes or has written `output`; None if no part of it is finished."""
+        """Return the job that has begun to write `output`; None if no part of the job is finished."""
         manifest = Manifest.read(output)
         plan = manifest.plan if manifest else Parts.of(output).earlier_plan()
         return cls(output, plan, manifest) if plan else None
 
     def digest(self, part: int) -> int | None:
-        """Return the digest of the input rows of a part; None if the part is not finished."""
+        """Return the part digest of a part; None if the part is not finished."""
         return self.manifest.digests.get(part) if self.manifest else Parts.of(self.output).digest(part)
 
 
 def path_of_shard(output: Path, shard: Shard) -> Path:
-    """Return the output of a shard: labels.parquet -> labels-00002-of-00008.parquet; unchanged for the only shard."""
+    """Return the output of a shard, such as labels-00002-of-00008.parquet; a job with one shard writes `output`."""
     return output if shard == ALL else output.with_name(f"{output.stem}{_suffix(shard)}{output.suffix}")
 
 
 def other_shards(output: Path, shard: Shard) -> list[BegunJob]:
-    """Return the begun jobs of the other shards, in order, next to the `output` of this shard."""
+    """Find the other shards of the same job whose outputs are in the folder of `output`; return those that have begun.
+
+    `output` is the output of this shard. The result has the order of the shards.
+    """
     if shard == ALL or not output.stem.endswith(_suffix(shard)):
         return []
     prefix, end = re.escape(output.stem.removesuffix(_suffix(shard))), re.escape(output.suffix)
@@ -146,7 +149,9 @@ def _suffix(shard: Shard) -> str:
 
 @contextmanager
 def locked(output: Path) -> Iterator[Parts]:
-    """Lock the parts of an output; on exit, delete partial files, and the folder if it has no finished part.
+    """Lock the folder of the parts of an output, until the context ends.
+
+    At the end, delete partial files; if no part is finished, delete the whole folder.
 
     Raises DiskFull if the disk has no space for the folder, and JobNotReady if another process holds the lock.
     """
@@ -165,7 +170,7 @@ def locked(output: Path) -> Iterator[Parts]:
         try:
             yield parts
         finally:
-            for partial in parts.folder.glob("*.partial"):  # the next run writes them anew; a full disk needs the space
+            for partial in parts.folder.glob("*.partial"):  # to free disk space; the next run writes them anew
                 partial.unlink()
             if not parts.has_any():
                 shutil.rmtree(parts.folder, ignore_errors=True)

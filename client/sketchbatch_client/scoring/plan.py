@@ -10,17 +10,18 @@ from typing import Any, NamedTuple, TypeVar
 
 FORMAT = 1  # version of the manifest format
 
-_PARTS = 128  # wanted parts per job: shards differ by one part at most, which is then a small share of their rows
+# Fewest parts of a large job. Two shards of a job may differ by one part, which should be a small share of their rows.
+_PARTS = 128
 _MAX_PART_ROWS = 65536
-_MAX_PART_SCORES = 4 << 20  # 16 MB; writing a part takes about four times as much memory
-_MIN_PART_ROWS = 1024  # the rows of about one request; the rows of other parts are a multiple
+_MAX_PART_SCORES = 4 << 20  # 16 MB of float32 scores; to write a part takes about four times as much memory
+_MIN_PART_ROWS = 1024  # about as many rows as one request; larger parts have a multiple of this number
 
 _Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreOptions:
-    """Which scores of which model to compute."""
+    """Selects the model of a job, and which of its scores are written."""
 
     top_k: int = 1  # number of best classes to write for each row
     with_all_scores: bool = False  # write the scores of all classes as well; `top_k` is then 1
@@ -36,7 +37,7 @@ class Input:
 
     source: str
     rows: int
-    stamp: str  # text that differs after every change of the input
+    stamp: str  # text that changes whenever the input is changed
 
 
 class Segment(NamedTuple):
@@ -48,13 +49,13 @@ class Segment(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """The parts that one of several processes scores."""
+    """Selects the parts that one of several commands scores: shard `number` of `shards`."""
 
     number: int  # from 0
     shards: int
 
 
-ALL = Shard(0, 1)  # the only shard of a job that one process scores
+ALL = Shard(0, 1)  # all parts: the shard of a job that is not divided
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ class Plan:
     labels: tuple[str, ...]
     top_k: int
     with_all_scores: bool
-    part_rows: int  # rows of every part but the last
+    part_rows: int  # number of rows of each part; the last part may have fewer
     shard: Shard = ALL
 
     @property
@@ -100,7 +101,7 @@ class Plan:
         return min(self.part_rows, self.all_rows - part * self.part_rows)
 
     def segments(self, part: int) -> list[Segment]:
-        """Return the rows of a part, source by source."""
+        """Return the rows of a part, as one range of rows for each source that the part touches."""
         start = part * self.part_rows
         stop = start + self.rows_of(part)
         segments, first = [], 0
@@ -147,7 +148,10 @@ def whole_number(value: object, *, least: int = 0) -> int:
 
 
 def default_part_rows(all_rows: int, scores_per_row: int) -> int:
-    """Return the rows of a part: few enough for _PARTS parts and for the memory, because each part costs a file.
+    """Return the number of rows of a part.
+
+    The number is as large as possible, because each part costs a file. It is limited by memory, and so that a large job
+    has at least _PARTS parts.
 
     The number of shards has no influence, so that merged shards equal the output of a job without shards.
     """
@@ -156,7 +160,7 @@ def default_part_rows(all_rows: int, scores_per_row: int) -> int:
 
 
 def difference(earlier: Plan, now: Plan) -> str:
-    """Describe the first difference between two plans, stamps excepted; "" if there is none."""
+    """Describe the first difference between two plans, apart from the stamps of inputs; "" if there is none."""
     if found := _input_difference(earlier.inputs, now.inputs):
         return found
     models = [f"{plan.model} version {plan.version} (digest {plan.model_digest[:12]})" for plan in (earlier, now)]

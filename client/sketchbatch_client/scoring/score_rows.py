@@ -15,7 +15,10 @@ _BLOCK_ROWS = 4096  # rows that are read at once: 3.2 MB; cairo renders as many 
 def score_rows(
     client: Client, inputs: dict[Path, BitmapRows], options: ScoreOptions
 ) -> Iterator[tuple[Path, int, Classification]]:
-    """Yield each result with its file and its first row in that file, in order; no result spans two files."""
+    """Yield results in order, as (file, index of the result's first row in the file, result).
+
+    All rows of a result belong to one file.
+    """
     with score_batches(client, _blocks(inputs), options) as results:
         for source, bitmaps in inputs.items():
             first_row = 0
@@ -28,7 +31,7 @@ def score_rows(
 def score_batches(
     client: Client, batches: Iterable[Bitmaps], options: ScoreOptions
 ) -> AbstractContextManager[Iterator[Classification]]:
-    """Call `Client.score`; leaving the context cancels the requests in flight."""
+    """Call `Client.score` and yield its results; the end of the context cancels the requests in flight."""
     results = client.score(
         batches,
         top_k=0 if options.with_all_scores else options.top_k,
@@ -42,4 +45,4 @@ def _blocks(inputs: dict[Path, BitmapRows]) -> Iterator[Bitmaps]:
     for bitmaps in inputs.values():
         for start in range(0, len(bitmaps), _BLOCK_ROWS):
             yield bitmaps[start : start + _BLOCK_ROWS]
-            release_pages(bitmaps)  # rows that are still unsent are read from the file again
+            release_pages(bitmaps)  # frees memory; rows that were not sent yet are read from the file again

@@ -1,7 +1,7 @@
 """Read the drawings of one input, block by block: good rows as bitmaps, bad rows as rejects with a reason.
 
 A source knows its number of rows before it reads any, keeps few rows in memory, and can be sent to another process.
-Row i of a source remains row i, however many other rows are rejected.
+Row i of a source keeps the number i, even if rows before it are rejected.
 """
 
 import os
@@ -29,35 +29,35 @@ class Reject(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Consecutive rows of a source."""
+    """Consecutive rows of a source, as they were read: good rows as bitmaps, and rejects."""
 
     rows: NDArray[np.int64]  # (good rows,): row numbers in the source, ascending
     bitmaps: Bitmaps  # (good rows, 28, 28)
     key_ids: NDArray[np.uint64] | None = None
     """(good rows,): Google's identifiers, 0 = unknown; None if the source has none."""
     rejects: list[Reject] = field(default_factory=list)
-    digest: int  # CRC-32 of the bytes that were read, to detect changes of an input; not a protection against attacks
+    digest: int  # CRC-32 of the bytes that were read; detects changes of an input, but not an attack
 
 
 class Source(ABC):
-    """The drawings of one input of a job; base of the input formats."""
+    """The drawings of one input of a job; each input format has a subclass."""
 
     is_slow = False  # whether reading a row costs more than scoring it; reader processes read such sources
     has_key_ids = False
 
     def __init__(self, name: str, stamp: str) -> None:
         self.name = name  # the name of the source in outputs
-        self.stamp = stamp  # text that differs after every change of the input; it may also differ without one
+        self.stamp = stamp  # text that changes whenever the input is changed, and sometimes without a change
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def block(self, start: int, stop: int) -> Block:
-        """Read rows start to stop. Raises FileRefused if the file itself can no longer be read."""
+        """Read rows `start` to `stop` - 1. Raises FileRefused if the file itself can no longer be read."""
 
     def locate(self, rows: NDArray[np.int64]) -> tuple[str | list[str], NDArray[np.int64]]:
-        """Return the columns `source` (one name, or one per row) and `row` that outputs have for `rows`."""
+        """Return what an output contains for `rows`: the column `source` (one name, or one per row) and `row`."""
         return self.name, rows
 
 
@@ -72,7 +72,7 @@ class BitmapSource(Source):
         return len(self._bitmaps)
 
     def block(self, start: int, stop: int) -> Block:
-        bitmaps = np.array(self._bitmaps[start:stop])  # copied once: each use of the map would fault its pages in again
+        bitmaps = np.array(self._bitmaps[start:stop])  # one copy: else each use of the map reads its pages again
         release_pages(self._bitmaps)
         return Block(rows=np.arange(start, stop), bitmaps=bitmaps, digest=zlib.crc32(bitmaps.data))
 

@@ -20,7 +20,7 @@ COLOURS = (
 )  # fmt: skip
 
 MAX_HISTOGRAMS = 12
-"""Largest number of classes with histograms. Of more classes only quartiles are drawn, sorted by median."""
+"""Largest number of classes with histograms. If there are more, a chart has only quartiles, sorted by median."""
 
 _WIDTH = 4.2  # inches; a phone shows a chart at 4/5 of its size, with letters of 8 pt
 _MAX_DAYS = 120  # longest period with one bar per day; a longer period has one bar per week
@@ -38,7 +38,8 @@ def distributions(counts: Counts, shades: Sequence[str], *, scale: float = 1, un
     """Draw a histogram, the median and the quartiles of each class.
 
     Args:
-        counts: Number of drawings of each class by value; values above the highest 99 % quantile are not drawn.
+        counts: For each class, the number of drawings by value. The value axis ends at the largest of the 99 %
+            quantiles of all classes.
         shades: Colour of each class.
         scale: Factor from a value to `unit`.
         unit: Title of the value axis.
@@ -117,7 +118,7 @@ def days(counts: Counts, shades: Sequence[str]) -> str:
 
 
 def neighbour_matrix(shares: NDArray[np.float64], labels: Sequence[str]) -> str:
-    """Draw a matrix: the class of a drawing, the class of its nearest neighbours, and the share of neighbours."""
+    """Draw a matrix; a cell has the share of a class (column) among the neighbours of a class's drawings (row)."""
     texts = [[f"{share:.0%}" for share in row] for row in shares]
     titles = "class of the drawing", "class of its nearest neighbours"
     return matrix(shares / max(0.6, shares.max()), texts, labels, labels, titles)

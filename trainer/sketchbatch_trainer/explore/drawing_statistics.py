@@ -19,12 +19,15 @@ BITMAPS, SIMPLIFIED, RAW = "numpy_bitmap", "simplified", "raw"
 """The three kinds of files, which have the names of Google's folders."""
 
 NEAR_EMPTY = 0.046
-"""Ink of one straight line across the page, as a share of the page: (255 x 16 + 64 pi) / 304^2 in `rasterize`."""
+"""Share of the page that one straight line across it covers: (255 x 16 + 64 pi) / 304^2.
+
+`rasterize` draws lines of up to 255 units, 16 units wide, with round ends, on a page of 304 x 304 units.
+"""
 
 MAX_DURATION_S = 60
 """Longest counted drawing time in seconds; the game stops after 20 s (https://quickdraw.withgoogle.com)."""
 
-_SAMPLE_SIZE = 24  # kept drawings of each class: this many recognised ones, and as many others
+_SAMPLE_SIZE = 24  # of each class, at most this many recognised drawings and as many other drawings are kept
 
 
 @dataclass(slots=True)
@@ -65,7 +68,7 @@ class StrokeStatistics:
     points: Counter[int] = field(default_factory=Counter)
     """Number of drawings by number of points in all strokes."""
     durations: Counter[int] = field(default_factory=Counter)
-    """Number of drawings by time from first to last point, in 0.1 s, at most MAX_DURATION_S; raw files only."""
+    """Number of drawings by drawing time in units of 0.1 s; longer times count as MAX_DURATION_S; raw files only."""
     malformed: int = 0
     """Number of malformed lines, which were skipped."""
     first_malformed: str = ""
@@ -122,7 +125,7 @@ class BitmapStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassStatistics:
-    """Statistics of one class, one part per file; a part is None if its file does not exist or has no drawing."""
+    """Statistics of one class, separately for each file; None if the file does not exist or has no drawing."""
 
     label: str
     simplified: StrokeStatistics | None
@@ -136,11 +139,11 @@ class ClassStatistics:
 
     @property
     def parts(self) -> list[StrokeStatistics | BitmapStatistics]:
-        """All parts that are not None."""
+        """The statistics of each file that has drawings."""
         return [part for part in (self.simplified, self.raw, self.bitmaps) if part]
 
     def part(self, kind: str) -> StrokeStatistics | BitmapStatistics | None:
-        """Return the part for a kind of file."""
+        """Return the statistics of the file of this kind."""
         return {SIMPLIFIED: self.simplified, RAW: self.raw, BITMAPS: self.bitmaps}[kind]
 
 
@@ -153,9 +156,9 @@ class FolderStatistics:
     """Origin of the drawings."""
     classes: tuple[ClassStatistics, ...]
     copies: Copies | None
-    """Equal bitmaps; None without bitmaps. Class indices refer to `with_bitmaps`."""
+    """Equal bitmaps; None if no class has bitmaps. Class indices are positions in `with_bitmaps`."""
     neighbours: Neighbours | None
-    """Similar classes; None without bitmaps of two classes. Class indices refer to `with_bitmaps`."""
+    """Similar classes; None if fewer than two classes have bitmaps. Class indices are positions in `with_bitmaps`."""
 
     @property
     def with_bitmaps(self) -> dict[str, BitmapStatistics]:
@@ -173,7 +176,10 @@ class FolderStatistics:
         return sum(max((len(part) for part in each.parts), default=0) for each in self.classes)
 
     def counts(self, name: str, kind: str = "") -> dict[str, Counter[Any]]:
-        """Return the counter `name` of `StrokeStatistics` by label, if not empty; `kind` selects the kind of file."""
+        """Return the counter `name` of `StrokeStatistics` for each label, without empty counters.
+
+        `kind` selects the simplified or the raw files; without it, `ClassStatistics.strokes` selects the file.
+        """
         parts = {each.label: each.part(kind) if kind else each.strokes for each in self.classes}
         return {
             label: counter

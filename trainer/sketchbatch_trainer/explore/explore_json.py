@@ -19,7 +19,7 @@ def write_json(statistics: FolderStatistics, path: Path) -> Path:
 
 
 def as_json(statistics: FolderStatistics) -> dict[str, Any]:
-    """Return all statistics as JSON values; a value is None if its file is missing."""
+    """Return all statistics as JSON values; the value for a missing file is None."""
     return {
         "source": statistics.source,
         "drawings": statistics.drawings,

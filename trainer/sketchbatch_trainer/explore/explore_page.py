@@ -33,7 +33,7 @@ CONTENTS = {
     RAW: "drawing times, and the time of every line",
     BITMAPS: "average drawings, ink, copies, near-empty drawings, similar classes",
 }
-"""Content that the page shows only if there are files of the kind."""
+"""For each kind of file, the content that the page shows only if there are such files."""
 
 _FORMATS = {SIMPLIFIED: "simplified", RAW: "raw", BITMAPS: "npy"}  # names for `sketchbatch-train fetch --format`
 
@@ -118,7 +118,7 @@ def _classes(statistics: FolderStatistics) -> dict[str, Any]:
 
 
 def _kind(statistics: FolderStatistics, kind: str) -> dict[str, Any]:
-    """Return the number of files and drawings of a kind, and the files with malformed lines."""
+    """Return the numbers of files, drawings and malformed lines of one kind of file, and the files with such lines."""
     lacking = statistics.lacking(kind)
     own = [part for each in statistics.classes if (part := each.part(kind)) and each.label not in lacking]
     strokes = [part for part in own if isinstance(part, StrokeStatistics)]

@@ -1,7 +1,7 @@
 """Read drawings in Google's layout and collect their statistics, for `sketchbatch-train explore`.
 
-Flow: `find_files` -> one pass over each file -> `FolderStatistics`. Files may have gigabytes, because memory holds only
-sums, counts, small samples, and 8 bytes per bitmap for finding copies. This module does not import the page.
+Flow: `find_files` -> one pass over each file -> `FolderStatistics`. Files may be larger than the memory, which holds
+only sums, counts, small samples, and 8 bytes per bitmap to find copies. This module does not import the page.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from .similarity import find_copies, find_neighbours
 MAX_DRAWN = 1000
 """Largest number of bitmaps of a class that are rendered from strokes if there is no .npy file."""
 
-_EMPTIEST_KEPT = 8  # bitmaps of each class with the least ink
+_EMPTIEST_KEPT = 8  # number of bitmaps kept for each class, those with the least ink
 _BLOCK_ROWS = 8192  # bitmaps that are read at once: 6 MB, and 26 MB as floats
 
 Files = dict[str, Path]  # the files of a class by kind
@@ -72,7 +72,7 @@ def gather(
     skip_malformed: bool = False,
     progress: Progress = lambda name, rows: lambda done: None,
 ) -> FolderStatistics:
-    """Read the first `rows` drawings (None = all) of every file once.
+    """Read the first `rows` drawings (None = all) of every file, and return their statistics.
 
     Raises:
         FileRefused: A file is malformed; a malformed line is skipped if `skip_malformed` is set.

@@ -1,6 +1,7 @@
 """Convert strokes into the polylines of a small SVG, in one colour or coloured by time.
 
-The exploration page has hundreds of drawings. A browser can play and wrap SVG elements, but cannot play pictures.
+The exploration page has hundreds of drawings, and a visitor can play how they were drawn. A browser can animate SVG
+elements, but not pictures.
 """
 
 from typing import Any
@@ -33,7 +34,7 @@ def plain(drawing: Drawing) -> list[str]:
 
 
 def timed(drawing: Drawing) -> list[dict[str, Any]]:
-    """Return polylines with one colour each: points, colour, start and duration of the playback in seconds."""
+    """Return a drawing as polylines of one colour; `start_s` and `lasts_s` are the seconds of their playback."""
     moments, plays_s = _moments(drawing)
     return [
         {
@@ -57,7 +58,10 @@ def _scaled(drawing: Drawing) -> list[Floats]:
 
 
 def _moments(drawing: Drawing) -> tuple[list[Floats], float]:
-    """Return the time of each point, 0 to 1, by stroke, and the seconds of playback; space untimed points evenly."""
+    """Return for each stroke the times of its points, 0 to 1, and then the seconds of playback.
+
+    If the drawing has no times, the times of its points are evenly spaced.
+    """
     lengths = [len(stroke[0]) for stroke in drawing.strokes]
     is_timed = has_times(drawing)
     times = np.concatenate([stroke[2] for stroke in drawing.strokes]) if is_timed else np.arange(sum(lengths))
@@ -67,7 +71,10 @@ def _moments(drawing: Drawing) -> tuple[list[Floats], float]:
 
 
 def _one_coloured(times: Floats) -> list[tuple[int, int]]:
-    """Return first and last point of each part with one colour; a part ends at the first point of the next part."""
+    """Divide a stroke into sections of one colour; return the indices of the first and last point of each section.
+
+    A section ends at the first point of the next section.
+    """
     colour = (times[:-1] * (len(TIME_COLOURS) - 1)).astype(int)
     starts = [0, *(np.flatnonzero(np.diff(colour)) + 1).tolist()]
     return list(zip(starts, [*starts[1:], len(times) - 1], strict=True))

@@ -76,7 +76,7 @@ def in_time(statistics: FolderStatistics) -> Section:
 
 
 def distributions(statistics: FolderStatistics) -> list[dict[str, str]]:
-    """Return charts of strokes, points, time and ink, each with a title and a sentence."""
+    """Return charts of strokes, points, time and ink, each with a title and a sentence on the medians."""
     kind = SIMPLIFIED if any(each.simplified for each in statistics.classes) else RAW
     ink = {label: own.ink for label, own in statistics.with_bitmaps.items()}
     shown = [
@@ -131,7 +131,7 @@ def times(statistics: FolderStatistics) -> Section:
 
 
 def similar(statistics: FolderStatistics) -> Section:
-    """Return the classes of the nearest neighbours of drawings, and drawings of the most similar pairs of classes."""
+    """Return a chart of the classes of nearest neighbours, and example drawings of the most similar classes."""
     found, labels = statistics.neighbours, list(statistics.with_bitmaps)
     if not found or not found.pairs:
         return None

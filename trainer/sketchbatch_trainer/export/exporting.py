@@ -81,7 +81,8 @@ def compare(keras_scores: Scores, onnx_scores: Scores) -> Parity:
 def to_onnx(model: keras.Model) -> onnx.ModelProto:
     """Convert a Keras model to an ONNX graph: bitmaps uint8 (N, 28, 28) -> scores float32 (N, classes).
 
-    tf2onnx's `from_keras` fails on Keras 3 (tensorflow-onnx#2448). The dict of `scores` names the graph's output.
+    tf2onnx's `from_keras` fails on Keras 3 (tensorflow-onnx#2448), so this function uses `from_function`. The key of
+    the dict that the inner function returns becomes the name of the graph's output.
     """
     signature = [tf.TensorSpec([None, 28, 28], tf.uint8, name="bitmaps")]
 

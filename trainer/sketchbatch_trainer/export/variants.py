@@ -23,8 +23,11 @@ LOST_ACCURACY = 0.005
 """Largest loss of accuracy of a variant compared with float32: half a percentage point."""
 
 LOST_ROWS = 5
-"""Number of correct drawings that a variant may always lose. Half a percentage point of fewer than 1,000 drawings is
-less than five drawings. Rounding alone changes the labels of a few drawings with two almost equal best scores."""
+"""Number of correctly classified drawings that a variant may always lose compared with float32.
+
+Of fewer than 1,000 drawings, half a percentage point (LOST_ACCURACY) is less than five drawings. But rounding alone
+changes the labels of a few drawings whose two best scores are almost equal.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,5 +105,5 @@ def compare(variant: Variant, held_out: HeldOut, expected: Scores, scores: Score
 
 
 def lost_limit(rows: int) -> int:
-    """Return how many fewer correct drawings than float32 a variant may have among `rows` drawings."""
+    """Return how many correctly classified drawings a variant may lose compared with float32, of `rows` in all."""
     return max(LOST_ROWS, int(LOST_ACCURACY * rows))

@@ -23,7 +23,7 @@ from .formats import NPY, FilePrefix, NotDrawings, write_row_count
 
 
 class ClassFile:
-    """The file of one class of a fetch request."""
+    """Completes the local file of one class of a fetch request."""
 
     def __init__(self, request: FetchRequest, label: str) -> None:
         self._form = request.form
@@ -53,7 +53,10 @@ class ClassFile:
         return FetchResult(label=self._label, rows=rows, received_bytes=downloader.received_bytes - received_before)
 
     def _complete_rows(self) -> int | None:
-        """Return the number of rows of a complete file; None if rows are missing, or if the number is not known."""
+        """Return the number of rows of a complete file; None if rows are missing.
+
+        Also return None if a whole file other than a .npy is requested: the size in the bucket must be compared first.
+        """
         if not self._path.is_file() or (self._rows is None and self._form is not NPY):
             return None
         try:
@@ -75,7 +78,10 @@ class ClassFile:
             return self._form.count(file, limit).rows
 
     def _rows_if_same_size(self, remote: RemoteFile) -> int | None:
-        """Return the number of rows if the bucket's file has the same size; only npy has published digests."""
+        """Return the number of rows of the local file if the bucket's file has the same size, else None.
+
+        This rule is for formats other than npy: only npy has published digests, which are checked instead.
+        """
         if self._form is NPY or not self._path.is_file() or self._path.stat().st_size != remote.size_bytes:
             return None
         with contextlib.suppress(NotDrawings):

@@ -1,6 +1,6 @@
 """Download a file of Google's storage bucket into a partial file; resume and retry after faults.
 
-Flow: `open` reads first bytes and size of the remote file, `prepare` compares a partial file with these first bytes,
+Flow: `open` reads the first bytes and the size of the remote file, `prepare` compares a partial file with these bytes,
 `extend` lengthens the partial file. A partial file needs no metadata: its last bytes are requested again and compared.
 This module knows neither classes nor drawings.
 """
@@ -64,7 +64,7 @@ class FetchState:
     stop: threading.Event = field(default_factory=threading.Event)
     """Event that makes each thread raise FetchStopped at its next chunk or wait."""
     is_online: bool = False
-    """True after the first response. A connection that fails before the first response means offline: no retry."""
+    """True after the first response. If a connection fails before, the machine counts as offline: no retry."""
 
 
 class FetchStopped(Exception):
@@ -104,7 +104,7 @@ class Downloader(AbstractContextManager["Downloader"]):
         return self._retry(url, lambda: self._read_head(url))
 
     def prepare(self, remote: RemoteFile, file: BinaryIO, header_bytes: int) -> None:
-        """Write the head of the remote file into `file`; first empty `file` if it is not a part of the remote file.
+        """Write the head of the remote file into `file`; first empty `file` if it is not the remote file's beginning.
 
         The first `header_bytes` of `file` may differ from the remote file: a .npy header states the number of rows.
         """
@@ -121,7 +121,8 @@ class Downloader(AbstractContextManager["Downloader"]):
 
         Raises:
             BucketUnreachable: The connection cannot be restored.
-            FetchFailed: The server refuses, or `max_faults` faults occurred in a row. `file` keeps the received bytes.
+            FetchFailed: The server refuses, or `max_faults` consecutive faults occurred. `file` keeps the received
+                bytes.
         """
         self._retry(remote.url, lambda: self._append(remote, file, stop_bytes))
 

@@ -1,7 +1,7 @@
 """Count the complete drawings at the beginning of a file, in each of Google's four formats.
 
 A fetched file equals the beginning of Google's file byte for byte, except for the number of rows in the .npy header.
-The formats, described from this section on: https://github.com/googlecreativelab/quickdraw-dataset#the-raw-moderated-dataset
+Google describes the formats from this section on: https://github.com/googlecreativelab/quickdraw-dataset#the-raw-moderated-dataset
 """
 
 import os
@@ -15,7 +15,8 @@ from sketchbatch_client.drawings.drawing import record_end
 
 NPY_ROW_BYTES = 784
 
-# A pattern, because NumPy's parser warns about headers from Python 2 (`784L`) and warning filters are not thread-safe.
+# A pattern instead of NumPy's parser: the parser warns about headers from Python 2 (`784L`), and filters against such
+# warnings are not thread-safe.
 _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(..)\{'descr': '\|u1', 'fortran_order': False, 'shape': \((\d+)L?, 784L?\), \} *\n", re.DOTALL
 )

@@ -22,7 +22,10 @@ def parameters(graph: onnx.ModelProto) -> int:
 
 
 def flops(graph: onnx.ModelProto) -> int:
-    """Count multiplications and additions per row of convolutions and matrix products, nearly all of the work."""
+    """Count the multiplications and additions for one bitmap.
+
+    Only convolutions and matrix products are counted, which are nearly all of the work.
+    """
     inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
     values = [*inferred.value_info, *inferred.input, *inferred.output]
     shapes = {each.name: [size.dim_value for size in each.type.tensor_type.shape.dim] for each in values}

@@ -53,7 +53,10 @@ class EvaluatedRun:
 def evaluate_scores(
     scores: Scores, class_index: NDArray[np.integer], labels: Sequence[str], flags: Flags | None = None
 ) -> ModelQuality:
-    """Return the quality of scores, (rows, classes), with at least one row; true classes and flags are (rows,)."""
+    """Return the quality of the model that computed `scores`, (rows, classes), for at least one row.
+
+    `class_index` and `flags`, (rows,), are the true class and the recognised flag of each row.
+    """
     flags = np.full(len(scores), UNKNOWN, np.int8) if flags is None else flags
     accumulator = Accumulator(labels)
     for index in np.unique(class_index):

@@ -1,7 +1,8 @@
-"""Average the weights of runs that started from one run with different seeds, into one model of the same cost.
+"""Average the weights of several runs into one model, which costs as much as each of them.
 
-Networks that start from the same trained weights end with similar weights. The average of these networks varies less
-with the seed (model soups, arXiv 2203.05482). Networks with random initial weights have no useful average.
+The runs started from the same run with different seeds. Networks that start from the same trained weights end with
+similar weights. The average of these networks varies less with the seed (model soups, arXiv 2203.05482). Networks with
+random initial weights have no useful average.
 """
 
 import csv

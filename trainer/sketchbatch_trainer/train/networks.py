@@ -44,8 +44,8 @@ def with_logits(model: keras.Model) -> keras.Model:
 def copy_weights(source: keras.Model, target: keras.Model, columns: Sequence[int] | None) -> None:
     """Copy the weights of every layer between two networks of the same shape.
 
-    Of the last layer only the given columns are copied: for each class of `target`, its class index in `source`.
-    If `columns` is None, the last layer of `target` keeps its weights.
+    In the last layer each column belongs to a class. `columns` has, for each class of `target`, the index of the same
+    class in `source`; only these columns are copied. If `columns` is None, the last layer of `target` stays as it is.
     """
     for source_layer, layer in zip(source.layers, target.layers, strict=True):
         if layer.name != LOGITS:

@@ -59,7 +59,7 @@ class Recipe:
     teacher_share: float = 0.0
     """Share of each label that the teachers' scores replace, if there are teachers (arXiv 1503.02531)."""
     class_balance: float
-    """Exponent b of the class weight, rows ** -b: 0 = equal weight for all drawings, 1 = for all classes."""
+    """Exponent b of the class weight, rows ** -b. 0 = all drawings have equal weight; 1 = all classes have."""
     learning_rate: float
     """Highest learning rate of AdamW."""
     is_cosine: bool = False
@@ -133,7 +133,7 @@ AGAIN = replace(
     COMPACT,
     name="again",
     learning_rate=2e-3,  # half of COMPACT's rate: enough to leave the initial weights without losing their accuracy
-    max_epochs=20,  # an epoch costs 1.7 epochs of COMPACT: the teacher scores each drawing and its mirror image
+    max_epochs=20,  # an epoch takes as long as 1.7 of COMPACT: the teacher scores each drawing and its mirror image
 )
 """A second training like COMPACT, which starts from the first model and has it as teacher (arXiv 1805.04770)."""
 
@@ -143,7 +143,7 @@ FINETUNE = replace(
     network=replace(_COMPACT, dropout=0.3),  # more than COMPACT: pretrained weights overfit few drawings quickly
     class_balance=1.0,  # equal weight per class; whole files have similar numbers of drawings
     learning_rate=1e-3,
-    average_decay=0.998,  # averages many good weights: 500 steps are 9 epochs of bear, cat and dog
+    average_decay=0.998,  # averages the weights of 1 / (1 - 0.998) = 500 steps, which are 9 epochs of bear, cat and dog
     batch_rows=128,
     max_epochs=24,
 )

@@ -48,9 +48,12 @@ class TrainingRequest:
     name: str = ""
     """Name of the model; empty = derived from the labels."""
     start_from: Run | None = None
-    """Run of the same network with the initial weights. The last layer is copied only if the run has all labels."""
+    """Run that provides the initial weights; it must have the same network.
+
+    The weights of its last layer are used only if the run has all labels of `dataset`.
+    """
     teachers: tuple[Run, ...] = ()
-    """Runs with the same labels whose scores replace part of each label."""
+    """Runs with the same labels; `Recipe.teacher_share` of each label is replaced by their scores."""
 
 
 def train(request: TrainingRequest, run: Run, listener: TrainingListener) -> None:

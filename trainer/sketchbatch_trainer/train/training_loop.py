@@ -26,9 +26,10 @@ from .networks import with_logits
 from .recipes import Recipe
 
 CHECKPOINT_S = 120.0
-"""Seconds between two checkpoints, which is about the most work that a kill loses."""
+"""Seconds between two checkpoints; a training that is killed loses about this much work at most."""
 
-_WARM_UP_SHARE = 0.05  # share of all steps in which the rate rises: AdamW's second moments start as noise
+# Share of all steps in which the learning rate rises. It starts low, because AdamW's second moments start as noise.
+_WARM_UP_SHARE = 0.05
 _VALIDATION_ROWS = 1024
 
 
@@ -65,7 +66,7 @@ class TrainingData:
     train: Split
     validation: Split
     teachers: tuple[keras.Model, ...] = ()
-    """Networks whose scores replace part of each label (`Recipe.teacher_share`); they score the training bitmaps."""
+    """Networks that score each training bitmap; their scores replace `Recipe.teacher_share` of its label."""
 
 
 class TrainingLoop:
@@ -231,7 +232,7 @@ class TrainingLoop:
 
 
 def class_weights(class_index: NDArray[np.int32], balance: float) -> NDArray[np.float64]:
-    """Return the weight of each class, its number of drawings ** -balance, scaled so that a row's mean weight is 1."""
+    """Return the weight of each class: (number of its drawings) ** -balance, scaled to a mean weight of 1 per row."""
     counts = np.bincount(class_index)
     weights = counts.astype(np.float64) ** -balance
     scaled: NDArray[np.float64] = weights * len(class_index) / (weights * counts).sum()
@@ -251,7 +252,7 @@ def _build_optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
 
 
 def _sum_losses(class_index: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Return the sum of the rows' cross-entropies with their labels, in nats."""
+    """Return the sum, over rows, of the cross-entropy between the label and the scores, in nats."""
     return tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(class_index, logits))
 
 

@@ -1,4 +1,4 @@
-"""Measure how well scores agree with the share of correct answers: bins of scores, ECE, log loss and Brier score.
+"""Measure how well scores agree with the share of correct predictions: bins of scores, ECE, log loss, Brier score.
 
 A `Calibration` holds counts and sums only, so the calibrations of two sets of rows can be added.
 """
@@ -19,11 +19,11 @@ _SUM_TOLERANCE = 1e-2  # far above rounding errors, far below the error of a mod
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Scores and correct answers of at least one row."""
+    """Compares the scores of at least one row with the share of correct predictions."""
 
-    bin_rows: NDArray[np.int64]  # (BINS,), rows by the score of the predicted label
-    bin_score: NDArray[np.float64]  # (BINS,), sum of these scores
-    bin_correct: NDArray[np.int64]  # (BINS,), rows whose predicted label is correct
+    bin_rows: NDArray[np.int64]  # (BINS,), number of rows; the score of the predicted label selects the bin of a row
+    bin_score: NDArray[np.float64]  # (BINS,), sum of the scores of the predicted labels
+    bin_correct: NDArray[np.int64]  # (BINS,), number of rows whose predicted label is correct
     loss: float  # sum over rows of: -log(score of the true label)
     squared_error: float
     """Sum over rows and classes of: (score - truth)^2, where truth is 1 for the true class and 0 otherwise."""
@@ -33,7 +33,7 @@ class Calibration:
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """Rows of each bin that is not empty; `confidence` and `accuracy` have the same bins."""
+        """Number of rows in each bin that is not empty; `confidence` and `accuracy` leave out empty bins, too."""
         return self.bin_rows[self.bin_rows > 0]
 
     @property
@@ -48,12 +48,12 @@ class Calibration:
 
     @property
     def mean_confidence(self) -> float:
-        """Mean score of the predicted label over all rows; a calibrated model's accuracy is equal to it."""
+        """Mean score of the predicted label over all rows; for a calibrated model it equals the accuracy."""
         return float(self.bin_score.sum() / self.bin_rows.sum())
 
     @property
     def expected_error(self) -> float:
-        """Expected calibration error (ECE): mean distance of confidence and accuracy over rows, 0 = calibrated."""
+        """Expected calibration error (ECE): mean over rows of |confidence - accuracy| of the row's bin; 0 = best."""
         return float((np.abs(self.confidence - self.accuracy) * self.rows).sum() / self.rows.sum())
 
     @property
@@ -63,7 +63,7 @@ class Calibration:
 
     @property
     def brier(self) -> float:
-        """Mean squared distance of scores and truth, summed over classes: 0 = perfect, 2 = worst (Brier 1950)."""
+        """Brier score: `squared_error` divided by the number of rows, 0 = perfect, 2 = worst (Brier 1950)."""
         return self.squared_error / int(self.bin_rows.sum())
 
 

@@ -10,12 +10,12 @@ from .intervals import Measured
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
-    """One metric, stored and measured."""
+    """Compares the stored value of one metric with its measured value."""
 
     stored: float
     measured: Measured
     interval_factor: float
-    """Factor that widens the measured interval to the range of chance, >= 1: the stored value varies, too."""
+    """Factor >= 1 by which `is_chance` widens the measured interval, because chance varies the stored value, too."""
 
     @property
     def is_within(self) -> bool:
@@ -37,7 +37,7 @@ class Drift:
 
 
 def stored_rows(stored: Mapping[str, Any]) -> int:
-    """Return the number of drawings behind the stored metrics; 0 = not stored."""
+    """Return the number of drawings on which the stored metrics were measured; 0 = the number is not stored."""
     rows = stored.get("rows")
     return int(rows) if _is_number(rows) and rows > 0 else 0
 
@@ -45,8 +45,9 @@ def stored_rows(stored: Mapping[str, Any]) -> int:
 def drift(stored: Mapping[str, Any], measured: Mapping[str, Measured], rows: int) -> dict[str, Drift]:
     """Return the drift of each stored metric by name.
 
-    Two independent samples of a model differ more than one sample varies: their variances add up. So the interval is
-    multiplied by sqrt(1 + rows / stored rows). `stored` is `ModelInfo.metrics`; `measured` comes from `rows` rows.
+    `stored` is `ModelInfo.metrics`; `measured` was measured on `rows` drawings. Both values vary by chance, and the
+    variance of their difference is the sum of both variances. So the interval is multiplied by
+    sqrt(1 + rows / stored rows).
     """
     rows_of_stored = stored_rows(stored)
     factor = math.sqrt(1 + rows / rows_of_stored) if rows_of_stored else 1.0

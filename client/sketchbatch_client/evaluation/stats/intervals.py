@@ -1,6 +1,6 @@
 """Compute 95 % confidence intervals of metrics from counts.
 
-Rows are not needed, so 50 million drawings take no more memory than their confusion matrix.
+Only the counts are kept, so 50 million drawings take no more memory than their confusion matrix.
 """
 
 from collections.abc import Callable
@@ -35,24 +35,28 @@ class Measured:
 def with_intervals(confusion: Confusion) -> dict[str, Measured]:
     """Return the five metrics of `Metrics` by name, with bootstrap percentiles; the matrix counts at least one row.
 
-    The bootstrap is not stratified: the number of drawings per class varies by chance, too. If the number per
-    class was fixed, the intervals are slightly too wide (docs/decisions/0013). If a model makes no mistake, their width
-    is 0.
+    The bootstrap is not stratified: in its resamples the number of drawings per class varies by chance, too. If the
+    test set has a fixed number per class, the intervals are slightly too wide (docs/decisions/0013). If a model makes
+    no mistake, the intervals have width 0.
     """
     return _bootstrap(confusion, lambda counts: asdict(measure(counts)))
 
 
 def difference(table: Confusion) -> Measured:
-    """Return the accuracy of the first model of `Paired.table` minus that of the second, with bootstrap percentiles."""
+    """Return the accuracy of the first model minus the accuracy of the second, with bootstrap percentiles.
+
+    `table` is `Paired.table`.
+    """
     found = _bootstrap(table, lambda counts: {"difference": float((counts[1, 0] - counts[0, 1]) / counts.sum())})
     return found["difference"]
 
 
 def wilson(share: NDArray[np.float64], number: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return Wilson's 95 % interval of shares of `number` drawings: low and high; 0 and 1 if there is no drawing.
+    """Return the low and high ends of Wilson's 95 % intervals (Wilson 1927, doi:10.2307/2276774).
 
-    Recall and precision of a class use it (Wilson 1927, doi:10.2307/2276774). A class may have few drawings, and the
-    bootstrap interval of 25 drawings without a mistake has width 0.
+    Each `share` was measured on `number` drawings; the interval is 0 to 1 if there is no drawing. Recall and precision
+    of a class use this interval, since a class may have few drawings. If 25 drawings have no mistake, the bootstrap
+    interval would have width 0.
     """
     z = 1.96
     number = np.maximum(number, 1e-9)
@@ -62,9 +66,9 @@ def wilson(share: NDArray[np.float64], number: NDArray[np.float64]) -> tuple[NDA
 
 
 def _bootstrap(counts: Confusion, measures: Callable[[Confusion], dict[str, float]]) -> dict[str, Measured]:
-    """Draw rows with replacement, which is a multinomial draw of their counts, and measure each resample.
+    """Draw resamples of the rows with replacement, as multinomial draws of their counts, and measure each resample.
 
-    One resample at a time is in memory: 1,000 matrices of 345 classes would take a gigabyte.
+    Only one resample at a time is in memory: 1,000 matrices of 345 classes would take a gigabyte.
     """
     random = np.random.default_rng(SEED)
     cells, rows = counts.ravel(), int(counts.sum())

@@ -10,19 +10,19 @@ from .intervals import Measured, difference
 from .metrics import Confusion, confuse
 
 EXACT_UP_TO = 1000
-"""Largest number of drawings that only one model classifies correctly for which the exact test is used.
+"""The exact test is used if at most this many drawings are classified correctly by only one of the two models.
 
 Above this number, the exact test and the chi-square test agree to four digits.
 """
 
-SIGNIFICANT = 0.05  # level of significance: chance explains a difference with a larger p value
+SIGNIFICANT = 0.05  # level of significance: a difference with a lower p value is more than chance
 
 Correct = NDArray[np.bool_]  # (rows,), whether a model classified the row correctly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """Two models on the same drawings, of which there is at least one."""
+    """The result of McNemar's test of two models on the same drawings; there is at least one drawing."""
 
     table: Confusion  # (2, 2), rows = is the first model correct, columns = is the second correct; 0 = no, 1 = yes
     difference: Measured  # accuracy of the first model minus accuracy of the second
@@ -44,11 +44,11 @@ class Paired:
 
     @property
     def p_value(self) -> float:
-        """Probability that two equally good models differ at least as much."""
+        """Probability that two equally good models differ at least as much as these two."""
         return mcnemar(self.only_first, self.only_second)
 
     def verdict(self, first: str, second: str) -> str:
-        """Return the result as a sentence with the models' names."""
+        """Return the result as a sentence; `first` and `second` are the names of the models."""
         if self.p_value >= SIGNIFICANT:
             return f"Chance explains the difference between {first} and {second}."
         better, worse = (first, second) if self.only_first > self.only_second else (second, first)
@@ -56,7 +56,7 @@ class Paired:
 
 
 def pair(table: Confusion) -> Paired:
-    """Return the comparison for a table, or a sum of tables, of `count_pairs`."""
+    """Return the comparison for a table that `count_pairs` returned, or for the sum of several such tables."""
     return Paired(table=table, difference=difference(table))
 
 
@@ -71,7 +71,7 @@ def format_p_value(p_value: float) -> str:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p value for the numbers of drawings that only one model classified correctly.
+    """Return the two-sided p value, given how many drawings only the first or only the second model got right.
 
     The test is exact (binomial) up to EXACT_UP_TO such drawings, else chi-square with Edwards' continuity correction.
     Q. McNemar, Psychometrika 12 (1947); A. L. Edwards, Psychometrika 13 (1948).

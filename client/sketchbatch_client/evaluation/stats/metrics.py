@@ -1,6 +1,7 @@
 """Compute metrics from a confusion matrix: five of the whole model, and those of each class.
 
-Macro averages include the classes that occur as a true or as a predicted label. Tests compare them with scikit-learn.
+A class that is neither the true nor the predicted label of any row is left out of the means over classes. Tests compare
+the metrics with scikit-learn.
 """
 
 from dataclasses import dataclass
@@ -23,11 +24,11 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """The five metrics; 1 = perfect, the Matthews correlation starts at -1 and the others at 0."""
+    """The five metrics; 1 = perfect. The lowest Matthews correlation is -1; the other metrics are at least 0."""
 
     accuracy: float  # share of rows predicted correctly
     balanced_accuracy: float  # mean recall of the classes
-    specificity: float  # mean over classes of: share of the other classes' rows that are not predicted as the class
+    specificity: float  # mean over classes of: share of the rows of other classes that are not predicted as this class
     matthews_corrcoef: float  # multiclass Matthews correlation (Gorodkin 2004); 0 where it is undefined
     jaccard: float  # mean over classes of: hits / (rows of the class + rows predicted as the class - hits)
 
@@ -55,7 +56,10 @@ def measure(confusion: Confusion) -> Metrics:
 
 
 def measure_each(confusion: Confusion) -> list[dict[str, Any]]:
-    """Return precision, recall, specificity (0 where undefined), true rows and predicted rows of each class."""
+    """Return the metrics of each class: precision, recall, specificity, and numbers of true and predicted rows.
+
+    A metric is 0 where it is undefined.
+    """
     hits, actual, predicted, total = _counts(confusion)
     figures = {
         "precision": _ratio(hits, predicted),
@@ -71,7 +75,7 @@ def measure_each(confusion: Confusion) -> list[dict[str, Any]]:
 
 
 def confused_pairs(confusion: Confusion, limit: int) -> list[tuple[int, int]]:
-    """Return at most `limit` confused pairs of (true, predicted) class, those with the most rows first."""
+    """Return at most `limit` pairs of confused class indices (true, predicted); the most frequent pair is first."""
     wrong = confusion - np.diag(np.diagonal(confusion))
     pairs = np.argsort(-wrong, axis=None, kind="stable")[:limit]
     found = zip(*np.unravel_index(pairs, wrong.shape), strict=True)
@@ -79,7 +83,7 @@ def confused_pairs(confusion: Confusion, limit: int) -> list[tuple[int, int]]:
 
 
 def _counts(confusion: Confusion) -> tuple[Confusion, Confusion, Confusion, int]:
-    """Return hits, true rows and predicted rows of each class, and all rows."""
+    """Return for each class the numbers of hits, true rows and predicted rows, and then the number of all rows."""
     return np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0), int(confusion.sum())
 
 

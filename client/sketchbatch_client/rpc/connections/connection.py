@@ -10,16 +10,21 @@ from sketchbatch.v1.classifier_pb2_grpc import ClassifierServiceStub
 from .targets import CONNECT_TIMEOUT_S, is_name
 
 _CLASSIFY = f"/{pb.DESCRIPTOR.services_by_name['ClassifierService'].full_name}/Classify"
-_TRIES_PER_WORKER = 8  # the kernel picks a worker at random: with 4 workers, 32 tries miss one in 1 of 2,500 cases
-_NAME_CONNECT_TIMEOUT_S = 0.8  # packets to the address of a deleted pod are lost, and the new pod has another address
-_CONNECT_SHARE = 0.25  # the connect timeout as a share of the time since which no server of a name has responded
+# New connections per worker to reach all workers. The kernel picks the worker of each connection at random: 32
+# connections to a server of 4 workers miss a worker in 1 of 2,500 cases.
+_TRIES_PER_WORKER = 8
+# Connect timeout for a DNS name. It is short: packets to the address of a deleted pod are lost, and the new pod has
+# another address.
+_NAME_CONNECT_TIMEOUT_S = 0.8
+# Connect timeout of a new channel, as a share of the time for which no server of the name has responded.
+_CONNECT_SHARE = 0.25
 
 OpenChannel = Callable[[str, float], Any]
 """Opens a channel of grpc or grpc.aio to a target, with the connect timeout in seconds."""
 
 
 class Connection:
-    """One channel, its RPCs, its load and its failures."""
+    """One channel with its RPCs, and the load and failures by which `ConnectionPool` chooses a connection."""
 
     def __init__(self, server: "Server", channel: Any, opened_at: float) -> None:
         self.server = server
@@ -30,7 +35,7 @@ class Connection:
             _CLASSIFY, response_deserializer=pb.ClassifyResponse.FromString
         )
         self.in_flight = 0
-        self.last_request = 0  # number of the last request, counted over all connections
+        self.last_request = 0  # position of its latest request among the requests of all connections; higher = later
         self.failures = 0  # consecutive, over this channel and the channels that it replaced
         self.failing_since = 0.0  # clock seconds of the first of these failures
         self.backs_off_until = 0.0  # clock seconds

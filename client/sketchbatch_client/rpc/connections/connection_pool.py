@@ -23,8 +23,9 @@ from ...errors import Unavailable
 from .connection import Connection, OpenChannel, Server
 from .targets import server_count
 
-_LOAD = attrgetter("in_flight", "last_request")  # sort key of a connection
-_IN_FLIGHT = 4  # requests that keep one server busy: one or two in the model, one being read, one being answered
+_LOAD = attrgetter("in_flight", "last_request")  # the connection with the lowest value is chosen
+# Requests that keep one server busy: one or two in a model call, one that is read, and one whose response is sent.
+_IN_FLIGHT = 4
 _REPLACE_AFTER_S = 0.5  # lowest age of a channel that is replaced, so that an outage does not open many channels
 
 
@@ -49,7 +50,7 @@ class ConnectionPool:
             for server in [Server(target, open_channel, clock) for target in targets]
             for _ in range(channels or 1)
         ]
-        self._retired: set[Connection] = set()  # replaced, with requests in flight
+        self._retired: set[Connection] = set()  # replaced connections that still have requests in flight
         self._needs_discovery = channels is None
         self._is_closed = False
 
@@ -67,7 +68,10 @@ class ConnectionPool:
             return [connection.channel for connection in (*self._connections, *retired)]
 
     def acquire(self, tried: Collection[Connection]) -> Connection:
-        """Return a connection to use and `release`; none of `tried` if another is usable. Raises Unavailable."""
+        """Return a connection, to use and then `release`; avoid those in `tried` and those that back off, if possible.
+
+        Raises Unavailable if the client was closed.
+        """
         with self._lock:
             if self._is_closed:
                 raise Unavailable("the client was closed")
@@ -76,7 +80,10 @@ class ConnectionPool:
             return self._begin_request(chosen)
 
     def release(self, connection: Connection) -> list[Any]:
-        """End the use of a connection; return the channels that the caller must close: its own, if it was replaced."""
+        """End a request over a connection; return the channels that the caller must close.
+
+        This is the channel of the connection itself, if it was replaced and has no more requests in flight.
+        """
         with self._lock:
             connection.in_flight -= 1
             if connection.in_flight or connection not in self._retired:
@@ -121,20 +128,20 @@ class ConnectionPool:
             return True
 
     def replaceable_in_s(self) -> float:
-        """Return the time until `replace` accepts one more channel than now; infinity if it never will."""
+        """Return the seconds until the next channel is old enough for `replace`; infinity if there is no such one."""
         with self._lock:
             now = self._clock()
             times = (each.opened_at + _REPLACE_AFTER_S - now for each in self._connections if each.server.is_name)
             return min((each for each in times if each > 0), default=math.inf)
 
     def begin_discovery(self) -> list[Server]:
-        """Return the servers whose workers must be discovered; nothing after the first call."""
+        """Return the servers whose workers must be discovered; only the first call returns any."""
         with self._lock:
             needs_discovery, self._needs_discovery = self._needs_discovery, False
             return [each.server for each in self._connections] if needs_discovery else []
 
     def acquire_from(self, server: Server) -> Connection:
-        """Return a connection to one server, to use and `release`. Raises Unavailable."""
+        """Return a connection to one server, to use and then `release`. Raises Unavailable if the client was closed."""
         with self._lock:
             if self._is_closed:
                 raise Unavailable("the client was closed")

@@ -52,7 +52,7 @@ class Token(grpc.AuthMetadataPlugin):
         return self._metadata is not None
 
     def __call__(self, context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
-        """Add the token to a call over TLS, for gRPC."""
+        """Add the token to a call; gRPC calls this method for every call over TLS."""
         callback(self.metadata() or (), None)
 
     def metadata(self) -> Metadata | None:

@@ -22,7 +22,10 @@ _SERVICE_CONFIG = json.dumps(
 
 
 def parse_targets(target: str | Sequence[str]) -> tuple[str, ...]:
-    """Split a sequence, a text with commas, or one gRPC target into distinct targets, of which none is empty."""
+    """Return the distinct targets in a sequence, in a text with commas, or in one gRPC target.
+
+    Raises ValueError if there is no target or an empty one.
+    """
     if isinstance(target, str) and not target.startswith(_ADDRESS_LISTS):
         return parse_targets(target.split(","))
     named = [target] if isinstance(target, str) else target
@@ -38,7 +41,10 @@ def server_count(target: str) -> int:
 
 
 def is_name(target: str) -> bool:
-    """Return whether DNS may return other servers later: `dns:...` or HOST:PORT; HOST is no IP address or localhost."""
+    """Return whether `target` is a DNS name, which may resolve to other servers later.
+
+    A DNS name is `dns:...` or HOST:PORT, where HOST is neither an IP address nor localhost.
+    """
     host = _host(_addresses(target)[0])
     return not target.startswith(_OTHER_SCHEMES) and host != "localhost" and not _is_ip_address(host)
 
@@ -57,9 +63,11 @@ def split_address(address: str) -> tuple[str, str]:
 def channel_options(
     target: str, *, watches_health: bool = True, connect_timeout_s: float = CONNECT_TIMEOUT_S
 ) -> ChannelOptions:
-    """Return options: a channel reconnects within 1 s of a server's return and drops a silent server within 40 s.
+    """Return the options of a channel that finds lost and restarted servers soon.
 
-    When a connection closes or cannot be opened, a channel to a DNS name resolves the name again, at most once in 1 s.
+    The channel reconnects within 1 s after a server is back. It drops a silent server within 40 s: 20 s until a ping is
+    sent, and 20 s without a response to it. When a connection closes or cannot be opened, a channel to a DNS name
+    resolves the name again, at most once in 1 s.
     """
     options: ChannelOptions = [
         ("grpc.max_receive_message_length", -1),  # all scores of a large request exceed the default of 4 MiB

@@ -1,7 +1,7 @@
 """Limit how many requests of one bulk call are in flight. Never waits itself.
 
 The limit follows additive increase, multiplicative decrease (AIMD), as TCP does (RFC 5681). A pushback of a
-server halves the limit. The limit grows by one after as many responses as it allows requests. Therefore many clients
+server halves the limit. The limit grows by one after N responses, where N is the limit itself. Therefore many clients
 share a service fairly, although they do not communicate with each other.
 """
 
@@ -24,7 +24,7 @@ class AimdLimit:
         return int(self._value)
 
     def increase(self) -> None:
-        """Count a response."""
+        """Raise the limit after a response, by 1 / limit."""
         with self._lock:
             self._value = min(float(self.maximum), self._value + 1 / self._value)
 

@@ -27,7 +27,10 @@ class RetryPolicy:
     """Longest time to retry while no server responds, if a server has responded before: a restart takes time."""
 
     first_backoff_s: float = 0.15
-    """Longest delay after the first attempt without a response; the shortest is half of it. Both double each time."""
+    """The delay after the first attempt without a response is random, from half of this time to all of it.
+
+    The delay doubles after each further attempt.
+    """
 
     max_backoff_s: float = 5.0
     """Longest delay between two attempts while no server responds."""
