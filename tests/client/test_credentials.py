@@ -237,8 +237,8 @@ def test_a_certificate_without_its_key_is_refused():
 def test_the_command_line_takes_certificates_and_tokens(start, authority, ca, interceptor, tmp_path, run_command):
     """The commands read the token from --token-file or from the variable SKETCHBATCH_TOKEN.
 
-    A command without the token ends with exit code 1. A command that would send the token unencrypted to another
-    machine ends with exit code 2.
+    A command without the token ends with exit code 4, because a retry cannot succeed. A command that would send the
+    token unencrypted to another machine ends with exit code 2.
     """
     interceptor.token = "open-sesame"
     address = start(credentials(authority, "127.0.0.1"))
@@ -250,7 +250,7 @@ def test_the_command_line_takes_certificates_and_tokens(start, authority, ca, in
     environment = os.environ | {"SKETCHBATCH_TOKEN": "open-sesame"}
     assert run_command("sketchbatch", "health", *connection, env=environment).stdout == "SERVING\n"
     refused = run_command("sketchbatch", "health", *connection)
-    assert (refused.returncode, refused.stderr) == (1, "sketchbatch: unknown token\n")
+    assert (refused.returncode, refused.stderr) == (4, "sketchbatch: unknown token\n")
     contradiction = run_command("sketchbatch", "model", "--server", "example.com:1", env=environment)
     assert contradiction.returncode == 2
     assert "unencrypted" in contradiction.stderr

@@ -263,6 +263,11 @@ WRONG = {
         "cpu-pvc",
         lambda m: container(m)["startupProbe"]["grpc"].update(service="sketchbatch.v1.ClassifierService"),
     ),
+    "readiness ignores that there is no model": (
+        "probed",
+        "cpu-pvc",
+        lambda m: container(m)["readinessProbe"]["grpc"].update(service="liveness"),
+    ),
     "the startup probe checks the process only": (
         "probed",
         "cpu",
