@@ -34,7 +34,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_replica_leaves_without_refusing_a_request(start_service, tiny_model, workers):
-    """While one of two replicas stops, callers without a retry policy lose no request, however they use the replicas."""
+    """While one of two replicas stops, callers of every policy lose no request without retries."""
     leaving = start_service(tiny_model, *QUICK, "--workers", workers)
     other = start_service(tiny_model)
     target = f"ipv4:{leaving.address},{other.address}"
