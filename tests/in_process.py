@@ -132,7 +132,8 @@ async def serving(
     with capture_logs() as log, models.thread_pool(server.source):
         await health.serve()
         monitor = asyncio.create_task(monitor_health(models, health, trial_every_s=trial_every_s))
-        metrics = ServiceMetrics(models, server, health, worker=1)
+        metrics = ServiceMetrics(health, worker=1)
+        metrics.include(models, server)
         try:
             async with grpc.aio.insecure_channel(address) as channel:
                 yield InProcess(channel, models, classifier, inference, metrics, log)

@@ -168,6 +168,19 @@ async def test_a_failed_server_that_has_stopped_listening_opens_no_port_again(ro
         await asyncio.wait_for(wait_for_refusal(channel), 10)
 
 
+async def test_a_call_outlives_the_maximum_age_of_its_connection(serving):
+    """A connection that reaches its maximum age accepts no more calls, and its open calls are answered."""
+    async with serving(("grpc.max_connection_age_ms", 50)) as (channel, echo, _):
+        old = asyncio.ensure_future(call_to(channel, "Direct")(b"old"))
+        await echo.wait_for_direct()
+        await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)  # GOAWAY
+        for _ in range(3):  # on later connections, each of which reaches its maximum age
+            assert await call_to(channel, "Unary")(b"new") == b"new"
+            await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        echo.direct[0][1].respond(b"answered")
+        assert await old == b"answered"
+
+
 async def test_a_call_whose_path_is_not_utf8_does_not_stop_the_server(serving, root):
     """After a call whose path is not UTF-8, the server answers at the same address.
 

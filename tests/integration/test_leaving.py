@@ -17,7 +17,16 @@ QUICK = ("--max-connection-age-s", "0.5", "--lame-duck-s", "3")
 PATIENT = ("--max-connection-age-s", "20", "--lame-duck-s", "23.5")
 """Flags with which the listener is closed 0.5 s after SIGTERM, and connections stay open for seconds after that."""
 
-ROUND_ROBIN = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
+POLICIES = {
+    "all replicas": {"loadBalancingConfig": [{"round_robin": {}}]},
+    "all replicas with health": {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {"serviceName": "sketchbatch.v1.ClassifierService"},
+    },
+    "one replica": {"loadBalancingConfig": [{"pick_first": {}}]},
+}
+"""Service configs of callers: how they use the replicas that they know."""
+
 OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 REQUEST = pb.ClassifyRequest(bitmaps=bytes(784))
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -25,15 +34,16 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_replica_leaves_without_refusing_a_request(start_service, tiny_model, workers):
-    """While one of two replicas stops, callers that neither watch health nor have a retry policy lose no request."""
+    """While one of two replicas stops, callers of every policy lose no request without retries."""
     leaving = start_service(tiny_model, *QUICK, "--workers", workers)
     other = start_service(tiny_model)
     target = f"ipv4:{leaving.address},{other.address}"
     errors: list[grpc.RpcError] = []
     has_left = threading.Event()
 
-    def call() -> None:
-        with grpc.insecure_channel(target, [("grpc.service_config", ROUND_ROBIN), OWN_CONNECTION]) as channel:
+    def call(policy: dict) -> None:
+        config = json.dumps(policy)
+        with grpc.insecure_channel(target, [("grpc.service_config", config), OWN_CONNECTION]) as channel:
             classify = classifier_pb2_grpc.ClassifierServiceStub(channel).Classify
             while not has_left.wait(0.002):
                 try:
@@ -41,7 +51,7 @@ def test_a_replica_leaves_without_refusing_a_request(start_service, tiny_model, 
                 except grpc.RpcError as exc:
                     errors.append(exc)
 
-    callers = [threading.Thread(target=call) for _ in range(4)]
+    callers = [threading.Thread(target=call, args=(policy,)) for policy in POLICIES.values() for _ in range(2)]
     for caller in callers:
         caller.start()
     try:

@@ -5,43 +5,32 @@ from pathlib import Path
 
 import structlog
 
-from ..errors import ModelRefused
-from ..models.loader import LoadOptions, load_models
+from ..errors import StartError
+from ..models.arrival import ModelArrival
+from ..models.loader import LoadOptions
 from ..models.registry import ModelRegistry
-from ..models.repository import ModelFile, find
 from .signals import Stop
 
 log = structlog.get_logger()
 
 
-async def wait_for_models(path: Path, options: LoadOptions, stop: Stop, *, every_s: float) -> ModelRegistry | None:
+async def wait_for_models(
+    path: Path, options: LoadOptions, stop: Stop, *, every_s: float, **addresses: str
+) -> ModelRegistry | None:
     """Return the models at `path` once the default model is among them, or None after a stop signal.
 
-    The path is scanned every `every_s` seconds, and its files are loaded again only if they have changed. Each reason
-    why there is no model yet is logged once.
-
-    Raises:
-        ProviderMissing: As in `load_models`.
+    The path is scanned every `every_s` seconds. Files load on another thread, because health checks must be answered in
+    the meantime. `addresses` are the open ports, for the log.
     """
-    tried: list[ModelFile] | None = None
-    reason = ""
+    arrival = ModelArrival(path, options)
+    is_waiting = False
     while not stop.requested.done():
-        files = _scan(path)
-        if files != tried:
-            tried = files
-            try:
-                # In a thread, because health checks must be answered while a model loads.
-                return await asyncio.to_thread(load_models, path, options)
-            except ModelRefused as exc:
-                if reason != str(exc):
-                    reason = str(exc)
-                    log.warning("waiting for a model", cause=reason)
+        try:
+            models = await asyncio.to_thread(arrival.scan)
+            return None if stop.requested.done() else models
+        except StartError as exc:
+            if not is_waiting:
+                log.warning("waiting for a model", cause=str(exc), path=str(path), **addresses)
+                is_waiting = True
         await asyncio.wait((stop.requested,), timeout=every_s)
     return None
-
-
-def _scan(path: Path) -> list[ModelFile]:
-    try:
-        return find(path)
-    except OSError:
-        return []

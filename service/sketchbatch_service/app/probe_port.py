@@ -24,13 +24,12 @@ little: it opens one connection per probe, a few concurrently."""
 
 
 class ProbePort:
-    """Server for health checks; without an address it does nothing, and `address` is empty."""
+    """Server for health checks, as a context manager; without an address it does nothing, and `address` is empty."""
 
     def __init__(self, health: HealthServicer, address: str, transport: Transport, *, is_shared: bool) -> None:
         """Bind the port, or raise AddressUnusable; `is_shared` allows other processes to bind it, too."""
         self.address = address
         self._server: Server | None = None
-        self._is_started = False
         if not address:
             return
         self._server = create_server(transport, [*_LIMITS, ("grpc.so_reuseport", int(is_shared))])
@@ -39,15 +38,15 @@ class ProbePort:
         self._source = self._server.source
         self._thread = threading.Thread(target=self._poll, name="probes", daemon=True)
 
-    async def start(self) -> None:
-        """Start to answer health checks, unless the port has been started before."""
-        if self._server and not self._is_started:
-            self._is_started = True
+    async def __aenter__(self) -> "ProbePort":
+        """Start to answer health checks."""
+        if self._server:
             await self._server.start()
             if self._source:
                 self._thread.start()
+        return self
 
-    async def stop(self) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         """Stop at once."""
         if self._server:
             await self._server.stop(0)

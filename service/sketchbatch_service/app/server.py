@@ -58,70 +58,61 @@ async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa:
     worker.stop_without_supervisor(stop)
     transport = selection.choose(settings.transport, warns=worker.number == 1)
     health = HealthServicer([SERVICE.full_name, wire.SERVICE])
-    probes = ProbePort(health, settings.probe_address, transport, is_shared=worker.count > 1)
-    options = _load_options(settings, worker)
-    if settings.wait_for_model:
-        models = await _first_models(settings, options, stop, probes)
-        if models is None:
-            log.info("stopped", was_hurried=False)
-            return
-    else:
-        models = load_models(settings.model, options)
-    servicer = _classifier_servicer(settings, models, worker)
-    inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
-    # Any, because the types of the generated functions accept only grpc's own servers.
-    server: Any = selection.create_server(transport, _channel_options(settings, worker), _authenticator(settings))
-    server.add_generic_rpc_handlers([servicer.handlers()])
-    server.add_generic_rpc_handlers([wire.handlers(inference)])
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    if settings.reflection:
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_reflection(), server)
-    address = _listen(server, settings)
-    lame_duck.warn_if_too_short(settings.lame_duck_s, settings.max_connection_age_s)
-    metrics = ServiceMetrics(models, server, health, worker=worker.number)
-    worker.answer_supervisor(metrics.collect, stop)
+    metrics = ServiceMetrics(health, worker=worker.number)
     metrics_port = MetricsPort("" if worker.supervisor else settings.metrics_address, metrics.collect)
     metrics_port.start()
-    await server.start()
-    await probes.start()
-    with (
-        models.thread_pool(server.source) as threads,
-        ModelWatcher(settings.model, options, models, threads, every_s=settings.watch_models_s) as watcher,
-    ):
-        await health.serve()
-        served = [f"{m.name}/{m.version} on {m.provider}" for m in models]
-        worker.report(served)
-        addresses = {"address": address, "probe_address": probes.address, "metrics_address": metrics_port.address}
-        log.info("SERVING" if worker.count == 1 else "worker ready", **addresses, transport=transport, models=served)
-        monitor = asyncio.create_task(monitor_health(models, health))
+    options = _load_options(settings, worker)
+    # The probe port ends last: probes receive NOT_SERVING during the drain.
+    async with ProbePort(health, settings.probe_address, transport, is_shared=worker.count > 1) as probes:
+        ports = {"probe_address": probes.address, "metrics_address": metrics_port.address}
+        models = await _load(settings, options, stop, ports)
+        if models is None:
+            log.info("stopped", was_hurried=stop.forced.done())
+            return
+        servicer = _classifier_servicer(settings, models, worker)
+        inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
+        # Any, because the types of the generated functions accept only grpc's own servers.
+        server: Any = selection.create_server(transport, _channel_options(settings, worker), _authenticator(settings))
+        server.add_generic_rpc_handlers([servicer.handlers()])
+        server.add_generic_rpc_handlers([wire.handlers(inference)])
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        if settings.reflection:
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_reflection(), server)
+        address = _listen(server, settings)
+        lame_duck.warn_if_too_short(settings.lame_duck_s, settings.max_connection_age_s)
+        metrics.include(models, server)
+        worker.answer_supervisor(metrics.collect, stop)
+        await server.start()
+        with (
+            models.thread_pool(server.source) as threads,
+            ModelWatcher(settings.model, options, models, threads, every_s=settings.watch_models_s) as watcher,
+        ):
+            await health.serve()
+            served = [f"{m.name}/{m.version} on {m.provider}" for m in models]
+            worker.report(served)
+            event = "SERVING" if worker.count == 1 else "worker ready"
+            log.info(event, address=address, **ports, transport=transport, models=served)
+            monitor = asyncio.create_task(monitor_health(models, health))
 
-        await _lame_duck(settings, stop, health, server)
-        watcher.stop()
-        monitor.cancel()
-        log.info("draining", drain_s=settings.drain_s)
-        await health.drain()
-        servicer.drain()
-        inference.drain()
-        await server.stop(settings.drain_s, stop.forced)
-        inference.close()
-        await probes.stop()  # last: probes receive NOT_SERVING during the drain
+            await _lame_duck(settings, stop, health, server)
+            watcher.stop()
+            monitor.cancel()
+            log.info("draining", drain_s=settings.drain_s)
+            await health.drain()
+            servicer.drain()
+            inference.drain()
+            await server.stop(settings.drain_s, stop.forced)
+            inference.close()
     ignore_signals()
     log.info("stopped", was_hurried=stop.forced.done())
 
 
-async def _first_models(
-    settings: Settings, options: LoadOptions, stop: Stop, probes: ProbePort
-) -> ModelRegistry | None:
-    """Wait for the first model while the probe port reports NOT_SERVING; return None after a stop signal."""
-    await probes.start()
-    log.info("model awaited", path=str(settings.model), probe_address=probes.address)
-    models = None
-    try:
-        models = await wait_for_models(settings.model, options, stop, every_s=settings.watch_models_s or 1.0)
-        return models
-    finally:
-        if models is None:
-            await probes.stop()
+async def _load(settings: Settings, options: LoadOptions, stop: Stop, ports: dict[str, str]) -> ModelRegistry | None:
+    """Load the models, and wait for the first one if the settings allow it; return None after a stop signal."""
+    if not settings.wait_for_model:
+        return load_models(settings.model, options)
+    every_s = settings.watch_models_s or 1.0
+    return await wait_for_models(settings.model, options, stop, every_s=every_s, **ports)
 
 
 async def _lame_duck(settings: Settings, stop: Stop, health: HealthServicer, server: Server) -> None:

@@ -66,6 +66,8 @@ async def _run(workers: list["_WorkerProcess"], settings: Settings, stop: Stop) 
             restart.cancel()
     else:
         ready.cancel()
+        with suppress(asyncio.CancelledError, StartError):  # without `await`, asyncio would log the cancellation
+            await ready
     log.info("stopping", signal=stop.requested.result().name)
 
 

@@ -4,6 +4,7 @@ Flow of a file: ONNX Runtime on the CPU -> `artifact` checks its signature -> an
 a check of its scores. The service loads files at its start; `watcher` loads files while it runs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,8 @@ from .repository import ModelFile, find
 log = structlog.get_logger()
 
 Provider = Literal["auto", "cpu", "cuda"]
+
+LoadResult = ServedModel | StartError  # of one file: its model, or why the file is refused
 
 _SUM_TOLERANCE = 1e-2  # for the sum of a row's scores: the tolerance for float16 in `engines.parity`
 
@@ -49,6 +52,17 @@ def load_models(path: Path, options: LoadOptions) -> ModelRegistry:
         ModelRefused: There is no model, or none that can be the default.
         ProviderMissing: `options.provider` is `cuda`, and CUDA does not work; the message has the reason.
     """
+    files = find_models(path)
+    results = {file: try_load(file, options) for file in files}
+    models = to_registry(results, options.default_model or files[0].name)
+    for file, result in results.items():
+        if isinstance(result, StartError):
+            log_refusal(file, result)
+    return models
+
+
+def find_models(path: Path) -> list[ModelFile]:
+    """Return the model files at `path`, of which there is at least one; raise ModelRefused if there is none."""
     try:
         files = find(path)
     except OSError as exc:
@@ -56,23 +70,39 @@ def load_models(path: Path, options: LoadOptions) -> ModelRegistry:
     if not files:
         layout = "no model there; a repository holds NAME/VERSION/model.onnx, VERSION a number"
         raise ModelRefused(f"{path}: {layout if path.is_dir() else 'no such model file'}")
-    served: list[ServedModel] = []
-    errors: dict[ModelFile, StartError] = {}
-    for file in files:
-        try:
-            served.append(load(file, options))
-        except StartError as exc:
-            errors[file] = exc
-    default = options.default_model or files[0].name
+    return files
+
+
+def try_load(file: ModelFile, options: LoadOptions) -> LoadResult:
+    """Load a file as `load` does; return the error if the file is refused."""
+    try:
+        return load(file, options)
+    except StartError as exc:
+        return exc
+
+
+def to_registry(results: Mapping[ModelFile, LoadResult], default: str) -> ModelRegistry:
+    """Return a registry of the loaded and the refused files.
+
+    `default` is the name of the default model; the default model of a single file has the name in that file.
+
+    Raises:
+        StartError: The error of the first file if no file was loaded or no version of the default model; ModelRefused
+            if the default model has no file.
+    """
+    served = [result for result in results.values() if isinstance(result, ServedModel)]
+    errors = {file: result for file, result in results.items() if isinstance(result, StartError)}
     has_default = default in {model.name for model in served}
     for file, error in errors.items():
         if not served or (file.name == default and not has_default):
             raise error
     refused = [RefusedFile(file.name, file.version, file, str(error)) for file, error in errors.items()]
-    models = ModelRegistry(served, default, refused)
-    for each in refused:
-        log.error("model refused", model=each.name, version=each.version, cause=each.cause)
-    return models
+    return ModelRegistry(served, default, refused)
+
+
+def log_refusal(file: ModelFile, error: StartError) -> None:
+    """Log that a file is refused before the service serves."""
+    log.error("model refused", model=file.name, version=file.version, cause=str(error))
 
 
 def may_use_cuda(options: LoadOptions) -> bool:

@@ -61,43 +61,47 @@ _HISTOGRAMS: dict[str, tuple[str, Callable[[Counts], Histogram]]] = {
 
 
 class ServiceMetrics:
-    """Metrics of one process of the service; `collect` is thread-safe.
+    """Metrics of one process of the service; `collect` is thread-safe. Before `include` there are few of them.
 
     Every series has the label `worker`, so that the series of several workers do not collide, and the restart of a
     worker resets only its own counters.
     """
 
-    def __init__(self, models: ModelRegistry, server: Server, health: HealthServicer, *, worker: int) -> None:
-        self._models = models
-        self._server = server
+    def __init__(self, health: HealthServicer, *, worker: int) -> None:
         self._health = health
         self._worker = str(worker)
         self._process = ProcessCollector(registry=None)
+        self._served: tuple[ModelRegistry, Server] | None = None
+
+    def include(self, models: ModelRegistry, server: Server) -> None:
+        """Add the metrics of the models and of the server, which exist once the first model is loaded."""
+        self._served = models, server
 
     def collect(self) -> list[Metric]:
         """Return the current values of all metrics."""
-        snapshots = [_Snapshot(model, model.batcher.statistics.counts()) for model in self._models]
-        metrics = [*self._of_service(), *_of_models(snapshots), *self._process.collect()]
+        text = "1 = health reports SERVING; 0 = the service waits for a model or is draining, or a model is failing."
+        serving = GaugeMetricFamily("sketchbatch_serving", text, value=self._health.is_serving)
+        metrics = [serving, *(_of_served(*self._served) if self._served else ()), *self._process.collect()]
         for metric in metrics:
             metric.samples = [
                 sample._replace(labels={"worker": self._worker, **sample.labels}) for sample in metric.samples
             ]
         return metrics
 
-    def _of_service(self) -> Iterator[Metric]:
-        text = "1 = health reports SERVING; 0 = the service is draining, or a model is failing."
-        yield GaugeMetricFamily("sketchbatch_serving", text, value=self._health.is_serving)
-        text = "Calls that ended, by method and gRPC status; a stream is one call."
-        ends = (([method, code], count) for method, code, count in self._server.call_ends())
-        yield _filled(CounterMetricFamily("sketchbatch_requests", text, labels=["method", "code"]), ends)
-        text = "Requests, and messages of streams, that ended in an error, by the class of the error in errors.py."
-        by_reason = (([reason], count) for reason, count in rejections().items())
-        yield _filled(CounterMetricFamily("sketchbatch_rejected", text, labels=["reason"]), by_reason)
-        text = "Model files loaded since the start, by outcome: served or refused."
-        loads = (([outcome], count) for outcome, count in self._models.loads.items())
-        yield _filled(CounterMetricFamily("sketchbatch_model_loads", text, labels=["outcome"]), loads)
-        text = "Existing model files that are refused; RepositoryIndex and the log contain the reasons."
-        yield GaugeMetricFamily("sketchbatch_refused_models", text, value=len(self._models.refused))
+
+def _of_served(models: ModelRegistry, server: Server) -> Iterator[Metric]:
+    text = "Calls that ended, by method and gRPC status; a stream is one call."
+    ends = (([method, code], count) for method, code, count in server.call_ends())
+    yield _filled(CounterMetricFamily("sketchbatch_requests", text, labels=["method", "code"]), ends)
+    text = "Requests, and messages of streams, that ended in an error, by the class of the error in errors.py."
+    by_reason = (([reason], count) for reason, count in rejections().items())
+    yield _filled(CounterMetricFamily("sketchbatch_rejected", text, labels=["reason"]), by_reason)
+    text = "Model files loaded since the start, by outcome: served or refused."
+    loads = (([outcome], count) for outcome, count in models.loads.items())
+    yield _filled(CounterMetricFamily("sketchbatch_model_loads", text, labels=["outcome"]), loads)
+    text = "Existing model files that are refused; RepositoryIndex and the log contain the reasons."
+    yield GaugeMetricFamily("sketchbatch_refused_models", text, value=len(models.refused))
+    yield from _of_models([_Snapshot(model, model.batcher.statistics.counts()) for model in models])
 
 
 def _of_models(snapshots: list[_Snapshot]) -> Iterator[Metric]:

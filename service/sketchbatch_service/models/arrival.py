@@ -1,0 +1,41 @@
+"""Load the first models of a service while their files arrive; `watcher` replaces models that are served."""
+
+from pathlib import Path
+
+from ..errors import ModelRefused, StartError
+from .loader import LoadOptions, LoadResult, find_models, log_refusal, to_registry, try_load
+from .registry import ModelRegistry
+from .repository import ModelFile
+
+
+class ModelArrival:
+    """The model files at `path`, from the first scan until the default model can be served."""
+
+    def __init__(self, path: Path, options: LoadOptions) -> None:
+        self._path = path
+        self._options = options
+        self._last_found: list[ModelFile] | None = None  # None = before the first scan
+        self._results: dict[ModelFile, LoadResult] = {}
+
+    def scan(self) -> ModelRegistry:
+        """Load the files that have arrived, and return all models; each file is loaded, or refused and logged, once.
+
+        After the first scan, a file is loaded when two scans in a row find it unchanged, because its copy may be
+        unfinished until then. A call takes as long as the models need to load.
+
+        Raises:
+            StartError: There is no model yet, or none that can be the default.
+        """
+        last_found, self._last_found = self._last_found, []
+        files = self._last_found = find_models(self._path)
+        arrived = files if last_found is None else [file for file in files if file in last_found]
+        if not arrived:
+            raise ModelRefused(f"{self._path}: the model files may be unfinished")
+        self._results = {file: self._results.get(file) or self._load(file) for file in arrived}
+        return to_registry(self._results, self._options.default_model or files[0].name)
+
+    def _load(self, file: ModelFile) -> LoadResult:
+        result = try_load(file, self._options)
+        if isinstance(result, StartError) and file.is_unchanged():  # the next scan finds a changed file as a new one
+            log_refusal(file, result)
+        return result
