@@ -85,7 +85,8 @@ def _ramp(x: Floats, row: NDArray[np.int64]) -> Floats:
     size = SIDE * (SIDE + 1)
     part = np.bincount(cell, (x - whole).ravel(), size).reshape(SIDE, -1)
     ends = np.bincount(cell, minlength=size).reshape(SIDE, -1).astype(np.float64)
-    beyond = ends[:, ::-1].cumsum(axis=1)[:, ::-1] - ends  # number of `x` to the right of each pixel: each adds 1
+    # How many `x` lie to the right of each pixel p: for each of them, clip(x - p, 0, 1) is 1.
+    beyond = ends[:, ::-1].cumsum(axis=1)[:, ::-1] - ends
     total: Floats = (part + beyond)[:, :SIDE]
     return total
 

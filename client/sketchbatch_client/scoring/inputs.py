@@ -116,7 +116,8 @@ def _open_stdin(spool: Path) -> list[Source]:
         got = "nothing" if not head else "a web page" if is_web_page(head) else repr(head[:6])
         raise FileRefused(f"standard input: expected .npy, .npz, .ndjson or .parquet, got {got}; pass others as files")
     path = spool / f"stdin{suffix}"
-    contents = hashlib.sha256()  # used as the stamp: a modification time would differ in the next run
+    # The digest of the contents identifies this input: the copy has a new modification time in each run.
+    contents = hashlib.sha256()
     with room_for(path), path.open("wb") as file:
         while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
             file.write(chunk)

@@ -32,7 +32,7 @@ changes the labels of a few drawings whose two best scores are almost equal.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Comparison of the scores of a variant and of float32; the fields become part of `sketchbatch.metrics`."""
+    """How the scores of a variant differ from those of the float32 model; stored as metrics in the variant's file."""
 
     variant: Variant
     rows: int

@@ -34,7 +34,7 @@ class Metrics:
 
 
 def confuse(true: NDArray[np.integer[Any]], predicted: NDArray[np.integer[Any]], classes: int) -> Confusion:
-    """Count rows by true and predicted class index, (rows,) each."""
+    """Return the number of rows for each pair of a true and a predicted class index; both arguments: (rows,)."""
     cell = true.astype(np.int64) * classes + predicted
     return np.bincount(cell, minlength=classes * classes).reshape(classes, classes)
 
