@@ -137,7 +137,7 @@ chaos: .venv/.done ## overload, kills, restarts, lost connections, full disks, b
 	KILLS=$(or $(KILLS),50) $(VENV)/pytest tests/integration/test_kills.py
 	$(MAKE) cluster-sim
 
-cluster-sim: .venv/.done .tools/openinference/.done ## roll out, drain and scale a simulated cluster under load: 12 minutes
+cluster-sim: .venv/.done .tools/openinference/.done ## roll out, drain and scale a simulated cluster under load: 17 minutes
 	$(VENV)/python tests/cluster $(if $(EVENTS),--events "$(EVENTS)") $(if $(OUTPUT),--output "$(OUTPUT)")
 
 fuzz: .venv/.done ## send INPUTS (1000000) hostile inputs of SEED (1) to every parser, RPC and port; TARGETS=npy,classify
