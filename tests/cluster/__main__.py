@@ -87,14 +87,14 @@ def write_version(models: Path, number: int) -> None:
     ready.rename(models / "farm" / str(number))
 
 
-async def simulate(name: str, manifests: Manifests, kinds: list[str]) -> dict[str, Any]:
+async def simulate(name: str, manifests: Manifests, kinds: list[str], *, is_strict: bool) -> dict[str, Any]:
     """Start a cluster and its callers, let one event happen, and return the figures."""
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder, "models")
         models.mkdir()
         write_version(models, 1)
         async with Cluster(manifests, models, Path(folder, "pods")) as cluster:
-            callers = {kind: await start_callers(kind, cluster) for kind in kinds}
+            callers = {kind: await start_callers(kind, cluster, is_strict=is_strict) for kind in kinds}
             await asyncio.sleep(max(AGES))
             begun = time.monotonic()
             await EVENTS[name](cluster)
@@ -106,11 +106,12 @@ async def simulate(name: str, manifests: Manifests, kinds: list[str]) -> dict[st
     return {"event": name, "took_s": round(took_s, 1), "pods_killed": killed, "callers": figures}
 
 
-async def start_callers(kind: str, cluster: Cluster) -> asyncio.subprocess.Process:
+async def start_callers(kind: str, cluster: Cluster, *, is_strict: bool) -> asyncio.subprocess.Process:
     """Start the process of one kind of caller."""
     target = cluster.cluster_ip_target if kind == "cluster_ip" else cluster.headless_target
     python = str(ROOT / ".tools/openinference/bin/python") if kind == "tritonclient" else sys.executable
     words = [python, str(ROOT / "tests/cluster/callers.py"), kind, target, "--ages", ",".join(map(str, AGES))]
+    words += ["--strict"] * is_strict
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, env=os.environ)
 
@@ -153,22 +154,25 @@ def main() -> int:
         "--callers", default="round_robin,round_robin_watch,cluster_ip,tritonclient,client,async_client"
     )
     parser.add_argument("--manifests", type=Path, default=ROOT / "deploy/base", help="folder of the manifests")
+    parser.add_argument("--strict", action="store_true", help="turn off gRPC's repetition of unsent calls, too")
     parser.add_argument("--output", type=Path, help="JSON file of the figures")
     arguments = parser.parse_args()
     manifests = Manifests.read(arguments.manifests)
     results = []
     for name in arguments.events.split(","):
-        results.append(asyncio.run(simulate(name, manifests, arguments.callers.split(","))))
+        results.append(asyncio.run(simulate(name, manifests, arguments.callers.split(","), is_strict=arguments.strict)))
         show(results[-1])
     if arguments.output:
-        arguments.output.write_text(json.dumps(about(manifests) | {"events": results}, indent=1) + "\n")
+        arguments.output.write_text(
+            json.dumps(about(manifests, is_strict=arguments.strict) | {"events": results}, indent=1) + "\n"
+        )
     return int(any(map(faults, results)))
 
 
-def about(manifests: Manifests) -> dict[str, Any]:
+def about(manifests: Manifests, *, is_strict: bool) -> dict[str, Any]:
     """Return what the figures were measured with."""
     numbers = vars(manifests) | {"startup": vars(manifests.startup), "readiness": vars(manifests.readiness)}
-    return describe_machine() | {"command": "make cluster-sim", "manifests": numbers}
+    return describe_machine() | {"command": "make cluster-sim", "is_strict": is_strict, "manifests": numbers}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Send requests to a cluster from several channels of one kind of caller, until standard input ends; print the figures.
 
-python callers.py KIND TARGET --ages 42,6
+python callers.py KIND TARGET --ages 42,6 --strict
 
 Each age is the number of seconds before the event at which a group of channels is opened: gRPC resolves a name at most
-once in 30 s, so channels of different ages know different replicas. No caller has a retry policy; `client` and
-`async_client` are those of this project, which retry by themselves. The script runs with the Python of
+once in 30 s, so channels of different ages know different replicas. No caller has a retry policy, except `client` and
+`async_client` of this project, which retry by themselves. By default gRPC sends a call again that has not left the
+client when its connection closes; `--strict` turns this off, too. The script runs with the Python of
 .tools/openinference, too, which has tritonclient.
 """
 
@@ -26,6 +27,12 @@ ROWS = 20
 THREADS = 2  # of each age
 PERIOD_S = 1 / 14  # between the requests of a thread
 TIMEOUT_S = 30.0
+
+IS_STRICT = "--strict" in sys.argv
+CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.use_local_subchannel_pool", 1),
+    *([("grpc.enable_retries", 0)] if IS_STRICT else []),
+]
 
 BITMAPS = np.random.default_rng(3).integers(0, 256, (ROWS, 28, 28), np.uint8)
 
@@ -83,13 +90,12 @@ class Schedule:
 
 
 def plain(target: str, options: list[tuple[str, Any]]) -> Callable[[ExitStack], Callable[[], str]]:
-    """Return a caller that uses generated stubs on one channel, with all retries of gRPC turned off."""
+    """Return a caller that uses generated stubs on one channel, without a retry policy."""
     from sketchbatch.v1 import classifier_pb2 as pb
     from sketchbatch.v1 import classifier_pb2_grpc
 
     def open_caller(stack: ExitStack) -> Callable[[], str]:
-        always = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
-        channel = stack.enter_context(grpc.insecure_channel(target, [*always, *options]))
+        channel = stack.enter_context(grpc.insecure_channel(target, [*CHANNEL_OPTIONS, *options]))
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
 
         def call() -> str:
@@ -111,16 +117,12 @@ def round_robin(target: str, *, watches_health: bool):
 
 
 def triton(target: str):
-    """Return a caller that uses tritonclient, unmodified, with round_robin and without retries."""
+    """Return a caller that uses tritonclient, unmodified, with round_robin and without a retry policy."""
     import tritonclient.grpc as tritonclient
 
     def open_caller(stack: ExitStack) -> Callable[[], str]:
         config = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
-        options = [
-            ("grpc.service_config", config),
-            ("grpc.enable_retries", 0),
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
+        options = [("grpc.service_config", config), *CHANNEL_OPTIONS]
         client = tritonclient.InferenceServerClient(target, channel_args=options)
         stack.callback(client.close)
         tensor = tritonclient.InferInput("bitmaps", BITMAPS.shape, "UINT8")
@@ -227,6 +229,7 @@ def main() -> None:
     parser.add_argument("kind", choices=[*KINDS, "async_client"])
     parser.add_argument("target")
     parser.add_argument("--ages", type=lambda text: [int(age) for age in text.split(",")], default=[0])
+    parser.add_argument("--strict", action="store_true")
     arguments = parser.parse_args()
     groups = {age: Group() for age in arguments.ages}
     stopped = threading.Event()
