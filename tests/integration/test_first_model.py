@@ -16,7 +16,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 
 class WaitingService:
-    """A service that waits for its first model; `probe_address` answers health checks."""
+    """Run a `sketchbatch-serve` process that waits for its first model; health checks go to `probe_address`."""
 
     def __init__(self, path, transport: str, *flags: str) -> None:
         words = [BIN / "sketchbatch-serve", "--model", path, "--address", "127.0.0.1:0", "--lame-duck-s", "0"]
@@ -30,7 +30,7 @@ class WaitingService:
         return json.loads(self.process.stderr.readline())
 
     def wait_for(self, message: str) -> dict:
-        """Return the next event with `message`."""
+        """Read the log up to the next event with `message`, and return this event."""
         while (event := self.next_event())["message"] != message:
             pass
         return event
@@ -60,7 +60,7 @@ def start_waiting(transport):
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_service_that_waits_serves_its_first_model(start_waiting, tiny_model, tmp_path, noise, workers):
-    """A service on a missing folder is alive and NOT_SERVING, and serves the first model that arrives."""
+    """While its model folder is missing, a service reports liveness but NOT_SERVING; it serves the first model."""
     models = tmp_path / "models"
     service = start_waiting(models, "--workers", workers)
     assert models.name in service.wait_for("waiting for a model")["cause"]

@@ -1,4 +1,4 @@
-"""Test that a service whose connections age leaves without refusing a request, whatever the policy of its callers."""
+"""Test that a service whose connections age stops without refusing a request, even of clients without retries."""
 
 import json
 import threading
@@ -12,10 +12,14 @@ from sketchbatch.v1 import classifier_pb2_grpc
 pytestmark = [pytest.mark.timeout(60), pytest.mark.both_transports]
 
 QUICK = ("--max-connection-age-s", "0.5", "--lame-duck-s", "3")
-"""Flags with which the listener is closed 1.45 s after SIGTERM, and the last connection 0.55 s later."""
+"""Flags for a quick stop. The listener is closed 1.45 s after SIGTERM.
+
+That is the lame duck time of 3 s less the time to leave: 1.1 * 0.5 s until the last connection has its maximum age, and
+1 s for small calls.
+"""
 
 PATIENT = ("--max-connection-age-s", "20", "--lame-duck-s", "23.5")
-"""Flags with which the listener is closed 0.5 s after SIGTERM, and connections stay open for seconds after that."""
+"""Flags with which the listener is closed 0.5 s after SIGTERM, while open connections stay open for many seconds."""
 
 ROUND_ROBIN = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
@@ -25,7 +29,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_replica_leaves_without_refusing_a_request(start_service, tiny_model, workers):
-    """While one of two replicas stops, callers that neither watch health nor have a retry policy lose no request."""
+    """While one of two replicas stops, no request fails, even if clients neither watch health nor retry."""
     leaving = start_service(tiny_model, *QUICK, "--workers", workers)
     other = start_service(tiny_model)
     target = f"ipv4:{leaving.address},{other.address}"
@@ -56,7 +60,10 @@ def test_a_replica_leaves_without_refusing_a_request(start_service, tiny_model, 
 
 
 def test_a_leaving_replica_answers_open_connections_and_refuses_new_ones(start_service, tiny_model):
-    """At SIGTERM, Check reports NOT_SERVING; when the listener is closed, Watch does, and open connections stay."""
+    """At SIGTERM, Check reports NOT_SERVING. Watch reports NOT_SERVING only when the listener is closed.
+
+    Calls over open connections still receive responses after that.
+    """
     service = start_service(tiny_model, *PATIENT)
     with grpc.insecure_channel(service.address, [OWN_CONNECTION]) as channel:
         classify = classifier_pb2_grpc.ClassifierServiceStub(channel).Classify
@@ -76,7 +83,10 @@ def test_a_leaving_replica_answers_open_connections_and_refuses_new_ones(start_s
 
 
 def refusal(address: str) -> grpc.RpcError:
-    """Return the error of a call on a new connection; the listener is closed right after the event in the log."""
+    """Return the error of a call on a new connection.
+
+    The function repeats the call until it fails, because the log event comes shortly before the listener is closed.
+    """
     while True:
         with grpc.insecure_channel(address, [OWN_CONNECTION]) as channel:
             try:
