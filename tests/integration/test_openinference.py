@@ -164,7 +164,7 @@ def test_the_service_describes_itself_and_its_models(triton):
 
 
 def test_our_field_numbers_are_those_of_the_protocol(triton, kserve):
-    """Messages, fields and enum values that our .proto file and those of Triton and kserve define are equal in both."""
+    """A field or an enum value that our .proto file shares with Triton's or kserve's has the same definition there."""
     assert triton["differences"] == kserve["differences"] == []
 
 
