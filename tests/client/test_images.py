@@ -49,8 +49,8 @@ def test_a_model_loses_less_than_two_points_on_rescanned_drawings(quickdraw, cla
     """Drawings that are rendered as pictures, and turned into bitmaps again, lose less than 2 points of accuracy.
 
     The test renders more than 600 pictures of real drawings: strokes and held-out bitmaps, on each kind of page in
-    `PICTURES`. The accuracy of the shipped model on the bitmaps of these pictures must be less than two percentage
-    points below its accuracy on the original bitmaps.
+    `PICTURES`. On the bitmaps of these pictures, the accuracy of the shipped model must be less than two percentage
+    points lower than on the original bitmaps.
     """
     classes, published, scanned = [], [], []
     for index, label in enumerate(LABELS):

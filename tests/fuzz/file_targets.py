@@ -36,10 +36,10 @@ PICTURE_MIB = 700  # 36 million pixels, the largest picture, at 20 bytes of memo
 
 
 def drawings(ending: str, *, evaluates: bool = True):
-    """Return the `begin` of a target whose inputs are files of drawings; `ending` is the file name's ending.
+    """Return the function `Target.begin` of a target whose inputs are files of drawings.
 
-    Each file is read in the way of `sketchbatch score`. If `evaluates` is true, about half of the files are read in the
-    way of `sketchbatch evaluate` instead.
+    The names of the files end with `ending`. Each file is read in the way of `sketchbatch score`. If `evaluates` is
+    true, about half of the files are read in the way of `sketchbatch evaluate` instead.
     """
 
     def check(data: bytes, folder: Path) -> None:

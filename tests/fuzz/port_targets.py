@@ -21,7 +21,10 @@ _CONCURRENT_CONNECTIONS = 8
 
 
 def port(name: str) -> Callable:
-    """Return the `begin` of a target that sends each input to a port and reads until the connection is closed."""
+    """Return the function `Target.begin` of a target that sends each input over a new connection to a port.
+
+    The target then reads until the service closes the connection.
+    """
 
     @contextmanager
     def begin(folder: Path) -> Iterator[Trial]:

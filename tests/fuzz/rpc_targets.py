@@ -53,7 +53,7 @@ _METADATA = (
 
 
 def _call_options(data: bytes) -> dict:
-    """Return call options: for one message of ten unusual metadata and a compression, which depend on its bytes."""
+    """Return call options, which depend on `data`: one message in ten has unusual metadata and a compression."""
     chance = random.Random(zlib.crc32(data))
     if chance.random() > 0.1:
         return {}
@@ -64,7 +64,7 @@ def _call_options(data: bytes) -> dict:
 
 
 def rpcs(send: Callable[[Service, list[bytes]], Iterator[str]]) -> Callable:
-    """Return the `begin` of a target that sends each batch of inputs to the service with `send`.
+    """Return the function `Target.begin` of a target that sends each batch of inputs to the service with `send`.
 
     After each batch, the result of a valid request, the service's memory and its log are checked.
     """
@@ -86,7 +86,7 @@ def rpcs(send: Callable[[Service, list[bytes]], Iterator[str]]) -> Callable:
 
 
 def unary(method: str, kind: type[Message], check: Callable[[Service, Message, bytes], str]) -> Callable:
-    """Return the `begin` of a target that sends each input as one message to `method`.
+    """Return the function `Target.begin` of a target that sends each input as one message to `method`.
 
     If a parsable request receives a response, `check` returns the problem of this response, or "" if there is none.
     """
@@ -180,7 +180,7 @@ def _watches(service: Service, inputs: list[bytes]) -> Iterator[str]:
 def streams(
     method: str, kind: type[Message], response_type: type[Message], code_of: Callable[[Message], str]
 ) -> Callable:
-    """Return the `begin` of a target that sends each input as a stream of messages to `method`.
+    """Return the function `Target.begin` of a target that sends each input as a stream of messages to `method`.
 
     Each message must receive a response or an error. The first message that protobuf cannot parse ends the stream with
     INVALID_ARGUMENT.

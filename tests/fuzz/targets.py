@@ -31,7 +31,7 @@ class Target:
 
     name: str
     share: int
-    """Weight of the target: it receives this share, divided by the sum of all shares, of the inputs of a run."""
+    """Weight of the target: the fraction `share` / (sum of all shares) of a run's inputs belongs to this target."""
     make: Make
     begin: Callable[[Path], AbstractContextManager[Trial]]
     """Returns a context that yields the function that tries inputs; this function may write to the given folder."""
@@ -51,7 +51,7 @@ def mutants(name: str, *changes: Callable[[bytes, random.Random], bytes]) -> Mak
 
 
 def in_process(check: Callable[[bytes, Path], None]) -> Callable[[Path], AbstractContextManager[Trial]]:
-    """Return the `begin` of a target that calls `check` with one input after another in this process.
+    """Return the function `Target.begin` of a target that calls `check` with one input after another in this process.
 
     An input is harmful if `check` raises an exception or takes too long.
     """

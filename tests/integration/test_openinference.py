@@ -74,8 +74,8 @@ def kserve(run_session) -> dict:
 def test_tritonclient_receives_the_scores_of_onnx_runtime(triton, expected):
     """The scores that tritonclient receives for one request with all rows are bit-identical to ONNX Runtime's.
 
-    If each row is a request of its own, the scores may differ by at most 1e-6, because the rows then run in batches of
-    other sizes.
+    If each row is a request of its own, the rows run in batches of other sizes. The scores may then differ by at most
+    1e-6.
     """
     for encoding in ("ours", "uint8", "fp32", "flat", "compressed"):
         assert triton[encoding] == expected, encoding
