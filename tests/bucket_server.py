@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 
 class Bucket:
-    """Store the files of the bucket, the faults that a test injects, and the requests that have arrived.
+    """Hold the files that the server sends, the faults that a test injects, and the requests that have arrived.
 
     Files and faults are stored by path, for example `numpy_bitmap/bear.npy`.
     """
@@ -20,9 +20,9 @@ class Bucket:
         self.statuses: dict[str, list[int]] = {}
         """HTTP statuses of the next requests by path, one status per request; 200 means no fault."""
         self.cuts: dict[str, list[int]] = {}
-        """By path: for each of the next requests, the offset in the file at which the server closes the connection."""
+        """By path: the offsets in the file at which the server closes the connection, one offset per next request."""
         self.holds: dict[str, list[int]] = {}
-        """By path: for each of the next requests, the offset at which the server pauses until `release` is set."""
+        """By path: the offsets in the file at which the server pauses until `release` is set, one per next request."""
         self.release = threading.Event()
         self.held = threading.Semaphore(0)
         """Semaphore that the server releases once for each response that pauses."""

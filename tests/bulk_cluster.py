@@ -1,4 +1,4 @@
-"""A stand-in for kubectl and a cluster: it runs the pods of bulk Jobs one after the other, without Kubernetes.
+"""Replace kubectl and a cluster in tests: run the pods of bulk Jobs one after the other, without Kubernetes.
 
 As a script, this module accepts the kubectl commands of docs/bulk-scoring.md. The real kubectl renders the manifests
 and evaluates JSONPath. Jobs behave as Kubernetes documents: a Job that exists does not change, an index of an Indexed
@@ -21,12 +21,12 @@ import yaml
 Manifest = dict[str, Any]
 
 _GROUPS = {"Job": "job.batch", "NetworkPolicy": "networkpolicy.networking.k8s.io"}
-_CONFIG = "BULK_CLUSTER"  # environment variable with the path of the configuration, for the script
+_CONFIG = "BULK_CLUSTER"  # this environment variable gives the script the path of the configuration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BulkCluster:
-    """Describe the cluster; `folder` holds its volumes `drawings` and `scores`, and the status of its objects."""
+    """Emulate a cluster; `folder` holds its volumes `drawings` and `scores`, and its objects with their status."""
 
     folder: str
     kubectl: str
@@ -34,7 +34,10 @@ class BulkCluster:
     server: str
     """Address of the running service."""
     container: list[str] = field(default_factory=list)
-    """A command that runs a container of the client's image, up to the flags; empty = run pods as processes."""
+    """Command that starts a container, to which flags and the client's image are appended; empty = no containers.
+
+    Without containers, pods run as processes of this machine.
+    """
     image: str = ""
 
     def environment(self) -> dict[str, str]:
@@ -51,7 +54,10 @@ class BulkCluster:
         return {**os.environ, "PATH": path, _CONFIG: str(root / "config.json")}
 
     def apply(self, folder: str) -> None:
-        """Create the objects of a folder; run each new Job to its end. Fail if an existing object would change."""
+        """Create the objects of a folder with manifests, and run each new Job to its end.
+
+        Exit with an error if an object exists with another `spec`.
+        """
         rendered = subprocess.run([self.kubectl, "kustomize", folder], capture_output=True, text=True, check=False)
         if rendered.returncode:
             sys.exit(rendered.stderr)
@@ -68,7 +74,7 @@ class BulkCluster:
             print(f"{name} created")
 
     def get(self, name: str, output: str) -> None:
-        """Print a JSONPath of an object, evaluated by the real kubectl."""
+        """Print the value of the JSONPath `output` for an object; the real kubectl evaluates the path."""
         command = [self.kubectl, "label", "--local", "-f", self._object(name), "test=test", "-o", output]
         subprocess.run(command, check=True)
 
@@ -131,7 +137,7 @@ class BulkCluster:
         return finished.returncode
 
     def _path(self, path: str) -> str:
-        """Return the path of a file of a volume on this machine."""
+        """Return the path on this machine for a path in a pod; only paths of volumes differ."""
         return f"{self.folder}{path}" if path.startswith(("/drawings", "/scores")) else path
 
     def _object(self, name: str) -> Path:

@@ -33,7 +33,7 @@ def steps(root: Path, heading: str) -> list[Step]:
 
 
 class Guide:
-    """A folder with a copy of deploy/, the overlays of docs/operations.md, and drawings."""
+    """Run the steps of the page in a folder with drawings, a copy of deploy/ and the overlays of docs/operations.md."""
 
     def __init__(self, root: Path, folder: Path, environment: dict[str, str]) -> None:
         self.root, self.folder, self._environment = root, folder, environment
@@ -43,7 +43,7 @@ class Guide:
         self.shell(steps(root, "Preparation")[0].commands)
 
     def shell(self, commands: str) -> str:
-        """Run shell commands; return their output, and fail if the last command fails."""
+        """Run shell commands and return their output; fail if the shell exits with an error."""
         words = ["sh", "-c", commands]
         options = {"cwd": self.folder, "env": self._environment, "capture_output": True, "text": True}
         finished = subprocess.run(words, check=False, **options)
@@ -51,7 +51,10 @@ class Guide:
         return finished.stdout
 
     def run(self, name: str, heading: str = "Run", first: int = 0, last: int = 6) -> list[tuple[Step, str]]:
-        """Run steps below a heading, numbered from 0, for the run `name`; return each step and its output."""
+        """Run the steps `first` to `last` - 1 below a heading, counted from 0; return each step and its output.
+
+        The bulk run has the name `name` instead of the name on the page.
+        """
         done = []
         for step in steps(self.root, heading)[first:last]:
             step = Step(step.commands.replace("2026-11-30", name), step.output.replace("2026-11-30", name))

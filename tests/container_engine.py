@@ -27,7 +27,7 @@ RESTRICTED = [
     "--cpus=1",
     "--pids-limit=128",
 ]
-"""Flags of `docker run` for the limits of Kubernetes' Pod Security level "restricted", and for a few more limits.
+"""Flags of `docker run` with the limits of Kubernetes' Pod Security level "restricted" and a few stricter limits.
 
 The image itself sets a user other than root.
 """
@@ -137,7 +137,7 @@ def _make_stand_in(docker: Engine) -> None:
         for dropped in ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists"):
             shutil.rmtree(Path(folder, dropped))
         changes = ["--change", 'CMD ["bash"]']
-        # PIP_CERT names the certificate authority of a private package index
+        # PIP_CERT is the path of the certificate authority of a private package index
         if authority := os.environ.get("PIP_CERT"):
             shutil.copy(authority, Path(folder, "etc/pip-ca.crt"))
             changes += ["--change", "ENV PIP_CERT=/etc/pip-ca.crt"]

@@ -1,4 +1,7 @@
-"""Provide a fake model, whose calls a test can hold or make fail, and functions that run a batcher with this model."""
+"""Provide a fake model and functions that run a batcher with this model.
+
+A test can hold the model calls, or make them fail.
+"""
 
 import math
 import threading
@@ -12,7 +15,10 @@ from sketchbatch_service.batching.leader_follower_pool import LeaderFollowerPool
 
 
 class FakeModel:
-    """Return the first pixel of each drawing as its score; a held model completes no call until `release` is set."""
+    """Act as a model with one class whose score is the first pixel of the drawing.
+
+    A held model completes no model call until `release` is set.
+    """
 
     def __init__(self, *, held: bool = False) -> None:
         self.batch_sizes: list[int] = []
@@ -32,11 +38,12 @@ class FakeModel:
 
 
 class RecordingBatcher(Batcher):
-    """Record the requests that this batcher has accepted."""
+    """A batcher that records which requests it has accepted."""
 
     def __init__(self, *args) -> None:
         super().__init__(*args)
-        self._futures: list[weakref.ref] = []  # weak references, because a test checks which objects outlive their call
+        # The references are weak, because one test checks that no object of a call exists after the call.
+        self._futures: list[weakref.ref] = []
 
     def submit(self, bitmaps, *, expires_at=math.inf):
         future = super().submit(bitmaps, expires_at=expires_at)
@@ -68,7 +75,7 @@ def running(batcher: Batcher) -> Iterator[Batcher]:
 
 
 def busy(model: FakeModel, batcher: Batcher):
-    """Start a call of the held model, so that the next request stays in the queue."""
+    """Submit one drawing to the held model and wait until its call starts; the next requests then stay in the queue."""
     future = batcher.submit(drawings(0))
     assert model.started.wait(5)
     return future

@@ -4,7 +4,7 @@ import threading
 
 
 class Clock:
-    """Return a time in seconds that only the test advances."""
+    """A clock in seconds that only the test advances; it replaces `time.monotonic`."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -17,7 +17,7 @@ class Clock:
 
 
 class ObservedCondition(threading.Condition):
-    """Release the semaphore `waits` each time a thread is about to wait for this condition."""
+    """A condition that releases the semaphore `waits` each time a thread is about to wait for it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -26,12 +26,12 @@ ARTIFACT = Artifact(labels=("ink",), name="", version="", created="", licence=""
 SERVICE = "sketchbatch.v1.ClassifierService"
 
 transport = "core"
-"""The transport of `serving`, which the fixture `transport` sets."""
+"""The transport of `serving`; the fixture `transport_in_process` sets this variable for each test."""
 
 
 @dataclass
 class InProcess:
-    """Hold a running service, its parts, and a channel to the service."""
+    """Hold the components of a running service, and a channel to the service."""
 
     channel: grpc.aio.Channel
     models: ModelRegistry
@@ -67,7 +67,10 @@ class InProcess:
         return answer.status == health_pb2.HealthCheckResponse.SERVING
 
     def values(self) -> dict[str, float]:
-        """Return the values of all metrics by name and labels, without the labels that every series has."""
+        """Return the values of all metrics; a key is the metric's name and the values of its labels.
+
+        Labels that every metric has are left out.
+        """
         return {
             sample.name + "".join(f" {sample.labels[key]}" for key in sorted(sample.labels) if key not in COMMON): (
                 sample.value
@@ -81,7 +84,7 @@ COMMON = ("worker", "version")
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until `condition` is true; only the time limit of the test can end the wait earlier."""
+    """Wait until `condition` returns true; the wait has no time limit except that of the test."""
     while not condition():
         await asyncio.sleep(0.01)
 
@@ -104,7 +107,10 @@ async def serving(
     trial_every_s: float = 0.1,
     **fakes: FakeModel | tuple[FakeModel, ...],
 ) -> AsyncIterator[InProcess]:
-    """Serve each model of `fakes` under its name; a tuple holds the versions 1, 2, ... of one model."""
+    """Run a service with the models `fakes` until the context ends.
+
+    The name of an argument is the name of its model. A tuple holds the versions 1, 2, ... of one model.
+    """
     named = [
         (name, str(version), fake)
         for name, each in fakes.items()

@@ -22,7 +22,7 @@ def name_of(manifest: Manifest) -> str:
 
 
 def pods(manifests: list[Manifest]) -> list[Manifest]:
-    """Return a manifest with `metadata` and `spec` for each pod of Deployments, Jobs and bare Pods.
+    """Return one manifest of a pod, with `metadata` and `spec`, for each Deployment, Job and bare Pod.
 
     The metadata have the name of the Deployment, Job or Pod, and the labels of the pod.
     """
@@ -69,7 +69,7 @@ def port_of(address: str) -> int:
 
 
 def unknown_fields(value: Any, known: dict, path: str) -> Iterator[str]:
-    """Yield the path of each field of `value` that the tree of fields `known` does not have."""
+    """Yield the path of each field of `value` that is missing in `known`, a tree of field names."""
     if isinstance(value, list):
         for each in value:
             yield from unknown_fields(each, known, path)

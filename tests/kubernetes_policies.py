@@ -1,4 +1,4 @@
-"""Check rendered Kubernetes manifests against our own policies, which check more than the schemas and checkov do.
+"""Check rendered Kubernetes manifests against policies of this project, in addition to schemas and checkov.
 
 Each policy is a function that takes the manifests of one rendered folder and yields one line per violation. Some
 policies compare the manifests with the code of the service: with the settings that the service would read, and with
@@ -37,10 +37,13 @@ PROBED = {
 """The gRPC service names that a probe may check with grpc.health.v1, by kind of probe."""
 
 PROBED_WAITING = PROBED | {"startupProbe": (LIVENESS,)}
-"""The same for a service that may wait for its first model: a failed startup probe would restart it."""
+"""The same names for a service with SKETCHBATCH_WAIT_FOR_MODEL, which may start without a model.
+
+Its startup probe checks liveness, because a startup probe of the models would fail and restart the service.
+"""
 
 DNS = {(port, protocol) for port in (53, 5353) for protocol in ("UDP", "TCP")}
-"""Ports and protocols that a NetworkPolicy must allow together."""
+"""Ports and protocols of DNS; a NetworkPolicy that allows one of them must allow all of them."""
 
 DATA = {"Namespace", "PersistentVolumeClaim"}
 """Kinds whose deletion deletes models, drawings or scores."""
@@ -137,7 +140,7 @@ def mounted(manifests: list[Manifest]) -> Iterator[str]:
 def configured(manifests: list[Manifest]) -> Iterator[str]:
     """Require that the service accepts the settings in the ConfigMap.
 
-    The container must have the ports of these settings, and the files that they name must come from a Secret.
+    The container must declare the ports in these settings. The files in these settings must come from a Secret.
     """
     for deployment, container, environment in services(manifests):
         yield from (f"{key} is not a setting of the service" for key in environment if key not in variables())
@@ -163,7 +166,7 @@ def configured(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def probed(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that each probe is a gRPC health check of the probe port, with a service name that fits the probe."""
+    """Require that each probe is a gRPC health check of the probe port, with a name that `PROBED` allows."""
     for _, container, environment in services(manifests):
         port = port_of(environment.get("SKETCHBATCH_PROBE_ADDRESS", ""))
         is_waiting = environment.get("SKETCHBATCH_WAIT_FOR_MODEL") == "true"
@@ -223,7 +226,7 @@ def isolated(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def routed(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that a GRPCRoute has only known fields, and names existing Kubernetes Services and gRPC services."""
+    """Require that each field of a GRPCRoute is known, and that its Kubernetes Services and gRPC services exist."""
     ports = {name_of(m): [port["port"] for port in m["spec"]["ports"]] for m in of("Service", manifests)}
     for route in of("GRPCRoute", manifests):
         yield from (f"unknown field {path}" for path in unknown_fields(route, ROUTE, "GRPCRoute"))
@@ -237,7 +240,10 @@ def routed(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def sharded(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that bulk Jobs have a shard for each index, a folder for each run, and no retry that cannot succeed."""
+    """Require that bulk Jobs have one shard per index, one folder per bulk run, and no useless retries.
+
+    An error that a retry cannot repair has exit code 2 or 4, and must end the retries.
+    """
     for manifest in of("Job", manifests):
         job, container = manifest["spec"], manifest["spec"]["template"]["spec"]["containers"][0]
         run = next((each["value"] for each in container["env"] if each["name"] == "RUN"), "")
@@ -264,14 +270,17 @@ def sharded(manifests: list[Manifest]) -> Iterator[str]:
 def filled(manifests: list[Manifest]) -> Iterator[str]:
     """Forbid empty lists and fields without a value.
 
-    The API server does not store an empty list, so each apply would change the object again.
+    The API server does not store an empty list, so each `kubectl apply` would change the object again.
     """
     for manifest in manifests:
         yield from (f"{path} must not be empty" for path in _empty(manifest, f"{manifest['kind']} {name_of(manifest)}"))
 
 
 def deletable(manifests: list[Manifest]) -> Iterator[str]:
-    """Forbid a Namespace or a PersistentVolumeClaim in a folder of pods: to delete the pods must delete no data."""
+    """Forbid a Namespace or a PersistentVolumeClaim in a folder that has other objects, such as pods.
+
+    `kubectl delete -k` of such a folder would delete the data together with the pods.
+    """
     kinds = {manifest["kind"] for manifest in manifests}
     for kind in sorted(kinds & DATA):
         if others := sorted(kinds - DATA - {"ServiceAccount"}):

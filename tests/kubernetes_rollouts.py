@@ -1,7 +1,7 @@
 """Check in rendered Kubernetes manifests that a rollout, a node drain or a scale-down loses no request.
 
-Each policy is a function that takes the manifests of one rendered folder and yields one line per violation. The times
-come from the module of the service that decides how a replica stops.
+Each policy is a function that takes the manifests of one rendered folder and yields one line per violation. The least
+times come from the service's own code: `app/lame_duck.py` and `app/server.py`.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,10 @@ This list replaces the schema of KEDA, which the tests do not have.
 
 
 def in_time(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that the service can stop before Kubernetes kills it, and start before Kubernetes gives a rollout up."""
+    """Require that Kubernetes gives the service enough time to stop, and enough time to start during a rollout.
+
+    Kubernetes kills a pod after its grace period. A rollout fails after its progress deadline.
+    """
     for deployment, container, environment in services(manifests):
         found = read_settings(environment)
         if isinstance(found, str):
@@ -55,9 +58,9 @@ def in_time(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def _progress_s(deployment: Manifest, container: Manifest, grace_s: int) -> int:
-    """Return the longest time in which one new pod becomes available.
+    """Return the longest time until one new pod is available.
 
-    Without surge, the new pod may have to wait for the CPU or GPU of an old pod, which stops first.
+    If `maxSurge` is 0, the new pod starts only after an old pod has stopped.
     """
     probe = container.get("startupProbe", {})
     start_s = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
@@ -66,7 +69,11 @@ def _progress_s(deployment: Manifest, container: Manifest, grace_s: int) -> int:
 
 
 def budgeted(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that clients know the new pods before an old pod stops, and have left a pod before its lame duck ends."""
+    """Require the times of the stop budget: clients know a new pod in time, and leave an old pod in time.
+
+    Clients must know a new pod before an old pod stops. Clients must close their connections to the old pod before its
+    lame duck time ends.
+    """
     for deployment, _, environment in services(manifests):
         ready_s = deployment["spec"].get("minReadySeconds", 0)
         if ready_s < LEAST_MIN_READY_S:
@@ -83,9 +90,10 @@ def budgeted(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def scaled(manifests: list[Manifest]) -> Iterator[str]:
-    """Require one autoscaler, and that neither an apply nor a stopping pod leaves fewer pods than the floor allows.
+    """Require one autoscaler with a minimum of at least two replicas, and an equal `replicas` in the Deployment.
 
-    The floor is the minimum of the autoscaler. A Deployment without `replicas` starts with one pod.
+    With other `replicas`, `kubectl apply` would change the number of pods. A rollout or a node drain must not stop all
+    pods of the minimum at once.
     """
     for deployment in of("Deployment", manifests):
         floors = _floors(manifests)
@@ -103,7 +111,7 @@ def scaled(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def _floors(manifests: list[Manifest]) -> list[tuple[str, int]]:
-    """Return the target and the least number of replicas of each autoscaler."""
+    """Return, for each autoscaler, the name of the Deployment that it scales and its minimum number of replicas."""
     scalers = [(m["spec"], "minReplicas", 1) for m in of("HorizontalPodAutoscaler", manifests)]
     scalers += [(m["spec"], "minReplicaCount", 0) for m in of("ScaledObject", manifests)]
     return [(spec["scaleTargetRef"]["name"], spec.get(field, default)) for spec, field, default in scalers]

@@ -1,4 +1,4 @@
-"""Write changing model files, send requests continuously while the files change, and check every response."""
+"""Replace model files while requests are sent continuously, and check the scores of every response."""
 
 import threading
 from collections import Counter
@@ -15,15 +15,15 @@ BITMAPS = np.random.default_rng(1).integers(0, 256, (3, 28, 28), np.uint8)
 
 
 class Repository:
-    """Write files of the model `farm` to a repository, and keep the scores that each file gives for `BITMAPS`.
+    """Write files of the model `farm` to a repository, and remember the scores of each file for `BITMAPS`.
 
-    Each file gives other scores.
+    All files have different weights, so the scores show which file was used.
     """
 
     def __init__(self, path) -> None:
         self.path = path
         self._seed = 0
-        # for each version, the expected scores of `BITMAPS` from each file that the version has had
+        # by version: the scores of `BITMAPS` with each file that was written for this version
         self.expected: dict[str, list[np.ndarray]] = {}
 
     def write(self, version: int, **model) -> None:
@@ -31,8 +31,8 @@ class Repository:
 
         Args:
             version: Version of the model.
-            model: Options of `write_model` that make the file incorrect. The service never serves such a file, so its
-                scores are not expected.
+            model: Options of `write_model` that make the file incorrect. The service must never serve such a file, so
+                its scores are not added to `expected`.
         """
         self._seed += 1
         ready = write_model(self.path / ".ready" / "model.onnx", seed=self._seed, **model)
@@ -45,7 +45,7 @@ class Repository:
         ready.rename(folder / "model.onnx")
 
     def is_right(self, version: str, scores: bytes) -> bool:
-        """Return whether any file that the version has had gives these scores for `BITMAPS`."""
+        """Return whether these are the scores of `BITMAPS` with any file that was written for the version."""
         got = np.frombuffer(scores, "<f4").reshape(len(BITMAPS), -1)
         return any(np.allclose(got, expected, atol=1e-6) for expected in self.expected.get(version, []))
 
@@ -53,8 +53,8 @@ class Repository:
 class Callers:
     """Send requests without retries and count the responses, while the context of this object is open.
 
-    There are three kinds of requests: Classify, ClassifyStream and ModelInfer. For each kind, `each` threads send one
-    request after another.
+    There are three kinds of requests: Classify, ClassifyStream and ModelInfer. Each kind has `each` threads, and each
+    thread sends one request after another.
     """
 
     def __init__(self, address: str, repository: Repository, *, each: int) -> None:

@@ -8,7 +8,7 @@ from sketchbatch_client.rpc.blocking_backend import BlockingBackend, BlockingEve
 
 
 class PatientClient(Client):
-    """Send no call as a bypass: a queued call waits in the coalescing queue until a request in flight ends.
+    """A client without bypass: a small call stays in the coalescing queue until a request in flight ends.
 
     The semaphore `queued` is released once for each call that enters the queue.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def held(pid: int) -> dict[str, float]:
-    """Return the resident memory of a process in MiB, its peak, and the numbers of threads and open files."""
+    """Return a process's resident memory and its peak, both in MiB, and the numbers of threads and open files."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {
         "resident_mib": round(int(fields["VmRSS"].split()[0]) / 1024, 1),

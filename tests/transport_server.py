@@ -13,7 +13,10 @@ UNARY, STREAM = "/test.Echo/Unary", "/test.Echo/Stream"
 
 
 class Echo(grpc.GenericRpcHandler):
-    """Echo the bytes of a call; the list `direct` keeps direct calls until the test answers them."""
+    """Handle the calls of the tests: most methods return the request's bytes.
+
+    The methods `Direct` and `Picky` return nothing: they add the call to the list `direct`, and the test responds.
+    """
 
     def __init__(self) -> None:
         self.direct: list[tuple[bytes, UnaryCall]] = []
@@ -55,7 +58,7 @@ class Echo(grpc.GenericRpcHandler):
             self.stream_ended.set()
 
     async def wait_for_direct(self, calls: int = 1) -> None:
-        """Wait until `calls` more direct calls have arrived."""
+        """Wait until `calls` more calls are in the list `direct`."""
         for _ in range(calls):
             assert await asyncio.to_thread(self.arrived.acquire, timeout=5)
 
@@ -68,9 +71,10 @@ def parse_nothing(message: bytes) -> bytes:
 async def run_server(
     transport: str, *options: tuple[str, int], stops: bool = True, address: str = "127.0.0.1:0", authenticate=None
 ):
-    """Run a server, with one polling thread if the transport needs it; yield a channel, its handler and the server.
+    """Run a server; yield a channel to the server, its handler and the server itself.
 
-    With `stops=False`, the test stops the server itself.
+    The transport `core` needs a thread that polls; this function starts it. With `stops=False`, the test stops the
+    server.
     """
     echo, server = Echo(), create_server(transport, options, authenticate)
     server.add_generic_rpc_handlers([echo])
@@ -119,7 +123,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def raw_call(path: str) -> bytes:
-    """Return the bytes that open a connection and start a call on stream 1, which sends no message."""
+    """Return the HTTP/2 bytes that open a connection and start a call on stream 1; the call sends no message."""
     headers = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x"}
     headers |= {"te": "trailers", "content-type": "application/grpc"}  # codespell:ignore te
     block = b"".join(

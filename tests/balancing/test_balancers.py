@@ -102,7 +102,7 @@ def localised(text: str, address: str, services: list) -> str:
 
 
 def free_address() -> str:
-    """Return an address whose port is free now."""
+    """Return an address with a port that no program uses at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
@@ -176,13 +176,13 @@ class Load:
 
 @pytest.fixture
 def load(balanced, tiny_model, noise) -> Load:
-    """Return a load for the balancer's address; the load sends no request until the test calls `running`."""
+    """Return a `Load` for the balancer's address; it sends no request until the test enters its context `running`."""
     bitmaps = noise(ROWS)
     return Load(balanced, bitmaps, ort.InferenceSession(tiny_model).run(["scores"], {"bitmaps": bitmaps})[0])
 
 
 def classified(service) -> int:
-    """Return the number of requests that the server has answered."""
+    """Return the number of Classify requests for which the server has returned OK."""
     with urllib.request.urlopen(f"http://{service.metrics_address}/metrics", timeout=10) as page:
         found = re.search(r'requests_total\{code="OK",method="[\w.]+/Classify",.*\} (.+)', page.read().decode())
     return int(float(found[1])) if found else 0
@@ -203,7 +203,7 @@ def test_a_server_drained_and_one_killed_cost_our_client_nothing(chosen, service
         code, _ = drained.stop()
         time.sleep(1)
         load.stopped = "killed"
-        os.kill(killed.process.pid, signal.SIGSTOP)  # the paused server answers no request from now on
+        os.kill(killed.process.pid, signal.SIGSTOP)  # the paused server sends no more responses
         time.sleep(0.2)
         killed.stop(signal.SIGKILL)
         time.sleep(2)

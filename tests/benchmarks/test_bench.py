@@ -45,7 +45,10 @@ PEERS = (Peer(name="liar", about="always says the same", connect=Liar, workloads
 
 
 def measured(**rates: list[float]) -> Results:
-    """Return results with the given rates, in rows per second: one value per repeat, by contestant."""
+    """Return results with the given rates in rows per second.
+
+    An argument's name is the name of a peer ("contestant" in the results), and its list has one rate per repeat.
+    """
     results = Results()
     for contestant, values in rates.items():
         for value in values:
@@ -70,7 +73,7 @@ def test_a_window_gives_rates_and_cpu_seconds_of_client_and_server():
 def test_a_ratio_compares_values_of_the_same_repeat():
     """Each ratio compares rates of the same repeat, so a machine that slows down between repeats changes no ratio.
 
-    In this test, the machine is ten times slower in each repeat, and 300/100, 30/10 and 3/1 are all 3.
+    In this test, each repeat is ten times slower than the one before. The ratios 300/100, 30/10 and 3/1 are all 3.
     """
     results = measured(raw_default=[100, 10, 1], ours=[300, 30, 3], plain=[100, 10, 2])
     ratios = results.ratios(results.cell("small", "64x8", "ours"))
@@ -116,7 +119,7 @@ def test_the_cost_of_a_process_includes_its_children():
 def test_only_peers_that_take_part_are_started():
     """For the workload `mix`, `choose` omits raw ONNX Runtime and our client library, which cannot run this workload.
 
-    The part of a peer's name after `@` is its style: the way to keep requests in flight, for example `aio`.
+    In a peer's name, the style follows `@`. A style is a way to keep several requests in flight, for example `aio`.
     An unknown peer and an unknown style are errors.
     """
     peers, _ = choose(["raw-default", "plain@aio", "ours-client"], ["mix"], channels=2)
@@ -137,7 +140,10 @@ def test_the_error_of_a_server_that_does_not_start_has_its_last_line(tiny_model)
 
 @pytest.mark.timeout(60)
 def test_one_run_measures_every_contestant(root, tmp_path):
-    """The benchmark writes a plot, and rates, latencies, CPU times, memory, start-up times and ratios of each peer."""
+    """The benchmark writes a plot, and a results file with all figures of each peer.
+
+    These are rates, latencies, CPU times, memory, start-up times and ratios.
+    """
     flags = ["--models", "small", "--workloads", "1024x4,1x1,mix", "--contestants", "raw-default,plain,ours"]
     started_at = time.monotonic()
     flags += ["--repeats", "1", "--attempts", "1", "--seconds", "0.2"]
@@ -183,8 +189,8 @@ def test_a_new_module_is_a_new_peer_and_wrong_scores_stop_the_run(root, tmp_path
 def test_a_server_takes_flags_from_the_name_of_its_peer():
     """The peer name NAME+FLAG=VALUE means the server of the peer NAME, started with --FLAG=VALUE.
 
-    With such names, one run of the benchmark can compare several settings of a server. A peer without a server rejects
-    flags in its name.
+    With such names, one run of the benchmark can compare several settings of a server. The name of a peer without a
+    server must have no flags.
     """
     tuned = find_peer("ours+threads=1+max-batch-rows=64@aio")
     assert tuned.command(Path("m.onnx"))[-2:] == ["--threads=1", "--max-batch-rows=64"]

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.both_transports, pytest.mark.timeou
 
 RESET = struct.pack("ii", 1, 0)  # with an SO_LINGER time of 0, close() sends RST instead of FIN
 
-MAX_SERVICE_MIB = 350  # the memory limit of the service on a CPU
+MAX_SERVICE_MIB = 350  # highest memory that the tests accept for a service on the CPU
 
 
 class Proxy:
@@ -99,7 +99,7 @@ async def wait_until_closed(service, before) -> float:
     """Wait until the service has closed all files that it has opened since `before`; return the time in seconds."""
     began_at = time.monotonic()
     while more := open_files(service.process.pid) - before:
-        gc.collect()  # objects of the test's own calls keep connections open until they are collected
+        gc.collect()  # objects of the test's own calls keep their connections open until garbage collection
         assert time.monotonic() - began_at < 10, more
         await asyncio.sleep(0.05)
     return time.monotonic() - began_at
@@ -163,7 +163,7 @@ async def test_cut_connections_lose_no_row_of_a_file(service, noise, tmp_path, c
 
     undisturbed = await score(service.address, "undisturbed.csv")
     async with proxied(service.address) as (proxy, address):
-        # slow enough that the proxy cuts connections several times during the job
+        # the delay makes the job so slow that the proxy cuts its connections several times
         proxy.delay_s, proxy.piece_bytes = 0.001, 16_384
         work = asyncio.ensure_future(score(address, "cut.csv"))
         await cutting(proxy, work)
@@ -195,7 +195,7 @@ async def test_a_call_over_a_silent_connection_ends_at_its_deadline(service, noi
 async def test_a_client_that_is_idle_for_long_keeps_its_connection(service, noise, capsys):
     """The service accepts a ping every 20 s from an idle client and keeps the connection.
 
-    A server that counts such pings as abuse would close the connection at the third ping.
+    gRPC servers can count such pings as abuse, and would then close the connection at the third ping.
     """
     idle_s = 70.0
     async with proxied(service.address) as (proxy, address), AsyncClient(address) as client:
@@ -220,7 +220,8 @@ async def test_a_client_that_never_reads_its_stream_slows_no_other_client(servic
     streams = [classifier_pb2_grpc.ClassifierServiceStub(channel).ClassifyStream() for channel in channels]
 
     async def send(number: int) -> None:
-        with suppress(asyncio.CancelledError, asyncio.InvalidStateError):  # the test ends the stream during a write
+        # both errors are expected, because the test ends the stream during a write
+        with suppress(asyncio.CancelledError, asyncio.InvalidStateError):
             while True:
                 await streams[number].write(message)
                 sent[number] += 1

@@ -14,7 +14,8 @@ pytestmark = [
 ]
 
 ROWS, PART = 6000, 512
-# After each failure the test frees this much space. The job needs about 620 KiB for CSV and half as much for Parquet.
+# Space that the test frees after each failure, so that the job fails several times: the job needs about 620 KiB for CSV
+# and half as much for Parquet.
 STEP_KIB = 130
 
 
@@ -129,7 +130,8 @@ def test_merge_and_evaluate_leave_no_partial_file(run_command, tiny_service, dra
     for number, label in enumerate(("ant", "bee", "cow")):
         np.save(labelled / f"{label}.npy", np.load(drawings / "a.npy")[number * 50 : number * 50 + 50])
     joined_kib = sum(shard.stat().st_size for shard in shards) // 1024
-    # for each command, the KiB of free space that are too few; the third value of `merge` suffices for the output only
+    # For each command: sizes of free space, in KiB, that are too small. The third size for `merge` is large enough for
+    # the output, but not for the other files.
     verbs = {
         "m.csv": (["merge", *shards, "--quiet", "--output"], (0, joined_kib // 2, joined_kib + 4)),
         "e.json": (["evaluate", labelled, *flags, "--json"], (0, 4)),

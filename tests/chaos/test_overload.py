@@ -21,7 +21,11 @@ ROWS = 64
 DEADLINE_S = 2.0
 OVERLOAD_S = 30.0
 LEAST_GOODPUT = {"core": 0.9, "aio": 0.6}
-"""A rejection costs `aio` several times the CPU time, which the model and the callers on the same CPUs then lack."""
+"""Least ratio of the goodput to the capacity, by transport.
+
+A rejection takes several times as much CPU time with `aio` as with `core`. Model calls and clients on the same CPUs
+have less CPU time then.
+"""
 
 
 @dataclass
@@ -29,7 +33,7 @@ class Load:
     """Record the outcomes of the requests of one load."""
 
     codes: Counter = field(default_factory=Counter)
-    latencies_s: list[float] = field(default_factory=list)  # latencies of answered requests only
+    latencies_s: list[float] = field(default_factory=list)  # latencies of requests that received scores
     rejected_after_s: list[float] = field(default_factory=list)
 
     async def send(self, stub, request, deadline_s):
@@ -56,7 +60,7 @@ def executed_rows(address):
 
 
 async def test_overload_is_rejected_and_goodput_stays(start_service, transport, root, noise, capsys):
-    """At five times the service's capacity, goodput stays at 90 % of the capacity, and the service's memory is bounded.
+    """At five times the service's capacity, goodput stays above `LEAST_GOODPUT`, and the service's memory is bounded.
 
     Accepted requests meet their deadlines, and no row of a rejected request runs in a model call.
     """

@@ -71,6 +71,6 @@ def test_a_rolling_restart_loses_nothing(start_service, tiny_model, capsys, work
 
 
 def free_port():
-    """Return a port that is free now."""
+    """Return a port that no program uses at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]

@@ -10,8 +10,9 @@ test has three rounds with a pause after each round. The first round warms up th
 service may hold no more threads and files than before the first round. Its memory may be at most 10 % above its memory
 after the first round, because a few blocks can keep whole memory pages in use.
 
-Five rounds of 75 s gave 124 to 130 MiB of resident memory at rest, 30 to 31 MiB allocated (`mallinfo2`, after a garbage
-collection) and 55,000 to 57,000 Python objects. gRPC's own thread pool keeps four or five threads.
+In a measurement with five rounds of 75 s, the service had 124 to 130 MiB of resident memory at rest. Of this memory, 30
+to 31 MiB were allocated (`mallinfo2`, after a garbage collection), and 55,000 to 57,000 Python objects existed. gRPC's
+own thread pool keeps four or five threads.
 """
 
 import asyncio
@@ -33,10 +34,12 @@ from sketchbatch.v1 import classifier_pb2_grpc
 
 MINUTES = float(os.environ.get("MINUTES", "1"))
 ROUNDS = 3
-SMALL_REQUESTS = 12_000  # each request frees two blocks, so protobuf returns memory at least twice
+# Each request frees two blocks of protobuf's memory, and protobuf returns memory at every 10,000th freed block. So
+# these requests make protobuf return memory at least twice.
+SMALL_REQUESTS = 12_000
 # largest permitted ratio of the resident memory at rest after the last round to that after the first round
 MAX_GROWTH = 1.1
-MAX_SERVICE_MIB = 350  # the memory limit of the service on a CPU
+MAX_SERVICE_MIB = 350  # highest memory that the test accepts for a service on the CPU
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(360 + 60 * MINUTES)]
 
@@ -94,7 +97,7 @@ class Misbehaviour:
         return "closed"
 
     async def leaves_a_stream_open(self) -> str:
-        """Close a connection without ending or cancelling its stream, and leave some answers unread."""
+        """Close a connection without ending or cancelling its stream, and leave some responses unread."""
         async with grpc.aio.insecure_channel(self._address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
             stream = classifier_pb2_grpc.ClassifierServiceStub(channel).ClassifyStream()
             for _ in range(5):

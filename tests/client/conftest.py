@@ -1,4 +1,4 @@
-"""Provide small real servers of the wire contract; a test can record, hold and reject the requests to these servers."""
+"""Provide small real gRPC servers whose responses a test controls, and fixtures that several tests use."""
 
 import math
 import sys
@@ -22,11 +22,13 @@ REJECTED = 255
 
 
 class ScriptedServicer(classifier_pb2_grpc.ClassifierServiceServicer):
-    """Score each drawing by its first pixel, which identifies the drawing, and let a test script the responses.
+    """Score each drawing by its first pixel, which identifies the drawing; a test decides which requests fail or wait.
 
-    After `hold`, requests wait for `release` before they receive a response. A request with a drawing whose first pixel
-    is 255 is rejected. The next `pushbacks` requests receive RESOURCE_EXHAUSTED with a pushback of `pushback_ms`. Each
-    other request takes one entry from `unavailable`; if the entry is True, the request receives UNAVAILABLE.
+    - After `hold`, requests wait for `release` before they receive a response.
+    - A request with a drawing whose first pixel is 255 is rejected.
+    - The next `pushbacks` requests receive RESOURCE_EXHAUSTED with a pushback of `pushback_ms`.
+    - Every other request removes the first entry of the list `unavailable`, if there is one. If the entry is True, the
+      request receives UNAVAILABLE.
     """
 
     def __init__(self, *, worker: int = 1, workers: int = 1) -> None:
@@ -42,7 +44,7 @@ class ScriptedServicer(classifier_pb2_grpc.ClassifierServiceServicer):
         self._changed = threading.Condition()
 
     def hold(self) -> None:
-        """Hold all requests that arrive from now on."""
+        """Hold all later requests until `release`."""
         self._held_from = 0
 
     def release(self, *, below: float = math.inf) -> None:
@@ -68,7 +70,8 @@ class ScriptedServicer(classifier_pb2_grpc.ClassifierServiceServicer):
             self.requests.append(pixels.tolist())
             self.peers.add(context.peer())
             self._changed.notify_all()
-            self._changed.wait_for(lambda: pixels[0] < self._held_from)  # the fixture releases all requests
+            # the wait needs no time limit, because the fixture `start_server` releases all requests at its end
+            self._changed.wait_for(lambda: pixels[0] < self._held_from)
             self.responses += 1
         if REJECTED in pixels:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "rejected drawing")
@@ -112,7 +115,7 @@ def start_server() -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def servicer() -> ScriptedServicer:
-    """Return one servicer, which no server serves until the test starts one."""
+    """Return a servicer; the test must start a server for it with `start_server`."""
     return ScriptedServicer()
 
 
@@ -130,7 +133,7 @@ def drawing() -> Callable[[int], np.ndarray]:
 
 @pytest.fixture
 def workers() -> Callable[[int], list[ScriptedServicer]]:
-    """Return a function that makes servicers which report that they are the `count` workers of one service."""
+    """Return a function that makes `count` servicers, which report that they are the workers of one service."""
     return lambda count: [ScriptedServicer(worker=number + 1, workers=count) for number in range(count)]
 
 

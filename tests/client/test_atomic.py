@@ -5,7 +5,7 @@ from sketchbatch_client.atomic import replacing
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path):
-    """An older file stays until the new file is complete, and no other file remains in the folder."""
+    """A new file appears, or replaces an older file, only when it is complete; no temporary file remains."""
     path = tmp_path / "new" / "scores.csv"
     with replacing(path) as partial:
         partial.write_text("first")

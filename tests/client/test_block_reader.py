@@ -1,4 +1,4 @@
-"""Test the block reader of a job, whose reader processes decode strokes and pictures in advance and in order."""
+"""Test the block reader of a job, which uses reader processes to decode strokes and pictures in advance."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def opened(*inputs, spool=Path("unused"), part_rows=2000):
 def test_reader_processes_give_the_batches_of_a_single_process(strokes):
     """A job with two reader processes has the same batches and rejects as a job that decodes in its own process.
 
-    If a part is read again for its part digest, the digest is the same as in the first reading.
+    A part that is read a second time has the same part digest as the first time.
     """
     plan, sources = opened(strokes)
     with BlockReader(plan, sources, 0) as alone, BlockReader(plan, sources, 2) as shared:

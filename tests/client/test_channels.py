@@ -16,9 +16,9 @@ def classify_200_rows(address: str, **options: object) -> None:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_bulk_call_discovers_and_uses_every_worker(start_server, workers, count):
-    """The client opens new connections until it has one to each worker.
+    """The client opens more connections until it has one to each worker.
 
-    The client cannot choose the worker of a connection, because the kernel assigns connections to workers at random.
+    The client cannot choose the worker of a new connection, because the kernel chooses the worker at random.
     """
     servicers = workers(count)
     address = start_server(servicers[0])
@@ -58,7 +58,10 @@ def test_workers_that_do_not_respond_are_ignored(start_server, workers):
 
 
 def test_channels_sets_the_number_of_connections(start_server, servicer):
-    """A given number replaces the discovery of workers; zero is refused."""
+    """With the option `channels`, the client opens this number of connections and discovers no workers.
+
+    The value 0 is refused.
+    """
     classify_200_rows(start_server(servicer), channels=3)
     assert len(servicer.peers) == 3
     with pytest.raises(ValueError, match="channels must be 1 or more, or None, got 0"):

@@ -92,7 +92,7 @@ def test_to_pandas_without_pandas_names_the_extra_to_install(client, noise, monk
 
 
 def test_the_repr_is_one_line(client, noise):
-    """A result of many rows shows only the first three."""
+    """The repr of a result is one line, with the labels and scores of at most three rows."""
     shown = repr(client.classify(noise(100)))
     assert re.fullmatch(r"<Classification of 100 rows by tiny version 1: (\w+ 0\.\d{3}, ){3}\.\.\.>", shown)
     assert repr(client.classify(noise(1))).count(",") == 0
@@ -106,7 +106,10 @@ def test_all_shapes_of_bitmaps_are_accepted(client, noise):
 
 
 def test_batches_are_taken_only_when_a_request_can_be_sent(client, expected, noise):
-    """If a program closes `score` after the first result, the client has taken at most six of the 100 batches."""
+    """`score` takes a batch only when its request can be sent.
+
+    If a program closes `score` after the first result, the client has taken at most six of the 100 batches.
+    """
     taken = []
 
     def batches() -> Iterator[np.ndarray]:
@@ -146,7 +149,7 @@ def test_errors_of_the_server_have_types(client, noise):
 
 
 def test_models_and_health_are_returned(client):
-    """The model has its name, labels and limits; health is SERVING."""
+    """`model` returns the name, labels and limits of a model, and `health` returns SERVING."""
     model = client.model()
     assert [model] == client.models()
     assert (model.name, model.labels, model.is_default, model.max_request_rows) == ("tiny", LABELS, True, 16384)
@@ -155,7 +158,7 @@ def test_models_and_health_are_returned(client):
 
 
 class Flaky(classifier_pb2_grpc.ClassifierServiceServicer):
-    """Reject the first calls with the given status codes and pushbacks, answer later calls, and count all calls."""
+    """Reject the first calls with the given status codes and pushbacks, respond to later calls, and count all calls."""
 
     def __init__(self, *failures: tuple[grpc.StatusCode, str | None]) -> None:
         self.failures = list(failures)
@@ -209,7 +212,7 @@ def test_temporary_errors_are_retried(noise, failures):
 @pytest.mark.parametrize(
     ("failures", "error", "calls"),
     [
-        ([(FULL, None)] * 9, Overloaded, 1),  # a status without a pushback means that the message is too large
+        ([(FULL, None)] * 9, Overloaded, 1),  # RESOURCE_EXHAUSTED without pushback means that the message is too large
         ([(FULL, "-1")] * 9, Overloaded, 1),  # a negative pushback forbids a retry
         ([(FULL, "60000")], Overloaded, 1),  # the pushback ends after the deadline
         ([(grpc.StatusCode.INTERNAL, None)] * 9, ServerFailed, 1),
@@ -254,10 +257,10 @@ def rpc_error(code: grpc.StatusCode, pushback_ms: str | None = None) -> grpc.Rpc
 def test_retries_end_with_the_attempts_the_patience_or_the_timeout(
     policy, timeout_s, has_reached_server, last_failure_s
 ):
-    """Before a client has reached its server, a request has `max_attempts` attempts.
+    """If a client has never received a response of its server, a request has at most `max_attempts` attempts.
 
-    After a client has reached its server, more attempts follow until `patience_s` or `timeout_s` has passed, whichever
-    is shorter.
+    After the first response of the server, a failing request has at least `max_attempts` attempts. More attempts follow
+    until `patience_s` has passed. The timeout `timeout_s` ends the attempts earlier.
     """
     policy = replace(policy, first_backoff_s=1, max_backoff_s=1)
     now_s = 0
@@ -313,7 +316,7 @@ def test_requests_have_at_most_the_rows_that_the_service_allows(start_service, t
 
 
 class FailsAfter:
-    """Receive the progress of a job, and make the server reject the next request after rows were scored."""
+    """Receive the progress of a job, and make the server fail the next request whenever rows have been scored."""
 
     def __init__(self, server):
         self._server = server
@@ -325,7 +328,7 @@ class FailsAfter:
         self.rows_done = rows_done
 
     def advances(self, rows):
-        """Make the next request fail; the part with these rows is stored before the job raises the error."""
+        """Make the next request fail; the job stores the part of the scored rows before it raises the error."""
         self._server.failures.append((grpc.StatusCode.INTERNAL, None))
 
 
@@ -345,7 +348,7 @@ def test_a_scoring_job_that_fails_midway_keeps_its_finished_parts(noise, tmp_pat
 
 
 def test_closing_a_bulk_call_does_not_wait_for_its_requests(start_server, servicer, drawing):
-    """When a program closes a bulk call, `close` returns at once, although the server still holds other requests."""
+    """If a program closes a bulk call, `close` returns at once, although other requests of the call are in flight."""
     with Client(start_server(servicer), rows_per_request=1, in_flight=4) as client:
         servicer.hold()
         servicer.release(below=1)

@@ -19,7 +19,7 @@ THREADS = 32
 
 @pytest.fixture
 def pool():
-    """Start the threads that call one client."""
+    """Yield a pool of threads, which the tests use for concurrent calls of one client."""
     with ThreadPoolExecutor(THREADS) as pool:
         yield pool
 
@@ -40,7 +40,7 @@ def fill_both_requests(client, servicer, pool, drawing) -> None:
     for value in (1, 2):
         pool.submit(client.classify, drawing(value))
         servicer.wait_for_rows(value)
-    client.wait_for_queued(1)  # the second call went through the queue
+    client.wait_for_queued(1)  # the second call was queued before it was sent, and must not be counted later
 
 
 def queue_calls(client, pool, drawing, pixels) -> list[Future]:
@@ -73,7 +73,7 @@ def test_each_of_many_threads_gets_the_scores_of_its_own_rows(tiny_service, tiny
 
 
 def test_each_of_many_calls_is_sent_once(start_server, servicer, drawing, pool):
-    """No call is lost, sent twice or answered with the rows of another call, and calls share requests."""
+    """Each call of many threads is sent once and receives the scores of its own rows, and some calls share requests."""
     with Client(start_server(servicer)) as client:
         calls = [number % 250 for number in range(4000)]
         assert [pixel(result) for result in pool.map(client.classify, map(drawing, calls))] == calls
@@ -110,7 +110,7 @@ def test_queued_calls_bypass_requests_that_get_no_response(start_server, service
 
 
 def test_a_bypassing_call_takes_all_queued_calls_along():
-    """A bypass allows one more sender; its first request has all queued calls, except calls that were cancelled."""
+    """A bypass sends one more request, which contains all calls of the coalescing queue that were not cancelled."""
     queue = CoalescingQueue(64)
     bitmap = np.zeros((1, 28, 28), np.uint8)
     calls = [PendingCall(bitmap, 0.0, lambda: None) for _ in range(MAX_IN_FLIGHT + 4)]
@@ -146,7 +146,7 @@ def test_a_call_with_invalid_options_is_refused_before_it_is_queued(start_server
 
 
 def test_an_expired_call_does_not_affect_the_calls_that_share_its_request(start_server, servicer, drawing, pool):
-    """If the deadline of a queued call passes, only this call fails, and later calls in the queue receive responses."""
+    """If the deadline of a queued call passes, only this call fails; the calls that were queued later succeed."""
     with PatientClient(start_server(servicer)) as client:
         fill_both_requests(client, servicer, pool, drawing)
         client._timeout_s = 0.1  # the timeout of the next call
@@ -162,7 +162,7 @@ def test_an_expired_call_does_not_affect_the_calls_that_share_its_request(start_
 
 @pytest.fixture
 def ctrl_c() -> Callable[[], None]:
-    """Send SIGINT to the main thread, which runs the test."""
+    """Return a function that sends SIGINT to the main thread, which runs the test."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the test process may ignore SIGINT
     yield lambda: os.kill(os.getpid(), signal.SIGINT)
     signal.signal(signal.SIGINT, before)

@@ -98,7 +98,7 @@ def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
     ],
 )
 def test_a_failed_score_prints_one_line_and_leaves_no_file(sketchbatch, folder, arguments, message):
-    """A score that a retry cannot repair exits with code 4 and prints one line with expected and given value."""
+    """After an error that a retry cannot repair, `score` exits with code 4, prints one line and leaves no file."""
     (folder / "page.npy").write_text("<!doctype html>")
     (folder / "cut.npy").write_bytes((folder / "ant.npy").read_bytes()[:5000])
     before = set(folder.iterdir())

@@ -40,7 +40,7 @@ def by_text(addresses: list[str]) -> str:
 
 
 def by_name(addresses: list[str]) -> str:
-    """Return the addresses as one gRPC target, so that gRPC and not our client balances between them."""
+    """Return one gRPC target for the addresses; gRPC, not our client, then chooses the server of each request."""
     return "ipv4:" + ",".join(addresses)
 
 
@@ -67,7 +67,7 @@ def doomed(start_service, tiny_model, noise) -> Callable[[list[str]], tuple[list
         def batches() -> Iterator[np.ndarray]:
             for number in range(120):
                 if number == 30:
-                    os.kill(killed.process.pid, signal.SIGSTOP)  # the stopped process answers no request from now on
+                    os.kill(killed.process.pid, signal.SIGSTOP)  # later requests to this service get no response
                     threading.Timer(0.2, os.kill, (killed.process.pid, signal.SIGKILL)).start()
                 if number == 80:
                     assert killed.stop(signal.SIGKILL)[0] == -signal.SIGKILL
@@ -101,7 +101,7 @@ def test_a_bulk_job_loses_no_row_when_one_server_dies_and_another_drains(tiny_se
 
 
 async def test_a_bulk_job_of_tasks_loses_no_row(tiny_service, doomed, expected):
-    """A bulk job of the asyncio client loses no row when servers fail or drain."""
+    """If one server is killed and another one drains, a bulk job of the asyncio client loses no row."""
     addresses, batches = doomed([tiny_service.address])
 
     async def in_a_loop() -> AsyncIterator[np.ndarray]:
@@ -115,7 +115,7 @@ async def test_a_bulk_job_of_tasks_loses_no_row(tiny_service, doomed, expected):
 
 @pytest.mark.parametrize("named", [by_list, by_text, by_name])
 def test_a_bulk_job_keeps_every_server_busy(start_server, workers, named):
-    """With three servers, a bulk call has four requests in flight to each server before any server responds."""
+    """With three servers, a bulk call sends four requests to each server before any server responds."""
     servicers = [servicer for _ in range(3) for servicer in workers(1)]
     addresses = [start_server(servicer) for servicer in servicers]
     with Client(named(addresses), rows_per_request=1) as client:
@@ -145,7 +145,10 @@ def test_consecutive_calls_go_to_the_servers_in_turn(start_server, workers, draw
 
 
 def test_a_request_that_fails_goes_to_another_server_at_once(start_server, servicer, drawing, free_address):
-    """A failed request is sent to another server without a delay; the failed server gets no request for 60 s."""
+    """A failed request is sent to another server at once.
+
+    The failed server gets no request during the back-off of 60 s.
+    """
     with Client([free_address, start_server(servicer)], retry=LONG_BACKOFF) as client:
         for pixel in range(10):
             assert numbers(client.classify(drawing(pixel))) == [pixel]
@@ -166,10 +169,10 @@ def test_a_server_that_returns_is_used_again(start_server, workers, drawing, fre
 
 
 def test_a_connection_backs_off_after_each_failure_and_counts_failures_in_a_row():
-    """After each failure, a connection is not used until its back-off ends.
+    """After a failure, a connection is not used until its back-off ends.
 
-    Failures and responses during a back-off do not change the number of consecutive failures. A response after the
-    back-off resets this number to 0.
+    Failures and responses during the back-off belong to requests that were sent earlier, so they do not change the
+    number of consecutive failures. A response after the back-off resets this number to 0.
     """
     now_s = 0.0
     pool = ConnectionPool(["a:1", "b:1"], lambda target, _: grpc.insecure_channel(target), None, clock=lambda: now_s)
@@ -221,7 +224,8 @@ def test_a_server_that_is_not_serving_gets_no_new_request(start_server, workers,
         health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         assert one.health() == "NOT_SERVING"
         is_used = True
-        while is_used:  # until gRPC has received the new status; a server in use gets every second request
+        # Repeat until gRPC has received the new status. Until then the server gets every second request.
+        while is_used:
             leaving.requests.clear()
             for pixel in range(20):
                 assert numbers(client.classify(drawing(pixel))) == [pixel]
@@ -261,7 +265,7 @@ def test_every_worker_of_every_server_is_discovered(start_server, workers):
 
 
 def test_a_unix_socket_is_a_target(start_server, servicer, tmp_path):
-    """The client accepts every target that gRPC knows."""
+    """The client accepts gRPC targets of other kinds than HOST:PORT, such as a Unix socket."""
     start_server(servicer, f"unix:{tmp_path}/s")
     with Client(f"unix:{tmp_path}/s") as client:
         assert numbers(client.classify(numbered(3))) == [0, 1, 2]
@@ -269,6 +273,6 @@ def test_a_unix_socket_is_a_target(start_server, servicer, tmp_path):
 
 @pytest.mark.parametrize("target", ["", "a:1,,b:1", [], ["a:1", ""]])
 def test_empty_targets_are_refused(target):
-    """The constructor of the client refuses empty targets with a message that has the given value."""
+    """The constructor of the client refuses empty targets; the error contains the given value."""
     with pytest.raises(ValueError, match="target must be HOST:PORT, several separated by commas, or gRPC targets, got"):
         Client(target)

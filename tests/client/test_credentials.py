@@ -113,7 +113,7 @@ async def test_requests_of_tasks_use_tls(start, authority, ca, drawing, intercep
 
 
 def test_an_untrusted_server_gets_no_request(start, authority, servicer, drawing):
-    """If the certificate of a server has another authority or another name, the client sends no request to the server.
+    """The client sends no request to a server whose certificate has an untrusted authority or a wrong name.
 
     The error of the client contains the reason.
     """
@@ -128,7 +128,7 @@ def test_an_untrusted_server_gets_no_request(start, authority, servicer, drawing
     with (
         Client(address, tls=True, **FEW_RETRIES) as client,
         pytest.raises(Unavailable),
-    ):  # no public authority signed the certificate
+    ):  # by default, the client trusts public authorities only, and none of them signed the certificate
         client.classify(drawing(1))
     assert not servicer.requests
 
@@ -206,7 +206,7 @@ def test_a_token_is_not_sent_unencrypted_to_another_machine(target):
 def test_a_token_for_this_machine_needs_no_encryption(target):
     """The client may send a token without TLS to loopback addresses and Unix sockets.
 
-    Data for these targets does not leave the machine.
+    A token for such a target does not leave the machine.
     """
     Client(target, token="secret").close()
 

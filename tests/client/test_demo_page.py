@@ -1,4 +1,4 @@
-"""The HTTP server of `sketchbatch demo` answers requests through a real service."""
+"""Test the HTTP server of `sketchbatch demo`, which sends the requests of its page to a real service."""
 
 import json
 import os
@@ -38,9 +38,9 @@ def test_the_scores_of_a_drawing_are_those_of_client(demo, tiny_service):
 
 
 def test_the_page_may_select_a_model(start_demo, start_service, two_models):
-    """/models lists the models with their labels, and the model that the demo uses if a request names no model.
+    """The path /models returns all models with their labels, and the default model of the demo.
 
-    /classify uses the model that the request names.
+    A request to /classify can name another model.
     """
     service = start_service(two_models, "--default-model", "insects")
     demo = start_demo(service.address, "--model", "shapes")
@@ -56,9 +56,10 @@ def test_the_page_may_select_a_model(start_demo, start_service, two_models):
 
 
 def test_the_page_loads_nothing_from_other_origins(demo):
-    """The page contains no address of another origin, and its content security policy forbids the browser to load any.
+    """The page contains no address of another origin, and its content security policy forbids to load other files.
 
-    The policy allows only the style and the script of the page itself, and forbids other pages to show it in a frame.
+    The policy allows only the style and the script of the page itself. The policy also forbids other pages to show this
+    page in a frame.
     """
     response, page = demo.request("GET", "/")
     assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(|https?://(?!www\.w3\.org)""", page)
@@ -71,7 +72,10 @@ def test_the_page_loads_nothing_from_other_origins(demo):
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "", "[::1"])
 def test_a_foreign_host_name_is_rejected(demo, host):
-    """A request with a foreign host name is rejected, because DNS rebinding would let another page use the server."""
+    """A request whose Host header has a foreign name is rejected.
+
+    Otherwise a foreign page could use the server through DNS rebinding: its own host name resolves to this machine.
+    """
     response, answer = demo.request("GET", "/models", headers={"Host": host})
     assert (response.status, answer) == (421, {"error": f"Host must be localhost or an IP address, got {host!r}"})
 
@@ -101,7 +105,7 @@ def test_addresses_and_localhost_are_accepted(demo, host):
 def test_an_invalid_drawing_is_rejected_in_one_line(demo, body, status, message):
     """The response to an invalid drawing is JSON with an error of one line, which has the expected and the given value.
 
-    The client receives the response even if the server does not read the whole body of the request.
+    The browser receives the response even if the server does not read the whole body of the request.
     """
     response, answer = demo.request("POST", "/classify", body)
     assert response.status == status

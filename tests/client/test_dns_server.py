@@ -1,4 +1,4 @@
-"""gRPC resolves names at the DNS server that other tests use."""
+"""Test the DNS server that other tests use: gRPC can resolve names with it."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""A client of a DNS name finds the servers that replace the servers it knows."""
+"""Test that a client whose target is a DNS name finds new servers that replace the servers that it knows."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ TIMEOUT_S = 12.0  # gRPC alone would find the new servers after 30 s or never
 
 
 class NamedServers:
-    """Servers on several addresses with the same port, of which a DNS server returns some under one name."""
+    """Run servers on several addresses with the same port, and a DNS server that returns some of these addresses."""
 
     def __init__(self, dns: DnsServer, port: int, start_server: Callable[..., str], servicers: list) -> None:
         self.dns = dns
@@ -35,12 +35,12 @@ class NamedServers:
             start_server(self.servicers[host], f"{host}:{port}", self._health[host])
 
     def leave(self, *hosts: str) -> None:
-        """Report NOT_SERVING and keep the connections open."""
+        """Make the health of these servers NOT_SERVING; their connections stay open."""
         for host in hosts:
             self._health[host].set("", health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def stop(self, *hosts: str) -> None:
-        """Close the port and all connections."""
+        """Close the ports and all connections of these servers."""
         for host in hosts:
             self.servicers[host].server.stop(None).wait()
 
@@ -94,18 +94,18 @@ def kind(request: pytest.FixtureRequest) -> type:
 
 @pytest.fixture(params=[1, 20])
 def rows(request: pytest.FixtureRequest, drawing) -> Callable[[int], np.ndarray]:
-    """Return a function that makes a call with one row, which may share a request, or with 20, which may not."""
+    """Return a function that makes one row, for a small call, or 20 rows, whose call never shares a request."""
     return lambda pixel: np.repeat(drawing(pixel)[None], request.param, axis=0)
 
 
 async def call_until(classify: Classify, bitmaps: np.ndarray, servicer) -> None:
-    """Send calls, none of which may fail, until `servicer` has received one."""
+    """Send calls until `servicer` has received a request; fail if a call fails."""
     while not servicer.requests:
         await classify(bitmaps)
 
 
 async def test_servers_that_are_not_serving_are_replaced(servers, kind, rows):
-    """If all known servers report NOT_SERVING and DNS returns another one, the other one receives the next request."""
+    """If all known servers report NOT_SERVING and DNS returns a new server, the new server receives requests."""
     async with connected(kind, servers.target) as classify:
         await classify(rows(1))
         servers.dns.set_addresses(HOSTS[2:])
@@ -114,7 +114,7 @@ async def test_servers_that_are_not_serving_are_replaced(servers, kind, rows):
 
 
 async def test_servers_that_have_stopped_are_replaced(servers, kind, rows):
-    """If all known servers have stopped and DNS returns another one, the other one receives the next request."""
+    """If all known servers have stopped and DNS returns a new server, the new server receives requests."""
     async with connected(kind, servers.target) as classify:
         await classify(rows(1))
         servers.dns.set_addresses(HOSTS[2:])
@@ -124,7 +124,10 @@ async def test_servers_that_have_stopped_are_replaced(servers, kind, rows):
 
 @pytest.mark.parametrize("shared_rows", [1, 20])
 async def test_a_request_waits_only_until_dns_returns_a_server(servers, kind, drawing, shared_rows):
-    """A request that finds no server resolves the name again each half second, whatever the policy's back-off is."""
+    """While no server accepts a request, the client resolves the name again every half second.
+
+    The back-off of the retry policy, here 300 s, does not delay this.
+    """
     policy = RetryPolicy(first_backoff_s=300, max_backoff_s=300)
     bitmaps = np.repeat(drawing(1)[None], shared_rows, axis=0)
     async with connected(kind, servers.target, retry=policy, timeout_s=900) as classify:
@@ -139,7 +142,7 @@ async def test_a_request_waits_only_until_dns_returns_a_server(servers, kind, dr
 
 
 async def test_requests_in_flight_of_a_replaced_channel_end_normally(servers, kind, drawing):
-    """A request that a leaving server still runs receives its response, although later requests use a new channel."""
+    """A request in flight to a leaving server receives its response, although later requests use a new channel."""
     old, new = servers.servicers[HOSTS[0]], servers.servicers[HOSTS[2]]
     servers.dns.set_addresses(HOSTS[:1])
     old.hold()
@@ -170,7 +173,7 @@ async def test_one_failed_request_does_not_replace_a_channel(servers, kind, draw
 
 
 async def test_an_outage_ends_in_the_same_error_as_for_an_address(servers, kind, drawing):
-    """If no server of a name responds to a new client, it raises Unavailable after `max_attempts` attempts."""
+    """If no server of a name responds to a new client, a call raises Unavailable after `max_attempts` attempts."""
     servers.stop(*HOSTS)
     retry = RetryPolicy(max_attempts=2, first_backoff_s=0.01)
     async with connected(kind, servers.target, retry=retry) as classify:
@@ -179,7 +182,7 @@ async def test_an_outage_ends_in_the_same_error_as_for_an_address(servers, kind,
 
 
 def test_a_channel_resolves_its_name_soon_after_a_connection_has_closed(servers):
-    """A channel resolves a name again within seconds of a closed connection, and not after its default of 30 s."""
+    """A channel resolves its name again within seconds after a connection has closed; gRPC's default is 30 s."""
     servers.dns.set_addresses(HOSTS[:1])
     with grpc.insecure_channel(servers.target, channel_options(servers.target)) as channel:
         classify = channel.unary_unary("/sketchbatch.v1.ClassifierService/ListModels")
@@ -200,12 +203,12 @@ ADDRESSES = ["1.2.3.4:1", "[::1]:1", "localhost:1", "dns:///1.2.3.4:1", "ipv4:1.
 
 @pytest.mark.parametrize("target", [*ADDRESSES, "xds:///a:1"])
 def test_addresses_are_not_resolved(target):
-    """A target with an address always means the same server, and other schemes have their own resolvers."""
+    """A target with an IP address needs no resolution, and targets of other schemes have their own resolvers."""
     assert not is_name(target)
 
 
 class Opened:
-    """Open channels that never connect, and record the connect timeouts."""
+    """Open channels that never connect, in place of real channels, and record their connect timeouts."""
 
     def __init__(self) -> None:
         self.timeouts_s: list[float] = []
@@ -227,7 +230,7 @@ def opened() -> Opened:
 
 @pytest.fixture
 def pool(clock, opened) -> Iterator[ConnectionPool]:
-    """Return a pool with one connection to a name."""
+    """Return a connection pool whose only target is a name."""
     pool = ConnectionPool(["a:1"], opened, None, clock=clock)
     yield pool
     for channel in pool.close():
@@ -246,7 +249,7 @@ def test_an_outage_opens_at_most_two_channels_in_a_second(pool, clock, opened):
 
 
 def test_retries_wait_for_the_next_possible_replacement(pool, clock):
-    """The pool returns the time until a young channel to a name may be replaced; an old one may be replaced now."""
+    """`replaceable_in_s` returns the time until a channel is half a second old and may be replaced, then infinity."""
     assert pool.replaceable_in_s() == 0.5
     clock.advance(0.375)
     assert pool.replaceable_in_s() == 0.125
@@ -255,7 +258,10 @@ def test_retries_wait_for_the_next_possible_replacement(pool, clock):
 
 
 def test_the_connect_timeout_grows_while_no_server_responds(pool, clock, opened):
-    """New channels to a name get 0.8 s to connect, more in a long outage, at most 5 s; a response ends the growth."""
+    """A new channel to a name has 0.8 s to connect.
+
+    In a long outage this time grows to 5 s. A response resets it.
+    """
     for _ in range(30):
         failed = pool.acquire([])
         pool.back_off(failed, 0)
@@ -273,14 +279,17 @@ def test_the_connect_timeout_grows_while_no_server_responds(pool, clock, opened)
 
 
 def test_a_replaced_channel_is_closed_after_its_last_request(pool, clock):
-    """The pool returns a replaced channel once, after the last of its requests; other requests use the new channel."""
+    """`release` returns a replaced channel, so that it is closed, only when the last of its requests ends.
+
+    Later requests use the new channel.
+    """
     clock.advance(1)
     failed, other = pool.acquire([]), pool.acquire([])
     assert failed is other
     assert pool.replace(failed)
     fresh = pool.acquire([])
     assert fresh is not failed
-    assert pool.replace(failed)  # the other request finds the new channel
+    assert pool.replace(failed)  # a second failed request of this channel uses the new channel and replaces nothing
     assert pool.acquire([]) is fresh
     assert pool.release(failed) == []
     assert pool.release(other) == [failed.channel]
@@ -289,7 +298,7 @@ def test_a_replaced_channel_is_closed_after_its_last_request(pool, clock):
 
 
 def test_closing_the_pool_returns_replaced_channels_too(pool, clock):
-    """Channels with requests in flight are closed with the client, and not a second time by their last request."""
+    """`close` also returns replaced channels with requests in flight; their last request does not return them again."""
     clock.advance(1)
     failed = pool.acquire([])
     pool.replace(failed)
@@ -304,7 +313,10 @@ def test_closing_the_pool_returns_replaced_channels_too(pool, clock):
 
 
 def test_a_channel_to_an_address_is_not_replaced(clock, opened):
-    """A new channel to an address would reach the same server, and has the full time to connect."""
+    """A channel to an IP address is never replaced, because a new one would reach the same server.
+
+    Such a channel has the full 5 s to connect.
+    """
     pool = ConnectionPool(["127.0.0.1:1"], opened, None, clock=clock)
     clock.advance(1)
     assert not pool.replace(pool.acquire([]))
@@ -315,7 +327,10 @@ def test_a_channel_to_an_address_is_not_replaced(clock, opened):
 
 
 def test_a_replaced_connection_has_no_worker(pool, clock):
-    """A response over a replaced connection adds no connection; the new connection takes the place of its worker."""
+    """After a replacement, the new connection counts as the connection to the worker of the replaced connection.
+
+    A later response over the replaced connection, which names another worker, does not change the list of workers.
+    """
     clock.advance(1)
     failed = pool.acquire([])
     assert pool.register(failed, pb.Model(worker=1, workers=2))

@@ -1,4 +1,4 @@
-"""Test which errors of the client fail again on a retry, and the exit codes of the command for these errors."""
+"""Test which errors of the client are permanent, and the exit codes of the command for these errors."""
 
 import errno
 
@@ -47,7 +47,7 @@ def test_an_error_of_the_surroundings_is_temporary(error):
 
 
 def test_each_error_of_the_client_is_sorted():
-    """The two lists contain each class of errors, so that a new class must be sorted."""
+    """Each error class is in one of the lists PERMANENT and TEMPORARY; the test fails for a new class in neither."""
     classes, found = [errors.SketchbatchError], set()
     while classes:
         found.add(each := classes.pop())
@@ -67,7 +67,7 @@ def test_a_file_on_a_failing_disk_is_not_permanently_unreadable(number, is_perma
     ("error", "code"), [*((error, 4) for error in PERMANENT), *((error, 1) for error in TEMPORARY)], ids=str
 )
 def test_the_exit_code_tells_whether_a_retry_can_succeed(sketchbatch, monkeypatch, tmp_path, error, code):
-    """The command prints the error as one line and ends with exit code 4 or 1."""
+    """The command prints the error as one line; its exit code is 4 for a permanent error, 1 for a temporary error."""
 
     def fail(shards, output):
         raise error

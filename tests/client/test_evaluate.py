@@ -73,7 +73,7 @@ def folder(tiny_service, tmp_path_factory) -> Path:
 def scored(tiny_service, folder):
     """Return the tiny model's scores for the drawings of `folder`, and their true classes.
 
-    The fixture uses only `Client`, and no code of the evaluation.
+    The fixture uses only `Client`, so that the expected values do not depend on the evaluation code under test.
     """
     bitmaps = [np.load(folder / f"{label}.npy").reshape(-1, 28, 28) for label in LABELS]
     with Client(tiny_service.address) as client:
@@ -88,7 +88,7 @@ def sketchbatch(run_command, tiny_service):
 
 
 def drawing(*, recognized: bool, place: int = 0) -> str:
-    """Return a line of a simplified file with one drawing; a drawing with another `place` has another stroke."""
+    """Return a line of a simplified file with one drawing; each `place` gives another stroke."""
     return json.dumps({"word": "ant", "recognized": recognized, "drawing": [[[place, 255], [0, 255 - place]]]})
 
 
@@ -191,8 +191,8 @@ def test_models_without_a_common_label_are_refused(others):
 def test_measured_figures_are_compared_with_stored_figures(run_command, others, folder, tmp_path):
     """`evaluate` compares the measured accuracy with the accuracy that is stored in the model file.
 
-    Chance cannot explain the difference from the stored accuracy of this model, 99 %. If the measured accuracy is below
-    --min-accuracy, the command ends with exit code 1.
+    The stored accuracy of this model is 99 %, and chance cannot explain the difference from the measured accuracy. If
+    the measured accuracy is below --min-accuracy, the command ends with exit code 1.
     """
     arguments = ["evaluate", folder, "--server", others, "--json", tmp_path / "m.json", "--min-accuracy", "0.9"]
     finished = run_command("sketchbatch", *arguments)
@@ -257,9 +257,9 @@ def test_malformed_drawings_are_refused_or_skipped(sketchbatch, tiny_service, tm
 
 
 def test_a_malformed_line_of_the_simplified_file_is_refused_or_unknown(tiny_service, tmp_path):
-    """A malformed line of a simplified file has no flag for its bitmap, so the evaluation is refused.
+    """If a line of a simplified file is malformed, its bitmap has no recognised flag, and the evaluation is refused.
 
-    With `skip_malformed`, the bitmap is evaluated, but it does not count as a drawing with a flag.
+    With `skip_malformed`, the bitmap is evaluated, but does not count among the drawings with a flag.
     """
     for place in ("simplified", "numpy_bitmap"):
         (tmp_path / place).mkdir()

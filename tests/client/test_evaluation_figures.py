@@ -27,7 +27,7 @@ def softmaxed(rows: int, classes: int):
 def test_95_percent_of_the_intervals_contain_the_true_figure(monkeypatch):
     """About 95 % of the intervals of 60 random samples contain the figure of the population.
 
-    For an interval with a coverage of 95 %, 50 or fewer of 60 intervals contain the figure only once in 1,000 tests.
+    The test demands 51 of 60. With a true coverage of 95 %, fewer would occur by chance only once in 1,000 tests.
     """
     monkeypatch.setattr(intervals, "RESAMPLES", 100)
     population = np.array([[30, 5, 2], [6, 25, 4], [3, 9, 16]])
@@ -39,7 +39,7 @@ def test_95_percent_of_the_intervals_contain_the_true_figure(monkeypatch):
         for name in held:
             held[name] += found[name].low <= getattr(truth, name) <= found[name].high
     assert min(held.values()) >= 51
-    assert sum(held.values()) < 4 * 60  # intervals that are too wide would contain all true figures
+    assert sum(held.values()) < 4 * 60  # too wide intervals of the four metrics would contain every true figure
 
 
 def test_the_same_counts_give_the_same_intervals():
@@ -80,7 +80,10 @@ def test_wilsons_interval_of_few_drawings_is_wide():
 
 @pytest.mark.parametrize("classes", [2, 3, 40])
 def test_log_loss_and_brier_score_agree_with_scikit_learn(classes):
-    """Log loss and Brier score agree with scikit-learn if the calibrations of two parts of the rows are added."""
+    """Log loss and Brier score agree with scikit-learn.
+
+    They are computed from the sum of two calibrations, one of the first 300 rows and one of the other rows.
+    """
     scores, true = softmaxed(700, classes)
     found = calibrate(scores[:300], true[:300]) + calibrate(scores[300:], true[300:])
     exact = scores.astype(np.float64) / scores.sum(axis=1, keepdims=True, dtype=np.float64)
@@ -100,7 +103,7 @@ def test_the_calibration_error_is_the_mean_error_of_the_bins():
 
 
 def test_a_score_of_0_for_the_true_label_has_a_finite_loss():
-    """If the score of the true label is 0, the log loss uses the float32 epsilon instead of 0, as in scikit-learn."""
+    """If the score of the true label is 0, the log loss uses the float32 epsilon in its place, as scikit-learn does."""
     assert calibrate(np.array([[1, 0]], np.float32), np.array([1])).log_loss == pytest.approx(15.942, abs=1e-3)
 
 
@@ -113,9 +116,9 @@ def test_scores_without_a_softmax_are_no_probabilities(row):
 
 @pytest.mark.parametrize(("one", "other"), [(10, 2), (0, 5), (7, 7), (86, 150), (480, 520), (1, 0)])
 def test_mcnemar_is_exact_for_few_drawings(one, other):
-    """If few drawings separate two models, McNemar's test is the two-sided binomial test with probability 0.5.
+    """For few drawings that only one of two models classifies correctly, McNemar's test is an exact binomial test.
 
-    The p value is the same for both orders of the models.
+    The test is two-sided with probability 0.5. The p value is the same for both orders of the models.
     """
     expected = stats.binomtest(one, one + other, 0.5).pvalue
     assert mcnemar(one, other) == pytest.approx(expected)
@@ -124,9 +127,9 @@ def test_mcnemar_is_exact_for_few_drawings(one, other):
 
 @pytest.mark.parametrize(("one", "other"), [(600, 500), (1000, 1000), (2_000_000, 2_005_000), (900, 3000)])
 def test_mcnemar_is_chi_square_for_many_drawings(one, other):
-    """If many drawings separate two models, McNemar's test is the chi-square test with the continuity correction.
+    """For many drawings that only one of two models classifies correctly, McNemar's test is a chi-square test.
 
-    Its p value differs from that of the exact test by at most 0.001.
+    The test has the continuity correction. Its p value differs from that of the exact test by at most 0.001.
     """
     statistic = max(abs(one - other) - 1, 0) ** 2 / (one + other)
     assert mcnemar(one, other) == pytest.approx(stats.chi2.sf(statistic, 1), rel=1e-9)
@@ -136,8 +139,8 @@ def test_mcnemar_is_chi_square_for_many_drawings(one, other):
 def test_mcnemar_agrees_with_a_calculation_by_hand():
     """The p values agree with a calculation by hand.
 
-    If only the first model is right on 10 drawings, and only the second model on 2, p is 2 * (1 + 12 + 66) / 4096. If
-    no drawing separates the models, p is 1.
+    Of 12 drawings that only one of the two models classifies correctly, let the second model be right on 2. Then p is
+    2 * (1 + 12 + 66) / 4096: the numbers of ways to choose 0, 1 or 2 of 12, of 2 ** 12 ways. Without drawings, p is 1.
     """
     assert mcnemar(10, 2) == 2 * 79 / 4096
     assert mcnemar(0, 0) == 1
@@ -163,8 +166,9 @@ def test_two_models_are_compared_row_by_row():
 def test_drift_is_compared_with_the_interval_and_with_chance():
     """A stored figure is compared with the interval of the measured figure, and with a wider range for chance.
 
-    The stored figure varies by chance, too. If both figures are of equally many drawings, the range is sqrt(2) times as
-    wide as the interval. If the number of drawings of the stored figure is unknown, the range is the interval.
+    The range is wider because the stored figure varies by chance, too. If both figures come from equally many drawings,
+    the range is sqrt(2) times as wide as the interval. If the number of drawings behind the stored figure is unknown,
+    the range is the interval.
     """
     here = {"accuracy": Measured(0.80, 0.78, 0.82)}
 
@@ -198,9 +202,10 @@ def test_the_most_confused_pairs_are_first():
 
 
 def test_a_large_matrix_shows_the_most_confused_classes():
-    """Of a large confusion matrix, the page shows the most confused classes, at most MAX_WRITTEN_CLASSES.
+    """The page shows the counts of a large confusion matrix for its most confused classes only.
 
-    The classes are in the order of the labels. Of a small matrix, the page shows every class that occurs.
+    It shows at most MAX_WRITTEN_CLASSES classes, in the order of the labels. If the matrix is small, the page shows
+    every class that occurs.
     """
     confusion = np.diag(np.full(60, 50))
     confusion[50, 3] = 30

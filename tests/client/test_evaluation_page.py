@@ -95,7 +95,7 @@ def test_the_page_is_one_file_with_all_figures(folder, tmp_path):
 
 @pytest.mark.parametrize(("recognized", "is_shown"), [(33, False), (34, True)])
 def test_figures_of_few_recognised_drawings_are_left_out(folder, tmp_path, recognized, is_shown):
-    """The page shows figures of recognised drawings only if at least 100 exist; the evaluation always has them."""
+    """The page shows the figures of recognised drawings only for 100 or more; the evaluation itself always has them."""
     assert 3 * 33 < MIN_RECOGNIZED_ROWS <= 3 * 34
     evaluation = evaluation_of(folder, recognized)
     write_page(evaluation, tmp_path / "page.html")

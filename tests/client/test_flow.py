@@ -16,7 +16,7 @@ def first_pixels(parts) -> list[int]:
 
 
 def test_the_limit_halves_after_a_pushback_and_grows_by_one_per_full_set_of_responses():
-    """The AIMD limit halves after a pushback, and grows by one after as many responses as its value.
+    """The AIMD limit halves after a pushback. A limit of N grows by one after N responses.
 
     The limit stays between one and its maximum.
     """
@@ -33,7 +33,7 @@ def test_the_limit_halves_after_a_pushback_and_grows_by_one_per_full_set_of_resp
 def test_pushbacks_within_the_pause_of_the_first_count_once():
     """After a pushback, further pushbacks do not lower the limit until the delay of the first pushback has passed.
 
-    They belong to requests that were already in flight at the first pushback.
+    Such pushbacks belong to requests that were already in flight when the first pushback arrived.
     """
     limit = AimdLimit(8)
     for _ in range(8):
@@ -42,7 +42,7 @@ def test_pushbacks_within_the_pause_of_the_first_count_once():
 
 
 class RecordingClient(Client):
-    """Record the number of requests in flight each time a bulk call waits for the response to its oldest request."""
+    """A client that counts its requests in flight each time a bulk call waits for its oldest request."""
 
     def _make_backend(self) -> BlockingBackend:
         self.in_flight = in_flight = []
@@ -97,7 +97,7 @@ def test_a_full_server_gets_no_requests_while_another_accepts_them(start_server,
     with Client([start_server(full), start_server(free)], rows_per_request=1) as client:
         assert first_pixels(client.score([ROWS])) == list(range(200))
     assert sum(map(len, free.requests)) == 200
-    assert full.pushbacks >= 99 - 8  # only requests in flight before the first pushback arrived
+    assert full.pushbacks >= 99 - 8  # the full server received at most 8 requests, sent before the first pushback
 
 
 def test_in_flight_must_be_positive():

@@ -61,7 +61,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
 def test_drawings_that_would_take_minutes_to_render_are_refused(xs, reason):
     """A drawing with too many points or too long strokes is refused.
 
-    The time to render a drawing grows with the square of both.
+    The time to render a drawing grows with the square of its number of points and of the length of its strokes.
     """
     line = json.dumps({"drawing": [[xs, [index % 2 for index in range(len(xs))]]]}).encode()
     with pytest.raises(ValueError, match=reason):
@@ -111,7 +111,7 @@ def test_a_manifest_with_impossible_values_is_ignored(tmp_path, changes):
 
 
 def test_missing_shards_are_counted_not_listed(tmp_path):
-    """The error about missing shards contains their number and not a list of them.
+    """The error about missing shards contains how many are missing, but no list of them.
 
     A damaged manifest can state any number of shards, here 1,000,000,000,000.
     """

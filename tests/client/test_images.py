@@ -46,11 +46,11 @@ def rescanned(path, picture, number):
 @pytest.mark.real_drawings
 @pytest.mark.timeout(180)
 def test_a_model_loses_less_than_two_points_on_rescanned_drawings(quickdraw, classify, tmp_path):
-    """Drawings keep their bitmaps' accuracy when pictures of them are made and turned into bitmaps again.
+    """Drawings that are rendered as pictures, and turned into bitmaps again, lose less than 2 points of accuracy.
 
     The test renders more than 600 pictures of real drawings: strokes and held-out bitmaps, on each kind of page in
-    `PICTURES`. The accuracy of the shipped model on the bitmaps of these pictures is less than two percentage points
-    below its accuracy on the original bitmaps.
+    `PICTURES`. On the bitmaps of these pictures, the accuracy of the shipped model must be less than two percentage
+    points lower than on the original bitmaps.
     """
     classes, published, scanned = [], [], []
     for index, label in enumerate(LABELS):
@@ -74,7 +74,7 @@ def test_a_model_loses_less_than_two_points_on_rescanned_drawings(quickdraw, cla
 
 
 def is_test(bitmap):
-    """Return whether the trainer held out the bitmap (sketchbatch_trainer/dataset.py)."""
+    """Return whether the bitmap belongs to the test split, with the rule of sketchbatch_trainer/dataset.py."""
     return int.from_bytes(hashlib.blake2b(bitmap.tobytes(), digest_size=8).digest(), "little") % 100 < 10
 
 
@@ -150,7 +150,7 @@ def test_white_ink_on_transparency_is_ink(tmp_path):
 
 
 def test_a_picture_is_rotated_as_its_exif_data_says(tmp_path):
-    """A picture is rotated as its EXIF data says, because phones store the orientation and do not rotate the pixels."""
+    """A picture is rotated by the orientation in its EXIF data, because phones do not rotate the pixels themselves."""
     image = Image.fromarray(picture_of_strokes(FACE[1:], PICTURES[0]))
     image.save(tmp_path / "up.png")
     exif = Image.Exif()

@@ -28,7 +28,7 @@ def cases():
 def test_the_five_metrics_agree_with_scikit_learn(true, predicted):
     """The five metrics agree with scikit-learn, for the classes that occur among the true or the predicted classes.
 
-    The specificity of a class is the recall of the rows that do not belong to the class.
+    The specificity of a class is the share of the rows of other classes that are not predicted as this class.
     """
     ours = measure(confuse(true, predicted, 10))
     occurring = np.union1d(true, predicted)

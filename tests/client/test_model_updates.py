@@ -42,11 +42,11 @@ def kind(request: pytest.FixtureRequest) -> type:
 
 
 class Replicas:
-    """Two services with a repository each; gRPC sends each request of a client to the other service than the last."""
+    """Run two services, each with its own repository; gRPC sends the requests of a client to both in turn."""
 
     def __init__(self, folder: Path, start_service: Callable[..., object]) -> None:
         self._folders = [folder / "a", folder / "b"]
-        self._labels: dict[bytes, tuple[str, ...]] = {}  # by the scores of the model file
+        self._labels: dict[bytes, tuple[str, ...]] = {}  # labels of each model file, by the scores that the file gives
         for number in (0, 1):
             self.write(number, version=1, labels=LABELS)
         services = [start_service(each, "--watch-models-s", "0.1", "--provider", "cpu") for each in self._folders]
@@ -77,7 +77,7 @@ def replicas(start_service, tmp_path) -> Replicas:
 
 
 async def test_a_new_version_on_one_of_two_servers_fails_no_request(replicas, kind):
-    """A client that names no version receives right labels from both versions while one server has the old version."""
+    """While one of two servers has a new version, a client that names no version receives right labels from both."""
     async with connected(kind, replicas.target) as classify:
         assert (await classify(BITMAPS)).model_version == "1"
         replicas.write(0, version=2, labels=OTHER_LABELS)
@@ -104,9 +104,10 @@ async def test_another_file_of_the_same_version_has_its_own_labels(replicas, kin
 
 
 class ChangingModel(classifier_pb2_grpc.ClassifierServiceServicer):
-    """Serve model files with the given digests: the first one for the first response, the last one for all others.
+    """Respond as a server whose model file changes: the digest of the first response is the first of `digests`.
 
-    GetModel describes only the file `described`. After `hold`, GetModel returns nothing.
+    All later responses have the last of `digests`. GetModel describes only the file with the digest `described`. While
+    the event `held` is set, GetModel does not respond.
     """
 
     def __init__(self, *digests: str, described: str) -> None:
@@ -150,7 +151,7 @@ def serve() -> Iterator[Callable[[ChangingModel], str]]:
 
 
 async def test_a_request_is_repeated_if_its_model_file_has_been_replaced(serve, kind):
-    """If no server describes the model file of a response any more, the present file computes the scores again."""
+    """If the model file of a response is replaced before the client has its labels, the client repeats the request."""
     model = ChangingModel("old", "new", described="new")
     async with connected(kind, serve(model)) as classify:
         assert (await classify(BITMAPS)).labels == ("new",)
@@ -158,7 +159,7 @@ async def test_a_request_is_repeated_if_its_model_file_has_been_replaced(serve, 
 
 
 async def test_labels_are_requested_once_for_each_model_file(serve, kind):
-    """The client keeps the labels of each model file, by its digest."""
+    """The client requests the labels of a model file once, and keeps them by the digest of the file."""
     model = ChangingModel("new", described="new")
     async with connected(kind, serve(model)) as classify:
         assert (await classify(BITMAPS)).labels == ("new",)
@@ -167,7 +168,7 @@ async def test_labels_are_requested_once_for_each_model_file(serve, kind):
 
 
 async def test_an_older_service_has_one_file_per_version(serve, kind):
-    """If responses have no digest, the client keeps the labels by name and version."""
+    """If the responses of an older service have no digest, the client keeps the labels by name and version."""
     model = ChangingModel("", described="d")
     async with connected(kind, serve(model)) as classify:
         assert (await classify(BITMAPS)).labels == ("d",)
@@ -187,7 +188,7 @@ async def test_missing_labels_end_in_a_clear_error(serve, kind):
 
 
 async def test_labels_of_another_file_are_never_used(serve, kind):
-    """If every response comes from another file than the described one, the request ends with its deadline."""
+    """If every response comes from another file than GetModel describes, the call raises DeadlineExceeded."""
     model = ChangingModel("other", described="d")
     async with connected(kind, serve(model), timeout_s=0.5) as classify:
         with pytest.raises(DeadlineExceeded):

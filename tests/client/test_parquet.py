@@ -61,7 +61,7 @@ def test_drawings_are_found_in_a_column_of_any_kind(tmp_path, rows, kind):
 
 
 def test_blocks_and_decoded_batches_need_not_have_the_same_size(tmp_path, noise):
-    """A block can have rows of several decoded batches, each of which has up to 1,024 rows.
+    """A block can have rows of several decoded batches; the source decodes up to 1,024 rows at once.
 
     The rows are correct whether a block follows the previous block or starts at an earlier row.
     """

@@ -97,7 +97,7 @@ def test_shards_have_nearly_equal_work(plan, rows, shards):
 
 
 def test_137042_rows_give_work_to_each_of_8_shards(plan):
-    """Each of 8 shards of 137,042 rows has 16 or 17 parts of 1,024 rows."""
+    """If a job of 137,042 rows has 8 shards, each shard has 16 or 17 parts of 1,024 rows."""
     inputs = (Input(source="a", rows=137_042, stamp="s"),)
     whole = replace(plan, inputs=inputs, part_rows=default_part_rows(137_042, 1))
     assert whole.part_rows == 1024
@@ -106,5 +106,5 @@ def test_137042_rows_give_work_to_each_of_8_shards(plan):
 
 @pytest.mark.parametrize("rows", [0, 1, 1024, 100_000])
 def test_few_rows_have_parts_of_a_request(rows):
-    """A part has at least 1,024 rows, which is about one request, because each part costs a file."""
+    """A part has at least 1,024 rows, about as many as a request, because each part is stored as a file."""
     assert default_part_rows(rows, 1) == 1024

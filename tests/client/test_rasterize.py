@@ -18,7 +18,7 @@ PATHS = {"cairo": pytest.param(cairo.draw, marks=needs_cairo), "numpy": coverage
 
 @pytest.fixture(params=PATHS.values(), ids=PATHS.keys())
 def draw(request):
-    """Return a function that renders strokes; a test with this fixture runs once with cairo and once with NumPy."""
+    """Return a function that renders strokes; each test with this fixture runs with cairo and again with NumPy."""
     return lambda strokes: request.param(lay_out(strokes))
 
 
@@ -91,7 +91,7 @@ def test_numpy_renders_without_cairo():
 
 
 def test_a_stroke_is_ink_on_paper_as_wide_as_the_pen(draw):
-    """A vertical line is as wide as the pen: 16 of the 304 units of the square, or 1.47 pixels of the bitmap."""
+    """A vertical line is as wide as the pen: 16 of 304 units of the drawing's square, which is 1.47 of 28 pixels."""
     bitmap = draw([[[128, 128], [0, 255]]])
     assert (bitmap.shape, bitmap.dtype) == ((28, 28), np.uint8)
     assert bitmap[14].sum() / 255 == pytest.approx(16 / 304 * 28, abs=0.05)

@@ -44,7 +44,7 @@ def objects(values):
     ids=["square", "flat", "bytes", "lists", "lists of lists"],
 )
 def test_scores_are_added_to_the_columns_of_the_batch(scorer, expected, noise, column_of):
-    """The scorer returns the columns of the batch with the columns `label` and `score`, and does not change the batch.
+    """The scorer returns the columns of the batch and adds `label` and `score`; the batch itself does not change.
 
     The column of bitmaps may have any of five forms.
     """

@@ -46,7 +46,7 @@ def test_a_npy_without_rows_is_valid(tmp_path):
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
-    """Return the bytes that np.save writes."""
+    """Return the bytes that `np.save` writes for an array."""
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
@@ -111,7 +111,7 @@ class Trap:
 
 
 def test_a_file_that_claims_a_huge_header_costs_no_memory(tmp_path):
-    """A file that states a header of 256 MB is refused, and the reader does not read this header into memory."""
+    """A file that claims to have a header of 256 MB is refused, and the reader does not read the header into memory."""
     path = tmp_path / "cat.npy"
     path.write_bytes(b"\x93NUMPY\x02\x00" + (1 << 28).to_bytes(4, "little"))
     os.truncate(path, 1 << 29)
@@ -133,7 +133,7 @@ def test_a_missing_file_or_folder_is_refused(tmp_path):
 
 
 def test_a_folder_gives_its_files_by_label(tmp_path):
-    """`labelled_files` accepts a folder with one file per label, and a folder that contains Google's numpy_bitmap/.
+    """`labelled_files` accepts a folder with one file per label, and a folder whose subfolder numpy_bitmap/ has them.
 
     A label may contain spaces.
     """
@@ -174,7 +174,7 @@ def write_drawings(folder):
 
 @pytest.mark.parametrize("name", ["cat.npy", "cat.ndjson", "cat.bin", "cat"])
 def test_every_format_is_read_through_one_interface(tmp_path, name):
-    """Drawings of every format have a length, and slices of bitmaps as uint8 (rows, 28, 28).
+    """For a file of any format, `len` returns the number of drawings, and slices are bitmaps as uint8 (rows, 28, 28).
 
     Slices are still correct after `release_pages`, which removes the pages of a mapped file from memory.
     """
@@ -197,7 +197,7 @@ def test_line_i_of_the_strokes_is_row_i_of_the_bitmaps(quickdraw):
 
 @pytest.mark.parametrize("screen", [[[[300, 700], [40, 50], [0, 9]]], [[[300, 700], [40, 50]]], [[[-9, 9], [4, 5]]]])
 def test_strokes_in_screen_pixels_are_simplified_first(tmp_path, screen):
-    """Strokes with times, or with points outside 0 to 255, are in screen pixels and are simplified."""
+    """Strokes with times, or with points outside 0 to 255, are in screen pixels and are simplified before rendering."""
     (tmp_path / "cat.ndjson").write_text(json.dumps({"drawing": screen}))
     assert np.array_equal(open_bitmaps(tmp_path / "cat.ndjson")[:][0], rasterize(simplify(screen)))
 
@@ -233,7 +233,7 @@ def test_hidden_files_and_folders_are_ignored(tmp_path):
 
 
 def test_malformed_lines_and_pictures_are_rejected_or_skipped(tmp_path):
-    """A malformed line or picture raises an error when it is read.
+    """Reading a malformed line or picture raises an error.
 
     With `skip_malformed`, malformed lines and pictures are skipped, counted and listed.
     """

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(60)  # many tests start a process
 
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
-    """Write two files of bitmaps, which have 6,000 rows together and therefore 12 parts of at most 512 rows."""
+    """Write two files of bitmaps with 6,000 rows together, which a job scores in 12 parts of at most 512 rows."""
     folder = tmp_path_factory.mktemp("drawings")
     rows = np.random.default_rng(5).integers(0, 256, (ROWS, 784), np.uint8)
     np.save(folder / "a.npy", rows[:4000])
@@ -46,7 +46,7 @@ def score(sketchbatch, tiny_service):
 
 
 class SilentListener:
-    """Listen to the progress of a job, and do nothing."""
+    """Receive the progress of a job and ignore it."""
 
     def opens(self, source):
         pass
@@ -129,7 +129,7 @@ def test_a_killed_job_resumes_and_writes_identical_output(drawings, score, inter
 
 
 def test_an_interrupted_job_exits_without_a_traceback_and_resumes(drawings, score, interrupt, undisturbed, tmp_path):
-    """Ctrl-C ends a job without a traceback and keeps its finished parts."""
+    """Ctrl-C ends a job without a traceback; the same command then resumes the job and writes identical output."""
     output = tmp_path / "o.csv"
     # if the tests run as a background job, SIGINT is ignored, and the process of the job would inherit this setting
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -198,9 +198,9 @@ def begun(drawings, interrupt, tmp_path):
 
 
 def test_a_job_does_not_resume_with_changed_inputs(begun, score, drawings, undisturbed):
-    """A job is refused if the contents or the numbers of rows of its inputs have changed.
+    """A job is refused if the contents or the number of rows of an input have changed.
 
-    A new modification time is accepted. With --restart, the job begins again with the changed inputs.
+    An input with only a new modification time is accepted. With --restart, the job begins again with changed inputs.
     """
     folder, output = begun
     rows = np.load(folder / "a.npy")
@@ -245,7 +245,7 @@ def test_two_processes_do_not_write_one_output(drawings, score, tmp_path):
     with (tmp_path / "o.csv.parts" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         refused = score(drawings, "--output", output)
-    assert refused.code == 1  # a retry may succeed
+    assert refused.code == 1  # 1 and not 4, because a retry may succeed
     assert "another process is writing it" in refused.err
 
 

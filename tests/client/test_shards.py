@@ -67,7 +67,7 @@ def test_an_impossible_shard_is_rejected(score, tmp_path, monkeypatch, shard):
 
 
 def change_a_row(drawings, row):
-    """Change one row of the 6,000 rows in place, so that no number of rows and no file size changes."""
+    """Change the pixels of one of the 6,000 rows; the number of rows and the size of the file stay the same."""
     name, row = ("a.npy", row) if row < 4000 else ("b.npy", row - 4000)
     bitmaps = np.load(drawings / name)
     bitmaps[row, 0] ^= 255
@@ -75,13 +75,16 @@ def change_a_row(drawings, row):
 
 
 def write_later(file):
-    """Give a file a later modification time, as a new copy has."""
+    """Set a later modification time for a file, as a new copy of the file would have."""
     modified_ns = file.stat().st_mtime_ns + 1_000_000_000
     os.utime(file, ns=(modified_ns, modified_ns))
 
 
 def test_a_shard_is_refused_if_an_input_changed_after_another_shard(score, drawings, tmp_path):
-    """If rows of a finished shard have changed, the next shard is refused with exit code 4 before its first request."""
+    """If rows that a finished shard has scored have changed since, the next shard is refused before its first request.
+
+    The exit code is 4.
+    """
     output = tmp_path / "o.csv"
     assert score("--output", output, "--shard", "0/2").code == 0
     change_a_row(drawings, 7)
@@ -110,7 +113,7 @@ def test_a_shard_is_refused_if_a_begun_shard_has_other_inputs_or_options(score, 
 
 
 def fail_after_a_part(monkeypatch):
-    """Let the next job fail after it has saved its first part."""
+    """Make the next job fail after it has saved its first part."""
     save = Parts.save
 
     def save_and_fail(self, part):
@@ -122,11 +125,11 @@ def fail_after_a_part(monkeypatch):
 
 
 def test_shards_of_different_contents_are_not_merged(score, sketchbatch, drawings, tmp_path):
-    """Shards that were scored at the same time are not merged if an input changed between their starts.
+    """Shards of which none found the files of the others are not merged if an input changed between their starts.
 
-    If the contents are unchanged, the same commands compare the contents, and the shards are merged.
+    If only the modification times differ, running the commands again compares the contents. The shards are then merged.
     """
-    for number, folder in enumerate(("first", "second")):  # in two folders, each shard does not find the other shard
+    for number, folder in enumerate(("first", "second")):  # the shards are in two folders, so neither finds the other
         assert score("--output", tmp_path / folder / "o.csv", "--shard", f"{number}/2").code == 0
         change_a_row(drawings, 7)
         write_later(drawings / "a.npy")
@@ -140,7 +143,7 @@ def test_shards_of_different_contents_are_not_merged(score, sketchbatch, drawing
     written = [file_stamp(shard) for shard in shards]
     for number in range(2):  # the row was changed twice: it has its first value again
         assert score("--output", output, "--shard", f"{number}/2").code == 0
-    assert [file_stamp(shard) for shard in shards] == written  # compared, and not scored again
+    assert [file_stamp(shard) for shard in shards] == written  # the contents were compared, and nothing was scored
     assert sketchbatch("merge", *shards, "--output", output).code == 0
 
 
@@ -157,7 +160,7 @@ def test_an_upgraded_client_resumes_jobs_with_other_part_sizes(score, sketchbatc
 
 
 def test_all_shards_use_the_model_version_of_the_first_shard(sketchbatch, start_service, drawings, tmp_path):
-    """A shard that starts after a model update uses the version that the other shards have used."""
+    """A shard that starts after a model update uses the model version of the shards that were scored before."""
     models = tmp_path / "models" / "tiny"
     write_model(models / "1" / "model.onnx")
     service = start_service(models.parent)

@@ -1,4 +1,4 @@
-"""Test that raw strokes are simplified in the way in which Google simplified the same strokes."""
+"""Test that `simplify` turns raw strokes into the simplified strokes that Google published."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from sketchbatch_client.drawings.strokes import open_strokes
 def test_raw_drawings_come_out_as_google_simplified_them(quickdraw):
     """Of 217 raw drawings, 205 give exactly the simplified strokes that Google published.
 
-    On average, the grey levels of all bitmaps differ by less than 0.02 from those of the published strokes.
+    On average, the grey levels of the bitmaps of our strokes differ by less than 0.02 from those of Google's strokes.
     """
     is_same, differences = [], []
     for path in sorted((quickdraw / "raw").glob("*.ndjson")):
@@ -44,7 +44,8 @@ def test_a_dot_becomes_two_points(dot):
 def test_a_closed_stroke_keeps_its_corners():
     """A closed stroke, which ends at its first point, keeps its corners.
 
-    The line from its first to its last point has no length, so distances are measured from the first point.
+    Simplification measures distances from the line between the first and the last point. For a closed stroke this line
+    has no length, so the distances from the first point are measured instead.
     """
     square = [[0, 100, 100, 0, 0], [0, 0, 100, 100, 0]]
     assert simplify([square]) == [[[0, 255, 255, 0, 0], [0, 0, 255, 255, 0]]]

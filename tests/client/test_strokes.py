@@ -160,9 +160,9 @@ def test_the_list_of_malformed_lines_is_bounded(tmp_path):
     ],
 )
 def test_a_malformed_record_is_refused_or_skipped(tmp_path, content, reason):
-    """A malformed record is refused with its number or, with `skip_malformed`, skipped.
+    """Reading a malformed record raises an error with the number of the record; the first record has number 1.
 
-    The first record has number 1, as the first line has.
+    With `skip_malformed`, the record is skipped.
     """
     path = tmp_path / "cat.bin"
     path.write_bytes(record(LINE["drawing"]) + content)

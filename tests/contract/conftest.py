@@ -8,5 +8,5 @@ from transport_server import run_server
 
 @pytest.fixture(params=["aio", "core"])
 def serving(request):
-    """Return `run_server` of one transport; a test that uses this fixture runs once with each transport."""
+    """Return `run_server` for one transport; each test with this fixture runs once with each transport."""
     return partial(run_server, request.param)

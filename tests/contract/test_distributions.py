@@ -1,6 +1,6 @@
 """Test that our four Python distributions have one version number and few dependencies.
 
-The module also tests that every element of the wire contract has a comment.
+Another test checks that every element of the .proto files has a comment.
 """
 
 import importlib.metadata
@@ -67,7 +67,7 @@ def test_importing_the_client_imports_nothing_heavy():
 
 @pytest.mark.parametrize("file", ["v1/classifier.proto", "openinference/v2/open_inference.proto"])
 def test_every_element_of_the_contract_is_commented(root, file):
-    """Every message, field, enum value and RPC of the wire contract has a comment on the line above."""
+    """Every message, field, enum value and RPC of the .proto files has a comment on the line above."""
     lines = (root / "protos/sketchbatch" / file).read_text().splitlines()
     elements = re.compile(r"^\s*(message|service|rpc|enum|oneof|(repeated )?([\w.]+|map<.*>) \w+ = \d+;|\w+ = \d+;)")
     found = [number for number, line in enumerate(lines) if elements.match(line)]

@@ -15,7 +15,7 @@ MONITORING = "deploy/monitoring"
 
 
 async def series() -> dict[str, set[str]]:
-    """Return the labels of each metric of a service that has answered one call and rejected another call."""
+    """Return the labels of each metric of a service, after one successful and one rejected call."""
     async with serving(bear=FakeModel()) as service:
         await service.classify(1)
         await service.rejection()
@@ -56,9 +56,9 @@ async def test_every_queried_metric_exists_with_its_labels(root):
 
 
 async def test_the_autoscaler_uses_an_existing_gauge_of_each_pod(root):
-    """The autoscaler uses a metric that prometheus-adapter provides from an existing gauge of the service.
+    """The autoscaler's metric exists: prometheus-adapter makes it from a gauge that the service has.
 
-    The labels with which prometheus-adapter finds the pods are labels that the scrape configuration sets.
+    The labels by which prometheus-adapter finds the pods are labels that the scrape configuration sets.
     """
     scaler = yaml.safe_load((root / "deploy/base/horizontalpodautoscaler.yaml").read_text())["spec"]
     adapter = yaml.safe_load((root / MONITORING / "kubernetes/adapter.yaml").read_text())["rules"]

@@ -64,7 +64,7 @@ def scores(response: pb.ModelInferResponse) -> list[float]:
 
 
 async def occupied(stub: Stub, model: FakeModel) -> asyncio.Future:
-    """Start a call of the held model, so that the next request stays in the queue."""
+    """Send one row to the held model and wait until its model call starts; later requests then stay in the queue."""
     call = asyncio.ensure_future(stub.ModelInfer(request(0)))
     await until(model.started.is_set)
     return call
@@ -76,7 +76,7 @@ def details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
 
 
 async def test_a_bad_tensor_is_invalid_argument_and_names_the_field():
-    """A bad tensor receives INVALID_ARGUMENT with a BadRequest of the same form as in ClassifierService."""
+    """A bad tensor receives INVALID_ARGUMENT; the details are a BadRequest with the field, as in ClassifierService."""
     async with serving(FakeModel()) as (stub, _):
         bad = request(1)
         bad.inputs[0].datatype = "FP64"
@@ -135,7 +135,7 @@ async def test_a_request_out_of_time_is_deadline_exceeded_and_never_run(limit):
             late = stub.ModelInfer(request(1, parameters={"timeout": pb.InferParameter(int64_param=1_000_000)}))
         error = asyncio.ensure_future(rejection(late))
         await until(lambda: service.batcher.queued_rows == 1)
-        await asyncio.sleep(1.1)  # longer than the timeout, which began before the request was queued
+        await asyncio.sleep(1.1)  # until the limit of 1 s, which began before the request was queued, has passed
         model.release.set()
         assert (await error).code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await first
@@ -252,7 +252,7 @@ async def test_the_newest_version_answers_unless_a_request_names_another():
 async def test_typed_numbers_of_many_rows_receive_typed_scores():
     """A request with 100 rows as typed numbers receives its scores as typed numbers.
 
-    The threads of the codec pool decode and encode such large messages.
+    Threads of a separate pool decode and encode such large messages.
     """
     values = [n % 250 for n in range(MAX_ROWS)]
     async with serving(FakeModel(), max_queued_rows=MAX_ROWS) as (stub, _):

@@ -21,12 +21,12 @@ STREAM = "sketchbatch_requests_total {} sketchbatch.v1.ClassifierService/Classif
 
 
 def message(*first_pixels: int, **fields) -> pb.ClassifyStreamRequest:
-    """Return a stream message with one row per given value."""
+    """Return a stream message with one row per value of `first_pixels`."""
     return pb.ClassifyStreamRequest(bitmaps=drawings(*first_pixels).tobytes(), **fields)
 
 
 async def occupied(service: InProcess, model: FakeModel):
-    """Start a call of the held model, so that the next request stays in the queue."""
+    """Send one row to the held model and wait until its model call starts; later requests then stay in the queue."""
     call = ensure_future(service.classify(0))
     await until(model.started.is_set)
     return call
@@ -105,7 +105,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_deadline_exceeded_and_neve
         late = ensure_future(rejection(service.stub.Classify(pb.ClassifyRequest(bitmaps=bytes(784)), timeout=1)))
         await until(lambda: service.batcher.queued_rows == 1)
         error = await late
-        # the server has also cancelled the call whose deadline passed
+        # wait until the server, too, has ended the call: only the running call is open then
         await until(lambda: service.batcher.open_requests == 1)
         model.release.set()
         await running
@@ -172,7 +172,7 @@ async def test_draining_ends_a_stream_after_its_last_response():
 async def test_a_stream_whose_last_message_arrived_before_the_drain_ends_with_ok():
     """If the last message of a stream arrived before the drain, the stream ends with OK.
 
-    With another status, the client would send messages again.
+    With another status, the client would send messages again that already have their responses.
     """
     model = FakeModel(held=True)
     async with serving(LIMITS, fake=model) as service:

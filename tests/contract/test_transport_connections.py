@@ -1,4 +1,4 @@
-"""Test both transports: compressed messages, addresses, and connections that would stop a server."""
+"""Test both transports: compressed messages, addresses, and hostile connections that stop grpcio's own server."""
 
 import asyncio
 import socket
@@ -17,7 +17,10 @@ ZEROS = bytes(1 << 20)
 
 @asynccontextmanager
 async def counting_bytes(address: str):
-    """Forward connections to `address`; yield the forwarder's address, and the list of sizes that the server sent."""
+    """Run a forwarder to the server at `address`; yield the forwarder's address and a list.
+
+    The list contains the sizes of the pieces of data that the server has sent.
+    """
     sizes: list[int] = []
     host, _, port = address.rpartition(":")
 
@@ -79,12 +82,12 @@ async def test_responses_are_compressed_if_the_client_asks_for_it(serving, metho
     ],
 )
 def test_responses_are_compressed_only_for_clients_that_accept_gzip(value, is_wanted):
-    """The metadata `accept-encoding` has the syntax of HTTP: a list of names; the weight 0 means not accepted."""
+    """`accept-encoding` has the syntax of HTTP: names with optional weights; weight 0 means that it is not accepted."""
     assert wants_gzip((("user-agent", "gzip"), ("accept-encoding", value))) is is_wanted
 
 
 async def test_a_compressed_message_may_not_grow_beyond_the_limit(serving):
-    """A compressed message that is larger than the limit once decompressed is rejected, and not kept in memory."""
+    """A compressed message is rejected if its decompressed size is above the limit."""
     async with serving(("grpc.max_receive_message_length", len(ZEROS))) as (channel, _, _):
         unary = call_to(channel, "Unary")
         error = await rejection(unary(10 * ZEROS, compression=grpc.Compression.Gzip))
@@ -93,7 +96,10 @@ async def test_a_compressed_message_may_not_grow_beyond_the_limit(serving):
 
 
 async def test_a_unix_socket_is_served_and_removed(serving, tmp_path):
-    """A server listens on a socket file, replaces a stale one, refuses one in use, and removes its own at the end."""
+    """A server can listen on a socket file, which it removes when it stops.
+
+    The server replaces the file of a process that no longer exists. It refuses a file on which another process listens.
+    """
     path = tmp_path / "service.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))  # the file stays when its process ends without removing it
@@ -106,7 +112,7 @@ async def test_a_unix_socket_is_served_and_removed(serving, tmp_path):
 
 
 async def test_a_path_that_cannot_be_a_socket_is_an_error(serving, tmp_path):
-    """A file that is no socket stays as it is, and a missing folder is an error."""
+    """An address whose file is no socket, or whose folder is missing, is an error; the file does not change."""
     file = tmp_path / "notes.txt"
     file.write_text("keep")
     for address, reason in ((f"unix:{file}", "is not a socket"), (f"unix:{tmp_path}/a/b", "the folder must exist")):
@@ -117,7 +123,7 @@ async def test_a_path_that_cannot_be_a_socket_is_an_error(serving, tmp_path):
 
 @pytest.mark.parametrize(("address", "hosts"), [("[::1]:0", ["[::1]"]), ("[::]:0", ["[::1]", "127.0.0.1"])])
 async def test_ipv6_addresses_are_served(serving, address, hosts):
-    """A server listens on an IPv6 address, and `[::]` accepts IPv4 connections, too."""
+    """A server can listen on an IPv6 address; on `[::]`, it accepts IPv4 connections, too."""
     async with serving(address=address) as (_, echo, _):
         host, _, port = echo.address.rpartition(":")
         assert f"{host}:0" == address
@@ -137,7 +143,10 @@ async def test_a_port_in_use_is_an_error(serving):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::]:0", "unix"])
 async def test_a_server_that_stops_listening_still_answers_open_connections(serving, tmp_path, address):
-    """After `stop_listening`, an open connection is answered, a new one is refused, and other ports stay open."""
+    """After `stop_listening`, calls over open connections succeed, and new connections are refused.
+
+    The ports of other servers in the process stay open.
+    """
     address = f"unix:{tmp_path / 'service.sock'}" if address == "unix" else address
     async with serving() as (other, _, _), serving(address=address) as (channel, echo, server):
         assert await call_to(channel, "Unary")(b"x") == b"x"
@@ -153,12 +162,13 @@ async def test_a_server_that_stops_listening_still_answers_open_connections(serv
 
 
 async def test_a_failed_server_that_has_stopped_listening_opens_no_port_again(root):
-    """After `stop_listening`, the transport `aio` replaces a failed server by one without ports."""
+    """If the server of the transport `aio` fails after `stop_listening`, the new server opens no port."""
     async with run_server("aio") as (channel, echo, server):
         assert await call_to(channel, "Unary")(b"x") == b"x"
         host, _, port = echo.address.rpartition(":")
         reader, hostile = await asyncio.open_connection(host, int(port))
-        await reader.readexactly(9)  # the head of the server's first frame: the server has accepted the connection
+        # The head of the server's first frame shows that the server has accepted the connection.
+        await reader.readexactly(9)
         with capture_logs() as events:
             server.stop_listening()
             hostile.write((root / "tests/fuzz/corpus/grpc/path-is-no-utf8").read_bytes())
@@ -184,7 +194,8 @@ async def test_a_call_outlives_the_maximum_age_of_its_connection(serving):
 async def test_a_call_whose_path_is_not_utf8_does_not_stop_the_server(serving, root):
     """After a call whose path is not UTF-8, the server answers at the same address.
 
-    On `aio`, grpcio's server fails, its open calls end with CANCELLED or UNAVAILABLE, and a new server takes the port.
+    With `aio`, grpcio's server fails. Its open calls end with CANCELLED or UNAVAILABLE, and a new server listens on the
+    same port.
     """
     async with serving() as (channel, echo, _):
         host, _, port = echo.address.rpartition(":")
@@ -199,9 +210,9 @@ async def test_a_call_whose_path_is_not_utf8_does_not_stop_the_server(serving, r
 
 
 async def test_an_open_stream_does_not_keep_a_failed_server_from_answering_again(serving, root):
-    """After a call whose path is not UTF-8, the server answers although another client's stream stays open.
+    """After a call whose path is not UTF-8, the server responds again, although a stream of another client is open.
 
-    That client ignores GOAWAY, so only the server can end its stream.
+    The other client ignores GOAWAY, so only the server can end its stream.
     """
     async with serving() as (channel, echo, _):
         host, _, port = echo.address.rpartition(":")
@@ -223,7 +234,7 @@ async def wait_for_refusal(channel) -> None:
 
 
 async def wait_for_failure_or_answers(channel) -> None:
-    """Call for a second, in which the server may fail, and then until a call succeeds."""
+    """Send calls for a second, because the server may fail in this time; then repeat a call until it succeeds."""
     for _ in range(10):
         with suppress(grpc.aio.AioRpcError):
             await call_to(channel, "Unary")(b"x", timeout=1)
@@ -232,7 +243,7 @@ async def wait_for_failure_or_answers(channel) -> None:
 
 
 async def wait_for_answer(channel) -> None:
-    """Repeat a call until it succeeds; only the test's time limit ends the wait earlier."""
+    """Repeat a call until it succeeds; the wait has no time limit except that of the test."""
     answer = None
     while not answer:
         with suppress(grpc.aio.AioRpcError):

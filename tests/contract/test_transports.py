@@ -11,7 +11,7 @@ from transport_server import STREAM, UNARY, Echo, call_to, ended_calls, frame, r
 
 
 async def test_a_direct_call_is_answered_from_any_thread(serving):
-    """Direct calls end in the order of their responses from any thread, not in the order of their arrival."""
+    """Any thread may respond to direct calls, and in another order than the calls have arrived."""
     async with serving() as (channel, echo, _):
         first, second = (asyncio.ensure_future(call_to(channel, "Direct")(text)) for text in (b"1", b"2"))
         await echo.wait_for_direct(2)
@@ -63,7 +63,7 @@ def no_garbage_collection():
 
 
 async def test_cancelled_calls_do_not_count_among_a_connections_calls(serving, no_garbage_collection):
-    """A cancelled call does not count towards the connection's limit, even while its handler holds the call object."""
+    """A cancelled call does not count towards the connection's limit, even if its handler still references the call."""
     async with serving(("grpc.max_concurrent_streams", CALLS)) as (channel, echo, _):
         for _ in range(4 * CALLS):
             await cancel_direct_call(channel, echo)
@@ -85,7 +85,7 @@ async def test_cancelled_streams_do_not_count_among_a_connections_calls(serving,
 
 
 async def test_core_frees_messages_without_the_garbage_collector(no_garbage_collection):
-    """No event of the C core, which references its message, stays in a reference cycle."""
+    """No event of the C core stays in a reference cycle, because each event references its message."""
 
     def events() -> int:
         return sum(type(each).__name__ == "BatchOperationEvent" for each in gc.get_objects())
@@ -106,7 +106,7 @@ async def test_each_ended_call_is_counted_once_by_its_status(serving):
     async with serving() as (channel, echo, server):
         unary, direct = call_to(channel, "Unary"), call_to(channel, "Direct")
         await unary(b"hello")
-        # a deadline of 2 s that only the server has, because a deadline of the client could pass first
+        # Only the server has this deadline of 2 s. A deadline of the client could pass before the server's.
         server_deadline = (("grpc-timeout", "2S"),)
         for call in (
             unary(b"abort"),
@@ -152,8 +152,10 @@ async def test_a_cancelled_stream_whose_handler_ends_normally_counts_as_cancelle
     [
         (0.5, 0.004, grpc.StatusCode.DEADLINE_EXCEEDED),
         (0.5, 0.1, grpc.StatusCode.CANCELLED),
-        (1.01, 0.01, grpc.StatusCode.DEADLINE_EXCEEDED),  # 1.0 s, which gRPC sends as 101 hundredths of a second
-        (10.1, 0.05, grpc.StatusCode.DEADLINE_EXCEEDED),  # 10.05 s, which gRPC sends as 101 tenths of a second
+        # the client's timeout is 1.0 s; gRPC sends it as 101 hundredths of a second
+        (1.01, 0.01, grpc.StatusCode.DEADLINE_EXCEEDED),
+        # the client's timeout is 10.05 s; gRPC sends it as 101 tenths of a second
+        (10.1, 0.05, grpc.StatusCode.DEADLINE_EXCEEDED),
         (10.1, 5, grpc.StatusCode.CANCELLED),
         (0.5, 0, grpc.StatusCode.DEADLINE_EXCEEDED),
         (float("inf"), float("inf"), grpc.StatusCode.CANCELLED),
@@ -162,7 +164,8 @@ async def test_a_cancelled_stream_whose_handler_ends_normally_counts_as_cancelle
 def test_a_cancellation_just_before_the_deadline_counts_as_the_deadline(timeout_s, remaining_s, status):
     """A cancellation shortly before the server's deadline counts as DEADLINE_EXCEEDED.
 
-    The client's deadline passes before the server's deadline, because gRPC rounds `grpc-timeout` up by at most 1 %.
+    gRPC rounds the timeout that it sends to the server up by at most 1 %. So the client's deadline passes first, and
+    the client then cancels the call.
     """
     assert cancellation_status(remaining_s=remaining_s, timeout_s=timeout_s) is status
 
@@ -188,7 +191,7 @@ async def test_a_call_knows_its_deadline(serving):
     ],
 )
 async def test_a_call_that_cannot_be_handled_is_rejected(serving, method, code, details):
-    """An unknown method receives UNIMPLEMENTED, and bytes that are not a request receive INVALID_ARGUMENT."""
+    """A call of an unknown method receives UNIMPLEMENTED, and a call with invalid bytes receives INVALID_ARGUMENT."""
     async with serving() as (channel, _, _):
         with pytest.raises(grpc.aio.AioRpcError, match=details) as caught:
             await call_to(channel, method)(b"x")
@@ -196,7 +199,7 @@ async def test_a_call_that_cannot_be_handled_is_rejected(serving, method, code, 
 
 
 async def test_a_unary_call_without_a_message_is_rejected(serving):
-    """A unary call that ends without a message is rejected at once, by direct handlers and by coroutine handlers."""
+    """A unary call that ends without a message is rejected at once, whether its handler is direct or a coroutine."""
     async with serving() as (channel, _, _):
         for method in ("Direct", "Unary"):
             empty = channel.stream_unary(f"/test.Echo/{method}")
@@ -205,7 +208,10 @@ async def test_a_unary_call_without_a_message_is_rejected(serving):
 
 
 async def test_a_coroutine_answers_aborts_or_fails(serving):
-    """Metadata travels in both directions, and the client never receives the text of an unexpected exception."""
+    """A coroutine handler can respond, read and set metadata, abort, or fail.
+
+    The client never receives the text of an unexpected exception.
+    """
     async with serving() as (channel, _, _):
         unary = call_to(channel, "Unary")
         call = unary(b"hello", metadata=(("mark", "1"),))
@@ -262,7 +268,7 @@ async def test_open_calls_may_end_while_the_server_stops(serving):
 
 
 async def test_calls_that_are_open_after_the_grace_are_cancelled(serving):
-    """`stop` cancels calls that are still open after the grace period, and returns although no thread answered them."""
+    """`stop` cancels calls that are still open after the grace period, and returns although they got no response."""
     async with serving(stops=False) as (channel, echo, server):
         unanswered = asyncio.ensure_future(call_to(channel, "Direct")(b"x"))
         await echo.wait_for_direct()
@@ -272,7 +278,10 @@ async def test_calls_that_are_open_after_the_grace_are_cancelled(serving):
 
 
 async def test_new_calls_are_rejected_with_unavailable_while_the_server_stops(serving):
-    """While open calls end, a new call receives UNAVAILABLE, so that a client tries another server, and is counted."""
+    """While a stopping server waits for open calls, a new call receives UNAVAILABLE and is counted.
+
+    The client can then try another server.
+    """
     async with serving(stops=False) as (channel, echo, server):
         answered = asyncio.ensure_future(call_to(channel, "Direct")(b"1"))
         await echo.wait_for_direct()
@@ -306,7 +315,7 @@ async def test_a_call_without_the_right_metadata_is_rejected_unread(serving):
 
 @pytest.mark.parametrize("method", ["Direct", "Unary"])
 async def test_a_call_that_is_cancelled_before_its_message_counts_as_cancelled(serving, method):
-    """A client that resets its call before it has sent a message is counted as CANCELLED, not as an invalid request."""
+    """A call that the client resets before its message is counted as CANCELLED, not as an invalid request."""
     has_arrived = threading.Event()
     async with serving(authenticate=lambda path, metadata: has_arrived.set()) as (_, echo, server):
         host, _, port = echo.address.rpartition(":")
@@ -320,7 +329,10 @@ async def test_a_call_that_is_cancelled_before_its_message_counts_as_cancelled(s
 
 @pytest.mark.parametrize("method", ["Direct", "Unary"])
 async def test_a_message_above_the_limit_is_not_counted_as_an_invalid_request(serving, method):
-    """A message above the limit, which gRPC itself rejects with RESOURCE_EXHAUSTED, reaches no handler."""
+    """A message above the limit reaches no handler, because gRPC itself rejects it with RESOURCE_EXHAUSTED.
+
+    The transport counts the call as CANCELLED, and not as an invalid request.
+    """
     async with serving(("grpc.max_receive_message_length", 1000)) as (channel, _, server):
         error = await rejection(call_to(channel, method)(bytes(2000)))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.k8s, pytest.mark.timeout(300)]
 
 @pytest.fixture
 def guide(root, tmp_path, tiny_service):
-    """Return the prepared folder of a user who follows the page."""
+    """Return a `Guide`, which runs the commands of the page in a prepared folder."""
     kubectl = os.environ.get("KUBECTL") or str(root / ".tools" / "k8s" / "bin" / "kubectl")
     cluster = BulkCluster(folder=str(tmp_path / "cluster"), kubectl=kubectl, server=tiny_service.address)
     (tmp_path / "user" / "drawings").mkdir(parents=True)
@@ -24,7 +24,7 @@ def guide(root, tmp_path, tiny_service):
 
 @pytest.fixture
 def score(run_command, tiny_service, tmp_path):
-    """Return a function that scores the drawings on the volume without shards, and returns the table."""
+    """Return a function that scores the drawings on the volume without shards, and returns the path of the output."""
 
     def run(output: Path):
         words = [tmp_path / "cluster" / "drawings", "--output", output, "--server", tiny_service.address]
@@ -35,9 +35,10 @@ def score(run_command, tiny_service, tmp_path):
 
 
 def test_two_runs_on_changed_drawings_give_two_right_results(guide, score, noise, tmp_path):
-    """Two runs with the commands of the page give the labels of the first and of the changed drawings.
+    """Two bulk runs with the commands of the page, with changed drawings in the second run, give the right labels.
 
-    Each step prints the output that the page shows; only the network policy is unchanged in the second run.
+    Each step prints the output that the page shows. Only for the network policy, which exists already, the second run
+    prints "unchanged" instead of "created".
     """
     rows = noise(9000)
     np.save(guide.folder / "drawings" / "a.npy", rows)
@@ -54,7 +55,11 @@ def test_two_runs_on_changed_drawings_give_two_right_results(guide, score, noise
 
 
 def test_the_name_of_a_run_cannot_be_used_for_changed_drawings(guide, noise):
-    """The name of a finished run returns `unchanged`; after the Job is deleted, each shard fails without a retry."""
+    """A bulk run with changed drawings and the name of a finished run scores nothing.
+
+    While the Job of the finished run exists, kubectl prints "unchanged". After the Job is deleted, each shard fails
+    without a retry.
+    """
     np.save(guide.folder / "drawings" / "a.npy", noise(9000))
     guide.run("first")
     np.save(guide.folder / "drawings" / "a.npy", 255 - noise(9000))
@@ -68,7 +73,10 @@ def test_the_name_of_a_run_cannot_be_used_for_changed_drawings(guide, noise):
 
 
 def test_a_damaged_file_fails_only_its_shards_and_the_others_are_kept(guide, noise, tmp_path):
-    """After the damaged file is replaced, the run is started again under its name and scores only the failed shards."""
+    """If a file is damaged, only the shards with its damaged rows fail.
+
+    After the file is replaced, a new start of the bulk run under the same name scores only the failed shards.
+    """
     file = guide.folder / "drawings" / "a.parquet"
     bitmaps = [bitmap.tobytes() for bitmap in noise(16384)]
     pq.write_table(pa.table({"bitmap": bitmaps}), file, row_group_size=1024, compression="zstd")

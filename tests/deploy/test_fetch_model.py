@@ -1,4 +1,4 @@
-"""Test the script of the init container, which downloads a model and stores only a file with the expected digest."""
+"""Test the script of the init container, which downloads a model and stores it only if it has the expected digest."""
 
 import hashlib
 import os
@@ -63,7 +63,7 @@ def test_a_model_with_the_expected_digest_is_stored(store, fetch, digest):
 def test_any_other_download_fails_with_one_line_and_no_file(store, fetch, url, digest, message):
     """A download with another digest, a failed download and a file:// address leave no file and print one line.
 
-    The exit code is 1, so that the pod does not start, and the line in its log has the reason.
+    The line is in the pod's log and has the reason. The exit code is 1, so that the pod does not start.
     """
     finished, files = fetch(url.format(store=store), digest)
     assert finished.returncode == 1

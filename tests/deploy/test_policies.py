@@ -458,7 +458,7 @@ def folder_of(name: str) -> str:
 
 @pytest.mark.parametrize(("policy", "name", "spoil"), WRONG.values(), ids=WRONG)
 def test_a_policy_reports_a_violation(render, policy, name, spoil):
-    """If one field of a correct manifest is changed as in a case of `WRONG`, the policy of this case reports it."""
+    """If a case of `WRONG` changes a correct manifest, the policy that the case names reports a violation."""
     manifests = render(folder_of(name))
     spoil(manifests)
     found = violations(manifests)
@@ -518,7 +518,7 @@ def test_bulk_jobs_reach_the_service_and_each_other_s_files(render):
 
 
 def test_the_accounts_and_volumes_of_all_pods_exist(render):
-    """Each pod uses an account and volume claims of folders that hold no pod and are applied before."""
+    """The service accounts and volume claims that the pods use are exactly those that the manifests define."""
     every = [manifest for folder in RENDERED for manifest in render(folder)]
     accounts = {name_of(m) for m in of("ServiceAccount", every)}
     claims = {name_of(m) for m in of("PersistentVolumeClaim", every)}
@@ -540,7 +540,7 @@ def test_a_pod_may_write_what_the_service_reads(render):
 
 
 def test_the_number_of_replicas_can_be_replaced_in_one_line(render):
-    """Exactly one line of a rendered overlay is `  replicas: 2`, which docs/operations.md replaces under load."""
+    """Exactly one line of each rendered overlay is `  replicas: 2`; a command of docs/operations.md replaces it."""
     for folder in (folder for folder in RENDERED if "/overlays/" in folder):
         lines = run(KUBECTL, "kustomize", folder).stdout.splitlines()
         assert lines.count("  replicas: 2") == 1, folder

@@ -1,6 +1,7 @@
-"""Define fuzz targets that read hostile files and messages of every format.
+"""Define the fuzz targets that call the parsers of files and messages in the same process.
 
-The client or the service must read the input, or raise the documented error with a message of one line.
+For each input, the client's or the service's parser must return a result, or raise its documented error.
+The message of that error must be one line.
 """
 
 import json
@@ -30,15 +31,15 @@ from sketchbatch_service.transport.tls import TlsFiles, server_credentials
 from sketchbatch_service.transport.tokens import TokenFile
 from targets import Target, corpus, in_process, mutants
 
-ROWS = 4  # the rows to read at the start and at the end of each file
-PICTURE_MIB = 700  # docs/security.md: 20 bytes per pixel, 36 million pixels
+ROWS = 4  # number of rows that are read at the start of each file, and again at its end
+PICTURE_MIB = 700  # 36 million pixels, the largest picture, at 20 bytes of memory per pixel: docs/security.md
 
 
 def drawings(ending: str, *, evaluates: bool = True):
-    """Return a function that begins trials of files of drawings with the name ending `ending`.
+    """Return the function `Target.begin` of a target whose inputs are files of drawings.
 
-    A trial reads a file as `sketchbatch score` does. If `evaluates` is true, about half of the files are read as
-    `sketchbatch evaluate` does.
+    The names of the files end with `ending`. Each file is read in the way of `sketchbatch score`. If `evaluates` is
+    true, about half of the files are read in the way of `sketchbatch evaluate` instead.
     """
 
     def check(data: bytes, folder: Path) -> None:
@@ -99,7 +100,10 @@ def record(data: bytes, folder: Path) -> None:
 
 
 def bitmaps(data: bytes, folder: Path) -> None:
-    """Parse a Classify message and decode its bitmaps; `take_out` must give the same result as protobuf."""
+    """Parse a Classify message and decode its bitmaps.
+
+    The service takes a large bitmaps field out of the message with `take_out`. The result must equal protobuf's.
+    """
     taken = large_field.take_out(data, pb.ClassifyRequest.BITMAPS_FIELD_NUMBER)
     try:
         if taken:
@@ -144,7 +148,10 @@ def manifest(data: bytes, folder: Path) -> None:
 
 
 def part(data: bytes, folder: Path) -> None:
-    """Read a part of a job: a damaged part has no digest, and any other part must be readable."""
+    """Read the file of a part of a scoring job.
+
+    If the file is damaged, `digest` must return None. If `digest` returns a digest, all rows must be readable.
+    """
     (folder / "part-0000000.arrow").write_bytes(data)
     parts = Parts(folder)
     if parts.digest(0) is not None:
@@ -154,7 +161,10 @@ def part(data: bytes, folder: Path) -> None:
 
 
 def model(data: bytes, folder: Path) -> None:
-    """Load a model file, which must be refused, or else run and have a description that fits into a message."""
+    """Load a model file and make one model call, or check the message with which the file is refused.
+
+    The metadata of an accepted file must fit into the protobuf message `Model`.
+    """
     path = folder / "model.onnx"
     path.write_bytes(data)
     try:
@@ -172,7 +182,10 @@ def model(data: bytes, folder: Path) -> None:
 
 
 def described(chance) -> bytes:
-    """Make a valid model with hostile metadata, which is a key and a value in field 14 of the ModelProto message."""
+    """Make a valid model file and append one hostile metadata entry: a key and a value.
+
+    ONNX stores such entries in field 14 of its ModelProto message.
+    """
     key = chance.choice((b"labels", b"metrics", b"metrics", b"name", b"version", b"created", b"licence"))
     texts = (
         b'["ant", "bee", "cow"]',
@@ -187,7 +200,10 @@ def described(chance) -> bytes:
 
 
 def tokens(data: bytes, folder: Path) -> None:
-    """Read a token file, and check calls with the file's first bytes as a token, an unknown token, and no token."""
+    """Read a token file, then check the tokens of three kinds of calls.
+
+    The calls have the file's first bytes as token, an unknown token, or no token.
+    """
     (folder / "tokens").write_bytes(data)
     text = data[:100].decode("latin-1")
     try:
@@ -204,7 +220,7 @@ def tokens(data: bytes, folder: Path) -> None:
 def certificates(data: bytes, folder: Path) -> None:
     """Load a certificate, its key and a certificate authority from three files.
 
-    The contents of the three files are the three parts of the input that NUL bytes separate.
+    The first two NUL bytes of the input separate the contents of the three files.
     """
     parts = [*data.split(b"\0", 2), b"", b""]
     files = {name: folder / f"{name}.pem" for name in ("cert", "key", "client_ca")}

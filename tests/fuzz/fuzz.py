@@ -1,8 +1,8 @@
 """Send hostile inputs to every parser, RPC and port: `make fuzz INPUTS=N SEED=N TARGETS=NAME,NAME`.
 
-Each target runs in a process of its own, which must not crash, hang or use much memory. The seed, the corpus and the
-number of an input determine its bytes. A harmful input is saved, and its finding contains the command that tries the
-input again.
+Each target runs in a process of its own, which must not crash, hang or use much memory. The inputs of a target are
+counted from 0. This index, the seed and the corpus determine the bytes of an input. A harmful input is saved. Its
+finding contains the command that tries the input again.
 """
 
 import argparse
@@ -30,16 +30,18 @@ from port_targets import PORTS  # noqa: E402
 from rpc_targets import RPCS  # noqa: E402
 from targets import Target, Trial  # noqa: E402
 
-# The slowest targets are first, because they determine the end of a run.
+# The targets start in this order. The slowest are first: if they started last, they would prolong the run.
 ALL = {target.name: target for target in [*RPCS, *PORTS, *FILES]}
 
 HANG_S = 60.0
 """Seconds without progress after which a process is killed.
 
-Other limits are lower: an input may take `SLOW_S` CPU seconds, and a batch of RPCs 20 s.
+The other limits are lower, so an input that is only slow is reported before: an input may take `SLOW_S` CPU seconds,
+and a batch of RPCs 20 s.
 """
 
-_ADDRESS_BYTES = 8 << 30  # limit of a process's address space, which protects the machine; the libraries map some GB
+# The limit of a process's address space protects the machine's memory. The libraries alone map a few GB.
+_ADDRESS_BYTES = 8 << 30
 _MAX_FINDINGS = 20  # largest number of findings that are recorded per target
 
 
@@ -136,9 +138,9 @@ def _run_one(target: Target, inputs: int, seed: int, folder: Path, result: Resul
 
 
 def _monitor(process: Any, current: Any, receive: Any, save: Callable[[int, str], None], result: Result) -> str:
-    """Save the findings of a process until the process ends.
+    """Save the findings of a process until it ends; kill a process that hangs.
 
-    Return a description of the crash or the hang that ended the process, or "" if the process has tried all inputs.
+    Return a description of the crash or the hang. Return "" if the process has tried all its inputs.
     """
     last, progress_at = -1, time.monotonic()
     while True:
@@ -160,7 +162,10 @@ def _monitor(process: Any, current: Any, receive: Any, save: Callable[[int, str]
 
 
 def _work(name: str, first: int, end: int, seed: int, current: Any, send: Any) -> None:
-    """Try inputs `first` to `end` - 1 in a separate process; `current` holds the number of the latest input."""
+    """Try inputs `first` to `end` - 1; this function runs in a separate process.
+
+    `current` is shared memory with the index of the latest input, which the parent process reads after a crash.
+    """
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
     warnings.simplefilter("ignore")  # such as warnings about unusual picture headers
     target, peak_mib = ALL[name], 0.0
@@ -186,7 +191,7 @@ def _work(name: str, first: int, end: int, seed: int, current: Any, send: Any) -
 
 @contextmanager
 def prepared(target: Target) -> Iterator[Trial]:
-    """Yield the trial of a target, which uses a temporary folder; the folder is in memory if possible."""
+    """Yield the function that tries inputs of a target; its temporary folder is in memory if possible."""
     memory = Path("/dev/shm")
     with (
         tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory if memory.is_dir() else None) as folder,

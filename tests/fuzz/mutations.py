@@ -1,8 +1,8 @@
 """Make hostile inputs by changes of valid inputs.
 
-The seed, the name of the target and the number of an input determine its bytes. The changes flip, cut, join and
-overwrite bytes. Text receives deep nesting, huge numbers and invalid UTF-8. Zip files and the chunks of PNG files are
-packed again after a change, so that their checksums fit the invalid contents.
+The seed, the name of the target and the index of an input determine its bytes. The changes flip, cut, join and
+overwrite bytes. Changes of text insert deep nesting, huge numbers and invalid UTF-8. Zip files and the chunks of PNG
+files are packed again after a change, so that their checksums fit the invalid contents.
 """
 
 import io
@@ -60,7 +60,7 @@ _TOKEN = re.compile(rb'-?\d+(?:\.\d+)?|"[^"]*"|true|false|null')
 
 
 def input_of(make: Make, target: str, seed: int, number: int) -> bytes:
-    """Make input `number` of a target, independently of all other inputs."""
+    """Make the input with index `number` of a target, independently of all other inputs."""
     return make(random.Random(f"{seed} {target} {number}"))
 
 
@@ -69,7 +69,8 @@ def of_seeds(seeds: Sequence[bytes], *changes: Callable[[bytes, random.Random], 
 
     Args:
         seeds: Valid inputs.
-        changes: Changes for the format of the seeds; if there are any, about half of all changes are of this kind.
+        changes: Changes for the format of the seeds. If given, they are about half of all changes; the others change
+            any bytes.
     """
 
     def make(chance: random.Random) -> bytes:
@@ -141,7 +142,7 @@ def varint(data: bytes, chance: random.Random) -> bytes:
 
 
 def encode_varint(value: int) -> bytes:
-    """Encode a number as a varint: digits of base 128, the lowest digit first."""
+    """Encode a number as a varint: digits of base 128, one per byte, the lowest digit first."""
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -163,7 +164,7 @@ def text_token(data: bytes, chance: random.Random) -> bytes:
 
 
 def nest(data: bytes, chance: random.Random) -> bytes:
-    """Replace a value of JSON with deeply nested brackets, to about the recursion limit of Python or far beyond."""
+    """Replace a value of JSON with nested brackets: a few, about as many as Python's recursion limit, or far more."""
     depth = chance.choice((10, 100, chance.randint(940, 1000), chance.randint(300, 340), 100_000))
     opening, closing = chance.choice(((b"[", b"]"), (b'{"a":', b"}"), (b"(", b")"), (b"-", b"")))
     tokens = list(_TOKEN.finditer(data[:20_000]))
@@ -172,7 +173,7 @@ def nest(data: bytes, chance: random.Random) -> bytes:
 
 
 def zipped(make: Make, names: Sequence[str]) -> Make:
-    """Return a function that makes valid zip files, whose members have the given names and inputs of `make`."""
+    """Return a function that makes valid zip files; their members have names of `names` and contents from `make`."""
 
     def pack(chance: random.Random) -> bytes:
         file = io.BytesIO()
@@ -186,7 +187,10 @@ def zipped(make: Make, names: Sequence[str]) -> Make:
 
 
 def png_chunk(data: bytes, chance: random.Random) -> bytes:
-    """Change the contents of one chunk of a PNG file, compressed or decompressed, and correct the chunk's checksum."""
+    """Change one chunk of a PNG file and correct the chunk's checksum.
+
+    Pixels are usually decompressed before the change and compressed again after it.
+    """
     chunks, at = [], 8
     while at + 12 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")

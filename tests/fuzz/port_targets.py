@@ -1,7 +1,7 @@
 """Send raw bytes to every port: gRPC, probes, metrics and the demo page.
 
-The service must answer or close each connection, a port that speaks HTTP/1.1 must not answer 500, and a valid request
-must succeed after each batch.
+The service must respond on each connection or close it. The two HTTP/1.1 ports, metrics and demo page, must not return
+status 500 or 502. A valid request must succeed after each batch.
 """
 
 import socket
@@ -21,7 +21,10 @@ _CONCURRENT_CONNECTIONS = 8
 
 
 def port(name: str) -> Callable:
-    """Send inputs to a port of a service, and read until the service closes the connection."""
+    """Return the function `Target.begin` of a target that sends each input over a new connection to a port.
+
+    The target then reads until the service closes the connection.
+    """
 
     @contextmanager
     def begin(folder: Path) -> Iterator[Trial]:
@@ -60,7 +63,7 @@ def _problem_after_batch(service: Service, log_path: Path) -> str:
 
 
 def _send(host: str, number: int, data: bytes, *, is_http: bool) -> str:
-    """Send `data` to a port; return the problem with the response, "" = none."""
+    """Send `data` to a port; return the problem with the response, or "" if there is no problem."""
     try:
         with _connected(host, number) as connection:
             try:
@@ -80,7 +83,10 @@ def _send(host: str, number: int, data: bytes, *, is_http: bool) -> str:
 
 
 def _connected(host: str, number: int) -> socket.socket:
-    """Connect to a port, again if it is closed for a moment: FINDINGS.md, the path that is not UTF-8."""
+    """Connect to a port; try again for a few seconds while the port is closed.
+
+    An input may close the gRPC port for a moment: FINDINGS.md, the `:path` that is not UTF-8.
+    """
     ends_at = time.monotonic() + _CLOSED_S
     while True:
         try:
@@ -92,7 +98,7 @@ def _connected(host: str, number: int) -> socket.socket:
 
 
 def _read_all(connection: socket.socket) -> bytes:
-    """Return the first MiB of what the service sends until it closes the connection."""
+    """Read until the service closes the connection; return the first MiB."""
     response = b""
     while chunk := connection.recv(1 << 16):
         response = (response + chunk)[: 1 << 20]

@@ -1,4 +1,4 @@
-"""Make protobuf messages that can be parsed, but whose values are extreme or contradict each other.
+"""Make protobuf messages that can be parsed, but have extreme or contradictory values.
 
 The values are texts, sizes, shapes, types and numbers.
 """

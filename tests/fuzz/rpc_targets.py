@@ -1,7 +1,7 @@
 """Send hostile messages to every RPC of a running service; each call must end with a documented status.
 
-An input is any bytes, sent as a message or as a stream of messages. If protobuf can parse a message, its response must
-have the scores of the model or a documented error; if protobuf cannot, the status must be INVALID_ARGUMENT.
+An input is any bytes, sent as one message or as a stream of messages. If protobuf can parse the message, the service
+must return a correct response or a documented error. If protobuf cannot, the status must be INVALID_ARGUMENT.
 """
 
 import random
@@ -29,7 +29,8 @@ _REJECTIONS = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
 _TOO_LARGE = grpc.StatusCode.RESOURCE_EXHAUSTED
 _MESSAGE_BYTES = 2 * MAX_ROWS * 784 + 65536  # docs/security.md, "Limits"
 
-OTHERS: list[tuple[str, type[Message] | None]] = [  # the first byte of an input chooses a method; None = no such method
+# The first byte of an input chooses one of these methods. The service has no method whose message type is None.
+OTHERS: list[tuple[str, type[Message] | None]] = [
     ("/sketchbatch.v1.ClassifierService/GetModel", pb.GetModelRequest),
     ("/sketchbatch.v1.ClassifierService/ListModels", pb.ListModelsRequest),
     ("/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest),
@@ -52,7 +53,7 @@ _METADATA = (
 
 
 def _call_options(data: bytes) -> dict:
-    """Return unusual metadata and compression for some messages; equal bytes give equal options."""
+    """Return call options, which depend on `data`: one message in ten has unusual metadata and a compression."""
     chance = random.Random(zlib.crc32(data))
     if chance.random() > 0.1:
         return {}
@@ -63,7 +64,10 @@ def _call_options(data: bytes) -> dict:
 
 
 def rpcs(send: Callable[[Service, list[bytes]], Iterator[str]]) -> Callable:
-    """Return a target's `begin` that sends a batch concurrently, then checks a valid request, memory and log."""
+    """Return the function `Target.begin` of a target that sends each batch of inputs to the service with `send`.
+
+    After each batch, the result of a valid request, the service's memory and its log are checked.
+    """
 
     @contextmanager
     def begin(folder: Path) -> Iterator[Trial]:
@@ -82,7 +86,10 @@ def rpcs(send: Callable[[Service, list[bytes]], Iterator[str]]) -> Callable:
 
 
 def unary(method: str, kind: type[Message], check: Callable[[Service, Message, bytes], str]) -> Callable:
-    """Send messages to one method; `check` returns the problem of a response to a well-formed request."""
+    """Return the function `Target.begin` of a target that sends each input as one message to `method`.
+
+    If a parsable request receives a response, `check` returns the problem of this response, or "" if there is none.
+    """
 
     def send(service: Service, inputs: list[bytes]) -> Iterator[str]:
         call = service.channel.unary_unary(method)
@@ -94,7 +101,7 @@ def unary(method: str, kind: type[Message], check: Callable[[Service, Message, b
 
 
 def _problem(service: Service, data: bytes, call, kind: type[Message] | None, check: Callable) -> str:
-    """Return what is wrong with the result of a unary call; "" = nothing."""
+    """Return the problem of the result of a unary call, or "" if there is none."""
     error, request = call.exception(), parsed(kind, data) if kind else None
     if error:
         code = error.code()
@@ -173,7 +180,11 @@ def _watches(service: Service, inputs: list[bytes]) -> Iterator[str]:
 def streams(
     method: str, kind: type[Message], response_type: type[Message], code_of: Callable[[Message], str]
 ) -> Callable:
-    """Send streams: each message must receive a response or an error, in order, up to the first invalid message."""
+    """Return the function `Target.begin` of a target that sends each input as a stream of messages to `method`.
+
+    Each message must receive a response or an error. The first message that protobuf cannot parse ends the stream with
+    INVALID_ARGUMENT.
+    """
 
     def send(service: Service, inputs: list[bytes]) -> Iterator[str]:
         call = service.channel.stream_stream(method, None, response_type.FromString)
@@ -204,7 +215,7 @@ def _stream_problem(sent: list[bytes], responses, kind: type[Message], code_of: 
 
 
 def frames(data: bytes) -> list[bytes]:
-    """Split an input into at most 16 messages: 4 bytes of length before each, the last one possibly cut off."""
+    """Split an input into at most 16 messages, each after its length in 4 bytes; the last one may be cut off."""
     found, at = [], 0
     while at + 4 <= len(data) and len(found) < 16:
         length = int.from_bytes(data[at : at + 4], "big")
@@ -214,7 +225,7 @@ def frames(data: bytes) -> list[bytes]:
 
 
 def framed(make: Callable[[random.Random], bytes]) -> Callable[[random.Random], bytes]:
-    """Return a maker of streams of up to five messages."""
+    """Return a function that makes streams of up to five messages; `make` makes the messages."""
 
     def stream(chance: random.Random) -> bytes:
         messages = [make(chance) for _ in range(chance.choice((0, 1, 2, 5)))]

@@ -1,4 +1,7 @@
-"""Run a service of a tiny model and the demo page for hostile clients, and inspect scores, memory and log."""
+"""Run a service with a tiny model, and the demo page, for the fuzz targets of RPCs and ports.
+
+After hostile inputs, the module checks the scores of a valid request, the peak memory and the log of the service.
+"""
 
 import json
 import subprocess
@@ -78,7 +81,7 @@ class Service:
         return grown
 
     def new_warnings(self) -> list[str]:
-        """Return the log lines above level info since the last call: hostile input must not cause any."""
+        """Return the warnings and errors of the log since the last call; hostile input must not cause any."""
         with self._log_path.open("rb") as file:
             file.seek(self._read_bytes)
             data = file.read()
@@ -97,13 +100,13 @@ class Service:
             try:
                 response = classify(request, timeout=20, wait_for_ready=True)
             except grpc.RpcError as exc:
-                # FINDINGS.md: a path that is not UTF-8 ends the open calls of the transport aio.
+                # With the transport aio, a hostile call whose path is not UTF-8 ends all open calls: FINDINGS.md.
                 if not self.is_aio or exc.code() not in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE):
                     raise
         assert response.scores == self._scores.tobytes(), "a valid request received other scores"
 
     def problem_after_batch(self, memory_mib: float) -> str:
-        """Return what is wrong with the service after a batch; "" = nothing."""
+        """Return the problem of the service after a batch, or "" if there is none."""
         if self.process.poll() is not None:
             raise SystemExit(f"the service ended with {self.process.returncode}")
         try:
@@ -128,7 +131,7 @@ def _is_harmless(line: str) -> bool:
         is_header = event.get("logger", "").startswith("grpc._cython") and event["message"].startswith(
             "Invalid encoding"
         )
-        # FINDINGS.md: a path that is not UTF-8 makes grpcio's own server fail, which the transport aio replaces.
+        # FINDINGS.md: a path that is not UTF-8 stops grpcio's server. The transport aio then starts a new server.
         is_path = "'utf-8' codec can't decode" in line
         return is_header or is_path or event["level"] in ("debug", "info")
     except (ValueError, KeyError):
@@ -140,7 +143,7 @@ _shared: list[Service] = []
 
 @contextmanager
 def running_service(folder: Path) -> Iterator[Service]:
-    """Yield the shared service; without one, start a service and stop it at the end."""
+    """Yield the service of `shared_service`; outside of its context, start a service and stop it at the end."""
     if _shared:
         yield _shared[0]
         return

@@ -1,4 +1,4 @@
-"""Define fuzz targets: how inputs are made, how they are tried, and what counts as harm."""
+"""Define the class of fuzz targets: how inputs are made, how they are tried, and which results count as harmful."""
 
 import random
 import time
@@ -27,21 +27,21 @@ Before it tries an input, it calls its second argument with the index of this in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A parser, an RPC or a port that takes untrusted input."""
+    """A parser, an RPC or a port under test, with the functions that make its inputs and try them."""
 
     name: str
     share: int
-    """How many of the inputs this target receives, in proportion to the shares of the other targets."""
+    """Weight of the target: the fraction `share` / (sum of all shares) of a run's inputs belongs to this target."""
     make: Make
     begin: Callable[[Path], AbstractContextManager[Trial]]
-    """Returns a context that yields the trial of this target; the trial may write to the given folder."""
+    """Returns a context that yields the function that tries inputs; this function may write to the given folder."""
     batch: int = 64
-    """Number of inputs in one call of the trial."""
+    """Number of inputs that are tried in one call of the `Trial` function."""
     memory_mib: int = MEMORY_MIB
 
 
 def corpus(name: str) -> list[bytes]:
-    """Return the inputs of a target in the repository: valid inputs, and inputs that were once harmful."""
+    """Return the stored inputs of a target: valid inputs, and inputs that were once harmful."""
     return [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
 
 
@@ -51,7 +51,7 @@ def mutants(name: str, *changes: Callable[[bytes, random.Random], bytes]) -> Mak
 
 
 def in_process(check: Callable[[bytes, Path], None]) -> Callable[[Path], AbstractContextManager[Trial]]:
-    """Return a value of `Target.begin` whose trial calls `check` with one input after another in this process.
+    """Return the function `Target.begin` of a target that calls `check` with one input after another in this process.
 
     An input is harmful if `check` raises an exception or takes too long.
     """
@@ -72,7 +72,7 @@ def in_process(check: Callable[[bytes, Path], None]) -> Callable[[Path], Abstrac
 
 
 def _problem(check: Callable[[bytes, Path], None], data: bytes, folder: Path) -> str:
-    """Return the exception of `check`, or a message if `check` was slow; "" = no problem."""
+    """Return a description of the exception of `check`, or of its CPU time if it was slow; "" = no problem."""
     started_at = time.process_time()
     try:
         check(data, folder)

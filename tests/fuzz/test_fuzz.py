@@ -1,4 +1,4 @@
-"""Fuzz each target with its whole corpus, and many targets with new inputs for about a second per target.
+"""Try the whole corpus of each fuzz target, and for about a second per target also new inputs of most parsers.
 
 `make fuzz` tries a million inputs.
 """
@@ -15,7 +15,7 @@ from service_process import shared_service
 from targets import CORPUS
 
 SEED = 20261125
-NEW_INPUTS = {  # number of new inputs by target; the inputs of a target take about a second
+NEW_INPUTS = {  # number of new inputs by target, chosen so that each target takes about a second
     "line": 2000,
     "record": 2000,
     "bitmaps": 2000,
@@ -26,7 +26,7 @@ NEW_INPUTS = {  # number of new inputs by target; the inputs of a target take ab
     **dict.fromkeys(("png", "jpeg", "parquet"), 50),
 }
 
-pytestmark = pytest.mark.timeout(60)  # the first test that needs the service also starts it
+pytestmark = pytest.mark.timeout(60)  # longer than usual, because the first test that needs the service also starts it
 
 
 FOLDERS = {path.name for path in CORPUS.iterdir()}
@@ -34,7 +34,7 @@ FOLDERS = {path.name for path in CORPUS.iterdir()}
 
 @pytest.fixture(scope="module")
 def one_service(tmp_path_factory, transport):
-    """Run one service with the given transport for all targets of RPCs and ports."""
+    """Run one service for the tests of all RPCs and ports; `transport` is its gRPC server, core or aio."""
     with pytest.MonkeyPatch.context() as environment, ExitStack() as stack:
         environment.setenv("SKETCHBATCH_TRANSPORT", transport)
         stack.enter_context(shared_service(tmp_path_factory.mktemp("service")))
@@ -44,7 +44,7 @@ def one_service(tmp_path_factory, transport):
 @pytest.mark.both_transports
 @pytest.mark.parametrize("name", sorted(FOLDERS & {target.name for target in [*RPCS, *PORTS]}))
 def test_no_call_and_no_connection_of_the_corpus_does_harm(one_service, name):
-    """On both transports, valid and hostile messages and bytes are accepted or rejected as documented."""
+    """With both transports, valid and hostile inputs of RPCs and ports are accepted or rejected as documented."""
     assert try_file(ALL[name], *sorted((CORPUS / name).iterdir())) == []
 
 
@@ -63,6 +63,6 @@ def test_no_new_input_does_harm(name):
 
 
 def test_the_number_of_an_input_determines_its_bytes():
-    """The target, the seed and the number of a finding are sufficient to make its input again."""
+    """The same input can be made again from the target, the seed and the number of its finding."""
     for target in ALL.values():
         assert input_of(target.make, target.name, SEED, 41) == input_of(target.make, target.name, SEED, 41)

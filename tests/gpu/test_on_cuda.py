@@ -86,7 +86,7 @@ def on_cuda(path: Path, rows: int, **options: object) -> CudaEngine:
 
 
 def noise(rows: int, seed: int) -> np.ndarray:
-    """Return random bitmaps with different amounts of ink, which the warm-up of an engine has not used."""
+    """Return random bitmaps with different amounts of ink, unlike the bitmaps of an engine's warm-up."""
     random = np.random.default_rng(seed)
     grey = random.integers(0, 256, (rows, 28, 28), np.uint8)
     return np.where(random.random((rows, 28, 28)) < random.random((rows, 1, 1)), grey, 0).astype(np.uint8)
@@ -136,9 +136,9 @@ def test_two_slots_keep_their_rows(files, opened, graphs):
 
 @pytest.mark.timeout(120)
 def test_a_model_is_loaded_while_another_serves(files):
-    """While a model serves requests, other models can be loaded, and all scores are correct.
+    """While one model serves requests, other models can be loaded, and all scores are correct.
 
-    The capture of a CUDA graph and the model calls wait for each other.
+    A capture of a CUDA graph never runs at the same time as a model call.
     """
     engine, bitmaps = on_cuda(files["float32"], 64), noise(33, 1)
     expected = on_cpu(files["float32"]).run(["scores"], {"bitmaps": bitmaps})[0]
@@ -259,10 +259,11 @@ def test_the_service_on_cuda_scores_as_onnx_runtime_on_the_cpu(files, variant):
 
 @pytest.mark.timeout(120)
 def test_a_model_that_cannot_be_captured_runs_without_graphs_or_not_at_all(tmp_path):
-    """A model that cannot be captured runs without CUDA graphs under `auto`, and fails under `on`.
+    """If the CUDA graph of a model cannot be captured, the model runs without CUDA graphs, or not at all.
 
-    Compress copies its number of columns to the host, which a capture forbids. Each service of this test runs in its
-    own process, so that the state after a failed capture cannot fail other tests.
+    With CUDA graphs set to `auto`, it runs without them; with `on`, the service does not start. The operator Compress
+    copies its number of columns to the host, which a capture forbids. Each service of this test runs in its own
+    process, so that a failed capture cannot affect other tests.
     """
     path = write_model(tmp_path / "open.onnx", open_classes=True)
     with service("--model", path, "--provider", "cuda", "--max-batch-rows", 4) as (address, log):

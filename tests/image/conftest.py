@@ -1,4 +1,4 @@
-"""Build the images with `make image`, and run containers of them."""
+"""Provide fixtures that build the images with `make image` and run containers of them."""
 
 import os
 import subprocess

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.image, pytest.mark.timeout(600, func_only=True)]
 
 @pytest.fixture
 def guide(docker, client_image, start_pod, root, tmp_path):
-    """Return the prepared folder of a user who follows the page; pods run in the network of a running service."""
+    """Return a `Guide`, which runs the commands of the page; its pods share the network of a running service."""
     service = start_pod()
     service.wait_for_serving()
     folder = tmp_path / "cluster"
@@ -41,7 +41,7 @@ def guide(docker, client_image, start_pod, root, tmp_path):
 
 
 def test_two_runs_on_changed_drawings_give_two_right_results(guide, noise, tmp_path):
-    """The result of each run has one row per drawing, in order, with the scores of its own drawings.
+    """The result of each bulk run has one row per drawing, in order, with the scores of the drawings of this run.
 
     An invalid line of the input becomes a reject and does not fail its shard. The third run has the drawings of the
     first run, and therefore the same result.
@@ -64,7 +64,7 @@ def test_two_runs_on_changed_drawings_give_two_right_results(guide, noise, tmp_p
 
 
 def test_a_failed_job_names_the_reason(guide, noise):
-    """A run whose drawings have changed fails without a retry, because exit code 4 of the container fails the index."""
+    """If the drawings of a bulk run have changed, it fails without a retry, because its containers exit with code 4."""
     np.save(guide.folder / "drawings" / "a.npy", noise(100))
     guide.run("first")
     np.save(guide.folder / "drawings" / "a.npy", noise(101))

@@ -105,7 +105,7 @@ def test_every_module_is_compiled(python):
 
 
 def test_no_library_lacks_another(python):
-    """No library needs a library that is missing in the image, except the driver, which the GPU's host provides."""
+    """All libraries that other libraries need are in the image, except the CUDA driver, which the host provides."""
     *missing, inspected_files, _ = python(MISSING_LIBRARIES).split()
     assert int(inspected_files) > 10
     assert set(missing) <= {"libcuda.so.1", "libcuda.so"}

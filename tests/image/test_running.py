@@ -34,13 +34,13 @@ READ_METRICS = f"import urllib.request; print(urllib.request.urlopen('http://{ME
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Return a folder that the user of the container may read, for models that are mounted as a volume."""
+    """Return a folder for models that is mounted as a volume; the user of the container may read it."""
     tmp_path.chmod(0o755)
     return tmp_path
 
 
 def mount(folder: Path) -> list[str]:
-    """Return the flags that mount the repository `folder` over the repository in the image."""
+    """Return the flags of `docker run` that replace the repository in the image by the repository `folder`."""
     return ["--volume", f"{folder}:/models:ro"]
 
 
@@ -86,7 +86,7 @@ def test_the_container_serves_without_privileges(start_pod):
 
 
 def test_docker_reports_the_container_as_healthy(start_pod):
-    """Docker reports the container as healthy, although the image's health check has no shell and no privileges."""
+    """Docker reports the container as healthy; the image's health check needs neither a shell nor privileges."""
     pod = start_pod("--health-interval=0.5s")
     wait_until(lambda: pod.state()["Health"]["Status"] == "healthy", limit_s=60)
     assert pod.state()["Health"]["Log"][-1]["Output"] == "SERVING\n"
@@ -109,7 +109,7 @@ def test_sigterm_drains_the_container(start_pod):
 
     command = pod.in_network(sys.executable, "-c", LONG_REQUEST)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
-        wait_until(lambda: queued_rows() > 1)  # a long request, which takes 3 s of half a CPU
+        wait_until(lambda: queued_rows() > 1)  # the long request is in the queue; with half a CPU, it takes 3 s
         assert pod.stop() == 0
         assert client.stdout.read() == "16384\n"
     assert [event["message"] for event in pod.log()][-2:] == ["draining", "stopped"]
@@ -123,7 +123,7 @@ def test_a_container_with_too_little_memory_exits_with_137(start_pod, docker):
 
 
 def test_a_mounted_repository_replaces_the_model(start_pod, folder):
-    """A repository that is mounted at /models replaces the model in the image; no setting is necessary."""
+    """A repository that is mounted at /models replaces the repository in the image, without any setting."""
     (folder / "insects/3").mkdir(parents=True)
     write_model(folder / "insects/3/model.onnx")
     pod = start_pod(*mount(folder))

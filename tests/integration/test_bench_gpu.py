@@ -9,9 +9,9 @@ import pytest
 
 @pytest.mark.timeout(90)  # the test starts a dozen processes
 def test_one_run_measures_every_part(root, tmp_path):
-    """A run of the GPU benchmark measures every part: raw ONNX Runtime, the engine, the service, and single rows.
+    """A run of the GPU benchmark makes all its measurements: raw ONNX Runtime, the engine, the service, single rows.
 
-    The results file lists no part as not measured, and contains the difference from the CPU for every bucket.
+    The results file lists no missing measurement, and contains the difference from the CPU for every bucket.
     """
     path = tmp_path / "gpu.json"
     words = ["--provider", "cpu", "--variants", "float32", "--rows", "12", "--measure-s", "0.1", "--workers", "1"]
@@ -31,7 +31,7 @@ def test_one_run_measures_every_part(root, tmp_path):
 
 
 def test_parts_beyond_the_time_budget_are_listed(root, tmp_path):
-    """A benchmark without time left ends with exit code 0, and its results file names the missing measurements."""
+    """If its time budget is used up, the benchmark ends with exit code 0 and lists the missing measurements."""
     path = tmp_path / "gpu.json"
     words = ["--provider", "cpu", "--budget-s", "0", "--output", path]
     finished = subprocess.run(

@@ -17,10 +17,9 @@ def demo(run_command, root, *flags: object) -> list[str]:
 
 @pytest.mark.timeout(300)
 def test_offline_the_demo_uses_synthetic_sketches(run_command, root, tmp_path, monkeypatch):
-    """Without a network, the demo uses synthetic sketches instead of real drawings, and states this everywhere.
+    """Without a network, the demo uses synthetic sketches instead of real drawings, and all its outputs say so.
 
-    The first line of output, the metrics, the name of the model and the report name the synthetic sketches. The report
-    loads no other file.
+    These outputs are the first line, the metrics, the name of the model and the report. The report loads no other file.
     """
     # no program listens on this port, so every download fails, even on a machine with a network
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")

@@ -17,7 +17,8 @@ from conftest import BIN
 
 KILLS = int(os.environ.get("KILLS", "4"))
 ROWS, PART = 40_000, 512
-# longest wait before the next kill; a client takes about 1 s to start, and some milliseconds per part
+# Longest wait before the next kill. It is not longer, because a client takes about 1 s to start, but only some
+# milliseconds per part.
 LONGEST_WAIT_S = 1.0
 
 
@@ -34,7 +35,7 @@ def inputs(tmp_path):
 
 @pytest.mark.timeout(180 + 10 * KILLS)
 def test_a_job_that_is_killed_repeatedly_produces_identical_output(inputs, tmp_path, start_service, tiny_model, capsys):
-    """If the client or the server of a job is killed at any time, no row and no reject is lost or repeated."""
+    """If the client or the server of a job is killed at any time, each row and reject is in the output exactly once."""
     chance = random.Random(11)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -85,7 +86,7 @@ def test_a_job_that_is_killed_repeatedly_produces_identical_output(inputs, tmp_p
 
 
 def assert_equal(output, undisturbed):
-    """Check that rows and rejects of two outputs are equal, and that no parts remain."""
+    """Check that an output and its rejects file equal those of an undisturbed job, and that no parts remain."""
     for ending in ("", ".rejects.jsonl"):
         mine, other = (path.with_name(path.name + ending).read_bytes() for path in (output, undisturbed))
         assert mine == other

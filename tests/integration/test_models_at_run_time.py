@@ -19,7 +19,7 @@ def metrics(service) -> str:
 
 
 def test_no_call_fails_while_versions_are_added_replaced_and_removed(start_service, tmp_path):
-    """While versions are added, replaced and removed, each response has the scores of the version that it names.
+    """While versions are added, replaced and removed, each response names a version and has the scores of this version.
 
     The repository index and the metrics of the service report the refused model file.
     """
@@ -33,7 +33,7 @@ def test_no_call_fails_while_versions_are_added_replaced_and_removed(start_servi
         wait_until(lambda: callers.versions["1"])
         repository.write(2)
         wait_until(lambda: callers.versions["2"])
-        repository.write(3, labels=["ant"])  # invalid, because the model has three classes and one label
+        repository.write(3, labels=["ant"])  # an incorrect file, because the model has three classes and one label
         wait_until(lambda: len(callers.rpc("RepositoryIndex").models) == 3)
         index = [(each.version, each.state, each.reason) for each in callers.rpc("RepositoryIndex").models]
         assert index[:2] == [("2", "READY", ""), ("1", "READY", "")]
@@ -68,7 +68,7 @@ def test_no_call_fails_while_versions_are_added_replaced_and_removed(start_servi
 
 
 def test_every_worker_activates_a_new_version(start_service, tmp_path):
-    """Each of two workers polls the repository and loads the second version of the model."""
+    """Each of two workers scans the repository and loads the second version of the model."""
     repository = Repository(tmp_path / "models")
     repository.write(1)
     service = start_service(
@@ -83,7 +83,10 @@ def test_every_worker_activates_a_new_version(start_service, tmp_path):
 
 
 def test_a_service_without_polling_keeps_its_models(start_service, tmp_path):
-    """With `--watch-models-s 0` a service ignores a new version that another service activates."""
+    """A service with `--watch-models-s 0` does not scan its repository, and ignores a new version.
+
+    Another service, which scans the same repository, activates the version.
+    """
     repository = Repository(tmp_path / "models")
     repository.write(1)
     polling = start_service(repository.path, "--watch-models-s", "0.1", "--provider", "cpu")

@@ -1,6 +1,7 @@
 """Call a real service with the unmodified clients of the packages tritonclient and kserve.
 
-Each of these clients runs in one process with our own client, so the tests also show that both can be used together.
+Each of these clients runs in a process in which our own client runs, too. So the tests also show that a program can use
+both.
 """
 
 import json
@@ -17,7 +18,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 pytestmark = [
     pytest.mark.timeout(150),
     pytest.mark.both_transports,
-]  # the fixtures import large packages in new processes
+]  # the time limit is high because the fixtures import large packages in new processes
 
 ROWS = 5
 
@@ -73,7 +74,8 @@ def kserve(run_session) -> dict:
 def test_tritonclient_receives_the_scores_of_onnx_runtime(triton, expected):
     """The scores that tritonclient receives for one request with all rows are bit-identical to ONNX Runtime's.
 
-    If each row is a request of its own, the scores may differ by at most 1e-6, because batches have other sizes.
+    If each row is a request of its own, the rows run in batches of other sizes. The scores may then differ by at most
+    1e-6.
     """
     for encoding in ("ours", "uint8", "fp32", "flat", "compressed"):
         assert triton[encoding] == expected, encoding
@@ -162,14 +164,14 @@ def test_the_service_describes_itself_and_its_models(triton):
 
 
 def test_our_field_numbers_are_those_of_the_protocol(triton, kserve):
-    """Our .proto file agrees with those of Triton and kserve on each message, field and enum value that both define."""
+    """A field or an enum value that our .proto file shares with Triton's or kserve's has the same definition there."""
     assert triton["differences"] == kserve["differences"] == []
 
 
 def test_reflection_describes_the_protocol_under_its_own_name(tiny_service):
-    """Reflection describes the package as `inference`, so that grpcurl needs no .proto file.
+    """Reflection describes the protocol's package as `inference`, so that grpcurl can call it without a .proto file.
 
-    The descriptors that our code generates use another package name than `inference`.
+    The generated code in protos/ has another package name, which reflection must not return.
     """
     with grpc.insecure_channel(tiny_service.address) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)

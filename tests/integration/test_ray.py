@@ -75,9 +75,9 @@ def run(words: list, env: dict[str, str]) -> dict:
 
 
 def test_every_row_is_scored_once_if_an_actor_is_killed(session, expected):
-    """The dataset has every row once, even if SIGKILL ends an actor after the actor scored a batch.
+    """The scored dataset has every row once, even if SIGKILL ends an actor that has scored a batch.
 
-    The actor is killed before it returns the batch to Ray.
+    The actor is killed before it returns this batch to Ray.
     """
     killed = int((session["folder"] / "killed.pid").read_text())
     assert not Path(f"/proc/{killed}").exists()
@@ -102,7 +102,7 @@ def test_score_adds_the_requested_columns(session, expected):
 
 
 def test_an_invalid_column_ends_the_job_with_the_reason(session):
-    """Ray does not retry a batch with an invalid column, and Ray's error contains the client's error."""
+    """A batch with an invalid column ends the job, and Ray's error contains the client's error."""
     assert "RequestRefused: column 'ink' must exist and hold bitmaps, got the columns row, bitmap" in session["refusal"]
 
 

@@ -38,8 +38,8 @@ METHODS = [
 class Keys:
     """Write certificates and a token file to a folder, and make connections with these certificates.
 
-    A service that is started with `flags` requires a client certificate of the authority `ca`, and a token of the file.
-    The certificate `stranger` is of another authority.
+    A service that is started with `flags` requires a client certificate of the authority `ca`, and a token of the token
+    file. Another authority has issued the certificate `stranger`, so the service must reject it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -103,7 +103,7 @@ def bearer(token: str) -> tuple[tuple[str, str]]:
 
 
 def error_of(channel: grpc.Channel, method: str, metadata=()) -> grpc.RpcError:
-    """Return the error that a call receives; the client neither sends a request nor ends the call."""
+    """Return the error that a call receives before the client sends a request or ends its side of the call."""
     returned = threading.Event()
     try:
         with pytest.raises(grpc.RpcError) as caught:
@@ -132,7 +132,7 @@ def test_without_a_token_only_health_answers(guarded, keys):
 
 
 def test_every_token_of_the_file_is_accepted(guarded, keys):
-    """A call with any token of the file reaches its method, and an unknown method receives UNIMPLEMENTED."""
+    """A call with any token of the file reaches its method; a call of an unknown method receives UNIMPLEMENTED."""
     with keys.channel(guarded.address) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
         for token in (OLD, NEW):
@@ -152,7 +152,7 @@ def test_every_token_of_the_file_is_accepted(guarded, keys):
 def test_a_connection_without_a_certificate_of_the_authority_is_rejected(guarded, keys, name):
     """Without a client certificate of the authority, every call receives UNAVAILABLE, even a health check.
 
-    A valid token makes no difference. A connection in plain text is rejected as well.
+    This is true even for calls with a valid token. A connection in plain text is rejected as well.
     """
     with keys.channel(guarded.address, name) as channel:
         assert error_of(channel, METHODS[0], bearer(NEW)).code() is grpc.StatusCode.UNAVAILABLE
@@ -191,7 +191,7 @@ def test_certificates_and_tokens_are_replaced_without_a_restart(start_service, t
 
         keys.other_ca.cert_pem.write_to_path(tmp_path / "clients.pem")
         with keys.channel(service.address, "stranger") as stranger, keys.channel(service.address) as late:
-            # the call fails on its token, so the connection has passed the TLS handshake
+            # the call receives the error of a missing token, so its connection has passed the TLS handshake
             assert error_of(stranger, METHODS[0]).code() is grpc.StatusCode.UNAUTHENTICATED
             assert error_of(late, METHODS[0], bearer(OLD)).code() is grpc.StatusCode.UNAVAILABLE
 
@@ -240,7 +240,7 @@ def test_tls_older_than_1_2_is_rejected(guarded, keys):
 
 
 def test_unusable_credentials_stop_the_start_with_one_line(run_command, tiny_model, tmp_path):
-    """A service with unusable credentials prints one line of error and does not start, as it would be unprotected."""
+    """A service with unusable credentials would be unprotected, so it does not start and prints one line of error."""
     (tmp_path / "tokens").write_text("# no token yet")
     for flags, reason in [
         (["--token-file", tmp_path / "tokens"], "tokens: expected one token per line, got none"),
@@ -317,7 +317,7 @@ def test_connections_and_their_calls_are_limited(start_service, tiny_model):
 
 
 def test_an_old_connection_receives_goaway(start_service, tiny_model):
-    """When a connection is older than `--max-connection-age-s`, the service sends GOAWAY with the reason max_age."""
+    """When a connection reaches the age `--max-connection-age-s`, the service sends GOAWAY with the reason max_age."""
     connection = Http2(start_service(tiny_model, "--max-connection-age-s=1").address)
     kind, content = connection.frame()
     while b"max_age" not in content:
@@ -338,7 +338,7 @@ def test_no_response_reveals_paths_of_the_machine(tiny_service, tiny_model):
     texts = []
     with grpc.insecure_channel(tiny_service.address) as channel:
         for method in METHODS:
-            # the requests are an empty message, a message with a name or an id, and invalid bytes
+            # An empty message; a message whose field 1, a name or an id, is "none"; bytes that are no message.
             for request in (b"", b"\x0a\x04none", b"\xff\xff"):
                 call = channel.stream_stream(method)(iter([request]), timeout=LIMIT_S)
                 try:

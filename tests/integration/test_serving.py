@@ -1,4 +1,4 @@
-"""Test the real service as a process: the shipped model, start, stop, and scores equal to those of ONNX Runtime."""
+"""Test a service process: the shipped model, start, stop, and scores that equal those of ONNX Runtime."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.timeout(60), pytest.mark.both_transports]  # most test
 
 FIVE = ["accuracy", "balanced_accuracy", "specificity", "matthews_corrcoef", "jaccard"]
 NO_LIMIT = ("--drain-s", "3600")
-"""Flags with a drain time of an hour: a service that waits until its end would exceed the time limit of the test."""
+"""Flags with a drain time of an hour: if the service waited for the end of this time, the test would time out."""
 SLOW = ("--threads", "1", "--max-batch-rows", "1", "--metrics-address", "127.0.0.1:0")
 """Flags with which a service needs seconds for 8,000 rows, and has a metrics page with the number of queued rows."""
 
@@ -143,10 +143,10 @@ def paused_in_flight(service, calls: int, bitmaps: np.ndarray) -> Iterator[list[
             service.process.send_signal(signal.SIGSTOP)
             if not any(call.done() for call in sent):
                 break
-            # the service answered a call before it was paused, so try again
+            # a call ended before the service was paused, so try again
             service.process.send_signal(signal.SIGCONT)
             for call in sent:
-                call.exception()  # wait for the end of the call: the next calls must find an empty queue
+                call.exception()  # wait for the end of the call, so that the queue is empty before the next attempt
         try:
             yield sent
         finally:
@@ -200,7 +200,7 @@ def test_calls_are_accepted_during_the_lame_duck_time(start_service, tiny_model,
 
 
 def failure(rpc, request):
-    """Return the error of a call, or None if the call was answered."""
+    """Return the error of a call, or None if the call succeeds."""
     try:
         rpc(request)
     except grpc.RpcError as exc:
@@ -238,7 +238,7 @@ def test_a_second_signal_cancels_calls(start_service, root, noise):
 
 
 def test_repeated_signals_change_nothing(start_service, tiny_model):
-    """The exit code of the service is 0 however often SIGTERM arrives."""
+    """The exit code of the service is 0, even if SIGTERM arrives many times."""
     service = start_service(tiny_model)
     while service.process.poll() is None:
         service.process.terminate()

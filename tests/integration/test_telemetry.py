@@ -42,7 +42,8 @@ def scrape(address: str) -> Samples:
 def scrape_until(address: str, is_true: Callable[[Samples], object]) -> Samples:
     """Read the metrics repeatedly until `is_true` returns a true value for them; return these metrics.
 
-    One reading may be incomplete: a worker that needs more than a second to answer is missing.
+    The result of one scrape may be incomplete, because the metrics of a worker that needs more than a second to respond
+    are missing.
     """
     found: Samples = {}
 
@@ -127,7 +128,7 @@ def test_a_call_appears_in_metrics_log_and_traces(start_service, tiny_model):
 def test_one_scrape_returns_the_metrics_of_all_workers(start_service, tiny_model):
     """One scrape returns the metrics of all workers, with the number of the worker as a label.
 
-    The metrics of a worker that does not answer are missing. Late answers of this worker are discarded. A worker that
+    If a worker does not respond in time, its metrics are missing, and its late response is discarded. A worker that
     replaces a killed worker begins with new metrics.
     """
     service = start_service(tiny_model, "--workers", "2", "--metrics-address", "127.0.0.1:0")
@@ -155,7 +156,7 @@ def test_one_scrape_returns_the_metrics_of_all_workers(start_service, tiny_model
     def is_up_to_date() -> bool:
         """Send requests and scrape once; return whether the metrics count the rows of these requests.
 
-        If the service kept late answers of a worker, every scrape would return old metrics of this worker.
+        If the service kept the late responses of a worker, every scrape would return old metrics of this worker.
         """
         send_requests()
         return has_all_rows(scrape(service.metrics_address))

@@ -1,4 +1,4 @@
-"""Test which transport a service takes, and on which kinds of addresses a service listens."""
+"""Test which transport a service chooses, and on which kinds of addresses it listens."""
 
 import json
 import os
@@ -26,7 +26,7 @@ main(sys.argv[1:])
 
 @contextmanager
 def future_grpcio(model, *flags: str):
-    """Run a service that finds a version of grpcio which does not exist yet; yield its log up to SERVING."""
+    """Run a service that reads a version of grpcio which does not exist yet; yield its log up to SERVING."""
     command = [sys.executable, "-c", FUTURE, "--model", str(model), "--address", "127.0.0.1:0", *flags]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         log: list[dict] = []
@@ -41,7 +41,7 @@ def future_grpcio(model, *flags: str):
 
 
 def test_an_untested_grpcio_gets_the_public_transport_and_one_warning(tiny_model, noise):
-    """With a version of grpcio that `core` was not tested with, `auto` takes `aio`; one warning has the reason."""
+    """If the transport `core` was not tested with the installed grpcio, `auto` chooses `aio` and logs one warning."""
     with future_grpcio(tiny_model) as log, Client(log[-1]["address"]) as client:
         assert len(client.classify(noise(3))) == 3
         assert client.model().name == "tiny"
@@ -53,7 +53,7 @@ def test_an_untested_grpcio_gets_the_public_transport_and_one_warning(tiny_model
 
 
 def test_the_fast_transport_can_be_insisted_on(tiny_model, noise):
-    """`--transport core` uses the private interface of an untested grpcio, without a warning."""
+    """With `--transport core`, the service uses `core` even with an untested grpcio, and logs no warning."""
     with future_grpcio(tiny_model, "--transport", "core") as log, Client(log[-1]["address"]) as client:
         assert len(client.classify(noise(3))) == 3
     assert log[-1]["transport"] == "core"
@@ -61,14 +61,17 @@ def test_the_fast_transport_can_be_insisted_on(tiny_model, noise):
 
 
 def test_a_tested_grpcio_gets_the_fast_transport(tiny_service):
-    """The locked version of grpcio is one that `core` was tested with, so `auto` takes `core`."""
+    """`core` was tested with the installed version of grpcio, which the lock files pin, so `auto` chooses `core`."""
     assert grpc.__version__ in CORE_GRPCIO
     assert tiny_service.ready["transport"] == "core"
 
 
 @pytest.mark.both_transports
 def test_a_service_on_a_unix_socket_is_used_probed_and_leaves_no_file(start_service, tiny_model, noise, tmp_path):
-    """Client and probe command reach a service on unix:PATH, compressed messages included; its end removes the file."""
+    """The client and the probe command reach a service on unix:PATH, and the service removes the file when it stops.
+
+    Compressed messages work as well.
+    """
     path = tmp_path / "x.sock"
     service = start_service(tiny_model, "--address", f"unix:{path}")
     assert service.address == f"unix:{path}"
@@ -100,7 +103,7 @@ def test_all_ports_of_a_service_accept_ipv6(start_service, tiny_model, noise, wo
 
 @pytest.mark.both_transports
 def test_two_services_cannot_share_a_unix_socket(start_service, run_command, tiny_model, tmp_path, transport):
-    """The start of a service fails if another service listens on its socket file, which keeps working."""
+    """A service does not start if another service listens on its socket file; the other service still responds."""
     service = start_service(tiny_model, "--address", f"unix:{tmp_path}/x.sock")
     second = run_command(
         *("sketchbatch-serve", "--model", tiny_model, "--address", service.address, "--transport", transport)

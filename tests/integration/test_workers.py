@@ -16,13 +16,13 @@ pytestmark = [pytest.mark.timeout(60), pytest.mark.both_transports]  # each test
 
 
 def call_once(address: str, call):
-    """Return the result of the function `call`, which is called with a stub that uses a new connection."""
+    """Open a new connection, call the function `call` with a stub for it, and return the function's result."""
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         return call(classifier_pb2_grpc.ClassifierServiceStub(channel))
 
 
 def worker_numbers(address: str, connections: int = 40) -> set[int]:
-    """Return the numbers of the workers that answer over many connections."""
+    """Open many connections, and return the numbers of the workers that respond."""
     return {
         call_once(address, lambda stub: stub.GetModel(pb.GetModelRequest()).model.worker) for _ in range(connections)
     }
@@ -56,7 +56,7 @@ def test_every_worker_answers_on_the_same_port(start_service, tiny_model, noise)
 def test_a_worker_that_is_killed_is_replaced(start_service, tiny_model):
     """A worker that is killed is replaced by a new worker with the same number.
 
-    Meanwhile, the other worker answers calls.
+    Until the new worker is ready, the other worker responds to calls.
     """
     service = start_service(tiny_model, "--workers", "2")
     victim = children(service.process.pid)[0]

@@ -5,7 +5,7 @@ from sketchbatch.openinference.v2 import open_inference_pb2
 
 
 def differences(*theirs: FileDescriptor) -> list[str]:
-    """Return the names of our fields and enum values that the files `theirs` define differently.
+    """Return the names of the fields and enum values of our copy that the files `theirs` define differently.
 
     A message or an enum that exists in only one of the two copies is not reported.
     """

@@ -1,6 +1,6 @@
 """Call a service with kserve's gRPC client and with our client in one process; print the responses as JSON.
 
-.tools/openinference/bin/python kserve_session.py ADDRESS BITMAPS.npy
+Usage: .tools/openinference/bin/python kserve_session.py ADDRESS BITMAPS.npy
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Call a service with tritonclient and with our client in one process; print the responses as JSON.
 
-.tools/openinference/bin/python tritonclient_session.py ADDRESS BITMAPS.npy
+Usage: .tools/openinference/bin/python tritonclient_session.py ADDRESS BITMAPS.npy
 """
 
 import asyncio
@@ -37,7 +37,7 @@ def rejection(call, *arguments, **options) -> list:
 
 
 def sequential_responses(client: triton.InferenceServerClient, bitmaps: np.ndarray) -> dict:
-    """Return the scores from requests with the same bitmaps in different encodings, sent one after another."""
+    """Send the same bitmaps in different encodings, one request after another; return the responses by encoding."""
     ink = (bitmaps / np.float32(255)).astype(np.float32)
     best = triton.InferRequestedOutput("scores", class_count=2)
     responses: queue.Queue = queue.Queue()

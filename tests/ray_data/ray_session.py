@@ -1,6 +1,6 @@
 """Score datasets on a local Ray cluster, kill one actor, and print a report as JSON.
 
-.tools/ray/bin/python ray_session.py ADDRESS BITMAPS.npy FOLDER
+Usage: .tools/ray/bin/python ray_session.py ADDRESS BITMAPS.npy FOLDER
 """
 
 import json
@@ -23,9 +23,10 @@ FATAL_ROW = 10_700  # this row is in the second batch of a block
 
 
 class KilledScorer(SketchbatchScorer):
-    """Score batches, and kill the own process after the first scoring of the row FATAL_ROW.
+    """Score batches, but kill this process when the row FATAL_ROW has been scored for the first time.
 
-    The process is killed before it returns the batch. The file `pid_file` prevents a second kill in the cluster.
+    The process is killed before it returns the batch. It writes the file `pid_file` first. Processes that find this
+    file are not killed.
     """
 
     def __init__(self, server: str, pid_file: Path) -> None:
@@ -48,7 +49,7 @@ def drawings(file: str, rows: int, blocks: int) -> Dataset:
 
 
 def save(dataset: Dataset, file: Path) -> None:
-    """Write all columns but the bitmaps to an .npz file."""
+    """Write all columns except the bitmaps to an .npz file."""
     batches = list(dataset.drop_columns(["bitmap"]).iter_batches(batch_size=None))
     columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     np.savez(file, **{name: np.array(values.tolist()) for name, values in columns.items()})  # no object arrays

@@ -120,7 +120,7 @@ def test_scores_of_different_widths_fail_the_request():
 
 
 def test_cancelled_and_expired_requests_free_a_full_queue():
-    """If the queue is full, the rows of cancelled and expired requests give space to a new request."""
+    """If the queue is full, the batcher drops the rows of cancelled and expired requests to accept a new request."""
     model, clock = FakeModel(held=True), Clock()
     with running(Batcher(model.predict, BatchLimits(max_queued_rows=4), clock=clock)) as batcher:
         busy(model, batcher)
@@ -138,7 +138,7 @@ def test_cancelled_and_expired_requests_free_a_full_queue():
 
 
 def test_the_rest_of_a_failed_request_does_not_run():
-    """When one model call of a split request fails, the batcher drops the request's queued rows."""
+    """When one model call of a large request fails, the batcher drops the queued rows of this request."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=2))) as batcher:
         split = batcher.submit(drawings(1, 2, 3, 4, 5, 6))
@@ -208,8 +208,8 @@ def test_a_request_that_would_miss_its_deadline_is_rejected_on_arrival():
 def test_only_the_rows_that_run_first_count_against_a_deadline():
     """The predicted time in the queue counts only the rows that run before the new request.
 
-    A second large request waits for all rows of the first. A small request does not, because small and large requests
-    share the batches.
+    A second large request waits for all rows of the first. A small request does not wait for them, because each batch
+    has rows of small and of large requests.
     """
     clock = Clock()
     batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=2), clock=clock)
@@ -225,9 +225,9 @@ def test_only_the_rows_that_run_first_count_against_a_deadline():
 
 
 def test_an_empty_queue_never_rejects_on_the_deadline():
-    """If the queue is empty, a request is accepted even if its own model calls take longer than its deadline allows.
+    """If the queue is empty, a request is accepted even if its own model calls will end after its deadline.
 
-    The request fails when its deadline has passed.
+    The request then fails with DeadlinePassed.
     """
     clock = Clock()
     batcher = Batcher(SlowModel(clock).predict, BatchLimits(max_batch_rows=2), clock=clock)
@@ -240,7 +240,7 @@ def test_an_empty_queue_never_rejects_on_the_deadline():
 
 
 def test_a_full_queue_rejects_at_once_with_a_retry_delay():
-    """When the queue is full, `submit` raises Overloaded at once, with the time that the queue needs to drain."""
+    """When the queue is full, `submit` raises Overloaded at once; `retry_after_s` is the predicted time to drain it."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=2, max_queued_rows=2))) as batcher:
         busy(model, batcher)
@@ -281,7 +281,7 @@ def test_the_exit_of_the_pool_finishes_queued_rows_and_rejects_new_ones():
 
 
 def test_an_answer_separates_queue_time_from_inference_time():
-    """An answer states the time in the queue and the time in model calls separately.
+    """The result of a request has the time in the queue and the time in model calls separately.
 
     `queue_s` is the time until the request's first model call starts. `inference_s` is the time of the model calls that
     have rows of this request.
@@ -296,7 +296,7 @@ def test_an_answer_separates_queue_time_from_inference_time():
 
 
 def test_a_small_request_does_not_wait_for_a_bulk_job():
-    """While small and large requests are queued, each kind has half of the rows of every model call.
+    """While small and large requests are queued, half of the rows of each model call belong to small requests.
 
     A small request therefore does not wait until a bulk job has ended.
     """
@@ -317,7 +317,7 @@ def test_a_small_request_does_not_wait_for_a_bulk_job():
 
 
 def test_a_crowd_of_small_requests_does_not_starve_a_bulk_job():
-    """A large request that is queued after 20 small requests ends before all these small requests have run."""
+    """A large request that is queued after 20 small requests does not wait until all these small requests have run."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         busy(model, batcher)
@@ -327,4 +327,5 @@ def test_a_crowd_of_small_requests_does_not_starve_a_bulk_job():
         bulk.add_done_callback(lambda _: waiting_at_its_end.append(sum(not each.done() for each in small)))
         model.release.set()
         assert [first_pixels(each) for each in small] == [[n] for n in range(20)]
-    assert waiting_at_its_end[0] >= 12  # the bulk request needs 3 calls, each with two rows of small requests
+    # the bulk request ends after 3 model calls, and at most 8 of the 20 small requests have ended by then
+    assert waiting_at_its_end[0] >= 12

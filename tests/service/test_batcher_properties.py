@@ -14,11 +14,15 @@ from sketchbatch_service.errors import DeadlinePassed, InferenceFailed, Overload
 
 MAX_QUEUED = 40
 PAST = -math.inf
-"""A deadline that has passed at every time of the clock."""
+"""A deadline that has always passed."""
 
 
 class Submission:
-    """Record one request and how it ends; each row of all requests has a unique number, which its pixels contain."""
+    """A request of the test, with its expected scores and the record of its end.
+
+    Each row has a number that no other row of any request has. The row's first pixels contain the number, and its score
+    must be equal to the number.
+    """
 
     def __init__(self, numbers: range, expires_at: float) -> None:
         self.numbers = numbers
@@ -42,7 +46,7 @@ class Submission:
 
 
 class BatcherMachine(RuleBasedStateMachine):
-    """Replace the thread pool, so that Hypothesis decides the order of all events.
+    """Run a batcher without a thread pool, so that Hypothesis decides the order of all events.
 
     The events are submissions, cancellations, the start of a batch, and the success or failure of its model call.
     """

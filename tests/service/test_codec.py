@@ -17,7 +17,7 @@ def decode(request: pb.ClassifyRequest, **limits: int) -> np.ndarray:
 
 
 def test_bytes_become_bitmaps_row_by_row(noise):
-    """The codec decodes each 784 bytes into one bitmap, row of pixels by row of pixels, and copies no bytes."""
+    """The codec decodes every 784 bytes into one bitmap of 28 lines with 28 pixels each, and copies no bytes."""
     bitmaps = noise(3)
     request = pb.ClassifyRequest(bitmaps=bitmaps.tobytes())
     decoded = decode(request, **LIMITS)
@@ -35,7 +35,7 @@ def test_bytes_become_bitmaps_row_by_row(noise):
     ],
 )
 def test_the_error_of_a_wrong_byte_count_contains_the_expected_and_the_received_number(payload_bytes, message):
-    """A request whose number of bytes is invalid is rejected.
+    """A request is rejected if its bitmaps are no whole number of rows, no row, or too many rows.
 
     The error contains the field, the expected number and the received number.
     """
@@ -55,7 +55,7 @@ SCORES = np.array([[0.1, 0.4, 0.4, 0.1], [0.7, 0.1, 0.0, 0.2]], np.float32)
 
 
 def encoded(top_k: int, response=pb.ClassifyResponse):
-    """Return a response message that contains SCORES."""
+    """Return a response message with SCORES, encoded as for a request with this `top_k`."""
     message = response()
     encode(Answer(SCORES, queue_s=0.0015, inference_s=2.0), top_k, message)
     return message

@@ -17,7 +17,7 @@ MAX_ROWS, CLASSES = 5, 4
 some_bitmaps = arrays(np.uint8, st.tuples(st.integers(1, MAX_ROWS), st.just(28), st.just(28)))
 few_values = st.sampled_from(
     [0.0, 0.25, 0.5, 1.0, float(np.float32(1e-30))]
-)  # with so few values, equal scores in a row are common
+)  # with so few values, rows often contain equal scores
 some_scores = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 7)), elements=few_values)
 
 

@@ -28,7 +28,7 @@ def sent(*values: str) -> list[tuple[str, str]]:
 def test_each_token_of_the_file_is_accepted(tmp_path, value):
     """Each token of a token file is accepted.
 
-    A file with two tokens lets clients change to the new token before the old token is removed from the file.
+    While the file contains an old and a new token, clients can change from the old token to the new one.
     """
     assert token_file(tmp_path / "tokens").rejection_reason(METHOD, sent(value)) is None
 

@@ -42,7 +42,7 @@ def engine_of(session, *, rows=12, slots=2, reference=None, classes=3):
 def test_buckets_double_up_to_the_batch_size(session, most, buckets):
     """Each bucket is twice as large as the previous one, up to the batch size.
 
-    Thus few buckets are captured, and less than half of the rows of a bucket are padding.
+    Thus warm-up records few CUDA graphs, and less than half of the rows of a padded batch are padding.
     """
     engine = engine_of(session, rows=most)
     assert engine.buckets == buckets
@@ -78,7 +78,7 @@ def waits(monkeypatch):
 
 
 def test_a_model_call_waits_for_a_capture(session, noise, waits):
-    """A model call waits until a running capture has ended; otherwise both the call and the capture would fail."""
+    """A model call waits while a CUDA graph is captured; otherwise both the call and the capture would fail."""
     engine = engine_of(session)
     with ThreadPoolExecutor(1) as thread:
         with CAPTURES.capture():
@@ -89,7 +89,7 @@ def test_a_model_call_waits_for_a_capture(session, noise, waits):
 
 
 def test_a_capture_waits_for_the_running_calls(waits):
-    """A capture waits until the running model calls have ended, and then starts."""
+    """The capture of a CUDA graph starts only after the running model calls have ended."""
 
     def capture() -> str:
         with CAPTURES.capture():
@@ -104,7 +104,7 @@ def test_a_capture_waits_for_the_running_calls(waits):
 
 
 def test_a_batch_does_not_depend_on_the_previous_one(session):
-    """The next batch overwrites the buffers of the engine, but not the scores that an earlier call has returned."""
+    """A batch reuses the buffers of the engine, but does not change the scores that an earlier call has returned."""
     engine = engine_of(session, slots=1)
     drawings = random_drawings(16)
     first = engine.predict(drawings[:8])
@@ -115,7 +115,7 @@ def test_a_batch_does_not_depend_on_the_previous_one(session):
 
 
 def test_concurrent_threads_receive_their_own_scores(session):
-    """Eight threads share the two buffer sets of an engine, and each thread receives the scores of its own rows."""
+    """Eight concurrent threads share two buffer sets of an engine, and each thread receives the scores of its rows."""
     engine = engine_of(session)
     drawings = random_drawings(212)
     expected = session.run(["scores"], {"bitmaps": drawings})[0]
@@ -166,7 +166,7 @@ def test_warm_up_measures_the_difference_from_the_cpu(session):
 
 
 def test_scores_that_differ_from_the_cpus_are_refused(session, root):
-    """A model is refused if the engine's scores differ from the scores on the CPU.
+    """CUDA is not used for a model if the engine's scores differ from the scores on the CPU.
 
     The scores would differ if, for example, the engine replayed the CUDA graph of another bucket.
     """
@@ -176,9 +176,9 @@ def test_scores_that_differ_from_the_cpus_are_refused(session, root):
 
 
 def test_scores_of_nan_are_refused(session, tiny_model, tmp_path):
-    """A model with scores of NaN is refused, although a comparison of NaN with the tolerance is always false.
+    """CUDA is not used for a model whose scores are NaN, for example after an overflow in float16.
 
-    An overflow in float16 gives such scores.
+    A check `difference > tolerance` would accept these scores, because every comparison with NaN is false.
     """
     model = onnx.load(tiny_model)
     (weights,) = (each for each in model.graph.initializer if each.name == "weights")
@@ -212,9 +212,9 @@ def test_the_drawings_of_the_comparison_have_different_scores(root, name):
 
 
 def test_a_model_that_fails_on_the_cpu_too_is_refused(session, tmp_path):
-    """A model that fails on the engine and on the CPU raises ModelRefused.
+    """Warm-up raises ModelRefused if the model fails on the device and also on the CPU.
 
-    After this error, provider `auto` does not try the model on the CPU.
+    After this error, provider `auto` does not load the model on the CPU.
     """
     wide = open_session(write_model(tmp_path / "wide.onnx", flat_width=785))
     with pytest.raises(ModelRefused, match=r"the model fails on \d+ rows"):
@@ -224,16 +224,16 @@ def test_a_model_that_fails_on_the_cpu_too_is_refused(session, tmp_path):
 
 
 def test_a_model_that_fails_only_on_the_device_is_not_refused(session, tmp_path):
-    """A model that fails only on the device raises ProviderMissing; provider `auto` then serves it on the CPU."""
+    """Warm-up raises ProviderMissing if the model fails only on the device; `auto` then serves the model on the CPU."""
     wide = open_session(write_model(tmp_path / "wide.onnx", flat_width=785))
     with pytest.raises(ProviderMissing, match="the model fails on 1 rows"):
         engine_of(wide, reference=session).warm_up()
 
 
 def test_a_device_without_free_memory_counts_as_missing():
-    """A device without enough free memory raises ProviderMissing; provider `auto` then serves the model on the CPU.
+    """An allocation above the device's free memory raises ProviderMissing, for example if other processes use the GPU.
 
-    Another process may use the memory of the GPU.
+    After this error, provider `auto` serves the model on the CPU.
     """
     with pytest.raises(ProviderMissing, match=r"cpu device 0 has no memory for \(1125899906842624, 28, 28\)"):
         HOST.tensor((2**50, 28, 28), np.uint8)

@@ -33,7 +33,7 @@ def submit(batcher: Batcher) -> None:
 def test_a_model_is_failing_after_three_consecutive_failed_calls_until_one_succeeds():
     """A model counts as failing after three consecutive failed calls, until a call succeeds.
 
-    Fewer failed calls may be chance. The batcher calls `on_health` each time its health changes, and at no other time.
+    One or two failed calls may be chance. The batcher calls `on_health` only when `is_failing` changes.
     """
     model, changes = FakeModel(), []
     with running(Batcher(model.predict, BatchLimits())) as batcher:
@@ -63,9 +63,10 @@ async def fail(service, model: FakeModel) -> None:
 
 
 async def test_a_failing_model_sets_health_to_not_serving_until_a_trial_succeeds():
-    """Health is NOT_SERVING while one of two models fails, and SERVING again after a trial of this model succeeds.
+    """Health is NOT_SERVING while one of two models is failing, and SERVING after a trial of this model succeeds.
 
-    A trial is a model call with one blank drawing, so health changes without further requests of clients.
+    A trial is a model call with one blank drawing, which the health monitor makes while a model is failing. Health thus
+    changes to SERVING although clients send no requests.
     """
     model, healthy = FakeModel(), FakeModel()
     async with serving(bear=model, cat=healthy) as service:
@@ -74,7 +75,7 @@ async def test_a_failing_model_sets_health_to_not_serving_until_a_trial_succeeds
         await fail(service, model)
         assert (await watch.read()).status == NOT_SERVING
         assert not await service.is_serving()
-        # a success of one model does not restore the health of another model
+        # a successful call of one model does not change health while another model is failing
         await service.classify(5, model_name="cat")
         assert service.values()["sketchbatch_serving"] == 0
         model.error = None
@@ -94,7 +95,8 @@ async def test_health_depends_on_the_served_versions_only():
         bad = replace(good, version="2", batcher=Batcher(broken.predict, BatchLimits()))
         with LeaderFollowerPool([bad.batcher], slots=1):
             service.models.put([good, bad], [])
-            await until(lambda: bad.batcher.on_health is good.batcher.on_health)  # the monitor observes the new version
+            # the health monitor has registered itself at the new version
+            await until(lambda: bad.batcher.on_health is good.batcher.on_health)
             await fail(service, broken)
             await serving_is(service, False)
             service.models.put([good], [])
@@ -142,7 +144,7 @@ async def test_the_open_inference_protocol_reports_which_model_is_not_ready():
 
 
 class FullBatcher(Batcher):
-    """Record when this batcher rejects a request."""
+    """A batcher that sets the event `has_rejected` when it rejects a request."""
 
     def __init__(self, *args) -> None:
         super().__init__(*args)
@@ -192,8 +194,9 @@ async def test_a_draining_server_never_reports_serving_again():
 async def test_balancers_are_told_to_leave_before_clients_that_watch():
     """In the lame duck time, Check and List report NOT_SERVING, and Watch reports the models' state until `leave`.
 
-    A client that watches may know no other replica yet; a balancer that polls has its own list of replicas. The probe
-    port reports what Watch does, because kube-proxy uses a replica that passes its probes if there are no others.
+    A client that watches may know no other replica yet. A balancer that polls Check has its own list of replicas. The
+    probe port reports the status of Watch: if no other replica is ready, kube-proxy still uses a stopping replica whose
+    probes succeed.
     """
     health = HealthServicer([])
     await health.serve()
@@ -220,14 +223,14 @@ async def test_balancers_are_told_to_leave_before_clients_that_watch():
 
 
 async def test_a_watch_misses_no_change_while_it_sends_another():
-    """A health watch sends every change of health, even a change that happens while it sends the previous status.
+    """A health watch sends every change of health, even a change while the previous status is being sent.
 
     A client that did not receive NOT_SERVING would continue to send calls to a service that stops.
     """
     health = HealthServicer([])
     watch = health.Watch(health_pb2.HealthCheckRequest(), None)
     statuses = [(await anext(watch)).status]
-    await health.serve()  # the watch has not requested the next status yet
+    await health.serve()  # health changes before the watch waits for the next status
     statuses.append((await asyncio.wait_for(anext(watch), 5)).status)
     health.enter_lame_duck()
     await health.drain()

@@ -27,8 +27,8 @@ def service(start_service, tiny_model):
 def test_a_call_whose_path_is_not_utf8_does_not_stop_the_probe_port(service, root):
     """A call whose path is not UTF-8 does not stop the probe port, so that Kubernetes does not restart the service.
 
-    On the transport aio, grpcio's own server fails, and the service replaces it. Until then, calls end with CANCELLED
-    or UNAVAILABLE.
+    On the transport aio, grpcio's own server fails, and the service starts another. Until this server listens, calls
+    end with CANCELLED or UNAVAILABLE.
     """
     host, _, port = service.probe_address.rpartition(":")
     for _ in range(3):
@@ -42,7 +42,7 @@ def test_a_call_whose_path_is_not_utf8_does_not_stop_the_probe_port(service, roo
 
 
 def _check_health(address):
-    """Return the health status; a call that the end of a failed server has cut off is made again for 15 seconds."""
+    """Return the health status; for 15 seconds, repeat a call that ended because the server failed."""
     give_up = time.monotonic() + 15
     while True:
         try:

@@ -68,9 +68,10 @@ def test_unusual_messages_are_left_to_protobuf(message):
 
 
 def test_a_message_of_very_many_fields_is_left_to_protobuf():
-    """`take_out` leaves a message of very many fields to protobuf.
+    """`take_out` returns None for a message of very many fields, which protobuf then parses as a whole.
 
-    Protobuf parses five million fields in 0.05 s; Python code would block the polling thread for seconds.
+    Protobuf parses five million fields in 0.05 s. The Python code of `take_out` would block the polling thread for
+    seconds.
     """
     assert take_out(b"\x20\x01" * 63, BITMAPS) is not None
     assert take_out(b"\x20\x01" * 64, BITMAPS) is None
@@ -89,6 +90,6 @@ def test_the_bitmaps_of_a_large_request_are_not_copied():
 
 
 def test_large_invalid_bytes_are_rejected():
-    """For large invalid bytes, the error is protobuf's own error."""
+    """Reading large invalid bytes raises protobuf's own error."""
     with pytest.raises(DecodeError):
         read(b"\x1a\xff\xff\xff\x7f" + bytes(100_000))

@@ -12,7 +12,7 @@ from sketchbatch_service.errors import ShuttingDown
 
 
 class ConcurrentModel:
-    """End a call of this model only once `slots` calls run concurrently."""
+    """A model whose calls end only when `slots` calls run concurrently."""
 
     def __init__(self, slots: int) -> None:
         self.together = threading.Barrier(slots, timeout=5)
@@ -40,9 +40,9 @@ def test_a_request_of_few_rows_is_not_split():
 
 
 class OnePerPoll:
-    """Provide a source of requests for a thread pool: each poll calls the next function of `submissions`.
+    """A source of requests for a thread pool: each poll calls the next function of `submissions`.
 
-    After the last function, a poll that may block waits until the source is closed.
+    After the last function, a blocking poll waits until the source is closed.
     """
 
     def __init__(self, *submissions) -> None:
@@ -136,7 +136,7 @@ def test_waiting_rows_keep_the_threads_from_polling_for_a_millisecond_only(call_
 
 
 def test_a_thread_polls_while_all_slots_run_if_allowed():
-    """If a CPU is free, a thread polls and accepts a request while the only slot runs a model call."""
+    """With `polls_while_saturated`, a thread polls and accepts a request while the only slot runs a model call."""
     model, ends = FakeModel(held=True), []
     batcher = Batcher(model.predict, BatchLimits(max_batch_rows=4))
     source = bulk_then_single(batcher, ends)
@@ -147,7 +147,7 @@ def test_a_thread_polls_while_all_slots_run_if_allowed():
 
 
 def test_no_thread_polls_while_all_slots_run_unless_allowed():
-    """If no CPU is free, a woken thread sleeps again instead of polling, until the model call has ended."""
+    """Without `polls_while_saturated`, a thread that wakes up during the model call sleeps again and does not poll."""
     model, ends = FakeModel(held=True), []
     batcher = Batcher(model.predict, BatchLimits(max_batch_rows=4))
     source = bulk_then_single(batcher, ends)
@@ -155,7 +155,7 @@ def test_no_thread_polls_while_all_slots_run_unless_allowed():
     pool._changed = condition = ObservedCondition()
     with pool:
         assert model.started.wait(5)
-        for _ in range(2):  # a first wait may belong to the start of a thread; a second wait follows a wake-up
+        for _ in range(2):  # the thread may wait once when it starts; the second wait follows a wake-up
             batcher.submit(drawings(1))
             assert condition.waits.acquire(timeout=5)
         assert not source.has_submitted_all.is_set()

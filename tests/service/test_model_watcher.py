@@ -29,7 +29,7 @@ OPTIONS = LoadOptions(provider="cpu", threads=1)
 
 
 class Watched:
-    """Hold the models at `path`, the watcher of these models, and their thread pool.
+    """Hold the objects of a test: the models at `path`, the watcher of these models, and their thread pool.
 
     The thread pool runs only after the test has entered the context `pool`.
     """
@@ -108,10 +108,7 @@ def test_the_running_pool_runs_a_new_version(repository):
 
 
 def scores(model: ServedModel, *, runs: bool = False) -> np.ndarray:
-    """Return the scores of three drawings.
-
-    If `runs` is true, start a thread pool for the call, for a model that no running thread pool runs.
-    """
+    """Return the scores of three drawings; `runs` starts a thread pool, for a model that has no running thread pool."""
     future = model.batcher.submit(drawings(1, 2, 3))
     if runs:
         with LeaderFollowerPool([model.batcher], slots=1):
@@ -180,9 +177,9 @@ def test_a_version_without_softmax_is_served_with_a_warning(repository):
 
 @pytest.mark.parametrize("content", ["no model", "external weights"])
 def test_the_reason_for_clients_contains_no_path(tmp_path, content):
-    """The reason for refusing a model that RepositoryIndex returns contains no path, even if a path contains blanks.
+    """RepositoryIndex returns the reason why a model is refused; this reason contains no path.
 
-    The messages of ONNX Runtime contain paths, which clients must not see.
+    The messages of ONNX Runtime contain paths, even paths with blanks. Clients must not see them.
     """
     repository = tmp_path / "the models"
     put(repository, "farm/1")
@@ -350,9 +347,10 @@ def test_a_retired_model_stays_loaded_for_late_requests(repository):
 
 
 def test_a_single_file_is_watched(tmp_path):
-    """If a service serves a single model file, a new file may have another version, but must have the same name.
+    """If a service serves a single model file, this file may be replaced by another version of the same model.
 
-    Clients use the name in their requests. If the file is removed, the model is still served.
+    A file with another model name is refused, because clients use the name in their requests. If the file is removed,
+    the model is still served.
     """
     path = write_model(tmp_path / "m.onnx", metadata={"sketchbatch.name": "farm", "sketchbatch.version": "1"})
     with watching(path) as watched:
@@ -369,10 +367,10 @@ def test_a_single_file_is_watched(tmp_path):
 
 
 def test_an_incorrect_version_at_the_start_is_refused_if_the_default_has_another(repository):
-    """A service starts although the file of a version has no labels, if the default model has another version.
+    """A service starts although one model file has no labels, if another version of the default model is correct.
 
-    The file without labels is refused. The new service then serves the same models as a service that was running when
-    the file appeared. The start fails only if no file of the default model is correct.
+    The file without labels is refused, as by a service that was running when the file appeared. The start fails only if
+    no file of the default model is correct.
     """
     put(repository, "farm/2", labels=None)
     put(repository, "zoo/1", labels=None)
@@ -391,7 +389,7 @@ def test_an_incorrect_version_at_the_start_is_refused_if_the_default_has_another
 def test_a_file_that_changes_while_it_is_loaded_is_not_served(repository):
     """A model file that changes while it is loaded is refused.
 
-    Otherwise the digest of one file could belong to the scores of another file.
+    Otherwise the service could report the digest of the old bytes, and return the scores of the new ones.
     """
     [file] = find(repository)
     put(repository, "farm/1", seed=2)

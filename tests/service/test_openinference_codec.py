@@ -119,10 +119,7 @@ def outputs(*parameters: dict[str, pb.InferParameter], name: str = "scores") -> 
 
 
 def test_the_requested_output_is_all_scores_or_the_best_classes():
-    """A request receives all scores, unless it names an output with the parameter `classification`.
-
-    The value k of this parameter means that the request receives the k best classes.
-    """
+    """The response contains all scores, or the k best classes if the request's output has `classification` = k."""
     assert top_k(outputs(), classes=3) == 0
     assert top_k(outputs({}), classes=3) == 0
     assert top_k(outputs({"classification": pb.InferParameter(int64_param=3)}), classes=3) == 3

@@ -43,7 +43,7 @@ def probe(address: str, **environment: str) -> tuple[int, str]:
 
 
 def test_the_probe_finds_a_service_by_its_environment_variable(tiny_service):
-    """The probe reads the service's address from its environment variable, because HEALTHCHECK passes no arguments."""
+    """The probe reads the service's address from SKETCHBATCH_ADDRESS, because HEALTHCHECK passes no arguments."""
     command = [sys.executable, "-m", "sketchbatch_service.probe"]
     environment = {**os.environ, "SKETCHBATCH_ADDRESS": tiny_service.address}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -60,7 +60,7 @@ def test_a_service_that_is_not_serving_is_unhealthy(health_server):
 
 
 def test_a_service_on_all_interfaces_is_probed_on_loopback(health_server):
-    """A service on 0.0.0.0 is probed on loopback, and the probe ignores the proxies in its environment."""
+    """The probe connects to 127.0.0.1 for an address of 0.0.0.0, to [::1] for [::], and never through a proxy."""
     health_server.report("SERVING")
     assert probe(f"0.0.0.0:{health_server.port}", http_proxy="http://127.0.0.1:9") == (0, "SERVING")
     code, output = probe("[::]:1")

@@ -19,9 +19,9 @@ from sketchbatch_trainer.errors import DrawingsRefused
 
 @pytest.fixture
 def folder(tmp_path, noise):
-    """Write two classes of 200 drawings; each class has 100 different bitmaps, and the other rows are copies.
+    """Write two classes of 200 rows each; 100 rows of a class are different bitmaps, and the others are copies.
 
-    The class `bee` also contains copies of 50 bitmaps of the class `ant`.
+    The copies in the class `bee` include 50 bitmaps of the class `ant`.
     """
     ant, bee = noise(100), noise(101)[:100]
     write_bitmaps(tmp_path / "ant.npy", np.concatenate([ant, ant]))
@@ -40,7 +40,7 @@ def bitmaps_of(split):
 
 
 def rows_of(split):
-    """Return the different bitmaps of a split, as a set of bytes."""
+    """Return the bitmaps of a split, each as bytes, in a set without duplicates."""
     return {row.tobytes() for row in bitmaps_of(split)}
 
 
@@ -117,7 +117,7 @@ def test_too_few_drawings_are_refused(folder, noise):
 
 
 def test_synthetic_drawings_cannot_pass_for_real_ones(folder):
-    """A request cannot state another source for a folder whose note says that its drawings are synthetic."""
+    """A dataset request with another source is refused if the folder's note says that its drawings are synthetic."""
     write_source(folder, "synthetic noise")
     with pytest.raises(DrawingsRefused, match="the source must stay 'synthetic noise', got 'Quick, Draw! drawings'"):
         read(folder, ("ant", "bee"), source="Quick, Draw! drawings")
@@ -164,7 +164,7 @@ def ndjson(drawings, *, is_recognized=True) -> str:
 
 
 def test_strokes_are_rendered_into_the_given_folder(tmp_path):
-    """Strokes are rendered into the given folder; without a folder, files of strokes are refused."""
+    """Strokes are rendered to bitmap files in the folder `rasterized`; without it, files of strokes are refused."""
     (tmp_path / "ant.ndjson").write_text(ndjson(120))
     (tmp_path / "bee.ndjson").write_text("no drawing\n" + ndjson(90, is_recognized=False))
     with pytest.raises(DrawingsRefused, match="no folder for rendered bitmaps"):
@@ -181,7 +181,7 @@ def test_strokes_are_rendered_into_the_given_folder(tmp_path):
 
 
 def test_recognised_flags_come_from_the_simplified_file(folder, tmp_path):
-    """The flag of row i of the bitmaps is in line i of the simplified file.
+    """Row i of the bitmaps has the recognised flag of line i of the simplified file.
 
     The flag is unknown if the simplified file has fewer lines or, with `skip_malformed`, if the line is malformed.
     """

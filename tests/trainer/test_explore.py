@@ -1,6 +1,6 @@
 """Test the command `explore`: its statistics of drawings, and its page, which names missing files.
 
-The statistics are of so few drawings that the expected values can be counted by hand.
+The tests use so few drawings that the expected values can be counted by hand.
 """
 
 import base64
@@ -101,7 +101,7 @@ def test_drawing_times_come_from_raw_files(folder):
 def test_a_drawing_time_of_a_day_counts_as_a_minute(folder):
     """A drawing time above one minute, which must be wrong, counts as one minute.
 
-    Otherwise a drawing time of a day would stretch the chart and need much memory.
+    Otherwise a drawing time of a day would stretch the chart, and its many tenths of a second would need much memory.
     """
     (folder / "raw" / "ant.ndjson").write_text(line([[[1, 2], [1, 2], [0, 86_400_000]]]))
     assert explored(folder).classes[0].raw.durations == {600: 1}
@@ -116,7 +116,7 @@ def test_mean_and_deviation_agree_with_numpy(folder, noise):
 
 
 def test_copies_are_found_within_and_across_classes(folder, noise):
-    """Copies of a bitmap are found in one class and across classes.
+    """`explore` counts the copies of a bitmap in the same class and in other classes.
 
     Copies are equal byte for byte: a bitmap in which one pixel differs is not a copy.
     """
@@ -151,7 +151,7 @@ def test_near_empty_drawings_are_found_and_shown(folder, noise, tmp_path):
 def test_similar_classes_are_neighbours(noise):
     """Of three classes, the two whose drawings are similar are the first pair of neighbours.
 
-    The similar classes consist of one drawing with random noise. The numbers of rows of the classes have no effect.
+    Both similar classes consist of the same drawing with random noise. Unequal numbers of rows have no effect.
     """
     like, unlike = noise(2).astype(np.float64)
     rng = np.random.default_rng(0)
@@ -170,7 +170,7 @@ def test_similar_classes_are_neighbours(noise):
 
 
 def test_a_class_of_one_drawing_can_be_compared(folder, noise, tmp_path):
-    """A class of one drawing can be compared with other classes; without another class, there is no comparison."""
+    """Even a class of one drawing is compared with other classes; a single class is not compared."""
     write_bitmaps(folder / "numpy_bitmap" / "bee.npy", noise(1))
     assert explored(folder).neighbours.compared == (6, 1)
     assert explored(folder, ("bee",)).neighbours is None
@@ -211,7 +211,7 @@ def test_only_the_rows_asked_for_are_read(folder):
 
 
 def test_progress_is_reported_for_each_file(folder):
-    """For each file, the number of drawings is reported first, and then the number of drawings that were read."""
+    """For each file, the total number of drawings is reported first, and then how many of them have been read."""
     announced, done = [], Counter()
 
     def progress(name, rows):
@@ -266,8 +266,8 @@ MISSING = {
 def test_missing_files_are_named_with_the_command_that_fetches_them(folder, tmp_path, kept):
     """For each format without files, the page names what is missing and the command that fetches the files.
 
-    Raw files can be simplified, so the page needs no simplified files if there are raw files. No picture of the page is
-    empty.
+    If there are raw files, the page simplifies their strokes and does not name simplified files as missing. No picture
+    of the page is empty.
     """
     for kind in set(MISSING) - set(kept):
         shutil.rmtree(folder / kind)
@@ -333,7 +333,8 @@ def test_files_without_a_drawing_are_refused(tmp_path):
 def test_lines_are_coloured_and_played_in_the_order_of_drawing():
     """The pieces of a drawing are coloured and animated in the order in which they were drawn.
 
-    The times of a raw drawing determine colours and start times. A single point becomes a line, which is visible.
+    The times of a raw drawing determine the colours and the start times of its pieces. A single point becomes a line of
+    two equal points, which is visible as a dot.
     """
     pieces = timed(drawing(RAW))
     assert pieces[0]["colour"] == TIME_COLOURS[0]

@@ -42,7 +42,8 @@ def google_npy(array: np.ndarray) -> bytes:
 def json_line(number: int) -> bytes:
     """Return a line with a drawing of about 1,500 bytes.
 
-    The drawing is longer than the mean drawing, so that the first request for a number of drawings is too short.
+    The drawing is longer than the mean drawing of Google's simplified files. So the first request for a number of
+    drawings, whose size is estimated from the mean, receives too few bytes.
     """
     return json.dumps({"key_id": str(number), "drawing": [[[number] * 250, [7] * 250]]}).encode() + b"\n"
 
@@ -133,7 +134,10 @@ class TestFirstRows:
         assert np.array_equal(np.load(path), DRAWINGS[:rows])
 
     def test_no_unnecessary_byte_is_requested(self, bucket, request_for):
-        """A fetch requests only the first bytes of a file, the missing rows, and an overlap of these two ranges."""
+        """A fetch sends two requests: for the first bytes of the file, and for the missing rows.
+
+        The second range begins a few bytes before the end of the first range.
+        """
         fetched(request_for(100))
         assert bucket.ranges_of(BEAR) == [
             (0, HEAD_BYTES - 1),
@@ -142,7 +146,7 @@ class TestFirstRows:
 
     @pytest.mark.parametrize("header_bytes", [80, 128])
     def test_npy_headers_of_any_length_are_parsed(self, bucket, request_for, header_bytes):
-        """Headers of .npy files are parsed with any length, also headers that Python 2 wrote."""
+        """Headers of .npy files are parsed, whatever their length is, and even if Python 2 wrote them."""
         head = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({ROWS}L, 784L), }}".encode()
         magic = b"\x93NUMPY\x01\x00" + (header_bytes - 10).to_bytes(2, "little")
         bucket.files[BEAR] = magic + head.ljust(header_bytes - 11) + b"\n" + DRAWINGS.tobytes()
@@ -154,7 +158,8 @@ class TestFirstRows:
     def test_the_first_strokes_are_whole_drawings(self, request_for, form, drawings, rows):
         """A fetch of the first drawings of a file of strokes writes exactly these drawings.
 
-        If a response ends within a drawing, the rest of this drawing is fetched, or its beginning is removed.
+        If a response ends within a drawing, either the rest of this drawing is fetched, or the incomplete drawing is
+        removed.
         """
         assert fetched(request_for(rows, form=form))["bear"].rows == rows
         assert content(request_for(rows, form=form)) == b"".join(drawings[:rows])
@@ -162,7 +167,8 @@ class TestFirstRows:
     def test_a_stroke_file_with_fewer_drawings_than_expected_is_complete(self, bucket, request_for):
         """A file of strokes is complete even if it has fewer drawings than were requested.
 
-        Only the numbers of drawings in .npy files are published. The last line may have no newline.
+        Google publishes the numbers of drawings of .npy files only, so more drawings than exist may be requested. The
+        last line may have no newline.
         """
         bucket.files["simplified/bear.ndjson"] = b"".join(LINES[:50])[:-1]
         assert fetched(request_for(60, form="simplified"))["bear"].rows == 50
@@ -182,7 +188,7 @@ class TestWholeFiles:
 
     @STROKES
     def test_whole_stroke_files_are_the_bucket_file_byte_for_byte(self, request_for, form, drawings):
-        """A whole file of each stroke format is the bucket's file byte for byte."""
+        """If all drawings are requested, the fetched file of each stroke format is the bucket's file byte for byte."""
         assert fetched(request_for(None, form=form))["bear"].rows == ROWS
         assert content(request_for(None, form=form)) == b"".join(drawings)
 
@@ -198,7 +204,7 @@ class TestWholeFiles:
     def test_a_wrong_size_is_refused_before_the_download(self, bucket, request_for):
         """A file of a wrong size is refused after the first request, before the rest of the file is downloaded.
 
-        A whole file has about 115 MB.
+        The download of a real file would be about 115 MB.
         """
         bucket.files[BEAR] = google_npy(DRAWINGS[:-1])
         with pytest.raises(FetchFailed, match=f"expected {len(NPY)} bytes, the server has {len(NPY) - 784}"):
@@ -208,7 +214,7 @@ class TestWholeFiles:
     def test_strokes_are_verified_against_the_digest_of_the_bucket(self, bucket, request_for):
         """A file of strokes is refused if its MD5 digest differs from the digest that the bucket sends.
 
-        No other digests of files of strokes are published.
+        Unlike for .npy files, Google publishes no other digests of files of strokes.
         """
         bucket.md5["binary/bear.bin"] = "AAAAAAAAAAAAAAAAAAAAAA=="
         with pytest.raises(FetchFailed, match=r"expected md5 A+==, got "):
@@ -253,7 +259,10 @@ class TestExistingFiles:
 
     @pytest.mark.parametrize(("more", "stop"), [(300, 80 + 300 * 784), (None, len(NPY))])
     def test_more_rows_request_only_the_missing_ones(self, bucket, request_for, more, stop):
-        """More rows need only the missing bytes, and the whole file has the header of Google's file."""
+        """If more rows are requested than before, only the missing bytes and a short overlap are fetched.
+
+        The file then has the contents of Google's file.
+        """
         fetched(request_for(100))
         bucket.requests.clear()
         fetched(request_for(more))
@@ -294,7 +303,7 @@ class TestExistingFiles:
 
 class TestTransientFaults:
     def test_an_interrupted_download_resumes(self, bucket, request_for):
-        """An interrupted download resumes where it stopped, any number of times, if each response brings new bytes."""
+        """An interrupted download resumes where it stopped, however often, as long as each response has new bytes."""
         cuts = range(30_000, 300_000, 30_000)
         bucket.cuts[BEAR] = [HEAD_BYTES, *cuts]
         fetched(request_for(None))
@@ -365,7 +374,7 @@ class TestPermanentFaults:
     @pytest.mark.parametrize("form", FORMATS)
     @pytest.mark.parametrize("page", [b"<!doctype html> sign in", b"\n<HTML>" + bytes(9000)])
     def test_a_web_page_is_refused_and_deleted(self, bucket, request_for, form, page):
-        """A web page is refused and deleted, because a login page or a captive portal has status 200."""
+        """A web page in place of drawings is refused and deleted; login pages and captive portals have status 200."""
         bucket.ignores_range = True
         bucket.files = dict.fromkeys(bucket.files, page)
         for rows in (None, 5):
@@ -407,7 +416,7 @@ class TestPermanentFaults:
         assert partial(request_for(None)).read_bytes() == held
 
     def test_a_file_that_changes_during_the_download_is_refused(self, bucket, request_for):
-        """A file that changes during the download is refused, because its size differs."""
+        """If the size of a file in the bucket changes during its download, the fetch fails."""
         bucket.holds[BEAR] = [HEAD_BYTES, 100_000]
         bucket.cuts[BEAR] = [HEAD_BYTES, 150_000]
         with ThreadPoolExecutor() as pool:
@@ -419,7 +428,7 @@ class TestPermanentFaults:
                 fetching.result()
 
     def test_another_range_than_requested_is_refused(self, bucket, request_for):
-        """A response with another range of bytes than the requested range is refused, as it would shift the rows."""
+        """A response with another byte range than requested is refused, because its bytes would shift the rows."""
         bucket.misplaced_bytes = 784
         with pytest.raises(FetchFailed, match="expected bytes from 0 and the file's size, got "):
             fetched(request_for(5))
@@ -503,7 +512,7 @@ class TestFolder:
         ],
     )
     def test_the_default_folder_is_in_the_cache_of_the_user(self, environment, folder):
-        """The default folder is in the user's cache, unless SKETCHBATCH_DATA names another folder."""
+        """The default folder for drawings is in the user's cache, unless SKETCHBATCH_DATA names another folder."""
         assert cache_folder(environment) == folder
 
 
@@ -520,7 +529,7 @@ class TestClasses:
         assert all(len(bytes.fromhex(expected.sha256)) == 32 for expected in catalogue.values())
 
     def test_repeated_names_are_dropped(self):
-        """Repeated names are dropped, and the order of the names is kept."""
+        """Class names that are given twice are used once, and the order of the names is kept."""
         catalogue = read_catalogue()
         assert known_classes("cat, bear,cat,", catalogue) == ("cat", "bear")
         assert known_classes("all", catalogue) == tuple(catalogue)

@@ -52,8 +52,8 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy(accura
 def test_top_3_counts_the_three_highest_scores():
     """`top_3` is the share of drawings whose true label has one of the three highest scores.
 
-    With three classes, the share is 1. In the example with four classes, the true label of one of four drawings has the
-    lowest score.
+    With three classes, the share is always 1. In the example with four classes and four drawings, the true label of one
+    drawing has the lowest score, so the share is 0.75.
     """
     scores, class_index = predictions(100, accuracy=0.5, confidence=0.7)
     assert evaluate_scores(scores, class_index, LABELS[:3]).top_3 == 1
@@ -71,9 +71,9 @@ def graph(nodes, weights, out):
 
 
 def test_flops_and_parameters_are_counted_from_the_graph():
-    """FLOPs and parameters are counted from the nodes of the graph, for one row.
+    """The FLOPs per row and the parameters are counted from the nodes of the graph.
 
-    A multiplication by a weight and the addition of the product count as two operations.
+    A multiplication by a weight and the addition of the product count as two FLOPs.
     """
     conv = helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1], strides=[2, 2])
     flat = helper.make_node("Flatten", ["c"], ["f"])
@@ -85,7 +85,7 @@ def test_flops_and_parameters_are_counted_from_the_graph():
 
 
 def test_rows_per_second_are_measured_for_each_model(root):
-    """Rows per second are measured for each model file."""
+    """`rows_per_s` measures the speed of each model file, in rows per second."""
     path = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
     speeds = cost.rows_per_s([path, path], np.random.default_rng(0).integers(0, 256, (10, 28, 28), np.uint8))
     assert len(speeds) == 2

@@ -23,7 +23,7 @@ pytestmark = [
 
 
 class Silent:
-    """Listen to the progress of a training, and print nothing."""
+    """Receive the progress of a training and print nothing."""
 
     def on_start(self, *_):
         """Ignore the call."""
@@ -138,7 +138,7 @@ def test_recognised_drawings_have_their_own_figures(runs, tmp_path, monkeypatch)
 
 
 def test_models_of_different_drawings_have_a_warning(runs, tmp_path):
-    """If two models were evaluated on different drawings, the page states that their figures cannot be compared."""
+    """If two models were evaluated on different drawings, the page has a warning that says so."""
     other = Run(tmp_path / "other")
     other.folder.mkdir()
     for path in (runs[1].onnx, runs[1].history):
@@ -150,7 +150,7 @@ def test_models_of_different_drawings_have_a_warning(runs, tmp_path):
 
 
 def test_a_run_without_an_exported_model_is_refused(runs, tmp_path):
-    """A run without an exported model has no page; the error names the command to run first."""
+    """For a run without an exported model, no page is written, and the error names the command to run first."""
     run = Run(tmp_path / "run")
     run.folder.mkdir()
     run.write_config(runs[0].read_config())

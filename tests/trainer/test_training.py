@@ -38,13 +38,14 @@ TINY_COMPACT = replace(
     COMPACT,
     network=ResidualNetwork(stem_filters=4, stem_strides=2, stage_filters=(4,), head_units=8, dropout=0.2),
     max_epochs=3,
-    batch_rows=37,  # four equal batches of the 148 training rows: a smaller last batch costs seconds of tracing
+    # The 148 training rows are four equal batches. TensorFlow would trace a smaller last batch again, for seconds.
+    batch_rows=37,
 )
 SHORT_COMPACT = replace(TINY_COMPACT, max_epochs=1, batch_rows=148)
 
 
 class Listener:
-    """Record where a training started, and call `interrupt` after each step.
+    """Record at which epoch and step a training started, and call `interrupt` after each step.
 
     The arguments of `interrupt` are the number of finished epochs, and the number of finished steps of the next epoch.
     """
@@ -66,7 +67,7 @@ class Listener:
 
 @contextmanager
 def without_graphs():
-    """Let TensorFlow run each step without a graph, because tracing a graph takes longer than a few steps."""
+    """Make TensorFlow run each step without a graph, because tracing a graph takes longer than a few steps."""
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(True)
@@ -127,7 +128,9 @@ def run(dataset, tmp_path_factory) -> Run:
     return train(dataset, tmp_path_factory.mktemp("run"))
 
 
-SNAPSHOTS = {  # by moment of a kill: epochs and steps that were finished, and those at which the next training resumes
+# By moment at which a training is killed: (finished epochs, finished steps of the next epoch) at this moment, and
+# (epochs, steps) at which the resumed training starts.
+SNAPSHOTS = {
     "first step after an epoch": ((1, 1), (1, 0)),
     "within an epoch": ((1, 3), (1, 2)),
     "after the last epoch, before its history": ((2, None), (3, 0)),
@@ -187,9 +190,9 @@ def test_a_killed_training_resumes_to_the_same_weights(dataset, compact, compact
 
 @pytest.fixture(scope="module")
 def retrained(dataset, run, tmp_path_factory) -> tuple[Run, list]:
-    """Train again with the request of `run`, in a folder that contains the output of another request.
+    """Train again with the request of `run`, in a folder with output files of a training with another request.
 
-    Return the new run, and the paths of the files of the other request.
+    Return the new run, and the paths of these output files.
     """
     again = Run(tmp_path_factory.mktemp("again"))
     again.test.mkdir()
@@ -204,7 +207,7 @@ def retrained(dataset, run, tmp_path_factory) -> tuple[Run, list]:
 
 
 def test_equal_requests_give_equal_weights(run, retrained):
-    """Two trainings with equal requests, in particular with the same seed and drawings, have exactly equal weights.
+    """Two trainings with equal requests, which include the seed and the drawings, give exactly equal weights.
 
     A training does not resume from the checkpoint of another request.
     """
@@ -246,9 +249,9 @@ def test_the_compact_network_adds_filters_at_each_halving():
 
 
 def test_every_residual_recipe_can_use_the_light_network():
-    """`with_network` returns a recipe with another network, which has the same dropout as the original network.
+    """`with_network` replaces the network of a residual recipe by the network `light` or `compact`.
 
-    All other values of the recipe stay.
+    The new network has the dropout of the recipe's network. All other values of the recipe stay the same.
     """
     from sketchbatch_trainer.train.networks import build
 
@@ -262,7 +265,7 @@ def test_every_residual_recipe_can_use_the_light_network():
 
 
 def test_class_balance_raises_the_weight_of_rare_classes():
-    """The weight of a class is proportional to (its number of rows) to the power of -balance.
+    """The weight of a class is proportional to N ** -balance, where N is its number of rows.
 
     The mean weight of all rows is 1.
     """
@@ -278,7 +281,8 @@ def test_class_balance_raises_the_weight_of_rare_classes():
 
 def test_training_stops_when_the_validation_loss_no_longer_falls(dataset, tmp_path):
     """Training stops `patience` epochs after the best epoch, and the model has the weights of the best epoch."""
-    recipe = replace(TINY_ARTICLE, max_epochs=60, batch_rows=100, learning_rate=0.1, patience=1)  # small last batch
+    # with 100 rows per batch, the last batch of an epoch is smaller than the others
+    recipe = replace(TINY_ARTICLE, max_epochs=60, batch_rows=100, learning_rate=0.1, patience=1)
     with without_graphs():
         run = train(dataset, tmp_path, recipe)
     losses = [epoch["val_loss"] for epoch in history(run)]
@@ -290,14 +294,14 @@ def test_training_stops_when_the_validation_loss_no_longer_falls(dataset, tmp_pa
 
 
 def kernels(run: Run):
-    """Return the first weights of each layer with weights, in order."""
+    """Return the first weight array of each layer that has trainable weights, in order."""
     return [layer.get_weights()[0] for layer in load(run).layers if layer.trainable_weights]
 
 
 def test_a_training_can_start_from_the_weights_of_another_run(data, dataset, compact, run, tmp_path):
     """A training can start from the weights of another run that has the same network; other networks are refused.
 
-    The weights of the last layer are copied by label, if the other run knows all labels of the new training.
+    The weights of the last layer are copied class by class, if the other run has all labels of the new training.
     """
     frozen = replace(SHORT_COMPACT, learning_rate=0.0, average_decay=0.0)
     pair = read_dataset(DatasetRequest(folder=data, labels=("dog", "bear")))
@@ -320,7 +324,7 @@ def test_a_training_can_start_from_the_weights_of_another_run(data, dataset, com
 def test_a_training_can_use_teachers(data, dataset, compact, run, tmp_path):
     """With teachers, the share `teacher_share` of each target comes from the teachers' scores, the rest from the label.
 
-    With a share of 1, the labels have no effect. Teachers with other labels are refused.
+    With a share of 1, the labels have no effect on the targets. Teachers with other labels are refused.
     """
     taught = replace(SHORT_COMPACT, teacher_share=1.0, network=replace(SHORT_COMPACT.network, dropout=0.0))
     smooth = replace(taught, label_smoothing=0.9)

@@ -109,7 +109,7 @@ def test_a_variant_has_the_signature_and_metadata_of_float32(run, variant):
     scores = scores_of(run, variant)
     assert scores.dtype == np.float32
     assert scores.sum(axis=1) == pytest.approx(1, abs=1e-5)
-    assert np.unique(scores).size > 256  # with scores in 8 bits there would be at most 256 values
+    assert np.unique(scores).size > 256  # the scores themselves are not int8, which would give at most 256 values
 
 
 def metrics_of(run: Run, variant: Variant) -> dict:
@@ -133,7 +133,7 @@ def test_the_int8_file_contains_its_comparison_with_float32(run):
     assert metrics["parity_max_difference"] == pytest.approx(np.abs(scores - expected).max(), abs=1e-6)
     assert metrics["parity_mean_difference"] == pytest.approx(np.abs(scores - expected).mean(), abs=1e-6)
     assert set(metrics) >= {"balanced_accuracy", "specificity", "matthews_corrcoef", "jaccard"}
-    assert metrics["float32_accuracy"] > 0.8  # at a low accuracy, rounding could not lower it further
+    assert metrics["float32_accuracy"] > 0.8  # a model that is wrong anyway would not show the effect of rounding
 
 
 def test_float16_metrics_include_the_rounding_of_cuda(run):
@@ -147,7 +147,7 @@ def test_float16_metrics_include_the_rounding_of_cuda(run):
 
 
 def test_variants_store_their_weights_in_fewer_bits(run):
-    """In the variants, every weight matrix is stored as float16 or int8, and both files are valid ONNX models."""
+    """Each variant stores every weight matrix in its own number format, float16 or int8, in a valid ONNX file."""
     widths = {Variant.FLOAT32: onnx.TensorProto.FLOAT, Variant.FLOAT16: onnx.TensorProto.FLOAT16,
               Variant.INT8: onnx.TensorProto.INT8}  # fmt: skip
     for variant, width in widths.items():
@@ -196,10 +196,10 @@ def test_float16_scores_that_differ_too_much_are_refused():
 
 @pytest.mark.parametrize(("rows", "limit"), [(100, 5), (1_000, 5), (10_000, 50)])
 def test_a_variant_may_lose_half_a_point_or_five_drawings(rows, limit):
-    """A variant may lose correct predictions, compared with float32, for at most 0.5 % of the rows or for 5 rows.
+    """A variant may have fewer correct predictions than float32: by 0.5 % of the rows or by 5, whichever is more.
 
-    The larger of these two numbers is the limit. It applies to the difference: a drawing that only the variant predicts
-    correctly compensates for a drawing that only float32 predicts correctly.
+    The limit applies to the difference of the two counts. A drawing that only the variant predicts correctly thus
+    compensates for a drawing that only float32 predicts correctly.
     """
     held_out = HeldOut(np.zeros((rows, 28, 28), np.uint8), np.zeros(rows, np.int64), 2)
     right, wrong = np.array([0.6, 0.4], np.float32), np.array([0.4, 0.6], np.float32)
@@ -216,7 +216,7 @@ def test_a_variant_may_lose_half_a_point_or_five_drawings(rows, limit):
 
 
 def test_a_variant_without_its_inputs_names_the_missing_step(tmp_path, tiny_run):
-    """If a file that the export of a variant needs is missing, the error names the command to run first."""
+    """If the float32 file or the calibration drawings are missing, the error names the command to run first."""
     with pytest.raises(RunIncomplete, match="first run: sketchbatch-train export"):
         export_variant(Run(tmp_path / "nothing"), Variant.FLOAT16)
     with pytest.raises(RunIncomplete, match=r"calibration\.npy does not exist yet; first run: sketchbatch-train train"):
