@@ -53,7 +53,7 @@ class Generator:
         self._write(json.dumps(asdict(load)))
 
     def end(self) -> Counted:
-        """End the window; return the counts of the window when all requests are answered."""
+        """End the window, wait until all its requests are answered, and return the counts of the window."""
         self._write("stop")
         return self._read()
 

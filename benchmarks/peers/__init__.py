@@ -80,7 +80,7 @@ class Peer:
 
     @property
     def style(self) -> str:
-        """The style in the peer's name, or else the default style; "" = the peer has no styles."""
+        """STYLE of the peer's name NAME@STYLE, or the first of `styles` if the name has none; "" = no styles exist."""
         return self.name.partition("@")[2] or next(iter(self.styles), "")
 
     def takes(self, workload: str) -> bool:

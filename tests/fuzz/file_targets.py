@@ -250,7 +250,7 @@ def long_record(chance) -> bytes:
 
 
 def mostly(usual, slow, share: float):
-    """Return a function that makes the fraction `share` of its inputs with `slow`, and the others with `usual`."""
+    """Return a function that makes one input per call, with `slow` in the fraction `share` of calls, else `usual`."""
     return lambda chance: (slow if chance.random() < share else usual)(chance)
 
 

@@ -68,7 +68,7 @@ def test_the_split_of_a_drawing_depends_on_its_bitmap_alone(folder):
 
 
 def test_every_row_keeps_its_label(folder):
-    """The class index of a row is the position of its label in the request."""
+    """The class index of a row is the position of its label in the list of labels that `read` was called with."""
     ants = rows_of(read(folder, ("bee", "ant")).train)
     drawings = read(folder, ("ant", "bee"))
     assert rows_of(drawings.train) == ants

@@ -18,7 +18,8 @@ from .geometry import MARGIN, PEN, SCALE, SIDE, Layout
 _FILE_NAMES = ("libcairo.so.2", "libcairo.2.dylib", "libcairo-2.dll")
 _POINTER, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_double
 _TEXT = ctypes.c_char_p
-# (type of result, *types of arguments): names without the prefix cairo_; https://www.cairographics.org/manual/
+# The used functions of https://www.cairographics.org/manual/: signature (type of the result, *types of the arguments)
+# -> names without the prefix cairo_.
 _FUNCTIONS = {
     (None, _POINTER): ("destroy", "stroke", "surface_destroy", "surface_flush", "surface_mark_dirty"),
     (None, _POINTER, _POINTER): ("append_path",),

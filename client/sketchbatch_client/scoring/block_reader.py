@@ -1,7 +1,7 @@
-"""Read the parts of a job as batches for the service, in order; reader processes decode strokes and pictures.
+"""Read the rows of a job's parts, in order, as arrays to send; reader processes decode strokes and pictures.
 
-Flow: parts -> segments (rows of one source) -> blocks, each read by the next free process -> batches. A batch has about
-as many rows as one request.
+Flow: parts -> segments (rows of one source) -> blocks, each read by the next free process -> batches. A batch, here, is
+an array of about as many rows as one request has.
 """
 
 import multiprocessing

@@ -143,7 +143,7 @@ class AioServer:
 
 
 class _Methods(grpc.GenericRpcHandler):
-    """Find the handler of a method, as `adapted` returns it; keep it for the later calls of the method."""
+    """Find the handler of a method, convert it with `adapted`, and keep the result for later calls of the method."""
 
     def __init__(self, answers: Answers) -> None:
         self.handlers: list[grpc.GenericRpcHandler] = []
