@@ -30,15 +30,15 @@ from sketchbatch_service.transport.tls import TlsFiles, server_credentials
 from sketchbatch_service.transport.tokens import TokenFile
 from targets import Target, corpus, in_process, mutants
 
-ROWS = 4  # the rows to read at the start and at the end of each file
-PICTURE_MIB = 700  # docs/security.md: 20 bytes per pixel, 36 million pixels
+ROWS = 4  # number of rows to read at the start of each file, and again at its end
+PICTURE_MIB = 700  # memory for the largest picture: 36 million pixels, 20 bytes per pixel (docs/security.md)
 
 
 def drawings(ending: str, *, evaluates: bool = True):
-    """Return a function that begins trials of files of drawings with the name ending `ending`.
+    """Return a value for `Target.begin` that writes each input to a file named `input{ending}`, and reads its drawings.
 
-    A trial reads a file as `sketchbatch score` does. If `evaluates` is true, about half of the files are read as
-    `sketchbatch evaluate` does.
+    The file is read in the same way as by `sketchbatch score`. If `evaluates` is true, about half of the files are read
+    in the same way as by `sketchbatch evaluate`.
     """
 
     def check(data: bytes, folder: Path) -> None:
@@ -83,7 +83,7 @@ def _check_message(error: Exception) -> None:
 
 
 def line(data: bytes, folder: Path) -> None:
-    """Parse a line of .ndjson, which the demo page receives as well."""
+    """Parse one line of an .ndjson file; the demo page parses its requests with the same function."""
     try:
         from_line(data)
     except ValueError as error:
@@ -99,7 +99,7 @@ def record(data: bytes, folder: Path) -> None:
 
 
 def bitmaps(data: bytes, folder: Path) -> None:
-    """Parse a Classify message and decode its bitmaps; `take_out` must give the same result as protobuf."""
+    """Parse a Classify message and decode its bitmaps; `large_field.take_out` and protobuf must agree."""
     taken = large_field.take_out(data, pb.ClassifyRequest.BITMAPS_FIELD_NUMBER)
     try:
         if taken:
@@ -125,7 +125,7 @@ def tensors(data: bytes, folder: Path) -> None:
 
 
 def manifest(data: bytes, folder: Path) -> None:
-    """Read the manifest of a finished job, merge its output, and read the manifest of an unfinished job."""
+    """Read the input as the manifest of a finished job and merge its output; then read it as an unfinished job's."""
     output = folder / "labels.csv"
     output.write_bytes(b"source,row\n")
     (folder / "labels.csv.manifest.json").write_bytes(data)
@@ -144,7 +144,10 @@ def manifest(data: bytes, folder: Path) -> None:
 
 
 def part(data: bytes, folder: Path) -> None:
-    """Read a part of a job: a damaged part has no digest, and any other part must be readable."""
+    """Read the input as the file of a finished part of a job.
+
+    `Parts.digest` returns None if the file is damaged. If it returns a digest, the rows of the part must be readable.
+    """
     (folder / "part-0000000.arrow").write_bytes(data)
     parts = Parts(folder)
     if parts.digest(0) is not None:
@@ -154,7 +157,10 @@ def part(data: bytes, folder: Path) -> None:
 
 
 def model(data: bytes, folder: Path) -> None:
-    """Load a model file, which must be refused, or else run and have a description that fits into a message."""
+    """Load the input as a model file, which must either be refused or run.
+
+    If the model runs, a protobuf message must be able to contain its description.
+    """
     path = folder / "model.onnx"
     path.write_bytes(data)
     try:

@@ -1,8 +1,8 @@
 """Send hostile inputs to every parser, RPC and port: `make fuzz INPUTS=N SEED=N TARGETS=NAME,NAME`.
 
 Each target runs in a process of its own, which must not crash, hang or use much memory. The seed, the corpus and the
-number of an input determine its bytes. A harmful input is saved, and its finding contains the command that tries the
-input again.
+index of an input determine its bytes. Each harmful input is saved as a file. The results list each harmful input as a
+finding, with the command that tries the input again.
 """
 
 import argparse
@@ -36,10 +36,11 @@ ALL = {target.name: target for target in [*RPCS, *PORTS, *FILES]}
 HANG_S = 60.0
 """Seconds without progress after which a process is killed.
 
-Other limits are lower: an input may take `SLOW_S` CPU seconds, and a batch of RPCs 20 s.
+Lower limits apply to inputs that make progress: `SLOW_S` CPU seconds per input in a parser, and 20 s per RPC.
 """
 
-_ADDRESS_BYTES = 8 << 30  # limit of a process's address space, which protects the machine; the libraries map some GB
+# limit of a process's address space: no input can use all memory of the machine; the libraries alone map some GB
+_ADDRESS_BYTES = 8 << 30
 _MAX_FINDINGS = 20  # largest number of findings that are recorded per target
 
 
@@ -160,7 +161,7 @@ def _monitor(process: Any, current: Any, receive: Any, save: Callable[[int, str]
 
 
 def _work(name: str, first: int, end: int, seed: int, current: Any, send: Any) -> None:
-    """Try inputs `first` to `end` - 1 in a separate process; `current` holds the number of the latest input."""
+    """Try inputs `first` to `end` - 1 in a separate process; `current` holds the index of the latest input."""
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
     warnings.simplefilter("ignore")  # such as warnings about unusual picture headers
     target, peak_mib = ALL[name], 0.0
@@ -186,7 +187,7 @@ def _work(name: str, first: int, end: int, seed: int, current: Any, send: Any) -
 
 @contextmanager
 def prepared(target: Target) -> Iterator[Trial]:
-    """Yield the trial of a target, which uses a temporary folder; the folder is in memory if possible."""
+    """Yield the function that tries inputs of `target`; its temporary folder is in memory if possible."""
     memory = Path("/dev/shm")
     with (
         tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory if memory.is_dir() else None) as folder,

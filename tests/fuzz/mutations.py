@@ -1,6 +1,6 @@
 """Make hostile inputs by changes of valid inputs.
 
-The seed, the name of the target and the number of an input determine its bytes. The changes flip, cut, join and
+The seed, the name of the target and the index of an input determine its bytes. The changes flip, cut, join and
 overwrite bytes. Text receives deep nesting, huge numbers and invalid UTF-8. Zip files and the chunks of PNG files are
 packed again after a change, so that their checksums fit the invalid contents.
 """
@@ -60,7 +60,7 @@ _TOKEN = re.compile(rb'-?\d+(?:\.\d+)?|"[^"]*"|true|false|null')
 
 
 def input_of(make: Make, target: str, seed: int, number: int) -> bytes:
-    """Make input `number` of a target, independently of all other inputs."""
+    """Make the input with index `number` of a target; its bytes do not depend on other inputs."""
     return make(random.Random(f"{seed} {target} {number}"))
 
 
@@ -69,7 +69,8 @@ def of_seeds(seeds: Sequence[bytes], *changes: Callable[[bytes, random.Random], 
 
     Args:
         seeds: Valid inputs.
-        changes: Changes for the format of the seeds; if there are any, about half of all changes are of this kind.
+        changes: Functions that make changes which fit the format of the seeds. If this argument has any, about half of
+            all changes are made by them.
     """
 
     def make(chance: random.Random) -> bytes:
@@ -129,7 +130,7 @@ def insert(data: bytes, chance: random.Random) -> bytes:
 
 
 def number(data: bytes, chance: random.Random) -> bytes:
-    """Overwrite 1, 2, 4 or 8 bytes at a random place, which may be a length, with an extreme number."""
+    """Overwrite 1, 2, 4 or 8 bytes at a random place, where a length may be stored, with an extreme number."""
     width, order = chance.choice((1, 2, 4, 4, 8)), chance.choice(("little", "big"))
     value = chance.choice(_WIDE_EDGES) % (1 << 8 * width)
     return _put(data, chance.randint(0, max(0, len(data) - width)), value.to_bytes(width, order))
@@ -163,7 +164,7 @@ def text_token(data: bytes, chance: random.Random) -> bytes:
 
 
 def nest(data: bytes, chance: random.Random) -> bytes:
-    """Replace a value of JSON with deeply nested brackets, to about the recursion limit of Python or far beyond."""
+    """Replace a JSON value with nested brackets: few levels, about as many as Python's recursion limit, or far more."""
     depth = chance.choice((10, 100, chance.randint(940, 1000), chance.randint(300, 340), 100_000))
     opening, closing = chance.choice(((b"[", b"]"), (b'{"a":', b"}"), (b"(", b")"), (b"-", b"")))
     tokens = list(_TOKEN.finditer(data[:20_000]))
@@ -172,12 +173,13 @@ def nest(data: bytes, chance: random.Random) -> bytes:
 
 
 def zipped(make: Make, names: Sequence[str]) -> Make:
-    """Return a function that makes valid zip files, whose members have the given names and inputs of `make`."""
+    """Return a function that makes valid zip files; each member has one of `names` and contains bytes of `make`."""
 
     def pack(chance: random.Random) -> bytes:
         file = io.BytesIO()
         kind = chance.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-        with zipfile.ZipFile(file, "w", kind) as archive, warnings.catch_warnings(action="ignore"):  # duplicate names
+        # zipfile warns if two members have the same name, which is intended here
+        with zipfile.ZipFile(file, "w", kind) as archive, warnings.catch_warnings(action="ignore"):
             for _ in range(chance.choice((1, 1, 2))):
                 archive.writestr(zipfile.ZipInfo(chance.choice(names)), make(chance), archive.compression)
         return file.getvalue()
@@ -186,7 +188,7 @@ def zipped(make: Make, names: Sequence[str]) -> Make:
 
 
 def png_chunk(data: bytes, chance: random.Random) -> bytes:
-    """Change the contents of one chunk of a PNG file, compressed or decompressed, and correct the chunk's checksum."""
+    """Change one chunk of a PNG file, as it is stored or after decompression, then correct the chunk's checksum."""
     chunks, at = [], 8
     while at + 12 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")

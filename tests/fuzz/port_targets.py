@@ -1,7 +1,7 @@
 """Send raw bytes to every port: gRPC, probes, metrics and the demo page.
 
-The service must answer or close each connection, a port that speaks HTTP/1.1 must not answer 500, and a valid request
-must succeed after each batch.
+The service must close each connection. A port for HTTP/1.1 must not return status 500 or 502. After each batch of
+inputs, a valid request must succeed.
 """
 
 import socket
@@ -21,7 +21,7 @@ _CONCURRENT_CONNECTIONS = 8
 
 
 def port(name: str) -> Callable:
-    """Send inputs to a port of a service, and read until the service closes the connection."""
+    """Return a value for `Target.begin` that sends each input to a port, and reads until the connection is closed."""
 
     @contextmanager
     def begin(folder: Path) -> Iterator[Trial]:
@@ -80,7 +80,10 @@ def _send(host: str, number: int, data: bytes, *, is_http: bool) -> str:
 
 
 def _connected(host: str, number: int) -> socket.socket:
-    """Connect to a port, again if it is closed for a moment: FINDINGS.md, the path that is not UTF-8."""
+    """Connect to a port, and retry for `_CLOSED_S` seconds if the port is closed.
+
+    A call whose path is not UTF-8 can close a port for a moment: FINDINGS.md.
+    """
     ends_at = time.monotonic() + _CLOSED_S
     while True:
         try:

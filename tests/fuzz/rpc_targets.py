@@ -1,7 +1,8 @@
 """Send hostile messages to every RPC of a running service; each call must end with a documented status.
 
-An input is any bytes, sent as a message or as a stream of messages. If protobuf can parse a message, its response must
-have the scores of the model or a documented error; if protobuf cannot, the status must be INVALID_ARGUMENT.
+An input consists of any bytes, which are sent as one message or as a stream of messages. If protobuf can parse a
+message, the service must return the scores of the model or a documented error. Otherwise the service must return the
+status INVALID_ARGUMENT.
 """
 
 import random
@@ -27,7 +28,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 _LIMIT_S = 20.0
 _REJECTIONS = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
 _TOO_LARGE = grpc.StatusCode.RESOURCE_EXHAUSTED
-_MESSAGE_BYTES = 2 * MAX_ROWS * 784 + 65536  # docs/security.md, "Limits"
+_MESSAGE_BYTES = 2 * MAX_ROWS * 784 + 65536  # the service's limit for the size of a message: docs/security.md
 
 OTHERS: list[tuple[str, type[Message] | None]] = [  # the first byte of an input chooses a method; None = no such method
     ("/sketchbatch.v1.ClassifierService/GetModel", pb.GetModelRequest),
@@ -52,7 +53,7 @@ _METADATA = (
 
 
 def _call_options(data: bytes) -> dict:
-    """Return unusual metadata and compression for some messages; equal bytes give equal options."""
+    """Return unusual metadata and compression for about a tenth of all messages; equal messages have equal options."""
     chance = random.Random(zlib.crc32(data))
     if chance.random() > 0.1:
         return {}
@@ -63,7 +64,10 @@ def _call_options(data: bytes) -> dict:
 
 
 def rpcs(send: Callable[[Service, list[bytes]], Iterator[str]]) -> Callable:
-    """Return a target's `begin` that sends a batch concurrently, then checks a valid request, memory and log."""
+    """Return a value for `Target.begin` that sends each batch with `send`, and then checks the service.
+
+    The check sends a valid request and inspects the memory and the log of the service.
+    """
 
     @contextmanager
     def begin(folder: Path) -> Iterator[Trial]:
@@ -82,7 +86,10 @@ def rpcs(send: Callable[[Service, list[bytes]], Iterator[str]]) -> Callable:
 
 
 def unary(method: str, kind: type[Message], check: Callable[[Service, Message, bytes], str]) -> Callable:
-    """Send messages to one method; `check` returns the problem of a response to a well-formed request."""
+    """Return a value for `Target.begin` that sends each input as the message of a call of one unary method.
+
+    `check` returns what is wrong with the response to a message that protobuf can parse; "" = nothing.
+    """
 
     def send(service: Service, inputs: list[bytes]) -> Iterator[str]:
         call = service.channel.unary_unary(method)
@@ -173,7 +180,11 @@ def _watches(service: Service, inputs: list[bytes]) -> Iterator[str]:
 def streams(
     method: str, kind: type[Message], response_type: type[Message], code_of: Callable[[Message], str]
 ) -> Callable:
-    """Send streams: each message must receive a response or an error, in order, up to the first invalid message."""
+    """Return a value for `Target.begin` that sends each input as a stream of messages.
+
+    If protobuf can parse all messages, each message must receive a response, which may contain an error. Otherwise the
+    stream must end with INVALID_ARGUMENT.
+    """
 
     def send(service: Service, inputs: list[bytes]) -> Iterator[str]:
         call = service.channel.stream_stream(method, None, response_type.FromString)
@@ -204,7 +215,7 @@ def _stream_problem(sent: list[bytes], responses, kind: type[Message], code_of: 
 
 
 def frames(data: bytes) -> list[bytes]:
-    """Split an input into at most 16 messages: 4 bytes of length before each, the last one possibly cut off."""
+    """Split an input into at most 16 messages, each with its length in 4 bytes before it; the last may be cut off."""
     found, at = [], 0
     while at + 4 <= len(data) and len(found) < 16:
         length = int.from_bytes(data[at : at + 4], "big")
@@ -214,7 +225,7 @@ def frames(data: bytes) -> list[bytes]:
 
 
 def framed(make: Callable[[random.Random], bytes]) -> Callable[[random.Random], bytes]:
-    """Return a maker of streams of up to five messages."""
+    """Return a function that makes inputs for streams: up to five messages that `make` makes, each after its length."""
 
     def stream(chance: random.Random) -> bytes:
         messages = [make(chance) for _ in range(chance.choice((0, 1, 2, 5)))]

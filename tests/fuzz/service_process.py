@@ -1,4 +1,7 @@
-"""Run a service of a tiny model and the demo page for hostile clients, and inspect scores, memory and log."""
+"""Run the processes that receive hostile inputs: a service with a tiny model, and the demo page.
+
+The module also checks the scores, the memory and the log of the service.
+"""
 
 import json
 import subprocess
@@ -97,7 +100,7 @@ class Service:
             try:
                 response = classify(request, timeout=20, wait_for_ready=True)
             except grpc.RpcError as exc:
-                # FINDINGS.md: a path that is not UTF-8 ends the open calls of the transport aio.
+                # On the transport aio, a call whose path is not UTF-8 ends all open calls: FINDINGS.md.
                 if not self.is_aio or exc.code() not in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE):
                     raise
         assert response.scores == self._scores.tobytes(), "a valid request received other scores"
@@ -124,11 +127,11 @@ class Service:
 def _is_harmless(line: str) -> bool:
     try:
         event = json.loads(line)
-        # FINDINGS.md: grpcio itself logs header names that are not UTF-8.
+        # grpcio itself logs an error if the name of a header is not UTF-8: FINDINGS.md.
         is_header = event.get("logger", "").startswith("grpc._cython") and event["message"].startswith(
             "Invalid encoding"
         )
-        # FINDINGS.md: a path that is not UTF-8 makes grpcio's own server fail, which the transport aio replaces.
+        # On the transport aio, a path that is not UTF-8 makes grpcio's server fail; aio then starts another server.
         is_path = "'utf-8' codec can't decode" in line
         return is_header or is_path or event["level"] in ("debug", "info")
     except (ValueError, KeyError):

@@ -31,17 +31,17 @@ class Target:
 
     name: str
     share: int
-    """How many of the inputs this target receives, in proportion to the shares of the other targets."""
+    """Weight of this target: with twice the share of another target, it receives twice as many inputs."""
     make: Make
     begin: Callable[[Path], AbstractContextManager[Trial]]
-    """Returns a context that yields the trial of this target; the trial may write to the given folder."""
+    """Returns a context that yields the function which tries inputs; this function may write to the given folder."""
     batch: int = 64
-    """Number of inputs in one call of the trial."""
+    """Number of inputs per call of the function that tries inputs."""
     memory_mib: int = MEMORY_MIB
 
 
 def corpus(name: str) -> list[bytes]:
-    """Return the inputs of a target in the repository: valid inputs, and inputs that were once harmful."""
+    """Return the inputs that the repository stores for a target: valid inputs, and inputs that were once harmful."""
     return [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
 
 
@@ -51,7 +51,7 @@ def mutants(name: str, *changes: Callable[[bytes, random.Random], bytes]) -> Mak
 
 
 def in_process(check: Callable[[bytes, Path], None]) -> Callable[[Path], AbstractContextManager[Trial]]:
-    """Return a value of `Target.begin` whose trial calls `check` with one input after another in this process.
+    """Return a value for `Target.begin`, with which inputs are tried by calls of `check` in this process.
 
     An input is harmful if `check` raises an exception or takes too long.
     """
@@ -72,7 +72,7 @@ def in_process(check: Callable[[bytes, Path], None]) -> Callable[[Path], Abstrac
 
 
 def _problem(check: Callable[[bytes, Path], None], data: bytes, folder: Path) -> str:
-    """Return the exception of `check`, or a message if `check` was slow; "" = no problem."""
+    """Call `check`; return a text that describes its exception or its slowness, "" = no problem."""
     started_at = time.process_time()
     try:
         check(data, folder)
