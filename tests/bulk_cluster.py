@@ -1,8 +1,9 @@
 """A stand-in for kubectl and a cluster: it runs the pods of bulk Jobs one after the other, without Kubernetes.
 
 As a script, this module accepts the kubectl commands of docs/bulk-scoring.md. The real kubectl renders the manifests
-and evaluates JSONPath. Jobs behave as Kubernetes documents: a Job that exists does not change, an index of an Indexed
-Job is retried up to `backoffLimitPerIndex`, and `podFailurePolicy` decides by the exit code of the container.
+and evaluates JSONPath. Jobs behave as the documentation of Kubernetes describes. A Job that exists cannot be
+changed. An index of an Indexed Job is retried up to `backoffLimitPerIndex` times. `podFailurePolicy` chooses an action
+by the exit code of the container.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import yaml
 Manifest = dict[str, Any]
 
 _GROUPS = {"Job": "job.batch", "NetworkPolicy": "networkpolicy.networking.k8s.io"}
-_CONFIG = "BULK_CLUSTER"  # environment variable with the path of the configuration, for the script
+_CONFIG = "BULK_CLUSTER"  # environment variable with the path of config.json, which the script reads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +35,11 @@ class BulkCluster:
     server: str
     """Address of the running service."""
     container: list[str] = field(default_factory=list)
-    """A command that runs a container of the client's image, up to the flags; empty = run pods as processes."""
+    """First words of a command that runs a container, before the flags and the image; empty = pods run as processes."""
     image: str = ""
 
     def environment(self) -> dict[str, str]:
-        """Create the cluster; return the environment in which `kubectl` is this stand-in."""
+        """Create the folders of the cluster; return environment variables with which `kubectl` runs this module."""
         root = Path(self.folder)
         for name in ("drawings", "scores", "objects", "bin"):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ class BulkCluster:
             print(f"{name} created")
 
     def get(self, name: str, output: str) -> None:
-        """Print a JSONPath of an object, evaluated by the real kubectl."""
+        """Print the value in an object that the JSONPath `output` selects; the real kubectl evaluates `output`."""
         command = [self.kubectl, "label", "--local", "-f", self._object(name), "test=test", "-o", output]
         subprocess.run(command, check=True)
 
@@ -131,7 +132,7 @@ class BulkCluster:
         return finished.returncode
 
     def _path(self, path: str) -> str:
-        """Return the path of a file of a volume on this machine."""
+        """Return the path on this machine for a path in a volume; return any other path unchanged."""
         return f"{self.folder}{path}" if path.startswith(("/drawings", "/scores")) else path
 
     def _object(self, name: str) -> Path:
@@ -142,7 +143,7 @@ class BulkCluster:
 
 
 def _action(spec: Manifest, code: int) -> str:
-    """Return the action of the first rule of `podFailurePolicy` for an exit code, or Count."""
+    """Return the action of the first rule in `podFailurePolicy` that lists the exit code; "Count" if there is none."""
     for rule in spec.get("podFailurePolicy", {}).get("rules", []):
         if code in rule.get("onExitCodes", {}).get("values", []):
             return str(rule["action"])

@@ -33,7 +33,7 @@ def steps(root: Path, heading: str) -> list[Step]:
 
 
 class Guide:
-    """A folder with a copy of deploy/, the overlays of docs/operations.md, and drawings."""
+    """Run the commands in a folder with a copy of deploy/, the overlays of docs/operations.md, and drawings."""
 
     def __init__(self, root: Path, folder: Path, environment: dict[str, str]) -> None:
         self.root, self.folder, self._environment = root, folder, environment
@@ -51,7 +51,10 @@ class Guide:
         return finished.stdout
 
     def run(self, name: str, heading: str = "Run", first: int = 0, last: int = 6) -> list[tuple[Step, str]]:
-        """Run steps below a heading, numbered from 0, for the run `name`; return each step and its output."""
+        """Run the steps `first` to `last` - 1 below a heading for the bulk run `name`; return each step and its output.
+
+        The first step below a heading has the index 0.
+        """
         done = []
         for step in steps(self.root, heading)[first:last]:
             step = Step(step.commands.replace("2026-11-30", name), step.output.replace("2026-11-30", name))

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 from onnx_models import write_model
 
-# Hypothesis tries the same examples on every machine, without a time limit. A failure is then caused by the code alone.
+# Hypothesis tries the same examples in every test run, without a time limit. Thus only the code can cause a failure.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
 
@@ -55,7 +55,7 @@ class Service:
     def __init__(self, model: Path, *flags: str) -> None:
         always = ("--address", "127.0.0.1:0", "--lame-duck-s", "0")
         command = [BIN / "sketchbatch-serve", "--model", model, *always, *flags]
-        # A service waits while the pipe of its log is full, and no test reads all of the log.
+        # The pipe is large, because a service waits while the pipe of its log is full, and no test reads the whole log.
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, pipesize=1 << 20, text=True, cwd=ROOT)
         self.ready = self.wait_for("SERVING")
         self.address: str = self.ready["address"]
@@ -78,20 +78,20 @@ class Service:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test that is marked `both_transports` once with each transport, if it starts a service."""
+    """Run a test once with each transport if the test is marked `both_transports` and uses the fixture `transport`."""
     if "transport" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_transports"):
         metafunc.parametrize("transport", ["core", "aio"], indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
 def transport(request: pytest.FixtureRequest) -> str:
-    """Return the transport of the services that the test starts; "auto" unless the test runs with both."""
+    """Return the transport for the services that a test starts; "auto" unless the test is marked `both_transports`."""
     return getattr(request, "param", "auto")
 
 
 @pytest.fixture(autouse=True)
 def transport_in_process(request: pytest.FixtureRequest) -> None:
-    """Let `in_process.serving` use the transport of the test, which is `core` unless the test runs with both."""
+    """Set the transport of `in_process.serving`: `core`, unless the test runs once with each transport."""
     is_chosen = "transport" in request.fixturenames
     chosen = request.getfixturevalue("transport") if is_chosen else "auto"
     in_process.transport = "core" if chosen == "auto" else chosen

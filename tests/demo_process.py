@@ -18,7 +18,7 @@ ROOF = [
     [[40.5, 200, 390], [300, 80.2, 310], [0, 150, 320]],
     [[60, 60, 370, 370], [310, 480, 480, 310], [600, 700, 800, 900]],
 ]
-ZIGZAG = [[[0, 500] * 500, list(range(1000))]]  # longer than 500 times the drawing's size
+ZIGZAG = [[[0, 500] * 500, list(range(1000))]]  # refused, because the path is longer than 500 times the drawing's size
 
 
 def bitmap_of(strokes):

@@ -5,13 +5,13 @@ from dnslib.server import BaseResolver, DNSHandler, DNSLogger, DNSServer
 
 
 class DnsServer(BaseResolver):
-    """A real DNS server on 127.0.0.1: A records of the current addresses with a TTL of 0, and nothing else.
+    """Run a real DNS server on 127.0.0.1 that returns only A records: the current addresses, with a TTL of 0.
 
-    gRPC asks it through the target `dns://ADDRESS/NAME:PORT`.
+    A gRPC client sends its queries to this server if its target is `dns://ADDRESS/NAME:PORT`.
     """
 
     def __init__(self, *addresses: str) -> None:
-        self.queries = 0  # of A records
+        self.queries = 0  # number of queries for A records that have arrived
         self._addresses = addresses
         self._server = DNSServer(self, address="127.0.0.1", port=0, logger=DNSLogger("-request,-reply"))
         self.address = f"127.0.0.1:{self._server.server.server_address[1]}"
@@ -21,11 +21,11 @@ class DnsServer(BaseResolver):
         self._addresses = tuple(addresses)
 
     def start(self) -> None:
-        """Answer in a thread."""
+        """Start a thread that answers queries."""
         self._server.start_thread()
 
     def stop(self) -> None:
-        """Close the port."""
+        """Close the port of the server."""
         self._server.stop()
         self._server.server.server_close()
 

@@ -26,12 +26,12 @@ ARTIFACT = Artifact(labels=("ink",), name="", version="", created="", licence=""
 SERVICE = "sketchbatch.v1.ClassifierService"
 
 transport = "core"
-"""The transport of `serving`, which the fixture `transport` sets."""
+"""The transport that `serving` uses; the fixture `transport_in_process` sets it for each test."""
 
 
 @dataclass
 class InProcess:
-    """Hold a running service, its parts, and a channel to the service."""
+    """Give a test access to a running service: to its objects, and to a channel for calls."""
 
     channel: grpc.aio.Channel
     models: ModelRegistry
@@ -67,7 +67,7 @@ class InProcess:
         return answer.status == health_pb2.HealthCheckResponse.SERVING
 
     def values(self) -> dict[str, float]:
-        """Return the values of all metrics by name and labels, without the labels that every series has."""
+        """Return the value of each metric by name and label values, without the labels `worker` and `version`."""
         return {
             sample.name + "".join(f" {sample.labels[key]}" for key in sorted(sample.labels) if key not in COMMON): (
                 sample.value

@@ -37,7 +37,10 @@ PROBED = {
 """The gRPC service names that a probe may check with grpc.health.v1, by kind of probe."""
 
 PROBED_WAITING = PROBED | {"startupProbe": (LIVENESS,)}
-"""The same for a service that may wait for its first model: a failed startup probe would restart it."""
+"""`PROBED` for a service that may wait for its first model.
+
+Kubernetes would restart the waiting service if its startup probe checked the health of the models.
+"""
 
 DNS = {(port, protocol) for port in (53, 5353) for protocol in ("UDP", "TCP")}
 """Ports and protocols that a NetworkPolicy must allow together."""
@@ -137,7 +140,7 @@ def mounted(manifests: list[Manifest]) -> Iterator[str]:
 def configured(manifests: list[Manifest]) -> Iterator[str]:
     """Require that the service accepts the settings in the ConfigMap.
 
-    The container must have the ports of these settings, and the files that they name must come from a Secret.
+    The container must have the ports that the settings name. The files that the settings name must come from a Secret.
     """
     for deployment, container, environment in services(manifests):
         yield from (f"{key} is not a setting of the service" for key in environment if key not in variables())
@@ -204,10 +207,10 @@ def connected(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def isolated(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that a NetworkPolicy selects a pod of its folder, restricts both directions, and allows DNS completely.
+    """Require that a NetworkPolicy selects a pod of its folder and restricts both directions.
 
-    A direction without rules is denied only if policyTypes names the direction. The DNS pods of OpenShift listen on
-    port 5353.
+    A direction without rules is denied only if policyTypes names the direction. The rules must allow all ports of DNS
+    or none; port 5353 is the port of the DNS pods of OpenShift.
     """
     for policy in of("NetworkPolicy", manifests):
         name, spec = name_of(policy), policy["spec"]
@@ -271,7 +274,10 @@ def filled(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def deletable(manifests: list[Manifest]) -> Iterator[str]:
-    """Forbid a Namespace or a PersistentVolumeClaim in a folder of pods: to delete the pods must delete no data."""
+    """Forbid a Namespace or a PersistentVolumeClaim in one folder with pods.
+
+    Otherwise, a user who deletes the objects of the folder would delete models, drawings or scores.
+    """
     kinds = {manifest["kind"] for manifest in manifests}
     for kind in sorted(kinds & DATA):
         if others := sorted(kinds - DATA - {"ServiceAccount"}):

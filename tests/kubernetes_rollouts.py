@@ -66,7 +66,10 @@ def _progress_s(deployment: Manifest, container: Manifest, grace_s: int) -> int:
 
 
 def budgeted(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that clients know the new pods before an old pod stops, and have left a pod before its lame duck ends."""
+    """Require that clients know the new pods before an old pod stops.
+
+    All connections to the old pod must reach their maximum age, and close, before its lame duck time ends.
+    """
     for deployment, _, environment in services(manifests):
         ready_s = deployment["spec"].get("minReadySeconds", 0)
         if ready_s < LEAST_MIN_READY_S:
@@ -83,9 +86,9 @@ def budgeted(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def scaled(manifests: list[Manifest]) -> Iterator[str]:
-    """Require one autoscaler, and that neither an apply nor a stopping pod leaves fewer pods than the floor allows.
+    """Require one autoscaler, `replicas` equal to its minimum, and fewer stopping pods than this minimum.
 
-    The floor is the minimum of the autoscaler. A Deployment without `replicas` starts with one pod.
+    A Deployment without `replicas` starts with one pod.
     """
     for deployment in of("Deployment", manifests):
         floors = _floors(manifests)

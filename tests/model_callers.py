@@ -1,4 +1,4 @@
-"""Write changing model files, send requests continuously while the files change, and check every response."""
+"""Replace the model files of a running service, send requests continuously meanwhile, and check every response."""
 
 import threading
 from collections import Counter

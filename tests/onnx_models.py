@@ -38,7 +38,7 @@ def write_model(
         *(_blank_after(correct_rows) if correct_rows is not None else []),
         helper.make_node("Reshape", ["ink" if correct_rows is None else "correct ink", "shape"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
-        # Compress keeps every column here, but shape inference does not know the number of kept columns.
+        # The operator Compress keeps all columns here, but ONNX cannot infer their number: the output has none.
         *([helper.make_node("Compress", ["logits", "kept"], ["open"], axis=1)] if open_classes else []),
         helper.make_node(
             "Softmax" if softmax else "Sigmoid",

@@ -13,7 +13,11 @@ UNARY, STREAM = "/test.Echo/Unary", "/test.Echo/Stream"
 
 
 class Echo(grpc.GenericRpcHandler):
-    """Echo the bytes of a call; the list `direct` keeps direct calls until the test answers them."""
+    """Echo the bytes of a call, except those of direct calls.
+
+    The handler of a direct call is not a coroutine, and any thread may respond later. The list `direct` keeps direct
+    calls until the test responds.
+    """
 
     def __init__(self) -> None:
         self.direct: list[tuple[bytes, UnaryCall]] = []
@@ -68,7 +72,7 @@ def parse_nothing(message: bytes) -> bytes:
 async def run_server(
     transport: str, *options: tuple[str, int], stops: bool = True, address: str = "127.0.0.1:0", authenticate=None
 ):
-    """Run a server, with one polling thread if the transport needs it; yield a channel, its handler and the server.
+    """Run a server, with one polling thread if the transport needs it; yield a channel, the handler and the server.
 
     With `stops=False`, the test stops the server itself.
     """
