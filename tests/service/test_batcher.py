@@ -281,7 +281,7 @@ def test_the_exit_of_the_pool_finishes_queued_rows_and_rejects_new_ones():
 
 
 def test_an_answer_separates_queue_time_from_inference_time():
-    """An answer states the time in the queue and the time in model calls separately.
+    """The result of a request states the time in the queue and the time in model calls separately.
 
     `queue_s` is the time until the request's first model call starts. `inference_s` is the time of the model calls that
     have rows of this request.
@@ -317,7 +317,7 @@ def test_a_small_request_does_not_wait_for_a_bulk_job():
 
 
 def test_a_crowd_of_small_requests_does_not_starve_a_bulk_job():
-    """A large request that is queued after 20 small requests ends before all these small requests have run."""
+    """A large request that is queued after 20 small requests ends while most of these small requests still wait."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits(max_batch_rows=4))) as batcher:
         busy(model, batcher)

@@ -18,7 +18,10 @@ PAST = -math.inf
 
 
 class Submission:
-    """Record one request and how it ends; each row of all requests has a unique number, which its pixels contain."""
+    """Record one request and how it ends.
+
+    Each row of all requests has its own number, which the first four pixels of its bitmap contain.
+    """
 
     def __init__(self, numbers: range, expires_at: float) -> None:
         self.numbers = numbers

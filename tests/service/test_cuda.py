@@ -78,7 +78,7 @@ def waits(monkeypatch):
 
 
 def test_a_model_call_waits_for_a_capture(session, noise, waits):
-    """A model call waits until a running capture has ended; otherwise both the call and the capture would fail."""
+    """A model call waits while a CUDA graph is captured; otherwise both the call and the capture could fail."""
     engine = engine_of(session)
     with ThreadPoolExecutor(1) as thread:
         with CAPTURES.capture():
@@ -89,7 +89,7 @@ def test_a_model_call_waits_for_a_capture(session, noise, waits):
 
 
 def test_a_capture_waits_for_the_running_calls(waits):
-    """A capture waits until the running model calls have ended, and then starts."""
+    """The capture of a CUDA graph waits until the running model calls have ended, and then starts."""
 
     def capture() -> str:
         with CAPTURES.capture():

@@ -33,7 +33,8 @@ def submit(batcher: Batcher) -> None:
 def test_a_model_is_failing_after_three_consecutive_failed_calls_until_one_succeeds():
     """A model counts as failing after three consecutive failed calls, until a call succeeds.
 
-    Fewer failed calls may be chance. The batcher calls `on_health` each time its health changes, and at no other time.
+    One or two failed calls may be accidental. The batcher calls `on_health` each time its health changes, and at no
+    other time.
     """
     model, changes = FakeModel(), []
     with running(Batcher(model.predict, BatchLimits())) as batcher:
@@ -107,7 +108,8 @@ async def test_a_successful_request_restores_health_at_once():
     async with serving(bear=model, trial_every_s=60) as service:
         await fail(service, model)
         await serving_is(service, False)
-        assert await service.is_serving(LIVENESS)  # a restart would lose the queue of the process and repair nothing
+        # liveness must stay SERVING, because a restart would lose the queued requests and would not repair the model
+        assert await service.is_serving(LIVENESS)
         assert (await service.rejection(2)).code() is grpc.StatusCode.INTERNAL
         model.error = None
         await service.classify(3)
@@ -157,7 +159,10 @@ class FullBatcher(Batcher):
 
 
 async def test_the_monitor_survives_the_rejection_of_a_trial_by_a_full_queue():
-    """If a full queue rejects a trial, the health monitor continues, and the next successful call restores health."""
+    """If a full queue rejects a trial request, the health monitor continues.
+
+    The monitor submits trial requests to a failing model. The next successful call restores health.
+    """
     model = FakeModel()
     model.error = RuntimeError("broken")
     batcher = FullBatcher(model.predict, BatchLimits(max_queued_rows=1))  # no thread pool runs the batcher
@@ -193,7 +198,7 @@ async def test_balancers_are_told_to_leave_before_clients_that_watch():
     """In the lame duck time, Check and List report NOT_SERVING, and Watch reports the models' state until `leave`.
 
     A client that watches may know no other replica yet; a balancer that polls has its own list of replicas. The probe
-    port reports what Watch does, because kube-proxy uses a replica that passes its probes if there are no others.
+    port reports the same status as Watch. If all replicas stop, kube-proxy still uses those that pass their probes.
     """
     health = HealthServicer([])
     await health.serve()

@@ -6,7 +6,11 @@ from structlog.testing import capture_logs
 
 
 def test_the_lame_duck_time_of_kubernetes_covers_a_resolution_and_the_age_of_connections():
-    """With connections of at most 20 s: 30 s and 5 s until clients know other replicas, 23 s until none is left."""
+    """If connections live at most 20 s, a lame duck time of 58 s is sufficient: 35 s of admission, 23 s of leaving.
+
+    Clients learn of new replicas in at most 35 s: gRPC waits up to 30 s between resolutions, and DNS caches an answer
+    for 5 s. The last connection is closed after 23 s at most: 20 s, 10 % more by gRPC's jitter, and 1 s for GOAWAY.
+    """
     assert lame_duck.LEAST_MIN_READY_S == 35
     assert lame_duck.leave_s(20) == pytest.approx(23)
     assert lame_duck.least_lame_duck_s(20) == pytest.approx(58)
@@ -15,12 +19,12 @@ def test_the_lame_duck_time_of_kubernetes_covers_a_resolution_and_the_age_of_con
 
 @pytest.mark.parametrize(("lame_duck_s", "age_s"), [(2, 0), (0, 0), (0, 20), (22, 20)])
 def test_without_time_for_connections_to_age_there_is_no_admission(lame_duck_s, age_s):
-    """If connections do not reach their maximum age in the lame duck time, clients must be told at once to leave."""
+    """If connections cannot reach their maximum age in the lame duck time, leaving begins at once (no admission)."""
     assert lame_duck.admission_s(lame_duck_s, age_s) is None
 
 
 def test_a_lame_duck_time_that_only_lets_connections_age_has_no_admission_time():
-    """The shortest lame duck time in which connections age closes the listener at once."""
+    """In the shortest lame duck time in which connections can age, the service closes its listener at once."""
     assert lame_duck.admission_s(lame_duck.leave_s(2), 2) == 0
 
 

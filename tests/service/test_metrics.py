@@ -36,7 +36,8 @@ def test_a_histogram_counts_a_value_at_its_bound_and_one_above_all_bounds():
 def test_a_batch_counts_the_reason_for_its_size(rows, idle_slots, expected):
     """For each batch, the statistics count the reason why the batch has no more rows.
 
-    The batch is full, the other queued rows are left for idle execution slots ("shared"), or the queue is empty.
+    The batch is full ("full"), other queued rows are left for idle execution slots ("shared"), or the queue is empty
+    ("empty").
     """
     batcher = Batcher(FakeModel().predict, BatchLimits(slots=2, max_batch_rows=4))
     batcher.submit(drawings(*range(rows)))
@@ -111,7 +112,7 @@ async def test_the_metrics_of_different_calls_are_consistent():
 
 
 async def test_queued_rows_rejected_and_cancelled_calls_are_counted_at_once():
-    """The number of queued rows, rejections and cancelled calls are up to date even while a model call runs."""
+    """The counts of queued rows, rejections and cancelled calls are up to date even while a model call runs."""
     model = FakeModel(held=True)
     async with serving(BatchLimits(max_batch_rows=4, max_queued_rows=4), bear=model) as service:
         before = service.values()["sketchbatch_rejected_total Overloaded"]

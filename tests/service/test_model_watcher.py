@@ -1,7 +1,7 @@
 """Test that models are replaced while the service runs: model files are added, changed and removed.
 
 The tests call `scan` themselves. The watcher loads a file at the second scan that finds it unchanged. The watcher
-retires a model at the second scan that does not find its file.
+stops serving a model at the second scan that does not find its file.
 """
 
 import re
@@ -110,7 +110,7 @@ def test_the_running_pool_runs_a_new_version(repository):
 def scores(model: ServedModel, *, runs: bool = False) -> np.ndarray:
     """Return the scores of three drawings.
 
-    If `runs` is true, start a thread pool for the call, for a model that no running thread pool runs.
+    If `runs` is true, start a thread pool for this call, because no running thread pool makes calls of the model.
     """
     future = model.batcher.submit(drawings(1, 2, 3))
     if runs:
@@ -180,7 +180,7 @@ def test_a_version_without_softmax_is_served_with_a_warning(repository):
 
 @pytest.mark.parametrize("content", ["no model", "external weights"])
 def test_the_reason_for_clients_contains_no_path(tmp_path, content):
-    """The reason for refusing a model that RepositoryIndex returns contains no path, even if a path contains blanks.
+    """RepositoryIndex returns why a model was refused, but no path, not even a path that contains blanks.
 
     The messages of ONNX Runtime contain paths, which clients must not see.
     """
@@ -294,7 +294,7 @@ def test_an_unavailable_repository_changes_nothing(repository):
 
 
 def test_a_changed_link_changes_the_model(repository, tmp_path):
-    """If a link on the path of a model file changes, the file with the new target is loaded.
+    """If a link on the path of a model file changes, the file at the link's new target is loaded.
 
     Kubernetes (for a ConfigMap) and git-sync replace all files of a folder by the change of one link.
     """
@@ -350,9 +350,9 @@ def test_a_retired_model_stays_loaded_for_late_requests(repository):
 
 
 def test_a_single_file_is_watched(tmp_path):
-    """If a service serves a single model file, a new file may have another version, but must have the same name.
+    """If a service serves a single model file, a new file may have another version, but not another model name.
 
-    Clients use the name in their requests. If the file is removed, the model is still served.
+    Clients use the model name in their requests. If the file is removed, the model is still served.
     """
     path = write_model(tmp_path / "m.onnx", metadata={"sketchbatch.name": "farm", "sketchbatch.version": "1"})
     with watching(path) as watched:
@@ -391,7 +391,7 @@ def test_an_incorrect_version_at_the_start_is_refused_if_the_default_has_another
 def test_a_file_that_changes_while_it_is_loaded_is_not_served(repository):
     """A model file that changes while it is loaded is refused.
 
-    Otherwise the digest of one file could belong to the scores of another file.
+    Otherwise the service could report the digest of one file and return the scores of another file.
     """
     [file] = find(repository)
     put(repository, "farm/1", seed=2)

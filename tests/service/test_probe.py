@@ -43,7 +43,10 @@ def probe(address: str, **environment: str) -> tuple[int, str]:
 
 
 def test_the_probe_finds_a_service_by_its_environment_variable(tiny_service):
-    """The probe reads the service's address from its environment variable, because HEALTHCHECK passes no arguments."""
+    """The probe reads the service's address from an environment variable.
+
+    HEALTHCHECK in the Dockerfile runs the probe without arguments.
+    """
     command = [sys.executable, "-m", "sketchbatch_service.probe"]
     environment = {**os.environ, "SKETCHBATCH_ADDRESS": tiny_service.address}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
