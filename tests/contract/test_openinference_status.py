@@ -76,7 +76,7 @@ def details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
 
 
 async def test_a_bad_tensor_is_invalid_argument_and_names_the_field():
-    """A bad tensor receives INVALID_ARGUMENT with a BadRequest of the same form as in ClassifierService."""
+    """A request with an invalid tensor receives INVALID_ARGUMENT and a BadRequest message, as in ClassifierService."""
     async with serving(FakeModel()) as (stub, _):
         bad = request(1)
         bad.inputs[0].datatype = "FP64"

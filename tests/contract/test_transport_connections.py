@@ -1,4 +1,4 @@
-"""Test both transports: compressed messages, addresses, and connections that would stop a server."""
+"""Test both transports: compressed messages, addresses, and connections that could stop a server."""
 
 import asyncio
 import socket
@@ -93,7 +93,11 @@ async def test_a_compressed_message_may_not_grow_beyond_the_limit(serving):
 
 
 async def test_a_unix_socket_is_served_and_removed(serving, tmp_path):
-    """A server listens on a socket file, replaces a stale one, refuses one in use, and removes its own at the end."""
+    """A server listens on a socket file, and removes the file when the server stops.
+
+    The server replaces the file of a process that has ended. If another process listens on the file, the server raises
+    an error.
+    """
     path = tmp_path / "service.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))  # the file stays when its process ends without removing it
@@ -173,8 +177,8 @@ async def test_a_call_outlives_the_maximum_age_of_its_connection(serving):
     async with serving(("grpc.max_connection_age_ms", 50)) as (channel, echo, _):
         old = asyncio.ensure_future(call_to(channel, "Direct")(b"old"))
         await echo.wait_for_direct()
-        await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)  # GOAWAY
-        for _ in range(3):  # on later connections, each of which reaches its maximum age
+        await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)  # until GOAWAY arrives
+        for _ in range(3):  # these calls use new connections, each of which also reaches its maximum age
             assert await call_to(channel, "Unary")(b"new") == b"new"
             await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
         echo.direct[0][1].respond(b"answered")
@@ -223,7 +227,7 @@ async def wait_for_refusal(channel) -> None:
 
 
 async def wait_for_failure_or_answers(channel) -> None:
-    """Call for a second, in which the server may fail, and then until a call succeeds."""
+    """Make calls for a second, in which the server may fail; then repeat a call until it succeeds."""
     for _ in range(10):
         with suppress(grpc.aio.AioRpcError):
             await call_to(channel, "Unary")(b"x", timeout=1)

@@ -11,7 +11,10 @@ from transport_server import STREAM, UNARY, Echo, call_to, ended_calls, frame, r
 
 
 async def test_a_direct_call_is_answered_from_any_thread(serving):
-    """Direct calls end in the order of their responses from any thread, not in the order of their arrival."""
+    """Any thread may respond to a direct call, and direct calls may end in another order than they arrived.
+
+    The handler of a direct call is not a coroutine.
+    """
     async with serving() as (channel, echo, _):
         first, second = (asyncio.ensure_future(call_to(channel, "Direct")(text)) for text in (b"1", b"2"))
         await echo.wait_for_direct(2)
@@ -63,7 +66,10 @@ def no_garbage_collection():
 
 
 async def test_cancelled_calls_do_not_count_among_a_connections_calls(serving, no_garbage_collection):
-    """A cancelled call does not count towards the connection's limit, even while its handler holds the call object."""
+    """A cancelled call does not count towards the limit of concurrent calls of its connection.
+
+    This is true even while the handler holds the call object.
+    """
     async with serving(("grpc.max_concurrent_streams", CALLS)) as (channel, echo, _):
         for _ in range(4 * CALLS):
             await cancel_direct_call(channel, echo)
@@ -85,7 +91,7 @@ async def test_cancelled_streams_do_not_count_among_a_connections_calls(serving,
 
 
 async def test_core_frees_messages_without_the_garbage_collector(no_garbage_collection):
-    """No event of the C core, which references its message, stays in a reference cycle."""
+    """Each event of the C core references a message, and is freed without the garbage collector."""
 
     def events() -> int:
         return sum(type(each).__name__ == "BatchOperationEvent" for each in gc.get_objects())
@@ -272,7 +278,10 @@ async def test_calls_that_are_open_after_the_grace_are_cancelled(serving):
 
 
 async def test_new_calls_are_rejected_with_unavailable_while_the_server_stops(serving):
-    """While open calls end, a new call receives UNAVAILABLE, so that a client tries another server, and is counted."""
+    """While a stopping server finishes its open calls, a new call receives UNAVAILABLE and is counted.
+
+    The client can then send the call to another server.
+    """
     async with serving(stops=False) as (channel, echo, server):
         answered = asyncio.ensure_future(call_to(channel, "Direct")(b"1"))
         await echo.wait_for_direct()
@@ -306,7 +315,7 @@ async def test_a_call_without_the_right_metadata_is_rejected_unread(serving):
 
 @pytest.mark.parametrize("method", ["Direct", "Unary"])
 async def test_a_call_that_is_cancelled_before_its_message_counts_as_cancelled(serving, method):
-    """A client that resets its call before it has sent a message is counted as CANCELLED, not as an invalid request."""
+    """A call that its client resets before the first message counts as CANCELLED, not as an invalid request."""
     has_arrived = threading.Event()
     async with serving(authenticate=lambda path, metadata: has_arrived.set()) as (_, echo, server):
         host, _, port = echo.address.rpartition(":")

@@ -9,9 +9,9 @@ import pytest
 
 @pytest.mark.timeout(90)  # the test starts a dozen processes
 def test_one_run_measures_every_part(root, tmp_path):
-    """A run of the GPU benchmark measures every part: raw ONNX Runtime, the engine, the service, and single rows.
+    """A run of the GPU benchmark measures raw ONNX Runtime, the engine, the service, and single rows.
 
-    The results file lists no part as not measured, and contains the difference from the CPU for every bucket.
+    The results file lists no missing measurement, and contains the difference from the CPU for every bucket.
     """
     path = tmp_path / "gpu.json"
     words = ["--provider", "cpu", "--variants", "float32", "--rows", "12", "--measure-s", "0.1", "--workers", "1"]

@@ -68,7 +68,7 @@ def test_no_call_fails_while_versions_are_added_replaced_and_removed(start_servi
 
 
 def test_every_worker_activates_a_new_version(start_service, tmp_path):
-    """Each of two workers polls the repository and loads the second version of the model."""
+    """Each of two workers scans the repository and loads the second version of the model."""
     repository = Repository(tmp_path / "models")
     repository.write(1)
     service = start_service(

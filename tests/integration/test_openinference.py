@@ -169,7 +169,7 @@ def test_our_field_numbers_are_those_of_the_protocol(triton, kserve):
 def test_reflection_describes_the_protocol_under_its_own_name(tiny_service):
     """Reflection describes the package as `inference`, so that grpcurl needs no .proto file.
 
-    The descriptors that our code generates use another package name than `inference`.
+    The descriptors in our generated code have another package name, so reflection must use renamed descriptors.
     """
     with grpc.insecure_channel(tiny_service.address) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)

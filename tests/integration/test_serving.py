@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.timeout(60), pytest.mark.both_transports]  # most test
 
 FIVE = ["accuracy", "balanced_accuracy", "specificity", "matthews_corrcoef", "jaccard"]
 NO_LIMIT = ("--drain-s", "3600")
-"""Flags with a drain time of an hour: a service that waits until its end would exceed the time limit of the test."""
+"""Flags with a drain time of an hour: if a service waited for the end of this time, the test would exceed its limit."""
 SLOW = ("--threads", "1", "--max-batch-rows", "1", "--metrics-address", "127.0.0.1:0")
 """Flags with which a service needs seconds for 8,000 rows, and has a metrics page with the number of queued rows."""
 

@@ -26,7 +26,7 @@ main(sys.argv[1:])
 
 @contextmanager
 def future_grpcio(model, *flags: str):
-    """Run a service that finds a version of grpcio which does not exist yet; yield its log up to SERVING."""
+    """Run a service in which grpcio reports a version that does not exist yet; yield the log up to SERVING."""
     command = [sys.executable, "-c", FUTURE, "--model", str(model), "--address", "127.0.0.1:0", *flags]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         log: list[dict] = []
@@ -68,7 +68,10 @@ def test_a_tested_grpcio_gets_the_fast_transport(tiny_service):
 
 @pytest.mark.both_transports
 def test_a_service_on_a_unix_socket_is_used_probed_and_leaves_no_file(start_service, tiny_model, noise, tmp_path):
-    """Client and probe command reach a service on unix:PATH, compressed messages included; its end removes the file."""
+    """The client and the probe command reach a service on unix:PATH, and compressed messages arrive.
+
+    The service removes the socket file when it stops.
+    """
     path = tmp_path / "x.sock"
     service = start_service(tiny_model, "--address", f"unix:{path}")
     assert service.address == f"unix:{path}"
@@ -100,7 +103,7 @@ def test_all_ports_of_a_service_accept_ipv6(start_service, tiny_model, noise, wo
 
 @pytest.mark.both_transports
 def test_two_services_cannot_share_a_unix_socket(start_service, run_command, tiny_model, tmp_path, transport):
-    """The start of a service fails if another service listens on its socket file, which keeps working."""
+    """The start of a service fails if another service listens on the socket file; the other service still works."""
     service = start_service(tiny_model, "--address", f"unix:{tmp_path}/x.sock")
     second = run_command(
         *("sketchbatch-serve", "--model", tiny_model, "--address", service.address, "--transport", transport)

@@ -19,7 +19,10 @@ def test_the_lame_duck_time_of_kubernetes_covers_a_resolution_and_the_age_of_con
 
 @pytest.mark.parametrize(("lame_duck_s", "age_s"), [(2, 0), (0, 0), (0, 20), (22, 20)])
 def test_without_time_for_connections_to_age_there_is_no_admission(lame_duck_s, age_s):
-    """If connections cannot reach their maximum age in the lame duck time, leaving begins at once (no admission)."""
+    """If connections cannot reach their maximum age in the lame duck time, there is no admission time.
+
+    Watch then reports NOT_SERVING at once, so that clients change to other replicas.
+    """
     assert lame_duck.admission_s(lame_duck_s, age_s) is None
 
 
