@@ -17,7 +17,7 @@ BITMAPS = np.random.default_rng(1).integers(0, 256, (3, 28, 28), np.uint8)
 class Repository:
     """Write files of the model `farm` to a repository, and keep the scores that each file gives for `BITMAPS`.
 
-    Each file gives other scores.
+    No two files give the same scores.
     """
 
     def __init__(self, path) -> None:

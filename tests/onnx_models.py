@@ -38,7 +38,7 @@ def write_model(
         *(_blank_after(correct_rows) if correct_rows is not None else []),
         helper.make_node("Reshape", ["ink" if correct_rows is None else "correct ink", "shape"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
-        # The operator Compress keeps all columns here, but ONNX cannot infer their number: the output has none.
+        # The operator Compress keeps all columns here, but ONNX cannot infer their number from the graph.
         *([helper.make_node("Compress", ["logits", "kept"], ["open"], axis=1)] if open_classes else []),
         helper.make_node(
             "Softmax" if softmax else "Sigmoid",

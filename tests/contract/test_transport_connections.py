@@ -17,7 +17,7 @@ ZEROS = bytes(1 << 20)
 
 @asynccontextmanager
 async def counting_bytes(address: str):
-    """Forward connections to `address`; yield the forwarder's address, and the list of sizes that the server sent."""
+    """Forward connections to `address`; yield the forwarder's address, and the sizes of the chunks from the server."""
     sizes: list[int] = []
     host, _, port = address.rpartition(":")
 

@@ -1,8 +1,8 @@
 """Send hostile inputs to every parser, RPC and port: `make fuzz INPUTS=N SEED=N TARGETS=NAME,NAME`.
 
 Each target runs in a process of its own, which must not crash, hang or use much memory. The seed, the corpus and the
-index of an input determine its bytes. Each harmful input is saved as a file. The results list each harmful input as a
-finding, with the command that tries the input again.
+index of an input determine its bytes. Each harmful input is saved as a file. The results list the harmful inputs as
+findings, each with the command that tries the input again.
 """
 
 import argparse

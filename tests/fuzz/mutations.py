@@ -69,8 +69,8 @@ def of_seeds(seeds: Sequence[bytes], *changes: Callable[[bytes, random.Random], 
 
     Args:
         seeds: Valid inputs.
-        changes: Functions that make changes which fit the format of the seeds. If this argument has any, about half of
-            all changes are made by them.
+        changes: Functions that make changes which fit the format of the seeds. If there are any, they make about
+            half of all changes.
     """
 
     def make(chance: random.Random) -> bytes:

@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.timeout(60), pytest.mark.both_transports]
 QUICK = ("--max-connection-age-s", "0.5", "--lame-duck-s", "3")
 """Flags with which the listener is closed 1.45 s after SIGTERM, and the last connection 0.55 s later.
 
-The maximum age of a connection is 0.5 s plus 10 % by gRPC's jitter, 0.55 s. With 1 s for GOAWAY, leaving takes 1.55 s,
-which are the last of the 3 s of the lame duck time.
+With gRPC's jitter of 10 %, the maximum age of a connection is 0.55 s. With 1 s more for GOAWAY, leaving takes 1.55 s.
+It therefore begins 1.45 s after the start of the lame duck time of 3 s.
 """
 
 PATIENT = ("--max-connection-age-s", "20", "--lame-duck-s", "23.5")

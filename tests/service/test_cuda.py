@@ -42,7 +42,7 @@ def engine_of(session, *, rows=12, slots=2, reference=None, classes=3):
 def test_buckets_double_up_to_the_batch_size(session, most, buckets):
     """Each bucket is twice as large as the previous one, up to the batch size.
 
-    Thus few buckets are captured, and less than half of the rows of a bucket are padding.
+    Thus CUDA graphs are captured for few buckets, and less than half of the rows of a bucket are padding.
     """
     engine = engine_of(session, rows=most)
     assert engine.buckets == buckets
@@ -71,7 +71,7 @@ def test_scores_equal_onnx_runtimes_for_any_number_of_rows(session, noise):
 
 @pytest.fixture
 def waits(monkeypatch):
-    """Return a semaphore that is released each time a thread is about to wait for the capture lock."""
+    """Return a semaphore that is released each time a thread is about to wait for a capture or for a model call."""
     condition = ObservedCondition()
     monkeypatch.setattr(CAPTURES, "_changed", condition)
     return condition.waits
