@@ -1,4 +1,4 @@
-"""Run a local HTTP server that behaves like Google's bucket, with faults that a test can inject."""
+"""Run a local HTTP server that behaves like Google's storage of drawings, with faults that a test can inject."""
 
 import base64
 import hashlib
@@ -33,7 +33,7 @@ class Bucket:
         self.md5: dict[str, str] = {}
         """Wrong MD5 digests that the server sends, by path; other files have their correct digest."""
         self.requests: list[tuple[str, int, int]] = []
-        """Path, first byte and last byte of each request that has arrived."""
+        """For each request that has arrived: its path, and the first and the last byte of the requested range."""
         self.url = ""
 
     def ranges_of(self, path: str) -> list[tuple[int, int]]:

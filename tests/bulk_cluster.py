@@ -1,8 +1,9 @@
 """Replace kubectl and a cluster in tests: run the pods of bulk Jobs one after the other, without Kubernetes.
 
 As a script, this module accepts the kubectl commands of docs/bulk-scoring.md. The real kubectl renders the manifests
-and evaluates JSONPath. Jobs behave as Kubernetes documents: a Job that exists does not change, an index of an Indexed
-Job is retried up to `backoffLimitPerIndex`, and `podFailurePolicy` decides by the exit code of the container.
+and evaluates JSONPath. Jobs behave as the documentation of Kubernetes describes. A Job that exists cannot be
+changed. An index of an Indexed Job is retried up to `backoffLimitPerIndex` times. `podFailurePolicy` chooses an action
+by the exit code of the container.
 """
 
 import argparse
@@ -41,7 +42,7 @@ class BulkCluster:
     image: str = ""
 
     def environment(self) -> dict[str, str]:
-        """Create the cluster; return the environment in which `kubectl` is this stand-in."""
+        """Create the folders of the cluster; return environment variables with which `kubectl` runs this module."""
         root = Path(self.folder)
         for name in ("drawings", "scores", "objects", "bin"):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -148,7 +149,7 @@ class BulkCluster:
 
 
 def _action(spec: Manifest, code: int) -> str:
-    """Return the action of the first rule of `podFailurePolicy` for an exit code, or Count."""
+    """Return the action of the first rule in `podFailurePolicy` that lists the exit code; "Count" if there is none."""
     for rule in spec.get("podFailurePolicy", {}).get("rules", []):
         if code in rule.get("onExitCodes", {}).get("values", []):
             return str(rule["action"])

@@ -78,7 +78,7 @@ class Service:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test that is marked `both_transports` once with each transport, if it starts a service."""
+    """Run a test once with each transport if the test is marked `both_transports` and uses the fixture `transport`."""
     if "transport" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_transports"):
         metafunc.parametrize("transport", ["core", "aio"], indirect=True, scope="session")
 

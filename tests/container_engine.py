@@ -39,7 +39,7 @@ class NoEngine(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Run commands of a running Docker daemon."""
+    """Send commands to a running Docker daemon."""
 
     host: str = ""
     """Address of the Docker daemon; empty means the default of the docker command."""

@@ -25,7 +25,7 @@ class DnsServer(BaseResolver):
         self._server.start_thread()
 
     def stop(self) -> None:
-        """Close the port."""
+        """Close the port of the server."""
         self._server.stop()
         self._server.server.server_close()
 

@@ -207,10 +207,10 @@ def connected(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def isolated(manifests: list[Manifest]) -> Iterator[str]:
-    """Require that a NetworkPolicy selects a pod of its folder, restricts both directions, and allows DNS completely.
+    """Require that a NetworkPolicy selects a pod of its folder and restricts both directions.
 
-    A direction without rules is denied only if policyTypes names the direction. The DNS pods of OpenShift listen on
-    port 5353.
+    A direction without rules is denied only if policyTypes names the direction. The rules must allow all ports of DNS
+    or none; port 5353 is the port of the DNS pods of OpenShift.
     """
     for policy in of("NetworkPolicy", manifests):
         name, spec = name_of(policy), policy["spec"]

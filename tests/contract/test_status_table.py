@@ -1,4 +1,4 @@
-"""Test the status table of the wire contract over real gRPC."""
+"""Test over real gRPC that each error has the status code that classifier.proto documents."""
 
 import re
 from asyncio import ensure_future, gather, wait
@@ -188,7 +188,7 @@ async def test_a_stream_whose_last_message_arrived_before_the_drain_ends_with_ok
 
 
 async def test_a_stream_opened_after_the_drain_is_unavailable():
-    """A stream that is opened after the drain receives UNAVAILABLE, and the service reads none of its messages."""
+    """A stream that is opened while the service drains receives UNAVAILABLE, and none of its messages is read."""
     async with serving(fake=FakeModel()) as service:
         service.classifier.drain()
         call = service.stub.ClassifyStream()

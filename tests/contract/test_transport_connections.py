@@ -183,8 +183,8 @@ async def test_a_call_outlives_the_maximum_age_of_its_connection(serving):
     async with serving(("grpc.max_connection_age_ms", 50)) as (channel, echo, _):
         old = asyncio.ensure_future(call_to(channel, "Direct")(b"old"))
         await echo.wait_for_direct()
-        await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)  # GOAWAY
-        for _ in range(3):  # on later connections, each of which reaches its maximum age
+        await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)  # until GOAWAY arrives
+        for _ in range(3):  # these calls use new connections, each of which also reaches its maximum age
             assert await call_to(channel, "Unary")(b"new") == b"new"
             await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
         echo.direct[0][1].respond(b"answered")

@@ -84,7 +84,7 @@ def _check_message(error: Exception) -> None:
 
 
 def line(data: bytes, folder: Path) -> None:
-    """Parse a line of .ndjson, which the demo page receives as well."""
+    """Parse one line of an .ndjson file; the demo page parses its requests with the same function."""
     try:
         from_line(data)
     except ValueError as error:
@@ -129,7 +129,7 @@ def tensors(data: bytes, folder: Path) -> None:
 
 
 def manifest(data: bytes, folder: Path) -> None:
-    """Read the manifest of a finished job, merge its output, and read the manifest of an unfinished job."""
+    """Read the input as the manifest of a finished job and merge its output; then read it as an unfinished job's."""
     output = folder / "labels.csv"
     output.write_bytes(b"source,row\n")
     (folder / "labels.csv.manifest.json").write_bytes(data)

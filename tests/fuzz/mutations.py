@@ -130,7 +130,7 @@ def insert(data: bytes, chance: random.Random) -> bytes:
 
 
 def number(data: bytes, chance: random.Random) -> bytes:
-    """Overwrite 1, 2, 4 or 8 bytes at a random place, which may be a length, with an extreme number."""
+    """Overwrite 1, 2, 4 or 8 bytes at a random place, where a length may be stored, with an extreme number."""
     width, order = chance.choice((1, 2, 4, 4, 8)), chance.choice(("little", "big"))
     value = chance.choice(_WIDE_EDGES) % (1 << 8 * width)
     return _put(data, chance.randint(0, max(0, len(data) - width)), value.to_bytes(width, order))
@@ -178,7 +178,8 @@ def zipped(make: Make, names: Sequence[str]) -> Make:
     def pack(chance: random.Random) -> bytes:
         file = io.BytesIO()
         kind = chance.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
-        with zipfile.ZipFile(file, "w", kind) as archive, warnings.catch_warnings(action="ignore"):  # duplicate names
+        # zipfile warns if two members have the same name, which is intended here
+        with zipfile.ZipFile(file, "w", kind) as archive, warnings.catch_warnings(action="ignore"):
             for _ in range(chance.choice((1, 1, 2))):
                 archive.writestr(zipfile.ZipInfo(chance.choice(names)), make(chance), archive.compression)
         return file.getvalue()

@@ -27,7 +27,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 _LIMIT_S = 20.0
 _REJECTIONS = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
 _TOO_LARGE = grpc.StatusCode.RESOURCE_EXHAUSTED
-_MESSAGE_BYTES = 2 * MAX_ROWS * 784 + 65536  # docs/security.md, "Limits"
+_MESSAGE_BYTES = 2 * MAX_ROWS * 784 + 65536  # the service's limit for the size of a message: docs/security.md
 
 # The first byte of an input chooses one of these methods. The service has no method whose message type is None.
 OTHERS: list[tuple[str, type[Message] | None]] = [

@@ -127,7 +127,7 @@ class Service:
 def _is_harmless(line: str) -> bool:
     try:
         event = json.loads(line)
-        # FINDINGS.md: grpcio itself logs header names that are not UTF-8.
+        # grpcio itself logs an error if the name of a header is not UTF-8: FINDINGS.md.
         is_header = event.get("logger", "").startswith("grpc._cython") and event["message"].startswith(
             "Invalid encoding"
         )

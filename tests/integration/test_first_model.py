@@ -51,7 +51,7 @@ class WaitingService:
 
 
 def put(model: Path, repository: Path, name: str) -> None:
-    """Move a copy of a model file to its place in a repository, which appears with the complete file."""
+    """Put a copy of a model file into a repository; the file is complete when it appears there."""
     ready = repository.parent / f"ready-{name}"
     (ready / "1").mkdir(parents=True)
     shutil.copy(model, ready / "1" / "model.onnx")
@@ -138,7 +138,7 @@ def test_a_file_that_is_refused_does_not_end_the_wait(start_waiting, tiny_model,
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sigterm_ends_the_wait(start_waiting, tmp_path, workers):
-    """A service that waits for a model ends at SIGTERM with exit code 0, without a lame duck time and an error."""
+    """A service that waits for a model ends at SIGTERM with exit code 0; it has no lame duck time and logs no error."""
     service = start_waiting(tmp_path / "models", "--lame-duck-s", "3600", "--workers", workers)
     service.process.terminate()
     assert service.process.wait(timeout=20) == 0
@@ -148,7 +148,7 @@ def test_sigterm_ends_the_wait(start_waiting, tmp_path, workers):
 
 
 def test_a_start_that_fails_after_the_wait_is_reported_in_one_line(start_waiting, tiny_model, tmp_path):
-    """If the service port is in use when the first model is loaded, the service prints one line, as at other starts."""
+    """If the service port is in use when the first model is loaded, the service prints one line of error and exits."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         service = start_waiting(tmp_path / "models", "--address", f"127.0.0.1:{other.getsockname()[1]}")
         put(tiny_model, tmp_path / "models", "tiny")

@@ -1,4 +1,7 @@
-"""Test that a service whose connections age leaves without refusing a request, whatever the policy of its callers."""
+"""Test that a service whose connections age refuses no request while it stops.
+
+This must be true for every load-balancing policy of the clients.
+"""
 
 import json
 import threading
@@ -12,10 +15,17 @@ from sketchbatch.v1 import classifier_pb2_grpc
 pytestmark = [pytest.mark.timeout(60), pytest.mark.both_transports]
 
 QUICK = ("--max-connection-age-s", "0.5", "--lame-duck-s", "3")
-"""Flags with which the listener is closed 1.45 s after SIGTERM, and the last connection 0.55 s later."""
+"""Flags with which the listener is closed 1.45 s after SIGTERM, and the last connection 0.55 s later.
+
+With gRPC's jitter of 10 %, the maximum age of a connection is 0.55 s. With 1 s more for GOAWAY, leaving takes 1.55 s.
+It therefore begins 1.45 s after the start of the lame duck time of 3 s.
+"""
 
 PATIENT = ("--max-connection-age-s", "20", "--lame-duck-s", "23.5")
-"""Flags with which the listener is closed 0.5 s after SIGTERM, and connections stay open for seconds after that."""
+"""Flags with which the listener is closed 0.5 s after SIGTERM, and connections stay open for seconds after that.
+
+Leaving takes the last 23 s of the lame duck time: 20 s, 10 % more by gRPC's jitter, and 1 s for GOAWAY.
+"""
 
 POLICIES = {
     "all replicas": {"loadBalancingConfig": [{"round_robin": {}}]},
@@ -25,7 +35,7 @@ POLICIES = {
     },
     "one replica": {"loadBalancingConfig": [{"pick_first": {}}]},
 }
-"""Service configs of callers: how they use the replicas that they know."""
+"""gRPC service configs of the clients: how a client chooses among the replicas that it knows."""
 
 OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 REQUEST = pb.ClassifyRequest(bitmaps=bytes(784))
@@ -34,7 +44,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_replica_leaves_without_refusing_a_request(start_service, tiny_model, workers):
-    """While one of two replicas stops, callers of every policy lose no request without retries."""
+    """While one of two replicas stops, no request fails, with any load-balancing policy and without retries."""
     leaving = start_service(tiny_model, *QUICK, "--workers", workers)
     other = start_service(tiny_model)
     target = f"ipv4:{leaving.address},{other.address}"
@@ -66,7 +76,10 @@ def test_a_replica_leaves_without_refusing_a_request(start_service, tiny_model, 
 
 
 def test_a_leaving_replica_answers_open_connections_and_refuses_new_ones(start_service, tiny_model):
-    """At SIGTERM, Check reports NOT_SERVING; when the listener is closed, Watch does, and open connections stay."""
+    """At SIGTERM, Check reports NOT_SERVING. When the listener is closed, Watch reports NOT_SERVING, too.
+
+    Calls on open connections are then still answered, and new connections are refused.
+    """
     service = start_service(tiny_model, *PATIENT)
     with grpc.insecure_channel(service.address, [OWN_CONNECTION]) as channel:
         classify = classifier_pb2_grpc.ClassifierServiceStub(channel).Classify
@@ -86,7 +99,10 @@ def test_a_leaving_replica_answers_open_connections_and_refuses_new_ones(start_s
 
 
 def refusal(address: str) -> grpc.RpcError:
-    """Return the error of a call on a new connection; the listener is closed right after the event in the log."""
+    """Repeat a call, each time on a new connection, until the call fails; return its error.
+
+    The service closes its listener shortly after it has logged the event `leaving`.
+    """
     while True:
         with grpc.insecure_channel(address, [OWN_CONNECTION]) as channel:
             try:

@@ -101,7 +101,7 @@ def test_a_call_appears_in_metrics_log_and_traces(start_service, tiny_model):
         with suppress(grpc.RpcError):
             unknown = {"request_id": "no", "model_name": "zebra"}
             classify(service.address, 1, (("traceparent", f"00-{TRACE}-{SPAN}-01"),), **unknown)
-        # the client's trace header says that the trace is not sampled
+        # this trace header states that the client does not sample the trace, so no span is exported
         classify(service.address, 1, (("traceparent", f"00-{TRACE}-{SPAN}-00"),))
         found = scrape_until(service.metrics_address, lambda found: found["sketchbatch_requests_total"] == {"1": 3})
         assert found["sketchbatch_rows_total"] == {"1": 4}

@@ -93,7 +93,7 @@ def test_a_token_that_is_removed_from_the_file_is_rejected_a_second_later(tmp_pa
     ],
 )
 def test_a_file_of_bad_tokens_is_refused_without_revealing_them(tmp_path, text, reason):
-    """A file with bad tokens is refused without revealing them; short tokens are bad because they can be guessed."""
+    """A file with an invalid token is refused, and the error reveals no token; short tokens are easy to guess."""
     with pytest.raises(CredentialsUnusable, match=reason) as caught:
         token_file(tmp_path / "tokens", text)
     assert not any(word in str(caught.value) for word in ("0123", "two words"))
@@ -151,7 +151,7 @@ def write_pair(folder, issued) -> TlsFiles:
 def test_unusable_certificates_are_refused_by_name(tmp_path, name, content, reason):
     """Unusable certificate files are refused when they are loaded, with an error that names the file.
 
-    An encrypted key is refused as well, instead of a prompt for its passphrase.
+    An encrypted key is refused as well, and the service does not prompt for its passphrase.
     """
     ca = trustme.CA()
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")

@@ -71,7 +71,7 @@ def test_scores_equal_onnx_runtimes_for_any_number_of_rows(session, noise):
 
 @pytest.fixture
 def waits(monkeypatch):
-    """Return a semaphore that is released each time a thread is about to wait for the capture lock."""
+    """Return a semaphore that is released each time a thread is about to wait for a capture or for a model call."""
     condition = ObservedCondition()
     monkeypatch.setattr(CAPTURES, "_changed", condition)
     return condition.waits

@@ -109,7 +109,8 @@ async def test_a_successful_request_restores_health_at_once():
     async with serving(bear=model, trial_every_s=60) as service:
         await fail(service, model)
         await serving_is(service, False)
-        assert await service.is_serving(LIVENESS)  # a restart would lose the queue of the process and repair nothing
+        # liveness must stay SERVING, because a restart would lose the queued requests and would not repair the model
+        assert await service.is_serving(LIVENESS)
         assert (await service.rejection(2)).code() is grpc.StatusCode.INTERNAL
         model.error = None
         await service.classify(3)
@@ -159,7 +160,10 @@ class FullBatcher(Batcher):
 
 
 async def test_the_monitor_survives_the_rejection_of_a_trial_by_a_full_queue():
-    """If a full queue rejects a trial, the health monitor continues, and the next successful call restores health."""
+    """If a full queue rejects a trial request, the health monitor continues.
+
+    The monitor submits trial requests to a failing model. The next successful call restores health.
+    """
     model = FakeModel()
     model.error = RuntimeError("broken")
     batcher = FullBatcher(model.predict, BatchLimits(max_queued_rows=1))  # no thread pool runs the batcher

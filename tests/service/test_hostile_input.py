@@ -56,7 +56,7 @@ def _check_health(address):
 
 
 def test_an_accept_header_that_cannot_be_read_is_400(service):
-    """A request for the metrics with an invalid Accept header receives status 200 or 400, and the next one succeeds."""
+    """A request for the metrics with an invalid Accept header receives status 200 or 400, and a valid one succeeds."""
     url = f"http://{service.metrics_address}/metrics"
     for version in ("x", "1", "true"):
         headers = {"Accept": f"application/openmetrics-text; version={version}"}
@@ -72,7 +72,7 @@ def test_an_accept_header_that_cannot_be_read_is_400(service):
 def test_an_error_about_long_names_arrives(service):
     """An error message that quotes long names is shortened, so that the client receives its status.
 
-    gRPC replaces the status of an error by RESOURCE_EXHAUSTED if its metadata is larger than 8 KiB.
+    gRPC replaces the status of a response by RESOURCE_EXHAUSTED if the response has more than 8 KiB of metadata.
     """
     request = oip.ModelInferRequest()
     for _ in range(12):

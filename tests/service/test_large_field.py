@@ -41,7 +41,10 @@ def test_a_message_is_parsed_as_protobuf_parses_it(requests, data):
 
 @given(st.binary(max_size=60))
 def test_bytes_that_protobuf_rejects_stay_rejected(message):
-    """If protobuf rejects a message, `take_out` returns None, or protobuf rejects the bytes that `take_out` leaves."""
+    """If protobuf rejects a message, it also rejects the bytes that remain after `take_out`.
+
+    `take_out` may instead return None, so that protobuf parses the whole message.
+    """
     if taken := take_out(message, BITMAPS):
         try:
             request = pb.ClassifyRequest.FromString(taken[1])

@@ -118,7 +118,7 @@ def bulk_then_single(batcher: Batcher, ends: list[str]) -> OnePerPoll:
 
 @pytest.mark.parametrize(("call_s", "expected"), [(0.01, ["single", "bulk"]), (0, ["bulk", "single"])])
 def test_waiting_rows_keep_the_threads_from_polling_for_a_millisecond_only(call_s, expected):
-    """After a call of more than a millisecond, a thread polls before the next batch, even if rows are queued.
+    """After a model call of over a millisecond, a thread polls before the next batch, even if rows are queued.
 
     A single drawing that arrives during such a call runs before the rest of a bulk request that was queued earlier.
     """

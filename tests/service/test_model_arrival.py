@@ -40,7 +40,7 @@ def refused(log: list[dict]) -> list[str]:
 
 
 def test_models_that_are_there_serve_at_the_first_scan(tmp_path, log):
-    """A service whose volume is filled starts at once, and reports the refused files."""
+    """If model files are there when the service starts, the first scan loads them and logs the refused files."""
     put(tmp_path, "farm/1")
     put(tmp_path, "zoo/1", b"not a model")
     models = ModelArrival(tmp_path, OPTIONS).scan()
@@ -65,7 +65,7 @@ def test_a_file_that_arrives_serves_when_the_second_scan_finds_it_unchanged(tmp_
 
 
 def test_each_file_is_loaded_or_refused_once(tmp_path, log):
-    """Scans load no file again that has not changed, whether it was refused or is not the default model."""
+    """No scan loads an unchanged file again, even if the file was refused or is not a file of the default model."""
     options = LoadOptions(provider="cpu", threads=1, default_model="zoo")
     put(tmp_path, "farm/1", b"not a model")
     put(tmp_path, "pond/1")
@@ -86,7 +86,10 @@ def test_each_file_is_loaded_or_refused_once(tmp_path, log):
 
 
 def test_the_default_model_is_the_first_by_name_even_if_it_is_unfinished(tmp_path):
-    """Without --default-model, a model does not become the default because an earlier name arrived after it."""
+    """Without --default-model, the default model is the first by name, even if its file may be unfinished.
+
+    Until that file is loaded, a model with a later name does not become the default model.
+    """
     arrival = ModelArrival(tmp_path, OPTIONS)
     with pytest.raises(ModelRefused):
         arrival.scan()
@@ -100,7 +103,7 @@ def test_the_default_model_is_the_first_by_name_even_if_it_is_unfinished(tmp_pat
 
 
 def test_a_single_file_may_arrive(tmp_path):
-    """--model may name one file that is not there yet; its metadata then has the name of the model."""
+    """`--model` may name a single file that does not exist yet; the file is served when it has arrived."""
     file = tmp_path / "tiny.onnx"
     arrival = ModelArrival(file, OPTIONS)
     with pytest.raises(ModelRefused, match="no such model file"):

@@ -144,7 +144,7 @@ def test_auto_uses_the_cpu_without_a_gpu(tiny_model):
 
 @pytest.mark.parametrize("has_spare_cpus", [True, False])
 def test_a_thread_polls_during_quick_calls_if_a_cpu_is_free(tiny_model, has_spare_cpus):
-    """For a model with quick batches, a thread polls while all slots run only if a CPU is free.
+    """For a model with quick batches, a thread polls while the pool is saturated, but only if a CPU is free.
 
     Otherwise, polling would take CPU time from the model calls.
     """

@@ -1,7 +1,7 @@
 """Test that models are replaced while the service runs: model files are added, changed and removed.
 
 The tests call `scan` themselves. The watcher loads a file at the second scan that finds it unchanged. The watcher
-retires a model at the second scan that does not find its file.
+stops serving a model at the second scan that does not find its file.
 """
 
 import re
@@ -291,7 +291,7 @@ def test_an_unavailable_repository_changes_nothing(repository):
 
 
 def test_a_changed_link_changes_the_model(repository, tmp_path):
-    """If a link on the path of a model file changes, the file with the new target is loaded.
+    """If a link on the path of a model file changes, the file at the link's new target is loaded.
 
     Kubernetes (for a ConfigMap) and git-sync replace all files of a folder by the change of one link.
     """
