@@ -341,3 +341,29 @@ def test_a_replaced_connection_has_no_worker(pool, clock):
     assert failed.server.by_worker == {1: fresh}
     assert pool.acquire([]) is fresh
     pool.release(failed)[0].close()
+
+
+@pytest.fixture
+def silent_port():
+    """Yield the port of a listener on 127.0.0.9 that accepts no more connections: its queue is full."""
+    with socket.socket() as listener, ExitStack() as waiting:
+        listener.bind(("127.0.0.9", 0))
+        listener.listen(0)
+        for _ in range(4):
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+def test_max_attempts_limits_the_attempts_to_reach_a_name_that_drops_packets(silent_port):
+    """If no server of a name answers connections, the request ends after `max_attempts`, before its deadline."""
+    dns = DnsServer("127.0.0.9")
+    dns.start()
+    try:
+        retry = RetryPolicy(max_attempts=2, first_backoff_s=0.01)
+        target = f"dns://{dns.address}/silent.test:{silent_port}"
+        with Client(target, timeout_s=3600, retry=retry) as client, pytest.raises(Unavailable, match="in 2 attempts"):
+            client.classify(np.zeros((1, 28, 28), np.uint8))
+    finally:
+        dns.stop()

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent import futures
@@ -60,6 +61,10 @@ class Replicas:
         folder.mkdir(parents=True, exist_ok=True)
         ready.rename(folder / "model.onnx")
 
+    def remove(self, number: int, *, version: int) -> None:
+        """Remove a version from one repository."""
+        shutil.rmtree(self._folders[number] / "farm" / str(version))
+
     def has_right_labels(self, result: Classification) -> bool:
         """Return whether the labels are those of the model file that computed the scores."""
         expected = (np.frombuffer(scores, np.float32).reshape(result.scores.shape) for scores in self._labels)
@@ -74,6 +79,34 @@ class Replicas:
 @pytest.fixture
 def replicas(start_service, tmp_path) -> Replicas:
     return Replicas(tmp_path, start_service)
+
+
+async def test_a_request_for_a_version_that_has_just_appeared_waits_for_it(replicas, kind):
+    """A request that names a version which a response has named is not refused by a server that loads it later."""
+    replicas.write(0, version=2, labels=OTHER_LABELS)
+    async with connected(kind, replicas.target) as classify:
+        while (await classify(BITMAPS)).model_version != "2":
+            pass
+        results = [asyncio.ensure_future(classify(BITMAPS, model_version="2")) for _ in range(4)]
+        await results[0]
+        replicas.write(1, version=2, labels=OTHER_LABELS)
+        assert {(await result).model_version for result in results} == {"2"}
+
+
+async def test_a_version_that_does_not_appear_everywhere_ends_with_the_deadline(replicas, kind):
+    """A new version that no server has any more ends a request at its deadline, as an error that a retry may repair."""
+    replicas.write(0, version=2, labels=OTHER_LABELS)
+    async with connected(kind, replicas.target, timeout_s=3) as classify:
+        while (await classify(BITMAPS)).model_version != "2":
+            pass
+        replicas.remove(0, version=2)
+        error = None
+        while error is None:
+            try:
+                await classify(BITMAPS, model_version="2")
+            except DeadlineExceeded as exc:
+                error = exc
+        assert "version 2" in str(error)
 
 
 async def test_a_new_version_on_one_of_two_servers_fails_no_request(replicas, kind):

@@ -1,6 +1,8 @@
 """Test both transports: compressed messages, addresses, and hostile connections that stop grpcio's own server."""
 
 import asyncio
+import errno
+import os
 import socket
 from contextlib import asynccontextmanager, suppress
 
@@ -141,13 +143,12 @@ async def test_a_port_in_use_is_an_error(serving):
             other.listen(address)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::]:0", "unix"])
-async def test_a_server_that_stops_listening_still_answers_open_connections(serving, tmp_path, address):
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::]:0"])
+async def test_a_server_that_stops_listening_still_answers_open_connections(serving, address):
     """After `stop_listening`, calls over open connections succeed, and new connections are refused.
 
     The ports of other servers in the process stay open.
     """
-    address = f"unix:{tmp_path / 'service.sock'}" if address == "unix" else address
     async with serving() as (other, _, _), serving(address=address) as (channel, echo, server):
         assert await call_to(channel, "Unary")(b"x") == b"x"
         server.stop_listening()
@@ -158,6 +159,29 @@ async def test_a_server_that_stops_listening_still_answers_open_connections(serv
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert await call_to(other, "Unary")(b"x") == b"x"
     async with serving(address=echo.address) as (channel, _, _):  # the next process can use the address
+        assert await call_to(channel, "Unary")(b"x") == b"x"
+
+
+async def test_a_socket_file_stays_open_until_the_server_stops(serving, tmp_path):
+    """After `stop_listening`, a second server cannot take the socket file, which the first one would then remove."""
+    async with serving(address=f"unix:{tmp_path / 'service.sock'}") as (channel, echo, server):
+        server.stop_listening()
+        with pytest.raises(AddressUnusable, match="another process listens on it"):
+            create_server(serving.args[0]).listen(echo.address)
+        assert await call_to(channel, "Unary")(b"x") == b"x"
+
+
+async def test_a_listener_that_cannot_be_found_stays_open(serving, monkeypatch):
+    """Without a free file descriptor, `stop_listening` logs a warning, and the server goes on."""
+
+    def fail(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with serving() as (channel, _, server):
+        monkeypatch.setattr(os, "dup", fail)
+        with capture_logs() as events:
+            server.stop_listening()
+        assert [event["log_level"] for event in events] == ["warning"]
         assert await call_to(channel, "Unary")(b"x") == b"x"
 
 

@@ -212,6 +212,7 @@ async def test_balancers_are_told_to_leave_before_clients_that_watch():
     assert [checked.status, listed.statuses[""].status] == [NOT_SERVING, NOT_SERVING]
     probes = health.for_probes()
     assert (await probes.Check(health_pb2.HealthCheckRequest(), None)).status == SERVING
+    assert (await probes.List(health_pb2.HealthListRequest(), None)).statuses[""].status == SERVING
     late_watch = health.Watch(health_pb2.HealthCheckRequest(), None)
     assert (await anext(late_watch)).status == SERVING
     await health.fail()

@@ -29,6 +29,12 @@ _DISCOVERY_TIMEOUT_S = 5.0  # longest wait for a worker's response; then the cli
 
 _MODEL_DELAYS_S = (0.01, 0.02, 0.04, 0.08)  # delay after each failed attempt to find the model of a response
 
+_VERSION_DELAY_S = 0.05  # between two attempts to reach a server that has a new version
+
+_ARRIVAL_S = 60.0
+"""Time after the first sight of a version in which it may be missing on other servers: they scan every few seconds, and
+a network volume may show a new file up to a minute late."""
+
 _ASK_FOR_GZIP = (("accept-encoding", "gzip"),)
 
 Response = TypeVar("Response")
@@ -89,6 +95,7 @@ class BaseClient:
         self._has_reached_server = False
         self._queues: dict[RequestKey, CoalescingQueue] = {}
         self._models: dict[ModelKey, ModelInfo] = {}  # models that have computed a response
+        self._first_seen: dict[tuple[str, str], float] = {}  # time.monotonic seconds, by model name and version
         self._max_request_rows: dict[tuple[str, str], int] = {}  # by the model name and version of the request
         self._backend = self._make_backend()
         self._credentials = Credentials(self._targets, tls, Token(token, token_file), insecure_token=insecure_token)
@@ -153,6 +160,7 @@ class BaseClient:
     async def _send_with_failover(self, send: Send[Response], deadline: float) -> Response:
         """Try one connection after the other until one succeeds, or until each connection was tried or backs off."""
         tried: list[Connection] = []
+        replaced: set[Server] = set()
         while True:
             connection = self._pool.acquire(tried)
             try:
@@ -163,7 +171,7 @@ class BaseClient:
                     raise
                 self._pool.back_off(connection, delay_s)
                 tried.append(connection)
-                if not self._can_try_again(exc, connection, tried):
+                if not self._can_try_again(exc, connection, tried, replaced):
                     raise
             else:
                 if connection.failures:
@@ -172,17 +180,24 @@ class BaseClient:
             finally:
                 await self._release(connection)
 
-    def _can_try_again(self, error: grpc.RpcError, connection: Connection, tried: list[Connection]) -> bool:
+    def _can_try_again(
+        self, error: grpc.RpcError, connection: Connection, tried: list[Connection], replaced: set[Server]
+    ) -> bool:
         """Return whether another server may respond now: over another connection, or under the same DNS name.
 
         The second attempt over a connection to a name reaches another server, if gRPC knows one. After that attempt
-        has failed, too, the name must be resolved again.
+        has failed, too, the name must be resolved again: once, before `RetryPolicy` decides about further attempts.
         """
         if self._pool.has_other(tried):
             return True
         if not has_no_response(error) or not connection.server.is_name:
             return False
-        return tried.count(connection) == 1 or self._pool.replace(connection)
+        if tried.count(connection) == 1:
+            return True
+        if connection.server in replaced:
+            return False
+        replaced.add(connection.server)
+        return self._pool.replace(connection)
 
     async def _release(self, connection: Connection) -> None:
         if channels := self._pool.release(connection):
@@ -196,13 +211,48 @@ class BaseClient:
         return [model_info(model) for model in response.models]
 
     async def _get_model(self, name: str, version: str) -> ModelInfo:
-        return await self._call(partial(self._get_model_over, name, version), self._retry_state())
+        async def send(connection: Connection, deadline: float) -> ModelInfo:
+            attempt = partial(self._get_model_over, name, version, connection, deadline)
+            return await self._until_arrived(name, version, attempt, deadline)
+
+        return await self._call(send, self._retry_state())
 
     async def _get_model_over(self, name: str, version: str, connection: Connection, deadline: float) -> ModelInfo:
         request = pb.GetModelRequest(model_name=name, model_version=version)
         response = await self._send(connection.stub.GetModel, request, deadline)
         self._pool.register(connection, response.model)
+        self._note_version(response.model.name, response.model.version)
         return model_info(response.model)
+
+    def _note_version(self, name: str, version: str) -> None:
+        self._first_seen.setdefault((name, version), time.monotonic())
+
+    def _is_arriving(self, name: str, version: str) -> bool:
+        """Return whether a version was first seen a short time ago; the name "" stands for the default model."""
+        since = time.monotonic() - _ARRIVAL_S
+        return any(
+            seen_at > since and seen_version == version and name in (seen_name, "")
+            for (seen_name, seen_version), seen_at in list(self._first_seen.items())
+        )
+
+    async def _until_arrived(
+        self, name: str, version: str, send: Callable[[], Awaitable[Response]], deadline: float
+    ) -> Response:
+        """Repeat an attempt that ends with NOT_FOUND if another server has reported this version a short time ago.
+
+        During a model update the servers load a version at different moments, and a connection to a name reaches
+        several servers in turn. Raises DeadlineExceeded.
+        """
+        while True:
+            try:
+                return await send()
+            except grpc.RpcError as exc:
+                if exc.code() is not grpc.StatusCode.NOT_FOUND or not self._is_arriving(name, version):
+                    raise
+                if deadline - time.monotonic() <= _VERSION_DELAY_S:
+                    text = f"no server of {self.target} returned {name} version {version} in {self._timeout_s:g} s"
+                    raise errors.DeadlineExceeded(text) from exc
+            await self._backend.sleep(_VERSION_DELAY_S)
 
     async def _model_of(
         self, response: pb.ClassifyResponse, connection: Connection, deadline: float
@@ -213,6 +263,7 @@ class BaseClient:
         yet, or serve another file of the same version. Raises DeadlineExceeded if no time is left for an attempt.
         """
         key = ModelKey(response.model_name, response.model_version, response.digest)
+        self._note_version(key.name, key.version)
         for delay_s in _MODEL_DELAYS_S:
             if key not in self._models:
                 await self._find_model(key, connection, deadline)

@@ -103,7 +103,7 @@ class RowClient(BaseClient):
             try:
                 deadline = max(call.deadline for call in calls)
                 payload = encode(key, [call.bitmaps for call in calls])
-                distribute(await self._send_with_failover(partial(self._classify_over, payload), deadline), calls)
+                distribute(await self._send_with_failover(partial(self._classify_over, key, payload), deadline), calls)
             except Exception as exc:  # every waiting call must be settled
                 fail(calls, exc)
             except BaseException:  # the sender was cancelled: the event loop ends, or the channels were closed
@@ -118,9 +118,11 @@ class RowClient(BaseClient):
         return response
 
     def _call_alone(self, key: RequestKey, rows: Bitmaps, retry: RetryState) -> Awaitable[Classification]:
-        return self._call(partial(self._classify_over, encode(key, [rows])), retry)
+        return self._call(partial(self._classify_over, key, encode(key, [rows])), retry)
 
-    async def _classify_over(self, payload: bytes, connection: Connection, deadline: float) -> Classification:
+    async def _classify_over(
+        self, key: RequestKey, payload: bytes, connection: Connection, deadline: float
+    ) -> Classification:
         """Send one encoded request, and get the labels of the model file that computed the scores.
 
         If the file was replaced on all servers before one of them returned its labels, the scores are useless without
@@ -128,7 +130,8 @@ class RowClient(BaseClient):
         nothing on the server.
         """
         while True:
-            response = await self._send(connection.classify, payload, deadline)
+            attempt = partial(self._send, connection.classify, payload, deadline)
+            response = await self._until_arrived(key.model_name, key.model_version, attempt, deadline)
             if model := await self._model_of(response, connection, deadline):
                 return decode(response, model.labels)
 

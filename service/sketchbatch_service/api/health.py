@@ -74,8 +74,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
         return await self._check(request.service, self._polled, context)
 
     async def List(self, request: health_pb2.HealthListRequest, context: Context) -> health_pb2.HealthListResponse:
-        status = health_pb2.HealthCheckResponse(status=self._polled)
-        return health_pb2.HealthListResponse(statuses=dict.fromkeys(self._services, status))
+        return self._list(self._polled)
 
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: Context
@@ -103,6 +102,10 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
             )
         return health_pb2.HealthCheckResponse(status=status)
 
+    def _list(self, status: int) -> health_pb2.HealthListResponse:
+        response = health_pb2.HealthCheckResponse(status=status)
+        return health_pb2.HealthListResponse(statuses=dict.fromkeys(self._services, response))
+
     @property
     def _polled(self) -> int:
         return int(_NOT_SERVING if self._is_lame_duck else self._status)
@@ -124,8 +127,10 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
 class _ProbeHealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
     def __init__(self, health: HealthServicer) -> None:
         self._health = health
-        self.List = health.List
         self.Watch = health.Watch
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
         return await self._health._check(request.service, self._health._watched, context)
+
+    async def List(self, request: health_pb2.HealthListRequest, context: Context) -> health_pb2.HealthListResponse:
+        return self._health._list(self._health._watched)

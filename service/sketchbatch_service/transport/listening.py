@@ -1,15 +1,19 @@
 """Bind the addresses of a gRPC server: HOST:PORT or unix:PATH."""
 
+import errno
 import os
 import socket
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
+
 from ..address import HostPort, socket_path
 from ..errors import AddressUnusable
+
+log = structlog.get_logger()
 
 REJECTION_S = 0.1  # a stopping server rejects calls with UNAVAILABLE for this time, so that few end with CANCELLED
 
@@ -42,37 +46,41 @@ def close(address: str) -> None:
     """Refuse connections to a bound address from now on; open connections stay.
 
     gRPC has no function for this. After `shutdown` of the listening socket, the kernel refuses connections, and gRPC
-    stops accepting them. Where the folder /dev/fd is missing, the listener stays open.
+    stops accepting them. The listener stays open, with a warning, where /dev/fd cannot be read. A socket file stays
+    open, too: another process would replace a file that refuses connections, and gRPC then removes that process's file.
     """
-    for listener in _listeners():
-        with listener:
-            if _is_bound_to(listener, address):
-                with suppress(OSError):  # macOS cannot shut down a listener
+    if socket_path(address):
+        return
+    try:
+        for listener in _listeners():
+            with listener:
+                if _is_bound_to(listener, address):
                     listener.shutdown(socket.SHUT_RDWR)
+    except OSError as exc:  # no free file descriptor, no /dev/fd, or macOS, which cannot shut down a listener
+        log.warning("listener not closed, a stop may refuse requests", address=address, reason=str(exc))
 
 
 def _listeners() -> Iterator[socket.socket]:
     """Yield a duplicate of each socket of this process that accepts connections."""
-    with suppress(FileNotFoundError):
-        for file in Path("/dev/fd").iterdir():
-            with suppress(OSError):  # closed since it was listed, or not a socket that listens
-                duplicate = os.dup(int(file.name))
-                if not stat.S_ISSOCK(os.fstat(duplicate).st_mode):
-                    os.close(duplicate)
-                    continue
-                found = socket.socket(fileno=duplicate)
-                if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    yield found
-                else:
-                    found.close()
+    for file in Path("/dev/fd").iterdir():
+        try:
+            duplicate = os.dup(int(file.name))
+        except OSError as exc:
+            if exc.errno == errno.EBADF:  # closed since it was listed
+                continue
+            raise
+        if not stat.S_ISSOCK(os.fstat(duplicate).st_mode):
+            os.close(duplicate)
+            continue
+        found = socket.socket(fileno=duplicate)
+        if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            yield found
+        else:
+            found.close()
 
 
 def _is_bound_to(listener: socket.socket, address: str) -> bool:
-    name = listener.getsockname()
-    path = socket_path(address)
-    if path:
-        return listener.family == socket.AF_UNIX and Path(os.fsdecode(name)) == path
-    return listener.family != socket.AF_UNIX and name[1] == HostPort.parse(address).port
+    return listener.family != socket.AF_UNIX and listener.getsockname()[1] == HostPort.parse(address).port
 
 
 def _check_path(path: Path, address: str, purpose: str) -> None:
