@@ -129,15 +129,15 @@ def _batch_rows(snapshots: list[_Snapshot]) -> Metric:
     for now in snapshots:
         counts, rows_total = [0] * (len(_BOUNDS_ROWS) + 1), 0
         for rows, calls in now.counts.calls.items():
-            counts[sum(rows > bound for bound in _BOUNDS_ROWS)] += calls.count
-            rows_total += rows * calls.count
+            counts[sum(rows > bound for bound in _BOUNDS_ROWS)] += calls
+            rows_total += rows * calls
         sizes.add_metric(now.labels, _buckets(_BOUNDS_ROWS, counts), rows_total)
     return sizes
 
 
 def _padding_rows(now: _Snapshot) -> int:
     return sum(
-        calls.count * (next(bucket for bucket in now.model.buckets if bucket >= rows) - rows)
+        calls * (next(bucket for bucket in now.model.buckets if bucket >= rows) - rows)
         for rows, calls in (now.counts.calls.items() if now.model.buckets else ())
     )
 

@@ -66,10 +66,10 @@ def statistics(model: ServedModel) -> pb.ModelStatistics:
         version=model.version,
         last_inference=round(counts.last_answer_at * 1000),
         inference_count=counts.rows,
-        execution_count=sum(calls.count for calls in counts.calls.values()),
+        execution_count=sum(counts.calls.values()),
         inference_stats=_inference_statistics(counts),
         batch_stats=[
-            pb.InferBatchStatistics(batch_size=rows, compute_infer=_duration(calls))
+            pb.InferBatchStatistics(batch_size=rows, compute_infer=_duration(Duration(calls, counts.calls_s[rows])))
             for rows, calls in sorted(counts.calls.items())
         ],
     )
