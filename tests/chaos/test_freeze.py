@@ -1,4 +1,4 @@
-"""Stop the process of the service for half a minute, or cancel large requests: later requests are answered as before."""
+"""Stop the process of the service for half a minute, or cancel large requests; later requests must be answered."""
 
 import asyncio
 import os
@@ -56,7 +56,7 @@ async def test_after_a_freeze_requests_are_answered_as_before(
     start_service, root, noise, capsys, load, threads, pause_s
 ):
     """Two seconds after a freeze of 30 s, no request is rejected, and at half load the goodput is that of before."""
-    service = start_service(root / "models" / "bear-cat-dog" / "1" / "model.onnx", "--threads", threads)
+    service = start_service(root / "models" / "bear-cat-dog" / "1" / "model.onnx", "--threads", str(threads))
     request = pb.ClassifyRequest(bitmaps=noise(ROWS).tobytes())
     async with grpc.aio.insecure_channel(service.address, options=[("grpc.enable_retries", 0)]) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)

@@ -109,7 +109,8 @@ class RowQueue:
     def rows_ahead_of(self, rows: int) -> int:
         """Return how many waiting rows would run before the last row of a new request of `rows` rows."""
         own, other = (self._small, self._large) if rows <= self._small_rows else (self._large, self._small)
-        # Each kind gets half of every call, so at most an equal number of rows of the other kind runs meanwhile.
+        # Small and large requests each get half of every batch. So until these rows have run, at most as many rows of
+        # the other queue run.
         return own.rows + min(own.rows + rows, other.rows)
 
     def put(self, request: Request) -> None:

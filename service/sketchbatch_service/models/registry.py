@@ -38,7 +38,7 @@ class ServedModel:
 class RefusedFile:
     """A model file that is not served."""
 
-    name: str  # of the model that the file would serve or replace
+    name: str  # of the model that is served instead; if there is none, the name of the folder
     version: str
     file: ModelFile
     cause: str  # one line for the operator; may contain paths, so clients must not receive it

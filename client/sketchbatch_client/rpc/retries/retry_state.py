@@ -68,7 +68,7 @@ class RetryState:
         return errors.DeadlineExceeded(f"no response from {self.target} in {self.timeout_s:g} s")
 
     def _may_retry(self, error: Exception) -> bool:
-        """Return True while servers are full; without a response, apply `max_attempts` and `patience_s`."""
+        """Return True if the server is full; otherwise return whether `max_attempts` or `patience_s` allow a retry."""
         if _is_pushback(error) or self.failures < self.policy.max_attempts:
             return True
         waited_s = self.timeout_s - self.remaining_s()
