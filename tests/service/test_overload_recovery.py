@@ -1,4 +1,4 @@
-"""Test that a wrong estimate of the drain rate does not last, and that a queue of expired requests blocks nobody."""
+"""Test that a wrong estimate of the drain rate ends, and that expired requests fail outside the batcher's lock."""
 
 import threading
 
