@@ -10,6 +10,9 @@ from ...batching.statistics import Counts, Duration
 from ...models.registry import RefusedFile, ServedModel
 from .codec import INPUT, OUTPUT
 
+DIGEST = "digest"
+"""Name of the digest of the model file, among the parameters of responses and in the descriptions of a model."""
+
 _PLATFORM = "onnxruntime_onnx"
 _PATH = re.compile(r"[^\s'\"]*/[^\s'\"]*")
 
@@ -23,6 +26,7 @@ def metadata(model: ServedModel, versions: list[str]) -> pb.ModelMetadataRespons
         platform=_PLATFORM,
         inputs=[tensor(name=INPUT, datatype="UINT8", shape=[-1, *ROW_SHAPE])],
         outputs=[tensor(name=OUTPUT, datatype="FP32", shape=[-1, len(model.artifact.labels)])],
+        properties={DIGEST: model.artifact.digest},
     )
 
 
@@ -46,7 +50,7 @@ def _parameters(model: ServedModel) -> dict[str, str]:
         "labels": json.dumps(model.artifact.labels, ensure_ascii=False),
         "bitmaps": "UINT8, 0 = paper, 255 = ink; or FP32, 0 = paper, 1 = ink; [N,28,28], [N,28,28,1] or [N,784]",
         "provider": model.provider,
-        "digest": model.artifact.digest,
+        DIGEST: model.artifact.digest,
         "created": model.artifact.created,
         "licence": model.artifact.licence,
     }

@@ -232,6 +232,7 @@ class _ResponsePlan:
         """Encode the scores, and count and log the request."""
         started_at = time.monotonic()
         response = pb.ModelInferResponse(model_name=self.model.name, model_version=self.model.version, id=self.id)
+        response.parameters[descriptions.DIGEST].string_param = self.model.artifact.digest
         codec.encode(answer.scores, self.top_k, self.model.artifact.labels, response, as_raw=self.is_raw)
         self.model.batcher.statistics.add_codec(decoding_s=self.decoding_s, encoding_s=time.monotonic() - started_at)
         log_answer(answer, model_name=self.model.name, request_id=self.id)
