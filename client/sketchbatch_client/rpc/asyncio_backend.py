@@ -72,7 +72,9 @@ class AsyncioBackend:
     async def close_channels(self, channels: list[grpc.aio.Channel]) -> None:
         await asyncio.gather(*(channel.close() for channel in channels))
 
-    async def send(self, rpc: Callable[..., Any], request: object, timeout_s: float, metadata: Metadata | None) -> Any:
+    async def send(
+        self, rpc: Callable[..., Any], request: object, timeout_s: float | None, metadata: Metadata | None
+    ) -> Any:
         return await rpc(request, timeout=timeout_s, metadata=metadata)
 
     async def sleep(self, delay_s: float) -> None:

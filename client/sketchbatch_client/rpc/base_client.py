@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import grpc
 from sketchbatch.v1 import classifier_pb2 as pb
 
-from .. import errors
+from .. import arguments, errors
+from ..arguments import optional_whole_number, whole_number
 from .classification import ModelInfo, ModelKey, model_info
 from .coalescing_queue import CoalescingQueue
 from .concurrency import Concurrency
@@ -20,10 +21,15 @@ from .connections.connection import Connection, Server
 from .connections.connection_pool import ConnectionPool
 from .connections.credentials import Credentials, Tls, Token
 from .connections.targets import CONNECT_TIMEOUT_S, channel_options, parse_targets
-from .request import RequestKey
+from .request import RequestKey, as_text
 from .retries.aimd_limit import AimdLimit
 from .retries.retry_policy import RetryPolicy, has_no_response
 from .retries.retry_state import RetryState
+
+_MAX_IN_FLIGHT = 10_000  # the blocking client has one thread for each
+
+_LONGEST_TIMEOUT_S = 27_000 * 3600.0
+"""Longest timeout that gRPC sends to a server: three years. With a timeout of three centuries, a call fails at once."""
 
 _DISCOVERY_TIMEOUT_S = 5.0  # longest wait for a worker's response; then the client uses the connections it has
 
@@ -52,7 +58,7 @@ class BaseClient:
     Args:
         target: HOST:PORT; several of these, separated by commas or in a sequence; or any target of gRPC, such as
             dns:///NAME:PORT (every address of that name) or unix:PATH.
-        timeout_s: Longest time for one request, retries included.
+        timeout_s: Longest time for one request in seconds, retries included; None or infinity = no limit.
         rows_per_request: Most rows per RPC; the service may have a lower limit. With hundreds of rows, the fixed cost
             of an RPC hardly matters.
         in_flight: Number of RPCs that one call keeps in flight, lower while servers push back; None = four for each
@@ -76,7 +82,7 @@ class BaseClient:
         self,
         target: str | Sequence[str],
         *,
-        timeout_s: float = 60.0,
+        timeout_s: float | None = 60.0,
         rows_per_request: int = 1024,
         in_flight: int | None = None,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
@@ -87,13 +93,13 @@ class BaseClient:
         insecure_token: bool = False,
         gzip: bool = False,
     ) -> None:
-        if in_flight is not None and in_flight < 1:
-            raise ValueError(f"in_flight must be 1 or more, or None, got {in_flight}")
+        if not isinstance(retry, RetryPolicy):
+            raise ValueError(f"retry must be a RetryPolicy, got {retry!r}")
         self._targets = parse_targets(target)
         self.target = ", ".join(self._targets)
-        self._timeout_s = timeout_s
-        self._rows_per_request = rows_per_request
-        self._in_flight = in_flight
+        self._timeout_s = arguments.timeout_s("timeout_s", timeout_s)
+        self._rows_per_request = whole_number("rows_per_request", rows_per_request, 1)
+        self._in_flight = optional_whole_number("in_flight", in_flight, 1, _MAX_IN_FLIGHT)
         self._retry_policy = retry
         self._has_reached_server = False
         self._queues: dict[RequestKey, CoalescingQueue] = {}
@@ -125,7 +131,8 @@ class BaseClient:
 
     def _send(self, rpc: Callable[..., Any], request: object, deadline: float) -> Awaitable[Any]:
         """Send one RPC without retries."""
-        timeout_s = max(0.0, deadline - time.monotonic())
+        remaining_s = max(0.0, deadline - time.monotonic())
+        timeout_s = None if remaining_s > _LONGEST_TIMEOUT_S else remaining_s
         metadata = self._credentials.call_metadata()
         if self._gzip:
             metadata = (*(metadata or ()), *_ASK_FOR_GZIP)
@@ -214,6 +221,8 @@ class BaseClient:
         return [model_info(model) for model in response.models]
 
     async def _get_model(self, name: str, version: str) -> ModelInfo:
+        name, version = as_text("name", name), as_text("version", version)
+
         async def send(connection: Connection, deadline: float) -> ModelInfo:
             attempt = partial(self._get_model_over, name, version, connection, deadline)
             return await self._until_arrived(name, version, attempt, deadline)
@@ -325,6 +334,7 @@ class BaseClient:
 
     async def _check_health(self, service: str) -> str:
         """Return SERVING if any target reports it, else the status of the first target that responds."""
+        service = as_text("service", service)
         statuses, error = [], None
         for target in self._targets:
             try:

@@ -90,7 +90,9 @@ class BlockingBackend:
         for channel in channels:
             channel.close()
 
-    async def send(self, rpc: Callable[..., Any], request: object, timeout_s: float, metadata: Metadata | None) -> Any:
+    async def send(
+        self, rpc: Callable[..., Any], request: object, timeout_s: float | None, metadata: Metadata | None
+    ) -> Any:
         return rpc(request, timeout=timeout_s, metadata=metadata)
 
     async def sleep(self, delay_s: float) -> None:

@@ -44,8 +44,9 @@ class Concurrency(Protocol):
     async def close_channels(self, channels: list[Any]) -> None: ...
 
     async def send(
-        self, rpc: Callable[..., Any], request: object, timeout_s: float, metadata: Metadata | None
-    ) -> Any: ...
+        self, rpc: Callable[..., Any], request: object, timeout_s: float | None, metadata: Metadata | None
+    ) -> Any:
+        """Send an RPC and return its response; `timeout_s` None = no limit."""
 
     async def sleep(self, delay_s: float) -> None: ...
 
