@@ -37,7 +37,7 @@ class ModelInfo:
     max_request_rows: int
     provider: str
     digest: str
-    """SHA-256 of the model file and its external data, in hex."""
+    """SHA-256 of the model file, in hex; of a list of files if the model has external data (see `Model.digest`)."""
     metrics: dict[str, Any]
     """Metrics that were measured after the training and stored in the model file."""
     created: str

@@ -285,8 +285,9 @@ class ModelMetadataResponse(google.protobuf.message.Message):
 
     @property
     def properties(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """digest: SHA-256 of the model file and its external data, in hex; see `ModelInferResponse.parameters`. The field is
-        part of the Open Inference Protocol; clients of Triton and KServe skip it.
+        """digest: the digest of the model file and its external data, see sketchbatch.v1.Model and
+        `ModelInferResponse.parameters`. The field is part of the Open Inference Protocol; clients of Triton and KServe skip
+        it.
         """
 
     def __init__(
@@ -667,9 +668,9 @@ class ModelInferResponse(google.protobuf.message.Message):
     """The `id` of the request."""
     @property
     def parameters(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___InferParameter]:
-        """digest (a string): SHA-256 of the model file that computed the scores, in hex, as in
-        `ModelMetadataResponse.properties` and in the parameters of `ModelConfig`. Two files may have had the same name and
-        version; a client that keeps labels must request them again when the digest changes.
+        """digest (a string): the digest of the model file that computed the scores, as in `ModelMetadataResponse.properties`
+        and in the parameters of `ModelConfig`. Two files may have had the same name and version; a client that keeps labels
+        must request them again when the digest changes.
 
         In a stream also triton_final_response = true, because each request receives one response.
         """
