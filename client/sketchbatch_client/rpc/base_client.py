@@ -25,6 +25,7 @@ from .request import RequestKey, as_text
 from .retries.aimd_limit import AimdLimit
 from .retries.retry_policy import RetryPolicy, has_no_response
 from .retries.retry_state import RetryState
+from .single_flight import SingleFlight
 
 _MAX_IN_FLIGHT = 10_000  # the blocking client has one thread for each
 
@@ -107,6 +108,8 @@ class BaseClient:
         self._first_seen: dict[tuple[str, str], float] = {}  # time.monotonic seconds, by model name and version
         self._max_request_rows: dict[tuple[str, str], int] = {}  # by the model name and version of the request
         self._backend = self._make_backend()
+        self._limits_in_flight: SingleFlight[int] = SingleFlight(self._backend.event)
+        self._models_in_flight: SingleFlight[None] = SingleFlight(self._backend.event)
         self._credentials = Credentials(self._targets, tls, Token(token, token_file), insecure_token=insecure_token)
         self._gzip = gzip
         self._pool = ConnectionPool(self._targets, self._open_channel, channels)
@@ -155,6 +158,7 @@ class BaseClient:
                 self._has_reached_server = True
                 return response
             await self._backend.sleep(delay_s)
+            self._pool.check_open()
 
     def _retry_delay_s(self, error: Exception, retry: RetryState) -> float | None:
         """Return the delay before the next attempt, or None to stop.
@@ -175,7 +179,10 @@ class BaseClient:
             connection = self._pool.acquire(tried)
             try:
                 response = await send(connection, deadline)
-            except grpc.RpcError as exc:
+            except Exception as exc:
+                self._pool.check_open(exc)  # a closed channel raises several errors, which do not say what has happened
+                if not isinstance(exc, grpc.RpcError):
+                    raise
                 delay_s = self._retry_policy.delay_s(exc, connection.failures + 1)
                 if delay_s is None:
                     raise
@@ -278,7 +285,7 @@ class BaseClient:
         self._note_version(key.name, key.version)
         for delay_s in _MODEL_DELAYS_S:
             if key not in self._models:
-                await self._find_model(key, connection, deadline)
+                await self._find_model_once(key, connection, deadline)
             if model := self._models.get(key):
                 return model
             if deadline - time.monotonic() <= delay_s:
@@ -286,8 +293,24 @@ class BaseClient:
             await self._backend.sleep(delay_s)
         return None
 
+    async def _find_model_once(self, key: ModelKey, connection: Connection, deadline: float) -> None:
+        """Share one request for a model among the calls that received responses over the same connection.
+
+        Another connection may reach another server, and its errors are not those of this connection.
+        """
+        try:
+            await self._models_in_flight.do(
+                (key, connection),
+                partial(self._find_model, key, connection, deadline),
+                lambda: deadline - time.monotonic(),
+            )
+        except TimeoutError as exc:
+            raise self._labels_missing(key) from exc
+
     async def _find_model(self, key: ModelKey, connection: Connection, deadline: float) -> None:
         """Request the model with this name and version from one server; remember the model if the server serves it."""
+        if key in self._models:  # found since the caller missed it
+            return
         try:
             model = await self._get_model_over(key.name, key.version, connection, deadline)
         except grpc.RpcError as exc:
@@ -314,7 +337,10 @@ class BaseClient:
     async def _discover_workers(self) -> None:
         """Open a connection to every worker process of every server, on the first call only."""
         for server in self._pool.begin_discovery():
-            first = self._pool.acquire_from(server)
+            try:
+                first = self._pool.acquire_from(server)
+            except errors.Unavailable:  # the client was closed: the next request raises this error
+                return
             try:
                 await self._discover_workers_of(server, first)
             finally:
@@ -334,6 +360,7 @@ class BaseClient:
 
     async def _check_health(self, service: str) -> str:
         """Return SERVING if any target reports it, else the status of the first target that responds."""
+        self._pool.check_open()
         service = as_text("service", service)
         statuses, error = [], None
         for target in self._targets:
@@ -364,5 +391,6 @@ class BaseClient:
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
     async def _close(self) -> None:
-        await self._backend.close_channels(self._pool.close())
-        self._backend.stop_senders()
+        channels = self._pool.close()
+        self._backend.stop()
+        await self._backend.close_channels(channels)

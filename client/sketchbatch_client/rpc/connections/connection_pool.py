@@ -68,14 +68,18 @@ class ConnectionPool:
             retired, self._retired = self._retired, set()
             return [connection.channel for connection in (*self._connections, *retired)]
 
+    def check_open(self, cause: Exception | None = None) -> None:
+        """Raise Unavailable, caused by `cause`, if the client was closed."""
+        if self._is_closed:
+            raise Unavailable("the client was closed") from cause
+
     def acquire(self, tried: Collection[Connection]) -> Connection:
         """Return a connection, to use and then `release`; avoid those in `tried` and those that back off, if possible.
 
         Raises Unavailable if the client was closed.
         """
         with self._lock:
-            if self._is_closed:
-                raise Unavailable("the client was closed")
+            self.check_open()
             usable = self._usable(tried)
             chosen = min(usable, key=_LOAD) if usable else min(self._connections, key=lambda each: each.backs_off_until)
             return self._begin_request(chosen)
@@ -144,8 +148,7 @@ class ConnectionPool:
     def acquire_from(self, server: Server) -> Connection:
         """Return a connection to one server, to use and then `release`. Raises Unavailable if the client was closed."""
         with self._lock:
-            if self._is_closed:
-                raise Unavailable("the client was closed")
+            self.check_open()
             return self._begin_request(next(each for each in self._connections if each.server is server))
 
     def register(self, connection: Connection, model: pb.Model) -> bool:
