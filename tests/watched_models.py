@@ -1,5 +1,6 @@
 """Watch a repository of tiny models in a test, which calls `scan` itself and reads the log events."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +26,12 @@ class Watched:
         self.log: list[dict] = []
 
     def scan(self, times: int = 2) -> None:
+        """Scan `times` times; two scans load a new file or retire the model of a removed one."""
         for _ in range(times):
             self.watcher.scan()
 
     def served(self) -> list[str]:
+        """Return the served models as NAME/VERSION, in the order of the registry."""
         return [f"{model.name}/{model.version}" for model in self.models]
 
     def events(self) -> list[str]:
@@ -56,3 +59,8 @@ def put(repository: Path, place: str, **model: object) -> Path:
     path = repository / place / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     return ready.rename(path)
+
+
+def remove(repository: Path, place: str) -> None:
+    """Remove the folder `place` of the repository, with its model file."""
+    shutil.rmtree(repository / place)

@@ -7,6 +7,7 @@ stops serving a model at the second scan that does not find its file.
 import re
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,67 @@ def test_a_replaced_file_replaces_its_version(repository):
         watched.scan(3)
         assert watched.models.get("", "").batcher is second.batcher
         assert (watched.models.refused, watched.models.loads) == ((), {"served": 2, "refused": 1})
+
+
+LABELS_THAT_DIFFER = {
+    "another order": (("bee", "ant", "cow"), "label 0 'ant', got 'bee' (the same labels in another order)"),
+    "another label": (("ant", "bee", "dog"), "label 2 'cow', got 'dog'"),
+    "fewer classes": (("ant", "bee"), "3 labels, got 2"),
+    "more classes": (("ant", "bee", "cow", "dog"), "3 labels, got 4"),
+}
+
+
+@pytest.mark.parametrize("labels", LABELS_THAT_DIFFER)
+def test_a_replaced_file_with_other_labels_is_refused(repository, labels):
+    """If the file of a version is replaced by one with other labels, it is refused, and the old one is served.
+
+    The refusal is counted and logged once, and states the difference and what to do. RepositoryIndex shows the reason.
+    An acceptable file in the same place is activated.
+    """
+    other, difference = LABELS_THAT_DIFFER[labels]
+    with watching(repository) as watched:
+        old = watched.models.get("", "")
+        put(repository, "farm/1", labels=other, classes=len(other))
+        watched.scan(5)
+        assert watched.models.get("", "") is old
+        assert watched.models.loads == {"served": 1, "refused": 1}
+        assert watched.events() == ["model found", "model refused, what is served stays"]
+        [refused] = watched.models.refused
+        expected = f"must have the labels of the served file of 'farm' version 1: {difference}; give the file a new "
+        expected += "version number, or start the service with --allow-label-changes"
+        assert refused.cause == f"{repository}/farm/1/model.onnx: {expected}"
+        assert descriptions.refusal(refused) == f"refused: {expected}"
+        put(repository, "farm/1", seed=2)
+        watched.scan()
+        assert watched.models.get("", "") is not old
+        assert (watched.models.refused, watched.models.loads) == ((), {"served": 2, "refused": 1})
+
+
+def test_other_labels_are_allowed_by_a_setting_or_a_new_version_number(repository):
+    """With `--allow-label-changes`, or with a new version number, a file with other labels is activated."""
+    other = {"labels": ("dog", "eel"), "classes": 2}
+    with watching(repository, replace(OPTIONS, allows_label_changes=True)) as watched:
+        put(repository, "farm/1", **other)
+        watched.scan()
+        assert watched.models.get("", "").artifact.labels == ("dog", "eel")
+    put(repository, "farm/1")
+    with watching(repository) as watched:
+        put(repository, "farm/2", **other)
+        watched.scan()
+        assert watched.models.get("", "").artifact.labels == ("dog", "eel")
+
+
+def test_a_single_file_with_other_labels_needs_another_version(tmp_path):
+    """A single file with other labels is refused if its metadata have the same version, and activated otherwise."""
+    farm = {"sketchbatch.name": "farm"}
+    path = write_model(tmp_path / "m.onnx", metadata={**farm, "sketchbatch.version": "1"})
+    with watching(path) as watched:
+        write_model(path, labels=("bee", "ant", "cow"), metadata={**farm, "sketchbatch.version": "1"})
+        watched.scan()
+        assert (watched.served(), watched.models.loads["refused"]) == (["farm/1"], 1)
+        write_model(path, labels=("bee", "ant", "cow"), metadata={**farm, "sketchbatch.version": "2"})
+        watched.scan()
+        assert (watched.served(), watched.models.refused) == (["farm/2"], ())
 
 
 def test_removing_the_new_version_is_a_rollback(repository):

@@ -59,6 +59,11 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
         (["--tls-cert", "c.pem"], "Invalid value for --tls-cert: must be set together with --tls-key"),
         (["--tls-key", "k.pem"], "Invalid value for --tls-cert: must be set together with --tls-key"),
         (["--tls-client-ca", "ca.pem"], "Invalid value for --tls-client-ca: needs --tls-cert"),
+        (
+            ["--versions", "newest"],
+            "Invalid value for --versions: must be latest:N, all or numbers such as 3,5, and NAME=... for a single "
+            "model, separated by ';', got 'newest'",
+        ),
         (["--max-connections", "0"], "0 is not in the range x>=1"),
         (["--max-queued-rows", "5"], "must be at least --max-request-rows (16384), got 5"),
     ],
