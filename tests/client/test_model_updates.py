@@ -50,7 +50,8 @@ class Replicas:
         self._labels: dict[bytes, tuple[str, ...]] = {}  # labels of each model file, by the scores that the file gives
         for number in range(count):
             self.write(number, version=1, labels=LABELS)
-        services = [start_service(each, "--watch-models-s", "0.1", "--provider", "cpu") for each in self._folders]
+        flags = ("--watch-models-s", "0.1", "--provider", "cpu", "--allow-label-changes")
+        services = [start_service(each, *flags) for each in self._folders]
         self.target = "ipv4:" + ",".join(service.address for service in services)
 
     def write(self, number: int, *, version: int, labels: tuple[str, ...]) -> None:

@@ -34,6 +34,7 @@ from ..transport import selection
 from ..transport.interface import Authenticator, Server
 from ..transport.tls import TlsFiles, server_credentials
 from ..transport.tokens import TokenFile
+from ..version_policy import VersionPolicy
 from . import lame_duck
 from .first_model import wait_for_models
 from .probe_port import ProbePort
@@ -145,6 +146,8 @@ def _load_options(settings: Settings, worker: Worker) -> LoadOptions:
     cpus = available_cpus()
     threads = settings.threads or max(1, cpus // worker.count)
     return LoadOptions(
+        versions=VersionPolicy.parse(settings.versions),
+        allows_label_changes=settings.allow_label_changes,
         provider=settings.provider,
         cuda=CudaOptions(device=worker.number - 1, graphs=settings.cuda_graphs, tf32=settings.cuda_tf32),
         threads=threads,

@@ -7,7 +7,7 @@ from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 
 from ...arrays import ROW_SHAPE
 from ...batching.statistics import Counts, Duration
-from ...models.registry import RefusedFile, ServedModel
+from ...models.registry import ExcludedFile, RefusedFile, ServedModel
 from .codec import INPUT, OUTPUT
 
 DIGEST = "digest"
@@ -60,6 +60,11 @@ def refusal(refused: RefusedFile) -> str:
     """Return the reason why a file is refused, with "..." in place of paths."""
     path = str(refused.file.path)
     return "refused: " + _PATH.sub("...", refused.cause.removeprefix(f"{path}: ").replace(path, "..."))
+
+
+def exclusion(excluded: ExcludedFile) -> str:
+    """Return the reason why a file of the repository is not loaded."""
+    return f"not loaded: --versions {excluded.rule} excludes it"
 
 
 def statistics(model: ServedModel) -> pb.ModelStatistics:

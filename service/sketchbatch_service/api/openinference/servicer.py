@@ -96,7 +96,9 @@ class InferenceServicer:
         index = [self._index(model, refused.pop((model.name, model.version), "")) for model in selected]
         if not request.ready:
             entry = pb.RepositoryIndexResponse.ModelIndex
-            index += [entry(name=n, version=v, state="UNAVAILABLE", reason=why) for (n, v), why in refused.items()]
+            excluded = {(each.name, each.version): descriptions.exclusion(each) for each in self._models.excluded}
+            reasons = refused | excluded
+            index += [entry(name=n, version=v, state="UNAVAILABLE", reason=why) for (n, v), why in reasons.items()]
         return pb.RepositoryIndexResponse(models=index)
 
     def ModelInfer(self, request: pb.ModelInferRequest, call: UnaryCall) -> None:
