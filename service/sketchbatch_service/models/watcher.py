@@ -16,6 +16,7 @@ from pathlib import Path
 
 import structlog
 
+from ..background import Component, ComponentName, keep_running
 from ..batching.leader_follower_pool import LeaderFollowerPool
 from ..errors import ModelRefused, StartError
 from .artifact import digest_of
@@ -58,6 +59,7 @@ class ModelWatcher:
         self._retired: list[tuple[ServedModel, float]] = []  # with the time of retiring, time.monotonic seconds
         self._last_warning: object = None  # None = the last scan had none
         self._stopping = threading.Event()
+        self._component = Component(ComponentName.MODEL_WATCHER)
         self._thread = threading.Thread(target=self._run, name="model-watcher", daemon=True)
 
     def __enter__(self) -> "ModelWatcher":
@@ -100,12 +102,17 @@ class ModelWatcher:
         self._remove(known - {*found} - {*last_found})
 
     def _run(self) -> None:
-        _lower_priority(self._options)
+        """Scan until `stop`. Health ignores errors: the served models stay right, and new files are found later."""
+        try:
+            _lower_priority(self._options)
+        except OSError as exc:  # forbidden in a sandbox; the thread then competes with the requests for the processor
+            self._component.record_error(exc)
+        keep_running(self._component, self._scan_regularly, self._stopping)
+
+    def _scan_regularly(self) -> None:
         while not self._stopping.wait(self._every_s):
-            try:
-                self.scan()
-            except Exception:  # the thread must continue: the next scan may succeed
-                log.exception("model scan failed")
+            self.scan()
+            self._component.record_success()
 
     def _is_settled(self, file: ModelFile) -> bool:
         """Return whether this file, unchanged, is served or was refused."""
