@@ -17,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+from ..background import Component, ComponentName, keep_running
 from ..batching.leader_follower_pool import LeaderFollowerPool
 from ..errors import StartError
 from .artifact import digest_of
@@ -62,6 +63,7 @@ class ModelWatcher:
         self._warnings: set[str] = set()  # of the last scan
         self._last_warnings: set[str] = set()  # of the scan before it
         self._stopping = threading.Event()
+        self._component = Component(ComponentName.MODEL_WATCHER)
         self._thread = threading.Thread(target=self._run, name="model-watcher", daemon=True)
 
     def __enter__(self) -> "ModelWatcher":
@@ -110,12 +112,17 @@ class ModelWatcher:
             self._warn_once("a version or model that --versions names is missing", cause=problem)
 
     def _run(self) -> None:
-        _lower_priority(self._options)
+        """Scan until `stop`. Health ignores errors: the served models stay right, and new files are found later."""
+        try:
+            _lower_priority(self._options)
+        except OSError as exc:  # forbidden in a sandbox; the thread then competes with the requests for the processor
+            self._component.record_error(exc)
+        keep_running(self._component, self._scan_regularly, self._stopping)
+
+    def _scan_regularly(self) -> None:
         while not self._stopping.wait(self._every_s):
-            try:
-                self.scan()
-            except Exception:  # the thread must continue: the next scan may succeed
-                log.exception("model scan failed")
+            self.scan()
+            self._component.record_success()
 
     def _update(self, file: ModelFile, *, is_unchanged: bool) -> None:
         """Load a new or changed file if it `is_unchanged` since the last scan, otherwise wait for the next scan."""

@@ -16,6 +16,7 @@ from ..api.request_log import rejections
 from ..batching.statistics import BOUNDS_S, Counts, Histogram
 from ..models.registry import ModelRegistry, ServedModel
 from ..transport.interface import Server
+from .background_metrics import background_errors
 
 _BOUNDS_ROWS = tuple(1 << n for n in range(15))
 _LABELS = ["model", "version"]
@@ -81,7 +82,12 @@ class ServiceMetrics:
         """Return the current values of all metrics."""
         text = "1 = health reports SERVING; 0 = the service waits for a model or is draining, or a model is failing."
         serving = GaugeMetricFamily("sketchbatch_serving", text, value=self._health.is_serving)
-        metrics = [serving, *(_of_served(*self._served) if self._served else ()), *self._process.collect()]
+        metrics = [
+            serving,
+            background_errors(),
+            *(_of_served(*self._served) if self._served else ()),
+            *self._process.collect(),
+        ]
         for metric in metrics:
             metric.samples = [
                 sample._replace(labels={"worker": self._worker, **sample.labels}) for sample in metric.samples

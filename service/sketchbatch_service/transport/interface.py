@@ -7,6 +7,7 @@ from typing import Any, NoReturn, Protocol
 
 import grpc
 
+from ..background import Component
 from ..batching.leader_follower_pool import RequestSource
 
 _GZIP = re.compile(r"\s*gzip\s*(;\s*q=(?!0(\.0*)?\s*$).*)?", re.IGNORECASE)  # q=0 means: not accepted
@@ -71,6 +72,10 @@ class Server(Protocol):
     @property
     def source(self) -> RequestSource | None:
         """What a thread pool must poll so that calls are handled; None = the event loop handles them."""
+
+    @property
+    def components(self) -> Sequence[Component]:
+        """The background components without which the server accepts no calls."""
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Serve the methods of these handlers; the generated `add_*_to_server` functions call this method."""
