@@ -106,9 +106,14 @@ def call_to(channel, method: str):
 async def ended_calls(server: Server, number: int) -> set[tuple[str, str, int]]:
     """Return the number of ended calls by method and status, once `number` calls have ended."""
     async with asyncio.timeout(10):
-        while sum(count for _, _, count in server.call_ends()) < number:
+        while sum(count for _, _, count in counted(server)) < number:
             await asyncio.sleep(0.001)
-    return set(server.call_ends())
+    return counted(server)
+
+
+def counted(server: Server) -> set[tuple[str, str, int]]:
+    """Return the present number of ended calls by method and status."""
+    return {(method, code, times.total().count) for method, code, times in server.call_ends.histograms()}
 
 
 async def rejection(call) -> grpc.aio.AioRpcError:

@@ -91,8 +91,14 @@ class ServiceMetrics:
 
 def _of_served(models: ModelRegistry, server: Server) -> Iterator[Metric]:
     text = "Calls that ended, by method and gRPC status; a stream is one call."
-    ends = (([method, code], count) for method, code, count in server.call_ends())
-    yield _filled(CounterMetricFamily("sketchbatch_requests", text, labels=["method", "code"]), ends)
+    ends = list(server.call_ends.histograms())
+    counts = (([method, code], times.total().count) for method, code, times in ends)
+    yield _filled(CounterMetricFamily("sketchbatch_requests", text, labels=["method", "code"]), counts)
+    text = "Calls that ended: time from their arrival until their response is passed to gRPC; a stream is one call."
+    seconds = HistogramMetricFamily("sketchbatch_request_seconds", text, labels=["method", "code"])
+    for method, code, times in ends:
+        seconds.add_metric([method, code], _buckets(BOUNDS_S, times.counts), times.seconds)
+    yield seconds
     text = "Requests, and messages of streams, that ended in an error, by the class of the error in errors.py."
     by_reason = (([reason], count) for reason, count in rejections().items())
     yield _filled(CounterMetricFamily("sketchbatch_rejected", text, labels=["reason"]), by_reason)

@@ -1,8 +1,7 @@
 """Run a gRPC server on `grpc.aio.server`: grpcio's public API only, so that every version of grpcio works."""
 
 import asyncio
-import math
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -10,14 +9,15 @@ import structlog
 
 from ..errors import AddressUnusable
 from . import listening
-from .aio_call import Answers, adapted, rejecting
+from .aio_call import Answers, adapted, counting, rejecting
 from .interface import Authenticator
-from .status import DRAINING, NO_SUCH_METHOD, NUMBERS, StatusCounts, call_ends, cancellation_status
+from .status import DRAINING, NO_SUCH_METHOD, CallEnds, StatusCounts
 
 log = structlog.get_logger()
 
 _FAILURE_CHECK_S = 0.25  # seconds between two checks of whether the server has failed
 _REOPEN_S = 0.1  # seconds between two attempts to bind a port again
+_NEVER_S = 86_400.0  # seconds after which grpcio would cancel the open calls; `stop` does this itself
 _FAILURES_PER_LOG = 10  # failed attempts per line in the log
 
 # Strings, because grpc's classes are generic in its type stubs only, not at run time.
@@ -38,11 +38,11 @@ class AioServer:
     def __init__(self, options: Sequence[tuple[str, int]] = (), authenticate: Authenticator | None = None) -> None:
         self._options = tuple(options)
         self._methods = _Methods(Answers(asyncio.get_running_loop()))
-        self._rejected = StatusCounts()  # calls that reached no method
-        self._draining = _DrainInterceptor(self._rejected)
-        self._counting = _CountingInterceptor(self._rejected)
-        authentication = [_AuthenticationInterceptor(authenticate, self._rejected)] if authenticate else []
-        self._interceptors = (self._draining, *authentication, self._counting)
+        self._call_ends = CallEnds()
+        rejected = self._call_ends.rejected
+        self._draining = _DrainInterceptor(rejected)
+        authentication = [_AuthenticationInterceptor(authenticate, rejected)] if authenticate else []
+        self._interceptors = (self._draining, *authentication, _CountingInterceptor(self._call_ends))
         self._addresses: list[tuple[str, grpc.ServerCredentials | None]] = []
         self._server = self._new_server()
 
@@ -63,9 +63,10 @@ class AioServer:
         self._addresses.append((bound, credentials))
         return bound
 
-    def call_ends(self) -> Iterator[tuple[str, str, int]]:
-        """Yield method ("SERVICE/METHOD", or "none" if no method was reached), status and number of ended calls."""
-        return call_ends([*self._counting.counts(), ("none", self._rejected)])
+    @property
+    def call_ends(self) -> CallEnds:
+        """The counts and times of the ended calls."""
+        return self._call_ends
 
     async def start(self) -> None:
         """Accept calls from now on."""
@@ -85,9 +86,11 @@ class AioServer:
         """
         self._draining.is_draining = True
         await asyncio.sleep(listening.REJECTION_S)
-        stopping = asyncio.ensure_future(self._stop_server(grace_s))
-        await asyncio.wait((stopping, forced) if forced else (stopping,), return_when=asyncio.FIRST_COMPLETED)
+        stopping = asyncio.ensure_future(self._stop_server(grace_s + _NEVER_S))
+        reasons = (stopping, forced) if forced else (stopping,)
+        await asyncio.wait(reasons, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
+            self._call_ends.are_calls_cancelled = True
             await self._server.stop(None)
         await stopping
         await self._reopening
@@ -171,7 +174,7 @@ class _DrainInterceptor(grpc.aio.ServerInterceptor):
         self, continuation: _Continuation, details: grpc.HandlerCallDetails
     ) -> "_MethodHandler | None":
         if self.is_draining:
-            return rejecting(*DRAINING, lambda: self._rejected.add(NUMBERS[DRAINING[0]]))
+            return rejecting(*DRAINING, self._rejected)
         return await continuation(details)
 
 
@@ -190,62 +193,23 @@ class _AuthenticationInterceptor(grpc.aio.ServerInterceptor):
             return await continuation(details)
         code = grpc.StatusCode.UNAUTHENTICATED
         log.debug("request rejected", code=code.name, reason=reason)
-        return rejecting(code, reason, lambda: self._rejected.add(NUMBERS[code]))
+        return rejecting(code, reason, self._rejected)
 
 
 class _CountingInterceptor(grpc.aio.ServerInterceptor):
     """Count the ended calls of each method by status; answer calls to unknown methods."""
 
-    def __init__(self, rejected: StatusCounts) -> None:
-        self._rejected = rejected
-        self._counted: dict[str, tuple[_MethodHandler, StatusCounts]] = {}
-
-    def counts(self) -> list[tuple[str, StatusCounts]]:
-        """Return the counts of all methods that were called, by their names without the first slash."""
-        return [(path[1:], counts) for path, (_, counts) in list(self._counted.items())]
+    def __init__(self, call_ends: CallEnds) -> None:
+        self._call_ends = call_ends
+        self._counted: dict[str, _MethodHandler] = {}  # by path
 
     async def intercept_service(
         self, continuation: _Continuation, details: grpc.HandlerCallDetails
     ) -> "_MethodHandler | None":
         if found := self._counted.get(details.method):
-            return found[0]
+            return found
         handler = await continuation(details)
         if handler is None:
-            return rejecting(*NO_SUCH_METHOD, lambda: self._rejected.add(NUMBERS[NO_SUCH_METHOD[0]]))
-        counts = StatusCounts()
-        self._counted[details.method] = (_counting(handler, counts), counts)
-        return self._counted[details.method][0]
-
-
-def _counting(handler: Any, counts: StatusCounts) -> _MethodHandler:
-    """Return `handler` with the end of each call counted in `counts`."""
-    behavior = handler.stream_stream or handler.stream_unary
-
-    async def counted(requests: object, context: _Context) -> Any:
-        timeout_s = _remaining_s(context)
-        code: grpc.StatusCode | None = None  # stays None if the client cancels the call or its deadline passes
-        try:
-            response = await behavior(requests, context)
-            if not _is_cancelled():  # a handler may end normally after its cancellation
-                code = grpc.StatusCode.OK
-            return response
-        except grpc.aio.AbortError:
-            code = context.code()
-            raise
-        finally:
-            code = code or cancellation_status(remaining_s=_remaining_s(context), timeout_s=timeout_s)
-            counts.add(NUMBERS[code])
-
-    if handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(counted)
-    return grpc.stream_unary_rpc_method_handler(counted)
-
-
-def _remaining_s(context: _Context) -> float:
-    remaining_s = context.time_remaining()
-    return math.inf if remaining_s is None else remaining_s
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return bool(task and task.cancelling())
+            return rejecting(*NO_SUCH_METHOD, self._call_ends.rejected)
+        self._counted[details.method] = counting(handler, self._call_ends.of_method(details.method))
+        return self._counted[details.method]

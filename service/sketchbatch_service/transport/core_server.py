@@ -12,7 +12,7 @@ The module uses `grpc._cython.cygrpc`, on which grpcio's synchronous server is b
 import asyncio
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -23,9 +23,9 @@ import structlog
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private, so without types
 
 from . import listening
-from .core_call import AsyncCall, DirectCall, abort_core_call, receive_close, receive_message
+from .core_call import AsyncCall, DirectCall, receive_close, receive_message
 from .interface import Authenticator
-from .status import DRAINING, NO_SUCH_METHOD, StatusCounts, call_ends, invalid_message
+from .status import DRAINING, NO_SUCH_METHOD, CallEnds, StatusCounts, invalid_message
 
 log = structlog.get_logger()
 
@@ -65,7 +65,7 @@ class CoreServer:
         self._generic_handlers: list[grpc.GenericRpcHandler] = []
         self._methods: dict[bytes, _Method] = {}  # by path, filled at the first call of each method
         self._is_stopping = False
-        self._rejected = StatusCounts()  # calls that reached no method
+        self._call_ends = CallEnds()
         self._addresses: list[str] = []
         self._new_calls: list[DirectCall] = []  # since the last `poll`
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,10 +97,10 @@ class CoreServer:
         self._addresses.append(bound)
         return bound
 
-    def call_ends(self) -> Iterator[tuple[str, str, int]]:
-        """Yield method ("SERVICE/METHOD", or "none" if no method was reached), status and number of ended calls."""
-        named = [(path.decode()[1:], method.status_counts) for path, method in list(self._methods.items())]
-        return call_ends([*named, ("none", self._rejected)])
+    @property
+    def call_ends(self) -> CallEnds:
+        """The counts and times of the ended calls."""
+        return self._call_ends
 
     async def start(self) -> None:
         """Accept calls from now on; a thread must call `poll` repeatedly."""
@@ -126,6 +126,7 @@ class CoreServer:
         reasons = (self._calls_ended, forced) if forced else (self._calls_ended,)
         await asyncio.wait(reasons, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
         if not self._calls_ended.done():
+            self._call_ends.are_calls_cancelled = True
             self._server.cancel_all_calls()
             await self._calls_ended
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -197,9 +198,8 @@ class CoreServer:
 
     def _reject(self, event: Any, code: grpc.StatusCode, details: str) -> None:
         """End a new call without reading its request."""
-        self._rejected.add(code.value[0])
         receive_close(event.call, lambda: None)
-        abort_core_call(event.call, code, details)
+        DirectCall(event, None, self._call_ends.rejected).abort(code, details)
 
     def _find_method(self, event: Any) -> _Method | None:
         path: bytes = event.call_details.method
@@ -210,13 +210,13 @@ class CoreServer:
             return None
         behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         is_async = inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
-        self._methods[path] = _Method(handler, is_async, StatusCounts())
+        self._methods[path] = _Method(handler, is_async, self._call_ends.of_method(name))
         return self._methods[path]
 
     def _run_directly(self, call: DirectCall, core_call: Any, handler: Any) -> None:
-        def run(message: bytes | None) -> None:
+        def run(message: bytes | None, was_refused: bool) -> None:
             if message is None:
-                call.reject_missing_request()
+                call.reject_missing_message(was_refused=was_refused)
                 return
             try:
                 request = handler.request_deserializer(message)

@@ -2,12 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
 import grpc
 
 from ..batching.leader_follower_pool import RequestSource
+from .status import CallEnds
 
 _GZIP = re.compile(r"\s*gzip\s*(;\s*q=(?!0(\.0*)?\s*$).*)?", re.IGNORECASE)  # q=0 means: not accepted
 
@@ -85,8 +86,9 @@ class Server(Protocol):
             AddressUnusable: The address is in use or does not belong to this machine; the message contains `purpose`.
         """
 
-    def call_ends(self) -> Iterator[tuple[str, str, int]]:
-        """Yield method ("SERVICE/METHOD", or "none" if no method was reached), status and number of ended calls."""
+    @property
+    def call_ends(self) -> CallEnds:
+        """The counts and times of the ended calls."""
 
     async def start(self) -> None:
         """Accept calls from now on."""
