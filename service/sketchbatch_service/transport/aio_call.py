@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import structlog
 
-from .interface import CallAborted, Metadata, Trailers, wants_gzip
+from .interface import CallAborted, Metadata, PendingMessages, Trailers, wants_gzip
 from .status import HANDLER_FAILED, MISSING_REQUEST, NUMBERS, StatusCounts, invalid_message
 
 log = structlog.get_logger()
@@ -127,15 +127,15 @@ class AioContext:
         raise CallAborted(code, details, trailing_metadata)
 
 
-def adapted(handler: Any, answers: Answers) -> _MethodHandler:
+def adapted(handler: Any, answers: Answers, pending: PendingMessages) -> _MethodHandler:
     """Return a handler of raw bytes, for a `grpc.RpcMethodHandler` of the kinds that `interface.Server` describes."""
     if handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(_with_status(_streaming(handler)))
-    return grpc.stream_unary_rpc_method_handler(_with_status(_unary(handler, answers)))
+        return grpc.stream_stream_rpc_method_handler(_with_status(_streaming(handler, pending)))
+    return grpc.stream_unary_rpc_method_handler(_with_status(_unary(handler, answers, pending)))
 
 
 def rejecting(code: grpc.StatusCode, details: str, counts: StatusCounts) -> _MethodHandler:
-    """Return a handler that ends its call without reading a request; `counts` counts the call."""
+    """Return a handler that ends its call without reading a request; the end is counted in `counts`."""
 
     async def reject(requests: object, context: _Context) -> NoReturn:
         await context.abort(code, details)
@@ -149,6 +149,7 @@ def counting(handler: Any, counts: StatusCounts) -> _MethodHandler:
 
     async def counted(requests: object, context: _Context) -> Any:
         started_at = time.monotonic()
+        counts.begin()
         code: grpc.StatusCode | None = None  # stays None if the client cancels the call or its deadline passes
         try:
             response = await behavior(requests, context)
@@ -184,12 +185,13 @@ def _is_cancelled() -> bool:
     return bool(task and task.cancelling())
 
 
-def _unary(handler: Any, answers: Answers) -> _Run:
+def _unary(handler: Any, answers: Answers, pending: PendingMessages) -> _Run:
     behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
     is_async = inspect.iscoroutinefunction(behavior)
+    streams = handler.request_streaming
 
     async def run(_: object, context: _Context) -> Any:
-        request = _requests(context, handler) if handler.request_streaming else await _one_request(context, handler)
+        request = _requests(context, handler) if streams else await _one_request(context, handler, pending)
         if is_async:
             response = handler.response_serializer(await behavior(request, AioContext(context)))
         else:
@@ -212,11 +214,12 @@ async def _answer(behavior: Callable[[Any, AioUnaryCall], None], request: Any, c
         del call  # breaks a reference cycle: call -> its future -> an exception -> its traceback -> this frame
 
 
-def _streaming(handler: Any) -> _Run:
+def _streaming(handler: Any, pending: PendingMessages) -> _Run:
     behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
+    streams = handler.request_streaming
 
     async def run(_: object, context: _Context) -> None:
-        request = _requests(context, handler) if handler.request_streaming else await _one_request(context, handler)
+        request = _requests(context, handler) if streams else await _one_request(context, handler, pending)
         async with aclosing(behavior(request, AioContext(context))) as responses:
             async for response in responses:
                 await context.write(handler.response_serializer(response))
@@ -252,8 +255,8 @@ async def _requests(context: _Context, handler: Any) -> AsyncIterator[Any]:
     await asyncio.sleep(_CANCELLATION_S)
 
 
-async def _one_request(context: _Context, handler: Any) -> Any:
-    message = await context.read()
+async def _one_request(context: _Context, handler: Any, pending: PendingMessages) -> Any:
+    message = await pending.receive(context.read())
     if message is grpc.aio.EOF:
         raise CallAborted(*MISSING_REQUEST)
     return _parsed(message, handler)

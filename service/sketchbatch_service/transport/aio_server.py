@@ -1,6 +1,7 @@
 """Run a gRPC server on `grpc.aio.server`: grpcio's public API only, so that every version of grpcio works."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -10,7 +11,7 @@ import structlog
 from ..errors import AddressUnusable
 from . import listening
 from .aio_call import Answers, adapted, counting, rejecting
-from .interface import Authenticator
+from .interface import Authenticator, PendingMessages
 from .status import DRAINING, NO_SUCH_METHOD, CallEnds, StatusCounts
 
 log = structlog.get_logger()
@@ -35,9 +36,16 @@ class AioServer:
 
     source = None
 
-    def __init__(self, options: Sequence[tuple[str, int]] = (), authenticate: Authenticator | None = None) -> None:
+    def __init__(
+        self,
+        options: Sequence[tuple[str, int]] = (),
+        authenticate: Authenticator | None = None,
+        *,
+        max_receive_s: float = math.inf,
+    ) -> None:
         self._options = tuple(options)
-        self._methods = _Methods(Answers(asyncio.get_running_loop()))
+        self._pending = PendingMessages(max_receive_s)
+        self._methods = _Methods(Answers(asyncio.get_running_loop()), self._pending)
         self._call_ends = CallEnds()
         rejected = self._call_ends.rejected
         self._draining = _DrainInterceptor(rejected)
@@ -72,6 +80,7 @@ class AioServer:
         """Accept calls from now on."""
         await self._server.start()
         self._reopening = asyncio.create_task(self._reopen_after_failures())
+        self._ending_late = asyncio.create_task(self._pending.end_late())
 
     def stop_listening(self) -> None:
         """Refuse new connections from now on; calls on open connections are answered."""
@@ -87,13 +96,20 @@ class AioServer:
         self._draining.is_draining = True
         await asyncio.sleep(listening.REJECTION_S)
         stopping = asyncio.ensure_future(self._stop_server(grace_s + _NEVER_S))
-        reasons = (stopping, forced) if forced else (stopping,)
-        await asyncio.wait(reasons, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-        if not stopping.done():
+        if not await listening.wait_for_end(stopping, forced, grace_s, self._is_idle):
             self._call_ends.are_calls_cancelled = True
-            await self._server.stop(None)
+            cancelling = asyncio.ensure_future(self._server.stop(None))
+            for address, _ in self._addresses:
+                listening.close_connections(address)
+            await cancelling
         await stopping
+        self._ending_late.cancel()
         await self._reopening
+
+    def _is_idle(self) -> bool:
+        """End the calls of a stopping server whose request has not arrived; return whether no call is open."""
+        self._pending.end(*DRAINING)
+        return not self._call_ends.open_calls
 
     async def _stop_server(self, grace_s: float) -> None:
         try:
@@ -148,9 +164,10 @@ class AioServer:
 class _Methods(grpc.GenericRpcHandler):
     """Find the handler of a method, convert it with `adapted`, and keep the result for later calls of the method."""
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: Answers, pending: PendingMessages) -> None:
         self.handlers: list[grpc.GenericRpcHandler] = []
         self._answers = answers
+        self._pending = pending
         self._adapted: dict[str, _MethodHandler] = {}
 
     def service(self, details: grpc.HandlerCallDetails) -> "_MethodHandler | None":
@@ -159,7 +176,7 @@ class _Methods(grpc.GenericRpcHandler):
         handler = next((found for each in self.handlers if (found := each.service(details))), None)
         if handler is None:
             return None
-        self._adapted[details.method] = adapted(handler, self._answers)
+        self._adapted[details.method] = adapted(handler, self._answers, self._pending)
         return self._adapted[details.method]
 
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private, so without types
 
-from .interface import CallAborted, Metadata, Trailers, wants_gzip
+from .interface import CallAborted, Metadata, PendingMessages, Trailers, wants_gzip
 from .status import HANDLER_FAILED, MESSAGE_REFUSED, MISSING_REQUEST, NUMBERS, StatusCounts, invalid_message
 
 _NO_FLAGS = 0
@@ -31,7 +31,8 @@ class _CoreCall:
         self._metadata = event.invocation_metadata
         self._deadline: float = event.call_details.deadline  # Unix time in seconds
         self._status_counts = status_counts
-        self._started_at = time.monotonic()
+        self.started_at = time.monotonic()
+        status_counts.begin()
 
     def invocation_metadata(self) -> Metadata:
         return tuple(self._metadata)
@@ -43,7 +44,7 @@ class _CoreCall:
         return max(0.0, self._deadline - time.time())
 
     def _seconds(self) -> float:
-        return time.monotonic() - self._started_at
+        return time.monotonic() - self.started_at
 
     def _count(self, code: int, seconds: float, *, was_sent: bool) -> None:
         """Count the call by the status `code`; if the status could not be sent, the call was cancelled before."""
@@ -64,6 +65,7 @@ class DirectCall(_CoreCall):
     """
 
     is_over = False  # answered, aborted or cancelled
+    has_message = False  # whether its request has arrived completely
     _is_cancelled = False
     _on_cancel: Callable[[], object] | None = None
 
@@ -92,6 +94,10 @@ class DirectCall(_CoreCall):
         core_call = self._end()
         if core_call is not None:
             abort_core_call(core_call, code, details, trailers, self._on_end(NUMBERS[code]))
+
+    def end_unread(self, code: grpc.StatusCode, details: str) -> None:
+        if not self.has_message:
+            self.abort(code, details)
 
     def reject_missing_message(self, *, was_refused: bool) -> None:
         """End a call without a message: gRPC has refused the message, or the client or the connection ended the call.
@@ -139,12 +145,13 @@ class AsyncCall(_CoreCall):
     """A `Context`: a call of any kind whose handler runs on the event loop."""
 
     _trailers: Trailers = ()
+    _has_run = False
     _has_sent_metadata = False
     _is_message_refused = False  # by gRPC, which has then sent the status
 
-    def __init__(self, event: Any, handler: Any, status_counts: StatusCounts, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, event: Any, handler: Any, status_counts: StatusCounts, pending: PendingMessages) -> None:
         super().__init__(event, handler, status_counts)
-        self._loop = loop
+        self._pending = pending
 
     def time_remaining(self) -> float | None:
         remaining_s = self._remaining_s()
@@ -158,6 +165,7 @@ class AsyncCall(_CoreCall):
 
     async def run(self) -> None:
         """Run the handler, send the status, and raise the handler's exception, which the client receives as UNKNOWN."""
+        self._loop, self._has_run = asyncio.get_running_loop(), True
         try:
             await self._respond()
         except CallAborted as aborted:
@@ -175,6 +183,11 @@ class AsyncCall(_CoreCall):
             # a reference cycle.
             self._call = None
 
+    def count_if_never_run(self, task: "asyncio.Task[None]") -> None:
+        """Count a call that was cancelled before the first step of its task, which `run` cannot count."""
+        if not self._has_run:
+            self._count_unsent(self._seconds())
+
     async def _respond(self) -> None:
         handler = self._handler
         request = self._requests() if handler.request_streaming else await self._one_request()
@@ -188,22 +201,25 @@ class AsyncCall(_CoreCall):
             await self._send(await behavior(request, self))
 
     async def _one_request(self) -> Any:
-        async for request in self._requests():
-            return request
-        return await self.abort(*MISSING_REQUEST)
+        message = await self._pending.receive(self._message())
+        return await self.abort(*MISSING_REQUEST) if message is None else self._parsed(message)
 
     async def _requests(self) -> AsyncIterator[Any]:
         """Yield the client's messages; each is read on demand, so that HTTP/2 flow control holds back the others."""
-        while True:
-            _, (received,) = await self._perform(cygrpc.ReceiveMessageOperation(_NO_FLAGS), on_failure=self._refuse)
-            message = received.message()
-            if message is None:
-                return
-            try:
-                request = self._handler.request_deserializer(message)
-            except Exception as exc:  # protobuf's own exception types; the client must receive a status
-                raise CallAborted(*invalid_message(exc)) from exc
-            yield request
+        while (message := await self._message()) is not None:
+            yield self._parsed(message)
+
+    async def _message(self) -> bytes | None:
+        """Return the next message of the client; None if there is none."""
+        _, (received,) = await self._perform(cygrpc.ReceiveMessageOperation(_NO_FLAGS), on_failure=self._refuse)
+        message: bytes | None = received.message()
+        return message
+
+    def _parsed(self, message: bytes) -> Any:
+        try:
+            return self._handler.request_deserializer(message)
+        except Exception as exc:  # protobuf's own exception types; the client must receive a status
+            raise CallAborted(*invalid_message(exc)) from exc
 
     async def _send(self, response: Any) -> None:
         message = cygrpc.SendMessageOperation(self._handler.response_serializer(response), _NO_FLAGS)

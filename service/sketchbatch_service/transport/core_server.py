@@ -12,6 +12,7 @@ The module uses `grpc._cython.cygrpc`, on which grpcio's synchronous server is b
 import asyncio
 import functools
 import inspect
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private, so wit
 
 from . import listening
 from .core_call import AsyncCall, DirectCall, receive_close, receive_message
-from .interface import Authenticator
+from .interface import Authenticator, PendingMessages
 from .status import DRAINING, NO_SUCH_METHOD, CallEnds, StatusCounts, invalid_message
 
 log = structlog.get_logger()
@@ -57,7 +58,13 @@ class CoreServer:
     each call before its request is read, and must not block; with None, all calls are accepted.
     """
 
-    def __init__(self, options: Sequence[tuple[str, int]] = (), authenticate: Authenticator | None = None) -> None:
+    def __init__(
+        self,
+        options: Sequence[tuple[str, int]] = (),
+        authenticate: Authenticator | None = None,
+        *,
+        max_receive_s: float = math.inf,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._events = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(options, False)
@@ -66,6 +73,7 @@ class CoreServer:
         self._methods: dict[bytes, _Method] = {}  # by path, filled at the first call of each method
         self._is_stopping = False
         self._call_ends = CallEnds()
+        self._pending = PendingMessages(max_receive_s)
         self._addresses: list[str] = []
         self._new_calls: list[DirectCall] = []  # since the last `poll`
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,6 +115,7 @@ class CoreServer:
         self._server.start()
         for _ in range(_REQUESTED_CALLS):
             self._request_call()
+        self._ending_late = asyncio.create_task(self._pending.end_late())
 
     def stop_listening(self) -> None:
         """Refuse new connections from now on; calls on open connections are answered."""
@@ -123,12 +132,13 @@ class CoreServer:
         self._server.shutdown(
             self._events, lambda _: self._loop.call_soon_threadsafe(self._calls_ended.set_result, None)
         )
-        reasons = (self._calls_ended, forced) if forced else (self._calls_ended,)
-        await asyncio.wait(reasons, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-        if not self._calls_ended.done():
+        if not await listening.wait_for_end(self._calls_ended, forced, grace_s, self._is_idle):
             self._call_ends.are_calls_cancelled = True
             self._server.cancel_all_calls()
+            for address in self._addresses:
+                listening.close_connections(address)
             await self._calls_ended
+        self._ending_late.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def close(self) -> None:
@@ -164,7 +174,14 @@ class CoreServer:
         """Subscribe to cancellation of calls that were accepted in the last poll and are still open."""
         for call in self._new_calls:
             call.subscribe_to_cancellation()
+            if not call.has_message:
+                self._pending.add(call)
         self._new_calls.clear()
+
+    def _is_idle(self) -> bool:
+        """End the calls of a stopping server whose request has not arrived; return whether no call is open."""
+        self._pending.end(*DRAINING)
+        return not self._call_ends.open_calls
 
     def _request_call(self) -> None:
         with suppress(ValueError):  # the server is stopping
@@ -192,7 +209,7 @@ class CoreServer:
         if method is None:
             self._reject(event, *NO_SUCH_METHOD)
         elif method.is_async:
-            self._run_on_loop(AsyncCall(event, method.handler, method.status_counts, self._loop), event.call)
+            self._run_on_loop(AsyncCall(event, method.handler, method.status_counts, self._pending), event.call)
         else:
             self._run_directly(DirectCall(event, method.handler, method.status_counts), event.call, method.handler)
 
@@ -215,6 +232,10 @@ class CoreServer:
 
     def _run_directly(self, call: DirectCall, core_call: Any, handler: Any) -> None:
         def run(message: bytes | None, was_refused: bool) -> None:
+            call.has_message = True
+            self._pending.discard(call)
+            if call.is_over:  # ended before its request arrived, or cancelled
+                return
             if message is None:
                 call.reject_missing_message(was_refused=was_refused)
                 return
@@ -236,6 +257,7 @@ class CoreServer:
             tasks.append(task)
             self._tasks.add(task)
             task.add_done_callback(self._on_task_ended)
+            task.add_done_callback(call.count_if_never_run)
 
         self._loop.call_soon_threadsafe(begin)
         receive_close(core_call, lambda: self._loop.call_soon_threadsafe(lambda: tasks[0].cancel()))

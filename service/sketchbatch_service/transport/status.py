@@ -86,6 +86,7 @@ class CallEnds:
     """
 
     def __init__(self) -> None:
+        self.begun = 0  # calls
         self.are_calls_cancelled = False  # set before a stopping server cancels its open calls
         self.rejected = StatusCounts(self)  # of calls that reached no method
         self._methods: dict[str, StatusCounts] = {}
@@ -93,6 +94,11 @@ class CallEnds:
     def of_method(self, path: str) -> "StatusCounts":
         """Return the counts of a method, by the path of its calls; a second call returns the same object."""
         return self._methods.setdefault(path, StatusCounts(self))
+
+    @property
+    def open_calls(self) -> int:
+        """The number of calls that have not ended."""
+        return self.begun - sum(times.total().count for _, _, times in self.histograms())
 
     def histograms(self) -> Iterator[tuple[str, str, Histogram]]:
         """Yield method ("SERVICE/METHOD", or "none" if no method was reached), status, and the times of its calls."""
@@ -109,6 +115,10 @@ class StatusCounts:
         self._server = server
         self._histograms: dict[int, Histogram] = {}
         self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Count a call that begins; only one thread may call this method."""
+        self._server.begun += 1
 
     def end(self, call: Endable) -> bool:
         """Mark `call` as over; return False if it was over before, and so must not be counted."""
