@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import resource
 import socket
 import threading
 from contextlib import asynccontextmanager, suppress
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 import grpc
 import pytest
 from sketchbatch_service.errors import AddressUnusable
+from sketchbatch_service.transport import listening
 from sketchbatch_service.transport.interface import wants_gzip
 from sketchbatch_service.transport.selection import create_server
 from structlog.testing import capture_logs
@@ -272,6 +274,45 @@ async def silent_client(address: str, content: bytes):
         yield
     finally:
         writer.close()
+        with suppress(ConnectionError):  # the server may have closed the connection before
+            await writer.wait_closed()
+
+
+async def until_open(server, connections: int) -> None:
+    """Wait until the server reports a number of open connections."""
+    async with asyncio.timeout(10):
+        while server.connections() != connections:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+async def test_open_connections_are_counted(serving, tmp_path, kind):
+    """The server counts the open connections of its address, without the listener and without other sockets."""
+    address = f"unix:{tmp_path}/service.sock" if kind == "unix" else "127.0.0.1:0"
+    async with serving(address=address) as (_, echo, server):
+        opened = []
+        for number in range(3):
+            await until_open(server, number)
+            if kind == "unix":
+                opened.append(await asyncio.open_unix_connection(tmp_path / "service.sock"))
+            else:
+                opened.append(await asyncio.open_connection(*echo.address.rsplit(":", 1)))
+        await until_open(server, 3)
+        for _, writer in opened:
+            writer.close()
+            await writer.wait_closed()
+        await until_open(server, 0)
+
+
+def test_open_files_are_listed_without_a_free_file_descriptor(monkeypatch):
+    """If no file descriptor is free to list the open ones, all up to the limit count as open."""
+
+    def fail(path: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "listdir", fail)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    assert list(listening.open_descriptors()) == list(range(64))
 
 
 @pytest.mark.parametrize("method", ["Direct", "Unary"])

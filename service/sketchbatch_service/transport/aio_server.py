@@ -76,6 +76,10 @@ class AioServer:
         """The counts and times of the ended calls."""
         return self._call_ends
 
+    def connections(self) -> int:
+        """Return the number of open connections; raise OSError if the system does not list them."""
+        return listening.count_connections([address for address, _ in self._addresses])
+
     async def start(self) -> None:
         """Accept calls from now on."""
         await self._server.start()

@@ -110,6 +110,10 @@ class CoreServer:
         """The counts and times of the ended calls."""
         return self._call_ends
 
+    def connections(self) -> int:
+        """Return the number of open connections; raise OSError if the system does not list them."""
+        return listening.count_connections(self._addresses)
+
     async def start(self) -> None:
         """Accept calls from now on; a thread must call `poll` repeatedly."""
         self._server.start()

@@ -175,6 +175,9 @@ class Server(Protocol):
     def call_ends(self) -> CallEnds:
         """The counts and times of the ended calls."""
 
+    def connections(self) -> int:
+        """Return the number of open connections; raise OSError if the system does not list them."""
+
     async def start(self) -> None:
         """Accept calls from now on."""
 

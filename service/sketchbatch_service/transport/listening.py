@@ -3,9 +3,10 @@
 import asyncio
 import errno
 import os
+import resource
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,47 @@ def close_connections(address: str) -> None:
                     connection.shutdown(socket.SHUT_RDWR)
     except OSError as exc:
         log.warning("connections not closed, the stop may take 20 s", address=address, reason=str(exc))
+
+
+def count_connections(addresses: Sequence[str]) -> int:
+    """Return the number of open connections of bound addresses; it takes about 8 us per open file.
+
+    gRPC reports this number only through channelz, which also counts each call and so makes calls slower.
+    """
+    paths = [socket_path(address) for address in addresses]
+    names = {
+        str(path) if path else HostPort.parse(address).port for address, path in zip(addresses, paths, strict=True)
+    }
+    return sum(_connection_name(number) in names for number in open_descriptors())
+
+
+def _connection_name(descriptor: int) -> int | str | None:
+    """Return the local port or path of a connected socket; None for every other file descriptor."""
+    try:
+        # The family spares Python two calls of the system. It has the longest addresses; the socket may have another.
+        found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=descriptor)
+    except OSError:  # not a socket, or closed since it was listed
+        return None
+    try:
+        address: tuple[str, int] | str = found.getsockname()
+        accepts = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError:
+        return None
+    finally:
+        found.detach()  # gRPC closes it
+    if accepts:
+        return None
+    return address if isinstance(address, str) else address[1]
+
+
+def open_descriptors() -> Sequence[int]:
+    """Return the open file descriptors of this process, also while no further one can be opened."""
+    try:
+        return [int(name) for name in os.listdir("/dev/fd")]  # noqa: PTH208 - three times as fast as Path.iterdir
+    except OSError as exc:
+        if exc.errno != errno.EMFILE:
+            raise
+        return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # all up to the limit are open
 
 
 async def wait_for_end(
