@@ -141,7 +141,7 @@ async def serving(
         await health.serve()
         monitor = asyncio.create_task(monitor_health(models, health, trial_every_s=trial_every_s))
         metrics = ServiceMetrics(health, worker=1)
-        metrics.include(models, server)
+        metrics.include(models, server, max_connections=900)
         try:
             async with grpc.aio.insecure_channel(address) as channel:
                 yield InProcess(channel, models, pool, classifier, inference, metrics, log)

@@ -29,11 +29,13 @@ class ComponentName(StrEnum):
     CREDENTIALS = "credential_reloader"
     HEALTH_MONITOR = "health_monitor"
     LEADER = "leader"  # the thread of the pool that polls for requests
+    LIMIT_MONITOR = "limit_monitor"  # the task that compares connections and open files with their limits
     LISTENER = "listener"  # the task of the transport `aio` that opens the ports again after a failure of the server
     METRICS_PORT = "metrics_port"
     MODEL_WATCHER = "model_watcher"
     OTHER = "other"  # exceptions that no component handles
     PROBE_PORT = "probe_port"
+    RECEIVE_LIMIT = "receive_limit"  # the task that ends calls whose request does not arrive
     RPC_HANDLER = "rpc_handler"  # the code around a handler: errors of a handler itself are answered to its client
     SUPERVISOR_PIPE = "supervisor_pipe"  # the thread of a worker that sends its metrics to the supervisor
     THREAD_POOL = "thread_pool"  # the threads that run batches

@@ -122,10 +122,14 @@ class Settings:
     """Address that answers only health checks, in plain text, HOST:PORT: Kubernetes' probes do not support TLS."""
 
     max_connections: _Connections = 900
-    """Maximum connections per worker; further ones are closed at once. Must be below the limit of open files."""
+    """Maximum connections per worker; further ones are closed at once. Lowered to fit into the limit of open files."""
 
     max_calls_per_connection: _Calls = 10_000
     """Maximum open calls per connection; the client delays further ones."""
+
+    max_receive_s: _UpToADay = 120.0
+    """Seconds in which the whole request of a unary call must arrive, or the call ends with DEADLINE_EXCEEDED. 0 = no
+    limit."""
 
     max_connection_age_s: _ConnectionAge = 0.0
     """Seconds after which a client must reconnect; its open calls can finish. 0 = never."""

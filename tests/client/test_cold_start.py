@@ -15,7 +15,10 @@ MOST_REQUESTS = 3  # one for the limit, one to discover workers, one for the lab
 
 
 class GatedModels:
-    """Part of a `ScriptedServicer`. Count the GetModel requests, and hold them until `models_may_pass`; the next `missing` of them find no model."""
+    """Part of a `ScriptedServicer`: count the GetModel requests, and hold them until `models_may_pass` is set.
+
+    The next `missing` of them find no model.
+    """
 
     def __init__(self) -> None:
         super().__init__()

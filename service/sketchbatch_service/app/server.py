@@ -1,6 +1,7 @@
 """Run the service: load the models, listen, report SERVING, and drain on a signal."""
 
 import asyncio
+import math
 import os
 import signal
 import threading
@@ -32,6 +33,7 @@ from ..models.registry import ModelRegistry
 from ..models.watcher import ModelWatcher
 from ..settings import Settings
 from ..telemetry.exposition import MetricsPort
+from ..telemetry.limits import LimitMonitor, fitting_connections
 from ..telemetry.metrics import ServiceMetrics
 from ..transport import selection
 from ..transport.interface import Authenticator, Server
@@ -100,8 +102,12 @@ async def _serve(settings: Settings, worker: Worker, stop: Stop, start_late_exit
             servicer = _classifier_servicer(settings, models, worker)
             inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
             # Any, because the types of the generated functions accept only grpc's own servers.
+            max_connections = fitting_connections(settings.max_connections)
             server: Any = selection.create_server(
-                transport, _channel_options(settings, worker), _authenticator(settings)
+                transport,
+                _channel_options(settings, worker, max_connections),
+                _authenticator(settings),
+                max_receive_s=settings.max_receive_s or math.inf,
             )
             server.add_generic_rpc_handlers([servicer.handlers()])
             server.add_generic_rpc_handlers([wire.handlers(inference)])
@@ -110,7 +116,7 @@ async def _serve(settings: Settings, worker: Worker, stop: Stop, start_late_exit
                 reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_reflection(), server)
             address = _listen(server, settings)
             lame_duck.warn_if_too_short(settings.lame_duck_s, settings.max_connection_age_s)
-            metrics.include(models, server)
+            metrics.include(models, server, max_connections=max_connections)
             worker.answer_supervisor(metrics.collect, stop)
             await server.start()
             with (
@@ -124,10 +130,12 @@ async def _serve(settings: Settings, worker: Worker, stop: Stop, start_late_exit
                 log.info(event, address=address, **ports, transport=transport, models=served)
                 needed = [*threads.components, *server.components]
                 monitor = asyncio.create_task(monitor_health(models, health, needed=needed))
+                limits = asyncio.create_task(LimitMonitor(server.connections, max_connections).run())
 
                 await _lame_duck(settings, stop, health, server, start_late_exit)
                 watcher.stop()
                 monitor.cancel()
+                limits.cancel()
                 log.info("draining", drain_s=settings.drain_s)
                 await health.drain()
                 servicer.drain()
@@ -220,7 +228,7 @@ def _classifier_servicer(settings: Settings, models: ModelRegistry, worker: Work
     return TracedServicer(models, **options).trace(settings.otlp_endpoint)
 
 
-def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]]:
+def _channel_options(settings: Settings, worker: Worker, max_connections: int) -> list[tuple[str, int]]:
     options = [
         # Twice the maximum request: a request that is slightly too large then receives the service's own error, which
         # states the limit. gRPC rejects larger ones unread with RESOURCE_EXHAUSTED.
@@ -234,8 +242,9 @@ def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]
         # A ping detects that a client has vanished; by default, gRPC sends the first one after 2 hours. Without pings,
         # the C core does not notice one in ten thousand connections that break in the middle of a message.
         ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.http2.ping_timeout_ms", 20_000),  # by default, gRPC waits a minute for the answer to a ping
         ("grpc.server_handshake_timeout_ms", 20_000),  # for clients that connect and send nothing
-        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
         # By default, gRPC cancels random calls of a burst of more than 1,000 calls, and no client retries CANCELLED.
         ("grpc.server.max_pending_requests", _PENDING_CALLS),

@@ -4,6 +4,7 @@ Requests never update prometheus_client, because each update costs time (docs/de
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -72,11 +73,11 @@ class ServiceMetrics:
         self._health = health
         self._worker = str(worker)
         self._process = ProcessCollector(registry=None)
-        self._served: tuple[ModelRegistry, Server] | None = None
+        self._served: tuple[ModelRegistry, Server, int] | None = None
 
-    def include(self, models: ModelRegistry, server: Server) -> None:
+    def include(self, models: ModelRegistry, server: Server, *, max_connections: int) -> None:
         """Add the metrics of the models and of the server, which exist once the first model is loaded."""
-        self._served = models, server
+        self._served = models, server, max_connections
 
     def collect(self) -> list[Metric]:
         """Return the current values of all metrics."""
@@ -95,10 +96,21 @@ class ServiceMetrics:
         return metrics
 
 
-def _of_served(models: ModelRegistry, server: Server) -> Iterator[Metric]:
+def _of_served(models: ModelRegistry, server: Server, max_connections: int) -> Iterator[Metric]:
     text = "Calls that ended, by method and gRPC status; a stream is one call."
-    ends = (([method, code], count) for method, code, count in server.call_ends())
-    yield _filled(CounterMetricFamily("sketchbatch_requests", text, labels=["method", "code"]), ends)
+    ends = list(server.call_ends.histograms())
+    counts = (([method, code], times.total().count) for method, code, times in ends)
+    yield _filled(CounterMetricFamily("sketchbatch_requests", text, labels=["method", "code"]), counts)
+    text = "Calls that ended: time from their arrival until their response is passed to gRPC; a stream is one call."
+    seconds = HistogramMetricFamily("sketchbatch_request_seconds", text, labels=["method", "code"])
+    for method, code, times in ends:
+        seconds.add_metric([method, code], _buckets(BOUNDS_S, times.counts), times.seconds)
+    yield seconds
+    text = "Maximum connections: --max-connections, or fewer if the limit of open files is too low."
+    yield GaugeMetricFamily("sketchbatch_connection_limit", text, value=max_connections)
+    with suppress(OSError):  # the system does not list the connections
+        text = "Open connections to the service port."
+        yield GaugeMetricFamily("sketchbatch_connections", text, value=server.connections())
     text = "Requests, and messages of streams, that ended in an error, by the class of the error in errors.py."
     by_reason = (([reason], count) for reason, count in rejections().items())
     yield _filled(CounterMetricFamily("sketchbatch_rejected", text, labels=["reason"]), by_reason)
