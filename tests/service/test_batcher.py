@@ -3,6 +3,7 @@
 Tests that depend on time inject a clock, and run the batches on the thread of the test.
 """
 
+import threading
 import time
 from concurrent.futures import CancelledError
 
@@ -203,6 +204,55 @@ def test_a_request_that_would_miss_its_deadline_is_rejected_on_arrival():
     accepted = batcher.submit(drawings(5), expires_at=clock() + 0.63)
     run_all(batcher)
     assert first_pixels(accepted) == [5]
+
+
+def can_submit(batcher: Batcher) -> bool:
+    """Return whether another thread can submit a request now, so no lock is held; wait 5 s at most."""
+    submission = threading.Thread(target=lambda: batcher.submit(drawings(9)), daemon=True)
+    submission.start()
+    submission.join(5)
+    return not submission.is_alive()
+
+
+def fail_in_pool(batcher: Batcher, has_checked: threading.Event) -> None:
+    with running(batcher):
+        assert has_checked.wait(10)
+
+
+def fail_in_submit(batcher: Batcher, has_checked: threading.Event) -> None:
+    with pytest.raises(Overloaded):
+        batcher.submit(drawings(*range(batcher.limits.max_queued_rows + 1)))
+
+
+@pytest.mark.parametrize("fail", [fail_in_pool, fail_in_submit])
+def test_an_expired_request_fails_while_no_lock_is_held(fail):
+    """The callbacks of an expired request run while no lock is held, so other threads can submit requests."""
+    clock = Clock()
+    batcher = Batcher(FakeModel().predict, BatchLimits(max_queued_rows=100), clock=clock)
+    expired = batcher.submit(drawings(1), expires_at=clock() + 1)
+    could_submit, has_checked = [], threading.Event()
+    expired.add_done_callback(lambda _: could_submit.append(can_submit(batcher)))
+    expired.add_done_callback(lambda _: has_checked.set())
+    clock.advance(1)
+    fail(batcher, has_checked)
+    assert isinstance(expired.exception(0), DeadlinePassed)
+    assert could_submit == [True]
+
+
+def test_a_batch_of_expired_requests_makes_no_model_call():
+    """If all queued requests are expired, the batch only fails them; the slot is free afterwards."""
+    model, clock = FakeModel(), Clock()
+    batcher = Batcher(model.predict, BatchLimits(), clock=clock)
+    late = batcher.submit(drawings(1), expires_at=clock() + 1)
+    clock.advance(1)
+    run_all(batcher)
+    with pytest.raises(DeadlinePassed):
+        late.result(0)
+    on_time = batcher.submit(drawings(2))
+    run_all(batcher)
+    assert first_pixels(on_time) == [2]
+    assert model.batch_sizes == [1]
+    assert sum(batcher.statistics.counts().closed.values()) == 1
 
 
 def test_only_the_rows_that_run_first_count_against_a_deadline():

@@ -9,7 +9,8 @@ from fakes import FakeModel, busy, drawings, first_pixels, running
 from in_process import serving, until
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch_service.batching.batcher import Batcher, BatchLimits
-from sketchbatch_service.batching.statistics import BOUNDS_S, Histogram
+from sketchbatch_service.batching.row_queue import Request
+from sketchbatch_service.batching.statistics import BOUNDS_S, Duration, Histogram, ModelStatistics
 from sketchbatch_service.errors import InferenceFailed
 
 pytestmark = [pytest.mark.both_transports, pytest.mark.usefixtures("transport")]
@@ -43,6 +44,25 @@ def test_a_batch_counts_the_reason_for_its_size(rows, idle_slots, expected):
     batcher.submit(drawings(*range(rows)))
     batcher.take(idle_slots).run()
     assert batcher.statistics.counts().closed == {"full": 0, "shared": 0, "empty": 0} | {expected: 1}
+
+
+def test_a_copy_of_the_counts_is_independent_and_shares_the_counts_per_batch_size():
+    """Later events do not change counts that were read. Batch sizes without a new call are shared, not copied.
+
+    Model calls wait while the counts are read, so a read must not take longer after many batch sizes were seen.
+    """
+    statistics = ModelStatistics()
+    call = {"reason": "full", "assembling_s": 0.001, "inference_s": 0.5}
+    for rows in (1, 2):
+        statistics.add_call(rows, [], **call)
+    before, expected = statistics.counts(), statistics.counts()
+    statistics.add_call(2, [], **call)
+    statistics.add_broken_call("empty", [Request(drawings(1), 0.0, 0.0)])
+    statistics.add_codec(encoding_s=1.0, decoding_s=1.0)
+    after = statistics.counts()
+    assert before == expected
+    assert after.calls == {1: Duration(1, 0.5), 2: Duration(2, 1.0)}
+    assert after.calls[1] is before.calls[1]
 
 
 def test_each_request_is_counted_once():

@@ -69,7 +69,7 @@ class Batcher:
         self.statistics = ModelStatistics(clock)
         self._predict = predict
         self._clock = clock
-        self._queue = RowQueue(limits.max_batch_rows, self.statistics.add_failure)
+        self._queue = RowQueue(limits.max_batch_rows)
         self._running_calls = 0
         self._failed_calls = 0  # since the last successful one
         self._drain_rate = DrainRateEstimator()
@@ -121,16 +121,19 @@ class Batcher:
             ShuttingDown: The batcher is closed.
         """
         request = Request(bitmaps, expires_at, self._clock())
+        dropped: list[Request] = []
         with self._lock:
             if self._is_closed:
                 raise ShuttingDown("draining: new requests are not accepted")
-            reason = self._rejection_reason(request)
-            if reason and self._remove_cancelled(request.queued_at):
-                reason = self._rejection_reason(request)
-            if reason:
-                drain_s = self._queue.rows * self._drain_rate.seconds_per_row
-                raise Overloaded(reason, retry_after_s=drain_s or _DEFAULT_RETRY_S)
-            self._queue.put(request)
+            rejection = self._rejection(request)
+            if rejection and (dropped := self._remove_unwanted(request.queued_at)):
+                rejection = self._rejection(request)
+            if not rejection:
+                self._queue.put(request)
+        if dropped:
+            self._fail_dropped(dropped)
+        if rejection:
+            raise rejection
         self.wake()
         return request.future
 
@@ -148,35 +151,55 @@ class Batcher:
                 return None
             now = self._clock()
             share = max(self.limits.min_split_rows, math.ceil(self._queue.rows / idle_slots))
-            slices = self._queue.take(min(self.limits.max_batch_rows, share), now)
-            if not slices:
+            slices, dropped = self._queue.take(min(self.limits.max_batch_rows, share), now)
+            if not slices and not dropped:
                 return None
             self._running_calls += 1
             rows, rows_left = sum(len(each.bitmaps) for each in slices), self._queue.rows
-            self._drain_rate.record_start(rows_left, now)
+            if rows:
+                self._drain_rate.record_start(rows, rows_left, now, has_idle_slot=idle_slots > 1)
+            else:
+                self._drain_rate.record_idle()
             is_full = rows == self.limits.max_batch_rows
-            return Batch(self, slices, rows, now, "full" if is_full else "shared" if rows_left else "empty")
+            return Batch(self, slices, rows, "full" if is_full else "shared" if rows_left else "empty", dropped)
 
-    def _rejection_reason(self, request: Request) -> str | None:
-        rows = len(request.bitmaps)
-        if self._queue.rows + rows > self.limits.max_queued_rows:
-            return f"queue full: {self._queue.rows} of {self.limits.max_queued_rows} rows are waiting"
+    def _rejection(self, request: Request) -> Overloaded | None:
+        """Return the error with which `request` must be rejected, or None to accept it."""
+        rows, waiting_rows = len(request.bitmaps), self._queue.rows
         rows_ahead = self._queue.rows_ahead_of(rows)
-        if not rows_ahead:
+        is_full = waiting_rows + rows > self.limits.max_queued_rows
+        if not is_full and not rows_ahead:
             return None  # an empty queue never rejects on the deadline
+        seconds_per_row = self._drain_rate.seconds_per_row(request.queued_at)
         left_s = request.expires_at - request.queued_at
-        needed_s = (rows_ahead + rows) * self._drain_rate.seconds_per_row * _SAFETY_FACTOR
-        if needed_s <= left_s:
+        needed_s = (rows_ahead + rows) * seconds_per_row * _SAFETY_FACTOR
+        if is_full:
+            reason = f"queue full: {waiting_rows} of {self.limits.max_queued_rows} rows are waiting"
+        elif needed_s > left_s:
+            reason = f"too late: {rows_ahead} rows are ahead, about {needed_s:.2f} s; the deadline is in {left_s:.2f} s"
+        else:
             return None
-        return f"too late: {rows_ahead} rows are ahead, about {needed_s:.2f} s; the deadline is in {left_s:.2f} s"
+        return Overloaded(reason, retry_after_s=waiting_rows * seconds_per_row or _DEFAULT_RETRY_S)
 
-    def _remove_cancelled(self, now: float) -> bool:
-        """Remove cancelled and expired requests; shortly after the last removal, do nothing and return False."""
+    def _remove_unwanted(self, now: float) -> list[Request]:
+        """Remove and return cancelled and expired requests; shortly after the last removal, do nothing."""
         if now < self._cleaned_at + _CLEANUP_INTERVAL_S:
-            return False
+            return []
         self._cleaned_at = now
-        self._queue.remove_cancelled(now)
-        return True
+        dropped = self._queue.remove_unwanted(now)
+        self._note_empty_queue()
+        return dropped
+
+    def _note_empty_queue(self) -> None:
+        """End the measurement of the drain rate if no row waits; called whenever rows or a model call have gone."""
+        if not self._queue.rows:
+            self._drain_rate.record_idle()
+
+    def _fail_dropped(self, dropped: list[Request]) -> None:
+        """Count and fail requests that have left the queue; never under a lock, because futures run callbacks."""
+        self.statistics.add_failures(dropped)
+        for request in dropped:
+            request.expire()
 
     def _run(self, batch: "Batch") -> None:
         slices, started_at = batch.slices, self._clock()
@@ -208,6 +231,7 @@ class Batcher:
         """Fail every request of a batch whose model call failed."""
         with self._lock:
             self._running_calls -= 1
+            self._drain_rate.record_idle()  # the time of a failed call tells nothing about the next
             self._failed_calls += 1
             is_failing_now = self._failed_calls == _FAILING_CALLS
         self.statistics.add_broken_call(batch.close_reason, [each.request for each in batch.slices])
@@ -227,10 +251,15 @@ class Batcher:
                 if each.request.store(each.start, scores[first : first + rows], took_s):
                     completed.append(each.request)
                 first += rows
-            self._drain_rate.record_end(batch.rows, batch.taken_at, self._clock())
+            self._note_empty_queue()
             self._running_calls -= 1
             self._failed_calls = 0
         return completed
+
+    def _free_slot(self) -> None:
+        """End a batch without rows, which made no model call."""
+        with self._lock:
+            self._running_calls -= 1
 
 
 def _released(bitmaps: Bitmaps) -> Scores:
@@ -239,19 +268,24 @@ def _released(bitmaps: Bitmaps) -> Scores:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The rows of one model call."""
+    """The rows of one model call, if any, and the requests that were dropped when the rows were taken."""
 
     batcher: Batcher
     slices: list[Slice]
     rows: int
-    taken_at: float  # seconds of the batcher's clock
     close_reason: CloseReason
+    dropped: list[Request]  # expired and cancelled requests, which left the queue instead of running
 
     @property
     def is_quick(self) -> bool:
         """Return whether the polling thread should run the batch itself: see `BatchLimits.quick_rows`."""
-        return self.rows <= self.batcher.limits.quick_rows
+        return self.rows <= self.batcher.limits.quick_rows and not self.dropped
 
     def run(self) -> None:
         """Run the model on this thread and settle the futures of the requests, also if the call fails."""
-        self.batcher._run(self)
+        if self.slices:
+            self.batcher._run(self)
+        else:
+            self.batcher._free_slot()
+        if self.dropped:
+            self.batcher._fail_dropped(self.dropped)

@@ -6,7 +6,6 @@ progress however many single drawings arrive. Not thread-safe: the batcher calls
 """
 
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -47,10 +46,8 @@ class Request:
         return len(self.bitmaps) - self.taken_rows
 
     def is_worth_running(self, now: float) -> bool:
-        """Return False if the request was cancelled, has failed or is expired; fail an expired request."""
-        if now >= self.expires_at:
-            self.fail(DeadlinePassed("the deadline passed while the request was queued"))
-        return not self.future.done()
+        """Return False if the request is expired, was cancelled or has failed."""
+        return now < self.expires_at and not self.future.done()
 
     def take(self, rows: int, now: float) -> "Slice":
         """Return the next `rows` rows for a model call."""
@@ -78,6 +75,11 @@ class Request:
         with suppress(InvalidStateError):
             self.future.set_result(Answer(self._scores, self.queue_s, self.inference_s))
 
+    def expire(self) -> None:
+        """Fail a request whose deadline passed in the queue, unless the future is settled or cancelled."""
+        if not self.future.done():
+            self.fail(DeadlinePassed("the deadline passed while the request was queued"))
+
     def fail(self, error: ServiceError) -> None:
         """Set the future's exception, unless it is settled or cancelled."""
         with suppress(InvalidStateError):
@@ -96,13 +98,14 @@ class Slice:
 class RowQueue:
     """Queue small requests (up to `small_rows` rows) and large requests separately.
 
-    `on_drop` is called with each request that is removed because it was cancelled, has failed or is expired.
+    The queue settles no future: a future runs callbacks, and the caller may hold a lock. The caller must settle each
+    request that `take` or `remove_unwanted` drops: it is expired, was cancelled or has failed.
     """
 
-    def __init__(self, small_rows: int, on_drop: Callable[[Request], None]) -> None:
+    def __init__(self, small_rows: int) -> None:
         self._small_rows = small_rows
-        self._small = _Fifo(on_drop)
-        self._large = _Fifo(on_drop)
+        self._small = _Fifo()
+        self._large = _Fifo()
 
     @property
     def rows(self) -> int:
@@ -119,54 +122,56 @@ class RowQueue:
         """Append a request to its FIFO queue."""
         (self._small if len(request.bitmaps) <= self._small_rows else self._large).put(request)
 
-    def take(self, max_rows: int, now: float) -> list[Slice]:
-        """Take up to `max_rows` rows for one model call; drop requests that are not worth running."""
-        for_small = (max_rows + 1) // 2 if self._large.rows else max_rows
-        slices = self._small.take(for_small, now)
-        slices += self._large.take(max_rows - _count_rows(slices), now)
-        return slices + self._small.take(max_rows - _count_rows(slices), now)
+    def take(self, max_rows: int, now: float) -> tuple[list[Slice], list[Request]]:
+        """Take up to `max_rows` rows for one model call; return them, and the requests that were dropped instead."""
+        dropped: list[Request] = []
+        if not self._large.rows:
+            return self._small.take(max_rows, now, dropped), dropped
+        slices = self._small.take((max_rows + 1) // 2, now, dropped)
+        slices += self._large.take(max_rows - _count_rows(slices), now, dropped)
+        slices += self._small.take(max_rows - _count_rows(slices), now, dropped)
+        return slices, dropped
 
-    def remove_cancelled(self, now: float) -> None:
-        """Drop all cancelled, failed and expired requests, at any position."""
-        self._small.remove_cancelled(now)
-        self._large.remove_cancelled(now)
+    def remove_unwanted(self, now: float) -> list[Request]:
+        """Drop all requests that are not worth running, at any position, and return them."""
+        return self._small.remove_unwanted(now) + self._large.remove_unwanted(now)
 
 
 class _Fifo:
     """The FIFO queue of the small or of the large requests; it also counts their waiting rows."""
 
-    def __init__(self, on_drop: Callable[[Request], None]) -> None:
+    def __init__(self) -> None:
         self.rows = 0  # that no model call has taken yet
         self._requests: deque[Request] = deque()
-        self._on_drop = on_drop
 
     def put(self, request: Request) -> None:
         self._requests.append(request)
         self.rows += len(request.bitmaps)
 
-    def take(self, max_rows: int, now: float) -> list[Slice]:
+    def take(self, max_rows: int, now: float, dropped: list[Request]) -> list[Slice]:
         slices: list[Slice] = []
         while self._requests and max_rows:
             request = self._requests[0]
-            is_wanted = self._is_wanted(request, now)
+            is_wanted = request.is_worth_running(now)
             rows = min(max_rows, request.waiting_rows) if is_wanted else request.waiting_rows
             self.rows -= rows
             if is_wanted:
                 slices.append(request.take(rows, now))
                 max_rows -= rows
+            else:
+                dropped.append(request)
             if not is_wanted or not request.waiting_rows:
                 self._requests.popleft()
         return slices
 
-    def remove_cancelled(self, now: float) -> None:
-        self._requests = deque(request for request in self._requests if self._is_wanted(request, now))
-        self.rows = sum(request.waiting_rows for request in self._requests)
-
-    def _is_wanted(self, request: Request, now: float) -> bool:
-        is_wanted = request.is_worth_running(now)
-        if not is_wanted:
-            self._on_drop(request)
-        return is_wanted
+    def remove_unwanted(self, now: float) -> list[Request]:
+        kept: deque[Request] = deque()
+        dropped: list[Request] = []
+        for request in self._requests:
+            (kept if request.is_worth_running(now) else dropped).append(request)
+        self._requests = kept
+        self.rows -= sum(request.waiting_rows for request in dropped)
+        return dropped
 
 
 def _count_rows(slices: list[Slice]) -> int:

@@ -7,10 +7,9 @@ Measurements: docs/decisions/0018.
 import threading
 import time
 from bisect import bisect_left
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from .row_queue import Request
@@ -34,6 +33,10 @@ class Duration:
         self.count += 1
         self.seconds += seconds
 
+    def copy(self) -> "Duration":
+        """Return an independent copy."""
+        return Duration(self.count, self.seconds)
+
 
 @dataclass(slots=True)
 class Histogram:
@@ -51,6 +54,10 @@ class Histogram:
         """Return the sum of all buckets."""
         return Duration(sum(self.counts), self.seconds)
 
+    def copy(self) -> "Histogram":
+        """Return an independent copy."""
+        return Histogram(self.counts.copy(), self.seconds)
+
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
@@ -64,12 +71,34 @@ class Counts:
     inference: Duration = field(default_factory=Duration)  # answered requests: seconds in their model calls
     decoding_s: float = 0.0  # seconds to decode messages to bitmaps
     encoding: Histogram = field(default_factory=Histogram)  # answered requests: seconds to encode the response
-    calls: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))  # successful calls by rows
+    calls: dict[int, Duration] = field(
+        default_factory=dict
+    )  # successful calls by rows; values are replaced, not changed
     call_times: Histogram = field(default_factory=Histogram)  # successful model calls
     assembling: Histogram = field(default_factory=Histogram)  # successful model calls: seconds to copy their rows
     # Model calls, failed ones included, by the reason for which their batch got no more rows:
     closed: Counter[CloseReason] = field(default_factory=lambda: Counter(dict.fromkeys(get_args(CloseReason), 0)))
     broken_calls: int = 0  # failed model calls
+
+    def add_call(self, rows: int, seconds: float) -> None:
+        """Count a successful model call of `rows` rows in `calls`."""
+        before = self.calls.get(rows)
+        self.calls[rows] = Duration(before.count + 1, before.seconds + seconds) if before else Duration(1, seconds)
+
+    def copy(self) -> "Counts":
+        """Return a copy that later counts do not change; takes microseconds for any number of batch sizes."""
+        return replace(
+            self,
+            success=self.success.copy(),
+            fail=self.fail.copy(),
+            queue=self.queue.copy(),
+            inference=self.inference.copy(),
+            encoding=self.encoding.copy(),
+            calls=self.calls.copy(),
+            call_times=self.call_times.copy(),
+            assembling=self.assembling.copy(),
+            closed=self.closed.copy(),
+        )
 
 
 class ModelStatistics:
@@ -83,7 +112,7 @@ class ModelStatistics:
     def counts(self) -> Counts:
         """Return a copy of the current counts."""
         with self._lock:
-            return deepcopy(self._counts)
+            return self._counts.copy()
 
     def add_call(
         self, rows: int, completed: list[Request], *, reason: CloseReason, assembling_s: float, inference_s: float
@@ -92,7 +121,7 @@ class ModelStatistics:
         now = self._clock()
         with self._lock:
             counts = self._counts
-            counts.calls[rows].add(inference_s)
+            counts.add_call(rows, inference_s)
             counts.call_times.add(inference_s)
             counts.assembling.add(assembling_s)
             counts.closed[reason] += 1
@@ -108,15 +137,16 @@ class ModelStatistics:
         with self._lock:
             self._counts.closed[close_reason] += 1
             self._counts.broken_calls += 1
-        for request in failed:
-            self.add_failure(request)
+        self.add_failures(failed)
 
-    def add_failure(self, request: Request) -> None:
-        """Count a request that will not be answered; a second call for the same request changes nothing."""
-        with self._lock:
-            if not request.is_counted:
-                request.is_counted = True
-                self._counts.fail.add(self._clock() - request.queued_at)
+    def add_failures(self, requests: Iterable[Request]) -> None:
+        """Count requests that will not be answered; a second call for the same request changes nothing."""
+        now = self._clock()
+        for request in requests:  # one lock per request, so that model calls do not wait for thousands of requests
+            with self._lock:
+                if not request.is_counted:
+                    request.is_counted = True
+                    self._counts.fail.add(now - request.queued_at)
 
     def add_codec(self, *, encoding_s: float, decoding_s: float = 0.0) -> None:
         """Add the decoding and encoding time of an answered request."""
