@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from collections import Counter
@@ -21,6 +23,7 @@ DEADLINE_S = 0.5
 MEASURED_S = 5.0
 FROZEN_S = 30.0
 RECOVERY_S = 2.0  # time after the freeze in which requests may fail
+CLIENT_TIMEOUT_S = 2.0
 LARGE_ROWS, SMALL_ROWS = 16384, 256
 
 
@@ -129,7 +132,7 @@ async def test_the_service_recovers_within_two_seconds_after_a_freeze(
 async def test_an_idle_service_accepts_requests_after_cancelled_large_requests(start_service, root, noise, capsys):
     """After large requests were cancelled in the queue and the service was idle for 20 s, no request is rejected."""
     model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
-    service = start_service(model, "--threads", "1")
+    service = start_service(model, "--threads", "1", "--metrics-address", "127.0.0.1:0")
     large, small = (pb.ClassifyRequest(bitmaps=noise(rows).tobytes()) for rows in (LARGE_ROWS, SMALL_ROWS))
     options = [("grpc.enable_retries", 0), ("grpc.max_send_message_length", -1)]
     async with grpc.aio.insecure_channel(service.address, options=options) as channel:
@@ -149,12 +152,59 @@ async def test_an_idle_service_accepts_requests_after_cancelled_large_requests(s
 
 
 def _queued_rows(metrics_address: str) -> float:
-    with urllib.request.urlopen(f"http://{metrics_address}/metrics", timeout=5) as response:  # noqa: S310 - our own
+    with urllib.request.urlopen(f"http://{metrics_address}/metrics", timeout=5) as response:
         lines = response.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("sketchbatch_queue_rows{"))
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("sketchbatch_queued_rows{"))
 
 
 async def _burst(stub, request) -> Counter[str]:
-    """Send 16 requests with a deadline of 10 s at a time; return how many ended with each status."""
-    results = await asyncio.gather(*(stub.Classify(request, timeout=10) for _ in range(16)), return_exceptions=True)
+    """Send 16 requests with a deadline of 5 s at a time; return how many ended with each status."""
+    results = await asyncio.gather(*(stub.Classify(request, timeout=5) for _ in range(16)), return_exceptions=True)
     return Counter(each.code().name if isinstance(each, grpc.aio.AioRpcError) else "OK" for each in results)
+
+
+CLIENT = """
+import sys, threading
+import numpy as np
+from sketchbatch_client import Client
+
+drawings = np.zeros((512, 28, 28), np.uint8)
+stop = threading.Event()
+failures = []
+
+
+def repeat(classify):
+    try:
+        while not stop.is_set():
+            classify()
+    except Exception as exc:
+        failures.append(repr(exc))
+
+
+with Client(sys.argv[1], timeout_s=float(sys.argv[2]), rows_per_request=64) as client:
+    kinds = [lambda: client.classify(drawings[:1]), lambda: list(client.score([drawings]))]
+    threads = [threading.Thread(target=repeat, args=(kind,)) for kind in kinds for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    print("started", flush=True)
+    sys.stdin.readline()
+    stop.set()
+    for thread in threads:
+        thread.join()
+sys.exit("; ".join(failures))
+"""
+
+
+def test_a_client_that_was_stopped_for_longer_than_its_timeout_loses_no_request(tiny_service):
+    """Small and bulk requests of a client succeed although the client is stopped until after their deadlines."""
+    command = [sys.executable, "-c", CLIENT, tiny_service.address, str(CLIENT_TIMEOUT_S)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as client:
+        client.stdout.readline()
+        for _ in range(5):
+            time.sleep(1)  # requests are in flight
+            client.send_signal(signal.SIGSTOP)
+            time.sleep(2 * CLIENT_TIMEOUT_S)
+            client.send_signal(signal.SIGCONT)
+        time.sleep(1)
+        _, errors = client.communicate(b"\n", timeout=30)
+    assert client.returncode == 0, errors.decode()

@@ -83,7 +83,7 @@ class RowClient(BaseClient):
             if queue.add(call):
                 self._start_sender(key, queue)
             if not await event.wait(partial(self._bypass, key, queue, call), retry.remaining_s()):
-                raise retry.deadline_exceeded()
+                return retry.deadline_exceeded()  # `retry` decides: this process may have been stopped meanwhile
         finally:
             call.is_cancelled = True
         assert call.result is not None
