@@ -191,7 +191,7 @@ with Client(sys.argv[1], timeout_s=float(sys.argv[2]), rows_per_request=64) as c
     stop.set()
     for thread in threads:
         thread.join()
-sys.exit("; ".join(failures))
+sys.exit("; ".join(failures) or 0)
 """
 
 

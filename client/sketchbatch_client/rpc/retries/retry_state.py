@@ -55,16 +55,22 @@ class RetryState:
     def delay_s(self, error: Exception) -> float | None:
         """Count a failed attempt; return the delay before the next attempt, or None = do not retry."""
         self.failures += 1
-        if self.clock() - self.deadline > _STOPPED_S:
-            self.deadline = self.clock() + self.timeout_s
-            if _has_code(error, grpc.StatusCode.DEADLINE_EXCEEDED):
-                return 0.0
+        if self.renew_after_stop() and _has_code(error, grpc.StatusCode.DEADLINE_EXCEEDED):
+            return 0.0
         delay_s = self.policy.delay_s(error, self.failures) if isinstance(error, grpc.RpcError) else None
         if delay_s is None or not self._may_retry(error) or delay_s >= self.remaining_s():
             return None
         if self.limit and _is_pushback(error):
             self.limit.decrease(delay_s)
         return delay_s
+
+    def renew_after_stop(self) -> bool:
+        """Renew the deadline if this process was stopped until after it; return whether it was."""
+        now = self.clock()
+        if now - self.deadline <= _STOPPED_S:
+            return False
+        self.deadline = now + self.timeout_s
+        return True
 
     def failure(self, error: grpc.RpcError) -> errors.SketchbatchError:
         """Return the error to raise after the last attempt failed with `error`."""
