@@ -221,7 +221,7 @@ def test_calls_that_start_together_are_measured_together(slots):
         for slot in reversed(range(slots)):
             estimator.record_start(CALL_ROWS, 1000, now, has_idle_slot=slot > 0)
         now += 1.0
-    assert estimator.seconds_per_row(now) == pytest.approx(1 / (CALL_ROWS * slots))
+    assert estimator.seconds_per_row(now) == pytest.approx(1 / (CALL_ROWS * slots), rel=0.1)
 
 
 def test_short_calls_are_measured_together():

@@ -10,6 +10,7 @@ from collections import deque
 
 _OBSERVATIONS = 50  # that count; each later one replaces the oldest
 _MIN_OBSERVATION_S = 0.005  # shorter calls are measured together: to measure each would cost microseconds per call
+_OUTLIER_FACTOR = 4  # a slowest observation that is slower than the second slowest by this factor is an outlier
 _EXPIRY_S = 5.0  # time without busy time after which the drain rate counts as unknown
 
 
@@ -68,7 +69,7 @@ class DrainRateEstimator:
 
 
 class _Observations:
-    """The most recent observations. The slowest counts as if it had been as fast per row as the second slowest.
+    """The most recent observations. An outlier counts as if it had been as fast per row as the second slowest.
 
     So one observation alone never sets the estimate. If the process is stopped and resumed, such as in a container that
     is paused, one observation includes the whole pause.
@@ -103,7 +104,8 @@ class _Observations:
             self._count(oldest, -1)
         if len(self._in_order) > 1:
             (second_rate, _), (slowest_rate, slowest_rows) = self._by_speed[-2:]
-            excess_s = (slowest_rate - second_rate) * slowest_rows
+            is_outlier = slowest_rate > _OUTLIER_FACTOR * second_rate
+            excess_s = (slowest_rate - second_rate) * slowest_rows if is_outlier else 0.0
             self.seconds_per_row = (self._seconds - excess_s) / self._rows
 
     def _count(self, observation: tuple[float, int], sign: int) -> None:
