@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -20,6 +22,7 @@ BEFORE_S = 5.0
 FREEZE_S = 30.0
 RECOVERY_S = 2.0  # time after the freeze in which requests may fail
 AFTER_S = 5.0
+CLIENT_TIMEOUT_S = 2.0
 
 
 class Callers:
@@ -118,3 +121,50 @@ async def test_after_cancelled_requests_and_idle_time_every_request_is_accepted(
         for _ in range(3):
             answers = await asyncio.gather(*(stub.Classify(small, timeout=10) for _ in range(16)))
             assert [answer.rows for answer in answers] == [500] * 16
+
+
+CLIENT = """
+import sys, threading
+import numpy as np
+from sketchbatch_client import Client
+
+drawings = np.zeros((512, 28, 28), np.uint8)
+stop = threading.Event()
+failures = []
+
+
+def repeat(classify):
+    try:
+        while not stop.is_set():
+            classify()
+    except Exception as exc:
+        failures.append(repr(exc))
+
+
+with Client(sys.argv[1], timeout_s=float(sys.argv[2]), rows_per_request=64) as client:
+    kinds = [lambda: client.classify(drawings[:1]), lambda: list(client.score([drawings]))]
+    threads = [threading.Thread(target=repeat, args=(kind,)) for kind in kinds for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    print("started", flush=True)
+    sys.stdin.readline()
+    stop.set()
+    for thread in threads:
+        thread.join()
+sys.exit("; ".join(failures) or 0)
+"""
+
+
+def test_a_client_that_was_stopped_for_longer_than_its_timeout_loses_no_request(tiny_service):
+    """Small and bulk requests of a client succeed although the client is stopped until after their deadlines."""
+    command = [sys.executable, "-c", CLIENT, tiny_service.address, str(CLIENT_TIMEOUT_S)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as client:
+        client.stdout.readline()
+        for _ in range(5):
+            time.sleep(1)  # requests are in flight
+            client.send_signal(signal.SIGSTOP)
+            time.sleep(2 * CLIENT_TIMEOUT_S)
+            client.send_signal(signal.SIGCONT)
+        time.sleep(1)
+        _, errors = client.communicate(b"\n", timeout=30)
+    assert client.returncode == 0, errors.decode()

@@ -83,7 +83,10 @@ class RowClient(BaseClient):
             if queue.add(call):
                 self._start_sender(key, queue)
             if not await event.wait(partial(self._bypass, key, queue, call), retry.remaining_s()):
-                raise retry.deadline_exceeded()
+                error = retry.deadline_exceeded()
+                if retry.renew_after_stop():
+                    return error  # the call is then sent alone
+                raise error
         finally:
             call.is_cancelled = True
         assert call.result is not None
