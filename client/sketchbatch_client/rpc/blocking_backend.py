@@ -99,8 +99,24 @@ class BlockingBackend:
     async def yield_control(self) -> None:
         """Do nothing: the operating system schedules the threads."""
 
-    def start_sender(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._senders.submit(lambda: run_blocking(send()))
+    def start_sender(
+        self, send: Callable[[], Coroutine[Any, Any, None]], on_failure: Callable[[BaseException], object]
+    ) -> None:
+        has_begun = threading.Lock()
+
+        def begin() -> None:
+            if has_begun.acquire(blocking=False):
+                try:
+                    run_blocking(send())
+                except BaseException as exc:
+                    on_failure(exc)
+                    if not isinstance(exc, Exception):  # Ctrl-C, if the caller runs `send`
+                        raise
+
+        try:
+            self._senders.submit(begin)
+        except RuntimeError:  # the client was closed, the interpreter ends, or the system allows no more threads
+            begin()  # a thread of the pool may begin it, too: `submit` may have queued it before it failed
 
     def stop_senders(self) -> None:
         self._senders.shutdown(wait=False)
