@@ -154,7 +154,7 @@ async def test_an_unreachable_server_is_reported_to_every_call(drawing):
 
 @pytest.mark.parametrize("how", ["raises an exception", "is cancelled before its first step"])
 async def test_calls_whose_sender_fails_are_sent_alone(start_server, servicer, drawing, monkeypatch, how):
-    """If the sender of shared requests fails or is cancelled, its waiting calls are sent alone and do not wait for ever.
+    """If the sender of shared requests fails or is cancelled, its waiting calls are sent alone.
 
     This also holds after more failures than a queue has requests in flight.
     """
