@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import whole_number
 from .drawings.readers import Bitmaps
 from .errors import RequestRefused
 from .rpc.classification import Classification, ModelInfo, cut
@@ -42,6 +43,9 @@ class SketchbatchScorer:
         top_k: Number of best classes per row.
         all_scores: Also add the score of every class; `top_k` is then 1.
         client_options: Further arguments of `Client`.
+
+    Raises:
+        ValueError: `top_k` is not an integer, 0 or more.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class SketchbatchScorer:
         self._column = column
         self._model = model
         self._model_version = model_version
-        self._top_k = 0 if all_scores else top_k  # 0 = all scores
+        self._top_k = 0 if all_scores else whole_number("top_k", top_k, 0)  # 0 = all scores
         self._client_options = client_options
 
     def __call__(self, batch: Batch) -> Batch:
@@ -114,15 +118,17 @@ def score(
         options: Further arguments of `SketchbatchScorer`.
 
     Raises:
+        ValueError: An argument is invalid.
         ModelNotFound: The service does not serve this model.
         SketchbatchError: The service cannot respond now; later errors are raised by Ray.
     """
+    minimum, maximum = _actor_counts(actors)
+    whole_number("batch_rows", batch_rows, 1)
+    scorer = SketchbatchScorer(server, model=model, model_version=model_version, **options)
     from ray.data import ActorPoolStrategy
 
-    scorer = SketchbatchScorer(server, model=model, model_version=model_version, **options)
     with closing(scorer._client):
         served = scorer._served
-    minimum, maximum = (actors, actors) if isinstance(actors, int) else actors
     return dataset.map_batches(
         SketchbatchScorer,
         fn_constructor_kwargs={"server": server, "model": served.name, "model_version": served.version, **options},
@@ -130,6 +136,16 @@ def score(
         batch_size=batch_rows,
         num_cpus=_ACTOR_CPUS,
     )
+
+
+def _actor_counts(actors: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the lowest and the highest number of actors; raise ValueError if they are no such numbers."""
+    if not isinstance(actors, tuple):
+        actors = (actors, actors)
+    if len(actors) != 2:
+        raise ValueError(f"actors must be a number or (minimum, maximum), got {actors!r}")
+    minimum = whole_number("actors", actors[0], 1)
+    return minimum, whole_number("actors", actors[1], minimum)
 
 
 def _bitmaps(batch: Batch, column: str) -> Bitmaps:

@@ -6,6 +6,7 @@ docs/settings.md. The docstring of the field is the help text of the flag.
 
 import ast
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from itertools import pairwise
@@ -15,12 +16,32 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import click
 
 from .address import HostPort, socket_path
+from .version_policy import VersionPolicy
 
-_Count = Annotated[int, click.IntRange(min=1)]
-# The service sets gRPC's message limit to 2 x 784 bytes per row, and gRPC stores this limit in 31 bits.
+
+class Seconds(click.FloatRange):
+    """A range of seconds without NaN, which `click.FloatRange` accepts because NaN is not below the minimum."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return seconds
+
+
+_MAX_PROCESSES = 1024
+"""Most workers, and most threads of a worker: above the CPUs of today's machines, and low enough to start."""
+
+_Workers = Annotated[int, click.IntRange(1, _MAX_PROCESSES)]
+_Threads = Annotated[int, click.IntRange(0, _MAX_PROCESSES)]
+_BatchRows = Annotated[int, click.IntRange(0, 1_000_000)]
+# The service sets gRPC's message limit to 2 x 784 bytes per row, which must fit into 31 bits.
 _RequestRows = Annotated[int, click.IntRange(1, 1_000_000)]
-_CountOrAuto = Annotated[int, click.IntRange(min=0)]
-_Seconds = Annotated[float, click.FloatRange(min=0)]
+_QueuedRows = Annotated[int, click.IntRange(1, 1_000_000_000)]
+_Connections = Annotated[int, click.IntRange(1, 1_000_000)]  # gRPC ends the process at 2**31 - 1
+_Calls = Annotated[int, click.IntRange(1, 2**31 - 1)]  # gRPC stores its options in 31 bits
+_UpToADay = Annotated[float, Seconds(0, 86_400)]
+_ConnectionAge = Annotated[float, Seconds(0, 2_000_000)]  # gRPC stores milliseconds in 31 bits
 _File = Annotated[Path | None, click.Path(path_type=Path)]
 
 
@@ -29,9 +50,16 @@ class Settings:
     """Settings of one service process."""
 
     model: Annotated[Path, click.Path(path_type=Path)]
-    """Model to serve: one model.onnx, or a repository NAME/VERSION/model.onnx with all its versions."""
+    """Model to serve: one model.onnx, or a repository NAME/VERSION/model.onnx."""
 
-    watch_models_s: Annotated[float, click.FloatRange(0, 86_400)] = 5.0
+    versions: str = "latest:2"
+    """Versions of each model that a repository loads: latest:N = the N newest that fit, all, or numbers such as 3,5;
+    NAME=... sets those of one model, as in latest:2;bear=3,5."""
+
+    allow_label_changes: bool = False
+    """Activate a file that replaces a served file of the same version and has other labels, instead of refusing it."""
+
+    watch_models_s: _UpToADay = 5.0
     """Seconds between two scans of --model for new, changed and removed files; 0 = never."""
 
     wait_for_model: bool = False
@@ -56,26 +84,26 @@ class Settings:
     cuda_tf32: bool = False
     """On CUDA, multiply float32 values in TF32: faster, but scores may differ from the CPU's by 1e-2."""
 
-    workers: _Count = 1
+    workers: _Workers = 1
     """Processes that serve the port, each with its own connections, models and queues."""
 
-    threads: _CountOrAuto = 0
+    threads: _Threads = 0
     """CPUs for model calls, one call per CPU; 0 = all that the process may use, divided among the workers."""
 
-    max_batch_rows: _CountOrAuto = 0
+    max_batch_rows: _BatchRows = 0
     """Maximum rows in one model call; requests are merged and split to fit. 0 = on a CPU as many rows as
     take about 5 ms, on CUDA 4096."""
 
     max_request_rows: _RequestRows = 16384
     """Maximum rows in one request; larger requests are rejected with INVALID_ARGUMENT."""
 
-    max_queued_rows: _Count = 65536
+    max_queued_rows: _QueuedRows = 65536
     """Maximum rows that wait for one model; more are rejected with RESOURCE_EXHAUSTED, and streams pause."""
 
-    lame_duck_s: _Seconds = 2.0
+    lame_duck_s: _UpToADay = 2.0
     """Seconds after SIGTERM in which Check reports NOT_SERVING and calls are still accepted."""
 
-    drain_s: _Seconds = 30.0
+    drain_s: _UpToADay = 30.0
     """Seconds that accepted requests may take after --lame-duck-s, or after SIGINT; a second signal ends them."""
 
     tls_cert: _File = None
@@ -93,17 +121,17 @@ class Settings:
     probe_address: str = ""
     """Address that answers only health checks, in plain text, HOST:PORT: Kubernetes' probes do not support TLS."""
 
-    max_connections: _Count = 900
+    max_connections: _Connections = 900
     """Maximum connections per worker; further ones are closed at once. Lowered to fit into the limit of open files."""
 
-    max_calls_per_connection: _Count = 10_000
+    max_calls_per_connection: _Calls = 10_000
     """Maximum open calls per connection; the client delays further ones."""
 
-    max_receive_s: _Seconds = 120.0
+    max_receive_s: _UpToADay = 120.0
     """Seconds in which the whole request of a unary call must arrive, or the call ends with DEADLINE_EXCEEDED. 0 = no
     limit."""
 
-    max_connection_age_s: _Seconds = 0.0
+    max_connection_age_s: _ConnectionAge = 0.0
     """Seconds after which a client must reconnect; its open calls can finish. 0 = never."""
 
     metrics_address: str = ""
@@ -119,7 +147,9 @@ class Settings:
     """Lowest level of the events in the log."""
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         self._check_main_address()
+        self._check_versions()
         if self.probe_address:
             _check_address(self.probe_address, "--probe-address")
         if self.metrics_address:
@@ -138,6 +168,12 @@ class Settings:
                 param_hint="--max-queued-rows",
             )
 
+    def _check_numbers(self) -> None:
+        """Check the ranges also of settings that a Python program passes, which click has not checked."""
+        for name, annotation in get_type_hints(Settings, include_extras=True).items():
+            if isinstance(number := _click_type(annotation), (click.IntRange, click.FloatRange)):
+                _check_number(getattr(self, name), number, _flag(name))
+
     def _check_main_address(self) -> None:
         try:
             is_socket = bool(socket_path(self.address))
@@ -150,6 +186,19 @@ class Settings:
                 f"must be HOST:PORT with --workers {self.workers}: several processes cannot share unix:PATH",
                 param_hint="--address",
             )
+
+    def _check_versions(self) -> None:
+        try:
+            VersionPolicy.parse(self.versions)
+        except ValueError as exc:
+            raise click.BadParameter(str(exc), param_hint="--versions") from exc
+
+
+def _check_number(value: object, number: Any, flag: str) -> None:
+    try:
+        number.convert(str(value), None, None)  # as text, because `int` would accept 2.5
+    except click.BadParameter as exc:
+        raise click.BadParameter(exc.message, param_hint=flag) from exc
 
 
 def _check_address(address: str, flag: str) -> None:
@@ -167,7 +216,7 @@ def options(command: Command) -> Command:
     types = get_type_hints(Settings, include_extras=True)
     docs = _field_docstrings()
     for field in reversed(fields(Settings)):
-        flag = f"--{field.name.replace('_', '-')}"
+        flag = _flag(field.name)
         default = {"required": True} if field.default is MISSING else {"default": field.default}
         command = click.option(
             f"{flag}/--no-{flag[2:]}" if types[field.name] is bool else flag,
@@ -179,6 +228,10 @@ def options(command: Command) -> Command:
             **default,
         )(command)
     return command
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _click_type(annotation: Any) -> Any:

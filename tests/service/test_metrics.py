@@ -66,7 +66,8 @@ def test_each_request_is_counted_once():
     counts = batcher.statistics.counts()
     assert (counts.success.count, counts.fail.count, counts.queue.total().count) == (3, 3, 3)
     assert (counts.rows, counts.broken_calls) == (8, 1)
-    assert {rows: calls.count for rows, calls in counts.calls.items()} == {1: 2, 2: 3}
+    assert counts.calls == {1: 2, 2: 3}
+    assert sum(counts.calls_s.values()) == pytest.approx(counts.call_times.seconds)
     assert sum(counts.closed.values()) == counts.call_times.total().count + 1 == 6
 
 

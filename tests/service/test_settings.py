@@ -1,17 +1,20 @@
 """Test that settings are read from flags, environment variables and defaults, and are checked and documented."""
 
+import math
+import signal
 from dataclasses import fields
+from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
+from sketchbatch_client import Client
 from sketchbatch_service import settings
 from sketchbatch_service.settings import Settings
 
 
 def read(*flags: str, **environment: str):
     """Return the settings from command line flags and environment variables, or the output with the error."""
-    import click
-
     found = []
 
     @click.command()
@@ -35,8 +38,8 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--max-batch-rows", "-1"], "-1 is not in the range x>=0"),
-        (["--threads", "-1"], "-1 is not in the range x>=0"),
+        (["--max-batch-rows", "-1"], "-1 is not in the range 0<=x<=1000000"),
+        (["--threads", "-1"], "-1 is not in the range 0<=x<=1024"),
         (["--watch-models-s", "-1"], "-1.0 is not in the range 0<=x<=86400"),
         (["--drain-s", "soon"], "'soon' is not a valid float"),
         (["--provider", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
@@ -59,13 +62,64 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
         (["--tls-cert", "c.pem"], "Invalid value for --tls-cert: must be set together with --tls-key"),
         (["--tls-key", "k.pem"], "Invalid value for --tls-cert: must be set together with --tls-key"),
         (["--tls-client-ca", "ca.pem"], "Invalid value for --tls-client-ca: needs --tls-cert"),
-        (["--max-connections", "0"], "0 is not in the range x>=1"),
+        (["--max-connections", "0"], "0 is not in the range 1<=x<=1000000"),
+        (
+            ["--versions", "newest"],
+            "Invalid value for --versions: must be latest:N, all or numbers such as 3,5, and NAME=... for a single "
+            "model, separated by ';', got 'newest'",
+        ),
         (["--max-queued-rows", "5"], "must be at least --max-request-rows (16384), got 5"),
     ],
 )
 def test_an_invalid_value_is_rejected_with_the_expected_one(flags, message):
     """An invalid setting prevents the start of the service, and the error names the expected value."""
     assert message in read(*flags)
+
+
+NUMBERS = {
+    f"--{option.name.replace('_', '-')}": option.type
+    for option in settings.options(click.Command("serve")).params
+    if isinstance(option.type, (click.types.IntParamType, click.types.FloatParamType))
+}
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "-1", "1e300", "1000000000000"])
+@pytest.mark.parametrize("flag", NUMBERS)
+def test_a_number_outside_its_range_is_rejected_in_one_line(flag, number):
+    """Every number has a lowest and a highest value; NaN and infinity are outside the range of every setting."""
+    message = read(flag, number).splitlines()[-1]
+    assert message.startswith(f"Error: Invalid value for '{flag}' ")
+    assert " is not " in message
+
+
+@pytest.mark.parametrize("flag", NUMBERS)
+def test_the_lowest_and_the_highest_number_are_accepted(flag):
+    """The limits in the error message are themselves accepted."""
+    number = NUMBERS[flag]
+    rows = ("--max-queued-rows", "1000000", "--max-request-rows", "1")  # the queue must have room for a request
+    for limit in (number.min, number.max):
+        found = read(*rows, flag, str(limit))
+        assert getattr(found, flag[2:].replace("-", "_")) == limit
+
+
+def test_a_service_starts_with_the_highest_numbers(start_service, tiny_model):
+    """The highest values work; workers, threads and rows per batch are left out, because they cost memory."""
+    costly = ("--workers", "--threads", "--max-batch-rows")
+    flags = [word for flag, number in NUMBERS.items() if flag not in costly for word in (flag, str(number.max))]
+    service = start_service(tiny_model, *flags)
+    with Client(service.address) as client:
+        assert client.health() == "SERVING"
+    assert service.stop(signal.SIGINT)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("drain_s", math.nan), ("lame_duck_s", math.inf), ("workers", 0), ("threads", -1)]
+)
+def test_settings_made_in_python_are_checked_like_flags(name, value):
+    """A program that embeds the service receives the same error as the command."""
+    with pytest.raises(click.BadParameter, match=r"is not (in the range|a number)") as refused:
+        Settings(model=Path("m"), **{name: value})
+    assert refused.value.param_hint == f"--{name.replace('_', '-')}"
 
 
 def test_every_setting_is_documented(root):

@@ -1,7 +1,6 @@
 """Classify bitmaps from asyncio: the methods of `client` as coroutines."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 
 from ..drawings.readers import Bitmaps
 from .asyncio_backend import AsyncioBackend
@@ -33,17 +32,15 @@ class AsyncClient(RowClient):
     ) -> Classification:
         return await self._classify(bitmaps, request_key(top_k, model_name, model_version))
 
-    async def score(
+    def score(
         self,
         batches: Iterable[Bitmaps] | AsyncIterable[Bitmaps],
         *,
         top_k: int = 0,
         model_name: str = "",
         model_version: str = "",
-    ) -> AsyncIterator[Classification]:
-        async with aclosing(self._score(batches, request_key(top_k, model_name, model_version))) as parts:
-            async for part in parts:
-                yield part
+    ) -> AsyncGenerator[Classification, None]:
+        return self._score(batches, request_key(top_k, model_name, model_version))
 
     async def models(self) -> list[ModelInfo]:
         return await self._list_models()

@@ -3,11 +3,13 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
 import grpc.aio
 
+from ..errors import Unavailable
 from .classification import Classification
 from .coalescing_queue import MAX_WAIT_S
 from .connections.credentials import Metadata
@@ -68,15 +70,29 @@ class AsyncioBackend:
 
     def __init__(self) -> None:
         self._senders: set[asyncio.Task[None]] = set()
+        self._is_stopped = asyncio.Event()
 
     async def close_channels(self, channels: list[grpc.aio.Channel]) -> None:
         await asyncio.gather(*(channel.close() for channel in channels))
 
-    async def send(self, rpc: Callable[..., Any], request: object, timeout_s: float, metadata: Metadata | None) -> Any:
-        return await rpc(request, timeout=timeout_s, metadata=metadata)
+    async def send(
+        self, rpc: Callable[..., Any], request: object, timeout_s: float | None, metadata: Metadata | None
+    ) -> Any:
+        """Send an RPC; raise Unavailable if its channel is closed, which cancels the RPC, but not the calling task."""
+        task = asyncio.current_task()
+        assert task
+        cancellations = task.cancelling()
+        try:
+            return await rpc(request, timeout=timeout_s, metadata=metadata)
+        except asyncio.CancelledError:
+            if task.cancelling() > cancellations:
+                raise
+            raise Unavailable("the client was closed") from None
 
     async def sleep(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._is_stopped.wait()
 
     async def yield_control(self) -> None:
         await asyncio.sleep(0)
@@ -89,5 +105,5 @@ class AsyncioBackend:
         self._senders.add(sender)  # the event loop keeps only a weak reference to a task
         sender.add_done_callback(self._senders.discard)
 
-    def stop_senders(self) -> None:
-        """Do nothing: the senders end when the channels are closed."""
+    def stop(self) -> None:
+        self._is_stopped.set()  # the senders end when the channels are closed

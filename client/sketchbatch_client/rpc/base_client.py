@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import grpc
 from sketchbatch.v1 import classifier_pb2 as pb
 
-from .. import errors
+from .. import arguments, errors
+from ..arguments import optional_whole_number, whole_number
 from .classification import ModelInfo, ModelKey, model_info
 from .coalescing_queue import CoalescingQueue
 from .concurrency import Concurrency
@@ -20,14 +21,23 @@ from .connections.connection import Connection, Server
 from .connections.connection_pool import ConnectionPool
 from .connections.credentials import Credentials, Tls, Token
 from .connections.targets import CONNECT_TIMEOUT_S, channel_options, parse_targets
-from .request import RequestKey
+from .request import RequestKey, as_text
 from .retries.aimd_limit import AimdLimit
 from .retries.retry_policy import RetryPolicy, has_no_response
 from .retries.retry_state import RetryState
+from .single_flight import SingleFlight
+
+_MAX_IN_FLIGHT = 10_000  # the blocking client has one thread for each
+
+_LONGEST_TIMEOUT_S = 27_000 * 3600.0
+"""Longest timeout that gRPC sends to a server: three years. With a timeout of three centuries, a call fails at once."""
 
 _DISCOVERY_TIMEOUT_S = 5.0  # longest wait for a worker's response; then the client uses the connections it has
 
 _MODEL_DELAYS_S = (0.01, 0.02, 0.04, 0.08)  # delay after each failed attempt to find the model of a response
+
+_KEPT_FILES = 4
+"""Model files of one version whose labels are kept: during an update, servers may have different files."""
 
 _VERSION_DELAY_S = 0.05  # between two attempts to reach a server that has a new version
 
@@ -49,7 +59,7 @@ class BaseClient:
     Args:
         target: HOST:PORT; several of these, separated by commas or in a sequence; or any target of gRPC, such as
             dns:///NAME:PORT (every address of that name) or unix:PATH.
-        timeout_s: Longest time for one request, retries included.
+        timeout_s: Longest time for one request in seconds, retries included; None or infinity = no limit.
         rows_per_request: Most rows per RPC; the service may have a lower limit. With hundreds of rows, the fixed cost
             of an RPC hardly matters.
         in_flight: Number of RPCs that one call keeps in flight, lower while servers push back; None = four for each
@@ -73,7 +83,7 @@ class BaseClient:
         self,
         target: str | Sequence[str],
         *,
-        timeout_s: float = 60.0,
+        timeout_s: float | None = 60.0,
         rows_per_request: int = 1024,
         in_flight: int | None = None,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
@@ -84,13 +94,13 @@ class BaseClient:
         insecure_token: bool = False,
         gzip: bool = False,
     ) -> None:
-        if in_flight is not None and in_flight < 1:
-            raise ValueError(f"in_flight must be 1 or more, or None, got {in_flight}")
+        if not isinstance(retry, RetryPolicy):
+            raise ValueError(f"retry must be a RetryPolicy, got {retry!r}")
         self._targets = parse_targets(target)
         self.target = ", ".join(self._targets)
-        self._timeout_s = timeout_s
-        self._rows_per_request = rows_per_request
-        self._in_flight = in_flight
+        self._timeout_s = arguments.timeout_s("timeout_s", timeout_s)
+        self._rows_per_request = whole_number("rows_per_request", rows_per_request, 1)
+        self._in_flight = optional_whole_number("in_flight", in_flight, 1, _MAX_IN_FLIGHT)
         self._retry_policy = retry
         self._has_reached_server = False
         self._queues: dict[RequestKey, CoalescingQueue] = {}
@@ -98,6 +108,8 @@ class BaseClient:
         self._first_seen: dict[tuple[str, str], float] = {}  # time.monotonic seconds, by model name and version
         self._max_request_rows: dict[tuple[str, str], int] = {}  # by the model name and version of the request
         self._backend = self._make_backend()
+        self._limits_in_flight: SingleFlight[int] = SingleFlight(self._backend.event)
+        self._models_in_flight: SingleFlight[None] = SingleFlight(self._backend.event)
         self._credentials = Credentials(self._targets, tls, Token(token, token_file), insecure_token=insecure_token)
         self._gzip = gzip
         self._pool = ConnectionPool(self._targets, self._open_channel, channels)
@@ -122,7 +134,8 @@ class BaseClient:
 
     def _send(self, rpc: Callable[..., Any], request: object, deadline: float) -> Awaitable[Any]:
         """Send one RPC without retries."""
-        timeout_s = max(0.0, deadline - time.monotonic())
+        remaining_s = max(0.0, deadline - time.monotonic())
+        timeout_s = None if remaining_s > _LONGEST_TIMEOUT_S else remaining_s
         metadata = self._credentials.call_metadata()
         if self._gzip:
             metadata = (*(metadata or ()), *_ASK_FOR_GZIP)
@@ -145,6 +158,7 @@ class BaseClient:
                 self._has_reached_server = True
                 return response
             await self._backend.sleep(delay_s)
+            self._pool.check_open()
 
     def _retry_delay_s(self, error: Exception, retry: RetryState) -> float | None:
         """Return the delay before the next attempt, or None to stop.
@@ -165,7 +179,10 @@ class BaseClient:
             connection = self._pool.acquire(tried)
             try:
                 response = await send(connection, deadline)
-            except grpc.RpcError as exc:
+            except Exception as exc:
+                self._pool.check_open(exc)  # a closed channel raises several errors, which do not say what has happened
+                if not isinstance(exc, grpc.RpcError):
+                    raise
                 delay_s = self._retry_policy.delay_s(exc, connection.failures + 1)
                 if delay_s is None:
                     raise
@@ -211,6 +228,8 @@ class BaseClient:
         return [model_info(model) for model in response.models]
 
     async def _get_model(self, name: str, version: str) -> ModelInfo:
+        name, version = as_text("name", name), as_text("version", version)
+
         async def send(connection: Connection, deadline: float) -> ModelInfo:
             attempt = partial(self._get_model_over, name, version, connection, deadline)
             return await self._until_arrived(name, version, attempt, deadline)
@@ -266,7 +285,7 @@ class BaseClient:
         self._note_version(key.name, key.version)
         for delay_s in _MODEL_DELAYS_S:
             if key not in self._models:
-                await self._find_model(key, connection, deadline)
+                await self._find_model_once(key, connection, deadline)
             if model := self._models.get(key):
                 return model
             if deadline - time.monotonic() <= delay_s:
@@ -274,8 +293,24 @@ class BaseClient:
             await self._backend.sleep(delay_s)
         return None
 
+    async def _find_model_once(self, key: ModelKey, connection: Connection, deadline: float) -> None:
+        """Share one request for a model among the calls that received responses over the same connection.
+
+        Another connection may reach another server, and its errors are not those of this connection.
+        """
+        try:
+            await self._models_in_flight.do(
+                (key, connection),
+                partial(self._find_model, key, connection, deadline),
+                lambda: deadline - time.monotonic(),
+            )
+        except TimeoutError as exc:
+            raise self._labels_missing(key) from exc
+
     async def _find_model(self, key: ModelKey, connection: Connection, deadline: float) -> None:
         """Request the model with this name and version from one server; remember the model if the server serves it."""
+        if key in self._models:  # found since the caller missed it
+            return
         try:
             model = await self._get_model_over(key.name, key.version, connection, deadline)
         except grpc.RpcError as exc:
@@ -285,7 +320,14 @@ class BaseClient:
                 raise
         else:
             digest = key.digest and model.digest  # a service whose responses have no digest has one file per version
-            self._models[key._replace(digest=digest)] = model
+            self._remember(key._replace(digest=digest), model)
+
+    def _remember(self, key: ModelKey, model: ModelInfo) -> None:
+        """Keep the labels of a model file, and forget those of files that it has replaced."""
+        self._models[key] = model
+        files = [each for each in list(self._models) if (each.name, each.version) == (key.name, key.version)]
+        for replaced in files[:-_KEPT_FILES]:
+            self._models.pop(replaced, None)
 
     def _labels_missing(self, key: ModelKey) -> errors.DeadlineExceeded:
         return errors.DeadlineExceeded(
@@ -295,7 +337,10 @@ class BaseClient:
     async def _discover_workers(self) -> None:
         """Open a connection to every worker process of every server, on the first call only."""
         for server in self._pool.begin_discovery():
-            first = self._pool.acquire_from(server)
+            try:
+                first = self._pool.acquire_from(server)
+            except errors.Unavailable:  # the client was closed: the next request raises this error
+                return
             try:
                 await self._discover_workers_of(server, first)
             finally:
@@ -315,6 +360,8 @@ class BaseClient:
 
     async def _check_health(self, service: str) -> str:
         """Return SERVING if any target reports it, else the status of the first target that responds."""
+        self._pool.check_open()
+        service = as_text("service", service)
         statuses, error = [], None
         for target in self._targets:
             try:
@@ -344,5 +391,6 @@ class BaseClient:
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
     async def _close(self) -> None:
-        await self._backend.close_channels(self._pool.close())
-        self._backend.stop_senders()
+        channels = self._pool.close()
+        self._backend.stop()
+        await self._backend.close_channels(channels)

@@ -67,13 +67,27 @@ class BlockingRequests:
         return len(self._futures)
 
     def start(self, call: Callable[[], Coroutine[Any, Any, Classification]]) -> None:
-        self._futures.append(self._pool.submit(lambda: run_blocking(call())))
+        try:
+            future = self._pool.submit(lambda: run_blocking(call()))
+        except RuntimeError:  # the interpreter ends, or the system allows no more threads
+            future = _completed(call)
+        self._futures.append(future)
 
     async def next(self) -> Classification:
         return self._futures.popleft().result()
 
     async def aclose(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _completed(call: Callable[[], Coroutine[Any, Any, Classification]]) -> Future[Classification]:
+    """Run a call in this thread, and return its result or error as a future."""
+    future: Future[Classification] = Future()
+    try:
+        future.set_result(run_blocking(call()))
+    except Exception as exc:  # raised by `Future.result`
+        future.set_exception(exc)
+    return future
 
 
 class BlockingBackend:
@@ -85,22 +99,35 @@ class BlockingBackend:
 
     def __init__(self) -> None:
         self._senders = ThreadPoolExecutor(_MAX_SENDERS, thread_name_prefix="sketchbatch-shared")
+        self._is_stopped = threading.Event()
 
     async def close_channels(self, channels: list[grpc.Channel]) -> None:
         for channel in channels:
             channel.close()
 
-    async def send(self, rpc: Callable[..., Any], request: object, timeout_s: float, metadata: Metadata | None) -> Any:
+    async def send(
+        self, rpc: Callable[..., Any], request: object, timeout_s: float | None, metadata: Metadata | None
+    ) -> Any:
         return rpc(request, timeout=timeout_s, metadata=metadata)
 
     async def sleep(self, delay_s: float) -> None:
-        time.sleep(delay_s)
+        self._is_stopped.wait(delay_s)
 
     async def yield_control(self) -> None:
         """Do nothing: the operating system schedules the threads."""
 
     def start_sender(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._senders.submit(lambda: run_blocking(send()))
+        has_begun = threading.Lock()
 
-    def stop_senders(self) -> None:
+        def begin() -> None:
+            if has_begun.acquire(blocking=False):
+                run_blocking(send())
+
+        try:
+            self._senders.submit(begin)
+        except RuntimeError:  # the client was closed, the interpreter ends, or the system allows no more threads
+            begin()  # a thread of the pool may begin it, too: `submit` may have queued it before it failed
+
+    def stop(self) -> None:
+        self._is_stopped.set()
         self._senders.shutdown(wait=False)

@@ -1,6 +1,6 @@
 """Classify bitmaps from threads; the methods block until the service has responded."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable
 
 from ..drawings.readers import Bitmaps
 from .blocking_backend import BlockingBackend, run_blocking
@@ -46,21 +46,12 @@ class Client(RowClient):
 
     def score(
         self, batches: Iterable[Bitmaps], *, top_k: int = 0, model_name: str = "", model_version: str = ""
-    ) -> Iterator[Classification]:
+    ) -> Generator[Classification, None, None]:
         """Classify any number of arrays of bitmaps in constant memory; other arguments and errors as for `classify`.
 
         Yields one `Classification` for each request of up to `rows_per_request` rows, in order.
         """
-        parts = self._score(batches, request_key(top_k, model_name, model_version))
-        try:
-            while True:
-                try:
-                    part = run_blocking(anext(parts))
-                except StopAsyncIteration:
-                    return
-                yield part
-        finally:
-            run_blocking(parts.aclose())
+        return _yielded(self._score(batches, request_key(top_k, model_name, model_version)))
 
     def models(self) -> list[ModelInfo]:
         """Return every served version of every model, the default model first."""
@@ -76,3 +67,16 @@ class Client(RowClient):
         With several servers, one SERVING server is enough.
         """
         return run_blocking(self._check_health(service))
+
+
+def _yielded(parts: AsyncGenerator[Classification, None]) -> Generator[Classification, None, None]:
+    """Yield the results of a generator whose waits all block."""
+    try:
+        while True:
+            try:
+                part = run_blocking(anext(parts))
+            except StopAsyncIteration:
+                return
+            yield part
+    finally:
+        run_blocking(parts.aclose())

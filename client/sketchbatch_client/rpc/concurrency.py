@@ -44,10 +44,12 @@ class Concurrency(Protocol):
     async def close_channels(self, channels: list[Any]) -> None: ...
 
     async def send(
-        self, rpc: Callable[..., Any], request: object, timeout_s: float, metadata: Metadata | None
-    ) -> Any: ...
+        self, rpc: Callable[..., Any], request: object, timeout_s: float | None, metadata: Metadata | None
+    ) -> Any:
+        """Send an RPC and return its response; `timeout_s` None = no limit."""
 
-    async def sleep(self, delay_s: float) -> None: ...
+    async def sleep(self, delay_s: float) -> None:
+        """Wait for `delay_s`, or until `stop`."""
 
     async def yield_control(self) -> None:
         """Suspend the caller for a moment, so that other callers run whose responses have just arrived."""
@@ -57,7 +59,10 @@ class Concurrency(Protocol):
     def ordered_requests(self, max_in_flight: int) -> OrderedRequests: ...
 
     def start_sender(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `send` in a thread or task of its own, so that a cancelled caller does not interrupt it."""
+        """Run `send` in a thread or task of its own, so that a cancelled caller does not interrupt it.
 
-    def stop_senders(self) -> None:
-        """Start no more senders."""
+        If no thread can be started, because the client was closed or the interpreter ends, the caller runs `send`.
+        """
+
+    def stop(self) -> None:
+        """End all sleeps, and keep no thread for senders; later senders find a closed connection pool."""

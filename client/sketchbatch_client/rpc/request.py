@@ -6,15 +6,16 @@ message is a sequence of fields, so the field with the rows can be appended to t
 
 from collections.abc import Sequence
 from functools import lru_cache
-from operator import index
 from typing import NamedTuple
 
 import numpy as np
 from sketchbatch.v1 import classifier_pb2 as pb
 
+from ..arguments import whole_number
 from ..drawings.readers import Bitmaps
 from ..errors import RequestRefused
 
+_MAX_TOP_K = 2**32 - 1  # the field is a uint32
 _LENGTH_DELIMITED = 2  # https://protobuf.dev/programming-guides/encoding/#structure
 _BITMAPS_TAG = bytes([pb.ClassifyRequest.BITMAPS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
 
@@ -28,15 +29,32 @@ class RequestKey(NamedTuple):
 
 
 def request_key(top_k: int, model_name: str, model_version: str) -> RequestKey:
-    """Return the key; raise RequestRefused if `top_k` is negative. The server checks whether it is too large."""
-    if index(top_k) < 0:
-        raise RequestRefused(f"top_k must be 0 or more, got {top_k}")
-    return RequestKey(index(top_k), model_name, model_version)
+    """Return the key; raise RequestRefused if a field cannot be encoded.
+
+    The server checks whether there are `top_k` classes, and whether it serves the model.
+    """
+    try:
+        classes = whole_number("top_k", top_k, 0, _MAX_TOP_K)
+    except ValueError as exc:
+        raise RequestRefused(str(exc)) from exc
+    return RequestKey(classes, as_text("model_name", model_name), as_text("model_version", model_version))
+
+
+def as_text(name: str, value: object) -> str:
+    """Return the argument `name` of a call; raise RequestRefused unless it is a str."""
+    if not isinstance(value, str):
+        raise RequestRefused(f"{name} must be text, got {value!r}")
+    return value
 
 
 def as_rows(bitmaps: Bitmaps) -> Bitmaps:
     """Return a view of shape (rows, 28, 28), or raise RequestRefused."""
-    bitmaps = np.asanyarray(bitmaps)
+    try:
+        bitmaps = np.asanyarray(bitmaps)
+    except ValueError as exc:
+        raise RequestRefused(
+            f"bitmaps must be uint8 (rows, 28, 28) or (rows, 784), got {type(bitmaps).__name__}"
+        ) from exc
     if bitmaps.dtype == np.uint8:
         if bitmaps.shape == (28, 28):
             return bitmaps[None]

@@ -83,7 +83,10 @@ class RowClient(BaseClient):
             if queue.add(call):
                 self._start_sender(key, queue)
             if not await event.wait(partial(self._bypass, key, queue, call), retry.remaining_s()):
-                raise retry.deadline_exceeded()
+                error = retry.deadline_exceeded()
+                if retry.renew_after_stop():
+                    return error  # the call is then sent alone
+                raise error
         finally:
             call.is_cancelled = True
         assert call.result is not None
@@ -106,7 +109,7 @@ class RowClient(BaseClient):
                 distribute(await self._send_with_failover(partial(self._classify_over, key, payload), deadline), calls)
             except Exception as exc:  # every waiting call must be settled
                 fail(calls, exc)
-            except BaseException:  # the sender was cancelled: the event loop ends, or the channels were closed
+            except BaseException:  # the sender was cancelled: the event loop ends
                 fail(calls, Unavailable("the client was closed"))
                 raise
             await self._backend.yield_control()  # callers with a new response may join the next request
@@ -136,15 +139,25 @@ class RowClient(BaseClient):
                 return decode(response, model.labels)
 
     async def _max_rows(self, key: RequestKey) -> int:
-        """Return the most rows per request. The limit of the service is requested only once per model and version.
+        """Return the most rows per request. The limit of the service is requested once per model and version.
 
         No model update changes the limit.
         """
         names = key.model_name, key.model_version
         limit = self._max_request_rows.get(names)
         if limit is None:
-            limit = self._max_request_rows[names] = (await self._get_model(*names)).max_request_rows
+            retry = self._retry_state()
+            try:
+                limit = await self._limits_in_flight.do(names, partial(self._request_limit, names), retry.remaining_s)
+            except TimeoutError as exc:
+                raise retry.deadline_exceeded() from exc
         return min(self._rows_per_request, limit)
+
+    async def _request_limit(self, names: tuple[str, str]) -> int:
+        """Request and remember the most rows per request of a model, unless another call has done so meanwhile."""
+        if names not in self._max_request_rows:
+            self._max_request_rows[names] = (await self._get_model(*names)).max_request_rows
+        return self._max_request_rows[names]
 
     def _queue(self, key: RequestKey, max_rows: int) -> CoalescingQueue:
         queue = self._queues.get(key)

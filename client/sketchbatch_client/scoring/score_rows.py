@@ -38,7 +38,7 @@ def score_batches(
         model_name=options.model_name,
         model_version=options.model_version,
     )
-    return closing(results)  # type: ignore[type-var]  # a generator
+    return closing(results)
 
 
 def _blocks(inputs: dict[Path, BitmapRows]) -> Iterator[Bitmaps]:

@@ -11,7 +11,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ..address import loopback
-from ..settings import Settings
+from ..settings import Seconds, Settings
 
 
 @click.command()
@@ -23,7 +23,7 @@ from ..settings import Settings
     show_default=True,
     help="Address that the service listens on, HOST:PORT or unix:PATH, as in the settings of the service.",
 )
-@click.option("--limit-s", default=2.0, show_default=True, type=click.FloatRange(min=0), help="Seconds to wait.")
+@click.option("--limit-s", default=2.0, show_default=True, type=Seconds(0, 86_400), help="Seconds to wait.")
 def main(address: str, limit_s: float) -> None:
     """Exit with 0 if health reports SERVING; otherwise print the status in one line and exit with 1."""
     target = loopback(Settings(model=Path(), address=address).address)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import structlog
 
+from ..background import Component, ComponentName, keep_task_running
 from ..errors import TooFewFiles
 from ..transport.listening import open_descriptors
 
@@ -19,7 +20,7 @@ _OTHER_FILES = 32  # file descriptors for probes, scrapes, model files and logs,
 _FILES_FULL, _FILES_FREE = 0.9, 0.8  # shares of the limit of open files: of the warning, and of its end
 _CONNECTIONS_FREE = 0.9  # share of the limit of connections below which the warning ends
 _EVERY_S = 1.0
-_AFTER_ERROR_S = 60.0
+_MAX_DELAY_S = 60.0  # longest delay after an error
 
 
 def fitting_connections(wanted: int) -> int:
@@ -67,14 +68,15 @@ class LimitMonitor:
 
     async def run(self) -> None:
         """Check every second until this coroutine is cancelled; a check takes 2 ms with 1,000 open files."""
-        while True:
-            try:
+        component = Component(ComponentName.LIMIT_MONITOR, max_delay_s=_MAX_DELAY_S)
+
+        async def check_every_second() -> None:
+            while True:
                 self.check()
-                pause_s = _EVERY_S
-            except Exception:  # a monitor that ends would hide the next failure
-                log.exception("limits not checked")
-                pause_s = _AFTER_ERROR_S
-            await asyncio.sleep(pause_s)
+                component.record_success()
+                await asyncio.sleep(_EVERY_S)
+
+        await keep_task_running(component, check_every_second)
 
     def check(self) -> None:
         """Compare the numbers with their limits, and log a change."""

@@ -17,6 +17,7 @@ from ..api.request_log import rejections
 from ..batching.statistics import BOUNDS_S, Counts, Histogram
 from ..models.registry import ModelRegistry, ServedModel
 from ..transport.interface import Server
+from .background_metrics import background_errors
 
 _BOUNDS_ROWS = tuple(1 << n for n in range(15))
 _LABELS = ["model", "version"]
@@ -82,7 +83,12 @@ class ServiceMetrics:
         """Return the current values of all metrics."""
         text = "1 = health reports SERVING; 0 = the service waits for a model or is draining, or a model is failing."
         serving = GaugeMetricFamily("sketchbatch_serving", text, value=self._health.is_serving)
-        metrics = [serving, *(_of_served(*self._served) if self._served else ()), *self._process.collect()]
+        metrics = [
+            serving,
+            background_errors(),
+            *(_of_served(*self._served) if self._served else ()),
+            *self._process.collect(),
+        ]
         for metric in metrics:
             metric.samples = [
                 sample._replace(labels={"worker": self._worker, **sample.labels}) for sample in metric.samples
@@ -141,15 +147,15 @@ def _batch_rows(snapshots: list[_Snapshot]) -> Metric:
     for now in snapshots:
         counts, rows_total = [0] * (len(_BOUNDS_ROWS) + 1), 0
         for rows, calls in now.counts.calls.items():
-            counts[sum(rows > bound for bound in _BOUNDS_ROWS)] += calls.count
-            rows_total += rows * calls.count
+            counts[sum(rows > bound for bound in _BOUNDS_ROWS)] += calls
+            rows_total += rows * calls
         sizes.add_metric(now.labels, _buckets(_BOUNDS_ROWS, counts), rows_total)
     return sizes
 
 
 def _padding_rows(now: _Snapshot) -> int:
     return sum(
-        calls.count * (next(bucket for bucket in now.model.buckets if bucket >= rows) - rows)
+        calls * (next(bucket for bucket in now.model.buckets if bucket >= rows) - rows)
         for rows, calls in (now.counts.calls.items() if now.model.buckets else ())
     )
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import grpc
 import structlog
 
+from ..background import Component, ComponentName, keep_task_running
 from ..errors import AddressUnusable
 from . import listening
 from .aio_call import Answers, adapted, counting, rejecting
@@ -54,6 +55,13 @@ class AioServer:
         self._addresses: list[tuple[str, grpc.ServerCredentials | None]] = []
         self._is_listening = True  # after False, a server that fails opens no port again
         self._server = self._new_server()
+        self._has_failed = False  # and was not replaced yet
+        self._listener = Component(ComponentName.LISTENER)
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The background components without which the server accepts no calls."""
+        return (self._listener,)
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Serve the methods of these handlers; the generated `add_*_to_server` functions call this method."""
@@ -84,7 +92,7 @@ class AioServer:
     async def start(self) -> None:
         """Accept calls from now on."""
         await self._server.start()
-        self._reopening = asyncio.create_task(self._reopen_after_failures())
+        self._reopening = asyncio.create_task(keep_task_running(self._listener, self._keep_open))
         self._ending_late = asyncio.create_task(self._pending.end_late())
 
     def stop_listening(self) -> None:
@@ -132,25 +140,30 @@ class AioServer:
             return self._server.add_secure_port(address, credentials)
         return self._server.add_insecure_port(address)
 
-    async def _reopen_after_failures(self) -> None:
+    async def _keep_open(self) -> None:
         """Replace the server whenever it fails: the server of grpcio 1.85 fails at a call whose path is not UTF-8."""
-        while True:
+        while not self._draining.is_draining:
+            if self._has_failed:
+                await self._replace_server()
+                continue
             try:
                 # Without a time limit, grpcio would report a failure only after the end of all open calls.
                 while await self._server.wait_for_termination(_FAILURE_CHECK_S):
-                    pass
+                    self._listener.record_success()
                 return
             except Exception as exc:
-                if self._draining.is_draining:
-                    return
-                log.warning("server failed, opening its ports again", reason=f"{type(exc).__name__}: {exc}")
-            await self._server.stop(None)  # grpcio closes the ports of a failed server, but leaves its calls open
-            self._server = self._new_server()
-            for address, credentials in list(self._addresses):
-                await self._reopen(address, credentials)
-            if self._draining.is_draining:
-                return
+                self._has_failed = True
+                if not self._draining.is_draining:
+                    log.warning("server failed, opening its ports again", reason=f"{type(exc).__name__}: {exc}")
+
+    async def _replace_server(self) -> None:
+        await self._server.stop(None)  # grpcio closes the ports of a failed server, but leaves its calls open
+        self._server = self._new_server()
+        for address, credentials in list(self._addresses):
+            await self._reopen(address, credentials)
+        if not self._draining.is_draining:
             await self._server.start()
+            self._has_failed = False
 
     async def _reopen(self, address: str, credentials: grpc.ServerCredentials | None) -> None:
         """Bind a port again, as soon as no other process uses it."""
@@ -161,6 +174,7 @@ class AioServer:
                 return
             except AddressUnusable as exc:
                 failures += 1
+                self._listener.count_error()
                 if failures % _FAILURES_PER_LOG == 0:
                     log.error("port not opened, trying again", reason=str(exc))
                 await asyncio.sleep(_REOPEN_S)

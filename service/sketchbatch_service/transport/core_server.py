@@ -23,6 +23,7 @@ import grpc
 import structlog
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private, so without types
 
+from ..background import Component, ComponentName, count_error
 from . import listening
 from .core_call import AsyncCall, DirectCall, receive_close, receive_message
 from .interface import Authenticator, PendingMessages
@@ -84,6 +85,11 @@ class CoreServer:
     def source(self) -> "CoreServer":
         """What a thread pool must poll so that calls are handled."""
         return self
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """No component: the thread that polls belongs to the caller."""
+        return ()
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Serve the methods of these handlers; the generated `add_*_to_server` functions call this method."""
@@ -168,6 +174,7 @@ class CoreServer:
                 try:
                     event.tag(event)
                 except Exception:  # a defect in one handler must not end the threads that serve all clients
+                    count_error(ComponentName.RPC_HANDLER)
                     log.exception("event handler failed")
                 handled += 1
             if handled == _EVENTS_PER_POLL or empty_polls == _EMPTY_POLLS:
@@ -193,7 +200,12 @@ class CoreServer:
 
     def _authenticate(self, authenticate: Authenticator, event: Any) -> None:
         is_checked = event.success and not self._is_stopping  # a stopping server rejects all calls in `_accept`
-        reason = authenticate(event.call_details.method, event.invocation_metadata) if is_checked else None
+        try:
+            reason = authenticate(event.call_details.method, event.invocation_metadata) if is_checked else None
+        except Exception:  # the next call must be requested all the same
+            self._request_call()
+            self._reject(event, grpc.StatusCode.INTERNAL, "the token cannot be checked")
+            raise
         if reason is None:
             self._accept(event)
             return
@@ -269,4 +281,5 @@ class CoreServer:
     def _on_task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
+            count_error(ComponentName.RPC_HANDLER)
             log.error("RPC handler failed", exc_info=error)

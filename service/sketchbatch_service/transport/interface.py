@@ -12,6 +12,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 
+from ..background import Component, ComponentName, keep_task_running
 from ..batching.leader_follower_pool import RequestSource
 from .status import CallEnds
 
@@ -120,9 +121,15 @@ class PendingMessages:
 
     async def end_late(self) -> None:
         """End each call whose request takes longer than the limit, until this coroutine is cancelled."""
-        while True:
-            await asyncio.sleep(_CHECK_S)
-            self.end_older_than(time.monotonic() - self._limit_s)
+        component = Component(ComponentName.RECEIVE_LIMIT)
+
+        async def check_regularly() -> None:
+            while True:
+                await asyncio.sleep(_CHECK_S)
+                self.end_older_than(time.monotonic() - self._limit_s)
+                component.record_success()
+
+        await keep_task_running(component, check_regularly)
 
     def end_older_than(self, started_at: float) -> None:
         """End each call that started before a time, in `time.monotonic` seconds, with DEADLINE_EXCEEDED."""
@@ -157,6 +164,10 @@ class Server(Protocol):
     @property
     def source(self) -> RequestSource | None:
         """What a thread pool must poll so that calls are handled; None = the event loop handles them."""
+
+    @property
+    def components(self) -> Sequence[Component]:
+        """The background components without which the server accepts no calls."""
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Serve the methods of these handlers; the generated `add_*_to_server` functions call this method."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from sketchbatch.v1 import classifier_pb2 as pb
 
+from ...arguments import optional_whole_number
 from ...errors import Unavailable
 from .connection import Connection, OpenChannel, Server
 from .targets import server_count
@@ -26,6 +27,7 @@ from .targets import server_count
 _LOAD = attrgetter("in_flight", "last_request")  # the connection with the lowest value is chosen
 # Requests that keep one server busy: one or two in a model call, one that is read, and one whose response is sent.
 _IN_FLIGHT = 4
+_MAX_CHANNELS = 1_000  # to each target; each costs a socket and memory
 _REPLACE_AFTER_S = 0.5  # lowest age of a channel that is replaced, so that an outage does not open many channels
 
 
@@ -40,8 +42,7 @@ class ConnectionPool:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if channels is not None and channels < 1:
-            raise ValueError(f"channels must be 1 or more, or None, got {channels}")
+        channels = optional_whole_number("channels", channels, 1, _MAX_CHANNELS)
         self._clock = clock
         self._lock = threading.Lock()
         self._requests = 0
@@ -67,14 +68,18 @@ class ConnectionPool:
             retired, self._retired = self._retired, set()
             return [connection.channel for connection in (*self._connections, *retired)]
 
+    def check_open(self, cause: Exception | None = None) -> None:
+        """Raise Unavailable, caused by `cause`, if the client was closed."""
+        if self._is_closed:
+            raise Unavailable("the client was closed") from cause
+
     def acquire(self, tried: Collection[Connection]) -> Connection:
         """Return a connection, to use and then `release`; avoid those in `tried` and those that back off, if possible.
 
         Raises Unavailable if the client was closed.
         """
         with self._lock:
-            if self._is_closed:
-                raise Unavailable("the client was closed")
+            self.check_open()
             usable = self._usable(tried)
             chosen = min(usable, key=_LOAD) if usable else min(self._connections, key=lambda each: each.backs_off_until)
             return self._begin_request(chosen)
@@ -143,8 +148,7 @@ class ConnectionPool:
     def acquire_from(self, server: Server) -> Connection:
         """Return a connection to one server, to use and then `release`. Raises Unavailable if the client was closed."""
         with self._lock:
-            if self._is_closed:
-                raise Unavailable("the client was closed")
+            self.check_open()
             return self._begin_request(next(each for each in self._connections if each.server is server))
 
     def register(self, connection: Connection, model: pb.Model) -> bool:

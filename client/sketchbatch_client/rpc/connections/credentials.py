@@ -82,6 +82,8 @@ class Credentials:
     """
 
     def __init__(self, targets: Iterable[str], tls: Tls | bool, token: Token, *, insecure_token: bool) -> None:
+        if not isinstance(tls, (bool, Tls)):
+            raise ValueError(f"tls must be True, False or a Tls, got {tls!r}")
         encryption = Tls() if tls is True else tls or None
         remote = [target for target in targets if not is_local(target)]
         if token and remote and not encryption and not insecure_token:
@@ -106,6 +108,8 @@ def _channel_credentials(tls: Tls, token: Token) -> grpc.ChannelCredentials:
 
 
 def _bearer(text: str) -> Metadata:
+    if not isinstance(text, str):
+        raise ValueError(f"token must be text, got {type(text).__name__}")
     token = text.strip()
     if not token or not all("!" <= each <= "~" for each in token):
         raise ValueError("token must be visible ASCII without spaces, and not empty")

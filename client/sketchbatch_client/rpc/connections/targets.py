@@ -1,6 +1,7 @@
 """Parse the targets of a client and choose the gRPC options of the channel to each of them."""
 
 import json
+import re
 from collections.abc import Sequence
 from ipaddress import ip_address
 
@@ -9,7 +10,13 @@ ChannelOptions = list[tuple[str, int | str]]
 _SERVERS_PER_NAME = 4  # assumed for `dns:///NAME`, whose servers cannot be counted; servers push back excess requests
 
 _ADDRESS_LISTS = ("ipv4:", "ipv6:")  # https://github.com/grpc/grpc/blob/master/doc/naming.md
-_OTHER_SCHEMES = (*_ADDRESS_LISTS, "unix:", "unix-abstract:", "vsock:", "xds:")  # gRPC resolves other targets by DNS
+_SOCKETS = ("unix:", "unix-abstract:")
+_OTHER_SCHEMES = (*_ADDRESS_LISTS, *_SOCKETS, "vsock:", "xds:")  # gRPC resolves other targets by DNS
+
+_MAX_PATH_BYTES = 107  # Linux: sockaddr_un.sun_path, without its last or first zero byte
+
+_MAX_PORT = 65535
+_HOST_AND_PORT = re.compile(r"(\[[^\[\]\s]+\]|[^\[\]\s:/]+)(:(?P<port>[0-9]{1,5}))?")
 
 CONNECT_TIMEOUT_S = 5.0
 """Longest time for one attempt to connect to an address."""
@@ -24,14 +31,20 @@ _SERVICE_CONFIG = json.dumps(
 def parse_targets(target: str | Sequence[str]) -> tuple[str, ...]:
     """Return the distinct targets in a sequence, in a text with commas, or in one gRPC target.
 
-    Raises ValueError if there is no target or an empty one.
+    Raises ValueError if there is no target, an empty one, or one that gRPC could never reach.
     """
     if isinstance(target, str) and not target.startswith(_ADDRESS_LISTS):
         return parse_targets(target.split(","))
     named = [target] if isinstance(target, str) else target
-    targets = tuple(dict.fromkeys(each.strip() for each in named))
-    if not targets or not all(targets):
+    if (
+        not isinstance(named, Sequence)
+        or not named
+        or not all(isinstance(each, str) and each.strip() for each in named)
+    ):
         raise ValueError(f"target must be HOST:PORT, several separated by commas, or gRPC targets, got {target!r}")
+    targets = tuple(dict.fromkeys(each.strip() for each in named))
+    for each in targets:
+        _check(each)
     return targets
 
 
@@ -51,7 +64,7 @@ def is_name(target: str) -> bool:
 
 def is_local(target: str) -> bool:
     """Return whether `target` names only this machine: loopback addresses, or a socket's path."""
-    return target.startswith(("unix:", "unix-abstract:")) or all(map(_is_loopback, _addresses(target)))
+    return target.startswith(_SOCKETS) or all(map(_is_loopback, _addresses(target)))
 
 
 def split_address(address: str) -> tuple[str, str]:
@@ -86,6 +99,42 @@ def channel_options(
     if is_local(target):
         options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach servers on this machine
     return options
+
+
+def _check(target: str) -> None:
+    """Raise ValueError if gRPC could never reach `target`: it would report an unreachable server with each request."""
+    if target.startswith(_SOCKETS):
+        _check_socket(target)
+    elif target.startswith(_ADDRESS_LISTS):
+        version = 4 if target.startswith("ipv4:") else 6
+        if not all(_is_address(each, version) for each in _addresses(target)):
+            raise ValueError(f"target must be ipv{version}:IP:PORT, more IP:PORT after commas, got {target!r}")
+    elif not target.startswith(_OTHER_SCHEMES) and not _is_host_and_port(_addresses(target)[0]):
+        raise ValueError(f"target must be HOST:PORT or [IPV6]:PORT, PORT 1..65535, got {target!r}")
+
+
+def _check_socket(target: str) -> None:
+    scheme, _, path = target.partition(":")
+    if scheme == "unix":
+        path = path.removeprefix("//") if path.startswith("///") else path
+        is_usable = path not in ("", "/") and not path.startswith("//")
+    else:
+        is_usable = bool(path)
+    if not is_usable or len(path.encode()) > _MAX_PATH_BYTES:
+        raise ValueError(f"target must be {scheme}:PATH, PATH of 1..{_MAX_PATH_BYTES} bytes, got {target!r}")
+
+
+def _is_host_and_port(address: str) -> bool:
+    """Return whether `address` is HOST:PORT, [IPV6]:PORT, HOST or [IPV6]; without a port, gRPC uses 443."""
+    match = _HOST_AND_PORT.fullmatch(address)
+    return match is not None and (match["port"] is None or 1 <= int(match["port"]) <= _MAX_PORT)
+
+
+def _is_address(address: str, version: int) -> bool:
+    """Return whether `address` is IP:PORT with an IP address of this version."""
+    host, port = split_address(address)
+    is_port = port.isdecimal() and 1 <= int(port) <= _MAX_PORT
+    return is_port and _is_ip_address(host) and ip_address(host).version == version
 
 
 def _addresses(target: str) -> list[str]:

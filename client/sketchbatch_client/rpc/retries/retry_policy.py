@@ -12,13 +12,21 @@ from typing import Any
 
 import grpc
 
+from ...arguments import duration_s, whole_number
+
 NO_RESPONSE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """Codes of an RPC without a response; a retry is safe because requests change nothing on the server."""
+
+_PUSHBACK_DIGITS = 8  # of milliseconds, at most a day: a request without a timeout would wait for any longer pushback
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often and how long to retry a request; the timeout of the request ends all retries."""
+    """How often and how long to retry a request; the timeout of the request ends all retries.
+
+    Raises:
+        ValueError: An argument is not a number or outside its range.
+    """
 
     max_attempts: int = 5
     """Most attempts of a request while no server has ever responded to the client: the address may be wrong."""
@@ -34,6 +42,12 @@ class RetryPolicy:
 
     max_backoff_s: float = 5.0
     """Longest delay between two attempts while no server responds."""
+
+    def __post_init__(self) -> None:
+        whole_number("max_attempts", self.max_attempts, 1)
+        duration_s("patience_s", self.patience_s, allows_infinity=True)
+        duration_s("first_backoff_s", self.first_backoff_s)
+        duration_s("max_backoff_s", self.max_backoff_s)
 
     def delay_s(self, error: grpc.RpcError, failures: int) -> float | None:
         """Return the delay after `error`, the last of `failures` consecutive errors; None = do not retry.
@@ -56,7 +70,8 @@ def has_no_response(error: Exception) -> bool:
 
 
 def _pushback_s(error: grpc.RpcError) -> float | None:
-    """Return the pushback from the server's trailer; None if it is absent or negative."""
+    """Return the pushback from the server's trailer; None if it is absent, negative or too long to wait for."""
     pairs: Any = error.trailing_metadata() or ()  # of grpc or of grpc.aio
     pushback_ms = str(dict(pairs).get("grpc-retry-pushback-ms", ""))
-    return int(pushback_ms) / 1000 if pushback_ms.isdecimal() else None
+    is_usable = pushback_ms.isdecimal() and len(pushback_ms) <= _PUSHBACK_DIGITS
+    return int(pushback_ms) / 1000 if is_usable else None
