@@ -342,16 +342,20 @@ async def test_a_stop_ends_calls_whose_request_has_not_arrived(serving, method):
         assert {(code, number) for _, code, number in counted(server)} == {("UNAVAILABLE", 1)}
 
 
-async def test_a_stop_does_not_wait_for_clients_that_ignore_it(serving):
+@pytest.mark.parametrize("is_listening", [True, False])
+async def test_a_stop_does_not_wait_for_clients_that_ignore_it(serving, is_listening):
     """A stop closes connections whose clients do not react to GOAWAY, a second after the last call has ended.
 
-    gRPC itself would wait for such a client for 20 s.
+    gRPC itself would wait for such a client for 20 s. The rule holds, too, if the listener was closed before the stop.
     """
     async with serving(stops=False) as (channel, echo, server):
         waiting = asyncio.ensure_future(call_to(channel, "Direct")(b"x"))
         await echo.wait_for_direct()
         async with silent_client(echo.address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"")):
             await call_to(channel, "Unary")(b"")  # the server has accepted the silent client's connection before
+            if not is_listening:
+                server.stop_listening()
+            assert server.connections() >= 2
             stopping = asyncio.ensure_future(server.stop(1000))
             await rejection(call_to(channel, "Unary")(b""))  # the stop has begun
             assert not stopping.done()

@@ -53,6 +53,7 @@ class AioServer:
         authentication = [_AuthenticationInterceptor(authenticate, rejected)] if authenticate else []
         self._interceptors = (self._draining, *authentication, _CountingInterceptor(self._call_ends))
         self._addresses: list[tuple[str, grpc.ServerCredentials | None]] = []
+        self._is_listening = True  # after False, a server that fails opens no port again
         self._server = self._new_server()
         self._has_failed = False  # and was not replaced yet
         self._listener = Component(ComponentName.LISTENER)
@@ -98,7 +99,7 @@ class AioServer:
         """Refuse new connections from now on; calls on open connections are answered."""
         for address, _ in self._addresses:
             listening.close(address)
-        self._addresses.clear()  # so that a server that fails from now on opens no port again
+        self._is_listening = False
 
     async def stop(self, grace_s: float, forced: "asyncio.Future[Any] | None" = None) -> None:
         """Reject new calls, wait for the open ones and return when all have ended.
@@ -167,7 +168,7 @@ class AioServer:
     async def _reopen(self, address: str, credentials: grpc.ServerCredentials | None) -> None:
         """Bind a port again, as soon as no other process uses it."""
         failures = 0
-        while self._addresses and not self._draining.is_draining:
+        while self._is_listening and not self._draining.is_draining:
             try:
                 listening.bind(address, lambda bound: self._add_port(bound, credentials))
                 return
