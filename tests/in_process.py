@@ -139,7 +139,8 @@ async def serving(
     await server.start()
     with capture_logs() as log, models.thread_pool(server.source) as pool:
         await health.serve()
-        monitor = asyncio.create_task(monitor_health(models, health, trial_every_s=trial_every_s))
+        needed = [*pool.components, *server.components]
+        monitor = asyncio.create_task(monitor_health(models, health, needed=needed, trial_every_s=trial_every_s))
         metrics = ServiceMetrics(health, worker=1)
         metrics.include(models, server, max_connections=900)
         try:

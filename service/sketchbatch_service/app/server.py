@@ -5,10 +5,9 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +75,17 @@ async def serve(
     log.info("starting", **{k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()})
     with Stop(ends_process=ends_process) as stop:  # first, to handle signals that arrive while the models load
         worker.stop_without_supervisor(stop)
-        has_ended = threading.Event()
+        late_exit = _LateExit(late_s)
         try:
             with _unhandled_errors_counted():
-                await _serve(settings, worker, stop, partial(_start_late_exit, has_ended, late_s))
+                await _serve(settings, worker, stop, late_exit)
         finally:
             if not ends_process:
-                has_ended.set()
+                late_exit.cancel()
     log.info("stopped", was_hurried=stop.forced.done())
 
 
-async def _serve(settings: Settings, worker: Worker, stop: Stop, start_late_exit: Callable[[float], None]) -> None:
+async def _serve(settings: Settings, worker: Worker, stop: Stop, late_exit: "_LateExit") -> None:
     transport = selection.choose(settings.transport, warns=worker.number == 1)
     health = HealthServicer([SERVICE.full_name, wire.SERVICE])
     metrics = ServiceMetrics(health, worker=worker.number)
@@ -132,7 +131,7 @@ async def _serve(settings: Settings, worker: Worker, stop: Stop, start_late_exit
                 monitor = asyncio.create_task(monitor_health(models, health, needed=needed))
                 limits = asyncio.create_task(LimitMonitor(server.connections, max_connections).run())
 
-                await _lame_duck(settings, stop, health, server, start_late_exit)
+                await _lame_duck(settings, stop, health, server, late_exit)
                 watcher.stop()
                 monitor.cancel()
                 limits.cancel()
@@ -170,12 +169,12 @@ async def _load(settings: Settings, options: LoadOptions, stop: Stop, ports: dic
 
 
 async def _lame_duck(
-    settings: Settings, stop: Stop, health: HealthServicer, server: Server, start_late_exit: Callable[[float], None]
+    settings: Settings, stop: Stop, health: HealthServicer, server: Server, late_exit: "_LateExit"
 ) -> None:
     """Wait for a stop signal; then answer calls until the clients have found other replicas, as in `lame_duck`."""
     number = await stop.requested
     lame_duck_s = settings.lame_duck_s if number is signal.SIGTERM else 0.0  # after Ctrl-C a person waits for the end
-    start_late_exit(lame_duck_s + settings.drain_s)
+    late_exit.start(lame_duck_s + settings.drain_s)
     log.info("stopping", signal=number.name, lame_duck_s=lame_duck_s)
     health.enter_lame_duck()
     admission_s = lame_duck.admission_s(lame_duck_s, settings.max_connection_age_s)
@@ -190,15 +189,29 @@ async def _lame_duck(
     await stop.forced_within(lame_duck_s - admission_s)
 
 
-def _start_late_exit(has_ended: threading.Event, late_s: float, stop_s: float) -> None:
-    """End the process `late_s` after a stop that may take `stop_s`, unless `has_ended` is set until then."""
+class _LateExit:
+    """End the process if the stop takes too long: a model call that never returns would keep the process alive."""
 
-    def exit_late() -> None:
-        if not has_ended.wait(stop_s + late_s):
+    def __init__(self, late_s: float) -> None:
+        self._late_s = late_s
+        self._is_cancelled = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, stop_s: float) -> None:
+        """End the process `late_s` seconds after a stop that may take `stop_s`, unless `cancel` is called before."""
+        self._thread = threading.Thread(target=self._exit_after, args=(stop_s + self._late_s,), daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Let the process continue."""
+        self._is_cancelled.set()
+        if self._thread:
+            self._thread.join()
+
+    def _exit_after(self, limit_s: float) -> None:
+        if not self._is_cancelled.wait(limit_s):
             log.error("model call did not end, exiting without it")
-            os._exit(1)  # a model call that never returns would keep the process alive
-
-    threading.Thread(target=exit_late, name="late-exit", daemon=True).start()
+            os._exit(1)
 
 
 def _load_options(settings: Settings, worker: Worker) -> LoadOptions:

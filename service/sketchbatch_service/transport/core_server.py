@@ -260,7 +260,12 @@ class CoreServer:
             except Exception as exc:  # protobuf's own exception types; the client must receive a status
                 call.abort(*invalid_message(exc))
                 return
-            handler.unary_unary(request, call)
+            try:
+                handler.unary_unary(request, call)
+            except Exception:
+                if not call.is_over:
+                    call.abort(grpc.StatusCode.INTERNAL, "the handler failed")
+                raise  # `poll` logs and counts it
 
         self._new_calls.append(call)
         receive_message(core_call, run)
