@@ -67,7 +67,7 @@ def test_the_description_of_a_model_changes_with_its_file(start_demo, start_serv
     The page requests the scores of its drawing again if the description of the model changes.
     """
     model = write_model(tmp_path / "farm" / "1" / "model.onnx", seed=1)
-    service = start_service(tmp_path, "--watch-models-s", "0.1", "--provider", "cpu")
+    service = start_service(tmp_path, "--watch-models-s", "0.1", "--provider", "cpu", "--allow-label-changes")
     demo = start_demo(service.address)
     before, first = demo.request("GET", "/models")[1], demo.classify(ROOF)[1]["top"]
     write_model(tmp_path / ".ready" / "model.onnx", seed=2, labels=list(labels)).rename(model)
