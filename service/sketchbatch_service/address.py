@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - nothing listens here
+_SOCKETS = ("unix", "unix-abstract")  # the schemes of gRPC for sockets of this machine
 _MAX_PATH_BYTES = 107  # Linux: sockaddr_un.sun_path, without its last zero byte
 
 
@@ -20,6 +21,8 @@ class HostPort:
     def parse(cls, address: str) -> "HostPort":
         """Split `address` at its last colon; raise ValueError unless both sides are valid."""
         host, _, port = address.rpartition(":")
+        if address.partition(":")[0] in _SOCKETS:
+            raise ValueError(f"must be HOST:PORT or [IPV6]:PORT, not a socket file, got {address!r}")
         is_host = host and "/" not in host and (":" not in host or (host[0], host[-1]) == ("[", "]"))
         if not is_host or not port.isdecimal() or int(port) > 65535:
             raise ValueError(f"must be HOST:PORT or [IPV6]:PORT, PORT 0..65535, got {address!r}")
@@ -41,8 +44,11 @@ class HostPort:
 def socket_path(address: str) -> Path | None:
     """Return the path of the address unix:PATH; None for other addresses. Raise ValueError for an unusable path."""
     scheme, _, path = address.partition(":")
-    if scheme != "unix":
+    if scheme not in _SOCKETS:
         return None
+    if scheme == "unix-abstract":  # it has no file, and so no permissions
+        text = "must be HOST:PORT or unix:PATH, not an abstract socket, which any process may use"
+        raise ValueError(f"{text}, got {address!r}")
     if path.startswith("///"):  # gRPC also accepts unix:///absolute/path
         path = path.removeprefix("//")
     # gRPC would use another path than the one given here: it decodes %20, and reads unix://a/b as /a/b.

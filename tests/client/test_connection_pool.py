@@ -264,10 +264,12 @@ def test_every_worker_of_every_server_is_discovered(start_server, workers):
     assert [len(worker.peers) for server in servers for worker in server] == [1] * 4
 
 
-def test_a_unix_socket_is_a_target(start_server, servicer, tmp_path):
-    """The client accepts gRPC targets of other kinds than HOST:PORT, such as a Unix socket."""
-    start_server(servicer, f"unix:{tmp_path}/s")
-    with Client(f"unix:{tmp_path}/s") as client:
+@pytest.mark.parametrize("spelling", ["unix:{}/s", "unix://{}/s", "unix:{}/s:0", "unix-abstract:{}/s"])
+def test_a_unix_socket_is_a_target(start_server, servicer, tmp_path, spelling):
+    """The client accepts gRPC targets of other kinds than HOST:PORT, such as all spellings of a Unix socket."""
+    target = spelling.format(tmp_path)
+    start_server(servicer, target)
+    with Client(target) as client:
         assert numbers(client.classify(numbered(3))) == [0, 1, 2]
 
 

@@ -83,6 +83,23 @@ def test_a_service_on_a_unix_socket_is_used_probed_and_leaves_no_file(start_serv
     assert not path.exists()
 
 
+@pytest.mark.parametrize("spelling", ["unix:{}/x.sock", "unix://{}/x.sock", "unix:{}/x.sock:0", "unix:{}/a b"])
+def test_every_spelling_of_a_socket_is_the_same_for_all_commands(
+    start_service, run_command, tiny_model, tmp_path, spelling
+):
+    """The service, the client's commands and the probe command accept the same addresses.
+
+    A socket has no port: a path may end in `:0`, and is used as it is.
+    """
+    address = spelling.format(tmp_path)
+    service = start_service(tiny_model, "--address", address)
+    for target in (address, service.address):
+        assert run_command("sketchbatch", "health", "--server", target).stdout == "SERVING\n"
+    probe = [sys.executable, "-m", "sketchbatch_service.probe", "--address", address]
+    assert subprocess.run(probe, capture_output=True, text=True, check=True).stdout == "SERVING\n"
+    assert service.stop()[0] == 0
+
+
 @pytest.mark.both_transports
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_all_ports_of_a_service_accept_ipv6(start_service, tiny_model, noise, workers):

@@ -95,3 +95,11 @@ def test_the_probe_rejects_the_addresses_that_the_service_rejects():
     code, output = probe("localhost")
     assert code != 0
     assert "must be HOST:PORT or [IPV6]:PORT, PORT 0..65535, got 'localhost'" in output
+
+
+@pytest.mark.parametrize("limit_s", ["nan", "inf", "-1", "1e300", "soon"])
+def test_a_limit_that_is_no_number_of_seconds_is_refused(limit_s):
+    """The probe refuses such a limit in one line, with exit code 2."""
+    result = CliRunner().invoke(main, ["--limit-s", limit_s])
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1].startswith("Error: Invalid value for '--limit-s': ")

@@ -17,7 +17,7 @@ from ..evaluation.labelled import LabelledDrawings, open_labelled
 from ..evaluation.predictions import ServedModel
 from ..evaluation.stats.drift import stored_rows
 from ..evaluation.stats.mcnemar import format_p_value
-from .options import ConnectionOptions, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err, out
+from .options import ConnectionOptions, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err, not_nan, out
 from .progress import show_progress
 
 _MALFORMED_SHOWN = 5
@@ -48,7 +48,9 @@ def evaluate(
     skip_malformed: Annotated[
         bool, typer.Option("--skip-malformed", help="Skip and count malformed drawings instead of stopping.")
     ] = False,
-    min_accuracy: Annotated[float, typer.Option(min=0, max=1, help="Exit with 1 if the accuracy is lower.")] = 0.0,
+    min_accuracy: Annotated[
+        float, typer.Option(min=0, max=1, callback=not_nan, help="Exit with 1 if the accuracy is lower.")
+    ] = 0.0,
     timeout_s: TimeoutS = 60.0,
     quiet: Quiet = False,
 ) -> None:

@@ -1,6 +1,7 @@
 """Define what the subcommands share: options, the opening of a client, and the consoles for stdout and stderr."""
 
 import inspect
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -18,9 +19,24 @@ from ..rpc.retries.retry_policy import RetryPolicy
 out = Console(soft_wrap=True, markup=False)
 err = Console(stderr=True, soft_wrap=True, markup=False)
 
+
+def not_nan(number: float) -> float:
+    """Check the value of an option: NaN is not below the minimum, so some versions of typer accept it."""
+    if math.isnan(number):
+        raise typer.BadParameter(f"must be a number, got {number}")
+    return number
+
+
 ModelName = Annotated[str, typer.Option("--model", help="Name of the model.", show_default="the service's default")]
 ModelVersion = Annotated[str, typer.Option("--model-version", help="Version of the model.", show_default="the newest")]
-TimeoutS = Annotated[float, typer.Option(min=0.1, help="Longest time for one request with its retries, in seconds.")]
+TimeoutS = Annotated[
+    float,
+    typer.Option(
+        min=0.1,
+        callback=not_nan,
+        help="Longest time for one request with its retries, in seconds; inf = no limit.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Write only errors to stderr.")]
 
 _TOKEN = "SKETCHBATCH_TOKEN"  # noqa: S105 - the name of an environment variable, not a secret

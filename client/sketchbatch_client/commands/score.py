@@ -21,6 +21,9 @@ from .progress import ProgressDisplay
 
 SOME_REJECTED = 3  # exit code of a finished job with rejected rows
 _STDOUT = "-"
+_MAX_TOP_K = 100_000  # more classes than any model of drawings has; the service checks the model's number
+_MAX_READERS = 1024
+_MAX_PART_ROWS = 1_000_000_000
 _REJECTS_SHOWN = 5  # most rejects that are printed to stderr if the output is standard output
 
 
@@ -46,7 +49,7 @@ def score(
     output_format: Annotated[
         str, typer.Option("--format", help=f"One of {', '.join(KINDS)}.", show_default="ending of OUTPUT")
     ] = "",
-    top_k: Annotated[int, typer.Option(min=1, help="Number of best classes to write per row.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, max=_MAX_TOP_K, help="Number of best classes to write per row.")] = 1,
     all_scores: Annotated[bool, typer.Option("--all-scores", help="Also write the score of every class.")] = False,
     shard: Annotated[
         str,
@@ -57,11 +60,19 @@ def score(
         ),
     ] = "0/1",
     readers: Annotated[
-        int, typer.Option(min=0, help="Processes that render strokes and pictures.", show_default="cores - 1")
-    ] = max(1, (os.cpu_count() or 2) - 1),
+        int,
+        typer.Option(
+            min=0, max=_MAX_READERS, help="Processes that render strokes and pictures.", show_default="cores - 1"
+        ),
+    ] = min(_MAX_READERS, max(1, (os.cpu_count() or 2) - 1)),
     part_rows: Annotated[
         int,
-        typer.Option(min=0, help="Rows per part; an interrupted job repeats one part.", show_default="by memory"),
+        typer.Option(
+            min=0,
+            max=_MAX_PART_ROWS,
+            help="Rows per part; an interrupted job repeats one part.",
+            show_default="by memory",
+        ),
     ] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Discard the results of earlier runs.")] = False,
     model: ModelName = "",
