@@ -1,4 +1,4 @@
-"""Run the service twice on the event loop of a program, and check the state of the program afterwards.
+"""Run the service several times on the event loop of a program, and check the state of the program afterwards.
 
 Usage: embedding_program.py MODEL TRANSPORT. The program prints "done" if all checks succeed.
 """
@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,11 +20,15 @@ LATE_S = 4.0  # the service ends the process this long after a stop that does no
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def stop_when_serving(_: object, __: str, event: dict) -> dict:
-    """Send SIGTERM to this process as soon as the service is ready; a processor of structlog."""
-    if event["event"] == "SERVING":
-        os.kill(os.getpid(), signal.SIGTERM)
-    raise structlog.DropEvent
+def call_when_serving(stop: Callable[[], object]) -> None:
+    """Call `stop` as soon as the service logs that it is ready; write no log."""
+
+    def process(_: object, __: str, event: dict) -> dict:
+        if event["event"] == "SERVING":
+            stop()
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[process])
 
 
 def threads_and_sockets() -> tuple[int, int]:
@@ -43,17 +48,23 @@ async def run_service(model: Path, transport: str) -> None:
 
 
 async def main(model: Path, transport: str) -> None:
-    """Run the service twice, and check the program's signals, tasks, threads and sockets."""
-    structlog.configure(processors=[stop_when_serving])
+    """Run the service three times, and check the program's signals, tasks, threads and sockets."""
     received = []
     signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     has_received_usr1 = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, has_received_usr1.set)
     handlers = [signal.getsignal(number) for number in SIGNALS]
+    call_when_serving(lambda: os.kill(os.getpid(), signal.SIGTERM))
     await run_service(model, transport)
     after_first = threads_and_sockets()
     await run_service(model, transport)
     assert threads_and_sockets() == after_first, (after_first, threads_and_sockets())
+    serving = asyncio.create_task(run_service(model, transport))
+    call_when_serving(serving.cancel)
+    await asyncio.wait([serving])
+    assert serving.cancelled()
+    assert threads_and_sockets() == after_first, (after_first, threads_and_sockets())
+    assert asyncio.all_tasks() == {asyncio.current_task()}
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
     os.kill(os.getpid(), signal.SIGUSR1)
     await asyncio.wait_for(has_received_usr1.wait(), 10)

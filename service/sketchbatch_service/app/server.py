@@ -65,9 +65,9 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish the accepted requests; raise StartError if the start fails.
 
-    A program may await this on the event loop of its main thread. It then has its signal handlers, ports and threads
-    back at the end. With `ends_process`, the process ends after this call: signals are ignored from then on, and the
-    process exits with code 1 if a thread keeps it alive.
+    A program may await this on the event loop of its main thread, and cancel it. At the end, the program has its signal
+    handlers back, and no ports or threads of the service. With `ends_process`, the process ends after this call:
+    signals are ignored from then on, and the process exits with code 1 if a thread keeps it alive.
 
     If a model call has not ended `late_s` seconds after `lame_duck_s` and `drain_s`, this call cannot end either, and
     the process exits with code 1.
@@ -131,16 +131,18 @@ async def _serve(settings: Settings, worker: Worker, stop: Stop, late_exit: "_La
                 monitor = asyncio.create_task(monitor_health(models, health, needed=needed))
                 limits = asyncio.create_task(LimitMonitor(server.connections, max_connections).run())
 
-                await _lame_duck(settings, stop, health, server, late_exit)
-                watcher.stop()
-                monitor.cancel()
-                limits.cancel()
-                log.info("draining", drain_s=settings.drain_s)
-                await health.drain()
-                servicer.drain()
-                inference.drain()
-                await server.stop(settings.drain_s, stop.forced)
-                inference.close()
+                try:
+                    await _lame_duck(settings, stop, health, server, late_exit)
+                finally:  # also if the program that embeds the service cancels this call
+                    watcher.stop()
+                    monitor.cancel()
+                    limits.cancel()
+                    log.info("draining", drain_s=settings.drain_s)
+                    await health.drain()
+                    servicer.drain()
+                    inference.drain()
+                    await server.stop(settings.drain_s, stop.forced)
+                    inference.close()
 
 
 @contextmanager
