@@ -19,10 +19,10 @@ class ModelArrival:
 
     def scan(self) -> ModelRegistry:
         """Load the files that have arrived, and return all models; each file is loaded, or refused and logged, once.
-        Files that the version policy excludes are not loaded.
 
-        After the first scan, a file is loaded when two scans in a row find it unchanged, because its copy may be
-        unfinished until then. A call takes as long as the models need to load.
+        Files that the version policy excludes are not loaded. After the first scan, a file is loaded when two scans in
+        a row find it unchanged, because its copy may be unfinished until then. A call takes as long as the models need
+        to load.
 
         Raises:
             StartError: There is no model yet, none that can be the default, or none that the version policy names.

@@ -10,9 +10,7 @@ from .registry import ServedModel
 Labels = tuple[str, ...]
 
 
-def check_replacement(
-    new: ServedModel, old: ServedModel, *, default_model: str, allows_label_changes: bool = False
-) -> None:
+def check_replacement(new: ServedModel, old: ServedModel, *, default_model: str, allows_label_changes: bool) -> None:
     """Raise ModelRefused if the file of `new` may not replace the file of `old`.
 
     The name of the default model must stay, because requests without a name would silently use another model. The

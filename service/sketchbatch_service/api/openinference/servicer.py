@@ -93,12 +93,16 @@ class InferenceServicer:
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         selected = [model for model in self._models if self._is_ready(model) or not request.ready]
         refused = {(each.name, each.version): descriptions.refusal(each) for each in self._models.refused}
-        index = [self._index(model, refused.pop((model.name, model.version), "")) for model in selected]
+        index = [self._index(model, refused.get((model.name, model.version), "")) for model in selected]
         if not request.ready:
             entry = pb.RepositoryIndexResponse.ModelIndex
             excluded = {(each.name, each.version): descriptions.exclusion(each) for each in self._models.excluded}
-            reasons = refused | excluded
-            index += [entry(name=n, version=v, state="UNAVAILABLE", reason=why) for (n, v), why in reasons.items()]
+            served = {(model.name, model.version) for model in selected}
+            index += [
+                entry(name=name, version=version, state="UNAVAILABLE", reason=reason)
+                for (name, version), reason in (refused | excluded).items()
+                if (name, version) not in served
+            ]
         return pb.RepositoryIndexResponse(models=index)
 
     def ModelInfer(self, request: pb.ModelInferRequest, call: UnaryCall) -> None:
