@@ -128,7 +128,7 @@ class _WorkerProcess:
         try:
             self._spawn()
         except (OSError, MemoryError) as exc:
-            raise WorkerLost(f"worker {self._number} cannot be started: {exc or type(exc).__name__}") from exc
+            raise WorkerLost(f"worker {self._number} cannot be started: {str(exc) or type(exc).__name__}") from exc
         try:
             models = await self._models()
         except Exception:
