@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ["GRPC_VERBOSITY"] = "NONE"  # read by the import of gRPC, whose log would appear in captured output
+
 import in_process
 import numpy as np
 import pytest

@@ -7,6 +7,7 @@ import time
 
 import grpc
 import pytest
+from sketchbatch_service.transport import listening
 from sketchbatch_service.transport.aio_server import AioServer
 from sketchbatch_service.transport.status import cancellation_status
 from transport_server import STREAM, UNARY, Echo, call_to, counted, ended_calls, frame, raw_call, rejection, run_server
@@ -282,11 +283,12 @@ async def test_calls_that_are_open_after_the_grace_are_cancelled(serving):
         assert echo.cancelled.is_set()
 
 
-async def test_new_calls_are_rejected_with_unavailable_while_the_server_stops(serving):
+async def test_new_calls_are_rejected_with_unavailable_while_the_server_stops(serving, monkeypatch):
     """While a stopping server waits for open calls, a new call receives UNAVAILABLE and is counted.
 
     The client can then try another server.
     """
+    monkeypatch.setattr(listening, "REJECTION_S", 2.0)  # enough for the new call on a busy machine
     async with serving(stops=False) as (channel, echo, server):
         answered = asyncio.ensure_future(call_to(channel, "Direct")(b"1"))
         await echo.wait_for_direct()
