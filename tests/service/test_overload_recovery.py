@@ -123,6 +123,21 @@ def test_the_estimate_of_a_slow_model_does_not_expire_between_two_calls(batcher,
     assert not is_accepted(batcher, clock, 10.0)
 
 
+def test_a_pause_after_idle_time_rejects_no_request(batcher, clock, model):
+    """If the estimate has expired and the process is then paused in a model call, no request is rejected afterwards."""
+    fill(batcher, 100)
+    run_all(batcher)
+    clock.advance(10.0)
+    model.pauses_s = [PAUSE_S]
+    fill(batcher, 20 + batcher.limits.slots)
+    for batch in take_all(batcher):
+        batch.run()
+    assert is_accepted(batcher, clock, 5.0)
+    run_all(batcher)
+    fill(batcher, 20)
+    assert is_accepted(batcher, clock, 5.0)
+
+
 @pytest.mark.parametrize("vanish", ["cancelled", "expired"])
 def test_idle_time_after_waiting_requests_vanish_is_not_measured(batcher, clock, vanish):
     """If all waiting rows are cancelled or expire, the time until the next request is no part of the drain rate."""

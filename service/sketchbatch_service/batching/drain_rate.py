@@ -16,7 +16,8 @@ class DrainRateEstimator:
 
     A wrong estimate cannot last, although the batcher rejects requests because of it and so prevents measurements:
 
-    - One measurement at most doubles the estimate, however long the process was paused meanwhile.
+    - One measurement at most doubles the estimate, however long the process was paused meanwhile. The first estimate is
+      the lower of two measurements: only one of them can include a pause.
     - A model call alone takes more time per row than a busy model. So every model call, on an empty queue, too, ends an
       estimate that is far above its own time per row.
     - Without a new measurement, the estimate soon becomes unknown, and the batcher rejects no request because of it.
@@ -28,6 +29,7 @@ class DrainRateEstimator:
         self._slots = slots
         self._estimate = 0.0  # seconds per row; 0 = unknown
         self._weight = 0.0  # rows of the measurements, weighted
+        self._measurements = 0  # since the estimate was unknown; with fewer than two it is still unknown
         self._measured_rows = 0  # of the last measurement
         self._measured_at = 0.0
         self._busy_since: float | None = None  # since when rows have been waiting; None = no row is waiting
@@ -37,8 +39,7 @@ class DrainRateEstimator:
 
     def seconds_per_row(self, now: float) -> float:
         """Return the seconds per row of all slots together; 0 = unknown."""
-        valid_s = max(_VALID_S, _VALID_MEASUREMENTS * self._estimate * self._measured_rows)
-        return self._estimate if now < self._measured_at + valid_s else 0.0
+        return self._estimate if self._measurements > 1 and self._is_valid(now) else 0.0
 
     def record_queue(self, rows: int, now: float) -> None:
         """Record that `rows` rows are waiting, after a model call took rows or after rows were removed."""
@@ -62,10 +63,21 @@ class DrainRateEstimator:
     def _start(self, now: float) -> None:
         self._started_at, self._calls, self._rows = now, 0, 0
 
+    def _is_valid(self, now: float) -> bool:
+        valid_s = max(_VALID_S, _VALID_MEASUREMENTS * self._estimate * self._measured_rows)
+        return now < self._measured_at + valid_s
+
     def _measure(self, rows: int, took_s: float, now: float) -> None:
-        known = self.seconds_per_row(now)
-        weight = self._weight * _KEEP if known else 0.0
-        self._weight = weight + rows
-        measured = (known * weight + took_s) / self._weight
-        self._estimate = min(measured, _LARGEST_STEP * known) if known else measured
+        if not self._is_valid(now):
+            self._measurements = 0
+        if self._measurements < 2:
+            measured = took_s / rows
+            self._estimate = min(self._estimate, measured) if self._measurements else measured
+            self._weight = rows
+        else:
+            weight = self._weight * _KEEP
+            self._weight = weight + rows
+            measured = (self._estimate * weight + took_s) / self._weight
+            self._estimate = min(measured, _LARGEST_STEP * self._estimate)
+        self._measurements += 1
         self._measured_rows, self._measured_at = rows, now
