@@ -88,7 +88,7 @@ class Overloaded(SketchbatchError):
 
 
 class Unavailable(SketchbatchError):
-    """No server could be reached, or the server was draining."""
+    """No server could be reached, the server was draining, or the client was closed."""
 
 
 class DeadlineExceeded(SketchbatchError):
