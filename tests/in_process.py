@@ -16,6 +16,7 @@ from sketchbatch_service.api.health_monitor import monitor_health
 from sketchbatch_service.api.openinference import wire
 from sketchbatch_service.api.openinference.servicer import InferenceServicer
 from sketchbatch_service.batching.batcher import BatchLimits
+from sketchbatch_service.batching.leader_follower_pool import LeaderFollowerPool
 from sketchbatch_service.models.artifact import Artifact
 from sketchbatch_service.models.registry import ModelRegistry, ServedModel
 from sketchbatch_service.telemetry.metrics import ServiceMetrics
@@ -35,6 +36,7 @@ class InProcess:
 
     channel: grpc.aio.Channel
     models: ModelRegistry
+    pool: LeaderFollowerPool
     classifier: ClassifierServicer
     inference: InferenceServicer
     metrics: ServiceMetrics
@@ -135,14 +137,15 @@ async def serving(
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     address = server.listen("127.0.0.1:0")
     await server.start()
-    with capture_logs() as log, models.thread_pool(server.source):
+    with capture_logs() as log, models.thread_pool(server.source) as pool:
         await health.serve()
-        monitor = asyncio.create_task(monitor_health(models, health, trial_every_s=trial_every_s))
+        needed = [*pool.components, *server.components]
+        monitor = asyncio.create_task(monitor_health(models, health, needed=needed, trial_every_s=trial_every_s))
         metrics = ServiceMetrics(health, worker=1)
-        metrics.include(models, server)
+        metrics.include(models, server, max_connections=900)
         try:
             async with grpc.aio.insecure_channel(address) as channel:
-                yield InProcess(channel, models, classifier, inference, metrics, log)
+                yield InProcess(channel, models, pool, classifier, inference, metrics, log)
         finally:
             for _, _, fake in named:
                 fake.release.set()

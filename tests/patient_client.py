@@ -10,7 +10,8 @@ from sketchbatch_client.rpc.blocking_backend import BlockingBackend, BlockingEve
 class PatientClient(Client):
     """A client without bypass: a small call stays in the coalescing queue until a request in flight ends.
 
-    The semaphore `queued` is released once for each call that enters the queue.
+    The semaphore `queued` is released once for each call that enters the queue, or that waits for the labels which
+    another call has requested.
     """
 
     def _make_backend(self) -> BlockingBackend:

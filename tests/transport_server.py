@@ -1,6 +1,7 @@
 """Run a transport of the service in the test's own process, with a handler that echoes bytes."""
 
 import asyncio
+import math
 import threading
 from contextlib import asynccontextmanager
 
@@ -69,14 +70,19 @@ def parse_nothing(message: bytes) -> bytes:
 
 @asynccontextmanager
 async def run_server(
-    transport: str, *options: tuple[str, int], stops: bool = True, address: str = "127.0.0.1:0", authenticate=None
+    transport: str,
+    *options: tuple[str, int],
+    stops: bool = True,
+    address: str = "127.0.0.1:0",
+    authenticate=None,
+    max_receive_s: float = math.inf,
 ):
     """Run a server; yield a channel to the server, its handler and the server itself.
 
     The transport `core` needs a thread that polls; this function starts it. With `stops=False`, the test stops the
     server.
     """
-    echo, server = Echo(), create_server(transport, options, authenticate)
+    echo, server = Echo(), create_server(transport, options, authenticate, max_receive_s=max_receive_s)
     server.add_generic_rpc_handlers([echo])
     echo.address = bound = server.listen(address)
     await server.start()
@@ -106,9 +112,14 @@ def call_to(channel, method: str):
 async def ended_calls(server: Server, number: int) -> set[tuple[str, str, int]]:
     """Return the number of ended calls by method and status, once `number` calls have ended."""
     async with asyncio.timeout(10):
-        while sum(count for _, _, count in server.call_ends()) < number:
+        while sum(count for _, _, count in counted(server)) < number:
             await asyncio.sleep(0.001)
-    return set(server.call_ends())
+    return counted(server)
+
+
+def counted(server: Server) -> set[tuple[str, str, int]]:
+    """Return the present number of ended calls by method and status."""
+    return {(method, code, times.total().count) for method, code, times in server.call_ends.histograms()}
 
 
 async def rejection(call) -> grpc.aio.AioRpcError:
@@ -131,3 +142,8 @@ def raw_call(path: str) -> bytes:
         for name, value in headers.items()
     )
     return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 4, 1, block)
+
+
+def half_message() -> bytes:
+    """Return the HTTP/2 bytes of a message on stream 1 of which 900 bytes are missing."""
+    return frame(0, 0, 1, b"\0" + (1000).to_bytes(4, "big") + bytes(100))

@@ -9,6 +9,7 @@ from .drawings.rasterize import rasterize
 from .errors import (
     DeadlineExceeded,
     FileRefused,
+    ModelChanged,
     ModelNotFound,
     Overloaded,
     RequestRefused,
@@ -29,6 +30,7 @@ __all__ = [
     "Client",
     "DeadlineExceeded",
     "FileRefused",
+    "ModelChanged",
     "ModelInfo",
     "ModelNotFound",
     "Overloaded",

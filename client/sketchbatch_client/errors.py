@@ -6,6 +6,7 @@ SketchbatchError
 ├── JobRefused          a job cannot be resumed like this: use the same inputs and options again, or --restart
 │   └── JobNotReady     another process has not finished yet: wait for it, then run the same command again
 ├── RequestRefused      the request is invalid: change it; a retry cannot succeed
+├── ModelChanged        the server replaced the model during the work: run the same command again
 ├── ModelNotFound       the server does not serve this model: the message lists the served models
 ├── Overloaded          the server's queue stayed full until the timeout: retry later, or send fewer rows at once
 ├── Unavailable         no server responded: check that it runs, and that the address is right
@@ -75,6 +76,10 @@ class RequestRefused(SketchbatchError):
     """The client or the server rejected bitmaps or options."""
 
     is_permanent = True
+
+
+class ModelChanged(SketchbatchError):
+    """The server replaced the model file under the same version, and the result needs one file."""
 
 
 class ModelNotFound(SketchbatchError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Coroutine
 from typing import Any
 
 import click
@@ -24,12 +25,17 @@ def main(**values: Any) -> None:
     settings = Settings(**values)
     process.prepare(settings.log_level)
     # ONNX Runtime and gRPC load slowly. --help, an invalid flag and the supervisor do not need ONNX Runtime.
+    run: Coroutine[Any, Any, None]
     if settings.workers > 1:
-        from .app.supervisor import supervise as serve
+        from .app.supervisor import supervise
+
+        run = supervise(settings)
     else:
         from .app.server import serve
+
+        run = serve(settings, ends_process=True)
     try:
-        asyncio.run(serve(settings))
+        asyncio.run(run)
     except StartError as exc:
         sys.exit(f"sketchbatch-serve: {exc}")
 

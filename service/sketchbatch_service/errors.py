@@ -13,6 +13,7 @@ StartError               the operator must change a setting, a file or the machi
 ├── AddressUnusable      the service cannot listen on the address
 ├── TransportUnusable    the installed grpcio does not support the transport
 ├── CredentialsUnusable  a certificate, key or token file is unusable
+├── TooFewFiles          the limit of open files leaves no file descriptor for a connection
 ├── ExtraMissing         a setting needs a package that is not installed
 └── WorkerLost           a worker process ended before it served
 """
@@ -81,6 +82,10 @@ class TransportUnusable(StartError):
 
 class CredentialsUnusable(StartError):
     """A certificate, key or token file is missing or invalid."""
+
+
+class TooFewFiles(StartError):
+    """The limit of open files leaves no file descriptor for a connection."""
 
 
 class ExtraMissing(StartError):

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import click
 
 from .address import HostPort, socket_path
+from .version_policy import VersionPolicy
 
 
 class Seconds(click.FloatRange):
@@ -49,7 +50,14 @@ class Settings:
     """Settings of one service process."""
 
     model: Annotated[Path, click.Path(path_type=Path)]
-    """Model to serve: one model.onnx, or a repository NAME/VERSION/model.onnx with all its versions."""
+    """Model to serve: one model.onnx, or a repository NAME/VERSION/model.onnx."""
+
+    versions: str = "latest:2"
+    """Versions of each model that a repository loads: latest:N = the N newest that fit, all, or numbers such as 3,5;
+    NAME=... sets those of one model, as in latest:2;bear=3,5."""
+
+    allow_label_changes: bool = False
+    """Activate a file that replaces a served file of the same version and has other labels, instead of refusing it."""
 
     watch_models_s: _UpToADay = 5.0
     """Seconds between two scans of --model for new, changed and removed files; 0 = never."""
@@ -114,10 +122,14 @@ class Settings:
     """Address that answers only health checks, in plain text, HOST:PORT: Kubernetes' probes do not support TLS."""
 
     max_connections: _Connections = 900
-    """Maximum connections per worker; further ones are closed at once. Must be below the limit of open files."""
+    """Maximum connections per worker; further ones are closed at once. Lowered to fit into the limit of open files."""
 
     max_calls_per_connection: _Calls = 10_000
     """Maximum open calls per connection; the client delays further ones."""
+
+    max_receive_s: _UpToADay = 120.0
+    """Seconds in which the whole request of a unary call must arrive, or the call ends with DEADLINE_EXCEEDED. 0 = no
+    limit."""
 
     max_connection_age_s: _ConnectionAge = 0.0
     """Seconds after which a client must reconnect; its open calls can finish. 0 = never."""
@@ -137,6 +149,7 @@ class Settings:
     def __post_init__(self) -> None:
         self._check_numbers()
         self._check_main_address()
+        self._check_versions()
         if self.probe_address:
             _check_address(self.probe_address, "--probe-address")
         if self.metrics_address:
@@ -173,6 +186,12 @@ class Settings:
                 f"must be HOST:PORT with --workers {self.workers}: several processes cannot share unix:PATH",
                 param_hint="--address",
             )
+
+    def _check_versions(self) -> None:
+        try:
+            VersionPolicy.parse(self.versions)
+        except ValueError as exc:
+            raise click.BadParameter(str(exc), param_hint="--versions") from exc
 
 
 def _check_number(value: object, number: Any, flag: str) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 from sketchbatch_client import AsyncClient, Client, ModelNotFound, RequestRefused, Unavailable
+from sketchbatch_client.rpc import asyncio_backend
 from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
 
 
@@ -149,3 +150,34 @@ async def test_an_unreachable_server_is_reported_to_every_call(drawing):
     async with AsyncClient("127.0.0.1:1", retry=retry) as client:
         results = await asyncio.gather(*(client.classify(drawing(1)) for _ in range(5)), return_exceptions=True)
     assert [type(result) for result in results] == [Unavailable] * 5
+
+
+@pytest.mark.parametrize("how", ["raises an exception", "is cancelled before its first step"])
+async def test_calls_whose_sender_fails_are_sent_alone(start_server, servicer, drawing, monkeypatch, how):
+    """If the sender of shared requests fails or is cancelled, its waiting calls are sent alone.
+
+    This also holds after more failures than a queue has requests in flight.
+    """
+    monkeypatch.setattr(asyncio_backend, "MAX_WAIT_S", 60)  # without bypass, only the sender ends the wait
+    async with AsyncClient(start_server(servicer)) as client:
+        await client.classify(drawing(0))
+        for _ in range(3):
+            servicer.requests.clear()
+            servicer.hold()
+            first = asyncio.create_task(client.classify(drawing(1)))
+            await asyncio.to_thread(servicer.wait_for_rows, 1)
+            before = asyncio.all_tasks()
+            if how == "raises an exception":
+                monkeypatch.setattr(client, "_discover_workers", broken)
+            [second] = await queue_calls(client, drawing, [2])
+            if how != "raises an exception":
+                [sender] = asyncio.all_tasks() - before - {second}
+                sender.cancel()
+            await asyncio.to_thread(servicer.wait_for_rows, 2)
+            servicer.release()
+            assert [pixel(await call) for call in (first, second)] == [1, 2]
+
+
+async def broken() -> None:
+    """Fail as code with a defect does."""
+    raise ZeroDivisionError("injected")

@@ -160,6 +160,35 @@ def test_an_expired_call_does_not_affect_the_calls_that_share_its_request(start_
     assert not any(10 in request for request in servicer.requests)
 
 
+@pytest.mark.parametrize("failures", [1, 5])
+def test_calls_whose_sender_fails_are_sent_alone(start_server, servicer, drawing, pool, caplog, failures):
+    """If the sender of shared requests fails unexpectedly, its waiting calls are sent alone, and the error is logged.
+
+    Later calls share requests as before, even after more failures than a queue has requests in flight.
+    """
+    with PatientClient(start_server(servicer), timeout_s=30) as client:
+        client.classify(drawing(0))  # later calls know the labels, so they wait in the queue only
+        for _ in range(failures):
+            servicer.requests.clear()
+            servicer.hold()
+            first = pool.submit(client.classify, drawing(1))
+            servicer.wait_for_rows(1)
+            discover, client._discover_workers = client._discover_workers, broken
+            waiting = queue_calls(client, pool, drawing, [2])
+            servicer.wait_for_rows(2)  # the sender has failed, and the call was sent alone
+            servicer.release()
+            assert [pixel(first.result(10)), pixel(waiting[0].result(10))] == [1, 2]
+            client._discover_workers = discover
+        assert [pixel(client.classify(drawing(value))) for value in range(3)] == [0, 1, 2]
+        assert not client.queued.acquire(blocking=False)  # none of them waited: no request counts as in flight
+    assert len([record for record in caplog.records if record.exc_info]) == failures
+
+
+async def broken() -> None:
+    """Fail as code with a defect does."""
+    raise ZeroDivisionError("injected")
+
+
 @pytest.fixture
 def ctrl_c() -> Callable[[], None]:
     """Return a function that sends SIGINT to the main thread, which runs the test."""

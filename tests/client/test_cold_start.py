@@ -15,9 +15,9 @@ MOST_REQUESTS = 3  # one for the limit, one to discover workers, one for the lab
 
 
 class GatedModels:
-    """Count the GetModel requests, and hold them until `models_may_pass`; a part of a `ScriptedServicer`.
+    """Part of a `ScriptedServicer`: count the GetModel requests, and hold them until `models_may_pass` is set.
 
-    The next `missing` requests find no model.
+    The next `missing` of them find no model.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ def test_a_waiting_thread_keeps_its_own_deadline(start_server, models, drawing, 
 
 
 async def test_a_cancelled_task_does_not_cancel_the_request_for_the_others(start_server, models, drawing):
-    """If the task that sent the request is cancelled, another one repeats it; a cancelled waiter changes nothing."""
+    """If the task that has sent the request is cancelled, another task repeats it; other calls are not cancelled."""
     async with AsyncClient(start_server(models)) as client:
         calls = [asyncio.create_task(client.classify(drawing(1))) for _ in range(8)]
         assert await asyncio.to_thread(models.model_arrived.acquire, timeout=15)

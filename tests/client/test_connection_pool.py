@@ -11,8 +11,8 @@ import grpc
 import numpy as np
 import onnxruntime as ort
 import pytest
+from blocking_health import BlockingHealthServicer
 from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import HealthServicer
 from sketchbatch_client import AsyncClient, Client, Unavailable
 from sketchbatch_client.rpc.connections.connection_pool import ConnectionPool
 from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
@@ -215,8 +215,8 @@ def test_a_server_that_is_not_serving_gets_no_new_request(start_server, workers,
     A draining server reports NOT_SERVING shortly before it stops.
     """
     leaving, staying = [*workers(1), *workers(1)]
-    health = HealthServicer()
-    addresses = [start_server(leaving, health=health), start_server(staying, health=HealthServicer())]
+    health = BlockingHealthServicer()
+    addresses = [start_server(leaving, health=health), start_server(staying, health=BlockingHealthServicer())]
     with Client(named(addresses)) as client, Client(addresses[0]) as one:
         while not (leaving.requests and staying.requests):
             client.classify(drawing(1))
@@ -237,7 +237,7 @@ def test_health_is_checked_with_few_retries(start_server, servicer, drawing, fre
 
     If no server responds, `health` raises Unavailable after `max_attempts` attempts.
     """
-    health, retry = HealthServicer(), RetryPolicy(max_attempts=2, first_backoff_s=0.01)
+    health, retry = BlockingHealthServicer(), RetryPolicy(max_attempts=2, first_backoff_s=0.01)
     address = start_server(servicer, health=health)
     with Client([free_address, address], retry=retry) as client:
         client.classify(drawing(1))

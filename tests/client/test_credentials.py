@@ -8,8 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 import trustme
+from blocking_health import BlockingHealthServicer
 from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health import HealthServicer
 from sketchbatch.v1 import classifier_pb2_grpc
 from sketchbatch_client import AsyncClient, Client, Tls, Unauthenticated, Unavailable
 from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
@@ -59,7 +59,7 @@ def start(servicer, interceptor) -> Iterator[Callable[..., str]]:
     def start(credentials: grpc.ServerCredentials | None = None) -> str:
         server = grpc.server(futures.ThreadPoolExecutor(8), interceptors=[interceptor])
         classifier_pb2_grpc.add_ClassifierServiceServicer_to_server(servicer, server)
-        health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(), server)
+        health_pb2_grpc.add_HealthServicer_to_server(BlockingHealthServicer(), server)
         address = "127.0.0.1:0"
         port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
         server.start()

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from demo_process import ROOF, ZIGZAG, bitmap_of
-from onnx_models import LABELS
+from onnx_models import LABELS, write_model
 from selenium import webdriver
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.pointer_input import PointerInput
@@ -216,6 +216,18 @@ def test_a_rejected_drawing_shows_the_error_until_it_changes(chromium, demo):
     assert page.run("return [isClassifying, shownVersion === version]") == [False, True]
     page.click("clear")
     assert not page.text("error")
+
+
+def test_an_open_page_shows_the_scores_of_a_new_model_file(chromium, start_demo, start_service, tmp_path):
+    """If the file of the shown version is replaced, an open page shows the new scores without a new stroke."""
+    model = write_model(tmp_path / "farm" / "1" / "model.onnx", seed=1)
+    service = start_service(tmp_path, "--watch-models-s", "0.1", "--provider", "cpu")
+    page = Page(chromium, start_demo(service.address).url)
+    page.draw(TAIL)
+    bitmap, first = page.settled()
+    write_model(tmp_path / ".ready" / "model.onnx", seed=2).rename(model)
+    page.until(lambda: page.text("top").split("\n") != first)
+    assert page.text("top").split("\n") == shown_scores(service.address, bitmap)
 
 
 def test_the_page_waits_for_an_unreachable_service(chromium, start_demo, start_service, two_models, tiny_model):

@@ -1,5 +1,6 @@
 """Test the HTTP server of `sketchbatch demo`, which sends the requests of its page to a real service."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,10 +11,12 @@ import threading
 from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
 from demo_process import ROOF, ZIGZAG, bitmap_of
-from onnx_models import LABELS
+from onnx_models import LABELS, write_model
+from polling import wait_until
 from sketchbatch_client import Client
 from sketchbatch_client.demo.classification_api import MAX_POINTS, ClassificationApi
 from sketchbatch_client.demo.http_handler import MAX_BODY_BYTES
@@ -21,6 +24,10 @@ from sketchbatch_client.demo.server import PageServer
 from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
 
 pytestmark = pytest.mark.timeout(60)  # a test starts up to two processes
+
+
+def digest_of(model: Path) -> str:
+    return hashlib.sha256(model.read_bytes()).hexdigest()
 
 
 def test_the_scores_of_a_drawing_are_those_of_client(demo, tiny_service):
@@ -44,15 +51,30 @@ def test_the_page_may_select_a_model(start_demo, start_service, two_models):
     """
     service = start_service(two_models, "--default-model", "insects")
     demo = start_demo(service.address, "--model", "shapes")
-    assert demo.request("GET", "/models")[1] == {
-        "models": [
-            {"name": "insects", "version": "1", "labels": list(LABELS)},
-            {"name": "shapes", "version": "1", "labels": ["arc", "box", "cup"]},
-        ],
-        "chosen": {"name": "shapes", "version": "1", "labels": ["arc", "box", "cup"]},
-    }
+    insects, shapes = (
+        {"name": name, "version": "1", "digest": digest_of(two_models / name / "1" / "model.onnx"), "labels": labels}
+        for name, labels in (("insects", list(LABELS)), ("shapes", ["arc", "box", "cup"]))
+    )
+    assert demo.request("GET", "/models")[1] == {"models": [insects, shapes], "chosen": shapes}
     assert demo.classify(ROOF)[1]["model_name"] == "shapes"
     assert demo.classify(ROOF, "?model_name=insects&model_version=1")[1]["model_name"] == "insects"
+
+
+@pytest.mark.parametrize("labels", [LABELS, LABELS[::-1]])
+def test_the_description_of_a_model_changes_with_its_file(start_demo, start_service, tmp_path, labels):
+    """If the file of a version is replaced, the description of the model has another digest and the new labels.
+
+    The page requests the scores of its drawing again if the description of the model changes.
+    """
+    model = write_model(tmp_path / "farm" / "1" / "model.onnx", seed=1)
+    service = start_service(tmp_path, "--watch-models-s", "0.1", "--provider", "cpu", "--allow-label-changes")
+    demo = start_demo(service.address)
+    before, first = demo.request("GET", "/models")[1], demo.classify(ROOF)[1]["top"]
+    write_model(tmp_path / ".ready" / "model.onnx", seed=2, labels=list(labels)).rename(model)
+    wait_until(lambda: demo.classify(ROOF)[1]["top"] != first)
+    after = demo.request("GET", "/models")[1]
+    assert after["chosen"]["digest"] == digest_of(model) != before["chosen"]["digest"]
+    assert (before["chosen"]["labels"], after["chosen"]["labels"]) == (list(LABELS), list(labels))
 
 
 def test_the_page_loads_nothing_from_other_origins(demo):

@@ -8,10 +8,10 @@ from contextlib import ExitStack, asynccontextmanager
 import grpc
 import numpy as np
 import pytest
+from blocking_health import BlockingHealthServicer
 from dns_server import DnsServer
 from gates import Clock
 from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import HealthServicer
 from polling import wait_until
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch_client import AsyncClient, Client, RetryPolicy, Unavailable
@@ -30,7 +30,7 @@ class NamedServers:
         self.dns = dns
         self.target = f"dns://{dns.address}/drawings.test:{port}"
         self.servicers = dict(zip(HOSTS, servicers, strict=True))
-        self._health = {host: HealthServicer() for host in HOSTS}
+        self._health = {host: BlockingHealthServicer() for host in HOSTS}
         for host in HOSTS:
             start_server(self.servicers[host], f"{host}:{port}", self._health[host])
 

@@ -23,6 +23,7 @@ TEMPORARY = [
     errors.Overloaded("queue full"),
     errors.Unavailable("no response"),
     errors.DeadlineExceeded("no response in 60 s"),
+    errors.ModelChanged("the file was replaced"),
     errors.ServerFailed("returned INTERNAL"),
     errors.SketchbatchError("a reader process was killed"),
     OSError(errno.ESTALE, "Stale file handle"),

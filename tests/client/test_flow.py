@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from gates import Clock
 from sketchbatch_client import AsyncClient, Client
 from sketchbatch_client.rpc.blocking_backend import BlockingBackend, BlockingRequests
 from sketchbatch_client.rpc.retries.aimd_limit import AimdLimit
@@ -39,6 +40,31 @@ def test_pushbacks_within_the_pause_of_the_first_count_once():
     for _ in range(8):
         limit.decrease(60.0)
     assert limit.value == 4
+
+
+def test_the_limit_grows_to_its_maximum_after_a_freeze_of_the_server():
+    """After any number of pushbacks of a frozen or full server, 40 responses raise the limit from 1 to 8."""
+    clock = Clock()
+    limit = AimdLimit(8, clock=clock)
+    for _ in range(100):
+        limit.decrease(0.3)
+        clock.advance(0.3)
+    assert limit.value == 1
+    for _ in range(40):
+        limit.increase()
+    assert limit.value == 8
+
+
+def test_pushbacks_that_a_stopped_client_reads_late_halve_the_limit_once():
+    """If a client was stopped for a minute, the pushbacks of all requests in flight arrive together, and count once."""
+    clock = Clock()
+    limit = AimdLimit(8, clock=clock)
+    limit.decrease(0.3)
+    limit.increase()
+    clock.advance(60)
+    for _ in range(8):
+        limit.decrease(0.3)
+    assert limit.value == 2
 
 
 class RecordingClient(Client):
@@ -77,6 +103,15 @@ def test_a_bulk_call_has_half_as_many_requests_in_flight_after_a_pushback(start_
         job.join()
     assert client.in_flight[:5] == [8, 8, 7, 6, 5]
     assert first_pixels(parts) == list(range(200))
+
+
+def test_a_bulk_call_uses_the_whole_limit_again_after_pushbacks(start_server, servicer):
+    """After many pushbacks, a bulk call returns to 8 requests in flight while its requests succeed."""
+    with RecordingClient(start_server(servicer), rows_per_request=1, in_flight=8) as client:
+        servicer.pushbacks, servicer.pushback_ms = 30, 1
+        assert first_pixels(client.score([ROWS])) == list(range(200))
+    assert min(client.in_flight[:60]) < 8
+    assert max(client.in_flight[-60:]) == 8
 
 
 async def test_pushed_back_requests_of_tasks_are_sent_again(start_server, servicer):

@@ -43,19 +43,22 @@ def kind(request: pytest.FixtureRequest) -> type:
 
 
 class Replicas:
-    """Run two services, each with its own repository; gRPC sends the requests of a client to both in turn."""
+    """Run services, each with its own repository; gRPC sends the requests of a client to all services in turn."""
 
-    def __init__(self, folder: Path, start_service: Callable[..., object]) -> None:
-        self._folders = [folder / "a", folder / "b"]
+    def __init__(self, folder: Path, start_service: Callable[..., object], *, count: int = 2) -> None:
+        self._folders = [folder / name for name in "ab"[:count]]
         self._labels: dict[bytes, tuple[str, ...]] = {}  # labels of each model file, by the scores that the file gives
-        for number in (0, 1):
+        for number in range(count):
             self.write(number, version=1, labels=LABELS)
-        services = [start_service(each, "--watch-models-s", "0.1", "--provider", "cpu") for each in self._folders]
+        flags = ("--watch-models-s", "0.1", "--provider", "cpu", "--allow-label-changes")
+        services = [start_service(each, *flags) for each in self._folders]
         self.target = "ipv4:" + ",".join(service.address for service in services)
 
     def write(self, number: int, *, version: int, labels: tuple[str, ...]) -> None:
         """Move a model file to its place in one repository; files with other labels return other scores."""
-        ready = write_model(self._folders[number] / ".ready" / "model.onnx", labels=list(labels), seed=len(labels[0]))
+        ready = write_model(
+            self._folders[number] / ".ready" / "model.onnx", labels=list(labels), seed=sum(map(ord, labels[0]))
+        )
         self._labels[self._expected(ready).tobytes()] = labels
         folder = self._folders[number] / "farm" / str(version)
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +74,19 @@ class Replicas:
         right = [np.allclose(result.scores, scores, atol=1e-6) for scores in expected]
         return list(self._labels.values())[right.index(True)] == result.labels
 
+    def is_right(self, columns: dict[str, np.ndarray], start: int) -> bool:
+        """Return whether the columns score_LABEL from row `start` on are the scores of `BITMAPS` with one file."""
+        rows = slice(start, start + len(BITMAPS))
+        return any(
+            all(
+                np.allclose(columns[f"score_{label}"][rows], scores, atol=1e-6)
+                for label, scores in zip(
+                    labels, np.frombuffer(each, np.float32).reshape(len(BITMAPS), -1).T, strict=True
+                )
+            )
+            for each, labels in self._labels.items()
+        )
+
     def _expected(self, model: Path) -> np.ndarray:
         session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
         return session.run(["scores"], {"bitmaps": BITMAPS})[0]
@@ -79,6 +95,12 @@ class Replicas:
 @pytest.fixture
 def replicas(start_service, tmp_path) -> Replicas:
     return Replicas(tmp_path, start_service)
+
+
+@pytest.fixture
+def replica(start_service, tmp_path) -> Replicas:
+    """Return a single service."""
+    return Replicas(tmp_path, start_service, count=1)
 
 
 async def test_a_request_for_a_version_that_has_just_appeared_waits_for_it(replicas, kind):
@@ -136,16 +158,59 @@ async def test_another_file_of_the_same_version_has_its_own_labels(replicas, kin
             seen.append(result.labels)
 
 
+async def test_a_client_names_all_rows_rightly_after_its_file_was_replaced(replica, kind):
+    """After the file of a version is replaced by one with other labels, a client that was connected uses the new ones.
+
+    The client sends requests of one row and of many rows while the file is replaced; each has the labels of its file.
+    """
+    rows = np.concatenate([BITMAPS] * 10)
+    async with connected(kind, replica.target) as classify:
+        assert (await classify(BITMAPS)).labels == LABELS
+        replica.write(0, version=1, labels=LABELS[::-1])
+        during = [await classify(BITMAPS)]
+        while during[-1].labels == LABELS:
+            during += await asyncio.gather(*(classify(BITMAPS) for _ in range(4)))
+        assert all(map(replica.has_right_labels, during))
+        after = await classify(rows, top_k=1)
+        assert after.labels == LABELS[::-1]
+        assert (after.label != np.tile(during[-1].label, 10)).sum() == 0
+        single = await asyncio.gather(*(classify(row) for row in rows))
+        assert sum(result.label[0] != label for result, label in zip(single, after.label, strict=True)) == 0
+
+
+async def test_a_large_call_to_servers_with_different_files_has_the_label_of_each_file(replicas, kind):
+    """If several servers share one large call and have different files, each row has the label of its own file."""
+    async with connected(kind, replicas.target, rows_per_request=len(BITMAPS), in_flight=1) as classify:
+        replicas.write(0, version=1, labels=LABELS[::-1])
+        digests = ()
+        while len(digests) < 2:
+            result = await classify(np.concatenate([BITMAPS] * 4))
+            digests = result.digests
+            for start in range(0, len(result), len(BITMAPS)):
+                assert replicas.is_right(result.columns(), start)
+
+
+async def test_the_labels_of_replaced_files_are_forgotten(serve, kind):
+    """A client keeps the labels of the last four files of a version only, however often the file is replaced."""
+    model = ChangingModel(*"abcdea")
+    async with connected(kind, serve(model)) as classify:
+        seen = [(await classify(BITMAPS)).labels for _ in "abcdea"]
+    assert seen == [(digest,) for digest in "abcdea"]
+    assert model.descriptions == [*"abcdea"]
+
+
 class ChangingModel(classifier_pb2_grpc.ClassifierServiceServicer):
     """Respond as a server whose model file changes: the digest of the first response is the first of `digests`.
 
-    All later responses have the last of `digests`. GetModel describes only the file with the digest `described`. While
-    the event `held` is set, GetModel does not respond.
+    All later responses have the last of `digests`. GetModel describes only the file with the digest `described`, or if
+    this is empty, the file of the last response. While the event `held` is set, GetModel does not respond.
     """
 
-    def __init__(self, *digests: str, described: str) -> None:
+    def __init__(self, *digests: str, described: str = "") -> None:
         self.digests = list(digests)
         self.requests = 0
+        self.descriptions: list[str] = []  # digests in the responses of GetModel to requests that name a version
+        self._last = digests[0]
         self.held = threading.Event()
         self.ended = threading.Event()
         self._described = described
@@ -153,6 +218,7 @@ class ChangingModel(classifier_pb2_grpc.ClassifierServiceServicer):
     def Classify(self, request, context):  # noqa: N802
         self.requests += 1
         digest = self.digests.pop(0) if len(self.digests) > 1 else self.digests[0]
+        self._last = digest
         rows = len(request.bitmaps) // 784
         scores = np.ones((rows, 1), "<f4").tobytes()
         return pb.ClassifyResponse(model_name="m", model_version="1", rows=rows, scores=scores, digest=digest)
@@ -160,7 +226,10 @@ class ChangingModel(classifier_pb2_grpc.ClassifierServiceServicer):
     def GetModel(self, request, context):  # noqa: N802
         if self.held.is_set() and request.model_version:
             self.ended.wait()
-        model = pb.Model(name="m", version="1", labels=[self._described], max_request_rows=100, digest=self._described)
+        digest = self._described or self._last
+        if request.model_version:
+            self.descriptions.append(digest)
+        model = pb.Model(name="m", version="1", labels=[digest], max_request_rows=100, digest=digest)
         return pb.GetModelResponse(model=model)
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from fakes import FakeModel
 from in_process import serving
+from sketchbatch_service.telemetry.background_metrics import supervisor_metrics
 
 NAME = re.compile(r"\b(?:sketchbatch|process)_[a-z_]+\b")
 MONITORING = "deploy/monitoring"
@@ -20,7 +21,7 @@ async def series() -> dict[str, set[str]]:
         await service.classify(1)
         await service.rejection()
         found = {}
-        for metric in service.metrics.collect():
+        for metric in [*service.metrics.collect(), *supervisor_metrics(wanted=2, serving=1)]:
             for sample in metric.samples:
                 found.setdefault(sample.name, set()).update(sample.labels)
     return found

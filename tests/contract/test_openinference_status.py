@@ -249,6 +249,25 @@ async def test_the_newest_version_answers_unless_a_request_names_another():
     assert (old.batch_sizes, new.batch_sizes) == ([2], [1])
 
 
+async def test_each_response_has_the_digest_of_the_model_file():
+    """Responses of ModelInfer and ModelStreamInfer have the digest that ModelMetadata and ModelConfig report.
+
+    A client that has cached the labels of a model can thus detect that another file has the same version number.
+    """
+    async with serving(FakeModel()) as (stub, _):
+        inferred = await stub.ModelInfer(request(1))
+        [streamed] = [answer async for answer in stub.ModelStreamInfer([request(1)])]
+        metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name="fake"))
+        config = (await stub.ModelConfig(pb.ModelConfigRequest(name="fake"))).config
+    digests = [
+        inferred.parameters["digest"].string_param,
+        streamed.infer_response.parameters["digest"].string_param,
+        metadata.properties["digest"],
+        config.parameters["digest"].string_value,
+    ]
+    assert digests == [in_process.ARTIFACT.digest] * 4
+
+
 async def test_typed_numbers_of_many_rows_receive_typed_scores():
     """A request with 100 rows as typed numbers receives its scores as typed numbers.
 

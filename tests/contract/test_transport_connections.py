@@ -3,16 +3,29 @@
 import asyncio
 import errno
 import os
+import resource
 import socket
+import threading
 from contextlib import asynccontextmanager, suppress
 
 import grpc
 import pytest
 from sketchbatch_service.errors import AddressUnusable
+from sketchbatch_service.transport import listening
 from sketchbatch_service.transport.interface import wants_gzip
 from sketchbatch_service.transport.selection import create_server
 from structlog.testing import capture_logs
-from transport_server import STREAM, call_to, raw_call, rejection, run_server
+from transport_server import (
+    STREAM,
+    call_to,
+    counted,
+    ended_calls,
+    frame,
+    half_message,
+    raw_call,
+    rejection,
+    run_server,
+)
 
 ZEROS = bytes(1 << 20)
 
@@ -248,6 +261,120 @@ async def test_an_open_stream_does_not_keep_a_failed_server_from_answering_again
         await asyncio.wait_for(wait_for_failure_or_answers(channel), 10)
         for writer in (patient, hostile):
             writer.close()
+
+
+@asynccontextmanager
+async def silent_client(address: str, content: bytes):
+    """Connect, send `content`, and then nothing: the client answers neither pings nor GOAWAY."""
+    host, _, port = address.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(content)
+    await writer.drain()
+    try:
+        yield
+    finally:
+        writer.close()
+        with suppress(ConnectionError):  # the server may have closed the connection before
+            await writer.wait_closed()
+
+
+async def until_open(server, connections: int) -> None:
+    """Wait until the server reports a number of open connections."""
+    async with asyncio.timeout(10):
+        while server.connections() != connections:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+async def test_open_connections_are_counted(serving, tmp_path, kind):
+    """The server counts the open connections of its address, without the listener and without other sockets."""
+    address = f"unix:{tmp_path}/service.sock" if kind == "unix" else "127.0.0.1:0"
+    async with serving(address=address) as (_, echo, server):
+        opened = []
+        for number in range(3):
+            await until_open(server, number)
+            if kind == "unix":
+                opened.append(await asyncio.open_unix_connection(tmp_path / "service.sock"))
+            else:
+                opened.append(await asyncio.open_connection(*echo.address.rsplit(":", 1)))
+        await until_open(server, 3)
+        for _, writer in opened:
+            writer.close()
+            await writer.wait_closed()
+        await until_open(server, 0)
+
+
+def test_open_files_are_listed_without_a_free_file_descriptor(monkeypatch):
+    """If no file descriptor is free to list the open ones, all up to the limit count as open."""
+
+    def fail(path: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "listdir", fail)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    assert list(listening.open_descriptors()) == list(range(64))
+
+
+@pytest.mark.parametrize("method", ["Direct", "Unary"])
+async def test_a_request_that_does_not_arrive_in_time_ends_its_call(serving, method):
+    """A call whose request arrives only in part ends with DEADLINE_EXCEEDED, because gRPC holds the part in memory.
+
+    The time limit does not apply to a call whose request has arrived.
+    """
+    async with serving(max_receive_s=0) as (channel, echo, server):
+        waiting = asyncio.ensure_future(call_to(channel, "Direct")(b"x"))
+        await echo.wait_for_direct()
+        async with silent_client(echo.address, raw_call(f"/test.Echo/{method}") + half_message()):
+            assert await ended_calls(server, 1) == {(f"test.Echo/{method}", "DEADLINE_EXCEEDED", 1)}
+        assert len(echo.direct) == 1
+        echo.direct[0][1].respond(b"in time")
+        assert await waiting == b"in time"
+
+
+@pytest.mark.parametrize("method", ["Direct", "Unary"])
+async def test_a_stop_ends_calls_whose_request_has_not_arrived(serving, method):
+    """A stop rejects a call whose request arrives only in part with UNAVAILABLE, and does not wait for the grace."""
+    has_arrived = threading.Event()
+    async with serving(stops=False, authenticate=lambda path, metadata: has_arrived.set()) as (_, echo, server):
+        async with silent_client(echo.address, raw_call(f"/test.Echo/{method}") + half_message()):
+            assert await asyncio.to_thread(has_arrived.wait, 10)
+            await asyncio.wait_for(server.stop(1000), 10)
+        assert {(code, number) for _, code, number in counted(server)} == {("UNAVAILABLE", 1)}
+
+
+@pytest.mark.parametrize("is_listening", [True, False])
+async def test_a_stop_does_not_wait_for_clients_that_ignore_it(serving, is_listening):
+    """A stop closes connections whose clients do not react to GOAWAY, a second after the last call has ended.
+
+    gRPC itself would wait for such a client for 20 s. The rule holds, too, if the listener was closed before the stop.
+    """
+    async with serving(stops=False) as (channel, echo, server):
+        waiting = asyncio.ensure_future(call_to(channel, "Direct")(b"x"))
+        await echo.wait_for_direct()
+        async with silent_client(echo.address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"")):
+            await call_to(channel, "Unary")(b"")  # the server has accepted the silent client's connection before
+            if not is_listening:
+                server.stop_listening()
+            assert server.connections() >= 2
+            stopping = asyncio.ensure_future(server.stop(1000))
+            await rejection(call_to(channel, "Unary")(b""))  # the stop has begun
+            assert not stopping.done()
+            echo.direct[0][1].respond(b"in time")
+            assert await waiting == b"in time"
+            await asyncio.wait_for(stopping, 10)
+
+
+@pytest.mark.parametrize("method", ["Direct", "Unary", "Stream"])
+async def test_a_call_that_is_cancelled_at_once_is_counted(serving, method):
+    """A call whose cancellation arrives together with it is counted as CANCELLED, even if its handler never runs."""
+    cancel = frame(3, 0, 1, (8).to_bytes(4, "big"))
+    async with serving() as (channel, echo, server):
+        for _ in range(10):
+            async with silent_client(echo.address, raw_call(f"/test.Echo/{method}") + cancel):
+                pass
+        await call_to(channel, "Unary")(b"")
+        ends = await ended_calls(server, 11)
+        assert (f"test.Echo/{method}", "CANCELLED", 10) in ends
 
 
 async def wait_for_refusal(channel) -> None:

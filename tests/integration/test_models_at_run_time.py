@@ -67,6 +67,75 @@ def test_no_call_fails_while_versions_are_added_replaced_and_removed(start_servi
     ]
 
 
+def test_a_repository_of_300_versions_costs_as_much_as_one_of_two(start_service, tmp_path):
+    """By default, a service loads the two newest versions; it lists the other versions, and names the policy.
+
+    A new version is activated, and the older of the two is then excluded.
+    """
+    repository = Repository(tmp_path / "models")
+    for version in (300, 299):
+        repository.write(version)
+    for version in range(1, 299):
+        folder = repository.path / "farm" / str(version)
+        folder.mkdir()
+        (folder / "model.onnx").hardlink_to(repository.path / "farm" / "300" / "model.onnx")
+    service = start_service(
+        repository.path, "--watch-models-s", "0.1", "--metrics-address", "127.0.0.1:0", "--provider", "cpu"
+    )
+    assert service.ready["models"] == [f"farm/{version} on CPUExecutionProvider" for version in (300, 299)]
+    assert metrics(service).count("\nsketchbatch_model_info{") == 2
+    with Callers(service.address, repository, each=0) as callers:
+        index = callers.rpc("RepositoryIndex").models
+        assert [(each.version, each.state, each.reason) for each in index] == [
+            ("300", "READY", ""),
+            ("299", "READY", ""),
+            *((str(v), "UNAVAILABLE", "not loaded: --versions latest:2 excludes it") for v in range(298, 0, -1)),
+        ]
+        assert [each.version for each in callers.rpc("RepositoryIndex", ready=True).models] == ["300", "299"]
+        assert callers.rpc("ModelMetadata", name="farm").versions == ["300", "299"]
+        assert not callers.rpc("ModelReady", name="farm", version="298").ready
+        with pytest.raises(grpc.RpcError, match="'farm' version '298': --versions latest:2 excludes it") as caught:
+            callers.stub.Classify(pb.ClassifyRequest(model_version="298", bitmaps=bytes(784)))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        repository.write(301)
+        wait_until(lambda: callers.rpc("ModelMetadata", name="farm").versions == ["301", "300"])
+    _, log = service.stop()
+    [retired] = [event for event in log if event["message"] == "model retired"]
+    assert (retired["version"], retired["cause"]) == ("299", "excluded by --versions")
+
+
+def test_a_named_version_that_does_not_exist_ends_the_start(run_command, tmp_path):
+    """If a named version does not exist, the service ends with one line, which names the existing versions."""
+    repository = Repository(tmp_path / "models")
+    for version in (1, 2):
+        repository.write(version)
+    ended = run_command("sketchbatch-serve", "--model", repository.path, "--versions", "1,7", "--provider", "cpu")
+    assert ended.returncode == 1
+    assert "--versions 1,7 must name versions of 'farm' that exist, got 7; there are: 2, 1" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_replaced_file_with_other_labels_is_refused(start_service, tmp_path):
+    """A file with other labels in the place of a served file is refused: the metrics and RepositoryIndex show it."""
+    repository = Repository(tmp_path / "models")
+    repository.write(1)
+    service = start_service(
+        repository.path, "--watch-models-s", "0.1", "--metrics-address", "127.0.0.1:0", "--provider", "cpu"
+    )
+    with Callers(service.address, repository, each=0) as callers:
+        before = callers.stub.GetModel(pb.GetModelRequest()).model
+        repository.write(1, labels=["bee", "ant", "cow"])
+        wait_until(lambda: callers.rpc("RepositoryIndex").models[0].reason)
+        [entry] = callers.rpc("RepositoryIndex").models
+        assert entry.state == "READY"
+        assert entry.reason.startswith("refused: must have the labels of the served file of 'farm' version 1: label 0")
+        assert 'sketchbatch_model_loads_total{outcome="refused",worker="1"} 1.0' in metrics(service)
+        assert callers.stub.GetModel(pb.GetModelRequest()).model == before
+        repository.write(1)
+        wait_until(lambda: callers.stub.GetModel(pb.GetModelRequest()).model.digest != before.digest)
+        assert [each.reason for each in callers.rpc("RepositoryIndex").models] == [""]
+
+
 def test_every_worker_activates_a_new_version(start_service, tmp_path):
     """Each of two workers scans the repository and loads the second version of the model."""
     repository = Repository(tmp_path / "models")

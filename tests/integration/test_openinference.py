@@ -4,6 +4,7 @@ Each of these clients runs in a process in which our own client runs, too. So th
 both.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -97,6 +98,11 @@ def test_kserves_client_receives_the_scores_of_onnx_runtime(kserve, expected):
     assert kserve["ready"] == [True, True, True]
     assert (kserve["id"], kserve["model"]) == ("number 7", ["tiny", "1"])
     assert kserve["rejected"] == ["INVALID_ARGUMENT", "inputs[0].contents must be 0..255 for UINT8, got 256"]
+
+
+def test_both_clients_receive_the_digest_of_the_model_file(triton, kserve, tiny_model):
+    """A response has the parameter `digest`, the SHA-256 of the model file, for tritonclient and kserve's client."""
+    assert triton["digest"] == kserve["digest"] == hashlib.sha256(tiny_model.read_bytes()).hexdigest()
 
 
 def test_a_classification_names_the_best_classes_first(triton, kserve, expected):

@@ -1,11 +1,13 @@
 """Test which calls and connections a service process with TLS, client certificates, tokens and limits rejects."""
 
+import resource
 import shutil
 import socket
 import ssl
 import struct
 import subprocess
 import threading
+import urllib.request
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from polling import wait_until
+from process_resources import open_files
 from sketchbatch.openinference.v2 import open_inference_pb2
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
@@ -314,6 +317,46 @@ def test_connections_and_their_calls_are_limited(start_service, tiny_model):
     assert third.frame() is None
     for connection in (first, second, third):
         connection.close()
+
+
+def test_missing_file_descriptors_are_logged(start_service, tiny_model):
+    """The service logs that its file descriptors run out, and, when clients have left, that there are enough again.
+
+    Meanwhile new clients cannot be served, because the kernel accepts their connections but the service cannot.
+    """
+    service = start_service(tiny_model)
+    pid = service.process.pid
+    limit = open_files(pid).total() + 10
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+    host, port = service.address.split(":")
+    connections = [socket.create_connection((host, int(port)), LIMIT_S) for _ in range(40)]
+    few = service.wait_for("few file descriptors left: without any, new clients wait in vain")
+    assert (few["level"], few["limit"]) == ("warning", limit)
+    assert few["open"] >= 0.9 * limit
+    for connection in connections:
+        connection.close()
+    enough = service.wait_for("enough file descriptors again")
+    assert enough["open"] < few["open"]
+    with grpc.insecure_channel(service.address) as channel:
+        assert (
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S).status
+            == SERVING
+        )
+
+
+def test_a_reached_limit_of_connections_is_logged_and_visible(start_service, tiny_model):
+    """The service logs that the limit of connections is reached, and /metrics has the connections and their limit."""
+    service = start_service(tiny_model, "--max-connections=2", "--metrics-address=127.0.0.1:0")
+    first, second = Http2(service.address), Http2(service.address)
+    reached = service.wait_for("connection limit reached: further connections are closed")
+    assert (reached["level"], reached["open"], reached["limit"]) == ("warning", 2, 2)
+    with urllib.request.urlopen(f"http://{service.metrics_address}/metrics", timeout=LIMIT_S) as response:
+        text = response.read().decode()
+    assert 'sketchbatch_connections{worker="1"} 2.0' in text
+    assert 'sketchbatch_connection_limit{worker="1"} 2.0' in text
+    first.close()
+    second.close()
+    assert service.wait_for("connections below their limit again")["open"] < 2
 
 
 def test_an_old_connection_receives_goaway(start_service, tiny_model):

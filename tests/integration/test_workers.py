@@ -1,6 +1,7 @@
 """Test that several worker processes on one port act as one service, even if one worker dies."""
 
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -68,6 +69,28 @@ def test_a_worker_that_is_killed_is_replaced(start_service, tiny_model):
     code, log = service.stop()
     assert code == 0
     assert [event["exit_code"] for event in log if event["message"].startswith("worker died")] == [-signal.SIGKILL]
+
+
+def test_workers_come_back_after_descriptors_ran_out(start_service, tiny_model):
+    """A worker that dies while the supervisor has no file descriptor left is started again when there is one.
+
+    The log has the cause. SIGTERM while a worker is missing stops the service with exit code 0.
+    """
+    service = start_service(tiny_model, "--workers", "2")
+    supervisor = service.process.pid
+    soft, hard = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    for lifts_limit in (True, True, False):
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (3, hard))  # 0, 1 and 2 are open
+        os.kill(children(supervisor)[0], signal.SIGKILL)
+        failed = service.wait_for("worker not started, trying again")
+        assert "Too many open files" in failed["reason"]
+        assert (failed["serving"], failed["wanted"]) == (1, 2)
+        if lifts_limit:
+            resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (soft, hard))
+            restored = service.wait_for("worker serves again")
+            assert (restored["serving"], restored["wanted"]) == (2, 2)
+    code, _ = service.stop()
+    assert code == 0
 
 
 def test_workers_stop_with_their_parent(start_service, tiny_model):

@@ -56,6 +56,7 @@ async def responses(address: str, bitmaps: np.ndarray) -> dict:
                 await client.is_model_ready("tiny"),
             ],
             "id": response.id,
+            "digest": response.parameters["digest"].string_param,
             "model": [response.model_name, response.model_version],
             "typed": response.outputs[0].as_numpy().tolist(),
             "typed_data": response.outputs[0].data,

@@ -47,6 +47,7 @@ def sequential_responses(client: triton.InferenceServerClient, bitmaps: np.ndarr
     )
     return {
         "id": plain.get_response().id,
+        "digest": plain.get_response().parameters["digest"].string_param,
         "uint8": scores(plain),
         "fp32": scores(client.infer("tiny", tensor(ink.reshape(-1, 28, 28, 1), "FP32"))),
         "flat": scores(client.infer("tiny", tensor(bitmaps.reshape(-1, 784)))),

@@ -103,7 +103,7 @@ def test_a_capture_waits_for_the_running_calls(waits):
         assert capturing.result(5) == "captured"
 
 
-def test_a_batch_does_not_depend_on_the_previous_one(session):
+def test_a_batch_does_not_change_the_scores_of_an_earlier_one(session):
     """A batch reuses the buffers of the engine, but does not change the scores that an earlier call has returned."""
     engine = engine_of(session, slots=1)
     drawings = random_drawings(16)

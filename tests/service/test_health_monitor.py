@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from sketchbatch_service.api.health import LIVENESS, HealthServicer
 from sketchbatch_service.api.health_monitor import monitor_health
 from sketchbatch_service.batching.batcher import Batcher, BatchLimits
 from sketchbatch_service.batching.leader_follower_pool import LeaderFollowerPool
-from sketchbatch_service.errors import InferenceFailed, Overloaded
+from sketchbatch_service.errors import DeadlinePassed, InferenceFailed, Overloaded
 from sketchbatch_service.models.registry import ModelRegistry, ServedModel
 
 pytestmark = [pytest.mark.both_transports, pytest.mark.usefixtures("transport")]
@@ -180,6 +181,42 @@ async def test_the_monitor_survives_the_rejection_of_a_trial_by_a_full_queue():
     model.error = None
     batcher.take(1).run()
     await until(lambda: health.is_serving)
+    monitor.cancel()
+
+
+async def test_a_trial_that_expires_while_the_process_is_stopped_is_followed_by_another():
+    """If the process is stopped while a trial is queued, the trial expires, and a later trial restores health.
+
+    A stop alone never sets health to NOT_SERVING: an expired request is not a failed model call.
+    """
+    model, stopped_s = FakeModel(), 0.0
+    batcher = Batcher(model.predict, BatchLimits(), clock=lambda: time.monotonic() + stopped_s)
+    health = HealthServicer([])
+    await health.serve()
+    served = ServedModel(name="bear", version="1", artifact=ARTIFACT, provider="CPU", batcher=batcher)
+    monitor = asyncio.create_task(monitor_health(ModelRegistry([served]), health, trial_every_s=0.1))
+    for _ in range(5):
+        late = batcher.submit(drawings(1), expires_at=time.monotonic() + 30)
+        stopped_s = 60.0
+        assert batcher.take(1) is None
+        assert isinstance(late.exception(0), DeadlinePassed)
+        stopped_s = 0.0
+    assert health.is_serving
+    model.error = RuntimeError("broken")
+    for _ in range(3):
+        batcher.submit(drawings(1))
+        batcher.take(1).run()
+    await until(lambda: not health.is_serving and batcher.queued_rows > 0)  # a trial waits
+    model.error = None
+    stopped_s = 60.0
+    assert batcher.take(1) is None
+    assert not health.is_serving
+    assert model.batch_sizes == [1, 1, 1]
+    stopped_s = 0.0
+    while not health.is_serving:
+        if batch := batcher.take(1):
+            batch.run()
+        await asyncio.sleep(0.01)
     monitor.cancel()
 
 

@@ -66,8 +66,14 @@ def test_each_request_is_counted_once():
     counts = batcher.statistics.counts()
     assert (counts.success.count, counts.fail.count, counts.queue.total().count) == (3, 3, 3)
     assert (counts.rows, counts.broken_calls) == (8, 1)
-    assert {rows: calls.count for rows, calls in counts.calls.items()} == {1: 2, 2: 3}
+    assert counts.calls == {1: 2, 2: 3}
+    assert sum(counts.calls_s.values()) == pytest.approx(counts.call_times.seconds)
     assert sum(counts.closed.values()) == counts.call_times.total().count + 1 == 6
+
+
+def calls_ended(values: dict[str, float]) -> dict[str, float]:
+    """Return the numbers of ended calls by status and method."""
+    return {key: value for key, value in values.items() if key.startswith("sketchbatch_requests_total")}
 
 
 async def test_the_metrics_of_different_calls_are_consistent():
@@ -88,10 +94,10 @@ async def test_the_metrics_of_different_calls_are_consistent():
         model.error = RuntimeError("broken")
         await service.rejection(1, request_id="abc")
         model.error = None
+        await until(lambda: sum(calls_ended(service.values()).values()) == 7)  # counted once the response was sent
         values = service.values()
         assert [event["request_id"] for event in service.log if event["event"] == "request failed"] == ["abc"]
-    calls = {key: value for key, value in values.items() if key.startswith("sketchbatch_requests_total")}
-    assert calls == {
+    assert calls_ended(values) == {
         f"sketchbatch_requests_total OK {CLASSIFY}": 2,
         f"sketchbatch_requests_total NOT_FOUND {CLASSIFY}": 1,
         f"sketchbatch_requests_total INVALID_ARGUMENT {CLASSIFY}": 1,
@@ -99,6 +105,10 @@ async def test_the_metrics_of_different_calls_are_consistent():
         f"sketchbatch_requests_total OK {CLASSIFY}Stream": 1,
         "sketchbatch_requests_total UNIMPLEMENTED none": 1,
     }
+    for key, count in calls_ended(values).items():
+        assert values[key.replace("requests_total", "request_seconds_count")] == count
+    assert values[f"sketchbatch_request_seconds_bucket OK +Inf {CLASSIFY}"] == 2
+    assert values[f"sketchbatch_request_seconds_sum OK {CLASSIFY}"] > 0
     assert values["sketchbatch_rows_total bear"] == 13
     assert values["sketchbatch_unanswered_requests_total bear"] == values["sketchbatch_broken_batches_total bear"] == 1
     for stage in ("queue", "encode"):
@@ -126,7 +136,7 @@ async def test_queued_rows_rejected_and_cancelled_calls_are_counted_at_once():
         await until(lambda: service.values().get(f"sketchbatch_requests_total CANCELLED {CLASSIFY}") == 1)
         model.release.set()
         await first
-        assert service.values()[f"sketchbatch_requests_total OK {CLASSIFY}"] == 1
+        await until(lambda: service.values().get(f"sketchbatch_requests_total OK {CLASSIFY}") == 1)
 
 
 async def test_padding_is_counted_from_the_buckets():

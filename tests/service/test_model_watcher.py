@@ -7,8 +7,7 @@ stops serving a model at the second scan that does not find its file.
 import re
 import shutil
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,54 +22,7 @@ from sketchbatch_service.models.loader import LoadOptions, load, load_models
 from sketchbatch_service.models.registry import ServedModel
 from sketchbatch_service.models.repository import find
 from sketchbatch_service.models.watcher import ModelWatcher
-from structlog.testing import capture_logs
-
-OPTIONS = LoadOptions(provider="cpu", threads=1)
-
-
-class Watched:
-    """Hold the objects of a test: the models at `path`, the watcher of these models, and their thread pool.
-
-    The thread pool runs only after the test has entered the context `pool`.
-    """
-
-    def __init__(self, path: Path, late_s: float) -> None:
-        self.models = load_models(path, OPTIONS)
-        self.pool = self.models.thread_pool()
-        self.watcher = ModelWatcher(path, OPTIONS, self.models, self.pool, every_s=0, late_s=late_s)
-        self.log: list[dict] = []
-
-    def scan(self, times: int = 2) -> None:
-        for _ in range(times):
-            self.watcher.scan()
-
-    def served(self) -> list[str]:
-        return [f"{model.name}/{model.version}" for model in self.models]
-
-    def events(self) -> list[str]:
-        """Return the log events since the previous call of `events`."""
-        events = [event["event"] for event in self.log]
-        self.log.clear()
-        return events
-
-
-@contextmanager
-def watching(path: Path, late_s: float = 60) -> Iterator[Watched]:
-    with capture_logs() as log:
-        watched = Watched(path, late_s)
-        watched.log = log
-        yield watched
-
-
-def put(repository: Path, place: str, **model: object) -> Path:
-    """Write a model file to another folder, then move the file to the folder `place` of the repository.
-
-    Users should add files to a repository in the same way.
-    """
-    ready = write_model(repository.parent / "ready.onnx", **model)
-    path = repository / place / "model.onnx"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return ready.rename(path)
+from watched_models import OPTIONS, put, watching
 
 
 @pytest.fixture
@@ -218,6 +170,67 @@ def test_a_replaced_file_replaces_its_version(repository):
         watched.scan(3)
         assert watched.models.get("", "").batcher is second.batcher
         assert (watched.models.refused, watched.models.loads) == ((), {"served": 2, "refused": 1})
+
+
+LABELS_THAT_DIFFER = {
+    "another order": (("bee", "ant", "cow"), "label 0 'ant', got 'bee' (the same labels in another order)"),
+    "another label": (("ant", "bee", "dog"), "label 2 'cow', got 'dog'"),
+    "fewer classes": (("ant", "bee"), "3 labels, got 2"),
+    "more classes": (("ant", "bee", "cow", "dog"), "3 labels, got 4"),
+}
+
+
+@pytest.mark.parametrize("labels", LABELS_THAT_DIFFER)
+def test_a_replaced_file_with_other_labels_is_refused(repository, labels):
+    """If the file of a version is replaced by one with other labels, it is refused, and the old one is served.
+
+    The refusal is counted and logged once, and states the difference and what to do. RepositoryIndex shows the reason.
+    An acceptable file in the same place is activated.
+    """
+    other, difference = LABELS_THAT_DIFFER[labels]
+    with watching(repository) as watched:
+        old = watched.models.get("", "")
+        put(repository, "farm/1", labels=other, classes=len(other))
+        watched.scan(5)
+        assert watched.models.get("", "") is old
+        assert watched.models.loads == {"served": 1, "refused": 1}
+        assert watched.events() == ["model found", "model refused, what is served stays"]
+        [refused] = watched.models.refused
+        expected = f"must have the labels of the served file of 'farm' version 1: {difference}; give the file a new "
+        expected += "version number, or start the service with --allow-label-changes"
+        assert refused.cause == f"{repository}/farm/1/model.onnx: {expected}"
+        assert descriptions.refusal(refused) == f"refused: {expected}"
+        put(repository, "farm/1", seed=2)
+        watched.scan()
+        assert watched.models.get("", "") is not old
+        assert (watched.models.refused, watched.models.loads) == ((), {"served": 2, "refused": 1})
+
+
+def test_other_labels_are_allowed_by_a_setting_or_a_new_version_number(repository):
+    """With `--allow-label-changes`, or with a new version number, a file with other labels is activated."""
+    other = {"labels": ("dog", "eel"), "classes": 2}
+    with watching(repository, replace(OPTIONS, allows_label_changes=True)) as watched:
+        put(repository, "farm/1", **other)
+        watched.scan()
+        assert watched.models.get("", "").artifact.labels == ("dog", "eel")
+    put(repository, "farm/1")
+    with watching(repository) as watched:
+        put(repository, "farm/2", **other)
+        watched.scan()
+        assert watched.models.get("", "").artifact.labels == ("dog", "eel")
+
+
+def test_a_single_file_with_other_labels_needs_another_version(tmp_path):
+    """A single file with other labels is refused if its metadata have the same version, and activated otherwise."""
+    farm = {"sketchbatch.name": "farm"}
+    path = write_model(tmp_path / "m.onnx", metadata={**farm, "sketchbatch.version": "1"})
+    with watching(path) as watched:
+        write_model(path, labels=("bee", "ant", "cow"), metadata={**farm, "sketchbatch.version": "1"})
+        watched.scan()
+        assert (watched.served(), watched.models.loads["refused"]) == (["farm/1"], 1)
+        write_model(path, labels=("bee", "ant", "cow"), metadata={**farm, "sketchbatch.version": "2"})
+        watched.scan()
+        assert (watched.served(), watched.models.refused) == (["farm/2"], ())
 
 
 def test_removing_the_new_version_is_a_rollback(repository):

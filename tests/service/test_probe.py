@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from blocking_health import BlockingHealthServicer
 from click.testing import CliRunner
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sketchbatch_service.app.probe import main
 
 
@@ -18,7 +19,7 @@ class HealthServer:
     """Run a gRPC server on a free port that implements only grpc.health.v1."""
 
     def __init__(self) -> None:
-        self._servicer = health.HealthServicer()
+        self._servicer = BlockingHealthServicer()
         self.server = grpc.server(ThreadPoolExecutor(2))
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self.server)
         self.port = self.server.add_insecure_port("127.0.0.1:0")

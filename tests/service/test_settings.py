@@ -69,6 +69,11 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
         (["--tls-key", "k.pem"], "Invalid value for --tls-cert: must be set together with --tls-key"),
         (["--tls-client-ca", "ca.pem"], "Invalid value for --tls-client-ca: needs --tls-cert"),
         (["--max-connections", "0"], "0 is not in the range 1<=x<=1000000"),
+        (
+            ["--versions", "newest"],
+            "Invalid value for --versions: must be latest:N, all or numbers such as 3,5, and NAME=... for a single "
+            "model, separated by ';', got 'newest'",
+        ),
         (["--max-queued-rows", "5"], "must be at least --max-request-rows (16384), got 5"),
     ],
 )

@@ -72,7 +72,8 @@ class ClassificationApi:
 
 
 def _describe(model: ModelInfo) -> Json:
-    return {"name": model.name, "version": model.version, "labels": model.labels}
+    # The digest lets the page detect that a version has another file now, even if the labels are the same.
+    return {"name": model.name, "version": model.version, "digest": model.digest, "labels": model.labels}
 
 
 def _strokes(line: bytes) -> list[Stroke]:

@@ -17,6 +17,6 @@ def read_page() -> tuple[bytes, str]:
 
 
 def _digest(tag: str, html: str) -> str:
-    """Return the SHA-256 of the text in the only element with this tag, as a source expression of the policy."""
+    """Return the hash of the text in the only element with this tag, for a Content-Security-Policy: 'sha256-...'."""
     (text,) = findall(rf"(?s)<{tag}>(.*?)</{tag}>", html)
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"

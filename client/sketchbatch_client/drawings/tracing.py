@@ -34,7 +34,9 @@ def trace(is_ink: Mask) -> NDArray[np.uint8]:
     points = (points - least - extent / 2) * (_SIZE / max(extent.max(), 1.0)) + SIDE * _FINE / 2
     is_centre = np.zeros((SIDE * _FINE,) * 2, bool)
     is_centre[tuple(points.astype(int).T)] = True
-    reach = _RADIUS + 0.25  # not 0.5: a centre line is half a fine pixel wide on average
+    # Ink reaches this far from the pixels of a centre line, in pixels of the enlarged bitmap. The centre line has an
+    # average width of half a pixel; 0.25 is half of this width.
+    reach = _RADIUS + 0.25
     coverage = (reach - _distance(is_centre, int(_RADIUS) + 2)).clip(0, 1)
     share: Floats = coverage.reshape(SIDE, _FINE, SIDE, _FINE).mean(axis=(1, 3))
     return np.rint(255 * share).astype(np.uint8)

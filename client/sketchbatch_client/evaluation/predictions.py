@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..drawings.readers import BitmapRows
+from ..errors import ModelChanged
 from ..rpc.classification import ModelInfo
 from ..rpc.client import Client
 from ..scoring.plan import ScoreOptions
@@ -26,10 +27,17 @@ class ServedModel:
 
 
 def scored_rows(served: ServedModel, bitmaps: dict[Path, BitmapRows]) -> Iterator[ScoredRows]:
-    """Yield the scores of every row in order, from exactly this model version; each item has rows of one file only."""
+    """Yield the scores of every row in order, from exactly this model file; each item has rows of one file only.
+
+    Raises ModelChanged if the service has replaced the model file under the same version.
+    """
     model = served.model
     options = ScoreOptions(with_all_scores=True, model_name=model.name, model_version=model.version)
     for file, first_row, result in score_rows(served.client, bitmaps, options):
+        if {*result.digests} - {model.digest} or result.labels != model.labels:
+            raise ModelChanged(
+                f"the file of {model.name} version {model.version} was replaced after the start: evaluate again"
+            )
         assert result.scores is not None  # `with_all_scores` requests them
         yield ScoredRows(file, first_row, result.scores)
 

@@ -100,10 +100,18 @@ class AsyncioBackend:
     def ordered_requests(self, max_in_flight: int) -> AsyncioRequests:
         return AsyncioRequests()
 
-    def start_sender(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def start_sender(
+        self, send: Callable[[], Coroutine[Any, Any, None]], on_failure: Callable[[BaseException], object]
+    ) -> None:
+        def on_end(sender: asyncio.Task[None]) -> None:
+            self._senders.discard(sender)
+            # A task that is cancelled before its first step runs no line of `send`.
+            if error := asyncio.CancelledError() if sender.cancelled() else sender.exception():
+                on_failure(error)
+
         sender = asyncio.create_task(send())
         self._senders.add(sender)  # the event loop keeps only a weak reference to a task
-        sender.add_done_callback(self._senders.discard)
+        sender.add_done_callback(on_end)
 
     def stop(self) -> None:
         self._is_stopped.set()  # the senders end when the channels are closed

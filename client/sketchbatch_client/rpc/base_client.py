@@ -36,6 +36,9 @@ _DISCOVERY_TIMEOUT_S = 5.0  # longest wait for a worker's response; then the cli
 
 _MODEL_DELAYS_S = (0.01, 0.02, 0.04, 0.08)  # delay after each failed attempt to find the model of a response
 
+_KEPT_FILES = 4
+"""Model files of one version whose labels are kept: during an update, servers may have different files."""
+
 _VERSION_DELAY_S = 0.05  # between two attempts to reach a server that has a new version
 
 _ARRIVAL_S = 60.0
@@ -322,7 +325,14 @@ class BaseClient:
                 raise
         else:
             digest = key.digest and model.digest  # a service whose responses have no digest has one file per version
-            self._models[key._replace(digest=digest)] = model
+            self._remember(key._replace(digest=digest), model)
+
+    def _remember(self, key: ModelKey, model: ModelInfo) -> None:
+        """Keep the labels of a model file, and forget those of files that it has replaced."""
+        self._models[key] = model
+        files = [each for each in list(self._models) if (each.name, each.version) == (key.name, key.version)]
+        for replaced in files[:-_KEPT_FILES]:
+            self._models.pop(replaced, None)
 
     def _labels_missing(self, key: ModelKey) -> errors.DeadlineExceeded:
         return errors.DeadlineExceeded(

@@ -116,12 +116,19 @@ class BlockingBackend:
     async def yield_control(self) -> None:
         """Do nothing: the operating system schedules the threads."""
 
-    def start_sender(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def start_sender(
+        self, send: Callable[[], Coroutine[Any, Any, None]], on_failure: Callable[[BaseException], object]
+    ) -> None:
         has_begun = threading.Lock()
 
         def begin() -> None:
             if has_begun.acquire(blocking=False):
-                run_blocking(send())
+                try:
+                    run_blocking(send())
+                except BaseException as exc:
+                    on_failure(exc)
+                    if not isinstance(exc, Exception):  # Ctrl-C, if the caller runs `send`
+                        raise
 
         try:
             self._senders.submit(begin)

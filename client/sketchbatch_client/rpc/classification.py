@@ -37,7 +37,7 @@ class ModelInfo:
     max_request_rows: int
     provider: str
     digest: str
-    """SHA-256 of the model file, in hex."""
+    """SHA-256 of the model file, in hex; of a list of files if the model has external data (see `Model.digest`)."""
     metrics: dict[str, Any]
     """Metrics that were measured after the training and stored in the model file."""
     created: str
@@ -46,10 +46,15 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Classification:
-    """The predicted classes of some rows and their scores, in the order in which the rows were passed to the client."""
+    """The predicted classes of some rows and their scores, in the order in which the rows were passed to the client.
+
+    The service may replace its model during a call of several requests. Each row then has the label of the model file
+    that scored it: `labels` contains the class names of all these files.
+    """
 
     model_name: str
     model_version: str
+    """The version that scored the first row."""
     labels: tuple[str, ...]
     """The class names of the model; `class_index` contains positions in this tuple."""
     class_index: NDArray[np.int64]
@@ -57,7 +62,10 @@ class Classification:
     score: NDArray[np.float32]
     """(rows, k), the score of each `class_index`, 0 to 1."""
     scores: NDArray[np.float32] | None
-    """(rows, classes), or None if only the top k were requested."""
+    """(rows, classes), or None if only the top k were requested. A file gives 0 to classes that it does not have."""
+    digests: tuple[str, ...] = ()
+    """`ModelInfo.digest` of each model file that scored rows, without repetition: usually one. Empty if the service is
+    too old to return it."""
 
     def __len__(self) -> int:
         return len(self.class_index)
@@ -114,7 +122,8 @@ def decode(response: pb.ClassifyResponse, labels: tuple[str, ...]) -> Classifica
         scores = None
         class_index = np.array(response.class_index, np.int64).reshape(response.rows, -1)
         score = np.array(response.score, np.float32).reshape(response.rows, -1)
-    return Classification(response.model_name, response.model_version, labels, class_index, score, scores)
+    digests = (response.digest,) if response.digest else ()
+    return Classification(response.model_name, response.model_version, labels, class_index, score, scores, digests)
 
 
 def cut(whole: Classification, sizes: Iterable[int]) -> Iterator[Classification]:
@@ -128,13 +137,30 @@ def cut(whole: Classification, sizes: Iterable[int]) -> Iterator[Classification]
 
 
 def joined(parts: Sequence[Classification]) -> Classification:
-    """Join one or more classifications into one; the rows keep their order."""
+    """Join one or more classifications into one; the rows keep their order and their labels."""
     if len(parts) == 1:
         return parts[0]
+    first = parts[0]
+    if any(part.labels != first.labels for part in parts):
+        labels = tuple(dict.fromkeys(label for part in parts for label in part.labels))
+        parts = [_with_labels(part, labels) for part in parts]
     all_scores = [part.scores for part in parts if part.scores is not None]
     return replace(
-        parts[0],
+        first,
+        labels=parts[0].labels,
         class_index=np.concatenate([part.class_index for part in parts]),
         score=np.concatenate([part.score for part in parts]),
         scores=np.concatenate(all_scores) if all_scores else None,
+        digests=tuple(dict.fromkeys(digest for part in parts for digest in part.digests)),
     )
+
+
+def _with_labels(part: Classification, labels: tuple[str, ...]) -> Classification:
+    """Return the same result with `labels`, which contain all labels of `part`, in any order."""
+    position = {label: index for index, label in enumerate(labels)}
+    columns = np.array([position[label] for label in part.labels], np.int64)
+    scores = None
+    if part.scores is not None:
+        scores = np.zeros((len(part), len(labels)), np.float32)
+        scores[:, columns] = part.scores
+    return replace(part, labels=labels, class_index=columns[part.class_index], scores=scores)

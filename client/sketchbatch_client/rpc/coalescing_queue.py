@@ -42,7 +42,7 @@ class CoalescingQueue:
     """Collects the waiting small calls with one request key, and counts their requests in flight. Thread-safe.
 
     If `end_alone`, `add` or `bypass` returns True, the caller must start a sender. A sender calls `take` and sends
-    until `take` returns no call.
+    until `take` returns no call. If the sender cannot do so, `abandon` must be called once instead.
     """
 
     def __init__(self, shared_rows: int) -> None:
@@ -97,6 +97,17 @@ class CoalescingQueue:
                 self._in_flight -= 1
             return taken
 
+    def abandon(self, error: Exception) -> None:
+        """End a sender that has failed: settle every waiting call with `error`.
+
+        The calls must not wait for another sender, because there may be none. Each of them is retried alone.
+        """
+        with self._lock:
+            self._in_flight -= 1
+            calls = [call for call in self._waiting if not call.is_cancelled]
+            self._waiting.clear()
+        fail(calls, error)
+
 
 def distribute(response: Classification, calls: list[PendingCall]) -> None:
     """Settle each call with its own rows of a shared response."""
@@ -105,6 +116,7 @@ def distribute(response: Classification, calls: list[PendingCall]) -> None:
 
 
 def fail(calls: list[PendingCall], error: Exception) -> None:
-    """Settle each call with the error of a shared request."""
+    """Settle each call that has no result yet with the error of a shared request."""
     for call in calls:
-        call.settle(error)
+        if call.result is None:
+            call.settle(error)

@@ -58,10 +58,13 @@ class Concurrency(Protocol):
 
     def ordered_requests(self, max_in_flight: int) -> OrderedRequests: ...
 
-    def start_sender(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def start_sender(
+        self, send: Callable[[], Coroutine[Any, Any, None]], on_failure: Callable[[BaseException], object]
+    ) -> None:
         """Run `send` in a thread or task of its own, so that a cancelled caller does not interrupt it.
 
-        If no thread can be started, because the client was closed or the interpreter ends, the caller runs `send`.
+        If no thread can be started, because the client was closed or the interpreter ends, the caller runs `send`. If
+        `send` is cancelled or raises an exception, `on_failure` is called once, from any thread.
         """
 
     def stop(self) -> None:

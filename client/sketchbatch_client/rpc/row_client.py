@@ -5,6 +5,7 @@ request is retried as the `RetryPolicy` allows, until `timeout_s` has passed. Co
 (`coalescing_queue`).
 """
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable
 from contextlib import aclosing
 from functools import partial
@@ -18,6 +19,8 @@ from .connections.connection import Connection
 from .request import RequestKey, as_rows, encode
 from .retries.aimd_limit import AimdLimit
 from .retries.retry_state import RetryState
+
+log = logging.getLogger(__name__)
 
 
 class RowClient(BaseClient):
@@ -83,7 +86,10 @@ class RowClient(BaseClient):
             if queue.add(call):
                 self._start_sender(key, queue)
             if not await event.wait(partial(self._bypass, key, queue, call), retry.remaining_s()):
-                raise retry.deadline_exceeded()
+                error = retry.deadline_exceeded()
+                if retry.renew_after_stop():
+                    return error  # the call is then sent alone
+                raise error
         finally:
             call.is_cancelled = True
         assert call.result is not None
@@ -94,7 +100,7 @@ class RowClient(BaseClient):
             self._start_sender(key, queue)
 
     def _start_sender(self, key: RequestKey, queue: CoalescingQueue) -> None:
-        self._backend.start_sender(partial(self._send_shared, key, queue))
+        self._backend.start_sender(partial(self._send_shared, key, queue), partial(_abandon, queue))
 
     async def _send_shared(self, key: RequestKey, queue: CoalescingQueue) -> None:
         """Send shared requests of a queue until no call waits in it."""
@@ -159,6 +165,15 @@ class RowClient(BaseClient):
     def _queue(self, key: RequestKey, max_rows: int) -> CoalescingQueue:
         queue = self._queues.get(key)
         return queue or self._queues.setdefault(key, CoalescingQueue(min(SHARED_ROWS, max_rows)))
+
+
+def _abandon(queue: CoalescingQueue, error: BaseException) -> None:
+    """Settle the calls that wait for a sender that has ended with `error`, so that none of them waits for ever."""
+    if isinstance(error, Exception):
+        log.error("a sender of shared requests failed, its calls are sent alone", exc_info=error)
+        queue.abandon(error)
+    else:  # cancelled: the event loop ends
+        queue.abandon(Unavailable("the client was closed"))
 
 
 async def _each(batches: Iterable[Bitmaps] | AsyncIterable[Bitmaps]) -> AsyncGenerator[Bitmaps, None]:

@@ -192,14 +192,9 @@ class _JobRunner:
     def _part(self, scored: list[tuple[Batch, Classification | None]]) -> Part:
         """Combine the results of the batches of a part.
 
-        Raises JobRefused if the service has replaced the model file that the plan names.
+        Raises JobRefused if another model file than that of the plan has scored some of the rows.
         """
-        plan = self.plan
-        if self.client.model(plan.model, plan.version).digest != plan.model_digest:
-            raise JobRefused(
-                f"the service replaced the file of {plan.model} version {plan.version} during the job; "
-                "--restart begins anew"
-            )
+        self._check_model([result for _, result in scored if result])
         tables = [table(self.schema, batch, result, self.sources) for batch, result in scored if result]
         blocks = [block for batch, _ in scored for _, block in batch.blocks]
         return Part(
@@ -208,6 +203,17 @@ class _JobRunner:
             rejects=[reject_line(reject) for block in blocks for reject in block.rejects],
             digest=digest_of(blocks),
         )
+
+    def _check_model(self, results: list[Classification]) -> None:
+        plan = self.plan
+        digests = {digest for result in results for digest in result.digests}
+        if not all(result.digests for result in results):  # of a service that is too old to return digests
+            digests.add(self.client.model(plan.model, plan.version).digest)
+        if digests - {plan.model_digest}:
+            raise JobRefused(
+                f"the service replaced the file of {plan.model} version {plan.version} during the job; "
+                "--restart begins anew"
+            )
 
     def _results(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Classification | None]]:
         """Yield each batch with its scores, in order; with None if all of its rows are rejects."""

@@ -85,8 +85,8 @@ class ClassifyResponse(google.protobuf.message.Message):
     request_id: builtins.str
     """The `request_id` of the request, or the id that the service generated."""
     digest: builtins.str
-    """SHA-256 of the model file that computed the scores, in hex, as in `Model.digest`. Two files may have had the same
-    name and version. Empty = the service is older than this field.
+    """`Model.digest` of the model file that computed the scores. Two files may have had the same name and version; a client
+    that keeps labels must request them again when the digest changes. Empty = the service is older than this field.
     """
     @property
     def class_index(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
@@ -321,7 +321,10 @@ class Model(google.protobuf.message.Message):
     provider: builtins.str
     """Execution provider of ONNX Runtime that runs the model: CPUExecutionProvider or CUDAExecutionProvider."""
     digest: builtins.str
-    """SHA-256 of the model file, in hex."""
+    """SHA-256 of the model file, in hex; it changes with every file that makes up the model. If the model has external
+    data files, such as model.onnx.data: the SHA-256 of a list. The list has the SHA-256 of the model file, then those
+    of the data files in the order of their paths, each in hex and followed by a line feed.
+    """
     created: builtins.str
     """Time at which the model was exported, RFC 3339; empty if the model file states no time."""
     licence: builtins.str

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import structlog
 
+from ..background import Component, ComponentName
 from ..errors import StartError
 from ..models.arrival import ModelArrival
 from ..models.loader import LoadOptions
@@ -23,6 +24,7 @@ async def wait_for_models(
     the meantime. `addresses` are the open ports, for the log.
     """
     arrival = ModelArrival(path, options)
+    component = Component(ComponentName.MODEL_WATCHER)
     is_waiting = False
     while not stop.requested.done():
         try:
@@ -32,5 +34,7 @@ async def wait_for_models(
             if not is_waiting:
                 log.warning("waiting for a model", cause=str(exc), path=str(path), **addresses)
                 is_waiting = True
+        except Exception as exc:  # for example of a file system that fails for a moment
+            component.record_error(exc)
         await asyncio.wait((stop.requested,), timeout=every_s)
     return None

@@ -7,6 +7,8 @@ from typing import Any
 
 import structlog
 
+from ..background import ComponentName, count_error
+
 
 def set_up(level: str, **context: object) -> None:
     """Log events of `level` (debug, info, warning, error) and above; every event contains `context`."""
@@ -43,4 +45,9 @@ def _capture_standard_logging(level: int, enrich: list[Any], render: list[Any]) 
     logging.captureWarnings(True)
     log = structlog.get_logger()
     sys.excepthook = lambda *exc_info: log.error("unhandled exception", exc_info=exc_info)
-    threading.excepthook = lambda args: log.error("unhandled exception in a thread", exc_info=args[:3])
+
+    def on_thread_exception(args: Any) -> None:
+        count_error(ComponentName.OTHER)
+        log.error("unhandled exception in a thread", exc_info=args[:3])
+
+    threading.excepthook = on_thread_exception

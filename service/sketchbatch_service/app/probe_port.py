@@ -5,10 +5,12 @@ own, because one server cannot tell through which of its ports a call arrived.
 """
 
 import threading
+from functools import partial
 
 from grpc_health.v1 import health_pb2_grpc
 
 from ..api.health import HealthServicer
+from ..background import Component, ComponentName, keep_running
 from ..transport.interface import Server
 from ..transport.selection import Transport, create_server
 
@@ -36,7 +38,10 @@ class ProbePort:
         health_pb2_grpc.add_HealthServicer_to_server(health.for_probes(), self._server)
         self.address = self._server.listen(address, purpose="for probes ")
         self._source = self._server.source
-        self._thread = threading.Thread(target=self._poll, name="probes", daemon=True)
+        self._component = Component(ComponentName.PROBE_PORT)
+        self._stopping = threading.Event()
+        work = partial(keep_running, self._component, self._poll, self._stopping)
+        self._thread = threading.Thread(target=work, name="probes", daemon=True)
 
     async def __aenter__(self) -> "ProbePort":
         """Start to answer health checks."""
@@ -51,9 +56,10 @@ class ProbePort:
         if self._server:
             await self._server.stop(0)
             if self._source:
+                self._stopping.set()
                 self._source.close()
                 self._thread.join()
 
     def _poll(self) -> None:
         while self._source and self._source.poll(blocks=True):
-            pass
+            self._component.record_success()

@@ -1,10 +1,12 @@
 """Run the service: load the models, listen, report SERVING, and drain on a signal."""
 
 import asyncio
+import math
 import os
 import signal
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from ..api.health_monitor import monitor_health
 from ..api.openinference import wire
 from ..api.openinference.servicer import InferenceServicer
 from ..arrays import ROW_BYTES
+from ..background import ComponentName, count_error
 from ..engines.cpu import available_cpus
 from ..engines.cuda import CudaOptions
 from ..errors import ExtraMissing
@@ -29,15 +32,17 @@ from ..models.registry import ModelRegistry
 from ..models.watcher import ModelWatcher
 from ..settings import Settings
 from ..telemetry.exposition import MetricsPort
+from ..telemetry.limits import LimitMonitor, fitting_connections
 from ..telemetry.metrics import ServiceMetrics
 from ..transport import selection
 from ..transport.interface import Authenticator, Server
 from ..transport.tls import TlsFiles, server_credentials
 from ..transport.tokens import TokenFile
+from ..version_policy import VersionPolicy
 from . import lame_duck
 from .first_model import wait_for_models
 from .probe_port import ProbePort
-from .signals import Stop, ignore_signals
+from .signals import Stop
 from .worker import Worker
 
 log = structlog.get_logger()
@@ -51,60 +56,110 @@ machine: docs/decisions/0023."""
 _PENDING_CALLS = 1 << 20  # in practice no limit: --max-connections and --max-calls-per-connection limit the calls
 
 
-async def serve(settings: Settings, worker: Worker = Worker()) -> None:  # noqa: B008 - frozen
-    """Serve until SIGTERM or SIGINT, then finish the accepted requests; raise StartError if the start fails."""
+async def serve(
+    settings: Settings,
+    worker: Worker = Worker(),  # noqa: B008 - frozen
+    *,
+    ends_process: bool = False,
+    late_s: float = LATE_S,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish the accepted requests; raise StartError if the start fails.
+
+    A program may await this on the event loop of its main thread, and cancel it. At the end, the program has its signal
+    handlers back, and no ports or threads of the service. With `ends_process`, the process ends after this call:
+    signals are ignored from then on, and the process exits with code 1 if a thread keeps it alive.
+
+    If a model call has not ended `late_s` seconds after `lame_duck_s` and `drain_s`, this call cannot end either, and
+    the process exits with code 1.
+    """
     log.info("starting", **{k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()})
-    stop = Stop()  # first, to handle signals that arrive while the models load
-    worker.stop_without_supervisor(stop)
+    with Stop(ends_process=ends_process) as stop:  # first, to handle signals that arrive while the models load
+        worker.stop_without_supervisor(stop)
+        late_exit = _LateExit(late_s)
+        try:
+            with _unhandled_errors_counted():
+                await _serve(settings, worker, stop, late_exit)
+        finally:
+            if not ends_process:
+                late_exit.cancel()
+    log.info("stopped", was_hurried=stop.forced.done())
+
+
+async def _serve(settings: Settings, worker: Worker, stop: Stop, late_exit: "_LateExit") -> None:
     transport = selection.choose(settings.transport, warns=worker.number == 1)
     health = HealthServicer([SERVICE.full_name, wire.SERVICE])
     metrics = ServiceMetrics(health, worker=worker.number)
-    metrics_port = MetricsPort("" if worker.supervisor else settings.metrics_address, metrics.collect)
-    metrics_port.start()
     options = _load_options(settings, worker)
-    # The probe port ends last: probes receive NOT_SERVING during the drain.
-    async with ProbePort(health, settings.probe_address, transport, is_shared=worker.count > 1) as probes:
-        ports = {"probe_address": probes.address, "metrics_address": metrics_port.address}
-        models = await _load(settings, options, stop, ports)
-        if models is None:
-            log.info("stopped", was_hurried=stop.forced.done())
-            return
-        servicer = _classifier_servicer(settings, models, worker)
-        inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
-        # Any, because the types of the generated functions accept only grpc's own servers.
-        server: Any = selection.create_server(transport, _channel_options(settings, worker), _authenticator(settings))
-        server.add_generic_rpc_handlers([servicer.handlers()])
-        server.add_generic_rpc_handlers([wire.handlers(inference)])
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        if settings.reflection:
-            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_reflection(), server)
-        address = _listen(server, settings)
-        lame_duck.warn_if_too_short(settings.lame_duck_s, settings.max_connection_age_s)
-        metrics.include(models, server)
-        worker.answer_supervisor(metrics.collect, stop)
-        await server.start()
-        with (
-            models.thread_pool(server.source) as threads,
-            ModelWatcher(settings.model, options, models, threads, every_s=settings.watch_models_s) as watcher,
-        ):
-            await health.serve()
-            served = [f"{m.name}/{m.version} on {m.provider}" for m in models]
-            worker.report(served)
-            event = "SERVING" if worker.count == 1 else "worker ready"
-            log.info(event, address=address, **ports, transport=transport, models=served)
-            monitor = asyncio.create_task(monitor_health(models, health))
+    # The metrics port and the probe port end last: the last scrape includes the counts of the drain, and probes receive
+    # NOT_SERVING during it.
+    with MetricsPort("" if worker.supervisor else settings.metrics_address, metrics.collect) as metrics_port:
+        async with ProbePort(health, settings.probe_address, transport, is_shared=worker.count > 1) as probes:
+            ports = {"probe_address": probes.address, "metrics_address": metrics_port.address}
+            models = await _load(settings, options, stop, ports)
+            if models is None:
+                return
+            servicer = _classifier_servicer(settings, models, worker)
+            inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
+            # Any, because the types of the generated functions accept only grpc's own servers.
+            max_connections = fitting_connections(settings.max_connections)
+            server: Any = selection.create_server(
+                transport,
+                _channel_options(settings, worker, max_connections),
+                _authenticator(settings),
+                max_receive_s=settings.max_receive_s or math.inf,
+            )
+            server.add_generic_rpc_handlers([servicer.handlers()])
+            server.add_generic_rpc_handlers([wire.handlers(inference)])
+            health_pb2_grpc.add_HealthServicer_to_server(health, server)
+            if settings.reflection:
+                reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_reflection(), server)
+            address = _listen(server, settings)
+            lame_duck.warn_if_too_short(settings.lame_duck_s, settings.max_connection_age_s)
+            metrics.include(models, server, max_connections=max_connections)
+            worker.answer_supervisor(metrics.collect, stop)
+            await server.start()
+            with (
+                models.thread_pool(server.source) as threads,
+                ModelWatcher(settings.model, options, models, threads, every_s=settings.watch_models_s) as watcher,
+            ):
+                await health.serve()
+                served = [f"{m.name}/{m.version} on {m.provider}" for m in models]
+                worker.report(served)
+                event = "SERVING" if worker.count == 1 else "worker ready"
+                log.info(event, address=address, **ports, transport=transport, models=served)
+                needed = [*threads.components, *server.components]
+                monitor = asyncio.create_task(monitor_health(models, health, needed=needed))
+                limits = asyncio.create_task(LimitMonitor(server.connections, max_connections).run())
 
-            await _lame_duck(settings, stop, health, server)
-            watcher.stop()
-            monitor.cancel()
-            log.info("draining", drain_s=settings.drain_s)
-            await health.drain()
-            servicer.drain()
-            inference.drain()
-            await server.stop(settings.drain_s, stop.forced)
-            inference.close()
-    ignore_signals()
-    log.info("stopped", was_hurried=stop.forced.done())
+                try:
+                    await _lame_duck(settings, stop, health, server, late_exit)
+                finally:  # also if the program that embeds the service cancels this call
+                    watcher.stop()
+                    monitor.cancel()
+                    limits.cancel()
+                    log.info("draining", drain_s=settings.drain_s)
+                    await health.drain()
+                    servicer.drain()
+                    inference.drain()
+                    await server.stop(settings.drain_s, stop.forced)
+                    inference.close()
+
+
+@contextmanager
+def _unhandled_errors_counted() -> Iterator[None]:
+    """Log and count the exceptions that no task or callback of the event loop handles."""
+    loop = asyncio.get_running_loop()
+    previous = loop.get_exception_handler()
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        count_error(ComponentName.OTHER)
+        log.error("unhandled exception in the event loop", cause=context["message"], exc_info=context.get("exception"))
+
+    loop.set_exception_handler(handle)
+    try:
+        yield
+    finally:
+        loop.set_exception_handler(previous)
 
 
 async def _load(settings: Settings, options: LoadOptions, stop: Stop, ports: dict[str, str]) -> ModelRegistry | None:
@@ -115,11 +170,13 @@ async def _load(settings: Settings, options: LoadOptions, stop: Stop, ports: dic
     return await wait_for_models(settings.model, options, stop, every_s=every_s, **ports)
 
 
-async def _lame_duck(settings: Settings, stop: Stop, health: HealthServicer, server: Server) -> None:
+async def _lame_duck(
+    settings: Settings, stop: Stop, health: HealthServicer, server: Server, late_exit: "_LateExit"
+) -> None:
     """Wait for a stop signal; then answer calls until the clients have found other replicas, as in `lame_duck`."""
     number = await stop.requested
     lame_duck_s = settings.lame_duck_s if number is signal.SIGTERM else 0.0  # after Ctrl-C a person waits for the end
-    threading.Thread(target=_exit_late, args=(lame_duck_s + settings.drain_s + LATE_S,), daemon=True).start()
+    late_exit.start(lame_duck_s + settings.drain_s)
     log.info("stopping", signal=number.name, lame_duck_s=lame_duck_s)
     health.enter_lame_duck()
     admission_s = lame_duck.admission_s(lame_duck_s, settings.max_connection_age_s)
@@ -134,17 +191,37 @@ async def _lame_duck(settings: Settings, stop: Stop, health: HealthServicer, ser
     await stop.forced_within(lame_duck_s - admission_s)
 
 
-def _exit_late(limit_s: float) -> None:
-    """End the process after `limit_s` seconds: a model call that never returns would keep it alive."""
-    time.sleep(limit_s)
-    log.error("model call did not end, exiting without it")
-    os._exit(1)
+class _LateExit:
+    """End the process if the stop takes too long: a model call that never returns would keep the process alive."""
+
+    def __init__(self, late_s: float) -> None:
+        self._late_s = late_s
+        self._is_cancelled = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, stop_s: float) -> None:
+        """End the process `late_s` seconds after a stop that may take `stop_s`, unless `cancel` is called before."""
+        self._thread = threading.Thread(target=self._exit_after, args=(stop_s + self._late_s,), daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Let the process continue."""
+        self._is_cancelled.set()
+        if self._thread:
+            self._thread.join()
+
+    def _exit_after(self, limit_s: float) -> None:
+        if not self._is_cancelled.wait(limit_s):
+            log.error("model call did not end, exiting without it")
+            os._exit(1)
 
 
 def _load_options(settings: Settings, worker: Worker) -> LoadOptions:
     cpus = available_cpus()
     threads = settings.threads or max(1, cpus // worker.count)
     return LoadOptions(
+        versions=VersionPolicy.parse(settings.versions),
+        allows_label_changes=settings.allow_label_changes,
         provider=settings.provider,
         cuda=CudaOptions(device=worker.number - 1, graphs=settings.cuda_graphs, tf32=settings.cuda_tf32),
         threads=threads,
@@ -166,7 +243,7 @@ def _classifier_servicer(settings: Settings, models: ModelRegistry, worker: Work
     return TracedServicer(models, **options).trace(settings.otlp_endpoint)
 
 
-def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]]:
+def _channel_options(settings: Settings, worker: Worker, max_connections: int) -> list[tuple[str, int]]:
     options = [
         # Twice the maximum request: a request that is slightly too large then receives the service's own error, which
         # states the limit. gRPC rejects larger ones unread with RESOURCE_EXHAUSTED.
@@ -180,8 +257,9 @@ def _channel_options(settings: Settings, worker: Worker) -> list[tuple[str, int]
         # A ping detects that a client has vanished; by default, gRPC sends the first one after 2 hours. Without pings,
         # the C core does not notice one in ten thousand connections that break in the middle of a message.
         ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.http2.ping_timeout_ms", 20_000),  # by default, gRPC waits a minute for the answer to a ping
         ("grpc.server_handshake_timeout_ms", 20_000),  # for clients that connect and send nothing
-        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
         # By default, gRPC cancels random calls of a burst of more than 1,000 calls, and no client retries CANCELLED.
         ("grpc.server.max_pending_requests", _PENDING_CALLS),

@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 
+from ..background import Component, ComponentName, keep_running
 from ..errors import StartError
 from .signals import Stop
 
@@ -48,9 +50,12 @@ class Worker:
                 with suppress(EOFError, OSError):
                     while True:
                         pipe.recv()
-                        pipe.send(collect())
+                        pipe.send(collect())  # without an answer, the supervisor reports no metrics of this worker
+                        component.record_success()
                 with suppress(RuntimeError):  # the loop is closed: this worker is ending
                     loop.call_soon_threadsafe(self.stop_without_supervisor, stop)
 
+            component = Component(ComponentName.SUPERVISOR_PIPE)
             # A thread of its own, because `send` blocks while the supervisor does not read.
-            threading.Thread(target=answer, name="supervisor", daemon=True).start()
+            work = partial(keep_running, component, answer, threading.Event())
+            threading.Thread(target=work, name="supervisor", daemon=True).start()

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..arrays import Bitmaps, Scores
-from ..errors import InferenceFailed, Overloaded, ShuttingDown
+from ..errors import DeadlinePassed, InferenceFailed, Overloaded, ShuttingDown
 from .drain_rate import DrainRateEstimator
 from .row_queue import Answer, Request, RowQueue, Slice
 from .statistics import CloseReason, ModelStatistics
@@ -36,7 +36,7 @@ requests behind it; a request that is rejected too early can be retried. Measure
 
 _FAILING_CALLS = 3  # consecutive failed calls after which a model counts as failing: one failure may be chance
 _CLEANUP_INTERVAL_S = 0.05
-"""Least time between two removals of cancelled requests. Under overload, every `submit` would otherwise start one."""
+"""Least time between two removals of cancelled and expired requests. Otherwise every `submit` could start one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +69,10 @@ class Batcher:
         self.statistics = ModelStatistics(clock)
         self._predict = predict
         self._clock = clock
-        self._queue = RowQueue(limits.max_batch_rows, self.statistics.add_failure)
+        self._queue = RowQueue(limits.max_batch_rows)
         self._running_calls = 0
         self._failed_calls = 0  # since the last successful one
-        self._drain_rate = DrainRateEstimator()
+        self._drain_rate = DrainRateEstimator(limits.slots)
         self._cleaned_at = -math.inf  # time of the last removal of cancelled requests
         self._is_closed = False
         self._lock = threading.Lock()  # guards all of the above, and the scores of requests that span several calls
@@ -121,16 +121,19 @@ class Batcher:
             ShuttingDown: The batcher is closed.
         """
         request = Request(bitmaps, expires_at, self._clock())
+        dropped: list[Request] = []
         with self._lock:
             if self._is_closed:
                 raise ShuttingDown("draining: new requests are not accepted")
             reason = self._rejection_reason(request)
-            if reason and self._remove_cancelled(request.queued_at):
+            if reason and (dropped := self._remove_unwanted(request.queued_at)):
                 reason = self._rejection_reason(request)
-            if reason:
-                drain_s = self._queue.rows * self._drain_rate.seconds_per_row
-                raise Overloaded(reason, retry_after_s=drain_s or _DEFAULT_RETRY_S)
-            self._queue.put(request)
+            if not reason:
+                self._queue.put(request)
+            drain_s = self._queue.rows * self._drain_rate.seconds_per_row(request.queued_at)
+        self._drop(dropped)
+        if reason:
+            raise Overloaded(reason, retry_after_s=drain_s or _DEFAULT_RETRY_S)
         self.wake()
         return request.future
 
@@ -142,20 +145,26 @@ class Batcher:
         """
         if not self.has_rows:
             return None
+        dropped: list[Request] = []
         with self._lock:
-            idle_slots = min(idle_slots, self.limits.slots - self._running_calls)
-            if idle_slots < 1:
-                return None
-            now = self._clock()
-            share = max(self.limits.min_split_rows, math.ceil(self._queue.rows / idle_slots))
-            slices = self._queue.take(min(self.limits.max_batch_rows, share), now)
-            if not slices:
-                return None
-            self._running_calls += 1
-            rows, rows_left = sum(len(each.bitmaps) for each in slices), self._queue.rows
-            self._drain_rate.record_start(rows_left, now)
-            is_full = rows == self.limits.max_batch_rows
-            return Batch(self, slices, rows, now, "full" if is_full else "shared" if rows_left else "empty")
+            batch = self._take(idle_slots, dropped)
+        self._drop(dropped)
+        return batch
+
+    def _take(self, idle_slots: int, dropped: list[Request]) -> "Batch | None":
+        idle_slots = min(idle_slots, self.limits.slots - self._running_calls)
+        if idle_slots < 1:
+            return None
+        now = self._clock()
+        share = max(self.limits.min_split_rows, math.ceil(self._queue.rows / idle_slots))
+        slices = self._queue.take(min(self.limits.max_batch_rows, share), now, dropped)
+        rows, rows_left = sum(len(each.bitmaps) for each in slices), self._queue.rows
+        self._drain_rate.record_queue(rows_left, now)
+        if not slices:
+            return None
+        self._running_calls += 1
+        is_full = rows == self.limits.max_batch_rows
+        return Batch(self, slices, rows, now, "full" if is_full else "shared" if rows_left else "empty")
 
     def _rejection_reason(self, request: Request) -> str | None:
         rows = len(request.bitmaps)
@@ -165,18 +174,28 @@ class Batcher:
         if not rows_ahead:
             return None  # an empty queue never rejects on the deadline
         left_s = request.expires_at - request.queued_at
-        needed_s = (rows_ahead + rows) * self._drain_rate.seconds_per_row * _SAFETY_FACTOR
+        needed_s = (rows_ahead + rows) * self._drain_rate.seconds_per_row(request.queued_at) * _SAFETY_FACTOR
         if needed_s <= left_s:
             return None
         return f"too late: {rows_ahead} rows are ahead, about {needed_s:.2f} s; the deadline is in {left_s:.2f} s"
 
-    def _remove_cancelled(self, now: float) -> bool:
-        """Remove cancelled and expired requests; shortly after the last removal, do nothing and return False."""
+    def _remove_unwanted(self, now: float) -> list[Request]:
+        """Remove and return cancelled and expired requests; return none shortly after the last removal."""
         if now < self._cleaned_at + _CLEANUP_INTERVAL_S:
-            return False
+            return []
         self._cleaned_at = now
-        self._queue.remove_cancelled(now)
-        return True
+        dropped = self._queue.remove_unwanted(now)
+        self._drain_rate.record_queue(self._queue.rows, now)
+        return dropped
+
+    def _drop(self, requests: list[Request]) -> None:
+        """Fail and count requests that were removed from the queue. The caller must not hold the lock.
+
+        A request that fails runs its callbacks, which take 6 us: with thousands of requests, callers would wait.
+        """
+        for request in requests:
+            request.fail(DeadlinePassed("the deadline passed while the request was queued"))
+            self.statistics.add_failure(request)
 
     def _run(self, batch: "Batch") -> None:
         slices, started_at = batch.slices, self._clock()

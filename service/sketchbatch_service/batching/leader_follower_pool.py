@@ -16,6 +16,9 @@ Each thread repeats these steps:
 While all slots run model calls, no thread polls, unless `polls_while_saturated` is set: polling takes CPU time from the
 calls. The first thread that finishes its call polls next. Measurements: docs/decisions/0008.
 
+An unexpected exception ends no thread: the thread logs it, waits and repeats the steps (`background`). After three such
+exceptions in a row, one of the `components` is failing, and the health monitor reports NOT_SERVING.
+
 The module does not know gRPC: requests come from a `RequestSource`.
 """
 
@@ -27,6 +30,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol
 
+from ..background import Component, ComponentName
+from ..errors import InferenceFailed
 from .batcher import Batch, Batcher
 
 _POLL_INTERVAL_S = 0.001  # longest time for which waiting rows may keep the threads from polling
@@ -74,6 +79,9 @@ class LeaderFollowerPool:
         self._running_calls = 0
         self._sleeping_threads = 0
         self._is_closed = False
+        self._batches = Component(ComponentName.THREAD_POOL)
+        self._polls = Component(ComponentName.LEADER)
+        self._stopping = threading.Event()  # ends the delay after an exception
         # Guards all of the above. Notified when rows were submitted, when there is no leader, and at the exit.
         self._changed = threading.Condition()
         for batcher in self._batchers:
@@ -95,10 +103,16 @@ class LeaderFollowerPool:
                 self._changed.wait(_EXIT_CHECK_S)
             self._is_closed = True
             self._changed.notify_all()
+        self._stopping.set()
         if self._source:
             self._source.close()
         for thread in self._threads:
             thread.join()
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """Return the components without which no request is answered."""
+        return self._batches, self._polls
 
     def add(self, batcher: Batcher, *, polls_while_saturated: bool) -> None:
         """Run the batches of one more batcher; the number of slots stays the same."""
@@ -119,9 +133,23 @@ class LeaderFollowerPool:
                 self._changed.notify()
 
     def _work(self) -> None:
-        while task := self._next_task():
-            task()
-            del task  # otherwise a sleeping thread would keep the rows and requests of its last batch alive
+        while True:
+            task = None  # otherwise a sleeping thread would keep the rows and requests of its last batch alive
+            try:
+                task = self._next_task()
+                if task is None:
+                    return
+                task()
+            except BaseException as exc:  # a thread that ended would be missing for good
+                self._resign()
+                self._stopping.wait(self._batches.record_error(exc))
+
+    def _resign(self) -> None:
+        """Let another thread poll, if this thread is the leader."""
+        with self._changed:
+            if self._leader == threading.get_ident():
+                self._leader = None
+                self._changed.notify()
 
     def _next_task(self) -> Callable[[], None] | None:
         """Return the next step of this thread, after sleeping until there is one; None = the pool is closed."""
@@ -173,13 +201,29 @@ class LeaderFollowerPool:
         return any(batcher.has_rows for batcher in self._batchers)
 
     def _run(self, batch: Batch) -> None:
-        batch.run()
-        with self._changed:
-            self._running_calls -= 1
+        try:
+            batch.run()
+        except BaseException as exc:
+            for each in batch.slices:  # settled requests keep their result; the others would wait for ever
+                error = InferenceFailed("the service failed after the model call")
+                error.__cause__ = exc
+                each.request.fail(error)
+            raise
+        finally:
+            with self._changed:
+                self._running_calls -= 1
+        self._batches.record_success()
 
     def _poll(self, *, blocks: bool) -> None:
+        """Poll as the leader; after an exception, keep the role during the delay, so that no thread polls in it."""
         assert self._source
-        is_open = self._source.poll(blocks=blocks)
+        try:
+            is_open = self._source.poll(blocks=blocks)
+        except BaseException as exc:
+            self._stopping.wait(self._polls.record_error(exc))
+            is_open = not self._is_closed
+        else:
+            self._polls.record_success()
         self._polled_at = self._clock()
         if not is_open:
             with self._changed:

@@ -6,7 +6,6 @@ progress however many single drawings arrive. Not thread-safe: the batcher calls
 """
 
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..arrays import Bitmaps, Scores
-from ..errors import DeadlinePassed, ServiceError
+from ..errors import ServiceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +46,8 @@ class Request:
         return len(self.bitmaps) - self.taken_rows
 
     def is_worth_running(self, now: float) -> bool:
-        """Return False if the request was cancelled, has failed or is expired; fail an expired request."""
-        if now >= self.expires_at:
-            self.fail(DeadlinePassed("the deadline passed while the request was queued"))
-        return not self.future.done()
+        """Return False if the request was cancelled, has failed or is expired."""
+        return now < self.expires_at and not self.future.done()
 
     def take(self, rows: int, now: float) -> "Slice":
         """Return the next `rows` rows for a model call."""
@@ -96,13 +93,13 @@ class Slice:
 class RowQueue:
     """Queue small requests (up to `small_rows` rows) and large requests separately.
 
-    `on_drop` is called with each request that is removed because it was cancelled, has failed or is expired.
+    Requests that were cancelled, have failed or are expired are removed, and returned to the caller.
     """
 
-    def __init__(self, small_rows: int, on_drop: Callable[[Request], None]) -> None:
+    def __init__(self, small_rows: int) -> None:
         self._small_rows = small_rows
-        self._small = _Fifo(on_drop)
-        self._large = _Fifo(on_drop)
+        self._small = _Fifo()
+        self._large = _Fifo()
 
     @property
     def rows(self) -> int:
@@ -112,61 +109,61 @@ class RowQueue:
     def rows_ahead_of(self, rows: int) -> int:
         """Return how many waiting rows would run before the last row of a new request of `rows` rows."""
         own, other = (self._small, self._large) if rows <= self._small_rows else (self._large, self._small)
-        # Each kind gets half of every call, so at most an equal number of rows of the other kind runs meanwhile.
+        # Small and large requests each get half of every batch. So until these rows have run, at most as many rows of
+        # the other queue run.
         return own.rows + min(own.rows + rows, other.rows)
 
     def put(self, request: Request) -> None:
         """Append a request to its FIFO queue."""
         (self._small if len(request.bitmaps) <= self._small_rows else self._large).put(request)
 
-    def take(self, max_rows: int, now: float) -> list[Slice]:
-        """Take up to `max_rows` rows for one model call; drop requests that are not worth running."""
+    def take(self, max_rows: int, now: float, dropped: list[Request]) -> list[Slice]:
+        """Take up to `max_rows` rows for one model call; append removed requests to `dropped`."""
         for_small = (max_rows + 1) // 2 if self._large.rows else max_rows
-        slices = self._small.take(for_small, now)
-        slices += self._large.take(max_rows - _count_rows(slices), now)
-        return slices + self._small.take(max_rows - _count_rows(slices), now)
+        slices = self._small.take(for_small, now, dropped)
+        slices += self._large.take(max_rows - _count_rows(slices), now, dropped)
+        return slices + self._small.take(max_rows - _count_rows(slices), now, dropped)
 
-    def remove_cancelled(self, now: float) -> None:
-        """Drop all cancelled, failed and expired requests, at any position."""
-        self._small.remove_cancelled(now)
-        self._large.remove_cancelled(now)
+    def remove_unwanted(self, now: float) -> list[Request]:
+        """Remove and return all cancelled, failed and expired requests, at any position."""
+        return self._small.remove_unwanted(now) + self._large.remove_unwanted(now)
 
 
 class _Fifo:
     """The FIFO queue of the small or of the large requests; it also counts their waiting rows."""
 
-    def __init__(self, on_drop: Callable[[Request], None]) -> None:
+    def __init__(self) -> None:
         self.rows = 0  # that no model call has taken yet
         self._requests: deque[Request] = deque()
-        self._on_drop = on_drop
 
     def put(self, request: Request) -> None:
         self._requests.append(request)
         self.rows += len(request.bitmaps)
 
-    def take(self, max_rows: int, now: float) -> list[Slice]:
+    def take(self, max_rows: int, now: float, dropped: list[Request]) -> list[Slice]:
         slices: list[Slice] = []
         while self._requests and max_rows:
             request = self._requests[0]
-            is_wanted = self._is_wanted(request, now)
+            is_wanted = request.is_worth_running(now)
             rows = min(max_rows, request.waiting_rows) if is_wanted else request.waiting_rows
             self.rows -= rows
             if is_wanted:
                 slices.append(request.take(rows, now))
                 max_rows -= rows
+            else:
+                dropped.append(request)
             if not is_wanted or not request.waiting_rows:
                 self._requests.popleft()
         return slices
 
-    def remove_cancelled(self, now: float) -> None:
-        self._requests = deque(request for request in self._requests if self._is_wanted(request, now))
-        self.rows = sum(request.waiting_rows for request in self._requests)
-
-    def _is_wanted(self, request: Request, now: float) -> bool:
-        is_wanted = request.is_worth_running(now)
-        if not is_wanted:
-            self._on_drop(request)
-        return is_wanted
+    def remove_unwanted(self, now: float) -> list[Request]:
+        kept: deque[Request] = deque()
+        dropped: list[Request] = []
+        for request in self._requests:
+            (kept if request.is_worth_running(now) else dropped).append(request)
+        self._requests = kept
+        self.rows -= sum(request.waiting_rows for request in dropped)
+        return dropped
 
 
 def _count_rows(slices: list[Slice]) -> int:

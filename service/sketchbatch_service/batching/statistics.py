@@ -9,9 +9,8 @@ import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 from .row_queue import Request
 
@@ -51,6 +50,10 @@ class Histogram:
         """Return the sum of all buckets."""
         return Duration(sum(self.counts), self.seconds)
 
+    def copy(self) -> "Histogram":
+        """Return a copy that later events do not change."""
+        return Histogram(self.counts.copy(), self.seconds)
+
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
@@ -64,12 +67,26 @@ class Counts:
     inference: Duration = field(default_factory=Duration)  # answered requests: seconds in their model calls
     decoding_s: float = 0.0  # seconds to decode messages to bitmaps
     encoding: Histogram = field(default_factory=Histogram)  # answered requests: seconds to encode the response
-    calls: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))  # successful calls by rows
+    calls: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))  # successful model calls by rows
+    calls_s: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))  # their seconds, by rows
     call_times: Histogram = field(default_factory=Histogram)  # successful model calls
     assembling: Histogram = field(default_factory=Histogram)  # successful model calls: seconds to copy their rows
     # Model calls, failed ones included, by the reason for which their batch got no more rows:
     closed: Counter[CloseReason] = field(default_factory=lambda: Counter(dict.fromkeys(get_args(CloseReason), 0)))
     broken_calls: int = 0  # failed model calls
+
+    def copy(self) -> "Counts":
+        """Return a copy that later counts do not change."""
+        return replace(self, **{name: copy(getattr(self, name)) for name, copy in _COPY.items()})
+
+
+_COPY: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("success", "fail", "inference"), replace),
+    **dict.fromkeys(("queue", "encoding", "call_times", "assembling"), Histogram.copy),
+    **dict.fromkeys(("calls", "calls_s"), defaultdict.copy),
+    "closed": Counter.copy,
+}
+"""How to copy each field of `Counts` that can change; `copy.deepcopy` takes fifty times as long."""
 
 
 class ModelStatistics:
@@ -83,7 +100,7 @@ class ModelStatistics:
     def counts(self) -> Counts:
         """Return a copy of the current counts."""
         with self._lock:
-            return deepcopy(self._counts)
+            return self._counts.copy()
 
     def add_call(
         self, rows: int, completed: list[Request], *, reason: CloseReason, assembling_s: float, inference_s: float
@@ -92,7 +109,8 @@ class ModelStatistics:
         now = self._clock()
         with self._lock:
             counts = self._counts
-            counts.calls[rows].add(inference_s)
+            counts.calls[rows] += 1
+            counts.calls_s[rows] += inference_s
             counts.call_times.add(inference_s)
             counts.assembling.add(assembling_s)
             counts.closed[reason] += 1

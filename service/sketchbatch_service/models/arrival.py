@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import ModelRefused, StartError
-from .loader import LoadOptions, LoadResult, find_models, log_refusal, to_registry, try_load
+from .loader import LoadOptions, LoadResult, find_models, load_selected, log_refusal, to_registry, try_load
 from .registry import ModelRegistry
 from .repository import ModelFile
 
@@ -14,27 +14,31 @@ class ModelArrival:
     def __init__(self, path: Path, options: LoadOptions) -> None:
         self._path = path
         self._options = options
-        self._last_found: list[ModelFile] | None = None  # None = before the first scan
+        self._last_found: set[ModelFile] | None = None  # None = before the first scan
         self._results: dict[ModelFile, LoadResult] = {}
 
     def scan(self) -> ModelRegistry:
         """Load the files that have arrived, and return all models; each file is loaded, or refused and logged, once.
 
-        After the first scan, a file is loaded when two scans in a row find it unchanged, because its copy may be
-        unfinished until then. A call takes as long as the models need to load.
+        Files that the version policy excludes are not loaded. After the first scan, a file is loaded when two scans in
+        a row find it unchanged, because its copy may be unfinished until then. A call takes as long as the models need
+        to load.
 
         Raises:
-            StartError: There is no model yet, or none that can be the default.
+            StartError: There is no model yet, none that can be the default, or none that the version policy names.
         """
-        last_found, self._last_found = self._last_found, []
-        files = self._last_found = find_models(self._path)
+        last_found, self._last_found = self._last_found, set()
+        files = find_models(self._path)
+        self._last_found = set(files)
         arrived = files if last_found is None else [file for file in files if file in last_found]
         if not arrived:
             raise ModelRefused(f"{self._path}: the model files may be unfinished")
-        self._results = {file: self._results.get(file) or self._load(file) for file in arrived}
-        return to_registry(self._results, self._options.default_model or files[0].name)
+        self._results, excluded = load_selected(arrived, self._options.versions, self._load_once)
+        return to_registry(self._results, excluded, self._options.default_model or files[0].name)
 
-    def _load(self, file: ModelFile) -> LoadResult:
+    def _load_once(self, file: ModelFile) -> LoadResult:
+        if known := self._results.get(file):
+            return known
         result = try_load(file, self._options)
         if isinstance(result, StartError) and file.is_unchanged():  # the next scan finds a changed file as a new one
             log_refusal(file, result)

@@ -13,6 +13,7 @@ import onnxruntime as ort
 
 from ..arrays import ROW_SHAPE
 from ..errors import ModelRefused
+from .external_data import locations
 
 _MAX_DEPTH = 16  # levels of nested JSON values; protobuf's parsers allow about 30
 _ONNX_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -28,7 +29,7 @@ class Artifact:
     created: str  # RFC 3339
     licence: str
     metrics: dict[str, Any]  # from training
-    digest: str  # SHA-256 of the file, in hex
+    digest: str  # see `digest_of`
 
 
 def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
@@ -54,8 +55,20 @@ def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of the file at `path`, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Return the digest of the model file at `path` and of its external data, in hex.
+
+    The digest is the SHA-256 of the file. If the model has external data files, it is the SHA-256 of a list: the
+    SHA-256 of the model file, then the SHA-256 of each data file in the order of their paths, each with a line feed.
+    """
+    model = path.read_bytes()
+    own = hashlib.sha256(model).hexdigest()
+    data = [_sha256(path.parent / location) for location in locations(model)]
+    return hashlib.sha256("".join(f"{each}\n" for each in (own, *data)).encode()).hexdigest() if data else own
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_input(path: Path, session: ort.InferenceSession) -> None:

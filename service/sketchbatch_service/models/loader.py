@@ -4,7 +4,7 @@ Flow of a file: ONNX Runtime on the CPU -> `artifact` checks its signature -> an
 a check of its scores. The service loads files at its start; `watcher` loads files while it runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,9 +19,11 @@ from ..engines.cuda import CudaEngine, CudaOptions, open_on_cuda
 from ..engines.cuda_device import is_built_in
 from ..engines.parity import Reference, random_drawings
 from ..errors import ModelRefused, ProviderMissing, StartError
+from ..version_policy import VersionPolicy
 from .artifact import read_artifact
-from .registry import ModelRegistry, RefusedFile, ServedModel
+from .registry import ExcludedFile, ModelRegistry, RefusedFile, ServedModel
 from .repository import ModelFile, find
+from .selection import select, unmet
 
 log = structlog.get_logger()
 
@@ -34,8 +36,10 @@ _SUM_TOLERANCE = 1e-2  # for the sum of a row's scores: the tolerance for float1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How to run the models."""
+    """Which models to load, and how to run them."""
 
+    versions: VersionPolicy = field(default_factory=VersionPolicy)  # of a repository
+    allows_label_changes: bool = False  # whether a file may replace another one of its version that has other labels
     provider: Provider = "auto"  # `auto` uses CUDA if CUDA works, otherwise the CPU
     cuda: CudaOptions = field(default_factory=CudaOptions)
     threads: int = 0  # CPUs for model calls; 0 = all that this process may use
@@ -46,15 +50,15 @@ class LoadOptions:
 
 
 def load_models(path: Path, options: LoadOptions) -> ModelRegistry:
-    """Load every model at `path`; refuse files that do not fit, if some version of the default model fits.
+    """Load the versions of the policy at `path`; refuse files that do not fit, if a version of the default model fits.
 
     Raises:
-        ModelRefused: There is no model, or none that can be the default.
+        ModelRefused: There is no model, none that can be the default, or none that the version policy names.
         ProviderMissing: `options.provider` is `cuda`, and CUDA does not work; the message has the reason.
     """
     files = find_models(path)
-    results = {file: try_load(file, options) for file in files}
-    models = to_registry(results, options.default_model or files[0].name)
+    results, excluded = load_selected(files, options.versions, lambda file: try_load(file, options))
+    models = to_registry(results, excluded, options.default_model or files[0].name)
     for file, result in results.items():
         if isinstance(result, StartError):
             log_refusal(file, result)
@@ -73,6 +77,26 @@ def find_models(path: Path) -> list[ModelFile]:
     return files
 
 
+def load_selected(
+    files: list[ModelFile], policy: VersionPolicy, load_file: Callable[[ModelFile], LoadResult]
+) -> tuple[dict[ModelFile, LoadResult], list[ExcludedFile]]:
+    """Return the results of `load_file` for the files that the policy includes, and the excluded files.
+
+    Raises:
+        ModelRefused: No file has a model or a version that the policy names.
+    """
+    if problem := next(unmet(files, policy), None):
+        raise ModelRefused(problem)
+    results: dict[ModelFile, LoadResult] = {}
+
+    def serve(file: ModelFile) -> bool:
+        results[file] = load_file(file)
+        return isinstance(results[file], ServedModel)
+
+    excluded = select(files, policy, serve)
+    return results, excluded
+
+
 def try_load(file: ModelFile, options: LoadOptions) -> LoadResult:
     """Load a file as `load` does; return the error if the file is refused."""
     try:
@@ -81,8 +105,10 @@ def try_load(file: ModelFile, options: LoadOptions) -> LoadResult:
         return exc
 
 
-def to_registry(results: Mapping[ModelFile, LoadResult], default: str) -> ModelRegistry:
-    """Return a registry of the loaded and the refused files.
+def to_registry(
+    results: Mapping[ModelFile, LoadResult], excluded: Iterable[ExcludedFile], default: str
+) -> ModelRegistry:
+    """Return a registry of the loaded, the refused and the excluded files.
 
     `default` is the name of the default model; the default model of a single file has the name in that file.
 
@@ -97,7 +123,7 @@ def to_registry(results: Mapping[ModelFile, LoadResult], default: str) -> ModelR
         if not served or (file.name == default and not has_default):
             raise error
     refused = [RefusedFile(file.name, file.version, file, str(error)) for file, error in errors.items()]
-    return ModelRegistry(served, default, refused)
+    return ModelRegistry(served, default, refused, excluded)
 
 
 def log_refusal(file: ModelFile, error: StartError) -> None:

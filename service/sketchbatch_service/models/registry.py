@@ -7,6 +7,7 @@ creates the models, `watcher` replaces them.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ..batching.batcher import Batcher
@@ -38,23 +39,37 @@ class ServedModel:
 class RefusedFile:
     """A model file that is not served."""
 
-    name: str  # of the model that the file would serve or replace
+    name: str  # of the model that is served instead; if there is none, the name of the folder
     version: str
     file: ModelFile
     cause: str  # one line for the operator; may contain paths, so clients must not receive it
+
+
+@dataclass(frozen=True, slots=True)
+class ExcludedFile:
+    """A model file of the repository that the version policy excludes: it is neither loaded nor read."""
+
+    name: str
+    version: str
+    path: Path
+    rule: str  # the part of --versions that excludes it
 
 
 class ModelRegistry:
     """Hold the served models. Any thread may read; one thread at a time may call `put`."""
 
     def __init__(
-        self, models: Iterable[ServedModel], default_model: str = "", refused: Iterable[RefusedFile] = ()
+        self,
+        models: Iterable[ServedModel],
+        default_model: str = "",
+        refused: Iterable[RefusedFile] = (),
+        excluded: Iterable[ExcludedFile] = (),
     ) -> None:
         """Create the registry; raise ModelRefused if no model is named `default_model` ("" = the first by name)."""
         self.on_change: Callable[[], object] = lambda: None  # called after `put`, on the same thread
         models = list(models)
         self.default_model = default_model or min(model.name for model in models)
-        snapshot = self._snapshot = _Snapshot.of(models, refused, self.default_model)
+        snapshot = self._snapshot = _Snapshot.of(models, refused, excluded, self.default_model)
         self.loads: Counter[LoadOutcome] = Counter({"served": len(snapshot.models), "refused": len(snapshot.refused)})
         """Files loaded since the start, by outcome."""
 
@@ -64,12 +79,23 @@ class ModelRegistry:
 
     @property
     def refused(self) -> tuple[RefusedFile, ...]:
-        """Return the existing files that are not served."""
+        """Return the existing files that are not served, because they do not fit."""
         return self._snapshot.refused
 
-    def put(self, models: Iterable[ServedModel], refused: Iterable[RefusedFile]) -> None:
+    @property
+    def excluded(self) -> tuple[ExcludedFile, ...]:
+        """Return the existing files that are not loaded, because of the version policy."""
+        return self._snapshot.excluded
+
+    def put(
+        self,
+        models: Iterable[ServedModel],
+        refused: Iterable[RefusedFile],
+        excluded: Iterable[ExcludedFile] | None = None,  # None = as before, except files that were loaded or refused
+    ) -> None:
         """Replace all models at once; raise ModelRefused, without a change, if none has the default model's name."""
-        self._snapshot = _Snapshot.of(models, refused, self.default_model)
+        excluded = self.excluded if excluded is None else excluded
+        self._snapshot = _Snapshot.of(models, refused, excluded, self.default_model)
         self.on_change()
 
     def thread_pool(self, source: RequestSource | None = None) -> LeaderFollowerPool:
@@ -88,7 +114,8 @@ class ModelRegistry:
             return model
         wanted = f"{name[:100] or self.default_model!r}"
         wanted += f" version {version[:100]!r}" if version else ""
-        raise ModelNotFound(f"no model {wanted}; there are: {snapshot.listed()}")
+        why = snapshot.why_not_served(name or self.default_model, version)
+        raise ModelNotFound(f"no model {wanted}{why}; there are: {snapshot.listed()}")
 
     def versions(self, name: str) -> list[str]:
         """Return the versions served under `name`, newest first."""
@@ -101,24 +128,41 @@ class _Snapshot:
 
     models: tuple[ServedModel, ...]  # in the order of `ModelRegistry.__iter__`
     refused: tuple[RefusedFile, ...]
+    excluded: tuple[ExcludedFile, ...]
     # By name and version, as a request states them: name "" is the default model, version "" the newest version.
     by_key: dict[tuple[str, str], ServedModel]
 
     @classmethod
-    def of(cls, models: Iterable[ServedModel], refused: Iterable[RefusedFile], default: str) -> "_Snapshot":
+    def of(
+        cls,
+        models: Iterable[ServedModel],
+        refused: Iterable[RefusedFile],
+        excluded: Iterable[ExcludedFile],
+        default: str,
+    ) -> "_Snapshot":
         ordered = tuple(sorted(models, key=lambda m: (m.name != default, m.name, -int(m.version))))
         by_key: dict[tuple[str, str], ServedModel] = {}
         for model in ordered:
             for name in (model.name, "") if model.name == default else (model.name,):
                 by_key[name, model.version] = model
                 by_key.setdefault((name, ""), model)
-        snapshot = cls(ordered, tuple(refused), by_key)
+        refused = tuple(refused)
+        tried = {model.file.path for model in ordered if model.file} | {each.file.path for each in refused}
+        snapshot = cls(ordered, refused, tuple(file for file in excluded if file.path not in tried), by_key)
         if ("", "") not in by_key:
             raise ModelRefused(f"no model {default!r} to be the default; there are: {snapshot.listed()}")
         return snapshot
 
     def versions(self, name: str) -> list[str]:
         return [model.version for model in self.models if model.name == name]
+
+    def why_not_served(self, name: str, version: str) -> str:
+        """Return why an existing version is not served, to be added to an error message; "" if it does not exist."""
+        for excluded in self.excluded:
+            if (excluded.name, excluded.version) == (name, version):
+                return f": --versions {excluded.rule} excludes it"
+        is_refused = any((refused.name, refused.version) == (name, version) for refused in self.refused)
+        return ": its file is refused" if is_refused else ""
 
     def listed(self) -> str:
         names = dict.fromkeys(model.name for model in self.models)

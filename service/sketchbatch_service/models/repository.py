@@ -1,7 +1,8 @@
 """Find model files: a single model.onnx, or a repository NAME/VERSION/model.onnx in which VERSION is a number.
 
 Names that begin with a dot are skipped: Kubernetes keeps the targets of its links under such names, and people keep
-unfinished copies there. The module does not know what a model file contains.
+unfinished copies there. The module does not know what a model file contains: every file next to it may contain a part
+of its weights.
 """
 
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ class ModelFile:
     name: str  # model name, from the folder; empty for a single file, because its metadata contain the name
     version: str  # from the folder; empty for a single file
     stamp: FileStamp
+    neighbours: tuple[tuple[str, FileStamp], ...] = ()
+    """Names and stamps of the other files in its folder of the repository. For a single file: of the files in its
+    folder whose names begin with its own name."""
 
     def is_unchanged(self) -> bool:
-        """Return whether the path still holds the same file."""
-        return read_stamp(self.path) == self.stamp
+        """Return whether the path still holds the same file, with the same files next to it."""
+        return _file(self.path, self.name, self.version) == [self]
 
 
 def find(path: Path) -> list[ModelFile]:
@@ -46,4 +50,10 @@ def _entries(folder: Path) -> list[Path]:
 
 def _file(path: Path, name: str, version: str) -> list[ModelFile]:
     stamp = read_stamp(path)
-    return [ModelFile(path, name, version, stamp)] if stamp else []
+    return [ModelFile(path, name, version, stamp, _neighbours(path, "" if name else path.name))] if stamp else []
+
+
+def _neighbours(path: Path, prefix: str) -> tuple[tuple[str, FileStamp], ...]:
+    """Return the names and stamps of the other files in the folder of `path` whose names begin with `prefix`."""
+    others = [each for each in _entries(path.parent) if each.name.startswith(prefix) and each.name != path.name]
+    return tuple((each.name, stamp) for each in others if (stamp := read_stamp(each)))

@@ -2,7 +2,8 @@
 
 Flow of a new file: found -> found unchanged by the next scan -> loaded, warmed up and checked on this thread, while the
 served models run -> activated for all later requests, or refused. Flow of a removed file: not found by two scans ->
-later requests do not find its model -> the queued rows run -> the model is unloaded.
+later requests do not find its model -> the queued rows run -> the model is unloaded. If a new version is activated and
+the version policy then excludes an older one, the older one is retired like the model of a removed file.
 
 The module scans because NFS and the links of a ConfigMap give no notice of a change.
 """
@@ -16,12 +17,15 @@ from pathlib import Path
 
 import structlog
 
+from ..background import Component, ComponentName, keep_running
 from ..batching.leader_follower_pool import LeaderFollowerPool
-from ..errors import ModelRefused, StartError
+from ..errors import StartError
 from .artifact import digest_of
 from .loader import LoadOptions, load, may_use_cuda
-from .registry import ModelRegistry, RefusedFile, ServedModel
+from .registry import ExcludedFile, ModelRegistry, RefusedFile, ServedModel
+from .replacement import check_replacement
 from .repository import ModelFile, find
+from .selection import select, unmet
 
 log = structlog.get_logger()
 
@@ -56,8 +60,10 @@ class ModelWatcher:
         self._late_s = late_s
         self._last_found = {model.file.path: model.file for model in models if model.file}
         self._retired: list[tuple[ServedModel, float]] = []  # with the time of retiring, time.monotonic seconds
-        self._last_warning: object = None  # None = the last scan had none
+        self._warnings: set[str] = set()  # of the last scan
+        self._last_warnings: set[str] = set()  # of the scan before it
         self._stopping = threading.Event()
+        self._component = Component(ComponentName.MODEL_WATCHER)
         self._thread = threading.Thread(target=self._run, name="model-watcher", daemon=True)
 
     def __enter__(self) -> "ModelWatcher":
@@ -75,12 +81,13 @@ class ModelWatcher:
         self._stopping.set()
 
     def scan(self) -> None:
-        """Scan once; load each new or changed file, and retire the model of each missing file.
+        """Scan once; load each new or changed file, and retire the model of each missing or excluded file.
 
         A new or changed file is loaded when two consecutive scans have found it in the same state. A file is missing
-        when two consecutive scans have not found it.
+        when two consecutive scans have not found it. Files that the version policy excludes are only listed.
         """
         self._unload_retired()
+        self._last_warnings, self._warnings = self._warnings, set()
         try:
             found = {file.path: file for file in find(self._path)}
         except OSError as exc:
@@ -90,22 +97,41 @@ class ModelWatcher:
             self._warn_once("no model found, served models stay", path=str(self._path))
             return
         last_found, self._last_found = self._last_found, found
-        for path, file in found.items():
-            if not self._is_settled(file) and not self._stopping.is_set():
-                if last_found.get(path) == file:
-                    self._load(file)
-                else:
-                    log.info("model found", file=str(file.path))
+
+        def serve(file: ModelFile) -> bool:
+            if file.path in found:
+                self._update(file, is_unchanged=last_found.get(file.path) == file)
+            return self._model_of(file.path) is not None
+
+        present = {**last_found, **found}
+        excluded = select(present.values(), self._options.versions, serve)
         known = {each.file.path for each in (*self._models, *self._models.refused) if each.file}
-        self._remove(known - {*found} - {*last_found})
+        self._remove(known - {*present})
+        self._exclude(excluded)
+        for problem in unmet(present.values(), self._options.versions):
+            self._warn_once("a version or model that --versions names is missing", cause=problem)
 
     def _run(self) -> None:
-        _lower_priority(self._options)
+        """Scan until `stop`. Health ignores errors: the served models stay right, and new files are found later."""
+        try:
+            _lower_priority(self._options)
+        except OSError as exc:  # forbidden in a sandbox; the thread then competes with the requests for the processor
+            self._component.record_error(exc)
+        keep_running(self._component, self._scan_regularly, self._stopping)
+
+    def _scan_regularly(self) -> None:
         while not self._stopping.wait(self._every_s):
-            try:
-                self.scan()
-            except Exception:  # the thread must continue: the next scan may succeed
-                log.exception("model scan failed")
+            self.scan()
+            self._component.record_success()
+
+    def _update(self, file: ModelFile, *, is_unchanged: bool) -> None:
+        """Load a new or changed file if it `is_unchanged` since the last scan, otherwise wait for the next scan."""
+        if self._is_settled(file) or self._stopping.is_set():
+            return
+        if is_unchanged:
+            self._load(file)
+        else:
+            log.info("model found", file=str(file.path))
 
     def _is_settled(self, file: ModelFile) -> bool:
         """Return whether this file, unchanged, is served or was refused."""
@@ -114,16 +140,19 @@ class ModelWatcher:
                 return refused.file == file
         return any(model.file == file for model in self._models)
 
+    def _model_of(self, path: Path) -> ServedModel | None:
+        return next((model for model in self._models if model.file and model.file.path == path), None)
+
     def _load(self, file: ModelFile) -> None:
         """Load a file and activate its model in place of the one from the same path, or refuse the file."""
-        old = next((model for model in self._models if model.file and model.file.path == file.path), None)
+        old = self._model_of(file.path)
         started_at = time.monotonic()
         try:
             if old and digest_of(file.path) == old.artifact.digest:  # same bytes, for example after `touch`
                 new = replace(old, file=file)
             else:
                 new = load(file, self._options)
-                self._check_name(new, old)
+                self._check(new, old)
         except Exception as exc:  # ONNX Runtime and a failing disk raise other types; the operator must see the cause
             if file.is_unchanged():  # a file that is still being written is found again by the next scan
                 self._refuse(file, old, exc)
@@ -131,11 +160,10 @@ class ModelWatcher:
         if not self._stopping.is_set():
             self._activate(new, old, load_s=round(time.monotonic() - started_at, 3))
 
-    def _check_name(self, new: ServedModel, old: ServedModel | None) -> None:
-        """Refuse a new name for the default model: requests without a name would silently use another model."""
-        default = self._models.default_model
-        if old and old.name == default != new.name:
-            raise ModelRefused(f"{new.file and new.file.path}: must be named {default!r} as before, got {new.name!r}")
+    def _check(self, new: ServedModel, old: ServedModel | None) -> None:
+        if old:
+            allows = self._options.allows_label_changes
+            check_replacement(new, old, default_model=self._models.default_model, allows_label_changes=allows)
 
     def _activate(self, new: ServedModel, old: ServedModel | None, load_s: float) -> None:
         assert new.file
@@ -162,7 +190,6 @@ class ModelWatcher:
     def _remove(self, missing: set[Path]) -> None:
         """Retire the models of removed files, except the last version of the default model."""
         if not missing:
-            self._last_warning = None
             return
         refused = self._refused_except(missing)
         removed = [model for model in self._models if model.file and model.file.path in missing]
@@ -174,6 +201,16 @@ class ModelWatcher:
         if removed or len(refused) < len(self._models.refused):
             self._models.put([model for model in self._models if model not in removed], refused)
         self._retire(removed, "removed")
+
+    def _exclude(self, excluded: list[ExcludedFile]) -> None:
+        """Retire the models that the version policy excludes; refused files that it excludes are no longer refused."""
+        if tuple(excluded) == self._models.excluded:
+            return
+        paths = {file.path for file in excluded}
+        retired = [model for model in self._models if model.file and model.file.path in paths]
+        served = [model for model in self._models if model not in retired]
+        self._models.put(served, self._refused_except(paths), excluded)
+        self._retire(retired, "excluded by --versions")
 
     def _refused_except(self, paths: set[Path]) -> list[RefusedFile]:
         return [refused for refused in self._models.refused if refused.file.path not in paths]
@@ -193,8 +230,10 @@ class ModelWatcher:
                 log.info("model unloaded", model=model.name, version=model.version)
 
     def _warn_once(self, event: str, **fields: object) -> None:
-        if self._last_warning != (event, fields):
-            self._last_warning = (event, fields)
+        """Log a warning, unless the last scan had the same one."""
+        warning = f"{event} {fields}"
+        self._warnings.add(warning)
+        if warning not in self._last_warnings:
             log.warning(event, **fields)
 
 

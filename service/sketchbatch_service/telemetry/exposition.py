@@ -1,11 +1,15 @@
 """Serve metrics to Prometheus over HTTP, on a separate port and separate threads."""
 
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import structlog
@@ -13,34 +17,67 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import Metric
 
 from ..address import HostPort
+from ..background import Component, ComponentName, keep_running
 from ..errors import AddressUnusable
 
 log = structlog.get_logger()
 
 
 class MetricsPort:
-    """HTTP server for metrics; without an address it does nothing, and `address` is empty."""
+    """HTTP server for metrics, as a context manager; without an address it does nothing, and `address` is empty.
+
+    Health ignores its errors: Prometheus reports a scrape that fails.
+    """
 
     def __init__(self, address: str, collect: Callable[[], Iterable[Metric]]) -> None:
         """Bind HOST:PORT, or raise AddressUnusable. Several threads call `collect` concurrently."""
         self.address = address
+        self._server: _Server | None = None
         if not address:
             return
+        self._collect = collect
+        self._component = Component(ComponentName.METRICS_PORT)
+        self._closing = threading.Event()
         registry = CollectorRegistry(auto_describe=False)
-        self.collect = collect  # the registry calls the method of this name
         registry.register(self)
         wanted = HostPort.parse(address)
         try:
-            self._server = _Server(*wanted.resolve())
+            self._server = _Server(*wanted.resolve(), component=self._component, closing=self._closing)
         except OSError as exc:
             raise AddressUnusable(f"cannot listen for metrics on {address}: {exc.strerror}") from exc
-        self._server.set_app(_reject_bad_headers(make_wsgi_app(registry)))
+        self._server.set_app(_answer_errors(make_wsgi_app(registry)))
         self.address = str(replace(wanted, port=self._server.server_port))
+        work = partial(keep_running, self._component, self._answer_scrapes, self._closing)
+        self._thread = threading.Thread(target=work, name="metrics", daemon=True)
 
-    def start(self) -> None:
-        """Answer scrapes until the process ends, so that the last scrape includes the counts of the drain."""
-        if self.address:
-            threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+    def __enter__(self) -> Self:
+        """Start to answer scrapes."""
+        if self._server:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close the port; a scrape that is being answered may be cut off."""
+        if self._server:
+            self._closing.set()
+            with suppress(OSError):  # macOS cannot shut down a listener: the thread then ends after `timeout`
+                self._server.socket.shutdown(socket.SHUT_RDWR)
+            self._thread.join()
+            self._server.server_close()
+
+    def _answer_scrapes(self) -> None:
+        while self._server and not self._closing.is_set():
+            self._server.handle_request()
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics; the registry calls the method of this name."""
+        try:
+            metrics = list(self._collect())
+        except Exception as exc:
+            self._component.record_error(exc)
+            raise _CollectFailed from exc
+        self._component.record_success()
+        return metrics
 
 
 def merge_metrics(processes: Iterable[Iterable[Metric]]) -> list[Metric]:
@@ -54,12 +91,19 @@ def merge_metrics(processes: Iterable[Iterable[Metric]]) -> list[Metric]:
     return list(merged.values())
 
 
-def _reject_bad_headers(app: Any) -> Any:
-    """Wrap `app` to answer 400 if prometheus_client fails on a header such as `Accept: ...; version=x`."""
+class _CollectFailed(Exception):
+    """The metrics could not be collected; the cause is in the log."""
+
+
+def _answer_errors(app: Any) -> Any:
+    """Wrap `app` to answer 500 without metrics, and 400 if it fails on a header such as `Accept: ...; version=x`."""
 
     def answer(environ: Any, start_response: Any) -> Any:
         try:
             return app(environ, start_response)
+        except _CollectFailed:
+            start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
+            return [b"the metrics cannot be collected: see the log\n"]
         except (TypeError, ValueError) as exc:
             log.debug("metrics request rejected", reason=str(exc))
             start_response("400 Bad Request", [("Content-Type", "text/plain")])
@@ -77,11 +121,32 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    timeout = 0.5  # longest wait of `handle_request`, in seconds
 
-    def __init__(self, family: int, address: tuple[Any, ...]) -> None:
+    def __init__(
+        self, family: int, address: tuple[Any, ...], *, component: Component, closing: threading.Event
+    ) -> None:
         self.address_family = family
+        self._component = component
+        self._closing = closing
         super().__init__((str(address[0]), int(address[1])), _Handler)
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; after an error, wait: without a file descriptor the loop would use all of a processor.
+
+        Raise OSError, which the loop ignores, if no connection can be accepted.
+        """
+        try:
+            return super().get_request()
+        except OSError as exc:
+            if not self._closing.is_set():
+                self._closing.wait(self._component.record_error(exc))
+            raise
+
     def handle_error(self, request: object, client_address: object) -> None:
-        """Log that the client closed the connection before it received the response."""
-        log.debug("metrics not delivered", client=str(client_address), exc_info=True)
+        """Log that the client closed the connection before it received the response, or that no thread could start."""
+        error = sys.exception()
+        if error is None or isinstance(error, ConnectionError | TimeoutError):
+            log.debug("metrics not delivered", client=str(client_address), exc_info=True)
+        else:
+            self._component.record_error(error)

@@ -4,6 +4,7 @@ Requests never update prometheus_client, because each update costs time (docs/de
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from ..api.request_log import rejections
 from ..batching.statistics import BOUNDS_S, Counts, Histogram
 from ..models.registry import ModelRegistry, ServedModel
 from ..transport.interface import Server
+from .background_metrics import background_errors
 
 _BOUNDS_ROWS = tuple(1 << n for n in range(15))
 _LABELS = ["model", "version"]
@@ -71,17 +73,22 @@ class ServiceMetrics:
         self._health = health
         self._worker = str(worker)
         self._process = ProcessCollector(registry=None)
-        self._served: tuple[ModelRegistry, Server] | None = None
+        self._served: tuple[ModelRegistry, Server, int] | None = None
 
-    def include(self, models: ModelRegistry, server: Server) -> None:
+    def include(self, models: ModelRegistry, server: Server, *, max_connections: int) -> None:
         """Add the metrics of the models and of the server, which exist once the first model is loaded."""
-        self._served = models, server
+        self._served = models, server, max_connections
 
     def collect(self) -> list[Metric]:
         """Return the current values of all metrics."""
         text = "1 = health reports SERVING; 0 = the service waits for a model or is draining, or a model is failing."
         serving = GaugeMetricFamily("sketchbatch_serving", text, value=self._health.is_serving)
-        metrics = [serving, *(_of_served(*self._served) if self._served else ()), *self._process.collect()]
+        metrics = [
+            serving,
+            background_errors(),
+            *(_of_served(*self._served) if self._served else ()),
+            *self._process.collect(),
+        ]
         for metric in metrics:
             metric.samples = [
                 sample._replace(labels={"worker": self._worker, **sample.labels}) for sample in metric.samples
@@ -89,10 +96,21 @@ class ServiceMetrics:
         return metrics
 
 
-def _of_served(models: ModelRegistry, server: Server) -> Iterator[Metric]:
+def _of_served(models: ModelRegistry, server: Server, max_connections: int) -> Iterator[Metric]:
     text = "Calls that ended, by method and gRPC status; a stream is one call."
-    ends = (([method, code], count) for method, code, count in server.call_ends())
-    yield _filled(CounterMetricFamily("sketchbatch_requests", text, labels=["method", "code"]), ends)
+    ends = list(server.call_ends.histograms())
+    counts = (([method, code], times.total().count) for method, code, times in ends)
+    yield _filled(CounterMetricFamily("sketchbatch_requests", text, labels=["method", "code"]), counts)
+    text = "Calls that ended: time from their arrival until their response is passed to gRPC; a stream is one call."
+    seconds = HistogramMetricFamily("sketchbatch_request_seconds", text, labels=["method", "code"])
+    for method, code, times in ends:
+        seconds.add_metric([method, code], _buckets(BOUNDS_S, times.counts), times.seconds)
+    yield seconds
+    text = "Maximum connections: --max-connections, or fewer if the limit of open files is too low."
+    yield GaugeMetricFamily("sketchbatch_connection_limit", text, value=max_connections)
+    with suppress(OSError):  # the system does not list the connections
+        text = "Open connections to the service port."
+        yield GaugeMetricFamily("sketchbatch_connections", text, value=server.connections())
     text = "Requests, and messages of streams, that ended in an error, by the class of the error in errors.py."
     by_reason = (([reason], count) for reason, count in rejections().items())
     yield _filled(CounterMetricFamily("sketchbatch_rejected", text, labels=["reason"]), by_reason)
@@ -129,15 +147,15 @@ def _batch_rows(snapshots: list[_Snapshot]) -> Metric:
     for now in snapshots:
         counts, rows_total = [0] * (len(_BOUNDS_ROWS) + 1), 0
         for rows, calls in now.counts.calls.items():
-            counts[sum(rows > bound for bound in _BOUNDS_ROWS)] += calls.count
-            rows_total += rows * calls.count
+            counts[sum(rows > bound for bound in _BOUNDS_ROWS)] += calls
+            rows_total += rows * calls
         sizes.add_metric(now.labels, _buckets(_BOUNDS_ROWS, counts), rows_total)
     return sizes
 
 
 def _padding_rows(now: _Snapshot) -> int:
     return sum(
-        calls.count * (next(bucket for bucket in now.model.buckets if bucket >= rows) - rows)
+        calls * (next(bucket for bucket in now.model.buckets if bucket >= rows) - rows)
         for rows, calls in (now.counts.calls.items() if now.model.buckets else ())
     )
 

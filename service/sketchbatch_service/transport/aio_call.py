@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -17,8 +18,8 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import structlog
 
-from .interface import CallAborted, Metadata, Trailers, wants_gzip
-from .status import HANDLER_FAILED, MISSING_REQUEST, invalid_message
+from .interface import CallAborted, Metadata, PendingMessages, Trailers, wants_gzip
+from .status import HANDLER_FAILED, MISSING_REQUEST, NUMBERS, StatusCounts, invalid_message
 
 log = structlog.get_logger()
 
@@ -70,8 +71,7 @@ class AioUnaryCall:
         self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def time_remaining(self) -> float:
-        remaining_s = self._context.time_remaining()
-        return math.inf if remaining_s is None else remaining_s
+        return _remaining_s(self._context)
 
     def invocation_metadata(self) -> Metadata:
         return _metadata(self._context)
@@ -127,29 +127,71 @@ class AioContext:
         raise CallAborted(code, details, trailing_metadata)
 
 
-def adapted(handler: Any, answers: Answers) -> _MethodHandler:
+def adapted(handler: Any, answers: Answers, pending: PendingMessages) -> _MethodHandler:
     """Return a handler of raw bytes, for a `grpc.RpcMethodHandler` of the kinds that `interface.Server` describes."""
     if handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(_with_status(_streaming(handler)))
-    return grpc.stream_unary_rpc_method_handler(_with_status(_unary(handler, answers)))
+        return grpc.stream_stream_rpc_method_handler(_with_status(_streaming(handler, pending)))
+    return grpc.stream_unary_rpc_method_handler(_with_status(_unary(handler, answers, pending)))
 
 
-def rejecting(code: grpc.StatusCode, details: str, on_end: Callable[[], None]) -> _MethodHandler:
-    """Return a handler that ends its call without reading a request."""
+def rejecting(code: grpc.StatusCode, details: str, counts: StatusCounts) -> _MethodHandler:
+    """Return a handler that ends its call without reading a request; the end is counted in `counts`."""
 
     async def reject(requests: object, context: _Context) -> NoReturn:
-        on_end()
         await context.abort(code, details)
 
-    return grpc.stream_unary_rpc_method_handler(reject)
+    return counting(grpc.stream_unary_rpc_method_handler(reject), counts)
 
 
-def _unary(handler: Any, answers: Answers) -> _Run:
+def counting(handler: Any, counts: StatusCounts) -> _MethodHandler:
+    """Return a handler of raw bytes that counts the end of each call of `handler` in `counts`."""
+    behavior = handler.stream_stream or handler.stream_unary
+
+    async def counted(requests: object, context: _Context) -> Any:
+        started_at = time.monotonic()
+        counts.begin()
+        code: grpc.StatusCode | None = None  # stays None if the client cancels the call or its deadline passes
+        try:
+            response = await behavior(requests, context)
+            if not _is_cancelled():  # a handler may end normally after its cancellation
+                code = grpc.StatusCode.OK
+            return response
+        except grpc.aio.AbortError:
+            code = context.code()
+            raise
+        finally:
+            _count(counts, code, seconds=time.monotonic() - started_at, remaining_s=_remaining_s(context))
+
+    if handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(counted)
+    return grpc.stream_unary_rpc_method_handler(counted)
+
+
+def _count(counts: StatusCounts, code: grpc.StatusCode | None, *, seconds: float, remaining_s: float) -> None:
+    """Count a call by its status; None = it was cancelled. After its deadline, the client has received no status."""
+    if code is None or remaining_s == 0:
+        counts.add_cancelled(seconds, remaining_s=remaining_s, timeout_s=seconds + remaining_s)
+    else:
+        counts.add(NUMBERS[code], seconds)
+
+
+def _remaining_s(context: _Context) -> float:
+    remaining_s = context.time_remaining()
+    return math.inf if remaining_s is None else remaining_s
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return bool(task and task.cancelling())
+
+
+def _unary(handler: Any, answers: Answers, pending: PendingMessages) -> _Run:
     behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
     is_async = inspect.iscoroutinefunction(behavior)
+    streams = handler.request_streaming
 
     async def run(_: object, context: _Context) -> Any:
-        request = _requests(context, handler) if handler.request_streaming else await _one_request(context, handler)
+        request = _requests(context, handler) if streams else await _one_request(context, handler, pending)
         if is_async:
             response = handler.response_serializer(await behavior(request, AioContext(context)))
         else:
@@ -172,11 +214,12 @@ async def _answer(behavior: Callable[[Any, AioUnaryCall], None], request: Any, c
         del call  # breaks a reference cycle: call -> its future -> an exception -> its traceback -> this frame
 
 
-def _streaming(handler: Any) -> _Run:
+def _streaming(handler: Any, pending: PendingMessages) -> _Run:
     behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
+    streams = handler.request_streaming
 
     async def run(_: object, context: _Context) -> None:
-        request = _requests(context, handler) if handler.request_streaming else await _one_request(context, handler)
+        request = _requests(context, handler) if streams else await _one_request(context, handler, pending)
         async with aclosing(behavior(request, AioContext(context))) as responses:
             async for response in responses:
                 await context.write(handler.response_serializer(response))
@@ -212,8 +255,8 @@ async def _requests(context: _Context, handler: Any) -> AsyncIterator[Any]:
     await asyncio.sleep(_CANCELLATION_S)
 
 
-async def _one_request(context: _Context, handler: Any) -> Any:
-    message = await context.read()
+async def _one_request(context: _Context, handler: Any, pending: PendingMessages) -> Any:
+    message = await pending.receive(context.read())
     if message is grpc.aio.EOF:
         raise CallAborted(*MISSING_REQUEST)
     return _parsed(message, handler)

@@ -12,7 +12,8 @@ The module uses `grpc._cython.cygrpc`, on which grpcio's synchronous server is b
 import asyncio
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -22,10 +23,11 @@ import grpc
 import structlog
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private, so without types
 
+from ..background import Component, ComponentName, count_error
 from . import listening
-from .core_call import AsyncCall, DirectCall, abort_core_call, receive_close, receive_message
-from .interface import Authenticator
-from .status import DRAINING, NO_SUCH_METHOD, StatusCounts, call_ends, invalid_message
+from .core_call import AsyncCall, DirectCall, receive_close, receive_message
+from .interface import Authenticator, PendingMessages
+from .status import DRAINING, NO_SUCH_METHOD, CallEnds, StatusCounts, invalid_message
 
 log = structlog.get_logger()
 
@@ -57,7 +59,13 @@ class CoreServer:
     each call before its request is read, and must not block; with None, all calls are accepted.
     """
 
-    def __init__(self, options: Sequence[tuple[str, int]] = (), authenticate: Authenticator | None = None) -> None:
+    def __init__(
+        self,
+        options: Sequence[tuple[str, int]] = (),
+        authenticate: Authenticator | None = None,
+        *,
+        max_receive_s: float = math.inf,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._events = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(options, False)
@@ -65,7 +73,8 @@ class CoreServer:
         self._generic_handlers: list[grpc.GenericRpcHandler] = []
         self._methods: dict[bytes, _Method] = {}  # by path, filled at the first call of each method
         self._is_stopping = False
-        self._rejected = StatusCounts()  # calls that reached no method
+        self._call_ends = CallEnds()
+        self._pending = PendingMessages(max_receive_s)
         self._addresses: list[str] = []
         self._new_calls: list[DirectCall] = []  # since the last `poll`
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,6 +85,11 @@ class CoreServer:
     def source(self) -> "CoreServer":
         """What a thread pool must poll so that calls are handled."""
         return self
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """No component: the thread that polls belongs to the caller."""
+        return ()
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Serve the methods of these handlers; the generated `add_*_to_server` functions call this method."""
@@ -97,16 +111,21 @@ class CoreServer:
         self._addresses.append(bound)
         return bound
 
-    def call_ends(self) -> Iterator[tuple[str, str, int]]:
-        """Yield method ("SERVICE/METHOD", or "none" if no method was reached), status and number of ended calls."""
-        named = [(path.decode()[1:], method.status_counts) for path, method in list(self._methods.items())]
-        return call_ends([*named, ("none", self._rejected)])
+    @property
+    def call_ends(self) -> CallEnds:
+        """The counts and times of the ended calls."""
+        return self._call_ends
+
+    def connections(self) -> int:
+        """Return the number of open connections; raise OSError if the system does not list them."""
+        return listening.count_connections(self._addresses)
 
     async def start(self) -> None:
         """Accept calls from now on; a thread must call `poll` repeatedly."""
         self._server.start()
         for _ in range(_REQUESTED_CALLS):
             self._request_call()
+        self._ending_late = asyncio.create_task(self._pending.end_late())
 
     def stop_listening(self) -> None:
         """Refuse new connections from now on; calls on open connections are answered."""
@@ -123,11 +142,13 @@ class CoreServer:
         self._server.shutdown(
             self._events, lambda _: self._loop.call_soon_threadsafe(self._calls_ended.set_result, None)
         )
-        reasons = (self._calls_ended, forced) if forced else (self._calls_ended,)
-        await asyncio.wait(reasons, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-        if not self._calls_ended.done():
+        if not await listening.wait_for_end(self._calls_ended, forced, grace_s, self._is_idle):
+            self._call_ends.are_calls_cancelled = True
             self._server.cancel_all_calls()
+            for address in self._addresses:
+                listening.close_connections(address)
             await self._calls_ended
+        self._ending_late.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def close(self) -> None:
@@ -153,6 +174,7 @@ class CoreServer:
                 try:
                     event.tag(event)
                 except Exception:  # a defect in one handler must not end the threads that serve all clients
+                    count_error(ComponentName.RPC_HANDLER)
                     log.exception("event handler failed")
                 handled += 1
             if handled == _EVENTS_PER_POLL or empty_polls == _EMPTY_POLLS:
@@ -163,7 +185,14 @@ class CoreServer:
         """Subscribe to cancellation of calls that were accepted in the last poll and are still open."""
         for call in self._new_calls:
             call.subscribe_to_cancellation()
+            if not call.has_message:
+                self._pending.add(call)
         self._new_calls.clear()
+
+    def _is_idle(self) -> bool:
+        """End the calls of a stopping server whose request has not arrived; return whether no call is open."""
+        self._pending.end(*DRAINING)
+        return not self._call_ends.open_calls
 
     def _request_call(self) -> None:
         with suppress(ValueError):  # the server is stopping
@@ -171,7 +200,12 @@ class CoreServer:
 
     def _authenticate(self, authenticate: Authenticator, event: Any) -> None:
         is_checked = event.success and not self._is_stopping  # a stopping server rejects all calls in `_accept`
-        reason = authenticate(event.call_details.method, event.invocation_metadata) if is_checked else None
+        try:
+            reason = authenticate(event.call_details.method, event.invocation_metadata) if is_checked else None
+        except Exception:  # the next call must be requested all the same
+            self._request_call()
+            self._reject(event, grpc.StatusCode.INTERNAL, "the token cannot be checked")
+            raise
         if reason is None:
             self._accept(event)
             return
@@ -191,15 +225,14 @@ class CoreServer:
         if method is None:
             self._reject(event, *NO_SUCH_METHOD)
         elif method.is_async:
-            self._run_on_loop(AsyncCall(event, method.handler, method.status_counts, self._loop), event.call)
+            self._run_on_loop(AsyncCall(event, method.handler, method.status_counts, self._pending), event.call)
         else:
             self._run_directly(DirectCall(event, method.handler, method.status_counts), event.call, method.handler)
 
     def _reject(self, event: Any, code: grpc.StatusCode, details: str) -> None:
         """End a new call without reading its request."""
-        self._rejected.add(code.value[0])
         receive_close(event.call, lambda: None)
-        abort_core_call(event.call, code, details)
+        DirectCall(event, None, self._call_ends.rejected).abort(code, details)
 
     def _find_method(self, event: Any) -> _Method | None:
         path: bytes = event.call_details.method
@@ -210,20 +243,29 @@ class CoreServer:
             return None
         behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         is_async = inspect.iscoroutinefunction(behavior) or inspect.isasyncgenfunction(behavior)
-        self._methods[path] = _Method(handler, is_async, StatusCounts())
+        self._methods[path] = _Method(handler, is_async, self._call_ends.of_method(name))
         return self._methods[path]
 
     def _run_directly(self, call: DirectCall, core_call: Any, handler: Any) -> None:
-        def run(message: bytes | None) -> None:
+        def run(message: bytes | None, was_refused: bool) -> None:
+            call.has_message = True
+            self._pending.discard(call)
+            if call.is_over:  # ended before its request arrived, or cancelled
+                return
             if message is None:
-                call.reject_missing_request()
+                call.reject_missing_message(was_refused=was_refused)
                 return
             try:
                 request = handler.request_deserializer(message)
             except Exception as exc:  # protobuf's own exception types; the client must receive a status
                 call.abort(*invalid_message(exc))
                 return
-            handler.unary_unary(request, call)
+            try:
+                handler.unary_unary(request, call)
+            except Exception:
+                if not call.is_over:
+                    call.abort(grpc.StatusCode.INTERNAL, "the handler failed")
+                raise  # `poll` logs and counts it
 
         self._new_calls.append(call)
         receive_message(core_call, run)
@@ -236,6 +278,7 @@ class CoreServer:
             tasks.append(task)
             self._tasks.add(task)
             task.add_done_callback(self._on_task_ended)
+            task.add_done_callback(call.count_if_never_run)
 
         self._loop.call_soon_threadsafe(begin)
         receive_close(core_call, lambda: self._loop.call_soon_threadsafe(lambda: tasks[0].cancel()))
@@ -243,4 +286,5 @@ class CoreServer:
     def _on_task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
+            count_error(ComponentName.RPC_HANDLER)
             log.error("RPC handler failed", exc_info=error)

@@ -4,13 +4,16 @@ Kubernetes replaces the files of a Secret by changing a symbolic link, so the fi
 module does not know what the files contain.
 """
 
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import structlog
 
+from ..background import Component, ComponentName
 from ..errors import CredentialsUnusable
 from ..file_stamp import FileStamp, read_stamp
 
@@ -30,12 +33,20 @@ def read_credentials(path: Path) -> bytes:
 class FileReloader(Generic[_Content]):
     """Keep what `read` returns for some files, and call `read` again after one of them has changed. Thread-safe.
 
-    At the start, `read` may raise CredentialsUnusable. Later, the error is logged once and the previous content stays.
+    At the start, `read` may raise CredentialsUnusable. Later, every error is counted, and logged once per file and
+    cause. The previous content stays, and `read` is called again after a delay: a file system may fail, or file
+    descriptors may be short, for a moment. Health ignores these errors, because the previous content may still work.
     """
 
-    def __init__(self, paths: Sequence[Path], read: Callable[[], _Content]) -> None:
+    def __init__(
+        self, paths: Sequence[Path], read: Callable[[], _Content], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._paths = paths
         self._read = read
+        self._clock = clock
+        self._component = Component(ComponentName.CREDENTIALS, first_delay_s=1.0, max_delay_s=60.0)
+        self._retry_at = math.inf  # seconds of the clock; infinite after success
+        self._last_cause = ""
         self._lock = threading.Lock()
         self._stamps = self._read_stamps()
         self.content = read()
@@ -44,17 +55,33 @@ class FileReloader(Generic[_Content]):
         """Return the new content; None if no file has changed since the last call, or the new content is unusable."""
         with self._lock:
             stamps = self._read_stamps()
-            if stamps == self._stamps:
+            if stamps != self._stamps:
+                self._last_cause = ""  # the next error is another file's
+            elif self._clock() < self._retry_at:
                 return None
             self._stamps = stamps  # before reading: a change during the reading is found by the next call
-            files = list(map(str, self._paths))
             try:
                 self.content = self._read()
-            except CredentialsUnusable as exc:
-                log.error("not reloaded, what was read before stays", files=files, cause=str(exc))
+            except Exception as exc:  # raised to gRPC or to the thread that polls, it would reject the connection
+                self._record(exc)
                 return None
-            log.info("reloaded", files=files)
+            self._retry_at, self._last_cause = math.inf, ""
+            self._component.record_success()
+            log.info("reloaded", files=list(map(str, self._paths)))
             return self.content
+
+    def _record(self, error: Exception) -> None:
+        """Count the error, log it unless it is the same as before, and set the time of the next attempt."""
+        self._retry_at = self._clock() + self._component.count_error()
+        cause = str(error) if isinstance(error, CredentialsUnusable) else f"{type(error).__name__}: {error}"
+        if cause != self._last_cause:
+            self._last_cause = cause
+            log.error(
+                "not reloaded, what was read before stays",
+                files=list(map(str, self._paths)),
+                cause=cause,
+                exc_info=None if isinstance(error, CredentialsUnusable) else error,
+            )
 
     def _read_stamps(self) -> list[FileStamp | None]:
         try:

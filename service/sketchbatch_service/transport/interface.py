@@ -1,13 +1,24 @@
-"""Define the protocols `Server`, `UnaryCall` and `Context`, which the transports `aio` and `core` implement."""
+"""Define the protocols `Server`, `UnaryCall` and `Context`, which the transports `aio` and `core` implement.
+
+`PendingMessages` and `wants_gzip` are parts of both transports.
+"""
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, Protocol
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 
+from ..background import Component, ComponentName, keep_task_running
 from ..batching.leader_follower_pool import RequestSource
+from .status import CallEnds
+
+_CHECK_S = 1.0  # seconds between two checks of whether messages arrive too late
+
+_Message = TypeVar("_Message")
 
 _GZIP = re.compile(r"\s*gzip\s*(;\s*q=(?!0(\.0*)?\s*$).*)?", re.IGNORECASE)  # q=0 means: not accepted
 
@@ -61,6 +72,88 @@ class CallAborted(Exception):
         self.code, self.details, self.trailers = code, details, trailers
 
 
+class UnreadCall(Protocol):
+    """A call whose request has not arrived completely."""
+
+    started_at: float  # `time.monotonic` seconds
+
+    def end_unread(self, code: grpc.StatusCode, details: str) -> None:
+        """End the call with an error status; nothing happens if its request has arrived meanwhile."""
+
+
+class PendingMessages:
+    """The calls with one request whose request has not arrived completely; `limit_s` is the longest wait for it.
+
+    A client may send half of a message, and then nothing for ever. gRPC holds such a message in memory. A stop would
+    wait for the call. The methods are called on the event loop, `add` and `discard` also on the polling thread.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._calls: set[UnreadCall] = set()
+
+    def add(self, call: UnreadCall) -> None:
+        """Add a call; until `discard`, the call may be ended."""
+        self._calls.add(call)
+
+    def discard(self, call: UnreadCall) -> None:
+        """Remove a call whose request has arrived, or that has ended; nothing happens if it was not added."""
+        self._calls.discard(call)
+
+    async def receive(self, message: Awaitable[_Message]) -> _Message:
+        """Await the request of a call whose handler is the current task; raise CallAborted if the call is ended."""
+        call = _UnreadTask(asyncio.current_task())
+        self._calls.add(call)
+        try:
+            return await message
+        except asyncio.CancelledError:
+            if call.status is None or call.task is None:
+                raise
+            call.task.uncancel()
+            raise CallAborted(*call.status) from None
+        finally:
+            self._calls.discard(call)
+
+    def end(self, code: grpc.StatusCode, details: str) -> None:
+        """End all these calls with an error status."""
+        for call in list(self._calls):  # `list` does not release the GIL, so no other thread changes the set meanwhile
+            call.end_unread(code, details)
+
+    async def end_late(self) -> None:
+        """End each call whose request takes longer than the limit, until this coroutine is cancelled."""
+        component = Component(ComponentName.RECEIVE_LIMIT)
+
+        async def check_regularly() -> None:
+            while True:
+                await asyncio.sleep(_CHECK_S)
+                self.end_older_than(time.monotonic() - self._limit_s)
+                component.record_success()
+
+        await keep_task_running(component, check_regularly)
+
+    def end_older_than(self, started_at: float) -> None:
+        """End each call that started before a time, in `time.monotonic` seconds, with DEADLINE_EXCEEDED."""
+        for call in list(self._calls):
+            if call.started_at < started_at:
+                call.end_unread(
+                    grpc.StatusCode.DEADLINE_EXCEEDED, f"the request did not arrive within {self._limit_s:g} s"
+                )
+
+
+@dataclass(eq=False, slots=True)
+class _UnreadTask:
+    """An `UnreadCall` whose handler is a task of the event loop."""
+
+    task: "asyncio.Task[Any] | None"
+    started_at: float = field(default_factory=time.monotonic)
+    status: tuple[grpc.StatusCode, str] | None = None
+
+    def end_unread(self, code: grpc.StatusCode, details: str) -> None:
+        if self.status is None and self.task:
+            self.status = code, details
+            self.task.cancel()
+
+
 class Server(Protocol):
     """A gRPC server that serves generated servicers.
 
@@ -71,6 +164,10 @@ class Server(Protocol):
     @property
     def source(self) -> RequestSource | None:
         """What a thread pool must poll so that calls are handled; None = the event loop handles them."""
+
+    @property
+    def components(self) -> Sequence[Component]:
+        """The background components without which the server accepts no calls."""
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Serve the methods of these handlers; the generated `add_*_to_server` functions call this method."""
@@ -85,8 +182,12 @@ class Server(Protocol):
             AddressUnusable: The address is in use or does not belong to this machine; the message contains `purpose`.
         """
 
-    def call_ends(self) -> Iterator[tuple[str, str, int]]:
-        """Yield method ("SERVICE/METHOD", or "none" if no method was reached), status and number of ended calls."""
+    @property
+    def call_ends(self) -> CallEnds:
+        """The counts and times of the ended calls."""
+
+    def connections(self) -> int:
+        """Return the number of open connections; raise OSError if the system does not list them."""
 
     async def start(self) -> None:
         """Accept calls from now on."""

@@ -1,5 +1,6 @@
 """Choose the transport: `core` with the versions of grpcio that it was tested with, and `aio` with all others."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -34,17 +35,24 @@ def choose(wanted: Literal["auto", "aio", "core"], *, warns: bool = True) -> Tra
 
 
 def create_server(
-    transport: Transport, options: Sequence[tuple[str, int]] = (), authenticate: Authenticator | None = None
+    transport: Transport,
+    options: Sequence[tuple[str, int]] = (),
+    authenticate: Authenticator | None = None,
+    *,
+    max_receive_s: float = math.inf,
 ) -> Server:
-    """Create a server; raise TransportUnusable if the installed grpcio lacks the interface that `core` needs."""
+    """Create a server; raise TransportUnusable if the installed grpcio lacks the interface that `core` needs.
+
+    A call with one request ends with DEADLINE_EXCEEDED if its request does not arrive within `max_receive_s` seconds.
+    """
     if transport == "aio":
         from .aio_server import AioServer
 
-        return AioServer(options, authenticate)
+        return AioServer(options, authenticate, max_receive_s=max_receive_s)
     try:
         from .core_server import CoreServer
 
-        return CoreServer(options, authenticate)
+        return CoreServer(options, authenticate, max_receive_s=max_receive_s)
     except (ImportError, AttributeError, TypeError) as exc:
         raise TransportUnusable(
             f"--transport core does not work with grpcio {grpc.__version__}, use auto or aio: {exc}"

@@ -33,7 +33,7 @@ class TokenFile:
     def __init__(
         self, path: Path, open_methods: frozenset[bytes], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._file = FileReloader([path], lambda: _digests(path))
+        self._file = FileReloader([path], lambda: _digests(path), clock=clock)
         self._open_methods = open_methods
         self._clock = clock
         self._next_check_at = 0.0

@@ -26,7 +26,7 @@ _COPY_GROUPS_SHOWN = 12
 _COUPLES_SHOWN = 3  # couples of similar drawings for each pair of classes
 _BLOCK_ROWS = 512  # 512 x 20,000 distances take 41 MB
 
-Origin = tuple[int, int]  # class index and row of a bitmap
+Origin = tuple[int, int]  # class index of a bitmap, and its row in the file of this class
 Floats = NDArray[np.float32]
 
 

@@ -32,7 +32,7 @@ class FetchRequest:
         return (self.catalogue[label].drawings if rows is None else rows) * self.form.row_bytes
 
     def rows_of(self, label: str) -> int | None:
-        """Return the number of rows to fetch of one class; None = the whole file, also if it has at most `rows`."""
+        """Return how many rows of one class to fetch; return None if the whole file is fetched."""
         return None if self.rows is None or self.rows >= self.catalogue[label].drawings else self.rows
 
     def path(self, label: str) -> Path:

@@ -5,17 +5,20 @@ server halves the limit. The limit grows by one after N responses, where N is th
 share a service fairly, although they do not communicate with each other.
 """
 
+import math
 import threading
 import time
+from collections.abc import Callable
 
 
 class AimdLimit:
     """A limit from 1 to `maximum` requests that starts at `maximum`. Thread-safe."""
 
-    def __init__(self, maximum: int) -> None:
+    def __init__(self, maximum: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.maximum = maximum
+        self._clock = clock
         self._value = float(maximum)
-        self._ignores_until = 0.0  # time.monotonic seconds
+        self._ignores_until = -math.inf  # seconds of the clock
         self._lock = threading.Lock()
 
     @property
@@ -31,7 +34,7 @@ class AimdLimit:
     def decrease(self, pause_s: float) -> None:
         """Halve the limit after a pushback; further pushbacks within `pause_s` do not count."""
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             if now >= self._ignores_until:
                 self._value = max(1.0, self._value / 2)
                 self._ignores_until = now + pause_s

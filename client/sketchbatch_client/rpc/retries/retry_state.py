@@ -22,9 +22,19 @@ _ERRORS: dict[grpc.StatusCode, type[errors.SketchbatchError]] = {
 }
 
 
+_STOPPED_S = 1.0
+"""Time after the deadline from which a failure proves that this process was stopped: gRPC fails a call at its deadline.
+
+Examples are a container that is paused, a laptop that sleeps, and an event loop that is blocked."""
+
+
 @dataclass(slots=True)
 class RetryState:
-    """The failed attempts of one request, and the time left for more. One attempt may try several connections."""
+    """The failed attempts of one request, and the time left for more. One attempt may try several connections.
+
+    If this process was stopped until after the deadline, no server had a chance to respond. The request then gets its
+    whole timeout once more.
+    """
 
     policy: RetryPolicy
     target: str  # named in the error
@@ -45,12 +55,22 @@ class RetryState:
     def delay_s(self, error: Exception) -> float | None:
         """Count a failed attempt; return the delay before the next attempt, or None = do not retry."""
         self.failures += 1
+        if self.renew_after_stop() and _has_code(error, grpc.StatusCode.DEADLINE_EXCEEDED):
+            return 0.0
         delay_s = self.policy.delay_s(error, self.failures) if isinstance(error, grpc.RpcError) else None
         if delay_s is None or not self._may_retry(error) or delay_s >= self.remaining_s():
             return None
         if self.limit and _is_pushback(error):
             self.limit.decrease(delay_s)
         return delay_s
+
+    def renew_after_stop(self) -> bool:
+        """Renew the deadline if this process was stopped until after it; return whether it was."""
+        now = self.clock()
+        if now - self.deadline <= _STOPPED_S:
+            return False
+        self.deadline = now + self.timeout_s
+        return True
 
     def failure(self, error: grpc.RpcError) -> errors.SketchbatchError:
         """Return the error to raise after the last attempt failed with `error`."""
@@ -68,7 +88,7 @@ class RetryState:
         return errors.DeadlineExceeded(f"no response from {self.target} in {self.timeout_s:g} s")
 
     def _may_retry(self, error: Exception) -> bool:
-        """Return True while servers are full; without a response, apply `max_attempts` and `patience_s`."""
+        """Return True if the server is full; otherwise return whether `max_attempts` or `patience_s` allow a retry."""
         if _is_pushback(error) or self.failures < self.policy.max_attempts:
             return True
         waited_s = self.timeout_s - self.remaining_s()
@@ -76,4 +96,8 @@ class RetryState:
 
 
 def _is_pushback(error: Exception) -> bool:
-    return isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    return _has_code(error, grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+
+def _has_code(error: Exception, code: grpc.StatusCode) -> bool:
+    return isinstance(error, grpc.RpcError) and error.code() is code

@@ -245,11 +245,28 @@ class ModelMetadataResponse(google.protobuf.message.Message):
         ) -> None: ...
         def ClearField(self, field_name: typing.Literal["datatype", b"datatype", "name", b"name", "shape", b"shape"]) -> None: ...
 
+    @typing.final
+    class PropertiesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     NAME_FIELD_NUMBER: builtins.int
     VERSIONS_FIELD_NUMBER: builtins.int
     PLATFORM_FIELD_NUMBER: builtins.int
     INPUTS_FIELD_NUMBER: builtins.int
     OUTPUTS_FIELD_NUMBER: builtins.int
+    PROPERTIES_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name of the model."""
     platform: builtins.str
@@ -266,6 +283,13 @@ class ModelMetadataResponse(google.protobuf.message.Message):
     def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ModelMetadataResponse.TensorMetadata]:
         """One tensor: scores, FP32, [-1, classes]."""
 
+    @property
+    def properties(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """digest: the digest of the model file and its external data, see sketchbatch.v1.Model and
+        `ModelInferResponse.parameters`. The field is part of the Open Inference Protocol; clients of Triton and KServe skip
+        it.
+        """
+
     def __init__(
         self,
         *,
@@ -274,8 +298,9 @@ class ModelMetadataResponse(google.protobuf.message.Message):
         platform: builtins.str = ...,
         inputs: collections.abc.Iterable[global___ModelMetadataResponse.TensorMetadata] | None = ...,
         outputs: collections.abc.Iterable[global___ModelMetadataResponse.TensorMetadata] | None = ...,
+        properties: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["inputs", b"inputs", "name", b"name", "outputs", b"outputs", "platform", b"platform", "versions", b"versions"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["inputs", b"inputs", "name", b"name", "outputs", b"outputs", "platform", b"platform", "properties", b"properties", "versions", b"versions"]) -> None: ...
 
 global___ModelMetadataResponse = ModelMetadataResponse
 
@@ -643,7 +668,12 @@ class ModelInferResponse(google.protobuf.message.Message):
     """The `id` of the request."""
     @property
     def parameters(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, global___InferParameter]:
-        """In a stream: triton_final_response = true, because each request receives one response."""
+        """digest (a string): the digest of the model file that computed the scores, as in `ModelMetadataResponse.properties`
+        and in the parameters of `ModelConfig`. Two files may have had the same name and version; a client that keeps labels
+        must request them again when the digest changes.
+
+        In a stream also triton_final_response = true, because each request receives one response.
+        """
 
     @property
     def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ModelInferResponse.InferOutputTensor]:

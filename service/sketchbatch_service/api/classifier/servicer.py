@@ -25,6 +25,7 @@ from ..method_handlers import handlers
 from ..request_log import log_answer, log_rejection
 from ..rpc_context import abort, abort_call, expiry, new_request_id
 from ..stream_window import OpenStreams, retry_while_full
+from ..submission import submit_to_served
 from . import codec
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ClassifierService"]
@@ -86,10 +87,12 @@ class ClassifierServicer:
 
     def _accept(self, request: codec.Request, expires_at: float) -> "_Accepted":
         """Validate the request and queue its rows."""
-        fields = request.fields
-        model = self._models.get(fields.model_name, fields.model_version)
+        fields, submit = request.fields, partial(self._submit, request, expires_at)
+        return submit_to_served(self._models, fields.model_name, fields.model_version, submit)
+
+    def _submit(self, request: codec.Request, expires_at: float, model: ServedModel) -> "_Accepted":
         bitmaps = codec.decode(request, max_rows=self._max_request_rows, classes=len(model.artifact.labels))
-        return _Accepted(model, fields.top_k, model.batcher.submit(bitmaps, expires_at=expires_at))
+        return _Accepted(model, request.fields.top_k, model.batcher.submit(bitmaps, expires_at=expires_at))
 
     def _describe(self, model: ServedModel) -> pb.Model:
         metrics = struct_pb2.Struct()

@@ -7,8 +7,11 @@ from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 
 from ...arrays import ROW_SHAPE
 from ...batching.statistics import Counts, Duration
-from ...models.registry import RefusedFile, ServedModel
+from ...models.registry import ExcludedFile, RefusedFile, ServedModel
 from .codec import INPUT, OUTPUT
+
+DIGEST = "digest"
+"""Name of the digest of the model file, among the parameters of responses and in the descriptions of a model."""
 
 _PLATFORM = "onnxruntime_onnx"
 _PATH = re.compile(r"[^\s'\"]*/[^\s'\"]*")
@@ -23,6 +26,7 @@ def metadata(model: ServedModel, versions: list[str]) -> pb.ModelMetadataRespons
         platform=_PLATFORM,
         inputs=[tensor(name=INPUT, datatype="UINT8", shape=[-1, *ROW_SHAPE])],
         outputs=[tensor(name=OUTPUT, datatype="FP32", shape=[-1, len(model.artifact.labels)])],
+        properties={DIGEST: model.artifact.digest},
     )
 
 
@@ -46,7 +50,7 @@ def _parameters(model: ServedModel) -> dict[str, str]:
         "labels": json.dumps(model.artifact.labels, ensure_ascii=False),
         "bitmaps": "UINT8, 0 = paper, 255 = ink; or FP32, 0 = paper, 1 = ink; [N,28,28], [N,28,28,1] or [N,784]",
         "provider": model.provider,
-        "digest": model.artifact.digest,
+        DIGEST: model.artifact.digest,
         "created": model.artifact.created,
         "licence": model.artifact.licence,
     }
@@ -58,6 +62,11 @@ def refusal(refused: RefusedFile) -> str:
     return "refused: " + _PATH.sub("...", refused.cause.removeprefix(f"{path}: ").replace(path, "..."))
 
 
+def exclusion(excluded: ExcludedFile) -> str:
+    """Return the reason why a file of the repository is not loaded."""
+    return f"not loaded: --versions {excluded.rule} excludes it"
+
+
 def statistics(model: ServedModel) -> pb.ModelStatistics:
     """Return the counts of the model since the service started."""
     counts = model.batcher.statistics.counts()
@@ -66,10 +75,10 @@ def statistics(model: ServedModel) -> pb.ModelStatistics:
         version=model.version,
         last_inference=round(counts.last_answer_at * 1000),
         inference_count=counts.rows,
-        execution_count=sum(calls.count for calls in counts.calls.values()),
+        execution_count=sum(counts.calls.values()),
         inference_stats=_inference_statistics(counts),
         batch_stats=[
-            pb.InferBatchStatistics(batch_size=rows, compute_infer=_duration(calls))
+            pb.InferBatchStatistics(batch_size=rows, compute_infer=_duration(Duration(calls, counts.calls_s[rows])))
             for rows, calls in sorted(counts.calls.items())
         ],
     )

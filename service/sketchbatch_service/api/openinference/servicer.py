@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 
+from ...arrays import Bitmaps
 from ...batching.row_queue import Answer
 from ...errors import ModelNotFound, ServiceError
 from ...models.registry import ModelRegistry, ServedModel
@@ -24,6 +25,7 @@ from ...transport.status import code_of, to_status
 from ..request_log import log_answer, log_rejection
 from ..rpc_context import abort, abort_call, expiry, new_request_id
 from ..stream_window import OpenStreams, retry_while_full
+from ..submission import submit_to_served
 from . import codec, descriptions
 
 _EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "parameters", "statistics")
@@ -32,7 +34,6 @@ _EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "p
 _INLINE_ROWS = 64  # maximum rows that are decoded or encoded on the calling thread, if that needs a copy
 _CODEC_THREADS = 2  # threads for larger requests; they compete with all other Python threads for the interpreter lock
 
-_Submit = Callable[[], Future[Answer]]
 _Result = TypeVar("_Result")
 
 
@@ -92,10 +93,16 @@ class InferenceServicer:
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         selected = [model for model in self._models if self._is_ready(model) or not request.ready]
         refused = {(each.name, each.version): descriptions.refusal(each) for each in self._models.refused}
-        index = [self._index(model, refused.pop((model.name, model.version), "")) for model in selected]
+        index = [self._index(model, refused.get((model.name, model.version), "")) for model in selected]
         if not request.ready:
             entry = pb.RepositoryIndexResponse.ModelIndex
-            index += [entry(name=n, version=v, state="UNAVAILABLE", reason=why) for (n, v), why in refused.items()]
+            excluded = {(each.name, each.version): descriptions.exclusion(each) for each in self._models.excluded}
+            served = {(model.name, model.version) for model in selected}
+            index += [
+                entry(name=name, version=version, state="UNAVAILABLE", reason=reason)
+                for (name, version), reason in (refused | excluded).items()
+                if (name, version) not in served
+            ]
         return pb.RepositoryIndexResponse(models=index)
 
     def ModelInfer(self, request: pb.ModelInferRequest, call: UnaryCall) -> None:
@@ -113,8 +120,8 @@ class InferenceServicer:
         async def accept(request: pb.ModelInferRequest) -> _Message:
             decode = partial(self._decode, request, expires_at)
             try:
-                plan, submit = decode() if _decodes_inline(request) else await self._in_codec_pool(decode)
-                return _Message(request.id, (plan, await retry_while_full(submit)))
+                decoded = decode() if _decodes_inline(request) else await self._in_codec_pool(decode)
+                return _Message(request.id, await retry_while_full(partial(self._submit, request, decoded)))
             except Exception as exc:  # sent later, as the response to this message
                 return _Message(request.id, exc)
 
@@ -143,8 +150,7 @@ class InferenceServicer:
     def _infer(self, request: pb.ModelInferRequest, call: UnaryCall, expires_at: float) -> None:
         request_id = request.id or new_request_id()
         try:
-            plan, submit = self._decode(request, expires_at)
-            future = submit()
+            plan, future = self._submit(request, self._decode(request, expires_at))
         except Exception as exc:  # the client must receive a status
             abort_call(call, exc, request_id)
             return
@@ -160,22 +166,32 @@ class InferenceServicer:
         else:
             self._codec_pool.submit(_respond, call, plan, request_id, future)
 
-    def _decode(self, request: pb.ModelInferRequest, expires_at: float) -> tuple["_ResponsePlan", _Submit]:
-        """Validate and decode the request; return the plan of its response, and the function that queues its rows."""
+    def _decode(self, request: pb.ModelInferRequest, expires_at: float) -> "_Decoded":
+        """Validate and decode the request."""
         started_at = time.monotonic()
-        model = self._models.get(request.model_name, request.model_version)
-        top_k = codec.top_k(request, classes=len(model.artifact.labels))
+        self._top_k(request, self._models.get(request.model_name, request.model_version))  # first: it costs least
         bitmaps = codec.decode(request, max_rows=self._max_request_rows)
         expires_at = min(expires_at, started_at + codec.timeout_s(request))
+        return _Decoded(bitmaps, expires_at, time.monotonic() - started_at)
+
+    def _submit(self, request: pb.ModelInferRequest, decoded: "_Decoded") -> "_Accepted":
+        """Queue the rows of the request with the model that has the requested name now."""
+        submit = partial(self._submit_to, request, decoded)
+        return submit_to_served(self._models, request.model_name, request.model_version, submit)
+
+    def _submit_to(self, request: pb.ModelInferRequest, decoded: "_Decoded", model: ServedModel) -> "_Accepted":
         plan = _ResponsePlan(
             id=request.id,
             model=model,
-            rows=len(bitmaps),
-            top_k=top_k,
+            rows=len(decoded.bitmaps),
+            top_k=self._top_k(request, model),
             is_raw=codec.is_raw(request),
-            decoding_s=time.monotonic() - started_at,
+            decoding_s=decoded.decoding_s,
         )
-        return plan, partial(model.batcher.submit, bitmaps, expires_at=expires_at)
+        return plan, model.batcher.submit(decoded.bitmaps, expires_at=decoded.expires_at)
+
+    def _top_k(self, request: pb.ModelInferRequest, model: ServedModel) -> int:
+        return codec.top_k(request, classes=len(model.artifact.labels))
 
     async def _response(self, message: "_Message") -> pb.ModelStreamInferResponse:
         if isinstance(message.outcome, Exception):
@@ -191,6 +207,15 @@ class InferenceServicer:
 
     def _in_codec_pool(self, work: Callable[[], _Result]) -> Awaitable[_Result]:
         return asyncio.wrap_future(self._codec_pool.submit(work))
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """The rows of a request, before a model is chosen for them."""
+
+    bitmaps: Bitmaps
+    expires_at: float  # time.monotonic seconds
+    decoding_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,10 +238,14 @@ class _ResponsePlan:
         """Encode the scores, and count and log the request."""
         started_at = time.monotonic()
         response = pb.ModelInferResponse(model_name=self.model.name, model_version=self.model.version, id=self.id)
+        response.parameters[descriptions.DIGEST].string_param = self.model.artifact.digest
         codec.encode(answer.scores, self.top_k, self.model.artifact.labels, response, as_raw=self.is_raw)
         self.model.batcher.statistics.add_codec(decoding_s=self.decoding_s, encoding_s=time.monotonic() - started_at)
         log_answer(answer, model_name=self.model.name, request_id=self.id)
         return response
+
+
+_Accepted = tuple[_ResponsePlan, Future[Answer]]  # an accepted request: its rows are queued
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +253,7 @@ class _Message:
     """One message of a stream: accepted, or rejected with an error."""
 
     id: str
-    outcome: tuple[_ResponsePlan, Future[Answer]] | Exception
+    outcome: _Accepted | Exception
 
     def cancel(self) -> None:
         if isinstance(self.outcome, tuple):

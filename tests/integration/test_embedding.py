@@ -1,0 +1,19 @@
+"""Test that a program can run the service on its own event loop and continues unchanged after the service has ended."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("transport", ["core", "aio"])
+def test_a_program_outlives_the_service_that_it_embeds(root, tiny_model, transport):
+    """After `serve` has ended, the program has its signal handlers back, and no more threads or sockets than before.
+
+    The program lives on, although the time is over after which the service ends a process that does not stop.
+    """
+    shows_leaks = ("-W", "always::ResourceWarning")  # of sockets that were not closed
+    command = [sys.executable, *shows_leaks, root / "tests" / "embedding_program.py", tiny_model, transport]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    assert (finished.returncode, finished.stdout.strip(), finished.stderr) == (0, "done", "")
