@@ -93,7 +93,7 @@ class Overloaded(SketchbatchError):
 
 
 class Unavailable(SketchbatchError):
-    """No server could be reached, or the server was draining."""
+    """No server could be reached, the server was draining, or the client was closed."""
 
 
 class DeadlineExceeded(SketchbatchError):

@@ -25,6 +25,7 @@ class AsyncClient(RowClient):
         await self.close()
 
     async def close(self) -> None:
+        """Close the connections; requests in flight raise Unavailable, as all later calls do."""
         await self._close()
 
     async def classify(

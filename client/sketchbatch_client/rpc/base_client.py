@@ -103,16 +103,21 @@ class BaseClient:
         self._in_flight = optional_whole_number("in_flight", in_flight, 1, _MAX_IN_FLIGHT)
         self._retry_policy = retry
         self._has_reached_server = False
-        self._queues: dict[RequestKey, CoalescingQueue] = {}
         self._models: dict[ModelKey, ModelInfo] = {}  # models that have computed a response
         self._first_seen: dict[tuple[str, str], float] = {}  # time.monotonic seconds, by model name and version
         self._max_request_rows: dict[tuple[str, str], int] = {}  # by the model name and version of the request
-        self._backend = self._make_backend()
-        self._limits_in_flight: SingleFlight[int] = SingleFlight(self._backend.event)
-        self._models_in_flight: SingleFlight[None] = SingleFlight(self._backend.event)
         self._credentials = Credentials(self._targets, tls, Token(token, token_file), insecure_token=insecure_token)
         self._gzip = gzip
-        self._pool = ConnectionPool(self._targets, self._open_channel, channels)
+        self._channels = channels
+        self._connect()
+
+    def _connect(self) -> None:
+        """Create everything that has locks, threads or connections: at first, and again in a forked process."""
+        self._backend = self._make_backend()
+        self._queues: dict[RequestKey, CoalescingQueue] = {}
+        self._limits_in_flight: SingleFlight[int] = SingleFlight(self._backend.event)
+        self._models_in_flight: SingleFlight[None] = SingleFlight(self._backend.event)
+        self._pool = ConnectionPool(self._targets, self._open_channel, self._channels)
 
     def _open_channel(
         self, target: str, connect_timeout_s: float = CONNECT_TIMEOUT_S, *, watches_health: bool = True

@@ -1,6 +1,9 @@
 """Classify bitmaps from threads; the methods block until the service has responded."""
 
+import os
 from collections.abc import AsyncGenerator, Generator, Iterable
+from functools import cache
+from weakref import WeakSet
 
 from ..drawings.readers import Bitmaps
 from .blocking_backend import BlockingBackend, run_blocking
@@ -8,11 +11,17 @@ from .classification import Classification, ModelInfo
 from .request import request_key
 from .row_client import RowClient
 
+_clients: WeakSet["Client"] = WeakSet()  # all clients of this process
+
+_inherited: list[object] = []
+"""Connections of the parent process. They are never freed, because that could wait for a lock which no thread holds."""
+
 
 class Client(RowClient):
     """Client that many threads may share. Use it as a context manager, or close it.
 
-    The arguments are those of `BaseClient`.
+    The arguments are those of `BaseClient`. In a forked process, the client has new connections to the same targets;
+    iterators of `score` that the parent has begun belong to the parent.
     """
 
     _make_backend = BlockingBackend
@@ -24,8 +33,21 @@ class Client(RowClient):
         self.close()
 
     def close(self) -> None:
-        """Close the connections; requests in flight fail."""
+        """Close the connections; requests in flight raise Unavailable, as all later calls do."""
         run_blocking(self._close())
+
+    def _connect(self) -> None:
+        super()._connect()
+        _clients.add(self)
+        _handle_forks()
+
+    def _reconnect(self) -> None:
+        """Replace all that the parent's threads may have locked at the fork."""
+        _inherited.append((self._pool, self._backend, self._queues))
+        is_closed = self._pool.is_closed
+        self._connect()
+        if is_closed:
+            self.close()
 
     def classify(
         self, bitmaps: Bitmaps, *, top_k: int = 0, model_name: str = "", model_version: str = ""
@@ -67,6 +89,18 @@ class Client(RowClient):
         With several servers, one SERVING server is enough.
         """
         return run_blocking(self._check_health(service))
+
+
+@cache
+def _handle_forks() -> None:
+    """Let child processes reconnect their copies of all clients; the effect is that of one call."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_reconnect_all)
+
+
+def _reconnect_all() -> None:
+    for client in list(_clients):
+        client._reconnect()
 
 
 def _yielded(parts: AsyncGenerator[Classification, None]) -> Generator[Classification, None, None]:

@@ -53,7 +53,7 @@ class ConnectionPool:
         ]
         self._retired: set[Connection] = set()  # replaced connections that still have requests in flight
         self._needs_discovery = channels is None
-        self._is_closed = False
+        self.is_closed = False
 
     @property
     def default_in_flight(self) -> int:
@@ -63,14 +63,14 @@ class ConnectionPool:
     def close(self) -> list[Any]:
         """Hand out no more connections; return the channels that the caller must close."""
         with self._lock:
-            self._is_closed = True
+            self.is_closed = True
             self._needs_discovery = False
             retired, self._retired = self._retired, set()
             return [connection.channel for connection in (*self._connections, *retired)]
 
     def check_open(self, cause: Exception | None = None) -> None:
         """Raise Unavailable, caused by `cause`, if the client was closed."""
-        if self._is_closed:
+        if self.is_closed:
             raise Unavailable("the client was closed") from cause
 
     def acquire(self, tried: Collection[Connection]) -> Connection:
@@ -126,7 +126,7 @@ class ConnectionPool:
         with self._lock:
             if failed not in self._connections:  # another request has replaced it
                 return bool(self._usable([failed]))
-            if not failed.server.is_name or self._is_closed or self._clock() < failed.opened_at + _REPLACE_AFTER_S:
+            if not failed.server.is_name or self.is_closed or self._clock() < failed.opened_at + _REPLACE_AFTER_S:
                 return False
             self._connections[self._connections.index(failed)] = failed.server.reopen(failed)
             self._retired.add(failed)

@@ -1,0 +1,60 @@
+"""A child process that was forked while other threads classify may use the client of its parent."""
+
+import subprocess
+import sys
+
+import pytest
+
+FORKING = """
+import faulthandler, os, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from sketchbatch_client import Client
+
+client = Client(sys.argv[1])
+bitmaps = np.zeros((1, 28, 28), np.uint8)
+begun, is_over = threading.Semaphore(0), threading.Event()
+
+def classify_until_over():
+    while not is_over.is_set():
+        client.classify(bitmaps)
+        begun.release()
+
+threads = [threading.Thread(target=classify_until_over) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for _ in range(5):
+    for _ in range(40):
+        begun.acquire()
+    child = os.fork()
+    if not child:
+        faulthandler.dump_traceback_later(10, exit=True)  # a lock that no thread will release
+        with ThreadPoolExecutor(8) as pool:  # an exception ends the child like any program
+            assert all(len(each) == 1 for each in pool.map(lambda _: client.classify(bitmaps), range(100)))
+        assert sum(map(len, client.score([bitmaps] * 100))) == 100
+        assert client.health() == "SERVING"
+        client.close()
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        os._exit(3)  # the other threads would run on after an exception
+is_over.set()
+for thread in threads:
+    thread.join()
+assert len(client.classify(bitmaps)) == 1
+client.close()
+if os.fork() == 0:
+    try:
+        client.classify(bitmaps)
+    except Exception as exc:
+        print(exc)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.timeout(80)
+def test_a_child_uses_the_client_of_its_parent(tiny_service):
+    """The child has its own connections and locks, and the parent goes on; a closed client stays closed."""
+    command = [sys.executable, "-c", FORKING, tiny_service.address]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=70)
+    assert (ended.returncode, ended.stdout) == (0, "the client was closed\n"), ended.stderr
