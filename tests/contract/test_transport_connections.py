@@ -18,7 +18,6 @@ from structlog.testing import capture_logs
 from transport_server import (
     STREAM,
     call_to,
-    counted,
     ended_calls,
     frame,
     half_message,
@@ -339,7 +338,7 @@ async def test_a_stop_ends_calls_whose_request_has_not_arrived(serving, method):
         async with silent_client(echo.address, raw_call(f"/test.Echo/{method}") + half_message()):
             assert await asyncio.to_thread(has_arrived.wait, 10)
             await asyncio.wait_for(server.stop(1000), 10)
-        assert {(code, number) for _, code, number in counted(server)} == {("UNAVAILABLE", 1)}
+        assert {(code, number) for _, code, number in await ended_calls(server, 1)} == {("UNAVAILABLE", 1)}
 
 
 @pytest.mark.parametrize("is_listening", [True, False])

@@ -299,7 +299,7 @@ async def test_new_calls_are_rejected_with_unavailable_while_the_server_stops(se
             grpc.StatusCode.UNAVAILABLE,
             "this replica is draining; another will answer",
         )
-        assert ("none", "UNAVAILABLE", 1) in counted(server)
+        assert await ended_calls(server, 1) == {("none", "UNAVAILABLE", 1)}
         echo.direct[0][1].respond(b"in time")
         assert await answered == b"in time"
         await stopping
@@ -427,7 +427,8 @@ async def test_a_call_that_a_stopping_server_cancels_counts_as_unavailable(servi
             forced.set_result(None)
         await server.stop(60 if is_forced else 0, forced)
         assert (await direct, (await stream.code()).name) == ("UNAVAILABLE", "UNAVAILABLE")
-        assert counted(server) == {("test.Echo/Direct", "UNAVAILABLE", 1), ("test.Echo/Stream", "UNAVAILABLE", 1)}
+        expected = {("test.Echo/Direct", "UNAVAILABLE", 1), ("test.Echo/Stream", "UNAVAILABLE", 1)}
+        assert await ended_calls(server, 2) == expected
 
 
 async def test_a_response_that_cannot_be_sent_counts_as_cancelled():
