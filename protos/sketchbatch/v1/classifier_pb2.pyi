@@ -75,7 +75,9 @@ class ClassifyResponse(google.protobuf.message.Message):
     rows: builtins.int
     """Number of classified rows."""
     scores: builtins.bytes
-    """With top_k = 0: float32 little-endian, rows x classes, row-major; each row sums to 1."""
+    """With top_k = 0: float32 little-endian, rows x classes, row-major. Each row sums to 1 if `Model.score_kind` is
+    probabilities.
+    """
     queue_us: builtins.int
     """Microseconds from the arrival of the request in the queue to the start of its first model call."""
     inference_us: builtins.int
@@ -96,7 +98,7 @@ class ClassifyResponse(google.protobuf.message.Message):
 
     @property
     def score(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """With top_k > 0: the score of each `class_index`, rows x top_k, 0 to 1."""
+        """With top_k > 0: the score of each `class_index`, rows x top_k; `Model.score_kind` has the range."""
 
     def __init__(
         self,
@@ -310,6 +312,7 @@ class Model(google.protobuf.message.Message):
     LICENCE_FIELD_NUMBER: builtins.int
     WORKERS_FIELD_NUMBER: builtins.int
     WORKER_FIELD_NUMBER: builtins.int
+    SCORE_KIND_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name of the model, the value for `model_name` in requests."""
     version: builtins.str
@@ -336,6 +339,14 @@ class Model(google.protobuf.message.Message):
     """
     worker: builtins.int
     """Number of the worker process that returned this response, 1 to `workers`."""
+    score_kind: builtins.str
+    """What the scores of a row are, as the service found when it loaded the model:
+      probabilities      0 to 1, and the scores of a row sum to 1, as after a softmax.
+      log-probabilities  the logarithms of such scores, as after a log-softmax.
+      independent        0 to 1 each, but without a fixed sum, as after a sigmoid.
+      logits             any finite numbers; the model ends without a softmax.
+    A higher score is a better match in each of them. Empty = the service is older than this field.
+    """
     @property
     def versions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """All versions of this model that are being served, newest first."""
@@ -369,9 +380,10 @@ class Model(google.protobuf.message.Message):
         licence: builtins.str = ...,
         workers: builtins.int = ...,
         worker: builtins.int = ...,
+        score_kind: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["input", b"input", "metrics", b"metrics"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created", b"created", "digest", b"digest", "input", b"input", "is_default", b"is_default", "labels", b"labels", "licence", b"licence", "max_request_rows", b"max_request_rows", "metrics", b"metrics", "name", b"name", "provider", b"provider", "version", b"version", "versions", b"versions", "worker", b"worker", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "digest", b"digest", "input", b"input", "is_default", b"is_default", "labels", b"labels", "licence", b"licence", "max_request_rows", b"max_request_rows", "metrics", b"metrics", "name", b"name", "provider", b"provider", "score_kind", b"score_kind", "version", b"version", "versions", b"versions", "worker", b"worker", "workers", b"workers"]) -> None: ...
 
 global___Model = Model
 
