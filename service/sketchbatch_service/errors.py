@@ -37,7 +37,11 @@ class InvalidRequest(ServiceError):
 
 
 class ModelNotFound(ServiceError):
-    """No model or version of the requested name is served."""
+    """No model or version of the requested name is served; `newest_version` is the newest version of that name."""
+
+    def __init__(self, message: str, *, newest_version: str = "") -> None:
+        super().__init__(message)
+        self.newest_version = newest_version  # empty = no version of that name is served
 
 
 class Overloaded(ServiceError):

@@ -31,7 +31,9 @@ class ClassifierServiceStub(object):
     The status codes of every RPC follow. ClassifyStream reports an error of one message in the `error` of its
     response, and the stream continues. Only the errors marked (*) end the whole stream.
     INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
-    NOT_FOUND           unknown model or version; the message lists the models and versions being served.
+    NOT_FOUND           unknown model or version; the message lists the models and versions being served. If other
+    versions of the model are served, google.rpc.ErrorInfo has the newest of them (metadata key
+    `newest_version`).
     RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
     google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
     (*) Without `grpc-retry-pushback-ms`, the message was too large for gRPC.
@@ -76,7 +78,9 @@ class ClassifierServiceServicer(object):
     The status codes of every RPC follow. ClassifyStream reports an error of one message in the `error` of its
     response, and the stream continues. Only the errors marked (*) end the whole stream.
     INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
-    NOT_FOUND           unknown model or version; the message lists the models and versions being served.
+    NOT_FOUND           unknown model or version; the message lists the models and versions being served. If other
+    versions of the model are served, google.rpc.ErrorInfo has the newest of them (metadata key
+    `newest_version`).
     RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
     google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
     (*) Without `grpc-retry-pushback-ms`, the message was too large for gRPC.
@@ -156,7 +160,9 @@ class ClassifierService(object):
     The status codes of every RPC follow. ClassifyStream reports an error of one message in the `error` of its
     response, and the stream continues. Only the errors marked (*) end the whole stream.
     INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
-    NOT_FOUND           unknown model or version; the message lists the models and versions being served.
+    NOT_FOUND           unknown model or version; the message lists the models and versions being served. If other
+    versions of the model are served, google.rpc.ErrorInfo has the newest of them (metadata key
+    `newest_version`).
     RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
     google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
     (*) Without `grpc-retry-pushback-ms`, the message was too large for gRPC.

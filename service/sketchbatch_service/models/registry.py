@@ -115,7 +115,10 @@ class ModelRegistry:
         wanted = f"{name[:100] or self.default_model!r}"
         wanted += f" version {version[:100]!r}" if version else ""
         why = snapshot.why_not_served(name or self.default_model, version)
-        raise ModelNotFound(f"no model {wanted}{why}; there are: {snapshot.listed()}")
+        newest = snapshot.by_key.get((name, ""))
+        raise ModelNotFound(
+            f"no model {wanted}{why}; there are: {snapshot.listed()}", newest_version=newest.version if newest else ""
+        )
 
     def versions(self, name: str) -> list[str]:
         """Return the versions served under `name`, newest first."""

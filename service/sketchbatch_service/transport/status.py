@@ -157,6 +157,9 @@ def _details(error: Exception) -> list[message.Message]:
         seconds, ms = divmod(_retry_ms(error), 1000)
         delay = duration_pb2.Duration(seconds=seconds, nanos=ms * 1_000_000)
         return [error_details_pb2.RetryInfo(retry_delay=delay)]
+    if isinstance(error, ModelNotFound) and error.newest_version:
+        newest = {"newest_version": error.newest_version}
+        return [error_details_pb2.ErrorInfo(reason="VERSION_NOT_SERVED", domain="sketchbatch.v1", metadata=newest)]
     return []
 
 
