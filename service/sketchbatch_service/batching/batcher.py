@@ -75,7 +75,7 @@ class Batcher:
         self._drain_rate = DrainRateEstimator(limits.slots)
         self._cleaned_at = -math.inf  # time of the last removal of cancelled requests
         self._is_closed = False
-        self._lock = threading.Lock()  # guards all of the above, and the scores of requests that span several calls
+        self._lock = threading.Lock()  # guards the attributes above, and scores of requests in several model calls
 
     @property
     def has_rows(self) -> bool:
