@@ -6,7 +6,8 @@ TrainerError
 │   └── BucketUnreachable  no connection: the machine is offline, or a proxy blocks Google's storage
 ├── RunIncomplete      the run lacks a file of an earlier step: first run the command in the message
 ├── RunRefused         the named run does not fit the request: name another run
-└── ExportRefused      the scores of an exported model and of its original differ: no file is written
+├── ExportRefused      the scores of an exported model and of its original differ: no file is written
+└── AdaptRefused       a model made elsewhere cannot be adapted as requested: the message states the remedy
 """
 
 
@@ -36,3 +37,7 @@ class RunRefused(TrainerError):
 
 class ExportRefused(TrainerError):
     """The scores of ONNX and Keras, or of a variant and float32, differ by more than the limit."""
+
+
+class AdaptRefused(TrainerError):
+    """A model made elsewhere is not readable, does not classify 28x28 bitmaps, or does not fit the given flags."""
