@@ -7,7 +7,8 @@ TrainerError
 ├── RunIncomplete      the run lacks a file of an earlier step: first run the command in the message
 ├── RunRefused         the named run does not fit the request: name another run
 ├── ExportRefused      the scores of an exported model and of its original differ: no file is written
-└── AdaptRefused       a model made elsewhere cannot be adapted as requested: the message states the remedy
+├── AdaptRefused       a model made elsewhere cannot be adapted as requested: the message states the remedy
+└── ExtraMissing       the command needs packages that are not installed: the message has the pip command
 """
 
 
@@ -41,3 +42,7 @@ class ExportRefused(TrainerError):
 
 class AdaptRefused(TrainerError):
     """A model made elsewhere is not readable, does not classify 28x28 bitmaps, or does not fit the given flags."""
+
+
+class ExtraMissing(TrainerError):
+    """A package of an extra of this distribution is not installed."""
