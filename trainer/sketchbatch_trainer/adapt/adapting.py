@@ -25,7 +25,10 @@ from .graph.wrapping import OUTPUT, wrap
 from .labels import Labels, read_labels, stored_labels
 from .options import Layout, Softmax
 from .scaling import AS_PIXELS, Scaling
+from .scaling_trial import are_conclusive, candidates, table, warning
+from .scaling_trial import compare as compare_scalings
 from .source import Runner, fingerprint, read
+from .trial_drawings import read_drawings, sketch_drawings
 
 PARITY_ROWS = 256
 """Number of drawings on which the adapted model must have the scores of the source."""
@@ -93,7 +96,7 @@ def adapt(request: AdaptRequest, report: Callable[[Finding], None] = lambda find
             written.
     """
     _check_paths(request)
-    source = read(request.source, request.scores_output)
+    source = read(request.source)
     report(Finding("source", f"{request.source}: {source.description}"))
     labels, place = _find_labels(request, source.graph)
     bitmaps = _parity_drawings()
@@ -111,6 +114,8 @@ def adapt(request: AdaptRequest, report: Callable[[Finding], None] = lambda find
     wrapped = wrap(model.graph, model.input, scaling, model.output)
     parity = compare(model, wrapped, bitmaps, scaling)
     report(Finding("parity", str(parity)))
+    for finding in _try_scalings(request, model, labels, scaling):
+        report(finding)
     properties = _metadata(request, model, labels, scaling, parity)
     helper.set_model_props(wrapped, properties)
     with replacing(request.output) as partial:
@@ -187,6 +192,25 @@ def _describe(model: Model, scaling: Scaling, request: AdaptRequest) -> Iterator
     steps = {"Softmax": "a softmax is added", "Exp": "an exponential function is added", "": "left as they are"}
     ending = f"{declared[model.output.name]}; {model.ending}: {steps[model.output.operator]}"
     yield Finding("scores", ending, "--softmax, --scores-output")
+
+
+def _try_scalings(request: AdaptRequest, model: Model, labels: Labels, scaling: Scaling) -> Iterator[Finding]:
+    """Yield the accuracy under each plausible scaling, and a warning if another one than `scaling` fits better."""
+    drawings = read_drawings(request.drawings, labels) if request.drawings else sketch_drawings(labels)
+    if not drawings:
+        yield Finding("accuracy", "not measured: give drawings of the labels to compare scalings", "--drawings")
+        return
+    results = compare_scalings(
+        lambda each: wrap(model.graph, model.input, each, model.output),
+        drawings,
+        candidates(scaling, model.input.is_float),
+    )
+    lines = [f"of each scaling on {len(drawings.bitmaps):,} drawings ({drawings.source})", *table(results, scaling)]
+    yield Finding("accuracy", "\n  ".join(lines))
+    if not are_conclusive(results, drawings):
+        yield Finding("note", "the model knows few of the sketches: compare on drawings of your own", "--drawings")
+    elif text := warning(results, scaling):
+        yield Finding("WARNING", text)
 
 
 def _metadata(request: AdaptRequest, model: Model, labels: Labels, scaling: Scaling, parity: Parity) -> dict[str, str]:

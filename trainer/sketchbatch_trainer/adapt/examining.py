@@ -51,7 +51,7 @@ class Model:
         """Return the scores of the original model, (rows, classes), for pixels that NumPy prepares."""
         values = self.input.values(bitmaps, scaling)
         if self.source.scores is not None:
-            scores = self.source.scores(values)
+            scores = self.source.scores(values, self.output.name)
         else:
             scores = Runner(self.source.graph).scores(values, self.output.name, self.call_rows)
         return scores.reshape(len(values), -1)

@@ -33,8 +33,8 @@ class Source:
 
     graph: onnx.ModelProto
     """The model as one ONNX graph: all weights are in it, its input and outputs are those of the original."""
-    scores: Callable[[Values], Values] | None
-    """The original model: returns the scores of input rows of the original's own shape and type.
+    scores: Callable[[Values, str], Values] | None
+    """The original model: returns one output, by its name, of input rows of the original's own shape and type.
 
     None = the graph is the original, so ONNX Runtime computes the scores with it.
     """
@@ -80,10 +80,8 @@ class Runner:
         return np.concatenate(parts)[: len(values)]
 
 
-def read(path: Path, scores_output: str = "") -> Source:
+def read(path: Path) -> Source:
     """Read a `.onnx`, `.keras` or `.h5` file or a SavedModel folder.
-
-    `scores_output` is the name of the output with the scores; empty = the one that fits.
 
     Raises:
         AdaptRefused: The path is missing, or is no such model; the message says what it is and what to do.
@@ -92,9 +90,9 @@ def read(path: Path, scores_output: str = "") -> Source:
         raise AdaptRefused(f"{path}: no such file or folder")
     if path.is_dir() or path.suffix.lower() in _KERAS_SUFFIXES:
         with importing("train"):
-            from . import keras_source  # type: ignore[attr-defined]
+            from . import keras_source
 
-        return keras_source.load(path, scores_output)  # type: ignore[no-any-return]
+        return keras_source.load(path)
     return _read_onnx(path)
 
 
