@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,7 @@ def _metadata(request: AdaptRequest, model: Model, labels: Labels, scaling: Scal
     }
 
 
+@cache
 def _parity_drawings() -> Bitmaps:
     """Return `PARITY_ROWS` synthetic sketches of all classes, mixed: neighbours in a batch must differ."""
     each = -(-PARITY_ROWS // len(synthetic.LABELS))

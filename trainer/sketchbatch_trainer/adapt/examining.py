@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from sketchbatch_client.drawings.readers import Bitmaps
 
 from ..errors import AdaptRefused
-from .graph.batch import DEPENDS, opened, problem_with_rows
+from .graph.batch import DEPENDS, NOT_FINITE, open_batch_remedy, opened, problem_with_rows
 from .graph.ending import Ending, find_ending, probability_operator
 from .graph.signature import Input, find_scores, row_width, run_first
 from .graph.wrapping import Output
@@ -34,6 +34,8 @@ class Model:
     """A source, and what the wrapping needs to know about it."""
 
     source: Source
+    original: Runner
+    """Runs the graph of the source as it is."""
     graph: onnx.ModelProto
     """The graph of the source, which accepts any number of rows."""
     input: Input
@@ -53,7 +55,7 @@ class Model:
         if self.source.scores is not None:
             scores = self.source.scores(values, self.output.name)
         else:
-            scores = Runner(self.source.graph).scores(values, self.output.name, self.call_rows)
+            scores = self.original.scores(values, self.output.name, self.call_rows)
         return scores.reshape(len(values), -1)
 
 
@@ -71,11 +73,12 @@ def examine(source: Source, bitmaps: Bitmaps, scaling: Scaling, found: Input, wa
         AdaptRefused: The model fails on its own input, no output has scores of that many classes, or the model does
             not score each row by itself.
     """
-    found, results, rows = run_first(Runner(source.graph), found, bitmaps, scaling)
+    original = Runner(source.graph)
+    found, results, rows = run_first(original, found, bitmaps, scaling)
     name = find_scores(source.graph, results, rows, wanted.classes, wanted.scores_output)
     values = found.values(bitmaps, scaling)
-    graph = _open_batch(source.graph, found, name, values)
-    scores = Runner(graph).run(values)[name]
+    graph, runner = _open_batch(source.graph, found, name, values)
+    scores = _run(runner, name, values)
     ending = find_ending(graph, name, scores.reshape(len(values), -1))
     output = Output(
         name=name,
@@ -84,29 +87,34 @@ def examine(source: Source, bitmaps: Bitmaps, scaling: Scaling, found: Input, wa
         classes=row_width(scores),
         operator=probability_operator(ending, wanted.softmax),
     )
-    return Model(source=source, graph=graph, input=found, call_rows=rows, output=output, ending=ending)
+    return Model(
+        source=source,
+        original=original,
+        graph=graph,
+        input=found,
+        call_rows=rows,
+        output=output,
+        ending=ending,
+    )
 
 
-def _open_batch(graph: onnx.ModelProto, found: Input, output: str, values: Values) -> onnx.ModelProto:
-    """Return a copy of the graph that scores each row by itself in calls of any size."""
+def _open_batch(graph: onnx.ModelProto, found: Input, output: str, values: Values) -> tuple[onnx.ModelProto, Runner]:
+    """Return a copy of the graph that scores each row by itself in calls of any size, and its runner."""
     problems = []
     for candidate in opened(graph, found.fixed_rows):
         try:
-            problem = problem_with_rows(partial(_run, Runner(candidate), output), values)
+            runner = Runner(candidate)
         except AdaptRefused as exc:  # the changed shapes contradict each other
-            problem = str(exc)
+            problems.append(str(exc))
+            continue
+        problem = problem_with_rows(partial(_run, runner, output), values)
         if not problem:
-            return candidate
+            return candidate, runner
         problems.append(problem)
-    if DEPENDS in problems:
-        raise AdaptRefused(
-            f"{DEPENDS}: export the model in inference mode (model.eval() in PyTorch, training=False in Keras), "
-            "with a softmax over the classes"
-        )
-    raise AdaptRefused(
-        f"the model does not accept any number of rows: {problems[0]}; export it with an open batch: "
-        f"dynamic_axes={{{found.name!r}: {{0: 'N'}}}} or dynamic_shapes of torch.onnx.export"
-    )
+    for problem in (NOT_FINITE, DEPENDS):
+        if problem in problems:
+            raise AdaptRefused(problem)
+    raise AdaptRefused(f"the model does not accept any number of rows: {problems[0]}; {open_batch_remedy(found.name)}")
 
 
 def _run(runner: Runner, output: str, values: Values) -> Any:

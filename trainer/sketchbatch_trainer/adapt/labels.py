@@ -24,7 +24,7 @@ def read_labels(text: str) -> Labels:
         AdaptRefused: The file is missing or has another form, or a name is empty, repeated or has odd characters.
     """
     path = Path(text)
-    if path.is_file():
+    if _is_file(path):
         return _check(_parse_file(path), f"--labels {text}")
     if "," not in text and (path.suffix in (".json", ".txt") or len(path.parts) > 1):
         raise AdaptRefused(f"--labels {text}: no such file")
@@ -44,6 +44,13 @@ def stored_labels(graph: onnx.ModelProto) -> tuple[Labels, str]:
                 place = f"{node.op_type} of the model"
                 return _check([name.decode(errors="replace") for name in attribute.strings], place), place
     return (), ""
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # many names are longer than the name of a file may be
+        return False
 
 
 def _parse_file(path: Path) -> list[object]:

@@ -24,6 +24,7 @@ from ..extras import importing
 Values = NDArray[Any]  # (rows, ...): input rows or scores, of any numeric type
 
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
+_ZIP, _HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"  # first bytes
 _MIN_OPSET = 7  # the oldest opset that ONNX Runtime runs in full
 
 
@@ -57,6 +58,7 @@ class Runner:
         """
         options = ort.SessionOptions()
         options.log_severity_level = 4  # the exceptions already report the cause
+        options.intra_op_num_threads = 1  # the calls are short: more threads would only wait for each other
         try:
             content = graph.SerializeToString()
             self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -89,6 +91,7 @@ def read(path: Path) -> Source:
     if not path.exists():
         raise AdaptRefused(f"{path}: no such file or folder")
     if path.is_dir() or path.suffix.lower() in _KERAS_SUFFIXES:
+        _check_keras(path)
         with importing("train"):
             from . import keras_source
 
@@ -121,7 +124,7 @@ def _read_onnx(path: Path) -> Source:
 def _parse(path: Path) -> onnx.ModelProto:
     """Return the model without its external data."""
     try:
-        graph = onnx.load(path, load_external_data=False)
+        graph = onnx.load_model_from_string(path.read_bytes())
     except DecodeError:
         graph = onnx.ModelProto()
     if not graph.graph.node:
@@ -153,10 +156,22 @@ def _join_external_data(path: Path, graph: onnx.ModelProto) -> None:
         ) from exc
 
 
+def _check_keras(path: Path) -> None:
+    """Refuse a file that is neither HDF5 nor a zip archive before TensorFlow is imported, which takes seconds."""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(len(_HDF5))
+        if not head.startswith((_ZIP, _HDF5)):
+            raise AdaptRefused(f"{path}: not a Keras model, got {_kind(path)}")
+
+
 def _kind(path: Path) -> str:
     """Return what the file is, with the remedy."""
     kind = describe_path(path)
-    return str(kind) if kind else "a file of an unknown kind: export the model as .onnx, .keras or SavedModel"
+    if not kind:
+        return "a file of an unknown kind: export the model as .onnx, .keras or SavedModel"
+    is_keras = "sketchbatch-train adapt" in kind.remedy
+    return f"{kind.name}: rename it, so that its name ends in .keras or .h5" if is_keras else str(kind)
 
 
 def _first_line(exc: Exception) -> str:

@@ -15,6 +15,13 @@ from ..source import RunFailed, Values
 ROW_COUNTS = (1, 2, 3, 5, 7, 16, 17)
 """Numbers of rows in one call for which a row must get the scores that it gets alone."""
 
+NOT_FINITE = "the scores must be finite numbers, got NaN or infinity: another --scale may help"
+
+DEPENDS = (
+    "the scores of a row depend on the other rows: export the model in inference mode (model.eval() in PyTorch, "
+    "training=False in Keras), with a softmax over the classes"
+)
+
 _TOLERANCES = {np.dtype(np.float16): 1e-2}  # relative to the largest score; sums of float16 depend on their order
 _TOLERANCE = 1e-4
 
@@ -35,6 +42,8 @@ def opened(graph: ModelProto, rows: int) -> Iterator[ModelProto]:
 def problem_with_rows(run: Callable[[Values], Values], values: Values) -> str:
     """Return why a model does not score each row by itself, whatever the number of rows; empty if it does.
 
+    The problem is `NOT_FINITE`, `DEPENDS`, or that the model fails with some number of rows.
+
     Args:
         run: Returns the scores of input rows.
         values: Input rows, at least as many as the largest number in `ROW_COUNTS`, with different contents.
@@ -43,6 +52,8 @@ def problem_with_rows(run: Callable[[Values], Values], values: Values) -> str:
         alone = np.concatenate([run(values[row : row + 1]) for row in range(max(ROW_COUNTS))])
     except RunFailed as exc:
         return f"it fails on 1 row: {exc}"
+    if not np.isfinite(alone).all():
+        return NOT_FINITE
     tolerance = _TOLERANCES.get(alone.dtype, _TOLERANCE) * max(1.0, float(np.abs(alone).max()))
     for count in ROW_COUNTS:
         try:
@@ -56,8 +67,9 @@ def problem_with_rows(run: Callable[[Values], Values], values: Values) -> str:
     return ""
 
 
-DEPENDS = "the scores of a row depend on the other rows"
-"""The problem of a model that runs with every number of rows, such as one that was exported in training mode."""
+def open_batch_remedy(name: str) -> str:
+    """Return how to export a model whose input `name` accepts any number of rows."""
+    return f"export it with an open batch: dynamic_axes={{{name!r}: {{0: 'N'}}}} or dynamic_shapes of torch.onnx.export"
 
 
 def _with_open_shapes(graph: ModelProto) -> ModelProto:

@@ -8,6 +8,7 @@ import onnx
 from ...errors import AdaptRefused
 from ..options import Softmax
 from ..source import Values
+from .batch import NOT_FINITE
 
 _TOLERANCE = 1e-2  # for the sum of a row of probabilities; float16 needs that much
 _PASSED_THROUGH = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose")  # do not change any value
@@ -37,7 +38,7 @@ def find_ending(graph: onnx.ModelProto, output: str, scores: Values) -> Ending:
         AdaptRefused: A score is NaN or infinite.
     """
     if not np.isfinite(scores).all():
-        raise AdaptRefused("the scores must be finite numbers, got NaN or infinity: another --scale may help")
+        raise AdaptRefused(NOT_FINITE)
     values = scores.astype(np.float64)
     is_share = values.min() >= -_TOLERANCE / 100 and values.max() <= 1 + _TOLERANCE
     if is_share and _sums_to_one(values):

@@ -14,6 +14,7 @@ from ...errors import AdaptRefused
 from ..options import Layout
 from ..scaling import Scaling
 from ..source import RunFailed, Runner, Values
+from .batch import open_batch_remedy
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _INTEGERS = (TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64)
@@ -125,6 +126,8 @@ def find_scores(graph: onnx.ModelProto, results: Mapping[str, Any], rows: int, c
         return fitting[0]
     if fitting:
         raise AdaptRefused(f"several outputs may have the scores: {', '.join(fitting)}; name one with --scores-output")
+    if not widths and (problem := _row_problem(results, rows)):
+        raise AdaptRefused(f"{problem}; {open_batch_remedy(graph.graph.input[0].name)}")
     raise AdaptRefused(_scores_problem(graph, widths, classes, wanted))
 
 
@@ -183,6 +186,14 @@ def _width(value: object, rows: int) -> int:
         return 0
     is_one_list = value.ndim > 1 and sum(axis > 1 for axis in value.shape[1:]) <= 1
     return row_width(value) if is_one_list and len(value) == rows else 0
+
+
+def _row_problem(results: Mapping[str, Any], rows: int) -> str:
+    """Return that an output has scores of another number of rows; empty if there is none."""
+    for name, value in results.items():
+        if isinstance(value, np.ndarray) and value.ndim and _width(value, len(value)) and len(value) != rows:
+            return f"the model does not accept any number of rows: {name} has {len(value)} rows for {rows} input rows"
+    return ""
 
 
 def _scores_problem(graph: onnx.ModelProto, widths: Mapping[str, int], classes: int, wanted: str) -> str:
