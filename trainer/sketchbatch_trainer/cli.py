@@ -1,12 +1,9 @@
-"""The command `sketchbatch-train`: fetch or sketch drawings, explore, train, average, export, report.
+"""The command `sketchbatch-train`: fetch or sketch drawings, explore, train, average, export, report, adapt.
 
 Each command imports its slow modules only when it runs, because importing TensorFlow for `--help` would take seconds.
 """
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +11,9 @@ import typer
 from sketchbatch_client.atomic import unwind_on_signals
 from sketchbatch_client.errors import SketchbatchError
 
+from .adapt.command import adapt
 from .errors import TrainerError
+from .extras import importing
 from .fetch.bucket import BUCKET, cache_folder, known_classes, read_catalogue
 from .fetch.formats import FORMATS, FormatName
 from .progress import byte_bar, console, row_bar, show_files
@@ -42,6 +41,8 @@ SkipMalformed = Annotated[
     bool, typer.Option("--skip-malformed", help="Skip malformed lines and pictures; otherwise their file is refused.")
 ]
 Classes = Annotated[str, typer.Option(help="Class names, separated by commas; all = every class in the folder.")]
+
+app.command()(adapt)
 
 BEAR_CAT_DOG = "bear,cat,dog"
 
@@ -189,7 +190,7 @@ def train(
         f"{_join(dataset.labels)}: {len(dataset.train):,} drawings for training, "
         f"{len(dataset.validation):,} for validation, {len(dataset.test):,} held out"
     )
-    with _quiet_import():
+    with importing("train"):
         from .train.epoch_printer import EpochPrinter
         from .train.training import TrainingRequest
         from .train.training import train as train_model
@@ -214,7 +215,7 @@ def average(
     name: Annotated[str, typer.Option(help="Name of the model.", show_default="that of the first run")] = "",
 ) -> None:
     """Average the weights of runs that started from the same run with different seeds. Then export the new run."""
-    with _quiet_import():
+    with importing("train"):
         from .train.averaging import average as average_runs
 
     average_runs([Run(folder) for folder in of], Run(run), name=name)
@@ -234,7 +235,7 @@ def export(
 
     --variant may be repeated.
     """
-    with _quiet_import():
+    with importing("train"):
         from .export.exporting import export as export_model
         from .export.variants import export_variant
 
@@ -257,7 +258,8 @@ def report(
 
     The page shows the first run in full. A table compares it with the other runs and all int8 and float16 variants.
     """
-    from .report.reporting import write_report
+    with importing("train"):
+        from .report.reporting import write_report
 
     page = output or Run(run[0]).report
     write_report([Run(folder) for folder in run], page)
@@ -271,21 +273,6 @@ def main() -> None:
         app()
     except (TrainerError, SketchbatchError, OSError) as exc:
         sys.exit(f"sketchbatch-train: {exc}")
-
-
-@contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Hide TensorFlow's start-up messages, which its C++ code prints to stderr before any setting takes effect."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides TensorFlow's later messages about missing GPUs
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # stops the reports of ONNX Runtime to Microsoft
-    stderr = os.dup(2)
-    with Path(os.devnull).open("w") as devnull:
-        os.dup2(devnull.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def _join(labels: tuple[str, ...]) -> str:
