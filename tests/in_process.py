@@ -126,7 +126,7 @@ async def serving(
             artifact=ARTIFACT,
             provider="CPU",
             score_kind=ScoreKind.LOGITS,
-            batcher=RecordingBatcher(fake.predict, limits or BatchLimits()),
+            batcher=RecordingBatcher(fake.predict, limits or BatchLimits(), model=f"model {name!r} version {version}"),
             buckets=buckets,
         )
         for name, version, fake in named

@@ -20,9 +20,9 @@ _BLANK, _INK = ROWS - 2, ROWS - 1
 _SIZES = (2, 3, 5, 7, 16, ROWS)  # odd and even batch sizes; ROWS is also the largest
 
 _TOLERANCES = {"float16": COARSE_TOLERANCE, "int8": 5e-2}
-"""Largest allowed difference between two scores of a drawing, by number format. In a batch of another size, ONNX Runtime
-may sum in another order. Measured with the shipped models on 400 drawings: noise of 1e-6 in the weights changes a score
-by up to 5e-6 in float32, and by up to 0.023 in int8, where a value between two steps may take the other step."""
+"""Largest allowed difference between two scores of a drawing, by number format. In a batch of another size, ONNX
+Runtime may sum in another order. Measured with the shipped models on 400 drawings: noise of 1e-6 in the weights changes
+a score by up to 5e-6 in float32, and by up to 0.023 in int8, where a value between two steps may take the other one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,13 +158,15 @@ def load(file: ModelFile, options: LoadOptions) -> ServedModel:
         quick_rows=engine.quick_rows,
         max_queued_rows=options.max_queued_rows,
     )
+    name = file.name or artifact.name or file.path.stem
+    version = file.version or (artifact.version if artifact.version.isdecimal() else "1")
     return ServedModel(
-        name=file.name or artifact.name or file.path.stem,
-        version=file.version or (artifact.version if artifact.version.isdecimal() else "1"),
+        name=name,
+        version=version,
         artifact=artifact,
         provider=engine.provider,
         score_kind=score_kind,
-        batcher=Batcher(engine.predict, limits),
+        batcher=Batcher(engine.predict, limits, model=f"model {name[:100]!r} version {version}"),
         file=file,
         polls_while_saturated=engine.polls_while_saturated or options.has_spare_cpus,
         buckets=engine.buckets,
