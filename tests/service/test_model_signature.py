@@ -99,7 +99,9 @@ def test_a_foreign_export_is_told_what_does_not_fit(tmp_path, name, parts):
     message = refusal(write_foreign(name, tmp_path / "m.onnx"))
     assert [part for part in parts if part not in message] == []
     assert "tensor(" not in message
-    assert message.endswith("--labels FILE --output model.onnx` writes a file that fits")
+    assert message.endswith(" --output model.onnx` writes a file that fits")
+    assert (" --labels FILE " in message) == ("labels in metadata" in message or "labels for" in message)
+    assert ("export it again, then" in message) == ("scores are wanted" in message)
 
 
 @pytest.mark.parametrize(
@@ -129,9 +131,14 @@ def test_a_batch_that_is_open_by_name_only_is_fixed(tmp_path, rows):
 
 
 def test_the_command_in_the_message_can_be_copied(tmp_path):
-    """A path with a blank is quoted for the shell, and the command does not write over its own source."""
+    """A path with a blank is quoted for the shell, and the command does not write over its own source.
+
+    The command asks for labels only if those of the file do not fit.
+    """
     path = write_model(tmp_path / "my models" / "model.onnx", labels=None)
     assert f"`sketchbatch-train adapt '{path}' --labels FILE --output adapted.onnx`" in refusal(path)
+    path = write_model(tmp_path / "model.onnx", input_type="float32")
+    assert f"`sketchbatch-train adapt {path} --output adapted.onnx`" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +180,9 @@ def test_several_outputs_that_fit_equally_are_refused(tmp_path):
     model.graph.node.add(op_type="Identity", input=["a"], output=["b"])
     model.graph.output.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, ["N", 3]))
     onnx.save(model, path)
-    assert "one of these outputs must be called scores: a: float32 (N, 3) and b: float32 (N, 3)" in refusal(path)
+    message = refusal(path)
+    assert "one of these outputs must be called scores: a: float32 (N, 3) and b: float32 (N, 3)" in message
+    assert f"adapt {path} --scores-output NAME --output model.onnx" in message
 
 
 def test_two_inputs_are_refused(tmp_path):
@@ -184,6 +193,7 @@ def test_two_inputs_are_refused(tmp_path):
     onnx.save(model, path)
     message = refusal(path)
     assert "the model must have one input, got bitmaps: uint8 (N, 28, 28) and temperature: float32 (1)" in message
+    assert ": export it again, then `sketchbatch-train adapt" in message
 
 
 def test_the_maps_of_scikit_learn_are_labels_and_not_scores(tmp_path):

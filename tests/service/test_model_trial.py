@@ -12,7 +12,12 @@ import onnx
 import pytest
 from foreign_models import write_foreign, write_model
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from sketchbatch_service.engines.parity import random_drawings
+from sketchbatch_service.engines.cpu import open_session
+from sketchbatch_service.engines.cuda import CudaEngine, CudaOptions
+from sketchbatch_service.engines.cuda_device import Device
+from sketchbatch_service.engines.parity import Reference, random_drawings
+from sketchbatch_service.engines.score_kind import kind_of
+from sketchbatch_service.engines.trial import tolerance_of, try_out
 from sketchbatch_service.errors import ModelRefused
 from sketchbatch_service.models.loader import LoadOptions, load_models
 from structlog.testing import capture_logs
@@ -187,6 +192,21 @@ def test_a_model_that_is_never_finite_is_refused(tmp_path):
     assert "the scores of 16 of 17 trial drawings are not finite" in refusal(path)
 
 
+def test_an_unstable_model_is_not_blamed_on_cuda(tmp_path):
+    """The trial runs before CUDA, whose comparison with the CPU would fail, too, and would not name the cause."""
+    path = write_model(tmp_path / "m.onnx", front=batch_norm)
+    with pytest.raises(ModelRefused, match="depend on the other rows of its batch"):
+        load_models(path, LoadOptions(provider="cuda"))
+
+
+def test_the_padding_of_cuda_batches_passes_the_trial(tiny_model):
+    """The scores of the CUDA engine are stable, although it pads a batch to its bucket with rows of earlier batches."""
+    session = open_session(tiny_model)
+    engine = CudaEngine(session, Device("cpu"), Reference(session, 3), max_batch_rows=40, options=CudaOptions())
+    engine.warm_up()
+    assert try_out(engine.predict, classes=3, batch_rows=40).faults == ()
+
+
 @pytest.mark.parametrize("rows", [2, 3, 5, 7, 16, 17])
 def test_a_model_that_fails_at_one_batch_size_is_refused(tmp_path, rows):
     """Batches have any size, so a graph that fails for one of them would fail requests by chance."""
@@ -269,3 +289,44 @@ def test_the_kind_of_the_scores_is_found(tmp_path, name, kind):
         assert (warning["log_level"], warning["model"], warning["scores"]) == ("warning", str(path), kind)
         remedy = "" if kind == "independent" else f"sketchbatch-train adapt {path} --softmax yes --output model.onnx"
         assert warning.get("remedy", "") == remedy
+
+
+@pytest.mark.parametrize(
+    ("scores", "kind"),
+    [
+        ([[0.2, 0.8], [1.0, 0.0]], "probabilities"),
+        ([[1.0], [1.0]], "probabilities"),
+        ([[0.2, 0.804], [0.0, 0.996]], "probabilities"),  # float16
+        ([[0.2, 0.8], [0.2, 0.7]], "independent"),
+        ([[0.0, 0.0], [1.0, 1.0]], "independent"),
+        ([[-0.2231, -1.6094], [0.0, -80.0]], "log-probabilities"),
+        ([[-0.2231, -1.6094], [-3.0, -80.0]], "logits"),
+        ([[0.2, 0.8], [1.2, -0.2]], "logits"),
+        ([[np.nan, 0.0], [0.5, 0.5]], "probabilities"),
+        ([[np.nan, 0.0], [np.inf, 0.5]], "logits"),
+    ],
+)
+def test_the_kind_fits_all_finite_rows(scores, kind):
+    """All rows must agree with the kind; rows that are not finite say nothing about it."""
+    assert kind_of(np.array(scores, np.float32)) == kind
+
+
+@pytest.mark.parametrize(("variant", "passes"), [("", False), ("float32", False), ("float16", False), ("int8", True)])
+def test_the_tolerance_depends_on_the_number_format(variant, passes):
+    """Rounding to int8 may change a score by 0.02 in a batch of another size; in other formats that is a fault."""
+
+    def predict(drawings: np.ndarray) -> np.ndarray:
+        shift = 0.02 if len(drawings) == 5 else 0.0
+        return np.tile(np.array([0.5 + shift, 0.5 - shift], np.float32), (len(drawings), 1))
+
+    trial = try_out(predict, classes=2, batch_rows=16, tolerance=tolerance_of(variant))
+    assert (trial.faults == ()) is passes
+
+
+def test_the_tolerance_grows_with_the_scores():
+    """Sums of large logits have large rounding errors, so the tolerance is a share of the largest score."""
+
+    def predict(drawings: np.ndarray) -> np.ndarray:
+        return np.full((len(drawings), 2), 2000.0 + len(drawings) / 16, np.float32)
+
+    assert try_out(predict, classes=2, batch_rows=16).faults == ()

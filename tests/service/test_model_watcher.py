@@ -152,6 +152,17 @@ def test_the_reason_for_clients_contains_no_path(tmp_path, content):
     assert not re.search(r"/|the models|secret", reason)
 
 
+def test_the_command_for_the_operator_contains_no_path_for_clients(tmp_path):
+    """The reason for clients keeps the command that mends a file, with "..." in place of its path."""
+    put(tmp_path / "the models", "farm/1")
+    put(tmp_path / "the models", "farm/2", labels=None)
+    [refused] = load_models(tmp_path / "the models", OPTIONS).refused
+    assert descriptions.refusal(refused) == (
+        "refused: no labels in metadata (optimisers and converters drop them): "
+        "`sketchbatch-train adapt '...' --labels FILE --output adapted.onnx` writes a file that fits"
+    )
+
+
 def test_a_replaced_file_replaces_its_version(repository):
     """If the file of a version is replaced, the service serves the new file under the same version.
 

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from ..engines.tensor_names import OUR_NAMES, TensorNames
 from ..errors import ModelRefused
 from .external_data import locations
-from .labels import label_problems
+from .labels import problems_of
 from .signature import read_signature
 
 _MAX_DEPTH = 16  # levels of nested JSON values; protobuf's parsers allow about 30
@@ -51,17 +51,18 @@ def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
     """
     try:
         metadata = session.get_modelmeta().custom_metadata_map
-        labels, problems = _labels(metadata)
+        labels, label_problems = _labels(metadata)
         signature = read_signature(session, len(labels))
     except UnicodeDecodeError as exc:
         raise ModelRefused(f"{path}: names and metadata_props must be UTF-8: {exc}") from exc
     metrics, metrics_problem = _json(metadata, "sketchbatch.metrics", dict, "a JSON object")
-    problems = [*signature.problems, *problems, *filter(None, [metrics_problem])]
     if labels and signature.classes not in (0, len(labels)):
-        problems.append(f"{len(labels)} labels for {signature.classes} classes")
-    if problems:
-        command = adapt_command(path, "--labels FILE")
-        raise ModelRefused(f"{path}: {'; '.join(problems)}: `{command}` writes a file that fits")
+        label_problems.append(f"{len(labels)} labels for {signature.classes} classes")
+    if problems := [*signature.problems, *label_problems, *filter(None, [metrics_problem])]:
+        flags = {"--scores-output NAME": signature.is_ambiguous, "--labels FILE": bool(label_problems)}
+        command = adapt_command(path, *(flag for flag, is_needed in flags.items() if is_needed))
+        then = "" if signature.is_adaptable else "export it again, then "
+        raise ModelRefused(f"{path}: {'; '.join(problems)}: {then}`{command}` writes a file that fits")
     return Artifact(
         labels=labels,
         name=metadata.get("sketchbatch.name", ""),
@@ -74,10 +75,10 @@ def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
     )
 
 
-def adapt_command(path: Path, flags: str) -> str:
+def adapt_command(path: Path, *flags: str) -> str:
     """Return the command that writes a file that fits from the file at `path`, to be copied into a shell."""
     output = "adapted.onnx" if path.name == "model.onnx" else "model.onnx"  # never the file itself
-    return f"sketchbatch-train adapt {shlex.quote(str(path))} {flags} --output {output}"
+    return " ".join(["sketchbatch-train adapt", shlex.quote(str(path)), *flags, "--output", output])
 
 
 def digest_of(path: Path) -> str:
@@ -105,7 +106,7 @@ def _labels(metadata: dict[str, str]) -> tuple[tuple[str, ...], list[str]]:
         return (), [problem or _NO_LABELS]
     if not labels or not all(isinstance(label, str) for label in labels):
         return (), [f"{key} must be {expected}, got {_shown(metadata[key])}"]
-    return tuple(labels), list(label_problems(labels))
+    return tuple(labels), list(problems_of(labels))
 
 
 def _json(metadata: dict[str, str], key: str, kind: type, expected: str) -> tuple[Any, str]:

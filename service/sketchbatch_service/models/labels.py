@@ -11,7 +11,7 @@ _SPACES = frozenset(" \u3000")  # the white space that a label may contain: it i
 _SHOWN_CHARACTERS = 60
 
 
-def label_problems(labels: Sequence[str]) -> Iterable[str]:
+def problems_of(labels: Sequence[str]) -> Iterable[str]:
     """Yield the first label of each kind of problem, for one line to the operator.
 
     A label must not be empty, begin or end with white space, or contain a character that cannot be seen. Two labels

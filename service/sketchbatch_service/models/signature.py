@@ -22,11 +22,13 @@ _LABEL_TYPES = ("tensor(int64)", "tensor(int32)", "tensor(string)")
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """The input and the output of a model file. If there are problems, the other values have no meaning."""
+    """The input and the output of a model file, and what does not fit; with problems, the names mean nothing."""
 
     names: TensorNames
     classes: int  # columns of the scores; 0 = the file does not state it
     problems: tuple[str, ...]
+    is_adaptable: bool  # whether `sketchbatch-train adapt` can mend the problems; if not, another export is needed
+    is_ambiguous: bool  # whether several outputs fit equally
 
 
 def read_signature(session: ort.InferenceSession, labels: int) -> Signature:
@@ -40,11 +42,13 @@ def read_signature(session: ort.InferenceSession, labels: int) -> Signature:
     problems = [*_input_problems(inputs), *_output_problems(outputs, scores), *_fixed_batch(inputs, outputs, scores)]
     if any("float16" in tensor.type for tensor in (*inputs, *(outputs if len(scores) != 1 else ()))):
         problems.append("float16 inside the graph only: convert with keep_io_types=True")
+    is_adaptable = len(inputs) == 1 and not _are_labels(outputs)
     if not inputs or len(scores) != 1:
-        return Signature(OUR_NAMES, 0, tuple(problems))
+        return Signature(OUR_NAMES, 0, tuple(problems), is_adaptable, is_ambiguous=len(scores) > 1)
     [output] = scores
     classes = output.shape[1] if isinstance(output.shape[1], int) else 0
-    return Signature(TensorNames(inputs[0].name, output.name), classes, tuple(problems))
+    names = TensorNames(inputs[0].name, output.name)
+    return Signature(names, classes, tuple(problems), is_adaptable, is_ambiguous=False)
 
 
 def _is_scores(output: ort.NodeArg) -> bool:
@@ -76,8 +80,12 @@ def _output_problems(outputs: list[ort.NodeArg], scores: list[ort.NodeArg]) -> I
         yield f"one of these outputs must be called scores: {_listed(scores)}"
     elif not scores:
         yield f"output must be {_EXPECTED_OUTPUT}, got {_listed(outputs)}"
-        if all(output.type in _LABEL_TYPES or output.type.startswith("seq(") for output in outputs):
+        if _are_labels(outputs):
             yield "scores are wanted, not labels: options={'zipmap': False} in skl2onnx"
+
+
+def _are_labels(outputs: list[ort.NodeArg]) -> bool:
+    return all(output.type in _LABEL_TYPES or output.type.startswith("seq(") for output in outputs)
 
 
 def _fixed_batch(inputs: list[ort.NodeArg], outputs: list[ort.NodeArg], scores: list[ort.NodeArg]) -> Iterable[str]:
