@@ -129,14 +129,14 @@ async def test_a_deadline_that_passes_in_the_queue_is_deadline_exceeded_and_neve
     assert model.batch_sizes == [1, 2]
 
 
-async def test_a_failed_model_call_is_internal_with_the_request_id_only():
-    """After a failed model call, the client receives the request id, but no cause, path or stack trace."""
+async def test_a_failed_model_call_is_internal_without_its_cause():
+    """After a failed model call, the client receives the model and the request id, but no cause or stack trace."""
     model = FakeModel()
     model.error = RuntimeError("secret path /models/x")
     async with serving(fake=model) as service:
         error = await service.rejection(1, request_id="abc")
     assert error.code() is grpc.StatusCode.INTERNAL
-    assert error.details() == "internal error, request id abc"
+    assert error.details() == "a call of model 'fake' version 1 failed, request id abc"
     assert "secret" not in repr(error.trailing_metadata())
 
 

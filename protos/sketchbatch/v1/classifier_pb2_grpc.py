@@ -40,7 +40,8 @@ class ClassifierServiceStub(object):
     UNAVAILABLE         (*) this replica is draining; another replica will answer.
     DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
     a request that was split into several model calls may have run in part.
-    INTERNAL            the model call failed; the error message contains the request id only.
+    INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
+    the model, the row and the request id; the cause of a failed call is in the service's log.
     UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 
@@ -87,7 +88,8 @@ class ClassifierServiceServicer(object):
     UNAVAILABLE         (*) this replica is draining; another replica will answer.
     DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
     a request that was split into several model calls may have run in part.
-    INTERNAL            the model call failed; the error message contains the request id only.
+    INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
+    the model, the row and the request id; the cause of a failed call is in the service's log.
     UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 
@@ -169,7 +171,8 @@ class ClassifierService(object):
     UNAVAILABLE         (*) this replica is draining; another replica will answer.
     DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
     a request that was split into several model calls may have run in part.
-    INTERNAL            the model call failed; the error message contains the request id only.
+    INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
+    the model, the row and the request id; the cause of a failed call is in the service's log.
     UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 

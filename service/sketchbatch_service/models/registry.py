@@ -12,6 +12,7 @@ from typing import Literal
 
 from ..batching.batcher import Batcher
 from ..batching.leader_follower_pool import LeaderFollowerPool, RequestSource
+from ..engines.score_kind import ScoreKind
 from ..errors import ModelNotFound, ModelRefused
 from .artifact import Artifact
 from .repository import ModelFile
@@ -29,6 +30,7 @@ class ServedModel:
     version: str
     artifact: Artifact
     provider: str
+    score_kind: ScoreKind
     batcher: Batcher
     file: ModelFile | None = None  # None = not loaded from a file
     polls_while_saturated: bool = True  # as in LeaderFollowerPool
