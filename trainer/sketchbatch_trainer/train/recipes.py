@@ -1,6 +1,8 @@
 """Define the named recipes, with the reason for each value. docs/training.md has the results of each recipe."""
 
+import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,10 @@ class Recipe:
     max_epochs: int
     patience: int | None
     """Epochs without a lower validation loss before training stops with the best weights; None = run all epochs."""
+    min_steps: int = 0
+    """Smallest number of steps: `with_epochs` raises `max_epochs` for few drawings."""
+    needs_start: bool = False
+    """True = the recipe is useless with random initial weights."""
 
 
 ARTICLE = Recipe(
@@ -132,6 +138,7 @@ COMPACT = Recipe(
 AGAIN = replace(
     COMPACT,
     name="again",
+    needs_start=True,
     learning_rate=2e-3,  # half of COMPACT's rate: enough to leave the initial weights without losing their accuracy
     max_epochs=20,  # an epoch takes as long as 1.7 of COMPACT: the teacher scores each drawing and its mirror image
 )
@@ -140,6 +147,7 @@ AGAIN = replace(
 FINETUNE = replace(
     COMPACT,
     name="finetune",
+    needs_start=True,
     network=replace(_COMPACT, dropout=0.3),  # more than COMPACT: pretrained weights overfit few drawings quickly
     class_balance=1.0,  # equal weight per class; whole files have similar numbers of drawings
     learning_rate=1e-3,
@@ -150,10 +158,30 @@ FINETUNE = replace(
 """A training on a few classes that starts from a network trained on many classes."""
 
 
-def with_network(recipe: Recipe, name: str) -> Recipe:
-    """Return the recipe with the network `name` of NETWORKS and the recipe's own dropout."""
+def with_network(recipe: Recipe, network: str | ArticleNetwork | ResidualNetwork) -> Recipe:
+    """Return the recipe with another network, which may be a name of NETWORKS.
+
+    A residual network receives the dropout of the recipe's network.
+    """
     assert isinstance(recipe.network, ResidualNetwork)
-    return replace(recipe, network=replace(NETWORKS[name], dropout=recipe.network.dropout))
+    chosen = NETWORKS[network] if isinstance(network, str) else network
+    if isinstance(chosen, ResidualNetwork):
+        chosen = replace(chosen, dropout=recipe.network.dropout)
+    return replace(recipe, network=chosen)
+
+
+def with_epochs(recipe: Recipe, rows: int) -> Recipe:
+    """Return the recipe with enough epochs for `min_steps` steps on `rows` training drawings."""
+    steps = math.ceil(rows / recipe.batch_rows)
+    return replace(recipe, max_epochs=max(recipe.max_epochs, math.ceil(recipe.min_steps / steps)))
+
+
+def network_from(values: dict[str, Any]) -> ArticleNetwork | ResidualNetwork:
+    """Return the network with the values that the config of a run states, where tuples are lists."""
+    arguments: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    return ResidualNetwork(**arguments) if "stem_filters" in arguments else ArticleNetwork(**arguments)
 
 
 RECIPES = {recipe.name: recipe for recipe in (ARTICLE, COMPACT, AGAIN, FINETUNE)}
