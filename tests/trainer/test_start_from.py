@@ -16,7 +16,7 @@ from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitm
 from sketchbatch_trainer.errors import RunRefused
 from sketchbatch_trainer.run import Run
 from sketchbatch_trainer.synthetic import LABELS, SOURCE, draw
-from sketchbatch_trainer.train.recipes import COMPACT, FINETUNE, NETWORKS, with_epochs
+from sketchbatch_trainer.train.recipes import COMPACT, FINETUNE, NETWORKS, fit_rows
 from sketchbatch_trainer.train.starting_point import ModelFile, find_start, fit_recipe
 
 pytestmark = [
@@ -164,11 +164,12 @@ def test_the_network_follows_from_the_start():
     assert fit_recipe(COMPACT, None, None) == COMPACT
 
 
-def test_few_drawings_get_more_epochs():
-    """A recipe has at least `min_steps` steps, and at least `max_epochs` epochs."""
-    recipe = replace(FINETUNE, batch_rows=32, min_steps=400, max_epochs=24)
-    assert with_epochs(recipe, rows=200).max_epochs == 58  # 7 steps per epoch
-    assert with_epochs(recipe, rows=20_000).max_epochs == 24
+def test_few_drawings_get_smaller_batches_and_more_epochs():
+    """A recipe has at least `min_epoch_steps` steps of 32 rows or more per epoch, and at least `min_steps` steps."""
+    recipe = replace(FINETUNE, batch_rows=128, min_epoch_steps=8, min_steps=150, max_epochs=24)
+    fitted = {rows: fit_rows(recipe, rows) for rows in (40, 200, 800, 20_000)}
+    assert {rows: each.batch_rows for rows, each in fitted.items()} == {40: 32, 200: 32, 800: 100, 20_000: 128}
+    assert {rows: each.max_epochs for rows, each in fitted.items()} == {40: 75, 200: 24, 800: 24, 20_000: 24}
 
 
 def test_finetune_without_a_start_is_an_error(tmp_path):

@@ -178,7 +178,7 @@ def train(
     from sketchbatch_client.drawings.readers import labelled_files
 
     from .dataset import DatasetRequest, count_rows, read_dataset
-    from .train.recipes import NETWORKS, RECIPES, with_epochs
+    from .train.recipes import NETWORKS, RECIPES, fit_rows
     from .train.starting_point import check_start, find_start, fit_recipe
 
     for value, known, flag in ((recipe, RECIPES, "--recipe"), (network or "compact", NETWORKS, "--network")):
@@ -203,8 +203,8 @@ def train(
         f"{_join(dataset.labels)}: {len(dataset.train):,} drawings for training, "
         f"{len(dataset.validation):,} for validation, {len(dataset.test):,} held out"
     )
-    train_rows = len(dataset.train)
-    chosen = with_epochs(chosen, train_rows) if epochs is None else replace(chosen, max_epochs=epochs)
+    chosen = fit_rows(chosen, len(dataset.train))
+    chosen = chosen if epochs is None else replace(chosen, max_epochs=epochs)
     with _quiet_import():
         from .train.epoch_printer import EpochPrinter
         from .train.training import TrainingRequest

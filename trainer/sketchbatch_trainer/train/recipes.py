@@ -74,8 +74,10 @@ class Recipe:
     max_epochs: int
     patience: int | None
     """Epochs without a lower validation loss before training stops with the best weights; None = run all epochs."""
+    min_epoch_steps: int = 1
+    """Steps of an epoch below which `fit_rows` makes the batches smaller, down to 32 rows."""
     min_steps: int = 0
-    """Smallest number of steps: `with_epochs` raises `max_epochs` for few drawings."""
+    """Steps of a training below which `fit_rows` raises `max_epochs`."""
     needs_start: bool = False
     """True = the recipe is useless with random initial weights."""
 
@@ -95,6 +97,8 @@ ARTICLE = Recipe(
     patience=3,
 )
 """The baseline: the CNN of the article "Animal Sketches" (Andrew Bergman, 2019), with which this project began."""
+
+_MIN_BATCH_ROWS = 32  # batch normalisation needs statistics of more than a few rows
 
 _LIGHT = Augmentation(
     flips=True,  # animals face left or right
@@ -131,6 +135,8 @@ COMPACT = Recipe(
     average_decay=0.999,
     batch_rows=256,
     max_epochs=30,
+    min_epoch_steps=8,  # one step per epoch, as 200 drawings would make, learns nothing in 30 epochs
+    min_steps=150,
     patience=None,  # no early stopping: the learning rate reaches zero only in the last epoch
 )
 """The default recipe: a residual network on the full 28x28 bitmaps."""
@@ -170,10 +176,12 @@ def with_network(recipe: Recipe, network: str | ArticleNetwork | ResidualNetwork
     return replace(recipe, network=chosen)
 
 
-def with_epochs(recipe: Recipe, rows: int) -> Recipe:
-    """Return the recipe with enough epochs for `min_steps` steps on `rows` training drawings."""
-    steps = math.ceil(rows / recipe.batch_rows)
-    return replace(recipe, max_epochs=max(recipe.max_epochs, math.ceil(recipe.min_steps / steps)))
+def fit_rows(recipe: Recipe, rows: int) -> Recipe:
+    """Return the recipe with smaller batches and more epochs for few training drawings, as its limits require."""
+    smaller = max(_MIN_BATCH_ROWS, math.ceil(rows / recipe.min_epoch_steps))
+    batch_rows = min(recipe.batch_rows, smaller)
+    epochs = math.ceil(recipe.min_steps / math.ceil(rows / batch_rows))
+    return replace(recipe, batch_rows=batch_rows, max_epochs=max(recipe.max_epochs, epochs))
 
 
 def network_from(values: dict[str, Any]) -> ArticleNetwork | ResidualNetwork:
