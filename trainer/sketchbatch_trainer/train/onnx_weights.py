@@ -160,7 +160,7 @@ def _set_normalisation(layer: keras.layers.Layer, affine: _Affine, mean: Array, 
 def _measure_normalisations(model: keras.Model, drawings: Bitmaps) -> None:
     """Set the statistics of each batch normalisation to those of its input on `drawings`; the scores stay the same."""
     found = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    inputs = keras.Model(model.inputs, [layer.input for layer in found])
+    inputs = keras.Model(model.inputs[0], [layer.input for layer in found])
     sums = [np.zeros((2, layer.input.shape[-1])) for layer in found]
     counts = [0] * len(found)
     for start in range(0, len(drawings), _CALL_ROWS):

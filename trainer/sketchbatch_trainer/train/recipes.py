@@ -33,6 +33,19 @@ class ResidualNetwork:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GraphNetwork:
+    """The layers of a model file that another tool made, except its last layer, and a new last layer."""
+
+    file_digest: str
+    """SHA-256 of the model file."""
+    dropout: float
+    """Share of features dropped before the last layer."""
+
+
+Network = ArticleNetwork | ResidualNetwork | GraphNetwork
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
     """Limits of the uniformly random transformations of each training drawing around its centre."""
 
@@ -54,7 +67,7 @@ class Recipe:
     """How to build and train a network."""
 
     name: str
-    network: ArticleNetwork | ResidualNetwork
+    network: Network
     augmentation: Augmentation | None = None
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes."""
@@ -164,14 +177,14 @@ FINETUNE = replace(
 """A training on a few classes that starts from a network trained on many classes."""
 
 
-def with_network(recipe: Recipe, network: str | ArticleNetwork | ResidualNetwork) -> Recipe:
+def with_network(recipe: Recipe, network: str | Network) -> Recipe:
     """Return the recipe with another network, which may be a name of NETWORKS.
 
-    A residual network receives the dropout of the recipe's network.
+    Any network but that of `article` receives the dropout of the recipe's network.
     """
     assert isinstance(recipe.network, ResidualNetwork)
-    chosen = NETWORKS[network] if isinstance(network, str) else network
-    if isinstance(chosen, ResidualNetwork):
+    chosen: Network = NETWORKS[network] if isinstance(network, str) else network
+    if not isinstance(chosen, ArticleNetwork):
         chosen = replace(chosen, dropout=recipe.network.dropout)
     return replace(recipe, network=chosen)
 
@@ -184,11 +197,13 @@ def fit_rows(recipe: Recipe, rows: int) -> Recipe:
     return replace(recipe, batch_rows=batch_rows, max_epochs=max(recipe.max_epochs, epochs))
 
 
-def network_from(values: dict[str, Any]) -> ArticleNetwork | ResidualNetwork:
+def network_from(values: dict[str, Any]) -> Network:
     """Return the network with the values that the config of a run states, where tuples are lists."""
     arguments: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
     }
+    if "file_digest" in arguments:
+        return GraphNetwork(**arguments)
     return ResidualNetwork(**arguments) if "stem_filters" in arguments else ArticleNetwork(**arguments)
 
 

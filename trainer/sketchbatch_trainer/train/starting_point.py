@@ -14,7 +14,9 @@ from google.protobuf.message import DecodeError
 
 from ..errors import RunRefused
 from ..run import Run
-from .recipes import ARTICLE, ArticleNetwork, Recipe, ResidualNetwork, network_from, with_network
+from .recipes import ARTICLE, Network, Recipe, network_from, with_network
+
+_BITMAPS = ("bitmaps", onnx.TensorProto.UINT8, (28, 28))
 
 EXAMPLES = "a run folder, the folder models/quickdraw-345, or a model.onnx"
 """Kinds of starting points, for error messages."""
@@ -22,7 +24,7 @@ EXAMPLES = "a run folder, the folder models/quickdraw-345, or a model.onnx"
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A model.onnx that `sketchbatch-train export` wrote."""
+    """A model.onnx that `sketchbatch-train export` or `sketchbatch-train adapt` wrote."""
 
     path: Path
 
@@ -38,19 +40,27 @@ class ModelFile:
             raise RunRefused(f"{self.path}: not an ONNX model that can be read: {exc}") from exc
 
     def read_config(self) -> dict[str, Any]:
-        """Return the config of the training that made the file.
+        """Return the config of the training that made the file; for an adapted file a config of the same form.
 
         Raises:
-            RunRefused: The file is not an ONNX model, or `sketchbatch-train export` did not write it.
+            RunRefused: The file is not an ONNX model of this project's signature with labels.
         """
-        properties = {each.key: each.value for each in self.read_graph().metadata_props}
-        config: dict[str, Any] = json.loads(properties.get("sketchbatch.config", "{}"))
-        if "recipe" not in config:
+        graph = self.read_graph()
+        properties = {each.key.removeprefix("sketchbatch."): each.value for each in graph.metadata_props}
+        config: dict[str, Any] = json.loads(properties.get("config", "{}"))
+        if "recipe" in config:
+            return config
+        if "labels" not in properties or [_signature(each) for each in graph.graph.input] != [_BITMAPS]:
             raise RunRefused(
-                f"{self.path}: has no network of this project in sketchbatch.config, so a training cannot start from "
-                f"it; start from {EXAMPLES} that sketchbatch-train export wrote"
+                f"{self.path}: a training cannot start from a file of another tool as it is; first run "
+                f"sketchbatch-train adapt {self.path} --labels ... --output model.onnx, then start from model.onnx"
             )
-        return config
+        return {
+            "name": properties.get("name", self.path.stem),
+            "labels": json.loads(properties["labels"]),
+            "recipe": {"name": "adapted", "network": {"file_digest": self.digest(), "dropout": 0.0}},
+            "seed": None,
+        }
 
     def digest(self) -> str:
         """Return the SHA-256 of the file."""
@@ -103,12 +113,12 @@ def check_start(recipe: Recipe, start: Start | None) -> None:
         )
 
 
-def network_of(start: Start) -> ArticleNetwork | ResidualNetwork:
+def network_of(start: Start) -> Network:
     """Return the network of a starting point.
 
     Raises:
         RunIncomplete: The run has no config.
-        RunRefused: The model file has no config.
+        RunRefused: The model file is not an ONNX model of this project's signature with labels.
     """
     return network_from(start.read_config()["recipe"]["network"])
 
@@ -123,3 +133,9 @@ def fit_recipe(recipe: Recipe, network: str | None, start: Start | None) -> Reci
     if network is not None or start is None:
         return with_network(recipe, network or "compact")
     return with_network(recipe, network_of(start))
+
+
+def _signature(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[int, ...]]:
+    """Return the name, the element type and the shape of a row of an input."""
+    tensor = value.type.tensor_type
+    return value.name, tensor.elem_type, tuple(each.dim_value for each in tensor.shape.dim[1:])

@@ -17,9 +17,10 @@ from sketchbatch_client.drawings.readers import Bitmaps
 from ..dataset import Dataset, Split, write_bitmaps, write_split
 from ..errors import RunRefused
 from ..run import Run
-from .networks import build, copy_weights
+from .graph_network import rebuild_graph
+from .networks import LOGITS, build, copy_weights
 from .onnx_weights import rebuild
-from .recipes import Recipe
+from .recipes import GraphNetwork, Recipe
 from .starting_point import ModelFile, Start, check_start
 from .training_loop import EpochMetrics, TrainingData, TrainingLoop
 
@@ -72,10 +73,11 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener) -> Non
     keras.utils.set_random_seed(request.seed)
     tf.config.experimental.enable_op_determinism()
     dataset = request.dataset
-    model = build(request.recipe.network, len(dataset.labels))
     config = _config(request)
     if request.start_from:
-        config["start_from"] = _load_initial_weights(model, request, request.start_from)
+        model, config["start_from"] = _start_from(request.start_from, request)
+    else:
+        model = build(request.recipe.network, len(dataset.labels))
     teachers = tuple(load_model(teacher) for teacher in request.teachers)
     if teachers:
         config["teachers"] = [_check_teacher(request, *pair) for pair in zip(request.teachers, teachers, strict=True)]
@@ -161,9 +163,9 @@ def _calibration(split: Split, classes: int, seed: int) -> Bitmaps:
     return split.take(np.concatenate(indices)[:CALIBRATION_ROWS])[0]
 
 
-def _load_initial_weights(model: keras.Model, request: TrainingRequest, source: Start) -> dict[str, Any]:
-    """Copy the weights of `source` into `model`; return the config entry about `source`."""
-    config = source.read_config()
+def _start_from(source: Start, request: TrainingRequest) -> tuple[keras.Model, dict[str, Any]]:
+    """Return a network with the weights of `source`, and the config entry about `source`."""
+    config, labels = source.read_config(), request.dataset.labels
     network = json.loads(json.dumps(asdict(request.recipe.network)))
     if config["recipe"]["network"] | {"dropout": None} != network | {"dropout": None}:
         place = source.path if isinstance(source, ModelFile) else source.folder
@@ -172,17 +174,20 @@ def _load_initial_weights(model: keras.Model, request: TrainingRequest, source: 
             "which has another network"
         )
     source_model = _source_model(source, request)
+    model = build(request.recipe.network, len(labels), like=source_model)
     columns = {label: column for column, label in enumerate(config["labels"])}
-    labels = request.dataset.labels
     copy_weights(source_model, model, [columns[label] for label in labels] if set(labels) <= set(columns) else None)
-    return provenance(source, source_model)
+    return model, provenance(source, source_model)
 
 
 def _source_model(source: Start, request: TrainingRequest) -> keras.Model:
     """Load a run's model, or rebuild a model file's with the statistics of the training drawings."""
     if isinstance(source, Run):
         return load_model(source)
-    return rebuild(source, _calibration(request.dataset.train, len(request.dataset.labels), request.seed))
+    drawings = _calibration(request.dataset.train, len(request.dataset.labels), request.seed)
+    if isinstance(request.recipe.network, GraphNetwork):
+        return rebuild_graph(source, drawings, LOGITS)
+    return rebuild(source, drawings)
 
 
 def _check_teacher(request: TrainingRequest, teacher: Run, model: keras.Model) -> dict[str, Any]:
