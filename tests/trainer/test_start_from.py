@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from foreign_models import write_foreign
+from foreign_models import write_foreign, write_model
 from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
 from sketchbatch_trainer.errors import RunRefused
 from sketchbatch_trainer.run import Run
@@ -283,6 +283,8 @@ def test_files_that_are_not_models_are_refused_in_one_line(tmp_path):
         find_start(tmp_path / "page.onnx").read_config()
     with pytest.raises(RunRefused, match=r"first run sketchbatch-train adapt .*torch\.onnx --labels"):
         find_start(write_foreign("torch", tmp_path / "torch.onnx")).read_config()
+    with pytest.raises(RunRefused, match=r"sketchbatch\.config and sketchbatch\.labels must be JSON"):
+        find_start(write_model(tmp_path / "broken.onnx", metadata={"sketchbatch.config": "{"})).read_config()
 
 
 def test_the_network_follows_from_the_start():

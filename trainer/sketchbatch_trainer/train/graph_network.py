@@ -105,7 +105,7 @@ def rebuild_graph(file: ModelFile, drawings: Bitmaps, logits: str) -> keras.Mode
         model = _assemble(body, head, logits)
         sample = drawings[:_SAMPLE_ROWS]
         features = np.asarray(model.get_layer(BODY)(sample))
-    except (OperatorRefused, tf.errors.OpError, ValueError) as exc:
+    except (OperatorRefused, tf.errors.OpError, TypeError, ValueError) as exc:  # the last two: shapes that do not fit
         reason = str(exc).partition("\n")[0]
         raise RunRefused(f"{file.path}: its graph cannot be trained: {reason}; start from another model") from exc
     session = ort.InferenceSession(body.SerializeToString(), providers=["CPUExecutionProvider"])

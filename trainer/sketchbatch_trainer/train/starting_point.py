@@ -47,8 +47,8 @@ class ModelFile:
         """
         graph = self.read_graph()
         properties = {each.key.removeprefix("sketchbatch."): each.value for each in graph.metadata_props}
-        config: dict[str, Any] = json.loads(properties.get("config", "{}"))
-        if "recipe" in config:
+        config = self._parse(properties.get("config", "{}"))
+        if isinstance(config, dict) and "recipe" in config:
             return config
         if "labels" not in properties or [_signature(each) for each in graph.graph.input] != [_BITMAPS]:
             raise RunRefused(
@@ -57,7 +57,7 @@ class ModelFile:
             )
         return {
             "name": properties.get("name", self.path.stem),
-            "labels": json.loads(properties["labels"]),
+            "labels": self._parse(properties["labels"]),
             "recipe": {"name": "adapted", "network": {"file_digest": self.digest(), "dropout": 0.0}},
             "seed": None,
         }
@@ -65,6 +65,12 @@ class ModelFile:
     def digest(self) -> str:
         """Return the SHA-256 of the file."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def _parse(self, text: str) -> Any:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as exc:
+            raise RunRefused(f"{self.path}: sketchbatch.config and sketchbatch.labels must be JSON: {exc}") from exc
 
 
 Start = Run | ModelFile
