@@ -24,8 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Train a model on drawings and export it as one ONNX file. The order of the commands is: fetch (or sketch), "
-    "explore, train, export, report. `adapt` makes such a file of a model that another tool made. Then serve the file with `sketchbatch-serve`, and score drawings with "
-    "`sketchbatch`.",
+    "explore, train, export, report. `adapt` makes such a file of a model that was made with another tool. Then serve "
+    "the file with `sketchbatch-serve`, and score drawings with `sketchbatch`.",
 )
 
 RunFolder = Annotated[Path, typer.Option("--run", help="Folder of the run. Each command writes its files there.")]
