@@ -39,7 +39,7 @@ def test_no_call_fails_while_versions_are_added_replaced_and_removed(start_servi
         assert index[:2] == [("2", "READY", ""), ("1", "READY", "")]
         version, state, reason = index[2]
         assert (version, state) == ("3", "UNAVAILABLE")
-        assert reason.startswith("refused: sketchbatch.labels must be")
+        assert reason.startswith("refused: 1 label for 3 classes")
         assert str(tmp_path) not in reason
         assert not callers.rpc("ModelReady", name="farm", version="3").ready
         assert [each.version for each in callers.rpc("RepositoryIndex", ready=True).models] == ["2", "1"]

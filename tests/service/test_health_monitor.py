@@ -16,6 +16,7 @@ from sketchbatch_service.api.health import LIVENESS, HealthServicer
 from sketchbatch_service.api.health_monitor import monitor_health
 from sketchbatch_service.batching.batcher import Batcher, BatchLimits
 from sketchbatch_service.batching.leader_follower_pool import LeaderFollowerPool
+from sketchbatch_service.engines.score_kind import ScoreKind
 from sketchbatch_service.errors import DeadlinePassed, InferenceFailed, Overloaded
 from sketchbatch_service.models.registry import ModelRegistry, ServedModel
 
@@ -23,6 +24,12 @@ pytestmark = [pytest.mark.both_transports, pytest.mark.usefixtures("transport")]
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def served_model(batcher: Batcher) -> ServedModel:
+    """Return a model that runs on `batcher`."""
+    kind = ScoreKind.LOGITS
+    return ServedModel(name="bear", version="1", artifact=ARTIFACT, provider="CPU", score_kind=kind, batcher=batcher)
 
 
 def submit(batcher: Batcher) -> None:
@@ -174,7 +181,7 @@ async def test_the_monitor_survives_the_rejection_of_a_trial_by_a_full_queue():
     health = HealthServicer([])
     await health.serve()
     batcher.submit(drawings(2))
-    served = ServedModel(name="bear", version="1", artifact=ARTIFACT, provider="CPU", batcher=batcher)
+    served = served_model(batcher)
     monitor = asyncio.create_task(monitor_health(ModelRegistry([served]), health, trial_every_s=0.01))
     await until(batcher.has_rejected.is_set)
     assert not health.is_serving
@@ -193,7 +200,7 @@ async def test_a_trial_that_expires_while_the_process_is_stopped_is_followed_by_
     batcher = Batcher(model.predict, BatchLimits(), clock=lambda: time.monotonic() + stopped_s)
     health = HealthServicer([])
     await health.serve()
-    served = ServedModel(name="bear", version="1", artifact=ARTIFACT, provider="CPU", batcher=batcher)
+    served = served_model(batcher)
     monitor = asyncio.create_task(monitor_health(ModelRegistry([served]), health, trial_every_s=0.1))
     for _ in range(5):
         late = batcher.submit(drawings(1), expires_at=time.monotonic() + 30)

@@ -81,8 +81,8 @@ def dynamically_quantised(nodes: Nodes, initializers: Initializers, last: str) -
 
 
 def noise(nodes: Nodes, initializers: Initializers, last: str) -> str:
-    """Add random numbers to the pixels."""
-    nodes.append(helper.make_node("RandomNormalLike", [last], ["noise"], scale=50.0))
+    """Add random numbers to the pixels: other ones in each call, and the same sequence after each load."""
+    nodes.append(helper.make_node("RandomNormalLike", [last], ["noise"], scale=50.0, seed=7.0))
     nodes.append(helper.make_node("Add", [last, "noise"], ["noisy"]))
     return "noisy"
 
@@ -321,6 +321,20 @@ def test_the_tolerance_depends_on_the_number_format(variant, passes):
 
     trial = try_out(predict, classes=2, batch_rows=16, tolerance=tolerance_of(variant))
     assert (trial.faults == ()) is passes
+
+
+@pytest.mark.parametrize(("batch_rows", "row"), [(40, 0), (40, 39), (3, 2)])
+def test_every_row_of_the_largest_batch_is_compared(batch_rows, row):
+    """A fault in one row of a batch of the largest size is found."""
+
+    def predict(drawings: np.ndarray) -> np.ndarray:
+        scores = np.full((len(drawings), 2), 0.5, np.float32)
+        if len(drawings) == batch_rows:
+            scores[row] = 0.6, 0.4
+        return scores
+
+    [fault] = try_out(predict, classes=2, batch_rows=batch_rows).faults
+    assert fault.startswith("the scores of a drawing depend on the other rows of its batch: they differ by up to 0.1 ")
 
 
 def test_the_tolerance_grows_with_the_scores():

@@ -57,7 +57,7 @@ def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
         raise ModelRefused(f"{path}: names and metadata_props must be UTF-8: {exc}") from exc
     metrics, metrics_problem = _json(metadata, "sketchbatch.metrics", dict, "a JSON object")
     if labels and signature.classes not in (0, len(labels)):
-        label_problems.append(f"{len(labels)} labels for {signature.classes} classes")
+        label_problems.append(f"{len(labels)} label{'s' * (len(labels) > 1)} for {signature.classes} classes")
     if problems := [*signature.problems, *label_problems, *filter(None, [metrics_problem])]:
         flags = {"--scores-output NAME": signature.is_ambiguous, "--labels FILE": bool(label_problems)}
         command = adapt_command(path, *(flag for flag, is_needed in flags.items() if is_needed))

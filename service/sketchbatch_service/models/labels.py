@@ -21,7 +21,7 @@ def problems_of(labels: Sequence[str]) -> Iterable[str]:
     if bad:
         number, label, problem = bad[0]
         shown = f" {_shown(label)}" if label else ""
-        others = f" (and {len(bad) - 1} more labels)" if bad[1:] else ""
+        others = f" (and {len(bad) - 1} more)" if bad[1:] else ""
         yield f"label {number}{shown} {problem}{others}"
     first_of: dict[str, str] = {}
     for number, label in enumerate(labels):
