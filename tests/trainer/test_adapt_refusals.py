@@ -18,6 +18,8 @@ from sketchbatch_trainer.adapt import adapting
 from sketchbatch_trainer.adapt.source import Source
 from sketchbatch_trainer.errors import AdaptRefused
 
+pytestmark = pytest.mark.timeout(120)  # some cases start Python on busy CPUs
+
 
 def refusal(source: Path, *flags: object, labels: str = "bear,cat,dog") -> str:
     """Return the message of a refused model; check that it has one line and that no file was written."""
@@ -156,8 +158,8 @@ def test_a_model_with_other_scores_than_its_source_is_not_written(tmp_path, monk
     """The comparison with the source decides: if it fails, an existing file stays as it is."""
     source = write_foreign("fits", tmp_path / "m.onnx")
     before = adapt(source).read_bytes()
-    wrong = Source(onnx.load(source), lambda values: np.full((len(values), 3), 1 / 3), "changed")
-    monkeypatch.setattr(adapting, "read", lambda path, scores_output: wrong)
+    wrong = Source(onnx.load(source), lambda values, output: np.full((len(values), 3), 1 / 3), "changed")
+    monkeypatch.setattr(adapting, "read", lambda path: wrong)
     with pytest.raises(AdaptRefused, match="not equal to its source: scores differ"):
         adapt(source)
     assert (tmp_path / "out" / "m.onnx").read_bytes() == before
@@ -251,7 +253,6 @@ main()
         ({"onnx"}, ["report", "--run", "r"], "onnx is not installed: pip install 'sketchbatch-trainer[train]'"),
     ],
 )
-@pytest.mark.timeout(120)  # each case starts Python on busy CPUs
 def test_a_missing_extra_is_named(tmp_path, blocked, command, message):
     """An .onnx file needs no TensorFlow. A command that lacks packages names the extra that installs them."""
     write_foreign("torch", tmp_path / "m.onnx")

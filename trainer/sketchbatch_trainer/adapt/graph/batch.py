@@ -18,8 +18,8 @@ ROW_COUNTS = (1, 2, 3, 5, 7, 16, 17)
 NOT_FINITE = "the scores must be finite numbers, got NaN or infinity: another --scale may help"
 
 DEPENDS = (
-    "the scores of a row depend on the other rows: export the model in inference mode (model.eval() in PyTorch, "
-    "training=False in Keras), with a softmax over the classes"
+    "the scores of a row depend on the other rows or on chance: export the model in inference mode "
+    "(model.eval() in PyTorch, training=False in Keras), with a softmax over the classes"
 )
 
 _TOLERANCES = {np.dtype(np.float16): 1e-2}  # relative to the largest score; sums of float16 depend on their order
@@ -143,7 +143,10 @@ def _shapes_with(graph: ModelProto, rows: int) -> dict[str, list[int]]:
     for value in fixed.graph.input:
         if value.type.tensor_type.shape.dim and value.name not in {each.name for each in fixed.graph.initializer}:
             value.type.tensor_type.shape.dim[0].dim_value = rows
-    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    except onnx.shape_inference.InferenceError:  # an operator that onnx does not know, or shapes that contradict
+        return {}
     return {
         each.name: [axis.dim_value for axis in each.type.tensor_type.shape.dim]
         for each in (*inferred.value_info, *inferred.output)
