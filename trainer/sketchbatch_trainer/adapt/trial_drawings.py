@@ -1,6 +1,7 @@
 """Read the labelled drawings on which scalings are compared: some of a folder, or synthetic sketches."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ def read_drawings(folder: Path, labels: Labels) -> TrialDrawings:
     return TrialDrawings(np.concatenate(bitmaps), np.repeat(index, list(map(len, bitmaps))), opened.source)
 
 
+@cache  # drawing takes a second
 def sketch_drawings(labels: Labels) -> TrialDrawings | None:
     """Draw synthetic sketches of bear, cat and dog; None if these are not among the labels."""
     if not set(synthetic.LABELS) <= set(labels):
