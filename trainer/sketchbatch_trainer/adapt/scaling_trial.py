@@ -2,7 +2,8 @@
 
 Only labelled drawings can show it: a model that receives its pixels at the wrong scale still returns scores. The
 accuracy shows a wrong offset and a wrong inversion. It often does not show a wrong factor: a network of ReLU layers
-with small biases ranks the classes alike at 0..1 and at 0..255. Then almost every score is 0 or 1, or all are alike.
+with small biases ranks the classes alike at 0..1 and at 0..255. But then almost every score is 0 or 1, or all are
+alike.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,8 +66,8 @@ class ScalingResult:
 
     @property
     def fits(self) -> bool:
-        """Return whether the scores are neither saturated nor flat."""
-        return self.hesitation < _FITTING and not self.is_saturated
+        """Return whether the scores are neither saturated nor flat; true if they are not shares that sum to 1."""
+        return not (self.hesitation >= _FITTING or self.is_saturated)  # a comparison with NaN is false
 
 
 def candidates(chosen: Scaling, is_float: bool) -> list[Scaling]:
@@ -103,9 +104,11 @@ def warning(results: Sequence[ScalingResult], chosen: Scaling) -> str:
     used = next(each for each in results if each.scaling == chosen)
     best = max(results, key=lambda result: result.accuracy)
     if _is_better(best, used, comparisons=len(results) - 1):
+        # of scalings that are as good as the best one, the most common one: chance decides their order
+        better = next((each for each in results if each.fits and not _is_better(best, each)), best)
         return (
-            f"{best.scaling.flags} is right on {best.accuracy:.1%} of the drawings, {chosen.flags} on "
-            f"{used.accuracy:.1%}: {_retry(best)}"
+            f"{better.scaling.flags} is right on {better.accuracy:.1%} of the drawings, {chosen.flags} on "
+            f"{used.accuracy:.1%}: {_retry(better)}"
         )
     if not (used.is_saturated or used.is_flat):
         return ""
