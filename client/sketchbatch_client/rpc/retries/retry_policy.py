@@ -17,7 +17,9 @@ from ...arguments import duration_s, whole_number
 NO_RESPONSE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """Codes of an RPC without a response; a retry is safe because requests change nothing on the server."""
 
-_PUSHBACK_DIGITS = 8  # of milliseconds, at most a day: a request without a timeout would wait for any longer pushback
+_PUSHBACK_DIGITS = 8
+"""Most digits of a pushback in milliseconds, for about a day. A longer pushback counts as none, because a request
+without a timeout would wait for its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
