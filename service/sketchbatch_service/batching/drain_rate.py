@@ -2,9 +2,9 @@
 
 _KEEP = 0.98  # each measurement multiplies the weight of all earlier ones by this: about fifty measurements count
 _LARGEST_STEP = 2.0  # most by which one measurement multiplies the estimate
-_LARGEST_RATIO = 4.0  # most seconds per row that are estimated, per second per row of the newest model call
-_VALID_S = 1.0  # how long a measurement is valid, at least
-_VALID_MEASUREMENTS = 2.0  # how long it is valid, at least, in multiples of the time that such a measurement takes
+_LARGEST_RATIO = 4.0  # largest ratio of the estimate to the seconds per row of the newest model call
+_VALID_S = 1.0  # least time for which a measurement is valid, in seconds
+_VALID_MEASUREMENTS = 2.0  # least time for which it is valid, as a multiple of the time that the measurement takes
 
 
 class DrainRateEstimator:
@@ -18,8 +18,8 @@ class DrainRateEstimator:
 
     - One measurement at most doubles the estimate, however long the process was paused meanwhile. The first estimate is
       the lower of two measurements: only one of them can include a pause.
-    - A model call alone takes more time per row than a busy model. So every model call, on an empty queue, too, ends an
-      estimate that is far above its own time per row.
+    - A model call alone takes more time per row than a busy model. So every model call, on an empty queue, too,
+      lowers an estimate that is more than `_LARGEST_RATIO` times the call's own time per row.
     - Without a new measurement, the estimate soon becomes unknown, and the batcher rejects no request because of it.
 
     Not thread-safe: the batcher calls each method under its own lock.
