@@ -58,7 +58,7 @@ class Callers:
 async def test_after_a_freeze_requests_are_answered_as_before(
     start_service, root, noise, capsys, load, threads, pause_s
 ):
-    """Two seconds after a freeze of 30 s, few requests are rejected, and at half load the goodput is that of before.
+    """Two seconds after a freeze of 30 s, few requests are rejected; at half load, the goodput is as before the freeze.
 
     At full load on a busy machine, some requests are rejected or expire without any freeze.
     """

@@ -167,7 +167,7 @@ def test_calls_whose_sender_fails_are_sent_alone(start_server, servicer, drawing
     Later calls share requests as before, even after more failures than a queue has requests in flight.
     """
     with PatientClient(start_server(servicer), timeout_s=30) as client:
-        client.classify(drawing(0))  # later calls know the labels, so they wait in the queue only
+        client.classify(drawing(0))  # later calls know the labels, so they wait only in the queue, not for GetModel
         for _ in range(failures):
             servicer.requests.clear()
             servicer.hold()

@@ -11,7 +11,7 @@ import pytest
 def test_a_program_outlives_the_service_that_it_embeds(root, tiny_model, transport):
     """After `serve` has ended, the program has its signal handlers back, and no more threads or sockets than before.
 
-    The program lives on, although the time is over after which the service ends a process that does not stop.
+    The program continues to run after the time limit at which the service ends a process whose stop does not finish.
     """
     shows_leaks = ("-W", "always::ResourceWarning")  # of sockets that were not closed
     command = [sys.executable, *shows_leaks, root / "tests" / "embedding_program.py", tiny_model, transport]
