@@ -15,7 +15,7 @@ from sketchbatch_service.app import process
 
 _CLASSES = 3
 _ROW_BYTES = 784
-_ANSWERS: dict[int, pb.ClassifyResponse] = {}  # by the number of rows
+_ANSWERS: dict[int, pb.ClassifyResponse] = {}  # responses by their number of rows
 
 
 def _answer(request: pb.ClassifyRequest) -> pb.ClassifyResponse:

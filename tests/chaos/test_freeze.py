@@ -33,8 +33,8 @@ class Callers:
         self.ended: dict[str, Counter] = {"before": Counter(), "recovery": Counter(), "after": Counter()}
         self._stub = stub
         self._request = request
-        self._period_s = period_s  # between the starts of two requests of one caller; 0 = at once after a response
-        self._pause_s = pause_s  # after a rejection
+        self._period_s = period_s  # time between two starts of requests of one caller; 0 = no pause after a response
+        self._pause_s = pause_s  # time from a rejection to the next request
 
     async def run(self) -> None:
         """Send requests until the task is cancelled."""

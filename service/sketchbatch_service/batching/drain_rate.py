@@ -29,13 +29,13 @@ class DrainRateEstimator:
         self._slots = slots
         self._estimate = 0.0  # seconds per row; 0 = unknown
         self._weight = 0.0  # rows of the measurements, weighted
-        self._measurements = 0  # since the estimate was unknown; with fewer than two it is still unknown
-        self._measured_rows = 0  # of the last measurement
+        self._measurements = 0  # number since the estimate was unknown; below two, it is still unknown
+        self._measured_rows = 0  # rows of the last measurement
         self._measured_at = 0.0
         self._busy_since: float | None = None  # since when rows have been waiting; None = no row is waiting
         self._started_at = 0.0  # when the measurement started; meaningful while rows are waiting
-        self._calls = 0  # that ended during the measurement
-        self._rows = 0  # of these calls
+        self._calls = 0  # model calls that ended during the measurement
+        self._rows = 0  # rows of these calls
 
     def seconds_per_row(self, now: float) -> float:
         """Return the seconds per row of all slots together; 0 = unknown."""
