@@ -3,7 +3,7 @@
 Compares a fine-tuning of the shipped models/quickdraw-345 with trainings from random weights, in three tasks: five of
 the 345 classes ("known"), five classes that unite several of the 345 ("united"), and five classes of drawings that are
 turned by 90 degrees ("turned"). Runs `sketchbatch-train train` on PNG files like a user, with three seeds; each seed
-also selects other pictures. All drawings are from the split that quickdraw-345 was not trained on. Writes
+also draws other pictures. All drawings are from the split that quickdraw-345 was not trained on. Writes
 benchmarks/results/DATE-own-classes.json.
 """
 
