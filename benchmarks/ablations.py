@@ -1,9 +1,9 @@
-"""Measure how much accuracy each setting of a recipe adds, and a start from the weights of a 345-class network.
+"""Measure how much accuracy each setting of a recipe adds, and how much a start from a 345-class network adds.
 
-Trains networks for bear, cat and dog, each with one setting changed and with three seeds, and evaluates every network
-on the same held-out drawings. Keeps the runs in RUNS/ablations. Writes benchmarks/results/DATE-ablations.json after
-every training and resumes from the latest file: a training with equal recipe, initial weights and seed is not repeated.
-Accuracy does not depend on other work on the machine.
+Trains networks for bear, cat and dog. Each network has one setting changed and is trained with three seeds. Evaluates
+every network on the same held-out drawings. Keeps the runs in RUNS/ablations. Writes
+benchmarks/results/DATE-ablations.json after every training and resumes from the latest file: a training with equal
+recipe, initial weights and seed is not repeated. Accuracy does not depend on other work on the machine.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def read(path: Path | None, digest: str) -> dict[str, Any]:
-    """Return the stored results if drawings, machine and versions were the same, otherwise empty results."""
+    """Return the stored results if they have the same drawings, machine and package versions; else empty results."""
     frame = {
         "command": "python -m benchmarks ablations",
         "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0))},

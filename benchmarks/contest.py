@@ -111,7 +111,7 @@ class Server:
         return cpu_s(self.pids())
 
     def figures(self) -> dict[str, float]:
-        """Return the seconds from start to ready and to healthy, and the memory of the server's processes."""
+        """Return the seconds until the server printed its address and passed its probe, and the processes' memory."""
         used = memory(self.pids())
         return {
             "ready_s": self._ready_s,

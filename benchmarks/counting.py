@@ -1,4 +1,4 @@
-"""Measure what statistics cost per request: the batcher without them, with them, and with prometheus_client.
+"""Measure what statistics cost per request: the batcher without statistics, with ours, and with prometheus_client.
 
 The model takes no time, and one thread submits requests and runs batches, so that only the batcher and the counting are
 measured. The three variants are interleaved and repeated. The result is the lowest CPU time of all repeats, because

@@ -1,10 +1,10 @@
-"""Measure CUDA in one call: the hardware's limits, ONNX Runtime by batch size, the service over gRPC, execution slots.
+"""Measure CUDA: the hardware's limits, ONNX Runtime by batch size, the service over gRPC, and execution slots.
 
 Needs a plain Python with numpy, grpcio, protobuf, onnx and onnxruntime-gpu (docs/gpu.md), and finds our packages by
-their folders. Each measurement runs in its own process (`gpu_parts.py`), so that one that breaks CUDA does not affect
-the others. After `--budget-s` seconds no measurement continues; the results name each measurement that is missing.
-Prints tables and writes one JSON file. `--provider cpu` tries the script without a GPU; its figures do not describe
-CUDA.
+their folders. Each measurement runs in its own process (`gpu_parts.py`), so that a measurement that breaks CUDA does
+not affect the others. After `--budget-s` seconds no measurement continues; the results name each measurement that is
+missing. Prints tables and writes one JSON file. `--provider cpu` tries the script without a GPU; its figures do not
+describe CUDA.
 """
 
 import argparse

@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def model(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Count the model's FLOPs, write the model in float16, and measure the bus to the device."""
+    """Count the model's FLOPs, write the model in float16, and measure the transfer rate to the device."""
     import onnx
     import onnxruntime as ort
     from sketchbatch_trainer.export.float16 import to_float16
@@ -243,7 +243,7 @@ def one_row(arguments: argparse.Namespace) -> dict[str, Any]:
 def caller(arguments: argparse.Namespace) -> dict[str, Any]:
     """Keep `in_flight` requests in flight, each on its own channel, and count the rows answered in the window.
 
-    The window has `seconds`, and is longer if the first answer takes longer. Requests are serialised once and answers
+    The window lasts `seconds`, or longer if the first answer takes longer. Requests are serialised once and answers
     are not parsed, so that the client costs little.
     """
     import grpc

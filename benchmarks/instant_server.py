@@ -1,4 +1,4 @@
-"""A server that answers Classify at once, without a model: the upper limit of a transport.
+"""Answer Classify at once, without a model; the request rate of this server is the upper limit of a transport.
 
 `python benchmarks/instant_server.py aio|core` prints the server's address and serves until the process is killed.
 `aio` is a bare `grpc.aio.server` with the generated servicer; `core` is the service's own server on grpcio's C core.
@@ -15,7 +15,7 @@ from sketchbatch_service.app import process
 
 _CLASSES = 3
 _ROW_BYTES = 784
-_ANSWERS: dict[int, pb.ClassifyResponse] = {}  # by the number of rows
+_ANSWERS: dict[int, pb.ClassifyResponse] = {}  # responses by their number of rows
 
 
 def _answer(request: pb.ClassifyRequest) -> pb.ClassifyResponse:

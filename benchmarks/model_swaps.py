@@ -1,8 +1,9 @@
 """Measure the latency of requests while the service loads a new version of a model.
 
 Sends one-row requests to models/bear-cat-dog, one and eight at a time, while its file is replaced repeatedly. A request
-counts as "loading" if it overlaps a load, whose times are in the log, and otherwise as "quiet". Measures the loading
-thread at nice 10, as shipped, and at nice 0, in turn. Writes benchmarks/results/DATE-swaps.json and prints the medians.
+counts as "loading" if it overlaps a load, whose times are in the log, and otherwise as "quiet". Measures with the
+loading thread at nice 10, the value of the service, and at nice 0, in turn. Writes benchmarks/results/DATE-swaps.json
+and prints the medians.
 """
 
 import argparse

@@ -41,7 +41,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
         for row, (model, about) in zip(grid, record["models"].items(), strict=True):
             cells = {(c["contestant"], c["workload"]): c for c in record["measured"] if c["model"] == model}
             for number, (axes, (title, groups)) in enumerate(zip(row, _PANELS, strict=True)):
-                # ONNX Runtime in process is the base of the ratios to raw, which only the first panel shows.
+                # Only the first panel shows ONNX Runtime in process, which is the base of the ratios in this panel.
                 shown = {name: colour for name, colour in colours.items() if number == 0 or not name.startswith(RAW)}
                 _bars(axes, shown, cells, groups)
                 axes.set_title(title, loc="left")

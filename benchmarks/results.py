@@ -13,7 +13,7 @@ from contest import Counted
 Figures = dict[str, float]
 
 DISTURBED_CPUS = 0.15
-"""A window is marked if other processes use more CPUs than this number, which changes ratios on 2 CPUs by 5 %."""
+"""A window is marked if other processes use more CPUs than this number; on 2 CPUs, this changes ratios by 5 %."""
 
 BULK = "1024x4"
 """The workload with which the bulk requests of the mix are compared."""

@@ -1,4 +1,7 @@
-"""Write graphs for the tests of `sketchbatch-train adapt` that are harder than one linear layer."""
+"""Write graphs for the tests of `sketchbatch-train adapt` that are harder to adapt than one linear layer.
+
+Most functions are a `Front` of `foreign_models`, or return one.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +13,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 
 def reshape_to(*shape: int):
-    """Return a front that reshapes the pixels to a constant shape, as exporters do that see one example."""
+    """Return a front that reshapes the pixels to a constant shape, as an exporter does that traces one example."""
 
     def front(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
         initializers.append(numpy_helper.from_array(np.array(shape, np.int64), "fixed shape"))

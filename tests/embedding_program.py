@@ -16,7 +16,7 @@ import structlog
 from sketchbatch_service.app.server import serve
 from sketchbatch_service.settings import Settings
 
-LATE_S = 4.0  # the service ends the process this long after a stop that does not end
+LATE_S = 4.0  # if a stop does not finish, the service ends the process after this many seconds
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -72,7 +72,7 @@ async def main(model: Path, transport: str) -> None:
     assert received == []
     os.kill(os.getpid(), signal.SIGTERM)
     assert received == [signal.SIGTERM]
-    await asyncio.sleep(LATE_S + 1)  # the time in which a limit that was not cancelled would end the process
+    await asyncio.sleep(LATE_S + 1)  # a time limit that was not cancelled would end the process here
     print("done")
 
 

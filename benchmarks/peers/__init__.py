@@ -75,8 +75,8 @@ class Peer:
     """The workloads that are measured on the peer; () = all workloads."""
 
     computes: bool = True
-    """Whether the answers are the scores of the model; False = the peer runs no model and answers at once, to show the
-    upper limit of a server."""
+    """Whether the answers are the scores of the model; False = the peer runs no model and answers at once; its
+    rate is the upper limit for a server."""
 
     @property
     def style(self) -> str:

@@ -1,8 +1,8 @@
 """ONNX Runtime called in process, without a server: the limit of the hardware.
 
-Each raw peer uses all CPUs in another way: one session with a thread per CPU (ONNX Runtime's default); one
+Each raw peer uses all CPUs in a different way: one session with a thread per CPU (ONNX Runtime's default); one
 single-threaded session per CPU; single-threaded sessions with large requests split into calls whose activations fit
-into the caches. Ratios refer to the fastest raw peer in each workload.
+into the caches of the CPU. Ratios refer to the fastest raw peer in each workload.
 """
 
 from collections.abc import Sequence

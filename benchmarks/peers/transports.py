@@ -1,4 +1,4 @@
-"""Our service on the transport `aio`, and servers without a model, which show the upper limit of each transport."""
+"""Our service on the transport `aio`, and servers without a model, whose rates are the limits of the transports."""
 
 import sys
 from functools import partial

@@ -7,7 +7,7 @@ from typing import Any
 
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - nothing listens here
 _SOCKETS = ("unix", "unix-abstract")  # the schemes of gRPC for sockets of this machine
-_UNUSABLE = "%?#,"  # characters of a path that clients read otherwise
+_UNUSABLE = "%?#,"  # characters that clients do not read as a part of the path
 _MAX_PATH_BYTES = 107  # Linux: sockaddr_un.sun_path, without its last zero byte
 
 

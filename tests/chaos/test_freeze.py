@@ -33,8 +33,8 @@ class Callers:
         self.ended: dict[str, Counter] = {"before": Counter(), "recovery": Counter(), "after": Counter()}
         self._stub = stub
         self._request = request
-        self._period_s = period_s  # between the starts of two requests of one caller; 0 = at once after a response
-        self._pause_s = pause_s  # after a rejection
+        self._period_s = period_s  # time between two starts of requests of one caller; 0 = no pause after a response
+        self._pause_s = pause_s  # time from a rejection to the next request
 
     async def run(self) -> None:
         """Send requests until the task is cancelled."""
@@ -58,7 +58,7 @@ class Callers:
 async def test_after_a_freeze_requests_are_answered_as_before(
     start_service, root, noise, capsys, load, threads, pause_s
 ):
-    """Two seconds after a freeze of 30 s, few requests are rejected, and at half load the goodput is that of before.
+    """Two seconds after a freeze of 30 s, few requests are rejected; at half load, the goodput is as before the freeze.
 
     At full load on a busy machine, some requests are rejected or expire without any freeze.
     """

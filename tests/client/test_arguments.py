@@ -210,7 +210,7 @@ async def test_calls_that_wait_in_the_queue_have_a_long_timeout_too(client, time
 
 @pytest.mark.parametrize("pushback_ms", ["9" * 12, "9" * 30, "9" * 400], ids=len)
 async def test_without_a_timeout_a_pushback_of_centuries_ends_the_request(pushback_ms, start_server, servicer, drawing):
-    """A server cannot make a client wait for longer than its timer can count."""
+    """A server cannot make a client wait for longer than the client's timer can count."""
     servicer.pushbacks, servicer.pushback_ms = 10**9, pushback_ms
     with Client(start_server(servicer), timeout_s=None) as client, pytest.raises(Exception, match="full"):
         client.classify(drawing(1))

@@ -167,7 +167,7 @@ def test_calls_whose_sender_fails_are_sent_alone(start_server, servicer, drawing
     Later calls share requests as before, even after more failures than a queue has requests in flight.
     """
     with PatientClient(start_server(servicer), timeout_s=30) as client:
-        client.classify(drawing(0))  # later calls know the labels, so they wait in the queue only
+        client.classify(drawing(0))  # later calls know the labels, so they wait only in the queue, not for GetModel
         for _ in range(failures):
             servicer.requests.clear()
             servicer.hold()
@@ -180,7 +180,7 @@ def test_calls_whose_sender_fails_are_sent_alone(start_server, servicer, drawing
             assert [pixel(first.result(10)), pixel(waiting[0].result(10))] == [1, 2]
             client._discover_workers = discover
         assert [pixel(client.classify(drawing(value))) for value in range(3)] == [0, 1, 2]
-        assert not client.queued.acquire(blocking=False)  # none of them waited: no request counts as in flight
+        assert not client.queued.acquire(blocking=False)  # these calls did not wait: no request counts as in flight
     assert len([record for record in caplog.records if record.exc_info]) == failures
 
 

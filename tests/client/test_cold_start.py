@@ -17,7 +17,7 @@ MOST_REQUESTS = 3  # one for the limit, one to discover workers, one for the lab
 class GatedModels:
     """Part of a `ScriptedServicer`: count the GetModel requests, and hold them until `models_may_pass` is set.
 
-    The next `missing` of them find no model.
+    The next `missing` requests receive NOT_FOUND.
     """
 
     def __init__(self) -> None:

@@ -54,7 +54,7 @@ os.wait()
 
 @pytest.mark.timeout(80)
 def test_a_child_uses_the_client_of_its_parent(tiny_service):
-    """The child has its own connections and locks, and the parent goes on; a closed client stays closed."""
+    """The child has its own connections and locks, and the parent's calls continue; a closed client stays closed."""
     command = [sys.executable, "-c", FORKING, tiny_service.address]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=70)
     assert (ended.returncode, ended.stdout) == (0, "the client was closed\n"), ended.stderr

@@ -125,7 +125,7 @@ def fail_after_a_part(monkeypatch):
 
 
 def test_shards_of_different_contents_are_not_merged(score, sketchbatch, drawings, tmp_path):
-    """Shards of which none found the files of the others are not merged if an input changed between their starts.
+    """Shards that were written to different folders are not merged if an input changed between their starts.
 
     If only the modification times differ, running the commands again compares the contents. The shards are then merged.
     """

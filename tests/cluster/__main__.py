@@ -29,7 +29,7 @@ from onnx_models import write_model  # noqa: E402
 CALLERS = ("round_robin", "round_robin_watch", "cluster_ip", "tritonclient", "client", "async_client")
 OURS = ("client", "async_client")
 AGES = (42, 6)  # seconds before an event at which callers open their channels
-LONGEST_WAIT_S = 1.0  # wanted of the clients of this project
+LONGEST_WAIT_S = 1.0  # longest wait for a response that the clients of this project may have
 
 Figures = dict[str, dict[str, dict[str, Any]]]  # by kind of caller and age of the channels
 
@@ -99,7 +99,7 @@ async def simulate(name: str, manifests: Manifests, kinds: list[str], *, is_stri
             begun = time.monotonic()
             await EVENTS[name](cluster)
             took_s = time.monotonic() - begun
-            await asyncio.sleep(2)  # requests in flight
+            await asyncio.sleep(2)  # for the responses to the requests in flight
             answers = await asyncio.gather(*(process.communicate(b"") for process in callers.values()))
             figures: Figures = {kind: json.loads(out) for kind, (out, _) in zip(callers, answers, strict=True)}
             killed = sum(pod.was_killed for pod in cluster.pods)
@@ -117,7 +117,7 @@ async def start_callers(kind: str, cluster: Cluster, *, is_strict: bool) -> asyn
 
 
 def faults(result: dict[str, Any]) -> list[str]:
-    """Return a line for each kind of caller that lost, failed or, if it is a client of ours, waited too long."""
+    """Return a line for each kind of caller whose requests failed, were lost or, for our clients, waited too long."""
     found = [] if not result["pods_killed"] else [f"{result['pods_killed']} pods did not end in their grace period"]
     for kind, groups in result["callers"].items():
         for age, group in groups.items():

@@ -24,8 +24,8 @@ import grpc
 import numpy as np
 
 ROWS = 20
-THREADS = 2  # of each age
-PERIOD_S = 1 / 14  # between the requests of a thread
+THREADS = 2  # threads for each age of the channels
+PERIOD_S = 1 / 14  # seconds between the starts of two requests of a thread
 TIMEOUT_S = 30.0
 
 IS_STRICT = "--strict" in sys.argv
@@ -45,7 +45,7 @@ class Group:
     answered: int = 0
     longest_wait_s: float = 0.0
     failed: dict[str, int] = field(default_factory=dict)
-    failed_from_s: float | None = None  # seconds since the start of the callers
+    failed_from_s: float | None = None  # first failed request, in seconds since the start of the callers
     failed_to_s: float | None = None
     versions: dict[str, int] = field(default_factory=dict)  # answers by version of the model
 

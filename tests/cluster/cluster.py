@@ -18,7 +18,7 @@ from pod import Pod
 NAME = "sketchbatch-headless.sketchbatch.svc.cluster.local"
 
 _TICK_S = 0.1
-_PROPAGATION_S = 1.0  # from a change of a pod to changed DNS records and rules of kube-proxy
+_PROPAGATION_S = 1.0  # time after which DNS and kube-proxy know a change of a pod
 _DNS_CACHE_S = 5.0  # CoreDNS: records of the cluster's names have a TTL of 5 s by default
 _EVICTION_RETRY_S = 5.0  # `kubectl drain` repeats an eviction that the PodDisruptionBudget refused
 

@@ -58,7 +58,7 @@ def inference_rpc(service: InProcess, name: str, kind: type[message.Message], *,
 @pytest.mark.parametrize("fields", [{}, {"top_k": 1}])
 @pytest.mark.parametrize("bad", [NAN, INFINITE])
 async def test_scores_that_are_not_finite_are_internal(bad, fields):
-    """A request with such a row receives INTERNAL, which names the model and the row, instead of a label."""
+    """If a row has scores that are not finite, its request receives INTERNAL, which names the model and the row."""
     async with serving(broken=BrokenModel()) as service:
         error = await service.rejection(1, 2, bad, 3, bad, request_id="abc", **fields)
         log = [event for event in service.log if event["event"] == "request failed"]
@@ -107,7 +107,10 @@ async def test_a_stream_continues_after_scores_that_are_not_finite():
 
 
 async def test_the_open_inference_protocol_returns_the_same_error():
-    """ModelInfer and ModelStreamInfer return INTERNAL for such a row, also for a classification."""
+    """ModelInfer and ModelStreamInfer return the error of Classify for a row with scores that are not finite.
+
+    This holds for requests of all scores, and for requests of a classification.
+    """
     async with serving(broken=BrokenModel()) as service:
         infer = inference_rpc(service, "ModelInfer", oip.ModelInferResponse)
         best = inference(NAN, id="abc")
@@ -121,9 +124,10 @@ async def test_the_open_inference_protocol_returns_the_same_error():
 
 
 async def test_rows_that_are_not_finite_are_counted_and_do_not_change_health():
-    """A metric counts the rows, per model. Health stays SERVING, because blank drawings of one client must not stop it.
+    """A metric counts the rows of each model whose scores are not finite, and health stays SERVING.
 
-    After many requests of other clients, an operator still sees from the metric that scores are missing.
+    Blank drawings of one client must not take the service away from the others. An operator sees from the metric, and
+    not from health, that rows receive no scores.
     """
     async with serving(BatchLimits(max_batch_rows=8), broken=BrokenModel()) as service:
         for _ in range(4):

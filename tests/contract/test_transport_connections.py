@@ -184,7 +184,7 @@ async def test_a_socket_file_stays_open_until_the_server_stops(serving, tmp_path
 
 
 async def test_a_listener_that_cannot_be_found_stays_open(serving, monkeypatch):
-    """Without a free file descriptor, `stop_listening` logs a warning, and the server goes on."""
+    """Without a free file descriptor, `stop_listening` logs a warning, and the server continues to listen."""
 
     def fail(_: int) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -332,7 +332,7 @@ async def test_a_request_that_does_not_arrive_in_time_ends_its_call(serving, met
 
 @pytest.mark.parametrize("method", ["Direct", "Unary"])
 async def test_a_stop_ends_calls_whose_request_has_not_arrived(serving, method):
-    """A stop rejects a call whose request arrives only in part with UNAVAILABLE, and does not wait for the grace."""
+    """A stop rejects a call whose request arrives only in part with UNAVAILABLE, before the grace period has passed."""
     has_arrived = threading.Event()
     async with serving(stops=False, authenticate=lambda path, metadata: has_arrived.set()) as (_, echo, server):
         async with silent_client(echo.address, raw_call(f"/test.Echo/{method}") + half_message()):
@@ -345,7 +345,7 @@ async def test_a_stop_ends_calls_whose_request_has_not_arrived(serving, method):
 async def test_a_stop_does_not_wait_for_clients_that_ignore_it(serving, is_listening):
     """A stop closes connections whose clients do not react to GOAWAY, a second after the last call has ended.
 
-    gRPC itself would wait for such a client for 20 s. The rule holds, too, if the listener was closed before the stop.
+    gRPC itself would wait for such a client for 20 s. The same is true if the listener was closed before the stop.
     """
     async with serving(stops=False) as (channel, echo, server):
         waiting = asyncio.ensure_future(call_to(channel, "Direct")(b"x"))

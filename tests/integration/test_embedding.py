@@ -11,9 +11,9 @@ import pytest
 def test_a_program_outlives_the_service_that_it_embeds(root, tiny_model, transport):
     """After `serve` has ended, the program has its signal handlers back, and no more threads or sockets than before.
 
-    The program lives on, although the time is over after which the service ends a process that does not stop.
+    The program continues to run after the time limit at which the service ends a process whose stop does not finish.
     """
-    shows_leaks = ("-W", "always::ResourceWarning")  # of sockets that were not closed
+    shows_leaks = ("-W", "always::ResourceWarning")  # prints a warning for each socket that was not closed
     command = [sys.executable, *shows_leaks, root / "tests" / "embedding_program.py", tiny_model, transport]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
     assert (finished.returncode, finished.stdout.strip(), finished.stderr) == (0, "done", "")

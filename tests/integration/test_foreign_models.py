@@ -85,9 +85,10 @@ def test_a_failed_model_call_names_the_model(start_service, tmp_path):
 
 
 def test_a_client_needs_no_knowledge_of_the_names_in_the_file(start_service, tmp_path):
-    """A file with other names is served: GetModel names the input of the file, and the tensors of requests keep theirs.
+    """A file with other tensor names is served; clients still name their tensors `bitmaps` and `scores`.
 
-    The scores are those of the model. It has no softmax, so both protocols announce logits.
+    GetModel returns the name of the input in the file. The scores are those of the model. The model has no softmax, so
+    both protocols announce logits.
     """
     path = write_model(tmp_path / "m.onnx", input_name="input_1:0", output_name="Identity:0", ending="")
     service = start_service(path)

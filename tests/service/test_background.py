@@ -41,7 +41,7 @@ from sketchbatch_service.transport.file_reloader import FileReloader
 from structlog.testing import capture_logs
 from transport_server import call_to, run_server
 
-ERRORS = 3  # as many as a component may have in a row before it counts as failing
+ERRORS = 3  # consecutive errors after which a component counts as failing
 OPTIONS = LoadOptions(provider="cpu", threads=1)
 
 

@@ -47,7 +47,7 @@ def test_the_digest_of_a_single_file_is_its_sha256(tiny_model):
 
 
 def test_the_digest_covers_external_data(tmp_path):
-    """Models that differ only in their external data have different digests; a new name changes no digest."""
+    """Models that differ only in their external data have different digests; the file name changes no digest."""
     first, second = (write_split(tmp_path / name / "model.onnx", seed=seed) for name, seed in (("a", 1), ("b", 2)))
     assert first.read_bytes() == second.read_bytes()
     digests = [load_models(path, OPTIONS).get("", "").artifact.digest for path in (first, second)]
@@ -86,7 +86,7 @@ def test_bytes_that_are_not_a_model_have_no_external_data(content):
 
 
 def test_the_field_numbers_are_those_of_onnx():
-    """Each message type has exactly the fields through which ONNX can reach a tensor, except the training graphs."""
+    """The table `CHILDREN` lists all fields of ONNX messages that lead to a tensor, except those of training graphs."""
     reaching = {"TensorProto"}
     messages = {name: getattr(onnx, name).DESCRIPTOR for name in external_data.CHILDREN}
     expected = {

@@ -153,7 +153,7 @@ def test_the_names_of_one_input_and_one_output_do_not_matter(tmp_path, input_nam
 
 
 def test_the_cuda_engine_uses_the_names_of_the_file(tmp_path):
-    """The CUDA engine binds its buffers to the input and the output of the file, and so does its reference."""
+    """The CUDA engine and the session on the CPU for its parity check use the tensor names of the file."""
     model = served(write_model(tmp_path / "s.onnx", input_name="input_1:0", output_name="Identity:0"))
     session, drawings = open_session(model.file.path), random_drawings(5)
     reference = Reference(session, 3, model.artifact.names)

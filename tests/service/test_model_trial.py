@@ -132,7 +132,7 @@ def refusal(path: Path, **options: object) -> str:
 
 @pytest.mark.parametrize("front", BATCH_DEPENDENT, ids=lambda front: front.__name__)
 def test_a_model_whose_scores_depend_on_the_batch_is_refused(tmp_path, front):
-    """A drawing must have the same scores alone and among others; else the other clients would decide about them."""
+    """A drawing must have the same scores alone and in a batch; else drawings of other clients would change them."""
     message = refusal(write_model(tmp_path / "m.onnx", front=front))
     assert re.search(r"scores of a drawing depend on the other rows of its batch: they differ by up to \S+ ", message)
     assert "--allow-unstable-scores" in message
@@ -193,7 +193,7 @@ def test_a_model_that_is_never_finite_is_refused(tmp_path):
 
 
 def test_an_unstable_model_is_not_blamed_on_cuda(tmp_path):
-    """The trial runs before CUDA, whose comparison with the CPU would fail, too, and would not name the cause."""
+    """The trial runs before the parity check of CUDA, which would also fail for this model, but not name the cause."""
     path = write_model(tmp_path / "m.onnx", front=batch_norm)
     with pytest.raises(ModelRefused, match="depend on the other rows of its batch"):
         load_models(path, LoadOptions(provider="cuda"))

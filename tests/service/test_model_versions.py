@@ -254,7 +254,7 @@ def test_a_service_that_waits_loads_the_versions_of_the_policy(tmp_path):
         with pytest.raises(ModelRefused, match=r"--versions farm=3,4 must name versions .*, got 3; there are: 4, 2, 1"):
             arrival.scan()
     put(repository, "farm/3")
-    with pytest.raises(ModelRefused, match="got 3"):  # found once: it may be unfinished
+    with pytest.raises(ModelRefused, match="got 3"):  # after one scan, version 3 may be unfinished
         arrival.scan()
     models = arrival.scan()
     assert served(models) == ["farm/4", "farm/3"]

@@ -193,7 +193,7 @@ LABELS_THAT_DIFFER = {
 
 @pytest.mark.parametrize("labels", LABELS_THAT_DIFFER)
 def test_a_replaced_file_with_other_labels_is_refused(repository, labels):
-    """If the file of a version is replaced by one with other labels, it is refused, and the old one is served.
+    """If the file of a version is replaced by a file with other labels, the new file is refused, the old one served.
 
     The refusal is counted and logged once, and states the difference and what to do. RepositoryIndex shows the reason.
     An acceptable file in the same place is activated.

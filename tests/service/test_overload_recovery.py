@@ -1,4 +1,4 @@
-"""Test that a wrong estimate of the drain rate ends, and that expired requests fail outside the batcher's lock."""
+"""Test that a wrong estimate of the drain rate does not last, and that expired requests fail without the lock."""
 
 import threading
 
@@ -75,7 +75,7 @@ def is_accepted(batcher: Batcher, clock: Clock, deadline_s: float) -> bool:
 
 
 def test_requests_are_rejected_by_the_true_drain_rate(batcher, clock):
-    """The other tests of this file mean something: without a pause, the predicted time is the true time times 1.5."""
+    """Without a pause, the predicted time is the true time times 1.5, which the other tests of this file assume."""
     fill(batcher, 100)
     run_all(batcher)
     fill(batcher, 20)
@@ -85,9 +85,9 @@ def test_requests_are_rejected_by_the_true_drain_rate(batcher, clock):
 
 @pytest.mark.parametrize("measured_before", [0, 100])
 def test_a_pause_of_the_process_raises_the_estimate_little_or_for_one_call_only(batcher, clock, model, measured_before):
-    """After a pause of 30 s, the predicted time is at most four times the true time, also if nothing was known before.
+    """After a pause of 30 s in a model call, one more call limits the predicted time to 4 times the usual prediction.
 
-    Only an ordinary model call has to end first; that call need not leave rows waiting.
+    The call itself has no pause. It may take the last rows of the queue, and there may be no estimate before the pause.
     """
     fill(batcher, measured_before)
     run_all(batcher)
@@ -193,7 +193,7 @@ def test_expired_requests_fail_without_the_lock_of_the_batcher(clock):
 
 
 def test_expired_requests_that_make_room_fail_without_the_lock_of_the_batcher(clock):
-    """The same holds if `submit` removes the expired requests from a full queue."""
+    """The lock is also free if `submit` removes the expired requests from a full queue."""
     model = FakeModel()
     batcher = Batcher(model.predict, BatchLimits(max_batch_rows=2, max_queued_rows=2), clock=clock)
     threads: list[threading.Thread] = []

@@ -99,7 +99,7 @@ def test_the_probe_rejects_the_addresses_that_the_service_rejects():
 
 @pytest.mark.parametrize("limit_s", ["nan", "inf", "-1", "1e300", "soon"])
 def test_a_limit_that_is_no_number_of_seconds_is_refused(limit_s):
-    """The probe refuses such a limit in one line, with exit code 2."""
+    """The probe refuses a time limit that is not 0 to 86,400 seconds, in one line and with exit code 2."""
     result = CliRunner().invoke(main, ["--limit-s", limit_s])
     assert result.exit_code == 2
     assert result.output.splitlines()[-1].startswith("Error: Invalid value for '--limit-s': ")

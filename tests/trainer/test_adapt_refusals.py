@@ -80,7 +80,7 @@ def test_missing_labels_are_counted(tmp_path):
 
 
 def test_two_fitting_outputs_need_a_name(tmp_path):
-    """If the command cannot tell which output has the scores, the user states it; a wrong name is answered with all."""
+    """If the command cannot tell which output has the scores, the user names it; a wrong name causes a list of all."""
     labels = ",".join(map(str, range(784)))
     source = write_model(tmp_path / "m.onnx", labels=None, classes=784, extra_outputs=("features",))
     assert "scores, features; name one with --scores-output" in refusal(source, labels=labels)

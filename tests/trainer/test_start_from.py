@@ -1,4 +1,4 @@
-"""Test that a training can start from an exported model file, with the same scores and fitting batch statistics."""
+"""Test that a training can start from a model file, with the same scores and with batch statistics that fit."""
 
 import json
 import shutil
@@ -80,9 +80,10 @@ def test_a_rebuilt_network_has_the_scores_of_its_file(name, sketches):
 
 
 def test_a_rebuilt_network_runs_the_same_function_in_training(sketches):
-    """In training mode, on the drawings of the statistics, a rebuilt network without dropout has the file's scores.
+    """On the drawings of its batch statistics, a rebuilt network without dropout has the same scores in training mode.
 
-    Training normalises with the statistics of the batch. So its first step would otherwise change every score.
+    In training mode, batch normalisation uses the statistics of the batch instead of the stored statistics. If the two
+    differed, the first step of a training would change every score.
     """
     from sketchbatch_trainer.train.networks import build
     from sketchbatch_trainer.train.onnx_weights import load_weights

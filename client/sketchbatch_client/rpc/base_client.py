@@ -317,7 +317,7 @@ class BaseClient:
 
     async def _find_model(self, key: ModelKey, connection: Connection, deadline: float) -> None:
         """Request the model with this name and version from one server; remember the model if the server serves it."""
-        if key in self._models:  # found since the caller missed it
+        if key in self._models:  # another call has found the model meanwhile
             return
         try:
             model = await self._get_model_over(key.name, key.version, connection, deadline)
@@ -392,7 +392,7 @@ class BaseClient:
         retry = RetryState(self._retry_policy, target, self._timeout_s, has_reached_server=False)
         try:
             response = await self._retry(lambda: self._send(check, request, retry.deadline), retry)
-        except errors.ModelNotFound:  # here: the health check does not know this service name
+        except errors.ModelNotFound:  # the status NOT_FOUND: the health check does not know this service name
             return "SERVICE_UNKNOWN"
         finally:
             await self._backend.close_channels([channel])

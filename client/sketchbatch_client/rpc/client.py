@@ -14,7 +14,8 @@ from .row_client import RowClient
 _clients: WeakSet["Client"] = WeakSet()  # all clients of this process
 
 _inherited: list[object] = []
-"""Connections of the parent process. They are never freed, because that could wait for a lock which no thread holds."""
+"""Connections of the parent process. They are never freed: freeing them could wait for ever for a lock that a thread of
+the parent held at the fork."""
 
 
 class Client(RowClient):
@@ -93,7 +94,7 @@ class Client(RowClient):
 
 @cache
 def _handle_forks() -> None:
-    """Let child processes reconnect their copies of all clients; the effect is that of one call."""
+    """Make forked child processes reconnect their copies of all clients; further calls have no effect."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_reconnect_all)
 

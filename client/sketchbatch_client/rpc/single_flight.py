@@ -76,4 +76,4 @@ class SingleFlight(Generic[Result]):
 
 
 def _no_bypass() -> None:
-    """Do nothing after `MAX_WAIT_S`: the caller waits on."""
+    """Do nothing after `MAX_WAIT_S`: the caller continues to wait."""

@@ -65,7 +65,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
     def for_probes(self) -> health_pb2_grpc.HealthServicer:
         """Return a servicer for a probe port; its Check reports the same status as Watch.
 
-        A kubelet then regards a replica as ready until `leave`. kube-proxy uses such replicas if there are no others:
+        A kubelet then regards a replica as ready until `leave`. If all replicas are stopping, kube-proxy uses the
+        ready ones:
         https://github.com/kubernetes/enhancements/tree/master/keps/sig-network/1669-proxy-terminating-endpoints
         """
         return _ProbeHealthServicer(self)

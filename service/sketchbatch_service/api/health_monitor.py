@@ -1,6 +1,6 @@
 """Set health to NOT_SERVING while a model is failing, and submit trial requests to that model until it works.
 
-The same holds for a failing component that no request can do without, such as the thread pool.
+Health is also NOT_SERVING while a component fails that every request needs, such as the thread pool.
 
 Health reflects the most recent model calls. The service still accepts requests while health is NOT_SERVING. Trial
 requests, each a blank drawing, are necessary because a load balancer may send no requests in this state.

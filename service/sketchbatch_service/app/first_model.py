@@ -34,7 +34,7 @@ async def wait_for_models(
             if not is_waiting:
                 log.warning("waiting for a model", cause=str(exc), path=str(path), **addresses)
                 is_waiting = True
-        except Exception as exc:  # for example of a file system that fails for a moment
+        except Exception as exc:  # for example an error of a file system that fails for a moment
             component.record_error(exc)
         await asyncio.wait((stop.requested,), timeout=every_s)
     return None

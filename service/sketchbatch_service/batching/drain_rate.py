@@ -2,9 +2,9 @@
 
 _KEEP = 0.98  # each measurement multiplies the weight of all earlier ones by this: about fifty measurements count
 _LARGEST_STEP = 2.0  # most by which one measurement multiplies the estimate
-_LARGEST_RATIO = 4.0  # most seconds per row that are estimated, per second per row of the newest model call
-_VALID_S = 1.0  # how long a measurement is valid, at least
-_VALID_MEASUREMENTS = 2.0  # how long it is valid, at least, in multiples of the time that such a measurement takes
+_LARGEST_RATIO = 4.0  # largest ratio of the estimate to the seconds per row of the newest model call
+_VALID_S = 1.0  # least time for which a measurement is valid, in seconds
+_VALID_MEASUREMENTS = 2.0  # least time for which it is valid, as a multiple of the time that the measurement takes
 
 
 class DrainRateEstimator:
@@ -18,8 +18,8 @@ class DrainRateEstimator:
 
     - One measurement at most doubles the estimate, however long the process was paused meanwhile. The first estimate is
       the lower of two measurements: only one of them can include a pause.
-    - A model call alone takes more time per row than a busy model. So every model call, on an empty queue, too, ends an
-      estimate that is far above its own time per row.
+    - A model call alone takes more time per row than a busy model. So every model call, on an empty queue, too,
+      lowers an estimate that is more than `_LARGEST_RATIO` times the call's own time per row.
     - Without a new measurement, the estimate soon becomes unknown, and the batcher rejects no request because of it.
 
     Not thread-safe: the batcher calls each method under its own lock.
@@ -29,13 +29,13 @@ class DrainRateEstimator:
         self._slots = slots
         self._estimate = 0.0  # seconds per row; 0 = unknown
         self._weight = 0.0  # rows of the measurements, weighted
-        self._measurements = 0  # since the estimate was unknown; with fewer than two it is still unknown
-        self._measured_rows = 0  # of the last measurement
+        self._measurements = 0  # number since the estimate was unknown; below two, it is still unknown
+        self._measured_rows = 0  # rows of the last measurement
         self._measured_at = 0.0
         self._busy_since: float | None = None  # since when rows have been waiting; None = no row is waiting
         self._started_at = 0.0  # when the measurement started; meaningful while rows are waiting
-        self._calls = 0  # that ended during the measurement
-        self._rows = 0  # of these calls
+        self._calls = 0  # model calls that ended during the measurement
+        self._rows = 0  # rows of these calls
 
     def seconds_per_row(self, now: float) -> float:
         """Return the seconds per row of all slots together; 0 = unknown."""

@@ -215,7 +215,7 @@ class LeaderFollowerPool:
         self._batches.record_success()
 
     def _poll(self, *, blocks: bool) -> None:
-        """Poll as the leader; after an exception, keep the role during the delay, so that no thread polls in it."""
+        """Poll as the leader; after an exception, keep the role, so that no thread polls during the delay."""
         assert self._source
         try:
             is_open = self._source.poll(blocks=blocks)

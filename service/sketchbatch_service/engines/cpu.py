@@ -25,7 +25,7 @@ _CALL_S = 0.005
 
 _QUICK_S = 0.001  # longest duration of a quick call: splitting it or passing it to another thread saves no time
 _LONG_S = 0.02  # a thread polls during full calls that take longer than this, so that health checks do not wait
-_BATCH_ROWS = (16, 1024)  # range: fewer rows do not fill ONNX Runtime's kernels, more rows exceed its caches
+_BATCH_ROWS = (16, 1024)  # range: fewer rows do not fill ONNX Runtime's kernels, more exceed the CPU's caches
 _TRIAL_ROWS = 16  # rows of the measured call; more rows would hardly change the time per row
 _TRIALS = 5
 

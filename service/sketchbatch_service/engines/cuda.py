@@ -27,7 +27,10 @@ from .parity import Reference, random_drawings
 
 log = structlog.get_logger()
 
-BATCH_ROWS = 4096  # default limit of rows per call: 2 ms on an H200, a fourth more rows/s than 1,024 (docs/gpu.md)
+BATCH_ROWS = 4096
+"""Default limit of rows per call. On an H200 such a call takes 2 ms, and calls of this size give a fourth more rows/s
+than calls of 1,024 rows (docs/gpu.md)."""
+
 _DOUBLING_TO = 1024  # rows up to which bucket sizes double: calls take at most 0.5 ms, so padding costs little
 
 

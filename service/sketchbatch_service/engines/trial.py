@@ -22,7 +22,7 @@ _SIZES = (2, 3, 5, 7, 16, ROWS)  # odd and even batch sizes; ROWS is also the la
 _TOLERANCES = {"float16": COARSE_TOLERANCE, "int8": 5e-2}
 """Largest allowed difference between two scores of a drawing, by number format. In a batch of another size, ONNX
 Runtime may sum in another order. Measured with the shipped models on 400 drawings: noise of 1e-6 in the weights changes
-a score by up to 5e-6 in float32, and by up to 0.023 in int8, where a value between two steps may take the other one."""
+a score by up to 5e-6 in float32, and by up to 0.023 in int8, where noise may move a value to the next step."""
 
 
 @dataclass(frozen=True, slots=True)

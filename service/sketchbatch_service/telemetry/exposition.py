@@ -96,7 +96,10 @@ class _CollectFailed(Exception):
 
 
 def _answer_errors(app: Any) -> Any:
-    """Wrap `app` to answer 500 without metrics, and 400 if it fails on a header such as `Accept: ...; version=x`."""
+    """Wrap `app` to answer 500 if the metrics cannot be collected, and 400 for a header that `app` cannot read.
+
+    An example of such a header is `Accept: ...; version=x`.
+    """
 
     def answer(environ: Any, start_response: Any) -> Any:
         try:

@@ -168,7 +168,7 @@ def counting(handler: Any, counts: StatusCounts) -> _MethodHandler:
 
 
 def _count(counts: StatusCounts, code: grpc.StatusCode | None, *, seconds: float, remaining_s: float) -> None:
-    """Count a call by its status; None = it was cancelled. After its deadline, the client has received no status."""
+    """Count a call by its status. With None, or after its deadline, the call counts as cancelled or expired."""
     if code is None or remaining_s == 0:
         counts.add_cancelled(seconds, remaining_s=remaining_s, timeout_s=seconds + remaining_s)
     else:

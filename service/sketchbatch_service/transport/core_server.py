@@ -31,7 +31,7 @@ from .status import DRAINING, NO_SUCH_METHOD, CallEnds, StatusCounts, invalid_me
 
 log = structlog.get_logger()
 
-_EVENTS_PER_POLL = 100  # most events in one `poll`: about thirty small requests, whose rows can run only after it
+_EVENTS_PER_POLL = 100  # most events in one `poll`: about thirty small requests, whose rows can run after the poll
 
 _EMPTY_POLLS = 2
 """Consecutive empty polls after which the completion queue counts as idle. One is not enough: a poll that only reads
@@ -161,7 +161,7 @@ class CoreServer:
 
         Only one thread may poll at a time.
         """
-        self._subscribe_to_cancellation()  # not inlined: its loop variable would keep the last call during the poll
+        self._subscribe_to_cancellation()  # inlined, its loop variable would keep the last call alive during the poll
         handled = empty_polls = 0
         event = self._events.poll() if blocks else self._events.poll(0)
         while True:

@@ -82,7 +82,7 @@ class UnreadCall(Protocol):
 
 
 class PendingMessages:
-    """The calls with one request whose request has not arrived completely; `limit_s` is the longest wait for it.
+    """The open calls whose only request has not arrived completely; `limit_s` is the longest wait for the request.
 
     A client may send half of a message, and then nothing for ever. gRPC holds such a message in memory. A stop would
     wait for the call. The methods are called on the event loop, `add` and `discard` also on the polling thread.

@@ -52,8 +52,9 @@ def close(address: str) -> None:
     """Refuse connections to a bound address from now on; open connections stay.
 
     gRPC has no function for this. After `shutdown` of the listening socket, the kernel refuses connections, and gRPC
-    stops accepting them. The listener stays open, with a warning, where /dev/fd cannot be read. A socket file stays
-    open, too: another process would replace a file that refuses connections, and gRPC then removes that process's file.
+    stops accepting them. The listener stays open, with a warning, where /dev/fd cannot be read. A listener on
+    a socket file stays open, too: another process would replace a file that refuses connections, and gRPC would then
+    remove the file of that process.
     """
     if socket_path(address):
         return
@@ -95,7 +96,8 @@ def count_connections(addresses: Sequence[str]) -> int:
 def _connection_name(descriptor: int) -> int | str | None:
     """Return the local port or path of a connected socket; None for every other file descriptor."""
     try:
-        # The family spares Python two calls of the system. It has the longest addresses; the socket may have another.
+        # Python saves two system calls if it is given a family. The socket may have another one than AF_UNIX, which has
+        # the longest addresses.
         found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=descriptor)
     except OSError:  # not a socket, or closed since it was listed
         return None

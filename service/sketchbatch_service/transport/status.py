@@ -54,7 +54,8 @@ def code_of(error: Exception) -> grpc.StatusCode:
 def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     """Return the google.rpc.Status of `error`.
 
-    INTERNAL has the request id, and of our own errors the text, which names the model; any other cause is logged only.
+    A status INTERNAL contains the request id. It also contains the text of our own errors, which names the model. The
+    text of any other error is only logged.
     """
     code, text = code_of(error), str(error)
     if code is grpc.StatusCode.INTERNAL:

@@ -102,7 +102,7 @@ def channel_options(
 
 
 def _check(target: str) -> None:
-    """Raise ValueError if gRPC could never reach `target`: it would report an unreachable server with each request."""
+    """Raise ValueError if gRPC could never reach `target`; gRPC would report an unreachable server at each request."""
     if target.startswith(_SOCKETS):
         _check_socket(target)
     elif target.startswith(_ADDRESS_LISTS):

@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 def newest_version(error: grpc.RpcError) -> str:
     """Return the newest version that the server serves of the model that was not found; empty = not stated."""
-    pairs: Any = error.trailing_metadata() or ()  # of grpc or of grpc.aio
+    pairs: Any = error.trailing_metadata() or ()  # the types of grpc and of grpc.aio differ
     info = error_details_pb2.ErrorInfo()
     try:
         status = status_pb2.Status.FromString(dict(pairs).get("grpc-status-details-bin", b""))

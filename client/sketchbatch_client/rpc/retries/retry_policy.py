@@ -17,7 +17,9 @@ from ...arguments import duration_s, whole_number
 NO_RESPONSE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """Codes of an RPC without a response; a retry is safe because requests change nothing on the server."""
 
-_PUSHBACK_DIGITS = 8  # of milliseconds, at most a day: a request without a timeout would wait for any longer pushback
+_PUSHBACK_DIGITS = 8
+"""Most digits of a pushback in milliseconds, for about a day. A longer pushback counts as none, because a request
+without a timeout would wait for its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ def has_no_response(error: Exception) -> bool:
 
 def _pushback_s(error: grpc.RpcError) -> float | None:
     """Return the pushback from the server's trailer; None if it is absent, negative or too long to wait for."""
-    pairs: Any = error.trailing_metadata() or ()  # of grpc or of grpc.aio
+    pairs: Any = error.trailing_metadata() or ()  # the types of grpc and of grpc.aio differ
     pushback_ms = str(dict(pairs).get("grpc-retry-pushback-ms", ""))
     is_usable = pushback_ms.isdecimal() and len(pushback_ms) <= _PUSHBACK_DIGITS
     return int(pushback_ms) / 1000 if is_usable else None

@@ -1,7 +1,7 @@
 """Extract one large field from a protobuf message without a copy; protobuf parses the remaining fields.
 
 protobuf copies such a field twice, when it parses the message and when the field is read. During the copies no other
-Python thread runs: 40 us for a request of 1,024 rows (docs/decisions/0025).
+Python thread runs, which takes 40 us for a request of 1,024 rows (docs/decisions/0025).
 """
 
 _VARINT, _LENGTH_DELIMITED = 0, 2  # the wire types of the fields of our messages

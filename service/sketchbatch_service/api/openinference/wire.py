@@ -1,4 +1,4 @@
-"""Register the servicer under the protocol's name, `inference.GRPCInferenceService`; our file has another package."""
+"""Register the servicer under the protocol's name, `inference.GRPCInferenceService`; our .proto has another package."""
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
