@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+ONNX_MODEL = "an ONNX model"  # the name of the kind that `sketchbatch-serve` serves
 HEAD_BYTES = 512  # first bytes of a file that `describe` needs: tar has its signature at byte 257
 
 _ADAPT = "`sketchbatch-train adapt FILE --labels LABELS --output model.onnx` makes a model file of it"
@@ -85,7 +86,7 @@ _BMP = FileKind("a BMP picture", _TO_PNG)
 _VIDEO = FileKind("a video", _TO_PNG)
 _SAFETENSORS = FileKind("a safetensors file, which has weights but no graph", _EXPORT)
 _IDX = FileKind("an IDX file, as MNIST has them", _TO_NPY)
-_ONNX = FileKind("an ONNX model", "`sketchbatch-serve --model FILE` serves it")
+_ONNX = FileKind(ONNX_MODEL, "`sketchbatch-serve --model FILE` serves it")
 _SAVED_MODEL = FileKind("the saved_model.pb of a SavedModel", _ADAPT.replace("FILE", "FOLDER"))
 
 _SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (  # place, bytes there, kind
