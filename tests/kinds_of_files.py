@@ -32,7 +32,7 @@ ZIP = zipped("a.txt")
 KINDS: dict[str, bytes] = {
     "a git LFS pointer": LFS_POINTER,
     "a git-annex pointer": b"/annex/objects/SHA256E-s9--4d7a.npy\n",
-    "a web page saved under that name": WEB_PAGE,
+    "a web page": WEB_PAGE,
     "an empty file": b"",
     "an XML document": b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>NoSuchKey</Code></Error>",
     "an SVG picture": b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"></svg>',

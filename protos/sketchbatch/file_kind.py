@@ -68,7 +68,7 @@ def _packed(name: str, unpack: str) -> FileKind:
 
 
 _EMPTY = FileKind("an empty file", _FETCH)
-_WEB_PAGE = FileKind("a web page saved under that name", _FETCH)
+_WEB_PAGE = FileKind("a web page", _FETCH)
 _XML = FileKind("an XML document, such as the error message of a server", _FETCH)
 _SVG = FileKind("an SVG picture", _TO_PNG)
 _JSON = FileKind("JSON", "`sketchbatch score` reads drawings, one per line, under the ending .ndjson", ".ndjson")

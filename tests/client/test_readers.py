@@ -59,7 +59,7 @@ WHOLE = npy_bytes(np.zeros((10, 784), np.uint8))
     ("content", "message"),
     [
         (b"", "expected a .npy file, got an empty file"),
-        (b"\n <!DOCTYPE html><html>Sign in", "got a web page saved under that name"),
+        (b"\n <!DOCTYPE html><html>Sign in", "got a web page"),
         (b"PK\x03\x04rest of a zip", "expected a .npy file, got a zip archive"),
         (WHOLE[:-1], "truncated: 10 rows of 784 are 7840 bytes, got 7839"),
         (WHOLE[:60], "header cannot be read"),

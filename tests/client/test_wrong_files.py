@@ -16,7 +16,7 @@ from sketchbatch_client.scoring.inputs import find_sources
 
 WRONG = {
     "a git LFS pointer; run `git lfs pull`": LFS_POINTER,
-    "a web page saved under that name; fetch it again": WEB_PAGE,
+    "a web page; fetch it again": WEB_PAGE,
     "a zip archive; unpack it": ZIP,
     "an empty file; fetch it again": b"",
 }
