@@ -209,8 +209,8 @@ locks: $(UV) ## resolve the hashed requirement files in locks/; UPGRADE= keeps p
 	$(COMPILE) client/pyproject.toml -o locks/client.txt
 	$(COMPILE) service/pyproject.toml --extra cpu -o locks/service-cpu.txt
 	$(COMPILE) service/pyproject.toml --extra gpu -o locks/service-gpu.txt
-	$(COMPILE) trainer/pyproject.toml -o locks/trainer.txt
-	$(COMPILE) $(DISTRIBUTIONS:%=%/pyproject.toml) --extra cpu --extra traces --group pyproject.toml:dev -o locks/dev.txt
+	$(COMPILE) trainer/pyproject.toml --extra train -o locks/trainer.txt
+	$(COMPILE) $(DISTRIBUTIONS:%=%/pyproject.toml) --extra cpu --extra traces --extra train --group pyproject.toml:dev -o locks/dev.txt
 	$(COMPILE) --group pyproject.toml:protos -o locks/protos.txt
 	$(COMPILE) client/pyproject.toml --group pyproject.toml:openinference --no-emit-package pyarrow -o locks/openinference.txt
 	$(COMPILE) client/pyproject.toml --group pyproject.toml:ray -o locks/ray.txt

@@ -11,6 +11,7 @@ import tomllib
 
 import pytest
 from packaging.requirements import Requirement
+from sketchbatch_trainer.extras import PACKAGES
 
 DISTRIBUTIONS = ("protos", "client", "service", "trainer")
 
@@ -56,6 +57,22 @@ def test_the_client_requires_neither_tensorflow_nor_onnx_runtime():
     assert {"grpcio", "numpy", "sketchbatch-protos"} <= requirements_of("sketchbatch-client")
     assert not requirements_of("sketchbatch-client") & HEAVY
     assert requirements_of("sketchbatch-service", "cpu") & HEAVY == {"onnxruntime"}
+
+
+def test_the_extra_adapt_of_the_trainer_is_small(root):
+    """Without an extra the trainer has none of the heavy packages; `adapt` adds onnx and ONNX Runtime, no TensorFlow.
+
+    The command line names the extra of a package that is missing, so its table lists the packages of each extra.
+    """
+    project = tomllib.loads((root / "trainer/pyproject.toml").read_text())["project"]
+    named = {
+        extra: {Requirement(text).name for text in texts}
+        for extra, texts in {"": project["dependencies"], **project["optional-dependencies"]}.items()
+    }
+    assert not named[""] & HEAVY
+    assert named["adapt"] == {"onnx", "onnxruntime"} == PACKAGES["adapt"]
+    assert named["train"] >= {"onnx", "onnxruntime", "tensorflow", "tf2onnx"}
+    assert PACKAGES["train"] == named["train"] | {"h5py", "keras"}  # tensorflow requires these two
 
 
 def test_importing_the_client_imports_nothing_heavy():

@@ -1,12 +1,9 @@
-"""The command `sketchbatch-train`: fetch or sketch drawings, explore, train, average, export, report.
+"""The command `sketchbatch-train`: fetch or sketch drawings, explore, train, average, export, report, adapt.
 
 Each command imports its slow modules only when it runs, because importing TensorFlow for `--help` would take seconds.
 """
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +11,9 @@ import typer
 from sketchbatch_client.atomic import unwind_on_signals
 from sketchbatch_client.errors import SketchbatchError
 
+from .adapt.command import adapt
 from .errors import TrainerError
+from .extras import importing
 from .fetch.bucket import BUCKET, cache_folder, known_classes, read_catalogue
 from .fetch.formats import FORMATS, FormatName
 from .progress import byte_bar, console, row_bar, show_files
@@ -25,8 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Train a model on drawings and export it as one ONNX file. The order of the commands is: fetch (or sketch), "
-    "explore, train, export, report. Then serve the file with `sketchbatch-serve`, and score drawings with "
-    "`sketchbatch`.",
+    "explore, train, export, report. `adapt` makes such a file of a model that was made with another tool. Then serve "
+    "the file with `sketchbatch-serve`, and score drawings with `sketchbatch`.",
 )
 
 RunFolder = Annotated[Path, typer.Option("--run", help="Folder of the run. Each command writes its files there.")]
@@ -42,6 +41,8 @@ SkipMalformed = Annotated[
     bool, typer.Option("--skip-malformed", help="Skip malformed lines and pictures; otherwise their file is refused.")
 ]
 Classes = Annotated[str, typer.Option(help="Class names, separated by commas; all = every class in the folder.")]
+
+app.command()(adapt)
 
 BEAR_CAT_DOG = "bear,cat,dog"
 
@@ -143,14 +144,26 @@ def train(
     classes: Classes = BEAR_CAT_DOG,
     recipe: Annotated[str, typer.Option(help="Recipe: article, compact, again or finetune.")] = "compact",
     network: Annotated[
-        str, typer.Option(help="Network of every recipe except article: compact, or light (faster, for few classes).")
-    ] = "compact",
-    start_from: Annotated[Path | None, typer.Option(help="Run with the initial weights.", show_default="none")] = None,
+        str | None,
+        typer.Option(
+            help="Network of every recipe except article: compact, or light (faster, for few classes).",
+            show_default="that of --start-from, or compact",
+        ),
+    ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Model with the initial weights: a run, a model.onnx, or a folder such as models/quickdraw-345.",
+            show_default="none",
+        ),
+    ] = None,
     teacher: Annotated[
         list[Path] | None, typer.Option(help="Run whose scores replace part of each label.", show_default="none")
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Drawings of each class.", show_default="all")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epoch limit.", show_default="the recipe's")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epoch limit.", show_default="the recipe's; more for few drawings")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**30, help="Seed of all random numbers.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the model.", show_default="from its classes")] = "",
     source: Annotated[str, typer.Option(help="Origin to store in the model.", show_default="the folder's")] = "",
@@ -166,13 +179,15 @@ def train(
     from sketchbatch_client.drawings.readers import labelled_files
 
     from .dataset import DatasetRequest, count_rows, read_dataset
-    from .train.recipes import ARTICLE, NETWORKS, RECIPES, with_network
+    from .train.recipes import NETWORKS, RECIPES, fit_rows
+    from .train.starting_point import check_start, find_start, fit_recipe
 
-    for value, known, flag in ((recipe, RECIPES, "--recipe"), (network, NETWORKS, "--network")):
+    for value, known, flag in ((recipe, RECIPES, "--recipe"), (network or "compact", NETWORKS, "--network")):
         if value not in known:
             raise typer.BadParameter(f"must be one of {', '.join(known)}, got {value}", param_hint=flag)
-    chosen = RECIPES[recipe] if RECIPES[recipe] is ARTICLE else with_network(RECIPES[recipe], network)
-    chosen = chosen if epochs is None else replace(chosen, max_epochs=epochs)
+    start = find_start(start_from) if start_from else None
+    check_start(RECIPES[recipe], start)
+    chosen = fit_recipe(RECIPES[recipe], network, start)
     data = data or cache_folder()
     drawings = DatasetRequest(
         folder=data,
@@ -189,7 +204,9 @@ def train(
         f"{_join(dataset.labels)}: {len(dataset.train):,} drawings for training, "
         f"{len(dataset.validation):,} for validation, {len(dataset.test):,} held out"
     )
-    with _quiet_import():
+    chosen = fit_rows(chosen, len(dataset.train))
+    chosen = chosen if epochs is None else replace(chosen, max_epochs=epochs)
+    with importing("train"):
         from .train.epoch_printer import EpochPrinter
         from .train.training import TrainingRequest
         from .train.training import train as train_model
@@ -199,7 +216,7 @@ def train(
         recipe=chosen,
         seed=seed,
         name=name,
-        start_from=Run(start_from) if start_from else None,
+        start_from=start,
         teachers=tuple(map(Run, teacher or ())),
     )
     with row_bar() as progress:
@@ -214,7 +231,7 @@ def average(
     name: Annotated[str, typer.Option(help="Name of the model.", show_default="that of the first run")] = "",
 ) -> None:
     """Average the weights of runs that started from the same run with different seeds. Then export the new run."""
-    with _quiet_import():
+    with importing("train"):
         from .train.averaging import average as average_runs
 
     average_runs([Run(folder) for folder in of], Run(run), name=name)
@@ -234,7 +251,7 @@ def export(
 
     --variant may be repeated.
     """
-    with _quiet_import():
+    with importing("train"):
         from .export.exporting import export as export_model
         from .export.variants import export_variant
 
@@ -257,7 +274,8 @@ def report(
 
     The page shows the first run in full. A table compares it with the other runs and all int8 and float16 variants.
     """
-    from .report.reporting import write_report
+    with importing("train"):
+        from .report.reporting import write_report
 
     page = output or Run(run[0]).report
     write_report([Run(folder) for folder in run], page)
@@ -271,21 +289,6 @@ def main() -> None:
         app()
     except (TrainerError, SketchbatchError, OSError) as exc:
         sys.exit(f"sketchbatch-train: {exc}")
-
-
-@contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Hide TensorFlow's start-up messages, which its C++ code prints to stderr before any setting takes effect."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides TensorFlow's later messages about missing GPUs
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # stops the reports of ONNX Runtime to Microsoft
-    stderr = os.dup(2)
-    with Path(os.devnull).open("w") as devnull:
-        os.dup2(devnull.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def _join(labels: tuple[str, ...]) -> str:

@@ -6,7 +6,9 @@ TrainerError
 │   └── BucketUnreachable  no connection: the machine is offline, or a proxy blocks Google's storage
 ├── RunIncomplete      the run lacks a file of an earlier step: first run the command in the message
 ├── RunRefused         the named run does not fit the request: name another run
-└── ExportRefused      the scores of an exported model and of its original differ: no file is written
+├── ExportRefused      the scores of an exported model and of its original differ: no file is written
+├── AdaptRefused       a model made elsewhere cannot be adapted as requested: the message states the remedy
+└── ExtraMissing       the command needs packages that are not installed: the message has the pip command
 """
 
 
@@ -36,3 +38,11 @@ class RunRefused(TrainerError):
 
 class ExportRefused(TrainerError):
     """The scores of ONNX and Keras, or of a variant and float32, differ by more than the limit."""
+
+
+class AdaptRefused(TrainerError):
+    """A model made elsewhere is not readable, does not classify 28x28 bitmaps, or does not fit the given flags."""
+
+
+class ExtraMissing(TrainerError):
+    """A package of an extra of this distribution is not installed."""

@@ -1,0 +1,120 @@
+"""Write graphs for the tests of `sketchbatch-train adapt` that are harder than one linear layer."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from foreign_models import LABELS, weights
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+
+def reshape_to(*shape: int):
+    """Return a front that reshapes the pixels to a constant shape, as exporters do that see one example."""
+
+    def front(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
+        initializers.append(numpy_helper.from_array(np.array(shape, np.int64), "fixed shape"))
+        nodes.append(helper.make_node("Reshape", [last, "fixed shape"], ["reshaped"]))
+        nodes.append(helper.make_node("Reshape", ["reshaped", "shape"], ["flat again"]))
+        return "flat again"
+
+    return front
+
+
+def even_rows_only(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
+    """Join rows in pairs and separate them again, which fails for an odd number of rows."""
+    initializers.append(numpy_helper.from_array(np.array([-1, 2, 784], np.int64), "pairs"))
+    nodes.append(helper.make_node("Reshape", [last, "pairs"], ["paired"]))
+    nodes.append(helper.make_node("Reshape", ["paired", "shape"], ["unpaired"]))
+    return "unpaired"
+
+
+def four_rows_only(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
+    """Add a constant of four rows, which no change of shapes makes correct for other numbers of rows."""
+    initializers.append(numpy_helper.from_array(np.arange(4 * 784, dtype=np.float32).reshape(4, 784), "four"))
+    nodes.append(helper.make_node("Add", [last, "four"], ["added"]))
+    return "added"
+
+
+def minus_batch_mean(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
+    """Subtract the mean of all rows, as a batch normalisation in training mode does."""
+    nodes.append(helper.make_node("ReduceMean", [last], ["mean"], axes=[0], keepdims=1))
+    nodes.append(helper.make_node("Sub", [last, "mean"], ["centred"]))
+    return "centred"
+
+
+def logarithm(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
+    """Take the logarithm of the pixels, which is infinite for paper."""
+    nodes.append(helper.make_node("Log", [last], ["logarithm"]))
+    return "logarithm"
+
+
+def clashing_names(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
+    """Use our names for other values: `bitmaps`, `scores` and one of the names that the command adds."""
+    for name in ("bitmaps", "scores", "adapt/bitmaps/Cast", "source/bitmaps"):
+        nodes.append(helper.make_node("Identity", [last], [name]))
+        last = name
+    return last
+
+
+def doubled_in_a_branch(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
+    """Double the pixels in a branch of If that reads a weight and a value of the outer graph."""
+    initializers.append(numpy_helper.from_array(np.array(2, np.float32), "two"))
+    initializers.append(numpy_helper.from_array(np.array(True), "always"))
+    result = helper.make_tensor_value_info("doubled", TensorProto.FLOAT, None)
+    same = helper.make_tensor_value_info("same", TensorProto.FLOAT, None)
+    then = helper.make_graph([helper.make_node("Mul", [last, "two"], ["doubled"])], "then", [], [result])
+    other = helper.make_graph([helper.make_node("Identity", [last], ["same"])], "else", [], [same])
+    nodes.append(helper.make_node("If", ["always"], ["chosen"], then_branch=then, else_branch=other))
+    return "chosen"
+
+
+def scaled_by(operator: str, number: float):
+    """Return a front that scales the pixels inside the graph, as the layer Rescaling of Keras does."""
+
+    def front(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
+        initializers.append(numpy_helper.from_array(np.array(number, np.float32), "number"))
+        nodes.append(helper.make_node(operator, [last, "number"], ["scaled"]))
+        return "scaled"
+
+    return front
+
+
+def write_scikit_learn(path: Path, *, zipmap: bool = False, standard_opset: bool = True) -> Path:
+    """Write a LogisticRegression as skl2onnx does: a label, and probabilities as a tensor or as dictionaries."""
+    nodes = [
+        helper.make_node(
+            "LinearClassifier",
+            ["X"],
+            ["label", "probability_tensor"],
+            domain="ai.onnx.ml",
+            classlabels_strings=list(LABELS),
+            coefficients=weights().T.reshape(-1).tolist(),
+            intercepts=[0.0] * len(LABELS),
+            multi_class=1,
+            post_transform="SOFTMAX",
+        ),
+        helper.make_node("Normalizer", ["probability_tensor"], ["probabilities"], domain="ai.onnx.ml", norm="L1"),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("label", TensorProto.STRING, [None]),
+        helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, len(LABELS)]),
+    ]
+    if zipmap:
+        nodes.append(
+            helper.make_node(
+                "ZipMap",
+                ["probabilities"],
+                ["output_probability"],
+                domain="ai.onnx.ml",
+                classlabels_strings=list(LABELS),
+            )
+        )
+        dictionary = helper.make_map_type_proto(
+            TensorProto.STRING, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+        )
+        outputs[1] = helper.make_value_info("output_probability", helper.make_sequence_type_proto(dictionary))
+    inputs = [helper.make_tensor_value_info("X", TensorProto.FLOAT, [None, 784])]
+    opsets = [helper.make_opsetid("ai.onnx.ml", 1), *([helper.make_opsetid("", 18)] if standard_opset else [])]
+    graph = helper.make_graph(nodes, "LogisticRegression", inputs, outputs)
+    onnx.save(helper.make_model(graph, producer_name="skl2onnx", opset_imports=opsets, ir_version=8), path)
+    return path

@@ -1,0 +1,1 @@
+"""Turn a model that was made elsewhere into one self-describing ONNX file."""

@@ -1,0 +1,105 @@
+"""Read the class names of a model: from `--labels`, or from the model's own metadata."""
+
+import ast
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+
+from ..errors import AdaptRefused
+
+Labels = tuple[str, ...]
+
+
+def read_labels(text: str) -> Labels:
+    """Return the class names, in the order of the scores, that the value of `--labels` states.
+
+    The value is the path of a file, or names separated by commas. A file holds one name per line, a JSON list, a
+    dictionary of index to name, as Ultralytics writes it, or one of name to index, as Keras has it.
+
+    Raises:
+        AdaptRefused: The file is missing or has another form, or a name is empty, repeated or has odd characters.
+    """
+    path = Path(text)
+    if _is_file(path):
+        return _check(_parse_file(path), f"--labels {text}")
+    if "," not in text and (path.suffix in (".json", ".txt") or len(path.parts) > 1):
+        raise AdaptRefused(f"--labels {text}: no such file")
+    return _check([name.strip() for name in text.split(",")], "--labels")
+
+
+def stored_labels(graph: onnx.ModelProto) -> tuple[Labels, str]:
+    """Return the class names that the model states itself, and the place where it does; empty if there are none."""
+    properties = {each.key: each.value for each in graph.metadata_props}
+    for key in ("sketchbatch.labels", "names"):  # ours, and the one of Ultralytics
+        if key in properties:
+            place = f"{key} of the model"
+            return _check(_parse_names(properties[key], place), place), place
+    for node in graph.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "classlabels_strings" and attribute.strings:  # of a classifier of scikit-learn
+                place = f"{node.op_type} of the model"
+                return _check([name.decode(errors="replace") for name in attribute.strings], place), place
+    return (), ""
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # many names are longer than the name of a file may be
+        return False
+
+
+def _parse_file(path: Path) -> list[object]:
+    try:
+        text = path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as exc:
+        raise AdaptRefused(f"--labels {path}: must be UTF-8 text: {exc}") from exc
+    if text.startswith(("[", "{")):
+        return _parse_names(text, f"--labels {path}")
+    return [line.strip() for line in text.split("\n")]
+
+
+def _parse_names(text: str, place: str) -> list[object]:
+    """Return the names of a list or a dictionary, written in JSON or in Python."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            value = ast.literal_eval(text)  # {0: 'bear'} is Python, not JSON
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as exc:
+            raise AdaptRefused(f"{place}: must be a list or a dictionary of names, got {text[:60]!r}") from exc
+    if isinstance(value, dict):
+        return _by_index(value, place)
+    if not isinstance(value, list):
+        raise AdaptRefused(f"{place}: must be a list or a dictionary of names, got {text[:60]!r}")
+    return value
+
+
+def _by_index(names: Mapping[object, object], place: str) -> list[object]:
+    """Return the names of {index: name} or {name: index} in the order of the indices."""
+    if all(isinstance(index, int) for index in names.values()):
+        names = {index: name for name, index in names.items()}
+    by_index = {int(str(key)): name for key, name in names.items() if str(key).isdecimal()}
+    if sorted(by_index) != list(range(len(names))):
+        raise AdaptRefused(f"{place}: the indices must be 0 to {len(names) - 1}, got {', '.join(map(str, names))[:60]}")
+    return [by_index[index] for index in range(len(by_index))]
+
+
+def _check(names: list[object], place: str) -> Labels:
+    labels = tuple(name for name in names if isinstance(name, str))
+    if len(labels) != len(names):
+        odd = next(name for name in names if not isinstance(name, str))
+        raise AdaptRefused(f"{place}: each name must be text, got {odd!r}")
+    for number, label in enumerate(labels):
+        if not label or label != label.strip() or any(unicodedata.category(each) == "Cc" for each in label):
+            raise AdaptRefused(
+                f"{place}: names must not be empty, begin or end with white space, or have control characters; "
+                f"got {label!r} for class {number}"
+            )
+    if repeated := [label for label, count in Counter(labels).items() if count > 1]:
+        raise AdaptRefused(f"{place}: names must be different, got {repeated[0]!r} more than once")
+    return labels

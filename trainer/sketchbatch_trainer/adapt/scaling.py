@@ -1,0 +1,108 @@
+"""Describe how a model expects its pixels: as `--scale` and `--invert` state it.
+
+A pixel is 0 (paper) to 255 (ink). The value that the model receives is `(pixel * factor - mean) / std`.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sketchbatch_client.drawings.readers import Bitmaps
+
+from ..errors import AdaptRefused
+
+_FORMS = "a factor such as 1/255, a range such as 0..255 or -1..1, or MEAN,STD of pixels in 0..1 such as 0.1307,0.3081"
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_FACTOR = re.compile(rf"({_NUMBER})(?:/({_NUMBER}))?")
+_RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})")
+_MEAN_STD = re.compile(rf"({_NUMBER}),\s*({_NUMBER})")
+
+_SMALLEST, _LARGEST = 1e-30, 1e30  # beyond them, float32 rounds a slope to 0 or to infinity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """How a pixel becomes the value that the model receives. The default is 1/255: paper is 0.0, ink is 1.0."""
+
+    factor: float = 1 / 255
+    mean: float = 0.0
+    """Subtracted from `pixel * factor`."""
+    std: float = 1.0
+    """Divides the difference; not 0."""
+    invert: bool = False
+    """True = the model expects dark drawings on white paper: each pixel is replaced by `255 - pixel` first."""
+    text: str = "1/255"
+    """The value of `--scale` for this scaling."""
+
+    @classmethod
+    def parse(cls, text: str, *, invert: bool = False) -> Self:
+        """Return the scaling that the value of `--scale` describes.
+
+        Raises:
+            AdaptRefused: `text` has none of the three forms, is not finite, or maps all pixels to one value.
+        """
+        try:
+            scaling = cls(**_numbers(text.strip()), invert=invert, text=text.strip())
+        except ZeroDivisionError as exc:
+            raise _refusal(text) from exc
+        slope, offset = map(abs, scaling.affine)
+        if not (_SMALLEST <= slope <= _LARGEST and offset <= _LARGEST):
+            raise _refusal(text)
+        return scaling
+
+    @property
+    def affine(self) -> tuple[float, float]:
+        """Return `(slope, offset)`: the value of a pixel, before any rounding, is `pixel * slope + offset`."""
+        slope, offset = self.factor / self.std, -self.mean / self.std
+        return (-slope, 255 * slope + offset) if self.invert else (slope, offset)
+
+    @property
+    def flags(self) -> str:
+        """Return the flags of `sketchbatch-train adapt` that select this scaling."""
+        return f"--scale {self.text}{' --invert' if self.invert else ''}"
+
+    def inverted(self, invert: bool = True) -> Self:
+        """Return the same scaling with `invert`."""
+        return replace(self, invert=invert)
+
+    def apply(self, bitmaps: Bitmaps) -> NDArray[np.float64]:
+        """Return the values of bitmaps of any shape, uint8 -> float64 of the same shape."""
+        pixels = bitmaps.astype(np.float64)
+        return ((255 - pixels if self.invert else pixels) * self.factor - self.mean) / self.std
+
+
+AS_PIXELS = Scaling(factor=1.0, text="0..255")
+"""The model receives the pixels as they are, 0 to 255."""
+
+
+def _numbers(text: str) -> dict[str, float]:
+    """Return factor, mean and std of the value of `--scale`; raise ZeroDivisionError for a divisor of 0."""
+    if match := _MEAN_STD.fullmatch(text):
+        mean, std = map(float, match.groups())
+        return {"mean": mean, "std": _divisor(std)}
+    if match := _RANGE.fullmatch(text):
+        low, high = map(float, match.groups())
+        return {"factor": (high - low) / 255, "mean": -low}
+    if match := _FACTOR.fullmatch(text):
+        return {"factor": float(match[1]) / _divisor(float(match[2] or 1))}
+    raise _refusal(text)
+
+
+def _divisor(number: float) -> float:
+    if number == 0:
+        raise ZeroDivisionError
+    return number
+
+
+def _refusal(text: str) -> AdaptRefused:
+    return AdaptRefused(f"--scale must be {_FORMS}, got {text!r}")
+
+
+CANDIDATES = tuple(
+    Scaling.parse(text, invert=invert)
+    for text in ("1/255", "0..255", "-1..1", "0.1307,0.3081")
+    for invert in (False, True)
+)
+"""The scalings that a model made elsewhere is likely to expect; 0.1307,0.3081 is the one of PyTorch's MNIST example."""
