@@ -42,7 +42,7 @@ def refusal(path: Path) -> str:
 def test_a_wrong_level_is_recognised(tmp_path, monkeypatch, asked, advice):
     """If a path is one or two levels too deep or too high, the refusal has the right --model."""
     monkeypatch.chdir(tmp_path)
-    touch(tmp_path, "r/m/1/model.onnx", "up/models/m/1/model.onnx", "loose/model.onnx", "named/cats.onnx")
+    touch(tmp_path, "r/m/1/model.onnx", "up/models/m/1/model.onnx", "up/a.onnx", "loose/model.onnx", "named/cats.onnx")
     assert refusal(Path(asked)).endswith(f"; {advice}")
 
 

@@ -152,11 +152,11 @@ def _other_level(path: Path) -> str:
         )
     if any(entry.name.isdecimal() and read_stamp(entry / MODEL_NAME) for entry in _entries(path)):
         return f"{path} is one model of a repository: use --model {_parent(path)}"
-    for entry in _entries(path)[:_MAX_SEARCHED]:
-        if _is_model(entry):
-            return f"{entry} is one model: use --model {entry}"
-        if entry.is_dir() and scan(entry).files:
-            return f"{entry} is a repository: use --model {entry}"
+    entries = _entries(path)[:_MAX_SEARCHED]
+    if repository := next((entry for entry in entries if entry.is_dir() and scan(entry).files), None):
+        return f"{repository} is a repository: use --model {repository}"
+    if model := next(filter(_is_model, entries), None):
+        return f"{model} is one model: use --model {model}"
     return ""
 
 
