@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import struct
 import sys
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from kinds_of_files import KINDS, LFS_POINTER, WEB_PAGE, ZIP
 from PIL import Image
 from sketchbatch_client.drawings.images import decode_image
+from sketchbatch_client.drawings.readers import open_bitmaps
 from sketchbatch_client.errors import FileRefused
 from sketchbatch_client.file_kind import describe
 from sketchbatch_client.scoring.inputs import find_sources
@@ -162,6 +164,35 @@ def test_a_damaged_file_on_standard_input_is_not_named_by_its_copy(run, tmp_path
     said = run("score", "-", "--output", tmp_path / "o.csv", stdin=contents)
     assert said.startswith("sketchbatch: standard input:")
     assert "stdin." not in said
+
+
+def test_a_pipe_among_pictures_is_rejected(tmp_path):
+    """A named pipe in a folder of pictures is a reject, or stops the evaluation, and is not waited for."""
+    os.mkfifo(tmp_path / "a.png")
+    [source] = find_sources([str(tmp_path)], tmp_path, lambda path: None)
+    [reject] = source.block(0, 1).rejects
+    assert "expected a file, got a pipe or device" in reject.reason
+    with pytest.raises(FileRefused, match="expected a file, got a pipe or device"):
+        open_bitmaps(tmp_path)[:1]
+    assert open_bitmaps(tmp_path, skip_malformed=True).malformed_count == 1
+
+
+@pytest.mark.parametrize("name", ["cat", "CAT.NPY"])
+def test_a_file_without_an_ending_or_in_capitals_is_read(tmp_path, name):
+    """The first bytes tell the format of a file without an ending, and the case of an ending does not matter."""
+    with (tmp_path / name).open("wb") as file:
+        np.save(file, np.zeros((3, 784), np.uint8))
+    [source] = find_sources([str(tmp_path / name)], tmp_path, lambda path: None)
+    assert len(source) == 3
+
+
+def test_a_record_that_begins_like_another_kind_is_read(tmp_path):
+    """The key of a drawing, with which a .bin begins, can have the bytes of a signature."""
+    key = struct.unpack("<Q", b"PK\x03\x04\x14\x00\x00\x00")[0]
+    record = struct.pack("<Q2sbIHH", key, b"SE", 1, 1_500_000_000, 1, 2) + bytes([0, 255, 0, 255])
+    (tmp_path / "cat.bin").write_bytes(record * 2)
+    assert describe(record).name == "a zip archive"
+    assert len(open_bitmaps(tmp_path / "cat.bin")) == 2
 
 
 def test_a_pipe_is_refused_with_the_way_that_works(run, tmp_path):

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from fakes import FakeModel
+from in_process import serving
 from onnx_models import write_model
 from sketchbatch_service.errors import ModelRefused
 from sketchbatch_service.models.loader import load_models
@@ -143,6 +145,19 @@ def test_misplaced_models_appear_and_disappear(tmp_path):
         watched.scan()
         assert (watched.models.misplaced, watched.served()) == ((), ["m/2", "m/1"])
         assert WRONG_PLACE not in watched.events()
+
+
+async def test_a_metric_counts_misplaced_models(tmp_path):
+    """The metric of the refused model files counts the models in the wrong place, until they are moved."""
+    touch(tmp_path, "m/v2/model.onnx", "flat/model.onnx")
+    async with serving(m=FakeModel()) as service:
+        assert service.values()["sketchbatch_refused_models"] == 0
+        service.models.put(service.models, (), misplaced=scan(tmp_path).misplaced)
+        assert service.values()["sketchbatch_refused_models"] == 2
+        service.models.put(service.models, ())
+        assert service.values()["sketchbatch_refused_models"] == 2  # a change of the models leaves them as they are
+        service.models.put(service.models, (), misplaced=())
+        assert service.values()["sketchbatch_refused_models"] == 0
 
 
 def test_a_file_that_grows_is_not_misplaced_yet(tmp_path):

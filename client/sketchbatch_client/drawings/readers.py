@@ -78,12 +78,15 @@ class PictureRows:
     def __getitem__(self, rows: slice, /) -> Bitmaps:
         from .images import read_image  # imports Pillow, which other formats do not need
 
+        for path in self.paths[rows]:
+            check_is_file(path)
         return stack_bitmaps([read_image(path) for path in self.paths[rows]])
 
     def _is_readable(self, number: int, path: Path) -> bool:
         from .images import read_image
 
         try:
+            check_is_file(path)
             read_image(path)
         except FileRefused as exc:
             self.malformed_count += 1

@@ -153,8 +153,8 @@ def _other_level(path: Path) -> str:
     if any(entry.name.isdecimal() and read_stamp(entry / MODEL_NAME) for entry in _entries(path)):
         return f"{path} is one model of a repository: use --model {_parent(path)}"
     entries = _entries(path)[:_MAX_SEARCHED]
-    if repository := next((entry for entry in entries if entry.is_dir() and scan(entry).files), None):
-        return f"{repository} is a repository: use --model {repository}"
+    if inner := next((entry for entry in entries if entry.is_dir() and scan(entry).files), None):
+        return f"{inner} is a repository: use --model {inner}"
     if model := next(filter(_is_model, entries), None):
         return f"{model} is one model: use --model {model}"
     return ""
