@@ -43,6 +43,11 @@ def fails_again(error: BaseException) -> bool:
     return isinstance(error, SketchbatchError) and error.is_permanent
 
 
+def reason_of(error: OSError) -> str:
+    """Return why a file cannot be read: the reason of the operating system, or else of Python."""
+    return error.strerror or str(error)
+
+
 class SketchbatchError(Exception):
     """Base class of all errors of the client."""
 

@@ -1,6 +1,22 @@
-"""Tell what a file is by its first bytes; the trainer, which does not import `sketchbatch`, imports it from here."""
+"""Tell what a file is by its first bytes, and say so in error messages; the trainer imports it from here.
+
+The service tells it by the same functions, `sketchbatch.file_kind`.
+"""
 
 from sketchbatch.file_kind import HEAD_BYTES as HEAD_BYTES
 from sketchbatch.file_kind import FileKind as FileKind
 from sketchbatch.file_kind import describe as describe
 from sketchbatch.file_kind import describe_path as describe_path
+
+_QUOTED_BYTES = 6
+
+
+def got(head: bytes, file: str = "FILE") -> str:
+    """Return what was found in place of drawings, for a message "expected ..., got ...": what it is, and the remedy.
+
+    `head` is the beginning of the file as for `describe`. Bytes that do not tell what the file is are quoted.
+    """
+    kind = describe(head[:HEAD_BYTES], file)
+    if not kind:
+        return f"{head[:_QUOTED_BYTES]!r}; fetch it again"
+    return f"{kind.name}; unpack it, or run `{kind.unpack} | sketchbatch score -`" if kind.unpack else str(kind)

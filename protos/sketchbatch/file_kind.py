@@ -9,27 +9,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+ONNX_MODEL = "an ONNX model"  # the name of the kind that `sketchbatch-serve` serves
 HEAD_BYTES = 512  # first bytes of a file that `describe` needs: tar has its signature at byte 257
 
 _ADAPT = "`sketchbatch-train adapt FILE --labels LABELS --output model.onnx` makes a model file of it"
 _EXPORT = "load it in PyTorch and write it with torch.onnx.export"
 _FETCH = "fetch it again"
-_SCORE = "`sketchbatch score FILE` reads it"
 _TO_PNG = "save it as a PNG or JPEG"
 _TO_NPY = "save its drawings as a .npy of uint8 (rows, 28, 28)"
-_UNPICKLE = "pickles are not opened, because they can run programs: " + _TO_NPY
 
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """What a file is. `str` gives both fields: `a git LFS pointer: run git lfs pull`."""
+    """What a file is. `str` gives both fields: "a git LFS pointer; run `git lfs pull`"."""
 
     name: str  # with its article: "a git LFS pointer"
     remedy: str  # what a user does with such a file, as an imperative or a command
+    suffix: str = ""  # the ending under which `sketchbatch score` reads such a file; empty = it does not
     unpack: str = ""  # the command that writes the contents of a packed file to standard output; empty = not packed
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.remedy}"
+        return f"{self.name}; {self.remedy}"
 
 
 def describe(head: bytes, file: str = "FILE") -> FileKind | None:
@@ -43,7 +43,7 @@ def describe(head: bytes, file: str = "FILE") -> FileKind | None:
     if not kind:
         return None
     quoted = shlex.quote(file) if file != "FILE" else file
-    return FileKind(kind.name, kind.remedy.replace("FILE", quoted), kind.unpack.replace("FILE", quoted))
+    return FileKind(kind.name, kind.remedy.replace("FILE", quoted), kind.suffix, kind.unpack.replace("FILE", quoted))
 
 
 def describe_path(path: Path) -> FileKind | None:
@@ -59,37 +59,41 @@ def describe_path(path: Path) -> FileKind | None:
         return describe(file.read(HEAD_BYTES), str(path))
 
 
+def _readable(name: str, suffix: str) -> FileKind:
+    return FileKind(name, f"`sketchbatch score` reads it under the ending {suffix}", suffix)
+
+
 def _packed(name: str, unpack: str) -> FileKind:
-    return FileKind(name, f"unpack it: `{unpack}` writes its contents", unpack)
+    return FileKind(name, f"unpack it: `{unpack}` writes its contents", unpack=unpack)
 
 
 _EMPTY = FileKind("an empty file", _FETCH)
-_WEB_PAGE = FileKind("a web page saved under that name", _FETCH)
+_WEB_PAGE = FileKind("a web page", _FETCH)
 _XML = FileKind("an XML document, such as the error message of a server", _FETCH)
 _SVG = FileKind("an SVG picture", _TO_PNG)
-_JSON = FileKind("JSON", "write one drawing per line, as .ndjson")
-_JSON_LIST = FileKind("a JSON list", "write one drawing per line, as .ndjson: `jq -c '.[]' FILE`")
+_JSON = FileKind("JSON", "`sketchbatch score` reads drawings, one per line, under the ending .ndjson", ".ndjson")
+_JSON_LIST = FileKind("a JSON list", "write one drawing per line, as .ndjson: `jq -c '.[]' FILE` does that")
 _UTF_16 = FileKind("text in UTF-16", "convert it to UTF-8: `iconv -f UTF-16 -t UTF-8 FILE`")
 _KERAS = FileKind("a Keras model (.keras)", _ADAPT)
 _PYTORCH = FileKind("a PyTorch file", _EXPORT)
-_NPZ = FileKind("a NumPy archive (.npz)", _SCORE)
+_NPZ = _readable("a NumPy archive (.npz)", ".npz")
 _OFFICE = FileKind("an Office document", _TO_NPY)
 _ZIP = FileKind("a zip archive", "unpack it: `unzip FILE`")
-_PICKLE = FileKind("a Python pickle", _UNPICKLE)
+_PICKLE = FileKind("a Python pickle", _TO_NPY + "; opening a pickle can run programs")
 _ARROW_STREAM = FileKind("an Arrow stream", "write it as Parquet")
 _WEBP = FileKind("a WebP picture", _TO_PNG)
 _BMP = FileKind("a BMP picture", _TO_PNG)
 _VIDEO = FileKind("a video", _TO_PNG)
-_SAFETENSORS = FileKind("a safetensors file: weights without a graph", _EXPORT)
+_SAFETENSORS = FileKind("a safetensors file, which has weights but no graph", _EXPORT)
 _IDX = FileKind("an IDX file, as MNIST has them", _TO_NPY)
-_ONNX = FileKind("an ONNX model", "`sketchbatch-serve --model FILE` serves it")
-_SAVED_MODEL = FileKind("the saved_model.pb of a SavedModel", "name its folder: " + _ADAPT.replace("FILE", "FOLDER"))
+_ONNX = FileKind(ONNX_MODEL, "`sketchbatch-serve --model FILE` serves it")
+_SAVED_MODEL = FileKind("the saved_model.pb of a SavedModel", _ADAPT.replace("FILE", "FOLDER"))
 
 _SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (  # place, bytes there, kind
     (0, b"version https://git-lfs.github.com/spec/", FileKind("a git LFS pointer", "run `git lfs pull`")),
     (0, b"/annex/objects/", FileKind("a git-annex pointer", "run `git annex get`")),
-    (0, b"\x93NUMPY", FileKind("a NumPy array (.npy)", _SCORE)),
-    (0, b"PAR1", FileKind("a Parquet file", _SCORE)),
+    (0, b"\x93NUMPY", _readable("a NumPy array (.npy)", ".npy")),
+    (0, b"PAR1", _readable("a Parquet file", ".parquet")),
     (0, b"PARE", FileKind("an encrypted Parquet file", "write it without encryption")),
     (0, b"ARROW1", FileKind("an Arrow file", "write it as Parquet")),
     (0, b"FEA1", FileKind("a Feather file", "write it as Parquet")),
@@ -108,8 +112,8 @@ _SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (  # place, bytes there, 
     (0, b"Rar!\x1a\x07", FileKind("a RAR archive", "unpack it: `unrar x FILE`")),
     (257, b"ustar", FileKind("a tar archive", "unpack it: `tar -xf FILE`")),
     (0, b"%PDF-", FileKind("a PDF document", "save each drawing as a PNG")),
-    (0, b"\x89PNG\r\n\x1a\n", FileKind("a PNG picture", "give it the ending .png")),
-    (0, b"\xff\xd8\xff", FileKind("a JPEG picture", "give it the ending .jpg")),
+    (0, b"\x89PNG\r\n\x1a\n", _readable("a PNG picture", ".png")),
+    (0, b"\xff\xd8\xff", _readable("a JPEG picture", ".jpg")),
     (0, b"GIF8", FileKind("a GIF picture", _TO_PNG)),
     (0, b"II*\0", FileKind("a TIFF picture", _TO_PNG)),
     (0, b"MM\0*", FileKind("a TIFF picture", _TO_PNG)),
@@ -122,9 +126,7 @@ _SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (  # place, bytes there, 
     (4, b"ftyp", _VIDEO),
 )
 
-_PICKLE_STARTS = (
-    b"\x95(]}cXUN\x8cK\x88\x89\x8aG\x8e\x85q"  # opcodes with which the pickle of a container or number begins
-)
+_PICKLE_STARTS = b"\x95(]}cXUN\x8cK\x88\x89\x8aG\x8e\x85q"  # first operation of a pickle, after its protocol
 
 
 def _by_signature(head: bytes) -> FileKind | None:

@@ -89,7 +89,7 @@ def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
     ("arguments", "message"),
     [
         (["none.npy", "--output", "o.csv"], "none.npy: cannot be read"),
-        (["page.npy", "--output", "o.csv"], "got a web page saved under that name"),
+        (["page.npy", "--output", "o.csv"], "got a web page"),
         (["cut.npy", "--output", "o.csv"], "truncated"),
         (["ant.npy", "page.npy", "--output", "o.csv"], "web page"),
         (["ant.npy", "--output", "o.txt"], "must be one of .parquet, .csv, .jsonl, .npy, got '.txt'"),

@@ -295,9 +295,9 @@ def test_row_i_of_a_npy_output_is_drawing_i(score, tmp_path):
         ("a.ndjson", b"<!DOCTYPE html>\n", "got a web page"),
         ("a.ndjson", b"", "expected drawings, got no row"),
         ("a.bin", b"12345", "truncated: the file ends 5 bytes into this record"),
-        ("a.npy", b"", "expected a .npy file, got an empty one"),
+        ("a.npy", b"", "expected a .npy file, got an empty file"),
         ("a.png", b"<html>", "expected drawings, none of 1 rows is one; the first: "),
-        ("a.txt", b"cat", "expected a .npy file"),
+        ("a.txt", b"cat", "expected .npy, .npz, .ndjson, .bin, .parquet, PNG or JPEG; got '.txt'"),
     ],
 )
 def test_a_file_without_a_drawing_is_refused(score, tmp_path, name, contents, message):

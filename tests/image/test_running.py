@@ -138,7 +138,7 @@ def test_an_invalid_model_stops_the_start_with_one_line(failed_start, folder):
     code, lines = failed_start(*mount(folder))
     assert (code, len(lines)) == (1, 1)
     assert lines[0].startswith(
-        "sketchbatch-serve: /models/insects/1/model.onnx: not a model that ONNX Runtime can load"
+        "sketchbatch-serve: /models/insects/1/model.onnx: expected an ONNX model, got a web page"
     )
 
 

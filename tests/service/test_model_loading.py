@@ -77,7 +77,7 @@ def test_a_path_without_a_model_is_refused(tmp_path):
     with pytest.raises(ModelRefused, match=r"NAME/VERSION/model\.onnx"):
         load_models(tmp_path, LoadOptions())
     (tmp_path / "page.onnx").write_text("<!doctype html>")
-    with pytest.raises(ModelRefused, match=r"page\.onnx: not a model that ONNX Runtime can load"):
+    with pytest.raises(ModelRefused, match=r"page\.onnx: expected an ONNX model, got a web page"):
         load_models(tmp_path / "page.onnx", LoadOptions())
 
 

@@ -262,11 +262,12 @@ def test_a_service_that_waits_loads_the_versions_of_the_policy(tmp_path):
     assert models.loads == {"served": 2, "refused": 0}
 
 
-def test_versions_with_equal_numbers_are_different_versions(tmp_path):
-    """The folders 7 and 07 have the same number; both count, and the policy selects the same one in every scan."""
+def test_a_second_folder_of_a_number_does_not_count(tmp_path):
+    """The folders 7 and 07 have the same number; 7 is served, and 07 is neither served nor excluded by the policy."""
     for version in ("7", "07"):
         put(tmp_path / "models", f"farm/{version}")
     with watching(tmp_path / "models", options("latest:1")) as watched:
         watched.scan(3)
-        assert len(watched.served()) == len(excluded(watched.models)) == 1
-        assert watched.events() == []
+        assert (watched.served(), excluded(watched.models)) == (["farm/7"], [])
+        assert [each.path.name for each in watched.models.misplaced] == ["07"]
+        assert watched.events() == ["model in the wrong place, not served"]

@@ -13,12 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ..errors import FileRefused
+from ..errors import FileRefused, reason_of
+from ..file_kind import got
 from .geometry import SIDE
 from .tracing import WORK, Floats, trace
 
 # An A4 page scanned at 600 dpi has 34.8 million pixels. Reading takes 10 to 20 bytes of memory per pixel.
 _MAX_PIXELS = 36_000_000
+_PIXEL_LIMIT = f"{_MAX_PIXELS // 1_000_000} million pixels"
+_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _MAX_SIDE = 640  # pixels; larger pictures are first reduced to this size, at which a thin pen is still visible
 _MAX_SCANS = 100  # most scans of a progressive JPEG; encoders write ten, and each takes a pass over all pixels
 # The two bytes at the start of a JPEG scan. Compressed pixels never contain them: after ff they have 00 or a restart
@@ -41,22 +44,44 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     try:
         return decode_image(path.read_bytes(), str(path))
     except OSError as exc:
-        raise FileRefused(f"{path}: cannot be read as a picture of a drawing: {exc.strerror}") from exc
+        raise FileRefused(f"{path}: cannot be read as a picture of a drawing: {reason_of(exc)}") from exc
 
 
 def decode_image(contents: bytes, name: str) -> NDArray[np.uint8]:
     """Decode the contents of a PNG or JPEG file as `read_image` does; error messages begin with `name`."""
+    if not contents.startswith(_MAGIC):
+        raise FileRefused(f"{name}: expected a PNG or JPEG, got {got(contents, name)}")
+    try:
+        return normalize_image(_decoded(contents))
+    except ValueError as exc:
+        raise FileRefused(f"{name}: cannot be read as a picture of a drawing: {exc}") from exc
+
+
+def _decoded(contents: bytes) -> NDArray[np.uint8]:
+    """Return the grey levels of a PNG or JPEG, (height, width). Raises ValueError if it is damaged or too large."""
     try:
         with (
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
             Image.open(io.BytesIO(contents), formats=("PNG", "JPEG")) as image,
         ):
-            if image.format == "JPEG" and contents.count(_SCAN) > _MAX_SCANS:
-                raise ValueError(f"expected at most {_MAX_SCANS} scans, got {contents.count(_SCAN)}")
-            return normalize_image(_grey(image))
+            excess = _excess(image, contents)
+            if not excess:
+                return _grey(image)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as exc:
+        raise ValueError(f"expected at most {_PIXEL_LIMIT}, got more") from exc
     except Exception as exc:  # damaged chunks and EXIF make Pillow raise TypeError, struct.error and others
-        reason = str(exc).partition("\n")[0]
-        raise FileRefused(f"{name}: cannot be read as a picture of a drawing: {reason}") from exc
+        raise ValueError("damaged or cut off; fetch it again") from exc
+    raise ValueError(excess)
+
+
+def _excess(image: Image.Image, contents: bytes) -> str:
+    """Return why a picture would take too much time or memory; empty = it would not."""
+    if image.format == "JPEG" and (scans := contents.count(_SCAN)) > _MAX_SCANS:
+        return f"expected at most {_MAX_SCANS} scans, got {scans}"
+    image.draft("L", (_MAX_SIDE, _MAX_SIDE))  # decodes a JPEG at reduced size
+    if image.width * image.height > _MAX_PIXELS:  # a small file can encode very many pixels
+        return f"expected at most {_PIXEL_LIMIT}, got {image.width} x {image.height}"
+    return ""
 
 
 def normalize_image(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -77,10 +102,6 @@ def normalize_image(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _grey(image: Image.Image) -> NDArray[np.uint8]:
-    image.draft("L", (_MAX_SIDE, _MAX_SIDE))  # decodes a JPEG at reduced size
-    if image.width * image.height > _MAX_PIXELS:  # a small file can encode very many pixels
-        limit = f"{_MAX_PIXELS // 1_000_000} million pixels"
-        raise ValueError(f"expected at most {limit}, got {image.width} x {image.height}")
     image = ImageOps.exif_transpose(image)  # for a phone held sideways
     if image.mode.startswith(("I", "F")):  # a 16-bit scan
         levels: NDArray[np.float64] = np.array(image, np.float64)

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..atomic import room_for
-from ..errors import FileRefused
-from .strokes import is_web_page
+from ..errors import FileRefused, reason_of
+from ..file_kind import HEAD_BYTES, got
 
 Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
 
 _ROW_BYTES = 784
 _MAGIC = b"\x93NUMPY"
+_ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # with members, and without
 # Only these bytes are given to NumPy: 12 with magic, version and length, then at most 10,000 with the header. NumPy
 # rejects a longer header, but first reads as many bytes as the file states.
 _HEADER_BYTES = 12 + 10_000
@@ -54,7 +55,7 @@ def read_bitmaps(path: Path) -> Bitmaps:
         with path.open("rb") as file:
             return _mapped(file, str(path), 0, path.stat().st_size)
     except OSError as exc:
-        raise FileRefused(f"{path}: cannot be read: {exc.strerror}") from exc
+        raise FileRefused(f"{path}: cannot be read: {reason_of(exc)}") from exc
 
 
 def open_npz(path: Path) -> dict[str, Bitmaps]:
@@ -67,12 +68,18 @@ def open_npz(path: Path) -> dict[str, Bitmaps]:
     DiskFull if the disk has no space for an unpacked array.
     """
     try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        if not head.startswith(_ZIP_MAGIC):
+            raise FileRefused(f"{path}: expected a .npz file, got {got(head, str(path))}")
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+            if not members:
+                raise FileRefused(f"{path}: expected a .npz file with an array, got {got(head, str(path))}")
             headers = [(member, _header_of(archive, member)) for member in members]
             wanted = [(member, header) for member, header in headers if header.has_bitmaps]
             if not wanted:
-                found = ", ".join(f"{member.filename} {header}" for member, header in headers) or "no array"
+                found = ", ".join(f"{member.filename} {header}" for member, header in headers)
                 expected = "an array of uint8 (rows, 784) or (rows, 28, 28)"
                 raise FileRefused(f"{path}: expected {expected}, got {found[:500]}")
             return {each.filename.removesuffix(".npy"): _member(path, archive, each, header) for each, header in wanted}
@@ -80,7 +87,7 @@ def open_npz(path: Path) -> dict[str, Bitmaps]:
         # RuntimeError: encrypted; ValueError: a name is not UTF-8, or an offset is negative
         raise FileRefused(f"{path}: cannot be read as a .npz: {' '.join(str(exc).split())[:_SHOWN]}") from exc
     except OSError as exc:
-        raise FileRefused(f"{path}: cannot be read: {exc.strerror}") from exc
+        raise FileRefused(f"{path}: cannot be read: {reason_of(exc)}") from exc
 
 
 def _header_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
@@ -140,14 +147,12 @@ def _check_size(name: str, header: _Header, size: int) -> None:
 
 def _read_header(name: str, head: bytes) -> _Header:
     if not head.startswith(_MAGIC):
-        got = "a web page saved under that name" if is_web_page(head) else repr(head[:6]) if head else "an empty one"
-        raise FileRefused(f"{name}: expected a .npy file, got {got}; fetch it again")
+        raise FileRefused(f"{name}: expected a .npy file, got {got(head, name)}")
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     file = io.BytesIO(head)
     try:
         with warnings.catch_warnings(action="ignore"):  # NumPy warns of headers that Python 2 wrote
             shape, is_fortran, dtype = readers[np.lib.format.read_magic(file)](file)
     except Exception as exc:  # NumPy parses the header as a Python literal, which raises many types of errors
-        reason = str(exc).partition("\n")[0][:_SHOWN]
-        raise FileRefused(f"{name}: its .npy header cannot be read: {reason}") from exc
+        raise FileRefused(f"{name}: its .npy header cannot be read; write it again with np.save") from exc
     return _Header(shape, is_fortran, dtype, file.tell())

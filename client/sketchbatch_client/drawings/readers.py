@@ -5,13 +5,16 @@ rendered on access, slice by slice, so no file is held in memory. Nothing is unp
 """
 
 import mmap
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FileRefused
+from ..errors import FileRefused, reason_of
+from ..file_kind import HEAD_BYTES, describe, got
 from .drawing import Stroke
 from .npy import Bitmaps as Bitmaps  # re-exported
 from .npy import read_bitmaps as read_bitmaps
@@ -75,12 +78,15 @@ class PictureRows:
     def __getitem__(self, rows: slice, /) -> Bitmaps:
         from .images import read_image  # imports Pillow, which other formats do not need
 
+        for path in self.paths[rows]:
+            check_is_file(path)
         return stack_bitmaps([read_image(path) for path in self.paths[rows]])
 
     def _is_readable(self, number: int, path: Path) -> bool:
         from .images import read_image
 
         try:
+            check_is_file(path)
             read_image(path)
         except FileRefused as exc:
             self.malformed_count += 1
@@ -100,11 +106,33 @@ def open_bitmaps(path: Path, *, skip_malformed: bool = False) -> BitmapRows:
     """
     if path.is_dir():
         return PictureRows(_pictures(path), skip_malformed=skip_malformed)
-    if path.suffix in STROKE_SUFFIXES:
+    check_is_file(path)
+    suffix = path.suffix.lower()
+    if suffix in STROKE_SUFFIXES:
         return DrawnRows(open_strokes(path, skip_malformed=skip_malformed))
-    if path.suffix.lower() in PICTURE_SUFFIXES:
+    if suffix in PICTURE_SUFFIXES:
         return PictureRows([path], skip_malformed=skip_malformed)
-    return read_bitmaps(path)
+    if suffix == ".npy":
+        return read_bitmaps(path)
+    raise unknown_ending(path, (".npy", *STROKE_SUFFIXES))
+
+
+def check_is_file(path: Path) -> None:
+    """Raise FileRefused for a pipe or device, whose opening may wait for ever; a missing file passes."""
+    if path.exists() and not path.is_file():
+        way = f"pass it as standard input: `sketchbatch score - < {shlex.quote(str(path))}`"
+        raise FileRefused(f"{path}: expected a file, got a pipe or device; {way}")
+
+
+def unknown_ending(path: Path, suffixes: Sequence[str]) -> FileRefused:
+    """Return the error for a file with none of `suffixes` and no ending of a picture: what it is, and the endings."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as exc:
+        return FileRefused(f"{path}: cannot be read: {reason_of(exc)}")
+    found = got(head, str(path)) if describe(head) else repr(path.suffix)
+    return FileRefused(f"{path}: expected {', '.join(suffixes)}, PNG or JPEG; got {found}")
 
 
 def draw_strokes(strokes: list[Stroke]) -> NDArray[np.uint8]:

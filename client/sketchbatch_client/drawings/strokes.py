@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import FileRefused
+from ..errors import FileRefused, reason_of
+from ..file_kind import HEAD_BYTES, describe, got
 from .drawing import Drawing, from_line, from_record, record_end
 
 MALFORMED_KEPT = 1000  # most malformed lines per file that are listed with number and reason; the rest is only counted
@@ -20,7 +21,7 @@ MALFORMED_KEPT = 1000  # most malformed lines per file that are listed with numb
 # memory.
 _MAX_BYTES = 1 << 22
 _CHUNK_BYTES = 1 << 24
-_WEB_PAGE = (b"<!doctype", b"<html", b"<?xml")
+_BOM = b"\xef\xbb\xbf"
 
 
 class Malformed(NamedTuple):
@@ -40,8 +41,10 @@ class StrokeFile:
         self.path = path
         self.malformed: list[Malformed] = []  # the first MALFORMED_KEPT skipped lines or records
         self.malformed_count = 0  # number of all skipped lines or records
-        self._format = _FORMATS[path.suffix]
+        self._format = _FORMATS[path.suffix.lower()]
         self._data = _mapped(path)
+        if self._data and self._format.is_other(self._data):
+            raise FileRefused(f"{path}: expected {self._format.name}, got {got(self._data[:HEAD_BYTES], str(path))}")
         self._every = index_every
         self._starts, self.line_count = self._format.make_index(self._data, index_every)
         self._numbers: Sequence[int] = range(1, self.line_count + 1)
@@ -119,9 +122,10 @@ def open_strokes(path: Path, *, skip_malformed: bool = False) -> StrokeFile:
     With `skip_malformed` the whole file is parsed now; malformed lines are skipped, counted and listed. Without it,
     row i is line i + 1, and reading a malformed line raises FileRefused.
 
-    Raises FileRefused if the file does not exist, has another suffix, or its first line is malformed and not skipped.
+    Raises FileRefused if the file does not exist, has another suffix or the first bytes of another kind of file, or if
+    its first line is malformed and not skipped.
     """
-    if path.suffix not in _FORMATS:
+    if path.suffix.lower() not in _FORMATS:
         raise FileRefused(f"{path}: expected a suffix of {', '.join(STROKE_SUFFIXES)}, got {path.suffix or 'none'!r}")
     file = StrokeFile(path, skip_malformed=skip_malformed)
     if file.line_count and not skip_malformed:
@@ -129,20 +133,27 @@ def open_strokes(path: Path, *, skip_malformed: bool = False) -> StrokeFile:
     return file
 
 
-def is_web_page(head: bytes) -> bool:
-    """Return whether the first bytes of a file are those of a web page, such as a login page saved by mistake."""
-    return head.lstrip().lower().startswith(_WEB_PAGE)
-
-
 def _mapped(path: Path) -> mmap.mmap | bytes:
     try:
         with path.open("rb") as file:
-            head = file.read(512)
-            if is_web_page(head):
-                raise FileRefused(f"{path}: expected drawings, got a web page saved under that name; fetch it again")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if head else b""
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.read(1) else b""
     except OSError as exc:
-        raise FileRefused(f"{path}: cannot be read: {exc.strerror}") from exc
+        raise FileRefused(f"{path}: cannot be read: {reason_of(exc)}") from exc
+
+
+def _is_other_than_lines(data: mmap.mmap | bytes) -> bool:
+    head = data[:HEAD_BYTES]
+    return not head.removeprefix(_BOM).lstrip().startswith(b"{") and describe(head) is not None
+
+
+def _is_other_than_records(data: mmap.mmap | bytes) -> bool:
+    """Return whether a file has the first bytes of another kind, and these are no record: a key can be any 8 bytes."""
+    if describe(data[:HEAD_BYTES]) is None:
+        return False
+    try:
+        return not from_record(data[: min(record_end(data, 0), _MAX_BYTES)]).country.isupper()
+    except ValueError:
+        return True
 
 
 def _index_lines(data: mmap.mmap | bytes, every: int) -> tuple[Sequence[int], int]:
@@ -176,10 +187,12 @@ class _Format(NamedTuple):
     make_index: Callable[[mmap.mmap | bytes, int], tuple[Sequence[int], int]]
     end: Callable[[mmap.mmap | bytes, int], int]
     parse: Callable[[bytes], Drawing]
+    is_other: Callable[[mmap.mmap | bytes], bool]  # whether the beginning of a file is that of another kind of file
+    name: str
 
 
 _FORMATS = {
-    ".ndjson": _Format(_index_lines, _line_end, from_line),
-    ".bin": _Format(_index_records, record_end, from_record),
+    ".ndjson": _Format(_index_lines, _line_end, from_line, _is_other_than_lines, "a drawing in JSON per line"),
+    ".bin": _Format(_index_records, record_end, from_record, _is_other_than_records, "records of drawings"),
 }
 STROKE_SUFFIXES = tuple(_FORMATS)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ..atomic import room_for
 from ..drawings.npy import open_npz, read_bitmaps
-from ..drawings.readers import PICTURE_SUFFIXES, labelled_files
-from ..drawings.strokes import StrokeFile, is_web_page
+from ..drawings.readers import PICTURE_SUFFIXES, check_is_file, labelled_files, unknown_ending
+from ..drawings.strokes import StrokeFile
 from ..errors import FileRefused
+from ..file_kind import HEAD_BYTES, describe, got
 from ..file_stamp import file_stamp
 from .parquet_source import ParquetSource
 from .sources import BitmapSource, PictureSource, Source, StrokeSource
@@ -67,10 +68,20 @@ def _open(path: Path, name: str) -> list[Source]:
         return [_open_pictures(path)]
     if not path.exists():
         raise FileRefused(f"{path}: cannot be read: no such file")
+    check_is_file(path)
     stamp = _stamp(path)  # taken before opening, so that a later run detects a change during the opening
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return [PictureSource(stamp, path.parent, [path.name])]
-    return _OPENERS.get(path.suffix, _OPENERS[".npy"])(path, name, stamp)
+    suffix = path.suffix.lower() or _suffix_of(path)
+    if suffix not in _OPENERS:
+        raise unknown_ending(path, list(_OPENERS))
+    return _OPENERS[suffix](path, name, stamp)
+
+
+def _suffix_of(path: Path) -> str:
+    """Return the ending that belongs to the contents of a file without one, such as /dev/stdin; "" if unknown."""
+    with path.open("rb") as file:
+        return _suffix(file.read(HEAD_BYTES))
 
 
 def _open_pictures(folder: Path) -> PictureSource:
@@ -102,30 +113,38 @@ def _open_npz(path: Path, name: str, stamp: str) -> list[Source]:
 _OPENERS: dict[str, Callable[[Path, str, str], list[Source]]] = {
     ".npy": lambda path, name, stamp: [BitmapSource(name, stamp, read_bitmaps(path))],
     ".npz": _open_npz,
-    ".parquet": lambda path, name, stamp: [ParquetSource(name, stamp, path)],
     ".ndjson": _open_strokes,
     ".bin": _open_strokes,
+    ".parquet": lambda path, name, stamp: [ParquetSource(name, stamp, path)],
 }
 
 
 def _open_stdin(spool: Path) -> list[Source]:
     """Copy standard input to a file and open that file; the first bytes select the format."""
-    head = sys.stdin.buffer.peek(512)  # type: ignore[union-attr]  # a BufferedReader
-    suffix = next((suffix for magic, suffix in _MAGIC.items() if head.lstrip().startswith(magic)), None)
-    if suffix is None:
-        got = "nothing" if not head else "a web page" if is_web_page(head) else repr(head[:6])
-        raise FileRefused(f"standard input: expected .npy, .npz, .ndjson or .parquet, got {got}; pass others as files")
+    head = sys.stdin.buffer.read(HEAD_BYTES)
+    suffix = _suffix(head)
+    if not suffix:
+        raise FileRefused(f"standard input: expected .npy, .npz, .ndjson or .parquet, got {got(head)}")
     path = spool / f"stdin{suffix}"
     # The digest of the contents identifies this input: the copy has a new modification time in each run.
     contents = hashlib.sha256()
     with room_for(path), path.open("wb") as file:
-        while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
+        chunk = head
+        while chunk:
             file.write(chunk)
             contents.update(chunk)
-    return _OPENERS[suffix](path, STDIN, contents.hexdigest())
+            chunk = sys.stdin.buffer.read(_CHUNK_BYTES)
+    try:
+        return _OPENERS[suffix](path, STDIN, contents.hexdigest())
+    except FileRefused as exc:  # begins with the name of the copy, or with STDIN
+        reason = str(exc).removeprefix(str(path)).removeprefix(STDIN)
+        raise FileRefused(f"standard input{reason}") from exc
 
 
-_MAGIC = {b"\x93NUMPY": ".npy", b"{": ".ndjson", b"PK": ".npz", b"PAR1": ".parquet"}
+def _suffix(head: bytes) -> str:
+    """Return the ending of the format that begins with `head`; "" if its first bytes do not tell the format."""
+    kind = describe(head)
+    return kind.suffix if kind and kind.suffix in _OPENERS else ""
 
 
 def _stamp(path: Path) -> str:

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from ..drawings.readers import Bitmaps, stack_bitmaps
-from ..errors import FileRefused
+from ..errors import FileRefused, reason_of
+from ..file_kind import HEAD_BYTES, got
 from .sources import Block, Reject, Source
 
 _ROW_BYTES = 784
+_MAGIC = (b"PAR1", b"PARE")  # the second with an encrypted footer
 _KEY_ID = "key_id"
 _BATCH_ROWS = 1024
 
@@ -29,12 +31,13 @@ class ParquetSource(Source):
     def __init__(self, name: str, stamp: str, path: Path) -> None:
         """Open the file. Raises FileRefused if it is not Parquet or does not have exactly one column of drawings."""
         super().__init__(name, stamp)
+        _check_magic(path, name)
         try:
             self._file = parquet.ParquetFile(path)
             schema = self._file.schema_arrow
             _ = schema.names, self._file.metadata.num_rows
         except (OSError, ValueError, pa.ArrowException) as exc:  # ValueError: a name is not UTF-8
-            raise FileRefused(f"{name}: cannot be read as Parquet: {_first_line(exc)}") from exc
+            raise FileRefused(f"{name}: cannot be read as Parquet: damaged or cut off; fetch it again") from exc
         columns = [field.name for field in schema if _has_drawings(field.type)]
         if len(columns) != 1:
             got = ", ".join(f"{field.name} {field.type}" for field in schema)
@@ -112,6 +115,16 @@ class ParquetSource(Source):
         except (OSError, pa.ArrowException, StopIteration) as exc:
             reason = _first_line(exc) or "fewer rows than its metadata states"
             raise FileRefused(f"{self.name}: damaged, cannot be read as Parquet: {reason}") from exc
+
+
+def _check_magic(path: Path, name: str) -> None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as exc:
+        raise FileRefused(f"{name}: cannot be read: {reason_of(exc)}") from exc
+    if not head.startswith(_MAGIC):
+        raise FileRefused(f"{name}: expected a Parquet file, got {got(head, name)}")
 
 
 def _first_line(exc: BaseException) -> str:

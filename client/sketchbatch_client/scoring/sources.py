@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..drawings.readers import Bitmaps, draw_strokes, release_pages, stack_bitmaps
+from ..drawings.readers import Bitmaps, check_is_file, draw_strokes, release_pages, stack_bitmaps
 from ..drawings.strokes import StrokeFile
 from ..errors import FileRefused
 
@@ -129,6 +129,7 @@ class PictureSource(Source):
         for row in range(start, stop):
             path = self._folder / self._names[row]
             try:
+                check_is_file(path)
                 contents = path.read_bytes()
                 digest = zlib.crc32(contents, zlib.crc32(os.fsencode(path.name), digest))
                 bitmaps.append(decode_image(contents, str(path)))

@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from ..arrays import ROW_SHAPE, Bitmaps, Scores
 from ..errors import ModelRefused
+from .load_errors import why_not_loaded
 from .tensor_names import OUR_NAMES, TensorNames
 
 CPU = "CPUExecutionProvider"
@@ -42,8 +43,7 @@ def open_session(path: Path) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(str(path), options, providers=[CPU])
     except Exception as exc:  # ONNX Runtime's exceptions have no public base class
-        cause = str(exc).splitlines()[0]
-        raise ModelRefused(f"{path}: not a model that ONNX Runtime can load: {cause}") from exc
+        raise ModelRefused(f"{path}: {why_not_loaded(path, exc)}") from exc
 
 
 def predict_checked(predict: Callable[[Bitmaps], Scores], bitmaps: Bitmaps, classes: int) -> Scores:

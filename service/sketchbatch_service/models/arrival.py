@@ -3,7 +3,16 @@
 from pathlib import Path
 
 from ..errors import ModelRefused, StartError
-from .loader import LoadOptions, LoadResult, find_models, load_selected, log_refusal, to_registry, try_load
+from .loader import (
+    LoadOptions,
+    LoadResult,
+    find_models,
+    load_selected,
+    log_refusal,
+    note_misplaced,
+    to_registry,
+    try_load,
+)
 from .registry import ModelRegistry
 from .repository import ModelFile
 
@@ -34,7 +43,9 @@ class ModelArrival:
         if not arrived:
             raise ModelRefused(f"{self._path}: the model files may be unfinished")
         self._results, excluded = load_selected(arrived, self._options.versions, self._load_once)
-        return to_registry(self._results, excluded, self._options.default_model or files[0].name)
+        models = to_registry(self._results, excluded, self._options.default_model or files[0].name)
+        note_misplaced(self._path, models)
+        return models
 
     def _load_once(self, file: ModelFile) -> LoadResult:
         if known := self._results.get(file):

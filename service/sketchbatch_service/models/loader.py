@@ -23,7 +23,7 @@ from ..errors import ModelRefused, ProviderMissing, StartError
 from ..version_policy import VersionPolicy
 from .artifact import Artifact, adapt_command, read_artifact
 from .registry import ExcludedFile, ModelRegistry, RefusedFile, ServedModel
-from .repository import ModelFile, find
+from .repository import MISPLACED, ModelFile, find, scan, why_no_model
 from .selection import select, unmet
 
 log = structlog.get_logger()
@@ -62,6 +62,7 @@ def load_models(path: Path, options: LoadOptions) -> ModelRegistry:
     for file, result in results.items():
         if isinstance(result, StartError):
             log_refusal(file, result)
+    note_misplaced(path, models)
     return models
 
 
@@ -72,9 +73,19 @@ def find_models(path: Path) -> list[ModelFile]:
     except OSError as exc:
         raise ModelRefused(f"{path}: cannot be scanned: {exc}") from exc
     if not files:
-        layout = "no model there; a repository holds NAME/VERSION/model.onnx, VERSION a number"
-        raise ModelRefused(f"{path}: {layout if path.is_dir() else 'no such model file'}")
+        raise ModelRefused(f"{path}: {why_no_model(path)}")
     return files
+
+
+def note_misplaced(path: Path, models: ModelRegistry) -> None:
+    """Log the models in the wrong place of the repository at `path`, and store them in `models`."""
+    try:
+        misplaced = scan(path).misplaced
+    except OSError:  # the models were found a moment ago; the watcher scans again
+        return
+    for each in misplaced:
+        log.warning(MISPLACED, cause=each.cause)
+    models.put(models, models.refused, misplaced=misplaced)
 
 
 def load_selected(

@@ -6,7 +6,7 @@ creates the models, `watcher` replaces them.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ from ..batching.leader_follower_pool import LeaderFollowerPool, RequestSource
 from ..engines.score_kind import ScoreKind
 from ..errors import ModelNotFound, ModelRefused
 from .artifact import Artifact
-from .repository import ModelFile
+from .repository import Misplaced, ModelFile
 
 LoadOutcome = Literal["served", "refused"]
 
@@ -89,15 +89,22 @@ class ModelRegistry:
         """Return the existing files that are not loaded, because of the version policy."""
         return self._snapshot.excluded
 
+    @property
+    def misplaced(self) -> tuple[Misplaced, ...]:
+        """Return what looks like a model in the repository, but is not served because of its place."""
+        return self._snapshot.misplaced
+
     def put(
         self,
         models: Iterable[ServedModel],
         refused: Iterable[RefusedFile],
         excluded: Iterable[ExcludedFile] | None = None,  # None = as before, except files that were loaded or refused
+        misplaced: Iterable[Misplaced] | None = None,  # None = as before
     ) -> None:
         """Replace all models at once; raise ModelRefused, without a change, if none has the default model's name."""
         excluded = self.excluded if excluded is None else excluded
-        self._snapshot = _Snapshot.of(models, refused, excluded, self.default_model)
+        snapshot = _Snapshot.of(models, refused, excluded, self.default_model)
+        self._snapshot = replace(snapshot, misplaced=self.misplaced if misplaced is None else tuple(misplaced))
         self.on_change()
 
     def thread_pool(self, source: RequestSource | None = None) -> LeaderFollowerPool:
@@ -136,6 +143,7 @@ class _Snapshot:
     excluded: tuple[ExcludedFile, ...]
     # By name and version, as a request states them: name "" is the default model, version "" the newest version.
     by_key: dict[tuple[str, str], ServedModel]
+    misplaced: tuple[Misplaced, ...] = ()
 
     @classmethod
     def of(

@@ -5,10 +5,21 @@ unfinished copies there. The module does not know what a model file contains: ev
 of its weights.
 """
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+from sketchbatch.file_kind import describe_path
 
 from ..file_stamp import FileStamp, read_stamp
+
+MODEL_NAME = "model.onnx"
+MISPLACED = "model in the wrong place, not served"  # log event
+
+_MAX_LISTED = 5  # names in an error message
+_MAX_SEARCHED = 1000  # entries of a folder in which repositories are searched
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +39,138 @@ class ModelFile:
         return _file(self.path, self.name, self.version) == [self]
 
 
+@dataclass(frozen=True, slots=True)
+class Misplaced:
+    """A file or folder of a repository that looks like a model, but is not served because of its name or place."""
+
+    path: Path
+    cause: str  # one line for the operator: the path, what is expected and what was found
+    stamps: tuple[tuple[str, FileStamp], ...]  # names and stamps of the files there; a copy that is unfinished changes
+
+
+class Found(NamedTuple):
+    """The contents of a repository at one scan."""
+
+    files: list[ModelFile]  # sorted by name and version as text
+    misplaced: list[Misplaced]
+
+
 def find(path: Path) -> list[ModelFile]:
     """Return the model files at `path`, sorted by name and version as text; raise OSError if the scan fails."""
+    return scan(path).files
+
+
+def scan(path: Path) -> Found:
+    """Return the model files at `path`, and what looks like one but is not; raise OSError if the scan fails.
+
+    If two folders of a model have the same number, such as 1 and 01, the one with the shortest name is taken.
+    """
+    found = Found([], [])
     if not path.is_dir():
-        return _file(path, "", "")
-    return [
-        file
-        for name in _entries(path)
-        for version in _entries(name)
-        if version.name.isdecimal()
-        for file in _file(version / "model.onnx", name.name, version.name)
-    ]
+        found.files.extend(_file(path, "", ""))
+        return found
+    for entry in _entries(path):
+        if _is_model(entry):
+            place = path / entry.stem / "1" / MODEL_NAME
+            found.misplaced.append(_misplaced(entry, f"must be in a folder of its name and version, such as {place}"))
+        else:
+            _scan_versions(entry, found)
+    return found
+
+
+def why_no_model(path: Path) -> str:
+    """Return why `scan` found no model at `path`, and the path of a model or repository nearby if there is one."""
+    if not path.is_dir():
+        return "no such model file"
+    if kind := describe_path(path):
+        return f"expected an ONNX model, got {kind}"
+    reasons = [f"no model there; a repository holds NAME/VERSION/{MODEL_NAME}, VERSION a number"]
+    if advice := _other_level(path):
+        reasons.append(advice)
+    elif misplaced := scan(path).misplaced:
+        reasons.append(misplaced[0].cause)
+    return "; ".join(reasons)
+
+
+def _scan_versions(folder: Path, found: Found) -> None:
+    """Add the versions of the model in `folder` to `found`."""
+    taken: dict[int, Path] = {}  # by number
+    files: list[ModelFile] = []
+    for entry in sorted(_entries(folder), key=lambda entry: len(entry.name)):
+        if entry.name.isdecimal():
+            if versions := _file(entry / MODEL_NAME, folder.name, entry.name):
+                first = taken.setdefault(int(entry.name), entry)
+                files += versions if first is entry else []
+            problem = _problem_of_number(entry, bool(versions), taken)
+        else:
+            problem = _problem_of_name(entry)
+        if problem:
+            found.misplaced.append(_misplaced(entry, problem))
+    found.files.extend(sorted(files, key=lambda file: file.path))
+
+
+def _problem_of_number(folder: Path, has_model: bool, taken: dict[int, Path]) -> str:
+    """Return why the folder of a version is not served; "" if it is served, or holds an unfinished copy."""
+    if has_model:
+        first = taken[int(folder.name)]
+        same = f"is version {int(folder.name)}, as is {first}, which is served; remove one of the two"
+        return "" if first == folder else same
+    names = [entry.name for entry in _listing(folder)]
+    if not folder.is_dir() or any(name.startswith(".") for name in names):
+        return ""
+    return f"must hold a {MODEL_NAME}, got {', '.join(names[:_MAX_LISTED]) or 'no readable file'}"
+
+
+def _problem_of_name(entry: Path) -> str:
+    """Return why an entry in the folder of a model is not served; "" if it does not look like a model."""
+    if _is_model(entry):
+        place = entry.parent / "1" / MODEL_NAME
+        return f"must be in a folder of its version, such as {place}"
+    if not read_stamp(entry / MODEL_NAME):
+        return ""
+    number = re.search("[0-9]+", entry.name)
+    is_free = number and not (entry.parent / number[0]).exists()
+    return f"must be a number, got {entry.name!r}" + (f"; rename it to {number[0]}" if number and is_free else "")
+
+
+def _misplaced(path: Path, problem: str) -> Misplaced:
+    own = read_stamp(path)
+    inside = ((entry.name, stamp) for entry in _entries(path) if (stamp := read_stamp(entry)))
+    return Misplaced(path, f"{path}: {problem}", ((path.name, own), *inside) if own else ())
+
+
+def _is_model(path: Path) -> bool:
+    return path.suffix == ".onnx" and read_stamp(path) is not None and not path.is_dir()
+
+
+def _other_level(path: Path) -> str:
+    """Return which path to use if `path` is one or two levels of a repository too deep or too high; "" if unknown."""
+    if read_stamp(path / MODEL_NAME) and path.absolute().name.isdecimal():
+        repository = _parent(_parent(path))
+        return (
+            f"{path} is one version of a model: use --model {repository}, or --model {path / MODEL_NAME} for it alone"
+        )
+    if any(entry.name.isdecimal() and read_stamp(entry / MODEL_NAME) for entry in _entries(path)):
+        return f"{path} is one model of a repository: use --model {_parent(path)}"
+    entries = _entries(path)[:_MAX_SEARCHED]
+    if inner := next((entry for entry in entries if entry.is_dir() and scan(entry).files), None):
+        return f"{inner} is a repository: use --model {inner}"
+    if model := next(filter(_is_model, entries), None):
+        return f"{model} is one model: use --model {model}"
+    return ""
+
+
+def _parent(path: Path) -> Path:
+    return path.parent if path.name not in ("", "..") else Path(os.path.abspath(path)).parent  # noqa: PTH100 - resolves ".."
 
 
 def _entries(folder: Path) -> list[Path]:
+    return [entry for entry in _listing(folder) if not entry.name.startswith(".")]
+
+
+def _listing(folder: Path) -> list[Path]:
     try:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        return sorted(folder.iterdir())
     except (NotADirectoryError, FileNotFoundError, PermissionError):
         return []  # `folder` is a file, was just removed, or is the lost+found of a volume
 

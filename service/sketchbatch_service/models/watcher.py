@@ -24,7 +24,7 @@ from .artifact import digest_of
 from .loader import LoadOptions, load, may_use_cuda
 from .registry import ExcludedFile, ModelRegistry, RefusedFile, ServedModel
 from .replacement import check_replacement
-from .repository import ModelFile, find
+from .repository import MISPLACED, Misplaced, ModelFile, scan
 from .selection import select, unmet
 
 log = structlog.get_logger()
@@ -59,6 +59,7 @@ class ModelWatcher:
         self._every_s = every_s
         self._late_s = late_s
         self._last_found = {model.file.path: model.file for model in models if model.file}
+        self._last_misplaced = list(models.misplaced)  # found by the last scan
         self._retired: list[tuple[ServedModel, float]] = []  # with the time of retiring, time.monotonic seconds
         self._warnings: set[str] = set()  # of the last scan
         self._last_warnings: set[str] = set()  # of the scan before it
@@ -89,10 +90,11 @@ class ModelWatcher:
         self._unload_retired()
         self._last_warnings, self._warnings = self._warnings, set()
         try:
-            found = {file.path: file for file in find(self._path)}
+            files, misplaced = scan(self._path)
         except OSError as exc:
             self._warn_once("models cannot be scanned, served models stay", cause=str(exc))
             return
+        found = {file.path: file for file in files}
         if not found:  # a volume that is not mounted is more likely than a wish to serve nothing
             self._warn_once("no model found, served models stay", path=str(self._path))
             return
@@ -108,6 +110,7 @@ class ModelWatcher:
         known = {each.file.path for each in (*self._models, *self._models.refused) if each.file}
         self._remove(known - {*present})
         self._exclude(excluded)
+        self._note_misplaced(misplaced)
         for problem in unmet(present.values(), self._options.versions):
             self._warn_once("a version or model that --versions names is missing", cause=problem)
 
@@ -212,6 +215,17 @@ class ModelWatcher:
         served = [model for model in self._models if model not in retired]
         self._models.put(served, self._refused_except(paths), excluded)
         self._retire(retired, "excluded by --versions")
+
+    def _note_misplaced(self, found: list[Misplaced]) -> None:
+        """Store what two scans found unchanged in the wrong place; log each once. An unfinished copy still changes."""
+        known = {each.cause for each in self._models.misplaced}
+        settled = [each for each in found if each in self._last_misplaced or each.cause in known]
+        self._last_misplaced = found
+        for each in settled:
+            if each.cause not in known:
+                log.warning(MISPLACED, cause=each.cause)
+        if tuple(settled) != self._models.misplaced:
+            self._models.put(self._models, self._models.refused, misplaced=settled)
 
     def _refused_except(self, paths: set[Path]) -> list[RefusedFile]:
         return [refused for refused in self._models.refused if refused.file.path not in paths]

@@ -121,8 +121,11 @@ def _of_served(models: ModelRegistry, server: Server, max_connections: int) -> I
     text = "Model files loaded since the start, by outcome: served or refused."
     loads = (([outcome], count) for outcome, count in models.loads.items())
     yield _filled(CounterMetricFamily("sketchbatch_model_loads", text, labels=["outcome"]), loads)
-    text = "Existing model files that are refused; RepositoryIndex and the log contain the reasons."
-    yield GaugeMetricFamily("sketchbatch_refused_models", text, value=len(models.refused))
+    text = (
+        "Existing model files that are refused, or are in the wrong place of the repository; the log has the reasons."
+    )
+    unserved = len(models.refused) + len(models.misplaced)
+    yield GaugeMetricFamily("sketchbatch_refused_models", text, value=unserved)
     yield from _of_models([_Snapshot(model, model.batcher.statistics.counts()) for model in models])
 
 

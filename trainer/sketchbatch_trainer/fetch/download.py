@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, TypeVar
 
 import requests
+from sketchbatch_client.file_kind import describe
 from urllib3.exceptions import MaxRetryError
 
 from ..errors import BucketUnreachable, FetchFailed
@@ -25,7 +26,6 @@ _CHUNK_BYTES = 1 << 14  # bytes that are written at once; an interrupted respons
 _MAX_WAIT_S = 60.0
 _TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}  # source: https://cloud.google.com/storage/docs/retry-strategy
 _OFFLINE = "offline? `sketchbatch-train sketch` needs no network"
-_WEB_PAGE = (b"<!doctype", b"<html", b"<?xml")
 
 _Result = TypeVar("_Result")
 
@@ -157,8 +157,10 @@ class Downloader(AbstractContextManager["Downloader"]):
                     break
         if len(head) < min(HEAD_BYTES, size_bytes):
             raise _TransientError(f"interrupted after {len(head)} of {size_bytes} bytes")
-        if head.lstrip().lower().startswith(_WEB_PAGE):
-            raise FetchFailed(f"{url}: expected drawings, got a web page; does a login or a proxy intervene?")
+        if head.lstrip().startswith(b"<") and (
+            kind := describe(head)
+        ):  # not drawings, but records begin with any bytes
+            raise FetchFailed(f"{url}: expected drawings, got {kind.name}; does a login or a proxy intervene?")
         md5 = re.search(r"md5=([\w+/]+=*)", response.headers.get("x-goog-hash", ""))
         return RemoteFile(url, head[:HEAD_BYTES], size_bytes, md5[1] if md5 else "")
 

@@ -1,0 +1,206 @@
+"""Test what the commands say about files that are not what their names say."""
+
+import io
+import os
+import re
+import struct
+import sys
+
+import numpy as np
+import pytest
+from kinds_of_files import KINDS, LFS_POINTER, WEB_PAGE, ZIP
+from PIL import Image
+from sketchbatch_client.drawings.images import decode_image
+from sketchbatch_client.drawings.readers import open_bitmaps
+from sketchbatch_client.errors import FileRefused
+from sketchbatch_client.file_kind import describe
+from sketchbatch_client.scoring.inputs import find_sources
+
+WRONG = {
+    "a git LFS pointer; run `git lfs pull`": LFS_POINTER,
+    "a web page; fetch it again": WEB_PAGE,
+    "a zip archive; unpack it": ZIP,
+    "an empty file; fetch it again": b"",
+}
+SUFFIXES = (".npy", ".ndjson", ".parquet", ".png", ".bin", ".npz", ".onnx")
+CRYPTIC = re.compile(r"0x[0-9a-f]+|None|BytesIO|b'|\\x|[Mm]agic|codec|[Ee]rrno|zip file")
+
+
+@pytest.fixture
+def run(sketchbatch, start_server, servicer, monkeypatch):
+    """Return a function that runs a command with a service, and returns its only line on standard error."""
+    address = start_server(servicer)
+
+    def run(*words, stdin=b""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
+        ended = sketchbatch(*words, "--server", address)
+        assert ended.code == 4
+        assert ended.err.count("\n") == 1
+        return ended.err
+
+    return run
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("kind", WRONG)
+def test_score_says_what_a_file_is(run, tmp_path, kind, suffix):
+    """`score` says what a file is, and what to do, if its name says something else."""
+    path = tmp_path / f"cat{suffix}"
+    path.write_bytes(WRONG[kind])
+    said = run("score", path, "--output", tmp_path / "o.csv")
+    if not WRONG[kind] and suffix in (".ndjson", ".bin"):
+        kind = "expected drawings, got no row"  # a file of no lines is a file of strokes
+    assert kind in said
+    assert f"{path}: expected " in said
+    assert not CRYPTIC.search(said.replace(str(path), ""))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".ndjson", ".bin", ".png"])
+@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize("flags", [(), ("--skip-malformed",)], ids=["strict", "tolerant"])
+def test_evaluate_says_what_a_file_is(run, tmp_path, kind, suffix, flags):
+    """`evaluate` says what a file is, also if it skips malformed lines."""
+    folder = tmp_path / "drawings"
+    path = folder / "a" / "1.png" if suffix == ".png" else folder / f"a{suffix}"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(WRONG[kind])
+    said = run("evaluate", folder, *flags)
+    is_skipped = flags and suffix == ".png"  # a picture is a drawing, which can be skipped
+    if is_skipped or (not WRONG[kind] and suffix in (".ndjson", ".bin")):
+        assert "expected drawings of a, b, got a" in said
+    else:
+        assert kind in said
+        assert f"{path}: expected " in said
+    assert not CRYPTIC.search(said)
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_score_says_what_standard_input_is(run, tmp_path, kind):
+    """`score -` says what standard input is."""
+    said = run("score", "-", "--output", tmp_path / "o.csv", stdin=WRONG[kind])
+    assert f"standard input: expected .npy, .npz, .ndjson or .parquet, got {kind}" in said
+    assert not CRYPTIC.search(said)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".ndjson", ".parquet", ".bin", ".npz"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "an empty file"])
+def test_every_kind_is_named_by_every_reader(tmp_path, name, suffix):
+    """Every reader names every kind of file but its own."""
+    path = tmp_path / f"cat{suffix}"
+    path.write_bytes(KINDS[name])
+    is_own = describe(KINDS[name]).suffix == suffix
+    with pytest.raises(FileRefused) as caught:
+        find_sources([str(path)], tmp_path, lambda path: None)
+    assert (f"{path}: expected " in str(caught.value) and f"got {name}" in str(caught.value)) != is_own
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in ("a PNG picture", "a JPEG picture")])
+def test_every_kind_is_named_by_the_reader_of_pictures(name):
+    """The reader of pictures names every kind of file but its own, whether in a file or in a column of Parquet."""
+    with pytest.raises(FileRefused, match=r"^cat\.png: expected a PNG or JPEG, got ") as caught:
+        decode_image(KINDS[name], "cat.png")
+    assert f"got {name}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "contents", "got"),
+    [
+        (".csv", b"countrycode,word\n", "'.csv'"),
+        (".txt", b"cat", "'.txt'"),
+        (".jsonl", b'{"drawing": []}\n', "JSON; `sketchbatch score` reads drawings, one per line, under the ending"),
+        (".ndjson.gz", KINDS["a gzip file"], "a gzip file; unpack it, or run `gzip -dc "),
+        (".webp", KINDS["a WebP picture"], "a WebP picture; save it as a PNG or JPEG"),
+        (".pkl", KINDS["a Python pickle"], "a Python pickle; save its drawings as a .npy"),
+        (".idx3-ubyte", KINDS["an IDX file"], "an IDX file, as MNIST has them; "),
+        (".mat", KINDS["a MATLAB file"], "a MATLAB file; "),
+        ("", b"cat", "''"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.startswith(".") else "",
+)
+def test_an_unknown_ending_is_refused_by_the_list_of_endings(run, tmp_path, suffix, contents, got):
+    """A file of an unknown ending is not tried as .npy: the message lists the endings, and what the file is."""
+    path = tmp_path / f"cat{suffix}"
+    path.write_bytes(contents)
+    said = run("score", path, "--output", tmp_path / "o.csv")
+    assert f"{path}: expected .npy, .npz, .ndjson, .bin, .parquet, PNG or JPEG; got {got}" in said
+
+
+def test_a_packed_file_comes_with_the_pipe_that_works(run, tmp_path):
+    """The message about a packed file has the command that scores it."""
+    path = tmp_path / "cat.ndjson.zst"
+    path.write_bytes(KINDS["a Zstandard file"])
+    said = run("score", path, "--output", tmp_path / "o.csv")
+    assert f"unpack it, or run `zstd -dc {path} | sketchbatch score -`" in said
+
+
+@pytest.mark.parametrize("name", ["WEBP", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_picture_of_another_format_is_named(run, tmp_path, name, suffix):
+    """A picture that is neither PNG nor JPEG is named, whatever its ending."""
+    path = tmp_path / f"cat{suffix}"
+    Image.new("L", (50, 50)).save(path, name)
+    said = run("score", path, "--output", tmp_path / "o.csv")
+    assert f"{path}: expected a PNG or JPEG, got a " in said
+    assert name in said.upper()
+
+
+@pytest.mark.parametrize("cut", [20, 60, 100])
+def test_a_cut_picture_is_refused_without_pillows_words(run, tmp_path, cut):
+    """A picture that is cut off is called damaged, and no address of an object is printed."""
+    path = tmp_path / "cat.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 50), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:cut])
+    said = run("score", path, "--output", tmp_path / "o.csv")
+    assert "damaged or cut off; fetch it again" in said
+    assert not CRYPTIC.search(said)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet", ".ndjson"])
+def test_a_damaged_file_on_standard_input_is_not_named_by_its_copy(run, tmp_path, suffix):
+    """Messages about standard input say so, and do not name the copy in a temporary folder."""
+    array = io.BytesIO()
+    (np.savez if suffix == ".npz" else np.save)(array, np.zeros((3, 784), np.uint8))
+    contents = {".parquet": b"PAR1 cut off", ".ndjson": b'{"drawing": 1}\n'}.get(suffix, array.getvalue()[:-9])
+    said = run("score", "-", "--output", tmp_path / "o.csv", stdin=contents)
+    assert said.startswith("sketchbatch: standard input:")
+    assert "stdin." not in said
+
+
+def test_a_pipe_among_pictures_is_rejected(tmp_path):
+    """A named pipe in a folder of pictures is a reject, or stops the evaluation, and is not waited for."""
+    os.mkfifo(tmp_path / "a.png")
+    [source] = find_sources([str(tmp_path)], tmp_path, lambda path: None)
+    [reject] = source.block(0, 1).rejects
+    assert "expected a file, got a pipe or device" in reject.reason
+    with pytest.raises(FileRefused, match="expected a file, got a pipe or device"):
+        open_bitmaps(tmp_path)[:1]
+    assert open_bitmaps(tmp_path, skip_malformed=True).malformed_count == 1
+
+
+@pytest.mark.parametrize("name", ["cat", "CAT.NPY"])
+def test_a_file_without_an_ending_or_in_capitals_is_read(tmp_path, name):
+    """The first bytes tell the format of a file without an ending, and the case of an ending does not matter."""
+    with (tmp_path / name).open("wb") as file:
+        np.save(file, np.zeros((3, 784), np.uint8))
+    [source] = find_sources([str(tmp_path / name)], tmp_path, lambda path: None)
+    assert len(source) == 3
+
+
+def test_a_record_that_begins_like_another_kind_is_read(tmp_path):
+    """The key of a drawing, with which a .bin begins, can have the bytes of a signature."""
+    key = struct.unpack("<Q", b"PK\x03\x04\x14\x00\x00\x00")[0]
+    record = struct.pack("<Q2sbIHH", key, b"SE", 1, 1_500_000_000, 1, 2) + bytes([0, 255, 0, 255])
+    (tmp_path / "cat.bin").write_bytes(record * 2)
+    assert describe(record).name == "a zip archive"
+    assert len(open_bitmaps(tmp_path / "cat.bin")) == 2
+
+
+def test_a_pipe_is_refused_with_the_way_that_works(run, tmp_path):
+    """A named pipe is refused at once instead of waiting for its writer, and `None` is not given as a reason."""
+    path = tmp_path / "cat.npy"
+    os.mkfifo(path)
+    said = run("score", path, "--output", tmp_path / "o.csv")
+    assert (
+        f"{path}: expected a file, got a pipe or device; pass it as standard input: `sketchbatch score - < {path}`"
+        in said
+    )
