@@ -16,8 +16,6 @@ import onnxruntime as ort
 import pytest
 from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
 from sketchbatch_trainer.errors import ExportRefused, RunIncomplete, RunRefused
-from sketchbatch_trainer.export import exporting
-from sketchbatch_trainer.export.exporting import compare, export
 from sketchbatch_trainer.run import Run
 from sketchbatch_trainer.synthetic import SOURCE, draw
 from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, ArticleNetwork, ResidualNetwork, with_network
@@ -86,6 +84,13 @@ def train(dataset, folder, recipe=TINY_ARTICLE, listener=None, **options) -> Run
     request = TrainingRequest(**{"dataset": dataset, "recipe": recipe, "seed": 0} | options)
     train_model(request, run, listener or Listener())
     return run
+
+
+def export(run: Run, **options):
+    """Export a run; return the comparison of ONNX and Keras."""
+    from sketchbatch_trainer.export.exporting import export as export_run
+
+    return export_run(run, **options)
 
 
 def load(run: Run):
@@ -434,6 +439,8 @@ def test_export_is_refused_when_onnx_and_keras_disagree(run, monkeypatch):
 
     No model file remains, not even the file of an earlier export. In this test, one bias of the graph is wrong.
     """
+    from sketchbatch_trainer.export import exporting
+
     run.onnx.write_text("of an earlier export")
     convert = exporting.to_onnx
 
@@ -453,6 +460,8 @@ def test_export_is_refused_when_onnx_and_keras_disagree(run, monkeypatch):
 
 def test_nan_scores_are_refused():
     """NaN scores are refused, because NaN is not within any tolerance."""
+    from sketchbatch_trainer.export.exporting import compare
+
     with pytest.raises(ExportRefused):
         compare(np.zeros((2, 3)), np.full((2, 3), np.nan))
 
