@@ -7,13 +7,13 @@ takes seconds.
 import csv
 import json
 import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from eager_tensorflow import without_graphs
 from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
 from sketchbatch_trainer.errors import ExportRefused, RunIncomplete, RunRefused
 from sketchbatch_trainer.run import Run
@@ -61,18 +61,6 @@ class Listener:
 
     def on_epoch(self, metrics):
         self.epochs = metrics.epoch
-
-
-@contextmanager
-def without_graphs():
-    """Make TensorFlow run each step without a graph, because tracing a graph takes longer than a few steps."""
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(False)
 
 
 def train(dataset, folder, recipe=TINY_ARTICLE, listener=None, **options) -> Run:
