@@ -13,6 +13,7 @@ os.environ["GRPC_VERBOSITY"] = "NONE"  # read by the import of gRPC, whose log w
 import in_process
 import numpy as np
 import pytest
+from file_order import FileScheduling, longest_first
 from hypothesis import settings
 from onnx_models import write_model
 
@@ -79,6 +80,16 @@ class Service:
         return self.process.returncode, [json.loads(line) for line in log.splitlines()]
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> FileScheduling:
+    """Distribute the test files over the processes of `pytest -n`."""
+    return FileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files whose tests take the longest."""
+    items[:] = longest_first(items)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test once with each transport if the test is marked `both_transports` and uses the fixture `transport`."""
     if "transport" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_transports"):
@@ -116,9 +127,24 @@ def start_service(transport: str) -> Iterator[Callable[..., Service]]:
 
 
 @pytest.fixture(scope="session")
-def tiny_service(start_service: Callable[..., Service], tiny_model: Path) -> Service:
+def tiny_services(tiny_model: Path) -> Iterator[Callable[[str], Service]]:
+    """Return a function that returns the running service of the tiny model with a transport; it starts once."""
+    started: dict[str, Service] = {}
+
+    def service_of(transport: str) -> Service:
+        if transport not in started:
+            started[transport] = Service(tiny_model, "--transport", transport)
+        return started[transport]
+
+    yield service_of
+    for service in started.values():
+        service.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_service(tiny_services: Callable[[str], Service], transport: str) -> Service:
     """Return a running service of the tiny model, for tests that only send requests."""
-    return start_service(tiny_model)
+    return tiny_services("core" if transport == "auto" else transport)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""Run the commands `score`, `evaluate`, `model` and `health` as processes, and check output, files and exit codes."""
+"""Run the commands `score`, `evaluate`, `model` and `health`, and check output, files and exit codes.
+
+At least one test of each command runs it as a process. The other tests run it in this process, which is faster.
+"""
 
 import csv
 import json
@@ -8,10 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from finished import Finished
 from onnx_models import LABELS
 from PIL import Image
 from pyarrow import parquet
@@ -28,9 +33,20 @@ def folder(tmp_path, noise):
 
 
 @pytest.fixture
-def sketchbatch(run_command, tiny_service):
-    """Return a function that runs a `sketchbatch` command with the tiny service as its server."""
-    return lambda command, *arguments: run_command("sketchbatch", command, *arguments, "--server", tiny_service.address)
+def sketchbatch(sketchbatch, tiny_service) -> Callable[..., Finished]:
+    """Return a function that runs a `sketchbatch` command in this process, with the tiny service as its server."""
+    return lambda command, *arguments: sketchbatch(command, *arguments, "--server", tiny_service.address)
+
+
+@pytest.fixture
+def new_process(run_command, tiny_service) -> Callable[..., Finished]:
+    """Return a function that runs a `sketchbatch` command as a process, with the tiny service as its server."""
+
+    def run(command: str, *arguments: object) -> Finished:
+        finished = run_command("sketchbatch", command, *arguments, "--server", tiny_service.address)
+        return Finished(finished.returncode, finished.stdout, finished.stderr)
+
+    return run
 
 
 def test_score_writes_one_line_per_row_in_order(sketchbatch, folder):
@@ -39,8 +55,8 @@ def test_score_writes_one_line_per_row_in_order(sketchbatch, folder):
     for kind in ("csv", "jsonl", "parquet"):
         output = folder / f"scores.{kind}"
         finished = sketchbatch("score", folder / "bee.npy", folder / "ant.npy", "--output", output)
-        assert (finished.returncode, finished.stdout) == (0, ""), finished.stderr
-        assert "50 rows from 2 files" in finished.stderr
+        assert (finished.code, finished.out) == (0, ""), finished.err
+        assert "50 rows from 2 files" in finished.err
         kinds[kind] = output
     lines = parquet.read_table(kinds["parquet"]).to_pylist()
     assert [(line["source"], line["row"]) for line in lines] == [
@@ -57,11 +73,11 @@ def test_score_writes_one_line_per_row_in_order(sketchbatch, folder):
 
 def test_score_writes_more_than_the_best_class_on_request(sketchbatch, folder):
     """With --top-k, the output has columns for the k best classes; with --all-scores, it has one column per class."""
-    assert sketchbatch("score", folder / "ant.npy", "--top-k", 2, "--output", folder / "two.parquet").returncode == 0
+    assert sketchbatch("score", folder / "ant.npy", "--top-k", 2, "--output", folder / "two.parquet").code == 0
     assert parquet.read_table(folder / "two.parquet").column_names == [
         "source", "row", "label", "score", "label_2", "score_2",
     ]  # fmt: skip
-    assert sketchbatch("score", folder / "ant.npy", "--all-scores", "--output", folder / "all.parquet").returncode == 0
+    assert sketchbatch("score", folder / "ant.npy", "--all-scores", "--output", folder / "all.parquet").code == 0
     table = parquet.read_table(folder / "all.parquet")
     scores = np.column_stack([table[f"score_{label}"] for label in LABELS])
     assert np.allclose(scores.sum(axis=1), 1, atol=1e-5)
@@ -77,7 +93,7 @@ def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
         Image.fromarray(np.diag(np.full(28, 255, np.uint8))).save(tmp_path / "scans" / name)
     output = tmp_path / "o.jsonl"
     finished = sketchbatch("score", tmp_path / "ant.ndjson", tmp_path / "scans", "--output", output)
-    assert finished.returncode == 0, finished.stderr
+    assert finished.code == 0, finished.err
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(line["source"], line["row"]) for line in lines] == [
         *[(str(tmp_path / "ant.ndjson"), row) for row in range(3)],
@@ -103,10 +119,10 @@ def test_a_failed_score_prints_one_line_and_leaves_no_file(sketchbatch, folder, 
     (folder / "cut.npy").write_bytes((folder / "ant.npy").read_bytes()[:5000])
     before = set(folder.iterdir())
     finished = sketchbatch("score", *[folder / a if "." in a else a for a in arguments])
-    assert finished.returncode == 4
-    assert message in finished.stderr
-    assert finished.stderr.startswith("sketchbatch: ")
-    assert finished.stderr.count("\n") == 1
+    assert finished.code == 4
+    assert message in finished.err
+    assert finished.err.startswith("sketchbatch: ")
+    assert finished.err.count("\n") == 1
     assert set(folder.iterdir()) == before
 
 
@@ -152,8 +168,8 @@ def test_score_writes_no_binary_format_to_a_terminal(folder, kind, name):
 def test_top_k_and_all_scores_exclude_each_other(sketchbatch, folder):
     """The contradictory options --top-k and --all-scores end the command with exit code 2."""
     finished = sketchbatch("score", folder / "ant.npy", "--all-scores", "--top-k", 2, "--output", folder / "o.csv")
-    assert finished.returncode == 2
-    assert "choose one of" in finished.stderr
+    assert finished.code == 2
+    assert "choose one of" in finished.err
 
 
 def test_score_without_a_server_is_an_error(run_command, folder):
@@ -166,48 +182,52 @@ def test_score_without_a_server_is_an_error(run_command, folder):
     assert not list(folder.glob(".*"))
 
 
-def test_evaluate_prints_and_writes_the_five_metrics(sketchbatch, folder):
+def test_evaluate_prints_and_writes_the_five_metrics(new_process, folder):
     """`evaluate` prints the five metrics and writes them to the JSON file.
 
     The command skips files whose label the model does not know, and reports the number of these files.
     """
     (folder / "SOURCE.txt").write_text("random noise")
-    finished = sketchbatch("evaluate", folder, "--json", folder / "m.json")
-    assert finished.returncode == 0, finished.stderr
+    finished = new_process("evaluate", folder, "--json", folder / "m.json")
+    assert finished.code == 0, finished.err
     metrics = json.loads((folder / "m.json").read_text())
     five = ["accuracy", "balanced_accuracy", "specificity", "matthews_corrcoef", "jaccard"]
     for name in five:
-        assert f"{name:<18} {metrics[name]:.4f}" in finished.stdout
+        assert f"{name:<18} {metrics[name]:.4f}" in finished.out
     assert list(metrics)[:8] == [*five, "rows", "labels", "source"]
     assert (metrics["rows"], metrics["labels"], metrics["source"]) == (50, list(LABELS), "random noise")
     assert metrics["accuracy"] == sum(np.diagonal(metrics["confusion"])) / 50
     assert metrics["per_class"]["ant"]["rows"] == 30
     assert metrics["passed_over"] == ["zebra"]
-    assert "skipped 1 file" in finished.stderr
+    assert "skipped 1 file" in finished.err
 
 
 def test_evaluate_needs_a_label_that_the_model_knows(sketchbatch, tmp_path, noise):
     """If the model knows no label of the folder, `evaluate` ends with an error that lists the labels of both."""
     np.save(tmp_path / "zebra.npy", noise(3))
     finished = sketchbatch("evaluate", tmp_path)
-    assert finished.returncode == 4
-    assert "expected drawings of ant, bee, cow, got zebra" in finished.stderr
+    assert finished.code == 4
+    assert "expected drawings of ant, bee, cow, got zebra" in finished.err
 
 
-def test_model_describes_the_served_models(sketchbatch, tiny_model):
+def test_model_describes_the_served_models(sketchbatch, new_process, tiny_model):
     """The command `model` prints a table, or JSON with --json."""
     import hashlib
 
-    assert "tiny version 1 (default)" in sketchbatch("model").stdout
-    described = json.loads(sketchbatch("model", "--json").stdout)
+    assert "tiny version 1 (default)" in sketchbatch("model").out
+    described = json.loads(new_process("model", "--json").out)
     assert described[0]["labels"] == list(LABELS)
     assert described[0]["digest"] == hashlib.sha256(tiny_model.read_bytes()).hexdigest()
 
 
-def test_health_is_an_exit_code(sketchbatch, run_command):
+def test_health_is_an_exit_code(sketchbatch, new_process):
     """The command `health` exits with 0 only for SERVING, so that scripts and probes can use its exit code."""
-    assert (sketchbatch("health").returncode, sketchbatch("health").stdout) == (0, "SERVING\n")
-    unknown = sketchbatch("health", "--service", "no.such.Service")
-    assert (unknown.returncode, unknown.stdout) == (1, "SERVICE_UNKNOWN\n")
-    unreachable = run_command("sketchbatch", "health", "--server", "127.0.0.1:1")
-    assert (unreachable.returncode, unreachable.stdout) == (1, "UNREACHABLE\n")
+    assert new_process("health")[:2] == (0, "SERVING\n")
+    assert sketchbatch("health")[:2] == (0, "SERVING\n")
+    assert sketchbatch("health", "--service", "no.such.Service")[:2] == (1, "SERVICE_UNKNOWN\n")
+
+
+def test_health_of_an_unreachable_server_is_an_error(run_command):
+    """The command `health` exits with 1 if no server listens at the address."""
+    finished = run_command("sketchbatch", "health", "--server", "127.0.0.1:1")
+    assert (finished.returncode, finished.stdout) == (1, "UNREACHABLE\n")

@@ -4,11 +4,13 @@ The tests evaluate one model or compare two models, on bitmaps, strokes and pict
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from finished import Finished
 from onnx_models import LABELS, write_model
 from PIL import Image
 from sketchbatch_client import Client
@@ -82,9 +84,9 @@ def scored(tiny_service, folder):
 
 
 @pytest.fixture
-def sketchbatch(run_command, tiny_service):
-    """Return a function that runs `sketchbatch evaluate` against the tiny service."""
-    return lambda *arguments: run_command("sketchbatch", "evaluate", *arguments, "--server", tiny_service.address)
+def evaluating(sketchbatch, tiny_service) -> Callable[..., Finished]:
+    """Return a function that runs `sketchbatch evaluate` in this process against the tiny service."""
+    return lambda *arguments: sketchbatch("evaluate", *arguments, "--server", tiny_service.address)
 
 
 def drawing(*, recognized: bool, place: int = 0) -> str:
@@ -92,10 +94,10 @@ def drawing(*, recognized: bool, place: int = 0) -> str:
     return json.dumps({"word": "ant", "recognized": recognized, "drawing": [[[place, 255], [0, 255 - place]]]})
 
 
-def test_figures_agree_with_scikit_learn_and_have_intervals(sketchbatch, folder, scored, tmp_path):
+def test_figures_agree_with_scikit_learn_and_have_intervals(evaluating, folder, scored, tmp_path):
     """Each figure is equal to the figure that scikit-learn computes from the same scores, and lies in its interval."""
-    finished = sketchbatch(folder, "--json", tmp_path / "m.json")
-    assert finished.returncode == 0, finished.stderr
+    finished = evaluating(folder, "--json", tmp_path / "m.json")
+    assert finished.code == 0, finished.err
     found = json.loads((tmp_path / "m.json").read_text())
     scores, true = scored
     predicted = scores.argmax(axis=1)
@@ -107,7 +109,7 @@ def test_figures_agree_with_scikit_learn_and_have_intervals(sketchbatch, folder,
     assert sum(each["rows"] for each in found["calibration"]["reliability"]) == found["rows"] == 400
     for name, (low, high) in found["intervals"].items():
         assert low < found[name] < high
-        assert f"{found[name]:.4f}   {low:.4f} to {high:.4f}" in finished.stdout
+        assert f"{found[name]:.4f}   {low:.4f} to {high:.4f}" in finished.out
     assert len(found["intervals"]) == 5
     bee = found["per_class"]["bee"]
     assert bee["predicted"] == (predicted == 1).sum()
@@ -140,18 +142,18 @@ def test_mistakes_are_listed_by_score_with_source_and_row(tiny_service, folder, 
     assert [each["score"] for each in mistakes] == pytest.approx(scores[highest].max(axis=1).tolist(), rel=1e-5)
 
 
-def test_two_models_are_compared_on_their_common_labels(sketchbatch, others, folder, scored, tmp_path):
+def test_two_models_are_compared_on_their_common_labels(evaluating, others, folder, scored, tmp_path):
     """`evaluate --against-server` compares two models on the drawings whose labels both models know.
 
     Each model predicts the best of all its own labels. The two services may allow different numbers of rows per
     request.
     """
     flags = ["--against-server", others, "--against-model", "other", "--against-version", "1"]
-    finished = sketchbatch(folder, *flags, "--json", tmp_path / "m.json")
-    assert finished.returncode == 0, finished.stderr
+    finished = evaluating(folder, *flags, "--json", tmp_path / "m.json")
+    assert finished.code == 0, finished.err
     found = json.loads((tmp_path / "m.json").read_text())
     assert found["passed_over"] == ["cow", "zebra"]
-    assert "skipped 2 files whose label not both models know" in finished.stderr
+    assert "skipped 2 files whose label not both models know" in finished.err
     scores, true = scored
     right = scores[true < 2].argmax(axis=1) == true[true < 2]
     bitmaps = np.concatenate([np.load(folder / f"{label}.npy") for label in ("ant", "bee")])
@@ -169,7 +171,7 @@ def test_two_models_are_compared_on_their_common_labels(sketchbatch, others, fol
     assert comparison["both_wrong"] == (~right & ~other_right).sum()
     assert comparison["accuracy_difference"] == pytest.approx(right.mean() - other_right.mean())
     assert comparison["p_value"] == mcnemar(comparison["only_first_right"], comparison["only_second_right"]) < 0.05
-    assert "tiny version 1 classifies these drawings better than other version 1." in finished.stdout
+    assert "tiny version 1 classifies these drawings better than other version 1." in finished.out
 
 
 def test_a_model_does_not_differ_from_itself(tiny_service, folder):
@@ -188,18 +190,18 @@ def test_models_without_a_common_label_are_refused(others):
         common_labels(client.model("other"), client.model("sea"))
 
 
-def test_measured_figures_are_compared_with_stored_figures(run_command, others, folder, tmp_path):
+def test_measured_figures_are_compared_with_stored_figures(sketchbatch, others, folder, tmp_path):
     """`evaluate` compares the measured accuracy with the accuracy that is stored in the model file.
 
     The stored accuracy of this model is 99 %, and chance cannot explain the difference from the measured accuracy. If
     the measured accuracy is below --min-accuracy, the command ends with exit code 1.
     """
     arguments = ["evaluate", folder, "--server", others, "--json", tmp_path / "m.json", "--min-accuracy", "0.9"]
-    finished = run_command("sketchbatch", *arguments)
-    assert finished.returncode == 1
-    assert "accuracy must be at least 0.9, got 0." in finished.stderr
-    assert "stored in the model, of 200 drawings:" in finished.stdout
-    assert f"{'accuracy':<18} 0.9900   outside the interval, beyond chance" in finished.stdout
+    finished = sketchbatch(*arguments)
+    assert finished.code == 1
+    assert "accuracy must be at least 0.9, got 0." in finished.err
+    assert "stored in the model, of 200 drawings:" in finished.out
+    assert f"{'accuracy':<18} 0.9900   outside the interval, beyond chance" in finished.out
     drift = json.loads((tmp_path / "m.json").read_text())["drift"]
     assert (drift["stored_rows"], list(drift["metrics"])) == (200, ["accuracy"])
     assert drift["metrics"]["accuracy"]["is_within_interval"] is False
@@ -237,7 +239,7 @@ def test_recognised_figures_are_absent_if_all_drawings_were_recognised(tiny_serv
         assert evaluate(client, client.model(), open_labelled(tmp_path, LABELS)).recognized is None
 
 
-def test_malformed_drawings_are_refused_or_skipped(sketchbatch, tiny_service, tmp_path):
+def test_malformed_drawings_are_refused_or_skipped(evaluating, tiny_service, tmp_path):
     """A malformed drawing ends the evaluation with an error that names the file and the line.
 
     With --skip-malformed, the command skips malformed drawings, and reports their number on stderr and in the JSON.
@@ -247,10 +249,10 @@ def test_malformed_drawings_are_refused_or_skipped(sketchbatch, tiny_service, tm
         (tmp_path / f"{label}.ndjson").write_text(f"{good}\n{{}}\n{good}\n")
     with Client(tiny_service.address) as client, pytest.raises(FileRefused, match=r"ant.ndjson:2: drawing must be"):
         evaluate(client, client.model(), open_labelled(tmp_path, LABELS))
-    finished = sketchbatch(tmp_path, "--skip-malformed", "--json", tmp_path / "m.json")
-    assert finished.returncode == 0, finished.stderr
-    assert "skipped 2 malformed drawings" in finished.stderr
-    assert "ant.ndjson:2: drawing must be a list of strokes" in finished.stderr
+    finished = evaluating(tmp_path, "--skip-malformed", "--json", tmp_path / "m.json")
+    assert finished.code == 0, finished.err
+    assert "skipped 2 malformed drawings" in finished.err
+    assert "ant.ndjson:2: drawing must be a list of strokes" in finished.err
     found = json.loads((tmp_path / "m.json").read_text())
     assert (found["rows"], found["malformed"]["left_out"], len(found["malformed"]["first"])) == (4, 2, 2)
     assert {each["row"] for each in found["surest_mistakes"]} == {0, 2}  # rows are numbered with the skipped line
@@ -288,12 +290,12 @@ def test_pictures_are_evaluated(tiny_service, tmp_path):
     assert {each["row"] for each in mistakes} == {0}
 
 
-def test_a_model_without_softmax_has_figures_but_no_calibration(run_command, others, folder, tmp_path):
+def test_a_model_without_softmax_has_figures_but_no_calibration(sketchbatch, others, folder, tmp_path):
     """Without softmax, the highest score is the prediction, and each output states that calibration is unknown."""
     flags = ["evaluate", folder, "--server", others, "--model", "raw", "--html", tmp_path / "p.html"]
-    finished = run_command("sketchbatch", *flags, "--json", tmp_path / "m.json")
-    assert finished.returncode == 0, finished.stderr
-    assert "calibration unknown" in finished.stdout
+    finished = sketchbatch(*flags, "--json", tmp_path / "m.json")
+    assert finished.code == 0, finished.err
+    assert "calibration unknown" in finished.out
     found = json.loads((tmp_path / "m.json").read_text())
     assert found["calibration"] is None
     assert found["accuracy"] > 0.7

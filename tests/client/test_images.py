@@ -48,27 +48,27 @@ def rescanned(path, picture, number):
 def test_a_model_loses_less_than_two_points_on_rescanned_drawings(quickdraw, classify, tmp_path):
     """Drawings that are rendered as pictures, and turned into bitmaps again, lose less than 2 points of accuracy.
 
-    The test renders more than 600 pictures of real drawings: strokes and held-out bitmaps, on each kind of page in
+    The test renders more than 300 pictures of real drawings: strokes and held-out bitmaps, on each kind of page in
     `PICTURES`. On the bitmaps of these pictures, the accuracy of the shipped model must be less than two percentage
     points lower than on the original bitmaps.
     """
     classes, published, scanned = [], [], []
     for index, label in enumerate(LABELS):
         for number, drawing in enumerate(open_strokes(quickdraw / "simplified" / f"{label}.ndjson")):
-            for kind, how in enumerate(PICTURES[number % 2 :: 2]):
+            for kind, how in enumerate(PICTURES[number % 4 :: 4]):
                 classes.append(index)
                 published.append(rasterize(drawing.strokes))
                 scanned.append(rescanned(tmp_path, picture_of_strokes(drawing.strokes, how), number + kind))
         bitmaps = [
             bitmap for bitmap in read_bitmaps(quickdraw / "numpy_bitmap" / f"{label}.npy")[:2000] if is_test(bitmap)
         ]
-        for number, bitmap in enumerate(bitmaps[:125]):
+        for number, bitmap in enumerate(bitmaps[:70]):
             classes.append(index)
             published.append(bitmap)
             scanned.append(rescanned(tmp_path, picture_of_bitmap(bitmap, PICTURES[number % len(PICTURES)]), number))
     before = np.mean(classify(published) == classes)
     after = np.mean(classify(scanned) == classes)
-    assert len(scanned) > 600
+    assert len(scanned) > 300
     assert before > 0.7
     assert before - after < 0.02
 

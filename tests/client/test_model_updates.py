@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from onnx_models import LABELS, write_model
+from polling import wait_until
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 from sketchbatch_client import AsyncClient, Classification, Client, DeadlineExceeded, ModelNotFound
@@ -45,14 +46,30 @@ def kind(request: pytest.FixtureRequest) -> type:
 class Replicas:
     """Run services, each with its own repository; gRPC sends the requests of a client to all services in turn."""
 
-    def __init__(self, folder: Path, start_service: Callable[..., object], *, count: int = 2) -> None:
-        self._folders = [folder / name for name in "ab"[:count]]
+    def __init__(self, folder: Path, start_service: Callable[..., object]) -> None:
+        self._folders = [folder / name for name in "ab"]
         self._labels: dict[bytes, tuple[str, ...]] = {}  # labels of each model file, by the scores that the file gives
-        for number in range(count):
+        for number in range(len(self._folders)):
             self.write(number, version=1, labels=LABELS)
         flags = ("--watch-models-s", "0.1", "--provider", "cpu", "--allow-label-changes")
-        services = [start_service(each, *flags) for each in self._folders]
-        self.target = "ipv4:" + ",".join(service.address for service in services)
+        self._addresses = [start_service(each, *flags).address for each in self._folders]
+        self.target = "ipv4:" + ",".join(self._addresses)
+        self.single_target = self._addresses[0]
+
+    def reset(self) -> None:
+        """Make version 1 with the labels `LABELS` the only version in each repository, and wait until it is served."""
+        self._labels.clear()
+        for number, folder in enumerate(self._folders):
+            self.write(number, version=1, labels=LABELS)
+            for other in folder.glob("farm/*"):
+                if other.name != "1":
+                    shutil.rmtree(other)
+        for address in self._addresses:
+            with Client(address) as client:
+                wait_until(lambda client=client: self._is_reset(client))
+
+    def _is_reset(self, client: Client) -> bool:
+        return [(model.version, model.labels) for model in client.models()] == [("1", LABELS)]
 
     def write(self, number: int, *, version: int, labels: tuple[str, ...]) -> None:
         """Move a model file to its place in one repository; files with other labels return other scores."""
@@ -92,15 +109,17 @@ class Replicas:
         return session.run(["scores"], {"bitmaps": BITMAPS})[0]
 
 
-@pytest.fixture
-def replicas(start_service, tmp_path) -> Replicas:
-    return Replicas(tmp_path, start_service)
+@pytest.fixture(scope="module")
+def started_replicas(start_service, tmp_path_factory) -> Replicas:
+    """Start the services once for all tests, because the start of a service takes a second."""
+    return Replicas(tmp_path_factory.mktemp("replicas"), start_service)
 
 
 @pytest.fixture
-def replica(start_service, tmp_path) -> Replicas:
-    """Return a single service."""
-    return Replicas(tmp_path, start_service, count=1)
+def replicas(started_replicas) -> Replicas:
+    """Return two services that serve version 1 with the labels `LABELS`."""
+    started_replicas.reset()
+    return started_replicas
 
 
 async def test_a_request_for_a_version_that_has_just_appeared_waits_for_it(replicas, kind):
@@ -175,19 +194,19 @@ async def test_another_file_of_the_same_version_has_its_own_labels(replicas, kin
             seen.append(result.labels)
 
 
-async def test_a_client_names_all_rows_rightly_after_its_file_was_replaced(replica, kind):
+async def test_a_client_names_all_rows_rightly_after_its_file_was_replaced(replicas, kind):
     """After the file of a version is replaced by one with other labels, a client that was connected uses the new ones.
 
     The client sends requests of one row and of many rows while the file is replaced; each has the labels of its file.
     """
     rows = np.concatenate([BITMAPS] * 10)
-    async with connected(kind, replica.target) as classify:
+    async with connected(kind, replicas.single_target) as classify:
         assert (await classify(BITMAPS)).labels == LABELS
-        replica.write(0, version=1, labels=LABELS[::-1])
+        replicas.write(0, version=1, labels=LABELS[::-1])
         during = [await classify(BITMAPS)]
         while during[-1].labels == LABELS:
             during += await asyncio.gather(*(classify(BITMAPS) for _ in range(4)))
-        assert all(map(replica.has_right_labels, during))
+        assert all(map(replicas.has_right_labels, during))
         after = await classify(rows, top_k=1)
         assert after.labels == LABELS[::-1]
         assert (after.label != np.tile(during[-1].label, 10)).sum() == 0

@@ -7,7 +7,6 @@ both.
 import hashlib
 import json
 import os
-import re
 import subprocess
 
 import grpc
@@ -24,7 +23,7 @@ pytestmark = [
 ROWS = 5
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bitmaps() -> np.ndarray:
     """Return the bitmaps that every client sends."""
     return np.random.default_rng(5).integers(0, 256, (ROWS, 28, 28), np.uint8)
@@ -37,39 +36,53 @@ def expected(bitmaps, tiny_model) -> list:
     return session.run(["scores"], {"bitmaps": bitmaps})[0].tolist()
 
 
-@pytest.fixture(scope="module")
-def run_session(tiny_service, bitmaps, root, tmp_path_factory):
-    """Return a function that runs a script of tests/openinference/ and returns the script's output, parsed as JSON.
+@pytest.fixture(scope="session")
+def run_session(tiny_services, bitmaps, root, tmp_path_factory):
+    """Return a function that runs a script of tests/openinference/, and returns the responses by transport.
 
-    The script runs with the Python of .tools/openinference, in which tritonclient and kserve are installed.
+    The script runs with the Python of .tools/openinference, in which tritonclient and kserve are installed. It runs
+    once and calls the services of both transports, because the import of these packages takes seconds.
     """
     python = root / ".tools/openinference/bin/python"
     assert python.exists(), "tritonclient and kserve are not installed: make setup"
     file = tmp_path_factory.mktemp("openinference") / "bitmaps.npy"
     np.save(file, bitmaps)
+    addresses = {transport: tiny_services(transport).address for transport in ("core", "aio")}
 
-    def run(script: str) -> dict:
-        words = [python, root / "tests/openinference" / script, tiny_service.address, file]
+    def run(script: str) -> dict[str, dict]:
+        words = [python, root / "tests/openinference" / script, file, *addresses.values()]
         paths = os.pathsep.join([str(root / "protos"), str(root / "client")])
         finished = subprocess.run(
             words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}, timeout=120
         )
         assert finished.returncode == 0, finished.stderr
-        return json.loads(finished.stdout)
+        return dict(zip(addresses, json.loads(finished.stdout), strict=True))
 
     return run
 
 
-@pytest.fixture(scope="module")
-def triton(run_session) -> dict:
-    """Return the responses that tritonclient received."""
+@pytest.fixture(scope="session")
+def triton_responses(run_session) -> dict[str, dict]:
+    """Return the responses that tritonclient received, by transport."""
     return run_session("tritonclient_session.py")
 
 
-@pytest.fixture(scope="module")
-def kserve(run_session) -> dict:
-    """Return the responses that kserve's client received."""
+@pytest.fixture(scope="session")
+def kserve_responses(run_session) -> dict[str, dict]:
+    """Return the responses that kserve's client received, by transport."""
     return run_session("kserve_session.py")
+
+
+@pytest.fixture
+def triton(triton_responses, transport) -> dict:
+    """Return the responses that tritonclient received."""
+    return triton_responses[transport]
+
+
+@pytest.fixture
+def kserve(kserve_responses, transport) -> dict:
+    """Return the responses that kserve's client received."""
+    return kserve_responses[transport]
 
 
 def test_tritonclient_receives_the_scores_of_onnx_runtime(triton, expected):
@@ -186,16 +199,3 @@ def test_reflection_describes_the_protocol_under_its_own_name(tiny_service):
     assert file.package == "inference"
     infer = next(method for method in file.service[0].method if method.name == "ModelInfer")
     assert infer.input_type == ".inference.ModelInferRequest"
-
-
-def test_the_examples_of_the_documentation_run(start_service, root, tmp_path):
-    """Each Python example of docs/open-inference-protocol.md runs unchanged except for the port."""
-    service = start_service(root / "models", "--default-model", "bear-cat-dog")
-    page = (root / "docs/open-inference-protocol.md").read_text()
-    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 2
-    for example in examples:
-        words = [root / ".tools/openinference/bin/python", "-c", example.replace("localhost:50051", service.address)]
-        finished = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-        assert finished.returncode == 0, finished.stderr
-        assert finished.stdout.startswith("["), finished.stdout

@@ -1,6 +1,6 @@
-"""Call a service with kserve's gRPC client and with our client in one process; print the responses as JSON.
+"""Call services with kserve's gRPC client and with our client in one process; print the responses as a JSON list.
 
-Usage: .tools/openinference/bin/python kserve_session.py ADDRESS BITMAPS.npy
+Usage: .tools/openinference/bin/python kserve_session.py BITMAPS.npy ADDRESS...
 """
 
 import asyncio
@@ -67,13 +67,18 @@ async def responses(address: str, bitmaps: np.ndarray) -> dict:
         }
 
 
-def main(address: str, file: str) -> None:
-    bitmaps = np.load(file)
+def all_responses(address: str, bitmaps: np.ndarray) -> dict:
+    """Return the responses of one service."""
     with Client(address) as ours:
         output = {"ours": ours.classify(bitmaps).scores.tolist()}
     output |= asyncio.run(responses(address, bitmaps))
     output["differences"] = differences(grpc_predict_v2_pb2.DESCRIPTOR)
-    json.dump(output, sys.stdout)
+    return output
+
+
+def main(file: str, *addresses: str) -> None:
+    bitmaps = np.load(file)
+    json.dump([all_responses(address, bitmaps) for address in addresses], sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Call a service with tritonclient and with our client in one process; print the responses as JSON.
+"""Call services with tritonclient and with our client in one process; print the responses as a JSON list.
 
-Usage: .tools/openinference/bin/python tritonclient_session.py ADDRESS BITMAPS.npy
+Usage: .tools/openinference/bin/python tritonclient_session.py BITMAPS.npy ADDRESS...
 """
 
 import asyncio
@@ -124,10 +124,10 @@ async def concurrent_responses(address: str, bitmaps: np.ndarray) -> dict:
     return {"aio": concurrent, "aio_stream": stream}
 
 
-def main(address: str, file: str) -> None:
-    bitmaps = np.load(file)
+def all_responses(address: str, bitmaps: np.ndarray) -> dict:
+    """Return the responses of one service."""
     with Client(address) as ours, triton.InferenceServerClient(address) as client:
-        output = {
+        return {
             "ours": ours.classify(bitmaps).scores.tolist(),
             **sequential_responses(client, bitmaps),
             "stream": streamed(client, bitmaps),
@@ -136,7 +136,11 @@ def main(address: str, file: str) -> None:
             "about": descriptions(client),
             "differences": differences(service_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR),
         }
-    json.dump(output, sys.stdout)
+
+
+def main(file: str, *addresses: str) -> None:
+    bitmaps = np.load(file)
+    json.dump([all_responses(address, bitmaps) for address in addresses], sys.stdout)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from eager_tensorflow import without_graphs
 from sketchbatch_client.drawings.readers import read_bitmaps
 from sketchbatch_client.evaluation import quality
 from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
@@ -49,7 +50,8 @@ def runs(tmp_path_factory) -> list[Run]:
     made = []
     for recipe in (COMPACT, ARTICLE):
         run = Run(folder / recipe.name)
-        train(TrainingRequest(dataset=dataset, recipe=replace(recipe, max_epochs=1), seed=0), run, Silent())
+        with without_graphs():
+            train(TrainingRequest(dataset=dataset, recipe=replace(recipe, max_epochs=1), seed=0), run, Silent())
         export(run)
         made.append(run)
     export_variant(made[0], Variant.FLOAT16)

@@ -7,17 +7,15 @@ takes seconds.
 import csv
 import json
 import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from eager_tensorflow import without_graphs
 from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
 from sketchbatch_trainer.errors import ExportRefused, RunIncomplete, RunRefused
-from sketchbatch_trainer.export import exporting
-from sketchbatch_trainer.export.exporting import compare, export
 from sketchbatch_trainer.run import Run
 from sketchbatch_trainer.synthetic import SOURCE, draw
 from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, ArticleNetwork, ResidualNetwork, with_network
@@ -65,18 +63,6 @@ class Listener:
         self.epochs = metrics.epoch
 
 
-@contextmanager
-def without_graphs():
-    """Make TensorFlow run each step without a graph, because tracing a graph takes longer than a few steps."""
-    import tensorflow as tf
-
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(False)
-
-
 def train(dataset, folder, recipe=TINY_ARTICLE, listener=None, **options) -> Run:
     """Train a model in `folder`, with seed 0 unless `options` contains another seed; return the run."""
     from sketchbatch_trainer.train.training import TrainingRequest
@@ -86,6 +72,13 @@ def train(dataset, folder, recipe=TINY_ARTICLE, listener=None, **options) -> Run
     request = TrainingRequest(**{"dataset": dataset, "recipe": recipe, "seed": 0} | options)
     train_model(request, run, listener or Listener())
     return run
+
+
+def export(run: Run, **options):
+    """Export a run; return the comparison of ONNX and Keras."""
+    from sketchbatch_trainer.export.exporting import export as export_run
+
+    return export_run(run, **options)
 
 
 def load(run: Run):
@@ -434,6 +427,8 @@ def test_export_is_refused_when_onnx_and_keras_disagree(run, monkeypatch):
 
     No model file remains, not even the file of an earlier export. In this test, one bias of the graph is wrong.
     """
+    from sketchbatch_trainer.export import exporting
+
     run.onnx.write_text("of an earlier export")
     convert = exporting.to_onnx
 
@@ -453,6 +448,8 @@ def test_export_is_refused_when_onnx_and_keras_disagree(run, monkeypatch):
 
 def test_nan_scores_are_refused():
     """NaN scores are refused, because NaN is not within any tolerance."""
+    from sketchbatch_trainer.export.exporting import compare
+
     with pytest.raises(ExportRefused):
         compare(np.zeros((2, 3)), np.full((2, 3), np.nan))
 
