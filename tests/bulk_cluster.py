@@ -42,7 +42,10 @@ class BulkCluster:
     image: str = ""
 
     def environment(self) -> dict[str, str]:
-        """Create the folders of the cluster; return environment variables with which `kubectl` runs this module."""
+        """Create the folders of the cluster; return the environment variables of commands that use it.
+
+        Their PATH has a script `kubectl`, which runs this module in place of the real `kubectl`.
+        """
         root = Path(self.folder)
         for name in ("drawings", "scores", "objects", "bin"):
             (root / name).mkdir(parents=True, exist_ok=True)

@@ -93,7 +93,7 @@ _REFERENCES = ("raw", "plain")
 
 
 def find_peers() -> dict[str, Peer]:
-    """Return every peer by name: the bases of ratios first, then the other peers, sorted by module."""
+    """Return every peer by name: those of `_REFERENCES`, then the others in the order of their module names."""
     files = sorted({found.name for found in pkgutil.iter_modules(__path__)} - set(_REFERENCES))
     modules = [importlib.import_module(f"{__name__}.{name}") for name in (*_REFERENCES, *files)]
     return {peer.name: peer for module in modules for peer in module.PEERS}

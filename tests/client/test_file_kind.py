@@ -36,7 +36,7 @@ def test_other_bytes_tell_nothing(head):
 
 
 def test_no_bytes_raise_an_error():
-    """Any bytes are described or not, also if a signature or a number is cut off."""
+    """For any bytes `describe` returns a kind or None and raises no error, even if a signature is cut off."""
     noise = random.Random(7)
     heads = [head[:size] for head in KINDS.values() for size in range(len(head))]
     heads += [bytes(noise.randrange(256) for _ in range(noise.randrange(40))) for _ in range(2000)]
@@ -95,7 +95,7 @@ def test_the_shipped_models_are_onnx_models(root):
 
 
 def test_a_saved_model_is_a_folder(tmp_path):
-    """A folder is a SavedModel if it holds a saved_model.pb; another folder and a missing file tell nothing."""
+    """A folder is a SavedModel if it holds a saved_model.pb; for other folders and missing files the result is None."""
     assert describe_path(tmp_path) is None
     assert describe_path(tmp_path / "none") is None
     (tmp_path / "saved_model.pb").write_bytes(KINDS["the saved_model.pb of a SavedModel"])

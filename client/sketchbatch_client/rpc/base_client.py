@@ -316,7 +316,7 @@ class BaseClient:
             raise self._labels_missing(key) from exc
 
     async def _find_model(self, key: ModelKey, connection: Connection, deadline: float) -> None:
-        """Request the model with this name and version from one server; remember the model if the server serves it."""
+        """Call GetModel at one server; remember the labels if it serves this file, and do nothing if it does not."""
         if key in self._models:  # another call has found the model meanwhile
             return
         try:

@@ -204,7 +204,7 @@ class LeaderFollowerPool:
         try:
             batch.run()
         except BaseException as exc:
-            for each in batch.slices:  # settled requests keep their result; the others would wait for ever
+            for each in batch.slices:  # fail the requests that are not settled: they would wait for ever
                 error = InferenceFailed("the service failed after the model call")
                 error.__cause__ = exc
                 each.request.fail(error)

@@ -53,7 +53,7 @@ class AioServer:
         authentication = [_AuthenticationInterceptor(authenticate, rejected)] if authenticate else []
         self._interceptors = (self._draining, *authentication, _CountingInterceptor(self._call_ends))
         self._addresses: list[tuple[str, grpc.ServerCredentials | None]] = []
-        self._is_listening = True  # after False, a server that fails opens no port again
+        self._is_listening = True  # if False, a server that fails does not open its ports again
         self._server = self._new_server()
         self._has_failed = False  # and was not replaced yet
         self._listener = Component(ComponentName.LISTENER)
