@@ -4,7 +4,7 @@ Compares a fine-tuning of the shipped models/quickdraw-345 with trainings from r
 the 345 classes ("known"), five classes that unite several of the 345 ("united"), and five classes of drawings that are
 turned by 90 degrees ("turned"). Trains on PNG files with three seeds; each seed also draws other pictures. The seconds
 do not include the import of TensorFlow. All drawings are from the split that quickdraw-345 was not trained on. Writes
-benchmarks/results/DATE-own-classes.json.
+benchmarks/results/DATE-own-classes.json after each task.
 """
 
 import argparse
@@ -64,20 +64,24 @@ def main() -> None:
     """Train each task with each recipe and seed; print and store the accuracies and times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="Drawings in Google's layout.")
+    parser.add_argument("--task", choices=TASKS, action="append", help="Only this task; may be repeated.")
     arguments = parser.parse_args()
-    results = {
+    frame = {
         "command": "python -m benchmarks own-classes --data DATA",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0))},
         "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")},
         "pictures_per_class": PICTURES,
         "judged_per_class": JUDGED,
-        "seeds": SEEDS,
-        "tasks": {name: measure_task(name, arguments.data) for name in TASKS},
+        "seeds": list(SEEDS),
     }
-    path = HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-own-classes.json"
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"-> {path.relative_to(HERE.parent)}")
+    path = HERE / "results" / f"{frame['date']}-own-classes.json"
+    for name in arguments.task or TASKS:
+        measured = measure_task(name, arguments.data)
+        found = json.loads(path.read_text()) if path.exists() else {}
+        tasks = found["tasks"] if found.items() >= frame.items() else {}  # keeps the other tasks of the same day
+        path.write_text(json.dumps({**frame, "tasks": {**tasks, name: measured}}, indent=2) + "\n")
+        print(f"-> {path.relative_to(HERE.parent)}", flush=True)
 
 
 def measure_task(name: str, data: Path) -> dict[str, Any]:
