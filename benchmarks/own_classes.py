@@ -2,9 +2,9 @@
 
 Compares a fine-tuning of the shipped models/quickdraw-345 with trainings from random weights, in three tasks: five of
 the 345 classes ("known"), five classes that unite several of the 345 ("united"), and five classes of drawings that are
-turned by 90 degrees ("turned"). Runs `sketchbatch-train train` on PNG files like a user, with three seeds; each seed
-also draws other pictures. All drawings are from the split that quickdraw-345 was not trained on. Writes
-benchmarks/results/DATE-own-classes.json.
+turned by 90 degrees ("turned"). Trains on PNG files with three seeds; each seed also draws other pictures. The seconds
+do not include the import of TensorFlow. All drawings are from the split that quickdraw-345 was not trained on. Writes
+benchmarks/results/DATE-own-classes.json after each task.
 """
 
 import argparse
@@ -12,10 +12,7 @@ import importlib.metadata
 import io
 import json
 import os
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -25,18 +22,21 @@ from typing import Any
 
 import keras
 import numpy as np
+from ablations import Silent
 from numpy.typing import NDArray
 from PIL import Image
 from sketchbatch_client.drawings.images import decode_image
-from sketchbatch_client.drawings.readers import Bitmaps
+from sketchbatch_client.drawings.readers import Bitmaps, labelled_files
 from sketchbatch_trainer.dataset import DatasetRequest, read_dataset
 from sketchbatch_trainer.run import Run
-from sketchbatch_trainer.train import networks  # noqa: F401 - registers the custom layers of saved models
+from sketchbatch_trainer.train.recipes import COMPACT, FINETUNE, Recipe, fit_rows
+from sketchbatch_trainer.train.starting_point import find_start, fit_recipe
+from sketchbatch_trainer.train.training import TrainingRequest, train
 from variants import HERE, cpu_name
 
 SEEDS = (0, 1, 2)
-PICTURES = 50  # pictures of each class for training, validation and the test of the command
-JUDGED = 150  # other pictures of each class, on which the accuracy is measured
+PICTURES = 50  # pictures of each class, which the trainer divides into training, validation and test split
+JUDGED = 100  # other pictures of each class, on which the accuracy is measured
 _ENLARGED = 8  # pixels of a picture per pixel of a bitmap, along each side
 
 Task = dict[str, tuple[str, ...]]
@@ -54,62 +54,67 @@ TASKS: dict[str, Task] = {
     "turned": {f"turned {name}": (name,) for name in ("bird", "cat", "dog", "fish", "flower")},
 }
 
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "finetune from quickdraw-345": ("--recipe", "finetune", "--start-from", str(HERE.parent / "models/quickdraw-345")),
-    "compact from random weights": ("--recipe", "compact"),
+TRAININGS: dict[str, tuple[Recipe, Path | None]] = {  # recipe and starting point
+    "finetune from quickdraw-345": (FINETUNE, HERE.parent / "models/quickdraw-345"),
+    "compact from random weights": (COMPACT, None),
 }
-"""Options of `sketchbatch-train train` by name."""
 
 
 def main() -> None:
-    """Train each task with each command and seed; print and store the accuracies and times."""
+    """Train each task with each recipe and seed; print and store the accuracies and times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="Drawings in Google's layout.")
+    parser.add_argument("--task", choices=TASKS, action="append", help="Only this task; may be repeated.")
     arguments = parser.parse_args()
-    results = {
+    frame = {
         "command": "python -m benchmarks own-classes --data DATA",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": {"cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0))},
         "versions": {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")},
         "pictures_per_class": PICTURES,
         "judged_per_class": JUDGED,
-        "seeds": SEEDS,
-        "tasks": {name: measure_task(name, arguments.data) for name in TASKS},
+        "seeds": list(SEEDS),
     }
-    path = HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-own-classes.json"
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"-> {path.relative_to(HERE.parent)}")
+    path = HERE / "results" / f"{frame['date']}-own-classes.json"
+    for name in arguments.task or TASKS:
+        measured = measure_task(name, arguments.data)
+        found = json.loads(path.read_text()) if path.exists() else {}
+        tasks = found["tasks"] if found.items() >= frame.items() else {}  # keeps the other tasks of the same day
+        path.write_text(json.dumps({**frame, "tasks": {**tasks, name: measured}}, indent=2) + "\n")
+        print(f"-> {path.relative_to(HERE.parent)}", flush=True)
 
 
 def measure_task(name: str, data: Path) -> dict[str, Any]:
-    """Return, for each command, the accuracy and the seconds of each seed."""
-    found: dict[str, Any] = {command: {"accuracy": [], "wall_s": [], "cpu_s": [], "load": []} for command in COMMANDS}
+    """Return, for each training, the accuracy and the seconds of each seed."""
+    columns = ("accuracy", "wall_s", "cpu_s", "load")
+    found: dict[str, Any] = {training: {column: [] for column in columns} for training in TRAININGS}
     for seed in SEEDS:
         with TemporaryDirectory(prefix="own-classes-") as folder:
-            judged = write_task(TASKS[name], data, Path(folder) / "pictures", seed, is_turned=name == "turned")
-            for command, options in COMMANDS.items():
-                run = Run(Path(folder) / command)
-                times = train(run, Path(folder) / "pictures", options, seed)
-                accuracy = measure_accuracy(run, *judged)
-                for key, value in {"accuracy": accuracy, **times, "load": os.getloadavg()[0]}.items():
-                    found[command][key].append(round(value, 3))
-    for command, row in found.items():
+            pictures = Path(folder) / "pictures"
+            judged = write_task(TASKS[name], data, pictures, seed, is_turned=name == "turned")
+            for training in TRAININGS:
+                run = Run(Path(folder) / training)
+                values = train_once(training, run, pictures, seed)
+                values |= {"accuracy": measure_accuracy(run, *judged), "load": os.getloadavg()[0]}
+                for key, value in values.items():
+                    found[training][key].append(round(value, 3))
+                print(f"{name} {training} seed {seed}: {values}", flush=True)
+    for training, row in found.items():
         values = row["accuracy"]
-        print(
-            f"{name:<8} {command:<42} {statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}) "
-            f"{max(row['wall_s']):.0f} s at most"
-        )
+        print(f"{name:<8} {training:<28} {statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
     return found
 
 
-def train(run: Run, pictures: Path, options: Sequence[str], seed: int) -> dict[str, float]:
-    """Run `sketchbatch-train train`; return its elapsed seconds and its CPU seconds."""
-    program = "from sketchbatch_trainer.cli import main; main()"
-    command = [sys.executable, "-c", program, "train", "--run", str(run.folder), "--data", str(pictures)]
-    before, started_at = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    subprocess.run([*command, "--classes", "all", "--seed", str(seed), *options], check=True, stdout=subprocess.DEVNULL)
-    wall_s, after = time.monotonic() - started_at, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {"wall_s": wall_s, "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
+def train_once(training: str, run: Run, pictures: Path, seed: int) -> dict[str, float]:
+    """Read the pictures and train as `sketchbatch-train train` does; return the elapsed seconds and the CPU seconds."""
+    recipe, place = TRAININGS[training]
+    started_at, cpu_before = time.monotonic(), time.process_time()
+    labels = tuple(labelled_files(pictures))
+    dataset = read_dataset(DatasetRequest(folder=pictures, labels=labels, rasterized=run.rasterized))
+    start = find_start(place) if place else None
+    recipe = fit_rows(fit_recipe(recipe, None, start), len(dataset.train))
+    train(TrainingRequest(dataset=dataset, recipe=recipe, seed=seed, start_from=start), run, Silent())
+    return {"wall_s": time.monotonic() - started_at, "cpu_s": time.process_time() - cpu_before}
 
 
 def measure_accuracy(run: Run, bitmaps: Bitmaps, class_index: NDArray[np.int64]) -> float:

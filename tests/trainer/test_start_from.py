@@ -297,11 +297,25 @@ def test_the_network_follows_from_the_start():
 
 
 def test_few_drawings_get_smaller_batches_and_more_epochs():
-    """A recipe has at least `min_epoch_steps` steps of 32 rows or more per epoch, and at least `min_steps` steps."""
+    """A recipe has at least `min_epoch_steps` steps of about 32 rows or more, and at least `min_steps` steps in all."""
     recipe = replace(FINETUNE, batch_rows=128, min_epoch_steps=8, min_steps=150, max_epochs=24)
-    fitted = {rows: fit_rows(recipe, rows) for rows in (40, 200, 800, 20_000)}
-    assert {rows: each.batch_rows for rows, each in fitted.items()} == {40: 32, 200: 32, 800: 100, 20_000: 128}
-    assert {rows: each.max_epochs for rows, each in fitted.items()} == {40: 75, 200: 24, 800: 24, 20_000: 24}
+    fitted = {rows: fit_rows(recipe, rows) for rows in (20, 200, 800, 1024, 20_000)}
+    assert {rows: each.batch_rows for rows, each in fitted.items()} == {
+        20: 20,
+        200: 29,
+        800: 100,
+        1024: 128,
+        20_000: 128,
+    }
+    assert {rows: each.max_epochs for rows, each in fitted.items()} == {20: 150, 200: 24, 800: 24, 1024: 24, 20_000: 24}
+
+
+def test_batches_of_few_drawings_have_almost_equal_sizes():
+    """No batch of few drawings is much smaller than the others: a batch of one row would have a variance of zero."""
+    recipe = replace(FINETUNE, batch_rows=128, min_epoch_steps=8)
+    for rows in range(2, 1024):
+        batch_rows = fit_rows(recipe, rows).batch_rows
+        assert rows <= batch_rows or (rows % batch_rows or batch_rows) >= batch_rows - rows / batch_rows
 
 
 def test_finetune_without_a_start_is_an_error(tmp_path):

@@ -88,7 +88,7 @@ class Recipe:
     patience: int | None
     """Epochs without a lower validation loss before training stops with the best weights; None = run all epochs."""
     min_epoch_steps: int = 1
-    """Steps of an epoch below which `fit_rows` makes the batches smaller, down to 32 rows."""
+    """Steps of an epoch below which `fit_rows` makes the batches smaller, down to about 32 rows."""
     min_steps: int = 0
     """Steps of a training below which `fit_rows` raises `max_epochs`."""
     needs_start: bool = False
@@ -190,9 +190,15 @@ def with_network(recipe: Recipe, network: str | Network) -> Recipe:
 
 
 def fit_rows(recipe: Recipe, rows: int) -> Recipe:
-    """Return the recipe with smaller batches and more epochs for few training drawings, as its limits require."""
-    smaller = max(_MIN_BATCH_ROWS, math.ceil(rows / recipe.min_epoch_steps))
-    batch_rows = min(recipe.batch_rows, smaller)
+    """Return the recipe with smaller batches and more epochs for few training drawings, as its limits require.
+
+    The batches of few drawings have almost equal sizes: a last batch of a few rows would have no useful statistics for
+    batch normalisation.
+    """
+    batch_rows = recipe.batch_rows
+    if rows < batch_rows * recipe.min_epoch_steps:
+        steps = math.ceil(rows / max(_MIN_BATCH_ROWS, math.ceil(rows / recipe.min_epoch_steps)))
+        batch_rows = min(batch_rows, math.ceil(rows / steps))
     epochs = math.ceil(recipe.min_steps / math.ceil(rows / batch_rows))
     return replace(recipe, batch_rows=batch_rows, max_epochs=max(recipe.max_epochs, epochs))
 
