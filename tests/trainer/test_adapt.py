@@ -11,6 +11,7 @@ from adapted_graphs import (
     clashing_names,
     doubled_in_a_branch,
     in_float16,
+    joined_and_separated,
     list_weights_as_inputs,
     move_softmax_into_function,
     reshape_to,
@@ -137,12 +138,21 @@ def test_a_model_that_scales_pixels_itself_receives_them_as_they_are(tmp_path, s
         assert np.abs(served_scores(adapt(source, *flags), sketches) - softmax(logits)).max() <= 1e-5
 
 
-@pytest.mark.parametrize("shape", [(1, 784), (1, 28, 28), (1, -1), (7, 4, 196)])
+@pytest.mark.parametrize(
+    ("example_rows", "front"),
+    [
+        (1, reshape_to(1, 784)),
+        (1, reshape_to(1, 28, 28)),
+        (1, reshape_to(1, -1)),
+        (7, reshape_to(7, 4, 196)),
+        (1, joined_and_separated),
+    ],
+)
 @pytest.mark.parametrize("is_declared", [True, False])
-def test_a_batch_that_is_fixed_by_a_constant_is_opened(tmp_path, sketches, shape, is_declared):
+def test_a_batch_that_is_fixed_by_a_constant_is_opened(tmp_path, sketches, example_rows, front, is_declared):
     """A Reshape node with the number of example rows in its constant accepts any number of rows afterwards."""
-    rows = shape[0] if is_declared else "N"
-    source = write_model(tmp_path / "m.onnx", input_shape=(rows, 28, 28), rows_out=rows, front=reshape_to(*shape))
+    rows = example_rows if is_declared else "N"
+    source = write_model(tmp_path / "m.onnx", input_shape=(rows, 28, 28), rows_out=rows, front=front)
     adapted = adapt(source)
     for count in (1, 2, 17, 48):
         logits = sketches[:count].reshape(-1, 784) @ weights().astype(np.float64)

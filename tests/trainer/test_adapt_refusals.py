@@ -56,6 +56,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_remedy(tmp_path, model, p
     """The message names what was found, what is expected, and how to export the model so that it fits."""
     message = refusal(write_model(tmp_path / "m.onnx", **model))
     assert [part for part in parts if part not in message] == [], message
+    assert ("dynamic_axes" in message) == ("dynamic_axes" in parts or "dynamic_shapes" in parts), message
 
 
 def test_dictionaries_of_scikit_learn_are_refused(tmp_path):
