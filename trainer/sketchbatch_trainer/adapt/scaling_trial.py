@@ -65,8 +65,8 @@ class ScalingResult:
 
     @property
     def fits(self) -> bool:
-        """Return whether the scores are neither saturated nor flat."""
-        return self.hesitation < _FITTING and not self.is_saturated
+        """Return whether the scores are neither saturated nor flat; true if they are not shares that sum to 1."""
+        return not (self.hesitation >= _FITTING or self.is_saturated)  # a comparison with NaN is false
 
 
 def candidates(chosen: Scaling, is_float: bool) -> list[Scaling]:
@@ -103,9 +103,11 @@ def warning(results: Sequence[ScalingResult], chosen: Scaling) -> str:
     used = next(each for each in results if each.scaling == chosen)
     best = max(results, key=lambda result: result.accuracy)
     if _is_better(best, used, comparisons=len(results) - 1):
+        # of scalings that are as good as the best one, the most common one: chance decides their order
+        better = next((each for each in results if each.fits and not _is_better(best, each)), best)
         return (
-            f"{best.scaling.flags} is right on {best.accuracy:.1%} of the drawings, {chosen.flags} on "
-            f"{used.accuracy:.1%}: {_retry(best)}"
+            f"{better.scaling.flags} is right on {better.accuracy:.1%} of the drawings, {chosen.flags} on "
+            f"{used.accuracy:.1%}: {_retry(better)}"
         )
     if not (used.is_saturated or used.is_flat):
         return ""

@@ -15,6 +15,7 @@ from .labels import Labels
 MAX_DRAWINGS = 1000
 """Largest number of drawings in total: enough to see a wrong scaling, few enough for some seconds."""
 
+_SKETCHES = 200  # of each class; drawing one takes a millisecond
 _SEED = 1  # the sketches differ from those of `sketchbatch-train sketch`, whose default seed is 0
 
 
@@ -53,7 +54,6 @@ def sketch_drawings(labels: Labels) -> TrialDrawings | None:
     """Draw synthetic sketches of bear, cat and dog; None if these are not among the labels."""
     if not set(synthetic.LABELS) <= set(labels):
         return None
-    each = MAX_DRAWINGS // len(synthetic.LABELS)
-    bitmaps = [synthetic.draw(label, each, _SEED) for label in synthetic.LABELS]
-    index = np.repeat([labels.index(label) for label in synthetic.LABELS], each)
+    bitmaps = [synthetic.draw(label, _SKETCHES, _SEED) for label in synthetic.LABELS]
+    index = np.repeat([labels.index(label) for label in synthetic.LABELS], _SKETCHES)
     return TrialDrawings(np.concatenate(bitmaps), index, "synthetic sketches", are_sketches=True)
