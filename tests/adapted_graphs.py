@@ -24,6 +24,15 @@ def reshape_to(*shape: int):
     return front
 
 
+def joined_and_separated(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
+    """Reshape all pixels of all rows into one list, and that into one row, as exporters do that see one example."""
+    initializers.append(numpy_helper.from_array(np.array([-1], np.int64), "one list"))
+    initializers.append(numpy_helper.from_array(np.array([1, 784], np.int64), "one row"))
+    nodes.append(helper.make_node("Reshape", [last, "one list"], ["listed"]))
+    nodes.append(helper.make_node("Reshape", ["listed", "one row"], ["separated"]))
+    return "separated"
+
+
 def even_rows_only(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
     """Join rows in pairs and separate them again, which fails for an odd number of rows."""
     initializers.append(numpy_helper.from_array(np.array([-1, 2, 784], np.int64), "pairs"))

@@ -11,6 +11,7 @@ from adapted_graphs import (
     clashing_names,
     doubled_in_a_branch,
     in_float16,
+    joined_and_separated,
     list_weights_as_inputs,
     move_softmax_into_function,
     reshape_to,
@@ -129,7 +130,7 @@ def test_pixels_of_an_integer_input_can_be_inverted(tmp_path, sketches, input_ty
 
 @pytest.mark.parametrize(("operator", "number"), [("Mul", 1 / 255), ("Div", 255), ("Sub", 33)])
 def test_a_model_that_scales_pixels_itself_receives_them_as_they_are(tmp_path, sketches, operator, number):
-    """Without `--scale`, a graph that begins with a Mul, Div or Sub node receives 0 to 255; `--scale` has priority."""
+    """Without `--scale`, a graph that begins with such a node receives 0 to 255; `--scale` has priority."""
     source = write_model(tmp_path / "m.onnx", input_type="float32", front=scaled_by(operator, number))
     inner = {"Mul": np.multiply, "Div": np.divide, "Sub": np.subtract}[operator]
     for flags, factor in (((), 1), (("--scale", "1/255"), 1 / 255)):
@@ -137,11 +138,21 @@ def test_a_model_that_scales_pixels_itself_receives_them_as_they_are(tmp_path, s
         assert np.abs(served_scores(adapt(source, *flags), sketches) - softmax(logits)).max() <= 1e-5
 
 
-@pytest.mark.parametrize("shape", [(1, 784), (1, 28, 28), (1, -1), (1, 4, 196)])
-@pytest.mark.parametrize("rows", [1, "N"])
-def test_a_batch_that_is_fixed_by_a_constant_is_opened(tmp_path, sketches, shape, rows):
-    """An adapted file accepts any number of rows, even if a Reshape node of the source has a constant number."""
-    source = write_model(tmp_path / "m.onnx", input_shape=(rows, 28, 28), rows_out=rows, front=reshape_to(*shape))
+@pytest.mark.parametrize(
+    ("example_rows", "front"),
+    [
+        (1, reshape_to(1, 784)),
+        (1, reshape_to(1, 28, 28)),
+        (1, reshape_to(1, -1)),
+        (7, reshape_to(7, 4, 196)),
+        (1, joined_and_separated),
+    ],
+)
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_a_batch_that_is_fixed_by_a_constant_is_opened(tmp_path, sketches, example_rows, front, is_declared):
+    """A Reshape node with the number of example rows in its constant accepts any number of rows afterwards."""
+    rows = example_rows if is_declared else "N"
+    source = write_model(tmp_path / "m.onnx", input_shape=(rows, 28, 28), rows_out=rows, front=front)
     adapted = adapt(source)
     for count in (1, 2, 17, 48):
         logits = sketches[:count].reshape(-1, 784) @ weights().astype(np.float64)
@@ -150,7 +161,7 @@ def test_a_batch_that_is_fixed_by_a_constant_is_opened(tmp_path, sketches, shape
 
 @pytest.mark.parametrize("standard_opset", [True, False])
 def test_probabilities_of_scikit_learn_are_found_next_to_the_label(tmp_path, sketches, standard_opset):
-    """If a source returns a label and probabilities, these are the scores; its classifier node names the classes."""
+    """A label and a tensor of probabilities: the tensor has the scores, and the class names are in the classifier."""
     adapted = adapt(write_scikit_learn(tmp_path / "m.onnx", standard_opset=standard_opset), labels="")
     logits = sketches.reshape(-1, 784) / 255 @ weights().astype(np.float64)
     assert np.abs(served_scores(adapted, sketches) - softmax(logits)).max() <= 1e-5

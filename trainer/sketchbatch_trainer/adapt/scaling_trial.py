@@ -2,8 +2,7 @@
 
 Only labelled drawings can show it: a model that receives its pixels at the wrong scale still returns scores. The
 accuracy shows a wrong offset and a wrong inversion. It often does not show a wrong factor: a network of ReLU layers
-with small biases ranks the classes alike at 0..1 and at 0..255. But then almost every score is 0 or 1, or all are
-alike.
+with small biases ranks the classes alike at 0..1 and at 0..255. Then almost every score is 0 or 1, or all are alike.
 """
 
 from collections.abc import Callable, Sequence

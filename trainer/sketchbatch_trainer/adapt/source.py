@@ -5,6 +5,7 @@ onnx and ONNX Runtime; the reader of Keras files and SavedModel folders imports 
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ STANDARD = ("", "ai.onnx")  # two names of the standard operator set
 
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 _ZIP, _HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"  # first bytes
+_ORT_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_CPP_PLACE = re.compile(r"/\S+:\d+ [\w:~<>]+\(.*?\) ")  # source file, line and function
 _MIN_OPSET = 7  # the oldest opset that ONNX Runtime runs in full
 
 
@@ -177,4 +180,6 @@ def _kind(path: Path) -> str:
 
 
 def _first_line(exc: Exception) -> str:
-    return next(iter(str(exc).splitlines()), type(exc).__name__)
+    """Return the first line of an error, without the code and the places in C++ that ONNX Runtime reports."""
+    line = next(iter(str(exc).splitlines()), type(exc).__name__)
+    return _CPP_PLACE.sub("", _ORT_CODE.sub("", line))

@@ -35,8 +35,15 @@ def opened(graph: ModelProto, rows: int) -> Iterator[ModelProto]:
     """
     declared = _with_open_shapes(graph)
     yield declared
-    for fixed_rows in (rows,) if rows else _fixed_rows(graph):
-        yield _with_open_reshapes(declared, fixed_rows)
+    for number in (rows,) if rows else fixed_rows(graph):
+        yield _with_open_reshapes(declared, number)
+
+
+def fixed_rows(graph: ModelProto) -> list[int]:
+    """Return the numbers of rows that the Reshape nodes of a model with open input suggest."""
+    constants = _constants(graph)
+    targets = [constants[node.input[1]] for node in _reshapes_of_rows(graph) if node.input[1] in constants]
+    return sorted({int(target[0]) for target in targets if target.size and target[0] > 0})
 
 
 def problem_with_rows(run: Callable[[Values], Values], values: Values) -> str:
@@ -82,13 +89,6 @@ def _with_open_shapes(graph: ModelProto) -> ModelProto:
             axes[0].dim_param = "N"
     del copy.graph.value_info[:]
     return copy
-
-
-def _fixed_rows(graph: ModelProto) -> list[int]:
-    """Return the numbers of rows that the Reshape nodes of a model with open input suggest."""
-    constants = _constants(graph)
-    targets = [constants[node.input[1]] for node in _reshapes_of_rows(graph) if node.input[1] in constants]
-    return sorted({int(target[0]) for target in targets if target.size and target[0] > 0})
 
 
 def _with_open_reshapes(graph: ModelProto, rows: int) -> ModelProto:
