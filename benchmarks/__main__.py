@@ -21,6 +21,7 @@ NAMES = (
     "variants",
     "int8-settings",
     "ablations",
+    "own-classes",
     "gpu",
 )
 

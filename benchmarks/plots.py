@@ -52,7 +52,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 
 def _colours(contestants: Iterable[str]) -> dict[str, str]:
-    """Return a grey for each peer that calls ONNX Runtime in process, and a colour for each other contestant."""
+    """Return the colour of each contestant: a grey if it calls ONNX Runtime in process, otherwise another colour."""
     greys, others = cycle(_GREYS), cycle(_COLOURS)
     return {name: next(greys if name.startswith(RAW) else others) for name in contestants}
 

@@ -1,5 +1,6 @@
 """Write graphs for the tests of `sketchbatch-train adapt` that are harder than one linear layer."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,15 @@ def reshape_to(*shape: int):
         return "flat again"
 
     return front
+
+
+def joined_and_separated(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
+    """Reshape all pixels of all rows into one list, and that into one row, as exporters do that see one example."""
+    initializers.append(numpy_helper.from_array(np.array([-1], np.int64), "one list"))
+    initializers.append(numpy_helper.from_array(np.array([1, 784], np.int64), "one row"))
+    nodes.append(helper.make_node("Reshape", [last, "one list"], ["listed"]))
+    nodes.append(helper.make_node("Reshape", ["listed", "one row"], ["separated"]))
+    return "separated"
 
 
 def even_rows_only(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
@@ -77,6 +87,61 @@ def scaled_by(operator: str, number: float):
         return "scaled"
 
     return front
+
+
+def in_float16(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
+    """Replace the weights by float16, as a converter to half precision does."""
+    initializers[0].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(initializers[0]).astype(np.float16), "w"))
+    nodes.append(helper.make_node("Cast", [last], ["half"], to=TensorProto.FLOAT16))
+    return "half"
+
+
+def change(path: Path, edit: Callable[[onnx.ModelProto], object]) -> Path:
+    """Apply `edit` to the model at `path`; return `path`."""
+    model = onnx.load(path)
+    edit(model)
+    onnx.save(model, path)
+    return path
+
+
+def list_weights_as_inputs(model: onnx.ModelProto) -> None:
+    """Make the model one of IR version 3, in which every weight is an input, too."""
+    model.ir_version = 3
+    for each in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(each.name, each.data_type, each.dims))
+
+
+def move_softmax_into_function(model: onnx.ModelProto) -> None:
+    """Replace the softmax by a function of the model, as the newer exporter of PyTorch writes layers."""
+    softmax = helper.make_node("Softmax", ["scores"], ["bitmaps"], axis=1)
+    function = helper.make_function("mine", "Head", ["scores"], ["bitmaps"], [softmax], [helper.make_opsetid("", 18)])
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    [node] = [each for each in model.graph.node if each.op_type == "Softmax"]
+    node.CopyFrom(helper.make_node("Head", node.input, node.output, domain="mine"))
+
+
+def write_convolution(path: Path, *, is_nhwc: bool, shape: tuple[str, ...] | None) -> Path:
+    """Write a model that begins with a convolution of one channel, which fails on the other layout.
+
+    `shape` is the declared shape of its input; None = no shape is declared. The scores are logits.
+    """
+    nodes = [helper.make_node("Transpose", ["x"], ["nchw"], perm=[0, 3, 1, 2])] if is_nhwc else []
+    nodes += [
+        helper.make_node("Conv", ["nchw" if is_nhwc else "x", "kernel"], ["same"]),
+        helper.make_node("Reshape", ["same", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["y"]),
+    ]
+    weighted = {"kernel": np.ones((1, 1, 1, 1), np.float32), "shape": np.array([-1, 784]), "w": weights()}
+    graph = helper.make_graph(
+        nodes,
+        "convolution",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in weighted.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
 
 
 def write_scikit_learn(path: Path, *, zipmap: bool = False, standard_opset: bool = True) -> Path:

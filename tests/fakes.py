@@ -40,8 +40,8 @@ class FakeModel:
 class RecordingBatcher(Batcher):
     """A batcher that records which requests it has accepted."""
 
-    def __init__(self, *args) -> None:
-        super().__init__(*args)
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
         # The references are weak, because one test checks that no object of a call exists after the call.
         self._futures: list[weakref.ref] = []
 

@@ -17,6 +17,7 @@ from sketchbatch_service.api.openinference import wire
 from sketchbatch_service.api.openinference.servicer import InferenceServicer
 from sketchbatch_service.batching.batcher import BatchLimits
 from sketchbatch_service.batching.leader_follower_pool import LeaderFollowerPool
+from sketchbatch_service.engines.score_kind import ScoreKind
 from sketchbatch_service.models.artifact import Artifact
 from sketchbatch_service.models.registry import ModelRegistry, ServedModel
 from sketchbatch_service.telemetry.metrics import ServiceMetrics
@@ -124,7 +125,8 @@ async def serving(
             version=version,
             artifact=ARTIFACT,
             provider="CPU",
-            batcher=RecordingBatcher(fake.predict, limits or BatchLimits()),
+            score_kind=ScoreKind.LOGITS,
+            batcher=RecordingBatcher(fake.predict, limits or BatchLimits(), model=f"model {name!r} version {version}"),
             buckets=buckets,
         )
         for name, version, fake in named

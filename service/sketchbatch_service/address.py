@@ -7,6 +7,7 @@ from typing import Any
 
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - nothing listens here
 _SOCKETS = ("unix", "unix-abstract")  # the schemes of gRPC for sockets of this machine
+_UNUSABLE = "%?#,"  # characters of a path that clients read otherwise
 _MAX_PATH_BYTES = 107  # Linux: sockaddr_un.sun_path, without its last zero byte
 
 
@@ -51,9 +52,14 @@ def socket_path(address: str) -> Path | None:
         raise ValueError(f"{text}, got {address!r}")
     if path.startswith("///"):  # gRPC also accepts unix:///absolute/path
         path = path.removeprefix("//")
-    # gRPC would use another path than the one given here: it decodes %20, and reads unix://a/b as /a/b.
-    if not path or len(path.encode()) > _MAX_PATH_BYTES or "%" in path or path.startswith("//"):
-        raise ValueError(f"must be unix:PATH, PATH of 1..{_MAX_PATH_BYTES} bytes without %, got {address!r}")
+    # gRPC clients would use another path than the one given here: they decode %20, cut the path at ? and #, and read
+    # unix://a/b as /a/b. Our clients separate several targets with commas.
+    is_readable = not set(path) & set(_UNUSABLE) and not path.startswith("//") and path[-1:] != "/"
+    if not path or len(path.encode()) > _MAX_PATH_BYTES or not is_readable:
+        raise ValueError(
+            f"must be unix:PATH, PATH of 1..{_MAX_PATH_BYTES} bytes without any of {_UNUSABLE!r}, and not a folder, "
+            f"got {address!r}"
+        )
     return Path(path)
 
 

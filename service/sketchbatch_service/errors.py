@@ -6,7 +6,8 @@ ServiceError             a request failed; `transport.status` maps each subclass
 ├── Overloaded           the client may send the same request again after `retry_after_s`
 ├── ShuttingDown         this replica is draining; the client may send the request to another replica
 ├── DeadlinePassed       the client's deadline passed while the request was queued
-└── InferenceFailed      the model call failed; a fault of the service
+├── InferenceFailed      the model call failed; a fault of the service
+└── ScoresNotFinite      the model returned NaN or infinity for a row of the request; a fault of the model
 StartError               the operator must change a setting, a file or the machine
 ├── ModelRefused         the model file is unusable
 ├── ProviderMissing      the requested execution provider is not available
@@ -37,7 +38,11 @@ class InvalidRequest(ServiceError):
 
 
 class ModelNotFound(ServiceError):
-    """No model or version of the requested name is served."""
+    """No model or version of the requested name is served; `newest_version` is the newest version of that name."""
+
+    def __init__(self, message: str, *, newest_version: str = "") -> None:
+        super().__init__(message)
+        self.newest_version = newest_version  # empty = no version of that name is served
 
 
 class Overloaded(ServiceError):
@@ -58,6 +63,10 @@ class DeadlinePassed(ServiceError):
 
 class InferenceFailed(ServiceError):
     """The model call raised an exception or returned the wrong number of rows."""
+
+
+class ScoresNotFinite(ServiceError):
+    """The model returned NaN or infinity for a row, so no class is the best one."""
 
 
 class StartError(Exception):

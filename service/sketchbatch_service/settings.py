@@ -59,6 +59,10 @@ class Settings:
     allow_label_changes: bool = False
     """Activate a file that replaces a served file of the same version and has other labels, instead of refusing it."""
 
+    allow_unstable_scores: bool = False
+    """Serve a model whose scores depend on the other rows of a batch, differ between two calls or are not finite for
+    some drawings, with a warning, instead of refusing it."""
+
     watch_models_s: _UpToADay = 5.0
     """Seconds between two scans of --model for new, changed and removed files; 0 = never."""
 

@@ -140,6 +140,7 @@ NO_TARGETS = [
     *("ipv4:127.0.0.1", "ipv4:localhost:1", "ipv6:[::1]", "ipv4:1.2.3.4:5,", "ipv6:1.2.3.4:5"),
     *("unix:", "unix://", "unix:///", "unix://host/path", f"unix:/{'x' * 107}", "unix-abstract:"),
     f"unix-abstract:{'x' * 108}",
+    *("unix:/folder/", "unix:/a?b", "unix:/a#b", "unix-abstract:a?b"),
 ]
 
 

@@ -131,6 +131,23 @@ async def test_a_version_that_does_not_appear_everywhere_ends_with_the_deadline(
         assert "version 2" in str(error)
 
 
+async def test_a_version_that_its_server_has_retired_is_not_found_at_once(replica, kind):
+    """A request for a version that a newer version has replaced ends before its deadline, which is a year away."""
+    async with connected(kind, replica.target, timeout_s=31e6) as classify:
+        assert (await classify(BITMAPS, model_version="1")).model_version == "1"
+        for version in (2, 3):  # the service keeps the two newest versions
+            replica.write(0, version=version, labels=OTHER_LABELS)
+        while (await classify(BITMAPS)).model_version != "3":
+            pass
+        error = None
+        while error is None:  # version 1 is served until the scan that has loaded its successors ends
+            try:
+                await classify(BITMAPS, model_version="1")
+            except ModelNotFound as exc:
+                error = exc
+        assert "version '1'" in str(error)
+
+
 async def test_a_new_version_on_one_of_two_servers_fails_no_request(replicas, kind):
     """While one of two servers has a new version, a client that names no version receives right labels from both."""
     async with connected(kind, replicas.target) as classify:

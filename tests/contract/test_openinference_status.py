@@ -143,8 +143,8 @@ async def test_a_request_out_of_time_is_deadline_exceeded_and_never_run(limit):
     assert model.batch_sizes == [1, 2]
 
 
-async def test_a_failed_model_call_is_internal_with_the_request_id_only():
-    """After a failed model call, the client receives the request id, but no cause, path or stack trace.
+async def test_a_failed_model_call_is_internal_without_its_cause():
+    """After a failed model call, the client receives the model and the request id, but no cause, path or stack trace.
 
     This is true for calls and for streams. The service logs the cause.
     """
@@ -155,8 +155,8 @@ async def test_a_failed_model_call_is_internal_with_the_request_id_only():
         streamed = [answer async for answer in stub.ModelStreamInfer([request(1, id="abc")])]
         log = service.log
     assert error.code() is grpc.StatusCode.INTERNAL
-    assert error.details() == "internal error, request id abc"
-    assert streamed[0].error_message == "INTERNAL: internal error, request id abc"
+    assert error.details() == "a call of model 'fake' version 1 failed, request id abc"
+    assert streamed[0].error_message == f"INTERNAL: {error.details()}"
     assert "secret" not in repr(error.trailing_metadata())
     assert [(event["event"], event["request_id"]) for event in log] == 2 * [("request failed", "abc")]
     assert "secret" in str(log[0]["exc_info"].__cause__)

@@ -74,6 +74,21 @@ async def test_an_unknown_model_or_version_is_not_found(fields):
         assert "there are: fake (version 1)" in error.details()
 
 
+async def test_an_unknown_version_is_not_found_with_the_newest_version():
+    """The error for an unknown version of a served model has the newest version as google.rpc.ErrorInfo."""
+    async with serving(fake=FakeModel()) as service:
+        error = await service.rejection(1, model_version="2")
+        unknown_model = await service.rejection(1, model_name="zebra", model_version="2")
+    info = error_details_pb2.ErrorInfo()
+    assert details(error).details[0].Unpack(info)
+    assert (info.reason, info.domain, dict(info.metadata)) == (
+        "VERSION_NOT_SERVED",
+        "sketchbatch.v1",
+        {"newest_version": "1"},
+    )
+    assert "grpc-status-details-bin" not in dict(unknown_model.trailing_metadata())
+
+
 async def test_a_full_queue_is_resource_exhausted_with_pushback():
     """If the queue is full, a request receives RESOURCE_EXHAUSTED with a retry delay.
 
@@ -114,14 +129,14 @@ async def test_a_deadline_that_passes_in_the_queue_is_deadline_exceeded_and_neve
     assert model.batch_sizes == [1, 2]
 
 
-async def test_a_failed_model_call_is_internal_with_the_request_id_only():
-    """After a failed model call, the client receives the request id, but no cause, path or stack trace."""
+async def test_a_failed_model_call_is_internal_without_its_cause():
+    """After a failed model call, the client receives the model and the request id, but no cause or stack trace."""
     model = FakeModel()
     model.error = RuntimeError("secret path /models/x")
     async with serving(fake=model) as service:
         error = await service.rejection(1, request_id="abc")
     assert error.code() is grpc.StatusCode.INTERNAL
-    assert error.details() == "internal error, request id abc"
+    assert error.details() == "a call of model 'fake' version 1 failed, request id abc"
     assert "secret" not in repr(error.trailing_metadata())
 
 

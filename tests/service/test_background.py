@@ -30,6 +30,7 @@ from sketchbatch_service.background import FAILING_ERRORS, Component, ComponentN
 from sketchbatch_service.batching.batcher import Batcher, BatchLimits
 from sketchbatch_service.batching.leader_follower_pool import LeaderFollowerPool
 from sketchbatch_service.batching.statistics import ModelStatistics
+from sketchbatch_service.engines.score_kind import ScoreKind
 from sketchbatch_service.errors import InferenceFailed
 from sketchbatch_service.models.loader import LoadOptions, load_models
 from sketchbatch_service.models.registry import ModelRegistry, ServedModel
@@ -240,7 +241,8 @@ async def failing_server(timeout_s: float) -> bool:
 def served_model() -> ServedModel:
     """Return a model that no thread pool runs."""
     batcher = Batcher(FakeModel().predict, BatchLimits())
-    return ServedModel(name="bear", version="1", artifact=ARTIFACT, provider="CPU", batcher=batcher)
+    kind = ScoreKind.LOGITS
+    return ServedModel(name="bear", version="1", artifact=ARTIFACT, provider="CPU", score_kind=kind, batcher=batcher)
 
 
 def scrape(address: str) -> int:

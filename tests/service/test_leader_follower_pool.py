@@ -155,7 +155,7 @@ def test_no_thread_polls_while_all_slots_run_unless_allowed():
     pool._changed = condition = ObservedCondition()
     with pool:
         assert model.started.wait(5)
-        for _ in range(2):  # the thread may wait once when it starts; the second wait follows a wake-up
+        for _ in range(2):  # the first wait can be that of the start; a second wait shows that the thread was woken
             batcher.submit(drawings(1))
             assert condition.waits.acquire(timeout=5)
         assert not source.has_submitted_all.is_set()

@@ -92,10 +92,10 @@ def test_a_file_is_not_loaded_while_it_is_copied(repository):
 @pytest.mark.parametrize(
     ("incorrect", "cause"),
     [
-        ({"labels": ["ant", "bee"]}, "3 different class names .*, got 2"),
-        ({"input_shape": ("n", 28, 28, 1)}, r"input must be bitmaps: uint8 \(N, 28, 28\)"),
+        ({"labels": ["ant", "bee"]}, "2 labels for 3 classes"),
+        ({"input_shape": ("n", 28, 28, 1)}, r"input must be uint8 \(N, 28, 28\)"),
         ({"flat_width": 785}, "fails on 1 rows"),
-        ({"scale": np.nan}, "scores must be finite numbers, got NaN"),
+        ({"scale": np.nan}, "scores of 17 of 17 trial drawings are not finite"),
     ],
 )
 def test_an_incorrect_version_is_refused_and_the_old_one_stays(repository, incorrect, cause):
@@ -124,7 +124,7 @@ def test_a_version_without_softmax_is_served_with_a_warning(repository):
         put(repository, "farm/2", softmax=False)
         watched.scan()
         assert watched.served() == ["farm/2", "farm/1"]
-        assert "the scores of a row do not sum to 1: no softmax?" in watched.events()
+        assert "the scores of a row are not probabilities" in watched.events()
 
 
 @pytest.mark.parametrize("content", ["no model", "external weights"])
@@ -150,6 +150,17 @@ def test_the_reason_for_clients_contains_no_path(tmp_path, content):
     assert str(path) in refused.cause
     assert reason.startswith("refused: not a model that ONNX Runtime can load: ")
     assert not re.search(r"/|the models|secret", reason)
+
+
+def test_the_command_for_the_operator_contains_no_path_for_clients(tmp_path):
+    """The reason for clients keeps the command that mends a file, with "..." in place of its path."""
+    put(tmp_path / "the models", "farm/1")
+    put(tmp_path / "the models", "farm/2", labels=None)
+    [refused] = load_models(tmp_path / "the models", OPTIONS).refused
+    assert descriptions.refusal(refused) == (
+        "refused: no labels in metadata (optimisers and converters drop them): "
+        "`sketchbatch-train adapt '...' --labels FILE --output adapted.onnx` writes a file that fits"
+    )
 
 
 def test_a_replaced_file_replaces_its_version(repository):

@@ -7,10 +7,16 @@ import numpy as np
 import onnx
 import pytest
 from adapted_graphs import (
+    change,
     clashing_names,
     doubled_in_a_branch,
+    in_float16,
+    joined_and_separated,
+    list_weights_as_inputs,
+    move_softmax_into_function,
     reshape_to,
     scaled_by,
+    write_convolution,
     write_scikit_learn,
 )
 from adapting import adapt, properties, run_adapt, served_scores, softmax
@@ -46,7 +52,7 @@ def test_a_model_of_another_tool_is_served_after_one_command(tmp_path, sketches,
     The service loads the adapted model, and its scores are those that NumPy computes from the weights.
     """
     source, adapted = write_foreign(name, tmp_path / f"{name}.onnx"), tmp_path / "out" / "model.onnx"
-    labels = FOREIGN[name]["labels"] if name == "ten-thousand" else LABELS
+    labels = FOREIGN[name]["labels"] if name == "ten-thousand" else ("ant", "bee", "cow")
     printed = run_adapt(source, "--output", adapted, "--labels", ",".join(labels))
     [difference] = re.findall(r"by at most (\S+) on 256 drawings", printed)
     assert float(difference) <= 1e-5
@@ -76,7 +82,7 @@ def test_metadata_describe_the_model_and_its_source(tmp_path):
     source = write_model(
         tmp_path / "mine.onnx", metadata={"author": "Ann", "license": "MIT", "sketchbatch.metrics": "{}"}
     )
-    found = properties(adapt(source))
+    found = properties(adapt(source, labels=""))
     assert json.loads(found["sketchbatch.labels"]) == list(LABELS)
     assert found["author"] == "Ann"
     assert "sketchbatch.metrics" not in found  # they were measured elsewhere, possibly with other pixels
@@ -132,11 +138,21 @@ def test_a_model_that_scales_pixels_itself_receives_them_as_they_are(tmp_path, s
         assert np.abs(served_scores(adapt(source, *flags), sketches) - softmax(logits)).max() <= 1e-5
 
 
-@pytest.mark.parametrize("shape", [(1, 784), (1, 28, 28), (1, -1), (1, 4, 196)])
-@pytest.mark.parametrize("rows", [1, "N"])
-def test_a_batch_that_is_fixed_by_a_constant_is_opened(tmp_path, sketches, shape, rows):
+@pytest.mark.parametrize(
+    ("example_rows", "front"),
+    [
+        (1, reshape_to(1, 784)),
+        (1, reshape_to(1, 28, 28)),
+        (1, reshape_to(1, -1)),
+        (7, reshape_to(7, 4, 196)),
+        (1, joined_and_separated),
+    ],
+)
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_a_batch_that_is_fixed_by_a_constant_is_opened(tmp_path, sketches, example_rows, front, is_declared):
     """A Reshape node with the number of example rows in its constant accepts any number of rows afterwards."""
-    source = write_model(tmp_path / "m.onnx", input_shape=(rows, 28, 28), rows_out=rows, front=reshape_to(*shape))
+    rows = example_rows if is_declared else "N"
+    source = write_model(tmp_path / "m.onnx", input_shape=(rows, 28, 28), rows_out=rows, front=front)
     adapted = adapt(source)
     for count in (1, 2, 17, 48):
         logits = sketches[:count].reshape(-1, 784) @ weights().astype(np.float64)
@@ -158,6 +174,34 @@ def test_names_inside_the_source_do_not_clash(tmp_path, sketches, front, factor)
     adapted = adapt(write_model(tmp_path / "m.onnx", input_name="x", output_name="y", front=front))
     logits = factor * sketches.reshape(-1, 784).astype(np.float64) @ weights().astype(np.float64)
     assert np.abs(served_scores(adapted, sketches) - softmax(logits)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("edit", [list_weights_as_inputs, move_softmax_into_function])
+def test_other_forms_of_the_file_are_read(tmp_path, sketches, edit):
+    """Weights may be inputs, as in old files; layers may be functions of the model, as in new ones."""
+    adapted = adapt(change(write_foreign("fits", tmp_path / "m.onnx"), edit))
+    assert np.abs(served_scores(adapted, sketches) - expected("fits", sketches)).max() <= 1e-5
+    assert [each.name for each in onnx.load(adapted).graph.input] == ["bitmaps"]
+
+
+def test_a_model_that_computes_in_float16_is_adapted(tmp_path, sketches):
+    """Input, weights and logits may have 16 bits; the softmax is added in 32 bits, so that each row sums to 1."""
+    adapted = adapt(write_model(tmp_path / "m.onnx", input_type="float16", output_type="float16", ending="",
+                                front=in_float16))  # fmt: skip
+    scores = served_scores(adapted, sketches)
+    assert np.abs(scores - expected("torch", sketches)).max() <= 1e-2
+    assert np.abs(scores.sum(axis=1) - 1).max() <= 1e-6
+
+
+@pytest.mark.parametrize("is_nhwc", [False, True])
+@pytest.mark.parametrize("shape", [("N", "C", "H", "W"), None])
+def test_a_layout_that_is_not_declared_is_found_by_running(tmp_path, sketches, is_nhwc, shape):
+    """If every axis is variable, the layout is the first one with which the model runs; `--layout` states it."""
+    source = write_convolution(tmp_path / "m.onnx", is_nhwc=is_nhwc, shape=shape)
+    layout = "nhwc" if is_nhwc else "nchw"
+    for flags in ((), ("--layout", layout)):
+        assert np.abs(served_scores(adapt(source, *flags), sketches) - expected("torch", sketches)).max() <= 1e-5
+    assert f"layout {layout}   [--layout]" in run_adapt(source, "--output", tmp_path / "n.onnx", "--labels", "a,b,c")
 
 
 def test_outputs_and_nodes_without_use_are_dropped(tmp_path):

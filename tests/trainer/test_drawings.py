@@ -116,6 +116,23 @@ def test_too_few_drawings_are_refused(folder, noise):
         read(folder, ("ant", "bee"))
 
 
+@pytest.mark.parametrize("rows", [3, 5, 10, 20])
+def test_a_small_class_has_drawings_in_every_split(tmp_path, noise, rows):
+    """A class of at least three different drawings has drawings in every split, and no drawing is in two splits.
+
+    The hashes alone would leave a split empty: of 50 drawings in a class, with a probability of 1 %.
+    """
+    labels = tuple(f"class {number}" for number in range(20))
+    bitmaps = noise(rows * len(labels))
+    for number, label in enumerate(labels):
+        write_bitmaps(tmp_path / f"{label}.npy", bitmaps[number * rows : (number + 1) * rows])
+    drawings = read(tmp_path, labels)
+    for split in (drawings.train, drawings.validation, drawings.test):
+        assert set(split.class_index) == set(range(20))
+    splits = [rows_of(split) for split in (drawings.train, drawings.validation, drawings.test)]
+    assert sum(map(len, splits)) == len(set.union(*splits)) == rows * len(labels)
+
+
 def test_synthetic_drawings_cannot_pass_for_real_ones(folder):
     """A dataset request with another source is refused if the folder's note says that its drawings are synthetic."""
     write_source(folder, "synthetic noise")

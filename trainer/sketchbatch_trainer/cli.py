@@ -24,8 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Train a model on drawings and export it as one ONNX file. The order of the commands is: fetch (or sketch), "
-    "explore, train, export, report. Then serve the file with `sketchbatch-serve`, and score drawings with "
-    "`sketchbatch`.",
+    "explore, train, export, report. `adapt` makes such a file of a model that was made with another tool. Then serve "
+    "the file with `sketchbatch-serve`, and score drawings with `sketchbatch`.",
 )
 
 RunFolder = Annotated[Path, typer.Option("--run", help="Folder of the run. Each command writes its files there.")]
@@ -144,14 +144,26 @@ def train(
     classes: Classes = BEAR_CAT_DOG,
     recipe: Annotated[str, typer.Option(help="Recipe: article, compact, again or finetune.")] = "compact",
     network: Annotated[
-        str, typer.Option(help="Network of every recipe except article: compact, or light (faster, for few classes).")
-    ] = "compact",
-    start_from: Annotated[Path | None, typer.Option(help="Run with the initial weights.", show_default="none")] = None,
+        str | None,
+        typer.Option(
+            help="Network of every recipe except article: compact, or light (faster, for few classes).",
+            show_default="that of --start-from, or compact",
+        ),
+    ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Model with the initial weights: a run, a model.onnx, or a folder such as models/quickdraw-345.",
+            show_default="none",
+        ),
+    ] = None,
     teacher: Annotated[
         list[Path] | None, typer.Option(help="Run whose scores replace part of each label.", show_default="none")
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Drawings of each class.", show_default="all")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epoch limit.", show_default="the recipe's")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epoch limit.", show_default="the recipe's; more for few drawings")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**30, help="Seed of all random numbers.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the model.", show_default="from its classes")] = "",
     source: Annotated[str, typer.Option(help="Origin to store in the model.", show_default="the folder's")] = "",
@@ -167,13 +179,15 @@ def train(
     from sketchbatch_client.drawings.readers import labelled_files
 
     from .dataset import DatasetRequest, count_rows, read_dataset
-    from .train.recipes import ARTICLE, NETWORKS, RECIPES, with_network
+    from .train.recipes import NETWORKS, RECIPES, fit_rows
+    from .train.starting_point import check_start, find_start, fit_recipe
 
-    for value, known, flag in ((recipe, RECIPES, "--recipe"), (network, NETWORKS, "--network")):
+    for value, known, flag in ((recipe, RECIPES, "--recipe"), (network or "compact", NETWORKS, "--network")):
         if value not in known:
             raise typer.BadParameter(f"must be one of {', '.join(known)}, got {value}", param_hint=flag)
-    chosen = RECIPES[recipe] if RECIPES[recipe] is ARTICLE else with_network(RECIPES[recipe], network)
-    chosen = chosen if epochs is None else replace(chosen, max_epochs=epochs)
+    start = find_start(start_from) if start_from else None
+    check_start(RECIPES[recipe], start)
+    chosen = fit_recipe(RECIPES[recipe], network, start)
     data = data or cache_folder()
     drawings = DatasetRequest(
         folder=data,
@@ -190,6 +204,8 @@ def train(
         f"{_join(dataset.labels)}: {len(dataset.train):,} drawings for training, "
         f"{len(dataset.validation):,} for validation, {len(dataset.test):,} held out"
     )
+    chosen = fit_rows(chosen, len(dataset.train))
+    chosen = chosen if epochs is None else replace(chosen, max_epochs=epochs)
     with importing("train"):
         from .train.epoch_printer import EpochPrinter
         from .train.training import TrainingRequest
@@ -200,7 +216,7 @@ def train(
         recipe=chosen,
         seed=seed,
         name=name,
-        start_from=Run(start_from) if start_from else None,
+        start_from=start,
         teachers=tuple(map(Run, teacher or ())),
     )
     with row_bar() as progress:

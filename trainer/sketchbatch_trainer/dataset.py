@@ -1,7 +1,8 @@
 """Open labelled drawings by class and divide them into a training, a validation and a test split.
 
 The split of a drawing depends only on its bitmap (BLAKE2b of the 784 bytes). Every run, machine and choice of classes
-therefore gives a drawing the same split, and copies of one bitmap are in the same split. Bitmaps stay in their
+therefore gives a drawing the same split, and copies of one bitmap are in the same split. Only a class of so few
+drawings that a split would stay empty moves one drawing, chosen by its hash, to that split. Bitmaps stay in their
 memory-mapped files until a step reads them. Each drawing takes 8 bytes of memory, so that 50 million drawings fit.
 """
 
@@ -197,18 +198,29 @@ def _assign_splits(
     bitmaps: Bitmaps, update_digest: Callable[[bytes], object], progress: Callable[[int], object]
 ) -> NDArray[np.int8]:
     """Return the split of each row, and pass the bytes of all bitmaps to `update_digest` in order."""
-    splits = np.empty(len(bitmaps), np.int8)
+    hashes = np.empty(len(bitmaps), np.uint64)
     for start in range(0, len(bitmaps), _BLOCK_ROWS):
         block = bitmaps[start : start + _BLOCK_ROWS].tobytes()
         update_digest(block)
-        hashes = b"".join(
+        digests = b"".join(
             hashlib.blake2b(block[at : at + 784], digest_size=8).digest() for at in range(0, len(block), 784)
         )
-        percent = np.frombuffer(hashes, "<u8") % 100
-        is_test, is_train = percent < TEST_PERCENT, percent >= TEST_PERCENT + VALIDATION_PERCENT
-        splits[start : start + len(percent)] = np.select([is_test, is_train], [_TEST, _TRAIN], _VALIDATION)
-        progress(len(percent))
+        rows = len(digests) // 8
+        hashes[start : start + rows] = np.frombuffer(digests, "<u8")
+        progress(rows)
+    percent = hashes % 100
+    is_test, is_train = percent < TEST_PERCENT, percent >= TEST_PERCENT + VALIDATION_PERCENT
+    splits = np.select([is_test, is_train], [_TEST, _TRAIN], _VALIDATION).astype(np.int8)
+    _fill_empty_splits(splits, hashes)
     return splits
+
+
+def _fill_empty_splits(splits: NDArray[np.int8], hashes: NDArray[np.uint64]) -> None:
+    """Move a bitmap, with all its copies, from the largest split to each empty split: the one with the lowest hash."""
+    for empty in np.setdiff1d(np.arange(3), splits):
+        different = [len(np.unique(hashes[splits == split])) for split in range(3)]
+        if max(different) > 1:
+            splits[hashes == hashes[splits == np.argmax(different)].min()] = empty
 
 
 def _select(files: tuple[Bitmaps, ...], splits: list[NDArray[np.int8]], wanted: int) -> Split:

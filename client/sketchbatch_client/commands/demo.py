@@ -32,7 +32,11 @@ def demo(
     The service may start after this command. Exit codes: 0 = ended by Ctrl-C or SIGTERM, 1 = ended by an error.
     """
     connect = partial(connection.open, timeout_s=timeout_s, retry=RetryPolicy(max_attempts=1))
-    with suppress(KeyboardInterrupt), PageServer(address, ClassificationApi(connect, model, model_version)) as server:
+    try:
+        listening = PageServer(address, ClassificationApi(connect, model, model_version))
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--address") from exc
+    with suppress(KeyboardInterrupt), listening as server:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM is the regular end: exit code 0
         print(f"draw at {server.url} (Ctrl-C stops the server)", flush=True)
         if open_page:

@@ -16,7 +16,7 @@ class PageServer(ThreadingMixIn, TCPServer):
     """The server of the page: listens once constructed, and responds in `serve_forever`.
 
     The address is HOST:PORT; port 0 = a free port. `request_s` is the longest time to receive a request and the longest
-    idle time of a connection, in seconds. Raises OSError if the address is invalid or cannot be used.
+    idle time of a connection, in seconds. Raises ValueError if the address is invalid, OSError if it is unusable.
     """
 
     daemon_threads = True
@@ -25,7 +25,7 @@ class PageServer(ThreadingMixIn, TCPServer):
     def __init__(self, address: str, api: ClassificationApi, *, request_s: float = 10.0) -> None:
         host, port = split_address(address)
         if not host or not port.isdecimal() or int(port) > 65535:
-            raise OSError(f"--address must be HOST:PORT, got {address!r}")
+            raise ValueError(f"must be HOST:PORT, got {address!r}")
         self.page, self.policy = read_page()
         self.api, self.host, self.request_s = api, host, request_s
         try:

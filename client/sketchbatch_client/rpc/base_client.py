@@ -23,6 +23,7 @@ from .connections.credentials import Credentials, Tls, Token
 from .connections.targets import CONNECT_TIMEOUT_S, channel_options, parse_targets
 from .request import RequestKey, as_text
 from .retries.aimd_limit import AimdLimit
+from .retries.error_details import is_retired
 from .retries.retry_policy import RetryPolicy, has_no_response
 from .retries.retry_state import RetryState
 from .single_flight import SingleFlight
@@ -265,13 +266,15 @@ class BaseClient:
         """Repeat an attempt that ends with NOT_FOUND if another server has reported this version a short time ago.
 
         During a model update the servers load a version at different moments, and a connection to a name reaches
-        several servers in turn. Raises DeadlineExceeded.
+        several servers in turn. A server that serves a newer version has retired this one, and the attempt is not
+        repeated. Raises DeadlineExceeded.
         """
         while True:
             try:
                 return await send()
             except grpc.RpcError as exc:
-                if exc.code() is not grpc.StatusCode.NOT_FOUND or not self._is_arriving(name, version):
+                is_missing = exc.code() is grpc.StatusCode.NOT_FOUND
+                if not is_missing or not self._is_arriving(name, version) or is_retired(version, exc):
                     raise
                 if deadline - time.monotonic() <= _VERSION_DELAY_S:
                     text = f"no server of {self.target} returned {name} version {version} in {self._timeout_s:g} s"

@@ -397,7 +397,9 @@ class Input(google.protobuf.message.Message):
     DATATYPE_FIELD_NUMBER: builtins.int
     SHAPE_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """Name of the tensor in the ONNX file: bitmaps."""
+    """Name of the tensor in the ONNX file: bitmaps, or another name in a file from another tool. It is information
+    only: requests have the rows in their field `bitmaps`, whatever the name.
+    """
     datatype: builtins.str
     """Element type in the notation of the Open Inference Protocol: UINT8."""
     @property

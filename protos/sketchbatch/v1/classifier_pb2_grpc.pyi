@@ -27,14 +27,17 @@ class ClassifierServiceStub:
     The status codes of every RPC follow. ClassifyStream reports an error of one message in the `error` of its
     response, and the stream continues. Only the errors marked (*) end the whole stream.
       INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
-      NOT_FOUND           unknown model or version; the message lists the models and versions being served.
+      NOT_FOUND           unknown model or version; the message lists the models and versions being served. If other
+                          versions of the model are served, google.rpc.ErrorInfo has the newest of them (metadata key
+                          `newest_version`).
       RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
                           google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
                           (*) Without `grpc-retry-pushback-ms`, the message was too large for gRPC.
       UNAVAILABLE         (*) this replica is draining; another replica will answer.
       DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
                           a request that was split into several model calls may have run in part.
-      INTERNAL            the model call failed; the error message contains the request id only.
+      INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
+                          the model, the row and the request id; the cause of a failed call is in the service's log.
       UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 
@@ -75,14 +78,17 @@ class ClassifierServiceAsyncStub:
     The status codes of every RPC follow. ClassifyStream reports an error of one message in the `error` of its
     response, and the stream continues. Only the errors marked (*) end the whole stream.
       INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
-      NOT_FOUND           unknown model or version; the message lists the models and versions being served.
+      NOT_FOUND           unknown model or version; the message lists the models and versions being served. If other
+                          versions of the model are served, google.rpc.ErrorInfo has the newest of them (metadata key
+                          `newest_version`).
       RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
                           google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
                           (*) Without `grpc-retry-pushback-ms`, the message was too large for gRPC.
       UNAVAILABLE         (*) this replica is draining; another replica will answer.
       DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
                           a request that was split into several model calls may have run in part.
-      INTERNAL            the model call failed; the error message contains the request id only.
+      INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
+                          the model, the row and the request id; the cause of a failed call is in the service's log.
       UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 
@@ -122,14 +128,17 @@ class ClassifierServiceServicer(metaclass=abc.ABCMeta):
     The status codes of every RPC follow. ClassifyStream reports an error of one message in the `error` of its
     response, and the stream continues. Only the errors marked (*) end the whole stream.
       INVALID_ARGUMENT    wrong byte count, zero or too many rows, bad top_k; google.rpc.BadRequest names the field.
-      NOT_FOUND           unknown model or version; the message lists the models and versions being served.
+      NOT_FOUND           unknown model or version; the message lists the models and versions being served. If other
+                          versions of the model are served, google.rpc.ErrorInfo has the newest of them (metadata key
+                          `newest_version`).
       RESOURCE_EXHAUSTED  Classify only: the queue is full, or the deadline would pass in the queue.
                           google.rpc.RetryInfo and the trailer `grpc-retry-pushback-ms` give the time until a retry.
                           (*) Without `grpc-retry-pushback-ms`, the message was too large for gRPC.
       UNAVAILABLE         (*) this replica is draining; another replica will answer.
       DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
                           a request that was split into several model calls may have run in part.
-      INTERNAL            the model call failed; the error message contains the request id only.
+      INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
+                          the model, the row and the request id; the cause of a failed call is in the service's log.
       UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     """
 

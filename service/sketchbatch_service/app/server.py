@@ -222,6 +222,7 @@ def _load_options(settings: Settings, worker: Worker) -> LoadOptions:
     return LoadOptions(
         versions=VersionPolicy.parse(settings.versions),
         allows_label_changes=settings.allow_label_changes,
+        allows_unstable_scores=settings.allow_unstable_scores,
         provider=settings.provider,
         cuda=CudaOptions(device=worker.number - 1, graphs=settings.cuda_graphs, tf32=settings.cuda_tf32),
         threads=threads,

@@ -22,10 +22,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..arrays import Bitmaps, Scores
-from ..errors import DeadlinePassed, InferenceFailed, Overloaded, ShuttingDown
+from ..errors import DeadlinePassed, InferenceFailed, Overloaded, ScoresNotFinite, ShuttingDown
 from .drain_rate import DrainRateEstimator
+from .finite_rows import finite_rows
 from .row_queue import Answer, Request, RowQueue, Slice
 from .statistics import CloseReason, ModelStatistics
 
@@ -61,6 +63,7 @@ class Batcher:
         predict: Callable[[Bitmaps], Scores],
         limits: BatchLimits,
         *,
+        model: str = "the model",  # as error messages name it
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.wake: Callable[[], None] = lambda: None  # set by the thread pool; called after rows were queued
@@ -68,6 +71,7 @@ class Batcher:
         self.limits = limits
         self.statistics = ModelStatistics(clock)
         self._predict = predict
+        self._model = model
         self._clock = clock
         self._queue = RowQueue(limits.max_batch_rows)
         self._running_calls = 0
@@ -75,7 +79,7 @@ class Batcher:
         self._drain_rate = DrainRateEstimator(limits.slots)
         self._cleaned_at = -math.inf  # time of the last removal of cancelled requests
         self._is_closed = False
-        self._lock = threading.Lock()  # guards all of the above, and the scores of requests that span several calls
+        self._lock = threading.Lock()  # guards the attributes above, and scores of requests in several model calls
 
     @property
     def has_rows(self) -> bool:
@@ -114,7 +118,8 @@ class Batcher:
 
         Returns:
             A future, settled on a thread of the pool. Cancelling it removes the waiting rows. Its exception is
-            `DeadlinePassed`, or `InferenceFailed` if one of the request's model calls failed.
+            `DeadlinePassed`, `InferenceFailed` if one of the request's model calls failed, or `ScoresNotFinite` if a
+            row has a score that is NaN or infinite; other requests of the same batch receive their scores.
 
         Raises:
             Overloaded: The queue is full, or the request would probably miss its deadline; safe to retry.
@@ -207,7 +212,8 @@ class Batcher:
                 raise ValueError(f"the model must return {batch.rows} rows, got {len(scores)}")
             ended_at = self._clock()
             was_failing = self.is_failing
-            completed = self._store(batch, scores, ended_at - started_at)
+            is_finite = finite_rows(scores)
+            completed, failed = self._store(batch, scores, is_finite, ended_at - started_at)
         except Exception as exc:  # every request of the batch must receive an error, or its client would wait for ever
             self._fail(batch, exc)
             return
@@ -217,9 +223,13 @@ class Batcher:
             reason=batch.close_reason,
             assembling_s=assembled_at - started_at,
             inference_s=ended_at - assembled_at,
+            nonfinite_rows=0 if is_finite is None else len(is_finite) - int(is_finite.sum()),
         )
         for request in completed:
             request.complete()
+        for request, row in failed:
+            self.statistics.add_failure(request)
+            request.fail(ScoresNotFinite(f"{self._model} returned scores that are not finite for row {row}"))
         if was_failing:
             self.on_health()
 
@@ -231,25 +241,35 @@ class Batcher:
             is_failing_now = self._failed_calls == _FAILING_CALLS
         self.statistics.add_broken_call(batch.close_reason, [each.request for each in batch.slices])
         for each in batch.slices:
-            error = InferenceFailed("the model call failed")  # one per request: threads must not share a traceback
+            error = InferenceFailed(
+                f"a call of {self._model} failed"
+            )  # one per request: threads must not share a traceback
             error.__cause__ = cause
             each.request.fail(error)
         if is_failing_now:
             self.on_health()
 
-    def _store(self, batch: "Batch", scores: Scores, took_s: float) -> list[Request]:
-        """Store the scores of one model call; return the requests that it completed."""
-        completed, first = [], 0
+    def _store(
+        self, batch: "Batch", scores: Scores, is_finite: NDArray[np.bool_] | None, took_s: float
+    ) -> tuple[list[Request], list[tuple[Request, int]]]:
+        """Store the scores of one model call.
+
+        Return the requests that it completed, and each request with scores that are not finite, with its first such
+        row. These requests never complete, because their scores are not stored.
+        """
+        completed, failed, first = [], [], 0
         with self._lock:
             for each in batch.slices:
-                rows = len(each.bitmaps)
-                if each.request.store(each.start, scores[first : first + rows], took_s):
+                rows = slice(first, first + len(each.bitmaps))
+                if is_finite is not None and not is_finite[rows].all():
+                    failed.append((each.request, each.start + int(is_finite[rows].argmin())))
+                elif each.request.store(each.start, scores[rows], took_s):
                     completed.append(each.request)
-                first += rows
+                first = rows.stop
             self._drain_rate.record_end(batch.rows, batch.taken_at, self._clock())
             self._running_calls -= 1
             self._failed_calls = 0
-        return completed
+        return completed, failed
 
 
 def _released(bitmaps: Bitmaps) -> Scores:

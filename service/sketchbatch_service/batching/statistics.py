@@ -74,6 +74,7 @@ class Counts:
     # Model calls, failed ones included, by the reason for which their batch got no more rows:
     closed: Counter[CloseReason] = field(default_factory=lambda: Counter(dict.fromkeys(get_args(CloseReason), 0)))
     broken_calls: int = 0  # failed model calls
+    nonfinite_rows: int = 0  # rows with a score that is NaN or infinite; their requests failed
 
     def copy(self) -> "Counts":
         """Return a copy that later counts do not change."""
@@ -103,7 +104,14 @@ class ModelStatistics:
             return self._counts.copy()
 
     def add_call(
-        self, rows: int, completed: list[Request], *, reason: CloseReason, assembling_s: float, inference_s: float
+        self,
+        rows: int,
+        completed: list[Request],
+        *,
+        reason: CloseReason,
+        assembling_s: float,
+        inference_s: float,
+        nonfinite_rows: int = 0,
     ) -> None:
         """Count a successful model call and the requests it completed, before their futures are settled."""
         now = self._clock()
@@ -114,6 +122,7 @@ class ModelStatistics:
             counts.call_times.add(inference_s)
             counts.assembling.add(assembling_s)
             counts.closed[reason] += 1
+            counts.nonfinite_rows += nonfinite_rows
             counts.last_answer_at = time.time()
             for request in completed:
                 counts.rows += len(request.bitmaps)

@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from ..arrays import ROW_SHAPE, Bitmaps, Scores
 from ..errors import ModelRefused
+from .tensor_names import OUR_NAMES, TensorNames
 
 CPU = "CPUExecutionProvider"
 
@@ -45,11 +46,11 @@ def open_session(path: Path) -> ort.InferenceSession:
         raise ModelRefused(f"{path}: not a model that ONNX Runtime can load: {cause}") from exc
 
 
-def predict_checked(session: ort.InferenceSession, bitmaps: Bitmaps, classes: int) -> Scores:
+def predict_checked(predict: Callable[[Bitmaps], Scores], bitmaps: Bitmaps, classes: int) -> Scores:
     """Run a model; raise ModelRefused if it fails on bitmaps or its scores do not have the shape (rows, classes)."""
     rows = len(bitmaps)
     try:
-        scores: Scores = session.run(["scores"], {"bitmaps": bitmaps})[0]
+        scores = predict(bitmaps)
     except Exception as exc:  # ONNX Runtime's exceptions have no public base class
         raise ModelRefused(f"the model fails on {rows} rows: {str(exc).splitlines()[0]}") from exc
     if scores.shape != (rows, classes):
@@ -80,27 +81,37 @@ class Engine:
     With `max_batch_rows` = 0, `warm_up` measures how many rows take about 5 ms, and limits calls to this number.
     """
 
-    def __init__(self, session: ort.InferenceSession, *, classes: int, slots: int = 1, max_batch_rows: int = 0) -> None:
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        *,
+        classes: int,
+        names: TensorNames = OUR_NAMES,
+        slots: int = 1,
+        max_batch_rows: int = 0,
+    ) -> None:
         self._session = session
         self._classes = classes
+        self._input, self._outputs = names.input, [names.scores]
         self._has_fixed_size = bool(max_batch_rows)
         self.provider: str = session.get_providers()[0]
         self.slots = slots
         self.batch_rows = max_batch_rows or _BATCH_ROWS[0]  # most rows in one call
         self.buckets: tuple[int, ...] = ()  # a batch of any size is computed as it is
         self.quick_rows = self.min_split_rows = 1  # rows that take at most a millisecond
+        self.tolerance = 0.0  # largest allowed difference from the CPU's scores
         self.polls_while_saturated = False  # whether a full call takes so long that a thread must poll during it
 
     def warm_up(self) -> None:
         """Check the model with `predict_checked` for three batch sizes, and set the limits in rows by its speed."""
         for rows in (1, _TRIAL_ROWS):
-            predict_checked(self._session, _noise(rows), self._classes)
+            predict_checked(self.predict, _noise(rows), self._classes)
         self._tune()
-        predict_checked(self._session, _noise(self.batch_rows), self._classes)
+        predict_checked(self.predict, _noise(self.batch_rows), self._classes)
 
     def predict(self, bitmaps: Bitmaps) -> Scores:
         """Return float32 (rows, classes) for uint8 (rows, 28, 28), 1 <= rows <= `batch_rows`, in the same order."""
-        scores: Scores = self._session.run(["scores"], {"bitmaps": bitmaps})[0]
+        scores: Scores = self._session.run(self._outputs, {self._input: bitmaps})[0]
         return scores
 
     def _tune(self) -> None:

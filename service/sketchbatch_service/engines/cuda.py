@@ -165,7 +165,7 @@ class CudaEngine:
         """Create the buckets of one buffer set, each with its own graph id."""
         first_id = 1 + set_number * len(self.buckets)
         return [
-            _Bucket(self._session, self._device, (rows, self._reference.classes), graph_id if self.has_graphs else None)
+            _Bucket(self._session, self._device, self._reference, rows, graph_id if self.has_graphs else None)
             for graph_id, rows in enumerate(self.buckets, first_id)
         ]
 
@@ -211,14 +211,14 @@ class _Bucket:
     """One bucket of one buffer set: tensors at constant addresses, bound once, and the graph captured on them."""
 
     def __init__(
-        self, session: ort.InferenceSession, device: Device, shape: tuple[int, int], graph_id: int | None
+        self, session: ort.InferenceSession, device: Device, reference: Reference, rows: int, graph_id: int | None
     ) -> None:
-        self.rows, _ = shape  # (rows, classes) of the scores
-        self.bitmaps = device.tensor((self.rows, *ROW_SHAPE), np.uint8)
-        self._scores = device.tensor(shape, np.float32)
+        self.rows = rows
+        self.bitmaps = device.tensor((rows, *ROW_SHAPE), np.uint8)
+        self._scores = device.tensor((rows, reference.classes), np.float32)
         self._binding = session.io_binding()
-        self._binding.bind_ortvalue_input("bitmaps", self.bitmaps)
-        self._binding.bind_ortvalue_output("scores", self._scores)
+        self._binding.bind_ortvalue_input(reference.names.input, self.bitmaps)
+        self._binding.bind_ortvalue_output(reference.names.scores, self._scores)
         self._options: ort.RunOptions | None = None  # None: options without a graph id would cost 35 us per call
         if graph_id is not None:
             self._options = ort.RunOptions()

@@ -1,22 +1,28 @@
 """Read the metadata of a model file, and refuse a file whose input, output or labels do not fit.
 
 docs/model-file.md specifies the file. An ONNX file from another source is served, too, if it meets these requirements.
+One message lists everything that does not fit, with the command that writes a file that fits.
 """
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
-from ..arrays import ROW_SHAPE
+from ..engines.tensor_names import OUR_NAMES, TensorNames
 from ..errors import ModelRefused
 from .external_data import locations
+from .labels import problems_of
+from .signature import read_signature
 
 _MAX_DEPTH = 16  # levels of nested JSON values; protobuf's parsers allow about 30
-_ONNX_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+_SHOWN_CHARACTERS = 60
+
+_NO_LABELS = "no labels in metadata (optimisers and converters drop them)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,28 +36,49 @@ class Artifact:
     licence: str
     metrics: dict[str, Any]  # from training
     digest: str  # see `digest_of`
+    names: TensorNames = OUR_NAMES
+
+    @property
+    def variant(self) -> str:
+        """Return the number format that the file states ("float32", "float16", "int8"); empty if it states none."""
+        return str(self.metrics.get("variant", ""))
 
 
 def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
     """Return the metadata of the file at `path`, which `session` has loaded.
 
-    Raise ModelRefused if the input, the output or the labels do not fit.
+    Raise ModelRefused if the input, the output or the labels do not fit; its message lists everything that does not.
     """
     try:
-        _check_input(path, session)
-        classes = _check_output(path, session)
         metadata = session.get_modelmeta().custom_metadata_map
+        labels, label_problems = _labels(metadata)
+        signature = read_signature(session, len(labels))
     except UnicodeDecodeError as exc:
         raise ModelRefused(f"{path}: names and metadata_props must be UTF-8: {exc}") from exc
+    metrics, metrics_problem = _json(metadata, "sketchbatch.metrics", dict, "a JSON object")
+    if labels and signature.classes not in (0, len(labels)):
+        label_problems.append(f"{len(labels)} labels for {signature.classes} classes")
+    if problems := [*signature.problems, *label_problems, *filter(None, [metrics_problem])]:
+        flags = {"--scores-output NAME": signature.is_ambiguous, "--labels FILE": bool(label_problems)}
+        command = adapt_command(path, *(flag for flag, is_needed in flags.items() if is_needed))
+        then = "" if signature.is_adaptable else "export it again, then "
+        raise ModelRefused(f"{path}: {'; '.join(problems)}: {then}`{command}` writes a file that fits")
     return Artifact(
-        labels=_labels(path, metadata, classes),
+        labels=labels,
         name=metadata.get("sketchbatch.name", ""),
         version=metadata.get("sketchbatch.version", ""),
         created=metadata.get("sketchbatch.created", ""),
         licence=metadata.get("sketchbatch.licence", ""),
-        metrics=_json(path, metadata, "sketchbatch.metrics", dict) or {},
+        metrics=metrics or {},
         digest=digest_of(path),
+        names=signature.names,
     )
+
+
+def adapt_command(path: Path, *flags: str) -> str:
+    """Return the command that writes a file that fits from the file at `path`, to be copied into a shell."""
+    output = "adapted.onnx" if path.name == "model.onnx" else "model.onnx"  # never the file itself
+    return " ".join(["sketchbatch-train adapt", shlex.quote(str(path)), *flags, "--output", output])
 
 
 def digest_of(path: Path) -> str:
@@ -71,67 +98,37 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_input(path: Path, session: ort.InferenceSession) -> None:
-    inputs = session.get_inputs()
-    fits = [i.name == "bitmaps" and i.type == "tensor(uint8)" and _is_batch_of(i.shape, ROW_SHAPE) for i in inputs]
-    if fits != [True]:
-        raise ModelRefused(
-            f"{path}: the model's one input must be bitmaps: uint8 (N, 28, 28), got {_signature(inputs)}"
-        )
-
-
-def _check_output(path: Path, session: ort.InferenceSession) -> int:
-    """Return the number of classes; 0 = the file does not state it."""
-    outputs = session.get_outputs()
-    for output in outputs:
-        if output.name == "scores" and output.type == "tensor(float)" and len(output.shape) == 2:
-            rows, classes = output.shape
-            if not isinstance(rows, int):
-                return classes if isinstance(classes, int) else 0
-    raise ModelRefused(f"{path}: the model must have an output scores: float32 (N, classes), got {_signature(outputs)}")
-
-
-def _is_batch_of(shape: list[Any], row_shape: tuple[int, ...]) -> bool:
-    """Return whether `shape` is (N, *row_shape); ONNX Runtime gives the variable axis N as a name or None."""
-    return len(shape) == 1 + len(row_shape) and not isinstance(shape[0], int) and tuple(shape[1:]) == row_shape
-
-
-def _signature(tensors: list[ort.NodeArg]) -> str:
-    def text(tensor: ort.NodeArg) -> str:
-        axes = ", ".join(str(axis) if isinstance(axis, int) else "N" for axis in tensor.shape)
-        return f"{tensor.name}: {_ONNX_TYPES.get(tensor.type, tensor.type)} ({axes})"
-
-    return " and ".join(map(text, tensors))
-
-
-def _labels(path: Path, metadata: dict[str, str], classes: int) -> tuple[str, ...]:
-    labels = _json(path, metadata, "sketchbatch.labels", list)
-    expected = f"{path}: sketchbatch.labels must be a JSON list of {classes or 'its'} different class names"
+def _labels(metadata: dict[str, str]) -> tuple[tuple[str, ...], list[str]]:
+    """Return the labels, empty if they cannot be read, and their problems."""
+    key, expected = "sketchbatch.labels", "a JSON list of names"
+    labels, problem = _json(metadata, key, list, expected)
     if labels is None:
-        raise ModelRefused(f"{expected} in metadata_props, got none")
-    if not labels or not all(isinstance(label, str) for label in labels) or len(set(labels)) != len(labels):
-        raise ModelRefused(f"{expected} in metadata_props, got {labels!r}")
-    if classes and len(labels) != classes:
-        raise ModelRefused(f"{expected} in metadata_props, got {len(labels)}")
-    return tuple(labels)
+        return (), [problem or _NO_LABELS]
+    if not labels or not all(isinstance(label, str) for label in labels):
+        return (), [f"{key} must be {expected}, got {_shown(metadata[key])}"]
+    return tuple(labels), list(problems_of(labels))
 
 
-def _json(path: Path, metadata: dict[str, str], key: str, kind: type) -> Any:
-    """Return the parsed value of `key`; None if the file has no such key."""
+def _json(metadata: dict[str, str], key: str, kind: type, expected: str) -> tuple[Any, str]:
+    """Return the parsed value of `key`, None if it is missing or does not fit, and the problem if it does not fit."""
     text = metadata.get(key)
     if text is None:
-        return None
+        return None, ""
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as exc:  # ValueError: invalid JSON, or a number of thousands of digits
-        raise ModelRefused(f"{path}: {key} must be JSON, got {text[:60]!r}") from exc
+    except (ValueError, RecursionError):  # ValueError: invalid JSON, or a number of thousands of digits
+        return None, f"{key} must be JSON, got {_shown(text)}"
     try:
         _check_sendable(value, _MAX_DEPTH)
     except (ValueError, OverflowError) as exc:
-        raise ModelRefused(f"{path}: {key} must be what a message can carry: {exc}, in {text[:60]!r}") from exc
+        return None, f"{key} must be what a message can carry: {exc}, in {_shown(text)}"
     if not isinstance(value, kind):
-        raise ModelRefused(f"{path}: {key} must be a JSON {kind.__name__}, got {text[:60]!r}")
-    return value
+        return None, f"{key} must be {expected}, got {_shown(text)}"
+    return value, ""
+
+
+def _shown(text: str) -> str:
+    return repr(text[:_SHOWN_CHARACTERS])
 
 
 def _check_sendable(value: object, depth: int) -> None:

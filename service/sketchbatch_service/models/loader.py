@@ -1,7 +1,7 @@
 """Load model files and warm them up: each file is served or refused with a reason.
 
 Flow of a file: ONNX Runtime on the CPU -> `artifact` checks its signature -> an engine on CUDA or the CPU, warmed up ->
-a check of its scores. The service loads files at its start; `watcher` loads files while it runs.
+a trial of its scores. The service loads files at its start; `watcher` loads files while it runs.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import onnxruntime as ort
 import structlog
 
@@ -17,10 +16,12 @@ from ..batching.batcher import Batcher, BatchLimits
 from ..engines.cpu import Engine, available_cpus, open_session
 from ..engines.cuda import CudaEngine, CudaOptions, open_on_cuda
 from ..engines.cuda_device import is_built_in
-from ..engines.parity import Reference, random_drawings
+from ..engines.parity import Reference
+from ..engines.score_kind import ScoreKind, kind_of
+from ..engines.trial import ROWS, Trial, tolerance_of, try_out
 from ..errors import ModelRefused, ProviderMissing, StartError
 from ..version_policy import VersionPolicy
-from .artifact import read_artifact
+from .artifact import Artifact, adapt_command, read_artifact
 from .registry import ExcludedFile, ModelRegistry, RefusedFile, ServedModel
 from .repository import ModelFile, find
 from .selection import select, unmet
@@ -31,8 +32,6 @@ Provider = Literal["auto", "cpu", "cuda"]
 
 LoadResult = ServedModel | StartError  # of one file: its model, or why the file is refused
 
-_SUM_TOLERANCE = 1e-2  # for the sum of a row's scores: the tolerance for float16 in `engines.parity`
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
@@ -40,6 +39,7 @@ class LoadOptions:
 
     versions: VersionPolicy = field(default_factory=VersionPolicy)  # of a repository
     allows_label_changes: bool = False  # whether a file may replace another one of its version that has other labels
+    allows_unstable_scores: bool = False  # whether a model with faults in its trial is served
     provider: Provider = "auto"  # `auto` uses CUDA if CUDA works, otherwise the CPU
     cuda: CudaOptions = field(default_factory=CudaOptions)
     threads: int = 0  # CPUs for model calls; 0 = all that this process may use
@@ -137,7 +137,7 @@ def may_use_cuda(options: LoadOptions) -> bool:
 
 
 def load(file: ModelFile, options: LoadOptions) -> ServedModel:
-    """Load a file, warm it up and check its scores.
+    """Load a file, warm it up and try it on a few drawings.
 
     Raise ModelRefused, with the reason, if the file does not fit or changed during the loading. Raise
     ProviderMissing if `options.provider` is `cuda`, and the model does not run on CUDA.
@@ -145,8 +145,8 @@ def load(file: ModelFile, options: LoadOptions) -> ServedModel:
     session = open_session(file.path)
     artifact = read_artifact(file.path, session)
     try:
-        engine = _engine(file.path, session, len(artifact.labels), options)
-        _check_scores(file.path, engine)
+        engine = _engine(file.path, session, artifact, options)
+        score_kind = _score_kind(file.path, engine, artifact, options)
     except ModelRefused as exc:
         raise ModelRefused(f"{file.path}: {exc}") from exc
     if not file.is_unchanged():  # the digest and the scores may be of two different files
@@ -158,41 +158,61 @@ def load(file: ModelFile, options: LoadOptions) -> ServedModel:
         quick_rows=engine.quick_rows,
         max_queued_rows=options.max_queued_rows,
     )
+    name = file.name or artifact.name or file.path.stem
+    version = file.version or (artifact.version if artifact.version.isdecimal() else "1")
     return ServedModel(
-        name=file.name or artifact.name or file.path.stem,
-        version=file.version or (artifact.version if artifact.version.isdecimal() else "1"),
+        name=name,
+        version=version,
         artifact=artifact,
         provider=engine.provider,
-        batcher=Batcher(engine.predict, limits),
+        score_kind=score_kind,
+        batcher=Batcher(engine.predict, limits, model=f"model {name[:100]!r} version {version}"),
         file=file,
         polls_while_saturated=engine.polls_while_saturated or options.has_spare_cpus,
         buckets=engine.buckets,
     )
 
 
-def _engine(file: Path, session: ort.InferenceSession, classes: int, options: LoadOptions) -> Engine | CudaEngine:
+def _engine(file: Path, session: ort.InferenceSession, artifact: Artifact, options: LoadOptions) -> Engine | CudaEngine:
     """Return a warm engine on CUDA or on the CPU; `session` runs the model on the CPU, to check the scores of CUDA."""
-    max_batch_rows = options.max_batch_rows
+    classes, names, max_batch_rows = len(artifact.labels), artifact.names, options.max_batch_rows
     if may_use_cuda(options):
         try:
-            reference = Reference(session, classes)
+            reference = Reference(session, classes, names)
+            # Before CUDA, whose comparison with the CPU would fail with unstable scores, and not tell why.
+            tolerance = tolerance_of(artifact.variant)
+            _check(try_out(reference.scores, classes=classes, batch_rows=ROWS, tolerance=tolerance), options)
             return open_on_cuda(file, reference, max_batch_rows=max_batch_rows, options=options.cuda)
         except ProviderMissing as exc:
             if options.provider == "cuda":
                 raise ProviderMissing(f"provider cuda was asked for, but {exc}") from exc
             log.warning("on the CPU, not on CUDA", model=str(file), cause=str(exc))
     slots = options.threads or available_cpus()
-    engine = Engine(session, classes=classes, slots=slots, max_batch_rows=max_batch_rows)
+    engine = Engine(session, classes=classes, names=names, slots=slots, max_batch_rows=max_batch_rows)
     engine.warm_up()
     return engine
 
 
-def _check_scores(path: Path, engine: Engine | CudaEngine) -> None:
-    """Refuse a model whose scores are not finite; warn if the scores of a row do not sum to 1."""
-    scores = engine.predict(random_drawings(min(8, engine.batch_rows)))
-    if not np.isfinite(scores).all():
-        raise ModelRefused("scores must be finite numbers, got NaN or infinity for a drawing")
-    sums = scores.sum(axis=1)
-    worst = float(sums[np.argmax(np.abs(sums - 1))])
-    if abs(worst - 1) > _SUM_TOLERANCE:
-        log.warning("the scores of a row do not sum to 1: no softmax?", model=str(path), sum=round(worst, 3))
+def _score_kind(path: Path, engine: Engine | CudaEngine, artifact: Artifact, options: LoadOptions) -> ScoreKind:
+    """Try the model, and return the kind of its scores; warn if they are no probabilities, or are unstable.
+
+    Raise ModelRefused if the scores are unstable and the options do not allow it.
+    """
+    # Two batch sizes may each differ from the CPU's scores by the tolerance of the engine.
+    tolerance = max(tolerance_of(artifact.variant), 2 * engine.tolerance)
+    classes = len(artifact.labels)
+    trial = try_out(engine.predict, classes=classes, batch_rows=engine.batch_rows, tolerance=tolerance)
+    _check(trial, options)
+    if trial.faults:
+        event = "unstable scores, allowed by --allow-unstable-scores"
+        log.warning(event, model=str(path), cause="; ".join(trial.faults))
+    kind = kind_of(trial.scores)
+    if kind is not ScoreKind.PROBABILITIES:
+        fields = {} if kind is ScoreKind.INDEPENDENT else {"remedy": adapt_command(path, "--softmax yes")}
+        log.warning("the scores of a row are not probabilities", model=str(path), scores=kind.value, **fields)
+    return kind
+
+
+def _check(trial: Trial, options: LoadOptions) -> None:
+    if trial.faults and not options.allows_unstable_scores:
+        raise ModelRefused(f"{'; '.join(trial.faults)}; --allow-unstable-scores serves such a model")

@@ -12,6 +12,7 @@ from typing import Literal
 
 from ..batching.batcher import Batcher
 from ..batching.leader_follower_pool import LeaderFollowerPool, RequestSource
+from ..engines.score_kind import ScoreKind
 from ..errors import ModelNotFound, ModelRefused
 from .artifact import Artifact
 from .repository import ModelFile
@@ -29,6 +30,7 @@ class ServedModel:
     version: str
     artifact: Artifact
     provider: str
+    score_kind: ScoreKind
     batcher: Batcher
     file: ModelFile | None = None  # None = not loaded from a file
     polls_while_saturated: bool = True  # as in LeaderFollowerPool
@@ -115,7 +117,10 @@ class ModelRegistry:
         wanted = f"{name[:100] or self.default_model!r}"
         wanted += f" version {version[:100]!r}" if version else ""
         why = snapshot.why_not_served(name or self.default_model, version)
-        raise ModelNotFound(f"no model {wanted}{why}; there are: {snapshot.listed()}")
+        newest = snapshot.by_key.get((name, ""))
+        raise ModelNotFound(
+            f"no model {wanted}{why}; there are: {snapshot.listed()}", newest_version=newest.version if newest else ""
+        )
 
     def versions(self, name: str) -> list[str]:
         """Return the versions served under `name`, newest first."""

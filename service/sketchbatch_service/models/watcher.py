@@ -176,7 +176,8 @@ class ModelWatcher:
         if was_loaded:
             key = {"model": new.name, "version": new.version, "digest": new.artifact.digest}
             is_newest = self._models.get(new.name, "") is new
-            log.info("model serves", load_s=load_s, is_newest=is_newest, provider=new.provider, **key)
+            properties = {"is_newest": is_newest, "provider": new.provider, "scores": new.score_kind.value}
+            log.info("model serves", load_s=load_s, **properties, **key)
             self._retire([old] if old else [], "replaced")
 
     def _refuse(self, file: ModelFile, old: ServedModel | None, error: Exception) -> None:

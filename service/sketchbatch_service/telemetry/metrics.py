@@ -39,10 +39,14 @@ _Read = Callable[[_Snapshot], float]
 _COUNTERS: dict[str, tuple[str, _Read]] = {
     "sketchbatch_rows": ("Rows of answered requests.", lambda now: now.counts.rows),
     "sketchbatch_unanswered_requests": (
-        "Accepted requests without scores: deadline passed, call cancelled by the client, or model call failed.",
+        "Accepted requests without scores: deadline passed, cancelled by the client, model call failed, or not finite.",
         lambda now: now.counts.fail.count,
     ),
     "sketchbatch_broken_batches": ("Model calls that failed.", lambda now: now.counts.broken_calls),
+    "sketchbatch_nonfinite_rows": (
+        "Rows with a score that is NaN or infinite; their requests ended with INTERNAL.",
+        lambda now: now.counts.nonfinite_rows,
+    ),
     "sketchbatch_padding_rows": ("Rows that pad batches to their bucket on CUDA.", lambda now: _padding_rows(now)),
 }
 _GAUGES: dict[str, tuple[str, _Read]] = {

@@ -9,7 +9,16 @@ from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import error_details_pb2, status_pb2
 
 from ..batching.statistics import Histogram
-from ..errors import DeadlinePassed, InferenceFailed, InvalidRequest, ModelNotFound, Overloaded, ShuttingDown
+from ..errors import (
+    DeadlinePassed,
+    InferenceFailed,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    ScoresNotFinite,
+    ServiceError,
+    ShuttingDown,
+)
 
 _CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -18,6 +27,7 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
     InferenceFailed: grpc.StatusCode.INTERNAL,
+    ScoresNotFinite: grpc.StatusCode.INTERNAL,
 }
 
 NUMBERS: dict[grpc.StatusCode, int] = {code: code.value[0] for code in grpc.StatusCode}
@@ -42,10 +52,14 @@ def code_of(error: Exception) -> grpc.StatusCode:
 
 
 def to_status(error: Exception, request_id: str) -> status_pb2.Status:
-    """Return the google.rpc.Status of `error`; INTERNAL carries the request id only, its cause is logged."""
-    code = code_of(error)
-    is_internal = code is grpc.StatusCode.INTERNAL
-    text = f"internal error, request id {request_id[:200]}" if is_internal else str(error)
+    """Return the google.rpc.Status of `error`.
+
+    INTERNAL has the request id, and of our own errors the text, which names the model; any other cause is logged only.
+    """
+    code, text = code_of(error), str(error)
+    if code is grpc.StatusCode.INTERNAL:
+        text = text if isinstance(error, ServiceError) else "internal error"
+        text = f"{text}, request id {request_id[:200]}"
     return status_pb2.Status(code=code.value[0], message=text, details=[_packed(d) for d in _details(error)])
 
 
@@ -157,6 +171,9 @@ def _details(error: Exception) -> list[message.Message]:
         seconds, ms = divmod(_retry_ms(error), 1000)
         delay = duration_pb2.Duration(seconds=seconds, nanos=ms * 1_000_000)
         return [error_details_pb2.RetryInfo(retry_delay=delay)]
+    if isinstance(error, ModelNotFound) and error.newest_version:
+        newest = {"newest_version": error.newest_version}
+        return [error_details_pb2.ErrorInfo(reason="VERSION_NOT_SERVED", domain="sketchbatch.v1", metadata=newest)]
     return []
 
 

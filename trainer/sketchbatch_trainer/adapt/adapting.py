@@ -163,15 +163,14 @@ def _find_scaling(request: AdaptRequest, graph: onnx.ModelProto) -> tuple[Scalin
         AdaptRefused: A scaling is stated for an input of integers.
     """
     found = find_input(graph, request.layout)
-    if not found.is_float and request.scale:
+    stated = Scaling.parse(request.scale, invert=request.invert) if request.scale else None
+    if stated and not found.is_float and stated.inverted(False).affine != AS_PIXELS.affine:
         raise AdaptRefused(
-            f"--scale does not fit: the input {signature_of(graph.graph.input[0])} receives pixels as they are, "
-            "0 to 255; leave --scale out"
+            f"--scale {request.scale} does not fit: {found.name} receives integers, the pixels as they are, 0 to 255; "
+            "leave --scale out"
         )
-    if request.scale:
-        return Scaling.parse(request.scale, invert=request.invert), found
     is_as_pixels = not found.is_float or scales_pixels(graph, found.name)
-    return (AS_PIXELS if is_as_pixels else Scaling()).inverted(request.invert), found
+    return stated or (AS_PIXELS if is_as_pixels else Scaling()).inverted(request.invert), found
 
 
 def _describe(model: Model, scaling: Scaling, request: AdaptRequest) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from sketchbatch_client.drawings.readers import Bitmaps
 
 from ..errors import AdaptRefused
-from .graph.batch import DEPENDS, NOT_FINITE, open_batch_remedy, opened, problem_with_rows
+from .graph.batch import DEPENDS, NOT_FINITE, fixed_rows, open_batch_remedy, opened, problem_with_rows
 from .graph.ending import Ending, find_ending, probability_operator
 from .graph.signature import Input, find_scores, row_width, run_first
 from .graph.wrapping import Output
@@ -74,7 +74,7 @@ def examine(source: Source, bitmaps: Bitmaps, scaling: Scaling, found: Input, wa
             not score each row by itself.
     """
     original = Runner(source.graph)
-    found, results, rows = run_first(original, found, bitmaps, scaling)
+    found, results, rows = run_first(original, found, bitmaps, scaling, fixed_rows(source.graph))
     name = find_scores(source.graph, results, rows, wanted.classes, wanted.scores_output)
     values = found.values(bitmaps, scaling)
     graph, runner = _open_batch(source.graph, found, name, values)

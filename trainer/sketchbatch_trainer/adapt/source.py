@@ -5,6 +5,7 @@ onnx and ONNX Runtime; the reader of Keras files and SavedModel folders imports 
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,12 @@ from ..extras import importing
 
 Values = NDArray[Any]  # (rows, ...): input rows or scores, of any numeric type
 
+STANDARD = ("", "ai.onnx")  # two names of the standard operator set
+
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 _ZIP, _HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"  # first bytes
+_ORT_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_CPP_PLACE = re.compile(r"/\S+:\d+ [\w:~<>]+\(.*?\) ")  # source file, line and function
 _MIN_OPSET = 7  # the oldest opset that ONNX Runtime runs in full
 
 
@@ -135,7 +140,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _check_opset(path: Path, graph: onnx.ModelProto) -> None:
     newest = onnx.defs.onnx_opset_version()
     for opset in graph.opset_import:
-        if not opset.domain and not _MIN_OPSET <= opset.version <= newest:
+        if opset.domain in STANDARD and not _MIN_OPSET <= opset.version <= newest:
             raise AdaptRefused(
                 f"{path}: its opset is {opset.version}, must be {_MIN_OPSET} to {newest} with onnx {onnx.__version__}: "
                 "export it with another opset_version, such as 18"
@@ -175,4 +180,6 @@ def _kind(path: Path) -> str:
 
 
 def _first_line(exc: Exception) -> str:
-    return next(iter(str(exc).splitlines()), type(exc).__name__)
+    """Return the first line of an error, without the code and the places in C++ that ONNX Runtime reports."""
+    line = next(iter(str(exc).splitlines()), type(exc).__name__)
+    return _CPP_PLACE.sub("", _ORT_CODE.sub("", line))

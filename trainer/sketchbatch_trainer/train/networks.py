@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
-from .recipes import ArticleNetwork, ResidualNetwork
+from .graph_network import BODY, build_on
+from .recipes import ArticleNetwork, GraphNetwork, Network, ResidualNetwork
 
 LOGITS = "logits"
 """Name of the last layer before the softmax."""
@@ -26,8 +27,14 @@ class StaticFlatten(layers.Flatten):  # type: ignore[misc]  # Keras has no types
         return keras.ops.reshape(inputs, (-1, math.prod(inputs.shape[1:])))
 
 
-def build(network: ArticleNetwork | ResidualNetwork, classes: int) -> keras.Model:
-    """Build a network: uint8 (rows, 28, 28) in, softmax scores (rows, classes) out."""
+def build(network: Network, classes: int, *, like: keras.Model | None = None) -> keras.Model:
+    """Build a network: uint8 (rows, 28, 28) in, softmax scores (rows, classes) out.
+
+    For a `GraphNetwork`, `like` is the network that was rebuilt from its file.
+    """
+    if isinstance(network, GraphNetwork):
+        assert like is not None, "a GraphNetwork needs the network that was rebuilt from its file"
+        return build_on(like.get_layer(BODY), network.dropout, classes, LOGITS)
     bitmaps = keras.Input((28, 28), dtype="uint8", name="bitmaps")
     x = layers.Rescaling(1 / 255)(bitmaps)  # before the reshape, because ONNX Runtime scales 28x28x1 pixel by pixel
     x = layers.Reshape((28, 28, 1))(x)

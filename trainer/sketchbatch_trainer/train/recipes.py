@@ -1,6 +1,8 @@
 """Define the named recipes, with the reason for each value. docs/training.md has the results of each recipe."""
 
+import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,19 @@ class ResidualNetwork:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GraphNetwork:
+    """The layers of a model file that another tool made, except its last layer, and a new last layer."""
+
+    file_digest: str
+    """SHA-256 of the model file."""
+    dropout: float
+    """Share of features dropped before the last layer."""
+
+
+Network = ArticleNetwork | ResidualNetwork | GraphNetwork
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
     """Limits of the uniformly random transformations of each training drawing around its centre."""
 
@@ -52,7 +67,7 @@ class Recipe:
     """How to build and train a network."""
 
     name: str
-    network: ArticleNetwork | ResidualNetwork
+    network: Network
     augmentation: Augmentation | None = None
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes."""
@@ -72,6 +87,12 @@ class Recipe:
     max_epochs: int
     patience: int | None
     """Epochs without a lower validation loss before training stops with the best weights; None = run all epochs."""
+    min_epoch_steps: int = 1
+    """Steps of an epoch below which `fit_rows` makes the batches smaller, down to 32 rows."""
+    min_steps: int = 0
+    """Steps of a training below which `fit_rows` raises `max_epochs`."""
+    needs_start: bool = False
+    """True = the recipe is useless with random initial weights."""
 
 
 ARTICLE = Recipe(
@@ -89,6 +110,8 @@ ARTICLE = Recipe(
     patience=3,
 )
 """The baseline: the CNN of the article "Animal Sketches" (Andrew Bergman, 2019), with which this project began."""
+
+_MIN_BATCH_ROWS = 32  # batch normalisation needs statistics of more than a few rows
 
 _LIGHT = Augmentation(
     flips=True,  # animals face left or right
@@ -125,6 +148,8 @@ COMPACT = Recipe(
     average_decay=0.999,
     batch_rows=256,
     max_epochs=30,
+    min_epoch_steps=8,  # one step per epoch, as 200 drawings would make, learns nothing in 30 epochs
+    min_steps=150,
     patience=None,  # no early stopping: the learning rate reaches zero only in the last epoch
 )
 """The default recipe: a residual network on the full 28x28 bitmaps."""
@@ -132,6 +157,7 @@ COMPACT = Recipe(
 AGAIN = replace(
     COMPACT,
     name="again",
+    needs_start=True,
     learning_rate=2e-3,  # half of COMPACT's rate: enough to leave the initial weights without losing their accuracy
     max_epochs=20,  # an epoch takes as long as 1.7 of COMPACT: the teacher scores each drawing and its mirror image
 )
@@ -140,6 +166,7 @@ AGAIN = replace(
 FINETUNE = replace(
     COMPACT,
     name="finetune",
+    needs_start=True,
     network=replace(_COMPACT, dropout=0.3),  # more than COMPACT: pretrained weights overfit few drawings quickly
     class_balance=1.0,  # equal weight per class; whole files have similar numbers of drawings
     learning_rate=1e-3,
@@ -150,10 +177,34 @@ FINETUNE = replace(
 """A training on a few classes that starts from a network trained on many classes."""
 
 
-def with_network(recipe: Recipe, name: str) -> Recipe:
-    """Return the recipe with the network `name` of NETWORKS and the recipe's own dropout."""
+def with_network(recipe: Recipe, network: str | Network) -> Recipe:
+    """Return the recipe with another network, which may be a name of NETWORKS.
+
+    Any network but that of `article` receives the dropout of the recipe's network.
+    """
     assert isinstance(recipe.network, ResidualNetwork)
-    return replace(recipe, network=replace(NETWORKS[name], dropout=recipe.network.dropout))
+    chosen: Network = NETWORKS[network] if isinstance(network, str) else network
+    if not isinstance(chosen, ArticleNetwork):
+        chosen = replace(chosen, dropout=recipe.network.dropout)
+    return replace(recipe, network=chosen)
+
+
+def fit_rows(recipe: Recipe, rows: int) -> Recipe:
+    """Return the recipe with smaller batches and more epochs for few training drawings, as its limits require."""
+    smaller = max(_MIN_BATCH_ROWS, math.ceil(rows / recipe.min_epoch_steps))
+    batch_rows = min(recipe.batch_rows, smaller)
+    epochs = math.ceil(recipe.min_steps / math.ceil(rows / batch_rows))
+    return replace(recipe, batch_rows=batch_rows, max_epochs=max(recipe.max_epochs, epochs))
+
+
+def network_from(values: dict[str, Any]) -> Network:
+    """Return the network with the values that the config of a run states, where tuples are lists."""
+    arguments: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+    if "file_digest" in arguments:
+        return GraphNetwork(**arguments)
+    return ResidualNetwork(**arguments) if "stem_filters" in arguments else ArticleNetwork(**arguments)
 
 
 RECIPES = {recipe.name: recipe for recipe in (ARTICLE, COMPACT, AGAIN, FINETUNE)}

@@ -17,8 +17,11 @@ from sketchbatch_client.drawings.readers import Bitmaps
 from ..dataset import Dataset, Split, write_bitmaps, write_split
 from ..errors import RunRefused
 from ..run import Run
-from .networks import build, copy_weights
-from .recipes import Recipe
+from .graph_network import rebuild_graph
+from .networks import LOGITS, build, copy_weights
+from .onnx_weights import rebuild
+from .recipes import GraphNetwork, Recipe
+from .starting_point import ModelFile, Start, check_start
 from .training_loop import EpochMetrics, TrainingData, TrainingLoop
 
 CALIBRATION_ROWS = 1024
@@ -47,10 +50,10 @@ class TrainingRequest:
     seed: int
     name: str = ""
     """Name of the model; empty = derived from the labels."""
-    start_from: Run | None = None
-    """Run that provides the initial weights; it must have the same network.
+    start_from: Start | None = None
+    """Run or model file that provides the initial weights; it must have the same network.
 
-    The weights of its last layer are used only if the run has all labels of `dataset`.
+    The weights of its last layer are used only if it has all labels of `dataset`.
     """
     teachers: tuple[Run, ...] = ()
     """Runs with the same labels; `Recipe.teacher_share` of each label is replaced by their scores."""
@@ -63,17 +66,18 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener) -> Non
 
     Raises:
         RunIncomplete: `request.start_from` or a teacher has no model.
-        RunRefused: `request.start_from` has another network or is `run` itself; or a teacher has other labels; or
-            there are teachers, but the recipe uses none.
+        RunRefused: `request.start_from` has another network, is `run` itself, or is missing although the recipe needs
+            it; or a teacher has other labels; or there are teachers, but the recipe uses none.
     """
     _check(request, run)
     keras.utils.set_random_seed(request.seed)
     tf.config.experimental.enable_op_determinism()
     dataset = request.dataset
-    model = build(request.recipe.network, len(dataset.labels))
     config = _config(request)
     if request.start_from:
-        config["start_from"] = _load_initial_weights(model, request, request.start_from)
+        model, config["start_from"] = _start_from(request.start_from, request)
+    else:
+        model = build(request.recipe.network, len(dataset.labels))
     teachers = tuple(load_model(teacher) for teacher in request.teachers)
     if teachers:
         config["teachers"] = [_check_teacher(request, *pair) for pair in zip(request.teachers, teachers, strict=True)]
@@ -110,16 +114,21 @@ def load_model(run: Run) -> keras.Model:
     return keras.saving.load_model(run.need(run.keras), compile=False)
 
 
-def provenance(run: Run, model: keras.Model) -> dict[str, Any]:
-    """Return the entry about `run`, for the config of another run that is made from `run`."""
-    config = run.read_config()
+def provenance(source: Start, model: keras.Model) -> dict[str, Any]:
+    """Return the entry about `source`, for the config of another run that is made from `source`."""
+    config = source.read_config()
+    entry = {"name": config["name"], "recipe": config["recipe"]["name"], "seed": config["seed"]}
+    if isinstance(source, ModelFile):
+        return entry | {"file_digest": source.digest()}
     digest = hashlib.sha256(b"".join(np.array(each).tobytes() for each in model.weights)).hexdigest()
-    recipe = config["recipe"]["name"]
-    return {"name": config["name"], "recipe": recipe, "seed": config["seed"], "weights_digest": digest}
+    return entry | {"weights_digest": digest}
 
 
 def _check(request: TrainingRequest, run: Run) -> None:
-    if request.start_from and request.start_from.folder.resolve() == run.folder.resolve():
+    start = request.start_from
+    check_start(request.recipe, start)
+    folder = None if start is None else start.path.parent if isinstance(start, ModelFile) else start.folder
+    if folder and folder.resolve() == run.folder.resolve():
         raise RunRefused(f"{run.folder}: a run cannot start from itself; name another folder with --run")
     if request.teachers and not request.recipe.teacher_share:
         raise RunRefused(f"recipe {request.recipe.name} uses no teacher; leave out --teacher")
@@ -154,19 +163,31 @@ def _calibration(split: Split, classes: int, seed: int) -> Bitmaps:
     return split.take(np.concatenate(indices)[:CALIBRATION_ROWS])[0]
 
 
-def _load_initial_weights(model: keras.Model, request: TrainingRequest, source: Run) -> dict[str, Any]:
-    """Copy the weights of `source` into `model`; return the config entry about `source`."""
-    source_model, config = load_model(source), source.read_config()
+def _start_from(source: Start, request: TrainingRequest) -> tuple[keras.Model, dict[str, Any]]:
+    """Return a network with the weights of `source`, and the config entry about `source`."""
+    config, labels = source.read_config(), request.dataset.labels
     network = json.loads(json.dumps(asdict(request.recipe.network)))
     if config["recipe"]["network"] | {"dropout": None} != network | {"dropout": None}:
+        place = source.path if isinstance(source, ModelFile) else source.folder
         raise RunRefused(
-            f"{source.folder}: recipe {request.recipe.name} cannot start from recipe {config['recipe']['name']}, "
+            f"{place}: recipe {request.recipe.name} cannot start from recipe {config['recipe']['name']}, "
             "which has another network"
         )
+    source_model = _source_model(source, request)
+    model = build(request.recipe.network, len(labels), like=source_model)
     columns = {label: column for column, label in enumerate(config["labels"])}
-    labels = request.dataset.labels
     copy_weights(source_model, model, [columns[label] for label in labels] if set(labels) <= set(columns) else None)
-    return provenance(source, source_model)
+    return model, provenance(source, source_model)
+
+
+def _source_model(source: Start, request: TrainingRequest) -> keras.Model:
+    """Load a run's model, or rebuild a model file's with the statistics of the training drawings."""
+    if isinstance(source, Run):
+        return load_model(source)
+    drawings = _calibration(request.dataset.train, len(request.dataset.labels), request.seed)
+    if isinstance(request.recipe.network, GraphNetwork):
+        return rebuild_graph(source, drawings, LOGITS)
+    return rebuild(source, drawings)
 
 
 def _check_teacher(request: TrainingRequest, teacher: Run, model: keras.Model) -> dict[str, Any]:

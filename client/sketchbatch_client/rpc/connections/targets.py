@@ -117,11 +117,14 @@ def _check_socket(target: str) -> None:
     scheme, _, path = target.partition(":")
     if scheme == "unix":
         path = path.removeprefix("//") if path.startswith("///") else path
-        is_usable = path not in ("", "/") and not path.startswith("//")
+        is_usable = bool(path) and path[-1] != "/" and not path.startswith("//")
     else:
         is_usable = bool(path)
-    if not is_usable or len(path.encode()) > _MAX_PATH_BYTES:
-        raise ValueError(f"target must be {scheme}:PATH, PATH of 1..{_MAX_PATH_BYTES} bytes, got {target!r}")
+    if not is_usable or len(path.encode()) > _MAX_PATH_BYTES or set(path) & {"?", "#"}:  # gRPC cuts the path at ? and #
+        raise ValueError(
+            f"target must be {scheme}:PATH, PATH of 1..{_MAX_PATH_BYTES} bytes without ? and #, and not a folder, "
+            f"got {target!r}"
+        )
 
 
 def _is_host_and_port(address: str) -> bool:

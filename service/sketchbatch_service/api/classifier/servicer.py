@@ -103,7 +103,7 @@ class ClassifierServicer:
             versions=self._models.versions(model.name),
             is_default=model is next(iter(self._models)),
             labels=model.artifact.labels,
-            input=pb.Input(name="bitmaps", datatype="UINT8", shape=[-1, 28, 28]),
+            input=pb.Input(name=model.artifact.names.input, datatype="UINT8", shape=[-1, 28, 28]),
             max_request_rows=self._max_request_rows,
             provider=model.provider,
             digest=model.artifact.digest,
@@ -112,6 +112,7 @@ class ClassifierServicer:
             licence=model.artifact.licence,
             workers=self._workers,
             worker=self._worker,
+            score_kind=model.score_kind,
         )
 
 

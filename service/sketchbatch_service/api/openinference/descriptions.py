@@ -13,12 +13,19 @@ from .codec import INPUT, OUTPUT
 DIGEST = "digest"
 """Name of the digest of the model file, among the parameters of responses and in the descriptions of a model."""
 
+SCORES = "scores"
+"""Name of the kind of the scores (`engines.score_kind`) in the descriptions of a model."""
+
 _PLATFORM = "onnxruntime_onnx"
 _PATH = re.compile(r"[^\s'\"]*/[^\s'\"]*")
 
 
 def metadata(model: ServedModel, versions: list[str]) -> pb.ModelMetadataResponse:
-    """Return the tensors of the model; `versions` are all served versions of its name."""
+    """Return the tensors of the model; `versions` are all served versions of its name.
+
+    The tensors have the same names for every model, whatever their names in its file, so that a client need not know
+    from which tool the model came.
+    """
     tensor = pb.ModelMetadataResponse.TensorMetadata
     return pb.ModelMetadataResponse(
         name=model.name,
@@ -26,7 +33,7 @@ def metadata(model: ServedModel, versions: list[str]) -> pb.ModelMetadataRespons
         platform=_PLATFORM,
         inputs=[tensor(name=INPUT, datatype="UINT8", shape=[-1, *ROW_SHAPE])],
         outputs=[tensor(name=OUTPUT, datatype="FP32", shape=[-1, len(model.artifact.labels)])],
-        properties={DIGEST: model.artifact.digest},
+        properties={DIGEST: model.artifact.digest, SCORES: model.score_kind},
     )
 
 
@@ -50,6 +57,7 @@ def _parameters(model: ServedModel) -> dict[str, str]:
         "labels": json.dumps(model.artifact.labels, ensure_ascii=False),
         "bitmaps": "UINT8, 0 = paper, 255 = ink; or FP32, 0 = paper, 1 = ink; [N,28,28], [N,28,28,1] or [N,784]",
         "provider": model.provider,
+        SCORES: model.score_kind,
         DIGEST: model.artifact.digest,
         "created": model.artifact.created,
         "licence": model.artifact.licence,

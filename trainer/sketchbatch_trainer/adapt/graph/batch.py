@@ -18,8 +18,8 @@ ROW_COUNTS = (1, 2, 3, 5, 7, 16, 17)
 NOT_FINITE = "the scores must be finite numbers, got NaN or infinity: another --scale may help"
 
 DEPENDS = (
-    "the scores of a row depend on the other rows: export the model in inference mode (model.eval() in PyTorch, "
-    "training=False in Keras), with a softmax over the classes"
+    "the scores of a row depend on the other rows or on chance: export the model in inference mode "
+    "(model.eval() in PyTorch, training=False in Keras), with a softmax over the classes"
 )
 
 _TOLERANCES = {np.dtype(np.float16): 1e-2}  # relative to the largest score; sums of float16 depend on their order
@@ -35,8 +35,15 @@ def opened(graph: ModelProto, rows: int) -> Iterator[ModelProto]:
     """
     declared = _with_open_shapes(graph)
     yield declared
-    for fixed_rows in (rows,) if rows else _fixed_rows(graph):
-        yield _with_open_reshapes(declared, fixed_rows)
+    for number in (rows,) if rows else fixed_rows(graph):
+        yield _with_open_reshapes(declared, number)
+
+
+def fixed_rows(graph: ModelProto) -> list[int]:
+    """Return the numbers of rows that the Reshape nodes of a model with open input suggest."""
+    constants = _constants(graph)
+    targets = [constants[node.input[1]] for node in _reshapes_of_rows(graph) if node.input[1] in constants]
+    return sorted({int(target[0]) for target in targets if target.size and target[0] > 0})
 
 
 def problem_with_rows(run: Callable[[Values], Values], values: Values) -> str:
@@ -82,13 +89,6 @@ def _with_open_shapes(graph: ModelProto) -> ModelProto:
             axes[0].dim_param = "N"
     del copy.graph.value_info[:]
     return copy
-
-
-def _fixed_rows(graph: ModelProto) -> list[int]:
-    """Return the numbers of rows that the Reshape nodes of a model with open input suggest."""
-    constants = _constants(graph)
-    targets = [constants[node.input[1]] for node in _reshapes_of_rows(graph) if node.input[1] in constants]
-    return sorted({int(target[0]) for target in targets if target.size and target[0] > 0})
 
 
 def _with_open_reshapes(graph: ModelProto, rows: int) -> ModelProto:
@@ -143,7 +143,10 @@ def _shapes_with(graph: ModelProto, rows: int) -> dict[str, list[int]]:
     for value in fixed.graph.input:
         if value.type.tensor_type.shape.dim and value.name not in {each.name for each in fixed.graph.initializer}:
             value.type.tensor_type.shape.dim[0].dim_value = rows
-    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    except onnx.shape_inference.InferenceError:  # an operator that onnx does not know, or shapes that contradict
+        return {}
     return {
         each.name: [axis.dim_value for axis in each.type.tensor_type.shape.dim]
         for each in (*inferred.value_info, *inferred.output)

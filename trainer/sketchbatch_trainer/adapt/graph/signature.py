@@ -79,8 +79,12 @@ def find_input(graph: onnx.ModelProto, layout: Layout | None = None) -> Input:
     )
 
 
-def run_first(runner: Runner, found: Input, bitmaps: Bitmaps, scaling: Scaling) -> tuple[Input, dict[str, Any], int]:
+def run_first(
+    runner: Runner, found: Input, bitmaps: Bitmaps, scaling: Scaling, tried_rows: Sequence[int] = ()
+) -> tuple[Input, dict[str, Any], int]:
     """Return the input with the first layout that runs, every output of a call, and the rows of the call.
+
+    `tried_rows` are numbers of rows to try if those fail that fit most models.
 
     Raises:
         AdaptRefused: The model fails on its own input.
@@ -94,13 +98,13 @@ def run_first(runner: Runner, found: Input, bitmaps: Bitmaps, scaling: Scaling) 
             fixed_rows=found.fixed_rows,
             other_layouts=tuple({found.layout, *found.other_layouts} - {layout}),
         )
-        for rows in (found.fixed_rows,) if found.fixed_rows else _TRIED_ROWS:
+        for rows in (found.fixed_rows,) if found.fixed_rows else (*_TRIED_ROWS, *tried_rows):
             try:
                 values = np.resize(tried.values(bitmaps[:rows], scaling), (rows, *layout.row_shape))
                 return tried, runner.run(values), rows
             except RunFailed as exc:
                 problem = problem or f"the model fails on {rows} rows: {exc}"
-    raise AdaptRefused(problem)
+    raise AdaptRefused(problem if found.fixed_rows else f"{problem}; {open_batch_remedy(found.name)}")
 
 
 def find_scores(graph: onnx.ModelProto, results: Mapping[str, Any], rows: int, classes: int, wanted: str = "") -> str:

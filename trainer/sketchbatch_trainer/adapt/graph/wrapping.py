@@ -11,8 +11,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from ...errors import AdaptRefused
 from ..options import Layout
 from ..scaling import Scaling
+from ..source import STANDARD
 from .signature import Input
 
 INPUT, OUTPUT = "bitmaps", "scores"
@@ -42,6 +44,9 @@ def wrap(graph: ModelProto, source_input: Input, scaling: Scaling, output: Outpu
 
     `graph` is the source, which accepts any number of rows. For an integer input, only the inversion of `scaling`
     counts.
+
+    Raises:
+        AdaptRefused: onnx finds the graph invalid, for example because it repeats a name.
     """
     inner = _pruned(graph.graph, output.name)
     initializers = {each.name: _SOURCE + each.name for each in inner.initializer}  # subgraphs refer to them, too
@@ -61,9 +66,13 @@ def wrap(graph: ModelProto, source_input: Input, scaling: Scaling, output: Outpu
         )
     )
     wrapped.ir_version = max(wrapped.ir_version, _MIN_IR)
-    if not any(each.domain in ("", "ai.onnx") for each in wrapped.opset_import):
+    if not any(each.domain in STANDARD for each in wrapped.opset_import):
         wrapped.opset_import.append(helper.make_opsetid("", _OPSET))
-    onnx.checker.check_model(wrapped)
+    try:
+        onnx.checker.check_model(wrapped)
+    except onnx.checker.ValidationError as exc:
+        cause = next(iter(str(exc).splitlines()), "")
+        raise AdaptRefused(f"onnx {onnx.__version__} finds the model invalid: {cause}") from exc
     return wrapped
 
 
