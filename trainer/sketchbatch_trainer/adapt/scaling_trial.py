@@ -2,7 +2,8 @@
 
 Only labelled drawings can show it: a model that receives its pixels at the wrong scale still returns scores. The
 accuracy shows a wrong offset and a wrong inversion. It often does not show a wrong factor: a network of ReLU layers
-with small biases ranks the classes alike at 0..1 and at 0..255. Then almost every score is 0 or 1, or all are alike.
+with small biases ranks the classes alike at 0..1 and at 0..255. But then almost every score is 0 or 1, or all are
+alike.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ _SATURATED = 1e-30
 _FLAT = 0.3
 """Limit of `hesitation`: above it, scores are flat. At the factor of the training it was 0.17 at most."""
 _FITTING = 0.05
-"""Limit of `hesitation`: below it, a scaling fits well enough to be proposed instead of a saturated or flat one."""
+"""Limit of `hesitation`: one scaling must be below it, or no other is proposed instead of a saturated or flat one."""
 
 _SHARE_TOLERANCE = 1e-2  # for the sum of a row of probabilities
 _MIN_SKETCH_ACCURACY = 2 / 3
@@ -111,15 +112,17 @@ def warning(results: Sequence[ScalingResult], chosen: Scaling) -> str:
         )
     if not (used.is_saturated or used.is_flat):
         return ""
-    fitting = [each for each in results if each.fits and not _is_better(used, each)]
-    if not fitting:
+    others = [each for each in results if not (each.is_saturated or each.is_flat or _is_better(used, each))]
+    if not any(each.fits for each in others):
         return ""
     problem = "almost every score is 0 or 1" if used.is_saturated else "the scores of all classes are nearly equal"
-    return f"with {chosen.flags} {problem}, with {fitting[0].scaling.flags} they are not: {_retry(fitting[0])}"
+    flags = " or ".join(each.scaling.flags for each in others)
+    return f"with {chosen.flags} {problem}, with {flags} they are not: {_retry(*others)}"
 
 
-def _retry(result: ScalingResult) -> str:
-    return f"run again with {result.scaling.flags}, unless you know how the model was trained"
+def _retry(*results: ScalingResult) -> str:
+    flags = " or ".join(each.scaling.flags for each in results)
+    return f"run again with {flags}, unless you know how the model was trained"
 
 
 def _measure(scores: NDArray[np.float32], drawings: TrialDrawings, scaling: Scaling) -> ScalingResult:
