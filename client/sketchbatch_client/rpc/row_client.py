@@ -13,7 +13,7 @@ from functools import partial
 from ..drawings.readers import Bitmaps
 from ..errors import RequestRefused, Unavailable
 from .base_client import BaseClient
-from .classification import Classification, decode, joined
+from .classification import Classification, check_finite, decode, joined
 from .coalescing_queue import SHARED_ROWS, SMALL_ROWS, CoalescingQueue, PendingCall, distribute, fail
 from .connections.connection import Connection
 from .request import RequestKey, as_rows, encode
@@ -27,7 +27,10 @@ class RowClient(BaseClient):
     """Adds the classification of rows to `BaseClient`; `Client` and `AsyncClient` inherit it."""
 
     async def _classify(self, bitmaps: Bitmaps, key: RequestKey) -> Classification:
-        rows = as_rows(bitmaps)
+        """Classify bitmaps. Raises ServerFailed if a score is not finite."""
+        return check_finite(await self._classify_rows(as_rows(bitmaps), key))
+
+    async def _classify_rows(self, rows: Bitmaps, key: RequestKey) -> Classification:
         if not len(rows):
             raise RequestRefused("bitmaps must have at least 1 row, got 0")
         max_rows = await self._max_rows(key)
@@ -35,12 +38,24 @@ class RowClient(BaseClient):
             return await self._call_coalesced(key, rows, self._queue(key, max_rows))
         if len(rows) <= max_rows:
             return await self._call_alone(key, rows, self._retry_state())
-        return joined([part async for part in self._score([rows], key)])
+        return joined([part async for part in self._score_rows([rows], key)])
 
     async def _score(
+        self, batches: Iterable[Bitmaps] | AsyncIterable[Bitmaps], key: RequestKey, *, allow_non_finite: bool
+    ) -> AsyncGenerator[Classification, None]:
+        """Yield one response for each request, in the order of the rows.
+
+        Raises ServerFailed if a score is not finite, unless `allow_non_finite`.
+        """
+        first_row = 0
+        async with aclosing(self._score_rows(batches, key)) as parts:
+            async for part in parts:
+                yield part if allow_non_finite else check_finite(part, first_row)
+                first_row += len(part)
+
+    async def _score_rows(
         self, batches: Iterable[Bitmaps] | AsyncIterable[Bitmaps], key: RequestKey
     ) -> AsyncGenerator[Classification, None]:
-        """Yield one response for each request, in the order of the rows."""
         max_rows = await self._max_rows(key)
         await self._discover_workers()
         limit = self._aimd_limit()

@@ -41,7 +41,7 @@ def merge(shards: Sequence[Path], output: Path) -> Outcome:
         with partial.open("wb") as file:
             _MERGE[kind](ordered, file, manifests[0].plan)
         merged = Manifest(
-            plan=replace(manifests[0].plan, shard=ALL),
+            plan=replace(manifests[0].plan, shard=ALL, score_kind=_score_kind(manifests)),
             digests={part: digest for manifest in manifests for part, digest in manifest.digests.items()},
             rows=sum(manifest.rows for manifest in manifests),
             rejected=sum(manifest.rejected for manifest in manifests),
@@ -50,6 +50,11 @@ def merge(shards: Sequence[Path], output: Path) -> Outcome:
         merged.write(manifest_file)
         _merge_rejects(ordered, rejects_path(output))
     return Outcome(rows=merged.rows, rejected=merged.rejected)
+
+
+def _score_kind(manifests: Sequence[Manifest]) -> str:
+    """Return the kind of scores that a manifest states; it is missing while an older service scored a shard."""
+    return next((manifest.plan.score_kind for manifest in manifests if manifest.plan.score_kind), "")
 
 
 def _merge_rejects(shards: Sequence[Path], output: Path) -> None:

@@ -5,7 +5,6 @@ top_k > 1 also label_2, score_2 and so on; with all scores also one score_LABEL 
 own with row 0. A .npy has only the scores: float32 (rows, classes), NaN for a rejected row.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv, parquet
 
-from ..errors import FileRefused
+from ..errors import FileRefused, JobRefused
 from ..rpc.classification import Classification
+from ..strict_json import encode
 from .block_reader import Batch
 from .plan import Plan
 from .sources import Block, Reject, Source
@@ -83,7 +83,7 @@ def text(file_name: str) -> str:
 
 def reject_line(reject: Reject) -> str:
     """Return a line of the rejects file."""
-    return json.dumps({**reject._asdict(), "source": text(reject.source)}, ensure_ascii=False) + "\n"
+    return encode({**reject._asdict(), "source": text(reject.source)}) + "\n"
 
 
 def writing(file: BinaryIO, kind: str, plan: Plan, schema: pa.Schema) -> AbstractContextManager[Write]:
@@ -138,7 +138,7 @@ def _json_lines(file: BinaryIO, plan: Plan, schema: pa.Schema) -> Iterator[Write
         for batch in rows.drop_columns(OFFSET).to_batches():
             pieces: list[object] = []
             for number, name in enumerate(batch.schema.names):
-                opening = f"{', ' if number else '{'}{json.dumps(name, ensure_ascii=False)}: "
+                opening = f"{', ' if number else '{'}{encode(name)}: "
                 pieces += [opening, _as_json(batch.column(number))]
             lines = pc.binary_join_element_wise(*pieces, "}\n", "", null_handling="replace", null_replacement="null")
             file.writelines(lines.cast(pa.large_binary()).to_pylist())
@@ -177,7 +177,9 @@ def _key_ids(block: Block) -> pa.Array:
 
 def _as_json(column: pa.Array) -> pa.Array:
     if not pa.types.is_string(column.type):
+        if pa.types.is_floating(column.type) and not pc.all(pc.is_finite(column)).as_py():
+            raise JobRefused("the parts of an earlier version have scores that are not finite; --restart begins anew")
         return column.cast(pa.string())
     encoded = column.dictionary_encode()
-    values = [json.dumps(value, ensure_ascii=False) for value in encoded.dictionary.to_pylist()]
+    values = [encode(value) for value in encoded.dictionary.to_pylist()]
     return pa.array(values).take(encoded.indices)

@@ -71,6 +71,8 @@ class Plan:
     with_all_scores: bool
     part_rows: int  # number of rows of each part; the last part may have fewer
     shard: Shard = ALL
+    score_kind: str = ""
+    """`ModelInfo.score_kind` of the model; "" = unknown. No difference between jobs: a newer service states it."""
 
     @property
     def options(self) -> ScoreOptions:
@@ -135,6 +137,7 @@ class Plan:
                 with_all_scores=_checked(bool, manifest["with_all_scores"]),
                 part_rows=whole_number(manifest["part_rows"], least=1),
                 shard=Shard(number, shards),
+                score_kind=_checked(str, manifest.get("score_kind", "")),  # manifests of older clients have none
             )
         except (KeyError, TypeError) as exc:
             raise ValueError(f"not the manifest of a job: {exc!r}") from exc
@@ -160,7 +163,10 @@ def default_part_rows(all_rows: int, scores_per_row: int) -> int:
 
 
 def difference(earlier: Plan, now: Plan) -> str:
-    """Describe the first difference between two plans, apart from the stamps of inputs; "" if there is none."""
+    """Describe the first difference between two plans; "" if there is none.
+
+    The stamps of inputs and the kind of scores may differ.
+    """
     if found := _input_difference(earlier.inputs, now.inputs):
         return found
     models = [f"{plan.model} version {plan.version} (digest {plan.model_digest[:12]})" for plan in (earlier, now)]
