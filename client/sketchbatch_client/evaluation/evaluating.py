@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import RequestRefused, ServerFailed
+from ..label_names import listed, nfc, with_suggestions
 from ..rpc.classification import ModelInfo, non_finite
 from ..rpc.client import Client
 from .accumulator import Accumulator, ScoredRows
@@ -99,10 +100,16 @@ def compare(
 
 
 def common_labels(first: ModelInfo, second: ModelInfo) -> tuple[str, ...]:
-    """Return the labels that both models know, in the first model's order. Raises RequestRefused if there is none."""
-    labels = tuple(label for label in first.labels if label in second.labels)
+    """Return the labels that both models know, in the first model's order; names are compared in NFC.
+
+    Raises RequestRefused if there is none.
+    """
+    known = set(map(nfc, second.labels))
+    labels = tuple(label for label in first.labels if nfc(label) in known)
     if not labels:
-        raise RequestRefused(f"models must share a label, {first.name} and {second.name} have no label in common")
+        lists = f"{listed(first.labels)}; and {with_suggestions(second.labels, first.labels)}"
+        names = f"{first.name} and {second.name}"
+        raise RequestRefused(f"models must share a label, {names} have no label in common: {lists}")
     return labels
 
 

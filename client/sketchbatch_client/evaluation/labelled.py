@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..drawings.readers import BitmapRows, DrawnRows, PictureRows, labelled_files, open_bitmaps, source_of
 from ..drawings.strokes import Malformed, StrokeFile, open_strokes
 from ..errors import FileRefused
+from ..label_names import compared, nfc
 
 Flags = NDArray[np.int8]  # (rows,), 1 = the game recognised the drawing, 0 = it did not, UNKNOWN = no flag
 
@@ -49,23 +50,23 @@ class LabelledDrawings:
 
 
 def open_labelled(folder: Path, labels: tuple[str, ...], *, skip_malformed: bool = False) -> LabelledDrawings:
-    """Open the files of `folder` that are named after one of `labels`.
+    """Open the files of `folder` that are named after one of `labels`; names are compared in NFC.
 
     The folder has one of the layouts of `labelled_files`. With `skip_malformed`, malformed drawings are skipped and
     counted; otherwise reading one raises FileRefused.
 
     Raises FileRefused if the folder does not exist, if it has no row with one of the labels, or if a file is malformed.
     """
-    files = labelled_files(folder)
+    files, known = labelled_files(folder), set(map(nfc, labels))
     bitmaps = {
-        file: open_bitmaps(file, skip_malformed=skip_malformed) for label, file in files.items() if label in labels
+        file: open_bitmaps(file, skip_malformed=skip_malformed) for label, file in files.items() if label in known
     }
     if not sum(map(len, bitmaps.values())):
-        raise FileRefused(f"{folder}: expected drawings of {_shortened(labels)}, got {_shortened(tuple(files))}")
+        raise FileRefused(f"{folder}: expected drawings of {compared(labels, tuple(files))}")
     return LabelledDrawings(
         source=source_of(folder),
         bitmaps=bitmaps,
-        passed_over=tuple(label for label in files if label not in labels),
+        passed_over=tuple(label for label in files if label not in known),
         skips_malformed=skip_malformed,
     )
 
@@ -109,7 +110,3 @@ class RecognizedFlags:
             if not self._skip_malformed:
                 raise
             return UNKNOWN
-
-
-def _shortened(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -6,6 +6,7 @@ inputs. A part is a range of rows, and a shard is a range of parts. A manifest s
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any, NamedTuple, TypeVar
 
 FORMAT = 1  # version of the manifest format
@@ -176,9 +177,15 @@ def difference(earlier: Plan, now: Plan) -> str:
         ("--all-scores", earlier.with_all_scores, now.with_all_scores),
         ("--part-rows", earlier.part_rows, now.part_rows),
         ("--shard", "{}/{}".format(*earlier.shard), "{}/{}".format(*now.shard)),
-        ("the list of labels", earlier.labels, now.labels),
+        ("the list of labels", *_first_difference(earlier.labels, now.labels)),
     )
     return next((f"{name} was {before}, and is now {after}" for name, before, after in values if before != after), "")
+
+
+def _first_difference(earlier: Sequence[str], now: Sequence[str]) -> tuple[str, str]:
+    """Describe two lists of labels by their first different labels; a list may have ten thousand."""
+    pairs = enumerate(zip_longest(earlier, now))
+    return next(((f"{old!r} at {index}", f"{new!r}") for index, (old, new) in pairs if old != new), ("", ""))
 
 
 def _input_difference(earlier: Sequence[Input], now: Sequence[Input]) -> str:
