@@ -50,10 +50,28 @@ class StandInServicer(classifier_pb2_grpc.ClassifierServiceServicer):
         )
         self._model.metrics.update(metrics)
 
+    def replace(
+        self,
+        score: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+        labels: Sequence[str],
+        *,
+        digest: str,
+        max_request_rows: int = 16384,
+    ) -> None:
+        """Replace the model file, as a model update does."""
+        self._score = score
+        self._model.labels[:] = labels
+        self._model.digest = digest
+        self._model.max_request_rows = max_request_rows
+
     def Classify(self, request, context):  # noqa: N802
-        scores = self._score(np.frombuffer(request.bitmaps, np.uint8).reshape(-1, 784))
-        self.requests.append(len(scores))
-        response = pb.ClassifyResponse(model_name="m", model_version="1", rows=len(scores), digest="d")
+        bitmaps = np.frombuffer(request.bitmaps, np.uint8).reshape(-1, 784)
+        self.requests.append(len(bitmaps))
+        if len(bitmaps) > self._model.max_request_rows:
+            message = f"bitmaps must be 1..{self._model.max_request_rows} rows, got {len(bitmaps)} rows"
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
+        scores = self._score(bitmaps)
+        response = pb.ClassifyResponse(model_name="m", model_version="1", rows=len(scores), digest=self._model.digest)
         if request.top_k:
             best = np.argsort(-scores, axis=1, kind="stable")[:, : request.top_k]
             response.class_index.extend(best.ravel().tolist())

@@ -10,13 +10,15 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable
 from contextlib import aclosing
 from functools import partial
 
+import grpc
+
 from ..drawings.readers import Bitmaps
 from ..errors import RequestRefused, Unavailable
 from .base_client import BaseClient
-from .classification import Classification, check_finite, decode, joined
+from .classification import Classification, ModelInfo, check_finite, decode, joined
 from .coalescing_queue import SHARED_ROWS, SMALL_ROWS, CoalescingQueue, PendingCall, distribute, fail
 from .connections.connection import Connection
-from .request import RequestKey, as_rows, encode
+from .request import RequestKey, RequestLimit, as_rows, encode, rows_by_size
 from .retries.aimd_limit import AimdLimit
 from .retries.retry_state import RetryState
 
@@ -152,30 +154,48 @@ class RowClient(BaseClient):
         """
         while True:
             attempt = partial(self._send, connection.classify, payload, deadline)
-            response = await self._until_arrived(key.model_name, key.model_version, attempt, deadline)
+            try:
+                response = await self._until_arrived(key.model_name, key.model_version, attempt, deadline)
+            except grpc.RpcError as exc:
+                if exc.code() is grpc.StatusCode.INVALID_ARGUMENT:  # perhaps too many rows for a model that is new
+                    self._forget_limit(key)
+                raise
             if model := await self._model_of(response, connection, deadline):
+                self._check_limit(key, model)
                 return decode(response, model.labels)
 
     async def _max_rows(self, key: RequestKey) -> int:
         """Return the most rows per request. The limit of the service is requested once per model and version.
 
-        No model update changes the limit.
+        A model update changes the limit if the number of classes changes; see `_forget_limit`.
         """
         names = key.model_name, key.model_version
-        limit = self._max_request_rows.get(names)
+        limit = self._limits.get(names)
         if limit is None:
             retry = self._retry_state()
             try:
                 limit = await self._limits_in_flight.do(names, partial(self._request_limit, names), retry.remaining_s)
             except TimeoutError as exc:
                 raise retry.deadline_exceeded() from exc
-        return min(self._rows_per_request, limit)
+        return min(self._rows_per_request, limit.max_request_rows, rows_by_size(limit.classes, key.top_k))
 
-    async def _request_limit(self, names: tuple[str, str]) -> int:
-        """Request and remember the most rows per request of a model, unless another call has done so meanwhile."""
-        if names not in self._max_request_rows:
-            self._max_request_rows[names] = (await self._get_model(*names)).max_request_rows
-        return self._max_request_rows[names]
+    async def _request_limit(self, names: tuple[str, str]) -> RequestLimit:
+        """Request and remember the limit of a model, unless another call has done so meanwhile."""
+        limit = self._limits.get(names)
+        if limit is None:
+            model = await self._get_model(*names)
+            limit = self._limits[names] = RequestLimit(model.max_request_rows, len(model.labels))
+        return limit
+
+    def _check_limit(self, key: RequestKey, model: ModelInfo) -> None:
+        """Forget the limit if a model with another number of classes has replaced the model that it belongs to."""
+        limit = self._limits.get((key.model_name, key.model_version))
+        if limit and limit.classes != len(model.labels):
+            self._forget_limit(key)
+
+    def _forget_limit(self, key: RequestKey) -> None:
+        """Let the next call request the limit again."""
+        self._limits.pop((key.model_name, key.model_version), None)
 
     def _queue(self, key: RequestKey, max_rows: int) -> CoalescingQueue:
         queue = self._queues.get(key)

@@ -26,7 +26,7 @@ from .inputs import find_sources
 from .manifest import Manifest, manifest_path
 from .outputs import reject_line, schema, table, writing
 from .parts import BegunJob, Part, Parts, locked, other_shards
-from .plan import ALL, Input, Plan, ScoreOptions, Shard, default_part_rows, difference
+from .plan import ALL, Input, Plan, ScoreOptions, Shard, default_part_rows, difference, row_bytes
 from .score_rows import reject_non_finite, score_batches
 from .sources import Source
 
@@ -246,8 +246,8 @@ class _JobRunner:
 def _plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Plan | None) -> Plan:
     """Return the plan of a job; a part has `job.part_rows` rows, or as many as in the `begun` plan, or the default."""
     options = job.options
-    scores_per_row = len(served.labels) if options.with_all_scores else options.top_k
-    part_rows = begun.part_rows if begun else default_part_rows(sum(map(len, sources)), scores_per_row)
+    rows = sum(map(len, sources))
+    part_rows = begun.part_rows if begun else default_part_rows(rows, row_bytes(options, served.labels))
     return Plan(
         inputs=tuple(Input(source=source.name, rows=len(source), stamp=source.stamp) for source in sources),
         model=served.name,

@@ -120,8 +120,14 @@ def _row_groups(shard: Path) -> Iterator[pa.Table]:
 
 def _merge_csv(shards: Sequence[Path], file: BinaryIO, plan: Plan) -> None:
     with shards[0].open("rb") as first:
-        file.write(first.readline())
-    _concatenate(shards, file, lambda shard: shard.readline())
+        file.write(_csv_header(first, plan))
+    _concatenate(shards, file, lambda shard: _csv_header(shard, plan))
+
+
+def _csv_header(file: BinaryIO, plan: Plan) -> bytes:
+    """Read the header of a CSV file; a label in the name of a column may contain line feeds."""
+    breaks = sum(label.count("\n") for label in plan.labels) if plan.with_all_scores else 0
+    return b"".join(file.readline() for _ in range(breaks + 1))
 
 
 def _merge_json_lines(shards: Sequence[Path], file: BinaryIO, plan: Plan) -> None:

@@ -14,8 +14,11 @@ FORMAT = 1  # version of the manifest format
 # Fewest parts of a large job. Two shards of a job may differ by one part, which should be a small share of their rows.
 _PARTS = 128
 _MAX_PART_ROWS = 65536
-_MAX_PART_SCORES = 4 << 20  # 16 MB of float32 scores; to write a part takes about four times as much memory
+_MAX_PART_BYTES = 16 << 20  # of scores and labels; to write a part takes several times as much memory
 _MIN_PART_ROWS = 1024  # about as many rows as one request; larger parts have a multiple of this number
+
+MAX_SCORE_COLUMNS = 1000
+"""Most scores of a row that have a column each; a job with more scores per row is wide (see `outputs`)."""
 
 _Kind = TypeVar("_Kind")
 
@@ -81,6 +84,16 @@ class Plan:
         return ScoreOptions(
             top_k=self.top_k, with_all_scores=self.with_all_scores, model_name=self.model, model_version=self.version
         )
+
+    @property
+    def scores_per_row(self) -> int:
+        """Number of scores that are stored for each row."""
+        return len(self.labels) if self.with_all_scores else self.top_k
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether a row has too many scores for a column each."""
+        return self.scores_per_row > MAX_SCORE_COLUMNS
 
     @property
     def all_rows(self) -> int:
@@ -151,7 +164,15 @@ def whole_number(value: object, *, least: int = 0) -> int:
     return value
 
 
-def default_part_rows(all_rows: int, scores_per_row: int) -> int:
+def row_bytes(options: ScoreOptions, labels: Sequence[str]) -> int:
+    """Return the memory that the scores and labels of one row take in a part."""
+    if options.with_all_scores:
+        return 4 * len(labels)
+    label_bytes = 4 if options.top_k > MAX_SCORE_COLUMNS else 4 + sum(map(len, labels)) // len(labels)
+    return options.top_k * (4 + label_bytes)
+
+
+def default_part_rows(all_rows: int, row_bytes: int) -> int:
     """Return the number of rows of a part.
 
     The number is as large as possible, because each part costs a file. It is limited by memory, and so that a large job
@@ -159,8 +180,10 @@ def default_part_rows(all_rows: int, scores_per_row: int) -> int:
 
     The number of shards has no influence, so that merged shards equal the output of a job without shards.
     """
-    most = min(_MAX_PART_ROWS, _MAX_PART_SCORES // scores_per_row, all_rows // _PARTS)
-    return max(_MIN_PART_ROWS, most // _MIN_PART_ROWS * _MIN_PART_ROWS)
+    by_memory = max(1, min(_MAX_PART_ROWS, _MAX_PART_BYTES // row_bytes))
+    by_parts = max(_MIN_PART_ROWS, all_rows // _PARTS)
+    most = min(by_memory, by_parts)
+    return most if most < _MIN_PART_ROWS else most // _MIN_PART_ROWS * _MIN_PART_ROWS
 
 
 def difference(earlier: Plan, now: Plan) -> str:
