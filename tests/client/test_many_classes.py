@@ -84,7 +84,7 @@ def test_the_limit_is_requested_again_after_a_rejection(noise):
         (ScoreOptions(with_all_scores=True), 345, 11264),
         (ScoreOptions(with_all_scores=True), 10_000, 419),
         (ScoreOptions(top_k=345), 345, 2048),
-        (ScoreOptions(top_k=10_000), 10_000, 209),
+        (ScoreOptions(top_k=10_000), 10_000, 98),
     ],
 )
 def test_the_rows_of_a_part_follow_from_the_bytes_of_a_row(options, classes, rows):

@@ -168,7 +168,7 @@ def row_bytes(options: ScoreOptions, labels: Sequence[str]) -> int:
     """Return the memory that the scores and labels of one row take in a part."""
     if options.with_all_scores:
         return 4 * len(labels)
-    label_bytes = 4 if options.top_k > MAX_SCORE_COLUMNS else 4 + sum(map(len, labels)) // len(labels)
+    label_bytes = 4 + sum(map(len, labels)) // len(labels)
     return options.top_k * (4 + label_bytes)
 
 
