@@ -12,7 +12,7 @@ SketchbatchError
 ├── Unavailable         no server responded: check that it runs, and that the address is right
 ├── DeadlineExceeded    no response within the timeout: allow more time, or send fewer rows at once
 ├── Unauthenticated     credentials are missing or wrong: pass a token or certificate that the server accepts
-└── ServerFailed        the server failed: search its log for the request id to find the cause
+└── ServerFailed        the server or its model failed: search the log of the server for the request id
 """
 
 import errno
@@ -112,4 +112,4 @@ class Unauthenticated(SketchbatchError):
 
 
 class ServerFailed(SketchbatchError):
-    """The model call failed, or the server returned an unexpected status."""
+    """The model call failed, its scores are not finite, or the server returned an unexpected status."""

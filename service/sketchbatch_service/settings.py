@@ -99,7 +99,8 @@ class Settings:
     take about 5 ms, on CUDA 4096."""
 
     max_request_rows: _RequestRows = 16384
-    """Maximum rows in one request; larger requests are rejected with INVALID_ARGUMENT."""
+    """Maximum rows in one request; larger requests are rejected with INVALID_ARGUMENT. A model with more classes than
+    512 allows fewer: the scores of one request take 32 MiB at most."""
 
     max_queued_rows: _QueuedRows = 65536
     """Maximum rows that wait for one model; more are rejected with RESOURCE_EXHAUSTED, and streams pause."""

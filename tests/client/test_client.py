@@ -324,6 +324,9 @@ class FailsAfter:
     def opens(self, source):
         pass
 
+    def selects(self, model, score_kind):
+        pass
+
     def begins(self, rows, rows_done):
         self.rows_done = rows_done
 

@@ -17,6 +17,7 @@ from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 from sketchbatch_client import Client
 from sketchbatch_client.drawings.strokes import open_strokes
+from stand_in_service import stand_in_service
 
 pytestmark = pytest.mark.timeout(60)  # a browser starts slowly while every core is busy
 
@@ -216,6 +217,20 @@ def test_a_rejected_drawing_shows_the_error_until_it_changes(chromium, demo):
     assert page.run("return [isClassifying, shownVersion === version]") == [False, True]
     page.click("clear")
     assert not page.text("error")
+
+
+def test_logits_have_bars_and_are_not_shown_in_percent(chromium, start_demo):
+    """The page shows logits as they are; the bars show their softmax, and a note says so."""
+    logits = np.float32([[-13.1, 2.5, 3.5]])
+    with stand_in_service(lambda rows: logits.repeat(len(rows), axis=0), score_kind="logits") as (address, _):
+        page = Page(chromium, start_demo(address).url)
+        page.draw([stroke[:2] for stroke in ROOF])
+        page.until(lambda: page.text("top").split("\n") == ["dog", "3.50", "cat", "2.50", "bear", "-13.10"])
+        assert page.text("score") == "3.50"
+        widths = page.run("return [...document.querySelectorAll('.bar')].map(each => each.style.width)")
+        assert [round(float(width.removesuffix("%"))) for width in widths] == [73, 27, 0]
+        page.until(lambda: "the numbers are logits, the bars their softmax" in page.text("facts"))
+        chromium.get("about:blank")  # the page would log that the service has ended
 
 
 def test_an_open_page_shows_the_scores_of_a_new_model_file(chromium, start_demo, start_service, tmp_path):

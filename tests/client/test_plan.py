@@ -79,10 +79,12 @@ def test_another_stamp_is_not_a_difference(plan):
     assert difference(plan, replace(plan, inputs=tuple(replace(each, stamp="t") for each in plan.inputs))) == ""
 
 
-@pytest.mark.parametrize(("scores", "rows"), [(1, 65536), (3, 65536), (345, 11264), (100_000, 1024)])
-def test_parts_fit_into_memory(scores, rows):
-    """A part has at most 16 MB of scores, but at least 1,024 rows."""
-    assert default_part_rows(50_000_000, scores) == rows
+@pytest.mark.parametrize(
+    ("row_bytes", "rows"), [(4, 65536), (256, 65536), (4 * 345, 11264), (1 << 14, 1024), (40_000, 419), (1 << 30, 1)]
+)
+def test_parts_fit_into_memory(row_bytes, rows):
+    """A part has at most 16 MiB of scores and labels, but at least one row."""
+    assert default_part_rows(50_000_000, row_bytes) == rows
 
 
 @pytest.mark.parametrize("shards", [2, 3, 7, 8, 12, 16])
@@ -90,7 +92,7 @@ def test_parts_fit_into_memory(scores, rows):
 def test_shards_have_nearly_equal_work(plan, rows, shards):
     """With the default part size, no shard has more than an eighth more rows than the average shard."""
     inputs = (Input(source="a", rows=rows, stamp="s"),)
-    whole = replace(plan, inputs=inputs, part_rows=default_part_rows(rows, 1))
+    whole = replace(plan, inputs=inputs, part_rows=default_part_rows(rows, 4))
     of_shards = [replace(whole, shard=Shard(number, shards)).rows for number in range(shards)]
     assert sum(of_shards) == rows
     assert max(of_shards) <= rows / shards * 1.125
@@ -99,7 +101,7 @@ def test_shards_have_nearly_equal_work(plan, rows, shards):
 def test_137042_rows_give_work_to_each_of_8_shards(plan):
     """If a job of 137,042 rows has 8 shards, each shard has 16 or 17 parts of 1,024 rows."""
     inputs = (Input(source="a", rows=137_042, stamp="s"),)
-    whole = replace(plan, inputs=inputs, part_rows=default_part_rows(137_042, 1))
+    whole = replace(plan, inputs=inputs, part_rows=default_part_rows(137_042, 4))
     assert whole.part_rows == 1024
     assert {len(replace(whole, shard=Shard(number, 8)).parts) for number in range(8)} == {16, 17}
 
@@ -107,4 +109,4 @@ def test_137042_rows_give_work_to_each_of_8_shards(plan):
 @pytest.mark.parametrize("rows", [0, 1, 1024, 100_000])
 def test_few_rows_have_parts_of_a_request(rows):
     """A part has at least 1,024 rows, about as many as a request, because each part is stored as a file."""
-    assert default_part_rows(rows, 1) == 1024
+    assert default_part_rows(rows, 4) == 1024

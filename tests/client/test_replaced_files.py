@@ -61,6 +61,9 @@ class SilentListener:
     def opens(self, source: str) -> None:
         pass
 
+    def selects(self, model: str, score_kind: str) -> None:
+        pass
+
     def begins(self, rows: int, rows_done: int) -> None:
         pass
 

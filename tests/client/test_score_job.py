@@ -51,6 +51,9 @@ class SilentListener:
     def opens(self, source):
         pass
 
+    def selects(self, model, score_kind):
+        pass
+
     def begins(self, rows, rows_done):
         pass
 
@@ -296,7 +299,7 @@ def test_row_i_of_a_npy_output_is_drawing_i(score, tmp_path):
         ("a.ndjson", b"", "expected drawings, got no row"),
         ("a.bin", b"12345", "truncated: the file ends 5 bytes into this record"),
         ("a.npy", b"", "expected a .npy file, got an empty file"),
-        ("a.png", b"<html>", "expected drawings, none of 1 rows is one; the first: "),
+        ("a.png", b"<html>", "none of 1 rows was scored; the first: "),
         ("a.txt", b"cat", "expected .npy, .npz, .ndjson, .bin, .parquet, PNG or JPEG; got '.txt'"),
     ],
 )

@@ -104,6 +104,20 @@ def test_missing_repeated_and_single_classes_are_refused(folder, labels, message
         read(folder, labels)
 
 
+def test_names_of_classes_are_compared_in_nfc(folder, noise):
+    """Classes may be named in another normal form of Unicode than their files; the labels of the dataset are in NFC."""
+    write_bitmaps(folder / "cafe\u0301.npy", noise(100))
+    assert read(folder, ("caf\u00e9", "ant")).labels == ("caf\u00e9", "ant")  # codespell:ignore caf
+    assert read(folder, ("ant", "cafe\u0301")).labels == ("ant", "caf\u00e9")  # codespell:ignore caf
+
+
+def test_a_missing_class_is_named_with_the_nearest_one(folder):
+    """The error has the class that was probably meant, and the classes of the folder."""
+    message = r"no drawings of 'Bees' \(did you mean 'bee'\?\); the folder holds 2 classes: ant, bee"
+    with pytest.raises(DrawingsRefused, match=message):
+        read(folder, ("ant", "Bees"))
+
+
 def test_too_few_drawings_are_refused(folder, noise):
     """A dataset is refused if a class has no drawings in one of the splits; the error names the file of the class."""
     write_bitmaps(folder / "bee.npy", noise(1))

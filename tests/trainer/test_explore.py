@@ -239,6 +239,9 @@ def test_classes_have_the_requested_order(folder):
     assert list(find_files(folder, None)) == ["ant", "bee", "The Wasp"]
     with pytest.raises(DrawingsRefused, match="no drawings of yak, zebra; there are 3 classes there"):
         find_files(folder, ("ant", "yak", "zebra"))
+    (folder / "raw" / "cafe\u0301.ndjson").write_text(line(RAW))
+    for name in ("caf\u00e9", "cafe\u0301"):  # codespell:ignore caf
+        assert list(find_files(folder, (name,))) == ["caf\u00e9"]  # codespell:ignore caf
     with pytest.raises(DrawingsRefused, match=r"expected numpy_bitmap/NAME\.npy, simplified/NAME\.ndjson or raw"):
         find_files(folder / "nowhere", None)
 
@@ -405,5 +408,5 @@ def test_an_unknown_class_is_refused_in_one_line(folder, run_command, tmp_path):
     arguments = ["--data", folder, "--classes", "yak", "--output", tmp_path / "page.html"]
     finished = run_command("sketchbatch-train", "explore", *arguments)
     assert finished.returncode == 1
-    assert finished.stderr == f"sketchbatch-train: {folder}: no drawings of yak; there are 2 classes there\n"
+    assert finished.stderr == f"sketchbatch-train: {folder}: no drawings of yak; there are 2 classes there: ant, bee\n"
     assert not (tmp_path / "page.html").exists()

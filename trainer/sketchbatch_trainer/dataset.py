@@ -24,6 +24,7 @@ from sketchbatch_client.drawings.readers import (
     source_of,
 )
 from sketchbatch_client.evaluation.labelled import Flags, RecognizedFlags
+from sketchbatch_client.label_names import listed, nfc, with_suggestions
 
 from .errors import DrawingsRefused
 
@@ -104,7 +105,7 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
         DrawingsRefused: A label has no file, occurs twice, or has too few drawings for three splits; or
             `request.source` would replace the folder's note that its drawings are synthetic.
     """
-    labels = request.labels
+    labels = tuple(map(nfc, request.labels))
     paths = labelled_files(request.folder)
     _check_labels(request.folder, labels, paths)
     noted = source_of(request.folder)
@@ -138,7 +139,7 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
 def count_rows(request: DatasetRequest) -> int:
     """Estimate the number of drawings that `read_dataset` will read, for a progress bar."""
     paths = labelled_files(request.folder)
-    found = [paths[label] for label in request.labels if label in paths]
+    found = [paths[label] for label in map(nfc, request.labels) if label in paths]
     rows = [len(open_bitmaps(path, skip_malformed=request.skip_malformed)) for path in found]
     return sum(min(each, request.rows_per_class or each) for each in rows)
 
@@ -165,7 +166,10 @@ def write_source(folder: Path, source: str) -> None:
 def _check_labels(folder: Path, labels: tuple[str, ...], paths: dict[str, Path]) -> None:
     missing = [label for label in labels if label not in paths]
     if missing:
-        raise DrawingsRefused(f"{folder}: no drawings of {', '.join(missing)}; the folder holds {len(paths)} classes")
+        raise DrawingsRefused(
+            f"{folder}: no drawings of {with_suggestions(missing, list(paths))}; "
+            f"the folder holds {len(paths)} classes: {listed(list(paths))}"
+        )
     if len(set(labels)) != len(labels) or len(labels) < 2:
         raise DrawingsRefused(f"classes must be two or more different ones, got {', '.join(labels)}")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sketchbatch_client.atomic import replacing
+from sketchbatch_client.strict_json import encode
 
 from .errors import RunIncomplete
 
@@ -93,4 +94,4 @@ class Run:
     def write_config(self, config: dict[str, Any]) -> None:
         """Replace the file `config` atomically."""
         with replacing(self.config) as partial:
-            partial.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            partial.write_text(encode(config, indent=2) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """The subcommand `evaluate`."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..evaluation.labelled import LabelledDrawings, open_labelled
 from ..evaluation.predictions import ServedModel
 from ..evaluation.stats.drift import stored_rows
 from ..evaluation.stats.mcnemar import format_p_value
+from ..label_names import listed, with_suggestions
 from .options import ConnectionOptions, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err, not_nan, out
 from .progress import show_progress
 
@@ -93,7 +95,7 @@ def evaluate(
         _print(evaluation)
         if isinstance(result, Comparison):
             _print_comparison(result)
-        _print_skipped(drawings, "not both models know" if second else "this model does not know")
+        _print_skipped(drawings, labels, "not both models know" if second else "this model does not know")
     accuracy = evaluation.metrics.accuracy
     if accuracy < min_accuracy:
         err.print(f"accuracy must be at least {min_accuracy}, got {accuracy:.4f}")
@@ -115,9 +117,16 @@ def _print_figures(evaluation: Evaluation) -> None:
         out.print(f"  {name:<18} {each.value:.4f}   {each.low:.4f} to {each.high:.4f}")
 
 
-def _print_skipped(drawings: LabelledDrawings, reason: str) -> None:
-    if drawings.passed_over:
-        err.print(f"skipped {len(drawings.passed_over)} files whose label {reason}")
+def _print_skipped(drawings: LabelledDrawings, labels: Sequence[str], reason: str) -> None:
+    if passed_over := drawings.passed_over:
+        files = "1 file" if len(passed_over) == 1 else f"{len(passed_over)} files"
+        err.print(f"skipped {files} whose label {reason}: {with_suggestions(passed_over, labels)}")
+    if others := drawings.other_kinds:
+        kind = next(iter(drawings.bitmaps)).suffix or "folders of pictures"
+        names = listed([path.name for path in others])
+        err.print(
+            f"skipped {len(others)} files of another format than {kind}: {names}; pass them in a folder of their own"
+        )
     if drawings.malformed_count:
         err.print(f"skipped {drawings.malformed_count:,} malformed drawings, for example:")
         for file, malformed in drawings.malformed[:_MALFORMED_SHOWN]:

@@ -1,6 +1,5 @@
 """The subcommands `model` and `health`, which inspect a running service."""
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
@@ -8,8 +7,12 @@ import typer
 from rich.table import Column, Table
 
 from ..errors import Unavailable
+from ..label_names import listed
 from ..rpc.retries.retry_policy import RetryPolicy
+from ..strict_json import encode
 from .options import ConnectionOptions, TimeoutS, connecting, out
+
+_LABELS_SHOWN = 12
 
 
 @connecting
@@ -27,13 +30,13 @@ def model(
     with connection.open(timeout_s=timeout_s) as client:
         models = client.models()
     if as_json:
-        print(json.dumps([asdict(each) for each in models], indent=2, ensure_ascii=False))
+        print(encode([asdict(each) for each in models], indent=2))
         return
     for each in models:
         title = f"{each.name} version {each.version}{' (default)' if each.is_default else ''}"
         table = Table("", Column(overflow="fold"), title=title, title_justify="left", show_header=False, box=None)
-        labels = ", ".join(each.labels[:12]) + (", ..." if len(each.labels) > 12 else "")
-        table.add_row("labels", f"{len(each.labels)}: {labels}")
+        table.add_row("labels", f"{len(each.labels)}: {listed(each.labels, _LABELS_SHOWN)}")
+        table.add_row("scores", each.score_kind or "unknown")
         table.add_row("provider", each.provider)
         table.add_row("rows per request", f"at most {each.max_request_rows}")
         for name in ("digest", "created", "licence"):

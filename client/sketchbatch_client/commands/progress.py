@@ -10,6 +10,15 @@ from .options import err
 
 _LINE_EVERY_S = 10.0
 
+_SOFTMAX = "`sketchbatch-train adapt` adds a softmax"
+
+_KINDS = {
+    "logits": f"logits: they do not sum to 1; {_SOFTMAX}",
+    "log-probabilities": f"log-probabilities: they do not sum to 1; {_SOFTMAX}",
+    "independent": "independent: each is from 0 to 1, and they do not sum to 1",
+}
+"""What a user must know of scores that are no probabilities, by `ModelInfo.score_kind`."""
+
 
 class ProgressDisplay(Progress):
     """The progress of a command while the context is open; `is_quiet` turns the display off."""
@@ -17,6 +26,7 @@ class ProgressDisplay(Progress):
     def __init__(self, command: str, *, is_quiet: bool) -> None:
         self.sources = 0
         self._command = command
+        self._is_quiet = is_quiet
         self._has_lines = not is_quiet and not err.is_terminal
         super().__init__(
             TextColumn("{task.description}"),
@@ -35,6 +45,11 @@ class ProgressDisplay(Progress):
     def opens(self, source: str) -> None:
         self.sources += 1
         self.update(self._task, description=f"opening {source}")
+
+    def selects(self, model: str, score_kind: str) -> None:
+        """Announce scores that are no probabilities, which look like low or negative probabilities."""
+        if score_kind not in ("", "probabilities") and not self._is_quiet:
+            err.print(f"the scores of {model} are {_KINDS.get(score_kind, score_kind)}")
 
     def begins(self, rows: int, rows_done: int) -> None:
         """Show how many rows the command has in all, and that an earlier run finished `rows_done` of them."""

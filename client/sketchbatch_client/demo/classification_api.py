@@ -14,6 +14,7 @@ from ..drawings.simplify import simplify
 from ..errors import RequestRefused
 from ..rpc.classification import ModelInfo
 from ..rpc.client import Client
+from .score_bars import score_bars
 
 Json = dict[str, object]
 
@@ -44,6 +45,8 @@ class ClassificationApi:
     def classify(self, line: bytes, model_name: str = "", model_version: str = "") -> Json:
         """Return the bitmap of a drawing (784 values, 0 = paper, 255 = ink), its best labels with scores, and times.
 
+        `bars` has the width of each label's bar, 0 to 1, and the text next to it.
+
         `line` is a line of a raw .ndjson file, with coordinates in pixels. An empty `model_name` names the model that
         the page selects first; an empty `model_version` names the newest version.
 
@@ -54,17 +57,20 @@ class ClassificationApi:
         bitmap = rasterize(simplify(_strokes(line)))
         rasterized_at = perf_counter()
         with self.connect() as client:
-            client.model(*model)  # connects and loads the labels, so that `classify_ms` is the time of one request only
+            served = client.model(*model)  # connects and loads the labels: `classify_ms` is the time of one request
             connected_at = perf_counter()
             result = client.classify(bitmap, model_name=model[0], model_version=model[1])
             classified_at = perf_counter()
         assert result.scores is not None
+        widths, texts = score_bars(result.scores[0], served.score_kind)
         best = result.scores[0].argsort()[::-1][:_TOP]
         return {
             "model_name": result.model_name,
             "model_version": result.model_version,
             "bitmap": bitmap.ravel().tolist(),
+            "score_kind": served.score_kind,
             "top": [(result.labels[index], float(result.scores[0, index])) for index in best],
+            "bars": [(float(widths[index]), texts[index]) for index in best],
             "rasterizer": backend(),
             "rasterize_ms": 1000 * (rasterized_at - started_at),
             "classify_ms": 1000 * (classified_at - connected_at),

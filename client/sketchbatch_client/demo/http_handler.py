@@ -5,7 +5,6 @@ Every error response is `{"error": "one line"}`.
 """
 
 import ipaddress
-import json
 import socket
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from .. import errors
+from ..strict_json import encode
 
 if TYPE_CHECKING:
     from .server import PageServer
@@ -165,7 +165,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             self._unread_bytes -= len(chunk)  # a close with unread bytes would discard the response
 
     def _send_json(self, status: HTTPStatus, content: Mapping[str, object]) -> None:
-        self._send(status, "application/json", json.dumps(content, ensure_ascii=False).encode())
+        self._send(status, "application/json", encode(content).encode())
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         self.connection.settimeout(self.server.request_s)

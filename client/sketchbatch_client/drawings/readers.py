@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import FileRefused, reason_of
 from ..file_kind import HEAD_BYTES, describe, got
+from ..label_names import nfc
 from .drawing import Stroke
 from .npy import Bitmaps as Bitmaps  # re-exported
 from .npy import read_bitmaps as read_bitmaps
@@ -160,25 +161,35 @@ def labelled_files(folder: Path) -> dict[str, Path]:
     numpy_bitmap/NAME.npy, NAME.npy, simplified/NAME.ndjson, NAME.ndjson, binary/NAME.bin, NAME.bin, raw/NAME.ndjson,
     imagefolder/LABEL/ with pictures, LABEL/ with pictures, pictures in `folder`.
 
-    Raises FileRefused if the folder does not exist or has none of these layouts.
+    Raises FileRefused if the folder does not exist or has none of these layouts, or if two names are equal in NFC.
     """
     if not folder.is_dir():
         raise FileRefused(f"{folder}: no such folder; expected one with a NAME.npy for each label")
     for inner, suffix in _LAYOUTS:
         for parent in (folder / inner, folder):
-            if files := {file.stem: file for file in sorted(parent.glob(f"[!.]*{suffix}"))}:
-                return files
+            if files := sorted(parent.glob(f"[!.]*{suffix}")):
+                return _by_label(files)
     for parent in (folder / "imagefolder", folder):
-        if folders := {inner.name: inner for inner in sorted(parent.glob("[!.]*/")) if _pictures(inner)}:
-            return folders
+        if folders := [inner for inner in sorted(parent.glob("[!.]*/")) if _pictures(inner)]:
+            return _by_label(folders)
     if _pictures(folder):
-        return {folder.resolve().name: folder}
+        return _by_label([folder])
     raise FileRefused(f"{folder}: expected a NAME.npy for each label, got none, nor strokes or pictures")
 
 
 def label_of(path: Path) -> str:
-    """Return the label of a path that `labelled_files` returned."""
-    return path.name or path.resolve().name if path.is_dir() else path.stem
+    """Return the label of a path that `labelled_files` returned: its name in Unicode's normal form NFC."""
+    return nfc(path.name or path.resolve().name if path.is_dir() else path.stem)
+
+
+def _by_label(paths: list[Path]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in paths:
+        label = label_of(path)
+        if label in files:
+            raise FileRefused(f"{path}: must not have the same label as another file, got {label} in NFC and in NFD")
+        files[label] = path
+    return files
 
 
 def source_of(folder: Path) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..drawings.readers import label_of
+from ..label_names import nfc
 from .labelled import UNKNOWN, Flags
 from .quality import Figures, Mistake, ModelQuality, Recognized
 from .stats.calibration import Calibration, Scores, are_probabilities, calibrate
@@ -35,6 +36,7 @@ class Accumulator:
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._labels = tuple(labels)
+        self._class_of = {nfc(label): index for index, label in enumerate(labels)}
         shape = (len(labels), len(labels))
         self._confusion: Confusion = np.zeros(shape, np.int64)
         self._known: Confusion = np.zeros(shape, np.int64)  # rows of which it is known whether the game recognised them
@@ -47,7 +49,7 @@ class Accumulator:
     def add(self, scored: ScoredRows, flags: Flags) -> Correct:
         """Count some rows and return which of them are classified correctly; `flags` has one flag per row."""
         scores, classes = scored.scores, len(self._labels)
-        true_class = self._labels.index(label_of(scored.file))
+        true_class = self._class_of[label_of(scored.file)]
         truth = np.full(len(scores), true_class)
         predicted = scores.argmax(axis=1)
         self._confusion += confuse(truth, predicted, classes)
@@ -95,7 +97,7 @@ class Accumulator:
             Mistake(
                 file=scored.file,
                 row=scored.rows[index],
-                label=label_of(scored.file),
+                label=self._labels[self._class_of[label_of(scored.file)]],
                 predicted=self._labels[predicted[index]],
                 score=float(best_score[index]),
             )

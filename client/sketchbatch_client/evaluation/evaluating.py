@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import RequestRefused
-from ..rpc.classification import ModelInfo
+from ..errors import RequestRefused, ServerFailed
+from ..label_names import listed, nfc, with_suggestions
+from ..rpc.classification import ModelInfo, non_finite
 from ..rpc.client import Client
-from .accumulator import Accumulator
+from .accumulator import Accumulator, ScoredRows
 from .labelled import LabelledDrawings, RecognizedFlags
 from .predictions import ServedModel, paired_rows, scored_rows
 from .quality import ModelQuality
@@ -62,11 +63,13 @@ def evaluate(
 ) -> Evaluation:
     """Classify `drawings` with exactly this model version and measure the result.
 
-    Raises FileRefused if a line or picture is malformed, and SketchbatchError if a request failed.
+    Raises FileRefused if a line or picture is malformed, ServerFailed if the scores of a drawing are not finite, and
+    SketchbatchError if a request failed.
     """
     served, accumulator = ServedModel(client, model), Accumulator(model.labels)
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
     for scored in scored_rows(served, drawings.bitmaps):
+        _check_finite(scored, model, drawings)
         accumulator.add(scored, flags.read(scored.file, scored.rows))
         progress(len(scored.rows))
     return _evaluation(served, drawings, accumulator)
@@ -83,6 +86,8 @@ def compare(
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
     table = np.zeros((2, 2), np.int64)
     for both in paired_rows(first, second, drawings.bitmaps):
+        for scored, each in zip(both, (first, second), strict=True):
+            _check_finite(scored, each.model, drawings)
         own_flags = flags.read(both[0].file, both[0].rows)
         correct = [each.add(scored, own_flags) for each, scored in zip(accumulators, both, strict=True)]
         table += count_pairs(*correct)
@@ -95,11 +100,28 @@ def compare(
 
 
 def common_labels(first: ModelInfo, second: ModelInfo) -> tuple[str, ...]:
-    """Return the labels that both models know, in the first model's order. Raises RequestRefused if there is none."""
-    labels = tuple(label for label in first.labels if label in second.labels)
+    """Return the labels that both models know, in the first model's order; names are compared in NFC.
+
+    Raises RequestRefused if there is none.
+    """
+    known = set(map(nfc, second.labels))
+    labels = tuple(label for label in first.labels if nfc(label) in known)
     if not labels:
-        raise RequestRefused(f"models must share a label, {first.name} and {second.name} have no label in common")
+        lists = f"{listed(first.labels)}; and {with_suggestions(second.labels, first.labels)}"
+        names = f"{first.name} and {second.name}"
+        raise RequestRefused(f"models must share a label, {names} have no label in common: {lists}")
     return labels
+
+
+def _check_finite(scored: ScoredRows, model: ModelInfo, drawings: LabelledDrawings) -> None:
+    """Raise ServerFailed if a drawing has no label because its scores are NaN or infinite.
+
+    Such a drawing is not skipped as malformed drawings may be: without it the model would look better than it is.
+    """
+    finite = np.isfinite(scored.scores).all(axis=1)
+    if not finite.all():
+        file, row = drawings.origin(scored.file, scored.rows[int(finite.argmin())])
+        raise ServerFailed(f"{file}, row {row}: {non_finite(model.name, model.version)} (NaN or infinity)")
 
 
 def _evaluation(served: ServedModel, drawings: LabelledDrawings, accumulator: Accumulator) -> Evaluation:

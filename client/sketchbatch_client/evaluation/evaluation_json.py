@@ -1,11 +1,11 @@
 """Write an evaluation as metrics.json, whose keys docs/evaluation.md describes."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
+from ..strict_json import encode
 from .evaluating import Comparison, Evaluation
 from .labelled import LabelledDrawings
 from .quality import Figures, Mistake, Recognized
@@ -20,7 +20,7 @@ _MAX_MALFORMED = 20
 def write_json(result: Evaluation | Comparison, path: Path) -> None:
     """Write `as_json` to a file atomically."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(as_json(result), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(encode(as_json(result), indent=2) + "\n", encoding="utf-8")
 
 
 def as_json(result: Evaluation | Comparison) -> dict[str, Any]:

@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..drawings.readers import BitmapRows, DrawnRows, PictureRows, labelled_files, open_bitmaps, source_of
-from ..drawings.strokes import Malformed, StrokeFile, open_strokes
+from ..drawings.strokes import STROKE_SUFFIXES, Malformed, StrokeFile, open_strokes
 from ..errors import FileRefused
+from ..label_names import compared, nfc
 
 Flags = NDArray[np.int8]  # (rows,), 1 = the game recognised the drawing, 0 = it did not, UNKNOWN = no flag
+
+_SUFFIXES = (".npy", *STROKE_SUFFIXES)
 
 UNKNOWN = -1  # flag of a drawing of which it is unknown whether the game recognised it
 
@@ -24,6 +27,7 @@ class LabelledDrawings:
     bitmaps: dict[Path, BitmapRows]  # drawings by file; the model knows the label of each file
     passed_over: tuple[str, ...]  # labels of the folder that the model does not know
     skips_malformed: bool = False  # whether malformed lines, records and pictures are skipped
+    other_kinds: tuple[Path, ...] = ()  # files of drawings next to those of `bitmaps` that are not read
 
     @property
     def malformed_count(self) -> int:
@@ -49,25 +53,34 @@ class LabelledDrawings:
 
 
 def open_labelled(folder: Path, labels: tuple[str, ...], *, skip_malformed: bool = False) -> LabelledDrawings:
-    """Open the files of `folder` that are named after one of `labels`.
+    """Open the files of `folder` that are named after one of `labels`; names are compared in NFC.
 
     The folder has one of the layouts of `labelled_files`. With `skip_malformed`, malformed drawings are skipped and
     counted; otherwise reading one raises FileRefused.
 
     Raises FileRefused if the folder does not exist, if it has no row with one of the labels, or if a file is malformed.
     """
-    files = labelled_files(folder)
+    files, known = labelled_files(folder), set(map(nfc, labels))
     bitmaps = {
-        file: open_bitmaps(file, skip_malformed=skip_malformed) for label, file in files.items() if label in labels
+        file: open_bitmaps(file, skip_malformed=skip_malformed) for label, file in files.items() if label in known
     }
     if not sum(map(len, bitmaps.values())):
-        raise FileRefused(f"{folder}: expected drawings of {_shortened(labels)}, got {_shortened(tuple(files))}")
+        raise FileRefused(f"{folder}: expected drawings of {compared(labels, tuple(files))}")
     return LabelledDrawings(
         source=source_of(folder),
         bitmaps=bitmaps,
-        passed_over=tuple(label for label in files if label not in labels),
+        passed_over=tuple(label for label in files if label not in known),
         skips_malformed=skip_malformed,
+        other_kinds=_other_kinds(files),
     )
+
+
+def _other_kinds(files: Mapping[str, Path]) -> tuple[Path, ...]:
+    """Return the files in the folder of `files` that `labelled_files` left out, because one format has priority."""
+    taken = set(files.values())
+    parents = {path.parent for path in taken if not path.is_dir()}
+    found = [path for parent in parents for path in sorted(parent.iterdir()) if path.suffix in _SUFFIXES]
+    return tuple(path for path in found if path not in taken and path.name[0] != ".")
 
 
 class RecognizedFlags:
@@ -109,7 +122,3 @@ class RecognizedFlags:
             if not self._skip_malformed:
                 raise
             return UNKNOWN
-
-
-def _shortened(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -40,8 +40,10 @@ class AsyncClient(RowClient):
         top_k: int = 0,
         model_name: str = "",
         model_version: str = "",
+        allow_non_finite: bool = False,
     ) -> AsyncGenerator[Classification, None]:
-        return self._score(batches, request_key(top_k, model_name, model_version))
+        key = request_key(top_k, model_name, model_version)
+        return self._score(batches, key, allow_non_finite=allow_non_finite)
 
     async def models(self) -> list[ModelInfo]:
         return await self._list_models()

@@ -21,7 +21,7 @@ from .connections.connection import Connection, Server
 from .connections.connection_pool import ConnectionPool
 from .connections.credentials import Credentials, Tls, Token
 from .connections.targets import CONNECT_TIMEOUT_S, channel_options, parse_targets
-from .request import RequestKey, as_text
+from .request import RequestKey, RequestLimit, as_text
 from .retries.aimd_limit import AimdLimit
 from .retries.error_details import is_retired
 from .retries.retry_policy import RetryPolicy, has_no_response
@@ -106,7 +106,7 @@ class BaseClient:
         self._has_reached_server = False
         self._models: dict[ModelKey, ModelInfo] = {}  # models that have computed a response
         self._first_seen: dict[tuple[str, str], float] = {}  # time.monotonic seconds, by model name and version
-        self._max_request_rows: dict[tuple[str, str], int] = {}  # by the model name and version of the request
+        self._limits: dict[tuple[str, str], RequestLimit] = {}  # by the model name and version of the request
         self._credentials = Credentials(self._targets, tls, Token(token, token_file), insecure_token=insecure_token)
         self._gzip = gzip
         self._channels = channels
@@ -116,7 +116,7 @@ class BaseClient:
         """Create everything that has locks, threads or connections: at first, and again in a forked process."""
         self._backend = self._make_backend()
         self._queues: dict[RequestKey, CoalescingQueue] = {}
-        self._limits_in_flight: SingleFlight[int] = SingleFlight(self._backend.event)
+        self._limits_in_flight: SingleFlight[RequestLimit] = SingleFlight(self._backend.event)
         self._models_in_flight: SingleFlight[None] = SingleFlight(self._backend.event)
         self._pool = ConnectionPool(self._targets, self._open_channel, self._channels)
 

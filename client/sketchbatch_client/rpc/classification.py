@@ -1,13 +1,17 @@
 """Decode responses into `ModelInfo` and `Classification`; split and join classifications by rows."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from google.protobuf import struct_pb2
 from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
 from sketchbatch.v1 import classifier_pb2 as pb
+
+from ..errors import ServerFailed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,9 +43,12 @@ class ModelInfo:
     digest: str
     """SHA-256 of the model file, in hex; of a list of files if the model has external data (see `Model.digest`)."""
     metrics: dict[str, Any]
-    """Metrics that were measured after the training and stored in the model file."""
+    """Metrics that were measured after the training and stored in the model file; None = not a finite number."""
     created: str
     licence: str
+    score_kind: str = ""
+    """What the scores of a row are: probabilities, log-probabilities, independent or logits, as `Model.score_kind` of
+    the protos describes; "" = unknown, because the service is older than this field."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -60,7 +67,7 @@ class Classification:
     class_index: NDArray[np.int64]
     """(rows, k), best first; k = top_k, or 1 if all scores were requested."""
     score: NDArray[np.float32]
-    """(rows, k), the score of each `class_index`, 0 to 1."""
+    """(rows, k), the score of each `class_index`; `ModelInfo.score_kind` has the range."""
     scores: NDArray[np.float32] | None
     """(rows, classes), or None if only the top k were requested. A file gives 0 to classes that it does not have."""
     digests: tuple[str, ...] = ()
@@ -74,6 +81,12 @@ class Classification:
     def label(self) -> NDArray[np.str_]:
         """The name of the best class of each row: (rows,)."""
         return np.array(self.labels)[self.class_index[:, 0]]
+
+    def finite_rows(self) -> NDArray[np.bool_]:
+        """Return whether all scores of a row are finite: (rows,). A row with NaN or infinity has no best class."""
+        scores = self.score if self.scores is None else self.scores
+        finite: NDArray[np.bool_] = np.all(np.isfinite(scores), axis=1)
+        return finite
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return columns of shape (rows,), named as in the files of `sketchbatch score`.
@@ -109,7 +122,29 @@ def model_info(model: pb.Model) -> ModelInfo:
     """Convert a `Model` message, whose fields have the same names as those of `ModelInfo`."""
     values = {field.name: getattr(model, field.name) for field in fields(ModelInfo)}
     lists = {"versions": tuple(model.versions), "labels": tuple(model.labels)}
-    return ModelInfo(**values | lists | {"metrics": MessageToDict(model.metrics)})
+    return ModelInfo(**values | lists | {"metrics": _metrics(model.metrics)})
+
+
+def _metrics(stored: struct_pb2.Struct) -> dict[str, Any]:
+    """Convert the metrics of a model; a number that JSON does not have becomes None."""
+    metrics = struct_pb2.Struct()
+    metrics.CopyFrom(stored)
+    for value in metrics.fields.values():
+        _clear_non_finite(value)
+    return MessageToDict(metrics)
+
+
+def _clear_non_finite(value: struct_pb2.Value) -> None:
+    """Replace each number in `value` that is not finite by null."""
+    kind = value.WhichOneof("kind")
+    if kind == "number_value" and not math.isfinite(value.number_value):
+        value.null_value = struct_pb2.NULL_VALUE
+    elif kind == "list_value":
+        for each in value.list_value.values:
+            _clear_non_finite(each)
+    elif kind == "struct_value":
+        for each in value.struct_value.fields.values():
+            _clear_non_finite(each)
 
 
 def decode(response: pb.ClassifyResponse, labels: tuple[str, ...]) -> Classification:
@@ -134,6 +169,26 @@ def cut(whole: Classification, sizes: Iterable[int]) -> Iterator[Classification]
         scores = None if whole.scores is None else whole.scores[rows]
         yield replace(whole, class_index=whole.class_index[rows], score=whole.score[rows], scores=scores)
         start += size
+
+
+def select(whole: Classification, rows: NDArray[np.bool_]) -> Classification:
+    """Return the rows of a classification for which `rows` (rows,) is true, in order."""
+    scores = None if whole.scores is None else whole.scores[rows]
+    return replace(whole, class_index=whole.class_index[rows], score=whole.score[rows], scores=scores)
+
+
+def non_finite(model_name: str, model_version: str) -> str:
+    """Return the reason why a row whose scores are NaN or infinite has no label."""
+    return f"{model_name} version {model_version} returned scores that are not finite"
+
+
+def check_finite(result: Classification, first_row: int = 0) -> Classification:
+    """Return `result`, whose first row is row `first_row` of a call. Raises ServerFailed if a score is not finite."""
+    finite = result.finite_rows()
+    if not finite.all():
+        row = first_row + int(finite.argmin())
+        raise ServerFailed(f"row {row}: {non_finite(result.model_name, result.model_version)} (NaN or infinity)")
+    return result
 
 
 def joined(parts: Sequence[Classification]) -> Classification:

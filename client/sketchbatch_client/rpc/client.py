@@ -63,18 +63,28 @@ class Client(RowClient):
 
         Raises:
             RequestRefused: There are no rows, their type or shape is wrong, or `top_k` is too large.
+            ServerFailed: The scores of a row are not finite, or the model call failed.
             SketchbatchError: The service cannot respond; the module `errors` lists the reasons.
         """
         return run_blocking(self._classify(bitmaps, request_key(top_k, model_name, model_version)))
 
     def score(
-        self, batches: Iterable[Bitmaps], *, top_k: int = 0, model_name: str = "", model_version: str = ""
+        self,
+        batches: Iterable[Bitmaps],
+        *,
+        top_k: int = 0,
+        model_name: str = "",
+        model_version: str = "",
+        allow_non_finite: bool = False,
     ) -> Generator[Classification, None, None]:
         """Classify any number of arrays of bitmaps in constant memory; other arguments and errors as for `classify`.
 
-        Yields one `Classification` for each request of up to `rows_per_request` rows, in order.
+        Yields one `Classification` for each request of up to `rows_per_request` rows, in order. With
+        `allow_non_finite`, a row whose scores are NaN or infinite does not raise ServerFailed; it has no label
+        (`Classification.finite_rows`).
         """
-        return _yielded(self._score(batches, request_key(top_k, model_name, model_version)))
+        key = request_key(top_k, model_name, model_version)
+        return _yielded(self._score(batches, key, allow_non_finite=allow_non_finite))
 
     def models(self) -> list[ModelInfo]:
         """Return every served version of every model, the default model first."""

@@ -16,6 +16,7 @@ from ..drawings.readers import Bitmaps
 from ..errors import RequestRefused
 
 _MAX_TOP_K = 2**32 - 1  # the field is a uint32
+_MAX_RESPONSE_BYTES = 4 << 20  # of scores that the service computes, or returns, for one request of several rows
 _LENGTH_DELIMITED = 2  # https://protobuf.dev/programming-guides/encoding/#structure
 _BITMAPS_TAG = bytes([pb.ClassifyRequest.BITMAPS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
 
@@ -28,6 +29,13 @@ class RequestKey(NamedTuple):
     model_version: str
 
 
+class RequestLimit(NamedTuple):
+    """What limits the rows of a request to one model."""
+
+    max_request_rows: int  # limit of the service
+    classes: int
+
+
 def request_key(top_k: int, model_name: str, model_version: str) -> RequestKey:
     """Return the key; raise RequestRefused if a field cannot be encoded.
 
@@ -38,6 +46,15 @@ def request_key(top_k: int, model_name: str, model_version: str) -> RequestKey:
     except ValueError as exc:
         raise RequestRefused(str(exc)) from exc
     return RequestKey(classes, as_text("model_name", model_name), as_text("model_version", model_version))
+
+
+def rows_by_size(classes: int, top_k: int) -> int:
+    """Return the most rows per request whose scores fit into `_MAX_RESPONSE_BYTES`; at least 1.
+
+    With up to 1,024 classes this is at least 1,024 rows. The service computes the scores of all classes for any
+    `top_k`, and an entry of the best `top_k` takes 8 bytes.
+    """
+    return max(1, _MAX_RESPONSE_BYTES // max(4 * classes, 8 * top_k, 1))
 
 
 def as_text(name: str, value: object) -> str:

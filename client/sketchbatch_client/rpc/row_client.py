@@ -10,13 +10,15 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable
 from contextlib import aclosing
 from functools import partial
 
+import grpc
+
 from ..drawings.readers import Bitmaps
 from ..errors import RequestRefused, Unavailable
 from .base_client import BaseClient
-from .classification import Classification, decode, joined
+from .classification import Classification, ModelInfo, check_finite, decode, joined
 from .coalescing_queue import SHARED_ROWS, SMALL_ROWS, CoalescingQueue, PendingCall, distribute, fail
 from .connections.connection import Connection
-from .request import RequestKey, as_rows, encode
+from .request import RequestKey, RequestLimit, as_rows, encode, rows_by_size
 from .retries.aimd_limit import AimdLimit
 from .retries.retry_state import RetryState
 
@@ -27,7 +29,10 @@ class RowClient(BaseClient):
     """Adds the classification of rows to `BaseClient`; `Client` and `AsyncClient` inherit it."""
 
     async def _classify(self, bitmaps: Bitmaps, key: RequestKey) -> Classification:
-        rows = as_rows(bitmaps)
+        """Classify bitmaps. Raises ServerFailed if a score is not finite."""
+        return check_finite(await self._classify_rows(as_rows(bitmaps), key))
+
+    async def _classify_rows(self, rows: Bitmaps, key: RequestKey) -> Classification:
         if not len(rows):
             raise RequestRefused("bitmaps must have at least 1 row, got 0")
         max_rows = await self._max_rows(key)
@@ -35,12 +40,24 @@ class RowClient(BaseClient):
             return await self._call_coalesced(key, rows, self._queue(key, max_rows))
         if len(rows) <= max_rows:
             return await self._call_alone(key, rows, self._retry_state())
-        return joined([part async for part in self._score([rows], key)])
+        return joined([part async for part in self._score_rows([rows], key)])
 
     async def _score(
+        self, batches: Iterable[Bitmaps] | AsyncIterable[Bitmaps], key: RequestKey, *, allow_non_finite: bool
+    ) -> AsyncGenerator[Classification, None]:
+        """Yield one response for each request, in the order of the rows.
+
+        Raises ServerFailed if a score is not finite, unless `allow_non_finite`.
+        """
+        first_row = 0
+        async with aclosing(self._score_rows(batches, key)) as parts:
+            async for part in parts:
+                yield part if allow_non_finite else check_finite(part, first_row)
+                first_row += len(part)
+
+    async def _score_rows(
         self, batches: Iterable[Bitmaps] | AsyncIterable[Bitmaps], key: RequestKey
     ) -> AsyncGenerator[Classification, None]:
-        """Yield one response for each request, in the order of the rows."""
         max_rows = await self._max_rows(key)
         await self._discover_workers()
         limit = self._aimd_limit()
@@ -137,30 +154,48 @@ class RowClient(BaseClient):
         """
         while True:
             attempt = partial(self._send, connection.classify, payload, deadline)
-            response = await self._until_arrived(key.model_name, key.model_version, attempt, deadline)
+            try:
+                response = await self._until_arrived(key.model_name, key.model_version, attempt, deadline)
+            except grpc.RpcError as exc:
+                if exc.code() is grpc.StatusCode.INVALID_ARGUMENT:  # perhaps too many rows for a model that is new
+                    self._forget_limit(key)
+                raise
             if model := await self._model_of(response, connection, deadline):
+                self._check_limit(key, model)
                 return decode(response, model.labels)
 
     async def _max_rows(self, key: RequestKey) -> int:
         """Return the most rows per request. The limit of the service is requested once per model and version.
 
-        No model update changes the limit.
+        A model update changes the limit if the number of classes changes; see `_forget_limit`.
         """
         names = key.model_name, key.model_version
-        limit = self._max_request_rows.get(names)
+        limit = self._limits.get(names)
         if limit is None:
             retry = self._retry_state()
             try:
                 limit = await self._limits_in_flight.do(names, partial(self._request_limit, names), retry.remaining_s)
             except TimeoutError as exc:
                 raise retry.deadline_exceeded() from exc
-        return min(self._rows_per_request, limit)
+        return min(self._rows_per_request, limit.max_request_rows, rows_by_size(limit.classes, key.top_k))
 
-    async def _request_limit(self, names: tuple[str, str]) -> int:
-        """Request and remember the most rows per request of a model, unless another call has done so meanwhile."""
-        if names not in self._max_request_rows:
-            self._max_request_rows[names] = (await self._get_model(*names)).max_request_rows
-        return self._max_request_rows[names]
+    async def _request_limit(self, names: tuple[str, str]) -> RequestLimit:
+        """Request and remember the limit of a model, unless another call has done so meanwhile."""
+        limit = self._limits.get(names)
+        if limit is None:
+            model = await self._get_model(*names)
+            limit = self._limits[names] = RequestLimit(model.max_request_rows, len(model.labels))
+        return limit
+
+    def _check_limit(self, key: RequestKey, model: ModelInfo) -> None:
+        """Forget the limit if a model with another number of classes has replaced the model that it belongs to."""
+        limit = self._limits.get((key.model_name, key.model_version))
+        if limit and limit.classes != len(model.labels):
+            self._forget_limit(key)
+
+    def _forget_limit(self, key: RequestKey) -> None:
+        """Let the next call request the limit again."""
+        self._limits.pop((key.model_name, key.model_version), None)
 
     def _queue(self, key: RequestKey, max_rows: int) -> CoalescingQueue:
         queue = self._queues.get(key)

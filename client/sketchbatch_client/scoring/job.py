@@ -26,8 +26,8 @@ from .inputs import find_sources
 from .manifest import Manifest, manifest_path
 from .outputs import reject_line, schema, table, writing
 from .parts import BegunJob, Part, Parts, locked, other_shards
-from .plan import ALL, Input, Plan, ScoreOptions, Shard, default_part_rows, difference
-from .score_rows import score_batches
+from .plan import ALL, Input, Plan, ScoreOptions, Shard, default_part_rows, difference, row_bytes
+from .score_rows import reject_non_finite, score_batches
 from .sources import Source
 
 
@@ -59,6 +59,9 @@ class ProgressListener(Protocol):
 
     def opens(self, source: str) -> None:
         """Report that an input is being opened and its rows are being counted."""
+
+    def selects(self, model: str, score_kind: str) -> None:
+        """Report the model that scores the rows, and its `ModelInfo.score_kind`."""
 
     def begins(self, rows: int, rows_done: int) -> None:
         """Report the number of rows, rejects included, and how many of them an earlier run finished."""
@@ -118,6 +121,7 @@ def stream_scores(
     plan = _plan(job, sources, served, None)
     with BlockReader(plan, sources, job.readers) as reader:
         runner = _JobRunner(client, job.kind, plan, sources, reader, listener)
+        listener.selects(plan.model, plan.score_kind)
         listener.begins(plan.rows, 0)
         with writing(file, job.kind, plan, runner.schema) as write:
             for part in runner.score_parts(plan.parts):
@@ -144,6 +148,7 @@ class _JobRunner:
         """Write all parts to `output`. Score the parts whose digest is None, and read the finished parts."""
         plan = self.plan
         missing = [part for part in plan.parts if digests[part] is None]
+        self.listener.selects(plan.model, plan.score_kind)
         self.listener.begins(plan.rows, plan.rows - sum(map(plan.rows_of, missing)))
         partial, rejects = parts.folder / "output.partial", parts.folder / "rejects.partial"
         rows = rejected = 0
@@ -169,7 +174,7 @@ class _JobRunner:
         if rejected and not rows and plan.shard == ALL:
             reason = json.loads(rejects.read_text(encoding="utf-8").partition("\n")[0])["reason"]
             parts.clear()
-            raise FileRefused(f"expected drawings, none of {rejected:,} rows is one; the first: {reason}")
+            raise FileRefused(f"none of {rejected:,} rows was scored; the first: {reason}")
         with replacing(manifest_path(output)) as manifest_file:  # renamed last, once all other files are in their place
             manifest.write(manifest_file)
             rejects_path(output).unlink(missing_ok=True)
@@ -183,7 +188,7 @@ class _JobRunner:
         """Score these parts, and yield them in order."""
         scored: list[tuple[Batch, Classification | None]] = []
         for batch, result in self._results(self.reader.batches(numbers)):
-            scored.append((batch, result))
+            scored.append(reject_non_finite(batch, result, self.sources) if result else (batch, None))
             self.listener.advances(batch.rows)
             if sum(each.rows for each, _ in scored) == self.plan.rows_of(batch.part):
                 yield self._part(scored)
@@ -241,8 +246,8 @@ class _JobRunner:
 def _plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Plan | None) -> Plan:
     """Return the plan of a job; a part has `job.part_rows` rows, or as many as in the `begun` plan, or the default."""
     options = job.options
-    scores_per_row = len(served.labels) if options.with_all_scores else options.top_k
-    part_rows = begun.part_rows if begun else default_part_rows(sum(map(len, sources)), scores_per_row)
+    rows = sum(map(len, sources))
+    part_rows = begun.part_rows if begun else default_part_rows(rows, row_bytes(options, served.labels))
     return Plan(
         inputs=tuple(Input(source=source.name, rows=len(source), stamp=source.stamp) for source in sources),
         model=served.name,
@@ -253,6 +258,7 @@ def _plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Plan |
         with_all_scores=options.with_all_scores,
         part_rows=job.part_rows or part_rows,
         shard=job.shard,
+        score_kind=served.score_kind,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
+from ..strict_json import encode
 from .plan import Plan, whole_number
 
 
@@ -66,5 +67,5 @@ def write_json(path: Path, contents: dict[str, Any]) -> None:
 
 
 def _encoded(contents: dict[str, Any]) -> bytes:
-    text = json.dumps(contents, indent=1, ensure_ascii=False) + "\n"
+    text = encode(contents, indent=1) + "\n"
     return text.encode(errors="surrogatepass")  # file names need not be UTF-8; `json` decodes them the same way

@@ -41,7 +41,7 @@ def merge(shards: Sequence[Path], output: Path) -> Outcome:
         with partial.open("wb") as file:
             _MERGE[kind](ordered, file, manifests[0].plan)
         merged = Manifest(
-            plan=replace(manifests[0].plan, shard=ALL),
+            plan=replace(manifests[0].plan, shard=ALL, score_kind=_score_kind(manifests)),
             digests={part: digest for manifest in manifests for part, digest in manifest.digests.items()},
             rows=sum(manifest.rows for manifest in manifests),
             rejected=sum(manifest.rejected for manifest in manifests),
@@ -50,6 +50,11 @@ def merge(shards: Sequence[Path], output: Path) -> Outcome:
         merged.write(manifest_file)
         _merge_rejects(ordered, rejects_path(output))
     return Outcome(rows=merged.rows, rejected=merged.rejected)
+
+
+def _score_kind(manifests: Sequence[Manifest]) -> str:
+    """Return the kind of scores that a manifest states; it is missing while an older service scored a shard."""
+    return next((manifest.plan.score_kind for manifest in manifests if manifest.plan.score_kind), "")
 
 
 def _merge_rejects(shards: Sequence[Path], output: Path) -> None:
@@ -115,8 +120,14 @@ def _row_groups(shard: Path) -> Iterator[pa.Table]:
 
 def _merge_csv(shards: Sequence[Path], file: BinaryIO, plan: Plan) -> None:
     with shards[0].open("rb") as first:
-        file.write(first.readline())
-    _concatenate(shards, file, lambda shard: shard.readline())
+        file.write(_csv_header(first, plan))
+    _concatenate(shards, file, lambda shard: _csv_header(shard, plan))
+
+
+def _csv_header(file: BinaryIO, plan: Plan) -> bytes:
+    """Read the header of a CSV file; a label in the name of a column may contain line feeds."""
+    breaks = sum(label.count("\n") for label in plan.labels) if plan.with_all_scores else 0
+    return b"".join(file.readline() for _ in range(breaks + 1))
 
 
 def _merge_json_lines(shards: Sequence[Path], file: BinaryIO, plan: Plan) -> None:

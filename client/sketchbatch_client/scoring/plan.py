@@ -6,6 +6,7 @@ inputs. A part is a range of rows, and a shard is a range of parts. A manifest s
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any, NamedTuple, TypeVar
 
 FORMAT = 1  # version of the manifest format
@@ -13,8 +14,11 @@ FORMAT = 1  # version of the manifest format
 # Fewest parts of a large job. Two shards of a job may differ by one part, which should be a small share of their rows.
 _PARTS = 128
 _MAX_PART_ROWS = 65536
-_MAX_PART_SCORES = 4 << 20  # 16 MB of float32 scores; to write a part takes about four times as much memory
+_MAX_PART_BYTES = 16 << 20  # of scores and labels; to write a part takes several times as much memory
 _MIN_PART_ROWS = 1024  # about as many rows as one request; larger parts have a multiple of this number
+
+MAX_SCORE_COLUMNS = 1000
+"""Most scores of a row that have a column each; a job with more scores per row is wide (see `outputs`)."""
 
 _Kind = TypeVar("_Kind")
 
@@ -71,6 +75,8 @@ class Plan:
     with_all_scores: bool
     part_rows: int  # number of rows of each part; the last part may have fewer
     shard: Shard = ALL
+    score_kind: str = ""
+    """`ModelInfo.score_kind` of the model; "" = unknown. No difference between jobs: a newer service states it."""
 
     @property
     def options(self) -> ScoreOptions:
@@ -78,6 +84,16 @@ class Plan:
         return ScoreOptions(
             top_k=self.top_k, with_all_scores=self.with_all_scores, model_name=self.model, model_version=self.version
         )
+
+    @property
+    def scores_per_row(self) -> int:
+        """Number of scores that are stored for each row."""
+        return len(self.labels) if self.with_all_scores else self.top_k
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether a row has too many scores for a column each."""
+        return self.scores_per_row > MAX_SCORE_COLUMNS
 
     @property
     def all_rows(self) -> int:
@@ -135,6 +151,7 @@ class Plan:
                 with_all_scores=_checked(bool, manifest["with_all_scores"]),
                 part_rows=whole_number(manifest["part_rows"], least=1),
                 shard=Shard(number, shards),
+                score_kind=_checked(str, manifest.get("score_kind", "")),  # manifests of older clients have none
             )
         except (KeyError, TypeError) as exc:
             raise ValueError(f"not the manifest of a job: {exc!r}") from exc
@@ -147,7 +164,15 @@ def whole_number(value: object, *, least: int = 0) -> int:
     return value
 
 
-def default_part_rows(all_rows: int, scores_per_row: int) -> int:
+def row_bytes(options: ScoreOptions, labels: Sequence[str]) -> int:
+    """Return the memory that the scores and labels of one row take in a part; at least 1."""
+    if options.with_all_scores:
+        return max(1, 4 * len(labels))
+    label_bytes = 4 + sum(map(len, labels)) // max(1, len(labels))
+    return options.top_k * (4 + label_bytes)
+
+
+def default_part_rows(all_rows: int, row_bytes: int) -> int:
     """Return the number of rows of a part.
 
     The number is as large as possible, because each part costs a file. It is limited by memory, and so that a large job
@@ -155,12 +180,15 @@ def default_part_rows(all_rows: int, scores_per_row: int) -> int:
 
     The number of shards has no influence, so that merged shards equal the output of a job without shards.
     """
-    most = min(_MAX_PART_ROWS, _MAX_PART_SCORES // scores_per_row, all_rows // _PARTS)
-    return max(_MIN_PART_ROWS, most // _MIN_PART_ROWS * _MIN_PART_ROWS)
+    most = max(1, min(_MAX_PART_ROWS, _MAX_PART_BYTES // row_bytes, max(_MIN_PART_ROWS, all_rows // _PARTS)))
+    return most if most < _MIN_PART_ROWS else most // _MIN_PART_ROWS * _MIN_PART_ROWS
 
 
 def difference(earlier: Plan, now: Plan) -> str:
-    """Describe the first difference between two plans, apart from the stamps of inputs; "" if there is none."""
+    """Describe the first difference between two plans; "" if there is none.
+
+    The stamps of inputs and the kind of scores may differ.
+    """
     if found := _input_difference(earlier.inputs, now.inputs):
         return found
     models = [f"{plan.model} version {plan.version} (digest {plan.model_digest[:12]})" for plan in (earlier, now)]
@@ -170,9 +198,15 @@ def difference(earlier: Plan, now: Plan) -> str:
         ("--all-scores", earlier.with_all_scores, now.with_all_scores),
         ("--part-rows", earlier.part_rows, now.part_rows),
         ("--shard", "{}/{}".format(*earlier.shard), "{}/{}".format(*now.shard)),
-        ("the list of labels", earlier.labels, now.labels),
+        ("the list of labels", *_first_difference(earlier.labels, now.labels)),
     )
     return next((f"{name} was {before}, and is now {after}" for name, before, after in values if before != after), "")
+
+
+def _first_difference(earlier: Sequence[str], now: Sequence[str]) -> tuple[str, str]:
+    """Describe two lists of labels by their first different labels; a list may have ten thousand."""
+    pairs = enumerate(zip_longest(earlier, now))
+    return next(((f"{old!r} at {index}", f"{new!r}") for index, (old, new) in pairs if old != new), ("", ""))
 
 
 def _input_difference(earlier: Sequence[Input], now: Sequence[Input]) -> str:

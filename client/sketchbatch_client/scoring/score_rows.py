@@ -1,13 +1,19 @@
-"""Score open files in order and yield the results, for evaluations that count results instead of writing them."""
+"""Score rows in order and yield the results; rows whose scores are not finite are yielded, too, and have no label."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..drawings.readers import BitmapRows, Bitmaps, release_pages
-from ..rpc.classification import Classification
+from ..rpc.classification import Classification, non_finite, select
 from ..rpc.client import Client
+from .block_reader import Batch
 from .plan import ScoreOptions
+from .sources import Block, Reject, Source
 
 _BLOCK_ROWS = 4096  # rows that are read at once: 3.2 MB; cairo renders as many drawings in half a second
 
@@ -17,7 +23,7 @@ def score_rows(
 ) -> Iterator[tuple[Path, int, Classification]]:
     """Yield results in order, as (file, index of the result's first row in the file, result).
 
-    All rows of a result belong to one file.
+    All rows of a result belong to one file. This is for evaluations, which count results instead of writing them.
     """
     with score_batches(client, _blocks(inputs), options) as results:
         for source, bitmaps in inputs.items():
@@ -37,8 +43,42 @@ def score_batches(
         top_k=0 if options.with_all_scores else options.top_k,
         model_name=options.model_name,
         model_version=options.model_version,
+        allow_non_finite=True,
     )
     return closing(results)
+
+
+def reject_non_finite(
+    batch: Batch, result: Classification, sources: Sequence[Source]
+) -> tuple[Batch, Classification | None]:
+    """Turn the rows whose scores are not finite into rejects, in the order of the rows.
+
+    The result is None if no row is left.
+    """
+    finite = result.finite_rows()
+    if finite.all():
+        return batch, result
+    reason = non_finite(result.model_name, result.model_version)
+    blocks, start = [], 0
+    for rows, block in batch.blocks:
+        stop = start + len(block.rows)
+        blocks.append((rows, _rejecting(block, ~finite[start:stop], sources[rows.source], reason)))
+        start = stop
+    left = replace(batch, blocks=blocks, bitmaps=batch.bitmaps[finite])
+    return left, select(result, finite) if finite.any() else None
+
+
+def _rejecting(block: Block, rejected: NDArray[np.bool_], source: Source, reason: str) -> Block:
+    names, numbers = source.locate(block.rows[rejected])
+    each_name = [names] * len(numbers) if isinstance(names, str) else names
+    rejects = [Reject(name, int(row), reason) for name, row in zip(each_name, numbers, strict=True)]
+    return replace(
+        block,
+        rows=block.rows[~rejected],
+        bitmaps=block.bitmaps[~rejected],
+        key_ids=None if block.key_ids is None else block.key_ids[~rejected],
+        rejects=sorted([*block.rejects, *rejects], key=lambda reject: (reject.source, reject.row)),
+    )
 
 
 def _blocks(inputs: dict[Path, BitmapRows]) -> Iterator[Bitmaps]:

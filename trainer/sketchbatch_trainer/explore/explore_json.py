@@ -1,11 +1,11 @@
 """Write the statistics of `sketchbatch-train explore` as JSON, for other programs."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from sketchbatch_client.atomic import replacing
+from sketchbatch_client.strict_json import encode
 
 from .drawing_statistics import NEAR_EMPTY, BitmapStatistics, FolderStatistics, StrokeStatistics, quantile
 from .similarity import NEIGHBOURS
@@ -14,7 +14,7 @@ from .similarity import NEIGHBOURS
 def write_json(statistics: FolderStatistics, path: Path) -> Path:
     """Write the result of `as_json` to a file atomically."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(as_json(statistics), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(encode(as_json(statistics), indent=2) + "\n", encoding="utf-8")
     return path
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sketchbatch_client.drawings.rasterize import rasterize_all
-from sketchbatch_client.drawings.readers import Bitmaps, read_bitmaps, source_of
+from sketchbatch_client.drawings.readers import Bitmaps, label_of, read_bitmaps, source_of
 from sketchbatch_client.drawings.simplify import simplify
 from sketchbatch_client.drawings.strokes import open_strokes
+from sketchbatch_client.label_names import listed, nfc, with_suggestions
 
 from ..errors import DrawingsRefused
 from .drawing_statistics import (
@@ -51,17 +52,21 @@ def find_files(folder: Path, labels: tuple[str, ...] | None) -> dict[str, Files]
     found: dict[str, Files] = {}
     for kind in (SIMPLIFIED, RAW):
         for path in sorted((folder / kind).glob("[!.]*.ndjson")):
-            found.setdefault(path.stem, {})[kind] = path
+            found.setdefault(label_of(path), {})[kind] = path
     for path in sorted((folder / BITMAPS).glob("[!.]*.npy")) or sorted(folder.glob("[!.]*.npy")):
-        found.setdefault(path.stem, {})[BITMAPS] = path
+        found.setdefault(label_of(path), {})[BITMAPS] = path
     if not found:
         raise DrawingsRefused(
             f"{folder}: expected {BITMAPS}/NAME.npy, {SIMPLIFIED}/NAME.ndjson or {RAW}/NAME.ndjson, got none"
         )
-    missing = [label for label in labels or () if label not in found]
+    wanted = list(map(nfc, labels)) if labels else sorted(found, key=str.casefold)
+    missing = [label for label in wanted if label not in found]
     if missing:
-        raise DrawingsRefused(f"{folder}: no drawings of {', '.join(missing)}; there are {len(found)} classes there")
-    return {label: found[label] for label in dict.fromkeys(labels or sorted(found, key=str.casefold))}
+        raise DrawingsRefused(
+            f"{folder}: no drawings of {with_suggestions(missing, list(found))}; "
+            f"there are {len(found)} classes there: {listed(list(found))}"
+        )
+    return {label: found[label] for label in dict.fromkeys(wanted)}
 
 
 def gather(

@@ -3,7 +3,6 @@
 docs/model-file.md describes the exported ONNX file.
 """
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
+from sketchbatch_client.strict_json import encode
 
 from ..errors import ExportRefused
 from ..run import Run, Variant
@@ -97,12 +97,12 @@ def to_onnx(model: keras.Model) -> onnx.ModelProto:
 
 def _metadata(config: dict[str, Any], metrics: dict[str, Any], version: int, licence: str) -> dict[str, str]:
     return {
-        "sketchbatch.labels": json.dumps(config["labels"], ensure_ascii=False),
+        "sketchbatch.labels": encode(config["labels"]),
         "sketchbatch.name": config["name"],
         "sketchbatch.version": str(version),
         "sketchbatch.created": datetime.now(UTC).isoformat(timespec="seconds"),
         "sketchbatch.data_digest": config["data_digest"],
-        "sketchbatch.config": json.dumps(config, ensure_ascii=False),
-        "sketchbatch.metrics": json.dumps(metrics),
+        "sketchbatch.config": encode(config),
+        "sketchbatch.metrics": encode(metrics),
         "sketchbatch.licence": licence or "not stated",
     }

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sketchbatch_client.atomic import replacing
 from sketchbatch_client.drawings.readers import Bitmaps, labelled_files, read_bitmaps
 from sketchbatch_client.evaluation.stats.metrics import confuse, measure
+from sketchbatch_client.label_names import nfc
 
 from ..run import Run
 
@@ -52,9 +53,9 @@ def read_held_out(run: Run, labels: list[str]) -> HeldOut:
         RunIncomplete: A label has no held-out drawings.
     """
     files = labelled_files(run.test) if run.test.is_dir() else {}
-    if missing := [label for label in labels if label not in files]:
+    if missing := [label for label in labels if nfc(label) not in files]:
         run.need(run.test / f"{missing[0]}.npy")
-    classes = [read_bitmaps(files[label])[: MAX_ROWS // len(labels)] for label in labels]
+    classes = [read_bitmaps(files[nfc(label)])[: MAX_ROWS // len(labels)] for label in labels]
     class_index = np.repeat(np.arange(len(labels)), [len(bitmaps) for bitmaps in classes])
     return HeldOut(np.concatenate(classes), class_index, len(labels))
 

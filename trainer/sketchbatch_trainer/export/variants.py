@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import onnx
 from sketchbatch_client.drawings.readers import read_bitmaps
+from sketchbatch_client.strict_json import encode
 
 from ..errors import ExportRefused
 from ..run import Run, Variant
@@ -74,7 +75,7 @@ def export_variant(run: Run, variant: Variant) -> Comparison:
     if is_float16:  # the CPU ran the float16 graph in float32; also compare scores rounded as on CUDA
         scores = onnx_scores(rounded_as_float16(original), held_out.bitmaps)
         comparison = compare(variant, held_out, expected, scores)
-    metrics = json.dumps(held_out.measure(scores) | asdict(comparison))
+    metrics = encode(held_out.measure(scores) | asdict(comparison))
     save_described(graph, path, properties | {"sketchbatch.metrics": metrics})
     return comparison
 

@@ -13,6 +13,7 @@ from sketchbatch_client.evaluation.accumulator import Accumulator, ScoredRows
 from sketchbatch_client.evaluation.figures import picture
 from sketchbatch_client.evaluation.labelled import UNKNOWN, Flags
 from sketchbatch_client.evaluation.quality import Mistake, ModelQuality
+from sketchbatch_client.label_names import nfc
 
 from ..export.held_out import HeldOut, Scores, onnx_scores, read_held_out
 from ..run import Run, Variant
@@ -97,11 +98,11 @@ def _served_scores(run: Run, held_out: HeldOut, labels: list[str]) -> Scores | N
     """
     if not run.scores.exists():
         return None
-    indices = {origin: index for index, origin in enumerate(_origins(held_out, labels))}
+    indices = {(nfc(label), row): index for index, (label, row) in enumerate(_origins(held_out, labels))}
     scores = np.full((len(held_out.bitmaps), len(labels)), np.nan, np.float32)
     with run.scores.open(encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
-            index = indices.get((Path(line["source"]).stem, int(line["row"])))
+            index = indices.get((nfc(Path(line["source"]).stem), int(line["row"])))
             if index is None or any(f"score_{label}" not in line for label in labels):
                 return None
             scores[index] = [float(line[f"score_{label}"]) for label in labels]

@@ -22,6 +22,7 @@ from ...models.registry import ModelRegistry, ServedModel
 from ...transport.interface import Context, UnaryCall
 from ...transport.status import to_status
 from ..method_handlers import handlers
+from ..request_limits import max_rows
 from ..request_log import log_answer, log_rejection
 from ..rpc_context import abort, abort_call, expiry, new_request_id
 from ..stream_window import OpenStreams, retry_while_full
@@ -91,8 +92,11 @@ class ClassifierServicer:
         return submit_to_served(self._models, fields.model_name, fields.model_version, submit)
 
     def _submit(self, request: codec.Request, expires_at: float, model: ServedModel) -> "_Accepted":
-        bitmaps = codec.decode(request, max_rows=self._max_request_rows, classes=len(model.artifact.labels))
+        bitmaps = codec.decode(request, max_rows=self._max_rows(model), classes=len(model.artifact.labels))
         return _Accepted(model, request.fields.top_k, model.batcher.submit(bitmaps, expires_at=expires_at))
+
+    def _max_rows(self, model: ServedModel) -> int:
+        return max_rows(self._max_request_rows, len(model.artifact.labels))
 
     def _describe(self, model: ServedModel) -> pb.Model:
         metrics = struct_pb2.Struct()
@@ -104,7 +108,7 @@ class ClassifierServicer:
             is_default=model is next(iter(self._models)),
             labels=model.artifact.labels,
             input=pb.Input(name=model.artifact.names.input, datatype="UINT8", shape=[-1, 28, 28]),
-            max_request_rows=self._max_request_rows,
+            max_request_rows=self._max_rows(model),
             provider=model.provider,
             digest=model.artifact.digest,
             metrics=metrics,

@@ -22,6 +22,7 @@ from ...errors import ModelNotFound, ServiceError
 from ...models.registry import ModelRegistry, ServedModel
 from ...transport.interface import Context, UnaryCall
 from ...transport.status import code_of, to_status
+from ..request_limits import max_rows
 from ..request_log import log_answer, log_rejection
 from ..rpc_context import abort, abort_call, expiry, new_request_id
 from ..stream_window import OpenStreams, retry_while_full
@@ -79,7 +80,7 @@ class InferenceServicer:
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
         model = await self._model(request, context)
-        return pb.ModelConfigResponse(config=descriptions.config(model, max_request_rows=self._max_request_rows))
+        return pb.ModelConfigResponse(config=descriptions.config(model, max_request_rows=self._max_rows(model)))
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
         selected = list(self._models)
@@ -169,8 +170,9 @@ class InferenceServicer:
     def _decode(self, request: pb.ModelInferRequest, expires_at: float) -> "_Decoded":
         """Validate and decode the request."""
         started_at = time.monotonic()
-        self._top_k(request, self._models.get(request.model_name, request.model_version))  # first: it costs least
-        bitmaps = codec.decode(request, max_rows=self._max_request_rows)
+        model = self._models.get(request.model_name, request.model_version)
+        self._top_k(request, model)  # first: it costs least
+        bitmaps = codec.decode(request, max_rows=self._max_rows(model))
         expires_at = min(expires_at, started_at + codec.timeout_s(request))
         return _Decoded(bitmaps, expires_at, time.monotonic() - started_at)
 
@@ -189,6 +191,9 @@ class InferenceServicer:
             decoding_s=decoded.decoding_s,
         )
         return plan, model.batcher.submit(decoded.bitmaps, expires_at=decoded.expires_at)
+
+    def _max_rows(self, model: ServedModel) -> int:
+        return max_rows(self._max_request_rows, len(model.artifact.labels))
 
     def _top_k(self, request: pb.ModelInferRequest, model: ServedModel) -> int:
         return codec.top_k(request, classes=len(model.artifact.labels))
