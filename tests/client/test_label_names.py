@@ -116,6 +116,16 @@ def test_passed_over_files_are_named_with_the_nearest_label(evaluate):
     ) in finished.err
 
 
+def test_files_of_another_format_are_named(evaluate, tmp_path):
+    """If a folder has files of two formats, `evaluate` says which it skips, even for labels that the model knows."""
+    for name in ("cat", "bear"):
+        (tmp_path / f"{name}.ndjson").write_text('{"drawing": [[[0, 255], [0, 255]]]}\n')
+    finished = evaluate(("bear", "cat", "dog"), ["cat"])
+    assert finished.code == 0
+    message = "skipped 2 files of another format than .npy: bear.ndjson, cat.ndjson; move them to another folder\n"
+    assert message in finished.err
+
+
 def test_model_shows_odd_characters_of_labels(sketchbatch):
     """`sketchbatch model` shows labels as Python literals if one has characters that a person cannot see."""
     with stand_in_service(row_norm, labels=["bear\r", "cat\u00a0", "dog"]) as (address, _):

@@ -18,7 +18,7 @@ from ..evaluation.labelled import LabelledDrawings, open_labelled
 from ..evaluation.predictions import ServedModel
 from ..evaluation.stats.drift import stored_rows
 from ..evaluation.stats.mcnemar import format_p_value
-from ..label_names import with_suggestions
+from ..label_names import listed, with_suggestions
 from .options import ConnectionOptions, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err, not_nan, out
 from .progress import show_progress
 
@@ -121,6 +121,10 @@ def _print_skipped(drawings: LabelledDrawings, labels: Sequence[str], reason: st
     if passed_over := drawings.passed_over:
         files = "1 file" if len(passed_over) == 1 else f"{len(passed_over)} files"
         err.print(f"skipped {files} whose label {reason}: {with_suggestions(passed_over, labels)}")
+    if others := drawings.other_kinds:
+        kind = next(iter(drawings.bitmaps)).suffix
+        names = listed([path.name for path in others])
+        err.print(f"skipped {len(others)} files of another format than {kind}: {names}; move them to another folder")
     if drawings.malformed_count:
         err.print(f"skipped {drawings.malformed_count:,} malformed drawings, for example:")
         for file, malformed in drawings.malformed[:_MALFORMED_SHOWN]:

@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..drawings.readers import BitmapRows, DrawnRows, PictureRows, labelled_files, open_bitmaps, source_of
-from ..drawings.strokes import Malformed, StrokeFile, open_strokes
+from ..drawings.strokes import STROKE_SUFFIXES, Malformed, StrokeFile, open_strokes
 from ..errors import FileRefused
 from ..label_names import compared, nfc
 
 Flags = NDArray[np.int8]  # (rows,), 1 = the game recognised the drawing, 0 = it did not, UNKNOWN = no flag
+
+_SUFFIXES = (".npy", *STROKE_SUFFIXES)
 
 UNKNOWN = -1  # flag of a drawing of which it is unknown whether the game recognised it
 
@@ -25,6 +27,7 @@ class LabelledDrawings:
     bitmaps: dict[Path, BitmapRows]  # drawings by file; the model knows the label of each file
     passed_over: tuple[str, ...]  # labels of the folder that the model does not know
     skips_malformed: bool = False  # whether malformed lines, records and pictures are skipped
+    other_kinds: tuple[Path, ...] = ()  # files of drawings next to those of `bitmaps` that are not read
 
     @property
     def malformed_count(self) -> int:
@@ -68,7 +71,16 @@ def open_labelled(folder: Path, labels: tuple[str, ...], *, skip_malformed: bool
         bitmaps=bitmaps,
         passed_over=tuple(label for label in files if label not in known),
         skips_malformed=skip_malformed,
+        other_kinds=_other_kinds(files),
     )
+
+
+def _other_kinds(files: Mapping[str, Path]) -> tuple[Path, ...]:
+    """Return the files in the folder of `files` that `labelled_files` left out, because one format has priority."""
+    taken = set(files.values())
+    parents = {path.parent for path in taken if not path.is_dir()}
+    found = [path for parent in parents for path in sorted(parent.iterdir()) if path.suffix in _SUFFIXES]
+    return tuple(path for path in found if path not in taken and path.name[0] != ".")
 
 
 class RecognizedFlags:

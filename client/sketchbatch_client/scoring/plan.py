@@ -165,10 +165,10 @@ def whole_number(value: object, *, least: int = 0) -> int:
 
 
 def row_bytes(options: ScoreOptions, labels: Sequence[str]) -> int:
-    """Return the memory that the scores and labels of one row take in a part."""
+    """Return the memory that the scores and labels of one row take in a part; at least 1."""
     if options.with_all_scores:
-        return 4 * len(labels)
-    label_bytes = 4 + sum(map(len, labels)) // len(labels)
+        return max(1, 4 * len(labels))
+    label_bytes = 4 + sum(map(len, labels)) // max(1, len(labels))
     return options.top_k * (4 + label_bytes)
 
 
@@ -180,9 +180,7 @@ def default_part_rows(all_rows: int, row_bytes: int) -> int:
 
     The number of shards has no influence, so that merged shards equal the output of a job without shards.
     """
-    by_memory = max(1, min(_MAX_PART_ROWS, _MAX_PART_BYTES // row_bytes))
-    by_parts = max(_MIN_PART_ROWS, all_rows // _PARTS)
-    most = min(by_memory, by_parts)
+    most = max(1, min(_MAX_PART_ROWS, _MAX_PART_BYTES // row_bytes, max(_MIN_PART_ROWS, all_rows // _PARTS)))
     return most if most < _MIN_PART_ROWS else most // _MIN_PART_ROWS * _MIN_PART_ROWS
 
 
