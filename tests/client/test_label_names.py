@@ -122,9 +122,7 @@ def test_files_of_another_format_are_named(evaluate, tmp_path):
         (tmp_path / f"{name}.ndjson").write_text('{"drawing": [[[0, 255], [0, 255]]]}\n')
     finished = evaluate(("bear", "cat", "dog"), ["cat"])
     assert finished.code == 0
-    message = (
-        "skipped 2 files of another format than .npy: bear.ndjson, cat.ndjson; pass them in a folder of their own\n"
-    )
+    message = "skipped 2 files of another format than .npy: bear.ndjson, cat.ndjson; move them to another folder\n"
     assert message in finished.err
 
 

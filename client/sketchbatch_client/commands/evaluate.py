@@ -124,9 +124,7 @@ def _print_skipped(drawings: LabelledDrawings, labels: Sequence[str], reason: st
     if others := drawings.other_kinds:
         kind = next(iter(drawings.bitmaps)).suffix or "folders of pictures"
         names = listed([path.name for path in others])
-        err.print(
-            f"skipped {len(others)} files of another format than {kind}: {names}; pass them in a folder of their own"
-        )
+        err.print(f"skipped {len(others)} files of another format than {kind}: {names}; move them to another folder")
     if drawings.malformed_count:
         err.print(f"skipped {drawings.malformed_count:,} malformed drawings, for example:")
         for file, malformed in drawings.malformed[:_MALFORMED_SHOWN]:
