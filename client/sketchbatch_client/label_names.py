@@ -38,7 +38,9 @@ def with_suggestions(names: Sequence[str], known: Sequence[str]) -> str:
 
     Without any such name, the result is that of `listed`.
     """
-    suggested = {name: found for name in names[:_SHOWN] if (found := nearest(name, known)) is not None}
+    suggested = {
+        name: found for name in names[:_SHOWN] if (found := nearest(name, known)) is not None and found != name
+    }
     if not suggested:
         return listed(names)
     hints = {name: f" (did you mean {found!r}?)" for name, found in suggested.items()}

@@ -150,12 +150,12 @@ async def test_a_version_that_does_not_appear_everywhere_ends_with_the_deadline(
         assert "version 2" in str(error)
 
 
-async def test_a_version_that_its_server_has_retired_is_not_found_at_once(replica, kind):
+async def test_a_version_that_its_server_has_retired_is_not_found_at_once(replicas, kind):
     """A request for a version that a newer version has replaced ends before its deadline, which is a year away."""
-    async with connected(kind, replica.target, timeout_s=31e6) as classify:
+    async with connected(kind, replicas.single_target, timeout_s=31e6) as classify:
         assert (await classify(BITMAPS, model_version="1")).model_version == "1"
         for version in (2, 3):  # the service keeps the two newest versions
-            replica.write(0, version=version, labels=OTHER_LABELS)
+            replicas.write(0, version=version, labels=OTHER_LABELS)
         while (await classify(BITMAPS)).model_version != "3":
             pass
         error = None

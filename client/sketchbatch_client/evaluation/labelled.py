@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..drawings.readers import BitmapRows, DrawnRows, PictureRows, labelled_files, open_bitmaps, source_of
+from ..drawings.readers import BitmapRows, DrawnRows, PictureRows, label_of, labelled_files, open_bitmaps, source_of
 from ..drawings.strokes import STROKE_SUFFIXES, Malformed, StrokeFile, open_strokes
 from ..errors import FileRefused
-from ..label_names import compared, nfc
+from ..label_names import compared, listed, nfc
 
 Flags = NDArray[np.int8]  # (rows,), 1 = the game recognised the drawing, 0 = it did not, UNKNOWN = no flag
 
@@ -65,6 +65,8 @@ def open_labelled(folder: Path, labels: tuple[str, ...], *, skip_malformed: bool
         file: open_bitmaps(file, skip_malformed=skip_malformed) for label, file in files.items() if label in known
     }
     if not sum(map(len, bitmaps.values())):
+        if bitmaps:
+            raise FileRefused(f"{folder}: expected drawings, got none for {listed([*map(label_of, bitmaps)])}")
         raise FileRefused(f"{folder}: expected drawings of {compared(labels, tuple(files))}")
     return LabelledDrawings(
         source=source_of(folder),

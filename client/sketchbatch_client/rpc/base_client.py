@@ -269,16 +269,20 @@ class BaseClient:
         several servers in turn. A server that serves a newer version has retired this one, and the attempt is not
         repeated. Raises DeadlineExceeded.
         """
+        was_missing = False
         while True:
             try:
                 return await send()
             except grpc.RpcError as exc:
                 is_missing = exc.code() is grpc.StatusCode.NOT_FOUND
-                if not is_missing or not self._is_arriving(name, version) or is_retired(version, exc):
+                is_awaited = is_missing and self._is_arriving(name, version) and not is_retired(version, exc)
+                is_late = was_missing and exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                if not is_awaited and not is_late:
                     raise
-                if deadline - time.monotonic() <= _VERSION_DELAY_S:
+                if is_late or deadline - time.monotonic() <= _VERSION_DELAY_S:
                     text = f"no server of {self.target} returned {name} version {version} in {self._timeout_s:g} s"
                     raise errors.DeadlineExceeded(text) from exc
+                was_missing = True
             await self._backend.sleep(_VERSION_DELAY_S)
 
     async def _model_of(
