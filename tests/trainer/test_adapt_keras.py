@@ -143,6 +143,13 @@ def test_a_fixed_batch_is_opened(models):
         np.testing.assert_allclose(served_scores(adapt(source), BITMAPS), expected, atol=1e-5)
 
 
+def test_a_batch_that_cannot_be_opened(models):
+    """A stateful layer remembers each row of a call of fixed size."""
+    layers = models.layers
+    model = models.network(layers.LSTM(2, stateful=True), shape=None, batch_shape=(2, 28, 28))
+    refuses(models.save(model, "stateful.keras"), r"any number of rows: .* or keras\.Input without batch_size")
+
+
 def test_a_model_of_a_dictionary_with_two_outputs(models):
     """The number of labels, or --scores-output, chooses the output with the scores."""
     image = models.keras.Input((28, 28), name="image")
@@ -222,7 +229,7 @@ def test_saved_models_that_cannot_be_adapted(models):
     signature = [tf.TensorSpec([None, 28, 28, 1], tf.float32)]
     serve = tf.function(lambda image: model(image, training=True), input_signature=signature)
     tf.saved_model.save(model, str(models.folder / "training"), signatures={"serving_default": serve})
-    refuses(models.folder / "training", r"scores of a row depend on the other rows: .*training=False in Keras")
+    refuses(models.folder / "training", r"scores of a row depend on the other rows.*training=False in Keras")
 
 
 def test_an_operation_without_onnx_form_is_named(models):
