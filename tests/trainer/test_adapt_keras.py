@@ -8,6 +8,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import onnx
 import pytest
 from adapting import adapt as adapt_with_labels
 from adapting import properties, run_adapt, served_scores
@@ -77,6 +78,8 @@ def test_a_keras_file_with_scaling_batch_normalisation_and_dropout_inside(models
     output = adapt(models.save(model, name))
     np.testing.assert_allclose(served_scores(output, BITMAPS), scores(model), atol=1e-5)
     assert json.loads(properties(output)["sketchbatch.config"])["adapted_from"] == "Keras model"
+    operators = {node.op_type for node in onnx.load(output).graph.node}
+    assert operators.isdisjoint({"Shape", "Gather", "Slice", "Concat"})  # of Flatten: they would run on the CPU
 
 
 def test_a_file_of_keras_2(models):
