@@ -11,6 +11,7 @@ from sketchbatch_client.drawings.readers import Bitmaps
 from ..errors import AdaptRefused
 from .graph.batch import DEPENDS, NOT_FINITE, fixed_rows, open_batch_remedy, opened, problem_with_rows
 from .graph.ending import Ending, find_ending, probability_operator
+from .graph.reshapes import with_constant_shapes
 from .graph.signature import Input, find_scores, row_width, run_first
 from .graph.wrapping import Output
 from .options import Softmax
@@ -37,7 +38,7 @@ class Model:
     original: Runner
     """Runs the graph of the source as it is."""
     graph: onnx.ModelProto
-    """The graph of the source, which accepts any number of rows."""
+    """The graph of the source, which accepts any number of rows and computes no shape of a Reshape node."""
     input: Input
     call_rows: int
     """Number of rows of each call of the original."""
@@ -90,7 +91,7 @@ def examine(source: Source, bitmaps: Bitmaps, scaling: Scaling, found: Input, wa
     return Model(
         source=source,
         original=original,
-        graph=graph,
+        graph=with_constant_shapes(graph, values),
         input=found,
         call_rows=rows,
         output=output,

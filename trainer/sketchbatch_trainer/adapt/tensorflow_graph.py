@@ -3,6 +3,7 @@
 Keras files and SavedModel folders share this module.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ def to_onnx(call: Callable[[tf.Tensor], Outputs], spec: tf.TensorSpec) -> onnx.M
     Raises:
         AdaptRefused: tf2onnx cannot convert the function.
     """
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # the exceptions already report the cause
     function = tf.function(call, input_signature=[spec])
     try:
         graph: onnx.ModelProto = tf2onnx.convert.from_function(function, input_signature=[spec], opset=OPSET)[0]

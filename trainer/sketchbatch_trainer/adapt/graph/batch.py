@@ -76,7 +76,10 @@ def problem_with_rows(run: Callable[[Values], Values], values: Values) -> str:
 
 def open_batch_remedy(name: str) -> str:
     """Return how to export a model whose input `name` accepts any number of rows."""
-    return f"export it with an open batch: dynamic_axes={{{name!r}: {{0: 'N'}}}} or dynamic_shapes of torch.onnx.export"
+    return (
+        f"export it with an open batch: dynamic_axes={{{name!r}: {{0: 'N'}}}} or dynamic_shapes of torch.onnx.export, "
+        "or keras.Input without batch_size"
+    )
 
 
 def _with_open_shapes(graph: ModelProto) -> ModelProto:
