@@ -7,7 +7,8 @@ import sys
 import pytest
 
 
-@pytest.mark.timeout(90)  # the test starts a dozen processes
+@pytest.mark.slow  # starts a dozen processes, and matters only before the benchmark runs on a GPU
+@pytest.mark.timeout(90)
 def test_one_run_measures_every_part(root, tmp_path):
     """A run of the GPU benchmark makes all its measurements: raw ONNX Runtime, the engine, the service, single rows.
 
