@@ -12,7 +12,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sketchbatch_client import Client
+from sketchbatch_client.cli import app
 from sketchbatch_service.transport.selection import CORE_GRPCIO
+from typer.testing import CliRunner
 
 pytestmark = pytest.mark.timeout(60)  # each test starts a service
 
@@ -60,10 +62,10 @@ def test_the_fast_transport_can_be_insisted_on(tiny_model, noise):
     assert not [event for event in log if event["level"] == "warning"]
 
 
-def test_a_tested_grpcio_gets_the_fast_transport(tiny_service):
+def test_a_tested_grpcio_gets_the_fast_transport(start_service, tiny_model):
     """`core` was tested with the installed version of grpcio, which the lock files pin, so `auto` chooses `core`."""
     assert grpc.__version__ in CORE_GRPCIO
-    assert tiny_service.ready["transport"] == "core"
+    assert start_service(tiny_model).ready["transport"] == "core"
 
 
 @pytest.mark.both_transports
@@ -84,9 +86,7 @@ def test_a_service_on_a_unix_socket_is_used_probed_and_leaves_no_file(start_serv
 
 
 @pytest.mark.parametrize("spelling", ["unix:{}/x.sock", "unix://{}/x.sock", "unix:{}/x.sock:0", "unix:{}/a b"])
-def test_every_spelling_of_a_socket_is_the_same_for_all_commands(
-    start_service, run_command, tiny_model, tmp_path, spelling
-):
+def test_every_spelling_of_a_socket_is_the_same_for_all_commands(start_service, tiny_model, tmp_path, spelling):
     """The service, the client's commands and the probe command accept the same addresses.
 
     A socket has no port: a path may end in `:0`, and is used as it is.
@@ -94,7 +94,7 @@ def test_every_spelling_of_a_socket_is_the_same_for_all_commands(
     address = spelling.format(tmp_path)
     service = start_service(tiny_model, "--address", address)
     for target in (address, service.address):
-        assert run_command("sketchbatch", "health", "--server", target).stdout == "SERVING\n"
+        assert CliRunner().invoke(app, ["health", "--server", target]).stdout == "SERVING\n"
     probe = [sys.executable, "-m", "sketchbatch_service.probe", "--address", address]
     assert subprocess.run(probe, capture_output=True, text=True, check=True).stdout == "SERVING\n"
     assert service.stop()[0] == 0
