@@ -315,7 +315,7 @@ def test_a_failed_start_is_reported_in_one_line(run_command, tmp_path, tiny_mode
     The causes in this test are a model with a wrong input, a missing model and a missing GPU.
     """
     unfit = write_model(tmp_path / "unfit.onnx", input_type=TensorProto.FLOAT, input_shape=("n", 28, 28, 1))
-    assert "must be bitmaps: uint8 (N, 28, 28), got bitmaps: float32 (N, 28, 28, 1)" in failed_start(
+    assert "input must be uint8 (N, 28, 28), got bitmaps: float32 (N, 28, 28, 1)" in failed_start(
         run_command, "--model", unfit
     )
     assert "no such model file" in failed_start(run_command, "--model", tmp_path / "none.onnx")
