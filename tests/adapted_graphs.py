@@ -48,6 +48,13 @@ def four_rows_only(nodes: list[NodeProto], initializers: list[TensorProto], last
     return "added"
 
 
+def divided_by_own_mean(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
+    """Divide each drawing by the mean of its own pixels, which is 0 for a blank drawing. Needs opset 13."""
+    nodes.append(helper.make_node("ReduceMean", [last], ["own_mean"], axes=[1], keepdims=1))
+    nodes.append(helper.make_node("Div", [last, "own_mean"], ["divided"]))
+    return "divided"
+
+
 def minus_batch_mean(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
     """Subtract the mean of all rows, as a batch normalisation in training mode does."""
     nodes.append(helper.make_node("ReduceMean", [last], ["mean"], axes=[0], keepdims=1))

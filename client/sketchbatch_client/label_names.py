@@ -7,6 +7,8 @@ import difflib
 import unicodedata
 from collections.abc import Sequence
 
+from sketchbatch.label_rules import problems_of as problems_of  # for the trainer
+
 _SHOWN = 5  # most names of a list in a message
 _SIMILARITY = 0.75  # least ratio of difflib of a suggestion: "cats" suggests "cat", "zebra" suggests nothing
 _MAX_COMPARED = 1000  # most names that are compared letter by letter, which takes about 10 us for each

@@ -65,7 +65,7 @@ async def test_scores_that_are_not_finite_are_internal(bad, fields):
     assert error.code() is grpc.StatusCode.INTERNAL
     assert error.details() == TEXT.format(2)
     assert [(event["request_id"], event["log_level"]) for event in log] == [("abc", "error")]
-    assert "'broken' version 1" in str(log[0]["exc_info"])
+    assert "'broken' version 1" in log[0]["reason"]
 
 
 async def test_only_the_request_with_the_row_fails():

@@ -1,6 +1,7 @@
 """Test that one command makes a model file of a model from any tool, and that the service scores as the original."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -238,3 +239,31 @@ def test_the_output_with_the_scores_can_be_named(tmp_path, sketches):
     adapted = adapt(source, "--scores-output", "scores", labels=labels)
     logits = sketches.reshape(-1, 784) @ weights(784).astype(np.float64)
     assert np.abs(served_scores(adapted, sketches) - softmax(logits)).max() <= 1e-5
+
+
+def test_weights_behind_links_are_joined(tmp_path, sketches):
+    """A model in a cache of Hugging Face, whose files are links to blobs, is adapted."""
+    write_foreign("torch-external", tmp_path / "blobs" / "m.onnx")
+    folder = tmp_path / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    for name in ("m.onnx", "m.onnx.data"):
+        (folder / name).symlink_to(tmp_path / "blobs" / name)
+    assert (
+        np.abs(served_scores(adapt(folder / "m.onnx"), sketches) - expected("torch-external", sketches)).max() <= 1e-5
+    )
+
+
+def test_a_file_name_that_is_no_text_is_shown(tmp_path):
+    """A source whose name has bytes that are not UTF-8 is adapted; the metadata show the name with replacements."""
+    source = write_foreign("torch", tmp_path / os.fsdecode(b"mod\xe9l.onnx"))
+    output = tmp_path / "model.onnx"
+    run_adapt(source, "--output", output, "--labels", "ant,bee,cow")
+    assert properties(output)["sketchbatch.name"] == "mod\ufffdl"
+
+
+@pytest.mark.parametrize("text", ["bear,cat,dog", "bear\n\ncat\ndog\n"])
+def test_a_labels_file_of_one_line_or_with_blank_lines_is_read(tmp_path, text):
+    """The names in a file may stand in one line, separated by commas; blank lines are skipped."""
+    (tmp_path / "labels.txt").write_text(text)
+    adapted = adapt(write_foreign("torch", tmp_path / "m.onnx"), labels=str(tmp_path / "labels.txt"))
+    assert json.loads(properties(adapted)["sketchbatch.labels"]) == list(LABELS)

@@ -9,7 +9,7 @@ import grpc
 import structlog
 
 from ..batching.row_queue import Answer
-from ..errors import ServiceError
+from ..errors import ScoresNotFinite, ServiceError
 from ..transport.status import code_of
 
 log = structlog.get_logger()
@@ -36,7 +36,8 @@ def log_rejection(error: Exception, request_id: str) -> None:
     with _counting:
         _rejections[type(error).__name__ if isinstance(error, ServiceError) else "other"] += 1
     if code is grpc.StatusCode.INTERNAL:
-        log.error("request failed", request_id=request_id, code=code.name, exc_info=error)
+        cause = {"reason": str(error)} if isinstance(error, ScoresNotFinite) else {"exc_info": error}
+        log.error("request failed", request_id=request_id, code=code.name, **cause)
     else:
         _debug_log().debug("request rejected", request_id=request_id, code=code.name, reason=str(error))
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
+from sketchbatch.label_rules import problems_of
 
 from ..engines.tensor_names import OUR_NAMES, TensorNames
 from ..errors import ModelRefused
 from .external_data import locations
-from .labels import problems_of
 from .signature import read_signature
 
 _MAX_DEPTH = 16  # levels of nested JSON values; protobuf's parsers allow about 30

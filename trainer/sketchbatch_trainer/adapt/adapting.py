@@ -5,7 +5,8 @@ the source -> accuracy under other scalings -> file. Each step reports what it f
 """
 
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -23,7 +24,7 @@ from .examining import Model, Wanted, examine
 from .graph.ending import end
 from .graph.signature import Input, find_input, scales_pixels, signature_of
 from .graph.wrapping import OUTPUT, wrap
-from .labels import Labels, read_labels, stored_labels
+from .labels import Labels, check_order, read_labels, stored_labels
 from .options import Layout, Softmax
 from .scaling import AS_PIXELS, Scaling
 from .scaling_trial import are_conclusive, candidates, table, warning
@@ -98,7 +99,8 @@ def adapt(request: AdaptRequest, report: Callable[[Finding], None] = lambda find
     """
     _check_paths(request)
     source = read(request.source)
-    report(Finding("source", f"{request.source}: {source.description}"))
+    _check_output(request, source.data_files)
+    report(Finding("source", f"{_shown(request.source)}: {source.description}"))
     labels, place = _find_labels(request, source.graph)
     bitmaps = _parity_drawings()
     scaling, found = _find_scaling(request, source.graph)
@@ -115,6 +117,7 @@ def adapt(request: AdaptRequest, report: Callable[[Finding], None] = lambda find
     wrapped = wrap(model.graph, model.input, scaling, model.output)
     parity = compare(model, wrapped, bitmaps, scaling)
     report(Finding("parity", str(parity)))
+    _check_extremes(wrapped)
     for finding in _try_scalings(request, model, labels, scaling):
         report(finding)
     properties = _metadata(request, model, labels, scaling, parity)
@@ -142,16 +145,47 @@ def compare(model: Model, wrapped: onnx.ModelProto, bitmaps: Bitmaps, scaling: S
 
 
 def _check_paths(request: AdaptRequest) -> None:
-    if request.output.is_dir():
-        raise AdaptRefused(f"--output {request.output}: must be a file, got a folder")
-    if request.output.exists() and request.source.exists() and request.output.samefile(request.source):
-        raise AdaptRefused(f"--output {request.output}: must be another file than the source")
+    """Refuse an output that cannot be written, before the work begins."""
+    output = request.output
+    if output.is_dir():
+        raise AdaptRefused(f"--output {output}: must be a file, got a folder")
+    if output.exists() and not output.is_file():
+        raise AdaptRefused(f"--output {output}: must be a regular file, got a device or a pipe")
+    if blocking := next((each for each in output.parents if each.exists() and not each.is_dir()), None):
+        raise AdaptRefused(f"--output {output}: {blocking} is a file, not a folder")
+    _check_output(request, (request.source,))
+
+
+def _check_output(request: AdaptRequest, files: Iterable[Path]) -> None:
+    """Refuse an output that would replace a file of the source."""
+    output = request.output
+    if output.exists() and any(each.exists() and output.samefile(each) for each in files):
+        raise AdaptRefused(f"--output {output}: must be another file than those of the source")
+    if request.source.is_dir() and output.resolve().is_relative_to(request.source.resolve()):
+        raise AdaptRefused(f"--output {output}: must be outside the folder of the source")
+
+
+def _check_extremes(wrapped: onnx.ModelProto) -> None:
+    """Refuse a model without finite scores of a blank drawing or one of ink only: the service refuses its file."""
+    extremes = np.stack([np.full((28, 28), value, np.uint8) for value in (0, 255)])
+    if not np.isfinite(Runner(wrapped).run(extremes)[OUTPUT]).all():
+        raise AdaptRefused(
+            "the scores of a blank drawing, or of one of ink only, are not finite: the model probably divides by the "
+            "mean, the norm or the deviation of the drawing; add a small constant to the divisor in the model"
+        )
+
+
+def _shown(path: Path) -> str:
+    """Return a path as valid text: a name on a disk may have bytes that are not UTF-8."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def _find_labels(request: AdaptRequest, graph: onnx.ModelProto) -> tuple[Labels, str]:
     """Return the class names and where they come from; none if neither the user nor the model states them."""
     if request.labels:
-        return read_labels(request.labels), "from --labels"
+        labels = read_labels(request.labels)
+        check_order(labels, graph)
+        return labels, "from --labels"
     labels, place = stored_labels(graph)
     return labels, f"from {place}"
 
@@ -230,13 +264,13 @@ def _metadata(request: AdaptRequest, model: Model, labels: Labels, scaling: Scal
     licence = request.licence or old.get("sketchbatch.licence") or old.get("license") or "not stated"
     return kept | {
         "sketchbatch.labels": json.dumps(labels, ensure_ascii=False),
-        "sketchbatch.name": request.name or old.get("sketchbatch.name") or request.source.resolve().stem,
+        "sketchbatch.name": request.name or old.get("sketchbatch.name") or _shown(Path(request.source.resolve().stem)),
         "sketchbatch.version": str(request.version or old.get("sketchbatch.version") or 1),
         "sketchbatch.created": datetime.now(UTC).isoformat(timespec="seconds"),
         "sketchbatch.config": json.dumps(config, ensure_ascii=False),
         "sketchbatch.licence": licence,
         "sketchbatch.source": request.origin
-        or f"{request.source.resolve().name}, SHA-256 {fingerprint(request.source)}",
+        or f"{_shown(Path(request.source.resolve().name))}, SHA-256 {fingerprint(request.source)}",
     }
 
 

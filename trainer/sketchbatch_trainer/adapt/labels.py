@@ -2,23 +2,25 @@
 
 import ast
 import json
-import unicodedata
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
+from sketchbatch_client.label_names import problems_of
 
 from ..errors import AdaptRefused
 
 Labels = tuple[str, ...]
 
+_SUFFIXES = (".csv", ".json", ".labels", ".names", ".txt", ".yaml", ".yml")  # of files, not of class names
+
 
 def read_labels(text: str) -> Labels:
     """Return the class names, in the order of the scores, that the value of `--labels` states.
 
-    The value is the path of a file, or names separated by commas. A file holds one name per line, a JSON list, a
-    dictionary of index to name, as Ultralytics writes it, or one of name to index, as Keras has it.
+    The value is the path of a file, or names separated by commas. A file holds one name per line, one line of names
+    separated by commas, a JSON list, a dictionary of index to name, as Ultralytics writes it, or one of name to index,
+    as Keras has it.
 
     Raises:
         AdaptRefused: The file is missing or has another form, or a name is empty, repeated or has odd characters.
@@ -26,7 +28,7 @@ def read_labels(text: str) -> Labels:
     path = Path(text)
     if _is_file(path):
         return _check(_parse_file(path), f"--labels {text}")
-    if "," not in text and (path.suffix in (".json", ".txt") or len(path.parts) > 1):
+    if "," not in text and (path.suffix in _SUFFIXES or len(path.parts) > 1):
         raise AdaptRefused(f"--labels {text}: no such file")
     return _check([name.strip() for name in text.split(",")], "--labels")
 
@@ -46,6 +48,17 @@ def stored_labels(graph: onnx.ModelProto) -> tuple[Labels, str]:
     return (), ""
 
 
+def check_order(labels: Labels, graph: onnx.ModelProto) -> None:
+    """Refuse the names that the model states itself in another order: the classes would be exchanged."""
+    try:
+        stored, place = stored_labels(graph)
+    except AdaptRefused:  # unusable names, which `labels` replace
+        return
+    if stored != labels and sorted(stored) == sorted(labels):
+        shown = ", ".join(stored[:5]) + (", ..." if stored[5:] else "")
+        raise AdaptRefused(f"--labels: {place} has the same names in the order {shown}: leave --labels out")
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -57,10 +70,15 @@ def _parse_file(path: Path) -> list[object]:
     try:
         text = path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as exc:
-        raise AdaptRefused(f"--labels {path}: must be UTF-8 text: {exc}") from exc
+        raise AdaptRefused(f"--labels {path}: must be text in UTF-8: save it in that encoding") from exc
     if text.startswith(("[", "{")):
-        return _parse_names(text, f"--labels {path}")
-    return [line.strip() for line in text.split("\n")]
+        names = _parse_names(text, f"--labels {path}")
+    else:
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
+        names = [*map(str.strip, lines[0].split(","))] if len(lines) == 1 else [*lines]
+    if not names:
+        raise AdaptRefused(f"--labels {path}: the list is empty, write one name per line")
+    return names
 
 
 def _parse_names(text: str, place: str) -> list[object]:
@@ -70,7 +88,7 @@ def _parse_names(text: str, place: str) -> list[object]:
     except (ValueError, RecursionError):
         try:
             value = ast.literal_eval(text)  # {0: 'bear'} is Python, not JSON
-        except (ValueError, SyntaxError, RecursionError, MemoryError) as exc:
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as exc:
             raise AdaptRefused(f"{place}: must be a list or a dictionary of names, got {text[:60]!r}") from exc
     if isinstance(value, dict):
         return _by_index(value, place)
@@ -94,12 +112,6 @@ def _check(names: list[object], place: str) -> Labels:
     if len(labels) != len(names):
         odd = next(name for name in names if not isinstance(name, str))
         raise AdaptRefused(f"{place}: each name must be text, got {odd!r}")
-    for number, label in enumerate(labels):
-        if not label or label != label.strip() or any(unicodedata.category(each) == "Cc" for each in label):
-            raise AdaptRefused(
-                f"{place}: names must not be empty, begin or end with white space, or have control characters; "
-                f"got {label!r} for class {number}"
-            )
-    if repeated := [label for label, count in Counter(labels).items() if count > 1]:
-        raise AdaptRefused(f"{place}: names must be different, got {repeated[0]!r} more than once")
+    if problem := next(iter(problems_of(labels)), None):
+        raise AdaptRefused(f"{place}: {problem}; the service would refuse the file")
     return labels

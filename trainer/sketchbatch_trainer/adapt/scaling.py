@@ -41,7 +41,7 @@ class Scaling:
         """Return the scaling that the value of `--scale` describes.
 
         Raises:
-            AdaptRefused: `text` has none of the three forms, is not finite, or maps all pixels to one value.
+            AdaptRefused: `text` has none of the three forms, is not plausible, or maps all pixels to one value.
         """
         try:
             scaling = cls(**_numbers(text.strip()), invert=invert, text=text.strip())
@@ -81,12 +81,22 @@ def _numbers(text: str) -> dict[str, float]:
     """Return factor, mean and std of the value of `--scale`; raise ZeroDivisionError for a divisor of 0."""
     if match := _MEAN_STD.fullmatch(text):
         mean, std = map(float, match.groups())
+        if not (0 <= mean <= 1 and 0 <= std <= 1):
+            raise AdaptRefused(
+                f"--scale {text}: MEAN,STD must be those of pixels in 0..1, so 0 to 1 each: divide those of pixels in "
+                "0..255 by 255"
+            )
         return {"mean": mean, "std": _divisor(std)}
     if match := _RANGE.fullmatch(text):
         low, high = map(float, match.groups())
         return {"factor": (high - low) / 255, "mean": -low}
     if match := _FACTOR.fullmatch(text):
-        return {"factor": float(match[1]) / _divisor(float(match[2] or 1))}
+        factor = float(match[1]) / _divisor(float(match[2] or 1))
+        if factor > 1:
+            raise AdaptRefused(
+                f"--scale {text} would multiply the pixels by {factor:g}; to divide them, write 1/{text}"
+            )
+        return {"factor": factor}
     raise _refusal(text)
 
 

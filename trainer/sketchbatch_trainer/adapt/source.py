@@ -6,6 +6,8 @@ onnx and ONNX Runtime; the reader of Keras files and SavedModel folders imports 
 
 import hashlib
 import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,7 @@ STANDARD = ("", "ai.onnx")  # two names of the standard operator set
 _KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 _ZIP, _HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"  # first bytes
 _ORT_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
-_CPP_PLACE = re.compile(r"/\S+:\d+ [\w:~<>]+\(.*?\) ")  # source file, line and function
+_CPP_PLACE = re.compile(r"/\S+:\d+ [\w:~<> ]+\(.*?\) ")  # source file, line and function
 _MIN_OPSET = 7  # the oldest opset that ONNX Runtime runs in full
 
 
@@ -46,6 +48,8 @@ class Source:
     """
     description: str
     """What the model is, for messages and for the metadata, such as "Keras model"."""
+    data_files: tuple[Path, ...] = ()
+    """The files next to an ONNX file that hold its weights."""
 
 
 class RunFailed(Exception):
@@ -121,9 +125,9 @@ def _read_onnx(path: Path) -> Source:
             "export it with an older onnx, or install a newer onnx and ONNX Runtime"
         )
     _check_opset(path, graph)
-    _join_external_data(path, graph)
+    data_files = _join_external_data(path, graph)
     producer = " ".join(filter(None, (graph.producer_name, graph.producer_version)))
-    return Source(graph, None, f"ONNX model{f' of {producer}' if producer else ''}")
+    return Source(graph, None, f"ONNX model{f' of {producer}' if producer else ''}", data_files)
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -147,18 +151,36 @@ def _check_opset(path: Path, graph: onnx.ModelProto) -> None:
             )
 
 
-def _join_external_data(path: Path, graph: onnx.ModelProto) -> None:
+def _join_external_data(path: Path, graph: onnx.ModelProto) -> tuple[Path, ...]:
+    """Load the weights that are in other files into `graph`; return these files."""
     tensors = [each for each in graph.graph.initializer if uses_external_data(each)]
-    files = {entry.value for each in tensors for entry in each.external_data if entry.key == "location"}
+    names = {entry.value for each in tensors for entry in each.external_data if entry.key == "location"}
+    files = [path.parent / name for name in sorted(names)]
     try:
-        load_external_data_for_model(graph, str(path.parent))
+        if any(file.is_symlink() for file in files):
+            _load_linked(path, graph, files)
+        else:
+            load_external_data_for_model(graph, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as exc:
-        missing = sorted(file for file in files if not (path.parent / file).is_file())
+        missing = [file.name for file in files if not file.is_file()]
         cause = f"{', '.join(missing)} is missing" if missing else _first_line(exc)
         raise AdaptRefused(
             f"{path}: its weights are in other files and cannot be read: {cause}; "
             "put the files into the folder of the model, as the exporter wrote them"
         ) from exc
+    return tuple(files)
+
+
+def _load_linked(path: Path, graph: onnx.ModelProto, files: list[Path]) -> None:
+    """Load weights behind links, as in a cache of Hugging Face: onnx refuses links, so it gets copies of the files."""
+    with tempfile.TemporaryDirectory() as folder:
+        for file in files:
+            copy = Path(folder) / file.relative_to(path.parent)
+            if ".." in copy.parts:
+                raise ValueError(f"{file} is outside the folder of the model")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        load_external_data_for_model(graph, folder)
 
 
 def _check_keras(path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Check the class names of a model file: clients compare, print and search them, so each must be plain text."""
+"""Check the class names of a model file: clients compare, print and search them, so each must be plain text.
+
+The service applies the rules when it loads a model, and the trainer before it writes one.
+"""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
