@@ -83,7 +83,7 @@ TESTS ?= -n 2 --dist loadfile --no-loadscope-reorder
 test: lint .tools/openinference/.done ## lint, then run the tests; `make k8s` and `make image-test` are the other two checks of CI
 	$(VENV)/pytest $(TESTS)
 
-test-slow: .venv/.done ## run the tests that train or measure for long; CI runs them where time is left
+test-slow: .venv/.done ## run the tests that train, measure or repeat faults for long; before a release
 	$(VENV)/pytest -m slow $(TESTS)
 
 # test-lowest installs the lowest versions of direct dependencies that the distributions allow. test-latest installs the

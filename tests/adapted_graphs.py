@@ -88,11 +88,24 @@ def doubled_in_a_branch(nodes: list[NodeProto], initializers: list[TensorProto],
     return "chosen"
 
 
-def scaled_by(operator: str, number: float):
-    """Return a front that scales the pixels inside the graph, as the layer Rescaling of Keras does."""
+def scaled_by(operator: str, number: float, how: str = ""):
+    """Return a front that scales the pixels inside the graph, as the layer Rescaling of Keras does.
+
+    `how` is the way to the number: an initializer, "value_float" of a Constant node, or "converted" by Cast and
+    Identity. With "shape", another node reads the shape of the pixels first, as PyTorch's `x.size(0)` does.
+    """
 
     def front(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
-        initializers.append(numpy_helper.from_array(np.array(number, np.float32), "number"))
+        if how == "shape":
+            nodes.append(helper.make_node("Shape", [last], ["size"]))
+        if how == "value_float":
+            nodes.append(helper.make_node("Constant", [], ["number"], value_float=float(number)))
+        elif how == "converted":
+            initializers.append(numpy_helper.from_array(np.array(number, np.float64), "double"))
+            nodes.append(helper.make_node("Identity", ["double"], ["same"]))
+            nodes.append(helper.make_node("Cast", ["same"], ["number"], to=TensorProto.FLOAT))
+        else:
+            initializers.append(numpy_helper.from_array(np.array(number, np.float32), "number"))
         nodes.append(helper.make_node(operator, [last, "number"], ["scaled"]))
         return "scaled"
 

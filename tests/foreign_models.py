@@ -124,7 +124,7 @@ def write_model(
     nodes.append(helper.make_node("MatMul", [last, "w"], ["logits"]))
     last = "logits"
     if ending:
-        axis = {} if ending == "Sigmoid" else {"axis": 1}
+        axis = {} if "Sigmoid" in ending else {"axis": 1}
         nodes.append(helper.make_node(ending, [last], ["ended"], **axis))
         last = "ended"
     if output_type == "int64":

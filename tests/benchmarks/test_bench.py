@@ -138,6 +138,7 @@ def test_the_error_of_a_server_that_does_not_start_has_its_last_line(tiny_model)
         Server(broken, tiny_model)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_one_run_measures_every_contestant(root, tmp_path):
     """The benchmark writes a plot, and a results file with all figures of each peer.

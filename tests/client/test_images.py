@@ -43,6 +43,7 @@ def rescanned(path, picture, number):
     return read_image(file)
 
 
+@pytest.mark.slow
 @pytest.mark.real_drawings
 @pytest.mark.timeout(180)
 def test_a_model_loses_less_than_two_points_on_rescanned_drawings(quickdraw, classify, tmp_path):

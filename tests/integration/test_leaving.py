@@ -42,7 +42,7 @@ REQUEST = pb.ClassifyRequest(bitmaps=bytes(784))
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_replica_leaves_without_refusing_a_request(start_service, tiny_model, workers):
     """While one of two replicas stops, no request fails, with any load-balancing policy and without retries."""
     leaving = start_service(tiny_model, *QUICK, "--workers", workers)

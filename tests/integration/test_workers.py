@@ -73,6 +73,7 @@ def test_a_worker_that_is_killed_is_replaced(start_service, tiny_model):
     assert not [event for event in log if event["message"].startswith("worker died")]
 
 
+@pytest.mark.slow
 def test_workers_come_back_after_descriptors_ran_out(start_service, tiny_model):
     """A worker that dies while the supervisor has no file descriptor left is started again when there is one.
 

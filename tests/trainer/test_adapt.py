@@ -139,6 +139,22 @@ def test_a_model_that_scales_pixels_itself_receives_them_as_they_are(tmp_path, s
         assert np.abs(served_scores(adapt(source, *flags), sketches) - softmax(logits)).max() <= 1e-5
 
 
+@pytest.mark.parametrize("how", ["shape", "value_float", "converted"])
+def test_a_scaling_inside_the_model_is_found(tmp_path, sketches, how):
+    """The scaling is found after a node that reads the shape, and with a number that comes from other nodes."""
+    source = write_model(tmp_path / "m.onnx", input_type="float32", front=scaled_by("Div", 255, how))
+    logits = sketches.reshape(-1, 784) / 255 @ weights().astype(np.float64)
+    assert np.abs(served_scores(adapt(source), sketches) - softmax(logits)).max() <= 1e-5
+
+
+def test_a_sigmoid_of_another_operator_gets_no_softmax(tmp_path):
+    """Scores in 0..1 that no linear operator computes are independent, as the service calls them."""
+    source = write_model(tmp_path / "m.onnx", ending="HardSigmoid")
+    assert "independent: left as they are" in run_adapt(
+        source, "--output", tmp_path / "o.onnx", "--labels", "ant,bee,cow"
+    )
+
+
 @pytest.mark.parametrize(
     ("example_rows", "front"),
     [

@@ -70,6 +70,7 @@ def test_a_model_of_scikit_learn_is_adapted(tmp_path, adapt, start_service):
     start_service(tmp_path / "model.onnx")
 
 
+@pytest.mark.slow
 def test_a_model_of_keras_is_adapted(root, tmp_path, adapt, start_service):
     """The Python code and the command of the walk-through of Keras write a file that can be served."""
     import keras

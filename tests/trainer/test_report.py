@@ -111,6 +111,7 @@ def test_scores_of_the_service_are_used_if_they_are_complete(runs, tmp_path):
     run.scores.unlink()
 
 
+@pytest.mark.slow
 def test_recognised_drawings_have_their_own_figures(runs, tmp_path, monkeypatch):
     """If the run has enough recognised drawings, the page has separate figures for them.
 

@@ -314,6 +314,7 @@ def test_a_training_can_start_from_the_weights_of_another_run(data, dataset, com
         train(dataset, compact.folder, frozen, start_from=compact)
 
 
+@pytest.mark.slow
 def test_a_training_can_use_teachers(data, dataset, compact, run, tmp_path):
     """With teachers, the share `teacher_share` of each target comes from the teachers' scores, the rest from the label.
 
@@ -335,6 +336,7 @@ def test_a_training_can_use_teachers(data, dataset, compact, run, tmp_path):
         train(dataset, tmp_path / "refused", TINY_ARTICLE, teachers=(compact,))
 
 
+@pytest.mark.slow
 def test_runs_that_differ_by_their_seed_can_be_averaged(dataset, compact, tmp_path):
     """Runs that differ only by their seed, and start from the same run, can be averaged.
 

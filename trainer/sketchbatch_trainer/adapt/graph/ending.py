@@ -11,6 +11,14 @@ from ..source import Values
 from .batch import NOT_FINITE
 
 _TOLERANCE = 1e-2  # for the sum of a row of probabilities; float16 needs that much
+_LINEAR = (
+    "Add",
+    "Conv",
+    "Gemm",
+    "MatMul",
+    "Mul",
+    "Sub",
+)  # logits, even if all are in 0..1
 _PASSED_THROUGH = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose")  # do not change any value
 
 
@@ -45,7 +53,7 @@ def find_ending(graph: onnx.ModelProto, output: str, scores: Values) -> Ending:
         return Ending.PROBABILITIES
     if values.max() <= _TOLERANCE and _sums_to_one(np.exp(values)):
         return Ending.LOG_PROBABILITIES
-    return Ending.INDEPENDENT if is_share and last_operator(graph, output) == "Sigmoid" else Ending.LOGITS
+    return Ending.INDEPENDENT if is_share and last_operator(graph, output) not in _LINEAR else Ending.LOGITS
 
 
 def last_operator(graph: onnx.ModelProto, output: str) -> str:

@@ -140,17 +140,14 @@ def scales_pixels(graph: onnx.ModelProto, name: str) -> bool:
 
     `name` is the name of its input. Examples are the layers Rescaling and Normalization of Keras.
     """
-    constants = {each.name: each for each in graph.graph.initializer}
+    constants = _constants(graph)
     for node in graph.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            constants[node.output[0]] = node.attribute[0].t
-    for node in graph.graph.node:
-        if name not in node.input:
+        if name not in node.input or node.op_type in ("Shape", "Size"):  # these read no pixel
             continue
         if node.op_type in _MOVES:
             name = node.output[0]
             continue
-        numbers = [numpy_helper.to_array(constants[each]) for each in node.input if each in constants]
+        numbers = [constants[each] for each in node.input if each in constants]
         size = float(np.abs(numbers[0]).max()) if len(numbers) == 1 and numbers[0].size else 1.0
         return (
             (node.op_type == "Mul" and 0 < size < _PIXEL_FACTOR)
@@ -158,6 +155,20 @@ def scales_pixels(graph: onnx.ModelProto, name: str) -> bool:
             or (node.op_type in ("Sub", "Add") and size > _PIXEL_MEAN)
         )
     return False
+
+
+def _constants(graph: onnx.ModelProto) -> dict[str, Values]:
+    """Return the constants of a graph by name, also those that are passed on or converted."""
+    constants = {each.name: numpy_helper.to_array(each) for each in graph.graph.initializer}
+    for node in graph.graph.node:
+        if node.op_type == "Constant":
+            value = helper.get_attribute_value(node.attribute[0])
+            is_tensor = isinstance(value, TensorProto)
+            if is_tensor or isinstance(value, int | float | list):
+                constants[node.output[0]] = numpy_helper.to_array(value) if is_tensor else np.array(value)
+        elif node.op_type in ("Identity", "Cast", "CastLike") and node.input[0] in constants:
+            constants[node.output[0]] = constants[node.input[0]]
+    return constants
 
 
 def signature_of(value: onnx.ValueInfoProto) -> str:
