@@ -23,6 +23,9 @@ def refusal(path) -> str:
     return text.removeprefix(f"{path}: ")
 
 
+EXPORT = "export the model as .onnx with the tool that made it"
+
+
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in LOADABLE])
 def test_a_file_of_another_kind_is_named(tmp_path, name):
     """The service says what a file is that is not a model, whatever its name, and what to do with it."""
@@ -30,6 +33,7 @@ def test_a_file_of_another_kind_is_named(tmp_path, name):
     path.write_bytes(KINDS[name])
     said = refusal(path)
     assert said.startswith(f"expected an ONNX model, got {name}")
+    assert "drawing" not in said
     assert "ONNXRuntimeError" not in said
 
 
@@ -94,7 +98,7 @@ def test_a_cut_model_is_called_damaged(tmp_path):
 def test_other_bytes_are_quoted(tmp_path):
     """The first bytes of a file of no known kind are quoted."""
     (tmp_path / "m.onnx").write_bytes(b"hello")
-    assert refusal(tmp_path / "m.onnx") == "expected an ONNX model, got b'hello'"
+    assert refusal(tmp_path / "m.onnx") == f"expected an ONNX model, got b'hello'; {EXPORT}"
 
 
 FAIL = "[ONNXRuntimeError] : 1 : FAIL : "

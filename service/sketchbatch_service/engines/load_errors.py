@@ -16,6 +16,7 @@ _CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _PARSING_FAILED = "Protobuf parsing failed"
 _PLACE = re.compile(r"\S*\.(?:cc|cpp|h|hpp):\d+ ")  # in ONNX Runtime's source; its function follows
 _METHOD = re.compile(r"[^()]*::[^()]*\(")  # the beginning of a function with its parameters
+_EXPORT = "export the model as .onnx with the tool that made it"
 _MAX_CHARACTERS = 300
 _QUOTED_BYTES = 6
 
@@ -42,12 +43,12 @@ def _other_kind(path: Path, text: str) -> str:
         return ""  # ONNX Runtime's message has the reason
     kind = describe(head, str(path))
     if kind and kind.name != ONNX_MODEL:
-        return f"expected an ONNX model, got {kind}"
+        return f"expected an ONNX model, got {kind.name}; {_EXPORT if 'drawing' in kind.remedy else kind.remedy}"
     if _PARSING_FAILED not in text:
         return ""
     if kind:
         return "damaged or cut off, cannot be read as an ONNX model; fetch it again"
-    return f"expected an ONNX model, got {head[:_QUOTED_BYTES]!r}"
+    return f"expected an ONNX model, got {head[:_QUOTED_BYTES]!r}; {_EXPORT}"
 
 
 def _cause(path: Path, text: str) -> str:
