@@ -223,7 +223,12 @@ def _describe(model: Model, scaling: Scaling, request: AdaptRequest) -> Iterator
         cause = "the model scales pixels itself" if scaling.text == AS_PIXELS.text else "assumed"
         yield Finding("scaling", f"{scaling.text} ({cause})", "--scale 0..255, -1..1, 1/255 or MEAN,STD")
     yield Finding("ink", "0 on paper 255, as stated" if scaling.invert else "255 on paper 0 (assumed)", "--invert")
-    steps = {"Softmax": "a softmax is added", "Exp": "an exponential function is added", "": "left as they are"}
+    steps = {
+        "Softmax": "a softmax is added",
+        "Sigmoid": "a sigmoid is added",
+        "Exp": "an exponential function is added",
+        "": "left as they are",
+    }
     ending = f"{declared[model.output.name]}; {model.ending}: {steps[model.output.operator]}"
     yield Finding("scores", ending, "--softmax, --scores-output")
 

@@ -80,19 +80,13 @@ def examine(source: Source, bitmaps: Bitmaps, scaling: Scaling, found: Input, wa
     values = found.values(bitmaps, scaling)
     graph, runner = _open_batch(source.graph, found, name, values)
     scores = _run(runner, name, values)
-    ending = find_ending(graph, name, scores.reshape(len(values), -1))
-    operator = probability_operator(ending, wanted.softmax)
-    if operator == "Softmax" and row_width(scores) == 1:
-        raise AdaptRefused(
-            "the model has one class, and a softmax of one score is always 1: end the model with a sigmoid before the "
-            "export, or keep its scores with --softmax no"
-        )
+    ending = find_ending(scores.reshape(len(values), -1))
     output = Output(
         name=name,
         elem_type=helper.np_dtype_to_tensor_dtype(scores.dtype),
         rank=scores.ndim,
         classes=row_width(scores),
-        operator=operator,
+        operator=probability_operator(ending, wanted.softmax, row_width(scores)),
     )
     return Model(
         source=source,

@@ -22,8 +22,8 @@ class Softmax(StrEnum):
     """Whether the adapted model turns scores into probabilities."""
 
     AUTO = "auto"
-    """Logits by a softmax, logarithms by the exponential function."""
+    """Logits by a softmax, those of a single class by a sigmoid, logarithms by the exponential function."""
     YES = "yes"
-    """By a softmax, whatever the scores are."""
+    """By a softmax, whatever the scores are; refused for a single class."""
     NO = "no"
     """The scores stay as they are."""

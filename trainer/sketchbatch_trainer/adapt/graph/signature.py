@@ -1,12 +1,13 @@
 """Find out how a model takes its pixels and which of its outputs has the scores."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 from onnx import TensorProto, helper, numpy_helper
 from sketchbatch_client.drawings.readers import Bitmaps
 
@@ -19,7 +20,7 @@ from .batch import open_batch_remedy
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _INTEGERS = (TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64)
 _TRIED_ROWS = (2, 1, 16)  # rows of a first call; some graphs run with one number of rows only
-_MOVES = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")  # keep every value
+_MOVES = ("Cast", "CastLike", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")  # keep every value
 _PIXEL_FACTOR = 1 / 100  # 1/255 and 1/127.5 are smaller, factors for pixels in 0..1 are larger
 _PIXEL_MEAN = 2.5  # a mean above it is one of pixels in 0..255
 
@@ -140,20 +141,18 @@ def scales_pixels(graph: onnx.ModelProto, name: str) -> bool:
 
     `name` is the name of its input. Examples are the layers Rescaling and Normalization of Keras.
     """
-    constants = _constants(graph)
-    for node in graph.graph.node:
-        if name not in node.input or node.op_type in ("Shape", "Size"):  # these read no pixel
+    if graph.functions:
+        graph = onnx.inliner.inline_local_functions(graph)
+    makers = {output: node for node in graph.graph.node for output in node.output}
+    weights = {each.name: each for each in graph.graph.initializer}
+    pixels = {name}  # the input, and what only moves or converts its values
+    for node in graph.graph.node:  # in the order of execution
+        if pixels.isdisjoint(node.input):
             continue
-        if node.op_type in _MOVES:
-            name = node.output[0]
-            continue
-        numbers = [constants[each] for each in node.input if each in constants]
-        size = float(np.abs(numbers[0]).max()) if len(numbers) == 1 and numbers[0].size else 1.0
-        return (
-            (node.op_type == "Mul" and 0 < size < _PIXEL_FACTOR)
-            or (node.op_type == "Div" and node.input[0] == name and size > 1 / _PIXEL_FACTOR)
-            or (node.op_type in ("Sub", "Add") and size > _PIXEL_MEAN)
-        )
+        if node.op_type in _MOVES and node.input[0] in pixels:
+            pixels.update(node.output)
+        elif any(_is_scaling(node, each, _size(other, makers, weights)) for each, other in _operands(node, pixels)):
+            return True
     return False
 
 
@@ -193,6 +192,37 @@ def type_name(elem_type: int) -> str:
 def row_width(value: Values) -> int:
     """Return the number of scores of each row."""
     return math.prod(value.shape[1:])
+
+
+def _operands(node: onnx.NodeProto, pixels: Container[str]) -> list[tuple[int, str]]:
+    """Return which input of a node with two inputs has the pixels, and the name of the other input."""
+    if len(node.input) != 2:
+        return []
+    return [(index, node.input[1 - index]) for index in range(2) if node.input[index] in pixels]
+
+
+def _is_scaling(node: onnx.NodeProto, index: int, size: float) -> bool:
+    """Return whether a node brings pixels, its input number `index`, to a smaller range with a number of that size."""
+    return (
+        (node.op_type == "Mul" and 0 < size < _PIXEL_FACTOR)
+        or (node.op_type == "Div" and index == 0 and size > 1 / _PIXEL_FACTOR)
+        or (node.op_type in ("Sub", "Add") and size > _PIXEL_MEAN)
+    )
+
+
+def _size(name: str, makers: Mapping[str, onnx.NodeProto], weights: Mapping[str, TensorProto]) -> float:
+    """Return the largest absolute number of a constant; 1 if `name` is none."""
+    while (node := makers.get(name)) and node.op_type in _MOVES:
+        name = node.input[0]
+    if node and node.op_type == "Constant":
+        value = helper.get_attribute_value(node.attribute[0])
+        numbers = numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
+    elif name in weights:
+        numbers = numpy_helper.to_array(weights[name])
+    else:
+        return 1.0
+    is_number = np.issubdtype(numbers.dtype, np.number) and numbers.size
+    return float(np.abs(numbers).max()) if is_number else 1.0
 
 
 def _width(value: object, rows: int) -> int:

@@ -36,7 +36,7 @@ class Output:
     """Number of axes; 2 = (rows, classes), more = further axes of length 1."""
     classes: int
     operator: str
-    """The operator that makes probabilities of the scores: Softmax, Exp, or empty for none."""
+    """The operator that makes probabilities of the scores: Softmax, Sigmoid, Exp, or empty for none."""
 
 
 def wrap(graph: ModelProto, source_input: Input, scaling: Scaling, output: Output) -> ModelProto:
