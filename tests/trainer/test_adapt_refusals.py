@@ -131,13 +131,6 @@ def test_an_implausible_scale_is_refused(tmp_path, scale, remedy):
     assert remedy in refusal(source, "--scale", scale)
 
 
-def test_one_class_with_logits_gets_no_softmax(tmp_path):
-    """A softmax over one score is 1 for every drawing; the scores can be kept with `--softmax no`."""
-    source = write_model(tmp_path / "m.onnx", classes=1, ending="", labels=None)
-    assert "a softmax of one score is always 1" in refusal(source, labels="bear")
-    adapt(source, "--softmax", "no", labels="bear")
-
-
 def test_labels_in_another_order_than_in_the_model_are_refused(tmp_path):
     """If the model states its own names, the same names in another order would exchange the classes."""
     source = write_scikit_learn(tmp_path / "m.onnx")

@@ -156,20 +156,6 @@ def scales_pixels(graph: onnx.ModelProto, name: str) -> bool:
     return False
 
 
-def _constants(graph: onnx.ModelProto) -> dict[str, Values]:
-    """Return the constants of a graph by name, also those that are passed on or converted."""
-    constants = {each.name: numpy_helper.to_array(each) for each in graph.graph.initializer}
-    for node in graph.graph.node:
-        if node.op_type == "Constant":
-            value = helper.get_attribute_value(node.attribute[0])
-            is_tensor = isinstance(value, TensorProto)
-            if is_tensor or isinstance(value, int | float | list):
-                constants[node.output[0]] = numpy_helper.to_array(value) if is_tensor else np.array(value)
-        elif node.op_type in ("Identity", "Cast", "CastLike") and node.input[0] in constants:
-            constants[node.output[0]] = constants[node.input[0]]
-    return constants
-
-
 def signature_of(value: onnx.ValueInfoProto) -> str:
     """Return name, type and shape as text, such as "input: float32 (N, 1, 28, 28)"."""
     kind = value.type.WhichOneof("value")
