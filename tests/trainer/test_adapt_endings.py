@@ -1,5 +1,7 @@
 """Test that both ends of a model are understood: pixels that it scales itself, and scores that need no softmax."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -7,6 +9,8 @@ from adapted_graphs import change
 from adapting import adapt, run_adapt, served_scores, softmax
 from foreign_models import FOREIGN, LABELS, weights, write_model
 from onnx import helper, numpy_helper
+from sketchbatch_trainer.adapt import adapting
+from sketchbatch_trainer.adapt.source import Runner, Source
 from sketchbatch_trainer.errors import AdaptRefused
 from sketchbatch_trainer.synthetic import draw
 
@@ -197,3 +201,27 @@ def test_independent_scores_stay_as_they_are_whatever_computes_them(tmp_path, sk
     assert np.abs(served_scores(adapt(source), sketches) - function(logits_of(sketches))).max() <= 1e-5
     printed = run_adapt(source, "--output", tmp_path / "n.onnx", "--labels", "a,b,c")
     assert "independent: left as they are   [--softmax" in printed
+
+
+@pytest.mark.parametrize("factor", [4000, 8000])
+@pytest.mark.parametrize("ending", ["Softmax", "", "Sigmoid"])
+def test_large_logits_do_not_make_a_model_unequal_to_its_source(tmp_path, factor, ending):
+    """A difference that one rounding of the pixels explains is allowed, and the limit is printed."""
+    source = write_model(tmp_path / "m.onnx", **(FOREIGN["torch"] | {"ending": ending, "classes": 10, "seed": 8}))
+    change(source, with_weights_of(factor))
+    labels = ",".join(f"class {number}" for number in range(10))
+    printed = run_adapt(source, "--output", tmp_path / "n.onnx", "--labels", labels)
+    [(difference, limit)] = re.findall(r"by at most (\S+) on 256 drawings \(limit (\S+)\)", printed)
+    assert max(float(difference), float(limit)) <= 1e-3
+
+
+@pytest.mark.parametrize("factor", [1, 1000])
+def test_a_difference_that_rounding_does_not_explain_is_refused(tmp_path, monkeypatch, factor):
+    """Scores that are wrong by 2e-3 are refused, however large the logits are."""
+    source = change(write_model(tmp_path / "m.onnx", **(FOREIGN["torch"] | {"ending": "Softmax"})),
+                    with_weights_of(factor))  # fmt: skip
+    runner = Runner(onnx.load(source))
+    wrong = Source(onnx.load(source), lambda values, output: runner.run(values)[output] - 2e-3, "changed")
+    monkeypatch.setattr(adapting, "read", lambda path: wrong)
+    with pytest.raises(AdaptRefused, match="not equal to its source: scores differ"):
+        adapt(source)
