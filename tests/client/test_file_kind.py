@@ -82,14 +82,14 @@ def test_what_pyarrow_numpy_and_pickle_write_is_told_apart(tmp_path):
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_model_is_told_by_its_fields(tmp_path, name):
-    """An ONNX file, which has no signature, is told by the fields of its message."""
+    """An ONNX file, which has no signature, is recognised by the fields of its message."""
     kind = describe_path(write_foreign(name, tmp_path / "model.onnx"))
     assert kind
     assert kind.name == "an ONNX model"
 
 
 def test_the_shipped_models_are_onnx_models(root):
-    """Every model that the repository ships is told to be one."""
+    """Every model that the repository ships is recognised as an ONNX model."""
     for path in (root / "models").glob("*/*/model.onnx"):
         assert describe_path(path).name == "an ONNX model"
 
