@@ -55,11 +55,30 @@ def divided_by_own_mean(nodes: list[NodeProto], initializers: list[TensorProto],
     return "divided"
 
 
+def divided_by_first_pixel_minus_7(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
+    """Divide each drawing by its first pixel minus 7, which is 0 for a few drawings only."""
+    initializers.append(numpy_helper.from_array(np.array([0], np.int64), "first"))
+    initializers.append(numpy_helper.from_array(np.array(7, np.float32), "seven"))
+    nodes.append(helper.make_node("Gather", [last, "first"], ["first pixel"], axis=1))
+    nodes.append(helper.make_node("Sub", ["first pixel", "seven"], ["divisor"]))
+    nodes.append(helper.make_node("Div", [last, "divisor"], ["divided"]))
+    return "divided"
+
+
 def minus_batch_mean(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
     """Subtract the mean of all rows, as a batch normalisation in training mode does."""
     nodes.append(helper.make_node("ReduceMean", [last], ["mean"], axes=[0], keepdims=1))
     nodes.append(helper.make_node("Sub", [last, "mean"], ["centred"]))
     return "centred"
+
+
+def hidden_layer(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:
+    """Add a dense layer with a ReLU, whose largest output differs between drawings."""
+    hidden = np.random.default_rng(3).normal(0, 0.5, (784, 784)).astype(np.float32)
+    initializers.append(numpy_helper.from_array(hidden, "hidden"))
+    nodes.append(helper.make_node("MatMul", [last, "hidden"], ["dense"]))
+    nodes.append(helper.make_node("Relu", ["dense"], ["activated"]))
+    return "activated"
 
 
 def logarithm(nodes: list[NodeProto], initializers: list[TensorProto], last: str) -> str:

@@ -20,6 +20,7 @@ Front = Callable[[list[NodeProto], list[TensorProto], str], str]
 
 _TYPES = {
     "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
     "int64": TensorProto.INT64,

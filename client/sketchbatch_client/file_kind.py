@@ -4,6 +4,9 @@ The service tells it by the same functions, `sketchbatch.file_kind`.
 """
 
 from sketchbatch.file_kind import HEAD_BYTES as HEAD_BYTES
+from sketchbatch.file_kind import KERAS_MODELS as KERAS_MODELS
+from sketchbatch.file_kind import ONNX_MODEL as ONNX_MODEL
+from sketchbatch.file_kind import ZIP_ARCHIVE as ZIP_ARCHIVE
 from sketchbatch.file_kind import FileKind as FileKind
 from sketchbatch.file_kind import describe as describe
 from sketchbatch.file_kind import describe_path as describe_path

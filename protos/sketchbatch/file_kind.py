@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ONNX_MODEL = "an ONNX model"  # the name of the kind that `sketchbatch-serve` serves
+KERAS_MODELS = ("a Keras model (.keras)", "an HDF5 file, such as a Keras model (.h5)")
+ZIP_ARCHIVE = "a zip archive"  # of any contents
 HEAD_BYTES = 512  # first bytes of a file that `describe` needs: tar has its signature at byte 257
 
 _ADAPT = "`sketchbatch-train adapt FILE --labels LABELS --output model.onnx` makes a model file of it"
@@ -74,11 +76,11 @@ _SVG = FileKind("an SVG picture", _TO_PNG)
 _JSON = FileKind("JSON", "`sketchbatch score` reads drawings, one per line, under the ending .ndjson", ".ndjson")
 _JSON_LIST = FileKind("a JSON list", "write one drawing per line, as .ndjson: `jq -c '.[]' FILE` does that")
 _UTF_16 = FileKind("text in UTF-16", "convert it to UTF-8: `iconv -f UTF-16 -t UTF-8 FILE`")
-_KERAS = FileKind("a Keras model (.keras)", _ADAPT)
+_KERAS = FileKind(KERAS_MODELS[0], _ADAPT)
 _PYTORCH = FileKind("a PyTorch file", _EXPORT)
 _NPZ = _readable("a NumPy archive (.npz)", ".npz")
 _OFFICE = FileKind("an Office document", _TO_NPY)
-_ZIP = FileKind("a zip archive", "unpack it: `unzip FILE`")
+_ZIP = FileKind(ZIP_ARCHIVE, "unpack it: `unzip FILE`")
 _PICKLE = FileKind("a Python pickle", _TO_NPY + "; opening a pickle can run programs")
 _ARROW_STREAM = FileKind("an Arrow stream", "write it as Parquet")
 _WEBP = FileKind("a WebP picture", _TO_PNG)
@@ -99,7 +101,7 @@ _SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (  # place, bytes there, 
     (0, b"FEA1", FileKind("a Feather file", "write it as Parquet")),
     (0, b"SQLite format 3\0", FileKind("an SQLite database", _TO_NPY)),
     (0, b"MATLAB ", FileKind("a MATLAB file", _TO_NPY)),
-    (0, b"\x89HDF\r\n\x1a\n", FileKind("an HDF5 file, such as a Keras model (.h5)", _ADAPT)),
+    (0, b"\x89HDF\r\n\x1a\n", FileKind(KERAS_MODELS[1], _ADAPT)),
     (0, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", FileKind("a PyTorch file of version 1.5 or older", _EXPORT)),
     (4, b"TFL3", FileKind("a TensorFlow Lite model", "export the model that it was made from as ONNX")),
     (4, b"ORTM", FileKind("a model in ONNX Runtime's own format", "serve the .onnx file that it was made from")),

@@ -226,7 +226,7 @@ def test_a_model_that_fails_on_the_cpu_too_is_refused(session, tmp_path):
 def test_a_model_that_fails_only_on_the_device_is_not_refused(session, tmp_path):
     """Warm-up raises ProviderMissing if the model fails only on the device; `auto` then serves the model on the CPU."""
     wide = open_session(write_model(tmp_path / "wide.onnx", flat_width=785))
-    with pytest.raises(ProviderMissing, match="the model fails on 1 rows"):
+    with pytest.raises(ProviderMissing, match="the model fails on 1 row"):
         engine_of(wide, reference=session).warm_up()
 
 

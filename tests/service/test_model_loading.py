@@ -175,7 +175,7 @@ def test_scores_equal_onnx_runtimes(tiny_model, noise):
 def test_a_model_that_fails_in_warm_up_is_refused(tmp_path):
     """A model that loads but cannot run is refused before the service reports SERVING."""
     path = write_model(tmp_path / "wide.onnx", flat_width=785)
-    with pytest.raises(ModelRefused, match="fails on 1 rows"):
+    with pytest.raises(ModelRefused, match="fails on 1 row"):
         load_models(path, LoadOptions())
 
 

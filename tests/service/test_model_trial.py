@@ -213,6 +213,7 @@ def test_a_model_that_fails_at_one_batch_size_is_refused(tmp_path, rows):
     path = write_failing_at(tmp_path / "m.onnx", rows)
     message = refusal(path, allows_unstable_scores=True)
     assert f"the model fails on {rows} rows" in message
+    assert message.endswith("export it with an open batch (dynamic_axes in PyTorch)")
 
 
 def test_a_model_that_fails_at_the_chosen_batch_size_is_refused(tmp_path):

@@ -94,7 +94,7 @@ def test_a_file_is_not_loaded_while_it_is_copied(repository):
     [
         ({"labels": ["ant", "bee"]}, "2 labels for 3 classes"),
         ({"input_shape": ("n", 28, 28, 1)}, r"input must be uint8 \(N, 28, 28\)"),
-        ({"flat_width": 785}, "fails on 1 rows"),
+        ({"flat_width": 785}, "fails on 1 row"),
         ({"scale": np.nan}, "scores of 17 of 17 trial drawings are not finite"),
     ],
 )

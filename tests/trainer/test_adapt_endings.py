@@ -203,7 +203,7 @@ def test_independent_scores_stay_as_they_are_whatever_computes_them(tmp_path, sk
     assert "independent: left as they are   [--softmax" in printed
 
 
-@pytest.mark.parametrize("factor", [4000, 8000])
+@pytest.mark.parametrize("factor", [500, 4000, 8000, 50_000])
 @pytest.mark.parametrize("ending", ["Softmax", "", "Sigmoid"])
 def test_large_logits_do_not_make_a_model_unequal_to_its_source(tmp_path, factor, ending):
     """A difference that one rounding of the pixels explains is allowed, and the limit is printed."""

@@ -206,19 +206,28 @@ def test_refusals_state_what_to_do(models):
 
 
 def test_files_that_are_no_whole_model_are_refused(models):
-    """Weights without a network, a wrong suffix, a damaged file and other folders are named, with the remedy."""
+    """Weights without a network, a damaged file and other folders are named, with the remedy."""
     model = models.network()
     model.save_weights(models.folder / "only.weights.h5")
     whole = models.save(model, "right.keras").read_bytes()
-    (models.folder / "renamed.h5").write_bytes(whole)
     (models.folder / "cut.keras").write_bytes(whole[: len(whole) // 2])
+    (models.folder / "cut.onnx").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
     (models.folder / "page.keras").write_bytes(b"<!DOCTYPE html><html></html>")
     (models.folder / "empty").mkdir()
     refuses(models.folder / "only.weights.h5", r"weights without the network: .*model\.load_weights\(FILE\)")
-    refuses(models.folder / "renamed.h5", r"content is that of a \.keras file: rename the file to renamed\.keras")
     refuses(models.folder / "cut.keras", "damaged or incomplete")
-    refuses(models.folder / "page.keras", "not a Keras model, got a web page")
+    refuses(models.folder / "cut.onnx", "damaged or incomplete")
+    refuses(models.folder / "page.keras", "expected a model, got a web page")
     refuses(models.folder / "empty", r"must be a SavedModel folder, with a saved_model\.pb, or a run")
+
+
+def test_a_wrong_suffix_does_not_matter(models):
+    """The first bytes tell a Keras file, as in the message of the service, which proposes the command."""
+    model = models.network(models.layers.Rescaling(1 / 255))
+    for name in ("a.keras", "b.h5"):
+        source = models.save(model, name)
+        renamed = source.rename(source.with_suffix(".onnx"))
+        np.testing.assert_allclose(served_scores(adapt(renamed), BITMAPS), scores(model), atol=1e-5)
 
 
 def test_saved_models_that_cannot_be_adapted(models):

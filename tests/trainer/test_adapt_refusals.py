@@ -14,14 +14,16 @@ from adapted_graphs import (
     divided_by_own_mean,
     even_rows_only,
     four_rows_only,
+    hidden_layer,
     logarithm,
     minus_batch_mean,
     reshape_to,
     write_scikit_learn,
 )
 from adapting import adapt, properties, run_adapt
-from foreign_models import LABELS, write_foreign, write_model
+from foreign_models import FOREIGN, LABELS, write_foreign, write_model
 from onnx import TensorProto, helper
+from onnxruntime.quantization import quantize_dynamic
 from sketchbatch_client.errors import DiskFull
 from sketchbatch_trainer.adapt import adapting
 from sketchbatch_trainer.adapt.source import Source
@@ -50,11 +52,15 @@ def refusal(source: Path, *flags: object, labels: str = "bear,cat,dog") -> str:
         ({"front": even_rows_only}, ["fails on 1 row", "dynamic_axes"]),
         ({"front": minus_batch_mean, "opset": 13}, ["depend on the other rows", "model.eval()"]),
         ({"front": logarithm}, ["must be finite numbers, got NaN or infinity"]),
-        ({"output_type": "int64", "output_name": "label"}, ["got label: int64 (N)", "not the best class"]),
+        ({"output_type": "int64", "output_name": "label"}, ["got label: int64 (N)", "not the best class or its score"]),
         ({"classes": 6}, ["the model has 6 classes", "there are 3 labels", "scores: float32 (N, 6)"]),
         ({"classes": 1}, ["the model has 1 classes", "one score per class"]),
         ({"input_shape": ("N", 32, 32)}, ["(N, 28, 28), (N, 784)", "got bitmaps: uint8 (N, 32, 32)"]),
-        ({"input_shape": ("N", 3, 28, 28), "input_type": "float32"}, ["got bitmaps: float32 (N, 3, 28, 28)"]),
+        (
+            {"input_shape": ("N", 3, 28, 28), "input_type": "float32"},
+            ["got bitmaps: float32 (N, 3, 28, 28)", "repeat the one channel", "inside the model, and export it again"],
+        ),
+        ({"input_type": "int8"}, ["got bitmaps: int8 (N, 28, 28)", "change the type of the pixels inside the model"]),
         ({"input_shape": (28, 28)}, ["no axis for the rows", "got bitmaps: uint8 (28, 28)", "batch axis"]),
         ({"ir": 99}, ["its IR version is 99", "reads", "export it with an older onnx"]),
         ({"opset": 99}, ["its opset is 99", "opset_version"]),
@@ -83,6 +89,25 @@ def test_several_inputs_are_refused(tmp_path):
     onnx.save(model, source)
     assert "must have one input" in (message := refusal(source))
     assert "is_training: bool" in message
+    assert "with constants for the other inputs" in message
+
+
+def test_scores_with_exchanged_axes_are_refused(tmp_path):
+    """Scores of the shape (classes, rows) would be exchanged in every batch; the message says what to do."""
+    source = write_model(tmp_path / "m.onnx")
+    model = onnx.load(source)
+    model.graph.node.append(helper.make_node("Transpose", ["scores"], ["transposed"], perm=[1, 0]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("transposed", TensorProto.FLOAT, [3, "N"]))
+    onnx.save(model, source)
+    assert "one column per drawing: transpose the scores inside the model" in refusal(source)
+
+
+def test_dynamic_quantisation_is_refused(tmp_path):
+    """Its scores of a drawing depend on the largest value in the batch: the service would refuse the file."""
+    source = write_model(tmp_path / "m.onnx", **FOREIGN["torch"] | {"front": hidden_layer})
+    quantize_dynamic(source, tmp_path / "quantised.onnx")
+    assert "depend on the other rows or on chance" in (message := refusal(tmp_path / "quantised.onnx"))
+    assert "without dynamic quantisation" in message
 
 
 def test_missing_labels_are_counted(tmp_path):
@@ -182,7 +207,6 @@ def test_a_layout_must_fit_the_declared_shape(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git LFS pointer"),
         (b"<!DOCTYPE html><html><body>Sign in</body></html>", "web page"),
         (b"", "empty"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(64), "rename it"),
         (b"no model", "unknown kind"),
     ],
 )
@@ -191,7 +215,7 @@ def test_a_file_that_is_no_model_is_named(tmp_path, content, kind):
     source = tmp_path / "m.onnx"
     source.write_bytes(content)
     message = refusal(source)
-    assert message.startswith(f"{source}: not an ONNX model, got ")
+    assert message.startswith(f"{source}: expected a model, got ")
     assert kind in message
 
 
@@ -199,7 +223,7 @@ def test_a_keras_file_that_is_none_is_named_before_tensorflow_is_imported(tmp_pa
     """A pointer of git LFS under the name of a Keras file is refused at once."""
     source = tmp_path / "m.keras"
     source.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    assert "not a Keras model, got a git LFS pointer" in refusal(source)
+    assert "expected a model, got a git LFS pointer" in refusal(source)
 
 
 def test_paths_are_checked(tmp_path):
@@ -246,6 +270,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     [
         ("labels.txt", "bear\ncat\r\ndog\n"),
         ("labels.txt", "\ufeffbear\ncat\ndog"),
+        ("labels.txt", "0 bear\n1 cat\n2 dog\n"),
         ("labels.json", '["bear", "cat", "dog"]'),
         ("names.json", '{"0": "bear", "2": "dog", "1": "cat"}'),
         ("names.txt", "{0: 'bear', 1: 'cat', 2: 'dog'}"),
@@ -253,7 +278,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     ],
 )
 def test_labels_are_read_from_files(tmp_path, name, text):
-    """A file has one name per line, a JSON list, or a dictionary of index and name, as Ultralytics and Keras have."""
+    """A file has one name per line, with its number or without, a JSON list, or a dictionary of index and name."""
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     adapted = adapt(write_foreign("torch", tmp_path / "m.onnx"), labels=str(tmp_path / name))
     assert json.loads(properties(adapted)["sketchbatch.labels"]) == list(LABELS)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from adapted_graphs import divided_by_first_pixel_minus_7
 from adapting import run_adapt
-from foreign_models import LABELS
+from foreign_models import LABELS, write_model
 from onnx import TensorProto, helper, numpy_helper
 from sketchbatch_client.errors import FileRefused
 from sketchbatch_trainer.adapt.scaling import CANDIDATES, Scaling
@@ -139,6 +140,18 @@ def test_drawings_of_a_folder(tmp_path, trained, sketches):
     text = report(source, "--drawings", tmp_path)
     assert f"of each scaling on 999 drawings (drawings in the folder {tmp_path.name})" in text
     assert "run again with --scale 1/255 --invert" in warning_in(text)
+
+
+def test_drawings_without_finite_scores_are_counted(tmp_path, sketches):
+    """The command warns of drawings for which the service would return an error."""
+    with_a_seven = sketches.copy()
+    with_a_seven[:, 0] = [7, *[0] * (len(sketches) - 1)]
+    for index, label in enumerate(LABELS):
+        np.save(tmp_path / f"{label}.npy", with_a_seven[index * ROWS : (index + 1) * ROWS])
+    (tmp_path / "model").mkdir()
+    source = write_model(tmp_path / "model" / "m.onnx", front=divided_by_first_pixel_minus_7)
+    text = report(source, "--drawings", tmp_path)
+    assert "1 of 300 drawings have scores that are NaN or infinite" in warning_in(text)
 
 
 def test_a_folder_with_drawings_of_other_labels_is_refused(tmp_path, trained, sketches):

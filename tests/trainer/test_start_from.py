@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from foreign_models import write_foreign, write_model
+from kinds_of_files import zipped
 from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
 from sketchbatch_trainer.errors import RunRefused
 from sketchbatch_trainer.run import Run
@@ -279,9 +280,16 @@ def test_a_start_is_a_run_a_file_or_the_highest_version_of_a_folder(tmp_path):
 
 def test_files_that_are_not_models_are_refused_in_one_line(tmp_path):
     """A file that is not ONNX, and a file of another tool that was not adapted, are refused in one line."""
-    (tmp_path / "page.onnx").write_text("<html>not found</html>")
-    with pytest.raises(RunRefused, match=r"page\.onnx: not an ONNX model that can be read"):
-        find_start(tmp_path / "page.onnx").read_config()
+    wrong_files = {
+        "page.onnx": (b"<html>not found</html>", "expected an ONNX model, got a web page; fetch it again"),
+        "empty.onnx": (b"", "expected an ONNX model, got an empty file; fetch it again"),
+        "model.keras": (zipped("metadata.json"), "expected an ONNX model, got a Keras model .*sketchbatch-train adapt"),
+        "noise.onnx": (bytes(range(1, 100)), "not an ONNX model, or damaged"),
+    }
+    for name, (content, message) in wrong_files.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(RunRefused, match=message):
+            find_start(tmp_path / name).read_config()
     with pytest.raises(RunRefused, match=r"first run sketchbatch-train adapt .*torch\.onnx --labels"):
         find_start(write_foreign("torch", tmp_path / "torch.onnx")).read_config()
     with pytest.raises(RunRefused, match=r"sketchbatch\.config and sketchbatch\.labels must be JSON"):

@@ -52,7 +52,9 @@ def predict_checked(predict: Callable[[Bitmaps], Scores], bitmaps: Bitmaps, clas
     try:
         scores = predict(bitmaps)
     except Exception as exc:  # ONNX Runtime's exceptions have no public base class
-        raise ModelRefused(f"the model fails on {rows} rows: {str(exc).splitlines()[0]}") from exc
+        cause = f"the model fails on {rows} row{'s' * (rows > 1)}: {str(exc).splitlines()[0]}"
+        remedy = "it must accept any number of rows: export it with an open batch (dynamic_axes in PyTorch)"
+        raise ModelRefused(f"{cause}; {remedy}" if rows > 1 else cause) from exc
     if scores.shape != (rows, classes):
         raise ModelRefused(f"scores of {rows} rows must be {(rows, classes)}, got {scores.shape}")
     return scores

@@ -6,7 +6,7 @@ the source -> accuracy under other scalings -> file. Each step reports what it f
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper
 from sketchbatch_client.atomic import replacing
 from sketchbatch_client.drawings.readers import Bitmaps
@@ -21,6 +22,7 @@ from sketchbatch_client.drawings.readers import Bitmaps
 from .. import synthetic
 from ..errors import AdaptRefused
 from .examining import Model, Wanted, examine
+from .graph.batch import problem_with_rows
 from .graph.ending import end
 from .graph.signature import Input, find_input, scales_pixels, signature_of
 from .graph.wrapping import OUTPUT, wrap
@@ -29,7 +31,7 @@ from .options import Layout, Softmax
 from .scaling import AS_PIXELS, Scaling
 from .scaling_trial import are_conclusive, candidates, table, warning
 from .scaling_trial import compare as compare_scalings
-from .source import Runner, fingerprint, read
+from .source import Runner, Values, fingerprint, read
 from .trial_drawings import read_drawings, sketch_drawings
 
 PARITY_ROWS = 256
@@ -41,7 +43,8 @@ TOLERANCE = 1e-5
 ROUNDING_FACTOR = 4
 """Allowed difference as a multiple of what one rounding of the pixels changes, if that is above `TOLERANCE`.
 
-Large logits make the scores of a correct model that sensitive: NumPy and the graph round 1/255 differently.
+Large logits make the scores of a correct model that sensitive: ONNX Runtime may move the division by 255 behind a
+multiplication of matrices, and TensorFlow sums in another order.
 """
 
 ROUNDING_TOLERANCE = 1e-3
@@ -126,7 +129,7 @@ def adapt(request: AdaptRequest, report: Callable[[Finding], None] = lambda find
     wrapped = wrap(model.graph, model.input, scaling, model.output)
     parity = compare(model, wrapped, bitmaps, scaling)
     report(Finding("parity", str(parity)))
-    _check_extremes(wrapped)
+    _check_trial(wrapped, bitmaps)
     for finding in _try_scalings(request, model, labels, scaling):
         report(finding)
     properties = _metadata(request, model, labels, scaling, parity)
@@ -145,17 +148,31 @@ def compare(model: Model, wrapped: onnx.ModelProto, bitmaps: Bitmaps, scaling: S
         AdaptRefused: A score differs by more than the limit, or is NaN.
     """
     expected = end(model.original_scores(bitmaps, scaling), model.output.operator)
-    scores = Runner(wrapped).run(bitmaps)[OUTPUT]
+    scores = Runner(wrapped).scores(bitmaps, OUTPUT, model.call_rows)  # in calls of the same size: equal sums
     limit = FLOAT16_TOLERANCE if model.is_float16 else TOLERANCE
     limit *= max(1.0, float(np.abs(expected).max()))
     if np.abs(scores - expected).max() > limit and not model.is_float16:
-        rounded = end(model.original_scores(bitmaps, scaling, next_float=True), model.output.operator)
-        effect = ROUNDING_FACTOR * float(np.abs(rounded - expected).max())
+        effects = [end(model.original_scores(bitmaps, scaling, each), model.output.operator) for each in _ROUNDINGS]
+        effect = ROUNDING_FACTOR * max(float(np.abs(each - expected).max()) for each in effects)
         limit = max(limit, min(effect, limit * ROUNDING_TOLERANCE / TOLERANCE))
     parity = Parity(rows=len(bitmaps), max_difference=float(np.abs(scores - expected).max()), limit=limit)
     if not parity.max_difference <= limit:  # `not <=` is also true for NaN
         raise AdaptRefused(f"the adapted model is not equal to its source: {parity}")
     return parity
+
+
+def _rounded(values: Values, is_up: NDArray[np.bool_]) -> Values:
+    """Return the next number of the same type, away from 0 or towards 0, for each value; integers stay as they are."""
+    if not np.issubdtype(values.dtype, np.floating):
+        return values
+    return np.where(values == 0, values, np.nextafter(values, np.where(is_up, values * 2, 0).astype(values.dtype)))
+
+
+_ROUNDINGS: Sequence[Callable[[Values], Values]] = (
+    lambda values: _rounded(values, np.ones(values.shape, bool)),
+    lambda values: _rounded(values, np.random.default_rng(0).random(values.shape) < 0.5),
+)
+"""Changes of the pixels by one rounding each: all in the same direction, and each in a direction by chance."""
 
 
 def _check_paths(request: AdaptRequest) -> None:
@@ -179,14 +196,18 @@ def _check_output(request: AdaptRequest, files: Iterable[Path]) -> None:
         raise AdaptRefused(f"--output {output}: must be outside the folder of the source")
 
 
-def _check_extremes(wrapped: onnx.ModelProto) -> None:
-    """Refuse a model without finite scores of a blank drawing or one of ink only: the service refuses its file."""
+def _check_trial(wrapped: onnx.ModelProto, bitmaps: Bitmaps) -> None:
+    """Refuse a model that the trial of the service would refuse, whose drawings include a blank one and one of ink."""
+    runner = Runner(wrapped)
     extremes = np.stack([np.full((28, 28), value, np.uint8) for value in (0, 255)])
-    if not np.isfinite(Runner(wrapped).run(extremes)[OUTPUT]).all():
+    if not np.isfinite(runner.run(extremes)[OUTPUT]).all():
         raise AdaptRefused(
             "the scores of a blank drawing, or of one of ink only, are not finite: the model probably divides by the "
             "mean, the norm or the deviation of the drawing; add a small constant to the divisor in the model"
         )
+    rows = np.concatenate([extremes, bitmaps])
+    if problem := problem_with_rows(lambda values: runner.run(values)[OUTPUT], rows):
+        raise AdaptRefused(problem)
 
 
 def _shown(path: Path) -> str:
@@ -260,6 +281,13 @@ def _try_scalings(request: AdaptRequest, model: Model, labels: Labels, scaling: 
     )
     lines = [f"of each scaling on {len(drawings.bitmaps):,} drawings ({drawings.source})", *table(results, scaling)]
     yield Finding("accuracy", "\n  ".join(lines))
+    used = next(each for each in results if each.scaling == scaling)
+    if used.not_finite:
+        yield Finding(
+            "WARNING",
+            f"{used.not_finite:,} of {len(drawings.bitmaps):,} drawings have scores that are NaN or infinite: the "
+            "service answers their requests with an error",
+        )
     if not are_conclusive(results, drawings):
         yield Finding("note", "the model knows few of the sketches: compare on drawings of your own", "--drawings")
     elif text := warning(results, scaling):

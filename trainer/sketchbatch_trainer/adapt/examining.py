@@ -1,10 +1,10 @@
 """Find out by running a source what its input, its scores and its batch are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from sketchbatch_client.drawings.readers import Bitmaps
@@ -51,15 +51,14 @@ class Model:
         """Return whether input or scores have 16 bits, so that rounding decides the last digits."""
         return TensorProto.FLOAT16 in (self.input.elem_type, self.output.elem_type)
 
-    def original_scores(self, bitmaps: Bitmaps, scaling: Scaling, *, next_float: bool = False) -> Values:
+    def original_scores(
+        self, bitmaps: Bitmaps, scaling: Scaling, rounding: Callable[[Values], Values] = lambda values: values
+    ) -> Values:
         """Return the scores of the original model, (rows, classes), for pixels that NumPy prepares.
 
-        `next_float` replaces each pixel by the next number of its type away from 0, which shows how much the rounding
-        of pixels changes the scores. Integers stay as they are.
+        `rounding` changes the values that the model receives: it shows how much rounding changes the scores.
         """
-        values = self.input.values(bitmaps, scaling)
-        if next_float and self.input.is_float:
-            values = np.where(values == 0, values, np.nextafter(values, values * 2))
+        values = rounding(self.input.values(bitmaps, scaling))
         if self.source.scores is not None:
             scores = self.source.scores(values, self.output.name)
         else:

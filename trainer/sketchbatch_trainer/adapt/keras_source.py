@@ -5,6 +5,7 @@ mode.
 """
 
 import re
+import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,9 +66,17 @@ def _load(path: Path) -> _Loaded:
 
 
 def _load_file(path: Path) -> _Loaded:
-    _check_container(path)
+    suffix = _suffix_of(path)
+    if not _has_network(path, suffix):
+        raise AdaptRefused(
+            "the file holds weights without the network: build the model in Python, call model.load_weights(FILE) "
+            "and model.save('model.keras'), then adapt model.keras"
+        )
     try:
-        model = keras.saving.load_model(path, compile=False)
+        with tempfile.TemporaryDirectory() as folder:  # Keras recognises a file by its suffix, which may be wrong
+            link = Path(folder) / f"model{suffix}"
+            link.symlink_to(path.resolve())
+            model = keras.saving.load_model(link, compile=False)
     except Exception as exc:  # Keras raises errors of many classes, and the layers in the file raise their own
         raise AdaptRefused(_remedy(str(exc))) from exc
     if not getattr(model, "inputs", None):
@@ -100,20 +109,13 @@ def _load_saved_model(path: Path) -> _Loaded:
     )
 
 
-def _check_container(path: Path) -> None:
-    """Refuse a file that Keras would not recognise by its name, and a file of weights without a network."""
+def _suffix_of(path: Path) -> str:
+    """Return the suffix, .keras or .h5, that fits the first bytes of a file."""
     with path.open("rb") as file:
         head = file.read(8)
-    suffix = ".keras" if head.startswith(_ZIP) else ".h5" if head == _HDF5 else ""
-    if not suffix:
-        raise AdaptRefused(f"not a Keras model, got {describe_path(path) or 'a file of an unknown kind'}")
-    if path.suffix not in {".keras": (".keras",), ".h5": (".h5", ".hdf5")}[suffix]:
-        raise AdaptRefused(f"the content is that of a {suffix} file: rename the file to {path.stem}{suffix}")
-    if not _has_network(path, suffix):
-        raise AdaptRefused(
-            "the file holds weights without the network: build the model in Python, call model.load_weights(FILE) "
-            "and model.save('model.keras'), then adapt model.keras"
-        )
+    if not head.startswith((_ZIP, _HDF5)):
+        raise AdaptRefused(f"expected a Keras model, got {describe_path(path) or 'a file of an unknown kind'}")
+    return ".keras" if head.startswith(_ZIP) else ".h5"
 
 
 def _has_network(path: Path, suffix: str) -> bool:

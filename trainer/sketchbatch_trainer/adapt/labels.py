@@ -18,9 +18,9 @@ _SUFFIXES = (".csv", ".json", ".labels", ".names", ".txt", ".yaml", ".yml")  # o
 def read_labels(text: str) -> Labels:
     """Return the class names, in the order of the scores, that the value of `--labels` states.
 
-    The value is the path of a file, or names separated by commas. A file holds one name per line, one line of names
-    separated by commas, a JSON list, a dictionary of index to name, as Ultralytics writes it, or one of name to index,
-    as Keras has it.
+    The value is the path of a file, or names separated by commas. A file holds one name per line, with its number
+    ("0 bear") or without, one line of names separated by commas, a JSON list, a dictionary of index to name, as
+    Ultralytics writes it, or one of name to index, as Keras has it.
 
     Raises:
         AdaptRefused: The file is missing or has another form, or a name is empty, repeated or has odd characters.
@@ -75,10 +75,16 @@ def _parse_file(path: Path) -> list[object]:
         names = _parse_names(text, f"--labels {path}")
     else:
         lines = [line.strip() for line in text.split("\n") if line.strip()]
-        names = [*map(str.strip, lines[0].split(","))] if len(lines) == 1 else [*lines]
+        names = [*map(str.strip, lines[0].split(","))] if len(lines) == 1 else [*_without_numbers(lines)]
     if not names:
         raise AdaptRefused(f"--labels {path}: the list is empty, write one name per line")
     return names
+
+
+def _without_numbers(lines: list[str]) -> list[str]:
+    """Return the names of lines such as "0 bear" and "1 cat", as Teachable Machine writes them; others unchanged."""
+    are_numbered = all(line.startswith(f"{number} ") for number, line in enumerate(lines))
+    return [line.partition(" ")[2].strip() for line in lines] if are_numbered else lines
 
 
 def _parse_names(text: str, place: str) -> list[object]:

@@ -1,11 +1,13 @@
 """Describe how a model expects its pixels: as `--scale` and `--invert` state it.
 
-A pixel is 0 (paper) to 255 (ink). The value that the model receives is `(pixel * factor - mean) / std`.
+A pixel is 0 (paper) to 255 (ink). The value that the model receives is `(pixel / divisor - mean) / std`. A division by
+255, not a multiplication by 1/255, gives float32 the value that programs of training compute.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +28,10 @@ _SMALLEST, _LARGEST = 1e-30, 1e30  # beyond them, float32 rounds a slope to 0 or
 class Scaling:
     """How a pixel becomes the value that the model receives. The default is 1/255: paper is 0.0, ink is 1.0."""
 
-    factor: float = 1 / 255
+    divisor: float = 255.0
+    """Divides the pixel; not 0."""
     mean: float = 0.0
-    """Subtracted from `pixel * factor`."""
+    """Subtracted from `pixel / divisor`."""
     std: float = 1.0
     """Divides the difference; not 0."""
     invert: bool = False
@@ -55,7 +58,7 @@ class Scaling:
     @property
     def affine(self) -> tuple[float, float]:
         """Return `(slope, offset)`: the value of a pixel, before any rounding, is `pixel * slope + offset`."""
-        slope, offset = self.factor / self.std, -self.mean / self.std
+        slope, offset = 1 / self.divisor / self.std, -self.mean / self.std
         return (-slope, 255 * slope + offset) if self.invert else (slope, offset)
 
     @property
@@ -67,18 +70,29 @@ class Scaling:
         """Return the same scaling with `invert`."""
         return replace(self, invert=invert)
 
-    def apply(self, bitmaps: Bitmaps) -> NDArray[np.float64]:
-        """Return the values of bitmaps of any shape, uint8 -> float64 of the same shape."""
-        pixels = bitmaps.astype(np.float64)
-        return ((255 - pixels if self.invert else pixels) * self.factor - self.mean) / self.std
+    @property
+    def steps(self) -> tuple[tuple[str, float], ...]:
+        """Return the arithmetic on a pixel, in order: names of ONNX operators, each with its second operand."""
+        inversion = (("Mul", -1.0), ("Add", 255.0)) if self.invert else ()
+        numbers = (("Div", self.divisor, 1.0), ("Sub", self.mean, 0.0), ("Div", self.std, 1.0))
+        return *inversion, *((operator, number) for operator, number, neutral in numbers if number != neutral)
+
+    def apply(self, bitmaps: Bitmaps, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return the values of bitmaps, uint8 of any shape, computed by `steps` with numbers of the type `dtype`."""
+        values: NDArray[Any] = bitmaps.astype(dtype)
+        for operator, number in self.steps:
+            values = _OPERATORS[operator](values, np.array(number, dtype))
+        return values
 
 
-AS_PIXELS = Scaling(factor=1.0, text="0..255")
+_OPERATORS: Mapping[str, np.ufunc] = {"Mul": np.multiply, "Add": np.add, "Div": np.divide, "Sub": np.subtract}
+
+AS_PIXELS = Scaling(divisor=1.0, text="0..255")
 """The model receives the pixels as they are, 0 to 255."""
 
 
 def _numbers(text: str) -> dict[str, float]:
-    """Return factor, mean and std of the value of `--scale`; raise ZeroDivisionError for a divisor of 0."""
+    """Return divisor, mean and std of the value of `--scale`; raise ZeroDivisionError for a divisor of 0."""
     if match := _MEAN_STD.fullmatch(text):
         mean, std = map(float, match.groups())
         if not (0 <= mean <= 1 and 0 <= std <= 1):
@@ -89,14 +103,14 @@ def _numbers(text: str) -> dict[str, float]:
         return {"mean": mean, "std": _divisor(std)}
     if match := _RANGE.fullmatch(text):
         low, high = map(float, match.groups())
-        return {"factor": (high - low) / 255, "mean": -low}
+        return {"divisor": 255 / _divisor(high - low), "mean": -low}
     if match := _FACTOR.fullmatch(text):
-        factor = float(match[1]) / _divisor(float(match[2] or 1))
-        if factor > 1:
+        divisor = float(match[2] or 1) / _divisor(float(match[1]))
+        if 0 < divisor < 1:
             raise AdaptRefused(
-                f"--scale {text} would multiply the pixels by {factor:g}; to divide them, write 1/{text}"
+                f"--scale {text} would multiply the pixels by {1 / divisor:g}; to divide them, write 1/{text}"
             )
-        return {"factor": factor}
+        return {"divisor": _divisor(divisor)}
     raise _refusal(text)
 
 

@@ -38,7 +38,9 @@ class ScalingResult:
 
     scaling: Scaling
     is_correct: NDArray[np.bool_]
-    """(rows,): whether the highest score of each drawing is that of its class."""
+    """(rows,): whether the highest score of each drawing is that of its class; false if one of its scores is NaN."""
+    not_finite: int
+    """Number of drawings with a score that is NaN or infinite."""
     mean_top_score: float
     """Mean of the highest score of each drawing; NaN if the scores are not shares that sum to 1."""
     second_score: float
@@ -126,11 +128,13 @@ def _retry(*results: ScalingResult) -> str:
 
 
 def _measure(scores: NDArray[np.float32], drawings: TrialDrawings, scaling: Scaling) -> ScalingResult:
+    is_finite = np.isfinite(scores).all(axis=1)
     ordered = np.sort(scores, axis=1)
     are_shares = scores.shape[1] > 1 and scores.min() >= 0 and np.abs(scores.sum(axis=1) - 1).max() <= _SHARE_TOLERANCE
     return ScalingResult(
         scaling=scaling,
-        is_correct=scores.argmax(axis=1) == drawings.class_index,
+        is_correct=(scores.argmax(axis=1) == drawings.class_index) & is_finite,
+        not_finite=int((~is_finite).sum()),
         mean_top_score=float(ordered[:, -1].mean()) if are_shares else np.nan,
         second_score=float(np.median(ordered[:, -2])) if are_shares else np.nan,
     )

@@ -19,7 +19,7 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
-from sketchbatch_client.file_kind import describe_path
+from sketchbatch_client.file_kind import KERAS_MODELS, ZIP_ARCHIVE, describe_path
 
 from ..errors import AdaptRefused
 from ..extras import importing
@@ -28,8 +28,6 @@ Values = NDArray[Any]  # (rows, ...): input rows or scores, of any numeric type
 
 STANDARD = ("", "ai.onnx")  # two names of the standard operator set
 
-_KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
-_ZIP, _HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"  # first bytes
 _ORT_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _CPP_PLACE = re.compile(r"/\S+:\d+ [\w:~<> ]+\(.*?\) ")  # source file, line and function
 _MIN_OPSET = 7  # the oldest opset that ONNX Runtime runs in full
@@ -99,8 +97,7 @@ def read(path: Path) -> Source:
     """
     if not path.exists():
         raise AdaptRefused(f"{path}: no such file or folder")
-    if path.is_dir() or path.suffix.lower() in _KERAS_SUFFIXES:
-        _check_keras(path)
+    if path.is_dir() or _is_keras(path):
         with importing("train"):
             from . import keras_source
 
@@ -126,7 +123,8 @@ def _read_onnx(path: Path) -> Source:
         )
     _check_opset(path, graph)
     data_files = _join_external_data(path, graph)
-    producer = " ".join(filter(None, (graph.producer_name, graph.producer_version)))
+    version = graph.producer_version.removesuffix(" None")  # tf2onnx writes it instead of an unknown commit
+    producer = " ".join(filter(None, (graph.producer_name, version)))
     return Source(graph, None, f"ONNX model{f' of {producer}' if producer else ''}", data_files)
 
 
@@ -137,7 +135,7 @@ def _parse(path: Path) -> onnx.ModelProto:
     except DecodeError:
         graph = onnx.ModelProto()
     if not graph.graph.node:
-        raise AdaptRefused(f"{path}: not an ONNX model, got {_kind(path)}")
+        raise AdaptRefused(f"{path}: expected a model, got {_kind(path)}")
     return graph
 
 
@@ -183,22 +181,21 @@ def _load_linked(path: Path, graph: onnx.ModelProto, files: list[Path]) -> None:
         load_external_data_for_model(graph, folder)
 
 
-def _check_keras(path: Path) -> None:
-    """Refuse a file that is neither HDF5 nor a zip archive before TensorFlow is imported, which takes seconds."""
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(len(_HDF5))
-        if not head.startswith((_ZIP, _HDF5)):
-            raise AdaptRefused(f"{path}: not a Keras model, got {_kind(path)}")
+def _is_keras(path: Path) -> bool:
+    """Return whether a file is a Keras model, by its first bytes: TensorFlow, which reads it, takes seconds to import.
+
+    A zip archive is one if its first member or its name says so.
+    """
+    kind = describe_path(path)
+    if kind and kind.name == ZIP_ARCHIVE:
+        return path.suffix.lower() == ".keras"
+    return bool(kind and kind.name in KERAS_MODELS)
 
 
 def _kind(path: Path) -> str:
     """Return what the file is, with the remedy."""
     kind = describe_path(path)
-    if not kind:
-        return "a file of an unknown kind: export the model as .onnx, .keras or SavedModel"
-    is_keras = "sketchbatch-train adapt" in kind.remedy
-    return f"{kind.name}: rename it, so that its name ends in .keras or .h5" if is_keras else str(kind)
+    return str(kind) if kind else "a file of an unknown kind; export the model as .onnx, .keras or SavedModel"
 
 
 def _first_line(exc: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
+from sketchbatch_client.file_kind import ONNX_MODEL, describe_path
 
 from ..errors import RunRefused
 from ..run import Run
@@ -34,10 +35,13 @@ class ModelFile:
         Raises:
             RunRefused: The file is not an ONNX model.
         """
+        kind = describe_path(self.path)
+        if kind and kind.name != ONNX_MODEL:
+            raise RunRefused(f"{self.path}: expected an ONNX model, got {kind}")
         try:
             return onnx.load(self.path)
         except (DecodeError, onnx.checker.ValidationError) as exc:  # the second one: a file of weights is missing
-            raise RunRefused(f"{self.path}: not an ONNX model that can be read: {exc}") from exc
+            raise RunRefused(f"{self.path}: not an ONNX model, or damaged: {exc}") from exc
 
     def read_config(self) -> dict[str, Any]:
         """Return the config of the training that made the file; for an adapted file a config of the same form.

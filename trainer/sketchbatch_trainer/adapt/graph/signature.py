@@ -48,9 +48,15 @@ class Input:
         """Return the NumPy type of the input."""
         return helper.tensor_dtype_to_np_dtype(self.elem_type)
 
+    @property
+    def scaling_dtype(self) -> np.dtype[Any]:
+        """Return the NumPy type of the numbers with which pixels are scaled."""
+        return np.dtype(np.float64 if self.elem_type == TensorProto.DOUBLE else np.float32)
+
     def values(self, bitmaps: Bitmaps, scaling: Scaling) -> Values:
         """Return what the model receives for bitmaps, uint8 (rows, 28, 28)."""
-        return scaling.apply(bitmaps).reshape(-1, *self.layout.row_shape).astype(self.dtype)
+        scaled = scaling.apply(bitmaps, self.scaling_dtype)
+        return scaled.reshape(-1, *self.layout.row_shape).astype(self.dtype)
 
 
 def find_input(graph: onnx.ModelProto, layout: Layout | None = None) -> Input:
@@ -62,11 +68,16 @@ def find_input(graph: onnx.ModelProto, layout: Layout | None = None) -> Input:
     weights = {each.name for each in graph.graph.initializer}
     inputs = [each for each in graph.graph.input if each.name not in weights]
     if len(inputs) != 1:
-        raise AdaptRefused(f"the model must have one input, for the pixels, got {_signatures(inputs) or 'none'}")
+        raise AdaptRefused(
+            f"the model must have one input, for the pixels, got {_signatures(inputs) or 'none'}: build a model that "
+            "takes the pixels alone, with constants for the other inputs, and export that"
+        )
     [value] = inputs
     if value.type.tensor_type.elem_type not in (*_FLOATS, *_INTEGERS):
         types = ", ".join(map(type_name, (*_FLOATS, *_INTEGERS)))
-        raise AdaptRefused(f"the input must be of one of the types {types}, got {signature_of(value)}")
+        raise AdaptRefused(
+            f"the input must be of one of the types {types}, got {signature_of(value)}: {_convert_inside('the type')}"
+        )
     layouts = [each for each in Layout if _may_be(value, each.row_shape)]
     if not layouts or (layout and layout not in layouts):
         raise AdaptRefused(_shape_problem(value, layout))
@@ -131,6 +142,11 @@ def find_scores(graph: onnx.ModelProto, results: Mapping[str, Any], rows: int, c
         return fitting[0]
     if fitting:
         raise AdaptRefused(f"several outputs may have the scores: {', '.join(fitting)}; name one with --scores-output")
+    if exchanged := next((name for name, value in results.items() if _is_exchanged(value, rows, classes)), ""):
+        raise AdaptRefused(
+            f"{exchanged} must have one row per drawing, got one column per drawing: transpose the scores inside the "
+            "model, and export it again"
+        )
     if not widths and (problem := _row_problem(results, rows)):
         raise AdaptRefused(f"{problem}; {open_batch_remedy(graph.graph.input[0].name)}")
     raise AdaptRefused(_scores_problem(graph, widths, classes, wanted))
@@ -219,6 +235,13 @@ def _width(value: object, rows: int) -> int:
     return row_width(value) if is_one_list and len(value) == rows else 0
 
 
+def _is_exchanged(value: object, rows: int, classes: int) -> bool:
+    """Return whether an output has one column of scores per input row instead of one row."""
+    if not isinstance(value, np.ndarray) or not np.issubdtype(value.dtype, np.floating):
+        return False
+    return value.shape == (classes, rows) and rows != classes
+
+
 def _row_problem(results: Mapping[str, Any], rows: int) -> str:
     """Return that an output has scores of another number of rows; empty if there is none."""
     for name, value in results.items():
@@ -236,8 +259,8 @@ def _scores_problem(graph: onnx.ModelProto, widths: Mapping[str, int], classes: 
         )
     if not widths:
         return (
-            f"an output must have scores, float (rows, classes), got {outputs}: "
-            "export the probabilities or the logits, not the best class"
+            f"an output must have scores, float (rows, classes), got {outputs}: export the probabilities or the logits "
+            "of all classes, not the best class or its score"
         )
     found = " or ".join(sorted({str(width) for width in widths.values()}))
     if not classes:
@@ -252,7 +275,15 @@ def _shape_problem(value: onnx.ValueInfoProto, layout: Layout | None) -> str:
         return f"--layout {layout} needs an input of the shape {shapes[layout]}, got {signature_of(value)}"
     if tuple(_axes(value)) in {each.row_shape for each in Layout}:
         return f"the input has no axis for the rows, got {signature_of(value)}: export it with a batch axis"
-    return f"the input must have one of the shapes {', '.join(shapes.values())}, got {signature_of(value)}"
+    change = "repeat the one channel, resize or transpose"
+    return (
+        f"the input must have one of the shapes {', '.join(shapes.values())}, got {signature_of(value)}: "
+        f"{_convert_inside(f'the shape ({change})')}"
+    )
+
+
+def _convert_inside(what: str) -> str:
+    return f"change {what} of the pixels inside the model, and export it again"
 
 
 def _signatures(values: Iterable[onnx.ValueInfoProto]) -> str:

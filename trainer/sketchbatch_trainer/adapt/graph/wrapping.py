@@ -107,15 +107,12 @@ def _prepare(source_input: Input, scaling: Scaling) -> _Chain:
     chain = _Chain(INPUT)
     if source_input.layout is not Layout.PLAIN:
         chain.add("Reshape", np.array([-1, *source_input.layout.row_shape], np.int64))
-    slope, offset = scaling.affine
-    numbers = np.dtype(np.float64 if source_input.elem_type == TensorProto.DOUBLE else np.float32)
     elem_type = TensorProto.UINT8
-    if (slope, offset) != (1, 0):
-        elem_type = helper.np_dtype_to_tensor_dtype(numbers)
+    if scaling.steps:
+        elem_type = helper.np_dtype_to_tensor_dtype(source_input.scaling_dtype)
         chain.add("Cast", to=elem_type)
-        chain.add("Mul", np.array(slope, numbers))
-    if offset:
-        chain.add("Add", np.array(offset, numbers))
+    for operator, number in scaling.steps:
+        chain.add(operator, np.array(number, source_input.scaling_dtype))
     if elem_type != source_input.elem_type:
         chain.add("Cast", to=source_input.elem_type)
     return chain.end_as(_SOURCE + source_input.name)
