@@ -20,6 +20,9 @@ export UV_DEFAULT_INDEX := $(PIP_INDEX)
 endif
 endif
 
+# The tests start many Python processes. Without cached bytecode, each of them would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint k8s image-test chaos cluster-sim fuzz bench bench-gpu image sbom protos locks clean
 
