@@ -110,10 +110,10 @@ def _wait_for(started: Engine, daemon: subprocess.Popen, log: str) -> None:
 
 
 def base_image(docker: Engine, dockerfile: Path) -> str:
-    """Return the name of an available base image.
+    """Return the name of the base image from which a test can build: pull it, or build it.
 
-    The image is the value of the environment variable BASE_IMAGE, or else the default in the Dockerfile. If the default
-    cannot be pulled, this function builds a Debian image.
+    It is the value of the environment variable BASE_IMAGE, or the default in the Dockerfile. If that cannot be pulled,
+    it is a Debian image that this function builds.
     """
     if chosen := os.environ.get("BASE_IMAGE"):
         return chosen

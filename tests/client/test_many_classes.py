@@ -95,9 +95,10 @@ def test_the_rows_of_a_part_follow_from_the_bytes_of_a_row(options, classes, row
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "npy", "parquet"])
 @pytest.mark.parametrize("flags", [("--all-scores",), ("--top-k", "3")])
 def test_a_wide_job_writes_the_same_text(sketchbatch, tmp_path, monkeypatch, kind, flags):
-    """With many scores per row, parts have lists, but CSV, JSON lines and .npy are the same, also from shards.
+    """A job with many scores per row writes the same CSV, JSON lines and .npy as a job with few, also from shards.
 
-    Parquet has the lists, too: labels and scores, best first, or the scores of all classes in the order of the labels.
+    Only its parts and its Parquet file differ: the scores of a row are one list. With `--top-k` the list begins with
+    the best class; with `--all-scores` it is in the order of the labels.
     """
     flags = ("--all-scores",) if kind == "npy" else flags
     drawings = np.random.default_rng(3).integers(1, 256, (300, 784), np.uint8)

@@ -48,7 +48,7 @@ class Replicas:
 
     def __init__(self, folder: Path, start_service: Callable[..., object]) -> None:
         self._folders = [folder / name for name in "ab"]
-        self._labels: dict[bytes, tuple[str, ...]] = {}  # labels of each model file, by the scores that the file gives
+        self._labels: dict[bytes, tuple[str, ...]] = {}  # scores of BITMAPS -> labels of the file
         for number in range(len(self._folders)):
             self.write(number, version=1, labels=LABELS)
         flags = ("--watch-models-s", "0.1", "--provider", "cpu", "--allow-label-changes")

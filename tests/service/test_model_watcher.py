@@ -41,7 +41,7 @@ def test_the_second_scan_activates_a_new_version(repository):
         put(repository, "farm/2", seed=2)
         watched.scan(1)
         assert watched.served() == ["farm/1"]
-        watched.scan(3)
+        watched.scan(3)  # the first of them loads it, the others change nothing
         assert watched.served() == ["farm/2", "farm/1"]
         assert watched.models.get("farm", "").version == watched.models.get("", "").version == "2"
         assert watched.models.get("", "1").version == "1"

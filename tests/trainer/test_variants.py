@@ -87,7 +87,7 @@ def tiny_run(tmp_path) -> Run:
 
 
 def scores_of(run: Run, variant: Variant) -> np.ndarray:
-    """Return the scores of the held-out drawings from the service's engine, in order of label."""
+    """Score the held-out drawings of bear, cat and dog, in this order, with the engine of the service."""
     session = open_session(run.exported(variant))
     bitmaps = np.concatenate([np.load(run.test / f"{label}.npy") for label in ("bear", "cat", "dog")])
     return Engine(session, classes=3, max_batch_rows=512).predict(bitmaps.reshape(-1, 28, 28))

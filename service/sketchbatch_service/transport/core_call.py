@@ -47,7 +47,7 @@ class _CoreCall:
         return time.monotonic() - self.started_at
 
     def _count(self, code: int, seconds: float, *, was_sent: bool) -> None:
-        """Count the call by the status `code`; if the status could not be sent, the call was cancelled before."""
+        """Count the call by the status `code`, or as cancelled if the status could not be sent."""
         if was_sent:
             self._status_counts.add(code, seconds)
         else:

@@ -51,7 +51,7 @@ class Source:
 
 
 class RunFailed(Exception):
-    """ONNX Runtime failed on an input; the message is its first line."""
+    """A model call failed; the message is the first line of ONNX Runtime's error."""
 
 
 class Runner:
