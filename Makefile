@@ -81,7 +81,7 @@ models/%/1/model.onnx: $(RUNS)/%/model.keras
 ##@ Check
 # pytest runs in two processes, because most tests wait for other processes, and not in more, because training uses both
 # cores. All tests of a file run in the same process, and so do all files of tests/trainer (tests/file_order.py).
-TESTS ?= -n 2 --dist loadfile --no-loadscope-reorder
+TESTS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 test: lint .tools/openinference/.done ## lint, then run the tests; `make k8s` and `make image-test` are the other two checks of CI
 	$(VENV)/pytest $(TESTS)

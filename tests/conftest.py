@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["GRPC_VERBOSITY"] = "NONE"  # read by the import of gRPC, whose log would appear in captured output
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for started processes: else `import numpy` takes 0.1 s of a second CPU
 
 import in_process
 import numpy as np
@@ -91,9 +92,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test once with each transport if the test is marked `both_transports` and uses the fixture `transport`."""
+    """Run a test once with each transport if the test is marked `both_transports` and uses the fixture `transport`.
+
+    A test that starts a process of its own takes a second for it. `make test` runs such a test with `core` only, and
+    `make test-slow` with `aio`; the tests of one process, such as tests/contract, always run with both.
+    """
     if "transport" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_transports"):
-        metafunc.parametrize("transport", ["core", "aio"], indirect=True, scope="session")
+        is_slow = not {"start_service", "start_waiting"}.isdisjoint(metafunc.fixturenames)
+        aio = pytest.param("aio", marks=pytest.mark.slow if is_slow else ())
+        metafunc.parametrize("transport", ["core", aio], indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")

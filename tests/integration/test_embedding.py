@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("transport", ["core", "aio"])
+@pytest.mark.parametrize("transport", ["core", pytest.param("aio", marks=pytest.mark.slow)])
 def test_a_program_outlives_the_service_that_it_embeds(root, tiny_model, transport):
     """After `serve` has ended, the program has its signal handlers back, and no more threads or sockets than before.
 

@@ -166,7 +166,9 @@ def compact(compact_with_snapshots) -> Run:
     return compact_with_snapshots[0]
 
 
-@pytest.mark.parametrize("moment", SNAPSHOTS)
+@pytest.mark.parametrize(
+    "moment", [pytest.param(each, marks=pytest.mark.slow if each.startswith("first") else ()) for each in SNAPSHOTS]
+)
 def test_a_killed_training_resumes_to_the_same_weights(dataset, compact, compact_with_snapshots, moment):
     """A training that is killed and resumed has exactly the weights and the history of an uninterrupted training."""
     folder = compact_with_snapshots[1][moment]
