@@ -155,7 +155,7 @@ def drawings_file(data: Path | None) -> Iterator[tuple[Path, str]]:
     folder = (data or REAL_DRAWINGS) / "numpy_bitmap"
     random = np.random.default_rng(0)
     if folder.is_dir():
-        rows = np.concatenate([read_bitmaps(folder / f"{label}.npy") for label in ("bear", "cat", "dog")])
+        rows = np.concatenate([read_bitmaps(folder / f"{label}.npy")[:] for label in ("bear", "cat", "dog")])
         source = "Quick, Draw! by Google (CC BY 4.0): bear, cat, dog"
     else:
         rows, source = random.integers(0, 256, (DRAWN_ROWS, 28, 28), np.uint8), "noise"

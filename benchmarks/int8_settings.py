@@ -58,7 +58,7 @@ def try_settings(run: Run, files: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """Write the model file of each setting; return the setting's effect on the scores of the held-out drawings."""
     graph = onnx.load(run.onnx)
     held_out = read_held_out(run, run.read_config()["labels"])
-    calibration = read_bitmaps(run.calibration)
+    calibration = read_bitmaps(run.calibration)[:]
     expected = onnx_scores(graph, held_out.bitmaps)
     found = {}
     for name, path in files.items():

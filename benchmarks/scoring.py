@@ -26,7 +26,7 @@ from peers import find_peer
 from processes import cpu_s, memory
 from pyarrow import parquet
 from sketchbatch_client.atomic import replacing, unwind_on_signals
-from sketchbatch_client.drawings.readers import Bitmaps, read_bitmaps
+from sketchbatch_client.drawings.readers import BitmapFile, Bitmaps, read_bitmaps
 
 BULK = Load(1024, 4)
 
@@ -52,7 +52,7 @@ def main() -> None:
                     {"bulk_rows_per_s": bulk["rows"] / bulk["took_s"], **score(million, output, ours.server.address)}
                 )
                 print(json.dumps(rounds[-1]))
-        check(output, model, read_bitmaps(million))
+        check(output, model, read_bitmaps(million)[:])
     record = {
         **describe_machine(),
         "command": "python -m benchmarks scoring",
@@ -75,7 +75,7 @@ def main() -> None:
     print(f"-> {path}")
 
 
-def sample(drawings: Bitmaps, rows: int, path: Path) -> None:
+def sample(drawings: BitmapFile, rows: int, path: Path) -> None:
     """Write `rows` rows, drawn from `drawings` at random and with repetition, to `path`."""
     chance = np.random.default_rng(1)
     out = np.lib.format.open_memmap(path, "w+", np.uint8, (rows, 784))

@@ -2,6 +2,7 @@
 
 SketchbatchError
 ├── FileRefused         an input is not a readable file of drawings: download or create it again
+│   └── FileChanged     an input was written, replaced or removed while it was read: run the same command again
 ├── DiskFull            a file cannot be written completely: free disk space, then run the same command again
 ├── JobRefused          a job cannot be resumed like this: use the same inputs and options again, or --restart
 │   └── JobNotReady     another process has not finished yet: wait for it, then run the same command again
@@ -59,6 +60,12 @@ class FileRefused(SketchbatchError):
     """A file or folder cannot be read as drawings."""
 
     is_permanent = True
+
+
+class FileChanged(FileRefused):
+    """A file was written, replaced or removed while it was read."""
+
+    is_permanent = False
 
 
 class DiskFull(SketchbatchError):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from sketchbatch_client.drawings.rasterize import rasterize
+from sketchbatch_client.drawings.readers import BitmapFile
 from sketchbatch_client.errors import FileRefused
 from sketchbatch_trainer.dataset import (
     DatasetRequest,
@@ -171,7 +172,7 @@ def test_a_split_holds_8_bytes_per_drawing(folder):
     Thus 50 million drawings need 400 MB instead of 40 GB.
     """
     split = read(folder, ("ant", "bee")).train
-    assert all(isinstance(file, np.memmap) for file in split.files)
+    assert all(isinstance(file, BitmapFile) for file in split.files)
     assert split.row.nbytes + split.class_index.nbytes == 8 * len(split)
 
 
@@ -208,7 +209,7 @@ def test_strokes_are_rendered_into_the_given_folder(tmp_path):
     assert count_rows(DatasetRequest(folder=tmp_path, labels=("ant", "bee"), skip_malformed=True)) == 210
     read(tmp_path, ("ant", "bee"), rasterized=tmp_path / "few", skip_malformed=True, rows_per_class=80)
     assert len(np.load(tmp_path / "few" / "ant.npy")) == 80
-    assert np.array_equal(drawings.train.files[0][7], rasterize([[[0, 7], [7, 255]]]))
+    assert np.array_equal(drawings.train.files[0][7:8][0], rasterize([[[0, 7], [7, 255]]]))
 
 
 def test_recognised_flags_come_from_the_simplified_file(folder, tmp_path):

@@ -3,7 +3,7 @@
 The split of a drawing depends only on its bitmap (BLAKE2b of the 784 bytes). Every run, machine and choice of classes
 therefore gives a drawing the same split, and copies of one bitmap are in the same split. Only a class of so few
 drawings that a split would stay empty moves one drawing, chosen by its hash, to that split. Bitmaps stay in their
-memory-mapped files until a step reads them. Each drawing takes 8 bytes of memory, so that 50 million drawings fit.
+their files until a step reads them. Each drawing takes 8 bytes of memory, so that 50 million drawings fit.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sketchbatch_client.atomic import replacing
 from sketchbatch_client.drawings.readers import (
     SOURCE_NOTE,
+    BitmapFile,
     Bitmaps,
     label_of,
     labelled_files,
@@ -39,8 +40,8 @@ _BLOCK_ROWS = 16384  # bitmaps that are read at once: 12.8 MB
 class Split:
     """The drawings of one split with their classes; they are sorted by class, then by row in the file."""
 
-    files: tuple[Bitmaps, ...]
-    """Bitmaps of each class, memory-mapped: uint8, (rows, 28, 28), 0 = paper, 255 = ink."""
+    files: tuple[BitmapFile, ...]
+    """The bitmaps of each class, read on access: uint8, (rows, 28, 28), 0 = paper, 255 = ink."""
     class_index: NDArray[np.int32]
     """(rows,): the index of each drawing's label."""
     row: NDArray[np.int32]
@@ -111,7 +112,7 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
     noted = source_of(request.folder)
     if request.source and noted.startswith("synthetic"):
         raise DrawingsRefused(f"{request.folder}: the source must stay {noted!r}, got {request.source!r}")
-    files = tuple(_open_bitmaps(paths[label], request)[: request.rows_per_class] for label in labels)
+    files = tuple(_open_bitmaps(paths[label], request).head(request.rows_per_class) for label in labels)
     digest = hashlib.sha256()
     splits = []
     for label, bitmaps in zip(labels, files, strict=True):
@@ -174,8 +175,8 @@ def _check_labels(folder: Path, labels: tuple[str, ...], paths: dict[str, Path])
         raise DrawingsRefused(f"classes must be two or more different ones, got {', '.join(labels)}")
 
 
-def _open_bitmaps(path: Path, request: DatasetRequest) -> Bitmaps:
-    """Return the memory-mapped bitmaps of a file; render strokes and pictures into `request.rasterized` first."""
+def _open_bitmaps(path: Path, request: DatasetRequest) -> BitmapFile:
+    """Open the bitmaps of a file; render strokes and pictures into `request.rasterized` first."""
     if path.suffix == ".npy":
         return read_bitmaps(path)
     if request.rasterized is None:
@@ -199,7 +200,7 @@ def _read_recognized(request: DatasetRequest, path: Path, rows: NDArray[np.int32
 
 
 def _assign_splits(
-    bitmaps: Bitmaps, update_digest: Callable[[bytes], object], progress: Callable[[int], object]
+    bitmaps: BitmapFile, update_digest: Callable[[bytes], object], progress: Callable[[int], object]
 ) -> NDArray[np.int8]:
     """Return the split of each row, and pass the bytes of all bitmaps to `update_digest` in order."""
     hashes = np.empty(len(bitmaps), np.uint64)
@@ -227,7 +228,7 @@ def _fill_empty_splits(splits: NDArray[np.int8], hashes: NDArray[np.uint64]) -> 
             splits[hashes == hashes[splits == np.argmax(different)].min()] = empty
 
 
-def _select(files: tuple[Bitmaps, ...], splits: list[NDArray[np.int8]], wanted: int) -> Split:
+def _select(files: tuple[BitmapFile, ...], splits: list[NDArray[np.int8]], wanted: int) -> Split:
     """Return the rows of the split `wanted`; `splits` has the split of each row of each file."""
     rows = [np.flatnonzero(split == wanted).astype(np.int32) for split in splits]
     class_index = np.repeat(np.arange(len(files), dtype=np.int32), [len(each) for each in rows])

@@ -5,7 +5,6 @@ Both formats: https://github.com/googlecreativelab/quickdraw-dataset#the-raw-mod
 
 import json
 import math
-import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -136,7 +135,7 @@ def from_record(record: bytes) -> Drawing:
     return Drawing(key_id, "", country.decode("ascii", "replace"), bool(is_recognized), float(drawn_at), strokes)
 
 
-def record_end(content: bytes | mmap.mmap, start: int) -> int:
+def record_end(content: bytes, start: int) -> int:
     """Return where the .bin record at `start` ends; a value above `len(content)` means that it is truncated."""
     try:
         end = start + _HEADER.size

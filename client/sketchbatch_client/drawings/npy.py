@@ -1,6 +1,6 @@
-"""Map bitmaps from .npy files and .npz archives; never unpickle, and check each header against the file's size.
+"""Read bitmaps from .npy files and .npz archives; never unpickle, and check each header against the file's size.
 
-Flow: first bytes -> header -> size check -> memory map.
+Flow: first bytes -> header -> size check -> rows on access.
 """
 
 import io
@@ -8,8 +8,9 @@ import tempfile
 import warnings
 import zipfile
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from ..atomic import room_for
 from ..errors import FileRefused, reason_of
 from ..file_kind import HEAD_BYTES, got
+from .stable_file import StableFile
 
 Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
 
@@ -46,23 +48,51 @@ class _Header(NamedTuple):
         return f"{self.dtype} {self.shape}{', Fortran order' if self.is_fortran else ''}"[:_SHOWN]
 
 
-def read_bitmaps(path: Path) -> Bitmaps:
-    """Map a .npy file of uint8 (rows, 784) or (rows, 28, 28), C order, as (rows, 28, 28), read-only.
+class BitmapFile:
+    """The bitmaps of a .npy file, or of one array of a .npz: uint8, (rows, 28, 28), read on access.
+
+    Reading raises FileChanged if the file is not as it was when it was opened.
+    """
+
+    def __init__(self, file: StableFile, start: int, rows: int) -> None:
+        self._file = file
+        self._start = start  # of the first bitmap, in bytes
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, rows: slice | NDArray[np.integer]) -> Bitmaps:
+        """Return a copy of the rows of a slice, or of the given rows, in their order."""
+        wanted = range(self._rows)[rows] if isinstance(rows, slice) else rows
+        bitmaps = np.empty((len(wanted), 28, 28), np.uint8)
+        if isinstance(wanted, range) and wanted.step == 1:
+            self._file.fill(bitmaps, self._start + wanted.start * _ROW_BYTES)
+        else:
+            for bitmap, row in zip(bitmaps, wanted, strict=True):
+                self._file.fill(bitmap, self._start + int(row) * _ROW_BYTES)
+        self._file.check()
+        return bitmaps
+
+    def head(self, rows: int | None) -> "BitmapFile":
+        """Return the first `rows` rows; all of them if `rows` is None."""
+        return BitmapFile(self._file, self._start, len(range(self._rows)[:rows]))
+
+
+def read_bitmaps(path: Path) -> BitmapFile:
+    """Open a .npy file of uint8 (rows, 784) or (rows, 28, 28), C order.
 
     Raises FileRefused if the file does not exist, is not a .npy of bitmaps, or has another size than its header states.
     """
-    try:
-        with path.open("rb") as file:
-            return _mapped(file, str(path), 0, path.stat().st_size)
-    except OSError as exc:
-        raise FileRefused(f"{path}: cannot be read: {reason_of(exc)}") from exc
+    file = StableFile(path)
+    return _bitmaps_in(file, str(path), 0, len(file))
 
 
-def open_npz(path: Path) -> dict[str, Bitmaps]:
-    """Map every array of bitmaps in a .npz, by its name; skip other arrays, such as labels.
+def open_npz(path: Path) -> dict[str, BitmapFile]:
+    """Open every array of bitmaps in a .npz, by its name; skip other arrays, such as labels.
 
-    Uncompressed arrays are read once to check their CRC-32, then mapped in the archive. Compressed arrays are unpacked
-    to temporary files, up to the size that their headers state.
+    Uncompressed arrays are read once to check their CRC-32, then again on access. Compressed arrays are unpacked to
+    temporary files, up to the size that their headers state.
 
     Raises FileRefused if the file does not exist, is not a .npz, or has no bitmaps, or if an array is damaged. Raises
     DiskFull if the disk has no space for an unpacked array.
@@ -97,44 +127,51 @@ def _header_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
         return _read_header(f"{archive.filename}:{member.filename}", file.read(_HEADER_BYTES))
 
 
-def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header) -> Bitmaps:
+def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header) -> BitmapFile:
     name = f"{path}:{member.filename}"
     if member.compress_type == zipfile.ZIP_STORED:
         with archive.open(member) as stored:  # compares the CRC-32 at the end
             while stored.read(_CHUNK_BYTES):
                 pass
-        with path.open("rb") as file:
-            file.seek(member.header_offset)
-            local = file.read(_LOCAL_HEADER_BYTES)
-            lengths = np.frombuffer(local, "<u2", 2, 26)  # of the name and of the extra field
-            start = member.header_offset + _LOCAL_HEADER_BYTES + int(lengths.sum())
-            return _mapped(file, name, start, member.file_size)
+        file = StableFile(path)
+        local = file.read(member.header_offset, member.header_offset + _LOCAL_HEADER_BYTES)
+        lengths = np.frombuffer(local, "<u2", 2, 26)  # of the name and of the extra field
+        start = member.header_offset + _LOCAL_HEADER_BYTES + int(lengths.sum())
+        return _bitmaps_in(file, name, start, member.file_size)
     _check_size(name, header, member.file_size)  # before unpacking
     if member.file_size > max(_BOMB_BYTES, _BOMB_RATIO * member.compress_size):
         raise FileRefused(
             f"{name}: an array must be compressed at most {_BOMB_RATIO} times, got {member.file_size:,} bytes in "
             f"{member.compress_size:,}; store it uncompressed"
         )
-    with room_for(Path(tempfile.gettempdir())), archive.open(member) as packed, tempfile.TemporaryFile() as file:
+    unpacked = StableFile(path, _unpack(archive, member, name))
+    return _bitmaps_in(unpacked, name, 0, len(unpacked))
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> BinaryIO:
+    """Return a temporary file with the contents of a member of an archive."""
+    with ExitStack() as stack:
+        stack.enter_context(room_for(Path(tempfile.gettempdir())))
+        packed = stack.enter_context(archive.open(member))
+        file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed by the file that reads it
+        unfinished = stack.enter_context(ExitStack())
+        unfinished.callback(file.close)
         while chunk := packed.read(_CHUNK_BYTES):
             file.write(chunk)
             if file.tell() > member.file_size:
                 raise FileRefused(f"{name}: must unpack to {member.file_size:,} bytes, got more; fetch it again")
         file.flush()
-        return _mapped(file, name, 0, file.tell())
+        unfinished.pop_all()
+        return file
 
 
-def _mapped(file: BinaryIO, name: str, start: int, size: int) -> Bitmaps:
-    """Map the .npy that begins at byte `start` of a file and is `size` bytes long."""
-    file.seek(start)
-    header = _read_header(name, file.read(min(size, _HEADER_BYTES)))
+def _bitmaps_in(file: StableFile, name: str, start: int, size: int) -> BitmapFile:
+    """Open the .npy that begins at byte `start` of a file and is `size` bytes long."""
+    header = _read_header(name, file.read(start, start + min(size, _HEADER_BYTES)))
     if not header.has_bitmaps:
         raise FileRefused(f"{name}: expected uint8 (rows, 784) or (rows, 28, 28), got {header}")
     _check_size(name, header, size)
-    rows = header.shape[0]
-    if not rows:
-        return np.empty((0, 28, 28), np.uint8)
-    return np.memmap(file, np.uint8, "r", start + header.bytes, (rows, 28, 28))
+    return BitmapFile(file, start + header.bytes, header.shape[0])
 
 
 def _check_size(name: str, header: _Header, size: int) -> None:

@@ -1,10 +1,9 @@
 """Read bitmaps from drawings in every file format, through one interface.
 
-A .npy in Google's layout is memory-mapped. Strokes (.ndjson, .bin) and pictures (a folder of PNG or JPEG files) are
+A .npy in Google's layout is read on access. Strokes (.ndjson, .bin) and pictures (a folder of PNG or JPEG files) are
 rendered on access, slice by slice, so no file is held in memory. Nothing is unpickled.
 """
 
-import mmap
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from ..errors import FileRefused, reason_of
 from ..file_kind import HEAD_BYTES, describe, got
 from ..label_names import nfc
 from .drawing import Stroke
-from .npy import Bitmaps as Bitmaps  # re-exported
+from .npy import BitmapFile as BitmapFile  # re-exported
+from .npy import Bitmaps as Bitmaps
 from .npy import read_bitmaps as read_bitmaps
 from .rasterize import rasterize
 from .simplify import simplify
@@ -59,7 +59,9 @@ class DrawnRows:
         return len(self.file)
 
     def __getitem__(self, rows: slice, /) -> Bitmaps:
-        return stack_bitmaps([draw_strokes(self.file[row].strokes) for row in range(len(self.file))[rows]])
+        bitmaps = stack_bitmaps([draw_strokes(self.file[row].strokes) for row in range(len(self.file))[rows]])
+        self.file.release()
+        return bitmaps
 
 
 class PictureRows:
@@ -144,14 +146,6 @@ def draw_strokes(strokes: list[Stroke]) -> NDArray[np.uint8]:
 def stack_bitmaps(bitmaps: list[NDArray[np.uint8]]) -> Bitmaps:
     """Return (rows, 28, 28) from any number of bitmaps, 0 included."""
     return np.stack(bitmaps) if bitmaps else np.empty((0, 28, 28), np.uint8)
-
-
-def release_pages(rows: BitmapRows) -> None:
-    """Release the memory of rows that were read; the kernel reads them from the file again on access."""
-    if isinstance(rows, DrawnRows):
-        rows.file.release_pages()
-    elif isinstance(rows, np.ndarray) and isinstance(rows.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        rows.base.madvise(mmap.MADV_DONTNEED)
 
 
 def labelled_files(folder: Path) -> dict[str, Path]:

@@ -1,19 +1,19 @@
 """Read files of strokes: .ndjson (simplified or raw, one drawing per line) and Google's .bin (one per record).
 
-Flow: file -> memory map -> index of the starts of lines or records (8 bytes per drawing) -> a `Drawing` on access.
+Flow: file -> index of the starts of lines or records (8 bytes per drawing) -> a `Drawing` on access.
 """
 
-import mmap
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import FileRefused, reason_of
+from ..errors import FileRefused
 from ..file_kind import HEAD_BYTES, describe, got
 from .drawing import Drawing, from_line, from_record, record_end
+from .stable_file import StableFile
 
 MALFORMED_KEPT = 1000  # most malformed lines per file that are listed with number and reason; the rest is only counted
 
@@ -42,15 +42,15 @@ class StrokeFile:
         self.malformed: list[Malformed] = []  # the first MALFORMED_KEPT skipped lines or records
         self.malformed_count = 0  # number of all skipped lines or records
         self._format = _FORMATS[path.suffix.lower()]
-        self._data = _mapped(path)
-        if self._data and self._format.is_other(self._data):
+        self._data = StableFile(path)
+        if len(self._data) and self._format.is_other(self._data):
             raise FileRefused(f"{path}: expected {self._format.name}, got {got(self._data[:HEAD_BYTES], str(path))}")
         self._every = index_every
         self._starts, self.line_count = self._format.make_index(self._data, index_every)
         self._numbers: Sequence[int] = range(1, self.line_count + 1)
         if skip_malformed:
             self._numbers = array("Q", self._well_formed())
-        self.release_pages()
+        self.release()
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -60,13 +60,6 @@ class StrokeFile:
 
     def __iter__(self) -> Iterator[Drawing]:
         return map(self._drawing, self._numbers)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_data": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._data = _mapped(self.path)
 
     def number_of(self, row: int) -> int:
         """Return the number, from 1, of the line or record that holds a row."""
@@ -92,10 +85,9 @@ class StrokeFile:
             raise ValueError(f"a line or record must have at most {_MAX_BYTES} bytes, got more")
         return self._format.parse(line)
 
-    def release_pages(self) -> None:
-        """Release the memory of pages that were read; the kernel reads them from the file again on access."""
-        if isinstance(self._data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            self._data.madvise(mmap.MADV_DONTNEED)
+    def release(self) -> None:
+        """Release the memory of what was read last."""
+        self._data.release()
 
     def _drawing(self, number: int) -> Drawing:
         try:
@@ -117,7 +109,7 @@ class StrokeFile:
 
 
 def open_strokes(path: Path, *, skip_malformed: bool = False) -> StrokeFile:
-    """Map a NAME.ndjson (simplified or raw) or a NAME.bin; the suffix selects the format.
+    """Open a NAME.ndjson (simplified or raw) or a NAME.bin; the suffix selects the format.
 
     With `skip_malformed` the whole file is parsed now; malformed lines are skipped, counted and listed. Without it,
     row i is line i + 1, and reading a malformed line raises FileRefused.
@@ -130,69 +122,73 @@ def open_strokes(path: Path, *, skip_malformed: bool = False) -> StrokeFile:
     file = StrokeFile(path, skip_malformed=skip_malformed)
     if file.line_count and not skip_malformed:
         _ = file[0]  # refuses a file of another format at once
+        file.release()
     return file
 
 
-def _mapped(path: Path) -> mmap.mmap | bytes:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.read(1) else b""
-    except OSError as exc:
-        raise FileRefused(f"{path}: cannot be read: {reason_of(exc)}") from exc
-
-
-def _is_other_than_lines(data: mmap.mmap | bytes) -> bool:
+def _is_other_than_lines(data: StableFile) -> bool:
     head = data[:HEAD_BYTES]
     return not head.removeprefix(_BOM).lstrip().startswith(b"{") and describe(head) is not None
 
 
-def _is_other_than_records(data: mmap.mmap | bytes) -> bool:
+def _is_other_than_records(data: StableFile) -> bool:
     """Return whether a file has the first bytes of another kind, and these are no record: a key can be any 8 bytes."""
     if describe(data[:HEAD_BYTES]) is None:
         return False
     try:
-        return not from_record(data[: min(record_end(data, 0), _MAX_BYTES)]).country.isupper()
+        return not from_record(data[: min(_record_end(data, 0), _MAX_BYTES)]).country.isupper()
     except ValueError:
         return True
 
 
-def _index_lines(data: mmap.mmap | bytes, every: int) -> tuple[Sequence[int], int]:
+def _index_lines(data: StableFile, every: int) -> tuple[Sequence[int], int]:
     """Return where lines 0, every, 2 * every, ... begin, and the number of all lines."""
     starts, ends = array("Q", [0]), 0
     for start in range(0, len(data), _CHUNK_BYTES):
-        chunk = np.frombuffer(data[start : start + _CHUNK_BYTES], np.uint8)
+        chunk = np.frombuffer(data.read(start, start + _CHUNK_BYTES), np.uint8)
         found = np.flatnonzero(chunk == ord("\n")) + (start + 1)
         starts.frombytes(found[every - 1 - ends % every :: every].astype(np.uint64).tobytes())
         ends += len(found)
-    is_last_line_open = len(data) > 0 and data[-1] != ord("\n")
+    is_last_line_open = len(data) > 0 and data[len(data) - 1 : len(data)] != b"\n"
     return starts, ends + is_last_line_open
 
 
-def _line_end(data: mmap.mmap | bytes, start: int) -> int:
+def _line_end(data: StableFile, start: int) -> int:
     return data.find(b"\n", start) + 1 or len(data)
 
 
-def _index_records(data: mmap.mmap | bytes, every: int) -> tuple[Sequence[int], int]:
+def _record_end(data: StableFile, start: int) -> int:
+    """Return where the record at `start` ends; a value above `len(data)` means that it is truncated."""
+    least = 1
+    while True:
+        content, at = data.window(start, least)
+        end = record_end(content, at)
+        if end <= len(content) or start + len(content) - at >= len(data):
+            return start + end - at
+        least = 2 * (len(content) - at)
+
+
+def _index_records(data: StableFile, every: int) -> tuple[Sequence[int], int]:
     """Return where records 0, every, 2 * every, ... begin, and the number of all records."""
     starts, at, records = array("Q"), 0, 0
     while at < len(data):
         if records % every == 0:
             starts.append(at)
-        at = min(record_end(data, at), len(data))
+        at = min(_record_end(data, at), len(data))
         records += 1
     return starts, records
 
 
 class _Format(NamedTuple):
-    make_index: Callable[[mmap.mmap | bytes, int], tuple[Sequence[int], int]]
-    end: Callable[[mmap.mmap | bytes, int], int]
+    make_index: Callable[[StableFile, int], tuple[Sequence[int], int]]
+    end: Callable[[StableFile, int], int]
     parse: Callable[[bytes], Drawing]
-    is_other: Callable[[mmap.mmap | bytes], bool]  # whether the beginning of a file is that of another kind of file
+    is_other: Callable[[StableFile], bool]  # whether the beginning of a file is that of another kind of file
     name: str
 
 
 _FORMATS = {
     ".ndjson": _Format(_index_lines, _line_end, from_line, _is_other_than_lines, "a drawing in JSON per line"),
-    ".bin": _Format(_index_records, record_end, from_record, _is_other_than_records, "records of drawings"),
+    ".bin": _Format(_index_records, _record_end, from_record, _is_other_than_records, "records of drawings"),
 }
 STROKE_SUFFIXES = tuple(_FORMATS)

@@ -107,7 +107,7 @@ class RecognizedFlags:
             own_rows = np.asarray(rows)
             for index in np.flatnonzero(own_rows < len(self._strokes)):
                 flags[index] = self._flag(self._strokes, int(own_rows[index]))
-            self._strokes.release_pages()
+            self._strokes.release()
         return flags
 
     def _open(self, file: Path) -> StrokeFile | None:

@@ -13,9 +13,9 @@ from ..drawings.readers import PICTURE_SUFFIXES, check_is_file, labelled_files, 
 from ..drawings.strokes import StrokeFile
 from ..errors import FileRefused
 from ..file_kind import HEAD_BYTES, describe, got
-from ..file_stamp import file_stamp
+from ..file_stamp import FileStamp, file_stamp
 from .parquet_source import ParquetSource
-from .sources import BitmapSource, PictureSource, Source, StrokeSource
+from .sources import BitmapSource, PictureSource, Source, StrokeSource, open_pictures
 
 STDIN = "-"
 
@@ -71,7 +71,7 @@ def _open(path: Path, name: str) -> list[Source]:
     check_is_file(path)
     stamp = _stamp(path)  # taken before opening, so that a later run detects a change during the opening
     if path.suffix.lower() in PICTURE_SUFFIXES:
-        return [PictureSource(stamp, path.parent, [path.name])]
+        return [open_pictures(stamp, path.parent, [path.name], [file_stamp(path)])]
     suffix = path.suffix.lower() or _suffix_of(path)
     if suffix not in _OPENERS:
         raise unknown_ending(path, list(_OPENERS))
@@ -87,10 +87,11 @@ def _suffix_of(path: Path) -> str:
 def _open_pictures(folder: Path) -> PictureSource:
     entries = (entry.name for entry in os.scandir(folder))
     names = sorted(name for name in entries if name[0] != "." and name.lower().endswith(PICTURE_SUFFIXES))
-    stamps = hashlib.sha256()
-    for name in names:
-        stamps.update(f"{name} {_stamp(folder / name)}\n".encode(errors="replace"))
-    return PictureSource(stamps.hexdigest(), folder, names)
+    stamps = [file_stamp(folder / name) for name in names]
+    digest = hashlib.sha256()
+    for name, stamp in zip(names, stamps, strict=True):
+        digest.update(f"{name} {_text(stamp)}\n".encode(errors="replace"))
+    return open_pictures(digest.hexdigest(), folder, names, stamps)
 
 
 def _open_strokes(path: Path, name: str, stamp: str) -> list[Source]:
@@ -149,5 +150,8 @@ def _suffix(head: bytes) -> str:
 
 def _stamp(path: Path) -> str:
     """Return size and modification time of a file as text, without the inode: a copy that keeps both is equal."""
-    stamp = file_stamp(path)
+    return _text(file_stamp(path))
+
+
+def _text(stamp: FileStamp) -> str:
     return f"{stamp.size_bytes} {stamp.mtime_ns}"

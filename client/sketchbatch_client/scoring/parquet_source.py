@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from ..drawings.readers import Bitmaps, stack_bitmaps
+from ..drawings.stable_file import changed, is_unchanged
 from ..errors import FileRefused, reason_of
 from ..file_kind import HEAD_BYTES, got
+from ..file_stamp import FileStamp, file_stamp
 from .sources import Block, Reject, Source
 
 _ROW_BYTES = 784
@@ -31,7 +33,7 @@ class ParquetSource(Source):
     def __init__(self, name: str, stamp: str, path: Path) -> None:
         """Open the file. Raises FileRefused if it is not Parquet or does not have exactly one column of drawings."""
         super().__init__(name, stamp)
-        _check_magic(path, name)
+        self._path, self._opened_as = path, _check_magic(path, name)
         try:
             self._file = parquet.ParquetFile(path)
             schema = self._file.schema_arrow
@@ -56,12 +58,17 @@ class ParquetSource(Source):
     def block(self, start: int, stop: int) -> Block:
         table = self._rows(start, stop)
         column = table[self._column].combine_chunks()
+        self._check_unchanged()
         bitmaps = _all_bitmaps(column)
         rows, rejects = np.arange(start, stop), list[Reject]()
         if bitmaps is None:
             rows, bitmaps, rejects = self._decode_each(column, start)
         key_ids = self._key_ids(table, rows - start) if self.has_key_ids else None
         return Block(rows=rows, bitmaps=bitmaps, key_ids=key_ids, rejects=rejects, digest=_digest(column))
+
+    def _check_unchanged(self) -> None:
+        if not is_unchanged(self._path, self._opened_as):
+            raise changed(self._path)
 
     def _key_ids(self, table: pa.Table, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         try:
@@ -113,18 +120,22 @@ class ParquetSource(Source):
         try:
             return pa.Table.from_batches([next(self._batches)])
         except (OSError, pa.ArrowException, StopIteration) as exc:
+            self._check_unchanged()
             reason = _first_line(exc) or "fewer rows than its metadata states"
             raise FileRefused(f"{self.name}: damaged, cannot be read as Parquet: {reason}") from exc
 
 
-def _check_magic(path: Path, name: str) -> None:
+def _check_magic(path: Path, name: str) -> FileStamp:
+    """Return the stamp of a file that begins like Parquet."""
     try:
+        stamp = file_stamp(path)
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as exc:
         raise FileRefused(f"{name}: cannot be read: {reason_of(exc)}") from exc
     if not head.startswith(_MAGIC):
         raise FileRefused(f"{name}: expected a Parquet file, got {got(head, name)}")
+    return stamp
 
 
 def _first_line(exc: BaseException) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..drawings.readers import BitmapRows, Bitmaps, release_pages
+from ..drawings.readers import BitmapRows, Bitmaps
 from ..rpc.classification import Classification, non_finite, select
 from ..rpc.client import Client
 from .block_reader import Batch
@@ -85,4 +85,3 @@ def _blocks(inputs: dict[Path, BitmapRows]) -> Iterator[Bitmaps]:
     for bitmaps in inputs.values():
         for start in range(0, len(bitmaps), _BLOCK_ROWS):
             yield bitmaps[start : start + _BLOCK_ROWS]
-            release_pages(bitmaps)  # frees memory; rows that were not sent yet are read from the file again

@@ -7,6 +7,8 @@ Row i of a source keeps the number i, even if rows before it are rejected.
 import os
 import zlib
 from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..drawings.readers import Bitmaps, check_is_file, draw_strokes, release_pages, stack_bitmaps
+from ..drawings.readers import BitmapFile, Bitmaps, check_is_file, draw_strokes, stack_bitmaps
+from ..drawings.stable_file import changed
 from ..drawings.strokes import StrokeFile
 from ..errors import FileRefused
+from ..file_stamp import FileStamp, file_stamp
 
 
 class Reject(NamedTuple):
@@ -64,7 +68,7 @@ class Source(ABC):
 class BitmapSource(Source):
     """A .npy file, or one array of a .npz."""
 
-    def __init__(self, name: str, stamp: str, bitmaps: Bitmaps) -> None:
+    def __init__(self, name: str, stamp: str, bitmaps: BitmapFile) -> None:
         super().__init__(name, stamp)
         self._bitmaps = bitmaps
 
@@ -72,8 +76,7 @@ class BitmapSource(Source):
         return len(self._bitmaps)
 
     def block(self, start: int, stop: int) -> Block:
-        bitmaps = np.array(self._bitmaps[start:stop])  # one copy: else each use of the map reads its pages again
-        release_pages(self._bitmaps)
+        bitmaps = self._bitmaps[start:stop]
         return Block(rows=np.arange(start, stop), bitmaps=bitmaps, digest=zlib.crc32(bitmaps.data))
 
 
@@ -103,7 +106,7 @@ class StrokeSource(Source):
             else:
                 rows.append(row)
                 key_ids.append(drawing.key_id)
-        self._file.release_pages()
+        self._file.release()
         numbers, keys = np.array(rows, np.int64), np.array(key_ids, np.uint64)
         return Block(rows=numbers, bitmaps=stack_bitmaps(bitmaps), key_ids=keys, rejects=rejects, digest=digest)
 
@@ -113,10 +116,12 @@ class PictureSource(Source):
 
     is_slow = True
 
-    def __init__(self, stamp: str, folder: Path, names: list[str]) -> None:
+    def __init__(self, stamp: str, folder: Path, names: list[str], stamp_hashes: Sequence[int]) -> None:
+        """`stamp_hashes` has the hash of the `FileStamp` of each picture: 8 bytes each, for millions of pictures."""
         super().__init__(str(folder), stamp)
         self._folder = folder
         self._names = names
+        self._stamp_hashes = stamp_hashes
 
     def __len__(self) -> int:
         return len(self._names)
@@ -137,7 +142,21 @@ class PictureSource(Source):
                 rejects.append(Reject(str(path), 0, str(exc)))
             else:
                 rows.append(row)
+            if _stamp_hash(path) != self._stamp_hashes[row]:
+                raise changed(path)
         return Block(rows=np.array(rows, np.int64), bitmaps=stack_bitmaps(bitmaps), rejects=rejects, digest=digest)
 
     def locate(self, rows: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
         return [str(self._folder / self._names[row]) for row in rows], np.zeros_like(rows)
+
+
+def open_pictures(stamp: str, folder: Path, names: list[str], stamps: Iterable[FileStamp]) -> PictureSource:
+    """Return the source of the pictures `names` of a folder, which have the stamps `stamps`."""
+    return PictureSource(stamp, folder, names, array("q", map(hash, stamps)))
+
+
+def _stamp_hash(path: Path) -> int | None:
+    try:
+        return hash(file_stamp(path))
+    except OSError:
+        return None

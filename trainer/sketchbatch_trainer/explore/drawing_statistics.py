@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sketchbatch_client.drawings.drawing import Drawing
-from sketchbatch_client.drawings.readers import Bitmaps
+from sketchbatch_client.drawings.readers import BitmapFile, Bitmaps
 
 from .similarity import Copies, Neighbours
 
@@ -102,8 +102,8 @@ class StrokeStatistics:
 class BitmapStatistics:
     """Sums and counts of the bitmaps of one class."""
 
-    bitmaps: Bitmaps
-    """The bitmaps of the class: uint8, (rows, 28, 28), memory-mapped unless `is_drawn`."""
+    bitmaps: BitmapFile | Bitmaps
+    """The bitmaps of the class: uint8, (rows, 28, 28), read from their file on access unless `is_drawn`."""
     is_drawn: bool
     """Whether the bitmaps were rendered from the first drawings of a stroke file, because there is no .npy file."""
     mean: NDArray[np.float64]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sketchbatch_client.drawings.rasterize import rasterize_all
-from sketchbatch_client.drawings.readers import Bitmaps, label_of, read_bitmaps, source_of
+from sketchbatch_client.drawings.readers import BitmapFile, Bitmaps, label_of, read_bitmaps, source_of
 from sketchbatch_client.drawings.simplify import simplify
 from sketchbatch_client.drawings.strokes import open_strokes
 from sketchbatch_client.label_names import listed, nfc, with_suggestions
@@ -127,7 +127,7 @@ class _Reader:
     def _bitmaps(self, own: Files) -> BitmapStatistics | None:
         """Read the .npy file of a class or, without one, render bitmaps from the first drawings of its stroke file."""
         path = own[BITMAPS] if BITMAPS in own else own[SIMPLIFIED] if SIMPLIFIED in own else own[RAW]
-        bitmaps = read_bitmaps(path)[: self.rows] if BITMAPS in own else self._drawn(path)
+        bitmaps = read_bitmaps(path).head(self.rows) if BITMAPS in own else self._drawn(path)
         advance = self.progress(f"{path.parent.name}/{path.name}", len(bitmaps))
         return _bitmap_statistics(bitmaps, advance, is_drawn=BITMAPS not in own) if len(bitmaps) else None
 
@@ -138,7 +138,7 @@ class _Reader:
         return rasterize_all(drawings)
 
 
-def _bitmap_statistics(bitmaps: Bitmaps, advance: Advance, *, is_drawn: bool) -> BitmapStatistics:
+def _bitmap_statistics(bitmaps: BitmapFile | Bitmaps, advance: Advance, *, is_drawn: bool) -> BitmapStatistics:
     total, squares = np.zeros((2, 28, 28))
     ink = np.zeros(len(bitmaps))
     digests = np.zeros(len(bitmaps), np.uint64)

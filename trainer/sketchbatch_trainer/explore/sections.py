@@ -201,4 +201,4 @@ def _shades(statistics: FolderStatistics, labels: Sequence[str] | charts.Counts)
 
 def _picture(statistics: FolderStatistics, origin: Origin) -> str:
     index, row = origin
-    return picture(list(statistics.with_bitmaps.values())[index].bitmaps[row])
+    return picture(list(statistics.with_bitmaps.values())[index].bitmaps[row : row + 1][0])

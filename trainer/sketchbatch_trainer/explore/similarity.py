@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sketchbatch_client.drawings.readers import Bitmaps
+from sketchbatch_client.drawings.readers import BitmapFile, Bitmaps
 
 NEIGHBOURS = 10
 """Number of nearest neighbours that are counted for each drawing.
@@ -87,7 +87,7 @@ def find_copies(digests: Sequence[NDArray[np.uint64]]) -> Copies:
     )
 
 
-def find_neighbours(classes: Sequence[Bitmaps]) -> Neighbours:
+def find_neighbours(classes: Sequence[BitmapFile | Bitmaps]) -> Neighbours:
     """Find the nearest neighbours of an evenly spaced sample of each class; each class needs at least one row.
 
     If bitmaps of a class are equal, only one of them is compared. A neighbour has the weight 1 / (number of compared
@@ -117,12 +117,12 @@ def _class_count(group: Sequence[Origin]) -> int:
     return len({index for index, _ in group})
 
 
-def _sampled(classes: Sequence[Bitmaps], limit: int) -> tuple[NDArray[np.int64], Bitmaps]:
+def _sampled(classes: Sequence[BitmapFile | Bitmaps], limit: int) -> tuple[NDArray[np.int64], Bitmaps]:
     """Return origins, (drawings, 2), and bitmaps of at most `limit` different drawings of each class."""
     found: dict[tuple[int, bytes], tuple[int, int]] = {}
     for index, rows in enumerate(classes):
         for row in np.linspace(0, len(rows) - 1, min(limit, len(rows))).round().astype(int):
-            found.setdefault((index, rows[row].tobytes()), (index, int(row)))
+            found.setdefault((index, rows[row : row + 1].tobytes()), (index, int(row)))
     bitmaps = np.frombuffer(b"".join(content for _, content in found), np.uint8)
     return np.array(list(found.values())), bitmaps.reshape(-1, 28, 28)
 

@@ -69,7 +69,7 @@ def export_variant(run: Run, variant: Variant) -> Comparison:
     held_out = read_held_out(run, json.loads(properties["sketchbatch.labels"]))
     expected = onnx_scores(original, held_out.bitmaps)
     is_float16 = variant is Variant.FLOAT16
-    graph = to_float16(original) if is_float16 else to_int8(original, read_bitmaps(run.need(run.calibration)))
+    graph = to_float16(original) if is_float16 else to_int8(original, read_bitmaps(run.need(run.calibration))[:])
     scores = onnx_scores(graph, held_out.bitmaps)
     comparison = compare(variant, held_out, expected, scores)
     if is_float16:  # the CPU ran the float16 graph in float32; also compare scores rounded as on CUDA
