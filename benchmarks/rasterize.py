@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sketchbatch_client.drawings import cairo, coverage
-from sketchbatch_client.drawings.geometry import MARGIN, PEN, SCALE, SIDE, SQUARE, Strokes, lay_out
 from sketchbatch_client.drawings.rasterize import backend
+from sketchbatch_client.drawings.rendering import cairo, coverage
+from sketchbatch_client.drawings.rendering.geometry import MARGIN, PEN, SCALE, SIDE, SQUARE, Strokes, lay_out
 from sketchbatch_client.drawings.simplify import simplify
 from sketchbatch_client.drawings.strokes import open_strokes
 from variants import cpu_name

@@ -83,8 +83,9 @@ _OFFICE = FileKind("an Office document", _TO_NPY)
 _ZIP = FileKind(ZIP_ARCHIVE, "unpack it: `unzip FILE`")
 _PICKLE = FileKind("a Python pickle", _TO_NPY + "; opening a pickle can run programs")
 _ARROW_STREAM = FileKind("an Arrow stream", "write it as Parquet")
-_WEBP = FileKind("a WebP picture", _TO_PNG)
-_BMP = FileKind("a BMP picture", _TO_PNG)
+_WEBP = _readable("a WebP picture", ".webp")
+_BMP = _readable("a BMP picture", ".bmp")
+_TIFF = _readable("a TIFF picture", ".tif")
 _VIDEO = FileKind("a video", _TO_PNG)
 _SAFETENSORS = FileKind("a safetensors file, which has weights but no graph", _EXPORT)
 _IDX = FileKind("an IDX file, as MNIST has them", _TO_NPY)
@@ -116,9 +117,9 @@ _SIGNATURES: tuple[tuple[int, bytes, FileKind], ...] = (  # place, bytes there, 
     (0, b"%PDF-", FileKind("a PDF document", "save each drawing as a PNG")),
     (0, b"\x89PNG\r\n\x1a\n", _readable("a PNG picture", ".png")),
     (0, b"\xff\xd8\xff", _readable("a JPEG picture", ".jpg")),
-    (0, b"GIF8", FileKind("a GIF picture", _TO_PNG)),
-    (0, b"II*\0", FileKind("a TIFF picture", _TO_PNG)),
-    (0, b"MM\0*", FileKind("a TIFF picture", _TO_PNG)),
+    (0, b"GIF8", _readable("a GIF picture", ".gif")),
+    (0, b"II*\0", _TIFF),
+    (0, b"MM\0*", _TIFF),
     (0, b"8BPS", FileKind("a Photoshop picture", _TO_PNG)),
     (0, b"\0\0\0\x0cjP  ", FileKind("a JPEG 2000 picture", _TO_PNG)),
     (0, b"\0\0\0\x0cJXL ", FileKind("a JPEG XL picture", _TO_PNG)),

@@ -18,6 +18,7 @@ PERMANENT = [
     OSError(errno.EROFS, "Read-only file system"),
 ]
 TEMPORARY = [
+    errors.FileChanged("x.npy: changed while it was read"),
     errors.DiskFull("o.csv: No space left on device"),
     errors.JobNotReady("another process is writing it"),
     errors.Overloaded("queue full"),

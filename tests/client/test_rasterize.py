@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from sketchbatch_client import rasterize
-from sketchbatch_client.drawings import cairo, coverage
-from sketchbatch_client.drawings.geometry import lay_out
 from sketchbatch_client.drawings.rasterize import backend, rasterize_all
+from sketchbatch_client.drawings.rendering import cairo, coverage
+from sketchbatch_client.drawings.rendering.geometry import lay_out
 from sketchbatch_client.drawings.strokes import open_strokes
 
 needs_cairo = pytest.mark.skipif(not cairo.library(), reason="this machine has no libcairo")

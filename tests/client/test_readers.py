@@ -22,10 +22,11 @@ from sketchbatch_client.drawings.simplify import simplify
 from sketchbatch_client.errors import FileRefused
 
 
-@pytest.mark.parametrize("shape", [(5, 784), (5, 28, 28)])
-@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
-def test_bitmaps_of_both_shapes_and_headers_are_read(tmp_path, noise, shape, version):
-    """The array in the file may have the shape (rows, 784) or (rows, 28, 28), and the header format 1.0 or 2.0."""
+@pytest.mark.parametrize("shape", [(5, 784), (5, 28, 28), (5, 28, 28, 1), (5, 1, 28, 28)])
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.filterwarnings("ignore:Stored array in format")
+def test_bitmaps_of_every_shape_and_header_are_read(tmp_path, noise, shape, version):
+    """The array may have an axis for its one channel, and the header any format."""
     path = tmp_path / "cat.npy"
     with path.open("wb") as file:
         np.lib.format.write_array(file, noise(5).reshape(shape), version=version)
@@ -39,6 +40,13 @@ def test_a_npy_without_rows_is_valid(tmp_path):
     """An .npy file without rows is valid, for example the file of a class without drawings."""
     np.save(tmp_path / "none.npy", np.empty((0, 784), np.uint8))
     assert read_bitmaps(tmp_path / "none.npy")[:].shape == (0, 28, 28)
+
+
+@pytest.mark.parametrize("shape", [(784,), (28, 28), (28, 28, 1), (1, 28, 28)])
+def test_a_single_drawing_is_one_row(tmp_path, noise, shape):
+    """A file of one drawing needs no axis for the rows."""
+    np.save(tmp_path / "cat.npy", noise(1).reshape(shape))
+    assert np.array_equal(read_bitmaps(tmp_path / "cat.npy")[:], noise(1))
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
@@ -61,13 +69,16 @@ WHOLE = npy_bytes(np.zeros((10, 784), np.uint8))
         (WHOLE[:60], "header cannot be read"),
         (WHOLE.replace(b"(10, 784)", b"(10, 784 "), "header cannot be read"),
         (WHOLE[:8] + (20000).to_bytes(2, "little") + b"{" * 20000, "header cannot be read"),
-        (WHOLE.replace(b"(10, 784)", b"(-1, 784)"), "too long"),
+        (WHOLE.replace(b"(10, 784)", b"(-1, 784)"), r"got uint8 \(-1, 784\)"),
         (WHOLE + b"x", "too long: 10 rows of 784 are 7840 bytes, got 7841"),
         (b"\x93NUMPY\x09\x00" + WHOLE[8:], "header cannot be read"),
         (npy_bytes(np.zeros((10, 784))), r"expected uint8 \(rows, 784\) or \(rows, 28, 28\), got float64 \(10, 784\)"),
         (npy_bytes(np.zeros((10, 783), np.uint8)), r"got uint8 \(10, 783\)"),
-        (npy_bytes(np.zeros(784, np.uint8)), r"got uint8 \(784,\)"),
-        (npy_bytes(np.asfortranarray(np.zeros((10, 784), np.uint8))), "Fortran order"),
+        (npy_bytes(np.zeros((10, 28, 28, 3), np.uint8)), r"got uint8 \(10, 28, 28, 3\)"),
+        (npy_bytes(np.zeros((10, 28, 28), np.float32)), r"got float32 .*; convert it: \(x \* 255\).round"),
+        (npy_bytes(np.zeros((10, 28, 28), bool)), r"got bool .*; convert it: np\.uint8\(255\) \* x"),
+        (npy_bytes(np.zeros((10, 784), np.int64)), r"got int64 .*; convert it: x\.astype\(np\.uint8\)"),
+        (npy_bytes(np.asfortranarray(np.zeros((10, 784), np.uint8))), r"Fortran order; .* np\.ascontiguousarray\(x\)"),
         (npy_bytes(np.array(None)), r"got object \(\)"),
     ],
 )
@@ -239,7 +250,7 @@ def test_malformed_lines_and_pictures_are_rejected_or_skipped(tmp_path):
     lines = open_bitmaps(tmp_path / "cat.ndjson", skip_malformed=True)
     assert np.array_equal(lines[:], [*bitmaps, bitmaps[0]])
     assert (lines.malformed_count, lines.malformed[0].number) == (1, 13)
-    with pytest.raises(FileRefused, match=r"05\.png: expected a PNG or JPEG"):
+    with pytest.raises(FileRefused, match=r"05\.png: expected a picture \(PNG"):
         open_bitmaps(tmp_path / "cat")[:]
     pictures = open_bitmaps(tmp_path / "cat", skip_malformed=True)
     assert np.array_equal(pictures[:], np.delete(bitmaps, 5, axis=0))

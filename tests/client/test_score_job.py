@@ -19,6 +19,7 @@ from onnx_models import write_model
 from PIL import Image
 from pyarrow import parquet
 from sketchbatch_client import Client
+from sketchbatch_client.drawings.readers import PICTURES
 from sketchbatch_client.file_stamp import file_stamp
 from sketchbatch_client.scoring.job import ScoreJob, write_scores
 from sketchbatch_client.scoring.outputs import KINDS
@@ -300,7 +301,11 @@ def test_row_i_of_a_npy_output_is_drawing_i(score, tmp_path):
         ("a.bin", b"12345", "truncated: the file ends 5 bytes into this record"),
         ("a.npy", b"", "expected a .npy file, got an empty file"),
         ("a.png", b"<html>", "none of 1 rows was scored; the first: "),
-        ("a.txt", b"cat", "expected .npy, .npz, .ndjson, .bin, .parquet, PNG or JPEG; got '.txt'"),
+        (
+            "a.txt",
+            b"cat",
+            f"expected .npy, .npz, .ndjson, .jsonl, .bin, .parquet or {PICTURES}; got '.txt'",
+        ),
     ],
 )
 def test_a_file_without_a_drawing_is_refused(score, tmp_path, name, contents, message):

@@ -178,7 +178,7 @@ def test_a_malformed_record_is_refused_or_skipped(tmp_path, content, reason):
         ("cat.ndjson", b" <!doctype html>", "got a web page; fetch it again"),
         ("cat.ndjson", b"\x93NUMPY", "expected a drawing in JSON per line, got a NumPy array"),
         ("cat.bin", b"PK", "cat.bin:1: truncated"),
-        ("cat.txt", b"", "expected a suffix of .ndjson, .bin, got '.txt'"),
+        ("cat.txt", b"", "expected a suffix of .ndjson, .jsonl, .bin, got '.txt'"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_when_it_is_opened(tmp_path, name, content, message):

@@ -81,5 +81,8 @@ def test_the_image_draws_strokes_with_libcairo_and_without_root(docker, client_i
 
     The user of the image is not root.
     """
-    code = "import os; from sketchbatch_client.drawings import cairo; print(cairo.library() is not None, os.getuid())"
-    assert docker("run", "--rm", "--network=none", "--entrypoint=python", client_image, "-c", code) == "True 65532"
+    program = "from sketchbatch_client.drawings.rendering import cairo; print(cairo.library() is not None, os.getuid())"
+    assert (
+        docker("run", "--rm", "--network=none", "--entrypoint=python", client_image, "-c", f"import os; {program}")
+        == "True 65532"
+    )

@@ -32,8 +32,9 @@ def score(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            help="Drawings: .npy or .npz of uint8 (rows, 28, 28) or (rows, 784), .ndjson or .bin strokes, .parquet, "
-            "PNG or JPEG; folders of these; globs in quotes; - = standard input.",
+            help="Drawings: .npy or .npz of uint8 (rows, 28, 28) or (rows, 784), .ndjson, .jsonl or .bin strokes, "
+            ".parquet, pictures; the same packed as .gz, .bz2 or .zst; folders of these; globs in quotes; - = standard "
+            "input.",
             metavar="INPUT...",
         ),
     ],

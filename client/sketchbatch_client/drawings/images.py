@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ..errors import FileRefused, reason_of
-from ..file_kind import got
-from .geometry import SIDE
-from .tracing import WORK, Floats, trace
+from ..file_kind import HEAD_BYTES, describe, got
+from .readers import PICTURE_SUFFIXES, PICTURES
+from .rendering.geometry import SIDE
+from .rendering.tracing import WORK, Floats, trace
 
 # An A4 page scanned at 600 dpi has 34.8 million pixels. Reading takes 10 to 20 bytes of memory per pixel.
 _MAX_PIXELS = 36_000_000
 _PIXEL_LIMIT = f"{_MAX_PIXELS // 1_000_000} million pixels"
-_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # of Pillow; of several pictures in a file, the first is read
 _MAX_SIDE = 640  # pixels; larger pictures are first reduced to this size, at which a thin pen is still visible
 _MAX_SCANS = 100  # most scans of a progressive JPEG; encoders write ten, and each takes a pass over all pixels
 # The two bytes at the start of a JPEG scan. Compressed pixels never contain them: after ff they have 00 or a restart
@@ -37,7 +38,9 @@ _NEAR = 8
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Read a PNG or JPEG file: uint8, (28, 28), 0 = paper, 255 = ink; transparent pixels are paper.
+    """Read a picture: uint8, (28, 28), 0 = paper, 255 = ink; transparent pixels are paper.
+
+    The picture is a PNG, JPEG, WebP, BMP, GIF or TIFF, whatever the ending of its name.
 
     Raises FileRefused if the file does not exist, is not a picture, or has no ink that differs from its paper.
     """
@@ -48,9 +51,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def decode_image(contents: bytes, name: str) -> NDArray[np.uint8]:
-    """Decode the contents of a PNG or JPEG file as `read_image` does; error messages begin with `name`."""
-    if not contents.startswith(_MAGIC):
-        raise FileRefused(f"{name}: expected a PNG or JPEG, got {got(contents, name)}")
+    """Decode the contents of a picture as `read_image` does; error messages begin with `name`."""
+    kind = describe(contents[:HEAD_BYTES])
+    if not kind or kind.suffix not in PICTURE_SUFFIXES:
+        raise FileRefused(f"{name}: expected {PICTURES}, got {got(contents, name)}")
     try:
         return normalize_image(_decoded(contents))
     except ValueError as exc:
@@ -58,11 +62,11 @@ def decode_image(contents: bytes, name: str) -> NDArray[np.uint8]:
 
 
 def _decoded(contents: bytes) -> NDArray[np.uint8]:
-    """Return the grey levels of a PNG or JPEG, (height, width). Raises ValueError if it is damaged or too large."""
+    """Return the grey levels of a picture, (height, width). Raises ValueError if it is damaged or too large."""
     try:
         with (
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-            Image.open(io.BytesIO(contents), formats=("PNG", "JPEG")) as image,
+            Image.open(io.BytesIO(contents), formats=_FORMATS) as image,
         ):
             excess = _excess(image, contents)
             if not excess:

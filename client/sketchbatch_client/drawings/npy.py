@@ -23,6 +23,8 @@ from .stable_file import StableFile
 Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
 
 _ROW_BYTES = 784
+_ROW_SHAPES = ((_ROW_BYTES,), (28, 28), (28, 28, 1), (1, 28, 28))
+EXPECTED = "uint8 (rows, 784) or (rows, 28, 28)"
 _MAGIC = b"\x93NUMPY"
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # with members, and without
 # Only these bytes are given to NumPy: 12 with magic, version and length, then at most 10,000 with the header. NumPy
@@ -41,8 +43,22 @@ class _Header(NamedTuple):
     bytes: int
 
     @property
-    def has_bitmaps(self) -> bool:
-        return self.dtype == np.uint8 and not self.is_fortran and self.shape[1:] in ((_ROW_BYTES,), (28, 28))
+    def rows(self) -> int:
+        """The number of drawings, by the shape; -1 if it is no shape of drawings."""
+        if self.shape in _ROW_SHAPES:
+            return 1
+        return self.shape[0] if self.shape[1:] in _ROW_SHAPES else -1
+
+    @property
+    def problem(self) -> str:
+        """Why an array with a shape of drawings is none, and what to do; empty if it is one."""
+        if self.dtype == np.bool_:
+            return "convert it: np.uint8(255) * x"
+        if self.dtype.kind == "f":
+            return "convert it: (x * 255).round().astype(np.uint8) if the numbers are 0 to 1"
+        if self.dtype != np.uint8:
+            return "convert it: x.astype(np.uint8) if the numbers are 0 to 255"
+        return "convert it: np.ascontiguousarray(x)" if self.is_fortran and len(self.shape) > 1 else ""
 
     def __str__(self) -> str:
         return f"{self.dtype} {self.shape}{', Fortran order' if self.is_fortran else ''}"[:_SHOWN]
@@ -80,7 +96,7 @@ class BitmapFile:
 
 
 def read_bitmaps(path: Path) -> BitmapFile:
-    """Open a .npy file of uint8 (rows, 784) or (rows, 28, 28), C order.
+    """Open a .npy file of uint8 (rows, 784) or (rows, 28, 28), C order; an axis for one channel or one row may differ.
 
     Raises FileRefused if the file does not exist, is not a .npy of bitmaps, or has another size than its header states.
     """
@@ -89,7 +105,7 @@ def read_bitmaps(path: Path) -> BitmapFile:
 
 
 def open_npz(path: Path) -> dict[str, BitmapFile]:
-    """Open every array of bitmaps in a .npz, by its name; skip other arrays, such as labels.
+    """Open every array of bitmaps in a .npz, by its name; skip arrays of other shapes, such as labels.
 
     Uncompressed arrays are read once to check their CRC-32, then again on access. Compressed arrays are unpacked to
     temporary files, up to the size that their headers state.
@@ -107,11 +123,12 @@ def open_npz(path: Path) -> dict[str, BitmapFile]:
             if not members:
                 raise FileRefused(f"{path}: expected a .npz file with an array, got {got(head, str(path))}")
             headers = [(member, _header_of(archive, member)) for member in members]
-            wanted = [(member, header) for member, header in headers if header.has_bitmaps]
+            wanted = [(member, header) for member, header in headers if header.rows >= 0]
             if not wanted:
                 found = ", ".join(f"{member.filename} {header}" for member, header in headers)
-                expected = "an array of uint8 (rows, 784) or (rows, 28, 28)"
-                raise FileRefused(f"{path}: expected {expected}, got {found[:500]}")
+                raise FileRefused(f"{path}: expected an array of {EXPECTED}, got {found[:500]}")
+            for member, header in wanted:
+                _check_type(f"{path}:{member.filename}", header)
             return {each.filename.removesuffix(".npy"): _member(path, archive, each, header) for each, header in wanted}
     except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, zlib.error) as exc:
         # RuntimeError: encrypted; ValueError: a name is not UTF-8, or an offset is negative
@@ -168,17 +185,23 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Bin
 def _bitmaps_in(file: StableFile, name: str, start: int, size: int) -> BitmapFile:
     """Open the .npy that begins at byte `start` of a file and is `size` bytes long."""
     header = _read_header(name, file.read(start, start + min(size, _HEADER_BYTES)))
-    if not header.has_bitmaps:
-        raise FileRefused(f"{name}: expected uint8 (rows, 784) or (rows, 28, 28), got {header}")
+    if header.rows < 0:
+        raise FileRefused(f"{name}: expected {EXPECTED}, got {header}")
+    _check_type(name, header)
     _check_size(name, header, size)
-    return BitmapFile(file, start + header.bytes, header.shape[0])
+    return BitmapFile(file, start + header.bytes, header.rows)
+
+
+def _check_type(name: str, header: _Header) -> None:
+    if header.problem:
+        raise FileRefused(f"{name}: expected {EXPECTED}, got {header}; {header.problem}")
 
 
 def _check_size(name: str, header: _Header, size: int) -> None:
-    expected, got = header.shape[0] * _ROW_BYTES, size - header.bytes
+    expected, got = header.rows * _ROW_BYTES, size - header.bytes
     if got != expected:
         problem = "truncated" if got < expected else "too long"
-        rows = f"{header.shape[0]} rows of {_ROW_BYTES}"
+        rows = f"{header.rows} rows of {_ROW_BYTES}"
         raise FileRefused(f"{name}: {problem}: {rows} are {expected} bytes, got {got}; fetch it again")
 
 
@@ -186,6 +209,7 @@ def _read_header(name: str, head: bytes) -> _Header:
     if not head.startswith(_MAGIC):
         raise FileRefused(f"{name}: expected a .npy file, got {got(head, name)}")
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    readers[3, 0] = readers[2, 0]  # differs in the encoding of field names, which drawings have not
     file = io.BytesIO(head)
     try:
         with warnings.catch_warnings(action="ignore"):  # NumPy warns of headers that Python 2 wrote

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from . import cairo, coverage
-from .geometry import SIDE, Strokes, lay_out
+from .rendering import cairo, coverage
+from .rendering.geometry import SIDE, Strokes, lay_out
 
 
 def rasterize(strokes: Strokes) -> NDArray[np.uint8]:

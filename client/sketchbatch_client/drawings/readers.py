@@ -1,6 +1,6 @@
 """Read bitmaps from drawings in every file format, through one interface.
 
-A .npy in Google's layout is read on access. Strokes (.ndjson, .bin) and pictures (a folder of PNG or JPEG files) are
+A .npy in Google's layout is read on access. Strokes (.ndjson, .bin) and pictures (a folder of image files) are
 rendered on access, slice by slice, so no file is held in memory. Nothing is unpickled.
 """
 
@@ -25,13 +25,20 @@ from .strokes import MALFORMED_KEPT, STROKE_SUFFIXES, Malformed, StrokeFile, ope
 
 SOURCE_NOTE = "SOURCE.txt"  # file with one line about the origin of the drawings in a folder; copied together with them
 
-PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png")
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+PICTURES = "a picture (PNG, JPEG, WebP, BMP, GIF or TIFF)"
 
 # Units. The largest coordinate of a simplified drawing lies between this number and 255. In a sample of 8,600
 # simplified drawings, the largest coordinate was never below 241.
 _MIN_SIMPLIFIED = 240
 # Google's folders and suffixes, in the order in which they are searched.
-_LAYOUTS = (("numpy_bitmap", ".npy"), ("simplified", ".ndjson"), ("binary", ".bin"), ("raw", ".ndjson"))
+_LAYOUTS = (
+    ("numpy_bitmap", ".npy"),
+    ("simplified", ".ndjson"),
+    ("simplified", ".jsonl"),
+    ("binary", ".bin"),
+    ("raw", ".ndjson"),
+)
 
 
 class BitmapRows(Protocol):
@@ -135,7 +142,7 @@ def unknown_ending(path: Path, suffixes: Sequence[str]) -> FileRefused:
     except OSError as exc:
         return FileRefused(f"{path}: cannot be read: {reason_of(exc)}")
     found = got(head, str(path)) if describe(head) else repr(path.suffix)
-    return FileRefused(f"{path}: expected {', '.join(suffixes)}, PNG or JPEG; got {found}")
+    return FileRefused(f"{path}: expected {', '.join(suffixes)} or {PICTURES}; got {found}")
 
 
 def draw_strokes(strokes: list[Stroke]) -> NDArray[np.uint8]:
@@ -152,8 +159,9 @@ def labelled_files(folder: Path) -> dict[str, Path]:
     """Return the files or folders with the drawings in `folder`, by label, in the order of the labels.
 
     The label is the name of the file or folder; `open_bitmaps` opens each path. The first layout that exists is used:
-    numpy_bitmap/NAME.npy, NAME.npy, simplified/NAME.ndjson, NAME.ndjson, binary/NAME.bin, NAME.bin, raw/NAME.ndjson,
-    imagefolder/LABEL/ with pictures, LABEL/ with pictures, pictures in `folder`.
+    numpy_bitmap/NAME.npy, NAME.npy, simplified/NAME.ndjson, NAME.ndjson, simplified/NAME.jsonl, NAME.jsonl,
+    binary/NAME.bin, NAME.bin, raw/NAME.ndjson, imagefolder/LABEL/ with pictures, LABEL/ with pictures, pictures in
+    `folder`. Names that begin with "." or "_" are hidden, as for Spark and Hive.
 
     Raises FileRefused if the folder does not exist or has none of these layouts, or if two names are equal in NFC.
     """
@@ -161,10 +169,10 @@ def labelled_files(folder: Path) -> dict[str, Path]:
         raise FileRefused(f"{folder}: no such folder; expected one with a NAME.npy for each label")
     for inner, suffix in _LAYOUTS:
         for parent in (folder / inner, folder):
-            if files := sorted(parent.glob(f"[!.]*{suffix}")):
+            if files := sorted(parent.glob(f"[!._]*{suffix}")):
                 return _by_label(files)
     for parent in (folder / "imagefolder", folder):
-        if folders := [inner for inner in sorted(parent.glob("[!.]*/")) if _pictures(inner)]:
+        if folders := [inner for inner in sorted(parent.glob("[!._]*/")) if _pictures(inner)]:
             return _by_label(folders)
     if _pictures(folder):
         return _by_label([folder])

@@ -7,7 +7,7 @@ published simplified form, 205 give exactly that form (tests/client/test_simplif
 
 import numpy as np
 
-from .geometry import Floats, Strokes
+from .rendering.geometry import Floats, Strokes
 
 _SIZE = 255.0  # units; the longer side of a simplified drawing
 _MIN_SIZE = 1e-6  # pixels; a smaller drawing counts as one point, because scaling it up would overflow

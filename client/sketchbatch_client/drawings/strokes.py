@@ -187,8 +187,10 @@ class _Format(NamedTuple):
     name: str
 
 
+_LINES = _Format(_index_lines, _line_end, from_line, _is_other_than_lines, "a drawing in JSON per line")
 _FORMATS = {
-    ".ndjson": _Format(_index_lines, _line_end, from_line, _is_other_than_lines, "a drawing in JSON per line"),
+    ".ndjson": _LINES,
+    ".jsonl": _LINES,
     ".bin": _Format(_index_records, _record_end, from_record, _is_other_than_records, "records of drawings"),
 }
 STROKE_SUFFIXES = tuple(_FORMATS)

@@ -3,11 +3,9 @@
 import glob
 import hashlib
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
-from ..atomic import room_for
 from ..drawings.npy import open_npz, read_bitmaps
 from ..drawings.readers import PICTURE_SUFFIXES, check_is_file, labelled_files, unknown_ending
 from ..drawings.strokes import StrokeFile
@@ -16,29 +14,30 @@ from ..file_kind import HEAD_BYTES, describe, got
 from ..file_stamp import FileStamp, file_stamp
 from .parquet_source import ParquetSource
 from .sources import BitmapSource, PictureSource, Source, StrokeSource, open_pictures
+from .spooled import PACKED_SUFFIXES, spool_stdin, stdin_head, unpack
 
 STDIN = "-"
 
 # Lines per entry of a stroke file's index. An entry takes 8 bytes. To find a line, at most 1,023 others are skipped.
 _INDEX_EVERY = 1024
 _FIRST_LINES = 16  # a stroke file is refused if none of its first lines, up to this number, is a drawing
-_CHUNK_BYTES = 1 << 20
 
 
 def find_sources(inputs: Sequence[str], spool: Path, on_open: Callable[[str], object]) -> list[Source]:
     """Open every input once, in the given order; `on_open` receives the name of each input before it is opened.
 
-    Inputs are files, folders, globs (`*`, `?`, `[...]`, and `**` for nested folders), or "-" = standard input, which is
-    stored in the folder `spool`. A folder stands for the files of drawings directly in it. If it has none, the folder
-    stands for the labelled files that `labelled_files` finds in it.
+    Inputs are files, folders, globs (`*`, `?`, `[...]`, and `**` for nested folders), or "-" = standard input. Standard
+    input and the contents of packed files are stored in the folder `spool`. A folder stands for the files of drawings
+    directly in it, without the outputs of jobs. If it has none, the folder stands for the labelled files that
+    `labelled_files` finds in it. Folders and globs leave out names that begin with "." or "_", unless the glob does.
 
-    Raises DiskFull if the disk has no space for standard input, and FileRefused if an input does not have the
-    expected format, or if no input has a row.
+    Raises DiskFull if the disk has no space for standard input or a packed file, and FileRefused if an input does not
+    have the expected format, or if no input has a row.
     """
     sources: list[Source] = []
     for path in dict.fromkeys(path for text in inputs for path in _paths(text)):
         on_open(str(path))
-        sources += _open_stdin(spool) if str(path) == STDIN else _open(path, str(path))
+        sources += _open_stdin(spool) if str(path) == STDIN else _open(path, str(path), spool)
     if not any(map(len, sources)):
         raise FileRefused(f"{', '.join(inputs)}: expected drawings, got no row")
     return sources
@@ -50,7 +49,8 @@ def _paths(text: str) -> Iterator[Path]:
     if text == STDIN or not glob.has_magic(text) or path.exists():
         matches = [path]
     else:
-        matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - also finds absolute paths
+        found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - also finds absolute paths
+        matches = [Path(match) for match in found if "/_" in f"/{text}" or "/_" not in f"/{match}"]
         if not matches:
             raise FileRefused(f"{text}: no file matches this pattern")
     for match in matches:
@@ -59,11 +59,24 @@ def _paths(text: str) -> Iterator[Path]:
 
 def _folder_paths(folder: Path) -> Sequence[Path]:
     """Return the files of drawings directly in a folder; if there are none, return its labelled files."""
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in _OPENERS and path.name[0] != "."]
+    names = {path.name for path in folder.iterdir()}
+    files = [folder / name for name in sorted(names) if _has_drawings(name) and not _is_output(name, names)]
     return files or list(labelled_files(folder).values())
 
 
-def _open(path: Path, name: str) -> list[Source]:
+def _has_drawings(name: str) -> bool:
+    """Return whether the name of a file in a folder is one of drawings; `_` begins hidden files of Spark and Hive."""
+    inner, suffix = os.path.splitext(name.lower())  # noqa: PTH122 - of a name without its folder
+    suffix = os.path.splitext(inner)[1] if suffix in PACKED_SUFFIXES else suffix  # noqa: PTH122
+    return suffix in _OPENERS and name[0] not in "._"
+
+
+def _is_output(name: str, names: Container[str]) -> bool:
+    """Return whether a file next to the files `names` is the output of a job, or its rejects."""
+    return f"{name}.manifest.json" in names or name.endswith(".rejects.jsonl")
+
+
+def _open(path: Path, name: str, spool: Path) -> list[Source]:
     if path.is_dir():
         return [_open_pictures(path)]
     if not path.exists():
@@ -73,6 +86,8 @@ def _open(path: Path, name: str) -> list[Source]:
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return [open_pictures(stamp, path.parent, [path.name], [file_stamp(path)])]
     suffix = path.suffix.lower() or _suffix_of(path)
+    if suffix in PACKED_SUFFIXES and Path(path.stem).suffix.lower() in _OPENERS:
+        return _open_copy(unpack(path, spool).path, name, stamp, name)
     if suffix not in _OPENERS:
         raise unknown_ending(path, list(_OPENERS))
     return _OPENERS[suffix](path, name, stamp)
@@ -115,6 +130,7 @@ _OPENERS: dict[str, Callable[[Path, str, str], list[Source]]] = {
     ".npy": lambda path, name, stamp: [BitmapSource(name, stamp, read_bitmaps(path))],
     ".npz": _open_npz,
     ".ndjson": _open_strokes,
+    ".jsonl": _open_strokes,
     ".bin": _open_strokes,
     ".parquet": lambda path, name, stamp: [ParquetSource(name, stamp, path)],
 }
@@ -122,24 +138,21 @@ _OPENERS: dict[str, Callable[[Path, str, str], list[Source]]] = {
 
 def _open_stdin(spool: Path) -> list[Source]:
     """Copy standard input to a file and open that file; the first bytes select the format."""
-    head = sys.stdin.buffer.read(HEAD_BYTES)
+    head = stdin_head()
     suffix = _suffix(head)
     if not suffix:
         raise FileRefused(f"standard input: expected .npy, .npz, .ndjson or .parquet, got {got(head)}")
-    path = spool / f"stdin{suffix}"
-    # The digest of the contents identifies this input: the copy has a new modification time in each run.
-    contents = hashlib.sha256()
-    with room_for(path), path.open("wb") as file:
-        chunk = head
-        while chunk:
-            file.write(chunk)
-            contents.update(chunk)
-            chunk = sys.stdin.buffer.read(_CHUNK_BYTES)
+    copy = spool_stdin(head, suffix, spool)
+    return _open_copy(copy.path, STDIN, copy.digest, "standard input")
+
+
+def _open_copy(path: Path, name: str, stamp: str, shown: str) -> list[Source]:
+    """Open the copy of an input; an error message names the input, `shown`, instead of the copy."""
     try:
-        return _OPENERS[suffix](path, STDIN, contents.hexdigest())
-    except FileRefused as exc:  # begins with the name of the copy, or with STDIN
-        reason = str(exc).removeprefix(str(path)).removeprefix(STDIN)
-        raise FileRefused(f"standard input{reason}") from exc
+        return _OPENERS[path.suffix](path, name, stamp)
+    except FileRefused as exc:  # begins with the name of the copy, or with that of the source
+        reason = str(exc).removeprefix(str(path)).removeprefix(name)
+        raise FileRefused(f"{shown}{reason}") from exc
 
 
 def _suffix(head: bytes) -> str:

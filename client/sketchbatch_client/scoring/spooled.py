@@ -1,0 +1,79 @@
+"""Copy standard input and packed files to disk, because a job reads rows in any order, and again when it resumes."""
+
+import bz2
+import gzip
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import pyarrow as pa
+
+from ..atomic import room_for
+from ..drawings.stable_file import changed, is_unchanged
+from ..errors import FileRefused
+from ..file_kind import HEAD_BYTES
+from ..file_stamp import file_stamp
+
+_CHUNK_BYTES = 1 << 20
+
+_UNPACKERS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".zst": lambda path: pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"),
+}
+PACKED_SUFFIXES = tuple(_UNPACKERS)
+
+
+class Spooled(NamedTuple):
+    """A copy on disk."""
+
+    path: Path
+    digest: str  # SHA-256 of the contents, in hex: the copy has a new modification time in each run
+
+
+def stdin_head() -> bytes:
+    """Return the first bytes of standard input, which `spool_stdin` copies, too."""
+    return sys.stdin.buffer.read(HEAD_BYTES)
+
+
+def spool_stdin(head: bytes, suffix: str, folder: Path) -> Spooled:
+    """Copy standard input, whose first bytes `head` were read already, to a file in `folder`.
+
+    Raises DiskFull if the disk has no space for it.
+    """
+    return _copied(head, sys.stdin.buffer, folder / f"stdin{suffix}")
+
+
+def unpack(path: Path, folder: Path) -> Spooled:
+    """Unpack a file, whose suffix is one of PACKED_SUFFIXES, to a file in `folder` with the suffix before it.
+
+    Raises DiskFull if the disk has no space for it, FileChanged if the file changes meanwhile, and FileRefused if it is
+    damaged.
+    """
+    inner = Path(path.stem)
+    name = hashlib.sha256(str(path).encode(errors="replace")).hexdigest()[:16]
+    before = file_stamp(path)
+    try:
+        with _UNPACKERS[path.suffix.lower()](path) as packed:
+            copy = _copied(b"", packed, folder / f"unpacked-{name}{inner.suffix.lower()}")
+    except (EOFError, OSError, pa.ArrowException) as exc:  # OSError: gzip.BadGzipFile, and the errors of bz2 and Arrow
+        if not is_unchanged(path, before):
+            raise changed(path) from exc
+        raise FileRefused(f"{path}: cannot be unpacked: damaged or cut off; fetch it again") from exc
+    if not is_unchanged(path, before):
+        raise changed(path)
+    return copy
+
+
+def _copied(head: bytes, rest: IO[bytes], target: Path) -> Spooled:
+    """Write `head` and the rest of a file to `target`."""
+    digest = hashlib.sha256()
+    with room_for(target), target.open("wb") as file:
+        chunk = head or rest.read(_CHUNK_BYTES)
+        while chunk:
+            file.write(chunk)
+            digest.update(chunk)
+            chunk = rest.read(_CHUNK_BYTES)
+    return Spooled(target, digest.hexdigest())
