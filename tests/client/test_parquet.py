@@ -1,6 +1,8 @@
 """Test that drawings are read from Parquet files and .npz archives, and that damaged files are refused."""
 
 import io
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -28,6 +30,10 @@ COLUMNS = {
     "numbers": lambda rows: pa.array([row.ravel().tolist() for row in rows]),
     "784 numbers": lambda rows: pa.array([row.ravel().tolist() for row in rows], pa.list_(pa.uint8(), 784)),
     "28 times 28": lambda rows: pa.array([row.tolist() for row in rows]),
+    "28 times 28 times 1": lambda rows: pa.array([row[..., None].tolist() for row in rows]),
+    "1 times 28 times 28": lambda rows: pa.array([row[None].tolist() for row in rows]),
+    "dictionary": lambda rows: pa.array([row.tobytes() for row in rows]).dictionary_encode(),
+    "views of bytes": lambda rows: pa.array([row.tobytes() for row in rows], pa.binary_view()),
     "pictures": lambda rows: pa.array([encoded(row) for row in rows]),
     "pictures with paths": lambda rows: pa.array([{"bytes": encoded(row), "path": None} for row in rows]),
 }
@@ -101,8 +107,14 @@ def test_bytes_that_are_neither_bitmap_nor_picture_are_rejects(tmp_path, rows):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (pa.table({"word": ["cat"]}), "expected one column of drawings .* got word string"),
-        (pa.table({"a": [bytes(784)], "b": [bytes(784)]}), "expected one column of drawings .* got a binary, b binary"),
+        (pa.table({"word": ["cat"]}), "expected a column of drawings .* got word string"),
+        (
+            pa.table({"a": [bytes(784)], "b": [bytes(784)]}),
+            "several columns may have drawings: a, b; name one with --column",
+        ),
+        (pa.table({"a": [b"cat"], "b": [b"dog"]}), "several columns may have drawings: a, b"),
+        (pa.table({"a": [[0.5] * 784]}), r"got a list<.*double>; a: convert the numbers: \(x \* 255\)\.round"),
+        (pa.table({"a": [[True] * 784]}), r"got a list<.*bool>; a: convert the numbers: np\.uint8\(255\)"),
         (None, "a.parquet: cannot be read as Parquet"),
     ],
 )
@@ -113,6 +125,76 @@ def test_a_file_without_drawings_is_refused(tmp_path, table, message):
         parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(FileRefused, match=message):
         find_sources([str(tmp_path / "a.parquet")], tmp_path, lambda path: None)
+
+
+@pytest.mark.parametrize("other", [[bytes(20)] * 5, [{"bytes": b"thumb", "path": None}] * 5, [[1, 2, 3]] * 5])
+def test_the_column_with_drawings_is_found_by_its_rows(tmp_path, noise, other):
+    """A digest, a broken thumbnail or a histogram next to the drawings is no drawing."""
+    table = pa.table({"a": pa.array(other), "drawing": COLUMNS["bytes"](noise(5))})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert np.array_equal(ParquetSource("a", "", tmp_path / "a.parquet").block(0, 5).bitmaps, noise(5))
+
+
+def test_the_column_can_be_named(tmp_path, noise):
+    """`--column` decides between two columns of drawings; another name is refused with the names that exist."""
+    path = tmp_path / "a.parquet"
+    parquet.write_table(
+        pa.table({name: COLUMNS["bytes"](noise(rows)[:5]) for name, rows in (("a", 5), ("b", 6))}), path
+    )
+    [first], [second] = (find_sources([str(path)], tmp_path, lambda _: None, column) for column in "ab")
+    assert np.array_equal(first.block(0, 5).bitmaps, noise(5))
+    assert np.array_equal(second.block(0, 5).bitmaps, noise(6)[:5])
+    assert first.stamp != second.stamp  # a job does not resume with another column
+    with pytest.raises(FileRefused, match="expected a column c, got a, b"):
+        find_sources([str(path)], tmp_path, lambda _: None, "c")
+    np.save(tmp_path / "a.npy", noise(5))
+    with pytest.raises(FileRefused, match="--column a: no input is a Parquet file"):
+        find_sources([str(tmp_path / "a.npy")], tmp_path, lambda _: None, "a")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"bytes": None, "path": "a.png"}, "the picture a.png is not in the file, only its path: embed the bytes"),
+        ([[0] * 28] * 27 + [[0]], "expected 784 numbers or 28 x 28, got lists of different lengths"),
+        ([[[0, 0, 0]] * 28] * 28, "expected 784 numbers or 28 x 28, got int64 (28, 28, 3)"),
+    ],
+)
+def test_a_row_without_a_drawing_has_a_reason_for_people(tmp_path, value, reason):
+    """The reason does not have the words of a library."""
+    parquet.write_table(pa.table({"drawing": pa.array([value])}), tmp_path / "a.parquet")
+    block = ParquetSource("a", "", tmp_path / "a.parquet").block(0, 1)
+    assert [each.reason for each in block.rejects] == [reason]
+
+
+def test_identifiers_that_pandas_turned_into_floats_are_kept(tmp_path, noise):
+    """A column of integers with a null is float64 in pandas, and 6 becomes 6.0."""
+    table = pa.table({"drawing": COLUMNS["bytes"](noise(4)), "key_id": [6.0, None, 7.5, 2.0**53]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    block = ParquetSource("a", "", tmp_path / "a.parquet").block(0, 4)
+    assert block.key_ids.tolist() == [6, 0, 0, 2**53]
+
+
+READ_ALL = """
+import sys
+from pathlib import Path
+import pyarrow as pa
+from sketchbatch_client.scoring.parquet_source import ParquetSource
+
+source = ParquetSource("a", "", Path(sys.argv[1]))
+for start in range(0, len(source), 1000):
+    assert len(source.block(start, start + 1000).rows) == 1000
+print(pa.default_memory_pool().max_memory())
+"""
+
+
+def test_a_large_row_group_is_read_in_pieces(tmp_path, noise):
+    """Pandas writes a million rows into one row group; the memory to read it does not grow with its size."""
+    table = pa.table({"drawing": COLUMNS["784 bytes"](noise(60_000))})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=60_000)
+    command = [sys.executable, "-c", READ_ALL, tmp_path / "a.parquet"]
+    peak_bytes = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert peak_bytes < 16e6 < 0.4 * (tmp_path / "a.parquet").stat().st_size
 
 
 def damaged(contents: bytes, start: int, count: int) -> bytes:

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 from sketchbatch_client.drawings.drawing import Drawing
-from sketchbatch_client.drawings.strokes import Malformed, open_strokes
+from sketchbatch_client.drawings.strokes import Malformed, StrokeFile, open_strokes
 from sketchbatch_client.errors import FileRefused
 
 LINE = {
@@ -47,6 +47,19 @@ def test_a_line_needs_only_strokes(tmp_path):
     path = tmp_path / "mine.ndjson"
     path.write_bytes(ndjson({"drawing": [[[1, 2.5], [3, 4]]]})[:-1])  # the last line has no newline
     assert open_strokes(path)[0] == Drawing(0, "", "", True, 0.0, [[[1, 2.5], [3, 4]]])
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n\r\n", b"\n\n \t\n", b"\n" * 10_000])
+@pytest.mark.parametrize("every", [1, 2])
+def test_blank_lines_at_the_end_are_no_rows(tmp_path, end, every):
+    """Editors and scripts add blank lines at the end; they are neither drawings nor rejects."""
+    path = tmp_path / "cat.ndjson"
+    path.write_bytes(ndjson(LINE, LINE, LINE)[:-1] + end)
+    file = StrokeFile(path, index_every=every)
+    assert len(file) == file.line_count == 3
+    assert [drawing.word for drawing in file] == ["cat"] * 3
+    path.write_bytes(end)
+    assert len(StrokeFile(path)) == 0
 
 
 def test_records_have_the_same_drawings_as_lines(tmp_path):

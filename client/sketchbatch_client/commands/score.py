@@ -75,6 +75,10 @@ def score(
             show_default="by memory",
         ),
     ] = 0,
+    column: Annotated[
+        str,
+        typer.Option(help="Column of Parquet files that has the drawings.", show_default="the one that can have them"),
+    ] = "",
     restart: Annotated[bool, typer.Option("--restart", help="Discard the results of earlier runs.")] = False,
     model: ModelName = "",
     model_version: ModelVersion = "",
@@ -98,7 +102,15 @@ def score(
     options = ScoreOptions(
         top_k=top_k, with_all_scores=all_scores or kind == "npy", model_name=model, model_version=model_version
     )
-    job = ScoreJob(inputs=inputs, kind=kind, options=options, shard=_shard(shard), part_rows=part_rows, readers=readers)
+    job = ScoreJob(
+        inputs=inputs,
+        kind=kind,
+        options=options,
+        shard=_shard(shard),
+        part_rows=part_rows,
+        readers=readers,
+        column=column,
+    )
     started_at = time.monotonic()
     with connection.open(timeout_s=timeout_s) as client, ProgressDisplay("scoring", is_quiet=quiet) as progress:
         if output == _STDOUT:

@@ -23,7 +23,7 @@ from .stable_file import StableFile
 Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
 
 _ROW_BYTES = 784
-_ROW_SHAPES = ((_ROW_BYTES,), (28, 28), (28, 28, 1), (1, 28, 28))
+ROW_SHAPES = ((_ROW_BYTES,), (28, 28), (28, 28, 1), (1, 28, 28))
 EXPECTED = "uint8 (rows, 784) or (rows, 28, 28)"
 _MAGIC = b"\x93NUMPY"
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # with members, and without
@@ -45,9 +45,9 @@ class _Header(NamedTuple):
     @property
     def rows(self) -> int:
         """The number of drawings, by the shape; -1 if it is no shape of drawings."""
-        if self.shape in _ROW_SHAPES:
+        if self.shape in ROW_SHAPES:
             return 1
-        return self.shape[0] if self.shape[1:] in _ROW_SHAPES else -1
+        return self.shape[0] if self.shape[1:] in ROW_SHAPES else -1
 
     @property
     def problem(self) -> str:

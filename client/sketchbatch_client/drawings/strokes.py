@@ -21,6 +21,7 @@ MALFORMED_KEPT = 1000  # most malformed lines per file that are listed with numb
 # memory.
 _MAX_BYTES = 1 << 22
 _CHUNK_BYTES = 1 << 24
+_TAIL_BYTES = 1 << 12
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -144,13 +145,24 @@ def _is_other_than_records(data: StableFile) -> bool:
 def _index_lines(data: StableFile, every: int) -> tuple[Sequence[int], int]:
     """Return where lines 0, every, 2 * every, ... begin, and the number of all lines."""
     starts, ends = array("Q", [0]), 0
-    for start in range(0, len(data), _CHUNK_BYTES):
-        chunk = np.frombuffer(data.read(start, start + _CHUNK_BYTES), np.uint8)
+    size = _end_of_text(data)
+    for start in range(0, size, _CHUNK_BYTES):
+        chunk = np.frombuffer(data.read(start, min(start + _CHUNK_BYTES, size)), np.uint8)
         found = np.flatnonzero(chunk == ord("\n")) + (start + 1)
         starts.frombytes(found[every - 1 - ends % every :: every].astype(np.uint64).tobytes())
         ends += len(found)
-    is_last_line_open = len(data) > 0 and data[len(data) - 1 : len(data)] != b"\n"
-    return starts, ends + is_last_line_open
+    return starts, ends + bool(size)  # the last line ends before a line feed, or without one
+
+
+def _end_of_text(data: StableFile) -> int:
+    """Return where the last line ends, without the blank lines after it: editors and scripts add them."""
+    end = len(data)
+    while end:
+        tail = data[max(0, end - _TAIL_BYTES) : end]
+        if text := tail.rstrip():
+            return end - len(tail) + len(text)
+        end -= len(tail)
+    return 0
 
 
 def _line_end(data: StableFile, start: int) -> int:

@@ -23,7 +23,9 @@ _INDEX_EVERY = 1024
 _FIRST_LINES = 16  # a stroke file is refused if none of its first lines, up to this number, is a drawing
 
 
-def find_sources(inputs: Sequence[str], spool: Path, on_open: Callable[[str], object]) -> list[Source]:
+def find_sources(
+    inputs: Sequence[str], spool: Path, on_open: Callable[[str], object], column: str = ""
+) -> list[Source]:
     """Open every input once, in the given order; `on_open` receives the name of each input before it is opened.
 
     Inputs are files, folders, globs (`*`, `?`, `[...]`, and `**` for nested folders), or "-" = standard input. Standard
@@ -31,13 +33,17 @@ def find_sources(inputs: Sequence[str], spool: Path, on_open: Callable[[str], ob
     directly in it, without the outputs of jobs. If it has none, the folder stands for the labelled files that
     `labelled_files` finds in it. Folders and globs leave out names that begin with "." or "_", unless the glob does.
 
+    `column` is the column of Parquet files that has the drawings; empty = the only one that can have them.
+
     Raises DiskFull if the disk has no space for standard input or a packed file, and FileRefused if an input does not
     have the expected format, or if no input has a row.
     """
     sources: list[Source] = []
     for path in dict.fromkeys(path for text in inputs for path in _paths(text)):
         on_open(str(path))
-        sources += _open_stdin(spool) if str(path) == STDIN else _open(path, str(path), spool)
+        sources += _open_stdin(spool, column) if str(path) == STDIN else _open(path, str(path), spool, column)
+    if column and not any(isinstance(source, ParquetSource) for source in sources):
+        raise FileRefused(f"--column {column}: no input is a Parquet file")
     if not any(map(len, sources)):
         raise FileRefused(f"{', '.join(inputs)}: expected drawings, got no row")
     return sources
@@ -76,7 +82,7 @@ def _is_output(name: str, names: Container[str]) -> bool:
     return f"{name}.manifest.json" in names or name.endswith(".rejects.jsonl")
 
 
-def _open(path: Path, name: str, spool: Path) -> list[Source]:
+def _open(path: Path, name: str, spool: Path, column: str) -> list[Source]:
     if path.is_dir():
         return [_open_pictures(path)]
     if not path.exists():
@@ -87,10 +93,10 @@ def _open(path: Path, name: str, spool: Path) -> list[Source]:
         return [open_pictures(stamp, path.parent, [path.name], [file_stamp(path)])]
     suffix = path.suffix.lower() or _suffix_of(path)
     if suffix in PACKED_SUFFIXES and Path(path.stem).suffix.lower() in _OPENERS:
-        return _open_copy(unpack(path, spool).path, name, stamp, name)
+        return _open_copy(unpack(path, spool).path, name, stamp, name, column)
     if suffix not in _OPENERS:
         raise unknown_ending(path, list(_OPENERS))
-    return _OPENERS[suffix](path, name, stamp)
+    return _OPENERS[suffix](path, name, stamp, column)
 
 
 def _suffix_of(path: Path) -> str:
@@ -109,7 +115,7 @@ def _open_pictures(folder: Path) -> PictureSource:
     return open_pictures(digest.hexdigest(), folder, names, stamps)
 
 
-def _open_strokes(path: Path, name: str, stamp: str) -> list[Source]:
+def _open_strokes(path: Path, name: str, stamp: str, column: str) -> list[Source]:
     file = StrokeFile(path, index_every=_INDEX_EVERY)
     first, reasons = min(file.line_count, _FIRST_LINES), []
     for line in file.lines(0, first):
@@ -122,34 +128,38 @@ def _open_strokes(path: Path, name: str, stamp: str) -> list[Source]:
     return [StrokeSource(name, stamp, file)]
 
 
-def _open_npz(path: Path, name: str, stamp: str) -> list[Source]:
+def _open_npz(path: Path, name: str, stamp: str, column: str) -> list[Source]:
     return [BitmapSource(f"{name}:{array}", stamp, bitmaps) for array, bitmaps in open_npz(path).items()]
 
 
-_OPENERS: dict[str, Callable[[Path, str, str], list[Source]]] = {
-    ".npy": lambda path, name, stamp: [BitmapSource(name, stamp, read_bitmaps(path))],
+def _open_parquet(path: Path, name: str, stamp: str, column: str) -> list[Source]:
+    return [ParquetSource(name, f"{stamp} column {column}" if column else stamp, path, column)]
+
+
+_OPENERS: dict[str, Callable[[Path, str, str, str], list[Source]]] = {  # of path, name, stamp and --column
+    ".npy": lambda path, name, stamp, column: [BitmapSource(name, stamp, read_bitmaps(path))],
     ".npz": _open_npz,
     ".ndjson": _open_strokes,
     ".jsonl": _open_strokes,
     ".bin": _open_strokes,
-    ".parquet": lambda path, name, stamp: [ParquetSource(name, stamp, path)],
+    ".parquet": _open_parquet,
 }
 
 
-def _open_stdin(spool: Path) -> list[Source]:
+def _open_stdin(spool: Path, column: str) -> list[Source]:
     """Copy standard input to a file and open that file; the first bytes select the format."""
     head = stdin_head()
     suffix = _suffix(head)
     if not suffix:
         raise FileRefused(f"standard input: expected .npy, .npz, .ndjson or .parquet, got {got(head)}")
     copy = spool_stdin(head, suffix, spool)
-    return _open_copy(copy.path, STDIN, copy.digest, "standard input")
+    return _open_copy(copy.path, STDIN, copy.digest, "standard input", column)
 
 
-def _open_copy(path: Path, name: str, stamp: str, shown: str) -> list[Source]:
+def _open_copy(path: Path, name: str, stamp: str, shown: str, column: str) -> list[Source]:
     """Open the copy of an input; an error message names the input, `shown`, instead of the copy."""
     try:
-        return _OPENERS[path.suffix](path, name, stamp)
+        return _OPENERS[path.suffix](path, name, stamp, column)
     except FileRefused as exc:  # begins with the name of the copy, or with that of the source
         reason = str(exc).removeprefix(str(path)).removeprefix(name)
         raise FileRefused(f"{shown}{reason}") from exc

@@ -43,6 +43,7 @@ class ScoreJob:
     shard: Shard = ALL
     part_rows: int = 0  # rows per part, the same for all shards; 0 = `default_part_rows` for this model
     readers: int = 1  # number of processes that decode strokes and pictures
+    column: str = ""  # column of Parquet files that has the drawings; empty = the only one that can have them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ def write_scores(
         earlier = BegunJob.read(output)
         others = [] if restart else other_shards(output, job.shard)
         begun = next((each.plan for each in (earlier, *others) if each), None)
-        sources = find_sources(job.inputs, parts.folder, listener.opens)
+        sources = find_sources(job.inputs, parts.folder, listener.opens, job.column)
         plan = _plan(job, sources, _same_version(client, job.options, served, begun), begun)
         with BlockReader(plan, sources, job.readers) as reader:
             _check_unchanged(earlier, others, plan, reader)
@@ -117,7 +118,7 @@ def stream_scores(
     An interrupted run cannot resume. Raises the errors of `write_scores`.
     """
     served = client.model(job.options.model_name, job.options.model_version)
-    sources = find_sources(job.inputs, spool, listener.opens)
+    sources = find_sources(job.inputs, spool, listener.opens, job.column)
     plan = _plan(job, sources, served, None)
     with BlockReader(plan, sources, job.readers) as reader:
         runner = _JobRunner(client, job.kind, plan, sources, reader, listener)
