@@ -98,7 +98,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     `make test-slow` with `aio`; the tests of one process, such as tests/contract, always run with both.
     """
     if "transport" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_transports"):
-        is_slow = not {"start_service", "start_waiting"}.isdisjoint(metafunc.fixturenames)
+        is_chaos = metafunc.definition.get_closest_marker("chaos")
+        is_slow = not is_chaos and not {"start_service", "start_waiting"}.isdisjoint(metafunc.fixturenames)
         aio = pytest.param("aio", marks=pytest.mark.slow if is_slow else ())
         metafunc.parametrize("transport", ["core", aio], indirect=True, scope="session")
 
