@@ -117,7 +117,7 @@ class PictureSource(Source):
     is_slow = True
 
     def __init__(self, stamp: str, folder: Path, names: list[str], stamp_hashes: Sequence[int]) -> None:
-        """`stamp_hashes` has the hash of the `FileStamp` of each picture: 8 bytes each, for millions of pictures."""
+        """`stamp_hashes` has `_stamp_hash` of each picture: 8 bytes each, for millions of pictures."""
         super().__init__(str(folder), stamp)
         self._folder = folder
         self._names = names
@@ -152,11 +152,16 @@ class PictureSource(Source):
 
 def open_pictures(stamp: str, folder: Path, names: list[str], stamps: Iterable[FileStamp]) -> PictureSource:
     """Return the source of the pictures `names` of a folder, which have the stamps `stamps`."""
-    return PictureSource(stamp, folder, names, array("q", map(hash, stamps)))
+    return PictureSource(stamp, folder, names, array("q", map(_hash_of, stamps)))
 
 
 def _stamp_hash(path: Path) -> int | None:
     try:
-        return hash(file_stamp(path))
+        return _hash_of(file_stamp(path))
     except OSError:
         return None
+
+
+def _hash_of(stamp: FileStamp) -> int:
+    """Return a hash of time and size: some network volumes give a file that is not open another inode now and then."""
+    return hash((stamp.mtime_ns, stamp.size_bytes))
