@@ -112,6 +112,7 @@ def test_bytes_that_are_neither_bitmap_nor_picture_are_rejects(tmp_path, rows):
             pa.table({"a": [bytes(784)], "b": [bytes(784)]}),
             "several columns may have drawings: a, b; name one with --column",
         ),
+        (pa.table([[bytes(784)], [bytes(784)]], names=["a", "a"]), "column names must differ, got a twice"),
         (pa.table({"a": [b"cat"], "b": [b"dog"]}), "several columns may have drawings: a, b"),
         (pa.table({"a": [[0.5] * 784]}), r"got a list<.*double>; a: convert the numbers: \(x \* 255\)\.round"),
         (pa.table({"a": [[True] * 784]}), r"got a list<.*bool>; a: convert the numbers: np\.uint8\(255\)"),

@@ -3,7 +3,7 @@
 The split of a drawing depends only on its bitmap (BLAKE2b of the 784 bytes). Every run, machine and choice of classes
 therefore gives a drawing the same split, and copies of one bitmap are in the same split. Only a class of so few
 drawings that a split would stay empty moves one drawing, chosen by its hash, to that split. Bitmaps stay in their
-their files until a step reads them. Each drawing takes 8 bytes of memory, so that 50 million drawings fit.
+files until a step reads them. Each drawing takes 8 bytes of memory, so that 50 million drawings fit.
 """
 
 import hashlib

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .stable_file import StableFile
+
 Stroke = list[list[float | int]]
 """`[xs, ys]`, or raw `[xs, ys, ts]` with t in ms; at least one point, all lists of one length, y downwards."""
 
@@ -141,6 +143,17 @@ def record_end(content: bytes, start: int) -> int:
         end = start + _HEADER.size
         for _ in range(_HEADER.unpack_from(content, start)[-1]):
             end += _POINT_COUNT.size + 2 * _POINT_COUNT.unpack_from(content, end)[0]
+    except struct.error:
+        return len(content) + 1
+    return end
+
+
+def long_record_end(content: StableFile, start: int) -> int:
+    """Return what `record_end` returns, without reading more than a few bytes per stroke."""
+    try:
+        end = start + _HEADER.size
+        for _ in range(_HEADER.unpack(content[start:end])[-1]):
+            end += _POINT_COUNT.size + 2 * _POINT_COUNT.unpack(content[end : end + _POINT_COUNT.size])[0]
     except struct.error:
         return len(content) + 1
     return end

@@ -109,7 +109,8 @@ def _grey(image: Image.Image) -> NDArray[np.uint8]:
     image = ImageOps.exif_transpose(image)  # for a phone held sideways
     if image.mode.startswith(("I", "F")):  # a 16-bit scan
         levels: NDArray[np.float64] = np.array(image, np.float64)
-        white = 65535.0 if image.size == (SIDE, SIDE) else max(float(levels.max()), 1.0)  # scanners use 12 of 16 bits
+        is_bitmap = image.size == (SIDE, SIDE) and levels.max() > 255
+        white = 65535.0 if is_bitmap else max(float(levels.max()), 1.0)  # scanners use 12 of 16 bits
         levels *= 255 / white
         return levels.clip(0, 255).astype(np.uint8)
     if image.has_transparency_data:

@@ -123,7 +123,8 @@ def open_npz(path: Path) -> dict[str, BitmapFile]:
             if not members:
                 raise FileRefused(f"{path}: expected a .npz file with an array, got {got(head, str(path))}")
             headers = [(member, _header_of(archive, member)) for member in members]
-            wanted = [(member, header) for member, header in headers if header.rows >= 0]
+            wanted = [(member, header) for member, header in headers if header.shape[1:] in ROW_SHAPES]
+            wanted = wanted or [(member, header) for member, header in headers if header.rows >= 0]
             if not wanted:
                 found = ", ".join(f"{member.filename} {header}" for member, header in headers)
                 raise FileRefused(f"{path}: expected an array of {EXPECTED}, got {found[:500]}")

@@ -35,7 +35,6 @@ _MIN_SIMPLIFIED = 240
 _LAYOUTS = (
     ("numpy_bitmap", ".npy"),
     ("simplified", ".ndjson"),
-    ("simplified", ".jsonl"),
     ("binary", ".bin"),
     ("raw", ".ndjson"),
 )
@@ -159,8 +158,8 @@ def labelled_files(folder: Path) -> dict[str, Path]:
     """Return the files or folders with the drawings in `folder`, by label, in the order of the labels.
 
     The label is the name of the file or folder; `open_bitmaps` opens each path. The first layout that exists is used:
-    numpy_bitmap/NAME.npy, NAME.npy, simplified/NAME.ndjson, NAME.ndjson, simplified/NAME.jsonl, NAME.jsonl,
-    binary/NAME.bin, NAME.bin, raw/NAME.ndjson, imagefolder/LABEL/ with pictures, LABEL/ with pictures, pictures in
+    numpy_bitmap/NAME.npy, NAME.npy, simplified/NAME.ndjson, NAME.ndjson, binary/NAME.bin, NAME.bin, raw/NAME.ndjson,
+    imagefolder/LABEL/ with pictures, LABEL/ with pictures, pictures in
     `folder`. Names that begin with "." or "_" are hidden, as for Spark and Hive.
 
     Raises FileRefused if the folder does not exist or has none of these layouts, or if two names are equal in NFC.
@@ -209,4 +208,6 @@ def _has_other_units(strokes: list[Stroke]) -> bool:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.name[0] != ".")
+    return sorted(
+        file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.name[0] not in "._"
+    )

@@ -20,8 +20,9 @@ _WINDOW_BYTES = 1 << 18  # are read at once for consecutive short slices
 class StableFile:
     """The bytes of a file, read on access as they were when the file was opened.
 
-    Every read raises FileChanged if the file has been written, replaced or removed since. Threads may share the object,
-    and it can be pickled: its copy opens the file again, and notices changes since the first opening, too.
+    Every read raises FileChanged if inode, modification time or size differ from those at the opening; writes through
+    a memory map may not change them. Threads may share the object. It can be pickled, unless it reads an unpacked copy:
+    the pickled object opens the file again, and notices changes since the first opening, too.
     """
 
     def __init__(self, path: Path, unpacked: BinaryIO | None = None) -> None:
@@ -99,6 +100,7 @@ class StableFile:
                     raise self._changed()
                 done += count
         except OSError as exc:
+            self.check()  # a network volume reports a removed file as an error
             raise FileRefused(f"{self.path}: cannot be read: {reason_of(exc)}") from exc
 
     def check(self) -> None:

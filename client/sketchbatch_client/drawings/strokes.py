@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import FileRefused
 from ..file_kind import HEAD_BYTES, describe, got
-from .drawing import Drawing, from_line, from_record, record_end
+from .drawing import Drawing, from_line, from_record, long_record_end, record_end
 from .stable_file import StableFile
 
 MALFORMED_KEPT = 1000  # most malformed lines per file that are listed with number and reason; the rest is only counted
@@ -178,6 +178,8 @@ def _record_end(data: StableFile, start: int) -> int:
         if end <= len(content) or start + len(content) - at >= len(data):
             return start + end - at
         least = 2 * (len(content) - at)
+        if least > _MAX_BYTES:  # too long for `parse`; do not read all of it
+            return long_record_end(data, start)
 
 
 def _index_records(data: StableFile, every: int) -> tuple[Sequence[int], int]:

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..drawings.readers import BitmapRows, DrawnRows, PictureRows, label_of, labelled_files, open_bitmaps, source_of
-from ..drawings.strokes import STROKE_SUFFIXES, Malformed, StrokeFile, open_strokes
+from ..drawings.strokes import Malformed, StrokeFile, open_strokes
 from ..errors import FileRefused
 from ..label_names import compared, listed, nfc
 
 Flags = NDArray[np.int8]  # (rows,), 1 = the game recognised the drawing, 0 = it did not, UNKNOWN = no flag
 
-_SUFFIXES = (".npy", *STROKE_SUFFIXES)
+_SUFFIXES = (".npy", ".ndjson", ".bin")  # of folders; .jsonl often holds something else, such as metadata
 
 UNKNOWN = -1  # flag of a drawing of which it is unknown whether the game recognised it
 

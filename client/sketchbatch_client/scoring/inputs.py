@@ -67,19 +67,31 @@ def _folder_paths(folder: Path) -> Sequence[Path]:
     """Return the files of drawings directly in a folder; if there are none, return its labelled files."""
     names = {path.name for path in folder.iterdir()}
     files = [folder / name for name in sorted(names) if _has_drawings(name) and not _is_output(name, names)]
+    files = [
+        file for file in files if not file.is_dir() and not (file.suffix in PACKED_SUFFIXES and file.stem in names)
+    ]
     return files or list(labelled_files(folder).values())
 
 
 def _has_drawings(name: str) -> bool:
-    """Return whether the name of a file in a folder is one of drawings; `_` begins hidden files of Spark and Hive."""
+    """Return whether the name of a file in a folder is one of drawings.
+
+    Names with `_` in front are hidden files of Spark and Hive. A .jsonl in a folder is more often metadata.
+    """
     inner, suffix = os.path.splitext(name.lower())  # noqa: PTH122 - of a name without its folder
     suffix = os.path.splitext(inner)[1] if suffix in PACKED_SUFFIXES else suffix  # noqa: PTH122
-    return suffix in _OPENERS and name[0] not in "._"
+    return suffix in _OPENERS and suffix != ".jsonl" and name[0] not in "._"
 
 
 def _is_output(name: str, names: Container[str]) -> bool:
     """Return whether a file next to the files `names` is the output of a job, or its rejects."""
     return f"{name}.manifest.json" in names or name.endswith(".rejects.jsonl")
+
+
+def _is_packed_copy(name: str, names: Container[str]) -> bool:
+    """Return whether the same file lies unpacked next to a packed one, as after `gzip -k`."""
+    inner, suffix = os.path.splitext(name)  # noqa: PTH122 - of a name without its folder
+    return suffix.lower() in PACKED_SUFFIXES and inner in names
 
 
 def _open(path: Path, name: str, spool: Path, column: str) -> list[Source]:
@@ -107,7 +119,7 @@ def _suffix_of(path: Path) -> str:
 
 def _open_pictures(folder: Path) -> PictureSource:
     entries = (entry.name for entry in os.scandir(folder))
-    names = sorted(name for name in entries if name[0] != "." and name.lower().endswith(PICTURE_SUFFIXES))
+    names = sorted(name for name in entries if name[0] not in "._" and name.lower().endswith(PICTURE_SUFFIXES))
     stamps = [file_stamp(folder / name) for name in names]
     digest = hashlib.sha256()
     for name, stamp in zip(names, stamps, strict=True):

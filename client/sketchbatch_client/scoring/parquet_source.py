@@ -49,6 +49,8 @@ class ParquetSource(Source):
             _ = schema.names, self._file.metadata.num_rows
         except (OSError, ValueError, pa.ArrowException) as exc:  # ValueError: a name is not UTF-8
             raise FileRefused(f"{name}: cannot be read as Parquet: damaged or cut off; fetch it again") from exc
+        if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+            raise FileRefused(f"{name}: column names must differ, got {twice[0]} twice; write it with other names")
         self._column = column or self._find_column(schema)
         if self._column not in schema.names:
             raise FileRefused(f"{name}: expected a column {self._column}, got {', '.join(schema.names)[:_SHOWN]}")
@@ -77,7 +79,7 @@ class ParquetSource(Source):
         """Return the name of the only column that can have drawings."""
         columns: list[str] = [field.name for field in schema if not _problem_of(field.type)]
         if len(columns) > 1:
-            columns = self._with_drawings(columns) or columns
+            columns = self._with_drawings(columns) or columns if len(self) else columns[:1]
         if len(columns) > 1:
             found = ", ".join(columns)
             raise FileRefused(f"{self.name}: several columns may have drawings: {found}; name one with --column")
@@ -93,7 +95,7 @@ class ParquetSource(Source):
             rows = next(self._file.iter_batches(_FIRST_ROWS, columns=columns, use_threads=False), None)
         except (OSError, pa.ArrowException) as exc:
             raise FileRefused(f"{self.name}: damaged, cannot be read as Parquet: {_first_line(exc)}") from exc
-        return [name for name in columns if rows and any(map(_is_drawing, _plain(rows[name]).to_pylist()))]
+        return [name for name in columns if rows and any(map(_is_drawing, _plain(rows[name])))]
 
     def _check_unchanged(self) -> None:
         if not is_unchanged(self._path, self._opened_as):
@@ -103,7 +105,7 @@ class ParquetSource(Source):
         try:
             values = table[_KEY_ID].take(pa.array(rows)).to_pylist()
             return np.array([_key_id(value) for value in values], np.uint64)
-        except UnicodeDecodeError as exc:
+        except ValueError as exc:  # UnicodeDecodeError, and nanoseconds that Python's datetime cannot hold
             raise FileRefused(f"{self.name}: damaged, {_KEY_ID} must be text: {exc}; write the file again") from exc
 
     def _decode_each(self, column: pa.Array, start: int) -> tuple[NDArray[np.int64], Bitmaps, list[Reject]]:
@@ -205,9 +207,9 @@ def _plain(column: pa.Array) -> pa.Array:
     return column.cast(pa.large_binary()) if pa.types.is_binary_view(column.type) else column
 
 
-def _is_drawing(value: Any) -> bool:
+def _is_drawing(value: pa.Scalar) -> bool:
     try:
-        _bitmap(value, "")
+        _bitmap(value.as_py(), "")
     except (FileRefused, ValueError, TypeError, OverflowError):
         return False
     return True
@@ -284,7 +286,7 @@ def _bitmap(value: Any, name: str) -> NDArray[np.uint8]:
 def _key_id(value: object) -> int:
     """Return the identifier, or 0 if it is not a whole number below 2**64; pandas makes 6.0 of 6 next to a null."""
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-    return int(text) if text.isdecimal() and int(text) < 1 << 64 else 0
+    return int(text) if text.isdecimal() and len(text) <= 20 and int(text) < 1 << 64 else 0
 
 
 def _digest(column: pa.Array) -> int:

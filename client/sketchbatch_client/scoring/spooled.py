@@ -4,6 +4,7 @@ import bz2
 import gzip
 import hashlib
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -21,7 +22,7 @@ _CHUNK_BYTES = 1 << 20
 _UNPACKERS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
-    ".zst": lambda path: pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"),
+    ".zst": lambda path: pa.CompressedInputStream(pa.PythonFile(path.open("rb")), "zstd"),
 }
 PACKED_SUFFIXES = tuple(_UNPACKERS)
 
@@ -55,10 +56,12 @@ def unpack(path: Path, folder: Path) -> Spooled:
     inner = Path(path.stem)
     name = hashlib.sha256(str(path).encode(errors="replace")).hexdigest()[:16]
     before = file_stamp(path)
+    if not before.size_bytes:
+        raise FileRefused(f"{path}: cannot be unpacked: an empty file; fetch it again")
     try:
         with _UNPACKERS[path.suffix.lower()](path) as packed:
             copy = _copied(b"", packed, folder / f"unpacked-{name}{inner.suffix.lower()}")
-    except (EOFError, OSError, pa.ArrowException) as exc:  # OSError: gzip.BadGzipFile, and the errors of bz2 and Arrow
+    except (EOFError, OSError, zlib.error, pa.ArrowException) as exc:  # OSError: of gzip, bz2 and Arrow, too
         if not is_unchanged(path, before):
             raise changed(path) from exc
         raise FileRefused(f"{path}: cannot be unpacked: damaged or cut off; fetch it again") from exc

@@ -75,7 +75,8 @@ def _parse_file(path: Path) -> list[object]:
         names = _parse_names(text, f"--labels {path}")
     else:
         lines = [line.strip() for line in text.split("\n") if line.strip()]
-        names = [*map(str.strip, lines[0].split(","))] if len(lines) == 1 else [*_without_numbers(lines)]
+        lines = _without_numbers(lines)
+        names = [*map(str.strip, lines[0].split(","))] if len(lines) == 1 else [*lines]
     if not names:
         raise AdaptRefused(f"--labels {path}: the list is empty, write one name per line")
     return names

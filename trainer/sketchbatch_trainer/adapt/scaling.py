@@ -48,9 +48,9 @@ class Scaling:
         """
         try:
             scaling = cls(**_numbers(text.strip()), invert=invert, text=text.strip())
+            slope, offset = map(abs, scaling.affine)
         except ZeroDivisionError as exc:
             raise _refusal(text) from exc
-        slope, offset = map(abs, scaling.affine)
         if not (_SMALLEST <= slope <= _LARGEST and offset <= _LARGEST):
             raise _refusal(text)
         return scaling
