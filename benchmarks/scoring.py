@@ -98,7 +98,7 @@ def score(drawings: Path, output: Path, address: str) -> dict[str, float]:
     took_s = time.perf_counter() - started_at
     errors = process.communicate()[1]
     assert not process.returncode, errors
-    rows, _, seconds = errors.splitlines()[-1].partition(" rows from 1 files in ")
+    rows, _, seconds = errors.splitlines()[-1].partition(" rows from 1 input in ")
     return {
         "rows_per_s": int(rows.replace(",", "")) / float(seconds.partition(" s ")[0]),
         "rows_per_s_with_start": int(rows.replace(",", "")) / took_s,

@@ -33,6 +33,11 @@ class FileKind:
     def __str__(self) -> str:
         return f"{self.name}; {self.remedy}"
 
+    @property
+    def may_have_drawings(self) -> bool:
+        """Whether such a file may have drawings: it can be read, or the remedy makes a readable file of it."""
+        return bool(self.suffix or self.unpack) or self.remedy.startswith(("save ", "unpack ", "write "))
+
 
 def describe(head: bytes, file: str = "FILE") -> FileKind | None:
     """Return what the file is that begins with `head`; None if its first bytes do not tell.

@@ -75,7 +75,7 @@ if __name__ == "__main__":  # the condition is necessary because each reader pro
     from sketchbatch_client.drawings.strokes import StrokeFile
     from sketchbatch_client.scoring.block_reader import BlockReader
     from sketchbatch_client.scoring.plan import Input, Plan
-    from sketchbatch_client.scoring.sources import StrokeSource
+    from sketchbatch_client.scoring.inputs.sources import StrokeSource
 
     source = StrokeSource("a", "", StrokeFile(Path(sys.argv[1])))
     inputs = (Input(source="a", rows=len(source), stamp=""),)

@@ -18,8 +18,8 @@ from sketchbatch_client.drawings.strokes import open_strokes
 from sketchbatch_client.errors import FileChanged, FileRefused, JobRefused, fails_again
 from sketchbatch_client.evaluation.labelled import open_labelled
 from sketchbatch_client.scoring.inputs import find_sources
-from sketchbatch_client.scoring.job import ScoreJob, write_scores
-from sketchbatch_client.scoring.sources import Source
+from sketchbatch_client.scoring.inputs.sources import Source
+from sketchbatch_client.scoring.job import ProgressListener, ScoreJob, write_scores
 
 ROWS = 12
 
@@ -145,7 +145,7 @@ def test_the_drawings_of_an_evaluation_do_not_change(tmp_path, name, change):
         rows[4:8]
 
 
-class ChangingListener:
+class ChangingListener(ProgressListener):
     """Write other contents over an input once, after 6,000 of its rows have been scored."""
 
     def __init__(self, path: Path) -> None:

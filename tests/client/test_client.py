@@ -30,7 +30,7 @@ from sketchbatch_client import (
 )
 from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
 from sketchbatch_client.rpc.retries.retry_state import RetryState
-from sketchbatch_client.scoring.job import ScoreJob, write_scores
+from sketchbatch_client.scoring.job import ProgressListener, ScoreJob, write_scores
 
 
 @pytest.fixture
@@ -315,7 +315,7 @@ def test_requests_have_at_most_the_rows_that_the_service_allows(start_service, t
         assert len(client.classify(noise(333))) == 333
 
 
-class FailsAfter:
+class FailsAfter(ProgressListener):
     """Receive the progress of a job, and make the server fail the next request whenever rows have been scored."""
 
     def __init__(self, server):

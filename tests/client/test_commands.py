@@ -56,7 +56,7 @@ def test_score_writes_one_line_per_row_in_order(sketchbatch, folder):
         output = folder / f"scores.{kind}"
         finished = sketchbatch("score", folder / "bee.npy", folder / "ant.npy", "--output", output)
         assert (finished.code, finished.out) == (0, ""), finished.err
-        assert "50 rows from 2 files" in finished.err
+        assert "50 rows from 2 inputs" in finished.err
         kinds[kind] = output
     lines = parquet.read_table(kinds["parquet"]).to_pylist()
     assert [(line["source"], line["row"]) for line in lines] == [
@@ -185,11 +185,11 @@ def test_score_without_a_server_is_an_error(run_command, folder):
 def test_evaluate_prints_and_writes_the_five_metrics(new_process, folder):
     """`evaluate` prints the five metrics and writes them to the JSON file.
 
-    The command skips files whose label the model does not know, and reports the number of these files.
+    The command skips files whose label the model does not know, reports their number and returns 3.
     """
     (folder / "SOURCE.txt").write_text("random noise")
     finished = new_process("evaluate", folder, "--json", folder / "m.json")
-    assert finished.code == 0, finished.err
+    assert finished.code == 3, finished.err
     metrics = json.loads((folder / "m.json").read_text())
     five = ["accuracy", "balanced_accuracy", "specificity", "matthews_corrcoef", "jaccard"]
     for name in five:

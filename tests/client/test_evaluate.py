@@ -97,7 +97,7 @@ def drawing(*, recognized: bool, place: int = 0) -> str:
 def test_figures_agree_with_scikit_learn_and_have_intervals(evaluating, folder, scored, tmp_path):
     """Each figure is equal to the figure that scikit-learn computes from the same scores, and lies in its interval."""
     finished = evaluating(folder, "--json", tmp_path / "m.json")
-    assert finished.code == 0, finished.err
+    assert finished.code == 3, finished.err
     found = json.loads((tmp_path / "m.json").read_text())
     scores, true = scored
     predicted = scores.argmax(axis=1)
@@ -150,7 +150,7 @@ def test_two_models_are_compared_on_their_common_labels(evaluating, others, fold
     """
     flags = ["--against-server", others, "--against-model", "other", "--against-version", "1"]
     finished = evaluating(folder, *flags, "--json", tmp_path / "m.json")
-    assert finished.code == 0, finished.err
+    assert finished.code == 3, finished.err
     found = json.loads((tmp_path / "m.json").read_text())
     assert found["passed_over"] == ["cow", "zebra"]
     assert "skipped 2 files whose label not both models know" in finished.err
@@ -294,7 +294,7 @@ def test_a_model_without_softmax_has_figures_but_no_calibration(sketchbatch, oth
     """Without softmax, the highest score is the prediction, and each output states that calibration is unknown."""
     flags = ["evaluate", folder, "--server", others, "--model", "raw", "--html", tmp_path / "p.html"]
     finished = sketchbatch(*flags, "--json", tmp_path / "m.json")
-    assert finished.code == 0, finished.err
+    assert finished.code == 3, finished.err
     assert "calibration unknown" in finished.out
     found = json.loads((tmp_path / "m.json").read_text())
     assert found["calibration"] is None

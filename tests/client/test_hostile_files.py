@@ -24,7 +24,7 @@ def test_a_stored_array_with_a_flipped_bit_is_refused(tmp_path, noise):
     """An .npz file in which one bit has changed is refused, because its checksum is wrong."""
     path = tmp_path / "drawings.npz"
     np.savez(path, drawings=noise(3))
-    assert np.array_equal(open_npz(path)["drawings"][:], noise(3))
+    assert np.array_equal(open_npz(path).arrays["drawings"][:], noise(3))
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
+from sketchbatch_client.drawings.npy import read_bitmaps
 from sketchbatch_client.errors import FileRefused
-from sketchbatch_client.scoring.inputs import find_sources
+from sketchbatch_client.scoring.inputs import InputOptions, find_sources, spooled
 
 LINE = b'{"key_id": "7", "drawing": [[[0, 255], [0, 255]]]}\n'
 
@@ -123,3 +124,103 @@ def test_hidden_files_and_outputs_of_jobs_are_no_drawings(tmp_path, noise):
     assert [*rows_of(folder, folder=tmp_path)] == [f"{folder}/a.npy"]
     assert [*rows_of(f"{folder}/**/*.npy", folder=tmp_path)] == [f"{folder}/a.npy", f"{folder}/e/f.npy"]
     assert [*rows_of(f"{folder}/_*.npy", folder=tmp_path)] == [f"{folder}/_b.npy"]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", "compressed", ".parquet"])
+@pytest.mark.parametrize("kind", ["float32", ">f4", "float64", "bool", "int64"])
+def test_numbers_of_other_types_are_read_by_a_scale(tmp_path, noise, suffix, kind):
+    """`--scale 255` reads numbers from 0 to 1 and booleans; without it they are refused, and the message names it."""
+    bitmaps = noise(5)
+    numbers = bitmaps > 127 if kind in ("bool", "int64") else bitmaps / 255
+    numbers = numbers.astype(kind)
+    path = tmp_path / f"a{suffix.replace('compressed', '.npz')}"
+    if suffix == ".parquet":
+        if kind in (">f4", "int64"):
+            pytest.skip("Parquet has one byte order, and its integers are not scaled")
+        parquet.write_table(pa.table({"x": numbers.reshape(5, 784).tolist()}), path)
+    else:
+        save = {".npy": np.save, ".npz": np.savez, "compressed": np.savez_compressed}[suffix]
+        save(path, numbers)
+    expected = np.where(bitmaps > 127, 255, 0) if kind in ("bool", "int64") else bitmaps
+    [source] = find_sources([str(path)], tmp_path, lambda _: None, InputOptions(scale=255))
+    assert np.array_equal(source.block(0, 5).bitmaps, expected)
+    assert np.array_equal(source.block(3, 5).bitmaps, expected[3:])
+    remedy = r"x\.astype\(np\.uint8\)" if kind == "int64" else "--scale 255"
+    with pytest.raises(FileRefused, match=remedy):
+        find_sources([str(path)], tmp_path, lambda _: None)
+
+
+@pytest.mark.parametrize("value", [1.01, -0.1, np.nan, np.inf])
+def test_a_number_out_of_range_is_no_drawing(tmp_path, value):
+    """Numbers times the scale must be 0 to 255: a wrong scale is an error, rather than a wrapped number."""
+    numbers = np.zeros((5, 784), np.float32)
+    numbers[3, 7] = value
+    np.save(tmp_path / "a.npy", numbers)
+    parquet.write_table(pa.table({"x": numbers.tolist()}), tmp_path / "a.parquet")
+    options = InputOptions(scale=255)
+    [array, table] = find_sources([str(tmp_path)], tmp_path, lambda _: None, options)
+    assert len(array.block(0, 3).bitmaps) == 3
+    with pytest.raises(FileRefused, match=r"a\.npy: numbers times 255 must be 0 to 255, got"):
+        array.block(0, 5)
+    block = table.block(0, 5)
+    assert [(reject.row, "must be 0 to 255" in reject.reason) for reject in block.rejects] == [(3, True)]
+    assert list(block.rows) == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("shape", [(784,), (28, 28), (28, 28, 1), (1, 28, 28)])
+@pytest.mark.parametrize("kind", ["uint8", "float64"])
+def test_arrays_in_fortran_order_are_read(tmp_path, noise, shape, kind):
+    """The same array in Fortran order has the same drawings."""
+    bitmaps = noise(50)
+    numbers = bitmaps if kind == "uint8" else bitmaps / 255
+    np.save(tmp_path / "a.npy", np.asfortranarray(numbers.reshape(50, *shape)))
+    opened = read_bitmaps(tmp_path / "a.npy", scale=255)
+    for rows in (slice(0, 50), slice(7, 9), slice(0, 50, 3), np.array([9, 3, 3]), slice(0, 0)):
+        assert np.array_equal(opened[rows], bitmaps[rows])
+    assert np.array_equal(opened.head(7)[:], bitmaps[:7])
+
+
+def test_a_packed_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    """A file of a few bytes must not fill the disk; the partial copy is removed."""
+    monkeypatch.setattr(spooled, "_MAX_BYTES", 1 << 20)
+    (tmp_path / "a.ndjson.gz").write_bytes(gzip.compress(bytes(30 << 20)))
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    with pytest.raises(FileRefused, match=r"must unpack to at most [0-9,]+ bytes, got more; unpack it yourself"):
+        find_sources([str(tmp_path / "a.ndjson.gz")], spool, lambda _: None)
+    assert not list(spool.iterdir())
+
+
+def test_spark_folders_are_searched_in_all_folders(tmp_path, noise):
+    """A folder without drawings of its own stands for those in the folders below it, without hidden ones."""
+    root = tmp_path / "out"
+    for inner in ("label=cat", "label=dog/year=2026", "_temporary/0"):
+        (root / inner).mkdir(parents=True)
+        parquet.write_table(pa.table({"x": [bytes(784)] * 2}), root / inner / "part-0.parquet")
+    (root / "_SUCCESS").touch()
+    read = rows_of(root, folder=tmp_path)
+    assert read == {
+        f"{root}/label=cat/part-0.parquet": 2,
+        f"{root}/label=dog/year=2026/part-0.parquet": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.npy", {"a.npy"}),
+        ("_*.npy", {"_q.npy"}),
+        ("[_a]*.npy", {"_q.npy", "a.npy"}),
+        ("[!_]*.npy", {"a.npy"}),
+        ("**/*.npy", {"a.npy", "b/c.npy"}),
+        ("**/_*.npy", {"_q.npy", "b/_d.npy"}),
+    ],
+)
+def test_hidden_names_need_a_pattern_that_names_them(tmp_path, noise, pattern, found):
+    """Names with `_` in front match only a pattern whose name begins with `_`; folders before it do not count."""
+    root = tmp_path / "_in"
+    for name in ("a.npy", "_q.npy", "b/c.npy", "b/_d.npy", "_e/f.npy"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(root / name, noise(1))
+    expected = {str(root / name): 1 for name in found}
+    assert rows_of(root / pattern, folder=tmp_path) == expected

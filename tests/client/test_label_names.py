@@ -109,7 +109,7 @@ def test_the_nearest_label_is_suggested(name, suggestion):
 def test_passed_over_files_are_named_with_the_nearest_label(evaluate):
     """`evaluate` names the files that it skips, with the label that was probably meant."""
     finished = evaluate(("cat", "dog", "ice cream"), ["cat", "Dog", "ice_cream", "zebra"])
-    assert finished.code == 0
+    assert finished.code == 3
     assert (
         "skipped 3 files whose label this model does not know: "
         "'Dog' (did you mean 'dog'?), 'ice_cream' (did you mean 'ice cream'?), 'zebra'\n"
@@ -121,8 +121,9 @@ def test_files_of_another_format_are_named(evaluate, tmp_path):
     for name in ("cat", "bear"):
         (tmp_path / f"{name}.ndjson").write_text('{"drawing": [[[0, 255], [0, 255]]]}\n')
     finished = evaluate(("bear", "cat", "dog"), ["cat"])
-    assert finished.code == 0
-    message = "skipped 2 files of another format than .npy: bear.ndjson, cat.ndjson; move them to another folder\n"
+    assert finished.code == 3
+    message = "bear.ndjson (one kind of file is read, and the folder has .npy files, too)"
+    assert "not read: 2 files or folders that may have drawings" in finished.err
     assert message in finished.err
 
 

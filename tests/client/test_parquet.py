@@ -12,8 +12,8 @@ from PIL import Image
 from pyarrow import parquet
 from sketchbatch_client.drawings.npy import open_npz
 from sketchbatch_client.errors import FileRefused
-from sketchbatch_client.scoring.inputs import find_sources
-from sketchbatch_client.scoring.parquet_source import ParquetSource
+from sketchbatch_client.scoring.inputs import InputOptions, find_sources
+from sketchbatch_client.scoring.inputs.parquet_source import ParquetSource
 
 
 def encoded(bitmap):
@@ -114,8 +114,8 @@ def test_bytes_that_are_neither_bitmap_nor_picture_are_rejects(tmp_path, rows):
         ),
         (pa.table([[bytes(784)], [bytes(784)]], names=["a", "a"]), "column names must differ, got a twice"),
         (pa.table({"a": [b"cat"], "b": [b"dog"]}), "several columns may have drawings: a, b"),
-        (pa.table({"a": [[0.5] * 784]}), r"got a list<.*double>; a: convert the numbers: \(x \* 255\)\.round"),
-        (pa.table({"a": [[True] * 784]}), r"got a list<.*bool>; a: convert the numbers: np\.uint8\(255\)"),
+        (pa.table({"a": [[0.5] * 784]}), r"got a list<.*double>; a: --scale 255 reads numbers from 0 to 1"),
+        (pa.table({"a": [[True] * 784]}), r"got a list<.*bool>; a: --scale 255 reads them"),
         (None, "a.parquet: cannot be read as Parquet"),
     ],
 )
@@ -142,15 +142,16 @@ def test_the_column_can_be_named(tmp_path, noise):
     parquet.write_table(
         pa.table({name: COLUMNS["bytes"](noise(rows)[:5]) for name, rows in (("a", 5), ("b", 6))}), path
     )
-    [first], [second] = (find_sources([str(path)], tmp_path, lambda _: None, column) for column in "ab")
+    [first], [second] = (
+        find_sources([str(path)], tmp_path, lambda _: None, InputOptions(column=column)) for column in "ab"
+    )
     assert np.array_equal(first.block(0, 5).bitmaps, noise(5))
     assert np.array_equal(second.block(0, 5).bitmaps, noise(6)[:5])
-    assert first.stamp != second.stamp  # a job does not resume with another column
     with pytest.raises(FileRefused, match="expected a column c, got a, b"):
-        find_sources([str(path)], tmp_path, lambda _: None, "c")
+        find_sources([str(path)], tmp_path, lambda _: None, InputOptions(column="c"))
     np.save(tmp_path / "a.npy", noise(5))
     with pytest.raises(FileRefused, match="--column a: no input is a Parquet file"):
-        find_sources([str(tmp_path / "a.npy")], tmp_path, lambda _: None, "a")
+        find_sources([str(tmp_path / "a.npy")], tmp_path, lambda _: None, InputOptions(column="a"))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ READ_ALL = """
 import sys
 from pathlib import Path
 import pyarrow as pa
-from sketchbatch_client.scoring.parquet_source import ParquetSource
+from sketchbatch_client.scoring.inputs.parquet_source import ParquetSource
 
 source = ParquetSource("a", "", Path(sys.argv[1]))
 for start in range(0, len(source), 1000):

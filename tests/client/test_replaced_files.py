@@ -14,7 +14,7 @@ from sketchbatch_client.evaluation.evaluating import evaluate
 from sketchbatch_client.evaluation.labelled import open_labelled
 from sketchbatch_client.ray import SketchbatchScorer
 from sketchbatch_client.rpc.classification import Classification, joined
-from sketchbatch_client.scoring.job import ScoreJob, write_scores
+from sketchbatch_client.scoring.job import ProgressListener, ScoreJob, write_scores
 from sketchbatch_client.scoring.plan import ScoreOptions
 
 ONE_REQUEST_AT_A_TIME = {"rows_per_request": 10, "in_flight": 1, "channels": 1}
@@ -55,7 +55,7 @@ class ReplacedFile(classifier_pb2_grpc.ClassifierServiceServicer):
         return pb.GetModelResponse(model=model)
 
 
-class SilentListener:
+class SilentListener(ProgressListener):
     """Receive the progress of a job and ignore it."""
 
     def opens(self, source: str) -> None:

@@ -21,7 +21,7 @@ from pyarrow import parquet
 from sketchbatch_client import Client
 from sketchbatch_client.drawings.readers import PICTURES
 from sketchbatch_client.file_stamp import file_stamp
-from sketchbatch_client.scoring.job import ScoreJob, write_scores
+from sketchbatch_client.scoring.job import ProgressListener, ScoreJob, write_scores
 from sketchbatch_client.scoring.outputs import KINDS
 from sketchbatch_client.scoring.plan import ScoreOptions
 
@@ -46,7 +46,7 @@ def score(sketchbatch, tiny_service):
     return lambda *words: sketchbatch("score", *words, "--server", tiny_service.address, "--part-rows", PART)
 
 
-class SilentListener:
+class SilentListener(ProgressListener):
     """Receive the progress of a job and ignore it."""
 
     def opens(self, source):

@@ -64,7 +64,7 @@ def _call_options(data: bytes) -> dict:
 
 
 def rpcs(send: Callable[[Service, list[bytes]], Iterator[str]]) -> Callable:
-    """Return the function `Target.begin` of a target that sends each batch of inputs to the service with `send`.
+    """Return a function for `Target.begin`: it starts a service and yields a function that sends it inputs by `send`.
 
     After each batch, the result of a valid request, the service's memory and its log are checked.
     """
@@ -124,7 +124,7 @@ def parsed(kind: type[Message], data: bytes) -> Message | None:
 
 
 def scores_problem(service: Service, request: Message, data: bytes) -> str:
-    """Compare a ClassifyResponse with the scores of the model for the rows of the request."""
+    """Return how a ClassifyResponse differs from the model's scores for the rows of the request; "" if it does not."""
     response = pb.ClassifyResponse.FromString(data)
     scores = service.scores(np.frombuffer(request.bitmaps, np.uint8).reshape(-1, 28, 28))
     if response.rows != len(scores) or (request.request_id and response.request_id != request.request_id):

@@ -51,7 +51,7 @@ def mutants(name: str, *changes: Callable[[bytes, random.Random], bytes]) -> Mak
 
 
 def in_process(check: Callable[[bytes, Path], None]) -> Callable[[Path], AbstractContextManager[Trial]]:
-    """Return the function `Target.begin` of a target that calls `check` with one input after another in this process.
+    """Return a function for `Target.begin`: it yields a function that calls `check` with each input in this process.
 
     An input is harmful if `check` raises an exception or takes too long.
     """

@@ -1,4 +1,4 @@
-"""A model with ten thousand classes is served in bounded memory, and its limits are stated and kept."""
+"""Test that a model with ten thousand classes needs bounded memory, and that GetModel states its rows per request."""
 
 import grpc
 import numpy as np

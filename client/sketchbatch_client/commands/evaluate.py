@@ -18,8 +18,21 @@ from ..evaluation.labelled import LabelledDrawings, open_labelled
 from ..evaluation.predictions import ServedModel
 from ..evaluation.stats.drift import stored_rows
 from ..evaluation.stats.mcnemar import format_p_value
-from ..label_names import listed, with_suggestions
-from .options import ConnectionOptions, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err, not_nan, out
+from ..label_names import with_suggestions
+from .options import (
+    INCOMPLETE,
+    ConnectionOptions,
+    IgnoreOthers,
+    ModelName,
+    ModelVersion,
+    Quiet,
+    TimeoutS,
+    connecting,
+    err,
+    not_nan,
+    out,
+    report_passed_over,
+)
 from .progress import show_progress
 
 _MALFORMED_SHOWN = 5
@@ -53,6 +66,7 @@ def evaluate(
     min_accuracy: Annotated[
         float, typer.Option(min=0, max=1, callback=not_nan, help="Exit with 1 if the accuracy is lower.")
     ] = 0.0,
+    ignore_others: IgnoreOthers = False,
     timeout_s: TimeoutS = 60.0,
     quiet: Quiet = False,
 ) -> None:
@@ -66,7 +80,8 @@ def evaluate(
     model does not know its label.
 
     Exit codes: 0 = evaluated, 1 = the accuracy is below --min-accuracy, or an error after which the same command may
-    succeed, 2 = invalid options, 4 = an error that a retry cannot repair.
+    succeed, 2 = invalid options, 3 = evaluated, but files that may have drawings were not read, 4 = an error that a
+    retry cannot repair.
     """
     with ExitStack() as stack:
         client = stack.enter_context(connection.open(timeout_s=timeout_s))
@@ -100,6 +115,9 @@ def evaluate(
     if accuracy < min_accuracy:
         err.print(f"accuracy must be at least {min_accuracy}, got {accuracy:.4f}")
         raise typer.Exit(1)
+    is_complete = report_passed_over(drawings.others, ignores_others=ignore_others)
+    if not is_complete or (drawings.passed_over and not ignore_others):
+        raise typer.Exit(INCOMPLETE)
 
 
 def _print(evaluation: Evaluation) -> None:
@@ -121,10 +139,6 @@ def _print_skipped(drawings: LabelledDrawings, labels: Sequence[str], reason: st
     if passed_over := drawings.passed_over:
         files = "1 file" if len(passed_over) == 1 else f"{len(passed_over)} files"
         err.print(f"skipped {files} whose label {reason}: {with_suggestions(passed_over, labels)}")
-    if others := drawings.other_kinds:
-        kind = next(iter(drawings.bitmaps)).suffix or "folders of pictures"
-        names = listed([path.name for path in others])
-        err.print(f"skipped {len(others)} files of another format than {kind}: {names}; move them to another folder")
     if drawings.malformed_count:
         err.print(f"skipped {drawings.malformed_count:,} malformed drawings, for example:")
         for file, malformed in drawings.malformed[:_MALFORMED_SHOWN]:

@@ -7,8 +7,7 @@ import typer
 
 from ..scoring.job import rejects_path
 from ..scoring.merge import merge as merge_shards
-from .options import Quiet, err
-from .score import SOME_REJECTED
+from .options import INCOMPLETE, Quiet, err
 
 
 def merge(
@@ -28,4 +27,4 @@ def merge(
         err.print(f"{outcome.rows:,} rows from {len(shards)} shards -> {output}")
     if outcome.rejected:
         err.print(f"{outcome.rejected:,} rows were rejected; {rejects_path(output)} lists the reasons")
-        raise typer.Exit(SOME_REJECTED)
+        raise typer.Exit(INCOMPLETE)

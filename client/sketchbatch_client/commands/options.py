@@ -4,14 +4,15 @@ import inspect
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
 
+from ..drawings.passed_over import PassedOverList
 from ..rpc.client import Client
 from ..rpc.connections.credentials import Tls
 from ..rpc.retries.retry_policy import RetryPolicy
@@ -40,6 +41,13 @@ TimeoutS = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="Write only errors to stderr.")]
 
 _TOKEN = "SKETCHBATCH_TOKEN"  # noqa: S105 - the name of an environment variable, not a secret
+
+
+INCOMPLETE = 3  # exit code: finished, but rows were rejected, or files that may have drawings were not read
+IgnoreOthers = Annotated[
+    bool,
+    typer.Option("--ignore-others", help="Accept that files which may have drawings are not read."),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,22 +98,36 @@ class ConnectionOptions:
 
 
 def connecting(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameter `connection: ConnectionOptions` of a subcommand by one option for each field."""
-    options = [
-        inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type)
-        for each in fields(ConnectionOptions)
-    ]
+    """Replace each parameter that is a dataclass of options, such as ConnectionOptions, by an option for each field."""
+    groups: dict[str, type[Any]] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if is_dataclass(parameter.annotation):
+            groups[name] = cast(type[Any], parameter.annotation)
+            parameters += map(_as_option, fields(parameter.annotation))
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @wraps(command)
     def connected(**given: Any) -> None:
-        connection = ConnectionOptions(**{option.name: given.pop(option.name) for option in options})
-        command(**given, connection=connection)
+        options = {
+            name: group(**{each.name: given.pop(each.name) for each in fields(group)}) for name, group in groups.items()
+        }
+        command(**given, **options)
 
-    parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command).parameters.values():
-        is_connection = parameter.annotation is ConnectionOptions
-        parameters += options if is_connection else [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
     # Typer reads these two attributes.
     connected.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     connected.__annotations__ = {each.name: each.annotation for each in parameters}
     return connected
+
+
+def report_passed_over(files: PassedOverList, *, ignores_others: bool) -> bool:
+    """Print which files may have drawings and were not read; return whether there are none, or a user accepts them."""
+    if not files.count_with_drawings or ignores_others:
+        return True
+    err.print(f"not read: {files.describe()}; --ignore-others accepts this")
+    return False
+
+
+def _as_option(field: Field[Any]) -> inspect.Parameter:
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..drawings.passed_over import PassedOverList
 from .options import err
 
 _LINE_EVERY_S = 10.0
@@ -38,6 +39,8 @@ class ProgressDisplay(Progress):
             disable=is_quiet or not err.is_terminal,
             transient=True,
         )
+        self.passed_over = PassedOverList()
+        self.unread_metadata = 0
         self._task = self.add_task(f"{command}: opening", total=None, rate=0.0)
         self._rows = self._done = self._done_before = 0
         self._started_at = self._last_line_at = time.monotonic()
@@ -71,6 +74,12 @@ class ProgressDisplay(Progress):
             err.print(
                 f"{self._command}: {self._done:,} of {self._rows:,} rows, {rate:,.0f} rows/s, {left_s:,.0f} s left"
             )
+
+    def passes_over(self, files: PassedOverList) -> None:
+        self.passed_over = files
+
+    def leaves_empty(self, rows: int) -> None:
+        self.unread_metadata += rows
 
 
 @contextmanager

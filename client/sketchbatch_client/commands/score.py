@@ -5,6 +5,7 @@ import re
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,19 +13,50 @@ import typer
 
 from ..atomic import room_for
 from ..rpc.client import Client
+from ..scoring.inputs import InputOptions
 from ..scoring.job import Outcome, ScoreJob, rejects_path, stream_scores, write_scores
+from ..scoring.manifest import manifest_path
 from ..scoring.outputs import KINDS, kind_of
 from ..scoring.parts import path_of_shard
 from ..scoring.plan import ScoreOptions, Shard
-from .options import ConnectionOptions, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err
+from .options import (
+    INCOMPLETE,
+    ConnectionOptions,
+    IgnoreOthers,
+    ModelName,
+    ModelVersion,
+    Quiet,
+    TimeoutS,
+    connecting,
+    err,
+    report_passed_over,
+)
 from .progress import ProgressDisplay
 
-SOME_REJECTED = 3  # exit code of a finished job with rejected rows
 _STDOUT = "-"
 _MAX_TOP_K = 100_000  # more classes than any model of drawings has; the service checks the model's number
 _MAX_READERS = 1024
 _MAX_PART_ROWS = 1_000_000_000
 _REJECTS_SHOWN = 5  # most rejects that are printed to stderr if the output is standard output
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFlags:
+    """The options that tell what to read of the inputs; a field becomes an option of the same name."""
+
+    column: Annotated[
+        str,
+        typer.Option(help="Column of Parquet files that has the drawings.", show_default="the one that can have them"),
+    ] = ""
+    scale: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Factor for arrays of floats, booleans and integers other than uint8: 255 for numbers from 0 to 1.",
+            show_default="uint8 only",
+        ),
+    ] = 0
+    ignore_others: IgnoreOthers = False
 
 
 @connecting
@@ -39,6 +71,7 @@ def score(
         ),
     ],
     connection: ConnectionOptions,
+    input_flags: InputFlags,
     output: Annotated[
         str,
         typer.Option(
@@ -75,10 +108,6 @@ def score(
             show_default="by memory",
         ),
     ] = 0,
-    column: Annotated[
-        str,
-        typer.Option(help="Column of Parquet files that has the drawings.", show_default="the one that can have them"),
-    ] = "",
     restart: Annotated[bool, typer.Option("--restart", help="Discard the results of earlier runs.")] = False,
     model: ModelName = "",
     model_version: ModelVersion = "",
@@ -92,9 +121,12 @@ def score(
     The rows keep their order, and one model version scores all of them. OUTPUT appears when it is complete. After an
     interruption the same command resumes from OUTPUT.parts and produces byte-identical output.
 
-    Rows that cannot be read as drawings are written to OUTPUT.rejects.jsonl with the reason. Exit codes: 0 = every row
-    was scored, 1 = an error after which the same command may succeed, 2 = invalid options, 3 = finished, but some rows
-    were rejected, 4 = an error that a retry cannot repair, such as an unreadable input or changed inputs.
+    Rows that cannot be read as drawings are written to OUTPUT.rejects.jsonl with the reason. Files that are not
+    read are listed in OUTPUT.manifest.json.
+
+    Exit codes: 0 = every row was scored, 1 = an error after which the same command may succeed, 2 = invalid options,
+    3 = finished, but some rows were rejected, or files that may have drawings were not read, 4 = an error that a retry
+    cannot repair, such as an unreadable input or changed inputs.
     """
     if all_scores and top_k > 1:
         raise typer.BadParameter("choose one of --all-scores and --top-k", param_hint="--all-scores")
@@ -109,20 +141,23 @@ def score(
         shard=_shard(shard),
         part_rows=part_rows,
         readers=readers,
-        column=column,
+        input_options=InputOptions(column=input_flags.column, scale=input_flags.scale),
     )
     started_at = time.monotonic()
     with connection.open(timeout_s=timeout_s) as client, ProgressDisplay("scoring", is_quiet=quiet) as progress:
         if output == _STDOUT:
             rejected = _to_stdout(client, job, progress)
-            raise typer.Exit(SOME_REJECTED if rejected else 0)
+            is_complete = report_passed_over(progress.passed_over, ignores_others=input_flags.ignore_others)
+            raise typer.Exit(INCOMPLETE if rejected or not is_complete else 0)
         path = path_of_shard(Path(output), job.shard)
         outcome = write_scores(client, job, path, progress, restart=restart)
     if not quiet:
-        _report(outcome, path, progress.sources, time.monotonic() - started_at)
+        _report(outcome, path, progress, time.monotonic() - started_at)
+    is_complete = report_passed_over(progress.passed_over, ignores_others=input_flags.ignore_others)
     if outcome.rejected:
         err.print(f"{outcome.rejected:,} rows were rejected; {rejects_path(path)} lists the reasons")
-        raise typer.Exit(SOME_REJECTED)
+    if outcome.rejected or not is_complete:
+        raise typer.Exit(INCOMPLETE)
 
 
 def _kind(output: str, wanted: str) -> str:
@@ -164,9 +199,15 @@ def _to_stdout(client: Client, job: ScoreJob, progress: ProgressDisplay) -> int:
     return rejected
 
 
-def _report(outcome: Outcome, path: Path, files: int, duration_s: float) -> None:
-    rows = f"{outcome.rows:,} rows from {files} files"
+def _report(outcome: Outcome, path: Path, progress: ProgressDisplay, duration_s: float) -> None:
+    inputs = "1 input" if progress.sources == 1 else f"{progress.sources:,} inputs"
+    rows = f"{outcome.rows:,} rows from {inputs}"
     if outcome.was_finished:
         err.print(f"{path} is already finished: {rows}; use --restart to score them again")
     else:
         err.print(f"{rows} in {duration_s:.1f} s ({outcome.rows / duration_s:,.0f} rows/s) -> {path}")
+    if progress.unread_metadata:
+        err.print(f"{progress.unread_metadata:,} rows have unreadable metadata, such as a key_id; it is left empty")
+    if others := progress.passed_over.count - progress.passed_over.count_with_drawings:
+        files = "1 file" if others == 1 else f"{others:,} files"
+        err.print(f"not read: {files} without drawings; {manifest_path(path)} lists them")

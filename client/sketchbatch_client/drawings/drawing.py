@@ -6,10 +6,10 @@ Both formats: https://github.com/googlecreativelab/quickdraw-dataset#the-raw-mod
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,9 +29,12 @@ _MAX_POINTS = 40_000
 _MAX_RELATIVE_LENGTH = 500  # total length of all strokes, as a multiple of the drawing's longer side
 
 
+_Value = TypeVar("_Value")
+
+
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """One drawing. A field that the file lacks is "", 0, or, for `is_recognized`, True."""
+    """One drawing. Metadata that the file lacks, or that cannot be read, is "", 0, or, for `is_recognized`, True."""
 
     key_id: int  # Google's identifier, 0 to 2**64 - 1
     word: str
@@ -40,6 +43,7 @@ class Drawing:
     is_recognized: bool
     drawn_at: float  # seconds since the epoch, UTC
     strokes: list[Stroke]  # at least one stroke
+    unread: tuple[str, ...] = ()  # names of the fields of metadata that cannot be read
 
 
 def from_line(line: bytes) -> Drawing:
@@ -58,13 +62,24 @@ def from_line(line: bytes) -> Drawing:
     for number, stroke in enumerate(strokes):
         _check_stroke(stroke, number)
     _check_rendering_cost(strokes)
+    unread: list[str] = []
+
+    def metadata(name: str, parse: Callable[[Any], _Value], default: _Value) -> _Value:
+        value = fields.get(name)
+        try:
+            return default if value is None else parse(value)
+        except ValueError:
+            unread.append(name)
+            return default
+
     return Drawing(
-        key_id=_key_id(fields.get("key_id", 0)),
-        word=_field(fields, "word", str, ""),
-        country=_field(fields, "countrycode", str, ""),
-        is_recognized=_field(fields, "recognized", bool, True),
-        drawn_at=_seconds(_field(fields, "timestamp", str, "1970-01-01")),
+        key_id=metadata("key_id", _key_id, 0),
+        word=metadata("word", _text, ""),
+        country=metadata("countrycode", _text, ""),
+        is_recognized=metadata("recognized", _flag, True),
+        drawn_at=metadata("timestamp", _seconds, 0.0),
         strokes=strokes,
+        unread=tuple(unread),
     )
 
 
@@ -100,27 +115,29 @@ def _check_rendering_cost(strokes: list[Stroke]) -> None:
 
 
 def _key_id(value: object) -> int:
-    number = int(value) if isinstance(value, str | int) and str(value).isdecimal() else -1
-    if not 0 <= number < 1 << 64:
-        raise ValueError(f"key_id must be a number below 2**64, got {_short(value)}")
-    return number
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    if not (isinstance(value, str | int | float) and text.isdecimal() and int(text) < 1 << 64):
+        raise ValueError(f"must be a number below 2**64, got {_short(value)}")
+    return int(text)
 
 
-def _field(fields: dict[str, Any], name: str, kind: type[Any], default: Any) -> Any:
-    value = fields.get(name, default)
-    if not isinstance(value, kind):
-        raise ValueError(f"{name} must be a {kind.__name__}, got {_short(value)}")
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, got {_short(value)}")
     return value
 
 
-def _seconds(timestamp: str) -> float:
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, got {_short(value)}")
+    return value
+
+
+def _seconds(value: object) -> float:
     """Convert a timestamp such as `2017-03-02 23:25:10.07453 UTC` to seconds since the epoch."""
-    try:
-        when = datetime.fromisoformat(timestamp.removesuffix(" UTC"))
-    except ValueError as exc:
-        raise ValueError(f"timestamp must be a date and time, got {_short(timestamp)}") from exc
+    when = datetime.fromisoformat(_text(value).removesuffix(" UTC"))
     if not 1970 <= when.year < 2106:  # the range of the 32-bit times in .bin files
-        raise ValueError(f"timestamp must be in the years 1970 to 2105, got {_short(timestamp)}")
+        raise ValueError(f"must be in the years 1970 to 2105, got {_short(value)}")
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 

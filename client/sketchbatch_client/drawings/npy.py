@@ -9,8 +9,9 @@ import warnings
 import zipfile
 import zlib
 from contextlib import ExitStack
+from copy import copy
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from ..atomic import room_for
 from ..errors import FileRefused, reason_of
 from ..file_kind import HEAD_BYTES, got
+from .passed_over import PassedOver
 from .stable_file import StableFile
 
 Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
@@ -50,15 +52,13 @@ class _Header(NamedTuple):
         return self.shape[0] if self.shape[1:] in ROW_SHAPES else -1
 
     @property
-    def problem(self) -> str:
-        """Why an array with a shape of drawings is none, and what to do; empty if it is one."""
+    def remedy(self) -> str:
+        """What to do with an array of another type than uint8."""
         if self.dtype == np.bool_:
-            return "convert it: np.uint8(255) * x"
+            return "--scale 255 reads it; or convert it: np.uint8(255) * x"
         if self.dtype.kind == "f":
-            return "convert it: (x * 255).round().astype(np.uint8) if the numbers are 0 to 1"
-        if self.dtype != np.uint8:
-            return "convert it: x.astype(np.uint8) if the numbers are 0 to 255"
-        return "convert it: np.ascontiguousarray(x)" if self.is_fortran and len(self.shape) > 1 else ""
+            return "convert it: (x * 255).round().astype(np.uint8), or use --scale 255, if the numbers are 0 to 1"
+        return "convert it: x.astype(np.uint8) if the numbers are 0 to 255"
 
     def __str__(self) -> str:
         return f"{self.dtype} {self.shape}{', Fortran order' if self.is_fortran else ''}"[:_SHOWN]
@@ -67,13 +67,17 @@ class _Header(NamedTuple):
 class BitmapFile:
     """The bitmaps of a .npy file, or of one array of a .npz: uint8, (rows, 28, 28), read on access.
 
-    Reading raises FileChanged if the file is not as it was when it was opened.
+    Reading raises FileChanged if the file is not as it was when it was opened, and FileRefused if a number times the
+    scale is not within 0 to 255.
     """
 
-    def __init__(self, file: StableFile, start: int, rows: int) -> None:
+    def __init__(self, file: StableFile, name: str, start: int, header: _Header, scale: float) -> None:
         self._file = file
-        self._start = start  # of the first bitmap, in bytes
-        self._rows = rows
+        self._name = name  # in error messages
+        self._start = start  # of the first number, in bytes
+        self._header = header
+        self._scale = scale
+        self._rows = header.rows
 
     def __len__(self) -> int:
         return self._rows
@@ -81,31 +85,72 @@ class BitmapFile:
     def __getitem__(self, rows: slice | NDArray[np.integer]) -> Bitmaps:
         """Return a copy of the rows of a slice, or of the given rows, in their order."""
         wanted = range(self._rows)[rows] if isinstance(rows, slice) else rows
-        bitmaps = np.empty((len(wanted), 28, 28), np.uint8)
         if isinstance(wanted, range) and wanted.step == 1:
-            self._file.fill(bitmaps, self._start + wanted.start * _ROW_BYTES)
+            numbers = self._read(wanted.start, len(wanted))
         else:
-            for bitmap, row in zip(bitmaps, wanted, strict=True):
-                self._file.fill(bitmap, self._start + int(row) * _ROW_BYTES)
+            each = [self._read(int(row), 1) for row in wanted]
+            numbers = np.concatenate(each) if each else np.empty((0, _ROW_BYTES), self._header.dtype)
         self._file.check()
-        return bitmaps
+        return self._converted(numbers).reshape(-1, 28, 28)
 
     def head(self, rows: int | None) -> "BitmapFile":
         """Return the first `rows` rows; all of them if `rows` is None."""
-        return BitmapFile(self._file, self._start, len(range(self._rows)[:rows]))
+        part = copy(self)
+        part._rows = len(range(self._rows)[:rows])
+        return part
+
+    def _read(self, start: int, count: int) -> NDArray[Any]:
+        """Read rows as they are stored: (count, 784) numbers of the type of the file."""
+        size = self._header.dtype.itemsize
+        if not self._header.is_fortran:
+            numbers = np.empty((count, _ROW_BYTES), self._header.dtype)
+            self._file.fill(numbers.view(np.uint8), self._start + start * _ROW_BYTES * size)
+            return numbers
+        columns = np.empty((_ROW_BYTES, count), self._header.dtype)  # one pixel of all rows after the other
+        for pixel, column in enumerate(columns):
+            self._file.fill(column.view(np.uint8), self._start + (pixel * self._header.rows + start) * size)
+        if self._header.shape[-1:] == (_ROW_BYTES,):
+            return columns.T
+        return columns.reshape(28, 28, count).T.reshape(count, _ROW_BYTES)  # the first axis of the file is y
+
+    def _converted(self, numbers: NDArray[Any]) -> NDArray[np.uint8]:
+        if numbers.dtype == np.uint8:
+            return np.ascontiguousarray(numbers)
+        try:
+            return scaled(numbers, self._scale)
+        except ValueError as exc:
+            raise FileRefused(f"{self._name}: {exc}") from exc
 
 
-def read_bitmaps(path: Path) -> BitmapFile:
-    """Open a .npy file of uint8 (rows, 784) or (rows, 28, 28), C order; an axis for one channel or one row may differ.
+def scaled(numbers: NDArray[Any], scale: float) -> NDArray[np.uint8]:
+    """Return `numbers` times `scale`, rounded, as uint8. Raises ValueError if a product is not within 0 to 255."""
+    products = np.rint(numbers * np.float64(scale))
+    if not ((products >= 0) & (products <= 255)).all():  # NaN is not, either
+        raise ValueError(f"numbers times {scale:g} must be 0 to 255, got {products.min():g} to {products.max():g}")
+    return products.astype(np.uint8)
+
+
+def read_bitmaps(path: Path, *, scale: float = 0) -> BitmapFile:
+    """Open a .npy file of uint8 (rows, 784) or (rows, 28, 28); an axis for one channel or one row may differ.
+
+    `scale` multiplies numbers of other types than uint8: 255 for 0..1, 1 for integers from 0 to 255. 0 = such files
+    are refused.
 
     Raises FileRefused if the file does not exist, is not a .npy of bitmaps, or has another size than its header states.
     """
     file = StableFile(path)
-    return _bitmaps_in(file, str(path), 0, len(file))
+    return _bitmaps_in(file, str(path), 0, len(file), scale)
 
 
-def open_npz(path: Path) -> dict[str, BitmapFile]:
-    """Open every array of bitmaps in a .npz, by its name; skip arrays of other shapes, such as labels.
+class NpzContents(NamedTuple):
+    """The arrays of a .npz."""
+
+    arrays: dict[str, BitmapFile]  # of drawings, by name
+    passed_over: list[PassedOver]  # the others
+
+
+def open_npz(path: Path, *, scale: float = 0) -> NpzContents:
+    """Open every array of bitmaps in a .npz; pass over arrays of other shapes, such as labels. `scale` as for .npy.
 
     Uncompressed arrays are read once to check their CRC-32, then again on access. Compressed arrays are unpacked to
     temporary files, up to the size that their headers state.
@@ -129,8 +174,12 @@ def open_npz(path: Path) -> dict[str, BitmapFile]:
                 found = ", ".join(f"{member.filename} {header}" for member, header in headers)
                 raise FileRefused(f"{path}: expected an array of {EXPECTED}, got {found[:500]}")
             for member, header in wanted:
-                _check_type(f"{path}:{member.filename}", header)
-            return {each.filename.removesuffix(".npy"): _member(path, archive, each, header) for each, header in wanted}
+                _check_type(f"{path}:{member.filename}", header, scale)
+            arrays = {
+                each.filename.removesuffix(".npy"): _member(path, archive, each, header, scale)
+                for each, header in wanted
+            }
+            return NpzContents(arrays, [_left_out(path, *each) for each in headers if each not in wanted])
     except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, zlib.error) as exc:
         # RuntimeError: encrypted; ValueError: a name is not UTF-8, or an offset is negative
         raise FileRefused(f"{path}: cannot be read as a .npz: {' '.join(str(exc).split())[:_SHOWN]}") from exc
@@ -145,7 +194,13 @@ def _header_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
         return _read_header(f"{archive.filename}:{member.filename}", file.read(_HEADER_BYTES))
 
 
-def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header) -> BitmapFile:
+def _left_out(path: Path, member: zipfile.ZipInfo, header: _Header) -> PassedOver:
+    """Tell why an array is not read. One of three axes or more may have drawings; labels have one or two."""
+    name = f"{path}:{member.filename.removesuffix('.npy')}"
+    return PassedOver(name, f"expected {EXPECTED}, got {header}", len(header.shape) > 2)
+
+
+def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header, scale: float) -> BitmapFile:
     name = f"{path}:{member.filename}"
     if member.compress_type == zipfile.ZIP_STORED:
         with archive.open(member) as stored:  # compares the CRC-32 at the end
@@ -155,7 +210,7 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, heade
         local = file.read(member.header_offset, member.header_offset + _LOCAL_HEADER_BYTES)
         lengths = np.frombuffer(local, "<u2", 2, 26)  # of the name and of the extra field
         start = member.header_offset + _LOCAL_HEADER_BYTES + int(lengths.sum())
-        return _bitmaps_in(file, name, start, member.file_size)
+        return _bitmaps_in(file, name, start, member.file_size, scale)
     _check_size(name, header, member.file_size)  # before unpacking
     if member.file_size > max(_BOMB_BYTES, _BOMB_RATIO * member.compress_size):
         raise FileRefused(
@@ -163,7 +218,7 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, heade
             f"{member.compress_size:,}; store it uncompressed"
         )
     unpacked = StableFile(path, _unpack(archive, member, name))
-    return _bitmaps_in(unpacked, name, 0, len(unpacked))
+    return _bitmaps_in(unpacked, name, 0, len(unpacked), scale)
 
 
 def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> BinaryIO:
@@ -183,26 +238,28 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Bin
         return file
 
 
-def _bitmaps_in(file: StableFile, name: str, start: int, size: int) -> BitmapFile:
+def _bitmaps_in(file: StableFile, name: str, start: int, size: int, scale: float) -> BitmapFile:
     """Open the .npy that begins at byte `start` of a file and is `size` bytes long."""
     header = _read_header(name, file.read(start, start + min(size, _HEADER_BYTES)))
     if header.rows < 0:
         raise FileRefused(f"{name}: expected {EXPECTED}, got {header}")
-    _check_type(name, header)
+    _check_type(name, header, scale)
     _check_size(name, header, size)
-    return BitmapFile(file, start + header.bytes, header.rows)
+    return BitmapFile(file, name, start + header.bytes, header, scale)
 
 
-def _check_type(name: str, header: _Header) -> None:
-    if header.problem:
-        raise FileRefused(f"{name}: expected {EXPECTED}, got {header}; {header.problem}")
+def _check_type(name: str, header: _Header, scale: float) -> None:
+    if header.dtype == np.uint8 or (scale and header.dtype.kind in "bfiu"):
+        return
+    raise FileRefused(f"{name}: expected {EXPECTED}, got {header}; {header.remedy}")
 
 
 def _check_size(name: str, header: _Header, size: int) -> None:
-    expected, got = header.rows * _ROW_BYTES, size - header.bytes
+    row_bytes = _ROW_BYTES * header.dtype.itemsize
+    expected, got = header.rows * row_bytes, size - header.bytes
     if got != expected:
         problem = "truncated" if got < expected else "too long"
-        rows = f"{header.rows} rows of {_ROW_BYTES}"
+        rows = f"{header.rows} rows of {row_bytes}"
         raise FileRefused(f"{name}: {problem}: {rows} are {expected} bytes, got {got}; fetch it again")
 
 

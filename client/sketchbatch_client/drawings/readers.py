@@ -14,30 +14,25 @@ from numpy.typing import NDArray
 
 from ..errors import FileRefused, reason_of
 from ..file_kind import HEAD_BYTES, describe, got
-from ..label_names import nfc
 from .drawing import Stroke
-from .npy import BitmapFile as BitmapFile  # re-exported
+from .folders import SOURCE_NOTE as SOURCE_NOTE  # re-exported, as all names below
+from .folders import label_of as label_of
+from .folders import labelled_files as labelled_files
+from .folders import pictures_in
+from .folders import source_of as source_of
+from .npy import BitmapFile as BitmapFile
 from .npy import Bitmaps as Bitmaps
 from .npy import read_bitmaps as read_bitmaps
+from .passed_over import PICTURE_SUFFIXES as PICTURE_SUFFIXES
 from .rasterize import rasterize
 from .simplify import simplify
 from .strokes import MALFORMED_KEPT, STROKE_SUFFIXES, Malformed, StrokeFile, open_strokes
 
-SOURCE_NOTE = "SOURCE.txt"  # file with one line about the origin of the drawings in a folder; copied together with them
-
-PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 PICTURES = "a picture (PNG, JPEG, WebP, BMP, GIF or TIFF)"
 
 # Units. The largest coordinate of a simplified drawing lies between this number and 255. In a sample of 8,600
 # simplified drawings, the largest coordinate was never below 241.
 _MIN_SIMPLIFIED = 240
-# Google's folders and suffixes, in the order in which they are searched.
-_LAYOUTS = (
-    ("numpy_bitmap", ".npy"),
-    ("simplified", ".ndjson"),
-    ("binary", ".bin"),
-    ("raw", ".ndjson"),
-)
 
 
 class BitmapRows(Protocol):
@@ -114,7 +109,7 @@ def open_bitmaps(path: Path, *, skip_malformed: bool = False) -> BitmapRows:
     Raises FileRefused if the file does not exist or is not of its format.
     """
     if path.is_dir():
-        return PictureRows(_pictures(path), skip_malformed=skip_malformed)
+        return PictureRows(pictures_in(path), skip_malformed=skip_malformed)
     check_is_file(path)
     suffix = path.suffix.lower()
     if suffix in STROKE_SUFFIXES:
@@ -154,60 +149,7 @@ def stack_bitmaps(bitmaps: list[NDArray[np.uint8]]) -> Bitmaps:
     return np.stack(bitmaps) if bitmaps else np.empty((0, 28, 28), np.uint8)
 
 
-def labelled_files(folder: Path) -> dict[str, Path]:
-    """Return the files or folders with the drawings in `folder`, by label, in the order of the labels.
-
-    The label is the name of the file or folder; `open_bitmaps` opens each path. The first layout that exists is used:
-    numpy_bitmap/NAME.npy, NAME.npy, simplified/NAME.ndjson, NAME.ndjson, binary/NAME.bin, NAME.bin, raw/NAME.ndjson,
-    imagefolder/LABEL/ with pictures, LABEL/ with pictures, pictures in
-    `folder`. Names that begin with "." or "_" are hidden, as for Spark and Hive.
-
-    Raises FileRefused if the folder does not exist or has none of these layouts, or if two names are equal in NFC.
-    """
-    if not folder.is_dir():
-        raise FileRefused(f"{folder}: no such folder; expected one with a NAME.npy for each label")
-    for inner, suffix in _LAYOUTS:
-        for parent in (folder / inner, folder):
-            if files := sorted(parent.glob(f"[!._]*{suffix}")):
-                return _by_label(files)
-    for parent in (folder / "imagefolder", folder):
-        if folders := [inner for inner in sorted(parent.glob("[!._]*/")) if _pictures(inner)]:
-            return _by_label(folders)
-    if _pictures(folder):
-        return _by_label([folder])
-    raise FileRefused(f"{folder}: expected a NAME.npy for each label, got none, nor strokes or pictures")
-
-
-def label_of(path: Path) -> str:
-    """Return the label of a path that `labelled_files` returned: its name in Unicode's normal form NFC."""
-    return nfc(path.name or path.resolve().name if path.is_dir() else path.stem)
-
-
-def _by_label(paths: list[Path]) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in paths:
-        label = label_of(path)
-        if label in files:
-            raise FileRefused(f"{path}: must not have the same label as another file, got {label} in NFC and in NFD")
-        files[label] = path
-    return files
-
-
-def source_of(folder: Path) -> str:
-    """Return the origin of the drawings in `folder`: the text of its SOURCE.txt, or else the folder's name."""
-    note = folder / SOURCE_NOTE
-    if note.is_file():
-        return note.read_text(encoding="utf-8", errors="replace").strip()
-    return f"drawings in the folder {folder.resolve().name}"
-
-
 def _has_other_units(strokes: list[Stroke]) -> bool:
     if any(len(stroke) > 2 or min(map(min, stroke)) < 0 for stroke in strokes):
         return True
     return not _MIN_SIMPLIFIED <= max(max(map(max, stroke)) for stroke in strokes) <= 255
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(
-        file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.name[0] not in "._"
-    )

@@ -4,6 +4,7 @@ Flow: file -> index of the starts of lines or records (8 bytes per drawing) -> a
 """
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ _MAX_BYTES = 1 << 22
 _CHUNK_BYTES = 1 << 24
 _TAIL_BYTES = 1 << 12
 _BOM = b"\xef\xbb\xbf"
+_SPACES = np.isin(np.arange(256), list(b" \t\n\r\v\f"))  # whether a byte is white space
 
 
 class Malformed(NamedTuple):
@@ -35,7 +37,7 @@ class Malformed(NamedTuple):
 class StrokeFile:
     """The drawings of one file, parsed on access. Threads may share the object, and it can be pickled.
 
-    Row i is line (or record) i + 1, unless malformed lines were skipped; see `number_of`.
+    Row i is line (or record) i + 1, unless malformed lines were skipped; see `number_of`. Blank lines are no lines.
     """
 
     def __init__(self, path: Path, *, skip_malformed: bool = False, index_every: int = 1) -> None:
@@ -47,7 +49,7 @@ class StrokeFile:
         if len(self._data) and self._format.is_other(self._data):
             raise FileRefused(f"{path}: expected {self._format.name}, got {got(self._data[:HEAD_BYTES], str(path))}")
         self._every = index_every
-        self._starts, self.line_count = self._format.make_index(self._data, index_every)
+        self._starts, self.line_count, self._blanks = self._format.make_index(self._data, index_every)
         self._numbers: Sequence[int] = range(1, self.line_count + 1)
         if skip_malformed:
             self._numbers = array("Q", self._well_formed())
@@ -63,7 +65,7 @@ class StrokeFile:
         return map(self._drawing, self._numbers)
 
     def number_of(self, row: int) -> int:
-        """Return the number, from 1, of the line or record that holds a row."""
+        """Return the number, from 1, of the line or record that holds a row; blank lines have no number."""
         return self._numbers[row]
 
     def lines(self, start: int, stop: int) -> Iterator[bytes]:
@@ -75,6 +77,8 @@ class StrokeFile:
             return  # an empty .bin has no indexed record
         at = self._starts[start // self._every]
         for index in range(start - start % self._every, stop):
+            while self._blanks and _is_blank(self._data, at):
+                at = self._format.end(self._data, at)
             end = self._format.end(self._data, at)
             if index >= start:
                 yield self._data[at : min(end, at + _MAX_BYTES + 1)]
@@ -94,7 +98,11 @@ class StrokeFile:
         try:
             return self.parse(next(self.lines(number - 1, number)))
         except ValueError as exc:
-            raise FileRefused(f"{self.path}:{number}: {exc}") from exc
+            raise FileRefused(f"{self.path}:{self._place(number)}: {exc}") from exc
+
+    def _place(self, number: int) -> int:
+        """Return the number of a line as editors count, blank lines included."""
+        return number + bisect_right(self._blanks, number - 1)
 
     def _well_formed(self) -> Iterator[int]:
         """Parse the whole file; yield the numbers of well-formed lines and record the malformed ones."""
@@ -104,7 +112,7 @@ class StrokeFile:
             except ValueError as exc:
                 self.malformed_count += 1
                 if len(self.malformed) < MALFORMED_KEPT:
-                    self.malformed.append(Malformed(number, str(exc)))
+                    self.malformed.append(Malformed(self._place(number), str(exc)))
             else:
                 yield number
 
@@ -142,16 +150,35 @@ def _is_other_than_records(data: StableFile) -> bool:
         return True
 
 
-def _index_lines(data: StableFile, every: int) -> tuple[Sequence[int], int]:
-    """Return where lines 0, every, 2 * every, ... begin, and the number of all lines."""
-    starts, ends = array("Q", [0]), 0
+class _Index(NamedTuple):
+    starts: Sequence[int]  # where lines or records 0, every, 2 * every, ... begin, in bytes
+    lines: int  # number of all lines or records
+    blanks: Sequence[int] = ()  # for each blank line between others, the number of lines before it
+
+
+def _index_lines(data: StableFile, every: int) -> _Index:
+    starts, blanks, count = array("Q"), array("Q"), 0
     size = _end_of_text(data)
+    begins = np.zeros(1, np.int64)  # where lines begin, in the current chunk
     for start in range(0, size, _CHUNK_BYTES):
         chunk = np.frombuffer(data.read(start, min(start + _CHUNK_BYTES, size)), np.uint8)
-        found = np.flatnonzero(chunk == ord("\n")) + (start + 1)
-        starts.frombytes(found[every - 1 - ends % every :: every].astype(np.uint64).tobytes())
-        ends += len(found)
-    return starts, ends + bool(size)  # the last line ends before a line feed, or without one
+        ends = np.flatnonzero(chunk == ord("\n"))
+        begins = np.concatenate([begins[begins < len(chunk)], ends + 1])
+        inside = begins[begins < len(chunk)]
+        is_blank = _SPACES[chunk[inside]]
+        for index in np.flatnonzero(is_blank):
+            is_blank[index] = _is_blank(data, start + int(inside[index]))
+        found = inside[~is_blank] + start
+        starts.frombytes(found[-count % every :: every].astype(np.uint64).tobytes())
+        blanks.frombytes((count + np.cumsum(~is_blank)[is_blank]).astype(np.uint64).tobytes())
+        count += len(found)
+        begins = begins[len(inside) :] - len(chunk)
+    return _Index(starts, count, blanks)
+
+
+def _is_blank(data: StableFile, start: int) -> bool:
+    """Return whether the line at `start` has only white space."""
+    return data[start : start + 1].isspace() and data[start : _line_end(data, start)].isspace()
 
 
 def _end_of_text(data: StableFile) -> int:
@@ -182,19 +209,18 @@ def _record_end(data: StableFile, start: int) -> int:
             return long_record_end(data, start)
 
 
-def _index_records(data: StableFile, every: int) -> tuple[Sequence[int], int]:
-    """Return where records 0, every, 2 * every, ... begin, and the number of all records."""
+def _index_records(data: StableFile, every: int) -> _Index:
     starts, at, records = array("Q"), 0, 0
     while at < len(data):
         if records % every == 0:
             starts.append(at)
         at = min(_record_end(data, at), len(data))
         records += 1
-    return starts, records
+    return _Index(starts, records)
 
 
 class _Format(NamedTuple):
-    make_index: Callable[[StableFile, int], tuple[Sequence[int], int]]
+    make_index: Callable[[StableFile, int], _Index]
     end: Callable[[StableFile, int], int]
     parse: Callable[[bytes], Drawing]
     is_other: Callable[[StableFile], bool]  # whether the beginning of a file is that of another kind of file

@@ -1,20 +1,20 @@
 """Open labelled drawings, and read which of them the game recognised; each label has one file or picture folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..drawings.readers import BitmapRows, DrawnRows, PictureRows, label_of, labelled_files, open_bitmaps, source_of
+from ..drawings.folders import find_labelled, label_of, source_of
+from ..drawings.passed_over import PassedOverList
+from ..drawings.readers import BitmapRows, DrawnRows, PictureRows, open_bitmaps
 from ..drawings.strokes import Malformed, StrokeFile, open_strokes
 from ..errors import FileRefused
 from ..label_names import compared, listed, nfc
 
 Flags = NDArray[np.int8]  # (rows,), 1 = the game recognised the drawing, 0 = it did not, UNKNOWN = no flag
-
-_SUFFIXES = (".npy", ".ndjson", ".bin")  # of folders; .jsonl often holds something else, such as metadata
 
 UNKNOWN = -1  # flag of a drawing of which it is unknown whether the game recognised it
 
@@ -25,9 +25,9 @@ class LabelledDrawings:
 
     source: str  # origin of the drawings
     bitmaps: dict[Path, BitmapRows]  # drawings by file; the model knows the label of each file
-    passed_over: tuple[str, ...]  # labels of the folder that the model does not know
+    passed_over: tuple[str, ...]  # labels of the folder that the model does not know; their files are not read
     skips_malformed: bool = False  # whether malformed lines, records and pictures are skipped
-    other_kinds: tuple[Path, ...] = ()  # files of drawings next to those of `bitmaps` that are not read
+    others: PassedOverList = field(default_factory=PassedOverList)  # files and folders that are not read
 
     @property
     def malformed_count(self) -> int:
@@ -55,12 +55,13 @@ class LabelledDrawings:
 def open_labelled(folder: Path, labels: tuple[str, ...], *, skip_malformed: bool = False) -> LabelledDrawings:
     """Open the files of `folder` that are named after one of `labels`; names are compared in NFC.
 
-    The folder has one of the layouts of `labelled_files`. With `skip_malformed`, malformed drawings are skipped and
+    The folder has one of the layouts of `find_labelled`. With `skip_malformed`, malformed drawings are skipped and
     counted; otherwise reading one raises FileRefused.
 
     Raises FileRefused if the folder does not exist, if it has no row with one of the labels, or if a file is malformed.
     """
-    files, known = labelled_files(folder), set(map(nfc, labels))
+    found, known = find_labelled(folder), set(map(nfc, labels))
+    files = found.files
     bitmaps = {
         file: open_bitmaps(file, skip_malformed=skip_malformed) for label, file in files.items() if label in known
     }
@@ -73,16 +74,8 @@ def open_labelled(folder: Path, labels: tuple[str, ...], *, skip_malformed: bool
         bitmaps=bitmaps,
         passed_over=tuple(label for label in files if label not in known),
         skips_malformed=skip_malformed,
-        other_kinds=_other_kinds(files),
+        others=found.passed_over,
     )
-
-
-def _other_kinds(files: Mapping[str, Path]) -> tuple[Path, ...]:
-    """Return the files in the folder of `files` that `labelled_files` left out, because one format has priority."""
-    taken = set(files.values())
-    parents = {path.parent for path in taken if not path.is_dir()}
-    found = [path for parent in parents for path in sorted(parent.iterdir()) if path.suffix in _SUFFIXES]
-    return tuple(path for path in found if path not in taken and path.name[0] != ".")
 
 
 class RecognizedFlags:

@@ -20,8 +20,8 @@ import numpy as np
 
 from ..drawings.readers import Bitmaps
 from ..errors import SketchbatchError
+from .inputs import Block, Source
 from .plan import Plan
-from .sources import Block, Source
 
 BLOCK_ROWS = 1024  # rows that are read at once: enough for one request; cairo renders them in an eighth of a second
 

@@ -17,18 +17,18 @@ from typing import BinaryIO, Protocol
 import pyarrow as pa
 
 from ..atomic import replacing, room_for
+from ..drawings.passed_over import PassedOverList
 from ..drawings.readers import Bitmaps
 from ..errors import FileRefused, JobRefused
 from ..rpc.classification import Classification, ModelInfo, joined
 from ..rpc.client import Client
 from .block_reader import Batch, BlockReader, digest_of
-from .inputs import find_sources
+from .inputs import InputOptions, Source, find_sources
 from .manifest import Manifest, manifest_path
 from .outputs import reject_line, schema, table, writing
 from .parts import BegunJob, Part, Parts, locked, other_shards
 from .plan import ALL, Input, Plan, ScoreOptions, Shard, default_part_rows, difference, row_bytes
 from .score_rows import reject_non_finite, score_batches
-from .sources import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class ScoreJob:
     shard: Shard = ALL
     part_rows: int = 0  # rows per part, the same for all shards; 0 = `default_part_rows` for this model
     readers: int = 1  # number of processes that decode strokes and pictures
-    column: str = ""  # column of Parquet files that has the drawings; empty = the only one that can have them
+    input_options: InputOptions = field(default_factory=InputOptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Outcome:
 
 
 class ProgressListener(Protocol):
-    """Receives the progress of a job."""
+    """Receives the progress of a job. A subclass overrides the reports that it needs."""
 
     def opens(self, source: str) -> None:
         """Report that an input is being opened and its rows are being counted."""
@@ -69,6 +69,12 @@ class ProgressListener(Protocol):
 
     def advances(self, rows: int) -> None:
         """Report that `rows` more rows are finished."""
+
+    def passes_over(self, files: PassedOverList) -> None:
+        """Report the files, folders and arrays of the inputs that are not read."""
+
+    def leaves_empty(self, rows: int) -> None:
+        """Report that the metadata of `rows` more rows, such as their key, cannot be read."""
 
 
 def rejects_path(output: Path) -> Path:
@@ -96,7 +102,9 @@ def write_scores(
         earlier = BegunJob.read(output)
         others = [] if restart else other_shards(output, job.shard)
         begun = next((each.plan for each in (earlier, *others) if each), None)
-        sources = find_sources(job.inputs, parts.folder, listener.opens, job.column)
+        passed_over = PassedOverList()
+        sources = find_sources(job.inputs, parts.folder, listener.opens, job.input_options, passed_over)
+        listener.passes_over(passed_over)
         plan = _plan(job, sources, _same_version(client, job.options, served, begun), begun)
         with BlockReader(plan, sources, job.readers) as reader:
             _check_unchanged(earlier, others, plan, reader)
@@ -106,7 +114,9 @@ def write_scores(
                 parts.clear()  # their plan cannot be read
             parts.begin(plan)
             digests = {part: parts.digest(part) for part in plan.parts}
-            manifest = _JobRunner(client, job.kind, plan, sources, reader, listener).write(output, parts, digests)
+            manifest = _JobRunner(client, job.kind, plan, sources, reader, listener).write(
+                output, parts, digests, passed_over
+            )
     return Outcome(rows=manifest.rows, rejected=manifest.rejected)
 
 
@@ -118,7 +128,9 @@ def stream_scores(
     An interrupted run cannot resume. Raises the errors of `write_scores`.
     """
     served = client.model(job.options.model_name, job.options.model_version)
-    sources = find_sources(job.inputs, spool, listener.opens, job.column)
+    passed_over = PassedOverList()
+    sources = find_sources(job.inputs, spool, listener.opens, job.input_options, passed_over)
+    listener.passes_over(passed_over)
     plan = _plan(job, sources, served, None)
     with BlockReader(plan, sources, job.readers) as reader:
         runner = _JobRunner(client, job.kind, plan, sources, reader, listener)
@@ -127,6 +139,7 @@ def stream_scores(
         with writing(file, job.kind, plan, runner.schema) as write:
             for part in runner.score_parts(plan.parts):
                 write(part.rows, plan.rows_of(part.number))
+                listener.leaves_empty(part.unread_metadata)
                 yield from part.rejects
 
 
@@ -145,14 +158,16 @@ class _JobRunner:
     def schema(self) -> pa.Schema:
         return schema(self.plan, has_key_ids=any(source.has_key_ids for source in self.sources))
 
-    def write(self, output: Path, parts: Parts, digests: dict[int, int | None]) -> Manifest:
+    def write(
+        self, output: Path, parts: Parts, digests: dict[int, int | None], passed_over: PassedOverList
+    ) -> Manifest:
         """Write all parts to `output`. Score the parts whose digest is None, and read the finished parts."""
         plan = self.plan
         missing = [part for part in plan.parts if digests[part] is None]
         self.listener.selects(plan.model, plan.score_kind)
         self.listener.begins(plan.rows, plan.rows - sum(map(plan.rows_of, missing)))
         partial, rejects = parts.folder / "output.partial", parts.folder / "rejects.partial"
-        rows = rejected = 0
+        rows = rejected = unread = 0
         with (
             room_for(output),
             partial.open("wb") as file,
@@ -169,9 +184,22 @@ class _JobRunner:
                     part = parts.read(number)
                 write_rows(part.rows, plan.rows_of(number))
                 reject_file.writelines(part.rejects)
-                rows, rejected = rows + len(part.rows), rejected + len(part.rejects)
+                rows, rejected, unread = (
+                    rows + len(part.rows),
+                    rejected + len(part.rejects),
+                    unread + part.unread_metadata,
+                )
+                self.listener.leaves_empty(part.unread_metadata)
         done = {part: digest for part, digest in digests.items() if digest is not None}
-        manifest = Manifest(plan=plan, digests=done, rows=rows, rejected=rejected, output_bytes=partial.stat().st_size)
+        manifest = Manifest(
+            plan=plan,
+            digests=done,
+            rows=rows,
+            rejected=rejected,
+            unread_metadata=unread,
+            passed_over=passed_over.to_json(),
+            output_bytes=partial.stat().st_size,
+        )
         if rejected and not rows and plan.shard == ALL:
             reason = json.loads(rejects.read_text(encoding="utf-8").partition("\n")[0])["reason"]
             parts.clear()
@@ -208,6 +236,7 @@ class _JobRunner:
             rows=pa.Table.from_batches(tables, self.schema).combine_chunks(),
             rejects=[reject_line(reject) for block in blocks for reject in block.rejects],
             digest=digest_of(blocks),
+            unread_metadata=sum(block.unread_metadata for block in blocks),
         )
 
     def _check_model(self, results: list[Classification]) -> None:
@@ -259,6 +288,8 @@ def _plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Plan |
         with_all_scores=options.with_all_scores,
         part_rows=job.part_rows or part_rows,
         shard=job.shard,
+        column=job.input_options.column,
+        scale=job.input_options.scale,
         score_kind=served.score_kind,
     )
 

@@ -1,7 +1,7 @@
 """Store next to an output how it was made, so that a later run detects a finished job and shards can be merged."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ class Manifest:
     digests: dict[int, int]  # part digest by number of the part
     rows: int  # number of rows written, without rejected rows
     rejected: int
+    unread_metadata: int = 0  # number of rows with metadata that cannot be read
+    passed_over: dict[str, Any] = field(default_factory=dict)
+    """`PassedOverList.to_json` of the files that were not read."""
     output_bytes: int  # size of the output; an output file of another size does not belong to this manifest
 
     def write(self, path: Path) -> None:
@@ -37,6 +40,8 @@ class Manifest:
                 digests={int(part): whole_number(digest) for part, digest in found["digests"].items()},
                 rows=whole_number(found["rows"]),
                 rejected=whole_number(found["rejected"]),
+                unread_metadata=whole_number(found.get("unread_metadata", 0)),  # older manifests have neither
+                passed_over=found.get("passed_over", {}),
                 output_bytes=whole_number(found["output_bytes"]),
             )
             return manifest if output.stat().st_size == manifest.output_bytes else None

@@ -22,7 +22,7 @@ from .manifest import Manifest, read_json, write_json
 from .plan import ALL, Plan, Shard
 
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
-_DIGEST = b"digest"
+_DIGEST, _UNREAD = b"digest", b"unread_metadata"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class Part:
     rows: pa.Table  # lines of `outputs.table`
     rejects: list[str]  # one line of JSON per rejected row
     digest: int  # part digest: CRC-32 of the input bytes
+    unread_metadata: int = 0  # number of rows with metadata that cannot be read
 
 
 class Parts:
@@ -76,8 +77,14 @@ class Parts:
         rows.validate(full=True)
         rejects = self._rejects(part)
         lines = rejects.read_text(encoding="utf-8").splitlines(keepends=True) if rejects.exists() else []
-        digest = int(rows.schema.metadata[_DIGEST])
-        return Part(number=part, rows=rows.replace_schema_metadata(), rejects=lines, digest=digest)
+        metadata = rows.schema.metadata
+        return Part(
+            number=part,
+            rows=rows.replace_schema_metadata(),
+            rejects=lines,
+            digest=int(metadata[_DIGEST]),
+            unread_metadata=int(metadata.get(_UNREAD, 0)),
+        )
 
     def save(self, part: Part) -> None:
         """Store a finished part; the rows reach the disk before the file gets its final name."""
@@ -85,7 +92,7 @@ class Parts:
             with replacing(self._rejects(part.number)) as partial:
                 partial.write_text("".join(part.rejects), encoding="utf-8")
         with replacing(self._rows(part.number)) as partial, partial.open("wb") as file:
-            rows = part.rows.replace_schema_metadata({_DIGEST: str(part.digest)})
+            rows = part.rows.replace_schema_metadata({_DIGEST: str(part.digest), _UNREAD: str(part.unread_metadata)})
             with pa.ipc.new_file(file, rows.schema, options=_OPTIONS) as writer:
                 writer.write_table(rows)
             file.flush()

@@ -75,6 +75,8 @@ class Plan:
     with_all_scores: bool
     part_rows: int  # number of rows of each part; the last part may have fewer
     shard: Shard = ALL
+    column: str = ""  # `InputOptions.column`
+    scale: float = 0.0  # `InputOptions.scale`
     score_kind: str = ""
     """`ModelInfo.score_kind` of the model; "" = unknown. No difference between jobs: a newer service states it."""
 
@@ -151,7 +153,9 @@ class Plan:
                 with_all_scores=_checked(bool, manifest["with_all_scores"]),
                 part_rows=whole_number(manifest["part_rows"], least=1),
                 shard=Shard(number, shards),
-                score_kind=_checked(str, manifest.get("score_kind", "")),  # manifests of older clients have none
+                column=_checked(str, manifest.get("column", "")),  # manifests of older clients have none
+                scale=_checked(float, manifest.get("scale", 0.0)),
+                score_kind=_checked(str, manifest.get("score_kind", "")),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError(f"not the manifest of a job: {exc!r}") from exc
@@ -196,6 +200,8 @@ def difference(earlier: Plan, now: Plan) -> str:
         ("the model", *models),
         ("--top-k", earlier.top_k, now.top_k),
         ("--all-scores", earlier.with_all_scores, now.with_all_scores),
+        ("--column", earlier.column or "the default", now.column or "the default"),
+        ("--scale", earlier.scale, now.scale),
         ("--part-rows", earlier.part_rows, now.part_rows),
         ("--shard", "{}/{}".format(*earlier.shard), "{}/{}".format(*now.shard)),
         ("the list of labels", *_first_difference(earlier.labels, now.labels)),

@@ -12,8 +12,8 @@ from ..drawings.readers import BitmapRows, Bitmaps
 from ..rpc.classification import Classification, non_finite, select
 from ..rpc.client import Client
 from .block_reader import Batch
+from .inputs import Block, Reject, Source
 from .plan import ScoreOptions
-from .sources import Block, Reject, Source
 
 _BLOCK_ROWS = 4096  # rows that are read at once: 3.2 MB; cairo renders as many drawings in half a second
 

@@ -27,7 +27,7 @@ _CALL_S = 0.005
 _QUICK_S = 0.001  # longest duration of a quick call: splitting it or passing it to another thread saves no time
 _LONG_S = 0.02  # a thread polls during full calls that take longer than this, so that health checks do not wait
 _BATCH_ROWS = (16, 1024)  # range: fewer rows do not fill ONNX Runtime's kernels, more exceed the CPU's caches
-_TRIAL_ROWS = 16  # rows of the measured call; more rows would hardly change the time per row
+_TIMED_ROWS = 16  # rows of the measured call; more rows would hardly change the time per row
 _TRIALS = 5
 
 
@@ -106,7 +106,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Check the model with `predict_checked` for three batch sizes, and set the limits in rows by its speed."""
-        for rows in (1, _TRIAL_ROWS):
+        for rows in (1, _TIMED_ROWS):
             predict_checked(self.predict, _noise(rows), self._classes)
         self._tune()
         predict_checked(self.predict, _noise(self.batch_rows), self._classes)
@@ -117,9 +117,9 @@ class Engine:
         return scores
 
     def _tune(self) -> None:
-        trial = _noise(_TRIAL_ROWS)
+        trial = _noise(_TIMED_ROWS)
         took_s = min(_thread_s(lambda: self.predict(trial)) for _ in range(_TRIALS))
-        rows_per_s = _TRIAL_ROWS / max(took_s, 1e-6)
+        rows_per_s = _TIMED_ROWS / max(took_s, 1e-6)
         if not self._has_fixed_size:
             least, most = _BATCH_ROWS
             self.batch_rows = min(most, max(least, _power_of_two_below(rows_per_s * _CALL_S)))

@@ -62,7 +62,7 @@ def to_int8(graph: onnx.ModelProto, bitmaps: Bitmaps, settings: Int8Settings | N
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
-    """Passes the calibration drawings to ONNX Runtime in batches."""
+    """Passes the drawings that set the ranges of int8 to ONNX Runtime in batches."""
 
     def __init__(self, bitmaps: Bitmaps) -> None:
         rows = min(_CALL_ROWS, len(bitmaps))

@@ -9,8 +9,8 @@ import pyarrow as pa
 from ...rpc.classification import Classification
 from ...strict_json import encode
 from ..block_reader import Batch
+from ..inputs import Block, Reject, Source
 from ..plan import Plan
-from ..sources import Block, Reject, Source
 
 OFFSET = "offset"  # column with the position of a row in its part; parts have this column, outputs do not
 CLASS_INDEX = "class_index"  # column of a wide job with top_k: the classes of `SCORES`, as positions in `Plan.labels`

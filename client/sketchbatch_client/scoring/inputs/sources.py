@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..drawings.readers import BitmapFile, Bitmaps, check_is_file, draw_strokes, stack_bitmaps
-from ..drawings.stable_file import changed
-from ..drawings.strokes import StrokeFile
-from ..errors import FileRefused
-from ..file_stamp import FileStamp, file_stamp
+from ...drawings.readers import BitmapFile, Bitmaps, check_is_file, draw_strokes, stack_bitmaps
+from ...drawings.stable_file import changed
+from ...drawings.strokes import StrokeFile
+from ...errors import FileRefused
+from ...file_stamp import FileStamp, file_stamp
 
 
 class Reject(NamedTuple):
@@ -40,6 +40,7 @@ class Block:
     key_ids: NDArray[np.uint64] | None = None
     """(good rows,): Google's identifiers, 0 = unknown; None if the source has none."""
     rejects: list[Reject] = field(default_factory=list)
+    unread_metadata: int = 0  # number of good rows with a key or other metadata that cannot be read
     digest: int  # CRC-32 of the bytes that were read; detects changes of an input, but not an attack
 
 
@@ -94,7 +95,7 @@ class StrokeSource(Source):
         return self._file.line_count
 
     def block(self, start: int, stop: int) -> Block:
-        digest = 0
+        digest = unread = 0
         rows, key_ids, bitmaps, rejects = [], [], [], []
         for row, line in enumerate(self._file.lines(start, stop), start):
             digest = zlib.crc32(line, digest)
@@ -106,9 +107,17 @@ class StrokeSource(Source):
             else:
                 rows.append(row)
                 key_ids.append(drawing.key_id)
+                unread += bool(drawing.unread)
         self._file.release()
         numbers, keys = np.array(rows, np.int64), np.array(key_ids, np.uint64)
-        return Block(rows=numbers, bitmaps=stack_bitmaps(bitmaps), key_ids=keys, rejects=rejects, digest=digest)
+        return Block(
+            rows=numbers,
+            bitmaps=stack_bitmaps(bitmaps),
+            key_ids=keys,
+            rejects=rejects,
+            unread_metadata=unread,
+            digest=digest,
+        )
 
 
 class PictureSource(Source):
@@ -127,7 +136,7 @@ class PictureSource(Source):
         return len(self._names)
 
     def block(self, start: int, stop: int) -> Block:
-        from ..drawings.images import decode_image  # imports Pillow, which other formats do not need
+        from ...drawings.images import decode_image  # imports Pillow, which other formats do not need
 
         digest = 0
         rows, bitmaps, rejects = [], [], []

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import hashlib
+import math
 import sys
 import zlib
 from collections.abc import Callable
@@ -11,20 +12,20 @@ from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 
-from ..atomic import room_for
-from ..drawings.stable_file import changed, is_unchanged
-from ..errors import FileRefused
-from ..file_kind import HEAD_BYTES
-from ..file_stamp import file_stamp
+from ...atomic import replacing, room_for
+from ...drawings.stable_file import changed, is_unchanged
+from ...errors import FileRefused
+from ...file_kind import HEAD_BYTES
+from ...file_stamp import file_stamp
 
 _CHUNK_BYTES = 1 << 20
+_MAX_BYTES, _MAX_RATIO = 1 << 30, 200  # unpacked, and per packed byte: strokes shrink 3 to 10 times, drawings 2 to 10
 
 _UNPACKERS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".zst": lambda path: pa.CompressedInputStream(pa.PythonFile(path.open("rb")), "zstd"),
 }
-PACKED_SUFFIXES = tuple(_UNPACKERS)
 
 
 class Spooled(NamedTuple):
@@ -60,7 +61,8 @@ def unpack(path: Path, folder: Path) -> Spooled:
         raise FileRefused(f"{path}: cannot be unpacked: an empty file; fetch it again")
     try:
         with _UNPACKERS[path.suffix.lower()](path) as packed:
-            copy = _copied(b"", packed, folder / f"unpacked-{name}{inner.suffix.lower()}")
+            target = folder / f"unpacked-{name}{inner.suffix.lower()}"
+            copy = _copied(b"", packed, target, max(_MAX_BYTES, _MAX_RATIO * before.size_bytes))
     except (EOFError, OSError, zlib.error, pa.ArrowException) as exc:  # OSError: of gzip, bz2 and Arrow, too
         if not is_unchanged(path, before):
             raise changed(path) from exc
@@ -70,13 +72,17 @@ def unpack(path: Path, folder: Path) -> Spooled:
     return copy
 
 
-def _copied(head: bytes, rest: IO[bytes], target: Path) -> Spooled:
-    """Write `head` and the rest of a file to `target`."""
+def _copied(head: bytes, rest: IO[bytes], target: Path, most_bytes: float = math.inf) -> Spooled:
+    """Write `head` and the rest of a file to `target`; without it, if an error occurs or the rest is too long."""
     digest = hashlib.sha256()
-    with room_for(target), target.open("wb") as file:
+    with room_for(target), replacing(target) as partial, partial.open("wb") as file:
         chunk = head or rest.read(_CHUNK_BYTES)
         while chunk:
             file.write(chunk)
             digest.update(chunk)
+            if file.tell() > most_bytes:
+                raise FileRefused(
+                    f"{target}: must unpack to at most {most_bytes:,} bytes, got more; unpack it yourself"
+                )
             chunk = rest.read(_CHUNK_BYTES)
     return Spooled(target, digest.hexdigest())

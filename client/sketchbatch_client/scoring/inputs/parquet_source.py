@@ -3,26 +3,31 @@
 Row groups are decoded 1,024 rows at a time. As long as blocks are read in order, each row is decoded only once.
 """
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from ..drawings.npy import ROW_SHAPES
-from ..drawings.readers import Bitmaps, stack_bitmaps
-from ..drawings.stable_file import changed, is_unchanged
-from ..errors import FileRefused, reason_of
-from ..file_kind import HEAD_BYTES, got
-from ..file_stamp import FileStamp, file_stamp
+from ...drawings.readers import Bitmaps, stack_bitmaps
+from ...drawings.stable_file import changed, is_unchanged
+from ...errors import FileRefused, reason_of
+from ...file_kind import HEAD_BYTES, got
+from ...file_stamp import FileStamp, file_stamp
+from .parquet_column import (
+    all_bitmaps,
+    bitmap_of,
+    digest_of_column,
+    is_drawing,
+    key_id_of,
+    plain,
+    problem_of,
+    remedy_for,
+)
 from .sources import Block, Reject, Source
 
-_ROW_BYTES = 784
 _MAGIC = (b"PAR1", b"PARE")  # the second with an encrypted footer
 _KEY_ID = "key_id"
 _BATCH_ROWS = 1024
@@ -35,12 +40,14 @@ _EXPECTED = "drawings (784 bytes, 784 or 28 x 28 numbers, or pictures)"
 class ParquetSource(Source):
     """The drawings of a Parquet file; a column `key_id`, if there is one, holds their identifiers."""
 
-    def __init__(self, name: str, stamp: str, path: Path, column: str = "") -> None:
+    def __init__(self, name: str, stamp: str, path: Path, column: str = "", scale: float = 0) -> None:
         """Open the file. Raises FileRefused if it is not Parquet, or if it is unknown which column has the drawings.
 
-        `column` names the column; empty = the only one that can have drawings, by its type and its first rows.
+        `column` names the column; empty = the only one that can have drawings, by its type and its first rows. `scale`
+        multiplies floats and booleans; 0 = columns of them have no drawings.
         """
         super().__init__(name, stamp)
+        self._scale = scale
         self._path, self._opened_as = path, _check_magic(path, name)
         try:
             # without `pre_buffer`, a row group of a gigabyte is read in pieces
@@ -54,7 +61,7 @@ class ParquetSource(Source):
         self._column = column or self._find_column(schema)
         if self._column not in schema.names:
             raise FileRefused(f"{name}: expected a column {self._column}, got {', '.join(schema.names)[:_SHOWN]}")
-        if problem := _problem_of(schema.field(self._column).type):
+        if problem := problem_of(schema.field(self._column).type, scale):
             raise FileRefused(f"{name}: column {self._column} must hold {_EXPECTED}; {problem}")
         self.has_key_ids = _KEY_ID in schema.names
         self._batches: Iterator[pa.RecordBatch] = iter(())
@@ -66,18 +73,25 @@ class ParquetSource(Source):
 
     def block(self, start: int, stop: int) -> Block:
         table = self._rows(start, stop)
-        column = _plain(table[self._column].combine_chunks())
+        column = plain(table[self._column].combine_chunks())
         self._check_unchanged()
-        bitmaps = _all_bitmaps(column)
+        bitmaps = all_bitmaps(column, self._scale)
         rows, rejects = np.arange(start, stop), list[Reject]()
         if bitmaps is None:
             rows, bitmaps, rejects = self._decode_each(column, start)
-        key_ids = self._key_ids(table, rows - start) if self.has_key_ids else None
-        return Block(rows=rows, bitmaps=bitmaps, key_ids=key_ids, rejects=rejects, digest=_digest(column))
+        key_ids, unread = self._key_ids(table, rows - start) if self.has_key_ids else (None, 0)
+        return Block(
+            rows=rows,
+            bitmaps=bitmaps,
+            key_ids=key_ids,
+            rejects=rejects,
+            unread_metadata=unread,
+            digest=digest_of_column(column),
+        )
 
     def _find_column(self, schema: pa.Schema) -> str:
         """Return the name of the only column that can have drawings."""
-        columns: list[str] = [field.name for field in schema if not _problem_of(field.type)]
+        columns: list[str] = [field.name for field in schema if not problem_of(field.type, self._scale)]
         if len(columns) > 1:
             columns = self._with_drawings(columns) or columns if len(self) else columns[:1]
         if len(columns) > 1:
@@ -85,7 +99,7 @@ class ParquetSource(Source):
             raise FileRefused(f"{self.name}: several columns may have drawings: {found}; name one with --column")
         if not columns:
             found = ", ".join(f"{field.name} {field.type}" for field in schema)[:_SHOWN]
-            remedy = next((f"; {field.name}: {each}" for field in schema if (each := _remedy(field.type))), "")
+            remedy = next((f"; {field.name}: {each}" for field in schema if (each := remedy_for(field.type))), "")
             raise FileRefused(f"{self.name}: expected a column of {_EXPECTED}, got {found}{remedy}")
         return columns[0]
 
@@ -95,16 +109,18 @@ class ParquetSource(Source):
             rows = next(self._file.iter_batches(_FIRST_ROWS, columns=columns, use_threads=False), None)
         except (OSError, pa.ArrowException) as exc:
             raise FileRefused(f"{self.name}: damaged, cannot be read as Parquet: {_first_line(exc)}") from exc
-        return [name for name in columns if rows and any(map(_is_drawing, _plain(rows[name])))]
+        return [name for name in columns if rows and any(is_drawing(row, self._scale) for row in plain(rows[name]))]
 
     def _check_unchanged(self) -> None:
         if not is_unchanged(self._path, self._opened_as):
             raise changed(self._path)
 
-    def _key_ids(self, table: pa.Table, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+    def _key_ids(self, table: pa.Table, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint64], int]:
+        """Return the keys of some rows, and how many of them cannot be read; these are 0, as those of null."""
         try:
             values = table[_KEY_ID].take(pa.array(rows)).to_pylist()
-            return np.array([_key_id(value) for value in values], np.uint64)
+            keys = [0 if value is None else key_id_of(value) for value in values]
+            return np.array([key or 0 for key in keys], np.uint64), keys.count(None)
         except ValueError as exc:  # UnicodeDecodeError, and nanoseconds that Python's datetime cannot hold
             raise FileRefused(f"{self.name}: damaged, {_KEY_ID} must be text: {exc}; write the file again") from exc
 
@@ -112,7 +128,7 @@ class ParquetSource(Source):
         rows, bitmaps, rejects = [], [], []
         for row, value in enumerate(column, start):
             try:
-                bitmaps.append(_bitmap(value.as_py(), f"{self.name}: row {row}"))
+                bitmaps.append(bitmap_of(value.as_py(), f"{self.name}: row {row}", self._scale))
                 rows.append(row)
             except (FileRefused, ValueError, TypeError, OverflowError) as exc:
                 rejects.append(Reject(self.name, row, str(exc)))
@@ -171,128 +187,3 @@ def _check_magic(path: Path, name: str) -> FileStamp:
 
 def _first_line(exc: BaseException) -> str:
     return str(exc).partition("\n")[0]
-
-
-def _problem_of(kind: pa.DataType) -> str:
-    """Return why a column of this type has no drawings; empty if it may have some."""
-    if pa.types.is_dictionary(kind):
-        return _problem_of(kind.value_type)
-    if pa.types.is_struct(kind):  # Hugging Face stores pictures as structs
-        content = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
-        return "" if _is_binary(content) or pa.types.is_null(content) else f"got {kind}"  # null = paths only
-    if not _is_list(kind):
-        return "" if _is_binary(kind) else f"got {kind}"
-    return "" if pa.types.is_integer(_innermost(kind)) else f"got {kind}; {_remedy(kind)}".removesuffix("; ")
-
-
-def _remedy(kind: pa.DataType) -> str:
-    """Return how to convert lists of other numbers; empty for other types."""
-    if not _is_list(kind):
-        return ""
-    if pa.types.is_floating(_innermost(kind)):
-        return "convert the numbers: (x * 255).round().astype(np.uint8) if they are 0 to 1"
-    return "convert the numbers: np.uint8(255) * x" if pa.types.is_boolean(_innermost(kind)) else ""
-
-
-def _innermost(kind: pa.DataType) -> pa.DataType:
-    while _is_list(kind):
-        kind = kind.value_type
-    return kind
-
-
-def _plain(column: pa.Array) -> pa.Array:
-    """Return a column with the same values without a dictionary, and with bytes that are not views."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return column.cast(pa.large_binary()) if pa.types.is_binary_view(column.type) else column
-
-
-def _is_drawing(value: pa.Scalar) -> bool:
-    try:
-        _bitmap(value.as_py(), "")
-    except (FileRefused, ValueError, TypeError, OverflowError):
-        return False
-    return True
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    if pa.types.is_fixed_size_binary(kind):
-        return int(kind.byte_width) == _ROW_BYTES
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _all_bitmaps(column: pa.Array) -> Bitmaps | None:
-    """Convert all rows of a column of bytes or numbers at once; return None if a row must be decoded or rejected."""
-    if column.null_count or pa.types.is_struct(column.type):
-        return None
-    try:
-        return _from_numbers(column) if _is_list(column.type) else _from_bytes(column)
-    except pa.ArrowInvalid:  # a number above 255
-        return None
-
-
-def _from_numbers(column: pa.Array) -> Bitmaps | None:
-    """Convert a column whose rows are lists of 784 numbers, or 28 lists of 28 numbers; return None if a row differs."""
-    shape = list[int]()
-    while _is_list(column.type):
-        lengths = pc.list_value_length(column).unique().to_pylist()
-        if column.null_count or len(lengths) != 1:
-            return None
-        shape += lengths
-        column = column.flatten()
-    if column.null_count or tuple(shape) not in ROW_SHAPES:
-        return None
-    bitmaps: Bitmaps = column.cast(pa.uint8()).to_numpy(zero_copy_only=False).reshape(-1, 28, 28)
-    return bitmaps
-
-
-def _from_bytes(column: pa.Array) -> Bitmaps | None:
-    if pc.binary_length(column).unique().to_pylist() != [_ROW_BYTES]:
-        return None
-    joined = column.cast(pa.large_binary())
-    first = int(np.frombuffer(joined.buffers()[1], np.int64)[joined.offset])
-    return np.frombuffer(joined.buffers()[2], np.uint8, len(column) * _ROW_BYTES, first).reshape(-1, 28, 28)
-
-
-def _bitmap(value: Any, name: str) -> NDArray[np.uint8]:
-    """Decode one row. Raises FileRefused or ValueError with the reason."""
-    if isinstance(value, dict):
-        if value["bytes"] is None and value.get("path"):
-            raise ValueError(f"the picture {value['path']} is not in the file, only its path: embed the bytes")
-        value = value["bytes"]
-    if value is None:
-        raise ValueError("expected a drawing, got nothing")
-    if isinstance(value, bytes):
-        if len(value) == _ROW_BYTES:
-            return np.frombuffer(value, np.uint8).reshape(28, 28)
-        from ..drawings.images import decode_image  # imports Pillow, which other formats do not need
-
-        return decode_image(value, name)
-    try:
-        numbers = np.array(value)
-    except ValueError as exc:
-        raise ValueError("expected 784 numbers or 28 x 28, got lists of different lengths") from exc
-    if numbers.shape not in ROW_SHAPES or not np.issubdtype(numbers.dtype, np.integer):
-        raise ValueError(f"expected 784 numbers or 28 x 28, got {numbers.dtype} {numbers.shape}")
-    if numbers.min() < 0 or numbers.max() > 255:
-        raise ValueError(f"numbers must be 0 to 255, got {numbers.min()} to {numbers.max()}")
-    return numbers.astype(np.uint8).reshape(28, 28)
-
-
-def _key_id(value: object) -> int:
-    """Return the identifier, or 0 if it is not a whole number below 2**64; pandas makes 6.0 of 6 next to a null."""
-    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-    return int(text) if text.isdecimal() and len(text) <= 20 and int(text) < 1 << 64 else 0
-
-
-def _digest(column: pa.Array) -> int:
-    """Return the CRC-32 of a column of any type."""
-    sink = pa.BufferOutputStream()
-    batch = pa.RecordBatch.from_arrays([column], ["drawings"])
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return zlib.crc32(sink.getvalue())

@@ -1,0 +1,140 @@
+"""Find the labelled drawings in a folder, and list what the folder has besides them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import FileRefused
+from ..label_names import listed, nfc
+from .passed_over import PICTURE_SUFFIXES, PassedOver, PassedOverList, is_hidden, pass_over
+
+SOURCE_NOTE = "SOURCE.txt"  # file with one line about the origin of the drawings in a folder; copied together with them
+
+# Google's folders and suffixes, in the order in which they are searched.
+_LAYOUTS = (
+    ("numpy_bitmap", ".npy"),
+    ("simplified", ".ndjson"),
+    ("binary", ".bin"),
+    ("raw", ".ndjson"),
+)
+_GOOGLE_FOLDERS = dict(_LAYOUTS)
+_PICTURE_FOLDER = "imagefolder"
+_LABEL_KEY = "label="  # in front of the label in the names of folders that Spark and Hive write
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledFolder:
+    """The drawings in a folder by label, and what is not read."""
+
+    files: dict[str, Path]  # files of drawings, or folders of pictures, in the order of the labels
+    passed_over: PassedOverList = field(default_factory=PassedOverList)
+
+
+def labelled_files(folder: Path) -> dict[str, Path]:
+    """Return the files or folders with the drawings in `folder`, by label; `find_labelled` describes the layouts."""
+    return find_labelled(folder).files
+
+
+def find_labelled(folder: Path) -> LabelledFolder:
+    """Find the files or folders with the drawings in `folder`, by label, and list what is not read.
+
+    The label is the name of the file or folder; `open_bitmaps` opens each path. The first layout that exists is used:
+    numpy_bitmap/NAME.npy, NAME.npy, simplified/NAME.ndjson, NAME.ndjson, binary/NAME.bin, NAME.bin, raw/NAME.ndjson,
+    imagefolder/LABEL/ with pictures, LABEL/ or label=LABEL/ with pictures, pictures in `folder`. Names that begin with
+    "." or "_" are hidden, as for Spark and Hive.
+
+    Raises FileRefused if the folder does not exist or has none of these layouts, or if two names are equal in NFC.
+    """
+    if not folder.is_dir():
+        raise FileRefused(f"{folder}: no such folder; expected one with a NAME.npy for each label")
+    for inner, suffix in _LAYOUTS:
+        for parent in (folder / inner, folder):
+            if parent.is_dir() and (files := _with_suffix(parent, (suffix,))):
+                found = _by_label(files)
+                return LabelledFolder(found, PassedOverList(_besides(folder, parent, found)))
+    for parent in (folder / _PICTURE_FOLDER, folder):
+        if folders := [inner for inner in _folders(parent) if pictures_in(inner)]:
+            found = _by_label(folders)
+            return LabelledFolder(found, PassedOverList(_besides(folder, parent, found)))
+    if pictures_in(folder):
+        return LabelledFolder(_by_label([folder]), PassedOverList(besides_pictures(folder)))
+    nested = listed([f"{inner.name}/" for inner in _folders(folder) if pass_over(inner).may_have_drawings])
+    advice = f"; there are drawings in {nested}: name one of these folders" if nested else ""
+    raise FileRefused(f"{folder}: expected a NAME.npy for each label, got none, nor strokes or pictures{advice}")
+
+
+def label_of(path: Path) -> str:
+    """Return the label of a path that `labelled_files` returned: its name in Unicode's normal form NFC."""
+    if path.is_dir():
+        return nfc((path.name or path.resolve().name).removeprefix(_LABEL_KEY))
+    return nfc(path.stem)
+
+
+def source_of(folder: Path) -> str:
+    """Return the origin of the drawings in `folder`: the text of its SOURCE.txt, or else the folder's name."""
+    note = folder / SOURCE_NOTE
+    if note.is_file():
+        return note.read_text(encoding="utf-8", errors="replace").strip()
+    return f"drawings in the folder {folder.resolve().name}"
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the pictures directly in a folder, by name; a hidden file is none."""
+    return _with_suffix(folder, PICTURE_SUFFIXES)
+
+
+def besides_pictures(folder: Path) -> Iterator[PassedOver]:
+    """Yield what a folder of pictures has besides pictures."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in PICTURE_SUFFIXES or is_hidden(path.name):
+            yield pass_over(path)
+
+
+def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and not is_hidden(path.name))
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(inner for inner in parent.glob("*/") if not is_hidden(inner.name))
+
+
+def _by_label(paths: Iterable[Path]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in paths:
+        label = label_of(path)
+        if label in files:
+            raise FileRefused(f"{path}: must not have the same label as another file, got {label} in NFC and in NFD")
+        files[label] = path
+    return files
+
+
+def _besides(folder: Path, parent: Path, files: dict[str, Path]) -> Iterator[PassedOver]:
+    """Yield what `folder` and the inner folder `parent` of its layout have besides the labelled `files`."""
+    taken = set(files.values())
+    for path in sorted(parent.iterdir()):
+        if path in taken:
+            yield from besides_pictures(path) if path.is_dir() else ()
+        elif parent == folder and path.name in _GOOGLE_FOLDERS:
+            yield from _other_form(path, files)
+        else:
+            yield _other_kind(path, next(iter(taken)))
+    for path in sorted(folder.iterdir()) if parent != folder else ():
+        if path != parent:
+            yield from _other_form(path, files) if path.name in _GOOGLE_FOLDERS else (pass_over(path),)
+
+
+def _other_kind(path: Path, taken: Path) -> PassedOver:
+    """Return why a file next to the labelled ones is not read."""
+    entry = pass_over(path)
+    if not entry.may_have_drawings or path.is_dir():
+        return entry
+    kind = f"{taken.suffix} files" if taken.suffix and not taken.is_dir() else "folders of pictures"
+    return entry._replace(reason=f"one kind of file is read, and the folder has {kind}, too")
+
+
+def _other_form(folder: Path, files: dict[str, Path]) -> Iterator[PassedOver]:
+    """Yield what one of Google's folders has: the same drawings in another form, or those of another label."""
+    others = [path for path in _with_suffix(folder, (_GOOGLE_FOLDERS[folder.name],)) if label_of(path) not in files]
+    reason = f"{next(iter(files.values())).parent.name}/ has no such file, and only that folder is read"
+    yield from (PassedOver(str(path), reason, True) for path in others)
+    yield PassedOver(str(folder), "another form of the same drawings", False)

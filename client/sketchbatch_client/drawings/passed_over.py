@@ -1,0 +1,138 @@
+"""Tell of a file or folder that no reader reads whether drawings may be in it, and count such files.
+
+Flow: name -> hidden or made by a job -> first bytes -> ending.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import reason_of
+from ..file_kind import HEAD_BYTES, describe
+
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+DRAWING_SUFFIXES = (".npy", ".npz", ".ndjson", ".jsonl", ".bin", ".parquet")
+PACKED_SUFFIXES = (".bz2", ".gz", ".zst")
+
+_LISTED = 1000  # most entries that are listed, with drawings and without; the rest is only counted
+_SEARCHED = 10_000  # most files of a folder that are searched for drawings
+_SYSTEM_FILES = ("desktop.ini", "lost+found", "thumbs.db")
+_JOB_SUFFIXES = (".manifest.json", ".parts", ".rejects.jsonl")  # of files that a job writes next to its output
+
+
+class PassedOver(NamedTuple):
+    """A file, a folder, or an array of an archive that is not read."""
+
+    path: str
+    reason: str
+    may_have_drawings: bool
+
+
+class PassedOverList:
+    """The files, folders and arrays that are not read: a list of the first of them, and the number of all."""
+
+    def __init__(self, entries: Iterable[PassedOver] = ()) -> None:
+        self.count = 0
+        self.count_with_drawings = 0  # of entries that may have drawings
+        self._with: list[PassedOver] = []
+        self._without: list[PassedOver] = []
+        self.extend(entries)
+
+    @property
+    def entries(self) -> list[PassedOver]:
+        """The first entries that may have drawings, then the first others: at most 1,000 of each."""
+        return self._with + self._without
+
+    def extend(self, entries: Iterable[PassedOver]) -> None:
+        """Count entries, and list them if few are listed so far."""
+        for entry in entries:
+            self.count += 1
+            self.count_with_drawings += entry.may_have_drawings
+            listed = self._with if entry.may_have_drawings else self._without
+            if len(listed) < _LISTED:
+                listed.append(entry)
+
+    def add(self, other: "PassedOverList") -> None:
+        """Count the entries of another list, too."""
+        counts = self.count + other.count, self.count_with_drawings + other.count_with_drawings
+        self.extend(other.entries)
+        self.count, self.count_with_drawings = counts
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts and the listed entries, for a JSON object."""
+        entries = [entry._asdict() for entry in self.entries]
+        return {"count": self.count, "with_drawings": self.count_with_drawings, "entries": entries}
+
+    def describe(self, shown: int = 5) -> str:
+        """Return one line for people: the number of entries that may have drawings, and the first of them."""
+        more = self.count_with_drawings - shown
+        listed = ", ".join(f"{entry.path} ({entry.reason})" for entry in self._with[:shown])
+        files = (
+            "1 file or folder that may"
+            if self.count_with_drawings == 1
+            else f"{self.count_with_drawings:,} files or folders that may"
+        )
+        return f"{files} have drawings: {listed}" + (f", and {more:,} more" * (more > 0))
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether programs hide files of this name: `.` or `_` in front, as of Spark, or a file of Windows."""
+    return name[:1] in (".", "_") or name.lower() in _SYSTEM_FILES
+
+
+def drawing_suffix(name: str) -> str:
+    """Return the ending of a name in lower case, without that of a packing: ".ndjson" of "cat.NDJSON.gz"."""
+    stem, suffix = os.path.splitext(name.lower())  # noqa: PTH122 - of a name without its folder
+    return os.path.splitext(stem)[1] if suffix in PACKED_SUFFIXES else suffix  # noqa: PTH122
+
+
+def has_drawing_name(name: str) -> bool:
+    """Return whether a file of this name is one of drawings or a picture; a .jsonl is more often metadata."""
+    suffix = drawing_suffix(name)
+    return not is_hidden(name) and (suffix in DRAWING_SUFFIXES or suffix in PICTURE_SUFFIXES) and suffix != ".jsonl"
+
+
+def pass_over(path: Path) -> PassedOver:
+    """Return why a file or folder is not read that has the ending of no reader, and whether it may have drawings."""
+    name = path.name
+    if is_hidden(name):
+        return PassedOver(str(path), "hidden", False)
+    if name.endswith(_JOB_SUFFIXES) or path.with_name(f"{name}.manifest.json").exists():
+        return PassedOver(str(path), "written by a job", False)
+    try:
+        return _folder(path) if path.is_dir() else _file(path)
+    except OSError as exc:
+        return PassedOver(str(path), f"cannot be read: {reason_of(exc)}", path.is_dir() or has_drawing_name(name))
+
+
+def _folder(path: Path) -> PassedOver:
+    searched = 0
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(names):
+            file = Path(folder, name)
+            if has_drawing_name(name) or pass_over(file).may_have_drawings:
+                inner = file.relative_to(path.parent)
+                return PassedOver(str(path), f"a folder with drawings, such as {inner}, is not searched", True)
+            searched += 1
+            if searched == _SEARCHED:
+                return PassedOver(str(path), f"a folder whose first {_SEARCHED:,} files have no drawings", False)
+    return PassedOver(str(path), "a folder without drawings", False)
+
+
+def _file(path: Path) -> PassedOver:
+    if not path.is_file():
+        return PassedOver(str(path), "a pipe, a device or a broken link", False)
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    kind = describe(head, str(path))
+    if kind and kind.suffix == ".ndjson":
+        is_drawing = b'"drawing"' in head or b'"strokes"' in head
+        return PassedOver(str(path), str(kind) if is_drawing else "JSON without drawings", is_drawing)
+    if kind:
+        return PassedOver(str(path), str(kind), kind.may_have_drawings)
+    first_line = head.partition(b"\n")[0].lower()
+    if b"drawing" in first_line or b"pixel" in first_line:
+        return PassedOver(str(path), "a table; docs/bulk-scoring.md shows how to convert it", True)
+    return PassedOver(str(path), "another kind of file", has_drawing_name(path.name))

@@ -1,0 +1,181 @@
+"""Open each input of a job as a source, in the given order."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ...drawings.folders import pictures_in
+from ...drawings.npy import open_npz, read_bitmaps
+from ...drawings.passed_over import PACKED_SUFFIXES, PICTURE_SUFFIXES, PassedOverList
+from ...drawings.readers import check_is_file, unknown_ending
+from ...drawings.strokes import StrokeFile
+from ...errors import FileRefused
+from ...file_kind import HEAD_BYTES, describe, got
+from ...file_stamp import FileStamp, file_stamp
+from .parquet_source import ParquetSource
+from .paths import STDIN, input_paths
+from .sources import BitmapSource, PictureSource, Source, StrokeSource, open_pictures
+from .spooled import spool_stdin, stdin_head, unpack
+
+# Lines per entry of a stroke file's index. An entry takes 8 bytes. To find a line, at most 1,023 others are skipped.
+_INDEX_EVERY = 1024
+_FIRST_LINES = 16  # a stroke file is refused if none of its first lines, up to this number, is a drawing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputOptions:
+    """How the numbers of inputs become drawings."""
+
+    column: str = ""  # column of Parquet files that has the drawings; empty = the only one that can have them
+    scale: float = 0.0
+    """Factor of numbers of other types than uint8: 255 for 0..1. 0 = such numbers are refused."""
+
+
+class _Input(NamedTuple):
+    """One file that is opened."""
+
+    path: Path  # of the file, or of its copy
+    name: str  # in outputs
+    stamp: str
+    options: InputOptions
+    passed_over: PassedOverList
+
+
+def find_sources(
+    inputs: Sequence[str],
+    spool: Path,
+    on_open: Callable[[str], object],
+    options: InputOptions = InputOptions(),
+    passed_over: PassedOverList | None = None,
+) -> list[Source]:
+    """Open every input once, in the given order; `on_open` receives the name of each input before it is opened.
+
+    Inputs are files, folders, globs (`*`, `?`, `[...]`, and `**` for nested folders), or "-" = standard input. Standard
+    input and the contents of packed files are stored in the folder `spool`. A folder stands for the files of drawings
+    directly in it, without the outputs of jobs. If it has none, the folder stands for the labelled files that
+    `find_labelled` finds in it, or else for all drawings in the folders below it. Folders and globs leave out names
+    that begin with "." or "_", unless the glob does. What is left out is added to `passed_over`.
+
+    Raises DiskFull if the disk has no space for standard input or a packed file, and FileRefused if an input does not
+    have the expected format, or if no input has a row.
+    """
+    sources: list[Source] = []
+    others = PassedOverList() if passed_over is None else passed_over
+    for path in input_paths(inputs, others):
+        on_open(str(path))
+        if str(path) == STDIN:
+            sources += _open_stdin(spool, options, others)
+        else:
+            sources += _open(_Input(path, str(path), "", options, others), spool)
+    if options.column and not any(isinstance(source, ParquetSource) for source in sources):
+        raise FileRefused(f"--column {options.column}: no input is a Parquet file")
+    if not any(map(len, sources)):
+        raise FileRefused(f"{', '.join(inputs)}: expected drawings, got no row")
+    return sources
+
+
+def _open(given: _Input, spool: Path) -> list[Source]:
+    path = given.path
+    if path.is_dir():
+        return [_open_pictures(path)]
+    if not path.exists():
+        raise FileRefused(f"{path}: cannot be read: no such file")
+    check_is_file(path)
+    given = given._replace(stamp=_stamp(path))  # before opening, so that a later run detects a change meanwhile
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return [open_pictures(given.stamp, path.parent, [path.name], [file_stamp(path)])]
+    suffix = path.suffix.lower() or _suffix_of(path)
+    if suffix in PACKED_SUFFIXES and Path(path.stem).suffix.lower() in _OPENERS:
+        return _open_copy(given._replace(path=unpack(path, spool).path), given.name)
+    if suffix not in _OPENERS:
+        raise unknown_ending(path, list(_OPENERS))
+    return _OPENERS[suffix](given)
+
+
+def _suffix_of(path: Path) -> str:
+    """Return the ending that belongs to the contents of a file without one, such as /dev/stdin; "" if unknown."""
+    with path.open("rb") as file:
+        return _suffix(file.read(HEAD_BYTES))
+
+
+def _open_pictures(folder: Path) -> PictureSource:
+    paths = pictures_in(folder)
+    stamps = [file_stamp(path) for path in paths]
+    digest = hashlib.sha256()
+    for path, stamp in zip(paths, stamps, strict=True):
+        digest.update(f"{path.name} {_text(stamp)}\n".encode(errors="replace"))
+    return open_pictures(digest.hexdigest(), folder, [path.name for path in paths], stamps)
+
+
+def _open_bitmaps(given: _Input) -> list[Source]:
+    return [BitmapSource(given.name, given.stamp, read_bitmaps(given.path, scale=given.options.scale))]
+
+
+def _open_npz(given: _Input) -> list[Source]:
+    contents = open_npz(given.path, scale=given.options.scale)
+    given.passed_over.extend(contents.passed_over)
+    return [BitmapSource(f"{given.name}:{array}", given.stamp, each) for array, each in contents.arrays.items()]
+
+
+def _open_strokes(given: _Input) -> list[Source]:
+    file = StrokeFile(given.path, index_every=_INDEX_EVERY)
+    first, reasons = min(file.line_count, _FIRST_LINES), []
+    for line in file.lines(0, first):
+        try:
+            file.parse(line)
+        except ValueError as exc:
+            reasons.append(str(exc))
+    if reasons and len(reasons) == first:
+        raise FileRefused(f"{given.name}:1: {reasons[0]} (none of the first {first} lines is a drawing)")
+    return [StrokeSource(given.name, given.stamp, file)]
+
+
+def _open_parquet(given: _Input) -> list[Source]:
+    options = given.options
+    return [ParquetSource(given.name, given.stamp, given.path, options.column, options.scale)]
+
+
+_OPENERS: dict[str, Callable[[_Input], list[Source]]] = {
+    ".npy": _open_bitmaps,
+    ".npz": _open_npz,
+    ".ndjson": _open_strokes,
+    ".jsonl": _open_strokes,
+    ".bin": _open_strokes,
+    ".parquet": _open_parquet,
+}
+
+
+def _open_stdin(spool: Path, options: InputOptions, passed_over: PassedOverList) -> list[Source]:
+    """Copy standard input to a file and open that file; the first bytes select the format."""
+    head = stdin_head()
+    suffix = _suffix(head)
+    if not suffix:
+        raise FileRefused(f"standard input: expected .npy, .npz, .ndjson or .parquet, got {got(head)}")
+    copy = spool_stdin(head, suffix, spool)
+    return _open_copy(_Input(copy.path, STDIN, copy.digest, options, passed_over), "standard input")
+
+
+def _open_copy(given: _Input, shown: str) -> list[Source]:
+    """Open the copy of an input; an error message names the input, `shown`, instead of the copy."""
+    try:
+        return _OPENERS[given.path.suffix](given)
+    except FileRefused as exc:  # begins with the name of the copy, or with that of the source
+        reason = str(exc).removeprefix(str(given.path)).removeprefix(given.name)
+        raise FileRefused(f"{shown}{reason}") from exc
+
+
+def _suffix(head: bytes) -> str:
+    """Return the ending of the format that begins with `head`; "" if its first bytes do not tell the format."""
+    kind = describe(head)
+    return kind.suffix if kind and kind.suffix in _OPENERS else ""
+
+
+def _stamp(path: Path) -> str:
+    """Return size and modification time of a file as text, without the inode: a copy that keeps both is equal."""
+    return _text(file_stamp(path))
+
+
+def _text(stamp: FileStamp) -> str:
+    return f"{stamp.size_bytes} {stamp.mtime_ns}"

@@ -1,0 +1,137 @@
+"""Find the files that an argument of `score` names, and list what is passed over: files, globs, folders, "-"."""
+
+import glob
+import os
+import re
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
+
+from ...drawings.folders import besides_pictures, find_labelled, pictures_in
+from ...drawings.passed_over import (
+    DRAWING_SUFFIXES,
+    PACKED_SUFFIXES,
+    PICTURE_SUFFIXES,
+    PassedOver,
+    PassedOverList,
+    drawing_suffix,
+    has_drawing_name,
+    is_hidden,
+    pass_over,
+)
+from ...errors import FileRefused
+
+STDIN = "-"
+
+
+def input_paths(texts: Sequence[str], passed_over: PassedOverList) -> Iterator[Path]:
+    """Yield each path that the arguments name, once: "-", a file, or a folder of pictures, which is one input.
+
+    A folder stands for the files of drawings directly in it. If it has none, it stands for its labelled files. If it
+    has none of these either, it stands for the files of drawings and the folders of pictures in the folders below it.
+
+    Raises FileRefused if a pattern matches no file, or if there is no drawing in a folder.
+    """
+    seen = set()
+    for path in (path for text in texts for path in _paths(text, passed_over)):
+        if path not in seen:
+            seen.add(path)
+            yield path
+
+
+def _paths(text: str, passed_over: PassedOverList) -> Iterator[Path]:
+    path = Path(text)
+    matches = [path]
+    if text != STDIN and glob.has_magic(text) and not path.exists():
+        found = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute, too
+        if not found:
+            raise FileRefused(f"{text}: no file matches this pattern")
+        hidden = {match for match in found if _is_hidden_match(match, text)}
+        passed_over.extend(PassedOver(str(match), "hidden", False) for match in sorted(hidden))
+        matches = [match for match in found if match not in hidden]
+    for match in matches:
+        yield from _folder_paths(match, passed_over) if match.is_dir() else [match]
+
+
+def _is_hidden_match(match: Path, pattern: str) -> bool:
+    """Return whether a name that begins with `_` matches a pattern in which no name does so.
+
+    The folders before the first wildcard are no part of the pattern. The module `glob` hides names with `.` in front.
+    """
+    parts = Path(pattern).parts
+    fixed = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    shows_hidden = any(re.match(r"_|\[[^!\]]*_", part) for part in parts[fixed:])
+    return not shows_hidden and any(part[0] == "_" for part in match.parts[fixed:])
+
+
+def _folder_paths(folder: Path, passed_over: PassedOverList) -> list[Path]:
+    if files := _files_in(folder, passed_over):
+        return files
+    try:
+        labelled = find_labelled(folder)
+    except FileRefused:
+        if below := _paths_below(folder, passed_over):
+            return below
+        raise
+    passed_over.add(labelled.passed_over)
+    return list(labelled.files.values())
+
+
+def _files_in(folder: Path, passed_over: PassedOverList, *, with_folders: bool = True) -> list[Path]:
+    """Return the files of drawings directly in a folder; if there are any, report its other files and folders."""
+    entries = sorted(folder.iterdir())
+    names = {path.name for path in entries}
+    files = [path for path in entries if _is_file_of_drawings(path, names)]
+    if files:
+        others = (path for path in entries if with_folders or not path.is_dir())
+        passed_over.extend(_why_not(path, names) for path in others if not _is_file_of_drawings(path, names))
+    return files
+
+
+def _is_file_of_drawings(path: Path, names: Container[str]) -> bool:
+    """Return whether a file in a folder with the files `names` is an input.
+
+    Outputs of jobs are none. Of the .jsonl files, which often have metadata, those with drawings are inputs.
+    """
+    if path.suffix.lower() == ".jsonl":
+        return path.is_file() and pass_over(path).may_have_drawings
+    return (
+        has_drawing_name(path.name)
+        and drawing_suffix(path.name) in DRAWING_SUFFIXES
+        and f"{path.name}.manifest.json" not in names
+        and not _is_packed_copy(path, names)
+        and not path.is_dir()
+    )
+
+
+def _why_not(path: Path, names: Container[str]) -> PassedOver:
+    """Return why a file in a folder of files of drawings is no input."""
+    if _is_packed_copy(path, names):
+        return PassedOver(str(path), f"the packed copy of {path.stem}", False)
+    if path.suffix.lower() in PICTURE_SUFFIXES and not is_hidden(path.name) and path.is_file():
+        return PassedOver(
+            str(path), f"a picture in a folder of files of drawings; add '{path.parent}/*{path.suffix}'", True
+        )
+    return pass_over(path)
+
+
+def _is_packed_copy(path: Path, names: Container[str]) -> bool:
+    """Return whether the same file lies unpacked next to a packed one, as after `gzip -k`."""
+    return path.suffix.lower() in PACKED_SUFFIXES and path.stem in names
+
+
+def _paths_below(folder: Path, passed_over: PassedOverList) -> list[Path]:
+    """Return the files of drawings and the folders of pictures in all folders below `folder`, as Spark writes them."""
+    paths: list[Path] = []
+    others = PassedOverList()
+    for name, folders, _ in os.walk(folder):
+        inner = Path(name)
+        left_out = [each for each in folders if is_hidden(each) or each.endswith(".parts")]
+        folders[:] = sorted(set(folders).difference(left_out))
+        others.extend(pass_over(inner / each) for each in left_out)
+        if files := _files_in(inner, others, with_folders=False):
+            paths += files
+        else:
+            paths += [inner] if pictures_in(inner) else []
+            others.extend(each for each in besides_pictures(inner) if not Path(each.path).is_dir())
+    passed_over.add(others)
+    return paths

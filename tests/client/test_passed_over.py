@@ -1,0 +1,226 @@
+"""Test that every file of an input is scored, rejected or listed as passed over, and none is forgotten."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+from sketchbatch_client.drawings.folders import find_labelled
+from sketchbatch_client.drawings.passed_over import PassedOver, PassedOverList, is_hidden
+from sketchbatch_client.errors import FileRefused
+from sketchbatch_client.scoring.inputs import find_sources
+from sketchbatch_client.scoring.inputs.sources import PictureSource
+
+LINE = b'{"key_id": "7", "drawing": [[[0, 255], [0, 255]]]}\n'
+HEIC = b"\0\0\0\x18ftypheic" + bytes(100)
+
+
+def npy(rows: int) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros((rows, 784), np.uint8))
+    return file.getvalue()
+
+
+def npz(rows: int) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, x=np.zeros((rows, 28, 28), np.uint8), y=np.arange(rows), large=np.zeros((2, 32, 32), np.uint8))
+    return file.getvalue()
+
+
+def table(rows: int) -> bytes:
+    file = io.BytesIO()
+    parquet.write_table(pa.table({"bitmap": [bytes(784)] * rows}), file)
+    return file.getvalue()
+
+
+def picture(kind: str) -> bytes:
+    file = io.BytesIO()
+    image = Image.new("L", (40, 40), 255)
+    image.paste(0, (10, 10, 30, 20))
+    image.save(file, kind)
+    return file.getvalue()
+
+
+DRAWINGS = {  # endings, and a file with some rows; a row that is not a drawing is a reject
+    ".npy": npy(3),
+    ".NPZ": npz(4),
+    ".ndjson": LINE * 2 + b"\n no JSON\n" + LINE,
+    ".jsonl": LINE,
+    ".parquet": table(5),
+    ".png": picture("png"),
+    ".webp": picture("webp"),
+    ".gif": b"GIF89a damaged",
+}
+STRAYS = {  # endings, files, and whether a user may miss drawings
+    ".txt": (b"notes", False),
+    ".json": (b'{"classes": ["cat"]}', False),
+    ".heic": (HEIC, True),
+    ".csv": (b"label,pixel0,pixel1\n", True),
+    "": (b"", False),
+    ".zip": (b"PK\x03\x04" + bytes(40), True),
+    ".svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", True),
+}
+NAMES = ["cat", "dog (1)", "a[1]", "ice cream", "\u00e9t\u00e9", "x\ny", "_cache", ".git", "label=cat", "\u732b"]
+
+
+def random_tree(root: Path, random: np.random.Generator) -> None:
+    """Write folders, files of drawings, strays and hidden files, at most three folders deep."""
+    folders = [root]
+    for _ in range(random.integers(0, 5)):
+        folder = folders[random.integers(len(folders))] / NAMES[random.integers(len(NAMES))]
+        folder.mkdir(exist_ok=True)
+        folders.append(folder)
+    kinds = list(DRAWINGS)
+    kinds = [kinds[index] for index in random.integers(0, len(kinds), random.integers(1, 4))]  # few kinds in one tree
+    for _ in range(random.integers(1, 12)):
+        folder, name = folders[random.integers(len(folders))], NAMES[random.integers(len(NAMES))]
+        if random.random() < 0.7:
+            suffix = kinds[random.integers(len(kinds))]
+            (folder / f"{name}{suffix}").write_bytes(DRAWINGS[suffix])
+        else:
+            suffix = list(STRAYS)[random.integers(len(STRAYS))]
+            if not (folder / f"{name}{suffix}").is_dir():
+                (folder / f"{name}{suffix}").write_bytes(STRAYS[suffix][0])
+
+
+def files_below(root: Path) -> set[Path]:
+    return {Path(folder, name) for folder, _, names in os.walk(root) for name in names}
+
+
+def covers(entry: PassedOver, path: Path) -> bool:
+    return str(path) == entry.path or str(path).startswith(f"{entry.path}/")
+
+
+def has_drawings(path: Path, root: Path) -> bool:
+    """Return whether a user would miss a file: it has drawings or may have some, and is not hidden."""
+    is_visible = not any(map(is_hidden, path.relative_to(root).parts))
+    return is_visible and (path.suffix in DRAWINGS or STRAYS.get(path.suffix, (b"", False))[1])
+
+
+def check_accounting(root: Path, read: set[Path], passed_over: PassedOverList) -> None:
+    """Check that each file below `root` is read or passed over, once, and that each one with drawings is reported."""
+    entries = [entry for entry in passed_over.entries if ".npz:" not in entry.path.lower()]
+    for path in files_below(root):
+        reasons = [entry for entry in entries if covers(entry, path)]
+        assert (path in read) + len(reasons) == 1, (path, reasons)
+        if path not in read and has_drawings(path, root):
+            assert reasons[0].may_have_drawings, reasons
+    assert len(passed_over.entries) == passed_over.count
+    flagged = [entry for entry in entries if entry.may_have_drawings]
+    assert all(any(covers(entry, path) for path in files_below(root)) for entry in flagged)
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_score_accounts_for_every_file(tmp_path, seed):
+    """Of random trees of files, each file is read or passed over, and each row of a file is scored or rejected."""
+    root, spool = tmp_path / "in", tmp_path / "spool"
+    root.mkdir()
+    spool.mkdir()
+    random_tree(root, np.random.default_rng(seed))
+    passed_over = PassedOverList()
+    if not any(path.suffix in DRAWINGS and has_drawings(path, root) for path in files_below(root)):
+        with pytest.raises(FileRefused, match=r"expected a NAME\.npy for each label, got none"):
+            find_sources([str(root)], spool, lambda _: None)
+        return
+    sources = find_sources([str(root)], spool, lambda _: None, passed_over=passed_over)
+    read: set[Path] = set()
+    for source in sources:
+        block = source.block(0, len(source))
+        assert len(block.rows) + len(block.rejects) == len(source)
+        if isinstance(source, PictureSource):
+            names = {Path(reject.source) for reject in block.rejects}
+            read |= names | set(map(Path, source.locate(block.rows)[0]))
+        else:
+            read.add(Path(source.name.removesuffix(":x")))
+    check_accounting(root, read, passed_over)
+    archives = sum(path.suffix == ".NPZ" for path in read)
+    arrays = [entry for entry in passed_over.entries if ".NPZ:" in entry.path]
+    assert sum(entry.may_have_drawings for entry in arrays) == archives  # of `large`, and not of the labels `y`
+    assert len(arrays) == 2 * archives
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_a_folder_of_labels_accounts_for_every_file(tmp_path, seed):
+    """What `evaluate`, `train` and `explore` read of random trees, and what they pass over, is every file."""
+    random_tree(tmp_path, np.random.default_rng(1000 + seed))
+    try:
+        found = find_labelled(tmp_path)
+    except FileRefused:
+        return  # without a file of a layout, or with two files for one label
+    read: set[Path] = set()
+    for path in found.files.values():
+        read |= (
+            {each for each in path.iterdir() if each.suffix in (".png", ".webp", ".gif")} if path.is_dir() else {path}
+        )
+    check_accounting(tmp_path, {path for path in read if not is_hidden(path.name)}, found.passed_over)
+
+
+def test_the_first_entries_are_listed_and_all_are_counted():
+    """The list has the first thousand entries with drawings and without, whatever their order."""
+    entries = [PassedOver(str(number), "hidden", number >= 1500) for number in range(3000)]
+    passed_over = PassedOverList(entries)
+    both = PassedOverList(entries[:1])
+    both.add(passed_over)
+    assert (passed_over.count, passed_over.count_with_drawings, len(passed_over.entries)) == (3000, 1500, 2000)
+    assert (both.count, both.count_with_drawings, len(both.entries)) == (3001, 1500, 2000)
+    assert passed_over.entries[0].path == "1500"
+    assert passed_over.describe(2) == (
+        "1,500 files or folders that may have drawings: 1500 (hidden), 1501 (hidden), and 1,498 more"
+    )
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Write three drawings, a HEIC picture and a note."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, content in (("a.npy", npy(3)), ("b.heic", HEIC), ("notes.txt", b"notes")):
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("output", ["o.csv", "-"])
+def test_score_returns_3_for_files_that_may_have_drawings(sketchbatch, tiny_service, folder, tmp_path, output):
+    """`score` scores the rest, names the files, and returns 0 if the user accepts this."""
+    target = output if output == "-" else tmp_path / output
+    arguments = ["score", folder, "--output", target, "--server", tiny_service.address]
+    finished = sketchbatch(*arguments)
+    assert finished.code == 3
+    assert finished.err.splitlines()[-1] == (
+        f"not read: 1 file or folder that may have drawings: {folder}/b.heic "
+        "(a HEIC picture; save it as a PNG or JPEG); --ignore-others accepts this"
+    )
+    assert sketchbatch(*arguments, "--ignore-others").code == 0
+    if output != "-":
+        passed_over = json.loads((tmp_path / "o.csv.manifest.json").read_bytes())["passed_over"]
+        assert (passed_over["count"], passed_over["with_drawings"]) == (2, 1)
+        assert [Path(entry["path"]).name for entry in passed_over["entries"]] == ["b.heic", "notes.txt"]
+        assert sketchbatch(*arguments).code == 3  # of a finished job, too
+
+
+def test_evaluate_returns_3_for_files_that_may_have_drawings(sketchbatch, tiny_service, folder):
+    """`evaluate` evaluates the rest, names the files, and returns 0 if the user accepts this."""
+    (folder / "a.npy").rename(folder / "ant.npy")
+    finished = sketchbatch("evaluate", folder, "--server", tiny_service.address)
+    assert finished.code == 3
+    assert "not read: 1 file or folder that may have drawings: " in finished.err
+    assert sketchbatch("evaluate", folder, "--server", tiny_service.address, "--ignore-others").code == 0
+
+
+def test_unreadable_keys_are_counted(sketchbatch, tiny_service, tmp_path):
+    """A key that cannot be read is left empty, and the number of such rows is printed and in the manifest."""
+    (tmp_path / "a.ndjson").write_bytes(LINE + LINE.replace(b"7", b"a-17"))
+    table = {"bitmap": [bytes(784)] * 4, "key_id": ["7", "x", None, "-1"]}
+    parquet.write_table(pa.table(table), tmp_path / "b.parquet")
+    arguments = ["score", tmp_path, "--output", tmp_path / "o.csv", "--server", tiny_service.address]
+    finished = sketchbatch(*arguments)
+    assert finished.code == 0
+    assert "3 rows have unreadable metadata, such as a key_id; it is left empty" in finished.err
+    assert json.loads((tmp_path / "o.csv.manifest.json").read_bytes())["unread_metadata"] == 3
+    keys = [line.split(",")[2] for line in (tmp_path / "o.csv").read_text().splitlines()]
+    assert keys == ['"key_id"', "7", "", "7", "", "", ""]
