@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 from sketchbatch_client.drawings.npy import open_npz
+from sketchbatch_client.drawings.parquet.rows import ParquetRows
 from sketchbatch_client.errors import FileRefused
 from sketchbatch_client.scoring.inputs import InputOptions, find_sources
-from sketchbatch_client.scoring.inputs.parquet_source import ParquetSource
+from sketchbatch_client.scoring.inputs.sources import ParquetSource
 
 
 def encoded(bitmap):
@@ -73,7 +74,7 @@ def test_blocks_and_decoded_batches_need_not_have_the_same_size(tmp_path, noise)
     """
     rows = noise(3000)
     parquet.write_table(pa.table({"drawing": COLUMNS["784 bytes"](rows)}), tmp_path / "a.parquet", row_group_size=1500)
-    source = ParquetSource("a.parquet", "", tmp_path / "a.parquet")
+    source = ParquetSource("a.parquet", "", ParquetRows(tmp_path / "a.parquet", "a.parquet"))
     for start in (0, 700, 1400, 2100, 300):
         assert np.array_equal(source.block(start, start + 700).bitmaps, rows[start : start + 700])
 
@@ -84,7 +85,7 @@ def test_rows_without_a_drawing_are_rejects(tmp_path, rows):
     values[1], values[2], values[4] = None, values[2][:-1], [256] * 784
     table = pa.table({"drawing": values, "key_id": ["11", "12", "13", "x", "15", "16"]})
     parquet.write_table(table, tmp_path / "a.parquet")
-    source = ParquetSource("a.parquet", "", tmp_path / "a.parquet")
+    source = ParquetSource("a.parquet", "", ParquetRows(tmp_path / "a.parquet", "a.parquet"))
     block = source.block(0, 6)
     assert block.rows.tolist() == [0, 3, 5]
     assert block.key_ids.tolist() == [11, 0, 16]
@@ -99,7 +100,7 @@ def test_rows_without_a_drawing_are_rejects(tmp_path, rows):
 def test_bytes_that_are_neither_bitmap_nor_picture_are_rejects(tmp_path, rows):
     """Bytes with another length than 784 are decoded as a picture; if this fails, the row becomes a reject."""
     parquet.write_table(pa.table({"b": [rows[0].tobytes(), b"cat"]}), tmp_path / "a.parquet")
-    block = ParquetSource("a.parquet", "", tmp_path / "a.parquet").block(0, 2)
+    block = ParquetSource("a.parquet", "", ParquetRows(tmp_path / "a.parquet", "a.parquet")).block(0, 2)
     assert block.rows.tolist() == [0]
     assert "row 1: expected a picture (PNG, JPEG, WebP, BMP, GIF or TIFF), got b'cat'" in block.rejects[0].reason
 
@@ -133,7 +134,9 @@ def test_the_column_with_drawings_is_found_by_its_rows(tmp_path, noise, other):
     """A digest, a broken thumbnail or a histogram next to the drawings is no drawing."""
     table = pa.table({"a": pa.array(other), "drawing": COLUMNS["bytes"](noise(5))})
     parquet.write_table(table, tmp_path / "a.parquet")
-    assert np.array_equal(ParquetSource("a", "", tmp_path / "a.parquet").block(0, 5).bitmaps, noise(5))
+    assert np.array_equal(
+        ParquetSource("a", "", ParquetRows(tmp_path / "a.parquet", "a")).block(0, 5).bitmaps, noise(5)
+    )
 
 
 def test_the_column_can_be_named(tmp_path, noise):
@@ -165,7 +168,7 @@ def test_the_column_can_be_named(tmp_path, noise):
 def test_a_row_without_a_drawing_has_a_reason_for_people(tmp_path, value, reason):
     """The reason does not have the words of a library."""
     parquet.write_table(pa.table({"drawing": pa.array([value])}), tmp_path / "a.parquet")
-    block = ParquetSource("a", "", tmp_path / "a.parquet").block(0, 1)
+    block = ParquetSource("a", "", ParquetRows(tmp_path / "a.parquet", "a")).block(0, 1)
     assert [each.reason for each in block.rejects] == [reason]
 
 
@@ -173,7 +176,7 @@ def test_identifiers_that_pandas_turned_into_floats_are_kept(tmp_path, noise):
     """A column of integers with a null is float64 in pandas, and 6 becomes 6.0."""
     table = pa.table({"drawing": COLUMNS["bytes"](noise(4)), "key_id": [6.0, None, 7.5, 2.0**53]})
     parquet.write_table(table, tmp_path / "a.parquet")
-    block = ParquetSource("a", "", tmp_path / "a.parquet").block(0, 4)
+    block = ParquetSource("a", "", ParquetRows(tmp_path / "a.parquet", "a")).block(0, 4)
     assert block.key_ids.tolist() == [6, 0, 0, 2**53]
 
 
@@ -181,9 +184,10 @@ READ_ALL = """
 import sys
 from pathlib import Path
 import pyarrow as pa
-from sketchbatch_client.scoring.inputs.parquet_source import ParquetSource
+from sketchbatch_client.drawings.parquet.rows import ParquetRows
+from sketchbatch_client.scoring.inputs.sources import ParquetSource
 
-source = ParquetSource("a", "", Path(sys.argv[1]))
+source = ParquetSource("a", "", ParquetRows(Path(sys.argv[1]), "a"))
 for start in range(0, len(source), 1000):
     assert len(source.block(start, start + 1000).rows) == 1000
 print(pa.default_memory_pool().max_memory())
@@ -210,7 +214,7 @@ def test_a_damaged_page_is_refused_when_it_is_read(tmp_path, noise):
     parquet.write_table(pa.table({"drawing": COLUMNS["bytes"](rows)}), path, row_group_size=2000, use_dictionary=False)
     page = parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
     path.write_bytes(damaged(path.read_bytes(), page, 16))
-    source = ParquetSource("a.parquet", "", path)
+    source = ParquetSource("a.parquet", "", ParquetRows(path, "a.parquet"))
     assert np.array_equal(source.block(0, 1000).bitmaps, rows[:1000])
     for start in (1000, 2500):  # row 1000 follows the rows that were read; the read of row 2500 skips rows
         with pytest.raises(FileRefused, match=r"^a\.parquet: damaged, cannot be read as Parquet: .+$") as caught:
@@ -223,7 +227,7 @@ def test_damaged_key_ids_are_refused(tmp_path, rows):
     keys = pa.array([b"12345", b"\xf3\xf3"]).view(pa.string())
     parquet.write_table(pa.table({"drawing": COLUMNS["bytes"](rows[:2]), "key_id": keys}), tmp_path / "a.parquet")
     with pytest.raises(FileRefused, match=r"a\.parquet: damaged, key_id must be text"):
-        ParquetSource("a.parquet", "", tmp_path / "a.parquet").block(0, 2)
+        ParquetSource("a.parquet", "", ParquetRows(tmp_path / "a.parquet", "a.parquet")).block(0, 2)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

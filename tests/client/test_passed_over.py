@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from onnx_models import LABELS
 from PIL import Image
 from pyarrow import parquet
-from sketchbatch_client.drawings.folders import find_labelled
+from sketchbatch_client.drawings.folders import files_below, find_labelled, pictures_in
 from sketchbatch_client.drawings.passed_over import PassedOver, PassedOverList, is_hidden
-from sketchbatch_client.errors import FileRefused
+from sketchbatch_client.drawings.readers import open_bitmaps
+from sketchbatch_client.errors import FileChanged, FileRefused
+from sketchbatch_client.evaluation import open_labelled
 from sketchbatch_client.scoring.inputs import find_sources
 from sketchbatch_client.scoring.inputs.sources import PictureSource
 
@@ -88,7 +91,7 @@ def random_tree(root: Path, random: np.random.Generator) -> None:
                 (folder / f"{name}{suffix}").write_bytes(STRAYS[suffix][0])
 
 
-def files_below(root: Path) -> set[Path]:
+def all_files(root: Path) -> set[Path]:
     return {Path(folder, name) for folder, _, names in os.walk(root) for name in names}
 
 
@@ -105,14 +108,14 @@ def has_drawings(path: Path, root: Path) -> bool:
 def check_accounting(root: Path, read: set[Path], passed_over: PassedOverList) -> None:
     """Check that each file below `root` is read or passed over, once, and that each one with drawings is reported."""
     entries = [entry for entry in passed_over.entries if ".npz:" not in entry.path.lower()]
-    for path in files_below(root):
+    for path in all_files(root):
         reasons = [entry for entry in entries if covers(entry, path)]
         assert (path in read) + len(reasons) == 1, (path, reasons)
         if path not in read and has_drawings(path, root):
             assert reasons[0].may_have_drawings, reasons
     assert len(passed_over.entries) == passed_over.count
     flagged = [entry for entry in entries if entry.may_have_drawings]
-    assert all(any(covers(entry, path) for path in files_below(root)) for entry in flagged)
+    assert all(any(covers(entry, path) for path in all_files(root)) for entry in flagged)
 
 
 @pytest.mark.parametrize("seed", range(80))
@@ -123,7 +126,7 @@ def test_score_accounts_for_every_file(tmp_path, seed):
     spool.mkdir()
     random_tree(root, np.random.default_rng(seed))
     passed_over = PassedOverList()
-    if not any(path.suffix in DRAWINGS and has_drawings(path, root) for path in files_below(root)):
+    if not any(path.suffix in DRAWINGS and has_drawings(path, root) for path in all_files(root)):
         with pytest.raises(FileRefused, match=r"expected a NAME\.npy for each label, got none"):
             find_sources([str(root)], spool, lambda _: None)
         return
@@ -154,10 +157,8 @@ def test_a_folder_of_labels_accounts_for_every_file(tmp_path, seed):
         return  # without a file of a layout, or with two files for one label
     read: set[Path] = set()
     for path in found.files.values():
-        read |= (
-            {each for each in path.iterdir() if each.suffix in (".png", ".webp", ".gif")} if path.is_dir() else {path}
-        )
-    check_accounting(tmp_path, {path for path in read if not is_hidden(path.name)}, found.passed_over)
+        read |= set(files_below(path) or pictures_in(path)) if path.is_dir() else {path}
+    check_accounting(tmp_path, read, found.passed_over)
 
 
 def test_the_first_entries_are_listed_and_all_are_counted():
@@ -224,3 +225,44 @@ def test_unreadable_keys_are_counted(sketchbatch, tiny_service, tmp_path):
     assert json.loads((tmp_path / "o.csv.manifest.json").read_bytes())["unread_metadata"] == 3
     keys = [line.split(",")[2] for line in (tmp_path / "o.csv").read_text().splitlines()]
     assert keys == ['"key_id"', "7", "", "7", "", "", ""]
+
+
+def test_evaluate_reads_the_folders_of_spark(sketchbatch, tiny_service, tmp_path, noise):
+    """A folder label=LABEL has the drawings of its label, in parts of any format; a bad row is named by its part."""
+    for label in ("ant", "bee"):
+        (tmp_path / f"label={label}" / "day=1").mkdir(parents=True)
+        parquet.write_table(
+            pa.table({"x": [row.tobytes() for row in noise(5)]}), tmp_path / f"label={label}" / "part-0.parquet"
+        )
+        np.save(tmp_path / f"label={label}" / "day=1" / "part-1.npy", noise(7))
+    (tmp_path / "_SUCCESS").touch()
+    arguments = ["evaluate", tmp_path, "--server", tiny_service.address, "--json", tmp_path / "m.json"]
+    assert sketchbatch(*arguments).code == 0
+    metrics = json.loads((tmp_path / "m.json").read_bytes())
+    assert (metrics["rows"], metrics["per_class"]["ant"]["rows"]) == (24, 12)
+    rows = open_bitmaps(tmp_path / "label=ant")
+    expected = np.concatenate([noise(5), noise(7)])  # the files of a folder come before those of folders in it
+    assert all(np.array_equal(rows[start : start + 4], expected[start : start + 4]) for start in range(12))
+
+    part = tmp_path / "label=bee" / "part-0.parquet"
+    parquet.write_table(pa.table({"x": [bytes(784), b"no drawing", bytes(784)]}), part)
+    finished = sketchbatch(*arguments)
+    assert finished.code == 4
+    assert f"{part}: row 1: " in finished.err
+    assert sketchbatch(*arguments, "--skip-malformed").code == 0
+    skipping = open_labelled(tmp_path, LABELS, skip_malformed=True)
+    assert (skipping.malformed_count, skipping.malformed[0][0]) == (1, part)
+    assert skipping.origin(tmp_path / "label=bee", 1) == (part, 2)
+    assert skipping.origin(tmp_path / "label=bee", 2) == (part.parent / "day=1" / "part-1.npy", 0)
+
+
+def test_pictures_that_change_are_an_error(tmp_path):
+    """`evaluate` and the trainer do not mix two versions of a folder of pictures."""
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(picture("png"))
+    rows = open_bitmaps(tmp_path)
+    assert len(rows[0:2]) == 2
+    (tmp_path / "b.png").write_bytes(picture("png") + b"more")
+    assert len(rows[0:1]) == 1
+    with pytest.raises(FileChanged, match=r"b\.png: changed while it was read"):
+        _ = rows[0:2]

@@ -41,7 +41,7 @@ _MALFORMED_SHOWN = 5
 @connecting
 def evaluate(
     folder: Annotated[
-        Path, typer.Argument(help="Folder with a NAME.npy, .ndjson or .bin per label, or with pictures.")
+        Path, typer.Argument(help="Folder with a NAME.npy, .ndjson, .bin or .parquet per label, or with pictures.")
     ],
     connection: ConnectionOptions,
     json_file: Annotated[

@@ -1,5 +1,6 @@
 """Find the labelled drawings in a folder, and list what the folder has besides them."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ _LAYOUTS = (
     ("raw", ".ndjson"),
 )
 _GOOGLE_FOLDERS = dict(_LAYOUTS)
+_FILES = (".npy", ".ndjson", ".bin", ".parquet")  # endings of the files that may be parts of a label
 _PICTURE_FOLDER = "imagefolder"
 _LABEL_KEY = "label="  # in front of the label in the names of folders that Spark and Hive write
 
@@ -40,18 +42,22 @@ def find_labelled(folder: Path) -> LabelledFolder:
 
     The label is the name of the file or folder; `open_bitmaps` opens each path. The first layout that exists is used:
     numpy_bitmap/NAME.npy, NAME.npy, simplified/NAME.ndjson, NAME.ndjson, binary/NAME.bin, NAME.bin, raw/NAME.ndjson,
-    imagefolder/LABEL/ with pictures, LABEL/ or label=LABEL/ with pictures, pictures in `folder`. Names that begin with
-    "." or "_" are hidden, as for Spark and Hive.
+    NAME.parquet, label=LABEL/ with files of drawings in it or in folders below it, as Spark and Hive write them,
+    imagefolder/LABEL/ with pictures, LABEL/ with pictures, pictures in `folder`. Names that begin with "." or "_" are
+    hidden.
 
     Raises FileRefused if the folder does not exist or has none of these layouts, or if two names are equal in NFC.
     """
     if not folder.is_dir():
         raise FileRefused(f"{folder}: no such folder; expected one with a NAME.npy for each label")
-    for inner, suffix in _LAYOUTS:
+    for inner, suffix in (*_LAYOUTS, (".", ".parquet")):
         for parent in (folder / inner, folder):
             if parent.is_dir() and (files := _with_suffix(parent, (suffix,))):
                 found = _by_label(files)
                 return LabelledFolder(found, PassedOverList(_besides(folder, parent, found)))
+    if folders := [inner for inner in _folders(folder) if files_below(inner)]:
+        found = _by_label(folders)
+        return LabelledFolder(found, PassedOverList(_besides(folder, folder, found)))
     for parent in (folder / _PICTURE_FOLDER, folder):
         if folders := [inner for inner in _folders(parent) if pictures_in(inner)]:
             found = _by_label(folders)
@@ -83,6 +89,29 @@ def pictures_in(folder: Path) -> list[Path]:
     return _with_suffix(folder, PICTURE_SUFFIXES)
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Return the files of drawings in a folder label=LABEL and in the folders below it; none for other folders."""
+    if not folder.name.startswith(_LABEL_KEY):
+        return []
+    found = []
+    for name, folders, _ in os.walk(folder):
+        folders[:] = sorted(inner for inner in folders if not is_hidden(inner))
+        found += _with_suffix(Path(name), _FILES)
+    return found
+
+
+def _besides_files(folder: Path) -> Iterator[PassedOver]:
+    """Yield what a folder label=LABEL has besides the files of drawings in it and below it."""
+    taken = set(files_below(folder))
+    for name, folders, _ in os.walk(folder):
+        for path in sorted(Path(name).iterdir()):
+            if path.is_dir() and is_hidden(path.name):
+                yield pass_over(path)
+            elif path not in taken and not path.is_dir():
+                yield _other_kind(path, next(iter(taken)))
+        folders[:] = sorted(inner for inner in folders if not is_hidden(inner))
+
+
 def besides_pictures(folder: Path) -> Iterator[PassedOver]:
     """Yield what a folder of pictures has besides pictures."""
     for path in sorted(folder.iterdir()):
@@ -103,7 +132,9 @@ def _by_label(paths: Iterable[Path]) -> dict[str, Path]:
     for path in paths:
         label = label_of(path)
         if label in files:
-            raise FileRefused(f"{path}: must not have the same label as another file, got {label} in NFC and in NFD")
+            raise FileRefused(
+                f"{path}: must not have the same label as {files[label].name}, got {label} twice (in NFC)"
+            )
         files[label] = path
     return files
 
@@ -113,7 +144,8 @@ def _besides(folder: Path, parent: Path, files: dict[str, Path]) -> Iterator[Pas
     taken = set(files.values())
     for path in sorted(parent.iterdir()):
         if path in taken:
-            yield from besides_pictures(path) if path.is_dir() else ()
+            if path.is_dir():
+                yield from _besides_files(path) if files_below(path) else besides_pictures(path)
         elif parent == folder and path.name in _GOOGLE_FOLDERS:
             yield from _other_form(path, files)
         else:

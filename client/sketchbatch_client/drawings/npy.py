@@ -55,9 +55,10 @@ class _Header(NamedTuple):
     def remedy(self) -> str:
         """What to do with an array of another type than uint8."""
         if self.dtype == np.bool_:
-            return "--scale 255 reads it; or convert it: np.uint8(255) * x"
+            return "convert it: np.uint8(255) * x; `sketchbatch score --scale 255` reads it"
         if self.dtype.kind == "f":
-            return "convert it: (x * 255).round().astype(np.uint8), or use --scale 255, if the numbers are 0 to 1"
+            convert = "convert it: (x * 255).round().astype(np.uint8) if the numbers are 0 to 1"
+            return f"{convert}; `sketchbatch score --scale 255` reads it"
         return "convert it: x.astype(np.uint8) if the numbers are 0 to 255"
 
     def __str__(self) -> str:
@@ -128,6 +129,11 @@ def scaled(numbers: NDArray[Any], scale: float) -> NDArray[np.uint8]:
     if not ((products >= 0) & (products <= 255)).all():  # NaN is not, either
         raise ValueError(f"numbers times {scale:g} must be 0 to 255, got {products.min():g} to {products.max():g}")
     return products.astype(np.uint8)
+
+
+def stack_bitmaps(bitmaps: list[NDArray[np.uint8]]) -> Bitmaps:
+    """Return (rows, 28, 28) from any number of bitmaps, 0 included."""
+    return np.stack(bitmaps) if bitmaps else np.empty((0, 28, 28), np.uint8)
 
 
 def read_bitmaps(path: Path, *, scale: float = 0) -> BitmapFile:

@@ -5,9 +5,10 @@ rendered on access, slice by slice, so no file is held in memory. Nothing is unp
 """
 
 import shlex
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +17,18 @@ from ..errors import FileRefused, reason_of
 from ..file_kind import HEAD_BYTES, describe, got
 from .drawing import Stroke
 from .folders import SOURCE_NOTE as SOURCE_NOTE  # re-exported, as all names below
+from .folders import files_below, pictures_in
 from .folders import label_of as label_of
 from .folders import labelled_files as labelled_files
-from .folders import pictures_in
 from .folders import source_of as source_of
 from .npy import BitmapFile as BitmapFile
 from .npy import Bitmaps as Bitmaps
 from .npy import read_bitmaps as read_bitmaps
+from .npy import stack_bitmaps as stack_bitmaps
 from .passed_over import PICTURE_SUFFIXES as PICTURE_SUFFIXES
 from .rasterize import rasterize
 from .simplify import simplify
+from .stable_file import changed, stamp_hash
 from .strokes import MALFORMED_KEPT, STROKE_SUFFIXES, Malformed, StrokeFile, open_strokes
 
 PICTURES = "a picture (PNG, JPEG, WebP, BMP, GIF or TIFF)"
@@ -42,6 +45,22 @@ class BitmapRows(Protocol):
 
     def __getitem__(self, rows: slice, /) -> Bitmaps:
         """Return uint8, (rows, 28, 28), in order. Raises FileRefused (`path:line: reason`) at a malformed row."""
+
+
+@runtime_checkable
+class MalformedRows(Protocol):
+    """Rows of a file that may have malformed rows."""
+
+    malformed: list[Malformed]  # the first MALFORMED_KEPT skipped ones
+    malformed_count: int
+
+
+@runtime_checkable
+class LocatedRows(Protocol):
+    """Rows whose numbers differ from those in their file, or that belong to several files."""
+
+    def locate(self, row: int) -> tuple[Path, int]:
+        """Return the file or picture that has a row, and the number of the row in it, from 0."""
 
 
 class DrawnRows:
@@ -64,6 +83,9 @@ class DrawnRows:
         self.file.release()
         return bitmaps
 
+    def locate(self, row: int) -> tuple[Path, int]:
+        return self.file.path, self.file.number_of(row) - 1
+
 
 class PictureRows:
     """Picture files as bitmaps, each decoded on access."""
@@ -75,6 +97,7 @@ class PictureRows:
         self.malformed_count = 0
         if skip_malformed:
             self.paths = [path for number, path in enumerate(paths, 1) if self._is_readable(number, path)]
+        self._stamps = array("q", map(stamp_hash, self.paths))  # 8 bytes each, for millions of pictures
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -82,9 +105,16 @@ class PictureRows:
     def __getitem__(self, rows: slice, /) -> Bitmaps:
         from .images import read_image  # imports Pillow, which other formats do not need
 
-        for path in self.paths[rows]:
+        bitmaps = []
+        for path, stamp in zip(self.paths[rows], self._stamps[rows], strict=True):
             check_is_file(path)
-        return stack_bitmaps([read_image(path) for path in self.paths[rows]])
+            bitmaps.append(read_image(path))
+            if stamp_hash(path) != stamp:
+                raise changed(path)
+        return stack_bitmaps(bitmaps)
+
+    def locate(self, row: int) -> tuple[Path, int]:
+        return self.paths[row], 0
 
     def _is_readable(self, number: int, path: Path) -> bool:
         from .images import read_image
@@ -100,8 +130,35 @@ class PictureRows:
         return True
 
 
+class FilesOfRows:
+    """The drawings of several files, one file after the other, such as the parts that Spark writes."""
+
+    def __init__(self, files: dict[Path, BitmapRows]) -> None:
+        self.files = files
+        self._ends = np.cumsum([len(rows) for rows in files.values()])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, rows: slice, /) -> Bitmaps:
+        start, stop, _ = rows.indices(len(self))
+        starts = self._ends - [len(each) for each in self.files.values()]
+        parts = [
+            each[max(0, start - first) : stop - first]
+            for first, each in zip(starts.tolist(), self.files.values(), strict=True)
+            if first < stop and start < first + len(each)
+        ]
+        return np.concatenate(parts) if parts else stack_bitmaps([])
+
+    def locate(self, row: int) -> tuple[Path, int]:
+        index = int(np.searchsorted(self._ends, row, side="right"))
+        path, rows = list(self.files.items())[index]
+        row -= int(self._ends[index]) - len(rows)
+        return rows.locate(row) if isinstance(rows, LocatedRows) else (path, row)
+
+
 def open_bitmaps(path: Path, *, skip_malformed: bool = False) -> BitmapRows:
-    """Open a .npy, .ndjson or .bin file, a picture, or a folder of pictures (in the order of their names).
+    """Open a .npy, .ndjson, .bin or .parquet file, a picture, or a folder of pictures or of such files, by name.
 
     With `skip_malformed` the whole input is read now; malformed lines, records and pictures are skipped, listed in
     `.malformed` and counted in `.malformed_count`. A .npy has no malformed rows, so its result has neither attribute.
@@ -109,6 +166,8 @@ def open_bitmaps(path: Path, *, skip_malformed: bool = False) -> BitmapRows:
     Raises FileRefused if the file does not exist or is not of its format.
     """
     if path.is_dir():
+        if files := files_below(path):
+            return FilesOfRows({file: open_bitmaps(file, skip_malformed=skip_malformed) for file in files})
         return PictureRows(pictures_in(path), skip_malformed=skip_malformed)
     check_is_file(path)
     suffix = path.suffix.lower()
@@ -118,7 +177,14 @@ def open_bitmaps(path: Path, *, skip_malformed: bool = False) -> BitmapRows:
         return PictureRows([path], skip_malformed=skip_malformed)
     if suffix == ".npy":
         return read_bitmaps(path)
-    raise unknown_ending(path, (".npy", *STROKE_SUFFIXES))
+    if suffix == ".parquet":
+        from .parquet.rows import ParquetRows  # imports pyarrow, which other formats do not need
+
+        rows = ParquetRows(path)
+        if skip_malformed:
+            rows.skip_malformed()
+        return rows
+    raise unknown_ending(path, (".npy", ".parquet", *STROKE_SUFFIXES))
 
 
 def check_is_file(path: Path) -> None:
@@ -142,11 +208,6 @@ def unknown_ending(path: Path, suffixes: Sequence[str]) -> FileRefused:
 def draw_strokes(strokes: list[Stroke]) -> NDArray[np.uint8]:
     """Render the strokes of a file as one bitmap, (28, 28); simplify them first if their units are not Google's."""
     return rasterize(simplify(strokes) if _has_other_units(strokes) else strokes)
-
-
-def stack_bitmaps(bitmaps: list[NDArray[np.uint8]]) -> Bitmaps:
-    """Return (rows, 28, 28) from any number of bitmaps, 0 included."""
-    return np.stack(bitmaps) if bitmaps else np.empty((0, 28, 28), np.uint8)
 
 
 def _has_other_units(strokes: list[Stroke]) -> bool:

@@ -133,3 +133,16 @@ def is_unchanged(path: Path, stamp: FileStamp) -> bool:
 def changed(path: Path) -> FileChanged:
     """Return the error for a file that is not as it was when it was opened."""
     return FileChanged(f"{path}: changed while it was read; run the command again once no program writes the file")
+
+
+def stamp_hash(path: Path) -> int:
+    """Return a number that changes whenever a file is written or replaced; 0 if there is no such file."""
+    try:
+        return hash_of(file_stamp(path))
+    except OSError:
+        return 0
+
+
+def hash_of(stamp: FileStamp) -> int:
+    """Return a hash of time and size: some network volumes give a file that is not open another inode now and then."""
+    return hash((stamp.mtime_ns, stamp.size_bytes))

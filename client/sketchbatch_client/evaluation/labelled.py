@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..drawings.folders import find_labelled, label_of, source_of
 from ..drawings.passed_over import PassedOverList
-from ..drawings.readers import BitmapRows, DrawnRows, PictureRows, open_bitmaps
+from ..drawings.readers import BitmapRows, DrawnRows, FilesOfRows, LocatedRows, MalformedRows, open_bitmaps
 from ..drawings.strokes import Malformed, StrokeFile, open_strokes
 from ..errors import FileRefused
 from ..label_names import compared, listed, nfc
@@ -42,14 +42,13 @@ class LabelledDrawings:
     def origin(self, file: Path, row: int) -> tuple[Path, int]:
         """Return where row `row` of `bitmaps[file]` comes from: the file or picture, and the row in it, from 0."""
         rows = self.bitmaps[file]
-        if isinstance(rows, PictureRows):
-            return rows.paths[row], 0
-        return file, rows.file.number_of(row) - 1 if isinstance(rows, DrawnRows) else row
+        return rows.locate(row) if isinstance(rows, LocatedRows) else (file, row)
 
-    def _with_malformed(self) -> Iterator[tuple[Path, DrawnRows | PictureRows]]:
+    def _with_malformed(self) -> Iterator[tuple[Path, MalformedRows]]:
         for file, rows in self.bitmaps.items():
-            if isinstance(rows, DrawnRows | PictureRows):
-                yield file, rows
+            for path, each in rows.files.items() if isinstance(rows, FilesOfRows) else [(file, rows)]:
+                if isinstance(each, MalformedRows):
+                    yield path, each
 
 
 def open_labelled(folder: Path, labels: tuple[str, ...], *, skip_malformed: bool = False) -> LabelledDrawings:

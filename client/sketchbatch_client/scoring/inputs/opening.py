@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 from ...drawings.folders import pictures_in
 from ...drawings.npy import open_npz, read_bitmaps
+from ...drawings.parquet.rows import ParquetRows
 from ...drawings.passed_over import PACKED_SUFFIXES, PICTURE_SUFFIXES, PassedOverList
 from ...drawings.readers import check_is_file, unknown_ending
 from ...drawings.strokes import StrokeFile
 from ...errors import FileRefused
 from ...file_kind import HEAD_BYTES, describe, got
 from ...file_stamp import FileStamp, file_stamp
-from .parquet_source import ParquetSource
 from .paths import STDIN, input_paths
-from .sources import BitmapSource, PictureSource, Source, StrokeSource, open_pictures
+from .sources import BitmapSource, ParquetSource, PictureSource, Source, StrokeSource, open_pictures
 from .spooled import spool_stdin, stdin_head, unpack
 
 # Lines per entry of a stroke file's index. An entry takes 8 bytes. To find a line, at most 1,023 others are skipped.
@@ -133,8 +133,8 @@ def _open_strokes(given: _Input) -> list[Source]:
 
 
 def _open_parquet(given: _Input) -> list[Source]:
-    options = given.options
-    return [ParquetSource(given.name, given.stamp, given.path, options.column, options.scale)]
+    column, scale = given.options.column, given.options.scale
+    return [ParquetSource(given.name, given.stamp, ParquetRows(given.path, given.name, column=column, scale=scale))]
 
 
 _OPENERS: dict[str, Callable[[_Input], list[Source]]] = {

@@ -6,7 +6,7 @@ import re
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
-from ...drawings.folders import besides_pictures, find_labelled, pictures_in
+from ...drawings.folders import besides_pictures, files_below, find_labelled, pictures_in
 from ...drawings.passed_over import (
     DRAWING_SUFFIXES,
     PACKED_SUFFIXES,
@@ -73,7 +73,7 @@ def _folder_paths(folder: Path, passed_over: PassedOverList) -> list[Path]:
             return below
         raise
     passed_over.add(labelled.passed_over)
-    return list(labelled.files.values())
+    return [path for inner in labelled.files.values() for path in files_below(inner) or [inner]]
 
 
 def _files_in(folder: Path, passed_over: PassedOverList, *, with_folders: bool = True) -> list[Path]:

@@ -16,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...drawings.parquet.rows import ParquetRows
 from ...drawings.readers import BitmapFile, Bitmaps, check_is_file, draw_strokes, stack_bitmaps
-from ...drawings.stable_file import changed
+from ...drawings.stable_file import changed, hash_of, stamp_hash
 from ...drawings.strokes import StrokeFile
 from ...errors import FileRefused
-from ...file_stamp import FileStamp, file_stamp
+from ...file_stamp import FileStamp
 
 
 class Reject(NamedTuple):
@@ -120,17 +121,40 @@ class StrokeSource(Source):
         )
 
 
+class ParquetSource(Source):
+    """A Parquet file; rows without a drawing are rejects. A column `key_id` holds the identifiers."""
+
+    def __init__(self, name: str, stamp: str, rows: ParquetRows) -> None:
+        super().__init__(name, stamp)
+        self._rows = rows
+        self.has_key_ids = rows.has_key_ids
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def block(self, start: int, stop: int) -> Block:
+        read = self._rows.read(start, stop)
+        return Block(
+            rows=read.rows,
+            bitmaps=read.bitmaps,
+            key_ids=read.key_ids,
+            rejects=[Reject(self.name, row, reason) for row, reason in read.rejects],
+            unread_metadata=read.unread_keys,
+            digest=read.digest,
+        )
+
+
 class PictureSource(Source):
     """Pictures of a folder, one row each, in the order of their names; pictures without a drawing are rejects."""
 
     is_slow = True
 
     def __init__(self, stamp: str, folder: Path, names: list[str], stamp_hashes: Sequence[int]) -> None:
-        """`stamp_hashes` has `_stamp_hash` of each picture: 8 bytes each, for millions of pictures."""
+        """`stamp_hashes` has `stamp_hash` of each picture: 8 bytes each, for millions of pictures."""
         super().__init__(str(folder), stamp)
         self._folder = folder
         self._names = names
-        self._stamp_hashes = stamp_hashes
+        self.stamp_hashes = stamp_hashes
 
     def __len__(self) -> int:
         return len(self._names)
@@ -151,7 +175,7 @@ class PictureSource(Source):
                 rejects.append(Reject(str(path), 0, str(exc)))
             else:
                 rows.append(row)
-            if _stamp_hash(path) != self._stamp_hashes[row]:
+            if stamp_hash(path) != self.stamp_hashes[row]:
                 raise changed(path)
         return Block(rows=np.array(rows, np.int64), bitmaps=stack_bitmaps(bitmaps), rejects=rejects, digest=digest)
 
@@ -161,16 +185,4 @@ class PictureSource(Source):
 
 def open_pictures(stamp: str, folder: Path, names: list[str], stamps: Iterable[FileStamp]) -> PictureSource:
     """Return the source of the pictures `names` of a folder, which have the stamps `stamps`."""
-    return PictureSource(stamp, folder, names, array("q", map(_hash_of, stamps)))
-
-
-def _stamp_hash(path: Path) -> int | None:
-    try:
-        return _hash_of(file_stamp(path))
-    except OSError:
-        return None
-
-
-def _hash_of(stamp: FileStamp) -> int:
-    """Return a hash of time and size: some network volumes give a file that is not open another inode now and then."""
-    return hash((stamp.mtime_ns, stamp.size_bytes))
+    return PictureSource(stamp, folder, names, array("q", map(hash_of, stamps)))

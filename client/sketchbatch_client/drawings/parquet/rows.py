@@ -5,18 +5,20 @@ Row groups are decoded 1,024 rows at a time. As long as blocks are read in order
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from ...drawings.readers import Bitmaps, stack_bitmaps
-from ...drawings.stable_file import changed, is_unchanged
 from ...errors import FileRefused, reason_of
 from ...file_kind import HEAD_BYTES, got
 from ...file_stamp import FileStamp, file_stamp
-from .parquet_column import (
+from ..npy import Bitmaps, stack_bitmaps
+from ..stable_file import changed, is_unchanged
+from ..strokes import MALFORMED_KEPT, Malformed
+from .column import (
     all_bitmaps,
     bitmap_of,
     digest_of_column,
@@ -26,7 +28,6 @@ from .parquet_column import (
     problem_of,
     remedy_for,
 )
-from .sources import Block, Reject, Source
 
 _MAGIC = (b"PAR1", b"PARE")  # the second with an encrypted footer
 _KEY_ID = "key_id"
@@ -37,18 +38,31 @@ _SHOWN = 500  # most characters of a schema that an error message quotes
 _EXPECTED = "drawings (784 bytes, 784 or 28 x 28 numbers, or pictures)"
 
 
-class ParquetSource(Source):
+class ParquetBlock(NamedTuple):
+    """Consecutive rows of a file, as they were read."""
+
+    rows: NDArray[np.int64]  # (good rows,): row numbers, ascending
+    bitmaps: Bitmaps  # (good rows, 28, 28)
+    rejects: list[tuple[int, str]]  # number of each other row, and the reason
+    key_ids: NDArray[np.uint64] | None  # (good rows,): 0 = unknown; None if the file has none
+    unread_keys: int  # number of good rows whose key cannot be read
+    digest: int  # CRC-32 of the column
+
+
+class ParquetRows:
     """The drawings of a Parquet file; a column `key_id`, if there is one, holds their identifiers."""
 
-    def __init__(self, name: str, stamp: str, path: Path, column: str = "", scale: float = 0) -> None:
+    def __init__(self, path: Path, name: str = "", *, column: str = "", scale: float = 0) -> None:
         """Open the file. Raises FileRefused if it is not Parquet, or if it is unknown which column has the drawings.
 
-        `column` names the column; empty = the only one that can have drawings, by its type and its first rows. `scale`
-        multiplies floats and booleans; 0 = columns of them have no drawings.
+        `name` is the name of the file in error messages, if `path` is a copy of it. `column` names the column; empty =
+        the only one that can have drawings, by its type and its first rows. `scale` multiplies floats and booleans; 0 =
+        columns of them have no drawings.
         """
-        super().__init__(name, stamp)
+        self.path, self.name = path, (name := name or str(path))
         self._scale = scale
-        self._path, self._opened_as = path, _check_magic(path, name)
+        self._numbers: NDArray[np.int64] | None = None  # of the rows, if malformed rows are skipped
+        self._opened_as = _check_magic(path, name)
         try:
             # without `pre_buffer`, a row group of a gigabyte is read in pieces
             self._file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
@@ -64,30 +78,52 @@ class ParquetSource(Source):
         if problem := problem_of(schema.field(self._column).type, scale):
             raise FileRefused(f"{name}: column {self._column} must hold {_EXPECTED}; {problem}")
         self.has_key_ids = _KEY_ID in schema.names
+        self.malformed: list[Malformed] = []  # the first MALFORMED_KEPT skipped rows, numbered from 1
+        self.malformed_count = 0
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._buffered = pa.table({})
         self._next_row = -1  # the first row of `_buffered`
 
     def __len__(self) -> int:
-        return int(self._file.metadata.num_rows)
+        return len(self._numbers) if self._numbers is not None else int(self._file.metadata.num_rows)
 
-    def block(self, start: int, stop: int) -> Block:
+    def __getitem__(self, rows: slice) -> Bitmaps:
+        """Return the bitmaps of a slice of rows with step 1. Raises FileRefused if one of them is not a drawing."""
+        numbers = np.arange(len(self))[rows] if self._numbers is None else self._numbers[rows]
+        if not len(numbers):
+            return stack_bitmaps([])
+        block = self.read(int(numbers[0]), int(numbers[-1]) + 1)
+        if block.rejects and self._numbers is None:
+            row, reason = block.rejects[0]
+            raise FileRefused(f"{self.name}: row {row}: {reason}")
+        return block.bitmaps
+
+    def locate(self, row: int) -> tuple[Path, int]:
+        """Return the file, and the number in it, from 0, of a row of this object."""
+        return self.path, row if self._numbers is None else int(self._numbers[row])
+
+    def skip_malformed(self) -> None:
+        """Read the whole file; leave out the rows that are no drawings, and count and list them."""
+        found = [np.empty(0, np.int64)]
+        for start in range(0, len(self), _BATCH_ROWS):
+            block = self.read(start, min(start + _BATCH_ROWS, len(self)))
+            found.append(block.rows)
+            self.malformed_count += len(block.rejects)
+            room = MALFORMED_KEPT - len(self.malformed)
+            self.malformed += [Malformed(row + 1, reason) for row, reason in block.rejects[:room]]
+        self._numbers = np.concatenate(found)
+
+    def read(self, start: int, stop: int) -> ParquetBlock:
+        """Read rows `start` to `stop` - 1."""
         table = self._rows(start, stop)
         column = plain(table[self._column].combine_chunks())
         self._check_unchanged()
         bitmaps = all_bitmaps(column, self._scale)
-        rows, rejects = np.arange(start, stop), list[Reject]()
+        rows, rejects = np.arange(start, stop), list[tuple[int, str]]()
         if bitmaps is None:
             rows, bitmaps, rejects = self._decode_each(column, start)
         key_ids, unread = self._key_ids(table, rows - start) if self.has_key_ids else (None, 0)
-        return Block(
-            rows=rows,
-            bitmaps=bitmaps,
-            key_ids=key_ids,
-            rejects=rejects,
-            unread_metadata=unread,
-            digest=digest_of_column(column),
-        )
+        return ParquetBlock(rows, bitmaps, rejects, key_ids, unread, digest_of_column(column))
 
     def _find_column(self, schema: pa.Schema) -> str:
         """Return the name of the only column that can have drawings."""
@@ -112,8 +148,8 @@ class ParquetSource(Source):
         return [name for name in columns if rows and any(is_drawing(row, self._scale) for row in plain(rows[name]))]
 
     def _check_unchanged(self) -> None:
-        if not is_unchanged(self._path, self._opened_as):
-            raise changed(self._path)
+        if not is_unchanged(self.path, self._opened_as):
+            raise changed(self.path)
 
     def _key_ids(self, table: pa.Table, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint64], int]:
         """Return the keys of some rows, and how many of them cannot be read; these are 0, as those of null."""
@@ -124,14 +160,14 @@ class ParquetSource(Source):
         except ValueError as exc:  # UnicodeDecodeError, and nanoseconds that Python's datetime cannot hold
             raise FileRefused(f"{self.name}: damaged, {_KEY_ID} must be text: {exc}; write the file again") from exc
 
-    def _decode_each(self, column: pa.Array, start: int) -> tuple[NDArray[np.int64], Bitmaps, list[Reject]]:
+    def _decode_each(self, column: pa.Array, start: int) -> tuple[NDArray[np.int64], Bitmaps, list[tuple[int, str]]]:
         rows, bitmaps, rejects = [], [], []
         for row, value in enumerate(column, start):
             try:
                 bitmaps.append(bitmap_of(value.as_py(), f"{self.name}: row {row}", self._scale))
                 rows.append(row)
             except (FileRefused, ValueError, TypeError, OverflowError) as exc:
-                rejects.append(Reject(self.name, row, str(exc)))
+                rejects.append((row, str(exc)))
         return np.array(rows, np.int64), stack_bitmaps(bitmaps), rejects
 
     def _rows(self, start: int, stop: int) -> pa.Table:

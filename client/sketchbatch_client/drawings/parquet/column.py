@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ...drawings.npy import ROW_SHAPES, Bitmaps, scaled
 from ...errors import FileRefused
+from ..npy import ROW_SHAPES, Bitmaps, scaled
 
 _ROW_BYTES = 784
 
@@ -120,7 +120,7 @@ def bitmap_of(value: Any, name: str, scale: float) -> NDArray[np.uint8]:
     if isinstance(value, bytes):
         if len(value) == _ROW_BYTES:
             return np.frombuffer(value, np.uint8).reshape(28, 28)
-        from ...drawings.images import decode_image  # imports Pillow, which other formats do not need
+        from ..images import decode_image  # imports Pillow, which other formats do not need
 
         return decode_image(value, name)
     try:

@@ -1,0 +1,1 @@
+"""Read drawings in a column of a Parquet file."""
