@@ -1,11 +1,14 @@
 """The command `sketchbatch` with its subcommands score, merge, evaluate, model, health and demo."""
 
+import errno
+import io
 import os
 import sys
+from pathlib import Path
 
 import typer
 
-from .atomic import unwind_on_signals
+from .atomic import room_for, unwind_on_signals
 from .commands import demo, evaluate, inspect, merge, score
 from .errors import SketchbatchError, fails_again
 
@@ -27,9 +30,44 @@ for command in (score.score, merge.merge, evaluate.evaluate, inspect.model, insp
 def main() -> None:
     """Run the command; report an expected error as one line on stderr and an exit code."""
     unwind_on_signals()
+    _replace_closed_streams()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else gRPC also logs the failures that the command reports
     try:
-        app()
+        with room_for(Path("standard output")):  # each other file has its own
+            app()
     except (SketchbatchError, OSError) as exc:
-        print(f"sketchbatch: {exc}", file=sys.stderr)
+        print(f"sketchbatch: {_text(exc)}", file=sys.stderr)
         sys.exit(_PERMANENT if fails_again(exc) else _TEMPORARY)
+
+
+def _text(error: Exception) -> str:
+    """Return the message of an error; that of the operating system without its number."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
+
+
+def _replace_closed_streams() -> None:
+    """Replace standard streams that were closed at the start, as by some service managers: Python sets them to None."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open
+    sys.stdin = sys.stdin or io.TextIOWrapper(_ClosedStream("standard input"))
+    sys.stdout = sys.stdout or io.TextIOWrapper(_ClosedStream("standard output"), write_through=True)
+
+
+class _ClosedStream(io.RawIOBase):
+    """A standard stream that the caller has closed; to read or write it is an error with its name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        raise OSError(errno.EBADF, "closed; open it, or use a file", self._name)
+
+    def write(self, data: object) -> int:
+        raise OSError(errno.EBADF, "closed; open it, or use a file", self._name)

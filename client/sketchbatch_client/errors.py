@@ -3,6 +3,7 @@
 SketchbatchError
 ├── FileRefused         an input is not a readable file of drawings: download or create it again
 │   └── FileChanged     an input was written, replaced or removed while it was read: run the same command again
+├── OutputRefused       a file must not be written there: name another output
 ├── DiskFull            a file cannot be written completely: free disk space, then run the same command again
 ├── JobRefused          a job cannot be resumed like this: use the same inputs and options again, or --restart
 │   └── JobNotReady     another process has not finished yet: wait for it, then run the same command again
@@ -66,6 +67,12 @@ class FileChanged(FileRefused):
     """A file was written, replaced or removed while it was read."""
 
     is_permanent = False
+
+
+class OutputRefused(SketchbatchError):
+    """An output is one of the inputs, no regular file, or a file that Sketchbatch did not write."""
+
+    is_permanent = True
 
 
 class DiskFull(SketchbatchError):

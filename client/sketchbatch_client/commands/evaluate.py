@@ -19,6 +19,7 @@ from ..evaluation.predictions import ServedModel
 from ..evaluation.stats.drift import stored_rows
 from ..evaluation.stats.mcnemar import format_p_value
 from ..label_names import with_suggestions
+from ..output_file import HTML_MARK, JSON_MARK, check_reports, local_path
 from .options import (
     INCOMPLETE,
     ConnectionOptions,
@@ -41,14 +42,21 @@ _MALFORMED_SHOWN = 5
 @connecting
 def evaluate(
     folder: Annotated[
-        Path, typer.Argument(help="Folder with a NAME.npy, .ndjson, .bin or .parquet per label, or with pictures.")
+        Path,
+        typer.Argument(
+            parser=local_path,
+            metavar="FOLDER",
+            help="Folder with a NAME.npy, .ndjson, .bin or .parquet per label, or with pictures.",
+        ),
     ],
     connection: ConnectionOptions,
     json_file: Annotated[
-        Path | None, typer.Option("--json", dir_okay=False, help="Also write the figures to this JSON file.")
+        Path | None,
+        typer.Option("--json", parser=local_path, metavar="FILE", help="Also write the figures to this JSON file."),
     ] = None,
     html_file: Annotated[
-        Path | None, typer.Option("--html", dir_okay=False, help="Also write an HTML page to this file.")
+        Path | None,
+        typer.Option("--html", parser=local_path, metavar="FILE", help="Also write an HTML page to this file."),
     ] = None,
     model: ModelName = "",
     model_version: ModelVersion = "",
@@ -95,6 +103,7 @@ def evaluate(
             second = ServedModel(other, other.model(name, against_version))
             labels = common_labels(first.model, second.model)
         drawings = open_labelled(folder, labels, skip_malformed=skip_malformed)
+        check_reports([(json_file, JSON_MARK), (html_file, HTML_MARK)], drawings.bitmaps)
         result: Evaluation | Comparison
         with show_progress("evaluating", drawings.bitmaps.values(), is_quiet=quiet) as advance:
             if second:

@@ -5,14 +5,22 @@ from typing import Annotated
 
 import typer
 
-from ..scoring.job import rejects_path
+from ..output_file import local_path
+from ..scoring.manifest import rejects_path
 from ..scoring.merge import merge as merge_shards
 from .options import INCOMPLETE, Quiet, err
 
 
 def merge(
-    shards: Annotated[list[Path], typer.Argument(help="Outputs of all shards, in any order.", metavar="SHARD...")],
-    output: Annotated[Path, typer.Option(help="File to write, with the ending of the shards.", metavar="FILE")],
+    shards: Annotated[
+        list[Path], typer.Argument(parser=local_path, help="Outputs of all shards, in any order.", metavar="SHARD...")
+    ],
+    output: Annotated[
+        Path, typer.Option(parser=local_path, help="File to write, with the ending of the shards.", metavar="FILE")
+    ],
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Replace an output of another job, or a file that no job has written.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Merge the outputs of `sketchbatch score --shard` into one file, byte-identical to the output of one run.
@@ -20,9 +28,9 @@ def merge(
     Example: sketchbatch merge scores-*.parquet --output scores.parquet
 
     Exit codes: 0 = merged, 1 = a shard is missing or unfinished, or the disk is full, 2 = invalid options, 3 = merged,
-    but some rows were rejected, 4 = the shards belong to different jobs, or one is damaged.
+    but some rows were rejected, 4 = the shards belong to different jobs, one is damaged, or OUTPUT is another file.
     """
-    outcome = merge_shards(shards, output)
+    outcome = merge_shards(shards, output, restart=restart)
     if not quiet:
         err.print(f"{outcome.rows:,} rows from {len(shards)} shards -> {output}")
     if outcome.rejected:

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from ..drawings.passed_over import PassedOverList
+from ..output_file import local_path
 from ..rpc.client import Client
 from ..rpc.connections.credentials import Tls
 from ..rpc.retries.retry_policy import RetryPolicy
@@ -64,13 +65,17 @@ class ConnectionOptions:
         ),
     ] = "localhost:50051"
     tls: Annotated[bool, typer.Option("--tls", help="Use TLS; implied by --ca, --cert and --key.")] = False
-    ca: Annotated[Path | None, typer.Option(help="PEM file of the authorities that sign the server's certificate.")] = (
-        None
-    )
-    cert: Annotated[Path | None, typer.Option(help="PEM file of the client certificate, for mutual TLS.")] = None
-    key: Annotated[Path | None, typer.Option(help="PEM file of the private key of --cert.")] = None
+    ca: Annotated[
+        Path | None,
+        typer.Option(parser=local_path, help="PEM file of the authorities that sign the server's certificate."),
+    ] = None
+    cert: Annotated[
+        Path | None, typer.Option(parser=local_path, help="PEM file of the client certificate, for mutual TLS.")
+    ] = None
+    key: Annotated[Path | None, typer.Option(parser=local_path, help="PEM file of the private key of --cert.")] = None
     token_file: Annotated[
-        Path | None, typer.Option(help=f"File with the bearer token; {_TOKEN} may hold the token itself.")
+        Path | None,
+        typer.Option(parser=local_path, help=f"File with the bearer token; {_TOKEN} may hold the token itself."),
     ] = None
     insecure_token: Annotated[
         bool, typer.Option("--insecure-token", help="Send the token to another machine even without TLS.")

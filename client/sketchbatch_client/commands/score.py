@@ -5,17 +5,20 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 
-from ..atomic import room_for
+from ..atomic import is_open_file, is_stream, open_stream, room_for
+from ..output_file import local_text
 from ..rpc.client import Client
 from ..scoring.inputs import InputOptions
-from ..scoring.job import Outcome, ScoreJob, rejects_path, stream_scores, write_scores
-from ..scoring.manifest import manifest_path
+from ..scoring.job import Outcome, ScoreJob, stream_scores, write_scores
+from ..scoring.manifest import manifest_path, rejects_path
 from ..scoring.outputs import KINDS, kind_of
 from ..scoring.parts import path_of_shard
 from ..scoring.plan import ScoreOptions, Shard
@@ -68,6 +71,7 @@ def score(
             ".parquet, pictures; the same packed as .gz, .bz2 or .zst; folders of these; globs in quotes; - = standard "
             "input.",
             metavar="INPUT...",
+            parser=local_text,
         ),
     ],
     connection: ConnectionOptions,
@@ -76,8 +80,9 @@ def score(
         str,
         typer.Option(
             help="File to write, one line per row; its ending is the format: .parquet, .csv, .jsonl, or .npy (scores "
-            "only). - = standard output, as CSV unless --format is given.",
+            "only). - = standard output; this, a pipe or a device is written as CSV unless --format is given.",
             metavar="FILE",
+            parser=local_text,
         ),
     ] = "scores.parquet",
     output_format: Annotated[
@@ -108,7 +113,10 @@ def score(
             show_default="by memory",
         ),
     ] = 0,
-    restart: Annotated[bool, typer.Option("--restart", help="Discard the results of earlier runs.")] = False,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Discard the results of earlier runs, or replace a file that no job wrote."),
+    ] = False,
     model: ModelName = "",
     model_version: ModelVersion = "",
     timeout_s: TimeoutS = 60.0,
@@ -145,8 +153,9 @@ def score(
     )
     started_at = time.monotonic()
     with connection.open(timeout_s=timeout_s) as client, ProgressDisplay("scoring", is_quiet=quiet) as progress:
-        if output == _STDOUT:
-            rejected = _to_stdout(client, job, progress)
+        if _is_stream(output):
+            with room_for(Path(_name(output))), _open_stream(output, quiet) as file:
+                rejected = _to_stream(client, job, file, progress)
             is_complete = report_passed_over(progress.passed_over, ignores_others=input_flags.ignore_others)
             raise typer.Exit(INCOMPLETE if rejected or not is_complete else 0)
         path = path_of_shard(Path(output), job.shard)
@@ -164,7 +173,7 @@ def _kind(output: str, wanted: str) -> str:
     if wanted:
         if wanted not in KINDS:
             raise typer.BadParameter(f"must be one of {', '.join(KINDS)}, got {wanted!r}", param_hint="--format")
-    elif output != _STDOUT:
+    elif not _is_stream(output) or Path(output).suffix:
         return kind_of(Path(output))
     kind = wanted or "csv"
     if output == _STDOUT and kind in ("parquet", "npy") and sys.stdout.isatty():
@@ -186,14 +195,33 @@ def _shard(text: str) -> Shard:
     return shard
 
 
-def _to_stdout(client: Client, job: ScoreJob, progress: ProgressDisplay) -> int:
+def _is_stream(output: str) -> bool:
+    return output == _STDOUT or is_stream(Path(output))
+
+
+def _name(output: str) -> str:
+    return "standard output" if output == _STDOUT else output
+
+
+@contextmanager
+def _open_stream(output: str, is_quiet: bool) -> Iterator[BinaryIO]:
+    if output == _STDOUT:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    if Path(output).is_fifo() and not is_open_file(Path(output)) and not is_quiet:
+        err.print(f"waiting for a reader of {output}")
+    with open_stream(Path(output)) as file:
+        yield file
+
+
+def _to_stream(client: Client, job: ScoreJob, file: BinaryIO, progress: ProgressDisplay) -> int:
     rejected = 0
-    with room_for(Path("standard output")), tempfile.TemporaryDirectory() as spool:
-        for line in stream_scores(client, job, sys.stdout.buffer, Path(spool), progress):
+    with tempfile.TemporaryDirectory() as spool:
+        for line in stream_scores(client, job, file, Path(spool), progress):
             rejected += 1
             if rejected <= _REJECTS_SHOWN:
                 err.print(f"rejected: {line.strip()}")
-        sys.stdout.buffer.flush()
     if rejected:
         err.print(f"{rejected:,} rows were rejected; with --output FILE, FILE.rejects.jsonl lists all of them")
     return rejected

@@ -19,14 +19,17 @@ import pyarrow as pa
 from ..atomic import replacing, room_for
 from ..drawings.passed_over import PassedOverList
 from ..drawings.readers import Bitmaps
-from ..errors import FileRefused, JobRefused
+from ..drawings.render_digest import renderer
+from ..errors import FileRefused, JobRefused, OutputRefused
+from ..output_file import check_is_no_input, checked_output
 from ..rpc.classification import Classification, ModelInfo, joined
 from ..rpc.client import Client
 from .block_reader import Batch, BlockReader, digest_of
 from .inputs import InputOptions, Source, find_sources
-from .manifest import Manifest, manifest_path
+from .inputs.sources import BitmapSource
+from .manifest import Manifest, manifest_path, rejects_path
 from .outputs import reject_line, schema, table, writing
-from .parts import BegunJob, Part, Parts, locked, other_shards
+from .parts import BegunJob, Part, Parts, check_is_ours, locked, other_shards
 from .plan import ALL, Input, Plan, ScoreOptions, Shard, default_part_rows, difference, row_bytes
 from .score_rows import reject_non_finite, score_batches
 
@@ -77,11 +80,6 @@ class ProgressListener(Protocol):
         """Report that the metadata of `rows` more rows, such as their key, cannot be read."""
 
 
-def rejects_path(output: Path) -> Path:
-    """Return the path of the rejects file of an output; it exists only if a row was rejected."""
-    return output.with_name(f"{output.name}.rejects.jsonl")
-
-
 def write_scores(
     client: Client, job: ScoreJob, output: Path, listener: ProgressListener, *, restart: bool = False
 ) -> Outcome:
@@ -92,18 +90,27 @@ def write_scores(
         FileRefused: An input does not have the expected format.
         JobRefused: This or another shard of the job began with other inputs, another model or other options.
         JobNotReady: Another process writes the same output.
+        OutputRefused: The output is an input, no regular file, or without `restart` a file that no job has written.
         SketchbatchError: The service does not respond. The next run resumes.
     """
+    output = checked_output(output)
+    files = (output, manifest_path(output), rejects_path(output))
+
+    def opens(source: str) -> None:
+        check_is_no_input(files, Path(source))
+        listener.opens(source)
+
+    for given in job.inputs:
+        check_is_no_input(files, Path(given))
+    if not restart:
+        check_is_ours(output)
     served = client.model(job.options.model_name, job.options.model_version)
     with locked(output) as parts:
-        if restart:
-            parts.clear()
-            manifest_path(output).unlink(missing_ok=True)
-        earlier = BegunJob.read(output)
+        earlier = None if restart else BegunJob.read(output)
         others = [] if restart else other_shards(output, job.shard)
         begun = next((each.plan for each in (earlier, *others) if each), None)
         passed_over = PassedOverList()
-        sources = find_sources(job.inputs, parts.folder, listener.opens, job.input_options, passed_over)
+        sources = find_sources(job.inputs, parts.folder, opens, job.input_options, passed_over)
         listener.passes_over(passed_over)
         plan = _plan(job, sources, _same_version(client, job.options, served, begun), begun)
         with BlockReader(plan, sources, job.readers) as reader:
@@ -111,7 +118,9 @@ def write_scores(
             if earlier and earlier.manifest:
                 return _finished_earlier(earlier.manifest, plan, output)
             if not earlier:
-                parts.clear()  # their plan cannot be read
+                parts.clear()
+                parts.may_replace(output)
+                manifest_path(output).unlink(missing_ok=True)
             parts.begin(plan)
             digests = {part: parts.digest(part) for part in plan.parts}
             manifest = _JobRunner(client, job.kind, plan, sources, reader, listener).write(
@@ -204,6 +213,9 @@ class _JobRunner:
             reason = json.loads(rejects.read_text(encoding="utf-8").partition("\n")[0])["reason"]
             parts.clear()
             raise FileRefused(f"none of {rejected:,} rows was scored; the first: {reason}")
+        if not parts.is_replaceable(output):
+            raise OutputRefused(f"{output}: was written during the job; move it, then run the same command again")
+        parts.may_replace(output, partial)
         with replacing(manifest_path(output)) as manifest_file:  # renamed last, once all other files are in their place
             manifest.write(manifest_file)
             rejects_path(output).unlink(missing_ok=True)
@@ -291,6 +303,7 @@ def _plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Plan |
         column=job.input_options.column,
         scale=job.input_options.scale,
         score_kind=served.score_kind,
+        renderer="" if all(isinstance(source, BitmapSource) for source in sources) else renderer(),
     )
 
 

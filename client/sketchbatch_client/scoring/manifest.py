@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
+from ..errors import JobRefused
 from ..strict_json import encode
 from .plan import Plan, whole_number
 
@@ -31,10 +32,13 @@ class Manifest:
     def read(cls, output: Path) -> "Manifest | None":
         """Return the manifest of a finished output.
 
-        Return None if the manifest is missing or damaged, or if the output is missing or not `output_bytes` large.
+        Return None if the manifest is missing, or if the output is missing or not `output_bytes` large.
+
+        Raises JobRefused if the manifest is damaged, or if another version of the client wrote it.
         """
+        path = manifest_path(output)
         try:
-            found = read_json(manifest_path(output))
+            found = read_json(path)
             manifest = cls(
                 plan=Plan.from_json(found["plan"]),
                 digests={int(part): whole_number(digest) for part, digest in found["digests"].items()},
@@ -45,8 +49,10 @@ class Manifest:
                 output_bytes=whole_number(found["output_bytes"]),
             )
             return manifest if output.stat().st_size == manifest.output_bytes else None
-        except (FileNotFoundError, ValueError, KeyError, AttributeError):
+        except FileNotFoundError:
             return None
+        except (ValueError, KeyError, AttributeError) as exc:
+            raise unreadable(path, exc) from exc
 
 
 def manifest_path(output: Path) -> Path:
@@ -54,8 +60,22 @@ def manifest_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.manifest.json")
 
 
+def rejects_path(output: Path) -> Path:
+    """Return the path of the rejects file of an output; it exists only if a row was rejected."""
+    return output.with_name(f"{output.name}.rejects.jsonl")
+
+
+def unreadable(path: Path, error: Exception) -> JobRefused:
+    """Return the error for a manifest that this version of the client cannot read."""
+    reason = str(error) if isinstance(error, ValueError) else f"not the manifest of a job: {error!r}"
+    remedy = "finish the job with the version of sketchbatch that began it, or discard it with score --restart"
+    return JobRefused(f"{path}: cannot be read: {reason.partition(chr(10))[0]:.200}; {remedy}")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ValueError if the file contains no object."""
+    if path.exists() and not path.is_file():  # the opening of a pipe may wait for ever
+        raise ValueError("expected a file, got a folder, pipe or device")
     try:
         found = json.loads(path.read_bytes())
     except RecursionError as exc:

@@ -3,6 +3,7 @@
 Shards are consecutive ranges of parts, so each boundary between two shards is also a boundary between two parts.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +17,18 @@ from pyarrow import parquet
 
 from ..atomic import replacing
 from ..errors import FileRefused, JobNotReady, JobRefused
-from .job import Outcome, rejects_path
-from .manifest import Manifest, manifest_path
+from ..output_file import check_is_no_input, checked_output
+from .job import Outcome
+from .manifest import Manifest, manifest_path, rejects_path
 from .outputs import kind_of, parquet_writer, write_npy_header
+from .parts import check_is_ours
 from .plan import ALL, Plan, difference
 
 
-def merge(shards: Sequence[Path], output: Path) -> Outcome:
+def merge(shards: Sequence[Path], output: Path, *, restart: bool = False) -> Outcome:
     """Merge the finished outputs of all shards of one job, given in any order.
+
+    `restart` replaces an output of another job, or a file that no job has written.
 
     Raises:
         DiskFull: The disk has no space; the partial output is removed.
@@ -31,17 +36,24 @@ def merge(shards: Sequence[Path], output: Path) -> Outcome:
         JobNotReady: A shard is missing or not finished.
         JobRefused: A shard belongs to another job, or an input was written after one shard was scored and before
             another.
+        OutputRefused: The output is a shard, no regular file, or without `restart` a file that no job has written.
     """
     kind = kind_of(output)
+    output = checked_output(output)
+    for shard in shards:
+        check_is_no_input((output, manifest_path(output), rejects_path(output)), shard)
     ordered, manifests = _in_order(shards)
     for shard in ordered:
         if kind_of(shard) != kind:
             raise JobRefused(f"{shard}: expected a shard ending in .{kind}, as {output} does")
+    plan = replace(manifests[0].plan, shard=ALL, score_kind=_score_kind(manifests))
+    if not restart:
+        _check_replaceable(output, plan)
     with replacing(manifest_path(output)) as manifest_file, replacing(output) as partial:
         with partial.open("wb") as file:
             _MERGE[kind](ordered, file, manifests[0].plan)
         merged = Manifest(
-            plan=replace(manifests[0].plan, shard=ALL, score_kind=_score_kind(manifests)),
+            plan=plan,
             digests={part: digest for manifest in manifests for part, digest in manifest.digests.items()},
             rows=sum(manifest.rows for manifest in manifests),
             rejected=sum(manifest.rejected for manifest in manifests),
@@ -50,6 +62,14 @@ def merge(shards: Sequence[Path], output: Path) -> Outcome:
         merged.write(manifest_file)
         _merge_rejects(ordered, rejects_path(output))
     return Outcome(rows=merged.rows, rejected=merged.rejected)
+
+
+def _check_replaceable(output: Path, plan: Plan) -> None:
+    """Raise OutputRefused or JobRefused if the file OUTPUT exists, and is not an earlier output of the same job."""
+    check_is_ours(output)
+    earlier = Manifest.read(output)
+    if earlier and (change := difference(earlier.plan, plan)):
+        raise JobRefused(f"{output} is the output of another job: {change}; name another output, or use --restart")
 
 
 def _score_kind(manifests: Sequence[Manifest]) -> str:
@@ -86,6 +106,9 @@ def _in_order(shards: Sequence[Path]) -> tuple[list[Path], list[Manifest]]:
                 f"{path}: {source} has another size or modification time than for {shards[0]}; "
                 "run the commands of both shards again, which compare the contents"
             )
+        if plan.shard.number in found:
+            first_path = found[plan.shard.number][0]
+            raise JobRefused(f"{path}: must be another shard than {first_path}, got shard {plan.shard.number} twice")
         found[plan.shard.number] = (path, manifest)
     numbers = range(first.shard.shards if first else 0)
     if len(found) < len(numbers):  # counted, not listed: a damaged manifest can state any number of shards
@@ -105,7 +128,7 @@ def _written_between(first: Plan, other: Plan) -> str:
 def _merge_parquet(shards: Sequence[Path], file: BinaryIO, plan: Plan) -> None:
     """Copy the shards one row group after the other; each row group has the rows of one part."""
     with _reading(shards[0]):
-        schema = parquet.read_schema(shards[0])
+        schema = parquet.read_schema(pa.OSFile(os.fspath(shards[0])))  # a path may look like a URL
     with parquet_writer(file, schema) as writer:
         for shard in shards:
             for rows in _row_groups(shard):
@@ -113,7 +136,7 @@ def _merge_parquet(shards: Sequence[Path], file: BinaryIO, plan: Plan) -> None:
 
 
 def _row_groups(shard: Path) -> Iterator[pa.Table]:
-    with _reading(shard), parquet.ParquetFile(shard) as read:
+    with _reading(shard), pa.OSFile(os.fspath(shard)) as file, parquet.ParquetFile(file) as read:
         for group in range(read.num_row_groups):
             yield read.read_row_group(group)
 

@@ -2,23 +2,25 @@
 
 OUTPUT.parts/ contains `manifest.json` with the plan, and the file `lock`, which the running process locks. Each
 finished part has an Arrow file of its rows, which appears only when it is complete. If a part has rejects, a file with
-these rejects appears before the Arrow file.
+these rejects appears before the Arrow file. The file `replaces` tells which file at the path of OUTPUT the job may
+replace: the output of an earlier job after --restart, or its own output, if the process ended before the manifest
+followed.
 """
 
-import fcntl
+import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from ..atomic import replacing, room_for
-from ..errors import JobNotReady
-from .manifest import Manifest, read_json, write_json
+from ..errors import JobNotReady, JobRefused, OutputRefused
+from ..file_stamp import file_stamp
+from .manifest import Manifest, manifest_path, read_json, rejects_path, unreadable, write_json
 from .plan import ALL, Plan, Shard
 
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -42,6 +44,7 @@ class Parts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._manifest = folder / "manifest.json"
+        self._replaces = folder / "replaces"
 
     @classmethod
     def of(cls, output: Path) -> "Parts":
@@ -49,15 +52,37 @@ class Parts:
         return cls(output.with_name(f"{output.name}.parts"))
 
     def earlier_plan(self) -> Plan | None:
-        """Return the plan of an interrupted job; None if no part of it is finished."""
+        """Return the plan of an interrupted job; None if no part of it is finished.
+
+        Raises JobRefused if the plan is missing or damaged, or if another version of the client wrote it.
+        """
         try:
-            return Plan.from_json(read_json(self._manifest)) if self.has_any() else None
-        except (FileNotFoundError, ValueError):
+            plan = Plan.from_json(read_json(self._manifest))
+        except (FileNotFoundError, ValueError) as exc:
+            if self.has_any():  # later than the reading: another process may have just finished the job
+                raise unreadable(self._manifest, exc) from exc
             return None
+        return plan if self.has_any() else None
 
     def begin(self, plan: Plan) -> None:
         """Store the plan, before the first part is scored."""
         write_json(self._manifest, plan.to_json())
+
+    def may_replace(self, *files: Path) -> None:
+        """Record that the job may replace the file OUTPUT if it has the size and time of one of `files`."""
+        with replacing(self._replaces) as partial:
+            partial.write_text("".join(f"{_stamp(file)}\n" for file in files if file.exists()))
+
+    def is_replaceable(self, output: Path) -> bool:
+        """Return whether the job may replace the file OUTPUT; True if it is absent or empty."""
+        return not output.exists() or not output.stat().st_size or self.is_begun_over(output)
+
+    def is_begun_over(self, output: Path) -> bool:
+        """Return whether OUTPUT is one of the files that `may_replace` recorded."""
+        try:
+            return output.exists() and _stamp(output) in self._replaces.read_text().splitlines()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return False
 
     def has_any(self) -> bool:
         """Return whether any part is finished."""
@@ -100,8 +125,16 @@ class Parts:
 
     def clear(self) -> None:
         """Delete the files of all parts."""
-        for path in self.folder.glob("part-*"):
+        for path in (*self.folder.glob("part-*.arrow"), *self.folder.glob("part-*.rejects.jsonl")):
             path.unlink()
+
+    def remove(self) -> None:
+        """Delete the folder, unless it has files that no job writes."""
+        for pattern in ("manifest.json", "replaces", "stdin.*", "unpacked-*", "lock"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _rows(self, part: int) -> Path:
         return self.folder / f"part-{part:07}.arrow"
@@ -131,6 +164,19 @@ class BegunJob:
         return self.manifest.digests.get(part) if self.manifest else Parts.of(self.output).digest(part)
 
 
+def check_is_ours(output: Path) -> None:
+    """Raise OutputRefused if OUTPUT or its rejects exist, and neither this client nor an earlier --restart allows it.
+
+    Raises JobRefused if the manifest of OUTPUT cannot be read.
+    """
+    remedy = "name another output, or use --restart to replace it"
+    if not Manifest.read(output) and not Parts.of(output).is_replaceable(output):
+        reason = "has changed since a job wrote it" if manifest_path(output).exists() else "no job has written it"
+        raise OutputRefused(f"{output}: exists, and {reason}; {remedy}")
+    if (rejects := rejects_path(output)).exists() and not _has_rejects(rejects):
+        raise OutputRefused(f"{rejects}: exists, and no job has written it; {remedy}")
+
+
 def path_of_shard(output: Path, shard: Shard) -> Path:
     """Return the output of a shard, such as labels-00002-of-00008.parquet; a job with one shard writes `output`."""
     return output if shard == ALL else output.with_name(f"{output.stem}{_suffix(shard)}{output.suffix}")
@@ -150,6 +196,24 @@ def other_shards(output: Path, shard: Shard) -> list[BegunJob]:
     return [job for name in sorted(names) if (job := BegunJob.read(output.with_name(name)))]
 
 
+def _has_rejects(path: Path) -> bool:
+    """Return whether the first line of a file is that of a rejects file."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            first = json.loads(file.readline(1 << 20))
+        return {"source", "reason"} <= set(first)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def _stamp(file: Path) -> str:
+    """Return size and modification time of a file, which stay if it is renamed."""
+    stamp = file_stamp(file)
+    return f"{stamp.size_bytes} {stamp.mtime_ns}"
+
+
 def _suffix(shard: Shard) -> str:
     return f"-{shard.number:05}-of-{shard.shards:05}"
 
@@ -160,13 +224,21 @@ def locked(output: Path) -> Iterator[Parts]:
 
     At the end, delete partial files; if no part is finished, delete the whole folder.
 
-    Raises DiskFull if the disk has no space for the folder, and JobNotReady if another process holds the lock.
+    Raises DiskFull if the disk has no space for the folder, JobNotReady if another process holds the lock, and
+    JobRefused if the system has no such locks.
     """
+    try:
+        import fcntl  # not on Windows, where all other commands work
+    except ImportError as exc:
+        reason = "file locks need Linux or macOS, and on Windows WSL; with --output - no lock is needed"
+        raise JobRefused(f"{output}: cannot be locked: {reason}") from exc
     parts = Parts.of(output)
     with room_for(output):
-        parts.folder.mkdir(parents=True, exist_ok=True)
         try:
+            parts.folder.mkdir(parents=True, exist_ok=True)
             lock_file = (parts.folder / "lock").open("w")
+        except FileExistsError as exc:
+            raise OutputRefused(f"{parts.folder}: expected a folder, got a file; name another output") from exc
         except FileNotFoundError as exc:
             raise JobNotReady(f"{output}: another process has just deleted its parts; run the command again") from exc
     with lock_file:
@@ -179,5 +251,5 @@ def locked(output: Path) -> Iterator[Parts]:
         finally:
             for partial in parts.folder.glob("*.partial"):  # to free disk space; the next run writes them anew
                 partial.unlink()
-            if not parts.has_any():
-                shutil.rmtree(parts.folder, ignore_errors=True)
+            if not parts.has_any() and (manifest_path(output).exists() or not parts.is_begun_over(output)):
+                parts.remove()

@@ -79,6 +79,8 @@ class Plan:
     scale: float = 0.0  # `InputOptions.scale`
     score_kind: str = ""
     """`ModelInfo.score_kind` of the model; "" = unknown. No difference between jobs: a newer service states it."""
+    renderer: str = ""
+    """`render_digest.renderer()`, if strokes or pictures are rendered; "" = not rendered, or unknown."""
 
     @property
     def options(self) -> ScoreOptions:
@@ -139,7 +141,7 @@ class Plan:
         """Read a plan from the JSON object of a manifest. Raises ValueError if this client cannot read it."""
         try:
             if manifest["format"] != FORMAT:
-                raise ValueError(f"format must be {FORMAT}, got {manifest['format']}")
+                raise ValueError(f"the format must be {FORMAT}, got {manifest['format']!r:.60}")
             number, shards = map(whole_number, manifest["shard"])
             if number >= shards:
                 raise ValueError(f"shard must be below {shards}, got {number}")
@@ -156,6 +158,7 @@ class Plan:
                 column=_checked(str, manifest.get("column", "")),  # manifests of older clients have none
                 scale=_checked(float, manifest.get("scale", 0.0)),
                 score_kind=_checked(str, manifest.get("score_kind", "")),
+                renderer=_checked(str, manifest.get("renderer", "")),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError(f"not the manifest of a job: {exc!r}") from exc
@@ -191,7 +194,7 @@ def default_part_rows(all_rows: int, row_bytes: int) -> int:
 def difference(earlier: Plan, now: Plan) -> str:
     """Describe the first difference between two plans; "" if there is none.
 
-    The stamps of inputs and the kind of scores may differ.
+    The stamps of inputs and the kind of scores may differ. If the renderer of a plan is unknown, it may differ, too.
     """
     if found := _input_difference(earlier.inputs, now.inputs):
         return found
@@ -205,6 +208,7 @@ def difference(earlier: Plan, now: Plan) -> str:
         ("--part-rows", earlier.part_rows, now.part_rows),
         ("--shard", "{}/{}".format(*earlier.shard), "{}/{}".format(*now.shard)),
         ("the list of labels", *_first_difference(earlier.labels, now.labels)),
+        ("the renderer of strokes and pictures", *_different_renderers(earlier.renderer, now.renderer)),
     )
     return next((f"{name} was {before}, and is now {after}" for name, before, after in values if before != after), "")
 
@@ -213,6 +217,12 @@ def _first_difference(earlier: Sequence[str], now: Sequence[str]) -> tuple[str, 
     """Describe two lists of labels by their first different labels; a list may have ten thousand."""
     pairs = enumerate(zip_longest(earlier, now))
     return next(((f"{old!r} at {index}", f"{new!r}") for index, (old, new) in pairs if old != new), ("", ""))
+
+
+def _different_renderers(earlier: str, now: str) -> tuple[str, str]:
+    """Return both renderers if their digests, which precede their names, are known and differ."""
+    digests = {renderer.partition(" ")[0] for renderer in (earlier, now) if renderer}
+    return (earlier, now) if len(digests) > 1 else ("", "")
 
 
 def _input_difference(earlier: Sequence[Input], now: Sequence[Input]) -> str:

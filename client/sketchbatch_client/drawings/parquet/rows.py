@@ -3,6 +3,7 @@
 Row groups are decoded 1,024 rows at a time. As long as blocks are read in order, each row is decoded only once.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -65,7 +66,8 @@ class ParquetRows:
         self._opened_as = _check_magic(path, name)
         try:
             # without `pre_buffer`, a row group of a gigabyte is read in pieces
-            self._file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+            file = pa.OSFile(os.fspath(path))  # pyarrow takes some paths for URLs
+            self._file = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
             schema = self._file.schema_arrow
             _ = schema.names, self._file.metadata.num_rows
         except (OSError, ValueError, pa.ArrowException) as exc:  # ValueError: a name is not UTF-8
