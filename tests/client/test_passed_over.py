@@ -60,7 +60,7 @@ DRAWINGS = {  # endings, and a file with some rows; a row that is not a drawing 
     ".gif": b"GIF89a damaged",
 }
 STRAYS = {  # endings, files, and whether a user may miss drawings
-    ".txt": (b"notes", False),
+    ".txt": (b"synthetic drawings, no pixels", False),
     ".json": (b'{"classes": ["cat"]}', False),
     ".heic": (HEIC, True),
     ".csv": (b"label,pixel0,pixel1\n", True),

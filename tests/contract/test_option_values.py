@@ -11,14 +11,14 @@ from sketchbatch_client.demo.server import PageServer
 
 NUMBERS = ["nan", "inf", "-inf", "-1", "0", "1e300", "1" + 30 * "0"]
 CLIENT = {  # command -> its numeric options
-    "score": ["--timeout-s", "--top-k", "--readers", "--part-rows"],
+    "score": ["--timeout-s", "--top-k", "--readers", "--part-rows", "--scale"],
     "evaluate": ["--timeout-s", "--min-accuracy"],
     "model": ["--timeout-s"],
     "health": ["--timeout-s"],
     "demo": ["--timeout-s"],
 }
 WORKS = {("--timeout-s", "inf"), ("--timeout-s", "1e300"), ("--timeout-s", "1" + 30 * "0"), ("--min-accuracy", "0")}
-WORKS |= {("--readers", "0"), ("--part-rows", "0")}
+WORKS |= {("--readers", "0"), ("--part-rows", "0"), ("--scale", "0")}
 
 
 def client_options() -> list[tuple[str, str, str]]:

@@ -32,7 +32,7 @@ def merge(
     """
     outcome = merge_shards(shards, output, restart=restart)
     if not quiet:
-        err.print(f"{outcome.rows:,} rows from {len(shards)} shards -> {output}")
+        err.print(f"{outcome.rows:,} rows from {len(shards)} files -> {output}")
     if outcome.rejected:
         err.print(f"{outcome.rejected:,} rows were rejected; {rejects_path(output)} lists the reasons")
         raise typer.Exit(INCOMPLETE)

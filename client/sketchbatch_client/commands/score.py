@@ -16,6 +16,7 @@ import typer
 from ..atomic import is_open_file, is_stream, open_stream, room_for
 from ..output_file import local_text
 from ..rpc.client import Client
+from ..scoring.appending import append_scores
 from ..scoring.inputs import InputOptions
 from ..scoring.job import Outcome, ScoreJob, stream_scores, write_scores
 from ..scoring.manifest import manifest_path, rejects_path
@@ -32,6 +33,7 @@ from .options import (
     TimeoutS,
     connecting,
     err,
+    not_nan,
     report_passed_over,
 )
 from .progress import ProgressDisplay
@@ -39,6 +41,7 @@ from .progress import ProgressDisplay
 _STDOUT = "-"
 _MAX_TOP_K = 100_000  # more classes than any model of drawings has; the service checks the model's number
 _MAX_READERS = 1024
+_MAX_SCALE = 65535.0
 _MAX_PART_ROWS = 1_000_000_000
 _REJECTS_SHOWN = 5  # most rejects that are printed to stderr if the output is standard output
 
@@ -55,11 +58,29 @@ class InputFlags:
         float,
         typer.Option(
             min=0,
+            max=_MAX_SCALE,
+            callback=not_nan,
             help="Factor for arrays of floats, booleans and integers other than uint8: 255 for numbers from 0 to 1.",
             show_default="uint8 only",
         ),
     ] = 0
     ignore_others: IgnoreOthers = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerunFlags:
+    """The options that tell what to do with an OUTPUT that exists; a field becomes an option of the same name."""
+
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Discard the results of earlier runs, or replace a file that no job wrote."),
+    ] = False
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append", help="Add rows of new files, and new rows of files that have grown, to a finished OUTPUT."
+        ),
+    ] = False
 
 
 @connecting
@@ -76,6 +97,7 @@ def score(
     ],
     connection: ConnectionOptions,
     input_flags: InputFlags,
+    rerun: RerunFlags,
     output: Annotated[
         str,
         typer.Option(
@@ -113,10 +135,6 @@ def score(
             show_default="by memory",
         ),
     ] = 0,
-    restart: Annotated[
-        bool,
-        typer.Option("--restart", help="Discard the results of earlier runs, or replace a file that no job wrote."),
-    ] = False,
     model: ModelName = "",
     model_version: ModelVersion = "",
     timeout_s: TimeoutS = 60.0,
@@ -138,6 +156,8 @@ def score(
     """
     if all_scores and top_k > 1:
         raise typer.BadParameter("choose one of --all-scores and --top-k", param_hint="--all-scores")
+    if rerun.append and (rerun.restart or _is_stream(output) or shard != "0/1"):
+        raise typer.BadParameter("needs a file as OUTPUT, without --restart and --shard", param_hint="--append")
     kind = _kind(output, output_format)
     options = ScoreOptions(
         top_k=top_k, with_all_scores=all_scores or kind == "npy", model_name=model, model_version=model_version
@@ -159,13 +179,17 @@ def score(
             is_complete = report_passed_over(progress.passed_over, ignores_others=input_flags.ignore_others)
             raise typer.Exit(INCOMPLETE if rejected or not is_complete else 0)
         path = path_of_shard(Path(output), job.shard)
-        outcome = write_scores(client, job, path, progress, restart=restart)
+        if rerun.append:
+            outcome = append_scores(client, job, path, progress)
+        else:
+            outcome = write_scores(client, job, path, progress, restart=rerun.restart)
     if not quiet:
         _report(outcome, path, progress, time.monotonic() - started_at)
     is_complete = report_passed_over(progress.passed_over, ignores_others=input_flags.ignore_others)
-    if outcome.rejected:
-        err.print(f"{outcome.rejected:,} rows were rejected; {rejects_path(path)} lists the reasons")
-    if outcome.rejected or not is_complete:
+    rejected = outcome.rejected if outcome.added_rejected is None else outcome.added_rejected
+    if rejected:
+        err.print(f"{rejected:,} rows were rejected; {rejects_path(path)} lists the reasons")
+    if rejected or not is_complete:
         raise typer.Exit(INCOMPLETE)
 
 
@@ -230,7 +254,11 @@ def _to_stream(client: Client, job: ScoreJob, file: BinaryIO, progress: Progress
 def _report(outcome: Outcome, path: Path, progress: ProgressDisplay, duration_s: float) -> None:
     inputs = "1 input" if progress.sources == 1 else f"{progress.sources:,} inputs"
     rows = f"{outcome.rows:,} rows from {inputs}"
-    if outcome.was_finished:
+    if outcome.added is not None:
+        rate = outcome.added / duration_s
+        err.print(f"{outcome.added:,} new rows in {duration_s:.1f} s ({rate:,.0f} rows/s) -> {path}")
+        err.print(f"{path} has {outcome.rows:,} rows")
+    elif outcome.was_finished:
         err.print(f"{path} is already finished: {rows}; use --restart to score them again")
     else:
         err.print(f"{rows} in {duration_s:.1f} s ({outcome.rows / duration_s:,.0f} rows/s) -> {path}")

@@ -133,6 +133,6 @@ def _file(path: Path) -> PassedOver:
     if kind:
         return PassedOver(str(path), str(kind), kind.may_have_drawings)
     first_line = head.partition(b"\n")[0].lower()
-    if b"drawing" in first_line or b"pixel" in first_line:
+    if path.suffix.lower() in (".csv", ".tsv") and (b"drawing" in first_line or b"pixel" in first_line):
         return PassedOver(str(path), "a table; docs/bulk-scoring.md shows how to convert it", True)
     return PassedOver(str(path), "another kind of file", has_drawing_name(path.name))

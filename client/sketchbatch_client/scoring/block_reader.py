@@ -99,7 +99,8 @@ class BlockReader:
 
     def digest(self, part: int) -> int:
         """Read the input rows of a part again; return their part digest."""
-        return digest_of(block for _, block in self._blocks([part]))
+        digests = (self._sources[rows.source].digest(rows.start, rows.stop) for rows in self._ranges([part]))
+        return _joined_digest(digests)
 
     def _blocks(self, parts: Iterable[int]) -> Iterator[tuple[BlockRange, Block]]:
         ahead: deque[tuple[BlockRange, Block | Future[Block]]] = deque()
@@ -128,7 +129,11 @@ class BlockReader:
 
 def digest_of(blocks: Iterable[Block]) -> int:
     """Return the part digest of the part that consists of `blocks`: the CRC-32 of their digests."""
-    return zlib.crc32(b"".join(block.digest.to_bytes(4, "little") for block in blocks))
+    return _joined_digest(block.digest for block in blocks)
+
+
+def _joined_digest(digests: Iterable[int]) -> int:
+    return zlib.crc32(b"".join(digest.to_bytes(4, "little") for digest in digests))
 
 
 def _finished(rows: BlockRange, block: Block | Future[Block]) -> tuple[BlockRange, Block]:

@@ -7,7 +7,6 @@ under another name until it is complete. The same command resumes an interrupted
 byte-identical output. A manifest next to the output marks the job as finished and records its inputs.
 """
 
-import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,6 +55,8 @@ class Outcome:
     rows: int  # number of rows written, without rejected rows
     rejected: int
     was_finished: bool = False  # whether an earlier run had finished the job, so that this run scored nothing
+    added: int | None = None  # for `append_scores`: number of the rows among `rows` that this run wrote
+    added_rejected: int | None = None  # and among `rejected`
 
 
 class ProgressListener(Protocol):
@@ -93,26 +94,24 @@ def write_scores(
         OutputRefused: The output is an input, no regular file, or without `restart` a file that no job has written.
         SketchbatchError: The service does not respond. The next run resumes.
     """
-    output = checked_output(output)
-    files = (output, manifest_path(output), rejects_path(output))
+    output = check_output(job, output, restart=restart)
 
     def opens(source: str) -> None:
-        check_is_no_input(files, Path(source))
+        _check_inputs(output, [source])
         listener.opens(source)
 
-    for given in job.inputs:
-        check_is_no_input(files, Path(given))
-    if not restart:
-        check_is_ours(output)
     served = client.model(job.options.model_name, job.options.model_version)
     with locked(output) as parts:
+        parts.complete(output)
         earlier = None if restart else BegunJob.read(output)
+        if earlier and earlier.manifest and earlier.manifest.earlier:
+            raise JobRefused(f"{output} has rows of several runs; continue with --append, or name another output")
         others = [] if restart else other_shards(output, job.shard)
         begun = next((each.plan for each in (earlier, *others) if each), None)
         passed_over = PassedOverList()
         sources = find_sources(job.inputs, parts.folder, opens, job.input_options, passed_over)
         listener.passes_over(passed_over)
-        plan = _plan(job, sources, _same_version(client, job.options, served, begun), begun)
+        plan = make_plan(job, sources, same_version(client, job.options, served, begun), begun)
         with BlockReader(plan, sources, job.readers) as reader:
             _check_unchanged(earlier, others, plan, reader)
             if earlier and earlier.manifest:
@@ -121,12 +120,33 @@ def write_scores(
                 parts.clear()
                 parts.may_replace(output)
                 manifest_path(output).unlink(missing_ok=True)
-            parts.begin(plan)
-            digests = {part: parts.digest(part) for part in plan.parts}
-            manifest = _JobRunner(client, job.kind, plan, sources, reader, listener).write(
-                output, parts, digests, passed_over
-            )
+            manifest = JobRunner(client, job.kind, plan, sources, reader, listener).write(output, parts, passed_over)
+            if manifest.rejected and not manifest.rows and plan.shard == ALL:
+                reason = parts.first_reason()
+                parts.clear()
+                raise FileRefused(f"none of {manifest.rejected:,} rows was scored; the first: {reason}")
+            if not parts.is_replaceable(output):
+                raise OutputRefused(f"{output}: was written during the job; move it, then run the same command again")
+            parts.publish(output, manifest)
+            parts.clear()
     return Outcome(rows=manifest.rows, rejected=manifest.rejected)
+
+
+def check_output(job: ScoreJob, output: Path, *, restart: bool = False) -> Path:
+    """Return the file that a job writes: `output`, or the file to which this link leads.
+
+    Raises OutputRefused if the file is an input, no regular file, or without `restart` a file that no job has written.
+    """
+    output = checked_output(output)
+    _check_inputs(output, job.inputs)
+    if not restart:
+        check_is_ours(output)
+    return output
+
+
+def _check_inputs(output: Path, inputs: Sequence[str]) -> None:
+    for given in inputs:
+        check_is_no_input((output, manifest_path(output), rejects_path(output)), Path(given))
 
 
 def stream_scores(
@@ -140,9 +160,9 @@ def stream_scores(
     passed_over = PassedOverList()
     sources = find_sources(job.inputs, spool, listener.opens, job.input_options, passed_over)
     listener.passes_over(passed_over)
-    plan = _plan(job, sources, served, None)
+    plan = make_plan(job, sources, served, None)
     with BlockReader(plan, sources, job.readers) as reader:
-        runner = _JobRunner(client, job.kind, plan, sources, reader, listener)
+        runner = JobRunner(client, job.kind, plan, sources, reader, listener)
         listener.selects(plan.model, plan.score_kind)
         listener.begins(plan.rows, 0)
         with writing(file, job.kind, plan, runner.schema) as write:
@@ -153,7 +173,7 @@ def stream_scores(
 
 
 @dataclass(frozen=True)
-class _JobRunner:
+class JobRunner:
     """Scores the parts of one plan and writes the output."""
 
     client: Client
@@ -162,20 +182,22 @@ class _JobRunner:
     sources: list[Source]
     reader: BlockReader
     listener: ProgressListener
+    has_key_ids: bool | None = None  # whether the output has a column for keys; None = if a source has keys
 
     @property
     def schema(self) -> pa.Schema:
-        return schema(self.plan, has_key_ids=any(source.has_key_ids for source in self.sources))
+        has_key_ids = any(source.has_key_ids for source in self.sources)
+        return schema(self.plan, has_key_ids=has_key_ids if self.has_key_ids is None else self.has_key_ids)
 
-    def write(
-        self, output: Path, parts: Parts, digests: dict[int, int | None], passed_over: PassedOverList
-    ) -> Manifest:
-        """Write all parts to `output`. Score the parts whose digest is None, and read the finished parts."""
+    def write(self, output: Path, parts: Parts, passed_over: PassedOverList) -> Manifest:
+        """Write all parts to `output.partial` and `rejects.next`, for `output`; score those that are not finished."""
         plan = self.plan
+        parts.begin(plan)
+        digests = {part: parts.digest(part) for part in plan.parts}
         missing = [part for part in plan.parts if digests[part] is None]
         self.listener.selects(plan.model, plan.score_kind)
         self.listener.begins(plan.rows, plan.rows - sum(map(plan.rows_of, missing)))
-        partial, rejects = parts.folder / "output.partial", parts.folder / "rejects.partial"
+        partial, rejects = parts.folder / "output.partial", parts.folder / "rejects.next"
         rows = rejected = unread = 0
         with (
             room_for(output),
@@ -200,30 +222,16 @@ class _JobRunner:
                 )
                 self.listener.leaves_empty(part.unread_metadata)
         done = {part: digest for part, digest in digests.items() if digest is not None}
-        manifest = Manifest(
+        return Manifest(
             plan=plan,
             digests=done,
             rows=rows,
             rejected=rejected,
             unread_metadata=unread,
             passed_over=passed_over.to_json(),
+            has_key_ids="key_id" in self.schema.names,
             output_bytes=partial.stat().st_size,
         )
-        if rejected and not rows and plan.shard == ALL:
-            reason = json.loads(rejects.read_text(encoding="utf-8").partition("\n")[0])["reason"]
-            parts.clear()
-            raise FileRefused(f"none of {rejected:,} rows was scored; the first: {reason}")
-        if not parts.is_replaceable(output):
-            raise OutputRefused(f"{output}: was written during the job; move it, then run the same command again")
-        parts.may_replace(output, partial)
-        with replacing(manifest_path(output)) as manifest_file:  # renamed last, once all other files are in their place
-            manifest.write(manifest_file)
-            rejects_path(output).unlink(missing_ok=True)
-            if rejected:
-                rejects.replace(rejects_path(output))
-            partial.replace(output)
-        parts.clear()
-        return manifest
 
     def score_parts(self, numbers: Iterable[int]) -> Iterator[Part]:
         """Score these parts, and yield them in order."""
@@ -285,7 +293,7 @@ class _JobRunner:
             yield sent.popleft(), None
 
 
-def _plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Plan | None) -> Plan:
+def make_plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Plan | None) -> Plan:
     """Return the plan of a job; a part has `job.part_rows` rows, or as many as in the `begun` plan, or the default."""
     options = job.options
     rows = sum(map(len, sources))
@@ -307,7 +315,7 @@ def _plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Plan |
     )
 
 
-def _same_version(client: Client, options: ScoreOptions, served: ModelInfo, begun: Plan | None) -> ModelInfo:
+def same_version(client: Client, options: ScoreOptions, served: ModelInfo, begun: Plan | None) -> ModelInfo:
     """Return the version of the begun plan if it is still served and the job names no version, else `served`."""
     if begun and not options.model_version and served.name == begun.model and begun.version in served.versions:
         return client.model(served.name, begun.version)

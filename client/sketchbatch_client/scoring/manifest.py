@@ -1,7 +1,8 @@
 """Store next to an output how it was made, so that a later run detects a finished job and shards can be merged."""
 
+import dataclasses
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,25 @@ from ..atomic import replacing
 from ..errors import JobRefused
 from ..strict_json import encode
 from .plan import Plan, whole_number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addition:
+    """The rows of an output that one run wrote, before later runs of `score --append` added more."""
+
+    plan: Plan
+    digests: dict[int, int]  # part digest by number of the part
+
+    def to_json(self, labels: tuple[str, ...]) -> dict[str, Any]:
+        """Return the JSON object, without labels if they are `labels`, of which there may be ten thousand."""
+        plan = self.plan.to_json()
+        return {"plan": plan | {"labels": []} if self.plan.labels == labels else plan, "digests": self.digests}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any], labels: tuple[str, ...]) -> "Addition":
+        """Read what `to_json` returned. Raises ValueError or KeyError for another object."""
+        plan = Plan.from_json(found["plan"])
+        return cls(plan=plan if plan.labels else replace(plan, labels=labels), digests=_digests(found))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,11 +42,20 @@ class Manifest:
     unread_metadata: int = 0  # number of rows with metadata that cannot be read
     passed_over: dict[str, Any] = field(default_factory=dict)
     """`PassedOverList.to_json` of the files that were not read."""
+    has_key_ids: bool | None = None  # whether the output has a column for keys; None = unknown
+    earlier: tuple[Addition, ...] = ()  # for an output of `score --append`: the runs before that of `plan`
     output_bytes: int  # size of the output; an output file of another size does not belong to this manifest
 
     def write(self, path: Path) -> None:
         """Write to `path`, which the caller moves to `manifest_path` once the output is in its place."""
-        path.write_bytes(_encoded({**asdict(self), "plan": self.plan.to_json()}))
+        earlier = [each.to_json(self.plan.labels) for each in self.earlier]
+        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        path.write_bytes(_encoded({**fields, "plan": self.plan.to_json(), "earlier": earlier}))
+
+    @property
+    def additions(self) -> tuple[Addition, ...]:
+        """The runs that wrote the rows of the output, in the order of the rows."""
+        return (*self.earlier, Addition(plan=self.plan, digests=self.digests))
 
     @classmethod
     def read(cls, output: Path) -> "Manifest | None":
@@ -39,13 +68,16 @@ class Manifest:
         path = manifest_path(output)
         try:
             found = read_json(path)
+            plan = Plan.from_json(found["plan"])
             manifest = cls(
-                plan=Plan.from_json(found["plan"]),
-                digests={int(part): whole_number(digest) for part, digest in found["digests"].items()},
+                plan=plan,
+                digests=_digests(found),
                 rows=whole_number(found["rows"]),
                 rejected=whole_number(found["rejected"]),
-                unread_metadata=whole_number(found.get("unread_metadata", 0)),  # older manifests have neither
+                unread_metadata=whole_number(found.get("unread_metadata", 0)),  # 0 in older manifests
                 passed_over=found.get("passed_over", {}),
+                has_key_ids=found.get("has_key_ids"),
+                earlier=tuple(Addition.from_json(each, plan.labels) for each in found.get("earlier", [])),
                 output_bytes=whole_number(found["output_bytes"]),
             )
             return manifest if output.stat().st_size == manifest.output_bytes else None
@@ -53,6 +85,10 @@ class Manifest:
             return None
         except (ValueError, KeyError, AttributeError) as exc:
             raise unreadable(path, exc) from exc
+
+
+def _digests(found: dict[str, Any]) -> dict[int, int]:
+    return {int(part): whole_number(digest) for part, digest in found["digests"].items()}
 
 
 def manifest_path(output: Path) -> Path:

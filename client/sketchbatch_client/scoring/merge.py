@@ -1,6 +1,7 @@
 """Merge the outputs of all shards of a job into the output that one process would have written, byte for byte.
 
 Shards are consecutive ranges of parts, so each boundary between two shards is also a boundary between two parts.
+Outputs of several jobs with the same model and options, such as one per night, are merged in the given order.
 """
 
 import os
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,57 +20,106 @@ from ..atomic import replacing
 from ..errors import FileRefused, JobNotReady, JobRefused
 from ..output_file import check_is_no_input, checked_output
 from .job import Outcome
-from .manifest import Manifest, manifest_path, rejects_path
+from .manifest import Addition, Manifest, manifest_path, rejects_path
 from .outputs import kind_of, parquet_writer, write_npy_header
 from .parts import check_is_ours
 from .plan import ALL, Plan, difference
 
 
-def merge(shards: Sequence[Path], output: Path, *, restart: bool = False) -> Outcome:
-    """Merge the finished outputs of all shards of one job, given in any order.
+def merge(outputs: Sequence[Path], output: Path, *, restart: bool = False) -> Outcome:
+    """Merge the finished outputs of all shards of one job, given in any order, or of several jobs, in the given order.
 
-    `restart` replaces an output of another job, or a file that no job has written.
+    Jobs must have the same model, options and columns, and no row in common. `restart` replaces an output of another
+    job, or a file that no job has written.
 
     Raises:
         DiskFull: The disk has no space; the partial output is removed.
         FileRefused: The output has an unknown suffix, or a shard is damaged.
         JobNotReady: A shard is missing or not finished.
         JobRefused: A shard belongs to another job, or an input was written after one shard was scored and before
-            another.
+            another; or two jobs differ in their model or options, or have scored the same row.
         OutputRefused: The output is a shard, no regular file, or without `restart` a file that no job has written.
     """
     kind = kind_of(output)
     output = checked_output(output)
-    for shard in shards:
-        check_is_no_input((output, manifest_path(output), rejects_path(output)), shard)
-    ordered, manifests = _in_order(shards)
-    for shard in ordered:
-        if kind_of(shard) != kind:
-            raise JobRefused(f"{shard}: expected a shard ending in .{kind}, as {output} does")
-    plan = replace(manifests[0].plan, shard=ALL, score_kind=_score_kind(manifests))
+    for path in outputs:
+        check_is_no_input((output, manifest_path(output), rejects_path(output)), path)
+    manifests = [_manifest_of(path) for path in outputs]
+    is_one_job = len(outputs) == 1 or any(manifest.plan.shard != ALL for manifest in manifests)
+    merged = (_shards_of_one_job if is_one_job else _jobs)(outputs, manifests)
+    for path in merged.paths:
+        if kind_of(path) != kind:
+            raise JobRefused(f"{path}: expected a file ending in .{kind}, as {output} does")
     if not restart:
-        _check_replaceable(output, plan)
+        _check_replaceable(output, merged.additions)
     with replacing(manifest_path(output)) as manifest_file, replacing(output) as partial:
+        *earlier, last = merged.additions
         with partial.open("wb") as file:
-            _MERGE[kind](ordered, file, manifests[0].plan)
-        merged = Manifest(
-            plan=plan,
-            digests={part: digest for manifest in manifests for part, digest in manifest.digests.items()},
-            rows=sum(manifest.rows for manifest in manifests),
-            rejected=sum(manifest.rejected for manifest in manifests),
+            join(kind, merged.paths, file, last.plan, all_rows=sum(each.plan.rows for each in merged.additions))
+        manifest = Manifest(
+            plan=last.plan,
+            digests=last.digests,
+            earlier=tuple(earlier),
+            rows=sum(each.rows for each in manifests),
+            rejected=sum(each.rejected for each in manifests),
+            unread_metadata=sum(each.unread_metadata for each in manifests),
+            passed_over=manifests[0].passed_over if is_one_job else {},
+            has_key_ids=manifests[0].has_key_ids,
             output_bytes=partial.stat().st_size,
         )
-        merged.write(manifest_file)
-        _merge_rejects(ordered, rejects_path(output))
-    return Outcome(rows=merged.rows, rejected=merged.rejected)
+        manifest.write(manifest_file)
+        _merge_rejects(merged.paths, rejects_path(output))
+    return Outcome(rows=manifest.rows, rejected=manifest.rejected)
 
 
-def _check_replaceable(output: Path, plan: Plan) -> None:
-    """Raise OutputRefused or JobRefused if the file OUTPUT exists, and is not an earlier output of the same job."""
+class _Merged(NamedTuple):
+    paths: list[Path]  # of the outputs, in the order of their rows
+    additions: list[Addition]  # that wrote these rows, in this order; the shards of a job are one
+
+
+def _manifest_of(path: Path) -> Manifest:
+    manifest = Manifest.read(path)
+    if not manifest:
+        raise JobNotReady(f"{path}: expected a finished output; run the command that began it again")
+    return manifest
+
+
+def _jobs(paths: Sequence[Path], manifests: Sequence[Manifest]) -> _Merged:
+    """Check the outputs of several jobs: all with one model, one set of columns, and without a row in common."""
+    first, rows_of = manifests[0], dict[str, list[tuple[int, int, Path]]]()
+    for path, manifest in zip(paths, manifests, strict=True):
+        for plan in (each.plan for each in manifest.additions):
+            if change := difference(replace(first.plan, inputs=(), part_rows=1), replace(plan, inputs=(), part_rows=1)):
+                raise JobRefused(f"{path}: expected a job with the model and options of {paths[0]}: {change}")
+            for source, rows, _, start in ((each.source, each.rows, each.stamp, each.start) for each in plan.inputs):
+                ranges = rows_of.setdefault(source, [])
+                if twice := next((other for first, end, other in ranges if first < start + rows and start < end), None):
+                    raise JobRefused(f"{path}: must have other rows than {twice}, got rows of {source} in both")
+                ranges.append((start, start + rows, path))
+        if manifest.has_key_ids != first.has_key_ids:
+            raise JobRefused(f"{path}: must have the columns of {paths[0]}; only one of them has key_id")
+    return _Merged(list(paths), [each for manifest in manifests for each in manifest.additions])
+
+
+def join(kind: str, outputs: Sequence[Path], file: BinaryIO, plan: Plan, *, all_rows: int) -> None:
+    """Write the rows of several outputs of one kind and with the same columns, one output after the other.
+
+    `plan` has the labels of the outputs, and `all_rows` is the number of their rows, rejects included.
+    """
+    if kind == "npy":
+        write_npy_header(file, all_rows, len(plan.labels))
+    _JOIN[kind](outputs, file, plan)
+
+
+def _check_replaceable(output: Path, additions: Sequence[Addition]) -> None:
+    """Raise OutputRefused or JobRefused if the file OUTPUT exists, and has rows that `additions` do not have."""
     check_is_ours(output)
     earlier = Manifest.read(output)
-    if earlier and (change := difference(earlier.plan, plan)):
-        raise JobRefused(f"{output} is the output of another job: {change}; name another output, or use --restart")
+    for plan in (each.plan for each in earlier.additions) if earlier else ():
+        changes = [difference(plan, each.plan) for each in additions]
+        if all(changes):
+            reason = f"is the output of another job: {changes[-1]}"
+            raise JobRefused(f"{output} {reason}; name another output, or use --restart")
 
 
 def _score_kind(manifests: Sequence[Manifest]) -> str:
@@ -86,37 +136,35 @@ def _merge_rejects(shards: Sequence[Path], output: Path) -> None:
         _concatenate(files, file)
 
 
-def _in_order(shards: Sequence[Path]) -> tuple[list[Path], list[Manifest]]:
-    """Return the paths and the manifests of all shards of one job, in the order of the shard numbers."""
+def _shards_of_one_job(paths: Sequence[Path], manifests: Sequence[Manifest]) -> _Merged:
+    """Put the outputs of all shards of one job into the order of the shard numbers."""
     found: dict[int, tuple[Path, Manifest]] = {}
-    first: Plan | None = None
-    for path in shards:
-        manifest = Manifest.read(path)
-        if not manifest:
-            raise JobNotReady(f"{path}: expected a finished shard; run the command that began it again")
+    first = manifests[0].plan
+    for path, manifest in zip(paths, manifests, strict=True):
         plan = manifest.plan
-        first = first or plan
         if plan.shard.shards != first.shard.shards:
-            expected = f"one of {first.shard.shards} shards, as {shards[0]} is"
+            expected = f"one of {first.shard.shards} shards, as {paths[0]} is"
             raise JobRefused(f"{path}: must be {expected}, got one of {plan.shard.shards}")
         if change := difference(replace(first, shard=plan.shard), plan):
-            raise JobRefused(f"{path}: expected a shard of the same job as {shards[0]}: {change}")
+            raise JobRefused(f"{path}: expected a shard of the same job as {paths[0]}: {change}")
         if source := _written_between(first, plan):
             raise JobRefused(
-                f"{path}: {source} has another size or modification time than for {shards[0]}; "
+                f"{path}: {source} has another size or modification time than for {paths[0]}; "
                 "run the commands of both shards again, which compare the contents"
             )
         if plan.shard.number in found:
             first_path = found[plan.shard.number][0]
             raise JobRefused(f"{path}: must be another shard than {first_path}, got shard {plan.shard.number} twice")
         found[plan.shard.number] = (path, manifest)
-    numbers = range(first.shard.shards if first else 0)
+    numbers = range(first.shard.shards)
     if len(found) < len(numbers):  # counted, not listed: a damaged manifest can state any number of shards
         missing = next(number for number in numbers if number not in found)
         count = f"{len(numbers) - len(found)} of {len(numbers)} shards are missing"
         raise JobNotReady(f"{count}, the first is number {missing}: score it with --shard {missing}/{len(numbers)}")
-    paths, manifests = zip(*(found[number] for number in numbers), strict=True)
-    return list(paths), list(manifests)
+    ordered, all_manifests = zip(*(found[number] for number in numbers), strict=True)
+    plan = replace(first, shard=ALL, score_kind=_score_kind(all_manifests))
+    digests = {part: digest for manifest in all_manifests for part, digest in manifest.digests.items()}
+    return _Merged(list(ordered), [Addition(plan=plan, digests=digests)])
 
 
 def _written_between(first: Plan, other: Plan) -> str:
@@ -158,7 +206,6 @@ def _merge_json_lines(shards: Sequence[Path], file: BinaryIO, plan: Plan) -> Non
 
 
 def _merge_npy(shards: Sequence[Path], file: BinaryIO, plan: Plan) -> None:
-    write_npy_header(file, plan.all_rows, len(plan.labels))
     _concatenate(shards, file, _skip_npy_header)
 
 
@@ -187,4 +234,4 @@ def _reading(shard: Path) -> Iterator[None]:
         raise FileRefused(f"{shard}: damaged, {reason}; score this shard again with --restart") from exc
 
 
-_MERGE = {"parquet": _merge_parquet, "csv": _merge_csv, "jsonl": _merge_json_lines, "npy": _merge_npy}
+_JOIN = {"parquet": _merge_parquet, "csv": _merge_csv, "jsonl": _merge_json_lines, "npy": _merge_npy}

@@ -45,6 +45,7 @@ class Parts:
         self.folder = folder
         self._manifest = folder / "manifest.json"
         self._replaces = folder / "replaces"
+        self._next_manifest = folder / "manifest.next.json"
 
     @classmethod
     def of(cls, output: Path) -> "Parts":
@@ -83,6 +84,37 @@ class Parts:
             return output.exists() and _stamp(output) in self._replaces.read_text().splitlines()
         except (FileNotFoundError, UnicodeDecodeError):
             return False
+
+    def first_reason(self) -> str:
+        """Return the reason of the first reject of a job without a good row."""
+        with (self.folder / "rejects.next").open(encoding="utf-8") as lines:
+            return str(json.loads(next(lines))["reason"])
+
+    def publish(self, output: Path, manifest: Manifest) -> None:
+        """Move `output.partial` and `rejects.next` of this folder to their places, then write the manifest.
+
+        The manifest is stored in this folder before: after a power failure in between, `complete` moves the rest.
+        """
+        partial = self.folder / "output.partial"
+        self.may_replace(output, partial)
+        with replacing(self._next_manifest) as next_manifest:
+            manifest.write(next_manifest)
+        partial.replace(output)
+        self.complete(output)
+
+    def complete(self, output: Path) -> None:
+        """Finish what `publish` began, if OUTPUT is the output that it moved; otherwise forget it."""
+        if not self._next_manifest.exists():
+            return
+        rejects = self.folder / "rejects.next"
+        if _stamp(output) == self._replaces.read_text().splitlines()[-1] if output.exists() else False:
+            if rejects.exists() and rejects.stat().st_size:
+                rejects.replace(rejects_path(output))
+            elif rejects.exists():
+                rejects_path(output).unlink(missing_ok=True)
+            self._next_manifest.replace(manifest_path(output))
+        self._next_manifest.unlink(missing_ok=True)
+        rejects.unlink(missing_ok=True)
 
     def has_any(self) -> bool:
         """Return whether any part is finished."""
@@ -130,7 +162,7 @@ class Parts:
 
     def remove(self) -> None:
         """Delete the folder, unless it has files that no job writes."""
-        for pattern in ("manifest.json", "replaces", "stdin.*", "unpacked-*", "lock"):
+        for pattern in ("manifest*.json", "replaces", "rejects.next", "stdin.*", "unpacked-*", "lock"):
             for path in self.folder.glob(pattern):
                 path.unlink()
         with suppress(OSError):

@@ -42,6 +42,7 @@ class Input:
     source: str
     rows: int
     stamp: str  # text that changes whenever the input is changed
+    start: int = 0  # first row; the rows before it are in the output already, see `appending`
 
 
 class Segment(NamedTuple):
@@ -128,7 +129,8 @@ class Plan:
         for source, each in enumerate(self.inputs):
             begin, end = max(start, first), min(stop, first + each.rows)
             if begin < end:
-                segments.append(Segment(source, begin - first, end - first))
+                offset = each.start - first
+                segments.append(Segment(source, begin + offset, end + offset))
             first += each.rows
         return segments
 
@@ -229,6 +231,8 @@ def _input_difference(earlier: Sequence[Input], now: Sequence[Input]) -> str:
     for before, after in zip(earlier, now, strict=False):
         if before.source != after.source:
             return f"an input was {before.source}, and is now {after.source}"
+        if before.start != after.start:
+            return f"{before.source} was scored from row {before.start:,}, and is now scored from row {after.start:,}"
         if before.rows != after.rows:
             return f"{before.source} had {before.rows:,} rows, and now has {after.rows:,}"
     if len(earlier) != len(now):
@@ -238,7 +242,10 @@ def _input_difference(earlier: Sequence[Input], now: Sequence[Input]) -> str:
 
 def _input_from_json(found: dict[str, Any]) -> Input:
     return Input(
-        source=_checked(str, found["source"]), rows=whole_number(found["rows"]), stamp=_checked(str, found["stamp"])
+        source=_checked(str, found["source"]),
+        rows=whole_number(found["rows"]),
+        stamp=_checked(str, found["stamp"]),
+        start=whole_number(found.get("start", 0)),
     )
 
 

@@ -29,6 +29,7 @@ class InputOptions:
     """How the numbers of inputs become drawings."""
 
     column: str = ""  # column of Parquet files that has the drawings; empty = the only one that can have them
+    each_picture: bool = False  # open each picture of a folder as a source of its own
     scale: float = 0.0
     """Factor of numbers of other types than uint8: 255 for 0..1. 0 = such numbers are refused."""
 
@@ -79,6 +80,9 @@ def find_sources(
 def _open(given: _Input, spool: Path) -> list[Source]:
     path = given.path
     if path.is_dir():
+        if given.options.each_picture:
+            stamps = {picture: file_stamp(picture) for picture in pictures_in(path)}
+            return [open_pictures(_text(stamp), path, [each.name], [stamp]) for each, stamp in stamps.items()]
         return [_open_pictures(path)]
     if not path.exists():
         raise FileRefused(f"{path}: cannot be read: no such file")

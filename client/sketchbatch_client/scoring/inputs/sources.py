@@ -62,6 +62,10 @@ class Source(ABC):
     def block(self, start: int, stop: int) -> Block:
         """Read rows `start` to `stop` - 1. Raises FileRefused if the file itself can no longer be read."""
 
+    def digest(self, start: int, stop: int) -> int:
+        """Return `Block.digest` of rows `start` to `stop` - 1."""
+        return self.block(start, stop).digest
+
     def locate(self, rows: NDArray[np.int64]) -> tuple[str | list[str], NDArray[np.int64]]:
         """Return what an output contains for `rows`: the column `source` (one name, or one per row) and `row`."""
         return self.name, rows
@@ -120,6 +124,13 @@ class StrokeSource(Source):
             digest=digest,
         )
 
+    def digest(self, start: int, stop: int) -> int:
+        digest = 0
+        for line in self._file.lines(start, stop):
+            digest = zlib.crc32(line, digest)
+        self._file.release()
+        return digest
+
 
 class ParquetSource(Source):
     """A Parquet file; rows without a drawing are rejects. A column `key_id` holds the identifiers."""
@@ -151,7 +162,7 @@ class PictureSource(Source):
 
     def __init__(self, stamp: str, folder: Path, names: list[str], stamp_hashes: Sequence[int]) -> None:
         """`stamp_hashes` has `stamp_hash` of each picture: 8 bytes each, for millions of pictures."""
-        super().__init__(str(folder), stamp)
+        super().__init__(str(folder if len(names) != 1 else folder / names[0]), stamp)
         self._folder = folder
         self._names = names
         self.stamp_hashes = stamp_hashes

@@ -1,0 +1,191 @@
+"""Add new rows to a finished output: rows of new files, and rows at the end of files that have grown.
+
+Flow: manifest of the output -> rows that it has -> plan of the other rows -> their own output -> both joined.
+
+The order of an output is the order in which its rows arrived: each run adds its rows at the end. The manifest lists the
+runs, so that the next run knows which rows the output has.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ..atomic import room_for
+from ..drawings.passed_over import PassedOverList
+from ..errors import JobRefused, OutputRefused
+from ..rpc.client import Client
+from .block_reader import BlockReader
+from .inputs import Source, find_sources
+from .job import JobRunner, Outcome, ProgressListener, ScoreJob, check_output, make_plan, same_version, write_scores
+from .manifest import Manifest, rejects_path
+from .merge import join
+from .parts import Parts, locked
+from .plan import Input, Plan, difference
+
+_ADVICE = "undo the change, or name another output"
+
+
+class _Scored(NamedTuple):
+    """The rows of a source that an output has."""
+
+    rows: int  # from the first row of the source on
+    stamp: str
+
+
+def append_scores(client: Client, job: ScoreJob, output: Path, listener: ProgressListener) -> Outcome:
+    """Score the rows of `job` that `output` does not have, and add them at its end; begin the output if it is missing.
+
+    A source has new rows if its name is new, or if it has more rows than the output has of it. Sources that no longer
+    exist keep their rows in the output. An interrupted run resumes: first the rows that it began with, then the others.
+
+    Raises the errors of `write_scores`, and JobRefused if rows that the output has were changed or removed, or if the
+    model or the options differ from those of the output.
+    """
+    job = replace(job, input_options=replace(job.input_options, each_picture=True))
+    output = check_output(job, output)
+    while True:
+        with locked(output) as parts:
+            parts.complete(output)
+            manifest = Manifest.read(output)
+            if manifest:
+                outcome, has_more = _append(client, job, output, manifest, parts, listener)
+        if not manifest:
+            return write_scores(client, job, output, listener)
+        if not has_more:
+            return outcome
+
+
+def _append(
+    client: Client, job: ScoreJob, output: Path, manifest: Manifest, parts: Parts, listener: ProgressListener
+) -> tuple[Outcome, bool]:
+    """Add new rows to a finished output; return also whether others remain, because an interrupted run resumed."""
+    passed_over = PassedOverList()
+    sources = find_sources(job.inputs, parts.folder, listener.opens, job.input_options, passed_over)
+    listener.passes_over(passed_over)
+    served = client.model(job.options.model_name, job.options.model_version)
+    served = same_version(client, job.options, served, manifest.plan)
+    interrupted = parts.earlier_plan()
+    plan = make_plan(job, sources, served, interrupted)
+    _check_same_job(manifest, plan, sources, output)
+    _check_scored_rows(manifest, sources)
+    inputs = _new_inputs(manifest, sources)
+    begun = _begun_inputs(interrupted, inputs) if interrupted else ()
+    if not begun:
+        parts.clear()
+    plan = replace(plan, inputs=begun or inputs)
+    if not plan.inputs:
+        finished = Outcome(rows=manifest.rows, rejected=manifest.rejected, was_finished=True, added=0, added_rejected=0)
+        return finished, False
+    by_name = {source.name: source for source in sources}
+    plan_sources = [by_name[each.source] for each in plan.inputs]
+    parts.may_replace(output)
+    with BlockReader(plan, plan_sources, job.readers) as reader:
+        runner = JobRunner(client, job.kind, plan, plan_sources, reader, listener, manifest.has_key_ids)
+        added = runner.write(output, parts, passed_over)
+    grown = _joined(job.kind, output, manifest, added, parts)
+    if not parts.is_replaceable(output):
+        raise OutputRefused(f"{output}: was written during the job; move it, then run the same command again")
+    parts.publish(output, grown)
+    parts.clear()
+    outcome = Outcome(rows=grown.rows, rejected=grown.rejected, added=added.rows, added_rejected=added.rejected)
+    return outcome, plan.inputs != inputs
+
+
+def _check_same_job(manifest: Manifest, plan: Plan, sources: list[Source], output: Path) -> None:
+    """Raise JobRefused if the rows of `plan` cannot have the same columns and the same model as those of the output."""
+    if change := difference(replace(manifest.plan, inputs=(), part_rows=1), replace(plan, inputs=(), part_rows=1)):
+        raise JobRefused(f"{output} was begun differently: {change}; {_ADVICE}")
+    if manifest.has_key_ids is None:
+        raise JobRefused(f"{output}: an older version of sketchbatch wrote it, which cannot be continued; {_ADVICE}")
+    new = [source.name for source in sources if source.has_key_ids]
+    if new and not manifest.has_key_ids:
+        raise JobRefused(f"{new[0]} has keys (key_id), and {output} has no column for them; name another output")
+
+
+def _scored(manifest: Manifest) -> dict[str, _Scored]:
+    """Return the rows of each source that an output has."""
+    inputs = (each for addition in manifest.additions for each in addition.plan.inputs)
+    return {each.source: _Scored(each.start + each.rows, each.stamp) for each in inputs}
+
+
+def _new_inputs(manifest: Manifest, sources: list[Source]) -> tuple[Input, ...]:
+    """Return the rows of the sources that an output does not have."""
+    scored = _scored(manifest)
+    new = []
+    for source in sources:
+        start = scored[source.name].rows if source.name in scored else 0
+        if start < len(source):
+            new.append(Input(source=source.name, rows=len(source) - start, stamp=source.stamp, start=start))
+    return tuple(new)
+
+
+def _begun_inputs(interrupted: Plan, inputs: tuple[Input, ...]) -> tuple[Input, ...]:
+    """Return the inputs with which an interrupted run began, with their stamps of today; none if one has changed."""
+    today = {(each.source, each.start): each for each in inputs}
+    begun = []
+    for each in interrupted.inputs:
+        now = today.get((each.source, each.start))
+        if not now or now.rows < each.rows or (now.rows == each.rows and now.stamp != each.stamp):
+            return ()
+        begun.append(replace(each, stamp=now.stamp if now.rows == each.rows else each.stamp))
+    return tuple(begun)
+
+
+def _check_scored_rows(manifest: Manifest, sources: list[Source]) -> None:
+    """Raise JobRefused if a source has fewer rows than the output has of it, or if these rows have changed."""
+    scored = _scored(manifest)
+    changed = set()
+    for source in sources:
+        if str(Path(source.name).parent) in scored:
+            folder = Path(source.name).parent
+            raise JobRefused(f"{folder}: was scored as a whole folder of pictures; begin a new output with --append")
+        before = scored.get(source.name, _Scored(0, ""))
+        if len(source) < before.rows:
+            raise JobRefused(f"{source.name} had {before.rows:,} rows, and now has {len(source):,}; {_ADVICE}")
+        if before.rows and before.stamp != source.stamp:
+            changed.add(source.name)
+    if changed:
+        for names in _changed_rows(manifest, sources, changed):
+            raise JobRefused(f"the rows of {names} that were scored before have changed; {_ADVICE}")
+
+
+def _changed_rows(manifest: Manifest, sources: list[Source], touched: set[str]) -> Iterator[str]:
+    """Yield the names of the sources of each part whose rows have changed.
+
+    Only sources whose stamp differs can have changed. A part with rows of a source that is missing is not compared.
+    """
+    by_name = {source.name: source for source in sources}
+    for plan, digests in ((each.plan, each.digests) for each in manifest.additions):
+        names = [each.source for each in plan.inputs]
+        present = [by_name.get(name, sources[0]) for name in names]
+        reader = BlockReader(plan, present, readers=0)
+        for part in plan.parts:
+            in_part = {names[segment.source] for segment in plan.segments(part)}
+            if in_part & touched and in_part <= by_name.keys() and reader.digest(part) != digests.get(part):
+                yield " or ".join(sorted(in_part & touched))
+
+
+def _joined(kind: str, output: Path, manifest: Manifest, added: Manifest, parts: Parts) -> Manifest:
+    """Write the rows of an output and the added rows to `output.partial` and `rejects.next`; return their manifest."""
+    partial, added_rows = parts.folder / "output.partial", parts.folder / "added.partial"
+    partial.replace(added_rows)
+    additions = (*manifest.additions, *added.additions)
+    with room_for(output), partial.open("wb") as file:
+        join(kind, [output, added_rows], file, added.plan, all_rows=sum(each.plan.rows for each in additions))
+    rejects, added_rejects = parts.folder / "rejects.next", parts.folder / "rejects.partial"
+    rejects.replace(added_rejects)
+    with room_for(output), rejects.open("wb") as file:
+        for path in (rejects_path(output), added_rejects):
+            if path.exists():
+                with path.open("rb") as lines:
+                    shutil.copyfileobj(lines, file)
+    return replace(
+        added,
+        rows=manifest.rows + added.rows,
+        rejected=manifest.rejected + added.rejected,
+        unread_metadata=manifest.unread_metadata + added.unread_metadata,
+        earlier=manifest.additions,
+        output_bytes=partial.stat().st_size,
+    )

@@ -1,0 +1,303 @@
+"""Test that `score --append` adds exactly the rows that an output does not have, and that merged nights keep theirs."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import csv, parquet
+from sketchbatch_client.rpc.client import Client
+from sketchbatch_client.scoring import parts
+from sketchbatch_client.scoring.appending import append_scores
+from sketchbatch_client.scoring.inputs import InputOptions
+from sketchbatch_client.scoring.job import ProgressListener, ScoreJob
+from sketchbatch_client.scoring.plan import ScoreOptions
+
+pytestmark = pytest.mark.timeout(60)
+
+LINE = '{"key_id": "%d", "drawing": [[[0, %d, 255], [0, 255, 9]]]}\n'
+
+
+def strokes(first: int, last: int) -> str:
+    return "".join(LINE % (number + 1, number % 250) for number in range(first, last))
+
+
+def rows_of(output: Path) -> list[tuple[str, int]]:
+    """Return the file name and the row number of each line of an output."""
+    if output.suffix == ".parquet":
+        table = parquet.read_table(output)
+    elif output.suffix == ".csv":
+        table = csv.read_csv(output)
+    else:
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        return [(Path(line["source"]).name, line["row"]) for line in lines]
+    return [
+        (Path(source).name, row)
+        for source, row in zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True)
+    ]
+
+
+@pytest.fixture
+def inputs(tmp_path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def append(sketchbatch, tiny_service, inputs):
+    """Return a function that runs `score --append` for the folder `inputs`."""
+    return lambda output, *flags: sketchbatch(
+        "score", inputs, "--output", output, "--append", "--server", tiny_service.address, *flags
+    )
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_each_run_adds_new_files_and_new_rows(append, inputs, tmp_path, noise, suffix):
+    """A file that has grown, a new file before the others, a removed file: each row is there once, in order."""
+    output = tmp_path / f"o.{suffix}"
+    (inputs / "m.ndjson").write_text(strokes(0, 3))
+    np.save(inputs / "z.npy", noise(2))
+    assert append(output).code == 0
+    first = [("m.ndjson", row) for row in range(3)] + [("z.npy", row) for row in range(2)]
+    assert rows_of(output) == first
+
+    (inputs / "m.ndjson").write_text(strokes(0, 5) + "no drawing\n")
+    np.save(inputs / "a.npy", noise(4))
+    (inputs / "z.npy").unlink()
+    finished = append(output)
+    assert finished.code == 3, finished.err
+    assert "6 new rows in " in finished.err
+    assert f"{output} has 11 rows" in finished.err
+    assert "1 rows were rejected" in finished.err
+    second = [("a.npy", row) for row in range(4)] + [("m.ndjson", 3), ("m.ndjson", 4)]
+    assert rows_of(output) == first + second
+    assert len(Path(f"{output}.rejects.jsonl").read_text().splitlines()) == 1
+
+    assert append(output).code == 0  # nothing is new, and the reject was reported
+    (inputs / "m.ndjson").write_text(strokes(0, 5) + "no drawing\n" + strokes(6, 7))
+    assert append(output).code == 0
+    assert rows_of(output) == [*first, *second, ("m.ndjson", 6)]
+    manifest = json.loads(Path(f"{output}.manifest.json").read_bytes())
+    assert (manifest["rows"], manifest["rejected"], len(manifest["earlier"])) == (12, 1, 2)
+
+
+def test_scores_are_those_of_one_run(append, sketchbatch, tiny_service, inputs, tmp_path, noise):
+    """A .npy of scores grows, too; its rows equal those of a run over all inputs."""
+    np.save(inputs / "a.npy", noise(7))
+    assert append(tmp_path / "o.npy").code == 0
+    np.save(inputs / "b.npy", noise(9)[::-1])
+    assert append(tmp_path / "o.npy").code == 0
+    whole = tmp_path / "whole.npy"
+    assert sketchbatch("score", inputs, "--output", whole, "--server", tiny_service.address).code == 0
+    assert np.array_equal(np.load(tmp_path / "o.npy"), np.load(whole))
+    assert np.load(whole).shape == (16, 3)
+
+
+def test_new_pictures_of_a_folder_are_added(append, inputs, tmp_path):
+    """Each picture counts for itself, wherever its name is among the others."""
+    for name in ("b.png", "d.png"):
+        Image.new("L", (40, 40), 255 if name == "b.png" else 250).save(inputs / name)
+    for name in ("b.png", "d.png"):
+        image = Image.new("L", (40, 40), 255)
+        image.paste(0, (10, 10, 30, 20))
+        image.save(inputs / name)
+    assert append(tmp_path / "o.csv").code == 0
+    for name in ("a.png", "c.png"):
+        (inputs / name).write_bytes((inputs / "b.png").read_bytes())
+    assert append(tmp_path / "o.csv").code == 0
+    assert rows_of(tmp_path / "o.csv") == [(f"{name}.png", 0) for name in "bdac"]
+
+
+def change_a_row(path: Path) -> None:
+    path.write_text(strokes(9, 10) + strokes(1, 5))
+
+
+def cut(path: Path) -> None:
+    path.write_text(strokes(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_a_row, r"the rows of .*m\.ndjson that were scored before have changed"),
+        (cut, r"m\.ndjson had 3 rows, and now has 2"),
+    ],
+)
+def test_changed_rows_are_refused(append, inputs, tmp_path, change, message):
+    """Rows that the output has must stay as they were; a new time stamp alone is no change."""
+    (inputs / "m.ndjson").write_text(strokes(0, 3))
+    assert append(tmp_path / "o.csv").code == 0
+    os.utime(inputs / "m.ndjson", ns=(1, 1))
+    assert append(tmp_path / "o.csv").code == 0
+    before = (tmp_path / "o.csv").read_bytes()
+    change(inputs / "m.ndjson")
+    finished = append(tmp_path / "o.csv")
+    assert finished.code == 4
+    assert re.search(message, finished.err), finished.err
+    assert (tmp_path / "o.csv").read_bytes() == before
+
+
+def test_other_options_and_columns_are_refused(append, sketchbatch, tiny_service, inputs, tmp_path, noise):
+    """All rows of an output have the same columns; the message names what differs."""
+    np.save(inputs / "a.npy", noise(3))
+    output = tmp_path / "o.csv"
+    assert append(output).code == 0
+    finished = append(output, "--top-k", "2")
+    assert (finished.code, "--top-k was 1, and is now 2" in finished.err) == (4, True)
+    (inputs / "m.ndjson").write_text(strokes(0, 3))
+    finished = append(output)
+    assert (finished.code, "has no column for them" in finished.err) == (4, True)
+    (inputs / "m.ndjson").unlink()
+    assert append(output, "--restart").code == 2
+    assert append(output, "--shard", "0/2").code == 2
+    assert append("-").code == 2
+    np.save(inputs / "b.npy", noise(3))
+    assert append(output).code == 0
+    finished = sketchbatch("score", inputs, "--output", output, "--server", tiny_service.address)
+    assert (finished.code, "continue with --append" in finished.err) == (4, True)
+
+
+class StopsAfter(ProgressListener):
+    """Ends the run, as a kill does, after some rows."""
+
+    def __init__(self, rows: int) -> None:
+        self._left = rows
+
+    def advances(self, rows: int) -> None:
+        self._left -= rows
+        if self._left < 0:
+            raise KeyboardInterrupt
+
+
+def job(folder: Path, part_rows: int = 1024) -> ScoreJob:
+    return ScoreJob(
+        inputs=[str(folder)],
+        kind="csv",
+        options=ScoreOptions(),
+        part_rows=part_rows,
+        readers=0,
+        input_options=InputOptions(),
+    )
+
+
+def test_an_interrupted_run_resumes_and_then_adds_what_came_since(tiny_service, inputs, tmp_path, noise):
+    """The rows with which the interrupted run began come first, then those that arrived meanwhile."""
+    output = tmp_path / "o.csv"
+    np.save(inputs / "b.npy", noise(10))
+    with Client(tiny_service.address) as client:
+        append_scores(client, job(inputs), output, StopsAfter(10**9))
+        np.save(inputs / "c.npy", np.concatenate([noise(2000), noise(2000)]))
+        with pytest.raises(KeyboardInterrupt):
+            append_scores(client, job(inputs), output, StopsAfter(3000))
+        assert len(rows_of(output)) == 10
+        assert list((tmp_path / "o.csv.parts").glob("*.arrow"))
+        np.save(inputs / "a.npy", noise(5))
+        outcome = append_scores(client, job(inputs), output, StopsAfter(10**9))
+    assert outcome.rows == 4015
+    expected = [("b.npy", row) for row in range(10)] + [("c.npy", row) for row in range(4000)]
+    assert rows_of(output) == expected + [("a.npy", row) for row in range(5)]
+    assert not (tmp_path / "o.csv.parts").exists()
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+def test_a_kill_while_files_are_renamed_loses_nothing(tiny_service, inputs, tmp_path, monkeypatch, step):
+    """After a power failure between any two renames, the next run finishes them or adds the rows anew, once."""
+    output = tmp_path / "o.csv"
+    (inputs / "a.ndjson").write_text(strokes(0, 3) + "no drawing\n")
+    with Client(tiny_service.address) as client:
+        append_scores(client, job(inputs), output, StopsAfter(10**9))
+        (inputs / "b.ndjson").write_text(strokes(0, 3) + "no drawing\n")
+        renames = 0
+        rename = Path.replace
+
+        def failing(path: Path, target: Path) -> Path:
+            nonlocal renames
+            if target in (output, parts.rejects_path(output), parts.manifest_path(output)) or "next" in target.name:
+                renames += 1
+                if renames == step:
+                    raise KeyboardInterrupt
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", failing)
+            if step < 5:
+                with pytest.raises(KeyboardInterrupt):
+                    append_scores(client, job(inputs), output, StopsAfter(10**9))
+            else:
+                append_scores(client, job(inputs), output, StopsAfter(10**9))
+                assert renames == 4
+        append_scores(client, job(inputs), output, StopsAfter(10**9))
+    assert rows_of(output) == [(name, row) for name in ("a.ndjson", "b.ndjson") for row in range(3)]
+    rejects = [json.loads(line) for line in Path(f"{output}.rejects.jsonl").read_text().splitlines()]
+    assert [Path(reject["source"]).name for reject in rejects] == ["a.ndjson", "b.ndjson"]
+    manifest = json.loads(Path(f"{output}.manifest.json").read_bytes())
+    assert (manifest["rows"], manifest["rejected"]) == (6, 2)
+    assert not (tmp_path / "o.csv.parts").exists()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet", "npy"])
+def test_nights_are_merged(sketchbatch, tiny_service, inputs, tmp_path, noise, suffix):
+    """Outputs of several jobs become one, again with each further night; a row in two of them is refused."""
+
+    def score(night: int) -> Path:
+        np.save(inputs / f"{night}.npy", noise(night))
+        output = tmp_path / f"night-{night}.{suffix}"
+        arguments = ["score", inputs / f"{night}.npy", "--output", output, "--server", tiny_service.address]
+        assert sketchbatch(*arguments).code == 0
+        return output
+
+    nights, target = [score(3), score(5)], tmp_path / f"all.{suffix}"
+    assert sketchbatch("merge", *nights, "--output", target).code == 0
+    nights.append(score(2))
+    finished = sketchbatch("merge", *nights, "--output", target)
+    assert finished.code == 0, finished.err
+    assert "10 rows from 3 files" in finished.err
+    if suffix == "npy":
+        assert np.load(target).shape == (10, 3)
+    else:
+        assert rows_of(target) == [(f"{night}.npy", row) for night in (3, 5, 2) for row in range(night)]
+    finished = sketchbatch("merge", *nights, nights[0], "--output", tmp_path / f"twice.{suffix}")
+    assert finished.code == 4
+    assert "must have other rows than" in finished.err
+    finished = sketchbatch("merge", *nights[:2], "--output", target)
+    assert (finished.code, "is the output of another job" in finished.err) == (4, True)
+
+
+def test_a_merged_output_can_grow(append, sketchbatch, tiny_service, inputs, tmp_path, noise):
+    """--append continues an output that was merged of nights."""
+    for night in (1, 2):
+        np.save(inputs / f"{night}.npy", noise(night))
+        output = tmp_path / f"night-{night}.csv"
+        flags = ["--output", output, "--server", tiny_service.address]
+        assert sketchbatch("score", inputs / f"{night}.npy", *flags).code == 0
+    nights = [tmp_path / f"night-{night}.csv" for night in (1, 2)]
+    assert sketchbatch("merge", *nights, "--output", tmp_path / "all.csv").code == 0
+    np.save(inputs / "3.npy", noise(3))
+    assert append(tmp_path / "all.csv").code == 0
+    assert rows_of(tmp_path / "all.csv") == [(f"{night}.npy", row) for night in (1, 2, 3) for row in range(night)]
+
+
+def test_a_folder_that_was_scored_as_a_whole_is_refused(append, sketchbatch, tiny_service, inputs, tmp_path):
+    """Without --append, the manifest has a folder of pictures as one input, whose rows cannot be told apart."""
+    for name in ("a.png", "b.png"):
+        image = Image.new("L", (40, 40), 255)
+        image.paste(0, (10, 10, 30, 20))
+        image.save(inputs / name)
+    arguments = ["score", inputs, "--output", tmp_path / "o.csv", "--server", tiny_service.address]
+    assert sketchbatch(*arguments).code == 0
+    finished = append(tmp_path / "o.csv")
+    assert (finished.code, "was scored as a whole folder" in finished.err) == (4, True)
+
+
+def test_one_name_of_a_parquet_column_is_kept(append, inputs, tmp_path):
+    """The column of keys is there from the first run on, and rows without a key have none."""
+    (inputs / "a.ndjson").write_text(strokes(0, 2))
+    assert append(tmp_path / "o.parquet").code == 0
+    parquet.write_table(pa.table({"x": [bytes(784)] * 2}), inputs / "b.parquet")
+    assert append(tmp_path / "o.parquet").code == 0
+    assert parquet.read_table(tmp_path / "o.parquet")["key_id"].to_pylist() == [1, 2, None, None]
