@@ -5,6 +5,7 @@ with Client("localhost:50051") as client:
     print(client.classify(rasterize(strokes)).label)
 """
 
+from .drawings.bitmap_arrays import InkWarning
 from .drawings.rasterize import rasterize
 from .errors import (
     DeadlineExceeded,
@@ -30,6 +31,7 @@ __all__ = [
     "Client",
     "DeadlineExceeded",
     "FileRefused",
+    "InkWarning",
     "ModelChanged",
     "ModelInfo",
     "ModelNotFound",

@@ -11,12 +11,12 @@ from ...file_stamp import file_stamp
 from .targets import ChannelOptions, is_local
 
 Metadata = tuple[tuple[str, str | bytes], ...]
-Pem = Path | bytes
+Pem = Path | str | bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS settings. Certificates and keys are PEM, as bytes or in a file that is read once."""
+    """TLS settings. Certificates and keys are PEM: as bytes, or as the path of a file that is read once."""
 
     ca: Pem | None = None
     """Authorities that sign the servers' certificates; None = the public authorities that gRPC trusts."""
@@ -40,7 +40,7 @@ class Token(grpc.AuthMetadataPlugin):
         OSError: The file cannot be read.
     """
 
-    def __init__(self, text: str | None, file: Path | None) -> None:
+    def __init__(self, text: str | None, file: Path | str | None) -> None:
         if text is not None and file is not None:
             raise ValueError("give token or token_file, not both")
         self._file = None if file is None else Path(file)
