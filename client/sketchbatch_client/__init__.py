@@ -5,7 +5,9 @@ with Client("localhost:50051") as client:
     print(client.classify(rasterize(strokes)).label)
 """
 
-from .drawings.rasterize import rasterize
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .errors import (
     DeadlineExceeded,
     FileRefused,
@@ -18,11 +20,15 @@ from .errors import (
     Unauthenticated,
     Unavailable,
 )
-from .rpc.async_client import AsyncClient
-from .rpc.classification import Classification, ModelInfo
-from .rpc.client import Client
-from .rpc.connections.credentials import Tls
-from .rpc.retries.retry_policy import RetryPolicy
+
+if TYPE_CHECKING:
+    from .drawings.bitmap_arrays import InkWarning
+    from .drawings.rasterize import rasterize
+    from .rpc.async_client import AsyncClient
+    from .rpc.classification import Classification, ModelInfo
+    from .rpc.client import Client
+    from .rpc.connections.credentials import Tls
+    from .rpc.retries.retry_policy import RetryPolicy
 
 __all__ = [
     "AsyncClient",
@@ -30,6 +36,7 @@ __all__ = [
     "Client",
     "DeadlineExceeded",
     "FileRefused",
+    "InkWarning",
     "ModelChanged",
     "ModelInfo",
     "ModelNotFound",
@@ -43,3 +50,26 @@ __all__ = [
     "Unavailable",
     "rasterize",
 ]
+
+_MODULES = {
+    "AsyncClient": ".rpc.async_client",
+    "Classification": ".rpc.classification",
+    "Client": ".rpc.client",
+    "InkWarning": ".drawings.bitmap_arrays",
+    "ModelInfo": ".rpc.classification",
+    "RetryPolicy": ".rpc.retries.retry_policy",
+    "Tls": ".rpc.connections.credentials",
+    "rasterize": ".drawings.rasterize",
+}
+"""Each name is imported when it is first used: `sketchbatch` sets up gRPC's log before gRPC is imported."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name], __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

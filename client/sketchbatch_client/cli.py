@@ -1,30 +1,17 @@
-"""The command `sketchbatch` with its subcommands score, merge, evaluate, model, health and demo."""
+"""Run the command `sketchbatch`: set up the process, and report errors and warnings in one line."""
 
 import errno
 import io
 import os
 import sys
+import warnings
 from pathlib import Path
 
-import typer
-
 from .atomic import room_for, unwind_on_signals
-from .commands import demo, evaluate, inspect, merge, score
 from .errors import SketchbatchError, fails_again
 
 _TEMPORARY = 1  # exit code of an error after which the same command may succeed
 _PERMANENT = 4  # exit code of an error that remains until a user changes the command or a file
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Classify drawings in bulk with a Sketchbatch service, and measure how good its model is. "
-    "Exit codes: 0 = success, 1 = an error after which the same command may succeed, 2 = invalid options, "
-    "4 = an error that a retry cannot repair. stderr has the message.",
-)
-for command in (score.score, merge.merge, evaluate.evaluate, inspect.model, inspect.health, demo.demo):
-    app.command()(command)
 
 
 def main() -> None:
@@ -32,12 +19,19 @@ def main() -> None:
     unwind_on_signals()
     _replace_closed_streams()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else gRPC also logs the failures that the command reports
+    warnings.showwarning = _show_warning
+    from .commands.app import app  # imports gRPC, which then reads the environment
+
     try:
         with room_for(Path("standard output")):  # each other file has its own
             app()
     except (SketchbatchError, OSError) as exc:
         print(f"sketchbatch: {_text(exc)}", file=sys.stderr)
         sys.exit(_PERMANENT if fails_again(exc) else _TEMPORARY)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"sketchbatch: warning: {message}", file=sys.stderr)
 
 
 def _text(error: Exception) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import whole_number
+from .drawings.bitmap_arrays import as_bitmaps
 from .drawings.readers import Bitmaps
 from .errors import RequestRefused
 from .rpc.classification import Classification, ModelInfo, cut
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Batch = dict[str, NDArray[Any]]
 """Columns by name, each with one entry per row, as `map_batches` passes them by default (batch_format="numpy")."""
 
-_SHAPES = ((28, 28), (784,))
 _BATCH_ROWS = 4096  # four requests of 1,024 rows, which `Client` keeps in flight concurrently
 _ACTOR_CPUS = 0.25  # an actor mostly waits for the service; with one CPU per actor, none would be left to read data
 
@@ -36,8 +36,8 @@ class SketchbatchScorer:
 
     Args:
         server: Target of `Client`.
-        column: Column of bitmaps: uint8 (rows, 28, 28) or (rows, 784), 0 = paper, 255 = ink; or per row
-            784 bytes or a list of as many numbers. The batch keeps this and all other columns.
+        column: Column of bitmaps, as `Client.classify` accepts them: integers from 0 to 255, 0 = paper, 255 = ink, per
+            row (28, 28), (784,), (28, 28, 1) or (1, 28, 28), or 784 bytes. The batch keeps this and all other columns.
         model: "" = the default model of the service.
         model_version: "" = the newest version at the actor's first batch; `score` uses one version for all actors.
         top_k: Number of best classes per row.
@@ -152,18 +152,11 @@ def _bitmaps(batch: Batch, column: str) -> Bitmaps:
     if column not in batch:
         raise RequestRefused(f"column {column!r} must exist and hold bitmaps, got the columns {', '.join(batch)}")
     values = batch[column]
-    parts = [values] if values.dtype != object else [_as_array(value)[None] for value in values]
-    for part in parts:
-        if part.dtype != np.uint8 or part.shape[1:] not in _SHAPES:
-            got = "None" if part[0] is None else f"{part.dtype} {part.shape[1:]}"
-            raise RequestRefused(f"column {column!r} must be uint8 (28, 28) or (784,) per row, or 784 bytes, got {got}")
-    return np.concatenate([np.empty((0, 28, 28), np.uint8), *(part.reshape(-1, 28, 28) for part in parts)])
-
-
-def _as_array(value: object) -> NDArray[Any]:
-    """Convert one row, passed by Ray as bytes, a list or nested lists; the caller checks the array's type and shape."""
-    if isinstance(value, bytes):
-        return np.frombuffer(value, np.uint8)
-    array = np.asarray(value)
-    lengths = set(map(len, array)) if array.ndim and array.dtype == object else ()
-    return np.stack(list(array)) if len(lengths) == 1 else array
+    try:
+        bitmaps = as_bitmaps(values, f"column {column!r}")
+    except ValueError as exc:
+        raise RequestRefused(str(exc)) from exc
+    if len(bitmaps) != len(values):  # the whole column has the shape of one bitmap
+        got = f"{values.dtype} {values.shape[1:]}"
+        raise RequestRefused(f"column {column!r} must be uint8 (28, 28) or (784,) per row, got {got}")
+    return bitmaps

@@ -129,7 +129,8 @@ def test_batches_are_taken_only_when_a_request_can_be_sent(client, expected, noi
         (np.zeros((2, 28, 28)), r"must be uint8 .*, got float64 \(2, 28, 28\)"),
         (np.zeros((2, 27, 28), np.uint8), r"got uint8 \(2, 27, 28\)"),
         (np.zeros((0, 28, 28), np.uint8), "at least 1 row, got 0"),
-        ([[1, 2]], "got int64"),
+        ([[1, 2]], r"got int64 \(1, 2\)"),
+        ([], "at least 1 row, got 0"),
     ],
 )
 def test_invalid_bitmaps_are_refused_before_sending(client, bitmaps, message):

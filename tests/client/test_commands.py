@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -228,6 +229,18 @@ def test_health_is_an_exit_code(sketchbatch, new_process):
 
 
 def test_health_of_an_unreachable_server_is_an_error(run_command):
-    """The command `health` exits with 1 if no server listens at the address."""
+    """The command `health` exits with 1 if no server listens at the address; stderr has the reason in one line."""
     finished = run_command("sketchbatch", "health", "--server", "127.0.0.1:1")
     assert (finished.returncode, finished.stdout) == (1, "UNREACHABLE\n")
+    assert re.fullmatch("sketchbatch: no response from 127.0.0.1:1 in 1 attempts: .*refused\n", finished.stderr)
+
+
+def test_inverted_drawings_are_reported_in_one_line(run_command, tiny_service, tmp_path):
+    """`score` and `evaluate` warn once on stderr; their results and exit codes do not change."""
+    np.save(tmp_path / "ant.npy", np.full((9000, 28, 28), 250, np.uint8))
+    where = ("--server", tiny_service.address)
+    scored = run_command("sketchbatch", "score", tmp_path, *where, "--output", tmp_path / "scores.csv")
+    evaluated = run_command("sketchbatch", "evaluate", tmp_path, *where)
+    for finished in (scored, evaluated):
+        assert finished.returncode == 0
+        assert finished.stderr.count("sketchbatch: warning: most pixels of the bitmaps are ink") == 1

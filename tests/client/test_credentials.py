@@ -1,8 +1,10 @@
 """The client uses TLS and tokens in its calls to real servers that require TLS or tokens."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -92,11 +94,13 @@ def credentials(authority: trustme.CA, *names: str, requires_client: bool = Fals
 def test_requests_use_tls(start, authority, ca, drawing, tmp_path):
     """Calls for scores, models and health all use TLS.
 
-    The option `ca` is the certificate of the authority, given as bytes or as the path of a file.
+    The option `ca` is the certificate of the authority, given as bytes or as the path of a file. A byte order mark, as
+    editors on Windows add it, is no part of the certificate.
     """
     address = start(credentials(authority, "127.0.0.1"))
     (tmp_path / "ca.pem").write_bytes(ca)
-    for given in (ca, tmp_path / "ca.pem"):
+    (tmp_path / "bom.pem").write_bytes(b"\xef\xbb\xbf" + ca)
+    for given in (ca, tmp_path / "ca.pem", str(tmp_path / "bom.pem")):
         with Client(address, tls=Tls(ca=given)) as client:
             assert len(client.classify(drawing(1))) == 1
             assert (client.model().name, client.health()) == ("m", "SERVING")
@@ -169,8 +173,8 @@ def test_every_call_has_the_token(start, authority, ca, drawing, interceptor, is
 def test_a_token_in_a_file_is_read_again_when_it_changes(start, drawing, interceptor, tmp_path):
     """If the token file is replaced, the client reads the new token; if the file is missing, the last token stays."""
     link = tmp_path / "token"
-    for number in (1, 2):
-        (tmp_path / str(number)).write_text(f"token-{number}\n")
+    for number, encoding in ((1, "utf-8-sig"), (2, "utf-8")):
+        (tmp_path / str(number)).write_text(f"token-{number}\r\n", encoding)
     link.symlink_to(tmp_path / "1")
     interceptor.token = "token-1"
     with Client(start(), token_file=link) as client:
@@ -214,8 +218,9 @@ def test_a_token_for_this_machine_needs_no_encryption(target):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"token": " \n"}, "token must be visible ASCII without spaces, and not empty"),
-        ({"token": "two words"}, "token must be visible ASCII"),
+        ({"token": " \n"}, "token must be visible ASCII without spaces, and not empty, got none"),
+        ({"token": "two words"}, "token must be visible ASCII without spaces, got 2 words"),
+        ({"token": "größe"}, "token must be visible ASCII .*, got other characters"),
         ({"token": "a", "token_file": Path("b")}, "give token or token_file, not both"),
     ],
 )
@@ -223,6 +228,43 @@ def test_invalid_tokens_are_refused(options, message):
     """The constructor raises a ValueError for an invalid token."""
     with pytest.raises(ValueError, match=message):
         Client("localhost:1", **options)
+
+
+@pytest.mark.parametrize("option", ["token_file", "ca"])
+def test_a_file_in_utf_16_is_refused_by_its_encoding(tmp_path, option):
+    """PowerShell writes UTF-16; the error has the name of the file and the encoding, and no part of a token."""
+    (tmp_path / "file").write_text("open-sesame", "utf-16")
+    options = {"token_file": tmp_path / "file"} if option == "token_file" else {"tls": Tls(ca=tmp_path / "file")}
+    with pytest.raises(ValueError, match=r"file: must be ASCII or UTF-8, got UTF-16; write it again as UTF-8$"):
+        Client("localhost:1", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ca": b"-----BEGIN PRIVATE KEY-----"}, "^ca must be PEM, got no line -----BEGIN CERTIFICATE-----$"),
+        ({"cert": b"", "key": b""}, "^cert must be PEM"),
+        ({"cert": b"-----BEGIN CERTIFICATE-----", "key": b"0"}, "^key must be PEM, got no line -----BEGIN PRIVATE KEY"),
+    ],
+)
+def test_certificates_that_are_none_are_refused(options, message):
+    """Otherwise gRPC would report an unreachable server."""
+    with pytest.raises(ValueError, match=message):
+        Client("localhost:1", tls=Tls(**options))
+
+
+@pytest.mark.timeout(60)  # starts a command
+def test_an_expired_certificate_is_reported_in_one_line(start, authority, ca, tmp_path, run_command):
+    """Stderr has the reason in one line, without the lines that gRPC logs by default."""
+    own = authority.issue_cert("localhost", not_after=datetime(2021, 1, 1, tzinfo=UTC))
+    address = start(grpc.ssl_server_credentials([(own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes())]))
+    (tmp_path / "ca.pem").write_bytes(ca)
+    server = f"localhost:{address.rpartition(':')[2]}"
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    words = ("model", "--server", server, "--ca", tmp_path / "ca.pem")
+    finished = run_command("sketchbatch", *words, env=environment)
+    assert finished.returncode == 1
+    assert re.fullmatch(r"sketchbatch: no response .*certificate has expired.*\n", finished.stderr)
 
 
 def test_a_certificate_without_its_key_is_refused():

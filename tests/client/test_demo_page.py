@@ -18,7 +18,7 @@ from demo_process import ROOF, ZIGZAG, bitmap_of
 from onnx_models import LABELS, write_model
 from polling import wait_until
 from sketchbatch_client import Client
-from sketchbatch_client.cli import app
+from sketchbatch_client.commands.app import app
 from sketchbatch_client.demo.classification_api import MAX_POINTS, ClassificationApi
 from sketchbatch_client.demo.http_handler import MAX_BODY_BYTES
 from sketchbatch_client.demo.server import PageServer

@@ -167,7 +167,7 @@ def test_of_several_pictures_in_a_file_the_first_is_read(tmp_path):
     first, second = (Image.fromarray(picture_of_strokes(FACE, PICTURES[number])) for number in (0, 1))
     for name in ("a.gif", "a.tif"):
         first.save(tmp_path / name, save_all=True, append_images=[second])
-        assert np.array_equal(read_image(tmp_path / name), normalize_image(np.asarray(first)))
+        assert np.array_equal(read_image(str(tmp_path / name)), normalize_image(np.asarray(first)))
 
 
 def test_white_ink_on_transparency_is_ink(tmp_path):

@@ -150,7 +150,7 @@ def test_parquet_of_many_classes_has_few_columns(sketchbatch, tmp_path):
 
 SCORE = """
 from pathlib import Path
-from sketchbatch_client.cli import app
+from sketchbatch_client.commands.app import app
 
 try:
     app()

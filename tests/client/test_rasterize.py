@@ -10,6 +10,7 @@ from sketchbatch_client import rasterize
 from sketchbatch_client.drawings.rasterize import backend, rasterize_all
 from sketchbatch_client.drawings.rendering import cairo, coverage
 from sketchbatch_client.drawings.rendering.geometry import lay_out
+from sketchbatch_client.drawings.simplify import simplify
 from sketchbatch_client.drawings.strokes import open_strokes
 
 needs_cairo = pytest.mark.skipif(not cairo.library(), reason="this machine has no libcairo")
@@ -122,17 +123,35 @@ def test_times_are_ignored(draw):
     assert np.array_equal(draw([[[0, 255], [0, 9]]]), draw([[[0, 255], [0, 9], [0, 700]]]))
 
 
+@pytest.mark.parametrize("convert", [rasterize, simplify])
 @pytest.mark.parametrize(
     ("strokes", "message"),
     [
         ([], "at least one stroke, got none"),
+        (np.zeros((0, 2, 3)), "at least one stroke, got none"),
+        (
+            [[[1, 2], [3, 4]], [[1, 2], [3, 4], [5, 6], [7, 8]]],
+            r"stroke 1 .* got 4 points; .* list\(zip\(\*stroke\)\)",
+        ),
+        ([[(1, 2, 3)] * 5], r"stroke 0 must be \[xs, ys\] or \[xs, ys, ts\], got 5 points; .* list\(zip"),
+        ([np.zeros((9, 2))], r"got 9 points; convert with list\(zip"),
+        ([[{"x": 1, "y": 2}] * 2], r"got 2 points; convert with \[\[p\['x'\] for p in stroke\], "),
+        ([(1, 2), (3, 4)], r"stroke 0 must be \[xs, ys\] or \[xs, ys, ts\], got \(1, 2\)"),
+        ([[]], r"stroke 0 must be \[xs, ys\] or \[xs, ys, ts\], got 0 entries"),
+        (["ab"], "got 2 entries"),
+        ([[["a"], ["b"]]], "points must be numbers"),
+        ([[[1, None], [1, 2]]], "points must be numbers"),
+        ([[[1], [1], [1, 2]]], "stroke 0 must have .* got 1 and 1 and 2"),
         ([[[], []]], "stroke 0 must have .* got 0 and 0"),
         ([[[1], [1]], [[1, 2], [1]]], "stroke 1 must have as many x as y"),
         ([[[1, float("nan")], [1, 2]]], "numbers within 1e"),
         ([[[1, 2], [1, -2e6]]], "numbers within 1e"),
     ],
 )
-def test_strokes_that_cannot_be_drawn_are_refused(strokes, message):
-    """Strokes that cannot be drawn are refused with the number of the stroke and the reason."""
+def test_strokes_that_cannot_be_drawn_are_refused(strokes, message, convert):
+    """Strokes that cannot be drawn are refused with the number of the stroke and the reason.
+
+    Web pages often send a stroke as a list of points; the message then has the expression that converts the stroke.
+    """
     with pytest.raises(ValueError, match=message):
-        rasterize(strokes)
+        convert(strokes)

@@ -156,6 +156,8 @@ MALFORMED_LINES = [
     ({"drawing": []}, r"drawing must be a list of strokes, got \[\]"),
     ({"drawing": [[[1]]]}, r"stroke 0 must be \[xs, ys\] or \[xs, ys, ts\], got \[\[1\]\]"),
     ({"drawing": [[[1], 1]]}, r"stroke 0 must be \[xs, ys\]"),
+    ({"drawing": [[[1, 2]] * 4]}, r"got 4 points; convert with list\(zip\(\*stroke\)\)"),
+    ({"drawing": [[{"x": 1, "y": 2}] * 2]}, r"got 2 points; convert with \[\[p\['x'\] for p in stroke\]"),
     ({"drawing": [[[1], [1]], [[1, 2], [1]]]}, r"stroke 1 must have as many x as y and at least one, got \[2, 1\]"),
     ({"drawing": [[[], []]]}, r"at least one, got \[0, 0\]"),
     ({"drawing": [[[1], [1], [1, 2]]]}, r"got \[1, 1, 2\]"),

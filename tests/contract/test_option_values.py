@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import typer
 from sketchbatch_client import cli
+from sketchbatch_client.commands.app import app
 from sketchbatch_client.demo.server import PageServer
 
 NUMBERS = ["nan", "inf", "-inf", "-1", "0", "1e300", "1" + 30 * "0"]
@@ -29,7 +30,7 @@ def test_the_table_has_every_numeric_option_of_the_client():
     """A new numeric option must be added to the table of this test."""
     found = {
         name: {option.opts[0] for option in command.params if option.default is not None and _is_number(option.default)}
-        for name, command in typer.main.get_command(cli.app).commands.items()
+        for name, command in typer.main.get_command(app).commands.items()
     }
     assert {name: options for name, options in found.items() if options} == {
         name: set(options) for name, options in CLIENT.items()

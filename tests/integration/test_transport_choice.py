@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sketchbatch_client import Client
-from sketchbatch_client.cli import app
+from sketchbatch_client.commands.app import app
 from sketchbatch_service.transport.selection import CORE_GRPCIO
 from typer.testing import CliRunner
 

@@ -1,5 +1,8 @@
 """Test which calls the token file authenticates, and what happens when token or certificate files change."""
 
+from concurrent import futures
+
+import grpc
 import pytest
 import trustme
 from gates import Clock
@@ -31,6 +34,28 @@ def test_each_token_of_the_file_is_accepted(tmp_path, value):
     While the file contains an old and a new token, clients can change from the old token to the new one.
     """
     assert token_file(tmp_path / "tokens").rejection_reason(METHOD, sent(value)) is None
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    """Editors on Windows write a byte order mark and CRLF; token files and certificates may have them."""
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    files = write_pair(tmp_path, ca.issue_cert("localhost"))
+    (tmp_path / "tokens").write_bytes(f"\n{OLD}\n".encode())
+    for path in (tmp_path / "tokens", files.cert, files.key, files.client_ca):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    tokens = TokenFile(tmp_path / "tokens", frozenset())
+    assert tokens.rejection_reason(METHOD, sent(f"Bearer {OLD}")) is None
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    assert server.add_secure_port("127.0.0.1:0", server_credentials(files))
+    server.stop(None)
+
+
+def test_a_file_in_utf_16_is_refused_by_its_encoding(tmp_path):
+    """PowerShell writes UTF-16."""
+    (tmp_path / "tokens").write_text(OLD, "utf-16")
+    with pytest.raises(CredentialsUnusable, match=r"tokens: must be ASCII or UTF-8, got UTF-16"):
+        TokenFile(tmp_path / "tokens", frozenset())
 
 
 @pytest.mark.parametrize(
@@ -88,7 +113,8 @@ def test_a_token_that_is_removed_from_the_file_is_rejected_a_second_later(tmp_pa
         ("", "expected one token per line, got none"),
         ("# nothing\n", "expected one token per line, got none"),
         (f"{OLD}\nshort-012345678", r"tokens:2: a token must be 16 or more of .* got 15 characters"),
-        ("two words of a token", "tokens:1: a token must be 16 or more of"),
+        ("two words of a token", "tokens:1: a token must be 16 or more of .* got 5 words"),
+        (f"\n{OLD} # comment", "tokens:2: a token must be 16 or more of .* got 3 words"),
         ("größe-0123456789-0123456789", "tokens:1: a token must be 16 or more of"),
     ],
 )

@@ -10,7 +10,7 @@ from ..errors import Unavailable
 from ..label_names import listed
 from ..rpc.retries.retry_policy import RetryPolicy
 from ..strict_json import encode
-from .options import ConnectionOptions, TimeoutS, connecting, out
+from .options import ConnectionOptions, TimeoutS, connecting, err, out
 
 _LABELS_SHOWN = 12
 
@@ -55,7 +55,7 @@ def health(
     ] = "",
     timeout_s: TimeoutS = 5.0,
 ) -> None:
-    """Print the health of the service: SERVING, NOT_SERVING, SERVICE_UNKNOWN or UNREACHABLE.
+    """Print the health of the service: SERVING, NOT_SERVING, SERVICE_UNKNOWN or UNREACHABLE; stderr has the reason.
 
     Example: sketchbatch health --server localhost:50051
 
@@ -64,7 +64,8 @@ def health(
     with connection.open(timeout_s=timeout_s, retry=RetryPolicy(max_attempts=1)) as client:
         try:
             status = client.health(service)
-        except Unavailable:
+        except Unavailable as exc:
+            err.print(f"sketchbatch: {exc}")
             status = "UNREACHABLE"
     print(status)
     raise typer.Exit(0 if status == "SERVING" else 1)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .rendering.geometry import points_in
 from .stable_file import StableFile
 
 Stroke = list[list[float | int]]
@@ -85,7 +86,8 @@ def from_line(line: bytes) -> Drawing:
 
 def _check_stroke(stroke: object, number: int) -> None:
     if not isinstance(stroke, list) or not 2 <= len(stroke) <= 3 or not all(isinstance(one, list) for one in stroke):
-        raise ValueError(f"stroke {number} must be [xs, ys] or [xs, ys, ts], got {_short(stroke)}")
+        points = points_in(stroke) if isinstance(stroke, list) else ""
+        raise ValueError(f"stroke {number} must be [xs, ys] or [xs, ys, ts], got {points or _short(stroke)}")
     lengths = [len(one) for one in stroke]
     if not lengths[0] or len(set(lengths)) > 1:
         raise ValueError(f"stroke {number} must have as many x as y and at least one, got {_short(lengths)}")

@@ -37,7 +37,7 @@ _FIT_PIXELS = 100  # pixels sampled along the shorter side; enough to fit a shad
 _NEAR = 8
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path | str) -> NDArray[np.uint8]:
     """Read a picture: uint8, (28, 28), 0 = paper, 255 = ink; transparent pixels are paper.
 
     The picture is a PNG, JPEG, WebP, BMP, GIF or TIFF, whatever the ending of its name.
@@ -45,7 +45,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises FileRefused if the file does not exist, is not a picture, or has no ink that differs from its paper.
     """
     try:
-        return decode_image(path.read_bytes(), str(path))
+        return decode_image(Path(path).read_bytes(), str(path))
     except OSError as exc:
         raise FileRefused(f"{path}: cannot be read as a picture of a drawing: {reason_of(exc)}") from exc
 

@@ -26,8 +26,9 @@ def rasterize(strokes: Strokes) -> NDArray[np.uint8]:
         difference is below 0.3 grey levels (tests/client/test_rasterize.py).
 
     Raises:
-        ValueError: There is no stroke, a stroke has no point, the lists of x and y differ in length, or a coordinate is
-            not a number or exceeds a million units.
+        ValueError: There is no stroke (an empty canvas), a stroke has no point, its lists differ in length, or a
+            coordinate is not a number or exceeds a million units. Strokes that are lists of points, `[[x, y], ...]`,
+            are refused if one of them has more than three points; `list(zip(*stroke))` converts such a stroke.
     """
     layout = lay_out(strokes)
     return cairo.draw(layout) if cairo.library() else coverage.draw(layout)

@@ -7,7 +7,7 @@ published simplified form, 205 give exactly that form (tests/client/test_simplif
 
 import numpy as np
 
-from .rendering.geometry import Floats, Strokes
+from .rendering.geometry import Floats, Strokes, check_has_strokes, check_stroke, coordinates
 
 _SIZE = 255.0  # units; the longer side of a simplified drawing
 _MIN_SIZE = 1e-6  # pixels; a smaller drawing counts as one point, because scaling it up would overflow
@@ -20,8 +20,13 @@ def simplify(strokes: Strokes) -> list[list[list[int]]]:
 
     Each stroke is `[xs, ys]` or `[xs, ys, ts]`; its lists have the same length, which is at least 1. Return the same
     number of strokes. Each is `[xs, ys]` with at least two points and whole numbers from 0 to 255.
+
+    Raises ValueError for the same strokes as `rasterize`, also for an empty canvas, which has no stroke.
     """
-    paths = [np.array(stroke[:2], np.float64).T for stroke in strokes]
+    check_has_strokes(strokes)
+    for number, stroke in enumerate(strokes):
+        check_stroke(stroke, number)
+    paths = [coordinates(stroke[:2]).T for stroke in strokes]
     least = np.min([path.min(axis=0) for path in paths], axis=0)
     extent = np.max([path.max(axis=0) for path in paths], axis=0) - least
     scale = _SIZE / (extent.max() if extent.max() > _MIN_SIZE else 1.0)

@@ -1,11 +1,11 @@
 """Classify bitmaps from asyncio: the methods of `client` as coroutines."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator
 
-from ..drawings.readers import Bitmaps
+from ..drawings.bitmap_arrays import Drawings
 from .asyncio_backend import AsyncioBackend
 from .classification import Classification, ModelInfo
-from .request import request_key
+from .request import Batches, request_key
 from .row_client import RowClient
 
 
@@ -29,13 +29,13 @@ class AsyncClient(RowClient):
         await self._close()
 
     async def classify(
-        self, bitmaps: Bitmaps, *, top_k: int = 0, model_name: str = "", model_version: str = ""
+        self, bitmaps: Drawings, *, top_k: int = 0, model_name: str = "", model_version: str = ""
     ) -> Classification:
         return await self._classify(bitmaps, request_key(top_k, model_name, model_version))
 
     def score(
         self,
-        batches: Iterable[Bitmaps] | AsyncIterable[Bitmaps],
+        batches: Batches,
         *,
         top_k: int = 0,
         model_name: str = "",

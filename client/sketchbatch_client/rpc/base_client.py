@@ -91,7 +91,7 @@ class BaseClient:
         channels: int | None = None,
         tls: Tls | bool = False,
         token: str | None = None,
-        token_file: Path | None = None,
+        token_file: Path | str | None = None,
         insecure_token: bool = False,
         gzip: bool = False,
     ) -> None:

@@ -73,6 +73,8 @@ class Classification:
     digests: tuple[str, ...] = ()
     """`ModelInfo.digest` of each model file that scored rows, without repetition: usually one. Empty if the service is
     too old to return it."""
+    index: Any = None
+    """The index of the pandas series that was classified, for `to_pandas`; None if it was no such series."""
 
     def __len__(self) -> int:
         return len(self.class_index)
@@ -103,13 +105,21 @@ class Classification:
             columns |= {f"score_{label}": self.scores[:, index] for index, label in enumerate(self.labels)}
         return columns
 
-    def to_pandas(self) -> "pd.DataFrame":
-        """Return `columns` as a data frame. Raises ImportError if pandas is not installed."""
+    def to_pandas(self, index: Any = None) -> "pd.DataFrame":
+        """Return `columns` as a data frame, which `DataFrame.join` joins with the data frame of the drawings.
+
+        Args:
+            index: One entry per row; None = the index of the series that was classified, or else 0, 1, 2, ...
+
+        Raises:
+            ImportError: pandas is not installed.
+            ValueError: `index` does not have one entry per row.
+        """
         try:
             import pandas as pd
         except ImportError as exc:
             raise ImportError("to_pandas needs pandas: pip install 'sketchbatch-client[pandas]'") from exc
-        return pd.DataFrame(self.columns())
+        return pd.DataFrame(self.columns(), index=self.index if index is None else index)
 
     def __repr__(self) -> str:
         shown = [f"{label} {score:.3f}" for label, score in zip(self.label[:3], self.score[:3, 0], strict=True)]
@@ -165,16 +175,15 @@ def cut(whole: Classification, sizes: Iterable[int]) -> Iterator[Classification]
     """Split a classification into several, in order; `sizes` has the number of rows of each. No rows are copied."""
     start = 0
     for size in sizes:
-        rows = slice(start, start + size)
-        scores = None if whole.scores is None else whole.scores[rows]
-        yield replace(whole, class_index=whole.class_index[rows], score=whole.score[rows], scores=scores)
+        yield select(whole, slice(start, start + size))
         start += size
 
 
-def select(whole: Classification, rows: NDArray[np.bool_]) -> Classification:
-    """Return the rows of a classification for which `rows` (rows,) is true, in order."""
+def select(whole: Classification, rows: NDArray[np.bool_] | slice) -> Classification:
+    """Return the rows of a classification in a slice, or for which `rows` (rows,) is true, in order."""
     scores = None if whole.scores is None else whole.scores[rows]
-    return replace(whole, class_index=whole.class_index[rows], score=whole.score[rows], scores=scores)
+    index = None if whole.index is None else whole.index[rows]
+    return replace(whole, class_index=whole.class_index[rows], score=whole.score[rows], scores=scores, index=index)
 
 
 def non_finite(model_name: str, model_version: str) -> str:
@@ -207,6 +216,7 @@ def joined(parts: Sequence[Classification]) -> Classification:
         score=np.concatenate([part.score for part in parts]),
         scores=np.concatenate(all_scores) if all_scores else None,
         digests=tuple(dict.fromkeys(digest for part in parts for digest in part.digests)),
+        index=None,
     )
 
 

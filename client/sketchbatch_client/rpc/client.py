@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Generator, Iterable
 from functools import cache
 from weakref import WeakSet
 
-from ..drawings.readers import Bitmaps
+from ..drawings.bitmap_arrays import Drawings
 from .blocking_backend import BlockingBackend, run_blocking
 from .classification import Classification, ModelInfo
 from .request import request_key
@@ -51,18 +51,20 @@ class Client(RowClient):
             self.close()
 
     def classify(
-        self, bitmaps: Bitmaps, *, top_k: int = 0, model_name: str = "", model_version: str = ""
+        self, bitmaps: Drawings, *, top_k: int = 0, model_name: str = "", model_version: str = ""
     ) -> Classification:
         """Classify any number of bitmaps.
 
         Args:
-            bitmaps: uint8, (rows, 28, 28) or (rows, 784), or one bitmap of (28, 28); 0 = paper, 255 = ink.
+            bitmaps: Integers from 0 to 255, (rows, 28, 28), (rows, 784), (rows, 28, 28, 1) or (rows, 1, 28, 28), or one
+                bitmap; 0 = paper, 255 = ink. An array, a list, or a series of pandas or polars, whose entries may also
+                be 784 bytes each. Bitmaps that look inverted cause an `InkWarning`.
             top_k: Number of best classes to return; 0 = the scores of all classes.
             model_name: "" = the default model of the service.
             model_version: "" = the newest version.
 
         Raises:
-            RequestRefused: There are no rows, their type or shape is wrong, or `top_k` is too large.
+            RequestRefused: There are no rows, their type, shape or values are wrong, or `top_k` is too large.
             ServerFailed: The scores of a row are not finite, or the model call failed.
             SketchbatchError: The service cannot respond; the module `errors` lists the reasons.
         """
@@ -70,14 +72,16 @@ class Client(RowClient):
 
     def score(
         self,
-        batches: Iterable[Bitmaps],
+        batches: Iterable[Drawings] | Drawings,
         *,
         top_k: int = 0,
         model_name: str = "",
         model_version: str = "",
         allow_non_finite: bool = False,
     ) -> Generator[Classification, None, None]:
-        """Classify any number of arrays of bitmaps in constant memory; other arguments and errors as for `classify`.
+        """Classify any number of batches of bitmaps in constant memory; other arguments and errors as for `classify`.
+
+        One array or series instead of several is one batch.
 
         Yields one `Classification` for each request of up to `rows_per_request` rows, in order. With
         `allow_non_finite`, a row whose scores are NaN or infinite does not raise ServerFailed; it has no label

@@ -4,7 +4,7 @@ Protobuf would copy the rows two more times: into the message object, and from t
 message is a sequence of fields, so the field with the rows can be appended to the other encoded fields.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from sketchbatch.v1 import classifier_pb2 as pb
 
 from ..arguments import whole_number
+from ..drawings.bitmap_arrays import Drawings, as_bitmaps, warn_of_ink
 from ..drawings.readers import Bitmaps
 from ..errors import RequestRefused
 
@@ -19,6 +20,9 @@ _MAX_TOP_K = 2**32 - 1  # the field is a uint32
 _MAX_RESPONSE_BYTES = 4 << 20  # of scores that the service computes, or returns, for one request of several rows
 _LENGTH_DELIMITED = 2  # https://protobuf.dev/programming-guides/encoding/#structure
 _BITMAPS_TAG = bytes([pb.ClassifyRequest.BITMAPS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
+
+Batches = Drawings | Iterable[Drawings] | AsyncIterable[Drawings]
+"""The drawings of a bulk call: batches, or one batch."""
 
 
 class RequestKey(NamedTuple):
@@ -64,20 +68,14 @@ def as_text(name: str, value: object) -> str:
     return value
 
 
-def as_rows(bitmaps: Bitmaps) -> Bitmaps:
-    """Return a view of shape (rows, 28, 28), or raise RequestRefused."""
+def as_rows(bitmaps: Drawings) -> Bitmaps:
+    """Return drawings as uint8 (rows, 28, 28), or raise RequestRefused; warn if they look inverted."""
     try:
-        bitmaps = np.asanyarray(bitmaps)
+        rows = as_bitmaps(bitmaps)
     except ValueError as exc:
-        raise RequestRefused(
-            f"bitmaps must be uint8 (rows, 28, 28) or (rows, 784), got {type(bitmaps).__name__}"
-        ) from exc
-    if bitmaps.dtype == np.uint8:
-        if bitmaps.shape == (28, 28):
-            return bitmaps[None]
-        if bitmaps.shape[1:] in ((28, 28), (784,)):
-            return bitmaps.reshape(-1, 28, 28)
-    raise RequestRefused(f"bitmaps must be uint8 (rows, 28, 28) or (rows, 784), got {bitmaps.dtype} {bitmaps.shape}")
+        raise RequestRefused(str(exc)) from exc
+    warn_of_ink(rows)
+    return rows
 
 
 def encode(key: RequestKey, parts: Sequence[Bitmaps]) -> bytes:

@@ -8,17 +8,20 @@ request is retried as the `RetryPolicy` allows, until `timeout_s` has passed. Co
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
+from typing import Any, cast
 
 import grpc
 
+from ..drawings.bitmap_arrays import Drawings, index_of, is_one_batch
 from ..drawings.readers import Bitmaps
 from ..errors import RequestRefused, Unavailable
 from .base_client import BaseClient
 from .classification import Classification, ModelInfo, check_finite, decode, joined
 from .coalescing_queue import SHARED_ROWS, SMALL_ROWS, CoalescingQueue, PendingCall, distribute, fail
 from .connections.connection import Connection
-from .request import RequestKey, RequestLimit, as_rows, encode, rows_by_size
+from .request import Batches, RequestKey, RequestLimit, as_rows, encode, rows_by_size
 from .retries.aimd_limit import AimdLimit
 from .retries.retry_state import RetryState
 
@@ -28,9 +31,12 @@ log = logging.getLogger(__name__)
 class RowClient(BaseClient):
     """Adds the classification of rows to `BaseClient`; `Client` and `AsyncClient` inherit it."""
 
-    async def _classify(self, bitmaps: Bitmaps, key: RequestKey) -> Classification:
-        """Classify bitmaps. Raises ServerFailed if a score is not finite."""
-        return check_finite(await self._classify_rows(as_rows(bitmaps), key))
+    async def _classify(self, drawings: Drawings, key: RequestKey) -> Classification:
+        """Classify drawings. Raises ServerFailed if a score is not finite."""
+        rows = as_rows(drawings)
+        result = check_finite(await self._classify_rows(rows, key))
+        index = index_of(drawings, len(rows))
+        return result if index is None else replace(result, index=index)
 
     async def _classify_rows(self, rows: Bitmaps, key: RequestKey) -> Classification:
         if not len(rows):
@@ -43,7 +49,7 @@ class RowClient(BaseClient):
         return joined([part async for part in self._score_rows([rows], key)])
 
     async def _score(
-        self, batches: Iterable[Bitmaps] | AsyncIterable[Bitmaps], key: RequestKey, *, allow_non_finite: bool
+        self, batches: Batches, key: RequestKey, *, allow_non_finite: bool
     ) -> AsyncGenerator[Classification, None]:
         """Yield one response for each request, in the order of the rows.
 
@@ -55,9 +61,7 @@ class RowClient(BaseClient):
                 yield part if allow_non_finite else check_finite(part, first_row)
                 first_row += len(part)
 
-    async def _score_rows(
-        self, batches: Iterable[Bitmaps] | AsyncIterable[Bitmaps], key: RequestKey
-    ) -> AsyncGenerator[Classification, None]:
+    async def _score_rows(self, batches: Batches, key: RequestKey) -> AsyncGenerator[Classification, None]:
         max_rows = await self._max_rows(key)
         await self._discover_workers()
         limit = self._aimd_limit()
@@ -68,10 +72,13 @@ class RowClient(BaseClient):
         ):
             async for batch in each:
                 rows = as_rows(batch)
+                index = index_of(batch, len(rows))
                 for start in range(0, len(rows), max_rows):
                     while len(requests) >= limit.value:
                         yield await requests.next()
-                    requests.start(partial(self._call_limited, key, rows[start : start + max_rows], limit))
+                    some = slice(start, start + max_rows)
+                    part = None if index is None else index[some]
+                    requests.start(partial(self._call_limited, key, rows[some], part, limit))
             while len(requests):
                 yield await requests.next()
 
@@ -134,11 +141,11 @@ class RowClient(BaseClient):
                 raise
             await self._backend.yield_control()  # callers with a new response may join the next request
 
-    async def _call_limited(self, key: RequestKey, rows: Bitmaps, limit: AimdLimit) -> Classification:
+    async def _call_limited(self, key: RequestKey, rows: Bitmaps, index: Any, limit: AimdLimit) -> Classification:
         """Send one request of a bulk call, and raise the limit after its response."""
         response = await self._call_alone(key, rows, self._retry_state(limit))
         limit.increase()
-        return response
+        return response if index is None else replace(response, index=index)
 
     def _call_alone(self, key: RequestKey, rows: Bitmaps, retry: RetryState) -> Awaitable[Classification]:
         return self._call(partial(self._classify_over, key, encode(key, [rows])), retry)
@@ -211,10 +218,12 @@ def _abandon(queue: CoalescingQueue, error: BaseException) -> None:
         queue.abandon(Unavailable("the client was closed"))
 
 
-async def _each(batches: Iterable[Bitmaps] | AsyncIterable[Bitmaps]) -> AsyncGenerator[Bitmaps, None]:
-    if isinstance(batches, AsyncIterable):
+async def _each(batches: Batches) -> AsyncGenerator[Drawings, None]:
+    if is_one_batch(batches):
+        yield batches
+    elif isinstance(batches, AsyncIterable):
         async for batch in batches:
             yield batch
     else:
-        for batch in batches:
+        for batch in cast(Iterable[Drawings], batches):
             yield batch

@@ -18,7 +18,6 @@ import pyarrow as pa
 from ..atomic import replacing, room_for
 from ..drawings.passed_over import PassedOverList
 from ..drawings.readers import Bitmaps
-from ..drawings.render_digest import renderer
 from ..errors import FileRefused, JobRefused, OutputRefused
 from ..output_file import check_is_no_input, checked_output
 from ..rpc.classification import Classification, ModelInfo, joined
@@ -30,6 +29,7 @@ from .manifest import Manifest, manifest_path, rejects_path
 from .outputs import reject_line, schema, table, writing
 from .parts import BegunJob, Part, Parts, check_is_ours, locked, other_shards
 from .plan import ALL, Input, Plan, ScoreOptions, Shard, default_part_rows, difference, row_bytes
+from .render_digest import renderer
 from .score_rows import reject_non_finite, score_batches
 
 

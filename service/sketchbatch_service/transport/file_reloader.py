@@ -4,6 +4,7 @@ Kubernetes replaces the files of a Secret by changing a symbolic link, so the fi
 module does not know what the files contain.
 """
 
+import codecs
 import math
 import threading
 import time
@@ -23,11 +24,17 @@ _Content = TypeVar("_Content")
 
 
 def read_credentials(path: Path) -> bytes:
-    """Return the bytes of a certificate, key or token file; raise CredentialsUnusable if it cannot be read."""
+    """Return the bytes of a certificate, key or token file, without the byte order mark that Windows editors add.
+
+    Raise CredentialsUnusable if the file cannot be read, or is UTF-16, as PowerShell writes it.
+    """
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as exc:
         raise CredentialsUnusable(f"{path}: cannot be read: {exc.strerror}") from exc
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CredentialsUnusable(f"{path}: must be ASCII or UTF-8, got UTF-16; write it again as UTF-8")
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 class FileReloader(Generic[_Content]):

@@ -69,11 +69,16 @@ def _digests(path: Path) -> list[bytes]:
         if not _TOKEN.fullmatch(token) or len(token) < _MIN_CHARACTERS:
             raise CredentialsUnusable(
                 f"{path}:{number}: a token must be {_MIN_CHARACTERS} or more of A-Z a-z 0-9 ._~+/- (= at its end), "
-                f"got {len(token)} characters"  # the message must not contain the token
+                f"got {_size(token)}"  # the message must not contain the token
             )
     if not tokens:
         raise CredentialsUnusable(f"{path}: expected one token per line, got none")
     return [_digest(token) for _, token in tokens]
+
+
+def _size(line: str) -> str:
+    words = len(line.split())
+    return f"{words} words" if words > 1 else f"{len(line)} characters"
 
 
 def _digest(token: str) -> bytes:

@@ -6,7 +6,7 @@ x and y alone decide how a drawing is centred.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ SQUARE = 256.0  # units; the square that the strokes lie in
 PEN = 16.0  # units; width of the pen
 MARGIN = 24.0  # units; the padding and half the pen's width
 SCALE = SIDE / (SQUARE + 2 * MARGIN)  # pixels per unit: 28 / 304
+_STROKE = "stroke {} must be [xs, ys] or [xs, ys, ts]"
 MAX_COORDINATE = 1e6  # units; cairo's 24.8 fixed point overflows at 90 times this limit
 
 Floats = NDArray[np.float64]
@@ -33,26 +34,57 @@ class Layout(NamedTuple):
 def lay_out(strokes: Strokes) -> Layout:
     """Centre one drawing, in the units of a simplified .ndjson file (0 to 255).
 
-    Raises ValueError if there is no stroke, if a stroke has no point, or if its lists of x and y differ in length. Also
-    raises ValueError if a coordinate is not a number or exceeds MAX_COORDINATE.
+    Raises ValueError as `check_stroke` and `coordinates` do, and if there is no stroke.
     """
+    check_has_strokes(strokes)
     xs: list[float] = []
     ys: list[float] = []
     lengths = []
     for number, stroke in enumerate(strokes):
-        if len(stroke) < 2:
-            raise ValueError(f"stroke {number} must be [xs, ys], got {len(stroke)} lists")
+        check_stroke(stroke, number)
         x, y = stroke[0], stroke[1]
-        if not len(x) or len(x) != len(y):
-            raise ValueError(f"stroke {number} must have as many x as y and at least one, got {len(x)} and {len(y)}")
         if len(x) == 1:  # cairo draws a line from a point to itself, but no single point
             x, y = (*x, *x), (*y, *y)
         xs.extend(x)  # not +=, which adds NumPy arrays element by element
         ys.extend(y)
         lengths.append(len(x))
-    if not lengths:
+    points = coordinates((xs, ys)).T
+    return Layout(points + (SQUARE - points.max(axis=0)) / 2, lengths)
+
+
+def check_has_strokes(strokes: Strokes) -> None:
+    """Raise ValueError for a drawing without strokes, such as an empty canvas."""
+    if not len(strokes):
         raise ValueError("a drawing must have at least one stroke, got none")
-    points = np.array((xs, ys), np.float64).T
+
+
+def check_stroke(stroke: object, number: int) -> None:
+    """Raise ValueError unless a stroke is [xs, ys] or [xs, ys, ts], lists of one length, which is at least 1."""
+    try:
+        lengths = [len(each) for each in stroke]  # type: ignore[attr-defined]  # the TypeError is handled
+    except TypeError:
+        raise ValueError(f"{_STROKE.format(number)}, got {stroke!r:.60}") from None
+    if not 2 <= len(lengths) <= 3 or any(isinstance(each, (dict, str)) for each in stroke):  # type: ignore[attr-defined]
+        raise ValueError(f"{_STROKE.format(number)}, got {points_in(stroke) or f'{len(lengths)} entries'}")
+    if not lengths[0] or len(set(lengths)) > 1:
+        given = " and ".join(map(str, lengths))
+        raise ValueError(f"stroke {number} must have as many x as y and at least one, got {given}")
+
+
+def points_in(stroke: Any) -> str:
+    """Describe a stroke that is a list of points, and how to convert it; return "" if its entries are no points."""
+    if len(stroke) and all(isinstance(each, dict) for each in stroke):
+        return f"{len(stroke)} points; convert with [[p['x'] for p in stroke], [p['y'] for p in stroke]]"
+    is_points = len(stroke) > 3 and all(hasattr(each, "__len__") and 2 <= len(each) <= 3 for each in stroke)
+    return f"{len(stroke)} points; convert with list(zip(*stroke))" if is_points else ""
+
+
+def coordinates(values: Any) -> Floats:
+    """Return coordinates as an array. Raises ValueError if one is not a number or exceeds MAX_COORDINATE."""
+    try:
+        points = np.array(values, np.float64)
+    except (TypeError, ValueError) as exc:
+        raise ValueError(f"points must be numbers: {exc}") from exc
     if not np.abs(points).max() <= MAX_COORDINATE:
         raise ValueError(f"points must be numbers within {MAX_COORDINATE:g} units, got {np.abs(points).max():g}")
-    return Layout(points + (SQUARE - points.max(axis=0)) / 2, lengths)
+    return points

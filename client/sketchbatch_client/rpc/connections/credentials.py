@@ -1,5 +1,6 @@
 """Authenticate the servers and the client: TLS, and a bearer token with every request."""
 
+import codecs
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ from ...file_stamp import file_stamp
 from .targets import ChannelOptions, is_local
 
 Metadata = tuple[tuple[str, str | bytes], ...]
-Pem = Path | bytes
+Pem = Path | str | bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS settings. Certificates and keys are PEM, as bytes or in a file that is read once."""
+    """TLS settings. Certificates and keys are PEM: as bytes, or as the path of a file that is read once."""
 
     ca: Pem | None = None
     """Authorities that sign the servers' certificates; None = the public authorities that gRPC trusts."""
@@ -40,7 +41,7 @@ class Token(grpc.AuthMetadataPlugin):
         OSError: The file cannot be read.
     """
 
-    def __init__(self, text: str | None, file: Path | None) -> None:
+    def __init__(self, text: str | None, file: Path | str | None) -> None:
         if text is not None and file is not None:
             raise ValueError("give token or token_file, not both")
         self._file = None if file is None else Path(file)
@@ -66,7 +67,7 @@ class Token(grpc.AuthMetadataPlugin):
             return
         stamp = file_stamp(self._file)  # follows the links by which Kubernetes replaces projected tokens
         if stamp != self._stamp:
-            self._metadata = _bearer(self._file.read_text())
+            self._metadata = _bearer(_read(self._file).decode("ascii", "replace"))
             self._stamp = stamp
 
 
@@ -77,7 +78,8 @@ class Credentials:
     adds it to each request and turns the health watch off, because a server may require a token for the watch.
 
     Raises:
-        ValueError: The token would be sent unencrypted to another machine, and `insecure_token` does not allow that.
+        ValueError: The token would be sent unencrypted to another machine, and `insecure_token` does not allow that; or
+            a certificate or key is not PEM.
         OSError: A certificate cannot be read.
     """
 
@@ -101,7 +103,8 @@ class Credentials:
 
 
 def _channel_credentials(tls: Tls, token: Token) -> grpc.ChannelCredentials:
-    encryption = grpc.ssl_channel_credentials(_read(tls.ca), _read(tls.key), _read(tls.cert))
+    ca, cert = _pem("ca", tls.ca, "CERTIFICATE"), _pem("cert", tls.cert, "CERTIFICATE")
+    encryption = grpc.ssl_channel_credentials(ca, _pem("key", tls.key, "PRIVATE KEY"), cert)
     if not token:
         return encryption
     return grpc.composite_channel_credentials(encryption, grpc.metadata_call_credentials(token))
@@ -110,11 +113,29 @@ def _channel_credentials(tls: Tls, token: Token) -> grpc.ChannelCredentials:
 def _bearer(text: str) -> Metadata:
     if not isinstance(text, str):
         raise ValueError(f"token must be text, got {type(text).__name__}")
-    token = text.strip()
-    if not token or not all("!" <= each <= "~" for each in token):
-        raise ValueError("token must be visible ASCII without spaces, and not empty")
-    return (("authorization", f"Bearer {token}"),)
+    words = text.split()
+    if len(words) > 1:  # perhaps a comment, or a second token
+        raise ValueError(f"token must be visible ASCII without spaces, got {len(words)} words")
+    if not words or not all("!" <= each <= "~" for each in words[0]):
+        got = "other characters" if words else "none"
+        raise ValueError(f"token must be visible ASCII without spaces, and not empty, got {got}")
+    return (("authorization", f"Bearer {words[0]}"),)
 
 
-def _read(pem: Pem | None) -> bytes | None:
-    return pem if pem is None or isinstance(pem, bytes) else Path(pem).read_bytes()
+def _pem(name: str, pem: Pem | None, marker: str) -> bytes | None:
+    """Return the bytes of a certificate or key; gRPC reports an unreachable server if they are something else."""
+    if pem is None:
+        return None
+    content = pem if isinstance(pem, bytes) else _read(Path(pem))
+    if marker.encode() not in content:
+        where = "" if isinstance(pem, bytes) else f"{pem}: "
+        raise ValueError(f"{where}{name} must be PEM, got no line -----BEGIN {marker}-----")
+    return content
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of a file without the byte order mark that editors on Windows add."""
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path}: must be ASCII or UTF-8, got UTF-16; write it again as UTF-8")
+    return content.removeprefix(codecs.BOM_UTF8)

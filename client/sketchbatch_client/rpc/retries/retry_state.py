@@ -44,6 +44,8 @@ class RetryState:
     clock: Callable[[], float] = time.monotonic
     deadline: float = field(init=False)
     failures: int = field(default=0, init=False)
+    tls_failure: str = field(default="", init=False)
+    """The first details that report a failed TLS handshake. Of a host name's addresses, another may report less."""
 
     def __post_init__(self) -> None:
         self.deadline = self.clock() + self.timeout_s
@@ -55,6 +57,8 @@ class RetryState:
     def delay_s(self, error: Exception) -> float | None:
         """Count a failed attempt; return the delay before the next attempt, or None = do not retry."""
         self.failures += 1
+        if not self.tls_failure and isinstance(error, grpc.RpcError) and _is_of_tls(error):
+            self.tls_failure = error.details() or ""
         if self.renew_after_stop() and _has_code(error, grpc.StatusCode.DEADLINE_EXCEEDED):
             return 0.0
         delay_s = self.policy.delay_s(error, self.failures) if isinstance(error, grpc.RpcError) else None
@@ -76,7 +80,9 @@ class RetryState:
         """Return the error to raise after the last attempt failed with `error`."""
         code, details = error.code(), error.details()
         if code in NO_RESPONSE:
-            return errors.Unavailable(f"no response from {self.target} in {self.failures} attempts: {details}")
+            return errors.Unavailable(
+                f"no response from {self.target} in {self.failures} attempts: {self.tls_failure or details}"
+            )
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return self.deadline_exceeded()
         if code in _ERRORS:
@@ -93,6 +99,11 @@ class RetryState:
             return True
         waited_s = self.timeout_s - self.remaining_s()
         return self.has_reached_server and waited_s < self.policy.patience_s
+
+
+def _is_of_tls(error: grpc.RpcError) -> bool:
+    """Return whether the details of an error have one of the words with which gRPC reports a failed handshake."""
+    return any(words in (error.details() or "") for words in ("handshake failed", "erification"))
 
 
 def _is_pushback(error: Exception) -> bool:

@@ -3,8 +3,8 @@
 import io
 import zlib
 
-from .images import decode_image
-from .rasterize import backend, rasterize
+from ..drawings.images import decode_image
+from ..drawings.rasterize import backend, rasterize
 
 # Curves, crossing lines, a dot and a long line: simplified strokes, see `rasterize`.
 _STROKES = [

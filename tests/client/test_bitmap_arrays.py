@@ -1,0 +1,170 @@
+"""Arrays, lists and series are converted to bitmaps; other objects are refused with the expression that converts them.
+
+The example of client/README.md tests series of pandas.
+"""
+
+import asyncio
+import re
+import warnings
+
+import numpy as np
+import pytest
+from sketchbatch_client import AsyncClient, Client, InkWarning, RequestRefused
+from sketchbatch_client.drawings.bitmap_arrays import as_bitmaps, ink_warning
+from sketchbatch_client.drawings.readers import open_bitmaps
+
+ROWS = np.random.default_rng(1).integers(0, 150, (3, 28, 28), np.uint8)
+
+
+class Series:
+    """Entries with an index, as in pandas; series of polars have `to_numpy` only."""
+
+    def __init__(self, entries, index=None):
+        self._entries = np.empty(len(entries), object)
+        self._entries[:] = list(entries)
+        if index is not None:
+            self.index = np.array(list(index))
+
+    def to_numpy(self):
+        return self._entries
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda rows: rows.reshape(3, 784),
+        lambda rows: rows[..., None],
+        lambda rows: rows[:, None],
+        lambda rows: np.asfortranarray(rows),
+        lambda rows: rows.astype(">i2"),
+        lambda rows: rows.astype(np.uint64),
+        lambda rows: rows.tolist(),
+        lambda rows: rows.reshape(3, 784).tolist(),
+        lambda rows: [rows[0], rows[1].reshape(784).astype(np.int64), rows[2][..., None]],
+        lambda rows: tuple(row.tobytes() for row in rows),
+        lambda rows: Series(rows.reshape(3, 784)),
+        lambda rows: Series([rows[0].tobytes(), rows[1].tolist(), bytearray(rows[2])]),
+        lambda rows: Series([Series(list(row)).to_numpy() for row in rows]),
+        lambda rows: rows.reshape(3, 784).astype(object),
+    ],
+)
+def test_every_form_of_bitmaps_is_accepted(convert):
+    """Rows of each accepted shape and type of integer give the same bitmaps."""
+    bitmaps = as_bitmaps(convert(ROWS))
+    assert bitmaps.dtype == np.uint8
+    assert np.array_equal(bitmaps, ROWS)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (784,), (28, 28, 1), (1, 28, 28), (1, 28, 28, 1), (1, 784)])
+def test_one_bitmap_is_one_row(shape):
+    """One bitmap of each shape of a row becomes an array of one row."""
+    for one in (ROWS[0].reshape(shape), ROWS[0].reshape(shape).tolist(), ROWS[0].tobytes()):
+        assert np.array_equal(as_bitmaps(one), ROWS[:1])
+
+
+def test_a_uint8_array_is_not_copied():
+    """A bulk call of a uint8 array copies no rows before it sends them."""
+    assert np.shares_memory(as_bitmaps(ROWS.reshape(3, 784)), ROWS)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        ROWS > 100,
+        ROWS / 255,
+        ROWS.astype(np.float32),
+        ROWS / 127.5 - 1,
+        (ROWS / 255).tolist(),
+        Series(list(ROWS / 255)),
+    ],
+    ids=["bool", "0..1", "0..255", "-1..1", "list", "series"],
+)
+def test_floats_and_bools_are_refused_with_the_expression_that_converts_them(x):
+    """The expression of the message gives bitmaps; the values decide which expression it is."""
+    with pytest.raises(ValueError, match="; convert with ") as caught:
+        as_bitmaps(x)
+    if isinstance(x, Series):
+        x = x.to_numpy()
+    converted = eval(str(caught.value).partition("convert with ")[2], {"np": np, "x": x})
+    is_bool = isinstance(x, np.ndarray) and x.dtype == bool
+    assert np.array_equal(as_bitmaps(converted), 255 * x if is_bool else ROWS)
+
+
+@pytest.mark.parametrize(
+    ("x", "got"),
+    [
+        (ROWS.astype(int) - 1, "integers from 0 to 255, got -1 to 148"),
+        (Series([ROWS[0], 2 * ROWS[1].astype(int)]), "integers from 0 to 255, got 0 to 298 in row 1"),
+        (ROWS / 0.1, "with values from 0 to 1490"),
+        (ROWS[:, :27], r"got uint8 \(3, 27, 28\)"),
+        ([ROWS[0], ROWS[1, :27]], r"got uint8 \(27, 28\) in row 1"),
+        (Series([ROWS[0], None]), "got NoneType in row 1"),
+        ([bytes(784), bytes(783)], r"got uint8 \(783,\) in row 1"),
+        (iter(ROWS), "got generator|got iterator"),
+        ([["a"]], r"got <U1 \(1, 1\)"),
+    ],
+)
+def test_other_values_and_shapes_are_refused(x, got):
+    """The message has the range of the values, or the type and shape, and the row of a list or series."""
+    with pytest.raises(ValueError, match=f"^bitmaps must be .*{got}$"):
+        as_bitmaps(x)
+
+
+def test_results_have_the_index_of_the_series(tiny_service):
+    """`classify` and each result of `score` have the index entries of their rows; other results have no index."""
+    with Client(tiny_service.address, rows_per_request=2) as client:
+        expected = client.classify(ROWS)
+        assert expected.index is None
+        named = client.classify(Series(list(ROWS), "abc"))
+        parts = list(client.score(Series(list(ROWS), "abc")))
+        batches = list(client.score([Series(list(ROWS[:1]), "a"), ROWS[1:]]))
+    assert np.array_equal(named.scores, expected.scores)
+    assert named.index.tolist() == ["a", "b", "c"]
+    assert [part.index.tolist() for part in parts] == [["a", "b"], ["c"]]
+    assert [None if part.index is None else part.index.tolist() for part in batches] == [["a"], None]
+
+
+async def test_tasks_classify_series(tiny_service):
+    """`AsyncClient` accepts the same objects as `Client`."""
+    async with AsyncClient(tiny_service.address, rows_per_request=2) as client:
+        named, listed = await asyncio.gather(client.classify(Series(ROWS.tolist(), "abc")), client.classify([ROWS[0]]))
+        parts = [part async for part in client.score(ROWS)]
+    assert named.index.tolist() == ["a", "b", "c"]
+    assert [len(listed), *map(len, parts)] == [1, 2, 1]
+
+
+def test_invalid_drawings_are_refused_by_the_client():
+    """`classify` and `score` raise RequestRefused, in one line, before they send a request of the batch."""
+    with Client("localhost:1") as client, pytest.raises(RequestRefused, match="convert with"):
+        client.classify(Series([ROWS[0] / 255]))
+
+
+def test_bitmaps_that_look_inverted_cause_one_warning(tiny_service):
+    """Inverted bitmaps cause a warning with the expression that inverts them; it is shown once."""
+    with Client(tiny_service.address) as client, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            client.classify(255 - ROWS // 3)
+            list(client.score([255 - ROWS // 3]))
+        client.classify(ROWS)
+    assert [each.category for each in caught] == [InkWarning]
+    assert re.search(r"inverted\? .*255 - x", str(caught[0].message))
+
+
+@pytest.mark.parametrize("bitmaps", [ROWS[:0], ROWS, np.full_like(ROWS, 128), ROWS // 255], ids=len)
+def test_drawings_cause_no_warning(bitmaps):
+    """Blank, dark and grey bitmaps do not look inverted."""
+    assert ink_warning(bitmaps) == ""
+
+
+@pytest.mark.real_drawings
+def test_no_real_drawing_looks_inverted(quickdraw):
+    """No published drawing causes the warning, and nearly every inverted drawing does, even one alone."""
+    inverted, rows = 0, 0
+    for path in sorted((quickdraw / "numpy_bitmap").glob("*.npy"))[::20]:
+        for row in range(100):
+            bitmap = open_bitmaps(path)[row : row + 1]
+            assert not ink_warning(bitmap)
+            inverted += bool(ink_warning(255 - bitmap))
+            rows += 1
+    assert inverted > 0.98 * rows
