@@ -147,7 +147,7 @@ class Run:
         refuses them until then. After an interruption at any moment, `check_folder` still recognises the folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in (self.keras, self.checkpoint):  # first, so that no other config ever stands beside them
+        for path in (self.keras, self.checkpoint):  # first, so that the new config never belongs to an old model
             path.unlink(missing_ok=True)
         self.write_config(config)
         for path in self._results():
