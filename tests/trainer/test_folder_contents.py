@@ -188,6 +188,8 @@ def test_train_refuses_another_training_before_it_reads_drawings(tmp_path, noise
         ([], ' --rows "4000"'),
         (["DATA=my data"], ' --data "my data"'),
         (["DATA=d", "RECIPE=article", "CLASSES=a,b"], ' --data "d" --classes "a,b" --recipe "article"'),
+        (["DATA=d", "ROWS=9"], ' --data "d" --rows "9"'),
+        (["DATA=d", "ROWS=all"], ' --data "d"'),
         (
             ["DATA=d", "RECIPE=finetune", "START_FROM=models/quickdraw-345", "RESTART=1", "IGNORE_OTHERS=1"],
             ' --data "d" --recipe "finetune" --start-from "models/quickdraw-345" --restart --ignore-others',

@@ -46,6 +46,14 @@ def test_a_finished_training_is_kept(run):
     assert run.state_for(CONFIG, restart=True) is RunState.NEW
 
 
+def test_an_exported_model_is_kept_without_its_keras_model(run):
+    """A run of which only the exported model is left is trained again for an equal request alone."""
+    write_model(run.onnx, metadata={"sketchbatch.config": run.config.read_text()})
+    assert run.state_for(CONFIG) is RunState.NEW
+    with pytest.raises(RunRefused, match="run: holds a finished training with other drawings; keep it and name"):
+        run.state_for(CONFIG | {"data_digest": "01"})
+
+
 def test_the_exported_model_is_never_absent(run):
     """A new training deletes the results of the old one but no exported model, which a service may load."""
     write_model(run.onnx, metadata={"sketchbatch.config": json.dumps(CONFIG)})

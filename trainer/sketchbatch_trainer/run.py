@@ -126,19 +126,22 @@ class Run:
         """Return what the run holds of the training with `config`; `restart` stands for discarding all of it.
 
         Raises:
-            RunRefused: The run holds the model or the checkpoint of another training, and not `restart`.
+            RunRefused: The run holds the checkpoint or the model of another training, Keras or exported, and not
+                `restart`.
         """
-        is_finished = self.keras.exists()
-        if restart or not (is_finished or self.checkpoint.exists()):
+        has_checkpoint = self.checkpoint.exists() and not self.keras.exists()
+        if restart or not (has_checkpoint or self.keras.exists() or self.has_export(Variant.FLOAT32)):
             return RunState.NEW
-        names = _COMPARED if is_finished else _COMPARED | _VERSIONS
+        names = _COMPARED | _VERSIONS if has_checkpoint else _COMPARED
         own, wanted = self.read_config(), json.loads(encode(config))
         if different := [names[key] for key in names if own.get(key) != wanted.get(key)]:
             raise RunRefused(
-                f"{self.folder}: holds {'a finished' if is_finished else 'an interrupted'} training with other "
+                f"{self.folder}: holds {'an interrupted' if has_checkpoint else 'a finished'} training with other "
                 f"{', '.join(different)}; keep it and name another folder with --run, or discard it with --restart"
             )
-        return RunState.FINISHED if is_finished else RunState.INTERRUPTED
+        if has_checkpoint:
+            return RunState.INTERRUPTED
+        return RunState.FINISHED if self.keras.exists() else RunState.NEW
 
     def begin(self, config: dict[str, Any]) -> None:
         """Create the run's folder, delete the results of an earlier training and write the config.
