@@ -84,6 +84,13 @@ def test_a_folder_of_other_files_is_refused(tmp_path, name):
     run.check_folder()
 
 
+def test_a_run_is_a_folder(tmp_path):
+    """A file in place of the folder is refused before the drawings are read."""
+    (tmp_path / "file").write_text("by a person")
+    with pytest.raises(OutputRefused, match="file: expected a folder, got a file; name a folder with --run"):
+        Run(tmp_path / "file").check_folder()
+
+
 def test_a_folder_may_have_files_that_no_training_writes(tmp_path):
     """Files with other names stay, also rendered drawings of a training that ended before it wrote its config."""
     for name in ("notes.txt", "drawings/ant.npy", "drawn/ant.npy", "drawn/SOURCE.txt"):

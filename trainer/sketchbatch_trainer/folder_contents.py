@@ -146,7 +146,8 @@ def check_only_synthetic(folder: Path) -> None:
     note = folder / SOURCE_NOTE
     if note.exists() and source_of(folder).startswith("synthetic"):
         return
-    if note.exists() or (folder.is_dir() and any(map(looks_like_drawing, folder.iterdir()))):
+    inner = [folder, *folder.glob("*/")] if folder.is_dir() else []
+    if note.exists() or any(looks_like_drawing(path) for each in inner for path in each.iterdir()):
         raise OutputRefused(f"{folder}: holds drawings that are not synthetic; name another folder")
 
 

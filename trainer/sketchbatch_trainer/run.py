@@ -102,8 +102,11 @@ class Run:
         """Check that a training may write to the folder: it has no file of another origin, and none of `inputs`.
 
         Raises:
-            OutputRefused: A file that would be lost belongs to no run; or an input lies among the run's files.
+            OutputRefused: A file that would be lost belongs to no run; or an input lies among the run's files; or
+                the folder is a file.
         """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OutputRefused(f"{self.folder}: expected a folder, got a file; name a folder with --run")
         folders = [each.resolve() for each in (self.test, self.rasterized, self.logs)]
         for path in (each.resolve() for each in inputs):
             if path == self.folder.resolve() or any(path.is_relative_to(folder) for folder in folders):
