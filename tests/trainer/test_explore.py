@@ -262,7 +262,7 @@ def explore(folder, *words):
 
 
 def test_files_that_explore_cannot_read_are_refused_or_counted(folder, tmp_path):
-    """A file that looks like a drawing is refused; with `--ignore-others` the JSON file counts the files left out."""
+    """A file that looks like a drawing is refused. With `--ignore-others` the JSON file counts the others."""
     (folder / "numpy_bitmap" / "wasp.heic").write_bytes(b"")
     (folder / "notes.txt").write_text("")
     words = ("--output", tmp_path / "page.html", "--json", tmp_path / "all.json")
@@ -270,8 +270,8 @@ def test_files_that_explore_cannot_read_are_refused_or_counted(folder, tmp_path)
     assert "got 1 file that would not be read: numpy_bitmap/wasp.heic" in str(refused)
     done = explore(folder, *words, "--ignore-others")
     assert done.exit_code == 0, done.output
-    assert "2 files of the folder left out: numpy_bitmap/wasp.heic, notes.txt" in done.stderr
-    assert json.loads((tmp_path / "all.json").read_text())["left_out"] == {".heic": 1, ".txt": 1}
+    assert "2 files of the folder passed over: numpy_bitmap/wasp.heic, notes.txt" in done.stderr
+    assert json.loads((tmp_path / "all.json").read_text())["passed_over"] == {".heic": 1, ".txt": 1}
 
 
 def test_bitmaps_may_lie_in_the_folder_itself(tmp_path, noise):

@@ -1,4 +1,4 @@
-"""Test which classes of a folder are chosen, and that no drawing of a folder is left out without a word."""
+"""Test which classes of a folder are chosen, and that no drawing of a folder is passed over without a word."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_files_that_look_like_drawings_are_told_from_others(tmp_path):
     }  # fmt: skip
     with pytest.raises(DrawingsRefused, match=r"got 6 files that would not be read: .*owl/\*\.heic \(2 files\).* elk;"):
         others.check(tmp_path)
-    assert str(others).startswith("9 files of the folder left out: ")
+    assert str(others).startswith("9 files of the folder passed over: ")
 
 
 def test_linked_folders_are_searched_once(tmp_path):
@@ -156,7 +156,7 @@ def train(*words):
 
 
 def test_train_refuses_a_folder_before_it_reads_drawings(tmp_path, noise, monkeypatch):
-    """`train` refuses files that it would leave out; with `--ignore-others` it names them on stderr and goes on."""
+    """`train` refuses files that it would pass over; with `--ignore-others` it names them on stderr and goes on."""
     for label in ("ant", "bee"):
         write_bitmaps(tmp_path / "d" / f"{label}.npy", noise(3)[:2])
     write(tmp_path / "d", "owl.ndjson", "notes.txt")
@@ -165,7 +165,7 @@ def test_train_refuses_a_folder_before_it_reads_drawings(tmp_path, noise, monkey
     assert not (tmp_path / "run").exists()
     accepted = train("--data", tmp_path / "d", "--run", tmp_path / "run", "--ignore-others")
     assert "classes: ant, bee (all 2 in" in accepted.stdout
-    assert accepted.stderr == "2 files of the folder left out: owl.ndjson, notes.txt\n"
+    assert accepted.stderr == "2 files of the folder passed over: owl.ndjson, notes.txt\n"
     assert "ant.npy: expected at least 3 different drawings" in str(accepted.exception)
 
 

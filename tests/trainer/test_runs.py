@@ -9,7 +9,7 @@ from sketchbatch_trainer.errors import OutputRefused, RunIncomplete, RunRefused
 from sketchbatch_trainer.outputs import check_output
 from sketchbatch_trainer.run import Run, RunState, Variant, check_model_output
 
-CONFIG = {"labels": ("ant", "bee"), "data_digest": "00", "seed": 0, "versions": {"keras": "3"}, "left_out": {}}
+CONFIG = {"labels": ("ant", "bee"), "data_digest": "00", "seed": 0, "versions": {"keras": "3"}, "passed_over": {}}
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_run_without_a_checkpoint_is_new(tmp_path, run):
 def test_only_an_equal_training_resumes(run):
     """A checkpoint resumes an equal training with equal package versions; others are refused without `restart`."""
     run.checkpoint.write_bytes(b"")
-    assert run.state_for(CONFIG | {"left_out": {".txt": 1}}) is RunState.INTERRUPTED
+    assert run.state_for(CONFIG | {"passed_over": {".txt": 1}}) is RunState.INTERRUPTED
     for change, names in (({"seed": 1, "labels": ["ant"]}, "classes, seed"), ({"versions": {}}, "package versions")):
         with pytest.raises(RunRefused, match=f"run: holds an interrupted training with other {names}; keep it and"):
             run.state_for(CONFIG | change)

@@ -222,7 +222,7 @@ def test_a_variant_without_its_inputs_names_the_missing_step(tmp_path, tiny_run)
         export_variant(tiny_run, Variant.INT8)
 
 
-def test_variants_of_an_earlier_training_are_left_out(run):
+def test_variants_of_an_earlier_training_are_passed_over(run):
     """The variants of an earlier training stay in the run, because a service may load them, but no step uses them."""
     assert all(map(run.has_export, Variant))
     run.write_config(run.read_config() | {"data_digest": "01"})

@@ -128,7 +128,7 @@ def train(
         source=source,
         rasterized=target.rasterized,
         skip_malformed=skip_malformed,
-        left_out=account(folder, found.values(), labels, ignore_others, excluded=run),
+        passed_over=account(folder, found.values(), labels, ignore_others, excluded=run),
     )
     with row_bar() as progress:  # hashing tens of millions of drawings takes minutes
         task = progress.add_task("reading drawings", total=count_rows(drawings))
@@ -138,7 +138,7 @@ def train(
         f"{len(dataset.validation):,} for validation, {len(dataset.test):,} held out"
     )
     if dataset.malformed:
-        warn(f"malformed drawings left out: {', '.join(f'{n:,} of {each}' for each, n in dataset.malformed.items())}")
+        warn(f"malformed drawings skipped: {', '.join(f'{n:,} of {each}' for each, n in dataset.malformed.items())}")
     chosen = fit_rows(chosen, len(dataset.train))
     chosen = chosen if epochs is None else replace(chosen, max_epochs=epochs)
     with importing("train"):

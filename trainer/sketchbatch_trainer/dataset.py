@@ -86,7 +86,7 @@ class Dataset:
     """For each class the flags of its test rows: 1 = recognised by the game, 0 = not recognised, -1 = unknown."""
     malformed: Mapping[str, int] = field(default_factory=dict)
     """Number of skipped lines or pictures of each class that has any."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of files of the folder that were not read, by ending."""
 
 
@@ -105,7 +105,7 @@ class DatasetRequest:
     """Folder for the bitmaps rendered from strokes and pictures; None = strokes and pictures are refused."""
     skip_malformed: bool = False
     """True = leave out lines and pictures that are not drawings."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of files of the folder that are not read, by ending; see `folder_contents.find_others`."""
 
 
@@ -149,7 +149,7 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
             for index, label in enumerate(labels)
         ),
         malformed={label: count for label, (_, count) in zip(labels, opened, strict=True) if count},
-        left_out=request.left_out,
+        passed_over=request.passed_over,
     )
 
 

@@ -55,12 +55,12 @@ class Others:
         if problems:
             raise DrawingsRefused(
                 f"{folder}: expected drawings that can be read, got {' and '.join(problems)}; "
-                "convert or remove them, or leave them out with --ignore-others"
+                "convert or remove them, or pass over them with --ignore-others"
             )
 
     def __str__(self) -> str:
         found = (*self.drawings, *self.empty, *self.rest)
-        return f"{_counted(len(found), 'file')} of the folder left out: {_listed(found)}" if found else ""
+        return f"{_counted(len(found), 'file')} of the folder passed over: {_listed(found)}" if found else ""
 
 
 def choose_labels(folder: Path, found: Sequence[str], classes: str, *, is_default: bool) -> tuple[str, ...]:

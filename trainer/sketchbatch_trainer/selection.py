@@ -25,7 +25,7 @@ SkipMalformed = Annotated[
 IgnoreOthers = Annotated[
     bool,
     typer.Option(
-        "--ignore-others", help="Leave out files of drawings that cannot be read; otherwise they are refused."
+        "--ignore-others", help="Pass over files of drawings that cannot be read; otherwise they are refused."
     ),
 ]
 Classes = Annotated[
@@ -60,7 +60,7 @@ def choose(folder: Path, found: list[str], classes: str, *, is_default: bool) ->
 def account(
     folder: Path, taken: Collection[Path], labels: Collection[str], ignore_others: bool, excluded: Path | None = None
 ) -> dict[str, int]:
-    """Print which files of a folder are left out, and return their number by ending.
+    """Print which files of a folder are passed over, and return their number by ending.
 
     Raises:
         DrawingsRefused: One of them looks like a drawing, and not `ignore_others`.

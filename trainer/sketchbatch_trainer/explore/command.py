@@ -33,11 +33,11 @@ def explore(
     check_output(output, is_page, inputs)
     if json:
         check_output(json, is_explored, [*inputs, output])
-    left_out = account(folder, [path for own in found.values() for path in own.values()], labels, ignore_others)
+    passed_over = account(folder, [path for own in found.values() for path in own.values()], labels, ignore_others)
     with row_bar() as progress:
         figures = gather(folder, files, rows=rows, skip_malformed=skip_malformed, progress=show_files(progress))
         progress.add_task("drawing the page", total=None)
         write_page(figures, output)
     if json:
-        write_json(replace(figures, left_out=left_out), json)
+        write_json(replace(figures, passed_over=passed_over), json)
     console.print(f"{joined(labels)}: {figures.drawings:,} drawings -> {output}")

@@ -159,7 +159,7 @@ class FolderStatistics:
     """Equal bitmaps; None if no class has bitmaps. Class indices are positions in `with_bitmaps`."""
     neighbours: Neighbours | None
     """Similar classes; None if fewer than two classes have bitmaps. Class indices are positions in `with_bitmaps`."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of files of the folder that were not read, by ending."""
 
     @property

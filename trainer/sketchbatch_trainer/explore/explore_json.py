@@ -23,7 +23,7 @@ def as_json(statistics: FolderStatistics) -> dict[str, Any]:
     return {
         "source": statistics.source,
         "drawings": statistics.drawings,
-        "left_out": dict(statistics.left_out),
+        "passed_over": dict(statistics.passed_over),
         "classes": {
             each.label: {
                 "simplified": _strokes(each.simplified) if each.simplified else None,

@@ -236,5 +236,5 @@ def _config(request: TrainingRequest) -> dict[str, Any]:
         "seed": request.seed,
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "malformed": dict(dataset.malformed),
-        "left_out": dict(dataset.left_out),
+        "passed_over": dict(dataset.passed_over),
     }
