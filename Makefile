@@ -3,9 +3,9 @@
 
 PYTHON  ?= python3
 DATA    ?=
-RUN     ?= runs/demo
+RUN     ?=
 ADDRESS ?= 127.0.0.1:50051
-CLASSES ?= bear,cat,dog
+CLASSES ?=
 ROWS    ?= 4000
 
 UV   := .tools/bin/uv
@@ -31,16 +31,21 @@ help: ## list the commands
 
 ##@ Use
 demo: .venv/.done ## run the whole job: drawings, CNN, ONNX, service, scores, report; DATA=FOLDER takes your drawings
-	@$(VENV)/python demo/demo.py --run "$(RUN)" $(if $(DATA),--data "$(DATA)")
+	@$(VENV)/python demo/demo.py --run "$(or $(RUN),runs/demo)" $(if $(DATA),--data "$(DATA)") $(if $(RESTART),--restart)
 
 serve: .venv/.done ## serve the shipped models on ADDRESS (127.0.0.1:50051)
 	$(VENV)/sketchbatch-serve --model models --default-model bear-cat-dog --address $(ADDRESS)
 
-train: .venv/.done ## train CLASSES (bear,cat,dog) into runs/train, from DATA or ROWS (4000) of each from Google's bucket
-	$(if $(DATA),,$(VENV)/sketchbatch-train fetch --classes "$(CLASSES)" --rows "$(ROWS)")
-	$(VENV)/sketchbatch-train train $(if $(DATA),--data "$(DATA)") --classes "$(CLASSES)" --run runs/train \
-	  $(if $(DATA)$(filter all,$(ROWS)),,--rows "$(ROWS)")
-	$(VENV)/sketchbatch-train export --run runs/train
+DEFAULT_CLASSES := bear,cat,dog
+TRAIN_FLAGS = $(strip $(if $(DATA),--data "$(DATA)") $(if $(CLASSES),--classes "$(CLASSES)") \
+  $(if $(filter all,$(ROWS))$(and $(DATA),$(filter file,$(origin ROWS))),,--rows "$(ROWS)") $(if $(RECIPE),--recipe "$(RECIPE)") \
+  $(if $(START_FROM),--start-from "$(START_FROM)") $(if $(RESTART),--restart) $(if $(IGNORE_OTHERS),--ignore-others))
+
+train: .venv/.done ## train CLASSES (bear,cat,dog) into RUN (runs/train), from ROWS (4000) of each from Google's bucket;
+train: ## or from DATA: folders LABEL/ of pictures, or files LABEL.npy; RECIPE=article START_FROM=RUN RESTART=1
+	$(if $(DATA),,$(VENV)/sketchbatch-train fetch --classes "$(or $(CLASSES),$(DEFAULT_CLASSES))" --rows "$(ROWS)")
+	$(VENV)/sketchbatch-train train --run "$(or $(RUN),runs/train)" $(TRAIN_FLAGS)
+	$(VENV)/sketchbatch-train export --run "$(or $(RUN),runs/train)"
 
 RUNS    := runs/models
 SEEDS   := 0 1 2
@@ -74,7 +79,7 @@ $(RUNS)/article/model.onnx: | .venv/.done
 	$(VENV)/sketchbatch-train export --run $(@D)
 
 models/%/1/model.onnx: $(RUNS)/%/model.keras
-	$(VENV)/sketchbatch-train export --run $(<D) --variant float16 --variant int8 \
+	$(VENV)/sketchbatch-train export --run $(<D) --version 1 --variant float16 --variant int8 \
 	  --licence "Apache-2.0; learned from Quick, Draw! drawings by Google, CC BY 4.0"
 	mkdir -p $(@D) && cp $(<D)/model.onnx $@.partial && mv $@.partial $@
 

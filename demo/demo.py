@@ -17,7 +17,7 @@ from rich.console import Console
 from sketchbatch_client.atomic import unwind_on_signals
 
 BIN = Path(sys.executable).parent
-CLASSES = "bear,cat,dog"
+CLASSES = "bear,cat,dog"  # of the drawings that the demo fetches or sketches
 FETCHED_ROWS = 4000  # drawings per class; 9.4 MB for all three classes
 SYNTHETIC_ROWS = 1000  # drawings per class; few are enough, because synthetic sketches are easy to classify
 EPOCHS = 12  # the recipe has 30 epochs; 12 epochs take a minute and reach most of the accuracy
@@ -33,18 +33,19 @@ def main() -> None:
     parser.add_argument(
         "--data",
         default="",
-        help="folder of drawings in Google's layout (default: Google's bucket, or synthetic sketches)",
+        help="folder of drawings: LABEL.npy and others, or folders LABEL/ of pictures "
+        "(default: Google's bucket, or synthetic sketches)",
     )
     parser.add_argument("--epochs", default=EPOCHS, help="maximum number of epochs (default: %(default)s)")
+    parser.add_argument("--restart", action="store_true", help="discard an earlier training of the output folder")
     arguments = parser.parse_args()
     started_at = time.monotonic()
     run = Path(arguments.run)
 
     data = get_drawings(arguments.data, run)
     step("train a CNN")
-    command(
-        "sketchbatch-train", "train", "--data", data, "--classes", CLASSES, "--run", run, "--epochs", arguments.epochs
-    )
+    options = ["--data", data, "--run", run, "--epochs", arguments.epochs]
+    command("sketchbatch-train", "train", *options, *(["--restart"] if arguments.restart else []))
     step("export the CNN to ONNX")
     command("sketchbatch-train", "export", "--run", run)
     step("serve the model, and score the held-out drawings over gRPC")

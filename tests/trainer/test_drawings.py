@@ -120,12 +120,12 @@ def test_a_missing_class_is_named_with_the_nearest_one(folder):
 
 
 def test_too_few_drawings_are_refused(folder, noise):
-    """A dataset is refused if a class has no drawings in one of the splits; the error names the file of the class."""
-    write_bitmaps(folder / "bee.npy", noise(1))
-    with pytest.raises(
-        DrawingsRefused, match=r"bee\.npy: must hold enough drawings for training, validation and test, got 1"
-    ):
-        read(folder, ("ant", "bee"))
+    """A class with too few different drawings is refused; the error names its file and how many are enough."""
+    for bitmaps, got in ((noise(1), "1; 50 or more"), (np.repeat(noise(2), 2, axis=0), "4 with copies; 50 or more")):
+        write_bitmaps(folder / "bee.npy", bitmaps)
+        message = "at least 3 different drawings, one each for training, validation and test, got"
+        with pytest.raises(DrawingsRefused, match=rf"bee\.npy: expected {message} {got} make a useful model"):
+            read(folder, ("ant", "bee"))
     (folder / "bee.npy").write_text("<html>")
     with pytest.raises(FileRefused, match="web page"):
         read(folder, ("ant", "bee"))
@@ -206,6 +206,7 @@ def test_strokes_are_rendered_into_the_given_folder(tmp_path):
     drawings = read(tmp_path, ("ant", "bee"), rasterized=tmp_path / "drawn", skip_malformed=True)
     assert len(drawings.train) + len(drawings.validation) + len(drawings.test) == 210
     assert [set(flags) for flags in drawings.recognized] == [{1}, {0}]
+    assert drawings.malformed == {"bee": 1}
     assert count_rows(DatasetRequest(folder=tmp_path, labels=("ant", "bee"), skip_malformed=True)) == 210
     read(tmp_path, ("ant", "bee"), rasterized=tmp_path / "few", skip_malformed=True, rows_per_class=80)
     assert len(np.load(tmp_path / "few" / "ant.npy")) == 80

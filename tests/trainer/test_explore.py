@@ -13,11 +13,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 from sketchbatch_client.drawings.drawing import Drawing
 from sketchbatch_client.drawings.rasterize import rasterize
 from sketchbatch_client.drawings.readers import read_bitmaps
 from sketchbatch_client.errors import FileRefused
 from sketchbatch_client.evaluation.stats.intervals import wilson
+from sketchbatch_trainer.cli import app
 from sketchbatch_trainer.dataset import write_bitmaps, write_source
 from sketchbatch_trainer.errors import DrawingsRefused
 from sketchbatch_trainer.explore.drawing_statistics import NEAR_EMPTY, Sample, differ, quantile
@@ -26,6 +28,7 @@ from sketchbatch_trainer.explore.explore_page import write_page
 from sketchbatch_trainer.explore.exploring import find_files, gather
 from sketchbatch_trainer.explore.polylines import TIME_COLOURS, plain, timed
 from sketchbatch_trainer.explore.similarity import find_neighbours
+from typer.testing import CliRunner
 
 pytestmark = pytest.mark.timeout(60)  # a page has ten charts, which take seconds on a busy machine
 
@@ -65,7 +68,8 @@ def folder(tmp_path, noise):
 
 def explored(folder, labels=None, **options):
     """Return the statistics of a folder."""
-    return gather(folder, find_files(folder, labels), **options)
+    found = find_files(folder)
+    return gather(folder, {label: found[label] for label in labels or found}, **options)
 
 
 def page_of(statistics, tmp_path) -> str:
@@ -229,21 +233,45 @@ def test_progress_is_reported_for_each_file(folder):
     assert done == dict(files)
 
 
-def test_classes_have_the_requested_order(folder):
-    """The classes are in the order of the request, or are sorted by name if no classes are requested.
-
-    A class without files is refused.
-    """
+def test_classes_are_sorted_by_name(folder):
+    """The classes are sorted by name without regard to case, and a folder without drawings is refused."""
     (folder / "raw" / "The Wasp.ndjson").write_text(line(RAW))
-    assert list(find_files(folder, ("bee", "ant"))) == ["bee", "ant"]
-    assert list(find_files(folder, None)) == ["ant", "bee", "The Wasp"]
-    with pytest.raises(DrawingsRefused, match="no drawings of yak, zebra; there are 3 classes there"):
-        find_files(folder, ("ant", "yak", "zebra"))
-    (folder / "raw" / "cafe\u0301.ndjson").write_text(line(RAW))
-    for name in ("caf\u00e9", "cafe\u0301"):  # codespell:ignore caf
-        assert list(find_files(folder, (name,))) == ["caf\u00e9"]  # codespell:ignore caf
-    with pytest.raises(DrawingsRefused, match=r"expected numpy_bitmap/NAME\.npy, simplified/NAME\.ndjson or raw"):
-        find_files(folder / "nowhere", None)
+    assert list(find_files(folder)) == ["ant", "bee", "The Wasp"]
+    with pytest.raises(FileRefused, match="no such folder"):
+        find_files(folder / "nowhere")
+
+
+def test_pictures_and_flat_files_of_strokes_are_explored(tmp_path, noise):
+    """`explore` reads each layout that `train` reads: folders of pictures, and strokes next to each other."""
+    for number, bitmap in enumerate(noise(3)):
+        (tmp_path / "pictures" / "ant").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(255 - bitmap).save(tmp_path / "pictures" / "ant" / f"{number}.png")
+    own = explored(tmp_path / "pictures").classes[0]
+    assert (own.label, len(own.bitmaps), own.bitmaps.is_drawn) == ("ant", 3, False)
+    (tmp_path / "strokes").mkdir()
+    (tmp_path / "strokes" / "ant.ndjson").write_text(line(SIMPLE))
+    (tmp_path / "strokes" / "bee.ndjson").write_text(line(RAW))
+    ant, bee = explored(tmp_path / "strokes").classes
+    assert (ant.simplified.drawings, ant.raw, bee.simplified, bee.raw.drawings) == (1, None, None, 1)
+    assert bee.bitmaps.is_drawn
+
+
+def explore(folder, *words):
+    """Run the command `explore` in this process."""
+    return CliRunner().invoke(app, ["explore", "--data", str(folder), *map(str, words)])
+
+
+def test_files_that_explore_cannot_read_are_refused_or_counted(folder, tmp_path):
+    """A file that looks like a drawing is refused. With `--ignore-others` the JSON file counts the others."""
+    (folder / "numpy_bitmap" / "wasp.heic").write_bytes(b"")
+    (folder / "notes.txt").write_text("")
+    words = ("--output", tmp_path / "page.html", "--json", tmp_path / "all.json")
+    refused = explore(folder, *words).exception
+    assert "got 1 file that would not be read: numpy_bitmap/wasp.heic" in str(refused)
+    done = explore(folder, *words, "--ignore-others")
+    assert done.exit_code == 0, done.output
+    assert "2 files of the folder passed over: numpy_bitmap/wasp.heic, notes.txt" in done.stderr
+    assert json.loads((tmp_path / "all.json").read_text())["passed_over"] == {".heic": 1, ".txt": 1}
 
 
 def test_bitmaps_may_lie_in_the_folder_itself(tmp_path, noise):
@@ -408,5 +436,8 @@ def test_an_unknown_class_is_refused_in_one_line(folder, run_command, tmp_path):
     arguments = ["--data", folder, "--classes", "yak", "--output", tmp_path / "page.html"]
     finished = run_command("sketchbatch-train", "explore", *arguments)
     assert finished.returncode == 1
-    assert finished.stderr == f"sketchbatch-train: {folder}: no drawings of yak; there are 2 classes there: ant, bee\n"
+    assert finished.stderr == (
+        f"sketchbatch-train: {folder}: no drawings of yak; the folder holds 2 classes: ant, bee; "
+        "--classes all takes all of them\n"
+    )
     assert not (tmp_path / "page.html").exists()

@@ -19,11 +19,12 @@ from bucket_server import Bucket, serving
 from sketchbatch_client.drawings.readers import labelled_files, source_of
 from sketchbatch_trainer.cli import app
 from sketchbatch_trainer.errors import BucketUnreachable, FetchFailed
-from sketchbatch_trainer.fetch.bucket import SOURCE, ExpectedNpy, cache_folder, known_classes, read_catalogue
+from sketchbatch_trainer.fetch.bucket import SOURCE, ExpectedNpy, known_classes, read_catalogue
 from sketchbatch_trainer.fetch.download import HEAD_BYTES, OVERLAP_BYTES, Downloader, FetchState, RetrySettings
 from sketchbatch_trainer.fetch.fetch_request import FetchRequest, FetchResult
 from sketchbatch_trainer.fetch.fetching import fetch, is_reachable
 from sketchbatch_trainer.fetch.formats import FORMATS
+from sketchbatch_trainer.selection import cache_folder
 from typer.testing import CliRunner
 
 ROWS = 400
@@ -281,14 +282,26 @@ class TestExistingFiles:
         assert bucket.ranges_of("binary/bear.bin")[1][0] == held_bytes - OVERLAP_BYTES
         assert content(request_for(1, form="binary")) == b"".join(RECORDS[:-1])
 
-    @pytest.mark.parametrize("held", [b"<!doctype html> sign in", NPY[:9000], google_npy(DRAWINGS[::-1][:9]), b""])
-    def test_a_file_with_other_content_is_replaced(self, request_for, held):
-        """A web page, a truncated file or a file of other drawings is replaced."""
+    @pytest.mark.parametrize("held", [b"<!doctype html> sign in", NPY[:9000], b""])
+    def test_a_file_without_other_drawings_is_replaced(self, request_for, held):
+        """A web page, an empty or a truncated file is replaced."""
         path = request_for(20).path("bear")
         path.parent.mkdir(parents=True)
         path.write_bytes(held)
         fetched(request_for(20))
         assert np.array_equal(np.load(path), DRAWINGS[:20])
+
+    def test_a_file_of_other_drawings_is_refused(self, request_for, tmp_path):
+        """A file of other drawings, in Google's shape or in another one, is neither replaced nor changed."""
+        np.save(tmp_path / "own.npy", DRAWINGS[:9].reshape(9, 28, 28))
+        path = request_for(20).path("bear")
+        path.parent.mkdir(parents=True)
+        for held in (google_npy(DRAWINGS[::-1][:9]), (tmp_path / "own.npy").read_bytes()):
+            path.write_bytes(held)
+            with pytest.raises(FetchFailed, match=r"bear\.npy: has other drawings than http.*; fetch into another"):
+                fetched(request_for(20))
+            assert path.read_bytes() == held
+            assert files_in(request_for(20).folder) == [BEAR]
 
     @pytest.mark.parametrize("held", [google_npy(DRAWINGS[::-1]), NPY[:9000] + bytes(600)], ids=["other", "torn"])
     def test_a_partial_file_with_other_content_is_replaced(self, request_for, held):

@@ -27,3 +27,14 @@ def test_the_command_writes_a_folder_marked_as_synthetic(tmp_path):
     assert "synthetic" in result.output
     assert (tmp_path / "SOURCE.txt").read_text().startswith("synthetic sketches")
     assert np.load(tmp_path / "bear.npy").shape == (3, 784)
+
+
+@pytest.mark.parametrize("name", ["bear.npy", "owl.png", "owl/1.png", "SOURCE.txt"])
+def test_sketches_do_not_replace_other_drawings(tmp_path, name):
+    """A folder with drawings or with a note of another origin is refused, and stays as it is."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("by a person")
+    refused = CliRunner().invoke(app, ["sketch", "--folder", str(tmp_path), "--rows", "3"])
+    assert "holds drawings that are not synthetic; name another folder" in str(refused.exception)
+    files = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {name: "by a person"}

@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from eager_tensorflow import without_graphs
+from onnx_models import write_model
 from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
 from sketchbatch_trainer.errors import ExportRefused, RunIncomplete, RunRefused
 from sketchbatch_trainer.run import Run
@@ -63,15 +64,14 @@ class Listener:
         self.epochs = metrics.epoch
 
 
-def train(dataset, folder, recipe=TINY_ARTICLE, listener=None, **options) -> Run:
-    """Train a model in `folder`, with seed 0 unless `options` contains another seed; return the run."""
+def train(dataset, folder, recipe=TINY_ARTICLE, listener=None, *, restart=False, **options) -> Run | None:
+    """Train a model in `folder`, with seed 0 unless `options` contains another seed; return the run if it is new."""
     from sketchbatch_trainer.train.training import TrainingRequest
     from sketchbatch_trainer.train.training import train as train_model
 
     run = Run(folder)
     request = TrainingRequest(**{"dataset": dataset, "recipe": recipe, "seed": 0} | options)
-    train_model(request, run, listener or Listener())
-    return run
+    return run if train_model(request, run, listener or Listener(), restart=restart) else None
 
 
 def export(run: Run, **options):
@@ -191,12 +191,15 @@ def retrained(dataset, run, tmp_path_factory) -> tuple[Run, list]:
     """
     again = Run(tmp_path_factory.mktemp("again"))
     again.test.mkdir()
-    stale = [again.onnx, again.scores, again.metrics, again.report, again.checkpoint, again.test / "zebra.npy"]
+    stale = [again.scores, again.metrics, again.report, again.checkpoint, again.test / "zebra.npy"]
     for path in stale:
         path.write_text("of another request")
     again.config.write_text(run.config.read_text().replace('"seed": 0', '"seed": 7'))
+    write_model(again.onnx, metadata={"sketchbatch.config": again.config.read_text()})
+    with pytest.raises(RunRefused, match=r"again0: holds an interrupted training with other seed; keep it and name"):
+        train(dataset, again.folder)
     listener = Listener()
-    train(dataset, again.folder, listener=listener)
+    assert train(dataset, again.folder, listener=listener, restart=True) == again
     assert listener.started_at == (0, 0)
     return again, stale
 
@@ -210,8 +213,35 @@ def test_equal_requests_give_equal_weights(run, retrained):
 
 
 def test_training_deletes_the_output_of_an_earlier_training(retrained):
-    """A training deletes the output of an earlier training, so that no later step uses an old model or report."""
-    assert not [path for path in retrained[1] if path.exists()]
+    """A training deletes the output of an earlier training, so that no later step uses an old report.
+
+    The exported model stays, because a service may load it at any time, but later steps refuse it.
+    """
+    again, stale = retrained
+    assert not [path for path in stale if path.exists()]
+    with pytest.raises(RunIncomplete, match=r"model\.onnx is the model of an earlier training; first run: .* export"):
+        again.need(again.onnx, "export")
+
+
+def test_a_finished_training_is_not_overwritten(dataset, run):
+    """The same request changes nothing in a finished run, and a request with other options is refused."""
+    before = run.keras.stat()
+    assert train(dataset, run.folder) is None
+    message = r"holds a finished training with other recipe, network or epochs, seed; .* or discard it with --restart"
+    with pytest.raises(RunRefused, match=message):
+        train(dataset, run.folder, replace(TINY_ARTICLE, max_epochs=3), seed=1)
+    assert run.keras.stat() == before
+
+
+def test_a_new_training_has_the_next_version():
+    """The first export has version 1, and a new training the next number; the same training keeps its number."""
+    from sketchbatch_trainer.export.exporting import next_version
+
+    earlier = {"sketchbatch.version": "7", "sketchbatch.config": json.dumps({"seed": 1, "labels": ["ant", "bee"]})}
+    assert next_version({}, {"seed": 1}) == 1
+    assert next_version(earlier, {"labels": ["ant", "bee"], "seed": 1}) == 7
+    assert next_version(earlier, {"labels": ["ant", "bee"], "seed": 2}) == 8
+    assert next_version({"sketchbatch.labels": "[]"}, {"seed": 2}) == 1
 
 
 def test_the_article_network_has_the_published_layers():
@@ -314,6 +344,8 @@ def test_a_training_can_start_from_the_weights_of_another_run(data, dataset, com
         train(dataset, tmp_path / "refused", frozen, start_from=run)
     with pytest.raises(RunRefused, match="a run cannot start from itself"):
         train(dataset, compact.folder, frozen, start_from=compact)
+    with pytest.raises(RunRefused, match="a run cannot be its own teacher"):
+        train(dataset, compact.folder, frozen, teachers=(compact,), restart=True)
 
 
 @pytest.mark.slow
@@ -350,9 +382,10 @@ def test_runs_that_differ_by_their_seed_can_be_averaged(dataset, compact, tmp_pa
     with without_graphs():
         members = [train(dataset, tmp_path / str(n), SHORT_COMPACT, seed=n, start_from=compact) for n in (0, 1)]
     averaged = Run(tmp_path / "averaged")
-    averaged.folder.mkdir()
-    averaged.onnx.write_text("of an earlier model")
-    average(members, averaged, name="mean")
+    assert average(members, averaged, name="mean")
+    assert not average(members, averaged, name="mean")
+    with pytest.raises(RunRefused, match="holds a finished training with other name"):
+        average(members, averaged, name="other")
     assert weights(averaged) == pytest.approx(np.mean([weights(each) for each in members], axis=0), abs=1e-6)
     assert not np.array_equal(weights(members[0]), weights(members[1]))
     config = averaged.read_config()
@@ -360,7 +393,6 @@ def test_runs_that_differ_by_their_seed_can_be_averaged(dataset, compact, tmp_pa
     assert [each["seed"] for each in config["averaged"]] == [0, 1]
     losses = [history(each)[0]["val_loss"] for each in (averaged, *members)]
     assert losses[0] == pytest.approx(np.mean(losses[1:]))
-    assert not averaged.onnx.exists()
     assert export(averaged).rows == len(dataset.test)
     other = Run(tmp_path / "other recipe")
     shutil.copytree(members[1].folder, other.folder)
@@ -424,16 +456,20 @@ def test_the_exported_file_describes_itself_and_agrees_with_keras(dataset, run):
     accuracy = (scores.argmax(axis=1) == class_index).mean()
     assert json.loads(metadata["sketchbatch.metrics"])["accuracy"] == pytest.approx(accuracy)
     assert json.loads(metadata["sketchbatch.config"])["seed"] == 0
+    before = run.onnx.stat()
+    export(run, licence="CC0")
+    assert run.onnx.stat() == before  # the same model keeps its version, and clients see no other file
 
 
 def test_export_is_refused_when_onnx_and_keras_disagree(run, monkeypatch):
     """If the scores of the ONNX graph differ from those of Keras, the export is refused.
 
-    No model file remains, not even the file of an earlier export. In this test, one bias of the graph is wrong.
+    The file of an earlier export stays as it is. In this test, one bias of the graph is wrong.
     """
     from sketchbatch_trainer.export import exporting
 
-    run.onnx.write_text("of an earlier export")
+    write_model(run.onnx)
+    before = run.onnx.read_bytes()
     convert = exporting.to_onnx
 
     def convert_wrongly(model) -> onnx.ModelProto:
@@ -446,7 +482,7 @@ def test_export_is_refused_when_onnx_and_keras_disagree(run, monkeypatch):
     monkeypatch.setattr(exporting, "to_onnx", convert_wrongly)
     with pytest.raises(ExportRefused, match=r"differ by at most .* \(limit 1e-04\)"):
         export(run)
-    assert not run.onnx.exists()
+    assert run.onnx.read_bytes() == before
     assert not list(run.folder.glob(".*"))
 
 

@@ -161,14 +161,13 @@ def test_variants_store_their_weights_in_fewer_bits(run):
 def test_int8_with_a_lower_accuracy_is_refused(run):
     """If the int8 model has a much lower accuracy than the float32 model, its export is refused.
 
-    The int8 file of an earlier export is deleted, and the float32 file stays.
+    The int8 file of an earlier export stays, because a service may load it.
     """
-    calibration = run.calibration.read_bytes()
+    calibration, before = run.calibration.read_bytes(), run.exported(Variant.INT8).read_bytes()
     np.save(run.calibration, np.zeros((8, 784), np.uint8))
     with pytest.raises(ExportRefused, match=r"export refused: int8 accuracy .* drawings lost, limit 5"):
         export_variant(run, Variant.INT8)
-    assert not run.exported(Variant.INT8).exists()
-    assert run.onnx.exists()
+    assert run.exported(Variant.INT8).read_bytes() == before
     run.calibration.write_bytes(calibration)
     export_variant(run, Variant.INT8)
 
@@ -223,11 +222,11 @@ def test_a_variant_without_its_inputs_names_the_missing_step(tmp_path, tiny_run)
         export_variant(tiny_run, Variant.INT8)
 
 
-def test_exporting_again_deletes_the_variants_of_the_earlier_model(run):
-    """A new export of a run deletes the variants of the earlier model, which do not belong to the new model."""
-    from sketchbatch_trainer.export.exporting import export
-
-    for variant in SMALLER:
-        assert run.exported(variant).exists()
-    export(run)
-    assert not any(run.exported(variant).exists() for variant in SMALLER)
+def test_variants_of_an_earlier_training_are_passed_over(run):
+    """The variants of an earlier training stay in the run, because a service may load them, but no step uses them."""
+    assert all(map(run.has_export, Variant))
+    run.write_config(run.read_config() | {"data_digest": "01"})
+    assert not any(map(run.has_export, Variant))
+    assert all(run.exported(variant).exists() for variant in Variant)
+    with pytest.raises(RunIncomplete, match=r"model\.onnx is the model of an earlier training; first run: .* export"):
+        export_variant(run, Variant.INT8)

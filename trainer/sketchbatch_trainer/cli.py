@@ -4,6 +4,7 @@ Each command imports its slow modules only when it runs, because importing Tenso
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +14,13 @@ from sketchbatch_client.errors import SketchbatchError
 
 from .adapt.command import adapt
 from .errors import TrainerError
+from .explore.command import explore
 from .extras import importing
-from .fetch.bucket import BUCKET, cache_folder, known_classes, read_catalogue
-from .fetch.formats import FORMATS, FormatName
-from .progress import byte_bar, console, row_bar, show_files
-from .run import Run, Variant
+from .fetch.command import fetch
+from .outputs import check_output, is_page
+from .progress import console, joined, row_bar, warn
+from .run import Run, Variant, exported_properties
+from .selection import Classes, Data, IgnoreOthers, SkipMalformed, account, cache_folder, choose
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,68 +32,11 @@ app = typer.Typer(
 )
 
 RunFolder = Annotated[Path, typer.Option("--run", help="Folder of the run. Each command writes its files there.")]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        help="Folder of drawings in Google's layout (numpy_bitmap/, simplified/, raw/), or of NAME.npy files.",
-        show_default="the folder of fetch",
-    ),
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Discard what the run folder holds of another training, or of this one.")
 ]
-SkipMalformed = Annotated[
-    bool, typer.Option("--skip-malformed", help="Skip malformed lines and pictures; otherwise their file is refused.")
-]
-Classes = Annotated[str, typer.Option(help="Class names, separated by commas; all = every class in the folder.")]
 
-app.command()(adapt)
-
-BEAR_CAT_DOG = "bear,cat,dog"
-
-
-@app.command()
-def fetch(
-    classes: Annotated[str, typer.Option(help="Class names, separated by commas; all = all 345.")] = BEAR_CAT_DOG,
-    form: Annotated[FormatName, typer.Option("--format", help="Bitmaps (npy) or strokes.")] = FormatName.NPY,
-    rows: Annotated[
-        str, typer.Option(metavar="N|all", help="Number of drawings of each class, from the first; all = whole files.")
-    ] = "4000",
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            help="Target folder, in Google's layout: numpy_bitmap/NAME.npy and so on.",
-            show_default="$SKETCHBATCH_DATA, or sketchbatch/quickdraw in your cache",
-        ),
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=32, help="Number of files to download concurrently.")] = 4,
-    base_url: Annotated[str, typer.Option(help="Address of a copy of the bucket.", show_default="Google's")] = "",
-) -> None:
-    """Download Quick, Draw! drawings from Google's storage bucket (CC BY 4.0).
-
-    Existing drawings are not downloaded again. After an interruption, the same command resumes.
-    Whole .npy files are verified against their known SHA-256. One file is about 115 MB, all 345 are 40 GB.
-    """
-    from .fetch.fetch_request import FetchRequest, FetchResult
-    from .fetch.fetching import fetch as fetch_all
-
-    request = FetchRequest(
-        labels=known_classes(classes, read_catalogue()),
-        folder=folder or cache_folder(),
-        rows=_parse_rows(rows),
-        form=FORMATS[form],
-        base_url=base_url.rstrip("/") or BUCKET,
-        jobs=jobs,
-    )
-    with byte_bar() as progress:
-        task = progress.add_task("fetching", total=sum(map(request.size_bytes_of, request.labels)))
-
-        def report_class(result: FetchResult) -> None:
-            excess_bytes = result.received_bytes - request.size_bytes_of(result.label)
-            progress.update(task, total=(progress.tasks[0].total or 0) + excess_bytes)
-            received = f"{result.received_bytes / 1e6:.1f} MB received" if result.received_bytes else "already complete"
-            console.print(f"{result.label}: {result.rows:,} drawings ({received})", markup=False)
-
-        fetch_all(request, on_bytes=lambda size: progress.advance(task, size), on_class=report_class)
-    console.print(f"{_join(request.labels)} -> {request.folder}", markup=False)
+app.command()(fetch)
 
 
 @app.command()
@@ -101,8 +47,10 @@ def sketch(
 ) -> None:
     """Draw synthetic bears, cats and dogs, for a machine without real drawings and without internet access."""
     from .dataset import write_bitmaps, write_source
+    from .folder_contents import check_only_synthetic
     from .synthetic import LABELS, SOURCE, draw
 
+    check_only_synthetic(folder)
     write_source(folder, SOURCE)
     with row_bar() as progress:
         task = progress.add_task("sketching", total=rows * len(LABELS))
@@ -112,36 +60,14 @@ def sketch(
     console.print(f"{', '.join(LABELS)}: {rows:,} synthetic sketches of each -> {folder}")
 
 
-@app.command()
-def explore(
-    output: Annotated[Path, typer.Option(help="HTML page to write; it needs no other file.")],
-    data: Data = None,
-    classes: Classes = BEAR_CAT_DOG,
-    rows: Annotated[int | None, typer.Option(min=1, help="Drawings of each file.", show_default="all")] = None,
-    json: Annotated[Path | None, typer.Option(help="JSON file for the same figures.", show_default="none")] = None,
-    skip_malformed: SkipMalformed = False,
-) -> None:
-    """Describe drawings on an HTML page, before any training: counts, countries, times, similar classes."""
-    from .explore.explore_json import write_json
-    from .explore.explore_page import write_page
-    from .explore.exploring import find_files, gather
-
-    data = data or cache_folder()
-    files = find_files(data, None if classes == "all" else _parse_labels(classes))
-    with row_bar() as progress:
-        figures = gather(data, files, rows=rows, skip_malformed=skip_malformed, progress=show_files(progress))
-        progress.add_task("drawing the page", total=None)
-        write_page(figures, output)
-    if json:
-        write_json(figures, json)
-    console.print(f"{_join(tuple(files))}: {figures.drawings:,} drawings -> {output}", markup=False)
+app.command()(explore)
 
 
 @app.command()
 def train(
     run: RunFolder,
     data: Data = None,
-    classes: Classes = BEAR_CAT_DOG,
+    classes: Classes = "",
     recipe: Annotated[str, typer.Option(help="Recipe: article, compact, again or finetune.")] = "compact",
     network: Annotated[
         str | None,
@@ -168,14 +94,15 @@ def train(
     name: Annotated[str, typer.Option(help="Name of the model.", show_default="from its classes")] = "",
     source: Annotated[str, typer.Option(help="Origin to store in the model.", show_default="the folder's")] = "",
     skip_malformed: SkipMalformed = False,
+    ignore_others: IgnoreOthers = False,
+    restart: Restart = False,
 ) -> None:
     """Train a CNN on drawings. A tenth of the drawings is held out for the test.
 
-    After an interruption, the same command resumes. `tensorboard --logdir RUN` shows the curves during the training.
+    After an interruption, the same command resumes. A run folder with another training is refused without --restart.
+    `tensorboard --logdir RUN` shows the curves during the training.
     On a CPU, equal drawings, options, seed and package versions give equal weights. --teacher may be repeated.
     """
-    from dataclasses import replace
-
     from sketchbatch_client.drawings.readers import labelled_files
 
     from .dataset import DatasetRequest, count_rows, read_dataset
@@ -188,22 +115,30 @@ def train(
     start = find_start(start_from) if start_from else None
     check_start(RECIPES[recipe], start)
     chosen = fit_recipe(RECIPES[recipe], network, start)
-    data = data or cache_folder()
+    folder, target = data or cache_folder(), Run(run)
+    found = labelled_files(folder)
+    target.check_folder((folder, *found.values()))
+    labels = choose(folder, list(found), classes, is_default=data is None)
+    if target.config.exists():  # refuses another training before it reads the drawings
+        target.state_for(target.read_config() | {"labels": labels, "seed": seed}, restart=restart)
     drawings = DatasetRequest(
-        folder=data,
-        labels=tuple(labelled_files(data)) if classes == "all" else _parse_labels(classes),
+        folder=folder,
+        labels=labels,
         rows_per_class=rows,
         source=source,
-        rasterized=Run(run).rasterized,
+        rasterized=target.rasterized,
         skip_malformed=skip_malformed,
+        passed_over=account(folder, found.values(), labels, ignore_others, excluded=run),
     )
     with row_bar() as progress:  # hashing tens of millions of drawings takes minutes
         task = progress.add_task("reading drawings", total=count_rows(drawings))
         dataset = read_dataset(drawings, lambda done: progress.advance(task, done))
     console.print(
-        f"{_join(dataset.labels)}: {len(dataset.train):,} drawings for training, "
+        f"{joined(dataset.labels)}: {len(dataset.train):,} drawings for training, "
         f"{len(dataset.validation):,} for validation, {len(dataset.test):,} held out"
     )
+    if dataset.malformed:
+        warn(f"malformed drawings skipped: {', '.join(f'{n:,} of {each}' for each, n in dataset.malformed.items())}")
     chosen = fit_rows(chosen, len(dataset.train))
     chosen = chosen if epochs is None else replace(chosen, max_epochs=epochs)
     with importing("train"):
@@ -220,8 +155,8 @@ def train(
         teachers=tuple(map(Run, teacher or ())),
     )
     with row_bar() as progress:
-        train_model(request, Run(run), EpochPrinter(progress, chosen.max_epochs))
-    console.print(f"Keras model -> {Run(run).keras}")
+        is_new = train_model(request, target, EpochPrinter(progress, chosen.max_epochs), restart=restart)
+    _print_trained(target, is_new)
 
 
 @app.command()
@@ -229,19 +164,23 @@ def average(
     run: RunFolder,
     of: Annotated[list[Path], typer.Option(help="Folder of a trained run. Repeat the option for each run.")],
     name: Annotated[str, typer.Option(help="Name of the model.", show_default="that of the first run")] = "",
+    restart: Restart = False,
 ) -> None:
     """Average the weights of runs that started from the same run with different seeds. Then export the new run."""
     with importing("train"):
         from .train.averaging import average as average_runs
 
-    average_runs([Run(folder) for folder in of], Run(run), name=name)
-    console.print(f"Keras model -> {Run(run).keras}")
+    is_new = average_runs([Run(folder) for folder in of], Run(run), name=name, restart=restart)
+    _print_trained(Run(run), is_new)
 
 
 @app.command()
 def export(
     run: RunFolder,
-    version: Annotated[int, typer.Option(min=1, help="Version to store in the file.")] = 1,
+    version: Annotated[
+        int | None,
+        typer.Option(min=1, help="Version to store in the file.", show_default="1; for a new training the next one"),
+    ] = None,
     licence: Annotated[str, typer.Option(help="Licence to store in the file.", show_default="not stated")] = "",
     variant: Annotated[
         list[Variant] | None, typer.Option(help="Also export this variant: float16 for CUDA, int8 for the CPU.")
@@ -249,6 +188,7 @@ def export(
 ) -> None:
     """Export a trained run as model.onnx, unless ONNX and Keras scores of the held-out drawings differ too much.
 
+    The file of an earlier export stays until it is replaced, so that a service can load it at any time.
     --variant may be repeated.
     """
     with importing("train"):
@@ -256,13 +196,17 @@ def export(
         from .export.variants import export_variant
 
     def report_file(path: Path) -> None:
-        console.print(f"ONNX model -> {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        number = exported_properties(path)["sketchbatch.version"]
+        console.print(f"ONNX model -> {path} ({path.stat().st_size / 1e6:.1f} MB), version {number}")
 
     console.print(f"parity: {export_model(Run(run), version=version, licence=licence)}")
     report_file(Run(run).onnx)
     for each in sorted(set(variant or ()) - {Variant.FLOAT32}):
         console.print(f"parity: {export_variant(Run(run), each)}")
         report_file(Run(run).exported(each))
+    for each in Variant:
+        if Run(run).exported(each).exists() and not Run(run).has_export(each):
+            warn(f"{Run(run).exported(each)} is of an earlier training; --variant {each} replaces it")
 
 
 @app.command()
@@ -274,12 +218,16 @@ def report(
 
     The page shows the first run in full. A table compares it with the other runs and all int8 and float16 variants.
     """
+    page = output or Run(run[0]).report
+    check_output(page, is_page)
     with importing("train"):
         from .report.reporting import write_report
 
-    page = output or Run(run[0]).report
     write_report([Run(folder) for folder in run], page)
     console.print(f"report -> {page}")
+
+
+app.command()(adapt)
 
 
 def main() -> None:
@@ -291,20 +239,6 @@ def main() -> None:
         sys.exit(f"sketchbatch-train: {exc}")
 
 
-def _join(labels: tuple[str, ...]) -> str:
-    """Return the labels as text, such as "bear, cat, dog", or their number if there are more than twelve labels."""
-    return ", ".join(labels) if len(labels) <= 12 else f"{len(labels)} classes"
-
-
-def _parse_rows(text: str) -> int | None:
-    """Return the number of rows that `--rows` states; None = all rows."""
-    if text != "all" and not (text.isdecimal() and int(text)):
-        raise typer.BadParameter(f"must be a number from 1 or all, got {text!r}", param_hint="--rows")
-    return None if text == "all" else int(text)
-
-
-def _parse_labels(classes: str) -> tuple[str, ...]:
-    labels = tuple(label.strip() for label in classes.split(",") if label.strip())
-    if not labels:
-        raise typer.BadParameter(f"must be class names separated by commas, got {classes!r}", param_hint="--classes")
-    return labels
+def _print_trained(run: Run, is_new: bool) -> None:
+    model = f"Keras model -> {run.keras}"
+    console.print(model if is_new else f"already finished: {model}; --restart repeats the training")

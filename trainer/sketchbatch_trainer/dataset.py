@@ -7,8 +7,8 @@ files until a step reads them. Each drawing takes 8 bytes of memory, so that 50 
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,17 @@ from sketchbatch_client.drawings.readers import (
     source_of,
 )
 from sketchbatch_client.evaluation.labelled import Flags, RecognizedFlags
-from sketchbatch_client.label_names import listed, nfc, with_suggestions
+from sketchbatch_client.label_names import nfc
 
 from .errors import DrawingsRefused
+from .folder_contents import check_labels
 
 TEST_PERCENT = 10
 VALIDATION_PERCENT = 10
+MIN_DRAWINGS = 3
+"""Least number of different drawings of a class: one for each split."""
+USEFUL_DRAWINGS = 50
+"""Drawings of a class that make a useful model if the training starts from 345 classes (docs/training.md)."""
 
 _TRAIN, _VALIDATION, _TEST = range(3)
 _BLOCK_ROWS = 16384  # bitmaps that are read at once: 12.8 MB
@@ -79,6 +84,10 @@ class Dataset:
     test: Split
     recognized: tuple[NDArray[np.int8], ...]
     """For each class the flags of its test rows: 1 = recognised by the game, 0 = not recognised, -1 = unknown."""
+    malformed: Mapping[str, int] = field(default_factory=dict)
+    """Number of skipped lines or pictures of each class that has any."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Number of files of the folder that were not read, by ending."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +105,8 @@ class DatasetRequest:
     """Folder for the bitmaps rendered from strokes and pictures; None = strokes and pictures are refused."""
     skip_malformed: bool = False
     """True = leave out lines and pictures that are not drawings."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Number of files of the folder that are not read, by ending; see `folder_contents.find_others`."""
 
 
 def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = lambda rows: None) -> Dataset:
@@ -112,7 +123,8 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
     noted = source_of(request.folder)
     if request.source and noted.startswith("synthetic"):
         raise DrawingsRefused(f"{request.folder}: the source must stay {noted!r}, got {request.source!r}")
-    files = tuple(_open_bitmaps(paths[label], request).head(request.rows_per_class) for label in labels)
+    opened = [_open_bitmaps(paths[label], request) for label in labels]
+    files = tuple(bitmaps.head(request.rows_per_class) for bitmaps, _ in opened)
     digest = hashlib.sha256()
     splits = []
     for label, bitmaps in zip(labels, files, strict=True):
@@ -120,7 +132,9 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
         splits.append(_assign_splits(bitmaps, digest.update, progress))
         if len(np.unique(splits[-1])) < 3:
             raise DrawingsRefused(
-                f"{paths[label]}: must hold enough drawings for training, validation and test, got {len(bitmaps)}"
+                f"{paths[label]}: expected at least {MIN_DRAWINGS} different drawings, one each for training, "
+                f"validation and test, got {len(bitmaps)}{' with copies' if len(bitmaps) >= MIN_DRAWINGS else ''}; "
+                f"{USEFUL_DRAWINGS} or more make a useful model"
             )
     train, validation, test = (_select(files, splits, split) for split in (_TRAIN, _VALIDATION, _TEST))
     return Dataset(
@@ -134,6 +148,8 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
             _read_recognized(request, paths[label], test.row[test.class_index == index])
             for index, label in enumerate(labels)
         ),
+        malformed={label: count for label, (_, count) in zip(labels, opened, strict=True) if count},
+        passed_over=request.passed_over,
     )
 
 
@@ -165,24 +181,20 @@ def write_source(folder: Path, source: str) -> None:
 
 
 def _check_labels(folder: Path, labels: tuple[str, ...], paths: dict[str, Path]) -> None:
-    missing = [label for label in labels if label not in paths]
-    if missing:
-        raise DrawingsRefused(
-            f"{folder}: no drawings of {with_suggestions(missing, list(paths))}; "
-            f"the folder holds {len(paths)} classes: {listed(list(paths))}"
-        )
+    check_labels(folder, labels, list(paths))
     if len(set(labels)) != len(labels) or len(labels) < 2:
         raise DrawingsRefused(f"classes must be two or more different ones, got {', '.join(labels)}")
 
 
-def _open_bitmaps(path: Path, request: DatasetRequest) -> BitmapFile:
-    """Open the bitmaps of a file; render strokes and pictures into `request.rasterized` first."""
-    if path.suffix == ".npy":
-        return read_bitmaps(path)
+def _open_bitmaps(path: Path, request: DatasetRequest) -> tuple[BitmapFile, int]:
+    """Open the bitmaps of a file, and count its malformed drawings; first render strokes and pictures into a file."""
+    if path.suffix.lower() == ".npy":
+        return read_bitmaps(path), 0
     if request.rasterized is None:
         raise DrawingsRefused(f"{path}: must be bitmaps (.npy), because no folder for rendered bitmaps is named")
     rows = open_bitmaps(path, skip_malformed=request.skip_malformed)
     count = min(len(rows), request.rows_per_class or len(rows))
+    write_source(request.rasterized, source_of(request.folder))
     rasterized = request.rasterized / f"{label_of(path)}.npy"
     with replacing(rasterized) as partial:
         bitmaps = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, 784))
@@ -190,7 +202,7 @@ def _open_bitmaps(path: Path, request: DatasetRequest) -> BitmapFile:
             block = rows[start : min(start + _BLOCK_ROWS, count)]
             bitmaps[start : start + len(block)] = block.reshape(len(block), -1)
         bitmaps.flush()
-    return read_bitmaps(rasterized)
+    return read_bitmaps(rasterized), getattr(rows, "malformed_count", 0)
 
 
 def _read_recognized(request: DatasetRequest, path: Path, rows: NDArray[np.int32]) -> Flags:

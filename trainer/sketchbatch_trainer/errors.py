@@ -5,7 +5,8 @@ TrainerError
 ├── FetchFailed        the server lacks the requested file or sent other content: the message states the remedy
 │   └── BucketUnreachable  no connection: the machine is offline, or a proxy blocks Google's storage
 ├── RunIncomplete      the run lacks a file of an earlier step: first run the command in the message
-├── RunRefused         the named run does not fit the request: name another run
+├── RunRefused         the named run does not fit the request: name another run, or discard it with --restart
+├── OutputRefused      an output is a file that the trainer did not write, or an input: name another file
 ├── ExportRefused      the scores of an exported model and of its original differ: no file is written
 ├── AdaptRefused       a model made elsewhere cannot be adapted as requested: the message states the remedy
 └── ExtraMissing       the command needs packages that are not installed: the message has the pip command
@@ -33,7 +34,11 @@ class RunIncomplete(TrainerError):
 
 
 class RunRefused(TrainerError):
-    """The named run has the wrong network, labels or seed for the step."""
+    """The named run has the wrong network, labels or seed for the step, or holds the results of another training."""
+
+
+class OutputRefused(TrainerError):
+    """An output would destroy a file that no command of the trainer wrote, or an input."""
 
 
 class ExportRefused(TrainerError):

@@ -1,5 +1,6 @@
 """Show progress bars if the output is a terminal, and print nothing otherwise."""
 
+import sys
 from collections.abc import Callable
 
 from rich.console import Console
@@ -14,7 +15,17 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-console = Console(soft_wrap=True, highlight=False)
+console = Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def warn(text: str) -> None:
+    """Print a line on stderr."""
+    print(text, file=sys.stderr)
+
+
+def joined(labels: tuple[str, ...]) -> str:
+    """Return the labels as text, such as "bear, cat, dog", or their number if there are more than twelve labels."""
+    return ", ".join(labels) if len(labels) <= 12 else f"{len(labels)} classes"
 
 
 def row_bar() -> Progress:

@@ -1,15 +1,34 @@
 """Name the files of a run, the folder in which each command stores its output for the next command."""
 
 import json
+import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from pathlib import Path
 from typing import Any
 
 from sketchbatch_client.atomic import replacing
+from sketchbatch_client.drawings.readers import SOURCE_NOTE
 from sketchbatch_client.strict_json import encode
 
-from .errors import RunIncomplete
+from .errors import OutputRefused, RunIncomplete, RunRefused
+from .outputs import check_output
+
+_COMPARED = {
+    "labels": "classes",
+    "data_digest": "drawings",
+    "recipe": "recipe, network or epochs",
+    "start_from": "--start-from",
+    "teachers": "--teacher",
+    "averaged": "--of",
+    "name": "name",
+    "source": "source",
+    "seed": "seed",
+}
+"""The entries of a config that make two trainings different, with the words for messages."""
+
+_VERSIONS = {"versions": "package versions"}  # an interrupted training needs them to end with the same weights
 
 
 class Variant(StrEnum):
@@ -21,6 +40,17 @@ class Variant(StrEnum):
     """16-bit floats, for CUDA. A CPU runs float16 slower than float32, because it converts each value to float32."""
     INT8 = "int8"
     """8-bit integers, for the CPU."""
+
+
+class RunState(Enum):
+    """What a run holds of a training."""
+
+    NEW = auto()
+    """Nothing, or files that the training may replace."""
+    INTERRUPTED = auto()
+    """A checkpoint from which the training resumes."""
+    FINISHED = auto()
+    """The trained model."""
 
 
 class _RunFile:
@@ -68,22 +98,92 @@ class Run:
         """Return the path of the model file of `variant`; the path for float32 is `onnx`."""
         return self.onnx if variant is Variant.FLOAT32 else self.folder / f"model-{variant}.onnx"
 
-    def clear(self) -> None:
-        """Create the run's folder; delete the output of an earlier training, so that no later step reads old files."""
+    def check_folder(self, inputs: Iterable[Path] = ()) -> None:
+        """Check that a training may write to the folder: it has no file of another origin, and none of `inputs`.
+
+        Raises:
+            OutputRefused: A file that would be lost belongs to no run; or an input lies among the run's files; or
+                the folder is a file.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OutputRefused(f"{self.folder}: expected a folder, got a file; name a folder with --run")
+        folders = [each.resolve() for each in (self.test, self.rasterized, self.logs)]
+        for path in (each.resolve() for each in inputs):
+            if path == self.folder.resolve() or any(path.is_relative_to(folder) for folder in folders):
+                raise OutputRefused(f"{self.folder}: the run must not contain its input {path}; name another --run")
+        if self.config.exists():
+            if not _is_config(self.config):
+                raise OutputRefused(f"{self.config}: is not the config of a training; name another folder with --run")
+            return
+        own = [*self._results(), *map(self.exported, Variant)]
+        if not (self.rasterized / SOURCE_NOTE).exists():  # the note of a training that ended before its config
+            own += self.rasterized.glob("*.npy")
+        for path in own:
+            if path.exists():
+                raise OutputRefused(
+                    f"{self.folder}: expected a new folder or that of a training, got one with {path.name} and no "
+                    f"{self.config.name}; name another folder with --run"
+                )
+
+    def state_for(self, config: dict[str, Any], *, restart: bool = False) -> RunState:
+        """Return what the run holds of the training with `config`; `restart` stands for discarding all of it.
+
+        Raises:
+            RunRefused: The run holds the checkpoint or the model of another training, Keras or exported, and not
+                `restart`.
+        """
+        has_checkpoint = self.checkpoint.exists() and not self.keras.exists()
+        if restart or not (has_checkpoint or self.keras.exists() or self.has_export(Variant.FLOAT32)):
+            return RunState.NEW
+        names = _COMPARED | _VERSIONS if has_checkpoint else _COMPARED
+        own, wanted = self.read_config(), json.loads(encode(config))
+        if different := [names[key] for key in names if own.get(key) != wanted.get(key)]:
+            raise RunRefused(
+                f"{self.folder}: holds {'an interrupted' if has_checkpoint else 'a finished'} training with other "
+                f"{', '.join(different)}; keep it and name another folder with --run, or discard it with --restart"
+            )
+        if has_checkpoint:
+            return RunState.INTERRUPTED
+        return RunState.FINISHED if self.keras.exists() else RunState.NEW
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Create the run's folder, delete the results of an earlier training and write the config.
+
+        Exported model files stay, because a service may serve them, until the next export replaces them. `need`
+        refuses them until then. After an interruption at any moment, `check_folder` still recognises the folder.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        own = (self.config, self.recognized, self.calibration, self.keras, self.checkpoint, self.history)
-        later = (*map(self.exported, Variant), self.scores, self.metrics, self.report)
-        for path in (*own, *later, *self.test.glob("*.npy"), *self.logs.glob("events.*")):
+        for path in (self.keras, self.checkpoint):  # first, so that the new config never belongs to an old model
             path.unlink(missing_ok=True)
+        self.write_config(config)
+        for path in self._results():
+            path.unlink(missing_ok=True)
+
+    def _results(self) -> list[Path]:
+        own = [self.recognized, self.calibration, self.keras, self.checkpoint, self.history]
+        later = [self.scores, self.metrics, self.report]
+        return [*own, *later, *self.test.glob("*.npy"), *self.logs.glob("events.*")]
+
+    def has_export(self, variant: Variant) -> bool:
+        """Return whether `variant` was exported, and since the last training."""
+        path = self.exported(variant)
+        if not path.exists():
+            return False
+        config = exported_config(path)
+        return config is None or config == self.read_config()
 
     def need(self, path: Path, step: str = "train") -> Path:
         """Return `path`, which the command `sketchbatch-train STEP` writes.
 
         Raises:
-            RunIncomplete: `path` does not exist.
+            RunIncomplete: `path` does not exist, or is the exported model of an earlier training.
         """
+        remedy = f"first run: sketchbatch-train {step} --run {shlex.quote(str(self.folder))}"
         if not path.exists():
-            raise RunIncomplete(f"{path} does not exist yet; first run: sketchbatch-train {step} --run {self.folder}")
+            raise RunIncomplete(f"{path} does not exist yet; {remedy}")
+        variant = next((each for each in Variant if self.exported(each) == path), None)
+        if variant and not self.has_export(variant):
+            raise RunIncomplete(f"{path} is the model of an earlier training; {remedy}")
         return path
 
     def read_config(self) -> dict[str, Any]:
@@ -95,3 +195,43 @@ class Run:
         """Replace the file `config` atomically."""
         with replacing(self.config) as partial:
             partial.write_text(encode(config, indent=2) + "\n", encoding="utf-8")
+
+
+def exported_config(path: Path) -> dict[str, Any] | None:
+    """Return the config of the training that made the model file at `path`; None if the file states no config."""
+    found = exported_properties(path).get("sketchbatch.config")
+    config: dict[str, Any] | None = json.loads(found) if found else None
+    return config
+
+
+def check_model_output(path: Path) -> None:
+    """Check that an export may write `path`: it does not exist, or is an exported model.
+
+    Raises:
+        OutputRefused: `path` is another file, a link, folder, device or pipe.
+    """
+    check_output(path, lambda path: "sketchbatch.labels" in exported_properties(path))
+
+
+def exported_properties(path: Path) -> dict[str, str]:
+    """Return the `metadata_props` of the model file at `path`.
+
+    Raises:
+        OutputRefused: The file is not an ONNX model.
+    """
+    import onnx  # an extra, which the commands before the training do not need
+    from google.protobuf.message import DecodeError
+
+    try:
+        graph = onnx.load(path, load_external_data=False)
+    except DecodeError as exc:
+        raise OutputRefused(f"{path}: expected an exported model, got another file; remove it") from exc
+    return {each.key: each.value for each in graph.metadata_props}
+
+
+def _is_config(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.keys() >= {"labels", "data_digest"}

@@ -159,6 +159,8 @@ class FolderStatistics:
     """Equal bitmaps; None if no class has bitmaps. Class indices are positions in `with_bitmaps`."""
     neighbours: Neighbours | None
     """Similar classes; None if fewer than two classes have bitmaps. Class indices are positions in `with_bitmaps`."""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    """Number of files of the folder that were not read, by ending."""
 
     @property
     def with_bitmaps(self) -> dict[str, BitmapStatistics]:

@@ -23,6 +23,7 @@ def as_json(statistics: FolderStatistics) -> dict[str, Any]:
     return {
         "source": statistics.source,
         "drawings": statistics.drawings,
+        "passed_over": dict(statistics.passed_over),
         "classes": {
             each.label: {
                 "simplified": _strokes(each.simplified) if each.simplified else None,

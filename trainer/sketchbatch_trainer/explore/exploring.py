@@ -14,10 +14,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sketchbatch_client.drawings.rasterize import rasterize_all
-from sketchbatch_client.drawings.readers import BitmapFile, Bitmaps, label_of, read_bitmaps, source_of
+from sketchbatch_client.drawings.readers import (
+    BitmapFile,
+    Bitmaps,
+    label_of,
+    labelled_files,
+    open_bitmaps,
+    read_bitmaps,
+    source_of,
+)
 from sketchbatch_client.drawings.simplify import simplify
-from sketchbatch_client.drawings.strokes import open_strokes
-from sketchbatch_client.label_names import listed, nfc, with_suggestions
+from sketchbatch_client.drawings.strokes import STROKE_SUFFIXES, open_strokes
 
 from ..errors import DrawingsRefused
 from .drawing_statistics import (
@@ -29,6 +36,7 @@ from .drawing_statistics import (
     ClassStatistics,
     FolderStatistics,
     StrokeStatistics,
+    has_times,
 )
 from .similarity import find_copies, find_neighbours
 
@@ -43,30 +51,24 @@ Advance = Callable[[int], object]  # called with the number of drawings read sin
 Progress = Callable[[str, int], Advance]  # called with the name and the number of drawings of each file
 
 
-def find_files(folder: Path, labels: tuple[str, ...] | None) -> dict[str, Files]:
-    """Return the files of each label by kind, in the order of `labels`; labels=None stands for every label, sorted.
+def find_files(folder: Path) -> dict[str, Files]:
+    """Return the files of each label by kind, in the order of the labels.
+
+    In Google's layout a label may have files of several kinds. Any other layout is that of `labelled_files`; there a
+    file of strokes counts as raw if its first drawing has times, and otherwise as simplified.
 
     Raises:
-        DrawingsRefused: The folder does not exist, has no file of drawings, or has no file of a label.
+        FileRefused: The folder does not exist, or has no file of drawings.
     """
     found: dict[str, Files] = {}
     for kind in (SIMPLIFIED, RAW):
-        for path in sorted((folder / kind).glob("[!.]*.ndjson")):
+        for path in sorted((folder / kind).glob("[!._]*.ndjson")):
             found.setdefault(label_of(path), {})[kind] = path
-    for path in sorted((folder / BITMAPS).glob("[!.]*.npy")) or sorted(folder.glob("[!.]*.npy")):
+    for path in sorted((folder / BITMAPS).glob("[!._]*.npy")) or sorted(folder.glob("[!._]*.npy")):
         found.setdefault(label_of(path), {})[BITMAPS] = path
     if not found:
-        raise DrawingsRefused(
-            f"{folder}: expected {BITMAPS}/NAME.npy, {SIMPLIFIED}/NAME.ndjson or {RAW}/NAME.ndjson, got none"
-        )
-    wanted = list(map(nfc, labels)) if labels else sorted(found, key=str.casefold)
-    missing = [label for label in wanted if label not in found]
-    if missing:
-        raise DrawingsRefused(
-            f"{folder}: no drawings of {with_suggestions(missing, list(found))}; "
-            f"there are {len(found)} classes there: {listed(list(found))}"
-        )
-    return {label: found[label] for label in dict.fromkeys(wanted)}
+        found = {label: {_kind_of(path): path} for label, path in labelled_files(folder).items()}
+    return {label: found[label] for label in sorted(found, key=str.casefold)}
 
 
 def gather(
@@ -98,6 +100,13 @@ def gather(
     )
 
 
+def _kind_of(path: Path) -> str:
+    if path.suffix.lower() not in STROKE_SUFFIXES or path.is_dir():
+        return BITMAPS
+    first = next(iter(open_strokes(path)), None)
+    return RAW if first and has_times(first) else SIMPLIFIED
+
+
 @dataclass(frozen=True, slots=True)
 class _Reader:
     rows: int | None
@@ -125,16 +134,22 @@ class _Reader:
         return statistics if statistics.drawings else None
 
     def _bitmaps(self, own: Files) -> BitmapStatistics | None:
-        """Read the .npy file of a class or, without one, render bitmaps from the first drawings of its stroke file."""
+        """Read the bitmaps of a class or, without any, render bitmaps from the first drawings of its stroke file."""
         path = own[BITMAPS] if BITMAPS in own else own[SIMPLIFIED] if SIMPLIFIED in own else own[RAW]
-        bitmaps = read_bitmaps(path).head(self.rows) if BITMAPS in own else self._drawn(path)
+        bitmaps = self._read(path) if BITMAPS in own else self._drawn(path, is_simplified=SIMPLIFIED in own)
         advance = self.progress(f"{path.parent.name}/{path.name}", len(bitmaps))
         return _bitmap_statistics(bitmaps, advance, is_drawn=BITMAPS not in own) if len(bitmaps) else None
 
-    def _drawn(self, path: Path) -> Bitmaps:
+    def _read(self, path: Path) -> BitmapFile | Bitmaps:
+        """Return the bitmaps of a .npy file, which are read on access, or those of a folder of pictures."""
+        if not path.is_dir():
+            return read_bitmaps(path).head(self.rows)
+        return open_bitmaps(path, skip_malformed=self.skip_malformed)[: self.rows]
+
+    def _drawn(self, path: Path, *, is_simplified: bool) -> Bitmaps:
         file = open_strokes(path, skip_malformed=self.skip_malformed)
         first = islice(file, MAX_DRAWN if self.rows is None else min(self.rows, MAX_DRAWN))
-        drawings = [each.strokes if path.parent.name == SIMPLIFIED else simplify(each.strokes) for each in first]
+        drawings = [each.strokes if is_simplified else simplify(each.strokes) for each in first]
         return rasterize_all(drawings)
 
 

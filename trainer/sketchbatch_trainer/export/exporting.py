@@ -3,6 +3,7 @@
 docs/model-file.md describes the exported ONNX file.
 """
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +16,7 @@ import tf2onnx
 from sketchbatch_client.strict_json import encode
 
 from ..errors import ExportRefused
-from ..run import Run, Variant
+from ..run import Run, Variant, check_model_output, exported_properties
 from ..train import networks  # noqa: F401 - registers the custom layers of saved models
 from .held_out import Scores, onnx_scores, read_held_out, save_described
 
@@ -42,18 +43,23 @@ class Parity:
         )
 
 
-def export(run: Run, *, version: int = 1, licence: str = "") -> Parity:
+def export(run: Run, *, version: int | None = None, licence: str = "") -> Parity:
     """Write the run's model.onnx from its Keras model, with metrics on the held-out drawings.
+
+    The file of an earlier export stays until the new file replaces it, and stays if it is the same model. Without
+    `version`, the model of a new training receives the number after that of the earlier file, so that a service and
+    its clients can tell both models apart.
 
     Raises:
         RunIncomplete: The run has no trained model.
-        ExportRefused: A score of ONNX and Keras differs by more than `TOLERANCE`; the run then has no model.onnx.
+        OutputRefused: The run's model.onnx is not an exported model.
+        ExportRefused: A score of ONNX and Keras differs by more than `TOLERANCE`; no file is written.
     """
     config = run.read_config()
+    check_model_output(run.onnx)
     model = keras.saving.load_model(run.need(run.keras))
     held_out = read_held_out(run, config["labels"])
-    for variant in Variant:  # also deletes the variants of an earlier model
-        run.exported(variant).unlink(missing_ok=True)
+    earlier = exported_properties(run.onnx) if run.onnx.exists() else {}
     graph = to_onnx(model)
     scores = onnx_scores(graph, held_out.bitmaps)
     parity = compare(np.asarray(model.predict(held_out.bitmaps, verbose=0)), scores)
@@ -62,8 +68,37 @@ def export(run: Run, *, version: int = 1, licence: str = "") -> Parity:
         "variant": str(Variant.FLOAT32),
         "parity_max_difference": parity.max_difference,
     }
-    save_described(graph, run.onnx, _metadata(config, metrics, version, licence))
+    version = version or next_version(earlier, config)
+    properties = _metadata(config, metrics, version, licence) | _creation(earlier, config)
+    if properties != earlier or _operators(onnx.load(run.onnx)) != _operators(graph):
+        save_described(graph, run.onnx, properties)
     return parity
+
+
+def next_version(earlier: dict[str, str], config: dict[str, Any]) -> int:
+    """Return the version for the model of the training with `config`; `earlier` are the properties of the last export.
+
+    The same training keeps its version; another one receives the next number. Without an earlier export, return 1.
+    """
+    found = earlier.get("sketchbatch.version", "")
+    version = int(found) if found.isdecimal() else 0
+    return max(1, version if _is_same_training(earlier, config) else version + 1)
+
+
+def _operators(model: onnx.ModelProto) -> list[str]:
+    """Return the operators of a graph, which are compared because tf2onnx names the nodes differently each time."""
+    return [node.op_type for node in model.graph.node]
+
+
+def _creation(earlier: dict[str, str], config: dict[str, Any]) -> dict[str, str]:
+    """Return the time of the first export of this training, because the same model must not look like another one."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    is_same = _is_same_training(earlier, config)
+    return {"sketchbatch.created": earlier.get("sketchbatch.created", now) if is_same else now}
+
+
+def _is_same_training(earlier: dict[str, str], config: dict[str, Any]) -> bool:
+    return bool(json.loads(earlier.get("sketchbatch.config", "null")) == config)
 
 
 def compare(keras_scores: Scores, onnx_scores: Scores) -> Parity:
@@ -100,7 +135,6 @@ def _metadata(config: dict[str, Any], metrics: dict[str, Any], version: int, lic
         "sketchbatch.labels": encode(config["labels"]),
         "sketchbatch.name": config["name"],
         "sketchbatch.version": str(version),
-        "sketchbatch.created": datetime.now(UTC).isoformat(timespec="seconds"),
         "sketchbatch.data_digest": config["data_digest"],
         "sketchbatch.config": encode(config),
         "sketchbatch.metrics": encode(metrics),

@@ -12,7 +12,7 @@ from sketchbatch_client.drawings.readers import read_bitmaps
 from sketchbatch_client.strict_json import encode
 
 from ..errors import ExportRefused
-from ..run import Run, Variant
+from ..run import Run, Variant, check_model_output
 from .float16 import rounded_as_float16, to_float16
 from .held_out import HeldOut, Scores, onnx_scores, read_held_out, save_described
 from .int8 import to_int8
@@ -59,13 +59,14 @@ def export_variant(run: Run, variant: Variant) -> Comparison:
     """Write the float16 or int8 model file from the run's model.onnx, with metrics on the held-out drawings.
 
     Raises:
-        RunIncomplete: The run has no model.onnx or, for int8, no calibration drawings.
-        ExportRefused: The variant is less accurate than float32; the run then has no file of the variant.
+        RunIncomplete: The run has no model.onnx of its last training or, for int8, no calibration drawings.
+        OutputRefused: The run's file of the variant is not an exported model.
+        ExportRefused: The variant is less accurate than float32; no file is written.
     """
     path = run.exported(variant)
+    check_model_output(path)
     original = onnx.load(run.need(run.onnx, "export"))
     properties = {each.key: each.value for each in original.metadata_props}
-    path.unlink(missing_ok=True)
     held_out = read_held_out(run, json.loads(properties["sketchbatch.labels"]))
     expected = onnx_scores(original, held_out.bitmaps)
     is_float16 = variant is Variant.FLOAT16

@@ -6,10 +6,8 @@ This module contains no HTTP code: `download.py` fetches one file, and `fetching
 import csv
 import difflib
 import importlib.resources
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import FetchFailed
 
@@ -56,16 +54,6 @@ def known_classes(names: str, catalogue: Catalogue) -> tuple[str, ...]:
         problems = "; ".join(_suggest(name, catalogue) for name in unknown) or "no class named"
         raise FetchFailed(f"{problems} (`all` stands for all {len(catalogue)} classes)")
     return labels
-
-
-def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the default folder of drawings: $SKETCHBATCH_DATA, else sketchbatch/quickdraw in the user's cache.
-
-    The user's cache is $XDG_CACHE_HOME, else ~/.cache: https://specifications.freedesktop.org/basedir-spec/latest/
-    """
-    if folder := environment.get("SKETCHBATCH_DATA"):
-        return Path(folder).expanduser()
-    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sketchbatch" / "quickdraw"
 
 
 def _suggest(name: str, catalogue: Catalogue) -> str:

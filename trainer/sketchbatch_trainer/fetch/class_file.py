@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from io import BufferedRandom, BufferedReader, BytesIO
 
-from sketchbatch_client.drawings.readers import read_bitmaps
+from sketchbatch_client.drawings.readers import open_bitmaps, read_bitmaps
 from sketchbatch_client.errors import FileRefused
 
 from ..errors import FetchFailed
@@ -40,7 +40,8 @@ class ClassFile:
         Raises:
             BucketUnreachable: The bucket accepts no connection.
             FetchFailed: The server refuses the request or fails repeatedly (NAME.part keeps the received bytes), or
-                the received content is not the bucket's file (NAME.part is deleted).
+                the received content is not the bucket's file (NAME.part is deleted), or the local file has other
+                drawings than the bucket's file (it stays).
         """
         rows = self._complete_rows()
         received_before = downloader.received_bytes
@@ -94,6 +95,8 @@ class ClassFile:
         expected_bytes = self._expected.size_bytes
         if self._form is NPY and self._rows is None and remote.size_bytes != expected_bytes:
             raise FetchFailed(f"{self._url}: expected {expected_bytes} bytes, the server has {remote.size_bytes}")
+        if self._path.is_file() and self._has_other_drawings(remote):
+            raise FetchFailed(f"{self._path}: has other drawings than {self._url}; fetch into another folder")
         self._partial.parent.mkdir(parents=True, exist_ok=True)
         if self._path.is_file() and not self._partial.is_file():
             shutil.copyfile(self._path, self._partial)  # the existing shorter file stays usable during the download
@@ -102,6 +105,25 @@ class ClassFile:
                 return self._complete_partial(remote, downloader)
         self._partial.touch()
         return self._complete_partial(remote, downloader)
+
+    def _has_other_drawings(self, remote: RemoteFile) -> bool:
+        """Return whether the local file has drawings that are not the first ones of the remote file."""
+        start = self._form.count(BytesIO(remote.head), 0).end_bytes
+        with self._path.open("rb") as file:
+            try:
+                if not self._form.count(file, 1).rows:
+                    return False
+                file.seek(self._form.count(file, 0).end_bytes)
+            except NotDrawings:
+                return self._is_readable()
+            return not remote.head[start:].startswith(file.read(len(remote.head) - start))
+
+    def _is_readable(self) -> bool:
+        """Return whether the client could read the local file, such as a .npy of another shape than the bucket's."""
+        try:
+            return len(open_bitmaps(self._path)) > 0
+        except FileRefused:
+            return False
 
     def _complete_partial(self, remote: RemoteFile, downloader: Downloader) -> int:
         """Lengthen, verify and rename the partial file; delete it if its content is wrong."""

@@ -71,7 +71,7 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
 
 def _model_files(evaluated: list[EvaluatedRun]) -> list[_ModelFile]:
     """Return every model file of every run, float32 models first, with speeds from interleaved measurements."""
-    files = [(own, variant) for own in evaluated for variant in Variant if own.run.exported(variant).exists()]
+    files = [(own, variant) for own in evaluated for variant in Variant if own.run.has_export(variant)]
     files.sort(key=lambda file: file[1] is not Variant.FLOAT32)
     bitmaps = evaluated[0].held_out.bitmaps
     speeds = cost.rows_per_s([own.run.exported(variant) for own, variant in files], bitmaps)

@@ -14,34 +14,44 @@ import numpy as np
 from sketchbatch_client.atomic import replacing
 
 from ..errors import RunRefused
-from ..run import Run
+from ..run import Run, RunState
 from .training import load_model, provenance, save_model
 from .training_loop import EpochMetrics
 
 _EQUAL_KEYS = ("labels", "source", "data_digest", "recipe", "start_from", "teachers")
 
 
-def average(members: Sequence[Run], run: Run, *, name: str = "") -> None:
+def average(members: Sequence[Run], run: Run, *, name: str = "", restart: bool = False) -> bool:
     """Write the average of `members` to `run` in the form of a trained run; the history is the mean of all histories.
 
+    If `run` has this average, nothing happens; `restart` discards it.
+
+    Returns:
+        Whether the average was computed.
+
     Raises:
+        OutputRefused: The folder of `run` has files of another origin.
         RunIncomplete: A member has no model.
-        RunRefused: There are fewer than two members, or members differ by more than the seed, or started from no run.
+        RunRefused: There are fewer than two members, or members differ by more than the seed, or started from no run;
+            or `run` holds another training, and not `restart`.
     """
+    run.check_folder()
     _check(members, run)
     models = [load_model(member) for member in members]
     first, config = members[0], members[0].read_config()
     config["averaged"] = [provenance(*pair) for pair in zip(members, models, strict=True)]
     config["name"] = name or config["name"]
-    run.clear()
+    if run.state_for(config, restart=restart) is RunState.FINISHED:
+        return False
+    run.begin(config)
     shutil.copytree(first.test, run.test, dirs_exist_ok=True)
     shutil.copyfile(first.recognized, run.recognized)
     shutil.copyfile(first.calibration, run.calibration)
     _write_mean_history(members, run)
-    run.write_config(config)
     weights = [model.get_weights() for model in models]
     models[0].set_weights([np.mean(arrays, axis=0) for arrays in zip(*weights, strict=True)])
     save_model(run, models[0])
+    return True
 
 
 def _check(members: Sequence[Run], run: Run) -> None:

@@ -16,7 +16,7 @@ from sketchbatch_client.drawings.readers import Bitmaps
 
 from ..dataset import Dataset, Split, write_bitmaps, write_split
 from ..errors import RunRefused
-from ..run import Run
+from ..run import Run, RunState
 from .graph_network import rebuild_graph
 from .networks import LOGITS, build, copy_weights
 from .onnx_weights import rebuild
@@ -59,16 +59,23 @@ class TrainingRequest:
     """Runs with the same labels; `Recipe.teacher_share` of each label is replaced by their scores."""
 
 
-def train(request: TrainingRequest, run: Run, listener: TrainingListener) -> None:
+def train(request: TrainingRequest, run: Run, listener: TrainingListener, *, restart: bool = False) -> bool:
     """Train a network; write config, history, logs, Keras model and held-out drawings to `run`.
 
     If `run` has a checkpoint of an equal request, the training resumes; interruptions do not change the final weights.
+    If `run` has the model of an equal request, nothing happens. `restart` discards both.
+
+    Returns:
+        Whether a network was trained.
 
     Raises:
+        OutputRefused: The folder of `run` has files of another origin.
         RunIncomplete: `request.start_from` or a teacher has no model.
-        RunRefused: `request.start_from` has another network, is `run` itself, or is missing although the recipe needs
-            it; or a teacher has other labels; or there are teachers, but the recipe uses none.
+        RunRefused: `run` holds another training, and not `restart`; or `request.start_from` has another network, or is
+            missing although the recipe needs it; or a teacher has other labels; or there are teachers, but the recipe
+            uses none; or one of these is `run` itself.
     """
+    run.check_folder()
     _check(request, run)
     keras.utils.set_random_seed(request.seed)
     tf.config.experimental.enable_op_determinism()
@@ -81,7 +88,10 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener) -> Non
     teachers = tuple(load_model(teacher) for teacher in request.teachers)
     if teachers:
         config["teachers"] = [_check_teacher(request, *pair) for pair in zip(request.teachers, teachers, strict=True)]
-    if not _is_interrupted(run, config):
+    state = run.state_for(config, restart=restart)
+    if state is RunState.FINISHED:
+        return False
+    if state is RunState.NEW:
         _prepare(run, dataset, config)
     data = TrainingData(train=dataset.train, validation=dataset.validation, teachers=teachers)
     loop = TrainingLoop(model, request.recipe, data, seed=request.seed, checkpoint=run.checkpoint)
@@ -94,6 +104,7 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener) -> Non
     logs.close()
     _write_history(run, loop.history)  # if a run was killed after its last checkpoint, the loop ran no epoch
     save_model(run, model)
+    return True
 
 
 def save_model(run: Run, model: keras.Model) -> None:
@@ -130,18 +141,15 @@ def _check(request: TrainingRequest, run: Run) -> None:
     folder = None if start is None else start.path.parent if isinstance(start, ModelFile) else start.folder
     if folder and folder.resolve() == run.folder.resolve():
         raise RunRefused(f"{run.folder}: a run cannot start from itself; name another folder with --run")
+    if any(teacher.folder.resolve() == run.folder.resolve() for teacher in request.teachers):
+        raise RunRefused(f"{run.folder}: a run cannot be its own teacher; name another folder with --run")
     if request.teachers and not request.recipe.teacher_share:
         raise RunRefused(f"recipe {request.recipe.name} uses no teacher; leave out --teacher")
 
 
-def _is_interrupted(run: Run, config: dict[str, Any]) -> bool:
-    """Return True if `run` holds a checkpoint of a training with the same config."""
-    return run.checkpoint.exists() and run.config.exists() and run.read_config() == json.loads(json.dumps(config))
-
-
 def _prepare(run: Run, dataset: Dataset, config: dict[str, Any]) -> None:
     """Delete the output of an earlier training, and write the files whose content is known before the first step."""
-    run.clear()
+    run.begin(config)
     write_split(run.test, dataset.test, dataset.labels, dataset.source)
     with replacing(run.recognized) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)
@@ -149,7 +157,6 @@ def _prepare(run: Run, dataset: Dataset, config: dict[str, Any]) -> None:
         for label, flags in zip(dataset.labels, dataset.recognized, strict=True):
             lines.writerows((label, row, flags[row]) for row in np.flatnonzero(flags >= 0))
     write_bitmaps(run.calibration, _calibration(dataset.train, len(dataset.labels), config["seed"]))
-    run.write_config(config)
 
 
 def _calibration(split: Split, classes: int, seed: int) -> Bitmaps:
@@ -228,4 +235,6 @@ def _config(request: TrainingRequest) -> dict[str, Any]:
         "recipe": asdict(request.recipe),
         "seed": request.seed,
         "versions": {package: importlib.metadata.version(package) for package in packages},
+        "malformed": dict(dataset.malformed),
+        "passed_over": dict(dataset.passed_over),
     }

@@ -1,0 +1,219 @@
+"""Test which classes of a folder are chosen, and that no drawing of a folder is passed over without a word."""
+
+import json
+import os
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sketchbatch_client.drawings.readers import PICTURE_SUFFIXES, labelled_files
+from sketchbatch_trainer.cli import app
+from sketchbatch_trainer.dataset import write_bitmaps
+from sketchbatch_trainer.errors import DrawingsRefused
+from sketchbatch_trainer.folder_contents import choose_labels, describe_choice, find_others, looks_like_drawing
+from typer.testing import CliRunner
+
+FOLDER = Path("data")
+OWN = ["apple", "banana", "caf\u00e9"]  # codespell:ignore caf
+
+
+@pytest.mark.parametrize(
+    ("found", "classes", "is_default", "chosen"),
+    [
+        (OWN, "", False, OWN),
+        (["dog", "owl", "cat"], "", False, ["dog", "owl", "cat"]),
+        (["owl", "dog", "cat", "bear"], "", False, ["bear", "cat", "dog"]),
+        (["owl", "dog", "cat", "bear"], "", True, ["bear", "cat", "dog"]),
+        (["owl", "dog", "cat", "bear"], "all", False, ["owl", "dog", "cat", "bear"]),
+        (OWN, "cafe\u0301, apple,", False, [OWN[2], "apple"]),
+    ],
+)
+def test_without_names_the_classes_of_the_folder_are_chosen(found, classes, is_default, chosen):
+    """The default is bear, cat and dog if the folder has all three, or all classes of a folder that lacks one."""
+    assert choose_labels(FOLDER, found, classes, is_default=is_default) == tuple(chosen)
+
+
+def test_the_choice_is_described():
+    """The line names the chosen classes and how many others the folder has."""
+    assert describe_choice(FOLDER, ("ant", "bee"), ["bee", "ant"]) == "classes: ant, bee (all 2 in data)"
+    assert describe_choice(FOLDER, ("ant",), ["bee", "ant"]) == "classes: ant (1 of the 2 in data)"
+
+
+@pytest.mark.parametrize(
+    ("found", "classes", "message"),
+    [
+        (
+            OWN,
+            "Apples",
+            r"data: no drawings of 'Apples' \(did you mean 'apple'\?\); the folder holds 3 classes: apple, b",
+        ),
+        (["ant"], "owl", "no drawings of owl; the folder holds 1 class: ant; --classes all takes all of them"),
+        (
+            ["full_numpy_bitmap_cat", "full_numpy_bitmap_ice cream"],
+            "",
+            "such as cat, .* remove 'full_numpy_bitmap_' fr",
+        ),
+        (["ant", "\udce9t\udce9"], "", r"plain text, but label '\\udce9t\\udce9' is not UTF-8; rename its file"),
+        ([" ant", "bee"], "all", "plain text, but label 0 ' ant' begins or ends with white space; rename its file"),
+        (["full%2Fsimplified%2Fdog"], "dog", "class, such as dog, got full%2Fsimplified%2Fdog; remove 'full%2Fsim"),
+    ],
+)
+def test_missing_classes_are_refused_with_those_that_are_there(found, classes, message):
+    """The error for a missing class names the classes of the folder, and how to rename files of Google's console."""
+    with pytest.raises(DrawingsRefused, match=message):
+        choose_labels(FOLDER, found, classes, is_default=False)
+
+
+def write(folder: Path, *names: str) -> None:
+    """Write files at these paths below `folder`: a picture under the ending of one that is read, or else nothing."""
+    for name in names:
+        path = folder / name
+        assert path.is_relative_to(folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            Image.new("L", (28, 28), 255).save(path, "PNG")
+        else:
+            path.write_bytes(b"")
+
+
+def others_of(folder, labels=None, **options):
+    """Return the other files of a folder of which all classes, or those of `labels`, are read."""
+    found = labelled_files(folder)
+    return find_others(folder, found.values(), labels or tuple(found), **options)
+
+
+def test_files_that_look_like_drawings_are_told_from_others(tmp_path):
+    """Pictures that are not read, other formats and nested folders look like drawings; hidden names do not count."""
+    write(
+        tmp_path, "cat/1.png", "cat/2.heic", "cat/3.HEIC", "cat/in/4.png", "owl/1.heic", "owl/2.heic", "fox.ndjson.gz"
+    )
+    write(tmp_path, "SOURCE.txt", "notes.txt", ".DS_Store", "_SUCCESS", "__MACOSX/cat/1.png", "cat/Thumbs.db")
+    (tmp_path / "elk").mkdir()
+    others = others_of(tmp_path)
+    found = ["fox.ndjson.gz", "cat/2.heic", "cat/3.HEIC", "cat/in/4.png", "owl/1.heic", "owl/2.heic"]
+    assert list(map(str, others.drawings)) == found
+    assert list(map(str, others.empty)) == ["elk"]
+    assert list(map(str, others.rest)) == ["notes.txt", "cat/Thumbs.db"]
+    assert others.counts() == {
+        ".db": 1, ".gz": 1, ".heic": 4, ".png": 1, ".txt": 1, "empty folder": 1,
+    }  # fmt: skip
+    with pytest.raises(DrawingsRefused, match=r"got 6 files that would not be read: .*owl/\*\.heic \(2 files\).* elk;"):
+        others.check(tmp_path)
+    assert str(others).startswith("9 files of the folder passed over: ")
+
+
+def test_linked_folders_are_searched_once(tmp_path):
+    """The files of a linked class are found, and a link to a folder above ends the search."""
+    write(tmp_path, "elsewhere/1.png", "elsewhere/2.heic", "data/cat/1.png")
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path / "data")
+    assert list(map(str, others_of(tmp_path / "data").drawings)) == ["dog/2.heic"]
+
+
+def test_a_second_kind_of_file_is_found(tmp_path):
+    """Of files of two kinds in one folder only one kind is read, so the other one counts."""
+    write(tmp_path, "cat.npy", "bear.ndjson")
+    assert list(map(str, others_of(tmp_path).drawings)) == ["bear.ndjson"]
+
+
+def test_other_formats_of_a_class_and_classes_that_were_not_chosen_do_not_count(tmp_path):
+    """The formats of Google's layout hold the same drawings; and of chosen classes, only their own files count."""
+    write(tmp_path, "numpy_bitmap/cat.npy", "numpy_bitmap/dog.npy", "simplified/cat.ndjson", "raw/owl.ndjson")
+    write(tmp_path, "cat.npz", "runs/test/cat.npy")
+    assert list(map(str, others_of(tmp_path).drawings)) == ["cat.npz", "raw/owl.ndjson", "runs/test/cat.npy"]
+    assert list(map(str, others_of(tmp_path, ("dog",)).drawings)) == []
+    chosen = others_of(tmp_path, ("cat",), excluded=tmp_path / "runs")
+    assert list(map(str, chosen.drawings)) == ["cat.npz"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_visible_file_is_read_or_counted(tmp_path, seed):
+    """Of any tree of files, each one that is not hidden is either a drawing that is read, or is counted."""
+    random_ = random.Random(seed)
+    endings = (*PICTURE_SUFFIXES, ".PNG", ".heic", ".txt", ".npz", "", ".ndjson.gz", ".svg")
+    write(tmp_path, "cat/first.png", "dog/first.png")
+    for number in range(30):
+        folder = random_.choice(["cat", "dog", "owl", "cat/in", "train/fox", ".", "[1] \u00fc #%20"])
+        name = random_.choice(["a", " b", "-c", "d(1)", ".e", "_f"])
+        write(tmp_path, f"{folder}/{name}{number}{random_.choice(endings)}")
+    files = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    visible = {path for path in files if not any(part[0] in "._" for part in path.parts)}
+    classes = set(labelled_files(tmp_path).values())
+    read = {path for path in visible if path.suffix.lower() in PICTURE_SUFFIXES and tmp_path / path.parent in classes}
+    others = others_of(tmp_path)
+    counted = [*others.drawings, *others.rest]
+    assert read
+    assert sorted(counted) == sorted(visible - read)
+    assert sum(others.counts().values()) == len(counted) + len(others.empty)
+    assert all(map(looks_like_drawing, others.drawings))
+
+
+def train(*words):
+    """Run the command `train` in this process."""
+    return CliRunner().invoke(app, ["train", *map(str, words)])
+
+
+def test_train_refuses_a_folder_before_it_reads_drawings(tmp_path, noise, monkeypatch):
+    """`train` refuses files that it would pass over; with `--ignore-others` it names them on stderr and goes on."""
+    for label in ("ant", "bee"):
+        write_bitmaps(tmp_path / "d" / f"{label}.npy", noise(3)[:2])
+    write(tmp_path / "d", "owl.ndjson", "notes.txt")
+    refused = train("--data", tmp_path / "d", "--run", tmp_path / "run")
+    assert "expected drawings that can be read, got 1 file that would not be read: owl.ndjson" in str(refused.exception)
+    assert not (tmp_path / "run").exists()
+    accepted = train("--data", tmp_path / "d", "--run", tmp_path / "run", "--ignore-others")
+    assert "classes: ant, bee (all 2 in" in accepted.stdout
+    assert accepted.stderr == "2 files of the folder passed over: owl.ndjson, notes.txt\n"
+    assert "ant.npy: expected at least 3 different drawings" in str(accepted.exception)
+
+
+def test_train_refuses_another_training_before_it_reads_drawings(tmp_path, noise):
+    """`train` refuses a finished run of other classes without reading a drawing or importing TensorFlow."""
+    for label in ("ant", "bee"):
+        write_bitmaps(tmp_path / "d" / f"{label}.npy", noise(3))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"labels": ["ant", "owl"], "data_digest": "0", "seed": 0}))
+    (tmp_path / "run" / "model.keras").write_bytes(b"")
+    refused = train("--data", tmp_path / "d", "--run", tmp_path / "run")
+    assert "holds a finished training with other classes; keep it and name another folder" in str(refused.exception)
+    itself = train("--data", tmp_path / "d", "--run", tmp_path / "d")
+    assert "the run must not contain its input" in str(itself.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        ([], ' --rows "4000"'),
+        (["DATA=my data"], ' --data "my data"'),
+        (["DATA=d", "RECIPE=article", "CLASSES=a,b"], ' --data "d" --classes "a,b" --recipe "article"'),
+        (["DATA=d", "ROWS=9"], ' --data "d" --rows "9"'),
+        (["DATA=d", "ROWS=all"], ' --data "d"'),
+        (
+            ["DATA=d", "RECIPE=finetune", "START_FROM=models/quickdraw-345", "RESTART=1", "IGNORE_OTHERS=1"],
+            ' --data "d" --recipe "finetune" --start-from "models/quickdraw-345" --restart --ignore-others',
+        ),
+    ],
+)
+def test_make_train_passes_its_variables_on(root, words, flags):
+    """`make train` passes each variable of the command line to `sketchbatch-train train`; DATA alone suffices."""
+    environment = os.environ | {"UV_DEFAULT_INDEX": "unused"}  # without it, make runs pip
+    made = subprocess.run(["make", "-n", "train", *words], cwd=root, env=environment, capture_output=True, text=True)
+    lines = made.stdout
+    assert f'.venv/bin/sketchbatch-train train --run "runs/train"{flags}\n' in lines
+    fetched = '.venv/bin/sketchbatch-train fetch --classes "bear,cat,dog" --rows "4000"\n'
+    assert (fetched in lines) == (not words)
+
+
+def test_the_help_names_every_layout_and_way_out():
+    """The help of `train` names pictures, the layouts of files, and the options that accept or discard something."""
+    text = " ".join(CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "400"}).output.split())
+    for words in (
+        "folder of pictures (PNG, JPEG, WebP",
+        "LABEL.npy",
+        "--ignore-others",
+        "--restart",
+        "without them in",
+    ):
+        assert words in text

@@ -1,0 +1,43 @@
+"""The command `sketchbatch-train explore`: describe drawings on a page."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..outputs import check_output, is_explored, is_page
+from ..progress import console, joined, row_bar, show_files
+from ..selection import Classes, Data, IgnoreOthers, SkipMalformed, account, cache_folder, choose
+
+
+def explore(
+    output: Annotated[Path, typer.Option(help="HTML page to write; it needs no other file.")],
+    data: Data = None,
+    classes: Classes = "",
+    rows: Annotated[int | None, typer.Option(min=1, help="Drawings of each file.", show_default="all")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file for the same figures.", show_default="none")] = None,
+    skip_malformed: SkipMalformed = False,
+    ignore_others: IgnoreOthers = False,
+) -> None:
+    """Describe drawings on an HTML page, before any training: counts, countries, times, similar classes."""
+    from .explore_json import write_json
+    from .explore_page import write_page
+    from .exploring import find_files, gather
+
+    folder = data or cache_folder()
+    found = find_files(folder)
+    labels = choose(folder, list(found), classes, is_default=data is None)
+    files = {label: found[label] for label in labels}
+    inputs = [path for own in files.values() for path in own.values()]
+    check_output(output, is_page, inputs)
+    if json:
+        check_output(json, is_explored, [*inputs, output])
+    passed_over = account(folder, [path for own in found.values() for path in own.values()], labels, ignore_others)
+    with row_bar() as progress:
+        figures = gather(folder, files, rows=rows, skip_malformed=skip_malformed, progress=show_files(progress))
+        progress.add_task("drawing the page", total=None)
+        write_page(figures, output)
+    if json:
+        write_json(replace(figures, passed_over=passed_over), json)
+    console.print(f"{joined(labels)}: {figures.drawings:,} drawings -> {output}")

@@ -1,0 +1,73 @@
+"""The options that select drawings, and what `explore` and `train` print about the selection."""
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .folder_contents import choose_labels, describe_choice, find_others
+from .progress import console, warn
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Folder of drawings: a folder of pictures (PNG, JPEG, WebP, BMP, GIF, TIFF) for each class, LABEL/; or "
+        "files LABEL.npy, LABEL.ndjson or LABEL.bin; or Google's layout (numpy_bitmap/, simplified/, binary/, raw/).",
+        show_default="the folder of fetch",
+    ),
+]
+SkipMalformed = Annotated[
+    bool, typer.Option("--skip-malformed", help="Skip malformed lines and pictures; otherwise their file is refused.")
+]
+IgnoreOthers = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-others", help="Pass over files of drawings that cannot be read; otherwise they are refused."
+    ),
+]
+Classes = Annotated[
+    str,
+    typer.Option(
+        help="Class names, separated by commas; all = every class in the folder.",
+        show_default="bear,cat,dog; without them in --data, all",
+    ),
+]
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the default folder of drawings: $SKETCHBATCH_DATA, else sketchbatch/quickdraw in the user's cache.
+
+    The user's cache is $XDG_CACHE_HOME, else ~/.cache: https://specifications.freedesktop.org/basedir-spec/latest/
+    """
+    if folder := environment.get("SKETCHBATCH_DATA"):
+        return Path(folder).expanduser()
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sketchbatch" / "quickdraw"
+
+
+def choose(folder: Path, found: list[str], classes: str, *, is_default: bool) -> tuple[str, ...]:
+    """Return the chosen labels of a folder, and print them unless the user named them."""
+    if classes and not classes.strip(" ,"):
+        raise typer.BadParameter(f"must be class names separated by commas, got {classes!r}", param_hint="--classes")
+    labels = choose_labels(folder, found, classes, is_default=is_default)
+    if not classes or classes == "all":
+        console.print(describe_choice(folder, labels, found))
+    return labels
+
+
+def account(
+    folder: Path, taken: Collection[Path], labels: Collection[str], ignore_others: bool, excluded: Path | None = None
+) -> dict[str, int]:
+    """Print which files of a folder are passed over, and return their number by ending.
+
+    Raises:
+        DrawingsRefused: One of them looks like a drawing, and not `ignore_others`.
+    """
+    others = find_others(folder, taken, labels, excluded=excluded)
+    if not ignore_others:
+        others.check(folder)
+    if text := str(others):
+        warn(text)
+    return others.counts()
