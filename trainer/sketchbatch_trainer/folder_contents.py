@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sketchbatch_client.drawings.readers import PICTURE_SUFFIXES, SOURCE_NOTE, label_of, source_of
+from sketchbatch_client.drawings.folders import SOURCE_NOTE, files_below, label_of, source_of
+from sketchbatch_client.drawings.passed_over import PICTURE_SUFFIXES, has_drawing_name, is_hidden, pass_over
 from sketchbatch_client.label_names import listed, nfc, problems_of, with_suggestions
 
 from .errors import DrawingsRefused, OutputRefused
@@ -20,12 +21,6 @@ BEAR_CAT_DOG = ("bear", "cat", "dog")
 """The default classes, if the folder has them."""
 
 _LAYOUT_FOLDERS = ("numpy_bitmap", "simplified", "binary", "raw")  # of the same drawings, in Google's layout
-_PACKED = (".bz2", ".gz", ".xz", ".zst")
-_DRAWING_SUFFIXES = {
-    *(".npy", ".npz", ".ndjson", ".jsonl", ".bin", ".parquet"),
-    *PICTURE_SUFFIXES,
-    *(".avif", ".heic", ".heif", ".jfif", ".jp2", ".svg"),  # pictures that are not read
-}
 # Google's console saves the object full/numpy_bitmap/cat.npy under such a name.
 _CONSOLE_NAME = re.compile(r"full(_|%2F)(numpy_bitmap|simplified|binary|raw)(_|%2F)(?P<name>.+)", re.IGNORECASE)
 
@@ -120,6 +115,7 @@ def find_others(
     `labels` lacks a class, the user chose between classes: then only the files of `labels` count.
     """
     taken, found = set(taken), set(map(label_of, taken))
+    read = taken.union(*(files_below(path) for path in taken if path.is_dir()))
     is_choice = bool(found - set(labels))
     class_parents = {path.parent for path in taken if path.is_dir()}
     drawings: list[Path] = []
@@ -130,10 +126,10 @@ def find_others(
         if not folders and not names and parent.parent in class_parents and not (is_choice and own.name not in labels):
             empty.append(own)
         for path in (own / name for name in names):
-            is_read = folder / path in taken or (parent in taken and path.suffix.lower() in PICTURE_SUFFIXES)
+            is_read = folder / path in read or (parent in taken and path.suffix.lower() in PICTURE_SUFFIXES)
             is_unwanted = is_choice and not _classes_of(path) & set(labels)
             if not (is_read or is_unwanted or path.name == SOURCE_NOTE or _is_other_format(path, found)):
-                (drawings if looks_like_drawing(path) else rest).append(path)
+                (drawings if looks_like_drawing(folder / path) else rest).append(path)
     return Others(tuple(drawings), tuple(empty), tuple(rest))
 
 
@@ -152,9 +148,8 @@ def check_only_synthetic(folder: Path) -> None:
 
 
 def looks_like_drawing(path: Path) -> bool:
-    """Return whether a file has the ending of a drawing, which may be packed, or of a picture that is not read."""
-    inner = path.with_suffix("") if path.suffix.lower() in _PACKED else path
-    return inner.suffix.lower() in _DRAWING_SUFFIXES
+    """Return whether a file has the ending or the first bytes of drawings, of a picture or of a packed file."""
+    return has_drawing_name(path.name) or pass_over(path).may_have_drawings
 
 
 def _encoding_problem(label: str) -> str:
@@ -166,8 +161,8 @@ def _visible_tree(folder: Path, excluded: Path | None) -> Iterator[tuple[Path, l
     """Yield each folder with the visible names of its folders and files, in order; follow links, but in no circle."""
     entered = {folder.resolve()} | ({excluded.resolve()} if excluded else set())
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(each for each in folders if each[0] not in "._")
-        yield Path(place), list(folders), sorted(each for each in names if each[0] not in "._")
+        folders[:] = sorted(each for each in folders if not is_hidden(each))
+        yield Path(place), list(folders), sorted(each for each in names if not is_hidden(each))
         targets = {each: (Path(place) / each).resolve() for each in folders}
         folders[:] = [each for each, target in targets.items() if target not in entered]
         entered.update(targets.values())
