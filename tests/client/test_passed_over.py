@@ -266,3 +266,18 @@ def test_pictures_that_change_are_an_error(tmp_path):
     assert len(rows[0:1]) == 1
     with pytest.raises(FileChanged, match=r"b\.png: changed while it was read"):
         _ = rows[0:2]
+
+
+def test_linked_folders_are_searched_once(tmp_path):
+    """The files of a linked folder are read, and a link to a folder above ends the search."""
+    root, elsewhere, spool = tmp_path / "in", tmp_path / "elsewhere", tmp_path / "spool"
+    for folder in (root, elsewhere, spool):
+        folder.mkdir()
+    (elsewhere / "a.npy").write_bytes(npy(2))
+    (elsewhere / "b.heic").write_bytes(HEIC)
+    (elsewhere / "up").symlink_to(root)
+    (root / "day").symlink_to(elsewhere)
+    passed_over = PassedOverList()
+    sources = find_sources([str(root)], spool, lambda _: None, passed_over=passed_over)
+    assert [source.name for source in sources] == [f"{root}/day/a.npy"]
+    assert [entry.path for entry in passed_over.entries] == [f"{root}/day/b.heic"]

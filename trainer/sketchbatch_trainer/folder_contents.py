@@ -4,7 +4,6 @@ A command that reads fewer drawings than the folder has must say so. Files that 
 command before it starts, unless the user accepts them with `--ignore-others`; other files are counted.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -12,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sketchbatch_client.drawings.folders import SOURCE_NOTE, files_below, label_of, source_of
-from sketchbatch_client.drawings.passed_over import PICTURE_SUFFIXES, has_drawing_name, is_hidden, pass_over
+from sketchbatch_client.drawings.passed_over import (
+    PICTURE_SUFFIXES,
+    has_drawing_name,
+    is_hidden,
+    is_left_out,
+    pass_over,
+    walk,
+)
 from sketchbatch_client.label_names import listed, nfc, problems_of, with_suggestions
 
 from .errors import DrawingsRefused, OutputRefused
@@ -159,13 +165,15 @@ def _encoding_problem(label: str) -> str:
 
 def _visible_tree(folder: Path, excluded: Path | None) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Yield each folder with the visible names of its folders and files, in order; follow links, but in no circle."""
-    entered = {folder.resolve()} | ({excluded.resolve()} if excluded else set())
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(each for each in folders if not is_hidden(each))
-        yield Path(place), list(folders), sorted(each for each in names if not is_hidden(each))
-        targets = {each: (Path(place) / each).resolve() for each in folders}
-        folders[:] = [each for each, target in targets.items() if target not in entered]
-        entered.update(targets.values())
+    left_out = excluded.resolve() if excluded else None
+    for parent, folders, names in walk(folder):
+        if left_out in (resolved := parent.resolve(), *resolved.parents):
+            continue
+        yield (
+            parent,
+            [name for name in folders if not is_left_out(name)],
+            [each for each in names if not is_hidden(each)],
+        )
 
 
 def _is_other_format(path: Path, found: Collection[str]) -> bool:

@@ -15,7 +15,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         help="Folder of drawings: a folder of pictures (PNG, JPEG, WebP, BMP, GIF, TIFF) for each class, LABEL/; or "
-        "files LABEL.npy, LABEL.ndjson, LABEL.bin or LABEL.parquet; or Google's layout (numpy_bitmap/, simplified/, binary/, raw/).",
+        "files LABEL.npy, LABEL.ndjson, LABEL.bin or LABEL.parquet; or Google's layout (numpy_bitmap/, simplified/, "
+        "binary/, raw/).",
         show_default="the folder of fetch",
     ),
 ]

@@ -1,13 +1,12 @@
 """Find the labelled drawings in a folder, and list what the folder has besides them."""
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import FileRefused
 from ..label_names import listed, nfc
-from .passed_over import PICTURE_SUFFIXES, PassedOver, PassedOverList, is_hidden, pass_over
+from .passed_over import PICTURE_SUFFIXES, PassedOver, PassedOverList, is_hidden, is_left_out, pass_over, walk
 
 SOURCE_NOTE = "SOURCE.txt"  # file with one line about the origin of the drawings in a folder; copied together with them
 
@@ -93,23 +92,15 @@ def files_below(folder: Path) -> list[Path]:
     """Return the files of drawings in a folder label=LABEL and in the folders below it; none for other folders."""
     if not folder.name.startswith(_LABEL_KEY):
         return []
-    found = []
-    for name, folders, _ in os.walk(folder):
-        folders[:] = sorted(inner for inner in folders if not is_hidden(inner))
-        found += _with_suffix(Path(name), _FILES)
-    return found
+    return [path for inner, _, _ in walk(folder) for path in _with_suffix(inner, _FILES)]
 
 
 def _besides_files(folder: Path) -> Iterator[PassedOver]:
     """Yield what a folder label=LABEL has besides the files of drawings in it and below it."""
     taken = set(files_below(folder))
-    for name, folders, _ in os.walk(folder):
-        for path in sorted(Path(name).iterdir()):
-            if path.is_dir() and is_hidden(path.name):
-                yield pass_over(path)
-            elif path not in taken and not path.is_dir():
-                yield _other_kind(path, next(iter(taken)))
-        folders[:] = sorted(inner for inner in folders if not is_hidden(inner))
+    for inner, folders, names in walk(folder):
+        yield from (pass_over(inner / name) for name in folders if is_left_out(name))
+        yield from (_other_kind(inner / name, next(iter(taken))) for name in names if inner / name not in taken)
 
 
 def besides_pictures(folder: Path) -> Iterator[PassedOver]:

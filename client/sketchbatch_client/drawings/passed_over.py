@@ -4,7 +4,7 @@ Flow: name -> hidden or made by a job -> first bytes -> ending.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from ..file_kind import HEAD_BYTES, describe
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DRAWING_SUFFIXES = (".npy", ".npz", ".ndjson", ".jsonl", ".bin", ".parquet")
 PACKED_SUFFIXES = (".bz2", ".gz", ".zst")
+_UNREAD_PICTURES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".svg")
 
 _LISTED = 1000  # most entries that are listed, with drawings and without; the rest is only counted
 _SEARCHED = 10_000  # most files of a folder that are searched for drawings
@@ -81,6 +82,24 @@ def is_hidden(name: str) -> bool:
     return name[:1] in (".", "_") or name.lower() in _SYSTEM_FILES
 
 
+def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield a folder and the folders below it, each with the sorted names of its folders and files.
+
+    Links are followed, but each folder is entered once. Hidden folders and those of jobs are named, but not entered.
+    """
+    entered = {folder.resolve()}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        yield Path(place), sorted(folders), sorted(names)
+        targets = {name: Path(place, name).resolve() for name in sorted(folders) if not is_left_out(name)}
+        folders[:] = [name for name, target in targets.items() if target not in entered]
+        entered.update(targets.values())
+
+
+def is_left_out(name: str) -> bool:
+    """Return whether a folder of this name is not searched: it is hidden, or a job stores its parts in it."""
+    return is_hidden(name) or name.endswith(".parts")
+
+
 def drawing_suffix(name: str) -> str:
     """Return the ending of a name in lower case, without that of a packing: ".ndjson" of "cat.NDJSON.gz"."""
     stem, suffix = os.path.splitext(name.lower())  # noqa: PTH122 - of a name without its folder
@@ -88,9 +107,10 @@ def drawing_suffix(name: str) -> str:
 
 
 def has_drawing_name(name: str) -> bool:
-    """Return whether a file of this name is one of drawings or a picture; a .jsonl is more often metadata."""
+    """Return whether a file of this name has drawings or is a picture; a .jsonl is more often metadata."""
     suffix = drawing_suffix(name)
-    return not is_hidden(name) and (suffix in DRAWING_SUFFIXES or suffix in PICTURE_SUFFIXES) and suffix != ".jsonl"
+    kinds = (*DRAWING_SUFFIXES, *PICTURE_SUFFIXES, *_UNREAD_PICTURES)
+    return not is_hidden(name) and suffix in kinds and suffix != ".jsonl"
 
 
 def pass_over(path: Path) -> PassedOver:
@@ -108,11 +128,9 @@ def pass_over(path: Path) -> PassedOver:
 
 def _folder(path: Path) -> PassedOver:
     searched = 0
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(names):
-            file = Path(folder, name)
-            if has_drawing_name(name) or pass_over(file).may_have_drawings:
+    for folder, _, names in walk(path):
+        for file in (folder / name for name in names):
+            if has_drawing_name(file.name) or pass_over(file).may_have_drawings:
                 inner = file.relative_to(path.parent)
                 return PassedOver(str(path), f"a folder with drawings, such as {inner}, is not searched", True)
             searched += 1

@@ -1,7 +1,6 @@
 """Find the files that an argument of `score` names, and list what is passed over: files, globs, folders, "-"."""
 
 import glob
-import os
 import re
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,9 @@ from ...drawings.passed_over import (
     drawing_suffix,
     has_drawing_name,
     is_hidden,
+    is_left_out,
     pass_over,
+    walk,
 )
 from ...errors import FileRefused
 
@@ -123,11 +124,8 @@ def _paths_below(folder: Path, passed_over: PassedOverList) -> list[Path]:
     """Return the files of drawings and the folders of pictures in all folders below `folder`, as Spark writes them."""
     paths: list[Path] = []
     others = PassedOverList()
-    for name, folders, _ in os.walk(folder):
-        inner = Path(name)
-        left_out = [each for each in folders if is_hidden(each) or each.endswith(".parts")]
-        folders[:] = sorted(set(folders).difference(left_out))
-        others.extend(pass_over(inner / each) for each in left_out)
+    for inner, folders, _ in walk(folder):
+        others.extend(pass_over(inner / name) for name in folders if is_left_out(name))
         if files := _files_in(inner, others, with_folders=False):
             paths += files
         else:
