@@ -16,7 +16,7 @@ from ...errors import FileRefused
 from ...file_kind import HEAD_BYTES, describe, got
 from ...file_stamp import FileStamp, file_stamp
 from .paths import STDIN, input_paths
-from .sources import BitmapSource, ParquetSource, PictureSource, Source, StrokeSource, open_pictures
+from .sources import BitmapSource, ParquetSource, PictureSource, Source, StrokeSource, open_picture, open_pictures
 from .spooled import spool_stdin, stdin_head, unpack
 
 # Lines per entry of a stroke file's index. An entry takes 8 bytes. To find a line, at most 1,023 others are skipped.
@@ -81,15 +81,14 @@ def _open(given: _Input, spool: Path) -> list[Source]:
     path = given.path
     if path.is_dir():
         if given.options.each_picture:
-            stamps = {picture: file_stamp(picture) for picture in pictures_in(path)}
-            return [open_pictures(_text(stamp), path, [each.name], [stamp]) for each, stamp in stamps.items()]
+            return [open_picture(picture, _stamp(picture)) for picture in pictures_in(path)]
         return [_open_pictures(path)]
     if not path.exists():
         raise FileRefused(f"{path}: cannot be read: no such file")
     check_is_file(path)
     given = given._replace(stamp=_stamp(path))  # before opening, so that a later run detects a change meanwhile
     if path.suffix.lower() in PICTURE_SUFFIXES:
-        return [open_pictures(given.stamp, path.parent, [path.name], [file_stamp(path)])]
+        return [open_picture(path, given.stamp)]
     suffix = path.suffix.lower() or _suffix_of(path)
     if suffix in PACKED_SUFFIXES and Path(path.stem).suffix.lower() in _OPENERS:
         return _open_copy(given._replace(path=unpack(path, spool).path), given.name)

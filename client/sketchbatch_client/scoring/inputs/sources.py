@@ -160,12 +160,12 @@ class PictureSource(Source):
 
     is_slow = True
 
-    def __init__(self, stamp: str, folder: Path, names: list[str], stamp_hashes: Sequence[int]) -> None:
+    def __init__(self, name: str, stamp: str, folder: Path, names: list[str], stamp_hashes: Sequence[int]) -> None:
         """`stamp_hashes` has `stamp_hash` of each picture: 8 bytes each, for millions of pictures."""
-        super().__init__(str(folder if len(names) != 1 else folder / names[0]), stamp)
+        super().__init__(name, stamp)
         self._folder = folder
         self._names = names
-        self.stamp_hashes = stamp_hashes
+        self._stamp_hashes = stamp_hashes
 
     def __len__(self) -> int:
         return len(self._names)
@@ -186,7 +186,7 @@ class PictureSource(Source):
                 rejects.append(Reject(str(path), 0, str(exc)))
             else:
                 rows.append(row)
-            if stamp_hash(path) != self.stamp_hashes[row]:
+            if stamp_hash(path) != self._stamp_hashes[row]:
                 raise changed(path)
         return Block(rows=np.array(rows, np.int64), bitmaps=stack_bitmaps(bitmaps), rejects=rejects, digest=digest)
 
@@ -196,4 +196,9 @@ class PictureSource(Source):
 
 def open_pictures(stamp: str, folder: Path, names: list[str], stamps: Iterable[FileStamp]) -> PictureSource:
     """Return the source of the pictures `names` of a folder, which have the stamps `stamps`."""
-    return PictureSource(stamp, folder, names, array("q", map(hash_of, stamps)))
+    return PictureSource(str(folder), stamp, folder, names, array("q", map(hash_of, stamps)))
+
+
+def open_picture(path: Path, stamp: str) -> PictureSource:
+    """Return the source of one picture."""
+    return PictureSource(str(path), stamp, path.parent, [path.name], [stamp_hash(path)])
