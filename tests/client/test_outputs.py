@@ -243,6 +243,33 @@ def test_a_url_is_no_path(sketchbatch, tmp_path, monkeypatch, words):
     assert ": expected a path on this machine, got a URL; mount the storage" in finished.err
 
 
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("sketchbatch-train", ["explore", "--data", URL, "--output", "e.html"]),
+        ("sketchbatch-train", ["adapt", "a.onnx", "--output", URL]),
+        ("sketchbatch-serve", ["--model", URL]),
+    ],
+)
+def test_trainer_and_service_take_no_url(run_command, tmp_path, program, words):
+    """The trainer and the service refuse a URL in place of a path, too."""
+    finished = run_command(program, *words, cwd=tmp_path)
+    assert finished.returncode != 0
+    assert "a path on this machine, got" in finished.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_explore_replaces_only_its_reports(run_command, drawings, tmp_path):
+    """`sketchbatch-train explore` replaces its earlier page and figures, but no other file."""
+    words = ["explore", "--data", drawings, "--classes", "all", "--output", "e.html", "--json", "e.json"]
+    for _ in range(2):
+        assert run_command("sketchbatch-train", *words, cwd=tmp_path).returncode == 0
+    (tmp_path / "e.json").write_text("mine")
+    refused = run_command("sketchbatch-train", *words, cwd=tmp_path)
+    assert (refused.returncode, (tmp_path / "e.json").read_text()) == (1, "mine")
+    assert "e.json: exists, and is no report of Sketchbatch" in refused.stderr
+
+
 def test_a_folder_may_look_like_a_url(command, sketchbatch, drawings, tmp_path, monkeypatch):
     """Files in a local folder called `s3:` are read and written, Parquet too, which pyarrow takes for URLs."""
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from sketchbatch_client.atomic import unwind_on_signals
 from sketchbatch_client.errors import SketchbatchError
+from sketchbatch_client.output_file import HTML_MARK, check_reports, local_path
 
 from .adapt.command import adapt
 from .errors import TrainerError
@@ -28,11 +29,14 @@ app = typer.Typer(
     "the file with `sketchbatch-serve`, and score drawings with `sketchbatch`.",
 )
 
-RunFolder = Annotated[Path, typer.Option("--run", help="Folder of the run. Each command writes its files there.")]
+RunFolder = Annotated[
+    Path, typer.Option("--run", parser=local_path, help="Folder of the run. Each command writes its files there.")
+]
 Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
+        parser=local_path,
         help="Folder of drawings in Google's layout (numpy_bitmap/, simplified/, raw/), or of NAME.npy files.",
         show_default="the folder of fetch",
     ),
@@ -45,6 +49,7 @@ Classes = Annotated[str, typer.Option(help="Class names, separated by commas; al
 app.command()(adapt)
 
 BEAR_CAT_DOG = "bear,cat,dog"
+_EXPLORED = b'\n  "classes": {'  # near the beginning of a JSON file of `explore`
 
 
 @app.command()
@@ -57,6 +62,7 @@ def fetch(
     folder: Annotated[
         Path | None,
         typer.Option(
+            parser=local_path,
             help="Target folder, in Google's layout: numpy_bitmap/NAME.npy and so on.",
             show_default="$SKETCHBATCH_DATA, or sketchbatch/quickdraw in your cache",
         ),
@@ -95,7 +101,7 @@ def fetch(
 
 @app.command()
 def sketch(
-    folder: Annotated[Path, typer.Option(help="Target folder of bear.npy, cat.npy and dog.npy.")],
+    folder: Annotated[Path, typer.Option(parser=local_path, help="Target folder of bear.npy, cat.npy and dog.npy.")],
     rows: Annotated[int, typer.Option(min=1, help="Number of drawings of each class.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random drawings.")] = 0,
 ) -> None:
@@ -114,11 +120,13 @@ def sketch(
 
 @app.command()
 def explore(
-    output: Annotated[Path, typer.Option(help="HTML page to write; it needs no other file.")],
+    output: Annotated[Path, typer.Option(parser=local_path, help="HTML page to write; it needs no other file.")],
     data: Data = None,
     classes: Classes = BEAR_CAT_DOG,
     rows: Annotated[int | None, typer.Option(min=1, help="Drawings of each file.", show_default="all")] = None,
-    json: Annotated[Path | None, typer.Option(help="JSON file for the same figures.", show_default="none")] = None,
+    json: Annotated[
+        Path | None, typer.Option(parser=local_path, help="JSON file for the same figures.", show_default="none")
+    ] = None,
     skip_malformed: SkipMalformed = False,
 ) -> None:
     """Describe drawings on an HTML page, before any training: counts, countries, times, similar classes."""
@@ -128,6 +136,7 @@ def explore(
 
     data = data or cache_folder()
     files = find_files(data, None if classes == "all" else _parse_labels(classes))
+    check_reports([(output, HTML_MARK), (json, _EXPLORED)], [path for own in files.values() for path in own.values()])
     with row_bar() as progress:
         figures = gather(data, files, rows=rows, skip_malformed=skip_malformed, progress=show_files(progress))
         progress.add_task("drawing the page", total=None)
@@ -153,12 +162,14 @@ def train(
     start_from: Annotated[
         Path | None,
         typer.Option(
+            parser=local_path,
             help="Model with the initial weights: a run, a model.onnx, or a folder such as models/quickdraw-345.",
             show_default="none",
         ),
     ] = None,
     teacher: Annotated[
-        list[Path] | None, typer.Option(help="Run whose scores replace part of each label.", show_default="none")
+        list[Path] | None,
+        typer.Option(parser=local_path, help="Run whose scores replace part of each label.", show_default="none"),
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Drawings of each class.", show_default="all")] = None,
     epochs: Annotated[
@@ -227,7 +238,9 @@ def train(
 @app.command()
 def average(
     run: RunFolder,
-    of: Annotated[list[Path], typer.Option(help="Folder of a trained run. Repeat the option for each run.")],
+    of: Annotated[
+        list[Path], typer.Option(parser=local_path, help="Folder of a trained run. Repeat the option for each run.")
+    ],
     name: Annotated[str, typer.Option(help="Name of the model.", show_default="that of the first run")] = "",
 ) -> None:
     """Average the weights of runs that started from the same run with different seeds. Then export the new run."""
@@ -267,8 +280,13 @@ def export(
 
 @app.command()
 def report(
-    run: Annotated[list[Path], typer.Option(help="Folder of an exported run. Repeat the option to compare runs.")],
-    output: Annotated[Path | None, typer.Option(help="HTML page.", show_default="report.html in the first run")] = None,
+    run: Annotated[
+        list[Path],
+        typer.Option(parser=local_path, help="Folder of an exported run. Repeat the option to compare runs."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(parser=local_path, help="HTML page.", show_default="report.html in the first run")
+    ] = None,
 ) -> None:
     """Compare exported runs on one HTML page: metrics, curves, calibration, confusion, mistakes, cost.
 
@@ -278,6 +296,7 @@ def report(
         from .report.reporting import write_report
 
     page = output or Run(run[0]).report
+    check_reports([(page, HTML_MARK)], ())
     write_report([Run(folder) for folder in run], page)
     console.print(f"report -> {page}")
 
