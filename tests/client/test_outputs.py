@@ -110,7 +110,7 @@ def test_merge_and_evaluate_replace_no_input(sketchbatch, command, refused, draw
 
 
 def test_a_file_that_no_job_wrote_stays(command, refused, drawings, tmp_path):
-    """A file of somebody else is replaced only with --restart; an empty file and an own output are replaced."""
+    """A file of another program is replaced only with --restart; an empty file and an own output are replaced."""
     notes, rejects = tmp_path / "notes.csv", tmp_path / "notes.csv.rejects.jsonl"
     notes.write_text("my notes\n")
     assert "notes.csv: exists, and no job has written it" in refused("score", drawings, "--output", notes)
@@ -129,7 +129,7 @@ def test_a_file_that_no_job_wrote_stays(command, refused, drawings, tmp_path):
 
 
 def test_merge_replaces_no_other_file(sketchbatch, command, drawings, tmp_path):
-    """`merge` replaces an earlier output of the same job; another job's or somebody else's only with --restart."""
+    """`merge` replaces an earlier output of the same job; another job's or another program's only with --restart."""
     assert command("score", drawings / "ant.npy", "--output", tmp_path / "o.csv", "--shard", "0/1").code == 0
     shard, output = tmp_path / "o.csv", tmp_path / "m.csv"
     for _ in range(2):
@@ -337,11 +337,11 @@ def test_merge_stops_at_a_manifest_of_another_version(sketchbatch, command, draw
 def test_an_interrupted_restart_resumes(command, drawings, tmp_path, monkeypatch):
     """After an interrupted --restart, the same command without it resumes, and replaces the old output at the end."""
     output = tmp_path / "o.csv"
-    output.write_text("somebody else's\n")
+    output.write_text("another program's\n")
     fail_after_a_part(monkeypatch)
     words = ["score", drawings, "--output", output, "--part-rows", 2]
     assert command(*words, "--restart").code == 1
-    assert output.read_text() == "somebody else's\n"
+    assert output.read_text() == "another program's\n"
     finished = command(*words)
     assert (finished.code, "resuming after 2 of 6 rows" in finished.err) == (0, True)
     assert len(output.read_text().splitlines()) == 7
@@ -349,7 +349,7 @@ def test_an_interrupted_restart_resumes(command, drawings, tmp_path, monkeypatch
 
 
 def test_a_file_that_appears_during_the_job_stays(command, refused, drawings, tmp_path, monkeypatch):
-    """If somebody writes OUTPUT during the job, the job keeps its parts, and resumes once the file is moved."""
+    """If another program writes OUTPUT during the job, the job keeps its parts, and resumes once the file is moved."""
     output, save = tmp_path / "o.csv", Parts.save
 
     def save_and_write(self, part):
