@@ -1,6 +1,7 @@
 """Write files completely or not at all, even if the disk is full or the process receives a signal."""
 
 import errno
+import multiprocessing
 import os
 import re
 import shutil
@@ -101,7 +102,9 @@ def unwind_on_signals() -> None:
 
 def _unwind(received: int, _: object) -> None:
     for number in _STOPPING:
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, signal.SIG_IGN)
+    for child in multiprocessing.active_children():  # they hold no files, and some first finish a long call
+        child.kill()
     raise KeyboardInterrupt if received == signal.SIGINT else SystemExit(128 + received)
 
 

@@ -72,9 +72,10 @@ def _statuses(given: Path) -> Iterable[os.stat_result]:
         with suppress(OSError):  # it is closed
             yield os.fstat(0)
     elif given.is_dir():
-        for entry in os.scandir(given):
-            if entry.name.lower().endswith(PICTURE_SUFFIXES) and os.path.exists(entry):  # noqa: PTH110 - an entry
-                yield entry.stat()
+        with os.scandir(given) as entries:
+            for entry in entries:
+                if entry.name.lower().endswith(PICTURE_SUFFIXES) and os.path.exists(entry):  # noqa: PTH110 - an entry
+                    yield entry.stat()
     elif given.exists():
         yield given.stat()
 

@@ -29,6 +29,15 @@ class Seconds(click.FloatRange):
         return seconds
 
 
+class LocalPath(click.Path):
+    """A path on this machine; `pathlib` would make a folder `s3:` of a URL."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            self.fail(f"must be a path on this machine, got the URL {value}: mount or copy it.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 _MAX_PROCESSES = 1024
 """Most workers, and most threads of a worker: above the CPUs of today's machines, and low enough to start."""
 
@@ -42,14 +51,14 @@ _Connections = Annotated[int, click.IntRange(1, 1_000_000)]  # gRPC ends the pro
 _Calls = Annotated[int, click.IntRange(1, 2**31 - 1)]  # gRPC stores its options in 31 bits
 _UpToADay = Annotated[float, Seconds(0, 86_400)]
 _ConnectionAge = Annotated[float, Seconds(0, 2_000_000)]  # gRPC stores milliseconds in 31 bits
-_File = Annotated[Path | None, click.Path(path_type=Path)]
+_File = Annotated[Path | None, LocalPath(path_type=Path)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Settings of one service process."""
 
-    model: Annotated[Path, click.Path(path_type=Path)]
+    model: Annotated[Path, LocalPath(path_type=Path)]
     """Model to serve: one model.onnx, or a repository NAME/VERSION/model.onnx."""
 
     versions: str = "latest:2"

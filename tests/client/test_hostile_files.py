@@ -104,10 +104,11 @@ def finished(tmp_path, **changes):
     "changes",
     [{"part_rows": 0}, {"part_rows": "1"}, {"shard": [1, 1]}, {"shard": [-1, 2]}, {"labels": [1]}, {"top_k": 1e9}],
 )
-def test_a_manifest_with_impossible_values_is_ignored(tmp_path, changes):
-    """A manifest with impossible values counts as missing, so that these values cannot fail the job later."""
+def test_a_manifest_with_impossible_values_is_refused(tmp_path, changes):
+    """A manifest with impossible values is refused at once, so that these values cannot fail the job later."""
     assert Manifest.read(finished(tmp_path))
-    assert Manifest.read(finished(tmp_path, **changes)) is None
+    with pytest.raises(JobRefused, match=r"labels\.csv\.manifest\.json: cannot be read: "):
+        Manifest.read(finished(tmp_path, **changes))
 
 
 def test_missing_shards_are_counted_not_listed(tmp_path):

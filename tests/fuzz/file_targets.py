@@ -133,18 +133,20 @@ def manifest(data: bytes, folder: Path) -> None:
     output = folder / "labels.csv"
     output.write_bytes(b"source,row\n")
     (folder / "labels.csv.manifest.json").write_bytes(data)
-    found = Manifest.read(output)
-    if found:
-        plan = found.plan
-        _ = plan.parts, plan.all_rows, plan.segments(0), plan.options
-        try:
-            merge([output], folder / "merged.csv")
-        except (JobRefused, FileRefused) as error:
-            _check_message(error)
     parts = Parts(folder)
     (folder / "part-0000000.arrow").touch()
     (folder / "manifest.json").write_bytes(data)
-    parts.earlier_plan()
+    try:
+        if found := Manifest.read(output):
+            plan = found.plan
+            _ = plan.parts, plan.all_rows, plan.segments(0), plan.options
+            merge([output], folder / "merged.csv")
+    except (JobRefused, FileRefused) as error:
+        _check_message(error)
+    try:
+        parts.earlier_plan()
+    except JobRefused as error:
+        _check_message(error)
 
 
 def part(data: bytes, folder: Path) -> None:

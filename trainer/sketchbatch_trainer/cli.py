@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from sketchbatch_client.atomic import unwind_on_signals
 from sketchbatch_client.errors import SketchbatchError
+from sketchbatch_client.output_file import local_path
 
 from .adapt.command import adapt
 from .errors import TrainerError
@@ -31,7 +32,9 @@ app = typer.Typer(
     "the file with `sketchbatch-serve`, and score drawings with `sketchbatch`.",
 )
 
-RunFolder = Annotated[Path, typer.Option("--run", help="Folder of the run. Each command writes its files there.")]
+RunFolder = Annotated[
+    Path, typer.Option("--run", parser=local_path, help="Folder of the run. Each command writes its files there.")
+]
 Restart = Annotated[
     bool, typer.Option("--restart", help="Discard what the run folder holds of another training, or of this one.")
 ]
@@ -41,7 +44,7 @@ app.command()(fetch)
 
 @app.command()
 def sketch(
-    folder: Annotated[Path, typer.Option(help="Target folder of bear.npy, cat.npy and dog.npy.")],
+    folder: Annotated[Path, typer.Option(parser=local_path, help="Target folder of bear.npy, cat.npy and dog.npy.")],
     rows: Annotated[int, typer.Option(min=1, help="Number of drawings of each class.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random drawings.")] = 0,
 ) -> None:
@@ -79,12 +82,14 @@ def train(
     start_from: Annotated[
         Path | None,
         typer.Option(
+            parser=local_path,
             help="Model with the initial weights: a run, a model.onnx, or a folder such as models/quickdraw-345.",
             show_default="none",
         ),
     ] = None,
     teacher: Annotated[
-        list[Path] | None, typer.Option(help="Run whose scores replace part of each label.", show_default="none")
+        list[Path] | None,
+        typer.Option(parser=local_path, help="Run whose scores replace part of each label.", show_default="none"),
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Drawings of each class.", show_default="all")] = None,
     epochs: Annotated[
@@ -162,7 +167,9 @@ def train(
 @app.command()
 def average(
     run: RunFolder,
-    of: Annotated[list[Path], typer.Option(help="Folder of a trained run. Repeat the option for each run.")],
+    of: Annotated[
+        list[Path], typer.Option(parser=local_path, help="Folder of a trained run. Repeat the option for each run.")
+    ],
     name: Annotated[str, typer.Option(help="Name of the model.", show_default="that of the first run")] = "",
     restart: Restart = False,
 ) -> None:
@@ -211,8 +218,13 @@ def export(
 
 @app.command()
 def report(
-    run: Annotated[list[Path], typer.Option(help="Folder of an exported run. Repeat the option to compare runs.")],
-    output: Annotated[Path | None, typer.Option(help="HTML page.", show_default="report.html in the first run")] = None,
+    run: Annotated[
+        list[Path],
+        typer.Option(parser=local_path, help="Folder of an exported run. Repeat the option to compare runs."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(parser=local_path, help="HTML page.", show_default="report.html in the first run")
+    ] = None,
 ) -> None:
     """Compare exported runs on one HTML page: metrics, curves, calibration, confusion, mistakes, cost.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sketchbatch_client.output_file import local_path
 
 from .folder_contents import choose_labels, describe_choice, find_others
 from .progress import console, warn
@@ -14,6 +15,7 @@ Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
+        parser=local_path,
         help="Folder of drawings: a folder of pictures (PNG, JPEG, WebP, BMP, GIF, TIFF) for each class, LABEL/; or "
         "files LABEL.npy, LABEL.ndjson, LABEL.bin or LABEL.parquet; or Google's layout (numpy_bitmap/, simplified/, "
         "binary/, raw/).",

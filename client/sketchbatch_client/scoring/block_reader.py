@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -123,8 +124,22 @@ class BlockReader:
     def _read(self, rows: BlockRange) -> Block | Future[Block]:
         source = self._sources[rows.source]
         if self._pool and source.is_slow:
-            return self._pool.submit(_read_in_reader, rows.source, rows.start, rows.stop)
+            with _ignoring_ctrl_c():
+                return self._pool.submit(_read_in_reader, rows.source, rows.start, rows.stop)
         return source.block(rows.start, rows.stop)
+
+
+@contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """Start processes that do not receive Ctrl-C, which would end their imports with a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
 def digest_of(blocks: Iterable[Block]) -> int:

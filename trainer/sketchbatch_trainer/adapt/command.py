@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sketchbatch_client.output_file import local_path
 
 from ..extras import importing
 from ..progress import console
@@ -13,9 +14,15 @@ from .options import Layout, Softmax
 
 def adapt(
     source: Annotated[
-        Path, typer.Argument(help="Model: .onnx, .keras or .h5 file, or SavedModel folder.", show_default=False)
+        Path,
+        typer.Argument(
+            parser=local_path,
+            metavar="SOURCE",
+            help="Model: .onnx, .keras or .h5 file, or SavedModel folder.",
+            show_default=False,
+        ),
     ],
-    output: Annotated[Path, typer.Option(help="Model file to write, such as model.onnx.")],
+    output: Annotated[Path, typer.Option(parser=local_path, help="Model file to write, such as model.onnx.")],
     labels: Annotated[
         str,
         typer.Option(
@@ -47,6 +54,7 @@ def adapt(
     drawings: Annotated[
         Path | None,
         typer.Option(
+            parser=local_path,
             help="Folder of drawings of the labels, on which other scalings are compared.",
             show_default="synthetic sketches, for bear, cat and dog",
         ),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sketchbatch_client.output_file import local_path
 
 from ..outputs import check_output, is_explored, is_page
 from ..progress import console, joined, row_bar, show_files
@@ -12,11 +13,13 @@ from ..selection import Classes, Data, IgnoreOthers, SkipMalformed, account, cac
 
 
 def explore(
-    output: Annotated[Path, typer.Option(help="HTML page to write; it needs no other file.")],
+    output: Annotated[Path, typer.Option(parser=local_path, help="HTML page to write; it needs no other file.")],
     data: Data = None,
     classes: Classes = "",
     rows: Annotated[int | None, typer.Option(min=1, help="Drawings of each file.", show_default="all")] = None,
-    json: Annotated[Path | None, typer.Option(help="JSON file for the same figures.", show_default="none")] = None,
+    json: Annotated[
+        Path | None, typer.Option(parser=local_path, help="JSON file for the same figures.", show_default="none")
+    ] = None,
     skip_malformed: SkipMalformed = False,
     ignore_others: IgnoreOthers = False,
 ) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sketchbatch_client.output_file import local_path
 
 from ..progress import byte_bar, console, joined
 from ..selection import cache_folder
@@ -20,6 +21,7 @@ def fetch(
     folder: Annotated[
         Path | None,
         typer.Option(
+            parser=local_path,
             help="Target folder, in Google's layout: numpy_bitmap/NAME.npy and so on.",
             show_default="$SKETCHBATCH_DATA, or sketchbatch/quickdraw in your cache",
         ),
