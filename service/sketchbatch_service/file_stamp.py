@@ -1,8 +1,12 @@
-"""Detect that a file was replaced or written, without reading it: the system call `stat` suffices."""
+"""Detect that a file was replaced, written or made readable, without reading it: the system call `stat` suffices."""
 
 from pathlib import Path
 
-FileStamp = tuple[int, int, int]  # inode, nanoseconds of the last change, and size in bytes
+FileStamp = tuple[int, int, int, int]
+"""Inode, size in bytes, and the times of the last write and of the last change in nanoseconds.
+
+A program can set back the time of the write, as `touch -r` does, but not the time of the change. The latter also
+changes with the permissions."""
 
 
 def read_stamp(path: Path) -> FileStamp | None:
@@ -14,4 +18,4 @@ def read_stamp(path: Path) -> FileStamp | None:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
