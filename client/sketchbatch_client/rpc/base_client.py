@@ -113,6 +113,9 @@ class BaseClient:
         self._channels = channels
         self._connect()
 
+    def __reduce__(self) -> str:
+        raise TypeError(f"{type(self).__name__} cannot be pickled: open one in each process")
+
     def _connect(self) -> None:
         """Create everything that has locks, threads or connections: at first, and again in a forked process."""
         self._backend = self._make_backend()
