@@ -1,5 +1,6 @@
 """Detect that a file was replaced, written or made readable, without reading it: the system call `stat` suffices."""
 
+import os
 from pathlib import Path
 
 FileStamp = tuple[int, int, int, int]
@@ -7,6 +8,11 @@ FileStamp = tuple[int, int, int, int]
 
 A program can set back the time of the write, as `touch -r` does, but not the time of the change. The latter also
 changes with the permissions."""
+
+
+def denied() -> str:
+    """Return the cause for a file or folder that this process has no permission to read."""
+    return f"cannot be read: permission denied (running as uid {os.geteuid()})"
 
 
 def read_stamp(path: Path) -> FileStamp | None:
