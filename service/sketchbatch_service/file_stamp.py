@@ -1,8 +1,18 @@
-"""Detect that a file was replaced or written, without reading it: the system call `stat` suffices."""
+"""Detect that a file was replaced, written or made readable, without reading it: the system call `stat` suffices."""
 
+import os
 from pathlib import Path
 
-FileStamp = tuple[int, int, int]  # inode, nanoseconds of the last change, and size in bytes
+FileStamp = tuple[int, int, int, int]
+"""Inode, size in bytes, and the times of the last write and of the last change in nanoseconds.
+
+A program can set back the time of the write, as `touch -r` does, but not the time of the change. The latter also
+changes with the permissions."""
+
+
+def denied() -> str:
+    """Return the cause for a file or folder that this process has no permission to read."""
+    return f"cannot be read: permission denied (running as uid {os.geteuid()})"
 
 
 def read_stamp(path: Path) -> FileStamp | None:
@@ -14,4 +24,4 @@ def read_stamp(path: Path) -> FileStamp | None:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -1,6 +1,7 @@
 """The asyncio client gives the same results and errors as `Client`."""
 
 import asyncio
+import pickle
 
 import numpy as np
 import pytest
@@ -181,3 +182,32 @@ async def test_calls_whose_sender_fails_are_sent_alone(start_server, servicer, d
 async def broken() -> None:
     """Fail as code with a defect does."""
     raise ZeroDivisionError("injected")
+
+
+def test_a_client_serves_one_event_loop_after_the_other(tiny_service, noise):
+    """A client that was made outside an event loop works in each `asyncio.run`; closing it outside is no error."""
+    client = AsyncClient(tiny_service.address, rows_per_request=2)
+
+    async def rows() -> list[int]:
+        return [len(await client.classify(noise(2))), *[len(part) async for part in client.score([noise(3)])]]
+
+    assert [asyncio.run(rows()) for _ in range(2)] == [[2, 2, 1]] * 2
+    asyncio.run(client.close())
+    with pytest.raises(Unavailable, match="the client was closed"):
+        asyncio.run(rows())
+
+
+async def test_a_client_is_refused_in_a_second_loop_that_runs_concurrently(tiny_service, noise):
+    """The error is one line of the client's own; the first loop is not disturbed."""
+    async with AsyncClient(tiny_service.address) as client:
+        await client.classify(noise(1))
+        with pytest.raises(RequestRefused, match="must be used in one event loop at a time"):
+            await asyncio.to_thread(asyncio.run, client.classify(noise(1)))
+        assert len(await client.classify(noise(1))) == 1
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+async def test_a_client_cannot_be_pickled(client):
+    """The error says what to do in another process."""
+    with pytest.raises(TypeError, match="Client cannot be pickled: open one in each process"):
+        pickle.dumps(client("localhost:1"))

@@ -28,6 +28,7 @@ from sketchbatch_client import (
     Unavailable,
     errors,
 )
+from sketchbatch_client.rpc.connections.targets import proxy_of
 from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
 from sketchbatch_client.rpc.retries.retry_state import RetryState
 from sketchbatch_client.scoring.job import ProgressListener, ScoreJob, write_scores
@@ -241,6 +242,7 @@ def test_without_patience_a_request_has_max_attempts(noise):
 def rpc_error(code: grpc.StatusCode, pushback_ms: str | None = None) -> grpc.RpcError:
     error = grpc.RpcError()
     error.code = lambda: code
+    error.details = lambda: ""
     error.trailing_metadata = lambda: (("grpc-retry-pushback-ms", pushback_ms),) if pushback_ms else ()
     return error
 
@@ -303,10 +305,37 @@ def test_the_docstring_of_errors_lists_every_error():
 
 
 def test_a_local_server_is_not_reached_through_a_proxy(tiny_service, noise, monkeypatch):
-    """The client ignores the variable https_proxy for a server on the local machine."""
+    """The client ignores the variable https_proxy for a server on the local machine, also by the machine's name."""
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     with Client(tiny_service.address) as client:
         assert len(client.classify(noise(2))) == 2
+    assert proxy_of([f"{socket.gethostname()}:1"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "proxy"),
+    [
+        ({"https_proxy": "http://user:secret@127.0.0.9:1"}, "https_proxy (127.0.0.9:1)"),
+        ({"http_proxy": "127.0.0.9:1"}, "http_proxy (127.0.0.9:1)"),
+        ({"http_proxy": "http://a:1", "grpc_proxy": "http://127.0.0.9:1"}, "grpc_proxy (127.0.0.9:1)"),
+        ({"https_proxy": "http://127.0.0.9:1", "NO_PROXY": "other,.test"}, ""),
+        ({"https_proxy": "http://127.0.0.9:1", "no_proxy": "*"}, ""),
+        ({"https_proxy": ""}, ""),
+    ],
+)
+def test_an_error_behind_a_proxy_names_the_proxy(monkeypatch, variables, proxy):
+    """An error names the variable and the proxy, without a password; `no_proxy` and `NO_PROXY` may hold the host."""
+    for name in ("grpc_proxy", "https_proxy", "http_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    retry = RetryPolicy(max_attempts=1)
+    with Client("drawings.test:1", retry=retry, timeout_s=5) as client, pytest.raises(SketchbatchError) as caught:
+        client.models()
+    message = str(caught.value)
+    assert (f"through the proxy of {proxy}, and no_proxy=HOST connects directly" in message) == bool(proxy)
+    assert ("127.0.0.9:1" in message) == bool(proxy)
+    assert "secret" not in message
 
 
 def test_requests_have_at_most_the_rows_that_the_service_allows(start_service, tiny_model, noise):

@@ -232,6 +232,23 @@ def test_a_server_that_is_not_serving_gets_no_new_request(start_server, workers,
             is_used = bool(leaving.requests)
 
 
+@pytest.mark.parametrize("named", [by_list, by_name])
+def test_a_lone_server_that_is_not_serving_still_gets_requests(start_server, servicer, drawing, named):
+    """A lame duck reports NOT_SERVING and still accepts calls; without another server, the client goes on sending."""
+    health = BlockingHealthServicer()
+    address = start_server(servicer, health=health)
+    with Client(named([address]), timeout_s=10) as client:
+        client.classify(drawing(0))
+        health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        watched = set(servicer.peers)
+        while servicer.peers == watched:  # gRPC has not received the new status
+            client.classify(drawing(1))
+        servicer.requests.clear()
+        for pixel in range(20):
+            assert numbers(client.classify(drawing(pixel))) == [pixel]
+        assert len(servicer.requests) == 20
+
+
 def test_health_is_checked_with_few_retries(start_server, servicer, drawing, free_address):
     """If one of two servers is unreachable, `Client.health` returns the status that the other server reports.
 

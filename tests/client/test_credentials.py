@@ -255,7 +255,7 @@ def test_certificates_that_are_none_are_refused(options, message):
 
 @pytest.mark.timeout(60)  # starts a command
 def test_an_expired_certificate_is_reported_in_one_line(start, authority, ca, tmp_path, run_command):
-    """Stderr has the reason in one line, without the lines that gRPC logs by default."""
+    """The command writes the reason to stderr, in one line, without the lines that gRPC logs by default."""
     own = authority.issue_cert("localhost", not_after=datetime(2021, 1, 1, tzinfo=UTC))
     address = start(grpc.ssl_server_credentials([(own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes())]))
     (tmp_path / "ca.pem").write_bytes(ca)

@@ -134,9 +134,8 @@ def test_an_invalid_message_of_a_stream_affects_no_other_message(triton, expecte
 
     The responses are in order, and the error has the status and the message that ModelInfer would return.
     """
-    error = (
-        "INVALID_ARGUMENT: inputs[0].shape must be [rows, 28, 28], [rows, 28, 28, 1] or [rows, 784], got [5, 27, 28]"
-    )
+    shapes = "[rows, 28, 28], [rows, 28, 28, 1], [rows, 1, 28, 28] or [rows, 784]"
+    error = f"INVALID_ARGUMENT: inputs[0].shape must be {shapes}, got [5, 27, 28]"
     assert [response[0] for response in triton["stream"]] == ["a", "error", "c"]
     assert triton["stream"][1][1] == error
     assert np.allclose(triton["stream"][0][1] + triton["stream"][2][1], expected, atol=1e-6)

@@ -4,7 +4,9 @@ import asyncio
 import errno
 import http.client
 import multiprocessing
+import socket
 import threading
+import urllib.request
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from in_process import ARTIFACT, serving, until
 from onnx_models import write_model
 from sketchbatch_service import background
+from sketchbatch_service.address import HostPort
 from sketchbatch_service.api.classifier.servicer import ClassifierServicer
 from sketchbatch_service.api.health import HealthServicer
 from sketchbatch_service.api.health_monitor import monitor_health
@@ -332,3 +335,14 @@ async def test_errors_of_components_are_in_the_metrics():
         assert service.values()[name] == before + 1
         counted = {key for key in service.values() if key.startswith("sketchbatch_background_errors_total")}
     assert len(counted) == len(ComponentName)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "127.0.0.1:0", "localhost:0"])
+def test_the_metrics_port_of_all_interfaces_includes_ipv6(address):
+    """0.0.0.0 and [::] mean IPv4 and IPv6, as for the ports of gRPC; other addresses mean themselves."""
+    with MetricsPort(address, list) as port:
+        number = port.address.rpartition(":")[2]
+        is_all = address.startswith(("0.0.0.0", "[::]")) and socket.has_dualstack_ipv6()
+        for host in ["127.0.0.1", "[::1]"] if is_all else [HostPort.parse(port.address).loopback().host]:
+            with urllib.request.urlopen(f"http://{host}:{number}/metrics") as response:
+                assert response.status == 200

@@ -191,12 +191,21 @@ def test_the_number_of_cpus_is_plausible():
         ({"cpu.max": "max 100000"}, None),
         ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({"system.slice/cpu.max": "50000 100000", "system.slice/sketchbatch.service/cpu.max": "max 100000"}, 1),
+        ({"system.slice/sketchbatch.service/cpu.max": "100000 100000"}, 1),
+        ({"cpu/jobs/cpu.cfs_quota_us": "50000", "cpu/jobs/cpu.cfs_period_us": "100000"}, 1),
+        ({"other.slice/cpu.max": "50000 100000"}, None),
         ({}, None),
     ],
 )
 def test_the_quota_of_a_cgroup_limits_the_cpus(tmp_path, files, cpus):
-    """The quota of a cgroup of version 1 or 2 limits the number of CPUs; None means that there is no limit."""
-    (tmp_path / "cpu").mkdir()
+    """The quotas of the process' cgroup, version 1 or 2, and of its parents limit the number of CPUs.
+
+    None means that there is no limit.
+    """
+    own = tmp_path / "own"
+    own.write_text("5:cpuacct,cpu:/jobs/1\n4:memory:/other.slice\n0::/system.slice/sketchbatch.service\n")
     for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{text}\n")
-    assert available_cpus(tmp_path) == (cpus or len(os.sched_getaffinity(0)))
+    assert available_cpus(tmp_path, own) == (cpus or len(os.sched_getaffinity(0)))

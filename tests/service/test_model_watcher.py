@@ -4,6 +4,8 @@ The tests call `scan` themselves. The watcher loads a file at the second scan th
 stops serving a model at the second scan that does not find its file.
 """
 
+import hashlib
+import os
 import re
 import shutil
 import weakref
@@ -87,6 +89,21 @@ def test_a_file_is_not_loaded_while_it_is_copied(repository):
         watched.scan()
         assert watched.events() == ["model found", "model serves"]
         assert (watched.served(), watched.models.refused) == (["farm/2", "farm/1"], ())
+
+
+def test_new_contents_of_the_same_size_and_time_are_noticed(repository, tmp_path):
+    """`touch -r` and some synchronisers set back the time of the write; the file is nevertheless loaded again."""
+    path = repository / "farm" / "1" / "model.onnx"
+    put(tmp_path / "other", "farm/1", seed=2)
+    contents = (tmp_path / "other" / "farm" / "1" / "model.onnx").read_bytes()
+    before = path.stat()
+    assert len(contents) == before.st_size
+    with watching(repository) as watched:
+        with path.open("r+b") as file:
+            file.write(contents)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        watched.scan()
+        assert watched.models.get("farm", "1").artifact.digest == hashlib.sha256(contents).hexdigest()
 
 
 @pytest.mark.parametrize(

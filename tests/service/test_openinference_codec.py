@@ -7,7 +7,7 @@ from sketchbatch_service.api.openinference.codec import decode, encode, is_view,
 from sketchbatch_service.errors import InvalidRequest
 
 LEVELS = np.resize(np.arange(256, dtype=np.uint8), (2, 28, 28))  # the drawings contain every grey level
-SHAPES = [(2, 28, 28), (2, 28, 28, 1), (2, 784)]
+SHAPES = [(2, 28, 28), (2, 28, 28, 1), (2, 1, 28, 28), (2, 784)]
 
 
 def request(

@@ -1,5 +1,8 @@
 """Test what the service says about models at the wrong level or in the wrong place of a repository."""
 
+import os
+import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -190,3 +193,28 @@ def test_a_second_spelling_of_a_version_gives_way(tmp_path):
             assert watched.served()
         assert watched.served() == ["m/1"]
         assert [each.path.name for each in watched.models.misplaced] == ["01"]
+
+
+@pytest.mark.parametrize("place", ["farm", "farm/1", "farm/1/model.onnx"])
+def test_what_may_not_be_read_is_reported_with_the_user(place):
+    """In a container, a volume often belongs to another user; the message has the path and the uid of the service."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders belong to one user
+        repository = Path(folder) / "models"
+        Path(folder).chmod(0o755)
+        path = put(repository, "farm/1")
+        put(repository, "zoo/1")
+        user = os.geteuid()
+        (repository / place).chmod(0)
+        try:
+            if user == 0:
+                os.seteuid(65532)
+            reason = rf"{re.escape(place)}: cannot be read: permission denied \(running as uid {os.geteuid()}\)"
+            if (repository / place) == path:
+                with pytest.raises(ModelRefused, match=reason):
+                    load_models(path, OPTIONS)
+            else:
+                assert [file.name for file in scan(repository).files] == ["zoo"]
+                assert re.search(reason, scan(repository).misplaced[0].cause)
+        finally:
+            os.seteuid(user)
+            (repository / place).chmod(0o755)

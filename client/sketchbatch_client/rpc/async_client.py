@@ -1,22 +1,46 @@
 """Classify bitmaps from asyncio: the methods of `client` as coroutines."""
 
+import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing, closing
 
 from ..drawings.bitmap_arrays import Drawings
+from ..errors import RequestRefused
 from .asyncio_backend import AsyncioBackend
 from .classification import Classification, ModelInfo
-from .request import Batches, request_key
+from .request import Batches, RequestKey, request_key
 from .row_client import RowClient
 
 
 class AsyncClient(RowClient):
-    """Client for the tasks of one event loop. Use it as an async context manager, or close it.
+    """Client for the tasks of one event loop at a time. Use it as an async context manager, or close it.
+
+    In another event loop, for example of a second `asyncio.run`, the client has new connections to the same targets.
 
     The arguments of the constructor are those of `BaseClient`. The methods are those of `Client`, as coroutines. A
     cancelled task does not disturb the calls of other tasks.
     """
 
     _make_backend = AsyncioBackend
+
+    def _connect(self) -> None:
+        self._loop = _running_loop()
+        if self._loop:
+            super()._connect()
+        else:  # gRPC's channels need a loop; the first call replaces those of this one
+            with closing(asyncio.new_event_loop()) as loop:
+                loop.run_until_complete(self._connect_in_loop())
+
+    async def _connect_in_loop(self) -> None:
+        super()._connect()
+
+    def _enter_loop(self) -> None:
+        """Open new connections if those of the client belong to an event loop that has ended, or to none."""
+        if self._loop is asyncio.get_running_loop() or self._pool.is_closed:
+            return
+        if self._loop and self._loop.is_running():
+            raise RequestRefused("an AsyncClient must be used in one event loop at a time, got a second: open another")
+        self._connect()
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -26,11 +50,15 @@ class AsyncClient(RowClient):
 
     async def close(self) -> None:
         """Close the connections; requests in flight raise Unavailable, as all later calls do."""
-        await self._close()
+        if self._loop is _running_loop():
+            await self._close()
+        else:  # the connections ended with their event loop
+            self._pool.close()
 
     async def classify(
         self, bitmaps: Drawings, *, top_k: int = 0, model_name: str = "", model_version: str = ""
     ) -> Classification:
+        self._enter_loop()
         return await self._classify(bitmaps, request_key(top_k, model_name, model_version))
 
     def score(
@@ -43,13 +71,32 @@ class AsyncClient(RowClient):
         allow_non_finite: bool = False,
     ) -> AsyncGenerator[Classification, None]:
         key = request_key(top_k, model_name, model_version)
-        return self._score(batches, key, allow_non_finite=allow_non_finite)
+        return self._score_in_loop(batches, key, allow_non_finite)
+
+    async def _score_in_loop(
+        self, batches: Batches, key: RequestKey, allow_non_finite: bool
+    ) -> AsyncGenerator[Classification, None]:
+        self._enter_loop()
+        async with aclosing(self._score(batches, key, allow_non_finite=allow_non_finite)) as parts:
+            async for part in parts:
+                yield part
 
     async def models(self) -> list[ModelInfo]:
+        self._enter_loop()
         return await self._list_models()
 
     async def model(self, name: str = "", version: str = "") -> ModelInfo:
+        self._enter_loop()
         return await self._get_model(name, version)
 
     async def health(self, service: str = "") -> str:
+        self._enter_loop()
         return await self._check_health(service)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs in this thread; None outside of coroutines."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -20,11 +20,11 @@ from .concurrency import Concurrency
 from .connections.connection import Connection, Server
 from .connections.connection_pool import ConnectionPool
 from .connections.credentials import Credentials, Tls, Token
-from .connections.targets import CONNECT_TIMEOUT_S, channel_options, parse_targets
+from .connections.targets import CONNECT_TIMEOUT_S, channel_options, parse_targets, proxy_of
 from .request import RequestKey, RequestLimit, as_text
 from .retries.aimd_limit import AimdLimit
 from .retries.error_details import is_retired
-from .retries.retry_policy import RetryPolicy, has_no_response
+from .retries.retry_policy import RetryPolicy, has_no_response, is_unhealthy
 from .retries.retry_state import RetryState
 from .single_flight import SingleFlight
 
@@ -109,8 +109,12 @@ class BaseClient:
         self._limits: dict[tuple[str, str], RequestLimit] = {}  # by the model name and version of the request
         self._credentials = Credentials(self._targets, tls, Token(token, token_file), insecure_token=insecure_token)
         self._gzip = gzip
+        self._proxy = proxy_of(self._targets)
         self._channels = channels
         self._connect()
+
+    def __reduce__(self) -> str:
+        raise TypeError(f"{type(self).__name__} cannot be pickled: open one in each process")
 
     def _connect(self) -> None:
         """Create everything that has locks, threads or connections: at first, and again in a forked process."""
@@ -119,6 +123,7 @@ class BaseClient:
         self._limits_in_flight: SingleFlight[RequestLimit] = SingleFlight(self._backend.event)
         self._models_in_flight: SingleFlight[None] = SingleFlight(self._backend.event)
         self._pool = ConnectionPool(self._targets, self._open_channel, self._channels)
+        self._unwatched_connections: dict[Server, Connection] = {}
 
     def _open_channel(
         self, target: str, connect_timeout_s: float = CONNECT_TIMEOUT_S, *, watches_health: bool = True
@@ -136,7 +141,9 @@ class BaseClient:
         return AimdLimit(self._pool.default_in_flight if self._in_flight is None else self._in_flight)
 
     def _retry_state(self, limit: AimdLimit | None = None) -> RetryState:
-        return RetryState(self._retry_policy, self.target, self._timeout_s, self._has_reached_server, limit)
+        return RetryState(
+            self._retry_policy, self.target, self._timeout_s, self._has_reached_server, limit, self._proxy
+        )
 
     def _send(self, rpc: Callable[..., Any], request: object, deadline: float) -> Awaitable[Any]:
         """Send one RPC without retries."""
@@ -195,7 +202,9 @@ class BaseClient:
                 self._pool.back_off(connection, delay_s)
                 tried.append(connection)
                 if not self._can_try_again(exc, connection, tried, replaced):
-                    raise
+                    if not is_unhealthy(exc):
+                        raise
+                    return await send(self._unwatched(connection.server), deadline)
             else:
                 if connection.failures:
                     self._pool.restore(connection)
@@ -221,6 +230,13 @@ class BaseClient:
             return False
         replaced.add(connection.server)
         return self._pool.replace(connection)
+
+    def _unwatched(self, server: Server) -> Connection:
+        """Return a connection that ignores health: a lame duck without another server still accepts calls."""
+        if server not in self._unwatched_connections:
+            channel = self._open_channel(server.target, watches_health=False)
+            self._unwatched_connections.setdefault(server, Connection(server, channel, time.monotonic()))
+        return self._unwatched_connections[server]
 
     async def _release(self, connection: Connection) -> None:
         if channels := self._pool.release(connection):
@@ -393,7 +409,9 @@ class BaseClient:
         channel = self._open_channel(target, watches_health=False)
         check = health_pb2_grpc.HealthStub(channel).Check
         request = health_pb2.HealthCheckRequest(service=service)
-        retry = RetryState(self._retry_policy, target, self._timeout_s, has_reached_server=False)
+        retry = RetryState(
+            self._retry_policy, target, self._timeout_s, has_reached_server=False, proxy=proxy_of([target])
+        )
         try:
             response = await self._retry(lambda: self._send(check, request, retry.deadline), retry)
         except errors.ModelNotFound:  # the status NOT_FOUND: the health check does not know this service name
@@ -403,6 +421,6 @@ class BaseClient:
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
     async def _close(self) -> None:
-        channels = self._pool.close()
+        channels = [*self._pool.close(), *(each.channel for each in self._unwatched_connections.values())]
         self._backend.stop()
         await self._backend.close_channels(channels)

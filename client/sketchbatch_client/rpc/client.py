@@ -44,7 +44,7 @@ class Client(RowClient):
 
     def _reconnect(self) -> None:
         """Replace all that the parent's threads may have locked at the fork."""
-        _inherited.append((self._pool, self._backend, self._queues))
+        _inherited.append((self._pool, self._unwatched_connections, self._backend, self._queues))
         is_closed = self._pool.is_closed
         self._connect()
         if is_closed:

@@ -7,8 +7,8 @@ neither gRPC nor the batcher.
 import math
 import os
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import onnxruntime as ort
@@ -60,21 +60,47 @@ def predict_checked(predict: Callable[[Bitmaps], Scores], bitmaps: Bitmaps, clas
     return scores
 
 
-def available_cpus(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the CPUs that this process may use: its affinity, limited by the quota of its cgroup; at least 1."""
+def available_cpus(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return the CPUs that this process may use: its affinity, limited by the quotas of its cgroups; at least 1.
+
+    A quota limits all cgroups below it: systemd sets `CPUQuota=` on the service, and a process may be deeper.
+    """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # cgroup version 2, and 1
-        match [word for file in files for word in _words(cgroups / file)]:
-            case [quota, period] if quota not in ("max", "-1"):
-                return max(1, min(cpus, math.ceil(int(quota) / int(period))))
-    return cpus
+    quotas = [_quota(folder) for folder in _cgroup_folders(cgroups, own)]
+    return max(1, min([cpus, *(math.ceil(quota) for quota in quotas)]))
 
 
-def _words(file: Path) -> list[str]:
+def _cgroup_folders(cgroups: Path, own: Path) -> Iterator[Path]:
+    """Yield the folders of the cgroups, version 1 or 2, that may limit the CPUs of this process, and their parents.
+
+    In a container, `own` may name folders of the host; the container's own cgroup is then the root.
+    """
+    yield from (cgroups, cgroups / "cpu")
+    for line in _text(own).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "" or "cpu" in controllers.split(","):
+            inner = PurePosixPath(path.lstrip("/"))
+            root = cgroups / "cpu" if controllers else cgroups
+            yield from (root / each for each in (inner, *inner.parents))
+
+
+def _quota(folder: Path) -> float:
+    """Return how many CPUs a cgroup may use; without a quota, all of the machine."""
+    words = _text(folder / "cpu.max").split() or [  # version 2, and 1
+        *_text(folder / "cpu.cfs_quota_us").split(),
+        *_text(folder / "cpu.cfs_period_us").split(),
+    ]
+    match words:
+        case [quota, period] if quota not in ("max", "-1"):
+            return int(quota) / int(period)
+    return float(os.cpu_count() or 1)
+
+
+def _text(file: Path) -> str:
     try:
-        return file.read_text().split()
+        return file.read_text()
     except OSError:
-        return []
+        return ""
 
 
 class Engine:

@@ -10,6 +10,8 @@ from pathlib import Path
 import onnxruntime as ort
 from sketchbatch.file_kind import HEAD_BYTES, ONNX_MODEL, describe
 
+from ..file_stamp import denied
+
 _IR_VERSION = re.compile(r"model IR version: (\d+), max supported IR version: (\d+)")
 _OPSET = re.compile(r"Opset (\d+) is under development.*support for domain (\S+) is till opset (\d+)", re.DOTALL)
 _CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -39,6 +41,8 @@ def _other_kind(path: Path, text: str) -> str:
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
+    except PermissionError:
+        return denied()
     except OSError:
         return ""  # ONNX Runtime's message has the reason
     kind = describe(head, str(path))

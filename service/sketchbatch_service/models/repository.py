@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sketchbatch.file_kind import describe_path
 
-from ..file_stamp import FileStamp, read_stamp
+from ..file_stamp import FileStamp, denied, read_stamp
 
 MODEL_NAME = "model.onnx"
 MISPLACED = "model in the wrong place, not served"  # log event
@@ -70,7 +70,9 @@ def scan(path: Path) -> Found:
         found.files.extend(_file(path, "", ""))
         return found
     for entry in _entries(path):
-        if _is_model(entry):
+        if _is_denied(entry):
+            found.misplaced.append(_misplaced(entry, denied()))
+        elif _is_model(entry):
             place = path / entry.stem / "1" / MODEL_NAME
             found.misplaced.append(_misplaced(entry, f"must be in a folder of its name and version, such as {place}"))
         else:
@@ -97,7 +99,9 @@ def _scan_versions(folder: Path, found: Found) -> None:
     taken: dict[int, Path] = {}  # by number
     files: list[ModelFile] = []
     for entry in sorted(_entries(folder), key=lambda entry: len(entry.name)):
-        if entry.name.isdecimal():
+        if _is_denied(entry):
+            problem = denied()
+        elif entry.name.isdecimal():
             if versions := _file(entry / MODEL_NAME, folder.name, entry.name):
                 first = taken.setdefault(int(entry.name), entry)
                 files += versions if first is entry else []
@@ -162,6 +166,20 @@ def _other_level(path: Path) -> str:
 
 def _parent(path: Path) -> Path:
     return path.parent if path.name not in ("", "..") else Path(os.path.abspath(path)).parent  # noqa: PTH100 - resolves ".."
+
+
+def _is_denied(folder: Path) -> bool:
+    """Return whether this process may not list a folder, or not read the files in it; files count as permitted."""
+    if folder.name == "lost+found":  # of a volume
+        return False
+    try:
+        os.scandir(folder).close()
+        (folder / MODEL_NAME).stat()
+    except PermissionError:
+        return True
+    except OSError:  # a file, a missing model file, or a failure that the scan itself raises
+        return False
+    return False
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -42,13 +42,23 @@ class MetricsPort:
         registry.register(self)
         wanted = HostPort.parse(address)
         try:
-            self._server = _Server(*wanted.resolve(), component=self._component, closing=self._closing)
+            self._server = self._listen(wanted)
         except OSError as exc:
             raise AddressUnusable(f"cannot listen for metrics on {address}: {exc.strerror}") from exc
         self._server.set_app(_answer_errors(make_wsgi_app(registry)))
         self.address = str(replace(wanted, port=self._server.server_port))
         work = partial(keep_running, self._component, self._answer_scrapes, self._closing)
         self._thread = threading.Thread(target=work, name="metrics", daemon=True)
+
+    def _listen(self, wanted: HostPort) -> "_Server":
+        """Bind the port; 0.0.0.0 includes IPv6 if the machine has it, as for gRPC."""
+        if wanted.host == "0.0.0.0":  # noqa: S104 - the address of the settings
+            with suppress(OSError):
+                return self._server_at(replace(wanted, host="[::]"))
+        return self._server_at(wanted)
+
+    def _server_at(self, address: HostPort) -> "_Server":
+        return _Server(*address.resolve(), component=self._component, closing=self._closing)
 
     def __enter__(self) -> Self:
         """Start to answer scrapes."""
@@ -133,6 +143,12 @@ class _Server(ThreadingMixIn, WSGIServer):
         self._component = component
         self._closing = closing
         super().__init__((str(address[0]), int(address[1])), _Handler)
+
+    def server_bind(self) -> None:
+        """Bind the socket; `[::]` includes IPv4, whatever the default of the machine is."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection; after an error, wait: without a file descriptor the loop would use all of a processor.

@@ -42,8 +42,9 @@ class RetryPolicy:
     The delay doubles after each further attempt.
     """
 
-    max_backoff_s: float = 5.0
-    """Longest delay between two attempts while no server responds."""
+    max_backoff_s: float = 0.5
+    """Longest delay between two attempts while no server responds. gRPC itself tries to connect once in 0.5 s, so an
+    attempt of a request at a lone server that is down costs little."""
 
     def __post_init__(self) -> None:
         whole_number("max_attempts", self.max_attempts, 1)
@@ -69,6 +70,11 @@ class RetryPolicy:
 def has_no_response(error: Exception) -> bool:
     """Return whether `error` is that of an RPC without a response from a server."""
     return isinstance(error, grpc.RpcError) and error.code() in NO_RESPONSE
+
+
+def is_unhealthy(error: grpc.RpcError) -> bool:
+    """Return whether gRPC did not send an RPC because every server reports NOT_SERVING."""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and "backend unhealthy" in (error.details() or "")
 
 
 def _pushback_s(error: grpc.RpcError) -> float | None:

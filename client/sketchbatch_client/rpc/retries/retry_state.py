@@ -41,6 +41,7 @@ class RetryState:
     timeout_s: float
     has_reached_server: bool  # whether a server has responded before
     limit: AimdLimit | None = None  # lowered when a server pushes back
+    proxy: str = ""  # named in the error; see `proxy_of`
     clock: Callable[[], float] = time.monotonic
     deadline: float = field(init=False)
     failures: int = field(default=0, init=False)
@@ -80,9 +81,8 @@ class RetryState:
         """Return the error to raise after the last attempt failed with `error`."""
         code, details = error.code(), error.details()
         if code in NO_RESPONSE:
-            return errors.Unavailable(
-                f"no response from {self.target} in {self.failures} attempts: {self.tls_failure or details}"
-            )
+            reason = f"{self.tls_failure or details}{self._by_proxy()}"
+            return errors.Unavailable(f"no response from {self.target} in {self.failures} attempts: {reason}")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return self.deadline_exceeded()
         if code in _ERRORS:
@@ -91,7 +91,10 @@ class RetryState:
 
     def deadline_exceeded(self) -> errors.DeadlineExceeded:
         """Return the error to raise after the deadline."""
-        return errors.DeadlineExceeded(f"no response from {self.target} in {self.timeout_s:g} s")
+        return errors.DeadlineExceeded(f"no response from {self.target} in {self.timeout_s:g} s{self._by_proxy()}")
+
+    def _by_proxy(self) -> str:
+        return f"; through the proxy of {self.proxy}, and no_proxy=HOST connects directly" if self.proxy else ""
 
     def _may_retry(self, error: Exception) -> bool:
         """Return True if the server is full; otherwise return whether `max_attempts` or `patience_s` allow a retry."""

@@ -22,7 +22,7 @@ _Tensor = pb.ModelInferRequest.InferInputTensor
 _Output = pb.ModelInferRequest.InferRequestedOutputTensor
 
 _DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype("<f4")}
-_ROW_SHAPES = (list(ROW_SHAPE), [*ROW_SHAPE, 1], [ROW_BYTES])
+_ROW_SHAPES = (list(ROW_SHAPE), [*ROW_SHAPE, 1], [1, *ROW_SHAPE], [ROW_BYTES])
 _SHARED_MEMORY = "shared_memory_region"
 
 
@@ -81,7 +81,7 @@ def _rows(tensor: _Tensor, max_rows: int) -> int:
     if row_shape not in _ROW_SHAPES:
         raise InvalidRequest(
             field="inputs[0].shape",
-            expected="[rows, 28, 28], [rows, 28, 28, 1] or [rows, 784]",
+            expected="[rows, 28, 28], [rows, 28, 28, 1], [rows, 1, 28, 28] or [rows, 784]",
             got=str(list(tensor.shape[:10])),
         )
     if not 1 <= rows <= max_rows:
