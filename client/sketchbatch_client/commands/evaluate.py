@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
@@ -16,13 +17,14 @@ from ..evaluation.evaluation_json import write_json
 from ..evaluation.evaluation_page import write_page
 from ..evaluation.labelled import LabelledDrawings, open_labelled
 from ..evaluation.predictions import ServedModel
-from ..evaluation.stats.drift import stored_rows
+from ..evaluation.stats.drift import LIKELY_REASONS, stored_rows
 from ..evaluation.stats.mcnemar import format_p_value
 from ..label_names import listed, with_suggestions
 from .options import ConnectionOptions, ModelName, ModelVersion, Quiet, TimeoutS, connecting, err, not_nan, out
 from .progress import show_progress
 
 _MALFORMED_SHOWN = 5
+_MOST_COLUMNS = 12  # more columns of counts do not fit into a terminal
 
 
 @connecting
@@ -114,7 +116,12 @@ def _print(evaluation: Evaluation) -> None:
 
 def _print_figures(evaluation: Evaluation) -> None:
     for name, each in evaluation.figures.measured.items():
-        out.print(f"  {name:<18} {each.value:.4f}   {each.low:.4f} to {each.high:.4f}")
+        out.print(f"  {name:<18} {each}")
+    if without_drawings := len(evaluation.labels) - evaluation.tested_labels:
+        out.print(
+            f"  {without_drawings} of {len(evaluation.labels)} classes have no drawings here: "
+            "the means over classes leave them out"
+        )
 
 
 def _print_skipped(drawings: LabelledDrawings, labels: Sequence[str], reason: str) -> None:
@@ -138,7 +145,7 @@ def _print_recognized(evaluation: Evaluation) -> None:
             (evaluation.recognized.recognized, "drawings that the game recognised"),
         ):
             own = figures.measured["accuracy"]
-            out.print(f"accuracy on the {figures.rows:,} {kind}: {own.value:.4f}   {own.low:.4f} to {own.high:.4f}")
+            out.print(f"accuracy on the {figures.rows:,} {kind}: {own}")
 
 
 def _print_calibration(evaluation: Evaluation) -> None:
@@ -159,6 +166,8 @@ def _print_drift(evaluation: Evaluation) -> None:
     out.print("figures stored in the model" + (f", of {rows:,} drawings:" if rows else ":"))
     for name, each in evaluation.drift.items():
         out.print(f"  {name:<18} {each.stored:.4f}   {each}")
+    if any(each.is_chance is False for each in evaluation.drift.values()):
+        out.print(f"  likely reasons for a difference beyond chance: {LIKELY_REASONS}")
 
 
 def _print_comparison(comparison: Comparison) -> None:
@@ -170,19 +179,18 @@ def _print_comparison(comparison: Comparison) -> None:
         f"both right {paired.table[1, 1]:,}, only {first} {paired.only_first:,}, only {second} {paired.only_second:,}, "
         f"both wrong {paired.table[0, 0]:,}"
     )
-    gap = paired.difference
-    out.print(
-        f"accuracy {gap.value:+.4f}   {gap.low:+.4f} to {gap.high:+.4f}, McNemar p {format_p_value(paired.p_value)}"
-    )
+    out.print(f"accuracy {paired.difference.text('+.4f')}, McNemar p {format_p_value(paired.p_value)}")
     out.print(paired.verdict(first, second))
 
 
 def _confusion_table(evaluation: Evaluation) -> Table:
-    """Return one row per class with its metrics; with up to 12 classes, also one column per predicted class."""
-    labels = evaluation.model.labels
-    has_columns = len(labels) <= 12
-    table = Table("true \\ predicted", *(labels if has_columns else ()), "rows", "recall", "precision", box=SIMPLE)
-    for index, (label, own) in enumerate(evaluation.per_class.items()):
-        counts = [str(count) for count in evaluation.confusion[index]] if has_columns else []
-        table.add_row(label, *counts, f"{own['rows']}", f"{own['recall']:.3f}", f"{own['precision']:.3f}")
+    """Return one row per class that has drawings; if at most 12 classes occur, also one column per predicted class."""
+    occurs = np.flatnonzero(evaluation.confusion.any(axis=0) | evaluation.confusion.any(axis=1))
+    columns = occurs if len(occurs) <= _MOST_COLUMNS else occurs[:0]
+    labels = [evaluation.labels[index] for index in columns]
+    table = Table("true \\ predicted", *labels, "rows", "recall", "precision", box=SIMPLE)
+    for label, own in evaluation.tested_classes.items():
+        counts = evaluation.confusion[evaluation.labels.index(label), columns]
+        shares = ("-" if own[name] is None else f"{own[name]:.3f}" for name in ("recall", "precision"))
+        table.add_row(label, *map(str, counts), str(own["rows"]), *shares)
     return table
