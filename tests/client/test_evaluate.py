@@ -131,9 +131,12 @@ def test_one_class_classified_correctly_is_no_certainty(evaluating, folder, scor
     scores, true = scored
     ants = np.load(folder / "ant.npy")[scores[true == 0].argmax(axis=1) == 0]
     np.save(tmp_path / "ant.npy", ants[:rows])
-    finished = evaluating(tmp_path, "--json", tmp_path / "m.json", "--html", tmp_path / "p.html")
+    files = {name: tmp_path / f"out.{name}" for name in ("json", "html", "png", "svg")}
+    finished = evaluating(tmp_path, *(each for name, path in files.items() for each in (f"--{name}", path)))
     assert finished.code == 0, finished.err
-    found = json.loads((tmp_path / "m.json").read_text())
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in files["svg"].read_bytes()
+    found = json.loads(files["json"].read_text())
     assert (found["accuracy"], found["jaccard"]) == (1, 1)
     assert (found["specificity"], found["matthews_corrcoef"]) == (None, None)
     assert found["not_defined"] == dict.fromkeys(("specificity", "matthews_corrcoef"), "no drawing of another class")
@@ -144,7 +147,7 @@ def test_one_class_classified_correctly_is_no_certainty(evaluating, folder, scor
     assert found["per_class"]["bee"]["not_defined"]["recall"] == "no drawing of the class"
     assert "specificity        not defined: no drawing of another class\n" in finished.out
     assert "2 of 3 classes have no drawings here: the means over classes leave them out" in finished.out
-    page = (tmp_path / "p.html").read_text()
+    page = files["html"].read_text()
     assert "<b>\u2013</b><span>Specificity</span>" in page
     for text in (finished.out, page):
         assert "bee" not in text

@@ -1,8 +1,9 @@
 """The subcommand `evaluate`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from ..evaluation.evaluating import Comparison, Evaluation, common_labels, compa
 from ..evaluation.evaluating import evaluate as evaluate_model
 from ..evaluation.evaluation_json import write_json
 from ..evaluation.evaluation_page import write_page
+from ..evaluation.evaluation_plot import write_plot
 from ..evaluation.labelled import LabelledDrawings, open_labelled
 from ..evaluation.predictions import ServedModel
 from ..evaluation.stats.drift import LIKELY_REASONS, stored_rows
@@ -38,6 +40,13 @@ def evaluate(
     ] = None,
     html_file: Annotated[
         Path | None, typer.Option("--html", dir_okay=False, help="Also write an HTML page to this file.")
+    ] = None,
+    png_file: Annotated[
+        Path | None,
+        typer.Option("--png", dir_okay=False, help="Also write the metrics and the confusion matrix as a picture."),
+    ] = None,
+    svg_file: Annotated[
+        Path | None, typer.Option("--svg", dir_okay=False, help="Also write the same picture as an SVG file.")
     ] = None,
     model: ModelName = "",
     model_version: ModelVersion = "",
@@ -88,10 +97,7 @@ def evaluate(
                 result = compare(first, second, drawings, advance)
             else:
                 result = evaluate_model(client, first.model, drawings, advance)
-    if json_file:
-        write_json(result, json_file)
-    if html_file:
-        write_page(result, html_file)
+    _write_files(result, json_file, html_file, png_file, svg_file)
     evaluation = result.first if isinstance(result, Comparison) else result
     if not quiet:
         _print(evaluation)
@@ -102,6 +108,15 @@ def evaluate(
     if accuracy < min_accuracy:
         err.print(f"accuracy must be at least {min_accuracy}, got {accuracy:.4f}")
         raise typer.Exit(1)
+
+
+def _write_files(result: Evaluation | Comparison, *files: Path | None) -> None:
+    """Write the files whose path is not None: JSON, HTML, PNG and SVG."""
+    to_png, to_svg = partial(write_plot, file_format="png"), partial(write_plot, file_format="svg")
+    writers: tuple[Callable[..., None], ...] = (write_json, write_page, to_png, to_svg)
+    for file, write in zip(files, writers, strict=True):
+        if file:
+            write(result, file)
 
 
 def _print(evaluation: Evaluation) -> None:
