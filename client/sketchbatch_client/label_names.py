@@ -4,13 +4,18 @@ Names are compared in Unicode's normal form NFC: some systems write file names i
 """
 
 import difflib
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sketchbatch.label_rules import problems_of as problems_of  # for the trainer
 
 _SHOWN = 5  # most names of a list in a message
 _SIMILARITY = 0.75  # least ratio of difflib of a suggestion: "cats" suggests "cat", "zebra" suggests nothing
+_SUGGESTED = 50  # most names for which a suggestion is searched letter by letter
+_DOWNLOADED = re.compile(  # names that the Google Cloud console and browsers give to downloaded class files
+    r"(?:full(?:_|%2F|/)(?:numpy_bitmap|simplified|binary|raw)(?:_|%2F|/))?(?P<name>.+?)(?: ?\(\d+\))?", re.IGNORECASE
+)
 _MAX_COMPARED = 1000  # most names that are compared letter by letter, which takes about 10 us for each
 
 
@@ -26,27 +31,32 @@ def listed(names: Sequence[str], most: int = _SHOWN) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """Return the known name that `name` probably stands for: other case, spacing or plural, a typing error; or None."""
+    """Return the known name that `name` probably stands for, or None.
+
+    `name` may differ in case, spacing or plural, have a typing error, or be the name of a downloaded class file, such
+    as full_numpy_bitmap_cat or "cat (1)".
+    """
     by_key = {_key(each): each for each in reversed(known)}
-    key = _key(name)
-    if key in by_key:
-        return by_key[key]
-    close = difflib.get_close_matches(key, list(by_key)[-_MAX_COMPARED:], 1, _SIMILARITY)
-    return by_key[close[0]] if close else None
+    return _nearest(name, by_key, [*by_key][-_MAX_COMPARED:])
 
 
 def with_suggestions(names: Sequence[str], known: Sequence[str]) -> str:
     """Join the first names, each with the known name that it probably stands for: 'Cat' (did you mean 'cat'?).
 
-    Without any such name, the result is that of `listed`.
+    Names with a suggestion are first. Without any such name, the result is that of `listed`.
     """
-    suggested = {
-        name: found for name in names[:_SHOWN] if (found := nearest(name, known)) is not None and found != name
-    }
-    if not suggested:
+    by_key = {_key(each): each for each in reversed(known)}
+    compared = [*by_key][-_MAX_COMPARED:]
+    found = [_nearest(name, by_key, compared if index < _SUGGESTED else []) for index, name in enumerate(names)]
+    hints = [
+        f"{name!r} (did you mean {each!r}?)"
+        for name, each in zip(names, found, strict=True)
+        if each not in (None, name)
+    ]
+    if not hints:
         return listed(names)
-    hints = {name: f" (did you mean {found!r}?)" for name, found in suggested.items()}
-    return _joined([f"{name!r}{hints.get(name, '')}" for name in names], _SHOWN)
+    others = [repr(name) for name, each in zip(names, found, strict=True) if each in (None, name)]
+    return _joined(hints + others, _SHOWN)
 
 
 def compared(expected: Sequence[str], got: Sequence[str]) -> str:
@@ -55,6 +65,16 @@ def compared(expected: Sequence[str], got: Sequence[str]) -> str:
     is_literal = found.startswith(("'", '"')) or not all(map(_is_visible, expected))
     texts = list(map(repr, expected)) if is_literal else list(expected)
     return f"{_joined(texts, _SHOWN)}, got {found}"
+
+
+def _nearest(name: str, by_key: Mapping[str, str], compared: Sequence[str]) -> str | None:
+    """Return the name in `by_key` with the key of `name`, or the one of the most similar key of `compared`."""
+    downloaded = _DOWNLOADED.fullmatch(name)
+    key, inner = _key(name), _key(downloaded["name"] if downloaded else name)
+    if found := by_key.get(key) or by_key.get(inner):
+        return found
+    close = difflib.get_close_matches(inner, compared, 1, _SIMILARITY)
+    return by_key[close[0]] if close else None
 
 
 def _is_visible(name: str) -> bool:

@@ -16,6 +16,9 @@ HTML_MARK = b'<meta name="generator" content="Sketchbatch">'
 JSON_MARK = b'"matthews_corrcoef"'
 """Is found near the beginning of the JSON files of `evaluate`; later commands may replace them."""
 
+PLOT_MARK = b"Sketchbatch"
+"""Is in the metadata of the pictures of `evaluate`; later commands may replace them."""
+
 _MARKED_BYTES = 4096  # at the beginning of a file, among which its mark must be
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 

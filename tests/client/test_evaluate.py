@@ -122,6 +122,39 @@ def test_figures_agree_with_scikit_learn_and_have_intervals(evaluating, folder, 
     assert most["rows"] == (np.array(found["confusion"]) - np.diag(np.diagonal(found["confusion"]))).max()
 
 
+@pytest.mark.parametrize("rows", [1, 20])
+def test_one_class_classified_correctly_is_no_certainty(evaluating, folder, scored, tmp_path, rows):
+    """For drawings of one class, all classified correctly, each output says what is not defined and why.
+
+    No interval promises certainty, and classes without drawings are neither listed nor in the means.
+    """
+    scores, true = scored
+    ants = np.load(folder / "ant.npy")[scores[true == 0].argmax(axis=1) == 0]
+    np.save(tmp_path / "ant.npy", ants[:rows])
+    files = {name: tmp_path / f"out.{name}" for name in ("json", "html", "png", "svg")}
+    finished = evaluating(tmp_path, *(each for name, path in files.items() for each in (f"--{name}", path)))
+    assert finished.code == 0, finished.err
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in files["svg"].read_bytes()
+    found = json.loads(files["json"].read_text())
+    assert (found["accuracy"], found["jaccard"]) == (1, 1)
+    assert (found["specificity"], found["matthews_corrcoef"]) == (None, None)
+    assert found["not_defined"] == dict.fromkeys(("specificity", "matthews_corrcoef"), "no drawing of another class")
+    assert set(found["no_interval"]) == {"balanced_accuracy", "jaccard"}
+    assert found["intervals"]["accuracy"][0] < found["intervals"]["accuracy"][1] == 1
+    assert found["classes_without_drawings"] == 2
+    assert (found["per_class"]["bee"]["recall"], found["per_class"]["bee"]["recall_interval"]) == (None, None)
+    assert found["per_class"]["bee"]["not_defined"]["recall"] == "no drawing of the class"
+    assert "specificity        not defined: no drawing of another class\n" in finished.out
+    assert "2 of 3 classes have no drawings here: the means over classes leave them out" in finished.out
+    page = files["html"].read_text()
+    assert "<b>\u2013</b><span>Specificity</span>" in page
+    for text in (finished.out, page):
+        assert "bee" not in text
+        assert "1.000 to 1.000" not in text
+        assert "1.0000 to 1.0000" not in text
+
+
 def test_mistakes_are_listed_by_score_with_source_and_row(tiny_service, folder, scored):
     """The 24 mistakes with the highest scores are listed, the highest score first.
 

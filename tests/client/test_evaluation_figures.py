@@ -42,6 +42,40 @@ def test_95_percent_of_the_intervals_contain_the_true_figure(monkeypatch):
     assert sum(held.values()) < 4 * 60  # too wide intervals of the four metrics would contain every true figure
 
 
+@pytest.mark.parametrize(("hits", "rows"), [(1, 1), (0, 1), (20, 20), (0, 20)])
+def test_no_interval_promises_certainty(hits, rows):
+    """If all predictions are right or all wrong, the accuracy has Wilson's interval and the other metrics have none."""
+    found = with_intervals(np.array([[hits, rows - hits], [0, 0]]))
+    expected = stats.binomtest(hits, rows).proportion_ci(method="wilson")
+    assert found["accuracy"].interval == pytest.approx((expected.low, expected.high), abs=1e-4)
+    assert [str(found[name]) for name in ("balanced_accuracy", "jaccard")] == [
+        f"{hits / rows:.4f}   no interval: all resamples of these drawings are equal"
+    ] * 2
+    for name in ("specificity", "matthews_corrcoef"):
+        assert (found[name].is_defined, found[name].interval) == (False, None)
+        assert str(found[name]) == "not defined: no drawing of another class"
+
+
+def test_a_metric_that_few_drawings_define_by_chance_has_no_interval():
+    """If many resamples have no value, because a class has one drawing, the metric has a value, but no interval."""
+    found = with_intervals(np.array([[1, 0], [1, 2]]))
+    assert str(found["specificity"]) == "0.8333   no interval: too few drawings"
+
+
+def test_the_ends_of_an_interval_are_told_apart():
+    """An interval is written with more digits if its ends would look equal."""
+    assert Measured(0.99999, 0.99998, 0.999991).interval_text() == "0.99998 to 0.99999"
+    assert Measured(-0.25, -0.5, 0.0).text("+.2f") == "-0.25   -0.50 to +0.00"
+
+
+@pytest.mark.parametrize(("only_first", "only_second", "rows"), [(0, 0, 1), (0, 0, 50), (1, 0, 1), (3, 5, 40)])
+def test_the_difference_of_two_models_has_an_interval_with_a_width(only_first, only_second, rows):
+    """The interval of a difference of accuracies contains the difference, even if the models never differ."""
+    found = pair(np.array([[0, only_second], [only_first, rows - only_first - only_second]])).difference
+    assert -1 <= found.low < found.value <= found.high <= 1
+    assert found.high - found.low > 1 / rows
+
+
 def test_the_same_counts_give_the_same_intervals():
     """The same counts give the same intervals, because the bootstrap has a fixed seed."""
     confusion = np.array([[50, 10], [5, 35]])
@@ -181,6 +215,9 @@ def test_drift_is_compared_with_the_interval_and_with_chance():
     assert drift_of(0.771, rows=1000) == "outside the interval, beyond chance"
     assert drift_of(0.86, rows=100) == "outside the interval, but within chance"
     assert drift_of(0.828) == "outside the interval, beyond chance"
+    missing = {"accuracy": Measured(1.0, note="why"), "jaccard": Measured(float("nan"), note="why")}
+    drifts = drift({"accuracy": 0.9, "jaccard": 0.8}, missing, 9)
+    assert [*map(str, drifts.values())] == ["not compared: the measured value has no interval"]
 
 
 def test_only_stored_numbers_are_compared():

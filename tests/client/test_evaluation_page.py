@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sketchbatch_client.evaluation import Comparison, Evaluation, open_labelled, write_page
+from PIL import Image
+from sketchbatch_client.evaluation import Comparison, Evaluation, figures, open_labelled, write_page, write_plot
 from sketchbatch_client.evaluation.accumulator import Accumulator, ScoredRows
 from sketchbatch_client.evaluation.quality import MIN_RECOGNIZED_ROWS
 from sketchbatch_client.evaluation.stats import intervals
@@ -136,6 +137,39 @@ def test_a_model_without_softmax_has_no_calibration(folder, tmp_path):
     """The page of a model without softmax states why it has no calibration."""
     write_page(replace(evaluation_of(folder), calibration=None), tmp_path / "page.html")
     assert "lacks a softmax" in text_of(tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_a_plot_has_bars_with_intervals_and_the_confusion_matrix(folder, tmp_path, models):
+    """The picture of one or two models names its metrics, models and classes; equal results give equal files."""
+    result = evaluation_of(folder)
+    if models == 2:
+        result = Comparison(first=result, second=replace(result, server="host:2"), paired=pair(np.full((2, 2), 9)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(figures.STYLE, "svg.fonttype", "none")  # writes text that the test can read
+        for name in ("a.svg", "b.svg"):
+            write_plot(result, tmp_path / name, "svg")
+    texts = re.findall(r"<text[^>]*>([^<]+)</text>", (tmp_path / "a.svg").read_text())
+    first = result.first if models == 2 else result
+    for measured in first.figures.measured.values():
+        assert texts.count(f"{measured.value:.3f}") >= models
+    for text in ("Accuracy", "Specificity", "ant", "bee", "cow", str(first.confusion[0, 1])):
+        assert text in "\n".join(texts)
+    assert sum("confusion matrix" in text for text in texts) == models
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    write_plot(result, tmp_path / "a.png", "png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 500
+
+
+def test_a_plot_names_metrics_that_are_not_defined(tmp_path, noise):
+    """For drawings of one class, the picture has the reason in the place of the bar of the specificity."""
+    np.save(tmp_path / "ant.npy", noise(ROWS).reshape(-1, 784))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(figures.STYLE, "svg.fonttype", "none")
+        write_plot(evaluation_of(tmp_path), tmp_path / "a.svg", "svg")
+    assert "not defined: no drawing of another class" in (tmp_path / "a.svg").read_text()
 
 
 def test_matplotlib_is_imported_only_for_a_page():

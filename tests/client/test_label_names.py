@@ -96,6 +96,14 @@ def test_lists_that_are_compared_show_what_differs(evaluate, labels, names, mess
         ("the_eiffel_tower", "The Eiffel Tower"),
         ("cat\r", "cat"),
         ("caat", "cat"),
+        ("full_numpy_bitmap_cat", "cat"),
+        ("full_numpy_bitmap_ice cream", "ice cream"),
+        ("full_simplified_The Eiffel Tower", "The Eiffel Tower"),
+        ("full%2Fnumpy_bitmap%2Fcat", "cat"),
+        ("full_raw_zebra", None),
+        ("cat (1)", "cat"),
+        ("cat(2)", "cat"),
+        ("full_binary_bears (3)", "bear"),
         ("zebra", None),
         ("0", None),
         ("", None),
@@ -114,6 +122,14 @@ def test_passed_over_files_are_named_with_the_nearest_label(evaluate):
         "skipped 3 files whose label this model does not know: "
         "'Dog' (did you mean 'dog'?), 'ice_cream' (did you mean 'ice cream'?), 'zebra'\n"
     ) in finished.err
+
+
+def test_passed_over_names_with_a_suggestion_are_first():
+    """Of many names, those with a suggestion are shown first."""
+    names = [*"qxyzw", "Cat", "ice_cream"]
+    assert with_suggestions(names, LABELS).startswith(
+        "'Cat' (did you mean 'cat'?), 'ice_cream' (did you mean 'ice cream'?), 'q', 'x', 'y' and 2 more"
+    )
 
 
 def test_files_of_another_format_are_named(evaluate, tmp_path):

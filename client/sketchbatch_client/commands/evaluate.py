@@ -1,11 +1,12 @@
 """The subcommand `evaluate`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
@@ -14,12 +15,13 @@ from ..evaluation.evaluating import Comparison, Evaluation, common_labels, compa
 from ..evaluation.evaluating import evaluate as evaluate_model
 from ..evaluation.evaluation_json import write_json
 from ..evaluation.evaluation_page import write_page
+from ..evaluation.evaluation_plot import write_plot
 from ..evaluation.labelled import LabelledDrawings, open_labelled
 from ..evaluation.predictions import ServedModel
-from ..evaluation.stats.drift import stored_rows
+from ..evaluation.stats.drift import LIKELY_REASONS, stored_rows
 from ..evaluation.stats.mcnemar import format_p_value
 from ..label_names import with_suggestions
-from ..output_file import HTML_MARK, JSON_MARK, check_reports, local_path
+from ..output_file import HTML_MARK, JSON_MARK, PLOT_MARK, check_reports, local_path
 from .options import (
     INCOMPLETE,
     ConnectionOptions,
@@ -37,6 +39,50 @@ from .options import (
 from .progress import show_progress
 
 _MALFORMED_SHOWN = 5
+_MOST_COLUMNS = 12  # more columns of counts do not fit into a terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFlags:
+    """The options that name files for the result; a field becomes an option."""
+
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", parser=local_path, metavar="FILE", help="Also write the figures to this JSON file."),
+    ] = None
+    html_file: Annotated[
+        Path | None,
+        typer.Option("--html", parser=local_path, metavar="FILE", help="Also write an HTML page to this file."),
+    ] = None
+    png_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--png",
+            parser=local_path,
+            metavar="FILE",
+            help="Also write the metrics and the confusion matrix as a picture.",
+        ),
+    ] = None
+    svg_file: Annotated[
+        Path | None,
+        typer.Option("--svg", parser=local_path, metavar="FILE", help="Also write the same picture as an SVG file."),
+    ] = None
+
+    def check(self, inputs: Collection[Path]) -> None:
+        """Raise OutputRefused if a file is one of the inputs, cannot be written or is no earlier report."""
+        plots = [(self.png_file, PLOT_MARK), (self.svg_file, PLOT_MARK)]
+        check_reports([(self.json_file, JSON_MARK), (self.html_file, HTML_MARK), *plots], inputs)
+
+    def write(self, result: Evaluation | Comparison) -> None:
+        """Write the files that are named."""
+        if self.json_file:
+            write_json(result, self.json_file)
+        if self.html_file:
+            write_page(result, self.html_file)
+        if self.png_file:
+            write_plot(result, self.png_file, file_format="png")
+        if self.svg_file:
+            write_plot(result, self.svg_file, file_format="svg")
 
 
 @connecting
@@ -50,14 +96,7 @@ def evaluate(
         ),
     ],
     connection: ConnectionOptions,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", parser=local_path, metavar="FILE", help="Also write the figures to this JSON file."),
-    ] = None,
-    html_file: Annotated[
-        Path | None,
-        typer.Option("--html", parser=local_path, metavar="FILE", help="Also write an HTML page to this file."),
-    ] = None,
+    reports: ReportFlags,
     model: ModelName = "",
     model_version: ModelVersion = "",
     against_server: Annotated[
@@ -103,27 +142,26 @@ def evaluate(
             second = ServedModel(other, other.model(name, against_version))
             labels = common_labels(first.model, second.model)
         drawings = open_labelled(folder, labels, skip_malformed=skip_malformed)
-        check_reports([(json_file, JSON_MARK), (html_file, HTML_MARK)], drawings.bitmaps)
+        reports.check(drawings.bitmaps)
         result: Evaluation | Comparison
         with show_progress("evaluating", drawings.bitmaps.values(), is_quiet=quiet) as advance:
             if second:
                 result = compare(first, second, drawings, advance)
             else:
                 result = evaluate_model(client, first.model, drawings, advance)
-    if json_file:
-        write_json(result, json_file)
-    if html_file:
-        write_page(result, html_file)
+    reports.write(result)
     evaluation = result.first if isinstance(result, Comparison) else result
     if not quiet:
         _print(evaluation)
         if isinstance(result, Comparison):
             _print_comparison(result)
-        _print_skipped(drawings, labels, "not both models know" if second else "this model does not know")
+        _print_malformed(drawings)
     accuracy = evaluation.metrics.accuracy
     if accuracy < min_accuracy:
         err.print(f"accuracy must be at least {min_accuracy}, got {accuracy:.4f}")
         raise typer.Exit(1)
+    if not quiet or not ignore_others:
+        _print_skipped(drawings, labels, "not both models know" if second else "this model does not know")
     is_complete = report_passed_over(drawings.others, ignores_others=ignore_others)
     if not is_complete or (drawings.passed_over and not ignore_others):
         raise typer.Exit(INCOMPLETE)
@@ -141,13 +179,21 @@ def _print(evaluation: Evaluation) -> None:
 
 def _print_figures(evaluation: Evaluation) -> None:
     for name, each in evaluation.figures.measured.items():
-        out.print(f"  {name:<18} {each.value:.4f}   {each.low:.4f} to {each.high:.4f}")
+        out.print(f"  {name:<18} {each}")
+    if without_drawings := len(evaluation.labels) - evaluation.tested_labels:
+        out.print(
+            f"  {without_drawings} of {len(evaluation.labels)} classes have no drawings here: "
+            "the means over classes leave them out"
+        )
 
 
 def _print_skipped(drawings: LabelledDrawings, labels: Sequence[str], reason: str) -> None:
     if passed_over := drawings.passed_over:
         files = "1 file" if len(passed_over) == 1 else f"{len(passed_over)} files"
         err.print(f"skipped {files} whose label {reason}: {with_suggestions(passed_over, labels)}")
+
+
+def _print_malformed(drawings: LabelledDrawings) -> None:
     if drawings.malformed_count:
         err.print(f"skipped {drawings.malformed_count:,} malformed drawings, for example:")
         for file, malformed in drawings.malformed[:_MALFORMED_SHOWN]:
@@ -161,7 +207,7 @@ def _print_recognized(evaluation: Evaluation) -> None:
             (evaluation.recognized.recognized, "drawings that the game recognised"),
         ):
             own = figures.measured["accuracy"]
-            out.print(f"accuracy on the {figures.rows:,} {kind}: {own.value:.4f}   {own.low:.4f} to {own.high:.4f}")
+            out.print(f"accuracy on the {figures.rows:,} {kind}: {own}")
 
 
 def _print_calibration(evaluation: Evaluation) -> None:
@@ -182,6 +228,8 @@ def _print_drift(evaluation: Evaluation) -> None:
     out.print("figures stored in the model" + (f", of {rows:,} drawings:" if rows else ":"))
     for name, each in evaluation.drift.items():
         out.print(f"  {name:<18} {each.stored:.4f}   {each}")
+    if any(each.is_chance is False for each in evaluation.drift.values()):
+        out.print(f"  likely reasons for a difference beyond chance: {LIKELY_REASONS}")
 
 
 def _print_comparison(comparison: Comparison) -> None:
@@ -193,19 +241,18 @@ def _print_comparison(comparison: Comparison) -> None:
         f"both right {paired.table[1, 1]:,}, only {first} {paired.only_first:,}, only {second} {paired.only_second:,}, "
         f"both wrong {paired.table[0, 0]:,}"
     )
-    gap = paired.difference
-    out.print(
-        f"accuracy {gap.value:+.4f}   {gap.low:+.4f} to {gap.high:+.4f}, McNemar p {format_p_value(paired.p_value)}"
-    )
+    out.print(f"accuracy {paired.difference.text('+.4f')}, McNemar p {format_p_value(paired.p_value)}")
     out.print(paired.verdict(first, second))
 
 
 def _confusion_table(evaluation: Evaluation) -> Table:
-    """Return one row per class with its metrics; with up to 12 classes, also one column per predicted class."""
-    labels = evaluation.model.labels
-    has_columns = len(labels) <= 12
-    table = Table("true \\ predicted", *(labels if has_columns else ()), "rows", "recall", "precision", box=SIMPLE)
-    for index, (label, own) in enumerate(evaluation.per_class.items()):
-        counts = [str(count) for count in evaluation.confusion[index]] if has_columns else []
-        table.add_row(label, *counts, f"{own['rows']}", f"{own['recall']:.3f}", f"{own['precision']:.3f}")
+    """Return one row per class that has drawings; if at most 12 classes occur, also one column per predicted class."""
+    occurs = np.flatnonzero(evaluation.confusion.any(axis=0) | evaluation.confusion.any(axis=1))
+    columns = occurs if len(occurs) <= _MOST_COLUMNS else occurs[:0]
+    labels = [evaluation.labels[index] for index in columns]
+    table = Table("true \\ predicted", *labels, "rows", "recall", "precision", box=SIMPLE)
+    for label, own in evaluation.tested_classes.items():
+        counts = evaluation.confusion[evaluation.labels.index(label), columns]
+        shares = ("-" if own[name] is None else f"{own[name]:.3f}" for name in ("recall", "precision"))
+        table.add_row(label, *map(str, counts), str(own["rows"]), *shares)
     return table

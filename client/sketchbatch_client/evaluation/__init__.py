@@ -10,6 +10,7 @@ with Client("localhost:50051") as client:
 from .evaluating import Comparison, Evaluation, common_labels, compare, evaluate
 from .evaluation_json import as_json, write_json
 from .evaluation_page import write_page
+from .evaluation_plot import write_plot
 from .labelled import LabelledDrawings, open_labelled
 from .predictions import ServedModel
 
@@ -25,4 +26,5 @@ __all__ = [
     "open_labelled",
     "write_json",
     "write_page",
+    "write_plot",
 ]

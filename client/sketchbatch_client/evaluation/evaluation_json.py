@@ -1,6 +1,5 @@
 """Write an evaluation as metrics.json, whose keys docs/evaluation.md describes."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def as_json(result: Evaluation | Comparison) -> dict[str, Any]:
 
 def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
     model, drawings = evaluation.model, evaluation.drawings
-    return asdict(evaluation.metrics) | {
+    return _values(evaluation.figures) | {
         "rows": evaluation.figures.rows,
         "labels": list(evaluation.labels),
         "source": drawings.source,
@@ -41,7 +40,8 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
         "passed_over": list(drawings.passed_over),
         "model": {"name": model.name, "version": model.version, "digest": model.digest},
         "server": evaluation.server,
-        "intervals": _intervals(evaluation.figures),
+        **_intervals(evaluation.figures),
+        "classes_without_drawings": len(evaluation.labels) - evaluation.tested_labels,
         "top_3": evaluation.top_3,
         "calibration": _calibration(evaluation.calibration) if evaluation.calibration else None,
         "recognized": _recognized(evaluation.recognized) if evaluation.recognized else None,
@@ -63,12 +63,20 @@ def _recognized(recognized: Recognized) -> dict[str, Any]:
 
 
 def _figures(figures: Figures) -> dict[str, Any]:
-    values = {name: each.value for name, each in figures.measured.items()}
-    return values | {"rows": figures.rows, "intervals": _intervals(figures)}
+    return _values(figures) | {"rows": figures.rows} | _intervals(figures)
 
 
-def _intervals(figures: Figures) -> dict[str, tuple[float, float]]:
-    return {name: each.interval for name, each in figures.measured.items()}
+def _values(figures: Figures) -> dict[str, float | None]:
+    return {name: each.value if each.is_defined else None for name, each in figures.measured.items()}
+
+
+def _intervals(figures: Figures) -> dict[str, Any]:
+    measured = figures.measured.items()
+    return {
+        "intervals": {name: each.interval for name, each in measured},
+        "not_defined": {name: each.note for name, each in measured if not each.is_defined},
+        "no_interval": {name: each.note for name, each in measured if each.is_defined and not each.interval},
+    }
 
 
 def _calibration(calibration: Calibration) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from .. import html_page
 from .evaluating import Comparison, Evaluation
 from .quality import Mistake
-from .stats.drift import stored_rows
+from .stats.drift import LIKELY_REASONS, stored_rows
 from .stats.mcnemar import format_p_value
 
 
@@ -40,4 +40,6 @@ def write_page(result: Evaluation | Comparison, output: Path) -> None:
         p_value=format_p_value(paired.p_value) if paired else "",
         verdict=paired.verdict(name, other_name) if paired else "",
         stored_rows=stored_rows(first.model.metrics),
+        is_beyond_chance=any(each.is_chance is False for each in first.drift.values()),
+        likely_reasons=LIKELY_REASONS,
     )

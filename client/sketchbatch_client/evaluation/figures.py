@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -31,7 +32,7 @@ STYLE: dict[Any, Any] = {
 }
 """matplotlib settings of all charts."""
 
-INK, GREY, BLUE = "#111827", "#9aa5b1", "#2563eb"
+INK, GREY, BLUE, ORANGE = "#111827", "#9aa5b1", "#2563eb", "#e69f00"  # blue and orange differ for every kind of sight
 
 MAX_WRITTEN_CLASSES = 20  # most classes in a confusion matrix with written counts, which must stay large enough to read
 
@@ -82,40 +83,71 @@ def reliability(calibration: Calibration) -> str:
 
 def confusion_matrix(confusion: Confusion, labels: Sequence[str]) -> str:
     """Draw the matrix with a count in each cell; if there are too many classes, draw only the most confused ones."""
-    shown = shown_classes(confusion)
-    rows = [index for index in shown if confusion[index].any()]
-    counts = confusion[np.ix_(rows, shown)]
-    shares = counts / confusion[rows].sum(axis=1, keepdims=True)
-    texts = np.char.mod("%d", counts).astype(object)
-    if len(shown) <= _MAX_PERCENT_CLASSES:
-        texts = texts + np.char.mod("\n%.0f %%", 100 * shares).astype(object)
-    texts[counts == 0] = ""
-    return matrix(
-        shares, texts, [labels[index] for index in rows], [labels[index] for index in shown], ("true", "predicted")
-    )
+    return _matrix_url(Matrix.of_confusion(confusion, labels))
 
 
 def matrix(
     shares: NDArray[np.float64], texts: Any, rows: Sequence[str], columns: Sequence[str], axis_titles: tuple[str, str]
 ) -> str:
     """Draw a matrix of shares with a text in each cell; a darker cell has a larger share."""
-    cell = 0.55 if len(columns) <= _MAX_PERCENT_CLASSES else 0.38
-    margin = 0.6 + 0.085 * max(map(len, rows))
-    is_upright = len(columns) >= _UPRIGHT_FROM_CLASSES
-    below = 0.6 + 0.085 * max(map(len, columns)) if is_upright else 0.6
-    width = cell if is_upright else max(cell, 0.1 * max(map(len, columns)))
-    size = max(3.4, width * len(columns) + margin), max(2.6, cell * len(rows) + below)  # room for the axis titles
-    with styled_figure(*size, grid="none") as figure:
-        axes: Any = figure.subplots()
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        for (row, column), share in np.ndenumerate(shares):
+    return _matrix_url(Matrix(shares=shares, texts=texts, rows=rows, columns=columns, axis_titles=axis_titles))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """A matrix of shares with a text in each cell; a darker cell has a larger share."""
+
+    shares: NDArray[np.float64]  # (rows, columns), 0 to 1
+    texts: Any  # (rows, columns)
+    rows: Sequence[str]  # titles of the rows
+    columns: Sequence[str]
+    axis_titles: tuple[str, str]  # of the rows, and of the columns
+
+    @classmethod
+    def of_confusion(cls, confusion: Confusion, labels: Sequence[str]) -> "Matrix":
+        """Return the matrix of the classes of `shown_classes`; a row without drawings is left out."""
+        shown = shown_classes(confusion)
+        rows = [index for index in shown if confusion[index].any()]
+        counts = confusion[np.ix_(rows, shown)]
+        shares = counts / confusion[rows].sum(axis=1, keepdims=True)
+        texts = np.char.mod("%d", counts).astype(object)
+        if len(shown) <= _MAX_PERCENT_CLASSES:
+            texts = texts + np.char.mod("\n%.0f %%", 100 * shares).astype(object)
+        texts[counts == 0] = ""
+        names = [labels[index] for index in rows], [labels[index] for index in shown]
+        return cls(shares=shares, texts=texts, rows=names[0], columns=names[1], axis_titles=("true", "predicted"))
+
+    @property
+    def is_upright(self) -> bool:
+        """Whether the titles of the columns are rotated."""
+        return len(self.columns) >= _UPRIGHT_FROM_CLASSES
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in inches, with space for the titles."""
+        cell = 0.55 if len(self.columns) <= _MAX_PERCENT_CLASSES else 0.38
+        margin = 0.6 + 0.085 * max(map(len, self.rows))
+        below = 0.6 + 0.085 * max(map(len, self.columns)) if self.is_upright else 0.6
+        width = cell if self.is_upright else max(cell, 0.1 * max(map(len, self.columns)))
+        return max(3.4, width * len(self.columns) + margin), max(2.6, cell * len(self.rows) + below)
+
+    def draw(self, axes: Any) -> None:
+        """Draw the matrix on axes of a figure."""
+        axes.imshow(self.shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for (row, column), share in np.ndenumerate(self.shares):
             ink = "white" if share > 0.55 else INK
-            axes.text(column, row, texts[row][column], ha="center", va="center", color=ink, fontsize=9)
-        axes.set_xticks(range(len(columns)), columns, rotation=90 if is_upright else 0)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set(ylabel=axis_titles[0], xlabel=axis_titles[1])
+            axes.text(column, row, self.texts[row][column], ha="center", va="center", color=ink, fontsize=9)
+        axes.set_xticks(range(len(self.columns)), self.columns, rotation=90 if self.is_upright else 0)
+        axes.set_yticks(range(len(self.rows)), self.rows)
+        axes.set(ylabel=self.axis_titles[0], xlabel=self.axis_titles[1])
+        axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
+
+
+def _matrix_url(shown: Matrix) -> str:
+    with styled_figure(*shown.size, grid="none") as figure:
+        shown.draw(figure.subplots())
         return svg_url(figure)
 
 

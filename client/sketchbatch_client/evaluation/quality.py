@@ -60,7 +60,7 @@ class ModelQuality:
 
     @property
     def metrics(self) -> Metrics:
-        """The five metrics on all drawings."""
+        """The five metrics on all drawings; NaN = not defined."""
         return measure(self.confusion)
 
     @property
@@ -70,17 +70,27 @@ class ModelQuality:
         return self.recognized if is_shown else None
 
     @property
+    def tested_labels(self) -> int:
+        """Number of classes that have drawings; the means over classes leave out all others."""
+        return int(np.count_nonzero(self.confusion.sum(axis=1)))
+
+    @property
     def per_class(self) -> dict[str, dict[str, Any]]:
         """Figures of each class by label: `recall_interval`, `precision_interval` and the figures of `measure_each`.
 
-        The intervals are Wilson's, as (low, high); without a drawing the interval is (0, 1).
+        The intervals are Wilson's, as (low, high); None = the metric is not defined.
         """
         figures = measure_each(self.confusion)
         for share, number in (("recall", "rows"), ("precision", "predicted")):
-            low, high = wilson(*np.array([[own[share], own[number]] for own in figures]).T)
+            low, high = wilson(*np.array([[own[share] or 0.0, own[number]] for own in figures]).T)
             for own, *interval in zip(figures, low.tolist(), high.tolist(), strict=True):
-                own[f"{share}_interval"] = tuple(interval)
+                own[f"{share}_interval"] = tuple(interval) if own[number] else None
         return dict(zip(self.labels, figures, strict=True))
+
+    @property
+    def tested_classes(self) -> dict[str, dict[str, Any]]:
+        """The figures of `per_class` of the classes that have drawings."""
+        return {label: own for label, own in self.per_class.items() if own["rows"]}
 
     def confused_pairs(self, limit: int) -> list[dict[str, Any]]:
         """Return at most `limit` confused pairs of classes, those with the most rows first."""

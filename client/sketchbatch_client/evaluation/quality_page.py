@@ -29,7 +29,7 @@ def quality_values(
         "titles": {name: title for name, (title, _) in TITLES.items()},
         "cards": [(*TITLES[name], measured) for name, measured in quality.figures.measured.items()],
         "resamples": RESAMPLES,
-        "tested_labels": int(quality.confusion.any(axis=1).sum()),
+        "tested_labels": quality.tested_labels,
         "recognized": quality.shown_recognized,
         "confusion": figures.confusion_matrix(quality.confusion, quality.labels),
         "overview": figures.confusion_overview(quality.confusion) if is_large else "",
@@ -44,14 +44,13 @@ def quality_values(
 
 
 def _classes(quality: ModelQuality, other: ModelQuality | None) -> list[dict[str, Any]]:
-    """Return the metrics of each class that occurs; if there are many classes, the lowest recall is first."""
+    """Return the metrics of each class that has drawings; if there are many classes, the lowest recall is first."""
     pairs = quality.confused_pairs(quality.confusion.size)
     confused_with = {pair["label"]: pair["predicted"] for pair in reversed(pairs)}
     others = other.per_class if other else {}
     rows = [
         {**own, "label": label, "other": others.get(label), "confused_with": confused_with.get(label, "")}
-        for label, own in quality.per_class.items()
-        if own["rows"] or own["predicted"]
+        for label, own in quality.tested_classes.items()
     ]
     return rows if len(rows) <= _CLASSES_SHOWN else sorted(rows, key=lambda row: float(row["recall"]))
 

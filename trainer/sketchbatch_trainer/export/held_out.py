@@ -3,7 +3,7 @@
 The exports of float32, float16 and int8 share this module, which does not import Keras.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ class HeldOut:
     """Number of labels."""
 
     def measure(self, scores: Scores) -> dict[str, float]:
-        """Return the five metrics of `scores`, which has one row per held-out drawing."""
-        return asdict(measure(confuse(self.class_index, scores.argmax(axis=1), self.classes)))
+        """Return those of the five metrics that are defined; `scores` has one row per held-out drawing."""
+        return measure(confuse(self.class_index, scores.argmax(axis=1), self.classes)).defined
 
     def count_correct(self, scores: Scores) -> int:
         """Return the number of drawings whose highest score is that of their class."""

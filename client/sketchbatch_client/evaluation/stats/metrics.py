@@ -1,10 +1,11 @@
 """Compute metrics from a confusion matrix: five of the whole model, and those of each class.
 
-A class that is neither the true nor the predicted label of any row is left out of the means over classes. Tests compare
-the metrics with scikit-learn.
+The means over classes leave out classes without drawings: how good the model is on them is unknown. NaN or None stands
+for a metric that is not defined, and `reasons` for the cause. Tests compare the metrics with scikit-learn.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,18 @@ TITLES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """The five metrics; 1 = perfect. The lowest Matthews correlation is -1; the other metrics are at least 0."""
+    """The five metrics; 1 = perfect, NaN = not defined, see `reasons`. Only the Matthews correlation can be below 0."""
 
     accuracy: float  # share of rows predicted correctly
-    balanced_accuracy: float  # mean recall of the classes
-    specificity: float  # mean over classes of: share of the rows of other classes that are not predicted as this class
-    matthews_corrcoef: float  # multiclass Matthews correlation (Gorodkin 2004); 0 where it is undefined
-    jaccard: float  # mean over classes of: hits / (rows of the class + rows predicted as the class - hits)
+    balanced_accuracy: float  # mean recall of the classes that have drawings
+    specificity: float  # mean over these classes of: share of the rows of other classes not predicted as this class
+    matthews_corrcoef: float  # multiclass Matthews correlation (Gorodkin 2004)
+    jaccard: float  # mean over these classes of: hits / (rows of the class + rows predicted as the class - hits)
+
+    @property
+    def defined(self) -> dict[str, float]:
+        """The metrics that are defined, by name."""
+        return {name: value for name, value in asdict(self).items() if not math.isnan(value)}
 
 
 def confuse(true: NDArray[np.integer[Any]], predicted: NDArray[np.integer[Any]], classes: int) -> Confusion:
@@ -42,35 +48,51 @@ def confuse(true: NDArray[np.integer[Any]], predicted: NDArray[np.integer[Any]],
 def measure(confusion: Confusion) -> Metrics:
     """Return the five metrics of a confusion matrix that counts at least one row."""
     hits, actual, predicted, total = _counts(confusion)
-    occurs = actual + predicted > 0
+    has_rows = actual > 0
     correct = hits.sum()
     covariance = correct * total - (actual * predicted).sum()
     spread = np.sqrt(float(total**2 - (predicted**2).sum())) * np.sqrt(float(total**2 - (actual**2).sum()))
     return Metrics(
         accuracy=float(correct / total),
         balanced_accuracy=_mean(hits, actual),
-        specificity=_mean((total - actual - predicted + hits)[occurs], (total - actual)[occurs]),
-        matthews_corrcoef=float(covariance / spread) if spread else 0.0,
-        jaccard=_mean(hits, actual + predicted - hits),
+        specificity=_mean((total - actual - predicted + hits)[has_rows], (total - actual)[has_rows]),
+        matthews_corrcoef=float(covariance / spread) if spread else math.nan,
+        jaccard=_mean(hits[has_rows], (actual + predicted - hits)[has_rows]),
     )
+
+
+def reasons(confusion: Confusion) -> dict[str, str]:
+    """Return why a metric of `Metrics` is not defined, by name."""
+    if np.count_nonzero(confusion.sum(axis=1)) == 1:
+        other = "no drawing of another class"
+        return {"specificity": other, "matthews_corrcoef": other}
+    if np.count_nonzero(confusion.sum(axis=0)) == 1:
+        return {"matthews_corrcoef": "all drawings are predicted as one class"}
+    return {}
 
 
 def measure_each(confusion: Confusion) -> list[dict[str, Any]]:
     """Return the metrics of each class: precision, recall, specificity, and numbers of true and predicted rows.
 
-    A metric is 0 where it is undefined.
+    A metric is None where it is not defined; then `not_defined` has the reason under the metric's name.
     """
     hits, actual, predicted, total = _counts(confusion)
-    figures = {
-        "precision": _ratio(hits, predicted),
-        "recall": _ratio(hits, actual),
-        "specificity": _ratio(total - actual - predicted + hits, total - actual),
-        "rows": actual,
-        "predicted": predicted,
+    shares = {
+        "precision": (hits, predicted, "no drawing is predicted as the class"),
+        "recall": (hits, actual, "no drawing of the class"),
+        "specificity": (total - actual - predicted + hits, total - actual, "no drawing of another class"),
     }
     return [
-        dict(zip(figures, values, strict=True))
-        for values in zip(*(figure.tolist() for figure in figures.values()), strict=True)
+        {
+            **{
+                name: float(part[index] / whole[index]) if whole[index] else None
+                for name, (part, whole, _) in shares.items()
+            },
+            "rows": int(actual[index]),
+            "predicted": int(predicted[index]),
+            "not_defined": {name: reason for name, (_, whole, reason) in shares.items() if not whole[index]},
+        }
+        for index in range(len(confusion))
     ]
 
 
@@ -87,11 +109,7 @@ def _counts(confusion: Confusion) -> tuple[Confusion, Confusion, Confusion, int]
     return np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0), int(confusion.sum())
 
 
-def _ratio(part: Confusion, whole: Confusion) -> NDArray[np.float64]:
-    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
-
-
 def _mean(part: Confusion, whole: Confusion) -> float:
-    """Return the mean ratio over the classes with a defined ratio, or 0."""
+    """Return the mean ratio over the classes with a defined ratio; NaN if there is none."""
     defined = whole > 0
-    return float((part[defined] / whole[defined]).mean()) if defined.any() else 0.0
+    return float((part[defined] / whole[defined]).mean()) if defined.any() else math.nan
