@@ -3,7 +3,6 @@
 import io
 import zlib
 
-from ..drawings.images import decode_image
 from ..drawings.rasterize import backend, rasterize
 
 # Curves, crossing lines, a dot and a long line: simplified strokes, see `rasterize`.
@@ -20,7 +19,9 @@ def renderer() -> str:
 
     The digest changes with every change of cairo, Pillow, NumPy or this package that changes the bitmaps.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw  # imported late: jobs of ready bitmaps need no Pillow
+
+    from ..drawings.images import decode_image
 
     image = Image.new("L", (900, 700), 230)
     for xs, ys in _STROKES:
