@@ -18,7 +18,8 @@ from ..errors import JobRefused, OutputRefused
 from ..rpc.client import Client
 from .block_reader import BlockReader
 from .inputs import Source, find_sources
-from .job import JobRunner, Outcome, ProgressListener, ScoreJob, check_output, make_plan, same_version, write_scores
+from .job import Outcome, ProgressListener, ScoreJob, check_output, make_plan, same_version, write_scores
+from .job_runner import JobRunner
 from .manifest import Manifest, rejects_path
 from .merge import join
 from .parts import Parts, locked
