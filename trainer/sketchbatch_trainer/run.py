@@ -6,7 +6,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sketchbatch_client.atomic import replacing
+from sketchbatch_client.evaluation.training_digests import Digests
 from sketchbatch_client.strict_json import encode
 
 from .errors import RunIncomplete
@@ -49,6 +51,8 @@ class Run:
     """Whether the game recognised a held-out drawing, for those with known flag (CSV: label, row, is_recognized)."""
     calibration = _RunFile("calibration.npy")
     """Training drawings of every class, on which the int8 export measures ranges: uint8, (rows <= 1024, 784)."""
+    training_digests = _RunFile("training-digests.npy")
+    """Sample of the digests of the training drawings: uint64, `sketchbatch_client.evaluation.training_digests`."""
     keras = _RunFile("model.keras")
     checkpoint = _RunFile("checkpoint.npz")
     """State from which an interrupted training resumes."""
@@ -71,7 +75,15 @@ class Run:
     def clear(self) -> None:
         """Create the run's folder; delete the output of an earlier training, so that no later step reads old files."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        own = (self.config, self.recognized, self.calibration, self.keras, self.checkpoint, self.history)
+        own = (
+            self.config,
+            self.recognized,
+            self.calibration,
+            self.training_digests,
+            self.keras,
+            self.checkpoint,
+            self.history,
+        )
         later = (*map(self.exported, Variant), self.scores, self.metrics, self.report)
         for path in (*own, *later, *self.test.glob("*.npy"), *self.logs.glob("events.*")):
             path.unlink(missing_ok=True)
@@ -90,6 +102,10 @@ class Run:
         """Return the contents of the file `config`."""
         config: dict[str, Any] = json.loads(self.need(self.config).read_text(encoding="utf-8"))
         return config
+
+    def read_training_digests(self) -> Digests | None:
+        """Return the contents of the file `training_digests`; None = an older version trained the run."""
+        return np.load(self.training_digests) if self.training_digests.exists() else None
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Replace the file `config` atomically."""

@@ -81,14 +81,15 @@ def evaluate(
     """
     with ExitStack() as stack:
         client = stack.enter_context(connection.open(timeout_s=timeout_s))
-        first, second = ServedModel(client, client.model(model, model_version)), None
+        served = client.model(model, model_version, with_training_digests=True)
+        first, second = ServedModel(client, served), None
         labels = first.model.labels
         if against_server or against_model or against_version:
             other = client
             if against_server:
                 other = stack.enter_context(replace(connection, server=against_server).open(timeout_s=timeout_s))
             name = against_model or ("" if against_server else model)
-            second = ServedModel(other, other.model(name, against_version))
+            second = ServedModel(other, other.model(name, against_version, with_training_digests=True))
             labels = common_labels(first.model, second.model)
         drawings = open_labelled(folder, labels, skip_malformed=skip_malformed)
         result: Evaluation | Comparison
@@ -99,6 +100,9 @@ def evaluate(
                 result = evaluate_model(client, first.model, drawings, advance)
     _write_files(result, json_file, html_file, png_file, svg_file)
     evaluation = result.first if isinstance(result, Comparison) else result
+    for name, each in result.named if isinstance(result, Comparison) else [(result.name, result)]:
+        if each.trained_on and each.trained_on.matches:
+            err.print(f"{name}: {each.trained_on}; a model looks better on drawings that trained it")
     if not quiet:
         _print(evaluation)
         if isinstance(result, Comparison):

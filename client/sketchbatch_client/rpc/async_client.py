@@ -48,8 +48,8 @@ class AsyncClient(RowClient):
     async def models(self) -> list[ModelInfo]:
         return await self._list_models()
 
-    async def model(self, name: str = "", version: str = "") -> ModelInfo:
-        return await self._get_model(name, version)
+    async def model(self, name: str = "", version: str = "", *, with_training_digests: bool = False) -> ModelInfo:
+        return await self._get_model(name, version, with_training_digests=with_training_digests)
 
     async def health(self, service: str = "") -> str:
         return await self._check_health(service)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
+from sketchbatch_client.evaluation.training_digests import encoded
 from sketchbatch_client.strict_json import encode
 
 from ..errors import ExportRefused
@@ -62,7 +63,9 @@ def export(run: Run, *, version: int = 1, licence: str = "") -> Parity:
         "variant": str(Variant.FLOAT32),
         "parity_max_difference": parity.max_difference,
     }
-    save_described(graph, run.onnx, _metadata(config, metrics, version, licence))
+    digests = run.read_training_digests()
+    own = {} if digests is None else {"sketchbatch.training_digests": encoded(digests)}
+    save_described(graph, run.onnx, _metadata(config, metrics, version, licence) | own)
     return parity
 
 

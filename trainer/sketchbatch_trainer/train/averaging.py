@@ -37,6 +37,8 @@ def average(members: Sequence[Run], run: Run, *, name: str = "") -> None:
     shutil.copytree(first.test, run.test, dirs_exist_ok=True)
     shutil.copyfile(first.recognized, run.recognized)
     shutil.copyfile(first.calibration, run.calibration)
+    if first.training_digests.exists():
+        shutil.copyfile(first.training_digests, run.training_digests)
     _write_mean_history(members, run)
     run.write_config(config)
     weights = [model.get_weights() for model in models]
