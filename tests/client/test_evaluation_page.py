@@ -141,14 +141,13 @@ def test_a_model_without_softmax_has_no_calibration(folder, tmp_path):
 
 @pytest.mark.parametrize("models", [1, 2])
 def test_a_plot_has_bars_with_intervals_and_the_confusion_matrix(folder, tmp_path, models):
-    """The picture of one or two models names its metrics, models and classes; equal results give equal files."""
+    """The picture of one or two models has the value of each metric, and the confusion matrix of each model."""
     result = evaluation_of(folder)
     if models == 2:
         result = Comparison(first=result, second=replace(result, server="host:2"), paired=pair(np.full((2, 2), 9)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(figures.STYLE, "svg.fonttype", "none")  # writes text that the test can read
-        for name in ("a.svg", "b.svg"):
-            write_plot(result, tmp_path / name, "svg")
+        write_plot(result, tmp_path / "a.svg", "svg")
     texts = re.findall(r"<text[^>]*>([^<]+)</text>", (tmp_path / "a.svg").read_text())
     first = result.first if models == 2 else result
     for measured in first.figures.measured.values():
@@ -156,7 +155,6 @@ def test_a_plot_has_bars_with_intervals_and_the_confusion_matrix(folder, tmp_pat
     for text in ("Accuracy", "Specificity", "ant", "bee", "cow", str(first.confusion[0, 1])):
         assert text in "\n".join(texts)
     assert sum("confusion matrix" in text for text in texts) == models
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     write_plot(result, tmp_path / "a.png", "png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.format == "PNG"

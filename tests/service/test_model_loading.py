@@ -56,6 +56,8 @@ def test_a_file_needs_only_labels(tmp_path):
         ({"labels": "ant, bee"}, "labels must be JSON, got 'ant, bee'"),
         ({"labels": {"ant": 0}}, "labels must be a JSON list of names, got"),
         ({"metadata": {"sketchbatch.metrics": "good"}}, "metrics must be JSON, got 'good'"),
+        ({"metadata": {"sketchbatch.training_digests": "AAAA"}}, "training_digests must be base64 of at most 65,536"),
+        ({"metadata": {"sketchbatch.training_digests": "a b"}}, "training_digests must be base64 of at most 65,536"),
         ({"metadata": {"sketchbatch.metrics": "[" * 100_000}}, "metrics must be JSON, got"),
     ],
 )

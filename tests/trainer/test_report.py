@@ -1,14 +1,17 @@
 """Test the report page of one or more exported runs; a run is the folder of one training."""
 
+import base64
 import csv
 import re
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 from eager_tensorflow import without_graphs
 from sketchbatch_client.drawings.readers import read_bitmaps
 from sketchbatch_client.evaluation import quality
+from sketchbatch_client.evaluation.training_digests import TrainedOn, decoded
 from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
 from sketchbatch_trainer.errors import RunIncomplete
 from sketchbatch_trainer.export.held_out import onnx_scores
@@ -56,6 +59,18 @@ def runs(tmp_path_factory) -> list[Run]:
         made.append(run)
     export_variant(made[0], Variant.FLOAT16)
     return made
+
+
+def test_each_variant_has_the_digests_of_the_training_drawings(runs):
+    """The model file and its variant store the digests of the training split; no held-out drawing is among them."""
+    for path in (runs[0].onnx, runs[0].exported(Variant.FLOAT16)):
+        stored = {each.key: each.value for each in onnx.load(path).metadata_props}
+        sample = decoded(base64.b64decode(stored["sketchbatch.training_digests"]))
+        rows = runs[0].read_config()["rows"]["train"]
+        assert rows / 2 < len(sample) <= rows + 1
+        assert TrainedOn().add(read_bitmaps(runs[0].calibration)[:], sample).share == 1
+        for label in LABELS:
+            assert TrainedOn().add(read_bitmaps(runs[0].test / f"{label}.npy")[:], sample).share == 0
 
 
 def words(page: str) -> str:
@@ -117,8 +132,6 @@ def test_recognised_drawings_have_their_own_figures(runs, tmp_path, monkeypatch)
 
     The page then also has figures for all drawings with a flag, recognised or not.
     """
-    import onnx
-
     run = runs[0]
     bears = read_bitmaps(run.test / "bear.npy")[:]
     scores = onnx_scores(onnx.load(run.onnx), bears)

@@ -25,6 +25,7 @@ from sketchbatch_client.drawings.readers import (
     source_of,
 )
 from sketchbatch_client.evaluation.labelled import Flags, RecognizedFlags
+from sketchbatch_client.evaluation.training_digests import Digests, digest_each, merged, sample_of
 from sketchbatch_client.label_names import nfc
 
 from .errors import DrawingsRefused
@@ -82,6 +83,8 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+    training_digests: Digests
+    """Sample of the digests of the training split, of which a model file stores a copy."""
     recognized: tuple[NDArray[np.int8], ...]
     """For each class the flags of its test rows: 1 = recognised by the game, 0 = not recognised, -1 = unknown."""
     malformed: Mapping[str, int] = field(default_factory=dict)
@@ -126,10 +129,12 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
     opened = [_open_bitmaps(paths[label], request) for label in labels]
     files = tuple(bitmaps.head(request.rows_per_class) for bitmaps, _ in opened)
     digest = hashlib.sha256()
-    splits = []
+    splits, samples = [], []
     for label, bitmaps in zip(labels, files, strict=True):
         digest.update(label.encode() + b"\0")
-        splits.append(_assign_splits(bitmaps, digest.update, progress))
+        split, hashes = _assign_splits(bitmaps, digest.update, progress)
+        splits.append(split)
+        samples.append(sample_of(hashes[split == _TRAIN]))
         if len(np.unique(splits[-1])) < 3:
             raise DrawingsRefused(
                 f"{paths[label]}: expected at least {MIN_DRAWINGS} different drawings, one each for training, "
@@ -144,6 +149,7 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
         train=train,
         validation=validation,
         test=test,
+        training_digests=merged(samples),
         recognized=tuple(
             _read_recognized(request, paths[label], test.row[test.class_index == index])
             for index, label in enumerate(labels)
@@ -213,23 +219,19 @@ def _read_recognized(request: DatasetRequest, path: Path, rows: NDArray[np.int32
 
 def _assign_splits(
     bitmaps: BitmapFile, update_digest: Callable[[bytes], object], progress: Callable[[int], object]
-) -> NDArray[np.int8]:
-    """Return the split of each row, and pass the bytes of all bitmaps to `update_digest` in order."""
+) -> tuple[NDArray[np.int8], NDArray[np.uint64]]:
+    """Return the split and the digest of each row, and pass the bytes of all bitmaps to `update_digest` in order."""
     hashes = np.empty(len(bitmaps), np.uint64)
     for start in range(0, len(bitmaps), _BLOCK_ROWS):
-        block = bitmaps[start : start + _BLOCK_ROWS].tobytes()
-        update_digest(block)
-        digests = b"".join(
-            hashlib.blake2b(block[at : at + 784], digest_size=8).digest() for at in range(0, len(block), 784)
-        )
-        rows = len(digests) // 8
-        hashes[start : start + rows] = np.frombuffer(digests, "<u8")
-        progress(rows)
+        block = bitmaps[start : start + _BLOCK_ROWS]
+        update_digest(block.tobytes())
+        hashes[start : start + len(block)] = digest_each(block)
+        progress(len(block))
     percent = hashes % 100
     is_test, is_train = percent < TEST_PERCENT, percent >= TEST_PERCENT + VALIDATION_PERCENT
     splits = np.select([is_test, is_train], [_TEST, _TRAIN], _VALIDATION).astype(np.int8)
     _fill_empty_splits(splits, hashes)
-    return splits
+    return splits, hashes
 
 
 def _fill_empty_splits(splits: NDArray[np.int8], hashes: NDArray[np.uint64]) -> None:

@@ -8,8 +8,10 @@ from enum import Enum, StrEnum, auto
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sketchbatch_client.atomic import replacing
-from sketchbatch_client.drawings.readers import SOURCE_NOTE
+from sketchbatch_client.drawings.folders import SOURCE_NOTE
+from sketchbatch_client.evaluation.training_digests import Digests
 from sketchbatch_client.strict_json import encode
 
 from .errors import OutputRefused, RunIncomplete, RunRefused
@@ -79,6 +81,8 @@ class Run:
     """Whether the game recognised a held-out drawing, for those with known flag (CSV: label, row, is_recognized)."""
     calibration = _RunFile("calibration.npy")
     """Training drawings of every class, on which the int8 export measures ranges: uint8, (rows <= 1024, 784)."""
+    training_digests = _RunFile("training-digests.npy")
+    """Sample of the digests of the training drawings: uint64, `sketchbatch_client.evaluation.training_digests`."""
     keras = _RunFile("model.keras")
     checkpoint = _RunFile("checkpoint.npz")
     """State from which an interrupted training resumes."""
@@ -160,7 +164,14 @@ class Run:
             path.unlink(missing_ok=True)
 
     def _results(self) -> list[Path]:
-        own = [self.recognized, self.calibration, self.keras, self.checkpoint, self.history]
+        own = [
+            self.recognized,
+            self.calibration,
+            self.training_digests,
+            self.keras,
+            self.checkpoint,
+            self.history,
+        ]
         later = [self.scores, self.metrics, self.report]
         return [*own, *later, *self.test.glob("*.npy"), *self.logs.glob("events.*")]
 
@@ -190,6 +201,10 @@ class Run:
         """Return the contents of the file `config`."""
         config: dict[str, Any] = json.loads(self.need(self.config).read_text(encoding="utf-8"))
         return config
+
+    def read_training_digests(self) -> Digests | None:
+        """Return the contents of the file `training_digests`; None = an older version trained the run."""
+        return np.load(self.training_digests) if self.training_digests.exists() else None
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Replace the file `config` atomically."""

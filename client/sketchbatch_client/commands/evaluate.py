@@ -132,14 +132,15 @@ def evaluate(
     """
     with ExitStack() as stack:
         client = stack.enter_context(connection.open(timeout_s=timeout_s))
-        first, second = ServedModel(client, client.model(model, model_version)), None
+        served = client.model(model, model_version, with_training_digests=True)
+        first, second = ServedModel(client, served), None
         labels = first.model.labels
         if against_server or against_model or against_version:
             other = client
             if against_server:
                 other = stack.enter_context(replace(connection, server=against_server).open(timeout_s=timeout_s))
             name = against_model or ("" if against_server else model)
-            second = ServedModel(other, other.model(name, against_version))
+            second = ServedModel(other, other.model(name, against_version, with_training_digests=True))
             labels = common_labels(first.model, second.model)
         drawings = open_labelled(folder, labels, skip_malformed=skip_malformed)
         reports.check(drawings.bitmaps)
@@ -150,21 +151,33 @@ def evaluate(
             else:
                 result = evaluate_model(client, first.model, drawings, advance)
     reports.write(result)
-    evaluation = result.first if isinstance(result, Comparison) else result
     if not quiet:
-        _print(evaluation)
-        if isinstance(result, Comparison):
-            _print_comparison(result)
+        _print_result(result)
         _print_malformed(drawings)
-    accuracy = evaluation.metrics.accuracy
-    if accuracy < min_accuracy:
-        err.print(f"accuracy must be at least {min_accuracy}, got {accuracy:.4f}")
-        raise typer.Exit(1)
+    _print_trained_on(result)
     if not quiet or not ignore_others:
         _print_skipped(drawings, labels, "not both models know" if second else "this model does not know")
     is_complete = report_passed_over(drawings.others, ignores_others=ignore_others)
+    accuracy = (result.first if isinstance(result, Comparison) else result).metrics.accuracy
+    if accuracy < min_accuracy:
+        err.print(f"accuracy must be at least {min_accuracy}, got {accuracy:.4f}")
+        raise typer.Exit(1)
     if not is_complete or (drawings.passed_over and not ignore_others):
         raise typer.Exit(INCOMPLETE)
+
+
+def _print_result(result: Evaluation | Comparison) -> None:
+    if isinstance(result, Comparison):
+        _print(result.first)
+        _print_comparison(result)
+    else:
+        _print(result)
+
+
+def _print_trained_on(result: Evaluation | Comparison) -> None:
+    for name, each in result.named if isinstance(result, Comparison) else [(result.name, result)]:
+        if each.trained_on and each.trained_on.matches:
+            err.print(f"{name}: {each.trained_on}; a model looks better on drawings that trained it")
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -30,7 +30,8 @@ def model(
     with connection.open(timeout_s=timeout_s) as client:
         models = client.models()
     if as_json:
-        print(encode([asdict(each) for each in models], indent=2))
+        fields = [asdict(each) for each in models]
+        print(encode([{name: each[name] for name in each if name != "training_digests"} for each in fields], indent=2))
         return
     for each in models:
         title = f"{each.name} version {each.version}{' (default)' if each.is_default else ''}"

@@ -18,6 +18,7 @@ from .predictions import ServedModel, paired_rows, scored_rows
 from .quality import ModelQuality
 from .stats.drift import Drift, drift
 from .stats.mcnemar import Paired, count_pairs, pair
+from .training_digests import TrainedOn, decoded
 
 Progress = Callable[[int], object]  # called with the number of rows scored since the last call
 
@@ -29,6 +30,7 @@ class Evaluation(ModelQuality):
     model: ModelInfo
     server: str  # target of the client, such as host:port
     drawings: LabelledDrawings
+    trained_on: TrainedOn | None = None  # None = the model has no digests of its training drawings
 
     @property
     def name(self) -> str:
@@ -68,11 +70,13 @@ def evaluate(
     """
     served, accumulator = ServedModel(client, model), Accumulator(model.labels)
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
+    trained_on = _TrainingDrawings(model, drawings)
     for scored in scored_rows(served, drawings.bitmaps):
         _check_finite(scored, model, drawings)
         accumulator.add(scored, flags.read(scored.file, scored.rows))
+        trained_on.add(scored)
         progress(len(scored.rows))
-    return _evaluation(served, drawings, accumulator)
+    return _evaluation(served, drawings, accumulator, trained_on)
 
 
 def compare(
@@ -84,6 +88,7 @@ def compare(
     """
     accumulators = Accumulator(first.model.labels), Accumulator(second.model.labels)
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
+    trained_on = [_TrainingDrawings(each.model, drawings) for each in (first, second)]
     table = np.zeros((2, 2), np.int64)
     for both in paired_rows(first, second, drawings.bitmaps):
         for scored, each in zip(both, (first, second), strict=True):
@@ -91,10 +96,12 @@ def compare(
         own_flags = flags.read(both[0].file, both[0].rows)
         correct = [each.add(scored, own_flags) for each, scored in zip(accumulators, both, strict=True)]
         table += count_pairs(*correct)
+        for counted, scored in zip(trained_on, both, strict=True):
+            counted.add(scored)
         progress(len(own_flags))
     return Comparison(
-        first=_evaluation(first, drawings, accumulators[0]),
-        second=_evaluation(second, drawings, accumulators[1]),
+        first=_evaluation(first, drawings, accumulators[0], trained_on[0]),
+        second=_evaluation(second, drawings, accumulators[1], trained_on[1]),
         paired=pair(table),
     )
 
@@ -124,6 +131,27 @@ def _check_finite(scored: ScoredRows, model: ModelInfo, drawings: LabelledDrawin
         raise ServerFailed(f"{file}, row {row}: {non_finite(model.name, model.version)} (NaN or infinity)")
 
 
-def _evaluation(served: ServedModel, drawings: LabelledDrawings, accumulator: Accumulator) -> Evaluation:
-    quality = accumulator.quality()
-    return Evaluation(**vars(quality), model=served.model, server=served.client.target, drawings=drawings)
+class _TrainingDrawings:
+    """Counts how many judged drawings trained a model; reads them again only if the model has digests."""
+
+    def __init__(self, model: ModelInfo, drawings: LabelledDrawings) -> None:
+        self._sample, self._bitmaps = decoded(model.training_digests), drawings.bitmaps
+        self.counted = TrainedOn() if len(self._sample) else None
+
+    def add(self, scored: ScoredRows) -> None:
+        """Count some judged drawings."""
+        if self.counted:
+            rows = self._bitmaps[scored.file][scored.rows.start : scored.rows.stop]
+            self.counted = self.counted.add(rows, self._sample)
+
+
+def _evaluation(
+    served: ServedModel, drawings: LabelledDrawings, accumulator: Accumulator, trained_on: _TrainingDrawings
+) -> Evaluation:
+    return Evaluation(
+        **vars(accumulator.quality()),
+        model=served.model,
+        server=served.client.target,
+        drawings=drawings,
+        trained_on=trained_on.counted,
+    )

@@ -1,5 +1,6 @@
 """Write an evaluation as metrics.json, whose keys docs/evaluation.md describes."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
         "top_3": evaluation.top_3,
         "calibration": _calibration(evaluation.calibration) if evaluation.calibration else None,
         "recognized": _recognized(evaluation.recognized) if evaluation.recognized else None,
+        "trained_on": asdict(trained_on) | {"share": trained_on.share}
+        if (trained_on := evaluation.trained_on)
+        else None,
         "drift": {
             "stored_rows": stored_rows(model.metrics) or None,
             "metrics": {name: _drift(each) for name, each in evaluation.drift.items()},

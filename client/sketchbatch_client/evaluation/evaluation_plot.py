@@ -29,7 +29,7 @@ def write_plot(result: Evaluation | Comparison, output: Path, file_format: str) 
             part = f"\nthe {len(matrix.columns)} most confused classes" if len(matrix.rows) < occurring else ""
             own_axes.set_title(f"{name}: confusion matrix{part}", fontsize=10)
         with replacing(output) as partial:
-            generator = {"Creator": "Sketchbatch", "Date": None}  # without a date, equal results have equal bytes
+            generator = {"Creator": "Sketchbatch", "Date": None}  # nothing of the machine or the time
             metadata = generator if file_format == "svg" else {"Software": "Sketchbatch"}
             figure.savefig(partial, format=file_format, dpi=_DPI, metadata=metadata)
 

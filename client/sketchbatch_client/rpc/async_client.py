@@ -85,9 +85,9 @@ class AsyncClient(RowClient):
         self._enter_loop()
         return await self._list_models()
 
-    async def model(self, name: str = "", version: str = "") -> ModelInfo:
+    async def model(self, name: str = "", version: str = "", *, with_training_digests: bool = False) -> ModelInfo:
         self._enter_loop()
-        return await self._get_model(name, version)
+        return await self._get_model(name, version, with_training_digests=with_training_digests)
 
     async def health(self, service: str = "") -> str:
         self._enter_loop()

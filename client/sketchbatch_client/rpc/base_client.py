@@ -249,17 +249,19 @@ class BaseClient:
         )
         return [model_info(model) for model in response.models]
 
-    async def _get_model(self, name: str, version: str) -> ModelInfo:
+    async def _get_model(self, name: str, version: str, *, with_training_digests: bool = False) -> ModelInfo:
         name, version = as_text("name", name), as_text("version", version)
+        request = pb.GetModelRequest(
+            model_name=name, model_version=version, with_training_digests=with_training_digests
+        )
 
         async def send(connection: Connection, deadline: float) -> ModelInfo:
-            attempt = partial(self._get_model_over, name, version, connection, deadline)
+            attempt = partial(self._get_model_over, request, connection, deadline)
             return await self._until_arrived(name, version, attempt, deadline)
 
         return await self._call(send, self._retry_state())
 
-    async def _get_model_over(self, name: str, version: str, connection: Connection, deadline: float) -> ModelInfo:
-        request = pb.GetModelRequest(model_name=name, model_version=version)
+    async def _get_model_over(self, request: pb.GetModelRequest, connection: Connection, deadline: float) -> ModelInfo:
         response = await self._send(connection.stub.GetModel, request, deadline)
         self._pool.register(connection, response.model)
         self._note_version(response.model.name, response.model.version)
@@ -340,7 +342,8 @@ class BaseClient:
         if key in self._models:  # another call has found the model meanwhile
             return
         try:
-            model = await self._get_model_over(key.name, key.version, connection, deadline)
+            request = pb.GetModelRequest(model_name=key.name, model_version=key.version)
+            model = await self._get_model_over(request, connection, deadline)
         except grpc.RpcError as exc:
             if exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise self._labels_missing(key) from exc

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -49,6 +49,9 @@ class ModelInfo:
     score_kind: str = ""
     """What the scores of a row are: probabilities, log-probabilities, independent or logits, as `Model.score_kind` of
     the protos describes; "" = unknown, because the service is older than this field."""
+    training_digests: bytes = field(default=b"", repr=False)
+    """Sample of the digests of the training drawings, as `Model.training_digests` of the protos describes; empty if the
+    model file has none, or if the model was requested without them."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -130,7 +133,7 @@ class Classification:
 
 def model_info(model: pb.Model) -> ModelInfo:
     """Convert a `Model` message, whose fields have the same names as those of `ModelInfo`."""
-    values = {field.name: getattr(model, field.name) for field in fields(ModelInfo)}
+    values = {each.name: getattr(model, each.name) for each in fields(ModelInfo)}
     lists = {"versions": tuple(model.versions), "labels": tuple(model.labels)}
     return ModelInfo(**values | lists | {"metrics": _metrics(model.metrics)})
 

@@ -94,9 +94,13 @@ class Client(RowClient):
         """Return every served version of every model, the default model first."""
         return run_blocking(self._list_models())
 
-    def model(self, name: str = "", version: str = "") -> ModelInfo:
-        """Return one model; "" = the default model, or its newest version. Raises `ModelNotFound`."""
-        return run_blocking(self._get_model(name, version))
+    def model(self, name: str = "", version: str = "", *, with_training_digests: bool = False) -> ModelInfo:
+        """Return one model; "" = the default model, or its newest version. Raises `ModelNotFound`.
+
+        `with_training_digests` requests `ModelInfo.training_digests`, by which `evaluate` recognises drawings that
+        trained the model.
+        """
+        return run_blocking(self._get_model(name, version, with_training_digests=with_training_digests))
 
     def health(self, service: str = "") -> str:
         """Return SERVING, NOT_SERVING or SERVICE_UNKNOWN for a gRPC service; "" = the server as a whole.

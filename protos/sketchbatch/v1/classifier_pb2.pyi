@@ -257,17 +257,21 @@ class GetModelRequest(google.protobuf.message.Message):
 
     MODEL_NAME_FIELD_NUMBER: builtins.int
     MODEL_VERSION_FIELD_NUMBER: builtins.int
+    WITH_TRAINING_DIGESTS_FIELD_NUMBER: builtins.int
     model_name: builtins.str
     """Name of the model; empty = the service's default model."""
     model_version: builtins.str
     """Version of the model, an integer as text; empty = the newest version."""
+    with_training_digests: builtins.bool
+    """True = the response has `Model.training_digests`, at most 64 KiB."""
     def __init__(
         self,
         *,
         model_name: builtins.str = ...,
         model_version: builtins.str = ...,
+        with_training_digests: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model_name", b"model_name", "model_version", b"model_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model_name", b"model_name", "model_version", b"model_version", "with_training_digests", b"with_training_digests"]) -> None: ...
 
 global___GetModelRequest = GetModelRequest
 
@@ -313,6 +317,7 @@ class Model(google.protobuf.message.Message):
     WORKERS_FIELD_NUMBER: builtins.int
     WORKER_FIELD_NUMBER: builtins.int
     SCORE_KIND_FIELD_NUMBER: builtins.int
+    TRAINING_DIGESTS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name of the model, the value for `model_name` in requests."""
     version: builtins.str
@@ -346,6 +351,12 @@ class Model(google.protobuf.message.Message):
       independent        0 to 1 each, but without a fixed sum, as after a sigmoid.
       logits             any finite numbers; the model ends without a softmax.
     A higher score is a better match in each of them. Empty = the service is older than this field.
+    """
+    training_digests: builtins.bytes
+    """A sample of the digests of the drawings that trained the model, as stored in the model file: BLAKE2b of the 784
+    bytes of a bitmap, 8 bytes each, little-endian, ascending. Every training drawing whose digest is at most the last
+    one is in the sample. Empty if the file stores none, if the request did not set `with_training_digests`, and in
+    ListModels.
     """
     @property
     def versions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -381,9 +392,10 @@ class Model(google.protobuf.message.Message):
         workers: builtins.int = ...,
         worker: builtins.int = ...,
         score_kind: builtins.str = ...,
+        training_digests: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["input", b"input", "metrics", b"metrics"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created", b"created", "digest", b"digest", "input", b"input", "is_default", b"is_default", "labels", b"labels", "licence", b"licence", "max_request_rows", b"max_request_rows", "metrics", b"metrics", "name", b"name", "provider", b"provider", "score_kind", b"score_kind", "version", b"version", "versions", b"versions", "worker", b"worker", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "digest", b"digest", "input", b"input", "is_default", b"is_default", "labels", b"labels", "licence", b"licence", "max_request_rows", b"max_request_rows", "metrics", b"metrics", "name", b"name", "provider", b"provider", "score_kind", b"score_kind", "training_digests", b"training_digests", "version", b"version", "versions", b"versions", "worker", b"worker", "workers", b"workers"]) -> None: ...
 
 global___Model = Model
 

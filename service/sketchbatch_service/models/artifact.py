@@ -4,6 +4,7 @@ docs/model-file.md specifies the file. An ONNX file from another source is serve
 One message lists everything that does not fit, with the command that writes a file that fits.
 """
 
+import base64
 import hashlib
 import json
 import shlex
@@ -20,6 +21,7 @@ from .external_data import locations
 from .signature import read_signature
 
 _MAX_DEPTH = 16  # levels of nested JSON values; protobuf's parsers allow about 30
+_MAX_DIGESTS_BYTES = 65536  # GetModel must stay small
 _SHOWN_CHARACTERS = 60
 
 _NO_LABELS = "no labels in metadata (optimisers and converters drop them)"
@@ -37,6 +39,7 @@ class Artifact:
     metrics: dict[str, Any]  # from training
     digest: str  # see `digest_of`
     names: TensorNames = OUR_NAMES
+    training_digests: bytes = b""  # `Model.training_digests`
 
     @property
     def variant(self) -> str:
@@ -56,9 +59,10 @@ def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
     except UnicodeDecodeError as exc:
         raise ModelRefused(f"{path}: names and metadata_props must be UTF-8: {exc}") from exc
     metrics, metrics_problem = _json(metadata, "sketchbatch.metrics", dict, "a JSON object")
+    digests, digests_problem = _training_digests(metadata)
     if labels and signature.classes not in (0, len(labels)):
         label_problems.append(f"{len(labels)} label{'s' * (len(labels) > 1)} for {signature.classes} classes")
-    if problems := [*signature.problems, *label_problems, *filter(None, [metrics_problem])]:
+    if problems := [*signature.problems, *label_problems, *filter(None, [metrics_problem, digests_problem])]:
         flags = {"--scores-output NAME": signature.is_ambiguous, "--labels FILE": bool(label_problems)}
         command = adapt_command(path, *(flag for flag, is_needed in flags.items() if is_needed))
         then = "" if signature.is_adaptable else "export it again, then "
@@ -72,6 +76,7 @@ def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
         metrics=metrics or {},
         digest=digest_of(path),
         names=signature.names,
+        training_digests=digests,
     )
 
 
@@ -107,6 +112,21 @@ def _labels(metadata: dict[str, str]) -> tuple[tuple[str, ...], list[str]]:
     if not labels or not all(isinstance(label, str) for label in labels):
         return (), [f"{key} must be {expected}, got {_shown(metadata[key])}"]
     return tuple(labels), list(problems_of(labels))
+
+
+def _training_digests(metadata: dict[str, str]) -> tuple[bytes, str]:
+    """Return the digests of training drawings, and the problem if they do not fit."""
+    key = "sketchbatch.training_digests"
+    try:
+        digests = base64.b64decode(metadata.get(key, ""), validate=True)
+    except ValueError:
+        digests = b"?"
+    if len(digests) % 8 or len(digests) > _MAX_DIGESTS_BYTES:
+        return (
+            b"",
+            f"{key} must be base64 of at most {_MAX_DIGESTS_BYTES:,} bytes, 8 for each, got {_shown(metadata[key])}",
+        )
+    return digests, ""
 
 
 def _json(metadata: dict[str, str], key: str, kind: type, expected: str) -> tuple[Any, str]:

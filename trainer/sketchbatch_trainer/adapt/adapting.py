@@ -297,7 +297,8 @@ def _try_scalings(request: AdaptRequest, model: Model, labels: Labels, scaling: 
 def _metadata(request: AdaptRequest, model: Model, labels: Labels, scaling: Scaling, parity: Parity) -> dict[str, str]:
     """Return the metadata of the file: entries of the source that are not ours stay."""
     old = {each.key: each.value for each in model.source.graph.metadata_props}
-    kept = {key: value for key, value in old.items() if not key.startswith("sketchbatch.")}
+    digests = "sketchbatch.training_digests"  # still true: the weights stay
+    kept = {key: value for key, value in old.items() if key == digests or not key.startswith("sketchbatch.")}
     config = {
         "adapted_from": model.source.description,
         "scale": scaling.text,

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
+from sketchbatch_client.evaluation.training_digests import encoded
 from sketchbatch_client.strict_json import encode
 
 from ..errors import ExportRefused
@@ -69,7 +70,9 @@ def export(run: Run, *, version: int | None = None, licence: str = "") -> Parity
         "parity_max_difference": parity.max_difference,
     }
     version = version or next_version(earlier, config)
-    properties = _metadata(config, metrics, version, licence) | _creation(earlier, config)
+    digests = run.read_training_digests()
+    own = {} if digests is None else {"sketchbatch.training_digests": encoded(digests)}
+    properties = _metadata(config, metrics, version, licence) | own | _creation(earlier, config)
     if properties != earlier or _operators(onnx.load(run.onnx)) != _operators(graph):
         save_described(graph, run.onnx, properties)
     return parity

@@ -47,6 +47,8 @@ def average(members: Sequence[Run], run: Run, *, name: str = "", restart: bool =
     shutil.copytree(first.test, run.test, dirs_exist_ok=True)
     shutil.copyfile(first.recognized, run.recognized)
     shutil.copyfile(first.calibration, run.calibration)
+    if first.training_digests.exists():
+        shutil.copyfile(first.training_digests, run.training_digests)
     _write_mean_history(members, run)
     weights = [model.get_weights() for model in models]
     models[0].set_weights([np.mean(arrays, axis=0) for arrays in zip(*weights, strict=True)])

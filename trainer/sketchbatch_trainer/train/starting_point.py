@@ -3,6 +3,7 @@
 This module does not import Keras, so that a command can refuse a starting point before it reads drawings.
 """
 
+import base64
 import hashlib
 import json
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
+from sketchbatch_client.evaluation.training_digests import Digests, decoded
 from sketchbatch_client.file_kind import ONNX_MODEL, describe_path
 
 from ..errors import RunRefused
@@ -65,6 +67,19 @@ class ModelFile:
             "recipe": {"name": "adapted", "network": {"file_digest": self.digest(), "dropout": 0.0}},
             "seed": None,
         }
+
+    def read_training_digests(self) -> Digests | None:
+        """Return the sample of digests of training drawings that the file stores; None = none.
+
+        Raises:
+            RunRefused: The file stores something else.
+        """
+        stored = {each.key: each.value for each in self.read_graph().metadata_props}
+        try:
+            sample = decoded(base64.b64decode(stored.get("sketchbatch.training_digests", ""), validate=True))
+        except ValueError as exc:
+            raise RunRefused(f"{self.path}: sketchbatch.training_digests must be base64: {exc}") from exc
+        return sample if len(sample) else None
 
     def digest(self) -> str:
         """Return the SHA-256 of the file."""

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from sketchbatch_client.atomic import replacing
 from sketchbatch_client.drawings.readers import Bitmaps
+from sketchbatch_client.evaluation.training_digests import merged
 
 from ..dataset import Dataset, Split, write_bitmaps, write_split
 from ..errors import RunRefused
@@ -93,6 +94,7 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener, *, res
         return False
     if state is RunState.NEW:
         _prepare(run, dataset, config)
+        _write_training_digests(run, request)
     data = TrainingData(train=dataset.train, validation=dataset.validation, teachers=teachers)
     loop = TrainingLoop(model, request.recipe, data, seed=request.seed, checkpoint=run.checkpoint)
     listener.on_start(*loop.position, loop.steps)
@@ -157,6 +159,15 @@ def _prepare(run: Run, dataset: Dataset, config: dict[str, Any]) -> None:
         for label, flags in zip(dataset.labels, dataset.recognized, strict=True):
             lines.writerows((label, row, flags[row]) for row in np.flatnonzero(flags >= 0))
     write_bitmaps(run.calibration, _calibration(dataset.train, len(dataset.labels), config["seed"]))
+
+
+def _write_training_digests(run: Run, request: TrainingRequest) -> None:
+    """Write the sample of the digests of the training drawings, with those of the starting point if it has any."""
+    start = request.start_from
+    earlier = start.read_training_digests() if start else None
+    own = request.dataset.training_digests
+    with replacing(run.training_digests) as partial, partial.open("wb") as file:
+        np.save(file, own if earlier is None else merged([own, earlier]))
 
 
 def _calibration(split: Split, classes: int, seed: int) -> Bitmaps:

@@ -80,7 +80,10 @@ class ClassifierServicer:
             model = self._models.get(request.model_name, request.model_version)
         except ServiceError as exc:
             await abort(context, exc)
-        return pb.GetModelResponse(model=self._describe(model))
+        described = self._describe(model)
+        if request.with_training_digests:
+            described.training_digests = model.artifact.training_digests
+        return pb.GetModelResponse(model=described)
 
     def drain(self) -> None:
         """Stop reading from the open streams; each ends with UNAVAILABLE after its last response."""

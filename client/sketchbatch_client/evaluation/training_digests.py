@@ -1,0 +1,83 @@
+"""Recognise drawings that trained a model by a sample of the digests of its training drawings.
+
+The sample holds the lowest digests of all training drawings (bottom-k sketch, Cohen and Kaplan 2007,
+doi:10.1145/1281100.1281133). Every training drawing whose digest is at most the last digest of the sample is in it. So
+of the judged drawings in this range it is known whether they trained the model, and they are a random sample of all.
+"""
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..drawings.readers import Bitmaps
+
+Digests = NDArray[np.uint64]  # sorted, without duplicates: BLAKE2b of 8 bytes, little-endian, of the 784 bytes
+
+SAMPLE_ROWS = 4096
+"""Most digests in a sample: 32 KiB."""
+
+_HIGHEST = np.uint64(2**64 - 1)  # ends the sample of a training of fewer drawings, which holds all of them
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedOn:
+    """How many of some judged drawings trained the model."""
+
+    rows: int = 0  # all judged drawings
+    compared: int = 0  # drawings in the range of the sample, of which it is known whether they trained the model
+    matches: int = 0  # drawings of these that trained the model
+
+    @property
+    def share(self) -> float | None:
+        """Share of the drawings that trained the model, estimated from those in the range; None = unknown."""
+        return self.matches / self.compared if self.compared else None
+
+    def add(self, bitmaps: Bitmaps, sample: Digests) -> "TrainedOn":
+        """Return the counts with some more drawings; `sample` is not empty."""
+        digests = digest_each(bitmaps)
+        compared = digests[digests <= sample[-1]]
+        matches = int(np.isin(compared, sample).sum())
+        return TrainedOn(self.rows + len(digests), self.compared + len(compared), self.matches + matches)
+
+    def __str__(self) -> str:
+        if self.compared == self.rows:
+            return f"these drawings trained the model: {self.matches:,} of {self.rows:,}"
+        return (
+            f"these drawings trained the model: about {self.share or 0:.0%} of {self.rows:,} "
+            f"({self.matches:,} of {self.compared:,} compared)"
+        )
+
+
+def digest_each(bitmaps: Bitmaps) -> Digests:
+    """Return the digest of each bitmap, uint8 (rows, 28, 28), in order."""
+    content = np.ascontiguousarray(bitmaps).tobytes()
+    digests = (hashlib.blake2b(content[at : at + 784], digest_size=8).digest() for at in range(0, len(content), 784))
+    return np.frombuffer(b"".join(digests), "<u8")
+
+
+def sample_of(digests: Digests) -> Digests:
+    """Return the sample of a training with drawings of these digests, in any order."""
+    lowest = np.unique(digests)
+    return lowest[:SAMPLE_ROWS] if len(lowest) > SAMPLE_ROWS else np.union1d(lowest, [_HIGHEST])
+
+
+def merged(samples: Iterable[Digests]) -> Digests:
+    """Return the sample of a training with all drawings of one or more trainings."""
+    parts = list(samples)
+    found: Digests = np.unique(np.concatenate(parts))
+    bound: np.uint64 = min(part[-1] for part in parts)
+    return found[found <= bound][:SAMPLE_ROWS]
+
+
+def encoded(sample: Digests) -> str:
+    """Return a sample as text, for the metadata of a model file."""
+    return base64.b64encode(sample.astype("<u8").tobytes()).decode()
+
+
+def decoded(content: bytes) -> Digests:
+    """Return the sample of `ModelInfo.training_digests`."""
+    return np.frombuffer(content[: len(content) // 8 * 8], "<u8")

@@ -1,0 +1,92 @@
+"""Drawings that trained a model are recognised by the sample of digests in its model file."""
+
+import json
+
+import numpy as np
+import pytest
+from onnx_models import LABELS, write_model
+from sketchbatch_client import Client
+from sketchbatch_client.evaluation.training_digests import (
+    SAMPLE_ROWS,
+    TrainedOn,
+    digest_each,
+    encoded,
+    merged,
+    sample_of,
+)
+
+
+def drawings(rows: int, seed: int):
+    """Return random bitmaps."""
+    return np.random.default_rng(seed).integers(0, 256, (rows, 28, 28), np.uint8)
+
+
+def test_every_drawing_of_a_small_training_is_recognised():
+    """The sample of a small training has all of its drawings, so the count of judged training drawings is exact."""
+    train, other = drawings(300, 1), drawings(200, 2)
+    counted = TrainedOn().add(np.concatenate([train[:50], other]), sample_of(digest_each(train)))
+    assert counted == TrainedOn(rows=250, compared=250, matches=50)
+    assert str(counted) == "these drawings trained the model: 50 of 250"
+
+
+def test_the_share_of_a_large_training_is_estimated_without_false_matches():
+    """A large training has a sample only; the share of training drawings is estimated from those in its range."""
+    digests = np.random.default_rng(3).integers(0, 2**64, 100_000, np.uint64)
+    sample = sample_of(digests)
+    assert len(sample) == SAMPLE_ROWS
+    assert np.array_equal(sample, np.sort(digests)[:SAMPLE_ROWS])
+    none = TrainedOn().add(drawings(2000, 4), sample)
+    assert (none.matches, none.rows) == (0, 2000)
+    assert 40 < none.compared < 130  # about 4.1 %
+    assert str(TrainedOn(rows=2000, compared=80, matches=60)) == (
+        "these drawings trained the model: about 75% of 2,000 (60 of 80 compared)"
+    )
+
+
+@pytest.mark.parametrize("sizes", [(100, 50), (9000, 100), (9000, 7000)])
+def test_the_sample_of_two_trainings_is_that_of_all_their_drawings(sizes):
+    """A training that started from a model has the sample of the drawings of both trainings, as far as it is known."""
+    random = np.random.default_rng(5)
+    parts = [random.integers(0, 2**64, size, np.uint64) for size in sizes]
+    assert np.array_equal(merged(map(sample_of, parts)), sample_of(np.concatenate(parts)))
+
+
+@pytest.fixture(scope="module")
+def trained(start_service, tmp_path_factory):
+    """Serve a model whose file has the digests of 40 drawings; return the service and these drawings."""
+    folder, bitmaps = tmp_path_factory.mktemp("models"), drawings(40, 6)
+    metadata = {"sketchbatch.training_digests": encoded(sample_of(digest_each(bitmaps)))}
+    write_model(folder / "known" / "1" / "model.onnx", metadata=metadata)
+    write_model(folder / "old" / "1" / "model.onnx")
+    return start_service(folder, "--default-model", "known"), bitmaps
+
+
+def test_evaluate_marks_drawings_that_trained_the_model(trained, sketchbatch, tmp_path):
+    """Each output says how many of the judged drawings trained the model; without digests no output mentions it."""
+    service, bitmaps = trained
+    for label, own in zip(LABELS, (bitmaps[:20], drawings(10, 7), bitmaps[:1]), strict=True):
+        np.save(tmp_path / f"{label}.npy", own.reshape(-1, 784))
+    files = ["--json", tmp_path / "m.json", "--html", tmp_path / "p.html"]
+    found = sketchbatch("evaluate", tmp_path, "--server", service.address, *files)
+    sentence = "known version 1: these drawings trained the model: 21 of 31"
+    assert sentence in found.err
+    assert sentence in (tmp_path / "p.html").read_text()
+    assert json.loads((tmp_path / "m.json").read_text())["trained_on"] == {
+        "rows": 31,
+        "compared": 31,
+        "matches": 21,
+        "share": 21 / 31,
+    }
+    against = sketchbatch("evaluate", tmp_path, "--server", service.address, "--model", "old", *files)
+    assert (against.code, "trained" in against.err) == (0, False)
+    assert json.loads((tmp_path / "m.json").read_text())["trained_on"] is None
+    both = sketchbatch("evaluate", tmp_path, "--server", service.address, "--model", "old", "--against-model", "known")
+    assert sentence in both.err
+
+
+def test_digests_are_sent_only_on_request(trained):
+    """GetModel has the digests only if the request sets the flag, and ListModels never has them."""
+    with Client(trained[0].address) as client:
+        assert len(client.model("known", with_training_digests=True).training_digests) == 8 * 41
+        assert [each.training_digests for each in (client.model("known"), *client.models())] == [b""] * 3
+        assert client.model("old", with_training_digests=True).training_digests == b""
