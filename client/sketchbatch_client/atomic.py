@@ -22,7 +22,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLEANUP_S = 5.0  # longest time for the cleanup after a signal
 # SIGHUP does not exist on Windows.
 _STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-_DESCRIPTOR = re.compile(r"/dev/(?:std(?P<name>out|err)|fd/(?P<number>\d+))|/proc/self/fd/(?P<own>\d+)")
+_DESCRIPTOR = re.compile(r"/dev/(?:std(?P<name>in|out|err)|fd/(?P<number>\d+))|/proc/self/fd/(?P<own>\d+)")
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def open_stream(path: Path) -> BinaryIO:
     found = _DESCRIPTOR.fullmatch(str(path))
     if not found:
         return path.open("wb")
-    number = {"out": 1, "err": 2}[found["name"]] if found["name"] else int(found["number"] or found["own"])
+    number = {"in": 0, "out": 1, "err": 2}[found["name"]] if found["name"] else int(found["number"] or found["own"])
     try:
         return os.fdopen(os.dup(number), "wb")  # to open /dev/stdout would empty the file that it leads to
     except OSError as exc:

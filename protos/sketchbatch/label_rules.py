@@ -50,7 +50,8 @@ def _problem(label: str) -> str:
 
 def _is_hidden(character: str) -> bool:
     is_space = character.isspace() and character not in _SPACES
-    return is_space or character in _INVISIBLE or unicodedata.category(character) == "Cc"
+    is_control = unicodedata.category(character) in ("Cc", "Cs")  # Cs: of a file name that is not UTF-8
+    return is_space or character in _INVISIBLE or is_control
 
 
 def _shown(label: str) -> str:

@@ -2,6 +2,8 @@
 
 import bz2
 import gzip
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +24,12 @@ def zstd(content: bytes) -> bytes:
     with pa.CompressedOutputStream(sink, "zstd") as packed:
         packed.write(content)
     return sink.getvalue().to_pybytes()
+
+
+def npy_of(rows: int) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros((rows, 784), np.uint8))
+    return file.getvalue()
 
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstd}
@@ -224,3 +232,23 @@ def test_hidden_names_need_a_pattern_that_names_them(tmp_path, noise, pattern, f
         np.save(root / name, noise(1))
     expected = {str(root / name): 1 for name in found}
     assert rows_of(root / pattern, folder=tmp_path) == expected
+
+
+@pytest.mark.parametrize("content", [LINE * 3, npy_of(3)])
+def test_an_open_pipe_is_read_as_a_stream(tmp_path, content):
+    """A shell passes `<(command)` as the name of an open pipe, /dev/fd/63."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb"):
+        os.write(writing, content)
+        os.close(writing)
+        assert rows_of(f"/dev/fd/{reading}", folder=tmp_path) == {f"/dev/fd/{reading}": 3}
+
+
+def test_an_open_pipe_of_something_else_is_refused(tmp_path):
+    """The message names the pipe."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb"):
+        os.write(writing, b"notes")
+        os.close(writing)
+        with pytest.raises(FileRefused, match=rf"/dev/fd/{reading}: expected .npy, .npz, .ndjson or .parquet, got"):
+            rows_of(f"/dev/fd/{reading}", folder=tmp_path)

@@ -19,7 +19,9 @@ from sketchbatch_client.drawings.readers import (
     source_of,
 )
 from sketchbatch_client.drawings.simplify import simplify
+from sketchbatch_client.drawings.strokes import open_strokes
 from sketchbatch_client.errors import FileRefused
+from sketchbatch_client.evaluation import open_labelled
 
 
 @pytest.mark.parametrize("shape", [(5, 784), (5, 28, 28), (5, 28, 28, 1), (5, 1, 28, 28)])
@@ -288,3 +290,15 @@ def test_a_folder_of_pictures_is_one_label(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     (path,) = labelled_files(type(folder)("."))
     assert path == "st.bernard"
+
+
+def test_paths_may_be_text(tmp_path):
+    """Notebooks pass paths as `str`."""
+    (tmp_path / "cat.npy").write_bytes(WHOLE)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cat.ndjson").write_text('{"drawing": [[[0, 255], [0, 255]]]}\n')
+    rows = len(read_bitmaps(str(tmp_path / "cat.npy")))
+    assert len(open_bitmaps(str(tmp_path / "cat.npy"))) == rows
+    assert len(open_strokes(str(tmp_path / "in" / "cat.ndjson"))) == 1
+    assert list(labelled_files(str(tmp_path))) == ["cat"]
+    assert open_labelled(str(tmp_path), ("cat",)).source == f"drawings in the folder {tmp_path.name}"

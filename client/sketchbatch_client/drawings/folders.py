@@ -31,12 +31,12 @@ class LabelledFolder:
     passed_over: PassedOverList = field(default_factory=PassedOverList)
 
 
-def labelled_files(folder: Path) -> dict[str, Path]:
+def labelled_files(folder: Path | str) -> dict[str, Path]:
     """Return the files or folders with the drawings in `folder`, by label; `find_labelled` describes the layouts."""
     return find_labelled(folder).files
 
 
-def find_labelled(folder: Path) -> LabelledFolder:
+def find_labelled(folder: Path | str) -> LabelledFolder:
     """Find the files or folders with the drawings in `folder`, by label, and list what is not read.
 
     The label is the name of the file or folder; `open_bitmaps` opens each path. The first layout that exists is used:
@@ -47,6 +47,7 @@ def find_labelled(folder: Path) -> LabelledFolder:
 
     Raises FileRefused if the folder does not exist or has none of these layouts, or if two names are equal in NFC.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise FileRefused(f"{folder}: no such folder; expected one with a NAME.npy for each label")
     for inner, suffix in (*_LAYOUTS, (".", ".parquet")):

@@ -136,7 +136,7 @@ def stack_bitmaps(bitmaps: list[NDArray[np.uint8]]) -> Bitmaps:
     return np.stack(bitmaps) if bitmaps else np.empty((0, 28, 28), np.uint8)
 
 
-def read_bitmaps(path: Path, *, scale: float = 0) -> BitmapFile:
+def read_bitmaps(path: Path | str, *, scale: float = 0) -> BitmapFile:
     """Open a .npy file of uint8 (rows, 784) or (rows, 28, 28); an axis for one channel or one row may differ.
 
     `scale` multiplies numbers of other types than uint8: 255 for 0..1, 1 for integers from 0 to 255. 0 = such files
@@ -144,7 +144,7 @@ def read_bitmaps(path: Path, *, scale: float = 0) -> BitmapFile:
 
     Raises FileRefused if the file does not exist, is not a .npy of bitmaps, or has another size than its header states.
     """
-    file = StableFile(path)
+    file = StableFile(Path(path))
     return _bitmaps_in(file, str(path), 0, len(file), scale)
 
 

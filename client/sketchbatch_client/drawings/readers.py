@@ -157,7 +157,7 @@ class FilesOfRows:
         return rows.locate(row) if isinstance(rows, LocatedRows) else (path, row)
 
 
-def open_bitmaps(path: Path, *, skip_malformed: bool = False) -> BitmapRows:
+def open_bitmaps(path: Path | str, *, skip_malformed: bool = False) -> BitmapRows:
     """Open a .npy, .ndjson, .bin or .parquet file, a picture, or a folder of pictures or of such files, by name.
 
     With `skip_malformed` the whole input is read now; malformed lines, records and pictures are skipped, listed in
@@ -165,6 +165,7 @@ def open_bitmaps(path: Path, *, skip_malformed: bool = False) -> BitmapRows:
 
     Raises FileRefused if the file does not exist or is not of its format.
     """
+    path = Path(path)
     if path.is_dir():
         if files := files_below(path):
             return FilesOfRows({file: open_bitmaps(file, skip_malformed=skip_malformed) for file in files})

@@ -117,7 +117,7 @@ class StrokeFile:
                 yield number
 
 
-def open_strokes(path: Path, *, skip_malformed: bool = False) -> StrokeFile:
+def open_strokes(path: Path | str, *, skip_malformed: bool = False) -> StrokeFile:
     """Open a NAME.ndjson (simplified or raw) or a NAME.bin; the suffix selects the format.
 
     With `skip_malformed` the whole file is parsed now; malformed lines are skipped, counted and listed. Without it,
@@ -126,6 +126,7 @@ def open_strokes(path: Path, *, skip_malformed: bool = False) -> StrokeFile:
     Raises FileRefused if the file does not exist, has another suffix or the first bytes of another kind of file, or if
     its first line is malformed and not skipped.
     """
+    path = Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise FileRefused(f"{path}: expected a suffix of {', '.join(STROKE_SUFFIXES)}, got {path.suffix or 'none'!r}")
     file = StrokeFile(path, skip_malformed=skip_malformed)

@@ -51,7 +51,7 @@ class LabelledDrawings:
                     yield path, each
 
 
-def open_labelled(folder: Path, labels: tuple[str, ...], *, skip_malformed: bool = False) -> LabelledDrawings:
+def open_labelled(folder: Path | str, labels: tuple[str, ...], *, skip_malformed: bool = False) -> LabelledDrawings:
     """Open the files of `folder` that are named after one of `labels`; names are compared in NFC.
 
     The folder has one of the layouts of `find_labelled`. With `skip_malformed`, malformed drawings are skipped and
@@ -69,7 +69,7 @@ def open_labelled(folder: Path, labels: tuple[str, ...], *, skip_malformed: bool
             raise FileRefused(f"{folder}: expected drawings, got none for {listed([*map(label_of, bitmaps)])}")
         raise FileRefused(f"{folder}: expected drawings of {compared(labels, tuple(files))}")
     return LabelledDrawings(
-        source=source_of(folder),
+        source=source_of(Path(folder)),
         bitmaps=bitmaps,
         passed_over=tuple(label for label in files if label not in known),
         skips_malformed=skip_malformed,

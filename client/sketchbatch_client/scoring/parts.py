@@ -162,7 +162,7 @@ class Parts:
 
     def remove(self) -> None:
         """Delete the folder, unless it has files that no job writes."""
-        for pattern in ("manifest*.json", "replaces", "rejects.next", "stdin.*", "unpacked-*", "lock"):
+        for pattern in ("manifest*.json", "replaces", "rejects.next", "stdin*", "unpacked-*", "lock"):
             for path in self.folder.glob(pattern):
                 path.unlink()
         with suppress(OSError):

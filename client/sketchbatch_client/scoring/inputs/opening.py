@@ -1,11 +1,13 @@
 """Open each input of a job as a source, in the given order."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ...atomic import is_open_file
 from ...drawings.folders import pictures_in
 from ...drawings.npy import open_npz, read_bitmaps
 from ...drawings.parquet.rows import ParquetRows
@@ -17,7 +19,7 @@ from ...file_kind import HEAD_BYTES, describe, got
 from ...file_stamp import FileStamp, file_stamp
 from .paths import STDIN, input_paths
 from .sources import BitmapSource, ParquetSource, PictureSource, Source, StrokeSource, open_picture, open_pictures
-from .spooled import spool_stdin, stdin_head, unpack
+from .spooled import spool, unpack
 
 # Lines per entry of a stroke file's index. An entry takes 8 bytes. To find a line, at most 1,023 others are skipped.
 _INDEX_EVERY = 1024
@@ -46,7 +48,7 @@ class _Input(NamedTuple):
 
 def find_sources(
     inputs: Sequence[str],
-    spool: Path,
+    spool_folder: Path,
     on_open: Callable[[str], object],
     options: InputOptions = InputOptions(),
     passed_over: PassedOverList | None = None,
@@ -54,8 +56,8 @@ def find_sources(
     """Open every input once, in the given order; `on_open` receives the name of each input before it is opened.
 
     Inputs are files, folders, globs (`*`, `?`, `[...]`, and `**` for nested folders), or "-" = standard input. Standard
-    input and the contents of packed files are stored in the folder `spool`. A folder stands for the files of drawings
-    directly in it, without the outputs of jobs. If it has none, the folder stands for the labelled files that
+    input, open pipes and the contents of packed files are stored in `spool_folder`. A folder stands for the files of
+    drawings directly in it, without the outputs of jobs. If it has none, the folder stands for the labelled files that
     `find_labelled` finds in it, or else for all drawings in the folders below it. Folders and globs leave out names
     that begin with "." or "_", unless the glob does. What is left out is added to `passed_over`.
 
@@ -67,9 +69,9 @@ def find_sources(
     for path in input_paths(inputs, others):
         on_open(str(path))
         if str(path) == STDIN:
-            sources += _open_stdin(spool, options, others)
+            sources += _open_stdin(spool_folder, options, others)
         else:
-            sources += _open(_Input(path, str(path), "", options, others), spool)
+            sources += _open(_Input(path, str(path), "", options, others), spool_folder)
     if options.column and not any(isinstance(source, ParquetSource) for source in sources):
         raise FileRefused(f"--column {options.column}: no input is a Parquet file")
     if not any(map(len, sources)):
@@ -77,7 +79,7 @@ def find_sources(
     return sources
 
 
-def _open(given: _Input, spool: Path) -> list[Source]:
+def _open(given: _Input, spool_folder: Path) -> list[Source]:
     path = given.path
     if path.is_dir():
         if given.options.each_picture:
@@ -85,13 +87,15 @@ def _open(given: _Input, spool: Path) -> list[Source]:
         return [_open_pictures(path)]
     if not path.exists():
         raise FileRefused(f"{path}: cannot be read: no such file")
+    if is_open_file(path) and path.is_fifo():
+        return _open_pipe(given, spool_folder)
     check_is_file(path)
     given = given._replace(stamp=_stamp(path))  # before opening, so that a later run detects a change meanwhile
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return [open_picture(path, given.stamp)]
     suffix = path.suffix.lower() or _suffix_of(path)
     if suffix in PACKED_SUFFIXES and Path(path.stem).suffix.lower() in _OPENERS:
-        return _open_copy(given._replace(path=unpack(path, spool).path), given.name)
+        return _open_copy(given._replace(path=unpack(path, spool_folder).path), given.name)
     if suffix not in _OPENERS:
         raise unknown_ending(path, list(_OPENERS))
     return _OPENERS[suffix](given)
@@ -150,14 +154,23 @@ _OPENERS: dict[str, Callable[[_Input], list[Source]]] = {
 }
 
 
-def _open_stdin(spool: Path, options: InputOptions, passed_over: PassedOverList) -> list[Source]:
+def _open_stdin(folder: Path, options: InputOptions, passed_over: PassedOverList) -> list[Source]:
     """Copy standard input to a file and open that file; the first bytes select the format."""
-    head = stdin_head()
-    suffix = _suffix(head)
-    if not suffix:
-        raise FileRefused(f"standard input: expected .npy, .npz, .ndjson or .parquet, got {got(head)}")
-    copy = spool_stdin(head, suffix, spool)
+    copy = spool(sys.stdin.buffer, lambda head: _suffix_of_pipe(head, "standard input"), folder, "stdin")
     return _open_copy(_Input(copy.path, STDIN, copy.digest, options, passed_over), "standard input")
+
+
+def _open_pipe(given: _Input, folder: Path) -> list[Source]:
+    """Copy an open pipe, such as the /dev/fd/63 of `<(command)`, to a file, and open that file."""
+    with given.path.open("rb") as pipe:
+        copy = spool(pipe, lambda head: _suffix_of_pipe(head, given.name), folder, f"stdin-{given.path.name}")
+    return _open_copy(given._replace(path=copy.path, stamp=copy.digest), given.name)
+
+
+def _suffix_of_pipe(head: bytes, name: str) -> str:
+    if suffix := _suffix(head):
+        return suffix
+    raise FileRefused(f"{name}: expected .npy, .npz, .ndjson or .parquet, got {got(head)}")
 
 
 def _open_copy(given: _Input, shown: str) -> list[Source]:

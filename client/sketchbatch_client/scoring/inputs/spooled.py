@@ -4,7 +4,6 @@ import bz2
 import gzip
 import hashlib
 import math
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -35,17 +34,13 @@ class Spooled(NamedTuple):
     digest: str  # SHA-256 of the contents, in hex: the copy has a new modification time in each run
 
 
-def stdin_head() -> bytes:
-    """Return the first bytes of standard input, which `spool_stdin` copies, too."""
-    return sys.stdin.buffer.read(HEAD_BYTES)
-
-
-def spool_stdin(head: bytes, suffix: str, folder: Path) -> Spooled:
-    """Copy standard input, whose first bytes `head` were read already, to a file in `folder`.
+def spool(file: IO[bytes], suffix_of: Callable[[bytes], str], folder: Path, name: str) -> Spooled:
+    """Copy an open pipe to the file `name` in `folder`, with the ending that `suffix_of` returns for its first bytes.
 
     Raises DiskFull if the disk has no space for it.
     """
-    return _copied(head, sys.stdin.buffer, folder / f"stdin{suffix}")
+    head = file.read(HEAD_BYTES)
+    return _copied(head, file, folder / f"{name}{suffix_of(head)}")
 
 
 def unpack(path: Path, folder: Path) -> Spooled:
