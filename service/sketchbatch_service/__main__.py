@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Coroutine
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -22,6 +23,9 @@ def main(**values: Any) -> None:
 
     Try: sketchbatch-serve --model models, and in another terminal: sketchbatch model --server localhost:50051
     """
+    if not find_spec("onnxruntime"):
+        extras = "pip install './service[cpu]', or './service[gpu]' for an NVIDIA GPU"
+        sys.exit(f"sketchbatch-serve: ONNX Runtime is not installed: {extras}")
     settings = Settings(**values)
     process.prepare(settings.log_level)
     # ONNX Runtime and gRPC load slowly. --help, an invalid flag and the supervisor do not need ONNX Runtime.

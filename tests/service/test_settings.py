@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from sketchbatch_client import Client
-from sketchbatch_service import settings
+from sketchbatch_service import __main__, settings
 from sketchbatch_service.settings import Settings
 
 
@@ -149,3 +149,11 @@ def test_no_variable_is_one_that_kubernetes_sets():
     """No setting reads a variable that Kubernetes sets, such as SKETCHBATCH_PORT for a Service named sketchbatch."""
     names = {field.name for field in fields(Settings)}
     assert not {name for name in names if name.startswith(("port", "service_"))}
+
+
+def test_a_service_without_onnx_runtime_names_the_extras(monkeypatch, tiny_model):
+    """`pip install ./service` installs no ONNX Runtime, because one of two packages must be chosen."""
+    monkeypatch.setattr(__main__, "find_spec", lambda name: None)
+    result = CliRunner().invoke(__main__.main, ["--model", str(tiny_model)])
+    assert result.exit_code == 1
+    assert "sketchbatch-serve: ONNX Runtime is not installed: pip install './service[cpu]'" in result.output
