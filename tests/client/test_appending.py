@@ -198,10 +198,44 @@ def test_an_interrupted_run_resumes_and_then_adds_what_came_since(tiny_service, 
         assert list((tmp_path / "o.csv.parts").glob("*.arrow"))
         np.save(inputs / "a.npy", noise(5))
         outcome = append_scores(client, job(inputs), output, StopsAfter(10**9))
-    assert outcome.rows == 4015
+    assert (outcome.rows, outcome.added) == (4015, 4005)
     expected = [("b.npy", row) for row in range(10)] + [("c.npy", row) for row in range(4000)]
     assert rows_of(output) == expected + [("a.npy", row) for row in range(5)]
     assert not (tmp_path / "o.csv.parts").exists()
+
+
+@pytest.mark.parametrize("part_rows", [1024, 500])
+def test_parts_of_other_rows_are_not_reused(tiny_service, inputs, tmp_path, noise, part_rows):
+    """If an input was written anew after an interruption, or parts have another size, all its rows are scored anew."""
+    output = tmp_path / "o.csv"
+    np.save(inputs / "b.npy", noise(10))
+    with Client(tiny_service.address) as client:
+        append_scores(client, job(inputs), output, StopsAfter(10**9))
+        np.save(inputs / "c.npy", np.zeros((4000, 28, 28), np.uint8))
+        with pytest.raises(KeyboardInterrupt):
+            append_scores(client, job(inputs), output, StopsAfter(3000))
+        if part_rows == 1024:
+            np.save(inputs / "c.npy", np.full((4000, 28, 28), 7, np.uint8))
+        outcome = append_scores(client, job(inputs, part_rows), output, StopsAfter(10**9))
+        assert (outcome.rows, outcome.added) == (4010, 4000)
+        scores = {line.split(",")[3] for line in output.read_text().splitlines()[11:]}
+        expected = client.classify(np.load(inputs / "c.npy")[:1]).scores.max()
+    assert [float(score) for score in scores] == [pytest.approx(expected, abs=1e-6)]
+
+
+def test_a_pipe_and_the_output_itself_are_no_inputs(append, sketchbatch, tiny_service, inputs, tmp_path, noise):
+    """The rows of a pipe cannot be recognised in the next run, and an output is never scored."""
+    flags = ["--append", "--server", tiny_service.address, "--output"]
+    finished = sketchbatch("score", "-", *flags, tmp_path / "o.csv")
+    assert (finished.code, "expected a file for --append, got a pipe" in finished.err) == (4, True)
+    parquet.write_table(pa.table({"x": [bytes(784)] * 2}), inputs / "a.parquet")
+    for code in (0, 4):
+        finished = sketchbatch("score", inputs / "*.parquet", *flags, inputs / "o.parquet")
+        assert finished.code == code, finished.err
+    assert "must not be one of the inputs" in finished.err
+    for _ in range(2):
+        assert sketchbatch("score", inputs, *flags, inputs / "o.parquet").code == 0
+    assert rows_of(inputs / "o.parquet") == [("a.parquet", 0), ("a.parquet", 1)]
 
 
 @pytest.mark.parametrize("step", range(1, 6))

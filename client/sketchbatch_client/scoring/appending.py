@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..atomic import room_for
+from ..atomic import is_open_file, room_for
 from ..drawings.passed_over import PassedOverList
 from ..errors import JobRefused, OutputRefused
 from ..rpc.client import Client
 from .block_reader import BlockReader
 from .inputs import Source, find_sources
-from .job import Outcome, ProgressListener, ScoreJob, check_output, make_plan, same_version, write_scores
+from .inputs.paths import STDIN
+from .job import Outcome, ProgressListener, ScoreJob, check_output, make_plan, opening, same_version, write_scores
 from .job_runner import JobRunner
 from .manifest import Manifest, rejects_path
 from .merge import join
@@ -44,8 +45,11 @@ def append_scores(client: Client, job: ScoreJob, output: Path, listener: Progres
     Raises the errors of `write_scores`, and JobRefused if rows that the output has were changed or removed, or if the
     model or the options differ from those of the output.
     """
+    if pipes := [given for given in job.inputs if given == STDIN or is_open_file(Path(given))]:
+        raise JobRefused(f"{pipes[0]}: expected a file for --append, got a pipe, whose rows have no name; use a file")
     job = replace(job, input_options=replace(job.input_options, each_picture=True))
     output = check_output(job, output)
+    added = added_rejected = 0
     while True:
         with locked(output) as parts:
             parts.complete(output)
@@ -54,8 +58,9 @@ def append_scores(client: Client, job: ScoreJob, output: Path, listener: Progres
                 outcome, has_more = _append(client, job, output, manifest, parts, listener)
         if not manifest:
             return write_scores(client, job, output, listener)
+        added, added_rejected = added + (outcome.added or 0), added_rejected + (outcome.added_rejected or 0)
         if not has_more:
-            return outcome
+            return replace(outcome, added=added, added_rejected=added_rejected)
 
 
 def _append(
@@ -63,7 +68,8 @@ def _append(
 ) -> tuple[Outcome, bool]:
     """Add new rows to a finished output; return also whether others remain, because an interrupted run resumed."""
     passed_over = PassedOverList()
-    sources = find_sources(job.inputs, parts.folder, listener.opens, job.input_options, passed_over)
+    opens = opening(output, listener)
+    sources = find_sources(job.inputs, parts.folder, opens, job.input_options, passed_over)
     listener.passes_over(passed_over)
     served = client.model(job.options.model_name, job.options.model_version)
     served = same_version(client, job.options, served, manifest.plan)
@@ -73,7 +79,8 @@ def _append(
     _check_scored_rows(manifest, sources)
     inputs = _new_inputs(manifest, sources)
     begun = _begun_inputs(interrupted, inputs) if interrupted else ()
-    if not begun:
+    if not interrupted or not begun or difference(interrupted, replace(plan, inputs=begun)):
+        begun = ()
         parts.clear()
     plan = replace(plan, inputs=begun or inputs)
     if not plan.inputs:
@@ -83,6 +90,8 @@ def _append(
     plan_sources = [by_name[each.source] for each in plan.inputs]
     parts.may_replace(output)
     with BlockReader(plan, plan_sources, job.readers) as reader:
+        if any(parts.digest(part) not in (None, reader.digest(part)) for part in plan.parts if begun):
+            parts.clear()  # the inputs have changed since the interruption
         runner = JobRunner(client, job.kind, plan, plan_sources, reader, listener, manifest.has_key_ids)
         added = runner.write(output, parts, passed_over)
     grown = _joined(job.kind, output, manifest, added, parts)
@@ -96,8 +105,10 @@ def _append(
 
 def _check_same_job(manifest: Manifest, plan: Plan, sources: list[Source], output: Path) -> None:
     """Raise JobRefused if the rows of `plan` cannot have the same columns and the same model as those of the output."""
-    if change := difference(replace(manifest.plan, inputs=(), part_rows=1), replace(plan, inputs=(), part_rows=1)):
-        raise JobRefused(f"{output} was begun differently: {change}; {_ADVICE}")
+    now = replace(plan, inputs=(), part_rows=1)
+    for addition in manifest.additions:
+        if change := difference(replace(addition.plan, inputs=(), part_rows=1), now):
+            raise JobRefused(f"{output} was begun differently: {change}; {_ADVICE}")
     if manifest.has_key_ids is None:
         raise JobRefused(f"{output}: an older version of sketchbatch wrote it, which cannot be continued; {_ADVICE}")
     new = [source.name for source in sources if source.has_key_ids]

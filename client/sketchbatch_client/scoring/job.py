@@ -7,7 +7,7 @@ under another name until it is complete. The same command resumes an interrupted
 byte-identical output. A manifest next to the output marks the job as finished and records its inputs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -70,11 +70,6 @@ def write_scores(
         SketchbatchError: The service does not respond. The next run resumes.
     """
     output = check_output(job, output, restart=restart)
-
-    def opens(source: str) -> None:
-        _check_inputs(output, [source])
-        listener.opens(source)
-
     served = client.model(job.options.model_name, job.options.model_version)
     with locked(output) as parts:
         parts.complete(output)
@@ -84,7 +79,7 @@ def write_scores(
         others = [] if restart else other_shards(output, job.shard)
         begun = next((each.plan for each in (earlier, *others) if each), None)
         passed_over = PassedOverList()
-        sources = find_sources(job.inputs, parts.folder, opens, job.input_options, passed_over)
+        sources = find_sources(job.inputs, parts.folder, opening(output, listener), job.input_options, passed_over)
         listener.passes_over(passed_over)
         plan = make_plan(job, sources, same_version(client, job.options, served, begun), begun)
         with BlockReader(plan, sources, job.readers) as reader:
@@ -117,6 +112,16 @@ def check_output(job: ScoreJob, output: Path, *, restart: bool = False) -> Path:
     if not restart:
         check_is_ours(output)
     return output
+
+
+def opening(output: Path, listener: ProgressListener) -> Callable[[str], None]:
+    """Return a function that reports the opening of an input; it raises OutputRefused if the input is the output."""
+
+    def opens(source: str) -> None:
+        _check_inputs(output, [source])
+        listener.opens(source)
+
+    return opens
 
 
 def _check_inputs(output: Path, inputs: Sequence[str]) -> None:
