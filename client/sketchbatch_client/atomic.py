@@ -121,7 +121,9 @@ def _limit_cleanup() -> None:
 
 
 def _exit_after_cleanup(received: int) -> None:
-    while (number := os.read(received, 1)[0]) not in _STOPPING:
-        pass
-    time.sleep(_CLEANUP_S)
-    os._exit(128 + number)
+    """End the process 5 s after a stopping signal, unless another part of the program has set a handler for it."""
+    while True:
+        number = os.read(received, 1)[0]
+        if number in _STOPPING and signal.getsignal(number) in (_unwind, signal.SIG_IGN):
+            time.sleep(_CLEANUP_S)
+            os._exit(128 + number)

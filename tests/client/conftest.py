@@ -14,6 +14,7 @@ from finished import Finished
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 from onnx_models import LABELS, write_model
+from signal_handlers import signal_handlers_kept
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 from sketchbatch_client.cli import main
@@ -178,7 +179,7 @@ def sketchbatch(monkeypatch, capfd) -> Callable[..., Finished]:
     def run(*words: object) -> Finished:
         monkeypatch.setattr(sys, "argv", ["sketchbatch", *map(str, words)])
         capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        with signal_handlers_kept(), pytest.raises(SystemExit) as ended:
             main()
         return Finished(ended.value.code, *capfd.readouterr())
 

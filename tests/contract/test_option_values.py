@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from signal_handlers import signal_handlers_kept
 from sketchbatch_client import cli
 from sketchbatch_client.commands.app import app
 from sketchbatch_client.demo.server import PageServer
@@ -62,7 +63,7 @@ def test_a_command_of_the_client_works_or_refuses_a_number(
         "demo": ["--address", "127.0.0.1:0"],
     }.get(command, [])
     monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as ended:
+    with signal_handlers_kept(), pytest.raises(SystemExit) as ended:
         cli.main()
     printed = capfd.readouterr().err
     assert "Traceback" not in printed
