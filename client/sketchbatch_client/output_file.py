@@ -90,9 +90,13 @@ def check_reports(reports: Iterable[tuple[Path | None, bytes]], inputs: Collecti
 
     Raises OutputRefused if a report cannot be written, is one of the inputs, or would replace another file.
     """
+    seen: set[Path] = set()
     for path, mark in reports:
         if path:
             _check_report(path, mark, inputs)
+            if path.resolve() in seen and not is_stream(path):
+                raise OutputRefused(f"{path}: must be the file of one report, got it for two; name another file")
+            seen.add(path.resolve())
 
 
 def _check_report(path: Path, mark: bytes, inputs: Collection[Path]) -> None:

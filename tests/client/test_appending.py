@@ -15,7 +15,7 @@ from sketchbatch_client.scoring import parts
 from sketchbatch_client.scoring.appending import append_scores
 from sketchbatch_client.scoring.inputs import InputOptions
 from sketchbatch_client.scoring.job import ProgressListener, ScoreJob
-from sketchbatch_client.scoring.plan import ScoreOptions
+from sketchbatch_client.scoring.plan import Input, Plan, ScoreOptions
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -335,3 +335,103 @@ def test_one_name_of_a_parquet_column_is_kept(append, inputs, tmp_path):
     parquet.write_table(pa.table({"x": [bytes(784)] * 2}), inputs / "b.parquet")
     assert append(tmp_path / "o.parquet").code == 0
     assert parquet.read_table(tmp_path / "o.parquet")["key_id"].to_pylist() == [1, 2, None, None]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "npy"])
+def test_one_output_that_has_grown_is_merged_with_all_its_rows(append, sketchbatch, inputs, tmp_path, noise, suffix):
+    """`merge` of a single output keeps its rows and its history."""
+    for name, rows in (("a", 3), ("b", 5)):
+        np.save(inputs / f"{name}.npy", noise(rows))
+        assert append(tmp_path / f"o.{suffix}").code == 0
+    target = tmp_path / f"m.{suffix}"
+    assert sketchbatch("merge", tmp_path / f"o.{suffix}", "--output", target).code == 0
+    assert target.read_bytes() == (tmp_path / f"o.{suffix}").read_bytes()
+    finished = append(target)
+    assert (finished.code, "0 new rows" in finished.err) == (0, True)
+
+
+@pytest.mark.parametrize("last", ["", "\n", '{"drawing": [[[0, 25'])
+def test_a_file_without_a_last_line_feed_grows(append, inputs, tmp_path, last):
+    """A line that a program is just writing is read by the next run; a missing line feed is no change."""
+    lines = strokes(0, 3).rstrip("\n")
+    (inputs / "m.ndjson").write_text(lines + "\n" * (last.startswith("{")) + last)
+    assert append(tmp_path / "o.csv").code == 0
+    assert len(rows_of(tmp_path / "o.csv")) == 3
+    (inputs / "m.ndjson").write_text(strokes(0, 5))
+    finished = append(tmp_path / "o.csv")
+    assert finished.code == 0, finished.err
+    assert rows_of(tmp_path / "o.csv") == [("m.ndjson", row) for row in range(5)]
+
+
+def test_an_interrupted_first_run_resumes_although_files_have_come(tiny_service, inputs, tmp_path, noise):
+    """The first run of --append resumes as later runs do."""
+    output = tmp_path / "o.csv"
+    np.save(inputs / "c.npy", np.concatenate([noise(2000), noise(2000)]))
+    with Client(tiny_service.address) as client:
+        with pytest.raises(KeyboardInterrupt):
+            append_scores(client, job(inputs), output, StopsAfter(3000))
+        np.save(inputs / "a.npy", noise(5))
+        outcome = append_scores(client, job(inputs), output, StopsAfter(10**9))
+    assert (outcome.rows, outcome.added) == (4005, 4005)
+    assert rows_of(output) == [("c.npy", row) for row in range(4000)] + [("a.npy", row) for row in range(5)]
+
+
+def test_a_first_run_with_rejects_only_is_refused(append, inputs, tmp_path):
+    """Inputs without any drawing are probably the wrong ones; in later runs, a night may have only rejects."""
+    (inputs / "a.png").write_bytes(b"GIF89a damaged")
+    finished = append(tmp_path / "o.csv")
+    assert (finished.code, "none of 1 rows was scored" in finished.err) == (4, True)
+    Image.fromarray(np.pad(np.zeros((20, 20), np.uint8), 10, constant_values=255)).save(inputs / "b.png")
+    assert append(tmp_path / "o.csv").code == 3
+    (inputs / "c.png").write_bytes(b"GIF89a damaged")
+    assert append(tmp_path / "o.csv").code == 3
+    assert rows_of(tmp_path / "o.csv") == [("b.png", 0)]
+
+
+def test_names_that_look_alike_are_told_apart(sketchbatch, tiny_service, inputs, tmp_path, noise):
+    """A picture that is named twice is scored once, and the arrays `a` and `a/b` of a .npz are two sources."""
+    image = Image.fromarray(np.pad(np.zeros((20, 20), np.uint8), 10, constant_values=255))
+    image.save(inputs / "1.png")
+    flags = ["--append", "--server", tiny_service.address, "--output"]
+    assert sketchbatch("score", inputs, inputs / "1.png", *flags, tmp_path / "o.csv").code == 0
+    assert rows_of(tmp_path / "o.csv") == [("1.png", 0)]
+    np.savez(tmp_path / "x.npz", **{"a": noise(2), "a/b": noise(3)})
+    for _ in range(2):
+        finished = sketchbatch("score", tmp_path / "x.npz", *flags, tmp_path / "n.csv")
+        assert finished.code == 0, finished.err
+    assert len(rows_of(tmp_path / "n.csv")) == 5
+
+
+@pytest.mark.parametrize("damage", ["empty replaces", "no replaces", "empty manifest"])
+def test_damaged_files_of_a_publication_end_in_no_traceback(append, inputs, tmp_path, noise, damage):
+    """A power failure can leave any of the files empty; the next run then begins the night anew."""
+    np.save(inputs / "a.npy", noise(3))
+    output = tmp_path / "o.csv"
+    assert append(output).code == 0
+    folder = tmp_path / "o.csv.parts"
+    folder.mkdir()
+    (folder / "manifest.next.json").write_text("" if damage == "empty manifest" else "{}")
+    if damage != "no replaces":
+        (folder / "replaces").write_text("")
+    np.save(inputs / "b.npy", noise(4))
+    assert append(output).code == 0
+    assert rows_of(output) == [("a.npy", row) for row in range(3)] + [("b.npy", row) for row in range(4)]
+
+
+def test_a_job_of_many_inputs_finds_its_rows_fast():
+    """A job of 200,000 pictures has as many inputs; the rows of a part are found by bisection."""
+    inputs = tuple(Input(source=str(number), rows=1 + number % 3, stamp="", start=number) for number in range(200_000))
+    plan = Plan(
+        inputs=inputs,
+        model="m",
+        version="1",
+        model_digest="",
+        labels=("a",),
+        top_k=1,
+        with_all_scores=False,
+        part_rows=1024,
+    )
+    rows = [(segment.source, row) for part in plan.parts for segment in plan.segments(part) for row in segment[1:]]
+    assert plan.all_rows == sum(each.rows for each in inputs) == sum(map(plan.rows_of, plan.parts))
+    assert rows[0] == (0, 0)
+    assert rows[-1] == (199_999, 199_999 + inputs[-1].rows)

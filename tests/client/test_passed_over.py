@@ -1,8 +1,10 @@
 """Test that every file of an input is scored, rejected or listed as passed over, and none is forgotten."""
 
+import errno
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from onnx_models import LABELS
 from PIL import Image
 from pyarrow import parquet
 from sketchbatch_client.drawings.folders import files_below, find_labelled, pictures_in
-from sketchbatch_client.drawings.passed_over import PassedOver, PassedOverList, is_hidden
+from sketchbatch_client.drawings.passed_over import PassedOver, PassedOverList, is_hidden, pass_over
 from sketchbatch_client.drawings.readers import open_bitmaps
 from sketchbatch_client.errors import FileChanged, FileRefused
 from sketchbatch_client.evaluation import open_labelled
@@ -281,3 +283,50 @@ def test_linked_folders_are_searched_once(tmp_path):
     sources = find_sources([str(root)], spool, lambda _: None, passed_over=passed_over)
     assert [source.name for source in sources] == [f"{root}/day/a.npy"]
     assert [entry.path for entry in passed_over.entries] == [f"{root}/day/b.heic"]
+
+
+def test_a_folder_that_cannot_be_read_ends_the_command(tmp_path):
+    """A folder without permission is an error, rather than a folder without drawings."""
+    for inner in ("label=cat/a", "label=cat/b"):
+        (tmp_path / inner).mkdir(parents=True)
+        (tmp_path / inner / "part.npy").write_bytes(npy(1))
+    closed = tmp_path / "label=cat" / "b"
+    scandir = os.scandir
+
+    def denied(path: str) -> Iterator[os.DirEntry[str]]:
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "scandir", denied)
+        with pytest.raises(PermissionError, match=str(closed)):
+            find_sources([str(tmp_path)], tmp_path, lambda _: None)
+        assert pass_over(tmp_path / "label=cat").may_have_drawings
+
+
+def test_a_table_that_spark_wrote_is_a_folder(tmp_path):
+    """Spark writes a table cat.parquet as a folder of parts; `evaluate` takes it as the label cat."""
+    (tmp_path / "cat.parquet").mkdir()
+    (tmp_path / "cat.parquet" / "part-0.parquet").write_bytes(table(3))
+    (tmp_path / "cat.parquet" / "_SUCCESS").touch()
+    [source] = find_sources([str(tmp_path)], tmp_path, lambda _: None)
+    assert len(source) == 3
+    assert {label: len(open_bitmaps(path)) for label, path in find_labelled(tmp_path).files.items()} == {"cat": 3}
+
+
+def test_a_long_name_next_to_drawings_is_no_error(tmp_path):
+    """Names of up to 255 bytes leave no room for the ending of a manifest."""
+    (tmp_path / "a.npy").write_bytes(npy(1))
+    (tmp_path / f"{'x' * 245}.txt").write_text("notes")
+    passed_over = PassedOverList()
+    assert len(find_sources([str(tmp_path)], tmp_path, lambda _: None, passed_over=passed_over)) == 1
+    assert passed_over.count == 1
+
+
+def test_an_output_with_parts_is_no_input(tmp_path):
+    """After an interrupted --restart, OUTPUT has no manifest, but its parts."""
+    (tmp_path / "a.npy").write_bytes(npy(1))
+    (tmp_path / "scores.parquet").write_bytes(table(1))
+    (tmp_path / "scores.parquet.parts").mkdir()
+    assert [source.name for source in find_sources([str(tmp_path)], tmp_path, lambda _: None)] == [f"{tmp_path}/a.npy"]

@@ -13,7 +13,12 @@ from .options import INCOMPLETE, Quiet, err
 
 def merge(
     shards: Annotated[
-        list[Path], typer.Argument(parser=local_path, help="Outputs of all shards, in any order.", metavar="SHARD...")
+        list[Path],
+        typer.Argument(
+            parser=local_path,
+            help="Outputs of all shards, in any order; or outputs of several jobs.",
+            metavar="SHARD...",
+        ),
     ],
     output: Annotated[
         Path, typer.Option(parser=local_path, help="File to write, with the ending of the shards.", metavar="FILE")
@@ -26,6 +31,8 @@ def merge(
     """Merge the outputs of `sketchbatch score --shard` into one file, byte-identical to the output of one run.
 
     Example: sketchbatch merge scores-*.parquet --output scores.parquet
+
+    Outputs of several jobs, such as one per night, are merged, too: their rows keep the order of the arguments.
 
     Exit codes: 0 = merged, 1 = a shard is missing or unfinished, or the disk is full, 2 = invalid options, 3 = merged,
     but some rows were rejected, 4 = the shards belong to different jobs, one is damaged, or OUTPUT is another file.

@@ -1,5 +1,6 @@
 """Find the labelled drawings in a folder, and list what the folder has besides them."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ _GOOGLE_FOLDERS = dict(_LAYOUTS)
 _FILES = (".npy", ".ndjson", ".bin", ".parquet")  # endings of the files that may be parts of a label
 _PICTURE_FOLDER = "imagefolder"
 _LABEL_KEY = "label="  # in front of the label in the names of folders that Spark and Hive write
+_TABLE = ".parquet"  # at the end of the names of folders in which Spark writes the parts of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ def find_labelled(folder: Path | str) -> LabelledFolder:
 
     The label is the name of the file or folder; `open_bitmaps` opens each path. The first layout that exists is used:
     numpy_bitmap/NAME.npy, NAME.npy, simplified/NAME.ndjson, NAME.ndjson, binary/NAME.bin, NAME.bin, raw/NAME.ndjson,
-    NAME.parquet, label=LABEL/ with files of drawings in it or in folders below it, as Spark and Hive write them,
+    NAME.parquet, label=LABEL/ or LABEL.parquet/ with files of drawings in it or below it, as Spark writes them,
     imagefolder/LABEL/ with pictures, LABEL/ with pictures, pictures in `folder`. Names that begin with "." or "_" are
     hidden.
 
@@ -72,7 +74,7 @@ def find_labelled(folder: Path | str) -> LabelledFolder:
 def label_of(path: Path) -> str:
     """Return the label of a path that `labelled_files` returned: its name in Unicode's normal form NFC."""
     if path.is_dir():
-        return nfc((path.name or path.resolve().name).removeprefix(_LABEL_KEY))
+        return nfc((path.name or path.resolve().name).removeprefix(_LABEL_KEY).removesuffix(_TABLE))
     return nfc(path.stem)
 
 
@@ -90,8 +92,8 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return the files of drawings in a folder label=LABEL and in the folders below it; none for other folders."""
-    if not folder.name.startswith(_LABEL_KEY):
+    """Return the files in and below a folder label=LABEL or LABEL.parquet, as Spark writes them; else none."""
+    if not folder.name.startswith(_LABEL_KEY) and folder.suffix != _TABLE:
         return []
     return [path for inner, _, _ in walk(folder) for path in _with_suffix(inner, _FILES)]
 
@@ -112,7 +114,9 @@ def besides_pictures(folder: Path) -> Iterator[PassedOver]:
 
 
 def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and not is_hidden(path.name))
+    entries = os.scandir(folder)
+    names = [each.name for each in entries if each.name.lower().endswith(suffixes) and not each.is_dir()]
+    return [folder / name for name in sorted(names) if not is_hidden(name)]
 
 
 def _folders(parent: Path) -> list[Path]:

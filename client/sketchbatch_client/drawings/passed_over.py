@@ -18,6 +18,8 @@ _UNREAD_PICTURES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".svg")
 
 _LISTED = 1000  # most entries that are listed, with drawings and without; the rest is only counted
 _SEARCHED = 10_000  # most files of a folder that are searched for drawings
+OUTPUT_MARKS = (".manifest.json", ".parts")  # after the name of an output
+_MAX_OUTPUT_NAME = 240  # a longer name has no room for these endings: file systems allow 255 bytes
 _SYSTEM_FILES = ("desktop.ini", "lost+found", "thumbs.db")
 _JOB_SUFFIXES = (".manifest.json", ".parts", ".rejects.jsonl")  # of files that a job writes next to its output
 
@@ -82,13 +84,24 @@ def is_hidden(name: str) -> bool:
     return name[:1] in (".", "_") or name.lower() in _SYSTEM_FILES
 
 
+def is_output(name: str, folder: Path) -> bool:
+    """Return whether a file of a folder is the output of a job, which has a manifest or parts next to it."""
+    return len(name) < _MAX_OUTPUT_NAME and any((folder / f"{name}{end}").exists() for end in OUTPUT_MARKS)
+
+
 def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Yield a folder and the folders below it, each with the sorted names of its folders and files.
 
     Links are followed, but each folder is entered once. Hidden folders and those of jobs are named, but not entered.
+
+    Raises OSError if a folder cannot be read.
     """
+
+    def fail(error: OSError) -> None:
+        raise error
+
     entered = {folder.resolve()}
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         yield Path(place), sorted(folders), sorted(names)
         targets = {name: Path(place, name).resolve() for name in sorted(folders) if not is_left_out(name)}
         folders[:] = [name for name, target in targets.items() if target not in entered]
@@ -118,9 +131,9 @@ def pass_over(path: Path) -> PassedOver:
     name = path.name
     if is_hidden(name):
         return PassedOver(str(path), "hidden", False)
-    if name.endswith(_JOB_SUFFIXES) or path.with_name(f"{name}.manifest.json").exists():
-        return PassedOver(str(path), "written by a job", False)
     try:
+        if name.endswith(_JOB_SUFFIXES) or is_output(name, path.parent):
+            return PassedOver(str(path), "written by a job", False)
         return _folder(path) if path.is_dir() else _file(path)
     except OSError as exc:
         return PassedOver(str(path), f"cannot be read: {reason_of(exc)}", path.is_dir() or has_drawing_name(name))

@@ -90,6 +90,17 @@ class StrokeFile:
             raise ValueError(f"a line or record must have at most {_MAX_BYTES} bytes, got more")
         return self._format.parse(line)
 
+    @property
+    def is_last_line_incomplete(self) -> bool:
+        """Whether the last line has no line feed and is malformed, because a program may be writing it."""
+        if not self.line_count or not self._format.has_line_feeds or self._data[len(self._data) - 1 :] == b"\n":
+            return False
+        try:
+            self.parse(next(self.lines(self.line_count - 1, self.line_count)))
+        except ValueError:
+            return True
+        return False
+
     def release(self) -> None:
         """Release the memory of what was read last."""
         self._data.release()
@@ -226,9 +237,10 @@ class _Format(NamedTuple):
     parse: Callable[[bytes], Drawing]
     is_other: Callable[[StableFile], bool]  # whether the beginning of a file is that of another kind of file
     name: str
+    has_line_feeds: bool = False  # whether each line or record ends with a line feed
 
 
-_LINES = _Format(_index_lines, _line_end, from_line, _is_other_than_lines, "a drawing in JSON per line")
+_LINES = _Format(_index_lines, _line_end, from_line, _is_other_than_lines, "a drawing in JSON per line", True)
 _FORMATS = {
     ".ndjson": _LINES,
     ".jsonl": _LINES,

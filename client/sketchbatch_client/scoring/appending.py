@@ -7,7 +7,7 @@ runs, so that the next run knows which rows the output has.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +19,10 @@ from ..rpc.client import Client
 from .block_reader import BlockReader
 from .inputs import Source, find_sources
 from .inputs.paths import STDIN
-from .job import Outcome, ProgressListener, ScoreJob, check_output, make_plan, opening, same_version, write_scores
+from .inputs.sources import PictureSource
+from .job import Outcome, ProgressListener, ScoreJob, check_any_scored, check_output, make_plan, opening, same_version
 from .job_runner import JobRunner
-from .manifest import Manifest, rejects_path
+from .manifest import Addition, Manifest, rejects_path
 from .merge import join
 from .parts import Parts, locked
 from .plan import Input, Plan, difference
@@ -47,43 +48,42 @@ def append_scores(client: Client, job: ScoreJob, output: Path, listener: Progres
     """
     if pipes := [given for given in job.inputs if given == STDIN or is_open_file(Path(given))]:
         raise JobRefused(f"{pipes[0]}: expected a file for --append, got a pipe, whose rows have no name; use a file")
-    job = replace(job, input_options=replace(job.input_options, each_picture=True))
+    job = replace(job, input_options=replace(job.input_options, is_growing=True))
     output = check_output(job, output)
     added = added_rejected = 0
     while True:
         with locked(output) as parts:
             parts.complete(output)
-            manifest = Manifest.read(output)
-            if manifest:
-                outcome, has_more = _append(client, job, output, manifest, parts, listener)
-        if not manifest:
-            return write_scores(client, job, output, listener)
+            outcome, has_more = _append(client, job, output, Manifest.read(output), parts, listener)
         added, added_rejected = added + (outcome.added or 0), added_rejected + (outcome.added_rejected or 0)
         if not has_more:
             return replace(outcome, added=added, added_rejected=added_rejected)
 
 
 def _append(
-    client: Client, job: ScoreJob, output: Path, manifest: Manifest, parts: Parts, listener: ProgressListener
+    client: Client, job: ScoreJob, output: Path, manifest: Manifest | None, parts: Parts, listener: ProgressListener
 ) -> tuple[Outcome, bool]:
-    """Add new rows to a finished output; return also whether others remain, because an interrupted run resumed."""
+    """Add new rows to an output, or begin it; return also whether others remain, because an interrupted run resumed."""
     passed_over = PassedOverList()
     opens = opening(output, listener)
-    sources = find_sources(job.inputs, parts.folder, opens, job.input_options, passed_over)
+    found = find_sources(job.inputs, parts.folder, opens, job.input_options, passed_over)
+    sources = list({source.name: source for source in found}.values())  # a picture may be named twice
     listener.passes_over(passed_over)
     served = client.model(job.options.model_name, job.options.model_version)
-    served = same_version(client, job.options, served, manifest.plan)
     interrupted = parts.earlier_plan()
+    served = same_version(client, job.options, served, manifest.plan if manifest else interrupted)
     plan = make_plan(job, sources, served, interrupted)
-    _check_same_job(manifest, plan, sources, output)
-    _check_scored_rows(manifest, sources)
-    inputs = _new_inputs(manifest, sources)
+    additions = manifest.additions if manifest else ()
+    if manifest:
+        _check_same_job(manifest, plan, sources, output)
+        _check_scored_rows(additions, sources)
+    inputs = _new_inputs(additions, sources)
     begun = _begun_inputs(interrupted, inputs) if interrupted else ()
     if not interrupted or not begun or difference(interrupted, replace(plan, inputs=begun)):
         begun = ()
         parts.clear()
     plan = replace(plan, inputs=begun or inputs)
-    if not plan.inputs:
+    if manifest and not plan.inputs:
         finished = Outcome(rows=manifest.rows, rejected=manifest.rejected, was_finished=True, added=0, added_rejected=0)
         return finished, False
     by_name = {source.name: source for source in sources}
@@ -92,9 +92,11 @@ def _append(
     with BlockReader(plan, plan_sources, job.readers) as reader:
         if any(parts.digest(part) not in (None, reader.digest(part)) for part in plan.parts if begun):
             parts.clear()  # the inputs have changed since the interruption
-        runner = JobRunner(client, job.kind, plan, plan_sources, reader, listener, manifest.has_key_ids)
+        has_key_ids = manifest.has_key_ids if manifest else None
+        runner = JobRunner(client, job.kind, plan, plan_sources, reader, listener, has_key_ids)
         added = runner.write(output, parts, passed_over)
-    grown = _joined(job.kind, output, manifest, added, parts)
+    check_any_scored(parts, added, is_first=not manifest)
+    grown = _joined(job.kind, output, manifest, added, parts) if manifest else added
     if not parts.is_replaceable(output):
         raise OutputRefused(f"{output}: was written during the job; move it, then run the same command again")
     parts.publish(output, grown)
@@ -116,15 +118,15 @@ def _check_same_job(manifest: Manifest, plan: Plan, sources: list[Source], outpu
         raise JobRefused(f"{new[0]} has keys (key_id), and {output} has no column for them; name another output")
 
 
-def _scored(manifest: Manifest) -> dict[str, _Scored]:
+def _scored(additions: Sequence[Addition]) -> dict[str, _Scored]:
     """Return the rows of each source that an output has."""
-    inputs = (each for addition in manifest.additions for each in addition.plan.inputs)
+    inputs = (each for addition in additions for each in addition.plan.inputs)
     return {each.source: _Scored(each.start + each.rows, each.stamp) for each in inputs}
 
 
-def _new_inputs(manifest: Manifest, sources: list[Source]) -> tuple[Input, ...]:
+def _new_inputs(additions: Sequence[Addition], sources: list[Source]) -> tuple[Input, ...]:
     """Return the rows of the sources that an output does not have."""
-    scored = _scored(manifest)
+    scored = _scored(additions)
     new = []
     for source in sources:
         start = scored[source.name].rows if source.name in scored else 0
@@ -145,12 +147,12 @@ def _begun_inputs(interrupted: Plan, inputs: tuple[Input, ...]) -> tuple[Input, 
     return tuple(begun)
 
 
-def _check_scored_rows(manifest: Manifest, sources: list[Source]) -> None:
+def _check_scored_rows(additions: Sequence[Addition], sources: list[Source]) -> None:
     """Raise JobRefused if a source has fewer rows than the output has of it, or if these rows have changed."""
-    scored = _scored(manifest)
+    scored = _scored(additions)
     changed = set()
     for source in sources:
-        if str(Path(source.name).parent) in scored:
+        if isinstance(source, PictureSource) and str(Path(source.name).parent) in scored:
             folder = Path(source.name).parent
             raise JobRefused(f"{folder}: was scored as a whole folder of pictures; begin a new output with --append")
         before = scored.get(source.name, _Scored(0, ""))
@@ -159,17 +161,17 @@ def _check_scored_rows(manifest: Manifest, sources: list[Source]) -> None:
         if before.rows and before.stamp != source.stamp:
             changed.add(source.name)
     if changed:
-        for names in _changed_rows(manifest, sources, changed):
+        for names in _changed_rows(additions, sources, changed):
             raise JobRefused(f"the rows of {names} that were scored before have changed; {_ADVICE}")
 
 
-def _changed_rows(manifest: Manifest, sources: list[Source], touched: set[str]) -> Iterator[str]:
+def _changed_rows(additions: Sequence[Addition], sources: list[Source], touched: set[str]) -> Iterator[str]:
     """Yield the names of the sources of each part whose rows have changed.
 
     Only sources whose stamp differs can have changed. A part with rows of a source that is missing is not compared.
     """
     by_name = {source.name: source for source in sources}
-    for plan, digests in ((each.plan, each.digests) for each in manifest.additions):
+    for plan, digests in ((each.plan, each.digests) for each in additions):
         names = [each.source for each in plan.inputs]
         present = [by_name.get(name, sources[0]) for name in names]
         reader = BlockReader(plan, present, readers=0)

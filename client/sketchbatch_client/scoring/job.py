@@ -25,7 +25,7 @@ from .job_runner import JobRunner
 from .job_runner import ProgressListener as ProgressListener
 from .manifest import Manifest, manifest_path, rejects_path
 from .outputs import writing
-from .parts import BegunJob, check_is_ours, locked, other_shards
+from .parts import BegunJob, Parts, check_is_ours, locked, other_shards
 from .plan import ALL, Input, Plan, ScoreOptions, Shard, default_part_rows, difference, row_bytes
 from .render_digest import renderer
 
@@ -91,10 +91,7 @@ def write_scores(
                 parts.may_replace(output)
                 manifest_path(output).unlink(missing_ok=True)
             manifest = JobRunner(client, job.kind, plan, sources, reader, listener).write(output, parts, passed_over)
-            if manifest.rejected and not manifest.rows and plan.shard == ALL:
-                reason = parts.first_reason()
-                parts.clear()
-                raise FileRefused(f"none of {manifest.rejected:,} rows was scored; the first: {reason}")
+            check_any_scored(parts, manifest, is_first=plan.shard == ALL)
             if not parts.is_replaceable(output):
                 raise OutputRefused(f"{output}: was written during the job; move it, then run the same command again")
             parts.publish(output, manifest)
@@ -112,6 +109,14 @@ def check_output(job: ScoreJob, output: Path, *, restart: bool = False) -> Path:
     if not restart:
         check_is_ours(output)
     return output
+
+
+def check_any_scored(parts: Parts, written: Manifest, *, is_first: bool) -> None:
+    """Raise FileRefused if the first run of a job has only rejects: its inputs are probably no drawings."""
+    if is_first and written.rejected and not written.rows:
+        reason = parts.first_reason()
+        parts.clear()
+        raise FileRefused(f"none of {written.rejected:,} rows was scored; the first: {reason}")
 
 
 def opening(output: Path, listener: ProgressListener) -> Callable[[str], None]:
@@ -168,7 +173,7 @@ def make_plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Pl
         part_rows=job.part_rows or part_rows,
         shard=job.shard,
         column=job.input_options.column,
-        scale=job.input_options.scale,
+        scale=float(job.input_options.scale),
         score_kind=served.score_kind,
         renderer="" if all(isinstance(source, BitmapSource) for source in sources) else renderer(),
     )

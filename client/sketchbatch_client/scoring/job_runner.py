@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -57,7 +58,7 @@ class JobRunner:
     listener: ProgressListener
     has_key_ids: bool | None = None  # whether the output has a column for keys; None = if a source has keys
 
-    @property
+    @cached_property
     def schema(self) -> pa.Schema:
         has_key_ids = any(source.has_key_ids for source in self.sources)
         return schema(self.plan, has_key_ids=has_key_ids if self.has_key_ids is None else self.has_key_ids)

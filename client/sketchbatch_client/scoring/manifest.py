@@ -83,7 +83,7 @@ class Manifest:
             return manifest if output.stat().st_size == manifest.output_bytes else None
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, AttributeError) as exc:
+        except (ValueError, KeyError, AttributeError, TypeError) as exc:
             raise unreadable(path, exc) from exc
 
 

@@ -45,7 +45,7 @@ def merge(outputs: Sequence[Path], output: Path, *, restart: bool = False) -> Ou
     for path in outputs:
         check_is_no_input((output, manifest_path(output), rejects_path(output)), path)
     manifests = [_manifest_of(path) for path in outputs]
-    is_one_job = len(outputs) == 1 or any(manifest.plan.shard != ALL for manifest in manifests)
+    is_one_job = any(manifest.plan.shard != ALL for manifest in manifests)
     merged = (_shards_of_one_job if is_one_job else _jobs)(outputs, manifests)
     for path in merged.paths:
         if kind_of(path) != kind:
@@ -87,10 +87,12 @@ def _manifest_of(path: Path) -> Manifest:
 def _jobs(paths: Sequence[Path], manifests: Sequence[Manifest]) -> _Merged:
     """Check the outputs of several jobs: all with one model, one set of columns, and without a row in common."""
     first, rows_of = manifests[0], dict[str, list[tuple[int, int, Path]]]()
+    same = replace(first.plan, inputs=(), part_rows=1)
     for path, manifest in zip(paths, manifests, strict=True):
         for plan in (each.plan for each in manifest.additions):
-            if change := difference(replace(first.plan, inputs=(), part_rows=1), replace(plan, inputs=(), part_rows=1)):
+            if change := difference(same, replace(plan, inputs=(), part_rows=1)):
                 raise JobRefused(f"{path}: expected a job with the model and options of {paths[0]}: {change}")
+            same = replace(same, renderer=same.renderer or plan.renderer)
             for source, rows, _, start in ((each.source, each.rows, each.stamp, each.start) for each in plan.inputs):
                 ranges = rows_of.setdefault(source, [])
                 if twice := next((other for first, end, other in ranges if first < start + rows and start < end), None):

@@ -80,10 +80,14 @@ class Parts:
 
     def is_begun_over(self, output: Path) -> bool:
         """Return whether OUTPUT is one of the files that `may_replace` recorded."""
+        return output.exists() and _stamp(output) in self._recorded()
+
+    def _recorded(self) -> list[str]:
+        """Return what `may_replace` recorded, the output of this job last."""
         try:
-            return output.exists() and _stamp(output) in self._replaces.read_text().splitlines()
+            return self._replaces.read_text().splitlines()
         except (FileNotFoundError, UnicodeDecodeError):
-            return False
+            return []
 
     def first_reason(self) -> str:
         """Return the reason of the first reject of a job without a good row."""
@@ -99,6 +103,8 @@ class Parts:
         self.may_replace(output, partial)
         with replacing(self._next_manifest) as next_manifest:
             manifest.write(next_manifest)
+        for path in (partial, self.folder / "rejects.next", self._replaces, self._next_manifest):
+            _flush_to_disk(path)
         partial.replace(output)
         self.complete(output)
 
@@ -107,7 +113,7 @@ class Parts:
         if not self._next_manifest.exists():
             return
         rejects = self.folder / "rejects.next"
-        if _stamp(output) == self._replaces.read_text().splitlines()[-1] if output.exists() else False:
+        if output.exists() and [_stamp(output)] == self._recorded()[-1:]:
             if rejects.exists() and rejects.stat().st_size:
                 rejects.replace(rejects_path(output))
             elif rejects.exists():
@@ -238,6 +244,13 @@ def _has_rejects(path: Path) -> bool:
         return {"source", "reason"} <= set(first)
     except (OSError, ValueError, TypeError, RecursionError):
         return False
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Wait until the content of a file, if there is one, is on the disk, so that a later rename never precedes it."""
+    if path.exists():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _stamp(file: Path) -> str:

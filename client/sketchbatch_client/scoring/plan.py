@@ -4,9 +4,11 @@ Two runs of the same job have equal plans; `difference` describes how two plans 
 inputs. A part is a range of rows, and a shard is a range of parts. A manifest stores a plan as JSON.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
+from functools import cached_property
+from itertools import accumulate, zip_longest
 from typing import Any, NamedTuple, TypeVar
 
 FORMAT = 1  # version of the manifest format
@@ -63,7 +65,7 @@ class Shard(NamedTuple):
 ALL = Shard(0, 1)  # all parts: the shard of a job that is not divided
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """The rows of one job and how they are scored."""
 
@@ -103,7 +105,12 @@ class Plan:
     @property
     def all_rows(self) -> int:
         """Number of rows of all shards."""
-        return sum(each.rows for each in self.inputs)
+        return self._ends[-1] if self._ends else 0
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The number of rows of each input and of all inputs before it."""
+        return list(accumulate(each.rows for each in self.inputs))
 
     @property
     def parts(self) -> range:
@@ -125,13 +132,14 @@ class Plan:
         """Return the rows of a part, as one range of rows for each source that the part touches."""
         start = part * self.part_rows
         stop = start + self.rows_of(part)
-        segments, first = [], 0
-        for source, each in enumerate(self.inputs):
-            begin, end = max(start, first), min(stop, first + each.rows)
+        segments = []
+        for source in range(bisect_right(self._ends, start), len(self.inputs)):
+            each, first = self.inputs[source], self._ends[source] - self.inputs[source].rows
+            if first >= stop:
+                break
+            begin, end, offset = max(start, first), min(stop, first + each.rows), each.start - first
             if begin < end:
-                offset = each.start - first
                 segments.append(Segment(source, begin + offset, end + offset))
-            first += each.rows
         return segments
 
     def to_json(self) -> dict[str, Any]:

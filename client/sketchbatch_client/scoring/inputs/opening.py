@@ -11,7 +11,7 @@ from ...atomic import is_open_file
 from ...drawings.folders import pictures_in
 from ...drawings.npy import open_npz, read_bitmaps
 from ...drawings.parquet.rows import ParquetRows
-from ...drawings.passed_over import PACKED_SUFFIXES, PICTURE_SUFFIXES, PassedOverList
+from ...drawings.passed_over import PACKED_SUFFIXES, PICTURE_SUFFIXES, PassedOver, PassedOverList
 from ...drawings.readers import check_is_file, unknown_ending
 from ...drawings.strokes import StrokeFile
 from ...errors import FileRefused
@@ -31,7 +31,8 @@ class InputOptions:
     """How the numbers of inputs become drawings."""
 
     column: str = ""  # column of Parquet files that has the drawings; empty = the only one that can have them
-    each_picture: bool = False  # open each picture of a folder as a source of its own
+    is_growing: bool = False
+    """The inputs may grow: each picture of a folder is a source, and a last line that is incomplete is not read yet."""
     scale: float = 0.0
     """Factor of numbers of other types than uint8: 255 for 0..1. 0 = such numbers are refused."""
 
@@ -82,7 +83,7 @@ def find_sources(
 def _open(given: _Input, spool_folder: Path) -> list[Source]:
     path = given.path
     if path.is_dir():
-        if given.options.each_picture:
+        if given.options.is_growing:
             return [open_picture(picture, _stamp(picture)) for picture in pictures_in(path)]
         return [_open_pictures(path)]
     if not path.exists():
@@ -128,7 +129,12 @@ def _open_npz(given: _Input) -> list[Source]:
 
 def _open_strokes(given: _Input) -> list[Source]:
     file = StrokeFile(given.path, index_every=_INDEX_EVERY)
-    first, reasons = min(file.line_count, _FIRST_LINES), []
+    rows = file.line_count
+    if given.options.is_growing and file.is_last_line_incomplete:
+        rows -= 1
+        reason = "incomplete; the next run reads it, once it ends with a line feed"
+        given.passed_over.extend([PassedOver(f"{given.name}:{rows + 1}", reason, False)])
+    first, reasons = min(rows, _FIRST_LINES), []
     for line in file.lines(0, first):
         try:
             file.parse(line)
@@ -136,7 +142,7 @@ def _open_strokes(given: _Input) -> list[Source]:
             reasons.append(str(exc))
     if reasons and len(reasons) == first:
         raise FileRefused(f"{given.name}:1: {reasons[0]} (none of the first {first} lines is a drawing)")
-    return [StrokeSource(given.name, given.stamp, file)]
+    return [StrokeSource(given.name, given.stamp, file, rows)]
 
 
 def _open_parquet(given: _Input) -> list[Source]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ...drawings.folders import besides_pictures, files_below, find_labelled, pictures_in
 from ...drawings.passed_over import (
     DRAWING_SUFFIXES,
+    OUTPUT_MARKS,
     PACKED_SUFFIXES,
     PICTURE_SUFFIXES,
     PassedOver,
@@ -98,7 +99,7 @@ def _is_file_of_drawings(path: Path, names: Container[str]) -> bool:
     return (
         has_drawing_name(path.name)
         and drawing_suffix(path.name) in DRAWING_SUFFIXES
-        and f"{path.name}.manifest.json" not in names
+        and not any(f"{path.name}{end}" in names for end in OUTPUT_MARKS)
         and not _is_packed_copy(path, names)
         and not path.is_dir()
     )

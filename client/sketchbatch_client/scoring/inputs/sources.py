@@ -92,18 +92,19 @@ class StrokeSource(Source):
     is_slow = True
     has_key_ids = True
 
-    def __init__(self, name: str, stamp: str, file: StrokeFile) -> None:
+    def __init__(self, name: str, stamp: str, file: StrokeFile, rows: int) -> None:
         super().__init__(name, stamp)
         self._file = file
+        self._rows = rows  # number of lines or records to read
 
     def __len__(self) -> int:
-        return self._file.line_count
+        return self._rows
 
     def block(self, start: int, stop: int) -> Block:
         digest = unread = 0
         rows, key_ids, bitmaps, rejects = [], [], [], []
         for row, line in enumerate(self._file.lines(start, stop), start):
-            digest = zlib.crc32(line, digest)
+            digest = _line_digest(line, digest)
             try:
                 drawing = self._file.parse(line)
                 bitmaps.append(draw_strokes(drawing.strokes))
@@ -127,9 +128,14 @@ class StrokeSource(Source):
     def digest(self, start: int, stop: int) -> int:
         digest = 0
         for line in self._file.lines(start, stop):
-            digest = zlib.crc32(line, digest)
+            digest = _line_digest(line, digest)
         self._file.release()
         return digest
+
+
+def _line_digest(line: bytes, digest: int) -> int:
+    """Add a line to a digest without its end: the last line of a file may have none until the file grows."""
+    return zlib.crc32(line.rstrip(b"\r\n"), digest)
 
 
 class ParquetSource(Source):
