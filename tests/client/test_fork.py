@@ -35,7 +35,8 @@ for _ in range(5):
         assert client.health() == "SERVING"
         client.close()
         os._exit(0)
-    if os.waitpid(child, 0)[1]:
+    if status := os.waitpid(child, 0)[1]:
+        print(f"the child ended with the wait status {status}", file=sys.stderr, flush=True)
         os._exit(3)  # the other threads would run on after an exception
 is_over.set()
 for thread in threads:

@@ -55,7 +55,7 @@ def test_the_choice_is_described():
             "",
             "such as cat, .* remove 'full_numpy_bitmap_' fr",
         ),
-        (["ant", "\udce9t\udce9"], "", r"plain text, but label '\\udce9t\\udce9' is not UTF-8; rename its file"),
+        (["ant", "\udce9t\udce9"], "", r"plain text, but label 1 .* contains '\\udce9'; rename its file"),
         ([" ant", "bee"], "all", "plain text, but label 0 ' ant' begins or ends with white space; rename its file"),
         (["full%2Fsimplified%2Fdog"], "dog", "class, such as dog, got full%2Fsimplified%2Fdog; remove 'full%2Fsim"),
     ],

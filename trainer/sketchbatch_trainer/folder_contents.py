@@ -101,8 +101,7 @@ def check_labels(folder: Path, labels: Sequence[str], found: Sequence[str]) -> N
             f"the folder holds {_counted(len(found), 'class', 'classes')}: {listed(found, 12)}; "
             "--classes all takes all of them"
         )
-    problems = [*problems_of(tuple(dict.fromkeys(labels))), *map(_encoding_problem, labels)]
-    if problem := next(filter(None, problems), None):
+    if problem := next(iter(problems_of(tuple(dict.fromkeys(labels)))), None):
         raise DrawingsRefused(f"{folder}: the name of a class must be plain text, but {problem}; rename its file")
 
 
@@ -156,11 +155,6 @@ def check_only_synthetic(folder: Path) -> None:
 def looks_like_drawing(path: Path) -> bool:
     """Return whether a file has the ending or the first bytes of drawings, of a picture or of a packed file."""
     return has_drawing_name(path.name) or pass_over(path).may_have_drawings
-
-
-def _encoding_problem(label: str) -> str:
-    """Return why a label cannot be stored; "" if it can. Python reads other bytes than UTF-8 in names as surrogates."""
-    return f"label {label!r} is not UTF-8" if any("\ud800" <= each <= "\udfff" for each in label) else ""
 
 
 def _visible_tree(folder: Path, excluded: Path | None) -> Iterator[tuple[Path, list[str], list[str]]]:
