@@ -70,7 +70,7 @@ class FileChanged(FileRefused):
 
 
 class OutputRefused(SketchbatchError):
-    """An output is one of the inputs, no regular file, or a file that Sketchbatch did not write."""
+    """An output is one of the inputs, not a regular file, or a file that Sketchbatch did not write."""
 
     is_permanent = True
 

@@ -95,7 +95,7 @@ def check_reports(reports: Iterable[tuple[Path | None, bytes]], inputs: Collecti
         if path:
             _check_report(path, mark, inputs)
             if path.resolve() in seen and not is_stream(path):
-                raise OutputRefused(f"{path}: must be the file of one report, got it for two; name another file")
+                raise OutputRefused(f"{path}: must not be the file of two reports; name another file for one of them")
             seen.add(path.resolve())
 
 

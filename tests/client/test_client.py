@@ -333,7 +333,7 @@ def test_an_error_behind_a_proxy_names_the_proxy(monkeypatch, variables, proxy):
     with Client("drawings.test:1", retry=retry, timeout_s=5) as client, pytest.raises(SketchbatchError) as caught:
         client.models()
     message = str(caught.value)
-    assert (f"through the proxy of {proxy}, and no_proxy=HOST connects directly" in message) == bool(proxy)
+    assert (f"the request used the proxy in {proxy}; to connect directly, set no_proxy=HOST" in message) == bool(proxy)
     assert ("127.0.0.9:1" in message) == bool(proxy)
     assert "secret" not in message
 

@@ -194,7 +194,7 @@ def test_a_packed_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch
     (tmp_path / "a.ndjson.gz").write_bytes(gzip.compress(bytes(30 << 20)))
     spool = tmp_path / "spool"
     spool.mkdir()
-    with pytest.raises(FileRefused, match=r"must unpack to at most [0-9,]+ bytes, got more; unpack it yourself"):
+    with pytest.raises(FileRefused, match=r"must unpack to at most [0-9,]+ bytes, got more; unpack it first"):
         find_sources([str(tmp_path / "a.ndjson.gz")], spool, lambda _: None)
     assert not list(spool.iterdir())
 

@@ -226,7 +226,7 @@ def test_damaged_key_ids_are_refused(tmp_path, rows):
     """A Parquet file whose key ids are not valid UTF-8 is refused as damaged."""
     keys = pa.array([b"12345", b"\xf3\xf3"]).view(pa.string())
     parquet.write_table(pa.table({"drawing": COLUMNS["bytes"](rows[:2]), "key_id": keys}), tmp_path / "a.parquet")
-    with pytest.raises(FileRefused, match=r"a\.parquet: damaged, key_id must be text"):
+    with pytest.raises(FileRefused, match=r"a\.parquet: column key_id cannot be decoded"):
         ParquetSource("a.parquet", "", ParquetRows(tmp_path / "a.parquet", "a.parquet")).block(0, 2)
 
 

@@ -26,7 +26,7 @@ def test_every_drawing_of_a_small_training_is_recognised():
     train, other = drawings(300, 1), drawings(200, 2)
     counted = TrainedOn().add(np.concatenate([train[:50], other]), sample_of(digest_each(train)))
     assert counted == TrainedOn(rows=250, compared=250, matches=50)
-    assert str(counted) == "these drawings trained the model: 50 of 250"
+    assert str(counted) == "training drawings of the model among these: 50 of 250"
 
 
 def test_the_share_of_a_large_training_is_estimated_without_false_matches():
@@ -39,7 +39,7 @@ def test_the_share_of_a_large_training_is_estimated_without_false_matches():
     assert (none.matches, none.rows) == (0, 2000)
     assert 40 < none.compared < 130  # about 4.1 %
     assert str(TrainedOn(rows=2000, compared=80, matches=60)) == (
-        "these drawings trained the model: about 75% of 2,000 (60 of 80 compared)"
+        "training drawings of the model among these: about 75% of 2,000 (60 of 80 compared)"
     )
 
 
@@ -68,7 +68,7 @@ def test_evaluate_marks_drawings_that_trained_the_model(trained, sketchbatch, tm
         np.save(tmp_path / f"{label}.npy", own.reshape(-1, 784))
     files = ["--json", tmp_path / "m.json", "--html", tmp_path / "p.html"]
     found = sketchbatch("evaluate", tmp_path, "--server", service.address, *files)
-    sentence = "known version 1: these drawings trained the model: 21 of 31"
+    sentence = "known version 1: training drawings of the model among these: 21 of 31"
     assert sentence in found.err
     assert sentence in (tmp_path / "p.html").read_text()
     assert json.loads((tmp_path / "m.json").read_text())["trained_on"] == {

@@ -36,7 +36,11 @@ RunFolder = Annotated[
     Path, typer.Option("--run", parser=local_path, help="Folder of the run. Each command writes its files there.")
 ]
 Restart = Annotated[
-    bool, typer.Option("--restart", help="Discard what the run folder holds of another training, or of this one.")
+    bool,
+    typer.Option(
+        "--restart",
+        help="Discard the training in the run folder and begin a new one. model.onnx stays until the next export.",
+    ),
 ]
 
 app.command()(fetch)
@@ -143,7 +147,7 @@ def train(
         f"{len(dataset.validation):,} for validation, {len(dataset.test):,} held out"
     )
     if dataset.malformed:
-        warn(f"malformed drawings skipped: {', '.join(f'{n:,} of {each}' for each, n in dataset.malformed.items())}")
+        warn(f"malformed drawings skipped: {', '.join(f'{each}: {n:,}' for each, n in dataset.malformed.items())}")
     chosen = fit_rows(chosen, len(dataset.train))
     chosen = chosen if epochs is None else replace(chosen, max_epochs=epochs)
     with importing("train"):

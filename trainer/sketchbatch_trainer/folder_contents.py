@@ -158,7 +158,7 @@ def looks_like_drawing(path: Path) -> bool:
 
 
 def _visible_tree(folder: Path, excluded: Path | None) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Yield each folder with the visible names of its folders and files, in order; follow links, but in no circle."""
+    """Yield each folder, once, with the visible names of its folders and files, in order; follow links."""
     left_out = excluded.resolve() if excluded else None
     for parent, folders, names in walk(folder):
         if left_out in (resolved := parent.resolve(), *resolved.parents):

@@ -130,7 +130,7 @@ class Run:
                 )
 
     def state_for(self, config: dict[str, Any], *, restart: bool = False) -> RunState:
-        """Return what the run holds of the training with `config`; `restart` stands for discarding all of it.
+        """Return what the run holds of the training with `config`; with `restart`, the result is NEW.
 
         Raises:
             RunRefused: The run holds the checkpoint or the model of another training, Keras or exported, and not

@@ -28,7 +28,8 @@ SkipMalformed = Annotated[
 IgnoreOthers = Annotated[
     bool,
     typer.Option(
-        "--ignore-others", help="Pass over files of drawings that cannot be read; otherwise they are refused."
+        "--ignore-others",
+        help="Accept that files which may have drawings are not read; otherwise the command ends before it starts.",
     ),
 ]
 Classes = Annotated[
@@ -66,7 +67,7 @@ def account(
     """Print which files of a folder are passed over, and return their number by ending.
 
     Raises:
-        DrawingsRefused: One of them looks like a drawing, and not `ignore_others`.
+        DrawingsRefused: One of them looks like a drawing, and `ignore_others` is false.
     """
     others = find_others(folder, taken, labels, excluded=excluded)
     if not ignore_others:

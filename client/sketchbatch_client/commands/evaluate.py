@@ -127,8 +127,8 @@ def evaluate(
     model does not know its label.
 
     Exit codes: 0 = evaluated, 1 = the accuracy is below --min-accuracy, or an error after which the same command may
-    succeed, 2 = invalid options, 3 = evaluated, but files that may have drawings were not read, 4 = an error that a
-    retry cannot repair.
+    succeed, 2 = invalid options, 3 = evaluated, but files that may have drawings, or files of unknown labels, were
+    not read, 4 = an error that a retry cannot repair.
     """
     with ExitStack() as stack:
         client = stack.enter_context(connection.open(timeout_s=timeout_s))
@@ -177,7 +177,7 @@ def _print_result(result: Evaluation | Comparison) -> None:
 def _print_trained_on(result: Evaluation | Comparison) -> None:
     for name, each in result.named if isinstance(result, Comparison) else [(result.name, result)]:
         if each.trained_on and each.trained_on.matches:
-            err.print(f"{name}: {each.trained_on}; a model looks better on drawings that trained it")
+            err.print(f"{name}: {each.trained_on}; metrics on training drawings are too high")
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -35,7 +35,7 @@ def merge(
     Outputs of several jobs, such as one per night, are merged, too: their rows keep the order of the arguments.
 
     Exit codes: 0 = merged, 1 = a shard is missing or unfinished, or the disk is full, 2 = invalid options, 3 = merged,
-    but some rows were rejected, 4 = the shards belong to different jobs, one is damaged, or OUTPUT is another file.
+    but some rows were rejected, 4 = the outputs do not belong together, one is damaged, or OUTPUT must not be replaced.
     """
     outcome = merge_shards(shards, output, restart=restart)
     if not quiet:

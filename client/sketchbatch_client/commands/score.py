@@ -265,5 +265,5 @@ def _report(outcome: Outcome, path: Path, progress: ProgressDisplay, duration_s:
     if progress.unread_metadata:
         err.print(f"{progress.unread_metadata:,} rows have unreadable metadata, such as a key_id; it is left empty")
     if others := progress.passed_over.count - progress.passed_over.count_with_drawings:
-        files = "1 file" if others == 1 else f"{others:,} files"
-        err.print(f"not read: {files} without drawings; {manifest_path(path)} lists them")
+        entries = "1 file or folder" if others == 1 else f"{others:,} files and folders"
+        err.print(f"not read: {entries} without drawings; {manifest_path(path)} lists them")

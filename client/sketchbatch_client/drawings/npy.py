@@ -201,7 +201,7 @@ def _header_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
 
 
 def _left_out(path: Path, member: zipfile.ZipInfo, header: _Header) -> PassedOver:
-    """Tell why an array is not read. One of three axes or more may have drawings; labels have one or two."""
+    """Return why an array is not read. One with three or more axes may have drawings; labels have one or two axes."""
     name = f"{path}:{member.filename.removesuffix('.npy')}"
     return PassedOver(name, f"expected {EXPECTED}, got {header}", len(header.shape) > 2)
 

@@ -1,4 +1,4 @@
-"""Tell of a file or folder that no reader reads whether drawings may be in it, and count such files.
+"""Decide whether a file or folder that no reader reads may have drawings, and count such files.
 
 Flow: name -> hidden or made by a job -> first bytes -> ending.
 """

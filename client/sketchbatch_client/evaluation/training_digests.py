@@ -1,8 +1,9 @@
 """Recognise drawings that trained a model by a sample of the digests of its training drawings.
 
 The sample holds the lowest digests of all training drawings (bottom-k sketch, Cohen and Kaplan 2007,
-doi:10.1145/1281100.1281133). Every training drawing whose digest is at most the last digest of the sample is in it. So
-of the judged drawings in this range it is known whether they trained the model, and they are a random sample of all.
+doi:10.1145/1281100.1281133). Every training drawing whose digest is at most the last digest of the sample is in it.
+Therefore each judged drawing in this range is known to be a training drawing or not. The drawings in the range are a
+random sample of all judged drawings.
 """
 
 import base64
@@ -25,15 +26,15 @@ _HIGHEST = np.uint64(2**64 - 1)  # ends the sample of a training of fewer drawin
 
 @dataclass(frozen=True, slots=True)
 class TrainedOn:
-    """How many of some judged drawings trained the model."""
+    """How many of some judged drawings are training drawings of the model."""
 
     rows: int = 0  # all judged drawings
-    compared: int = 0  # drawings in the range of the sample, of which it is known whether they trained the model
-    matches: int = 0  # drawings of these that trained the model
+    compared: int = 0  # drawings in the range of the sample
+    matches: int = 0  # training drawings among these
 
     @property
     def share(self) -> float | None:
-        """Share of the drawings that trained the model, estimated from those in the range; None = unknown."""
+        """Share of training drawings, estimated from those in the range; None = unknown."""
         return self.matches / self.compared if self.compared else None
 
     def add(self, bitmaps: Bitmaps, sample: Digests) -> "TrainedOn":
@@ -45,9 +46,9 @@ class TrainedOn:
 
     def __str__(self) -> str:
         if self.compared == self.rows:
-            return f"these drawings trained the model: {self.matches:,} of {self.rows:,}"
+            return f"training drawings of the model among these: {self.matches:,} of {self.rows:,}"
         return (
-            f"these drawings trained the model: about {self.share or 0:.0%} of {self.rows:,} "
+            f"training drawings of the model among these: about {self.share or 0:.0%} of {self.rows:,} "
             f"({self.matches:,} of {self.compared:,} compared)"
         )
 

@@ -66,7 +66,7 @@ def write_scores(
         FileRefused: An input does not have the expected format.
         JobRefused: This or another shard of the job began with other inputs, another model or other options.
         JobNotReady: Another process writes the same output.
-        OutputRefused: The output is an input, no regular file, or without `restart` a file that no job has written.
+        OutputRefused: The output is an input or not a regular file, or without `restart` a file that no job wrote.
         SketchbatchError: The service does not respond. The next run resumes.
     """
     output = check_output(job, output, restart=restart)
@@ -102,7 +102,7 @@ def write_scores(
 def check_output(job: ScoreJob, output: Path, *, restart: bool = False) -> Path:
     """Return the file that a job writes: `output`, or the file to which this link leads.
 
-    Raises OutputRefused if the file is an input, no regular file, or without `restart` a file that no job has written.
+    Raises OutputRefused if the file is an input or not a regular file, or without `restart` a file that no job wrote.
     """
     output = checked_output(output)
     _check_inputs(output, job.inputs)

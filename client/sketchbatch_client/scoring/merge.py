@@ -38,7 +38,7 @@ def merge(outputs: Sequence[Path], output: Path, *, restart: bool = False) -> Ou
         JobNotReady: A shard is missing or not finished.
         JobRefused: A shard belongs to another job, or an input was written after one shard was scored and before
             another; or two jobs differ in their model or options, or have scored the same row.
-        OutputRefused: The output is a shard, no regular file, or without `restart` a file that no job has written.
+        OutputRefused: The output is a shard or not a regular file, or without `restart` a file that no job has written.
     """
     kind = kind_of(output)
     output = checked_output(output)

@@ -2,9 +2,8 @@
 
 OUTPUT.parts/ contains `manifest.json` with the plan, and the file `lock`, which the running process locks. Each
 finished part has an Arrow file of its rows, which appears only when it is complete. If a part has rejects, a file with
-these rejects appears before the Arrow file. The file `replaces` tells which file at the path of OUTPUT the job may
-replace: the output of an earlier job after --restart, or its own output, if the process ended before the manifest
-followed.
+these rejects appears before the Arrow file. The file `replaces` records which existing OUTPUT the job may
+replace: an older file after --restart, or its own output if the process ended before it wrote the manifest.
 """
 
 import json
@@ -203,7 +202,7 @@ class BegunJob:
 
 
 def check_is_ours(output: Path) -> None:
-    """Raise OutputRefused if OUTPUT or its rejects exist, and neither this client nor an earlier --restart allows it.
+    """Raise OutputRefused if OUTPUT or its rejects exist, no job wrote them, and no --restart allows a replacement.
 
     Raises JobRefused if the manifest of OUTPUT cannot be read.
     """

@@ -33,7 +33,7 @@ def average(members: Sequence[Run], run: Run, *, name: str = "", restart: bool =
         OutputRefused: The folder of `run` has files of another origin.
         RunIncomplete: A member has no model.
         RunRefused: There are fewer than two members, or members differ by more than the seed, or started from no run;
-            or `run` holds another training, and not `restart`.
+            or `run` holds another training and `restart` is false.
     """
     run.check_folder()
     _check(members, run)

@@ -64,7 +64,7 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener, *, res
     """Train a network; write config, history, logs, Keras model and held-out drawings to `run`.
 
     If `run` has a checkpoint of an equal request, the training resumes; interruptions do not change the final weights.
-    If `run` has the model of an equal request, nothing happens. `restart` discards both.
+    If `run` has the model of an equal request, nothing happens. `restart` discards the checkpoint and the model.
 
     Returns:
         Whether a network was trained.
@@ -72,9 +72,9 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener, *, res
     Raises:
         OutputRefused: The folder of `run` has files of another origin.
         RunIncomplete: `request.start_from` or a teacher has no model.
-        RunRefused: `run` holds another training, and not `restart`; or `request.start_from` has another network, or is
-            missing although the recipe needs it; or a teacher has other labels; or there are teachers, but the recipe
-            uses none; or one of these is `run` itself.
+        RunRefused: `run` holds another training and `restart` is false; or `request.start_from` has another network, or
+            is missing although the recipe needs it; or a teacher has other labels; or there are teachers, but the
+            recipe uses none; or one of these is `run` itself.
     """
     run.check_folder()
     _check(request, run)

@@ -160,7 +160,7 @@ class ParquetRows:
             keys = [0 if value is None else key_id_of(value) for value in values]
             return np.array([key or 0 for key in keys], np.uint64), keys.count(None)
         except ValueError as exc:  # UnicodeDecodeError, and nanoseconds that Python's datetime cannot hold
-            raise FileRefused(f"{self.name}: damaged, {_KEY_ID} must be text: {exc}; write the file again") from exc
+            raise FileRefused(f"{self.name}: column {_KEY_ID} cannot be decoded: {exc}; write the file again") from exc
 
     def _decode_each(self, column: pa.Array, start: int) -> tuple[NDArray[np.int64], Bitmaps, list[tuple[int, str]]]:
         rows, bitmaps, rejects = [], [], []

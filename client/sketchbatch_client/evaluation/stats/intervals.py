@@ -1,7 +1,7 @@
 """Compute 95 % confidence intervals of metrics from counts.
 
-Only the counts are kept, so 50 million drawings take no more memory than their confusion matrix. If the counts cannot
-give an interval, it is left out with the reason: an interval of width 0 would promise certainty.
+Only the counts are kept, so 50 million drawings take no more memory than their confusion matrix. If the counts give no
+interval, the reason replaces it: an interval of width 0 would suggest certainty.
 """
 
 import math
@@ -52,7 +52,7 @@ class Measured:
         return f"{self.value:{spec}}   {self.interval_text(spec)}"
 
     def interval_text(self, spec: str = ".4f") -> str:
-        """Return "LOW to HIGH" with as many more digits as tell both ends apart, or why there is no interval."""
+        """Return "LOW to HIGH" with enough digits to distinguish both ends, or the reason why there is no interval."""
         if self.interval is None:
             return f"no interval: {self.note}"
         flags, digits = spec.removesuffix("f").split(".")

@@ -46,7 +46,7 @@ class RetryState:
     deadline: float = field(init=False)
     failures: int = field(default=0, init=False)
     tls_failure: str = field(default="", init=False)
-    """The first details that report a failed TLS handshake. Of a host name's addresses, another may report less."""
+    """The first details that report a failed TLS handshake. Another address of the same host name may report less."""
 
     def __post_init__(self) -> None:
         self.deadline = self.clock() + self.timeout_s
@@ -94,7 +94,11 @@ class RetryState:
         return errors.DeadlineExceeded(f"no response from {self.target} in {self.timeout_s:g} s{self._by_proxy()}")
 
     def _by_proxy(self) -> str:
-        return f"; through the proxy of {self.proxy}, and no_proxy=HOST connects directly" if self.proxy else ""
+        return (
+            f"; the request used the proxy in {self.proxy}; to connect directly, set no_proxy=HOST"
+            if self.proxy
+            else ""
+        )
 
     def _may_retry(self, error: Exception) -> bool:
         """Return True if the server is full; otherwise return whether `max_attempts` or `patience_s` allow a retry."""

@@ -34,7 +34,7 @@ class InputOptions:
     is_growing: bool = False
     """The inputs may grow: each picture of a folder is a source, and a last line that is incomplete is not read yet."""
     scale: float = 0.0
-    """Factor of numbers of other types than uint8: 255 for 0..1. 0 = such numbers are refused."""
+    """Factor for floats, booleans, and integers of .npy and .npz other than uint8: 255 for 0..1. 0 = refuse them."""
 
 
 class _Input(NamedTuple):

@@ -57,7 +57,7 @@ def unpack(path: Path, folder: Path) -> Spooled:
     try:
         with _UNPACKERS[path.suffix.lower()](path) as packed:
             target = folder / f"unpacked-{name}{inner.suffix.lower()}"
-            copy = _copied(b"", packed, target, max(_MAX_BYTES, _MAX_RATIO * before.size_bytes))
+            copy = _copied(b"", packed, target, max(_MAX_BYTES, _MAX_RATIO * before.size_bytes), str(path))
     except (EOFError, OSError, zlib.error, pa.ArrowException) as exc:  # OSError: of gzip, bz2 and Arrow, too
         if not is_unchanged(path, before):
             raise changed(path) from exc
@@ -67,7 +67,7 @@ def unpack(path: Path, folder: Path) -> Spooled:
     return copy
 
 
-def _copied(head: bytes, rest: IO[bytes], target: Path, most_bytes: float = math.inf) -> Spooled:
+def _copied(head: bytes, rest: IO[bytes], target: Path, most_bytes: float = math.inf, source: str = "") -> Spooled:
     """Write `head` and the rest of a file to `target`; without it, if an error occurs or the rest is too long."""
     digest = hashlib.sha256()
     with room_for(target), replacing(target) as partial, partial.open("wb") as file:
@@ -76,8 +76,6 @@ def _copied(head: bytes, rest: IO[bytes], target: Path, most_bytes: float = math
             file.write(chunk)
             digest.update(chunk)
             if file.tell() > most_bytes:
-                raise FileRefused(
-                    f"{target}: must unpack to at most {most_bytes:,} bytes, got more; unpack it yourself"
-                )
+                raise FileRefused(f"{source}: must unpack to at most {most_bytes:,} bytes, got more; unpack it first")
             chunk = rest.read(_CHUNK_BYTES)
     return Spooled(target, digest.hexdigest())
