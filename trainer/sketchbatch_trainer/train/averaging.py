@@ -75,7 +75,10 @@ def _check(members: Sequence[Run], run: Run) -> None:
 
 
 def _write_mean_history(members: Sequence[Run], run: Run) -> None:
-    histories = [np.loadtxt(member.need(member.history), delimiter=",", skiprows=1, ndmin=2) for member in members]
-    names = [each.name for each in fields(EpochMetrics)]
+    histories = [np.genfromtxt(member.need(member.history), delimiter=",", names=True, ndmin=1) for member in members]
+    shared = set.intersection(*(set(own.dtype.names or ()) for own in histories))  # older versions wrote fewer columns
+    names = [each.name for each in fields(EpochMetrics) if each.name in shared]
+    epochs = min(map(len, histories))  # with early stopping, members end after different epochs
+    means = [np.mean([own[name][:epochs] for own in histories], axis=0) for name in names]
     with replacing(run.history) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([names, *np.mean(histories, axis=0).tolist()])
+        csv.writer(file).writerows([names, *np.transpose(means).tolist()])
