@@ -24,7 +24,7 @@ _EQUAL_KEYS = ("labels", "source", "data_digest", "recipe", "start_from", "teach
 def average(members: Sequence[Run], run: Run, *, name: str = "", restart: bool = False) -> bool:
     """Write the average of `members` to `run` in the form of a trained run; the history is the mean of all histories.
 
-    If `run` has this average, nothing happens; `restart` discards it.
+    The mean history ends with the shortest one. If `run` has this average, nothing happens; `restart` discards it.
 
     Returns:
         Whether the average was computed.
