@@ -195,6 +195,17 @@ def ndjson(drawings, *, is_recognized=True) -> str:
     )
 
 
+@pytest.mark.parametrize(("rows", "kept"), [(0, 0), (7, 7), (30, 30), (1000, None)])
+def test_spaced_drawings_keep_the_shares_of_the_classes(folder, rows, kept):
+    """Spaced drawings are different drawings in order, from each class as many as its share of the split."""
+    split = read(folder, ("ant", "bee")).train
+    spaced = split.spaced(rows)
+    places = list(zip(spaced.class_index, spaced.row, strict=True))
+    assert len(set(places)) == len(places) == (len(split) if kept is None else kept)
+    assert places == sorted(places)
+    assert abs((spaced.class_index == 0).sum() - len(spaced) * (split.class_index == 0).mean()) <= 1
+
+
 def test_strokes_are_rendered_into_the_given_folder(tmp_path):
     """Strokes are rendered to bitmap files in the folder `rasterized`; without it, files of strokes are refused."""
     (tmp_path / "ant.ndjson").write_text(ndjson(120))

@@ -3,6 +3,7 @@
 import base64
 import csv
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from sketchbatch_client.evaluation.training_digests import TrainedOn, decoded
 from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
 from sketchbatch_trainer.errors import RunIncomplete
 from sketchbatch_trainer.export.held_out import onnx_scores
+from sketchbatch_trainer.report.learning_curves import has_test
 from sketchbatch_trainer.report.reporting import write_report
 from sketchbatch_trainer.run import Run, Variant
 from sketchbatch_trainer.synthetic import LABELS, SOURCE, draw
@@ -93,9 +95,28 @@ def test_runs_are_compared_on_one_page(runs, tmp_path):
     assert "recognised only" not in text  # these sketches have no flags
     assert "Synthetic sketches." in text
     assert "MFLOP per row" in text
+    rows = runs[0].read_config()["rows"]["test"]
+    assert f"The test curve has {rows} of {rows} test drawings. Nothing is chosen by it: the kept weights" in text
+    assert "the kept weights are those of the last epoch" in text
+    assert 'alt="accuracy by epoch, for training, validation and test drawings"' in page
     assert len(re.findall(r'<img[^>]* alt="[^"]+"', page)) == page.count("<img")
     article = text[text.index("synthetic-bear-cat-dog, article") :]
     assert article.startswith("synthetic-bear-cat-dog, article 24.0 1,207,4")  # MFLOP, parameters
+
+
+def test_a_run_of_an_older_version_has_no_test_curve(runs, tmp_path):
+    """If the history of a run has no metrics of the test drawings, or only NaN, the page has two curves."""
+    run = Run(shutil.copytree(runs[1].folder, tmp_path / "run"))
+    with run.history.open(newline="") as file:
+        (epoch,) = csv.DictReader(file)
+    without = {name: value for name, value in epoch.items() if not name.startswith("test_")}
+    run.history.write_text(",".join(without) + "\n" + ",".join(without.values()) + "\n")
+    write_report([run], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "test curve" not in page
+    assert 'alt="loss by epoch, for training and validation drawings"' in page
+    assert not has_test({"test_loss": [np.nan, np.nan]})
+    assert has_test({"test_loss": [np.nan, 0.5]})  # a new version resumed the training
 
 
 @pytest.mark.slow

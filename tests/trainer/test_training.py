@@ -169,9 +169,9 @@ def compact(compact_with_snapshots) -> Run:
 @pytest.mark.parametrize(
     "moment", [pytest.param(each, marks=pytest.mark.slow if each.startswith("first") else ()) for each in SNAPSHOTS]
 )
-def test_a_killed_training_resumes_to_the_same_weights(dataset, compact, compact_with_snapshots, moment):
+def test_a_killed_training_resumes_to_the_same_weights(dataset, compact, compact_with_snapshots, moment, tmp_path):
     """A training that is killed and resumed has exactly the weights and the history of an uninterrupted training."""
-    folder = compact_with_snapshots[1][moment]
+    folder = shutil.copytree(compact_with_snapshots[1][moment], tmp_path / "run")
     assert (folder / "checkpoint.npz").exists()
     assert not (folder / "model.keras").exists()
     listener = Listener()
@@ -181,6 +181,21 @@ def test_a_killed_training_resumes_to_the_same_weights(dataset, compact, compact
     no_time = {"seconds": 0.0}
     assert [epoch | no_time for epoch in history(run)] == [epoch | no_time for epoch in history(compact)]
     assert not run.checkpoint.exists()
+
+
+def test_a_checkpoint_of_an_older_version_resumes(dataset, compact, compact_with_snapshots, tmp_path):
+    """A checkpoint without test metrics resumes to the same weights; the history has NaN in place of these metrics."""
+    folder = shutil.copytree(compact_with_snapshots[1]["after the last epoch, before its history"], tmp_path / "run")
+    with np.load(folder / "checkpoint.npz") as saved:
+        arrays = dict(saved)
+    state = json.loads(str(arrays.pop("state")))
+    for epoch in state["history"]:
+        del epoch["test_loss"], epoch["test_accuracy"]
+    np.savez(folder / "checkpoint.npz", state=np.array(json.dumps(state)), **arrays)
+    run = train(dataset, folder, TINY_COMPACT)
+    assert np.array_equal(weights(run), weights(compact))
+    assert [epoch["val_loss"] for epoch in history(run)] == [epoch["val_loss"] for epoch in history(compact)]
+    assert all(np.isnan([epoch["test_loss"], epoch["test_accuracy"]]).all() for epoch in history(run))
 
 
 @pytest.fixture(scope="module")
@@ -305,17 +320,23 @@ def test_class_balance_raises_the_weight_of_rare_classes():
 
 
 def test_training_stops_when_the_validation_loss_no_longer_falls(dataset, tmp_path):
-    """Training stops `patience` epochs after the best epoch, and the model has the weights of the best epoch."""
+    """Training stops `patience` epochs after the best epoch, and the model has the weights of the best epoch.
+
+    The history has the loss and the accuracy of these weights on the validation drawings and on the test drawings.
+    """
     # with 100 rows per batch, the last batch of an epoch is smaller than the others
     recipe = replace(TINY_ARTICLE, max_epochs=60, batch_rows=100, learning_rate=0.1, patience=1)
     with without_graphs():
         run = train(dataset, tmp_path, recipe)
     losses = [epoch["val_loss"] for epoch in history(run)]
     assert len(losses) == int(np.argmin(losses)) + 2 < 60
-    bitmaps, class_index = dataset.validation.take(slice(None))
-    scores = load(run).predict(bitmaps, verbose=0)
-    loss = -np.log(scores[np.arange(len(scores)), class_index]).mean()
-    assert loss == pytest.approx(min(losses), rel=1e-3)
+    best = history(run)[np.argmin(losses)]
+    for split, prefix in ((dataset.validation, "val_"), (dataset.test, "test_")):
+        bitmaps, class_index = split.take(slice(None))
+        scores = load(run).predict(bitmaps, verbose=0)
+        loss = -np.log(scores[np.arange(len(scores)), class_index]).mean()
+        assert loss == pytest.approx(best[f"{prefix}loss"], rel=1e-3)
+        assert (scores.argmax(axis=1) == class_index).mean() == pytest.approx(best[f"{prefix}accuracy"])
 
 
 def kernels(run: Run):
@@ -393,6 +414,13 @@ def test_runs_that_differ_by_their_seed_can_be_averaged(dataset, compact, tmp_pa
     assert [each["seed"] for each in config["averaged"]] == [0, 1]
     losses = [history(each)[0]["val_loss"] for each in (averaged, *members)]
     assert losses[0] == pytest.approx(np.mean(losses[1:]))
+    lines = members[0].history.read_text().splitlines()
+    members[0].history.write_text("".join(line.rsplit(",", 2)[0] + "\n" for line in lines))  # of an older version
+    members[1].history.write_text(members[1].history.read_text() + lines[1] + "\n")  # another epoch
+    assert average(members, averaged, name="mean", restart=True)
+    (epoch,) = history(averaged)
+    assert list(epoch) == lines[0].split(",")[:-2]
+    assert epoch["val_loss"] == losses[0]
     assert export(averaged).rows == len(dataset.test)
     other = Run(tmp_path / "other recipe")
     shutil.copytree(members[1].folder, other.folder)
@@ -412,7 +440,8 @@ def test_tensorboard_can_show_a_run(compact):
 
     logs = EventAccumulator(str(compact.logs))
     logs.Reload()
-    assert {"loss/training", "loss/validation", "balanced_accuracy/validation"} <= set(logs.Tags()["tensors"])
+    tags = {"loss/training", "loss/validation", "loss/test", "accuracy/test", "balanced_accuracy/validation"}
+    assert tags <= set(logs.Tags()["tensors"])
     assert [event.step for event in logs.Tensors("loss/training")] == [1, 2, 3]
 
 
@@ -423,6 +452,7 @@ def test_a_run_records_its_origin(dataset, run):
     """
     assert list(history(run)[0]) == [
         "epoch", "loss", "accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy", "seconds",
+        "test_loss", "test_accuracy",
     ]  # fmt: skip
     assert len(history(run)) == 2
     config = run.read_config()

@@ -37,6 +37,8 @@ MIN_DRAWINGS = 3
 """Least number of different drawings of a class: one for each split."""
 USEFUL_DRAWINGS = 50
 """Drawings of a class that make a useful model if the training starts from 345 classes (docs/training.md)."""
+MEASURED_TEST_ROWS = 4000
+"""Most test drawings that a training measures after each epoch, for the learning curves."""
 
 _TRAIN, _VALIDATION, _TEST = range(3)
 _BLOCK_ROWS = 16384  # bitmaps that are read at once: 12.8 MB
@@ -64,6 +66,12 @@ class Split:
             is_of_class = class_index == index
             bitmaps[is_of_class] = self.files[index][row[is_of_class]]
         return bitmaps, class_index
+
+    def spaced(self, rows: int) -> "Split":
+        """Return at most `rows` drawings at equal distances, so that each class keeps its share."""
+        kept = min(rows, len(self))
+        indices = np.arange(kept) * len(self) // max(1, kept)
+        return Split(self.files, self.class_index[indices], self.row[indices])
 
     def blocks(self, rows: int = _BLOCK_ROWS) -> Iterator[tuple[Bitmaps, NDArray[np.int32]]]:
         """Read all bitmaps and class indices in order, in blocks of at most `rows` drawings."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sketchbatch_client.evaluation.figures import BLUE, GREY, styled_figure, svg_url
+from sketchbatch_client.evaluation.figures import BLUE, GREY, ORANGE, styled_figure, svg_url
 
 
 def read_history(path: Path) -> dict[str, list[float]]:
@@ -13,6 +13,11 @@ def read_history(path: Path) -> dict[str, list[float]]:
     with path.open(encoding="utf-8", newline="") as file:
         epochs = list(csv.DictReader(file))
     return {name: [float(epoch[name]) for epoch in epochs] for name in epochs[0]}
+
+
+def has_test(history: dict[str, list[float]]) -> bool:
+    """Return whether the test drawings were measured in any epoch; older versions did not measure them."""
+    return not np.isnan(history.get("test_loss", [np.nan])).all()
 
 
 def learning_curve(history: dict[str, list[float]], name: str, *, keeps_best: bool) -> str:
@@ -28,7 +33,9 @@ def learning_curve(history: dict[str, list[float]], name: str, *, keeps_best: bo
         axes.axvline(kept_epoch, color="#d1d5db", linewidth=6, zorder=0, label="kept weights")
         axes.plot(epochs, history[name], "o-", color=GREY, markersize=4, label="training")
         axes.plot(epochs, history[f"val_{name}"], "o-", color=BLUE, markersize=4, label="validation")
+        if has_test(history):
+            axes.plot(epochs, history[f"test_{name}"], "s--", color=ORANGE, markersize=4, label="test")
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=9)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=9)
         return svg_url(figure)

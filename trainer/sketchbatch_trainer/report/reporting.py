@@ -16,9 +16,10 @@ from sketchbatch_client.evaluation.quality import ModelQuality
 from sketchbatch_client.evaluation.quality_page import quality_values
 from sketchbatch_client.html_page import enumerated, write_page
 
+from ..dataset import MEASURED_TEST_ROWS
 from ..run import Run, Variant
 from . import cost
-from .learning_curves import learning_curve, read_history
+from .learning_curves import has_test, learning_curve, read_history
 from .quality import EvaluatedRun, evaluate_run
 
 _CORRECT_SHOWN = 24
@@ -62,6 +63,8 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
         model=first.metadata,
         size_mb=first.run.onnx.stat().st_size / 1e6,
         curves={name: learning_curve(history, name, keeps_best=keeps_best) for name in ("loss", "accuracy")},
+        keeps_best=keeps_best,
+        measured_test_rows=min(MEASURED_TEST_ROWS, first.config["rows"]["test"]) if has_test(history) else 0,
         model_files=model_files,
         has_recognized=any(each.quality.shown_recognized for each in model_files),
         is_same_test=len({each.config["data_digest"] for each in evaluated}) == 1,

@@ -24,7 +24,7 @@ _EQUAL_KEYS = ("labels", "source", "data_digest", "recipe", "start_from", "teach
 def average(members: Sequence[Run], run: Run, *, name: str = "", restart: bool = False) -> bool:
     """Write the average of `members` to `run` in the form of a trained run; the history is the mean of all histories.
 
-    If `run` has this average, nothing happens; `restart` discards it.
+    The mean history ends with the shortest one. If `run` has this average, nothing happens; `restart` discards it.
 
     Returns:
         Whether the average was computed.
@@ -75,7 +75,10 @@ def _check(members: Sequence[Run], run: Run) -> None:
 
 
 def _write_mean_history(members: Sequence[Run], run: Run) -> None:
-    histories = [np.loadtxt(member.need(member.history), delimiter=",", skiprows=1, ndmin=2) for member in members]
-    names = [each.name for each in fields(EpochMetrics)]
+    histories = [np.genfromtxt(member.need(member.history), delimiter=",", names=True, ndmin=1) for member in members]
+    shared = set.intersection(*(set(own.dtype.names or ()) for own in histories))  # older versions wrote fewer columns
+    names = [each.name for each in fields(EpochMetrics) if each.name in shared]
+    epochs = min(map(len, histories))  # with early stopping, members end after different epochs
+    means = [np.mean([own[name][:epochs] for own in histories], axis=0) for name in names]
     with replacing(run.history) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([names, *np.mean(histories, axis=0).tolist()])
+        csv.writer(file).writerows([names, *np.transpose(means).tolist()])

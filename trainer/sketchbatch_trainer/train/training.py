@@ -15,7 +15,7 @@ from sketchbatch_client.atomic import replacing
 from sketchbatch_client.drawings.readers import Bitmaps
 from sketchbatch_client.evaluation.training_digests import merged
 
-from ..dataset import Dataset, Split, write_bitmaps, write_split
+from ..dataset import MEASURED_TEST_ROWS, Dataset, Split, write_bitmaps, write_split
 from ..errors import RunRefused
 from ..run import Run, RunState
 from .graph_network import rebuild_graph
@@ -27,6 +27,8 @@ from .training_loop import EpochMetrics, TrainingData, TrainingLoop
 
 CALIBRATION_ROWS = 1024
 """Number of training drawings that the run stores for int8 calibration."""
+
+_SPLITS = {"": "training", "val_": "validation", "test_": "test"}  # by prefix of a metric's name
 
 
 class TrainingListener(Protocol):
@@ -95,7 +97,8 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener, *, res
     if state is RunState.NEW:
         _prepare(run, dataset, config)
         _write_training_digests(run, request)
-    data = TrainingData(train=dataset.train, validation=dataset.validation, teachers=teachers)
+    test = dataset.test.spaced(MEASURED_TEST_ROWS)
+    data = TrainingData(train=dataset.train, validation=dataset.validation, test=test, teachers=teachers)
     loop = TrainingLoop(model, request.recipe, data, seed=request.seed, checkpoint=run.checkpoint)
     listener.on_start(*loop.position, loop.steps)
     logs = tf.summary.create_file_writer(str(run.logs))
@@ -227,8 +230,8 @@ def _log(logs: Any, metrics: EpochMetrics) -> None:
     """Write the metrics of an epoch for TensorBoard."""
     with logs.as_default(step=metrics.epoch):
         for name, value in asdict(metrics).items():
-            metric = name.removeprefix("val_")
-            tf.summary.scalar(f"{metric}/{'training' if metric == name else 'validation'}", value)
+            metric = name.removeprefix("val_").removeprefix("test_")
+            tf.summary.scalar(f"{metric}/{_SPLITS[name.removesuffix(metric)]}", value)
     logs.flush()
 
 

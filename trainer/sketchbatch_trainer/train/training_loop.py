@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 from sketchbatch_client.atomic import replacing
-from sketchbatch_client.evaluation.stats.metrics import confuse, measure
+from sketchbatch_client.evaluation.stats.metrics import Metrics, confuse, measure
 
 from ..dataset import Split
 from .augmentation import augment
@@ -30,7 +30,7 @@ CHECKPOINT_S = 120.0
 
 # Share of all steps in which the learning rate rises. It starts low, because AdamW's second moments start as noise.
 _WARM_UP_SHARE = 0.05
-_VALIDATION_ROWS = 1024
+_MEASURED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,10 @@ class EpochMetrics:
     val_accuracy: float
     val_balanced_accuracy: float
     seconds: float
+    """Duration of the training steps."""
+    test_loss: float = math.nan
+    """Loss of the test drawings with the averaged weights; no step uses it. NaN = an older version ran the epoch."""
+    test_accuracy: float = math.nan
 
 
 @dataclass(slots=True)
@@ -61,10 +65,12 @@ class _State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """The training split, the validation split and the teachers of a training."""
+    """The splits and the teachers of a training."""
 
     train: Split
     validation: Split
+    test: Split
+    """Drawings that are only measured: the training chooses nothing by them."""
     teachers: tuple[keras.Model, ...] = ()
     """Networks that score each training bitmap; their scores replace `Recipe.teacher_share` of its label."""
 
@@ -88,7 +94,10 @@ class TrainingLoop:
         self._best_weights = [np.array(each) for each in model.weights]
         self._state = _State()
         self._take_step = tf.function(self._step, reduce_retracing=True)
-        self._predict = tf.function(lambda bitmaps: self._logits(bitmaps, training=False), reduce_retracing=True)
+        self._predict = tf.function(
+            lambda bitmaps: self._logits(bitmaps, training=False),
+            input_signature=[tf.TensorSpec((None, 28, 28), tf.uint8)],
+        )
         if checkpoint.exists():
             self._restore()
 
@@ -180,18 +189,20 @@ class TrainingLoop:
         state, weights = self._state, [np.array(each) for each in self._model.weights]
         averages = [each.numpy() for each in self._averages]
         _assign(self._model.weights, averages)
-        val_loss, confusion = self._validate()
+        val_loss, val_metrics = self._measure_split(self._data.validation)
+        test_loss, test_metrics = self._measure_split(self._data.test)
         _assign(self._model.weights, weights)
-        metrics = measure(confusion)
         self.history.append(
             EpochMetrics(
                 epoch=len(self.history) + 1,
                 loss=state.loss_sum / len(self._data.train),
                 accuracy=state.hits / len(self._data.train),
                 val_loss=val_loss,
-                val_accuracy=metrics.accuracy,
-                val_balanced_accuracy=metrics.balanced_accuracy,
+                val_accuracy=val_metrics.accuracy,
+                val_balanced_accuracy=val_metrics.balanced_accuracy,
                 seconds=round(state.seconds, 3),
+                test_loss=test_loss,
+                test_accuracy=test_metrics.accuracy,
             )
         )
         if self.best_epoch == len(self.history):
@@ -199,15 +210,15 @@ class TrainingLoop:
         self._state = _State()
         self._save()
 
-    def _validate(self) -> tuple[float, NDArray[np.int64]]:
-        """Return the mean loss and the confusion matrix of the validation drawings."""
+    def _measure_split(self, split: Split) -> tuple[float, Metrics]:
+        """Return the mean loss and the metrics of the drawings of a split."""
         loss_sum, classes = 0.0, int(self._class_weights.shape[0])
         confusion = np.zeros((classes, classes), np.int64)
-        for bitmaps, class_index in self._data.validation.blocks(_VALIDATION_ROWS):
+        for bitmaps, class_index in split.blocks(_MEASURED_AT_ONCE):
             logits = self._predict(bitmaps)
             loss_sum += float(_sum_losses(class_index, logits))
             confusion += confuse(class_index, np.argmax(logits, axis=1), classes)
-        return loss_sum / len(self._data.validation), confusion
+        return loss_sum / len(split), measure(confusion)
 
     def _save(self) -> None:
         groups = {name: [np.array(each) for each in variables] for name, variables in self._variables().items()}
