@@ -92,10 +92,10 @@ class StrokeSource(Source):
     is_slow = True
     has_key_ids = True
 
-    def __init__(self, name: str, stamp: str, file: StrokeFile, rows: int) -> None:
+    def __init__(self, name: str, stamp: str, file: StrokeFile, rows: int | None = None) -> None:
         super().__init__(name, stamp)
         self._file = file
-        self._rows = rows  # number of lines or records to read
+        self._rows = file.line_count if rows is None else rows  # number of lines or records to read
 
     def __len__(self) -> int:
         return self._rows
