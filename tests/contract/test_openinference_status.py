@@ -239,14 +239,15 @@ async def test_the_newest_version_answers_unless_a_request_names_another():
     old, new = FakeModel(), FakeModel()
     async with serving(old, new) as (stub, _):
         assert (await stub.ModelInfer(request(1))).model_version == "2"
+        assert (await stub.ModelInfer(request(1, model_name="fake", model_version="-1"))).model_version == "2"
         assert (await stub.ModelInfer(request(1, 2, model_name="fake", model_version="1"))).model_version == "1"
         assert list((await stub.ModelMetadata(pb.ModelMetadataRequest(name="fake"))).versions) == ["2", "1"]
         counted = await stub.ModelStatistics(pb.ModelStatisticsRequest(name="fake"))
-        assert [(model.version, model.inference_count) for model in counted.model_stats] == [("2", 1), ("1", 2)]
+        assert [(model.version, model.inference_count) for model in counted.model_stats] == [("2", 2), ("1", 2)]
         counted = await stub.ModelStatistics(pb.ModelStatisticsRequest(name="fake", version="1"))
         assert [model.version for model in counted.model_stats] == ["1"]
         assert len((await stub.ModelStatistics(pb.ModelStatisticsRequest())).model_stats) == 2
-    assert (old.batch_sizes, new.batch_sizes) == ([2], [1])
+    assert (old.batch_sizes, new.batch_sizes) == ([2], [1, 1])
 
 
 async def test_each_response_has_the_digest_of_the_model_file():

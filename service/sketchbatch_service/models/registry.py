@@ -117,7 +117,7 @@ class ModelRegistry:
         )
 
     def get(self, name: str, version: str) -> ServedModel:
-        """Return the model with this name ("" = the default) and version ("" = the newest), or raise ModelNotFound."""
+        """Return the model of name ("" = the default) and version ("", "-1" = the newest), or raise ModelNotFound."""
         snapshot = self._snapshot
         if model := snapshot.by_key.get((name, version)):
             return model
@@ -141,7 +141,7 @@ class _Snapshot:
     models: tuple[ServedModel, ...]  # in the order of `ModelRegistry.__iter__`
     refused: tuple[RefusedFile, ...]
     excluded: tuple[ExcludedFile, ...]
-    # By name and version, as a request states them: name "" is the default model, version "" the newest version.
+    # By name and version, as a request states them: name "" is the default model, version "" or "-1" the newest.
     by_key: dict[tuple[str, str], ServedModel]
     misplaced: tuple[Misplaced, ...] = ()
 
@@ -159,6 +159,7 @@ class _Snapshot:
             for name in (model.name, "") if model.name == default else (model.name,):
                 by_key[name, model.version] = model
                 by_key.setdefault((name, ""), model)
+                by_key.setdefault((name, "-1"), model)  # clients of Triton
         refused = tuple(refused)
         tried = {model.file.path for model in ordered if model.file} | {each.file.path for each in refused}
         snapshot = cls(ordered, refused, tuple(file for file in excluded if file.path not in tried), by_key)
