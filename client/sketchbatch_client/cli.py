@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -20,11 +21,13 @@ def main() -> None:
     _replace_closed_streams()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else gRPC also logs the failures that the command reports
     warnings.showwarning = _show_warning
-    from .commands.app import app  # imports gRPC, which then reads the environment
-
     try:
+        from .commands.app import app  # imports gRPC, which then reads the environment
+
         with room_for(Path("standard output")):  # each other file has its own
             app()
+    except KeyboardInterrupt:  # during the imports; later, typer handles it
+        sys.exit(128 + signal.SIGINT)
     except (SketchbatchError, OSError) as exc:
         print(f"sketchbatch: {_text(exc)}", file=sys.stderr)
         sys.exit(_PERMANENT if fails_again(exc) else _TEMPORARY)
