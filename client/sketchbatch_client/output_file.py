@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -92,21 +92,24 @@ def check_reports(reports: Iterable[tuple[Path | None, bytes]], inputs: Collecti
     """
     seen: set[Path] = set()
     for path, mark in reports:
-        if path:
-            _check_report(path, mark, inputs)
-            if path.resolve() in seen and not is_stream(path):
-                raise OutputRefused(f"{path}: must not be the file of two reports; name another file for one of them")
-            seen.add(path.resolve())
+        if not path or is_stream(path):
+            continue
+        check_replaceable(path, lambda file, mark=mark: mark in _head(file), "report", inputs)  # type: ignore[misc]
+        if path.resolve() in seen:
+            raise OutputRefused(f"{path}: must not be the file of two reports; name another file for one of them")
+        seen.add(path.resolve())
 
 
-def _check_report(path: Path, mark: bytes, inputs: Collection[Path]) -> None:
-    if is_stream(path):
-        return
+def check_replaceable(path: Path, is_own: Callable[[Path], bool], kind: str, inputs: Iterable[Path] = ()) -> None:
+    """Raise OutputRefused if `path` cannot be written, is one of `inputs`, or is a file that `is_own` does not accept.
+
+    `kind` names in the error what the file should be. An empty file may be replaced.
+    """
     file = checked_output(path)
     for given in inputs:
         check_is_no_input([file], given)
-    if file.exists() and (head := _head(file)) and mark not in head:
-        raise OutputRefused(f"{path}: exists, and is no report of Sketchbatch; remove it, or name another file")
+    if file.exists() and file.stat().st_size and not is_own(file):
+        raise OutputRefused(f"{path}: exists, and is no {kind} of Sketchbatch; remove it, or name another file")
 
 
 def _head(file: Path) -> bytes:

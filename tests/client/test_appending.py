@@ -435,3 +435,14 @@ def test_a_job_of_many_inputs_finds_its_rows_fast():
     assert plan.all_rows == sum(each.rows for each in inputs) == sum(map(plan.rows_of, plan.parts))
     assert rows[0] == (0, 0)
     assert rows[-1] == (199_999, 199_999 + inputs[-1].rows)
+
+
+def test_another_spelling_of_a_path_is_refused(append, sketchbatch, tiny_service, inputs, tmp_path, noise, monkeypatch):
+    """The rows of a file are not scored again because its path was relative and is now absolute."""
+    np.save(inputs / "a.npy", noise(3))
+    monkeypatch.chdir(tmp_path)
+    flags = ["--append", "--server", tiny_service.address, "--output", tmp_path / "o.csv"]
+    assert sketchbatch("score", "in/a.npy", *flags).code == 0
+    finished = append(tmp_path / "o.csv")
+    assert finished.code == 4
+    assert f"{inputs}/a.npy is in/a.npy of an earlier run; write its path as then" in finished.err

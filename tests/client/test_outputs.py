@@ -201,18 +201,19 @@ def test_a_link_is_followed(command, drawings, tmp_path):
     assert "already finished" in command("score", drawings, "--output", tmp_path / "latest.csv").err
 
 
-def test_streams_are_written(command, drawings, tmp_path):
+@pytest.mark.parametrize("name", ["p.csv", "p.fifo"])
+def test_streams_are_written(command, drawings, tmp_path, name):
     """A named pipe, a device and /dev/stdout receive the rows, as standard output does with `-`, and stay."""
     assert command("score", drawings, "--output", tmp_path / "o.csv").code == 0
     expected = (tmp_path / "o.csv").read_text()
-    pipe, received = tmp_path / "p.csv", []
+    pipe, received = tmp_path / name, []
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: received.append(pipe.read_text()))
     reader.start()
     piped = command("score", drawings, "--output", pipe)
     reader.join()
     assert (piped.code, received, piped.err) == (0, [expected], f"waiting for a reader of {pipe}\n")
-    assert sorted(path.name for path in tmp_path.glob("p.csv*")) == ["p.csv"]
+    assert sorted(path.name for path in tmp_path.glob("p.*")) == [name]
     assert command("score", drawings, "--output", "/dev/stdout")[:2] == (0, expected)
     assert command("score", drawings, "--output", "/dev/null")[:2] == (0, "")
     assert Path("/dev/null").is_char_device()
@@ -267,7 +268,7 @@ def test_explore_replaces_only_its_reports(run_command, drawings, tmp_path):
     (tmp_path / "e.json").write_text("mine")
     refused = run_command("sketchbatch-train", *words, cwd=tmp_path)
     assert (refused.returncode, (tmp_path / "e.json").read_text()) == (1, "mine")
-    assert "e.json: exists, and sketchbatch-train did not write it" in refused.stderr
+    assert "e.json: exists, and is no report of Sketchbatch" in refused.stderr
 
 
 def test_a_folder_may_look_like_a_url(command, sketchbatch, drawings, tmp_path, monkeypatch):

@@ -1,12 +1,10 @@
 """Test which files a training may replace in the folder of a run."""
 
 import json
-import os
 
 import pytest
 from onnx_models import write_model
 from sketchbatch_trainer.errors import OutputRefused, RunIncomplete, RunRefused
-from sketchbatch_trainer.outputs import check_output
 from sketchbatch_trainer.run import Run, RunState, Variant, check_model_output
 
 CONFIG = {"labels": ("ant", "bee"), "data_digest": "00", "seed": 0, "versions": {"keras": "3"}, "passed_over": {}}
@@ -107,28 +105,6 @@ def test_a_run_is_not_its_own_input(run, tmp_path):
     for path in (run.folder, run.test, tmp_path / "ant.npy", run.rasterized / "ant.npy"):
         with pytest.raises(OutputRefused, match=r"run: the run must not contain its input .*; name another --run"):
             run.check_folder([path])
-
-
-def test_an_output_replaces_only_a_file_of_its_kind(tmp_path):
-    """An output is refused if it is an input, a link, a folder, a device or a pipe, or was made by another program."""
-    page, other, pipe, link = (tmp_path / name for name in ("page.html", "other.html", "pipe", "link"))
-    page.write_text("own")
-    other.hardlink_to(page)
-    os.mkfifo(pipe)
-    link.symlink_to(tmp_path / "nowhere")
-    own = page.read_text
-    check_output(page, lambda path: path.read_text() == own())
-    check_output(tmp_path / "new", lambda _: False, [tmp_path / "missing"])
-    for path, used, message in (
-        (page, [], "exists, and sketchbatch-train did not write it"),
-        (page, [other], "the output must not be an input or another output"),
-        (tmp_path / "new", [tmp_path / "new"], "the output must not be an input or another output"),
-        (pipe, [], "expected a new file, got a device or pipe"),
-        (tmp_path, [], "expected a new file, got a folder"),
-        (link, [], f"expected a new file, got a link to {tmp_path / 'nowhere'}"),
-    ):
-        with pytest.raises(OutputRefused, match=message):
-            check_output(path, lambda _: False, used)
 
 
 def test_an_export_replaces_only_models(tmp_path):

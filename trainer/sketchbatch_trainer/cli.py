@@ -11,14 +11,13 @@ from typing import Annotated
 import typer
 from sketchbatch_client.atomic import unwind_on_signals
 from sketchbatch_client.errors import SketchbatchError
-from sketchbatch_client.output_file import local_path
+from sketchbatch_client.output_file import HTML_MARK, check_reports, local_path
 
 from .adapt.command import adapt
 from .errors import TrainerError
 from .explore.command import explore
 from .extras import importing
 from .fetch.command import fetch
-from .outputs import check_output, is_page
 from .progress import console, joined, row_bar, warn
 from .run import Run, Variant, exported_properties
 from .selection import Classes, Data, IgnoreOthers, SkipMalformed, account, cache_folder, choose
@@ -235,7 +234,7 @@ def report(
     The page shows the first run in full. A table compares it with the other runs and all int8 and float16 variants.
     """
     page = output or Run(run[0]).report
-    check_output(page, is_page)
+    check_reports([(page, HTML_MARK)], ())
     with importing("train"):
         from .report.reporting import write_report
 

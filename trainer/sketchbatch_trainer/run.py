@@ -12,10 +12,10 @@ import numpy as np
 from sketchbatch_client.atomic import replacing
 from sketchbatch_client.drawings.folders import SOURCE_NOTE
 from sketchbatch_client.evaluation.training_digests import Digests
+from sketchbatch_client.output_file import check_replaceable
 from sketchbatch_client.strict_json import encode
 
 from .errors import OutputRefused, RunIncomplete, RunRefused
-from .outputs import check_output
 
 _COMPARED = {
     "labels": "classes",
@@ -223,9 +223,9 @@ def check_model_output(path: Path) -> None:
     """Check that an export may write `path`: it does not exist, or is an exported model.
 
     Raises:
-        OutputRefused: `path` is another file, a link, folder, device or pipe.
+        OutputRefused: `path` is another file, a folder, a device or a pipe.
     """
-    check_output(path, lambda path: "sketchbatch.labels" in exported_properties(path))
+    check_replaceable(path, lambda file: "sketchbatch.labels" in exported_properties(file), "model")
 
 
 def exported_properties(path: Path) -> dict[str, str]:

@@ -197,7 +197,7 @@ def _kind(output: str, wanted: str) -> str:
     if wanted:
         if wanted not in KINDS:
             raise typer.BadParameter(f"must be one of {', '.join(KINDS)}, got {wanted!r}", param_hint="--format")
-    elif not _is_stream(output) or Path(output).suffix:
+    elif not _is_stream(output) or Path(output).suffix.removeprefix(".") in KINDS:
         return kind_of(Path(output))
     kind = wanted or "csv"
     if output == _STDOUT and kind in ("parquet", "npy") and sys.stdout.isatty():
@@ -265,5 +265,5 @@ def _report(outcome: Outcome, path: Path, progress: ProgressDisplay, duration_s:
     if progress.unread_metadata:
         err.print(f"{progress.unread_metadata:,} rows have unreadable metadata, such as a key_id; it is left empty")
     if others := progress.passed_over.count - progress.passed_over.count_with_drawings:
-        entries = "1 file or folder" if others == 1 else f"{others:,} files and folders"
-        err.print(f"not read: {entries} without drawings; {manifest_path(path)} lists them")
+        entries = "1 other file, folder or line" if others == 1 else f"{others:,} other files, folders and lines"
+        err.print(f"not read: {entries}; {manifest_path(path)} has the reasons")

@@ -3,11 +3,13 @@
 Flow: labelled files -> scores from the service -> `Accumulator` -> figures with intervals. Rows are never stored.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from ..drawings.readers import BitmapRows, Bitmaps
 from ..errors import RequestRefused, ServerFailed
 from ..label_names import listed, nfc, with_suggestions
 from ..rpc.classification import ModelInfo, non_finite
@@ -70,13 +72,12 @@ def evaluate(
     """
     served, accumulator = ServedModel(client, model), Accumulator(model.labels)
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
-    trained_on = _TrainingDrawings(model, drawings)
-    for scored in scored_rows(served, drawings.bitmaps):
+    trained_on = _TrainingDrawings([model])
+    for scored in scored_rows(served, trained_on.watching(drawings.bitmaps)):
         _check_finite(scored, model, drawings)
         accumulator.add(scored, flags.read(scored.file, scored.rows))
-        trained_on.add(scored)
         progress(len(scored.rows))
-    return _evaluation(served, drawings, accumulator, trained_on)
+    return _evaluation(served, drawings, accumulator, trained_on.counted[0])
 
 
 def compare(
@@ -88,20 +89,18 @@ def compare(
     """
     accumulators = Accumulator(first.model.labels), Accumulator(second.model.labels)
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
-    trained_on = [_TrainingDrawings(each.model, drawings) for each in (first, second)]
+    trained_on = _TrainingDrawings([first.model, second.model])
     table = np.zeros((2, 2), np.int64)
-    for both in paired_rows(first, second, drawings.bitmaps):
+    for both in paired_rows(first, second, trained_on.watching(drawings.bitmaps), drawings.bitmaps):
         for scored, each in zip(both, (first, second), strict=True):
             _check_finite(scored, each.model, drawings)
         own_flags = flags.read(both[0].file, both[0].rows)
         correct = [each.add(scored, own_flags) for each, scored in zip(accumulators, both, strict=True)]
         table += count_pairs(*correct)
-        for counted, scored in zip(trained_on, both, strict=True):
-            counted.add(scored)
         progress(len(own_flags))
     return Comparison(
-        first=_evaluation(first, drawings, accumulators[0], trained_on[0]),
-        second=_evaluation(second, drawings, accumulators[1], trained_on[1]),
+        first=_evaluation(first, drawings, accumulators[0], trained_on.counted[0]),
+        second=_evaluation(second, drawings, accumulators[1], trained_on.counted[1]),
         paired=pair(table),
     )
 
@@ -132,26 +131,44 @@ def _check_finite(scored: ScoredRows, model: ModelInfo, drawings: LabelledDrawin
 
 
 class _TrainingDrawings:
-    """Counts how many judged drawings trained a model; reads them again only if the model has digests."""
+    """Counts the training drawings of models among the judged drawings, while these are read for the requests."""
 
-    def __init__(self, model: ModelInfo, drawings: LabelledDrawings) -> None:
-        self._sample, self._bitmaps = decoded(model.training_digests), drawings.bitmaps
-        self.counted = TrainedOn() if len(self._sample) else None
+    def __init__(self, models: Sequence[ModelInfo]) -> None:
+        self._samples = [decoded(model.training_digests) for model in models]
+        self.counted = [TrainedOn() if len(sample) else None for sample in self._samples]  # None = without digests
 
-    def add(self, scored: ScoredRows) -> None:
-        """Count some judged drawings."""
-        if self.counted:
-            rows = self._bitmaps[scored.file][scored.rows.start : scored.rows.stop]
-            self.counted = self.counted.add(rows, self._sample)
+    def watching(self, bitmaps: dict[Path, BitmapRows]) -> dict[Path, BitmapRows]:
+        """Return the same drawings, which are counted as they are read."""
+        return {file: _WatchedRows(rows, self._add) for file, rows in bitmaps.items()} if any(self.counted) else bitmaps
+
+    def _add(self, bitmaps: Bitmaps) -> None:
+        pairs = zip(self.counted, self._samples, strict=True)
+        self.counted = [counted and counted.add(bitmaps, sample) for counted, sample in pairs]
+
+
+@dataclass(frozen=True, slots=True)
+class _WatchedRows:
+    """Bitmaps that are passed to a function as they are read."""
+
+    rows: BitmapRows
+    watch: Callable[[Bitmaps], None]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice, /) -> Bitmaps:
+        bitmaps = self.rows[rows]
+        self.watch(bitmaps)
+        return bitmaps
 
 
 def _evaluation(
-    served: ServedModel, drawings: LabelledDrawings, accumulator: Accumulator, trained_on: _TrainingDrawings
+    served: ServedModel, drawings: LabelledDrawings, accumulator: Accumulator, trained_on: TrainedOn | None
 ) -> Evaluation:
     return Evaluation(
         **vars(accumulator.quality()),
         model=served.model,
         server=served.client.target,
         drawings=drawings,
-        trained_on=trained_on.counted,
+        trained_on=trained_on,
     )

@@ -43,10 +43,13 @@ def scored_rows(served: ServedModel, bitmaps: dict[Path, BitmapRows]) -> Iterato
 
 
 def paired_rows(
-    first: ServedModel, second: ServedModel, bitmaps: dict[Path, BitmapRows]
+    first: ServedModel, second: ServedModel, bitmaps: dict[Path, BitmapRows], again: dict[Path, BitmapRows]
 ) -> Iterator[tuple[ScoredRows, ScoredRows]]:
-    """Yield the scores of two models for the same rows; a request to one model may have more rows than to the other."""
-    with closing(scored_rows(first, bitmaps)) as ours, closing(scored_rows(second, bitmaps)) as theirs:  # type: ignore[type-var]  # generators
+    """Yield the scores of two models for the same rows; a request to one model may have more rows than to the other.
+
+    The first model receives `bitmaps`, and the second one `again`, the same drawings.
+    """
+    with closing(scored_rows(first, bitmaps)) as ours, closing(scored_rows(second, again)) as theirs:  # type: ignore[type-var]  # generators
         rest: Scores | None = None  # scores of the second model that are not yet paired
         for file, first_row, scores in ours:
             while len(scores):

@@ -6,6 +6,7 @@ The order of an output is the order in which its rows arrived: each run adds its
 runs, so that the next run knows which rows the output has.
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -78,6 +79,7 @@ def _append(
         _check_same_job(manifest, plan, sources, output)
         _check_scored_rows(additions, sources)
     inputs = _new_inputs(additions, sources)
+    _check_names(additions, inputs)
     begun = _begun_inputs(interrupted, inputs) if interrupted else ()
     if not interrupted or not begun or difference(interrupted, replace(plan, inputs=begun)):
         begun = ()
@@ -133,6 +135,20 @@ def _new_inputs(additions: Sequence[Addition], sources: list[Source]) -> tuple[I
         if start < len(source):
             new.append(Input(source=source.name, rows=len(source) - start, stamp=source.stamp, start=start))
     return tuple(new)
+
+
+def _check_names(additions: Sequence[Addition], inputs: Sequence[Input]) -> None:
+    """Raise JobRefused if a new source is one of an earlier run, written as an absolute instead of a relative path."""
+    names = {each.source for addition in additions for each in addition.plan.inputs}
+    new = [each.source for each in inputs if each.source not in names]
+    by_path = {_absolute(name): name for name in names} if new else {}
+    for name in new:
+        if earlier := by_path.get(_absolute(name)):
+            raise JobRefused(f"{name} is {earlier} of an earlier run; write its path as then, or name another output")
+
+
+def _absolute(name: str) -> str:
+    return os.path.abspath(name)  # noqa: PTH100 - `resolve` follows links, which may lead from two names to one file
 
 
 def _begun_inputs(interrupted: Plan, inputs: tuple[Input, ...]) -> tuple[Input, ...]:

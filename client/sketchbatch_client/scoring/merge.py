@@ -96,7 +96,8 @@ def _jobs(paths: Sequence[Path], manifests: Sequence[Manifest]) -> _Merged:
             for source, rows, _, start in ((each.source, each.rows, each.stamp, each.start) for each in plan.inputs):
                 ranges = rows_of.setdefault(source, [])
                 if twice := next((other for first, end, other in ranges if first < start + rows and start < end), None):
-                    raise JobRefused(f"{path}: must have other rows than {twice}, got rows of {source} in both")
+                    both = f"{path}: must have other rows than {twice}, got rows of {source} in both"
+                    raise JobRefused(f"{both}; give each input a name of its own")
                 ranges.append((start, start + rows, path))
         if manifest.has_key_ids != first.has_key_ids:
             raise JobRefused(f"{path}: must have the columns of {paths[0]}; only one of them has key_id")

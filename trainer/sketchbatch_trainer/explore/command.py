@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from sketchbatch_client.output_file import local_path
+from sketchbatch_client.output_file import HTML_MARK, check_reports, local_path
 
-from ..outputs import check_output, is_explored, is_page
 from ..progress import console, joined, row_bar, show_files
 from ..selection import Classes, Data, IgnoreOthers, SkipMalformed, account, cache_folder, choose
 
@@ -24,7 +23,7 @@ def explore(
     ignore_others: IgnoreOthers = False,
 ) -> None:
     """Describe drawings on an HTML page, before any training: counts, countries, times, similar classes."""
-    from .explore_json import write_json
+    from .explore_json import JSON_MARK, write_json
     from .explore_page import write_page
     from .exploring import find_files, gather
 
@@ -33,9 +32,7 @@ def explore(
     labels = choose(folder, list(found), classes, is_default=data is None)
     files = {label: found[label] for label in labels}
     inputs = [path for own in files.values() for path in own.values()]
-    check_output(output, is_page, inputs)
-    if json:
-        check_output(json, is_explored, [*inputs, output])
+    check_reports([(output, HTML_MARK), (json, JSON_MARK)], inputs)
     passed_over = account(folder, [path for own in found.values() for path in own.values()], labels, ignore_others)
     with row_bar() as progress:
         figures = gather(folder, files, rows=rows, skip_malformed=skip_malformed, progress=show_files(progress))

@@ -10,6 +10,9 @@ from sketchbatch_client.strict_json import encode
 from .drawing_statistics import NEAR_EMPTY, BitmapStatistics, FolderStatistics, StrokeStatistics, quantile
 from .similarity import NEIGHBOURS
 
+JSON_MARK = b'\n  "classes": {'
+"""Is near the beginning of the JSON files of `explore`; later commands may replace them."""
+
 
 def write_json(statistics: FolderStatistics, path: Path) -> Path:
     """Write the result of `as_json` to a file atomically."""

@@ -74,9 +74,12 @@ def check_stroke(stroke: object, number: int) -> None:
 def points_in(stroke: Any) -> str:
     """Describe a stroke that is a list of points, and how to convert it; return "" if its entries are no points."""
     if len(stroke) and all(isinstance(each, dict) for each in stroke):
-        return f"{len(stroke)} points; convert with [[p['x'] for p in stroke], [p['y'] for p in stroke]]"
-    is_points = len(stroke) > 3 and all(hasattr(each, "__len__") and 2 <= len(each) <= 3 for each in stroke)
-    return f"{len(stroke)} points; convert with list(zip(*stroke))" if is_points else ""
+        way = "[[p['x'] for p in stroke], [p['y'] for p in stroke]]"
+    elif len(stroke) > 3 and all(hasattr(each, "__len__") and 2 <= len(each) <= 3 for each in stroke):
+        way = "list(zip(*stroke))"
+    else:
+        return ""
+    return f"{len(stroke)} points; convert with {way}, then call simplify"
 
 
 def coordinates(values: Any) -> Floats:
