@@ -42,7 +42,8 @@ TRAIN_FLAGS = $(strip $(if $(DATA),--data "$(DATA)") $(if $(CLASSES),--classes "
   $(if $(START_FROM),--start-from "$(START_FROM)") $(if $(RESTART),--restart) $(if $(IGNORE_OTHERS),--ignore-others))
 
 train: .venv/.done ## train CLASSES (bear,cat,dog) into RUN (runs/train), from ROWS (4000) of each from Google's bucket;
-train: ## or from DATA: folders LABEL/ of pictures, or files LABEL.npy; RECIPE=article START_FROM=RUN RESTART=1
+train: ## or from DATA: folders LABEL/ of pictures, or files LABEL.npy; also RECIPE=article START_FROM=RUN
+train: ## RESTART=1 (as --restart) IGNORE_OTHERS=1 (as --ignore-others)
 	$(if $(DATA),,$(VENV)/sketchbatch-train fetch --classes "$(or $(CLASSES),$(DEFAULT_CLASSES))" --rows "$(ROWS)")
 	$(VENV)/sketchbatch-train train --run "$(or $(RUN),runs/train)" $(TRAIN_FLAGS)
 	$(VENV)/sketchbatch-train export --run "$(or $(RUN),runs/train)"

@@ -23,7 +23,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .drawings.bitmap_arrays import InkWarning
-    from .drawings.rasterize import rasterize
+    from .drawings.rasterize import StrokeWarning, rasterize
     from .rpc.async_client import AsyncClient
     from .rpc.classification import Classification, ModelInfo
     from .rpc.client import Client
@@ -45,6 +45,7 @@ __all__ = [
     "RetryPolicy",
     "ServerFailed",
     "SketchbatchError",
+    "StrokeWarning",
     "Tls",
     "Unauthenticated",
     "Unavailable",
@@ -58,6 +59,7 @@ _MODULES = {
     "InkWarning": ".drawings.bitmap_arrays",
     "ModelInfo": ".rpc.classification",
     "RetryPolicy": ".rpc.retries.retry_policy",
+    "StrokeWarning": ".drawings.rasterize",
     "Tls": ".rpc.connections.credentials",
     "rasterize": ".drawings.rasterize",
 }

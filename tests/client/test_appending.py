@@ -73,7 +73,7 @@ def test_each_run_adds_new_files_and_new_rows(append, inputs, tmp_path, noise, s
     assert finished.code == 3, finished.err
     assert "6 new rows in " in finished.err
     assert f"{output} has 11 rows" in finished.err
-    assert "1 rows were rejected" in finished.err
+    assert "rejected: 1 row; " in finished.err
     second = [("a.npy", row) for row in range(4)] + [("m.ndjson", 3), ("m.ndjson", 4)]
     assert rows_of(output) == first + second
     assert len(Path(f"{output}.rejects.jsonl").read_text().splitlines()) == 1

@@ -4,16 +4,25 @@ The example of client/README.md tests series of pandas.
 """
 
 import asyncio
+import io
 import re
 import warnings
 
 import numpy as np
 import pytest
+from PIL import Image
 from sketchbatch_client import AsyncClient, Client, InkWarning, RequestRefused
 from sketchbatch_client.drawings.bitmap_arrays import as_bitmaps, ink_warning
 from sketchbatch_client.drawings.readers import open_bitmaps
 
 ROWS = np.random.default_rng(1).integers(0, 150, (3, 28, 28), np.uint8)
+
+
+def png(bitmap):
+    """Return a bitmap as the contents of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(bitmap).save(file, "png")
+    return file.getvalue()
 
 
 class Series:
@@ -53,6 +62,28 @@ def test_every_form_of_bitmaps_is_accepted(convert):
     bitmaps = as_bitmaps(convert(ROWS))
     assert bitmaps.dtype == np.uint8
     assert np.array_equal(bitmaps, ROWS)
+
+
+class Frame(Series):
+    """A data frame: rows and named columns."""
+
+    columns = ("label", "bitmap")
+
+
+@pytest.mark.parametrize("frame", [Frame([["cat", ROWS[0]]]), Frame([[ROWS[0]]]), Frame(np.zeros((2, 785)).tolist())])
+def test_a_data_frame_of_other_columns_is_refused(frame):
+    """A data frame is refused with the shape that it has and the columns that are expected."""
+    with pytest.raises(ValueError, match=r"got a data frame \(.*\); choose one column, as in x\['bitmap'\], or"):
+        as_bitmaps(frame)
+
+
+@pytest.mark.parametrize("entries", [list, Series], ids=["list", "series"])
+def test_encoded_pictures_are_refused_with_the_function_that_decodes_them(entries):
+    """The bytes of a PNG file are named as such; other bytes are described by their number."""
+    with pytest.raises(ValueError, match=r"got a PNG picture in row 0; convert each with .*images\.decode_image"):
+        as_bitmaps(entries([png(ROWS[0])] * 2))
+    with pytest.raises(ValueError, match=r"got uint8 \(3,\) in row 0"):
+        as_bitmaps(entries([b"abc"]))
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (784,), (28, 28, 1), (1, 28, 28), (1, 28, 28, 1), (1, 784)])
@@ -151,10 +182,17 @@ def test_bitmaps_that_look_inverted_cause_one_warning(tiny_service):
     assert re.search(r"inverted\? .*255 - x", str(caught[0].message))
 
 
-@pytest.mark.parametrize("bitmaps", [ROWS[:0], ROWS, np.full_like(ROWS, 128), ROWS // 255], ids=len)
+@pytest.mark.parametrize("bitmaps", [ROWS[:0], ROWS, np.full_like(ROWS, 128), ROWS * 0], ids=len)
 def test_drawings_cause_no_warning(bitmaps):
     """Blank, dark and grey bitmaps do not look inverted."""
     assert ink_warning(bitmaps) == ""
+
+
+def test_bitmaps_of_zeros_and_ones_cause_a_warning(tiny_service):
+    """Bitmaps whose ink has level 1 are nearly blank; a blank bitmap before them does not hide them."""
+    faint = np.concatenate([ROWS[:1] * 0, ROWS > 9]).astype(np.uint8)
+    with Client(tiny_service.address) as client, pytest.warns(InkWarning, match="only the values 0 and 1"):
+        client.classify(faint)
 
 
 @pytest.mark.real_drawings

@@ -215,6 +215,20 @@ def test_a_model_does_not_differ_from_itself(tiny_service, folder):
     assert (comparison.paired.only_first, comparison.paired.only_second, comparison.paired.p_value) == (0, 0, 1)
     assert [name for name, _ in comparison.named] == [f"tiny version 1 at {tiny_service.address}"] * 2
     assert as_json(comparison)["against"]["confusion"] == as_json(comparison)["confusion"]
+    name = comparison.named[0][0]
+    assert comparison.paired.verdict(name, name) == f"{name} was compared with itself."
+    assert comparison.paired.verdict("a 1", "b 1") == "a 1 and b 1 are right about the same drawings."
+    assert comparison.cautions[0].startswith(f"It is unknown whether these drawings trained {name}: no digests of ")
+    assert len(comparison.cautions) == 1
+
+
+def test_a_comparison_of_models_with_other_numbers_of_labels_says_so(evaluating, others, folder):
+    """More labels make the task harder, so the result names both numbers."""
+    finished = evaluating(folder, "--against-server", others, "--against-model", "other", "--ignore-others")
+    assert finished.code == 0, finished.err
+    printed = " ".join(finished.out.split())
+    assert "tiny version 1 has 3 labels, other version 1 has 4 labels: each model may predict" in printed
+    assert "It is unknown whether these drawings trained tiny version 1 or other version 1: no digests" in printed
 
 
 def test_models_without_a_common_label_are_refused(others):
@@ -279,7 +293,7 @@ def test_malformed_drawings_are_refused_or_skipped(evaluating, tiny_service, tmp
     """
     good = drawing(recognized=True)
     for label in ("ant", "bee"):
-        (tmp_path / f"{label}.ndjson").write_text(f"{good}\n{{}}\n{good}\n")
+        (tmp_path / f"{label}.ndjson").write_text(f'{good}\n{{"drawing": []}}\n{good}\n')
     with Client(tiny_service.address) as client, pytest.raises(FileRefused, match=r"ant.ndjson:2: drawing must be"):
         evaluate(client, client.model(), open_labelled(tmp_path, LABELS))
     finished = evaluating(tmp_path, "--skip-malformed", "--json", tmp_path / "m.json")
@@ -306,6 +320,25 @@ def test_a_malformed_line_of_the_simplified_file_is_refused_or_unknown(tiny_serv
         drawings = open_labelled(tmp_path, LABELS, skip_malformed=True)
         recognized = evaluate(client, client.model(), drawings).recognized
     assert (recognized.known.rows, recognized.recognized.rows) == (2, 1)
+
+
+def test_a_flag_that_cannot_be_read_is_unknown(tiny_service, tmp_path):
+    """A line whose flag is no boolean is scored, and is left out of the figures of recognised drawings."""
+    lines = [drawing(recognized=False), drawing(recognized=True, place=9), drawing(recognized="yes", place=99)]
+    (tmp_path / "ant.ndjson").write_text("\n".join(lines))
+    with Client(tiny_service.address) as client:
+        evaluation = evaluate(client, client.model(), open_labelled(tmp_path, LABELS))
+    assert evaluation.figures.rows == 3
+    assert (evaluation.recognized.known.rows, evaluation.recognized.recognized.rows) == (2, 1)
+
+
+@pytest.mark.parametrize(("flag", "name"), [("--png", "o.jpg"), ("--svg", "o.png")])
+def test_a_picture_whose_ending_is_of_another_format_is_refused(evaluating, folder, tmp_path, flag, name):
+    """`--png out.jpg` would write a PNG file that programs take for a JPEG; nothing is written."""
+    finished = evaluating(folder, flag, tmp_path / name)
+    assert finished.code == 2
+    assert f"must end with .{flag[2:]}, got" in " ".join(finished.err.split())
+    assert not [*tmp_path.iterdir()]
 
 
 def test_pictures_are_evaluated(tiny_service, tmp_path):

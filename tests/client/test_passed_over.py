@@ -223,7 +223,7 @@ def test_unreadable_keys_are_counted(sketchbatch, tiny_service, tmp_path):
     arguments = ["score", tmp_path, "--output", tmp_path / "o.csv", "--server", tiny_service.address]
     finished = sketchbatch(*arguments)
     assert finished.code == 0
-    assert "3 rows have unreadable metadata, such as a key_id; it is left empty" in finished.err
+    assert "3 rows with unreadable metadata, such as a key_id, which is left empty" in finished.err
     assert json.loads((tmp_path / "o.csv.manifest.json").read_bytes())["unread_metadata"] == 3
     keys = [line.split(",")[2] for line in (tmp_path / "o.csv").read_text().splitlines()]
     assert keys == ['"key_id"', "7", "", "7", "", "", ""]

@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from sketchbatch_client import rasterize
+from sketchbatch_client import StrokeWarning, rasterize
 from sketchbatch_client.drawings.rasterize import backend, rasterize_all
 from sketchbatch_client.drawings.rendering import cairo, coverage
 from sketchbatch_client.drawings.rendering.geometry import lay_out
@@ -110,6 +111,16 @@ def test_strokes_beyond_the_square_are_cut_off(draw):
     assert draw([[[-1e6, 1e6], [-1e6, 1e6]]]).any()
 
 
+@pytest.mark.parametrize("strokes", [[[[0, 640], [0, 480]]], [[[-9, 246], [0, 9]]], [[[0, 1], [0, 0.5]]]], ids=str)
+def test_strokes_in_other_units_cause_a_warning(strokes):
+    """Strokes in pixels, with negative coordinates or scaled to 1 cause a warning; `simplify` makes it disappear."""
+    with pytest.warns(StrokeWarning, match=r"call simplify\(strokes\) first"):
+        rasterize(strokes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rasterize(simplify(strokes))
+
+
 def test_strokes_may_be_numpy_arrays():
     """Coordinates may be lists or NumPy arrays, even in one drawing, and give the same bitmap."""
     lists = [[[0, 255, 9], [0, 255, 9]], [[7, 200, 90], [100, 25, 9]]]
@@ -140,6 +151,8 @@ def test_times_are_ignored(draw):
         ([[]], r"stroke 0 must be \[xs, ys\] or \[xs, ys, ts\], got 0 entries"),
         (["ab"], "got 2 entries"),
         ([[["a"], ["b"]]], "points must be numbers"),
+        ([[["1"], ["2"]]], "points must be numbers, got str '1'"),
+        ([[[True], [False]]], "points must be numbers, got bool True"),
         ([[[1, None], [1, 2]]], "points must be numbers"),
         ([[[1], [1], [1, 2]]], "stroke 0 must have .* got 1 and 1 and 2"),
         ([[[], []]], "stroke 0 must have .* got 0 and 0"),

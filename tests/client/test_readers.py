@@ -136,6 +136,10 @@ def test_a_missing_file_or_folder_is_refused(tmp_path):
         read_bitmaps(tmp_path / "none.npy")
     with pytest.raises(FileRefused, match="no such folder"):
         labelled_files(tmp_path / "none")
+    np.save(tmp_path / "cat.npy", np.zeros((1, 784), np.uint8))
+    with pytest.raises(FileRefused, match=rf"cat\.npy: expected a folder .*, got a file; name .*, {tmp_path}$"):
+        labelled_files(tmp_path / "cat.npy")
+    (tmp_path / "cat.npy").unlink()
     with pytest.raises(FileRefused, match=r"expected a NAME\.npy for each label, got none"):
         labelled_files(tmp_path)
 

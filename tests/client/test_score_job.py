@@ -138,8 +138,9 @@ def test_an_interrupted_job_exits_without_a_traceback_and_resumes(drawings, scor
     # if the tests run as a background job, SIGINT is ignored, and the process of the job would inherit this setting
     signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupted = interrupt(2, output, drawings, how=signal.SIGINT)
-    assert interrupted.code > 0
+    assert interrupted.code == 130
     assert "Traceback" not in interrupted.err
+    assert f"interrupted; the same command resumes from {output}.parts" in interrupted.err
     assert score(drawings, "--output", output).code == 0
     assert output.read_bytes() == undisturbed["csv"]
 
@@ -226,6 +227,20 @@ def test_a_job_does_not_resume_with_changed_inputs(begun, score, drawings, undis
     assert score(folder, "--output", output, "--restart").code == 0
 
 
+def test_the_refusal_of_a_finished_job_with_new_rows_names_append(score, tmp_path, noise):
+    """`score` of a folder that has grown since the job was finished names --append; that of a changed one does not."""
+    folder, output = tmp_path / "in", tmp_path / "o.csv"
+    folder.mkdir()
+    np.save(folder / "a.npy", noise(20))
+    assert score(folder, "--output", output).code == 0
+    np.save(folder / "0.npy", noise(10))
+    grown = score(folder, "--output", output)
+    assert grown.code == 4
+    assert "use --append to add the new rows, or name another output, or use --restart" in grown.err
+    np.save(folder / "a.npy", noise(10))
+    assert "--append" not in score(folder, "--output", output).err
+
+
 def test_a_job_does_not_resume_with_another_model(begun, sketchbatch, start_service, tmp_path):
     """A job does not resume if the model has the same name and version but another digest."""
     folder, output = begun
@@ -263,7 +278,7 @@ def test_rejected_rows_are_listed(score, tmp_path):
     output = tmp_path / "o.jsonl"
     finished = score(tmp_path / "ant.ndjson", "--output", output)
     assert finished.code == 3
-    assert finished.err.splitlines()[-1].startswith("2 rows ")
+    assert finished.err.splitlines()[-1].startswith("rejected: 2 rows; ")
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(line["row"], line["key_id"]) for line in lines] == [(0, 7), (2, 7), (4, 7)]
     rejects = [json.loads(line) for line in (tmp_path / "o.jsonl.rejects.jsonl").read_text().splitlines()]
@@ -294,7 +309,7 @@ def test_row_i_of_a_npy_output_is_drawing_i(score, tmp_path):
         (
             "a.ndjson",
             b"{}\n[]\n",
-            "a.ndjson:1: drawing must be a list of strokes, got nothing (none of the first 2 lines is",
+            "a.ndjson:1: expected the key drawing with a list of strokes, got the keys [] (none of the first",
         ),
         ("a.ndjson", b"<!DOCTYPE html>\n", "got a web page"),
         ("a.ndjson", b"", "expected drawings, got no row"),

@@ -217,6 +217,8 @@ def export(
     for each in Variant:
         if Run(run).exported(each).exists() and not Run(run).has_export(each):
             warn(f"{Run(run).exported(each)} is of an earlier training; --variant {each} replaces it")
+    console.print(f"serve it: sketchbatch-serve --model {Run(run).onnx}")
+    console.print(f"figures and plots: sketchbatch-train report --run {run}")
 
 
 @app.command()

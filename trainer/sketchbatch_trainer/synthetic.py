@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from sketchbatch_client.drawings.rasterize import rasterize
+from sketchbatch_client.drawings.rasterize import render
 from sketchbatch_client.drawings.readers import Bitmaps
 
 SOURCE = "synthetic sketches, drawn by sketchbatch-train sketch; no real drawings"
@@ -22,7 +22,7 @@ def draw(label: str, rows: int, seed: int, progress: Callable[[int], object] = l
     rng = np.random.default_rng([seed, LABELS.index(label)])
     bitmaps = np.empty((rows, 28, 28), np.uint8)
     for row in range(rows):
-        bitmaps[row] = rasterize(_distort(_ANIMALS[label](rng), rng))
+        bitmaps[row] = render(_distort(_ANIMALS[label](rng), rng))
         progress(1)
     return bitmaps
 

@@ -11,6 +11,7 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
+from ..atomic import is_stream
 from ..evaluation.evaluating import Comparison, Evaluation, common_labels, compare
 from ..evaluation.evaluating import evaluate as evaluate_model
 from ..evaluation.evaluation_json import write_json
@@ -69,7 +70,13 @@ class ReportFlags:
     ] = None
 
     def check(self, inputs: Collection[Path]) -> None:
-        """Raise OutputRefused if a file is one of the inputs, cannot be written or is no earlier report."""
+        """Raise OutputRefused if a file is one of the inputs, cannot be written or is no earlier report.
+
+        Raises BadParameter if the ending of a picture names another format.
+        """
+        for flag, file, suffix in (("--png", self.png_file, ".png"), ("--svg", self.svg_file, ".svg")):
+            if file and not is_stream(file) and file.suffix.lower() not in ("", suffix):
+                raise typer.BadParameter(f"must end with {suffix}, got {file}", param_hint=flag)
         plots = [(self.png_file, PLOT_MARK), (self.svg_file, PLOT_MARK)]
         check_reports([(self.json_file, JSON_MARK), (self.html_file, HTML_MARK), *plots], inputs)
 
@@ -256,6 +263,8 @@ def _print_comparison(comparison: Comparison) -> None:
     )
     out.print(f"accuracy {paired.difference.text('+.4f')}, McNemar p {format_p_value(paired.p_value)}")
     out.print(paired.verdict(first, second))
+    for caution in comparison.cautions:
+        out.print(caution)
 
 
 def _confusion_table(evaluation: Evaluation) -> Table:

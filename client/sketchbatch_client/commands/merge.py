@@ -8,7 +8,7 @@ import typer
 from ..output_file import local_path
 from ..scoring.manifest import rejects_path
 from ..scoring.merge import merge as merge_shards
-from .options import INCOMPLETE, Quiet, err
+from .options import INCOMPLETE, Quiet, counted, err
 
 
 def merge(
@@ -39,7 +39,7 @@ def merge(
     """
     outcome = merge_shards(shards, output, restart=restart)
     if not quiet:
-        err.print(f"{outcome.rows:,} rows from {len(shards)} files -> {output}")
+        err.print(f"{counted(outcome.rows, 'row')} from {counted(len(shards), 'file')} -> {output}")
     if outcome.rejected:
-        err.print(f"{outcome.rejected:,} rows were rejected; {rejects_path(output)} lists the reasons")
+        err.print(f"rejected: {counted(outcome.rejected, 'row')}; {rejects_path(output)} lists the reasons")
         raise typer.Exit(INCOMPLETE)

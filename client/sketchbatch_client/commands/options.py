@@ -126,6 +126,11 @@ def connecting(command: Callable[..., None]) -> Callable[..., None]:
     return connected
 
 
+def counted(number: int, name: str) -> str:
+    """Return a number with the name of what it counts, such as "1 row" and "2,000 rows"."""
+    return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
+
+
 def report_passed_over(files: PassedOverList, *, ignores_others: bool) -> bool:
     """Print which files may have drawings and were not read; return whether there are none, or a user accepts them."""
     if not files.count_with_drawings or ignores_others:

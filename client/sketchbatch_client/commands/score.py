@@ -21,7 +21,7 @@ from ..scoring.inputs import InputOptions
 from ..scoring.job import Outcome, ScoreJob, stream_scores, write_scores
 from ..scoring.manifest import manifest_path, rejects_path
 from ..scoring.outputs import KINDS, kind_of
-from ..scoring.parts import path_of_shard
+from ..scoring.parts import Parts, path_of_shard
 from ..scoring.plan import ScoreOptions, Shard
 from .options import (
     INCOMPLETE,
@@ -32,6 +32,7 @@ from .options import (
     Quiet,
     TimeoutS,
     connecting,
+    counted,
     err,
     not_nan,
     report_passed_over,
@@ -179,16 +180,17 @@ def score(
             is_complete = report_passed_over(progress.passed_over, ignores_others=input_flags.ignore_others)
             raise typer.Exit(INCOMPLETE if rejected or not is_complete else 0)
         path = path_of_shard(Path(output), job.shard)
-        if rerun.append:
-            outcome = append_scores(client, job, path, progress)
-        else:
-            outcome = write_scores(client, job, path, progress, restart=rerun.restart)
+        with _telling_how_to_resume(path, quiet):
+            if rerun.append:
+                outcome = append_scores(client, job, path, progress)
+            else:
+                outcome = write_scores(client, job, path, progress, restart=rerun.restart)
     if not quiet:
         _report(outcome, path, progress, time.monotonic() - started_at)
     is_complete = report_passed_over(progress.passed_over, ignores_others=input_flags.ignore_others)
     rejected = outcome.rejected if outcome.added_rejected is None else outcome.added_rejected
     if rejected:
-        err.print(f"{rejected:,} rows were rejected; {rejects_path(path)} lists the reasons")
+        err.print(f"rejected: {counted(rejected, 'row')}; {rejects_path(path)} lists the reasons")
     if rejected or not is_complete:
         raise typer.Exit(INCOMPLETE)
 
@@ -239,6 +241,17 @@ def _open_stream(output: str, is_quiet: bool) -> Iterator[BinaryIO]:
         yield file
 
 
+@contextmanager
+def _telling_how_to_resume(path: Path, is_quiet: bool) -> Iterator[None]:
+    """After Ctrl-C or SIGTERM, print that the same command resumes the job, if it has finished parts."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if not is_quiet and (folder := Parts.of(path).folder).exists():
+            err.print(f"interrupted; the same command resumes from {folder}")
+        raise
+
+
 def _to_stream(client: Client, job: ScoreJob, file: BinaryIO, progress: ProgressDisplay) -> int:
     rejected = 0
     with tempfile.TemporaryDirectory() as spool:
@@ -247,23 +260,23 @@ def _to_stream(client: Client, job: ScoreJob, file: BinaryIO, progress: Progress
             if rejected <= _REJECTS_SHOWN:
                 err.print(f"rejected: {line.strip()}")
     if rejected:
-        err.print(f"{rejected:,} rows were rejected; with --output FILE, FILE.rejects.jsonl lists all of them")
+        err.print(f"rejected: {counted(rejected, 'row')}; with --output FILE, FILE.rejects.jsonl lists all of them")
     return rejected
 
 
 def _report(outcome: Outcome, path: Path, progress: ProgressDisplay, duration_s: float) -> None:
-    inputs = "1 input" if progress.sources == 1 else f"{progress.sources:,} inputs"
-    rows = f"{outcome.rows:,} rows from {inputs}"
+    rows = f"{counted(outcome.rows, 'row')} from {counted(progress.sources, 'input')}"
     if outcome.added is not None:
         rate = outcome.added / duration_s
-        err.print(f"{outcome.added:,} new rows in {duration_s:.1f} s ({rate:,.0f} rows/s) -> {path}")
-        err.print(f"{path} has {outcome.rows:,} rows")
+        err.print(f"{counted(outcome.added, 'new row')} in {duration_s:.1f} s ({rate:,.0f} rows/s) -> {path}")
+        err.print(f"{path} has {counted(outcome.rows, 'row')}")
     elif outcome.was_finished:
         err.print(f"{path} is already finished: {rows}; use --restart to score them again")
     else:
         err.print(f"{rows} in {duration_s:.1f} s ({outcome.rows / duration_s:,.0f} rows/s) -> {path}")
     if progress.unread_metadata:
-        err.print(f"{progress.unread_metadata:,} rows have unreadable metadata, such as a key_id; it is left empty")
+        rows = counted(progress.unread_metadata, "row")
+        err.print(f"{rows} with unreadable metadata, such as a key_id, which is left empty")
     if others := progress.passed_over.count - progress.passed_over.count_with_drawings:
         entries = "1 other file, folder or line" if others == 1 else f"{others:,} other files, folders and lines"
         err.print(f"not read: {entries}; {manifest_path(path)} has the reasons")

@@ -1,7 +1,7 @@
 """Answer the two requests of the page: list the served models, and classify a drawing.
 
 This module does not know HTTP. A drawing of the page takes the same steps as a line of a .ndjson file:
-`from_line` -> `simplify` -> `rasterize` -> `Client.classify`.
+`from_line` -> `simplify` -> `render` -> `Client.classify`.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from ..drawings.drawing import Stroke, from_line
-from ..drawings.rasterize import backend, rasterize
+from ..drawings.rasterize import backend, render
 from ..drawings.simplify import simplify
 from ..errors import RequestRefused
 from ..rpc.classification import ModelInfo
@@ -54,7 +54,7 @@ class ClassificationApi:
         """
         model = (model_name, model_version) if model_name else (self.model_name, self.model_version)
         started_at = perf_counter()
-        bitmap = rasterize(simplify(_strokes(line)))
+        bitmap = render(simplify(_strokes(line)))
         rasterized_at = perf_counter()
         with self.connect() as client:
             served = client.model(*model)  # connects and loads the labels: `classify_ms` is the time of one request

@@ -1,7 +1,7 @@
 """Convert arrays, lists, and series of pandas and polars to bitmaps; recognise inverted bitmaps.
 
-Flow: object -> one array, or one array per row -> checked shape -> checked type and values -> uint8. Series are
-recognised by their method `to_numpy`, so this module imports neither pandas nor polars.
+Flow: object -> one array, or one array per row -> checked shape -> checked type and values -> uint8. Series and data
+frames are recognised by their method `to_numpy`, so this module imports neither pandas nor polars.
 """
 
 import warnings
@@ -11,7 +11,9 @@ from typing import Any, Protocol, TypeGuard, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..file_kind import HEAD_BYTES, describe
 from .npy import ROW_SHAPES, Bitmaps
+from .passed_over import PICTURE_SUFFIXES
 
 _EXPECTED = "uint8 (rows, 28, 28) or (rows, 784)"
 
@@ -31,7 +33,7 @@ Drawings = ArrayLike | Series
 
 
 class InkWarning(UserWarning):
-    """Category of the warning about bitmaps that look inverted."""
+    """Category of the warnings about bitmaps that look inverted, or that have no ink darker than level 1."""
 
 
 def as_bitmaps(drawings: Drawings, name: str = "bitmaps") -> Bitmaps:
@@ -49,6 +51,10 @@ def as_bitmaps(drawings: Drawings, name: str = "bitmaps") -> Bitmaps:
     """
     rows = drawings.to_numpy() if hasattr(drawings, "to_numpy") else drawings
     array = _as_array(rows)
+    if hasattr(drawings, "columns") and (array is None or array.shape[1:] != (784,)):
+        shape = f" {array.shape}" if array is not None else ""
+        columns = "one column, as in x['bitmap'], or the 784 columns of the pixels"
+        raise ValueError(f"{name} must be {_EXPECTED}, got a data frame{shape}; choose {columns}")
     if array is None or (array.ndim and array.dtype.kind in "OS") or array.shape == (0,):  # no rows, or unlike rows
         each = enumerate(cast(Iterable[object], rows))
         bitmaps = [_one(row, f"{name} must be", f" in row {number}") for number, row in each]
@@ -76,13 +82,18 @@ def warn_of_ink(bitmaps: Bitmaps) -> None:
 
 
 def ink_warning(bitmaps: Bitmaps) -> str:
-    """Return a warning if most pixels of (rows, 28, 28) are ink, as in inverted bitmaps; empty = they are not.
+    """Return a warning about bitmaps (rows, 28, 28) that look inverted or have the values 0 and 1; empty = none.
 
-    Only bitmaps whose first corner is ink are examined further: the corners of drawings are paper.
+    All bitmaps are examined only if the first one is suspect: if its first corner, which is paper in drawings, is ink,
+    or if it has no ink.
     """
-    if not len(bitmaps) or bitmaps[0, 0, 0] <= _MOSTLY_INK or bitmaps.mean() <= _MOSTLY_INK:
+    if not len(bitmaps):
         return ""
-    return "most pixels of the bitmaps are ink: are they inverted? 0 = paper, 255 = ink; 255 - x inverts them"
+    if bitmaps[0, 0, 0] > _MOSTLY_INK and bitmaps.mean() > _MOSTLY_INK:
+        return "most pixels of the bitmaps are ink: are they inverted? 0 = paper, 255 = ink; 255 - x inverts them"
+    if bitmaps[0].max() <= 1 and bitmaps.max() == 1:
+        return "the bitmaps have only the values 0 and 1, which is nearly no ink; expected 0 = paper, 255 = ink"
+    return ""
 
 
 def _has_rows(array: NDArray[Any]) -> bool:
@@ -102,6 +113,10 @@ def _as_array(rows: Any) -> NDArray[Any] | None:
 def _one(row: object, must_be: str, where: str) -> Bitmaps:
     """Return one entry of a list or series as (1, 28, 28)."""
     array = _as_array(row)
+    if isinstance(row, bytes) and len(row) != 784 and (kind := describe(row[:HEAD_BYTES], "it")):
+        convert = "; convert each with sketchbatch_client.drawings.images.decode_image"
+        remedy = convert if kind.suffix in PICTURE_SUFFIXES else ""
+        raise ValueError(f"{must_be} {_EXPECTED}, got {kind.name}{where}{remedy}")
     if array is not None and array.ndim and array.dtype == object:  # lists in an array, or arrays of lists
         array = _as_array(array.tolist())
     if array is None or not array.ndim:

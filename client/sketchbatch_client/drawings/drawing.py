@@ -58,6 +58,8 @@ def from_line(line: bytes) -> Drawing:
     if not isinstance(fields, dict):
         raise ValueError(f"expected a JSON object, got {_short(fields)}")
     strokes = fields.get("drawing")
+    if "drawing" not in fields:
+        raise ValueError(f"expected the key drawing with a list of strokes, got the keys {_short(list(fields))}")
     if not isinstance(strokes, list) or not strokes:
         raise ValueError(f"drawing must be a list of strokes, got {_short(strokes)}")
     for number, stroke in enumerate(strokes):

@@ -51,6 +51,9 @@ def find_labelled(folder: Path | str) -> LabelledFolder:
     """
     folder = Path(folder)
     if not folder.is_dir():
+        if folder.exists():
+            advice = f"name the folder that holds it, {folder.parent}"
+            raise FileRefused(f"{folder}: expected a folder with a file or folder for each label, got a file; {advice}")
         raise FileRefused(f"{folder}: no such folder; expected one with a NAME.npy for each label")
     for inner, suffix in (*_LAYOUTS, (".", ".parquet")):
         for parent in (folder / inner, folder):

@@ -26,16 +26,12 @@ from .npy import Bitmaps as Bitmaps
 from .npy import read_bitmaps as read_bitmaps
 from .npy import stack_bitmaps as stack_bitmaps
 from .passed_over import PICTURE_SUFFIXES as PICTURE_SUFFIXES
-from .rasterize import rasterize
+from .rasterize import is_simplified, render
 from .simplify import simplify
 from .stable_file import changed, stamp_hash
 from .strokes import MALFORMED_KEPT, STROKE_SUFFIXES, Malformed, StrokeFile, open_strokes
 
 PICTURES = "a picture (PNG, JPEG, WebP, BMP, GIF or TIFF)"
-
-# Units. The largest coordinate of a simplified drawing lies between this number and 255. In a sample of 8,600
-# simplified drawings, the largest coordinate was never below 241.
-_MIN_SIMPLIFIED = 240
 
 
 class BitmapRows(Protocol):
@@ -208,10 +204,5 @@ def unknown_ending(path: Path, suffixes: Sequence[str]) -> FileRefused:
 
 def draw_strokes(strokes: list[Stroke]) -> NDArray[np.uint8]:
     """Render the strokes of a file as one bitmap, (28, 28); simplify them first if their units are not Google's."""
-    return rasterize(simplify(strokes) if _has_other_units(strokes) else strokes)
-
-
-def _has_other_units(strokes: list[Stroke]) -> bool:
-    if any(len(stroke) > 2 or min(map(min, stroke)) < 0 for stroke in strokes):
-        return True
-    return not _MIN_SIMPLIFIED <= max(max(map(max, stroke)) for stroke in strokes) <= 255
+    has_times = any(len(stroke) > 2 for stroke in strokes)
+    return render(simplify(strokes) if has_times or not is_simplified(strokes) else strokes)

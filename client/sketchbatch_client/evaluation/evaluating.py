@@ -61,6 +61,21 @@ class Comparison:
             (f"{each.name} at {each.server}" if is_same_name else each.name, each) for each in (self.first, self.second)
         ]
 
+    @property
+    def cautions(self) -> list[str]:
+        """Sentences for a user about what may favour one of the models."""
+        cautions = []
+        if len({len(each.labels) for _, each in self.named}) > 1:
+            numbers = ", ".join(f"{name} has {len(each.labels):,} labels" for name, each in self.named)
+            cautions.append(f"{numbers}: each model may predict all of its labels, and more labels are harder.")
+        unknown = [name for name, each in self.named if not each.trained_on]
+        if unknown:
+            cautions.append(
+                f"It is unknown whether these drawings trained {' or '.join(dict.fromkeys(unknown))}: "
+                "no digests of the training drawings are in the model file."
+            )
+        return cautions
+
 
 def evaluate(
     client: Client, model: ModelInfo, drawings: LabelledDrawings, progress: Progress = lambda rows: None

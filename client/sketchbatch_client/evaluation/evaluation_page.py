@@ -39,6 +39,7 @@ def write_page(result: Evaluation | Comparison, output: Path) -> None:
         paired=paired,
         p_value=format_p_value(paired.p_value) if paired else "",
         verdict=paired.verdict(name, other_name) if paired else "",
+        cautions=result.cautions if isinstance(result, Comparison) else [],
         stored_rows=stored_rows(first.model.metrics),
         is_beyond_chance=any(each.is_chance is False for each in first.drift.values()),
         likely_reasons=LIKELY_REASONS,

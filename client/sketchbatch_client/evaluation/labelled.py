@@ -91,7 +91,10 @@ class RecognizedFlags:
         self._strokes: StrokeFile | None = None
 
     def read(self, file: Path, rows: Sequence[int] | NDArray[np.integer]) -> Flags:
-        """Return the flags of some rows; a malformed line gives UNKNOWN if it is skipped, else raises FileRefused."""
+        """Return the flags of some rows; a malformed line gives UNKNOWN if it is skipped, else raises FileRefused.
+
+        A flag that cannot be read is UNKNOWN, too; a drawing of a file without flags counts as recognised.
+        """
         if file != self._file:
             self._file, self._strokes = file, self._open(file)
         flags = np.full(len(rows), UNKNOWN, np.int8)
@@ -111,8 +114,9 @@ class RecognizedFlags:
 
     def _flag(self, strokes: StrokeFile, row: int) -> int:
         try:
-            return strokes[row].is_recognized
+            drawing = strokes[row]
         except FileRefused:
             if not self._skip_malformed:
                 raise
             return UNKNOWN
+        return UNKNOWN if "recognized" in drawing.unread else drawing.is_recognized

@@ -26,7 +26,7 @@ from .job_runner import ProgressListener as ProgressListener
 from .manifest import Manifest, manifest_path, rejects_path
 from .outputs import writing
 from .parts import BegunJob, Parts, check_is_ours, locked, other_shards
-from .plan import ALL, Input, Plan, ScoreOptions, Shard, default_part_rows, difference, row_bytes
+from .plan import ALL, Input, Plan, ScoreOptions, Shard, default_part_rows, difference, has_new_rows, row_bytes
 from .render_digest import renderer
 
 
@@ -201,6 +201,8 @@ def _check_unchanged(earlier: BegunJob | None, others: Sequence[BegunJob], plan:
     """Raise JobRefused if this or another shard has finished parts of another job or of inputs that have changed."""
     if earlier and (change := difference(earlier.plan, plan) or _changed_contents(earlier, plan, reader)):
         advice = "undo the change, name another output, or use --restart"
+        if earlier.manifest and has_new_rows(earlier.plan, plan):
+            advice = f"use --append to add the new rows, or {advice.partition(', ')[2]}"
         raise JobRefused(f"{earlier.output} was begun differently: {change}; {advice}")
     for other in () if earlier and earlier.manifest else others:
         own = replace(plan, shard=other.plan.shard)

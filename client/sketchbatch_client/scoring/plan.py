@@ -6,7 +6,7 @@ inputs. A part is a range of rows, and a shard is a range of parts. A manifest s
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate, zip_longest
 from typing import Any, NamedTuple, TypeVar
@@ -221,6 +221,13 @@ def difference(earlier: Plan, now: Plan) -> str:
         ("the renderer of strokes and pictures", *_different_renderers(earlier.renderer, now.renderer)),
     )
     return next((f"{name} was {before}, and is now {after}" for name, before, after in values if before != after), "")
+
+
+def has_new_rows(earlier: Plan, now: Plan) -> bool:
+    """Return whether `now` is the same job as `earlier` with more inputs, or with inputs that have more rows."""
+    rows = {each.source: each.rows for each in now.inputs}
+    has_all = all(rows.get(each.source, 0) >= each.rows for each in earlier.inputs)
+    return has_all and now.rows > earlier.rows and not difference(replace(earlier, inputs=()), replace(now, inputs=()))
 
 
 def _first_difference(earlier: Sequence[str], now: Sequence[str]) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import io
 import zlib
 
-from ..drawings.rasterize import backend, rasterize
+from ..drawings.rasterize import backend, render
 
 # Curves, crossing lines, a dot and a long line: simplified strokes, see `rasterize`.
 _STROKES = [
@@ -27,6 +27,6 @@ def renderer() -> str:
     for xs, ys in _STROKES:
         ImageDraw.Draw(image).line([(50 + 3 * x, 40 + 2 * y) for x, y in zip(xs, ys, strict=True)], 20, width=9)
     image.save(picture := io.BytesIO(), "PNG")
-    digest = zlib.crc32(rasterize(_STROKES).data)
+    digest = zlib.crc32(render(_STROKES).data)
     digest = zlib.crc32(decode_image(picture.getvalue(), "picture").tobytes(), digest)
     return f"{digest:08x} ({backend()})"

@@ -85,9 +85,13 @@ def points_in(stroke: Any) -> str:
 def coordinates(values: Any) -> Floats:
     """Return coordinates as an array. Raises ValueError if one is not a number or exceeds MAX_COORDINATE."""
     try:
-        points = np.array(values, np.float64)
+        given = np.array(values)
+        points = given.astype(np.float64)
     except (TypeError, ValueError) as exc:
         raise ValueError(f"points must be numbers: {exc}") from exc
+    if given.dtype.kind in "SUb":
+        first = given.flat[0].item()
+        raise ValueError(f"points must be numbers, got {type(first).__name__} {first!r}")
     if not np.abs(points).max() <= MAX_COORDINATE:
         raise ValueError(f"points must be numbers within {MAX_COORDINATE:g} units, got {np.abs(points).max():g}")
     return points

@@ -49,6 +49,10 @@ class Paired:
 
     def verdict(self, first: str, second: str) -> str:
         """Return the result as a sentence; `first` and `second` are the names of the models."""
+        if first == second:
+            return f"{first} was compared with itself."
+        if not self.only_first + self.only_second:
+            return f"{first} and {second} are right about the same drawings."
         if self.p_value >= SIGNIFICANT:
             return f"Chance explains the difference between {first} and {second}."
         better, worse = (first, second) if self.only_first > self.only_second else (second, first)
