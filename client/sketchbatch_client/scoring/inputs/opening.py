@@ -1,6 +1,7 @@
 """Open each input of a job as a source, in the given order."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def _open_pictures(folder: Path) -> PictureSource:
     stamps = [file_stamp(path) for path in paths]
     digest = hashlib.sha256()
     for path, stamp in zip(paths, stamps, strict=True):
-        digest.update(f"{path.name} {_text(stamp)}\n".encode(errors="replace"))
+        digest.update(os.fsencode(f"{path.name} {_text(stamp)}\n"))
     return open_pictures(digest.hexdigest(), folder, [path.name for path in paths], stamps)
 
 

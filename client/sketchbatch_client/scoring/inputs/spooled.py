@@ -4,6 +4,7 @@ import bz2
 import gzip
 import hashlib
 import math
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,7 @@ def unpack(path: Path, folder: Path) -> Spooled:
     damaged.
     """
     inner = Path(path.stem)
-    name = hashlib.sha256(str(path).encode(errors="replace")).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     before = file_stamp(path)
     if not before.size_bytes:
         raise FileRefused(f"{path}: cannot be unpacked: an empty file; fetch it again")
