@@ -442,6 +442,33 @@ def test_closed_and_full_standard_streams_are_named(tiny_service, drawings, clos
     assert message in finished.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["score", "ant.npy", "--output", "-", "--format", kind] for kind in ("csv", "jsonl", "parquet", "npy")),
+        ["evaluate", "."],
+        ["model"],
+        ["--help"],
+    ],
+    ids=" ".join,
+)
+def test_a_reader_that_ends_early_causes_no_message(tiny_service, drawings, words):
+    """`sketchbatch ... | head` ends with exit code 1 and without a message, whatever the command writes."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        finished = subprocess.run(
+            [PROGRAM, *words],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            cwd=drawings,
+            env=os.environ | {"SKETCHBATCH_SERVER": tiny_service.address},
+            text=True,
+            check=False,
+        )
+    assert (finished.returncode, finished.stderr) == (1, "")
+
+
 WINDOWS = """
 import signal, sys
 sys.modules["fcntl"] = None
