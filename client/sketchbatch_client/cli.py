@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 from .atomic import room_for, unwind_on_signals
-from .errors import SketchbatchError, fails_again
+from .errors import SketchbatchError, fails_again, message_of
 
 _TEMPORARY = 1  # exit code of an error after which the same command may succeed
 _PERMANENT = 4  # exit code of an error that remains until a user changes the command or a file
@@ -29,19 +29,12 @@ def main() -> None:
     except KeyboardInterrupt:  # during the imports; later, typer handles it
         sys.exit(128 + signal.SIGINT)
     except (SketchbatchError, OSError) as exc:
-        print(f"sketchbatch: {_text(exc)}", file=sys.stderr)
+        print(f"sketchbatch: {message_of(exc)}", file=sys.stderr)
         sys.exit(_PERMANENT if fails_again(exc) else _TEMPORARY)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"sketchbatch: warning: {message}", file=sys.stderr)
-
-
-def _text(error: Exception) -> str:
-    """Return the message of an error; that of the operating system without its number."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error)
 
 
 def _replace_closed_streams() -> None:

@@ -18,6 +18,7 @@ SketchbatchError
 """
 
 import errno
+import os
 from typing import ClassVar
 
 _PERMANENT_ERRNOS = (
@@ -48,6 +49,13 @@ def fails_again(error: BaseException) -> bool:
 def reason_of(error: OSError) -> str:
     """Return why a file cannot be read: the reason of the operating system, or else of Python."""
     return error.strerror or str(error)
+
+
+def message_of(error: Exception) -> str:
+    """Return the message of an error; that of the operating system without its number."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 class SketchbatchError(Exception):

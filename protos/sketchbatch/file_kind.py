@@ -172,8 +172,11 @@ def _zip(head: bytes) -> FileKind | None:
     return _OFFICE if member in (b"[Content_Types].xml", b"mimetype", b"_rels/.rels") else _ZIP
 
 
+_UTF_16_STARTS = (b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{", b"[\0", b"\0[")  # byte order marks; JSON without one
+
+
 def _text(head: bytes) -> FileKind | None:
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff") and b"\0" in head[2:4]:
+    if head[:2] in _UTF_16_STARTS and b"\0" in head[2:4]:
         return _UTF_16
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     start = text[:16].lower()

@@ -338,6 +338,25 @@ def test_an_error_behind_a_proxy_names_the_proxy(monkeypatch, variables, proxy):
     assert "secret" not in message
 
 
+@pytest.mark.parametrize(
+    ("target", "named"),
+    [
+        ("localhost", "localhost"),
+        ("[::1]", "[::1]"),
+        ("dns:///localhost", "dns:///localhost"),
+        ("127.0.0.1:1, localhost", "localhost"),
+        ("127.0.0.1:1", ""),
+        ("ipv4:127.0.0.1:1", ""),
+    ],
+)
+def test_an_error_for_a_target_without_a_port_names_the_port(target, named):
+    """Without a port, gRPC uses 443, which is rarely meant."""
+    with Client(target, retry=RetryPolicy(max_attempts=1)) as client, pytest.raises(Unavailable) as caught:
+        client.models()
+    hint = f"; the port was 443, because {named} names none; use HOST:PORT"
+    assert (hint in str(caught.value), "443, because" in str(caught.value)) == (bool(named), bool(named))
+
+
 def test_requests_have_at_most_the_rows_that_the_service_allows(start_service, tiny_model, noise):
     """If the service allows fewer rows than `rows_per_request`, the client sends requests of the allowed size."""
     service = start_service(tiny_model, "--max-request-rows", "50")

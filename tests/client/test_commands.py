@@ -4,6 +4,7 @@ At least one test of each command runs it as a process. The other tests run it i
 """
 
 import csv
+import io
 import json
 import os
 import pty
@@ -83,6 +84,31 @@ def test_score_writes_more_than_the_best_class_on_request(sketchbatch, folder):
     scores = np.column_stack([table[f"score_{label}"] for label in LABELS])
     assert np.allclose(scores.sum(axis=1), 1, atol=1e-5)
     assert [LABELS[index] for index in scores.argmax(axis=1)] == table["label"].to_pylist()
+
+
+def test_every_file_name_is_scored_and_is_text_in_every_format(sketchbatch, tmp_path, noise):
+    """Names with the characters of globs and CSV are scored, and a name that is not UTF-8 stays different from others.
+
+    Every format of the output has the same text.
+    """
+    names = ["c (1).npy", "c[1].npy", "a*b.npy", "q?.npy", "c#t%20.npy", "-x.npy", 'tab\t"q",\nline.npy', "e\u0301.npy"]
+    names += [os.fsdecode(name) for name in (b"\xe8.npy", b"\xe9.npy")]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        np.save(tmp_path / "in" / name, noise(2))
+        assert (
+            len(list(csv.reader(io.StringIO(sketchbatch("score", tmp_path / "in" / name, "--output", "-").out)))) == 3
+        )
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        assert sketchbatch("score", tmp_path / "in", "--output", tmp_path / f"o{suffix}").code == 0
+    with (tmp_path / "o.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    texts = [*names[:-2], r"\xe8.npy", r"\xe9.npy"]
+    expected = sorted(f"{tmp_path}/in/{name}" for name in texts for _ in range(2))
+    assert sorted(line["source"] for line in lines) == expected
+    in_json = [json.loads(line)["source"] for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    in_parquet = parquet.read_table(tmp_path / "o.parquet")["source"].to_pylist()
+    assert in_json == in_parquet == [line["source"] for line in lines]
 
 
 def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):

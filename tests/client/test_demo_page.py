@@ -115,7 +115,7 @@ def test_addresses_and_localhost_are_accepted(demo, host):
     [
         (json.dumps({"drawing": []}), 400, "drawing must be a list of strokes, got []"),
         ('{"drawing": [[[1,', 400, "not JSON: Expecting value at character 18"),
-        (b"\xff\xfe\x00", 400, "codec can't decode"),
+        (b"\xff\xfe\x00", 400, "not JSON"),
         ("[" * 100_000, 400, "not JSON: nested too deep"),
         ('{"drawing": [[[NaN], [1]]]}', 400, "stroke 0 must be within 1e+06 units, got [NaN]"),
         (json.dumps({"drawing": [[[1] * (MAX_POINTS + 1)] * 2]}), 400, "at most 10,000 points, got 10,001"),
@@ -258,6 +258,22 @@ def test_an_invalid_address_is_an_invalid_option(address):
     result = CliRunner().invoke(app, ["demo", "--address", address])
     assert result.exit_code == 2
     assert f"must be HOST:PORT, got '{address}'" in " ".join(result.stderr.replace("│", "").split())
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--server", "http://localhost:1"], 2, "target must be HOST:PORT or [IPV6]:PORT, without SCHEME:// and path"),
+        (["--server", ""], 2, "target must be HOST:PORT"),
+        (["--ca", "none.pem"], 4, "none.pem: No such file"),
+    ],
+)
+def test_invalid_options_of_the_connection_end_the_start(run_command, tmp_path, options, code, message):
+    """A service that can never be reached is an error of the command, and not of each drawing."""
+    finished = run_command("sketchbatch", "demo", "--address", "127.0.0.1:0", *options, cwd=tmp_path)
+    assert finished.returncode == code
+    assert message in " ".join(finished.stderr.replace("\u2502", "").split())
+    assert "draw at" not in finished.stdout
 
 
 @pytest.mark.parametrize(("address", "url"), [("0.0.0.0:0", "http://localhost:{}/"), ("[::1]:0", "http://[::1]:{}/")])

@@ -162,10 +162,40 @@ def test_every_format_of_picture_reads_the_same(tmp_path, suffix, options):
     assert np.array_equal(read_image(tmp_path / f"scan{suffix}"), normalize_image(np.asarray(image.convert("L"))))
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "BMP", "GIF", "TIFF", "MPO"])
+def test_the_contents_and_not_the_ending_decide_the_format(tmp_path, kind):
+    """A picture of any format that is read may have the ending of another; phones write MPO under the ending .jpg."""
+    picture = picture_of_strokes(FACE, PICTURES[0])
+    Image.fromarray(picture).save(tmp_path / "scan.jpg", kind)
+    assert np.abs(read_image(tmp_path / "scan.jpg").astype(int) - normalize_image(picture)).mean() < 2
+
+
+def test_ink_may_have_any_colour_on_any_paper(tmp_path):
+    """Yellow on purple, and grey pencil on white, give nearly the bitmap of black on white."""
+    picture = picture_of_strokes(FACE, PICTURES[0])
+    expected = normalize_image(picture).astype(int)
+    ink = Image.fromarray(255 - picture)
+    for number, (paper, pen) in enumerate([((128, 0, 128), (255, 255, 0)), ((255,) * 3, (190,) * 3)]):
+        drawn = Image.composite(Image.new("RGB", ink.size, pen), Image.new("RGB", ink.size, paper), ink)
+        drawn.save(tmp_path / f"{number}.png")
+        assert np.abs(read_image(tmp_path / f"{number}.png") - expected).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["P", "LA", "RGBA"])
+def test_black_ink_on_a_transparent_page_is_ink(tmp_path, mode):
+    """A canvas of a browser is transparent black where nothing is drawn; palettes may have a transparent colour."""
+    picture = picture_of_strokes(FACE, PICTURES[0])
+    black = Image.new("L", picture.shape[::-1], 0)
+    image = Image.merge("RGBA", [black] * 3 + [Image.fromarray(255 - picture)])
+    image = image.quantize(16) if mode == "P" else image.convert(mode)
+    image.save(tmp_path / "canvas.png")
+    assert np.abs(read_image(tmp_path / "canvas.png").astype(int) - normalize_image(picture)).mean() < 5
+
+
 def test_of_several_pictures_in_a_file_the_first_is_read(tmp_path):
     """An animation or a document of several pages counts as its first picture."""
-    first, second = (Image.fromarray(picture_of_strokes(FACE, PICTURES[number])) for number in (0, 1))
-    for name in ("a.gif", "a.tif"):
+    first, second = (Image.fromarray(picture_of_strokes(strokes, PICTURES[0])) for strokes in (FACE, FACE[:1]))
+    for name in ("a.gif", "a.tif", "a.png"):
         first.save(tmp_path / name, save_all=True, append_images=[second])
         assert np.array_equal(read_image(str(tmp_path / name)), normalize_image(np.asarray(first)))
 

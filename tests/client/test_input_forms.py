@@ -74,6 +74,16 @@ def test_a_damaged_packed_file_is_refused(tmp_path, packing):
             rows_of(packed, folder=tmp_path)
 
 
+def test_packed_files_of_names_that_are_not_utf_8_are_kept_apart(tmp_path):
+    """Each packed file has its own unpacked copy, also if two names differ only in bytes that are not UTF-8."""
+    copies = set()
+    for number, name in enumerate((b"\xe8.ndjson.gz", b"\xe9.ndjson.gz"), 1):
+        packed = tmp_path / os.fsdecode(name)
+        packed.write_bytes(gzip.compress(LINE * number))
+        copies.add(spooled.unpack(packed, tmp_path).path)
+    assert len(copies) == 2
+
+
 def test_the_contents_of_a_packed_file_are_checked(tmp_path):
     """An error names the packed file, and not its copy."""
     (tmp_path / "a.ndjson.gz").write_bytes(gzip.compress(b"<!DOCTYPE html>"))
@@ -232,6 +242,39 @@ def test_hidden_names_need_a_pattern_that_names_them(tmp_path, noise, pattern, f
         np.save(root / name, noise(1))
     expected = {str(root / name): 1 for name in found}
     assert rows_of(root / pattern, folder=tmp_path) == expected
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (LINE * 3).replace(b"\n", b"\r\n"),
+        (LINE * 3)[:-1],
+        BOM + LINE * 3,
+        BOM + LINE + BOM + LINE * 2,
+        BOM + (LINE * 3).replace(b"\n", b"\r\n\r\n"),
+    ],
+    ids=["CRLF", "no last line feed", "mark", "joined files with marks", "everything"],
+)
+@pytest.mark.parametrize("is_piped", [False, True], ids=["file", "standard input"])
+def test_lines_of_every_editor_are_read(tmp_path, monkeypatch, content, is_piped):
+    """CRLF, byte order marks, blank lines and a missing last line feed cost no drawing, in a file or from a pipe."""
+    (tmp_path / "a.ndjson").write_bytes(content)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
+    assert [*rows_of("-" if is_piped else tmp_path / "a.ndjson", folder=tmp_path).values()] == [3]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("is_piped", [False, True], ids=["file", "standard input"])
+def test_text_in_utf_16_is_refused_as_a_whole(tmp_path, monkeypatch, encoding, is_piped):
+    """PowerShell writes UTF-16. Without a byte order mark, the first line alone could be read."""
+    content = (LINE * 3).decode().encode(encoding)
+    (tmp_path / "a.ndjson").write_bytes(content)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
+    with pytest.raises(FileRefused, match="got text in UTF-16; convert it to UTF-8"):
+        rows_of("-" if is_piped else tmp_path / "a.ndjson", folder=tmp_path)
 
 
 @pytest.mark.parametrize("content", [LINE * 3, npy_of(3)])

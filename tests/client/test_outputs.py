@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -183,11 +185,20 @@ def test_what_is_no_file_is_refused(refused, drawings, tmp_path, kind):
         assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_is_named(refused, drawings, tmp_path):
+def test_a_read_only_folder_is_named(refused, drawings):
     """If no file can be written to the folder of OUTPUT, the message names both."""
-    (tmp_path / "ro").mkdir(mode=0o555)
-    assert f"the folder {tmp_path / 'ro'} is read-only" in refused("score", drawings, "--output", tmp_path / "ro/o.csv")
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders belong to one user
+        Path(folder).chmod(0o555)
+        shutil.copytree(drawings, drawings := Path(folder) / "in")
+        users = os.getresuid()
+        try:
+            if users[1] == 0:
+                os.setresuid(65532, 65532, 0)  # root may write everywhere
+            message = refused("score", drawings, "--output", Path(folder) / "o.csv")
+        finally:
+            os.setresuid(*users)
+            Path(folder).chmod(0o755)
+    assert f"{folder}/o.csv: cannot be written, because the folder {folder} is read-only for this user" in message
 
 
 def test_a_link_is_followed(command, drawings, tmp_path):
@@ -269,6 +280,13 @@ def test_explore_replaces_only_its_reports(run_command, drawings, tmp_path):
     refused = run_command("sketchbatch-train", *words, cwd=tmp_path)
     assert (refused.returncode, (tmp_path / "e.json").read_text()) == (1, "mine")
     assert "e.json: exists, and is no report of Sketchbatch" in refused.stderr
+
+
+def test_the_trainer_names_the_file_that_the_system_refuses(run_command, tmp_path):
+    """An error of the operating system is one line with the path and the reason, and without a number."""
+    (tmp_path / "file").touch()
+    refused = run_command("sketchbatch-train", "sketch", "--folder", "file/x", cwd=tmp_path)
+    assert (refused.returncode, refused.stderr) == (1, "sketchbatch-train: file/x: Not a directory\n")
 
 
 def test_a_folder_may_look_like_a_url(command, sketchbatch, drawings, tmp_path, monkeypatch):
@@ -440,6 +458,33 @@ def test_closed_and_full_standard_streams_are_named(tiny_service, drawings, clos
         )
     assert (finished.returncode, finished.stderr.count("\n")) == ((1, 1) if message else (0, 0)), finished.stderr
     assert message in finished.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["score", "ant.npy", "--output", "-", "--format", kind] for kind in ("csv", "jsonl", "parquet", "npy")),
+        ["evaluate", "."],
+        ["model"],
+        ["--help"],
+    ],
+    ids=" ".join,
+)
+def test_a_reader_that_ends_early_causes_no_message(tiny_service, drawings, words):
+    """`sketchbatch ... | head` ends with exit code 1 and without a message, whatever the command writes."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        finished = subprocess.run(
+            [PROGRAM, *words],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            cwd=drawings,
+            env=os.environ | {"SKETCHBATCH_SERVER": tiny_service.address},
+            text=True,
+            check=False,
+        )
+    assert (finished.returncode, finished.stderr) == (1, "")
 
 
 WINDOWS = """

@@ -1,6 +1,7 @@
 """Test that every file of an input is scored, rejected or listed as passed over, and none is forgotten."""
 
 import errno
+import gzip
 import io
 import json
 import os
@@ -313,6 +314,48 @@ def test_a_table_that_spark_wrote_is_a_folder(tmp_path):
     [source] = find_sources([str(tmp_path)], tmp_path, lambda _: None)
     assert len(source) == 3
     assert {label: len(open_bitmaps(path)) for label, path in find_labelled(tmp_path).files.items()} == {"cat": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cat.csv", b"label,pixel0,pixel1\n", "cat.csv (a table; docs/bulk-scoring.md shows how to convert it)"),
+        ("cat.csv", b"countrycode,drawing,key_id\n", "cat.csv (a table; docs/bulk-scoring.md shows how to convert it)"),
+        ("cat.ndjson.gz", gzip.compress(LINE), "cat.ndjson.gz (a gzip file; unpack it"),
+        ("t10k.idx3-ubyte", bytes((0, 0, 8, 3)) + bytes(12), "t10k.idx3-ubyte (an IDX file"),
+        ("cat.heic", HEIC, "cat.heic (a HEIC picture"),
+    ],
+)
+def test_a_folder_of_files_that_cannot_be_read_names_them(sketchbatch, tiny_service, tmp_path, name, content, message):
+    """If a folder has no drawing that is read, the error names files that may have drawings, and what to do."""
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "notes.txt").touch()
+    finished = sketchbatch("evaluate", tmp_path, "--server", tiny_service.address)
+    assert (finished.code, finished.err.count("\n")) == (4, 1)
+    assert f"not read: 1 file or folder that may have drawings: {tmp_path}/{message}" in finished.err
+
+
+@pytest.mark.parametrize("inner", ["cat/0.png", "cat.npy"])
+def test_a_folder_above_the_labels_names_the_folders_with_drawings(tmp_path, inner):
+    """A data set is often split into train/ and test/: the error says to name one of them."""
+    for split in ("test", "train"):
+        (tmp_path / split / inner).parent.mkdir(parents=True)
+        (tmp_path / split / inner).write_bytes(DRAWINGS[Path(inner).suffix])
+    with pytest.raises(FileRefused, match="there are drawings in test/, train/: name one of these folders"):
+        find_labelled(tmp_path)
+
+
+def test_files_that_macos_and_windows_add_are_passed_over_in_silence(sketchbatch, tiny_service, tmp_path):
+    """Folders from macOS or Windows have files that are no drawings, whatever their names are."""
+    (tmp_path / "in" / "__MACOSX").mkdir(parents=True)
+    for name in ("__MACOSX/._ant.npy", "._ant.npy", ".DS_Store", "Thumbs.db", "desktop.ini"):
+        (tmp_path / "in" / name).write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "in" / "ant.npy").write_bytes(npy(3))
+    for words in (["score", tmp_path / "in", "--output", tmp_path / "o.csv"], ["evaluate", tmp_path / "in"]):
+        finished = sketchbatch(*words, "--server", tiny_service.address)
+        assert (finished.code, "may have drawings" in finished.err) == (0, False), finished.err
+    passed_over = json.loads((tmp_path / "o.csv.manifest.json").read_bytes())["passed_over"]
+    assert (passed_over["count"], passed_over["with_drawings"]) == (5, 0)
 
 
 def test_a_long_name_next_to_drawings_is_no_error(tmp_path):

@@ -1,6 +1,7 @@
 """Test jobs of `sketchbatch score`: interrupted, resumed, refused and restarted jobs."""
 
 import fcntl
+import gzip
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -101,13 +103,14 @@ def interrupt(tiny_service):
     The job runs in a new process, which waits after it has saved `parts` parts. The signal `how` then ends the process.
     """
 
-    def run(parts: int, output: Path, *words: object, how: signal.Signals = signal.SIGKILL) -> Finished:
+    def run(parts: int, output: Path, *words: object, how: signal.Signals = signal.SIGKILL, times: int = 1) -> Finished:
         flags = ["--output", output, "--part-rows", PART, "--server", tiny_service.address]
         command = [sys.executable, "-c", STOPPING_JOB, *map(str, [parts, "score", *words, *flags])]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with subprocess.Popen(command, **pipes, text=True) as process:
             assert process.stdout.readline() == "ready\n", process.stderr.read()
-            process.send_signal(how)
+            for _ in range(times):
+                process.send_signal(how)
             process.wait()
             finished = Finished(process.returncode, process.stdout.read(), process.stderr.read())
         assert len(list(output.with_name(f"{output.name}.parts").glob("*.arrow"))) == parts
@@ -145,6 +148,14 @@ def test_an_interrupted_job_exits_without_a_traceback_and_resumes(drawings, scor
     assert output.read_bytes() == undisturbed["csv"]
 
 
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_causes_no_traceback(drawings, interrupt, tmp_path, how, code):
+    """Ctrl-C twice, also with reader processes, ends a job without a line on stderr; its parts are kept."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupted = interrupt(2, tmp_path / "o.csv", drawings, "--readers", 2, "--quiet", how=how, times=3)
+    assert (interrupted.code, interrupted.err.strip()) == (code, "")
+
+
 def test_a_damaged_part_is_scored_again(drawings, score, interrupt, undisturbed, tmp_path):
     """If a part file of an interrupted job was truncated, the resumed job scores this part again."""
     output = tmp_path / "o.parquet"
@@ -176,6 +187,32 @@ def test_a_full_disk_is_reported_with_the_file_and_the_job_resumes_later(drawing
     assert not list(folder.glob("*.partial"))
     assert score(drawings, "--output", output).code == 0
     assert output.read_bytes() == undisturbed["csv"]
+
+
+@pytest.mark.parametrize("output", ["-", "o.csv"])
+@pytest.mark.parametrize("source", ["-", "a.npz", "a.npy.gz"])
+def test_a_full_disk_for_an_unpacked_copy_is_reported_with_its_place(score, tmp_path, monkeypatch, source, output):
+    """A pipe, a compressed array and a packed file need a copy on disk; the error names the copy or its folder."""
+    bitmaps = np.random.default_rng(1).integers(0, 256, (500, 784), np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", x=bitmaps)
+    np.save(tmp_path / "a.npy", bitmaps)
+    (tmp_path / "a.npy.gz").write_bytes(gzip.compress((tmp_path / "a.npy").read_bytes()))
+    (tmp_path / "spool").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spool"))
+    place = "spool" if output == "-" or source == "a.npz" else "o.csv.parts"
+    output = output if output == "-" else tmp_path / output
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))  # has the effect of a full disk
+    try:
+        with (tmp_path / "a.npy").open() as stdin:
+            monkeypatch.setattr(sys, "stdin", stdin)
+            finished = score("-" if source == "-" else tmp_path / source, "--output", output, "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert (finished.code, finished.err.count("\n")) == (1, 1)
+    assert finished.err.startswith(f"sketchbatch: {tmp_path / place}")
+    assert "File too large; free disk space, then run the same command again" in finished.err
+    assert not list((tmp_path / "spool").rglob("*.*"))
 
 
 def test_a_finished_job_is_recognised(drawings, score, tmp_path):

@@ -117,6 +117,15 @@ def test_unreadable_metadata_costs_no_drawing(tmp_path, field, value):
     assert (first.unread, second.unread) == ((field,), ())
 
 
+def test_metadata_in_another_encoding_costs_no_drawing(tmp_path):
+    """A word in Latin-1 cannot be read as UTF-8; it is empty, and the drawing and its other fields stay."""
+    path = tmp_path / "cat.ndjson"
+    path.write_bytes(json.dumps(LINE | {"word": "jos\u00e9"}, ensure_ascii=False).encode("latin-1"))
+    [drawing] = open_strokes(path)
+    assert (drawing.word, drawing.unread, drawing.strokes) == ("", ("word",), LINE["drawing"])
+    assert drawing.key_id == int(LINE["key_id"])
+
+
 def test_a_key_may_be_a_whole_number_of_any_type(tmp_path):
     """Pandas writes 6.0 for 6, if another row has no key."""
     path = tmp_path / "cat.ndjson"

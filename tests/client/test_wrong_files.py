@@ -5,12 +5,15 @@ import os
 import re
 import struct
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from kinds_of_files import KINDS, LFS_POINTER, WEB_PAGE, ZIP
 from PIL import Image
 from sketchbatch_client.drawings.images import decode_image
+from sketchbatch_client.drawings.passed_over import DRAWING_SUFFIXES
 from sketchbatch_client.drawings.readers import PICTURE_SUFFIXES, PICTURES, open_bitmaps
 from sketchbatch_client.errors import FileRefused
 from sketchbatch_client.file_kind import describe
@@ -184,12 +187,51 @@ def test_a_record_that_begins_like_another_kind_is_read(tmp_path):
     assert len(open_bitmaps(tmp_path / "cat.bin")) == 2
 
 
-def test_a_pipe_is_refused_with_the_way_that_works(run, tmp_path):
+@pytest.mark.parametrize("suffix", [*DRAWING_SUFFIXES, ".png", ".ndjson.gz"])
+def test_a_pipe_is_refused_with_the_way_that_works(run, tmp_path, suffix):
     """A named pipe is refused at once instead of waiting for its writer, and `None` is not given as a reason."""
-    path = tmp_path / "cat.npy"
+    path = tmp_path / f"cat{suffix}"
     os.mkfifo(path)
     said = run("score", path, "--output", tmp_path / "o.csv")
     assert (
         f"{path}: expected a file, got a pipe or device; pass it as standard input: `sketchbatch score - < {path}`"
         in said
     )
+
+
+@pytest.mark.parametrize("suffix", [*DRAWING_SUFFIXES, ".png"])
+def test_a_broken_link_is_refused_alone_and_in_a_folder(run, tmp_path, suffix):
+    """A link that leads nowhere is an input that is missing, and not a file without drawings."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.zeros((3, 784), np.uint8))
+    (folder / f"b{suffix}").symlink_to("nowhere")
+    assert f"b{suffix}: cannot be read: no such file" in run(
+        "score", folder / f"b{suffix}", "--output", tmp_path / "o.csv"
+    )
+    if suffix == ".npy":
+        assert f"b{suffix}: cannot be read: " in run("score", folder, "--output", tmp_path / "o.csv")
+
+
+@pytest.mark.parametrize("suffix", [*DRAWING_SUFFIXES, "", ".npy.gz", ".npy.bz2", ".npy.zst"])
+def test_a_file_without_the_right_to_read_is_named(suffix):
+    """The message has the path and the reason, also for the readers of libraries."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders belong to one user
+        Path(folder).chmod(0o755)
+        path, user = Path(folder) / f"a{suffix}", os.geteuid()
+        path.write_bytes(b"contents")
+        path.chmod(0)
+        try:
+            if user == 0:
+                os.seteuid(65532)
+            with pytest.raises(FileRefused, match=rf"^{path}: cannot be .*: Permission denied$"):
+                find_sources([str(path)], Path(folder), lambda path: None)
+        finally:
+            os.seteuid(user)
+
+
+def test_a_file_without_rows_next_to_others_is_no_error(tmp_path):
+    """A class without drawings has a file without rows."""
+    np.save(tmp_path / "a.npy", np.zeros((0, 784), np.uint8))
+    np.save(tmp_path / "b.npy", np.zeros((3, 784), np.uint8))
+    assert [len(source) for source in find_sources([str(tmp_path)], tmp_path, lambda path: None)] == [0, 3]

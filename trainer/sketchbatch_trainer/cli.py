@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 from sketchbatch_client.atomic import unwind_on_signals
-from sketchbatch_client.errors import SketchbatchError
+from sketchbatch_client.errors import SketchbatchError, message_of
 from sketchbatch_client.output_file import HTML_MARK, check_reports, local_path
 
 from .adapt.command import adapt
@@ -253,7 +253,7 @@ def main() -> None:
     try:
         app()
     except (TrainerError, SketchbatchError, OSError) as exc:
-        sys.exit(f"sketchbatch-train: {exc}")
+        sys.exit(f"sketchbatch-train: {message_of(exc)}")
 
 
 def _print_trained(run: Run, is_new: bool) -> None:

@@ -32,6 +32,7 @@ def demo(
     The service may start after this command. Exit codes: 0 = ended by Ctrl-C or SIGTERM, 1 = ended by an error.
     """
     connect = partial(connection.open, timeout_s=timeout_s, retry=RetryPolicy(max_attempts=1))
+    connect().close()  # an invalid option ends the command now, and not with the first drawing
     try:
         listening = PageServer(address, ClassificationApi(connect, model, model_version))
     except ValueError as exc:

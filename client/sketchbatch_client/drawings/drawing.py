@@ -50,7 +50,8 @@ class Drawing:
 def from_line(line: bytes) -> Drawing:
     """Parse a line of .ndjson. Raises ValueError with the reason if the line is malformed."""
     try:
-        fields = json.loads(line.rstrip())
+        # Other bytes than UTF-8 become U+FFFD. Given bytes, `json.loads` would guess UTF-16 and UTF-32 as well.
+        fields = json.loads(line.rstrip().decode("utf-8-sig", "replace"))
     except json.JSONDecodeError as exc:
         raise ValueError(f"not JSON: {exc.msg} at character {exc.pos + 1}") from exc
     except RecursionError as exc:
@@ -126,8 +127,8 @@ def _key_id(value: object) -> int:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"must be text, got {_short(value)}")
+    if not isinstance(value, str) or "\ufffd" in value:
+        raise ValueError(f"must be text in UTF-8, got {_short(value)}")
     return value
 
 

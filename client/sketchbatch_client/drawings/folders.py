@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from ..errors import FileRefused
@@ -22,6 +23,7 @@ _GOOGLE_FOLDERS = dict(_LAYOUTS)
 _FILES = (".npy", ".ndjson", ".bin", ".parquet")  # endings of the files that may be parts of a label
 _PICTURE_FOLDER = "imagefolder"
 _LABEL_KEY = "label="  # in front of the label in the names of folders that Spark and Hive write
+_DESCRIBED = 10_000  # most files of a folder without drawings whose kind is looked up for the error message
 _TABLE = ".parquet"  # at the end of the names of folders in which Spark writes the parts of a table
 
 
@@ -71,6 +73,10 @@ def find_labelled(folder: Path | str) -> LabelledFolder:
         return LabelledFolder(_by_label([folder]), PassedOverList(besides_pictures(folder)))
     nested = listed([f"{inner.name}/" for inner in _folders(folder) if pass_over(inner).may_have_drawings])
     advice = f"; there are drawings in {nested}: name one of these folders" if nested else ""
+    inside = (path for path in sorted(folder.iterdir()) if not path.is_dir())
+    others = PassedOverList(map(pass_over, islice(inside, _DESCRIBED)))
+    if others.count_with_drawings:
+        advice += f"; not read: {others.describe(2)}"
     raise FileRefused(f"{folder}: expected a NAME.npy for each label, got none, nor strokes or pictures{advice}")
 
 

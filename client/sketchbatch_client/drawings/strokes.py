@@ -149,7 +149,9 @@ def open_strokes(path: Path | str, *, skip_malformed: bool = False) -> StrokeFil
 
 def _is_other_than_lines(data: StableFile) -> bool:
     head = data[:HEAD_BYTES]
-    return not head.removeprefix(_BOM).lstrip().startswith(b"{") and describe(head) is not None
+    text = head.removeprefix(_BOM).lstrip()
+    is_json = text.startswith(b"{") and not text.startswith(b"{\0")  # {\0 is UTF-16
+    return not is_json and describe(head) is not None
 
 
 def _is_other_than_records(data: StableFile) -> bool:

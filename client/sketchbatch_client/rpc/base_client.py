@@ -20,7 +20,7 @@ from .concurrency import Concurrency
 from .connections.connection import Connection, Server
 from .connections.connection_pool import ConnectionPool
 from .connections.credentials import Credentials, Tls, Token
-from .connections.targets import CONNECT_TIMEOUT_S, channel_options, parse_targets, proxy_of
+from .connections.targets import CONNECT_TIMEOUT_S, channel_options, first_without_port, parse_targets, proxy_of
 from .request import RequestKey, RequestLimit, as_text
 from .retries.aimd_limit import AimdLimit
 from .retries.error_details import is_retired
@@ -109,7 +109,7 @@ class BaseClient:
         self._limits: dict[tuple[str, str], RequestLimit] = {}  # by the model name and version of the request
         self._credentials = Credentials(self._targets, tls, Token(token, token_file), insecure_token=insecure_token)
         self._gzip = gzip
-        self._proxy = proxy_of(self._targets)
+        self._proxy, self._without_port = proxy_of(self._targets), first_without_port(self._targets)
         self._channels = channels
         self._connect()
 
@@ -142,7 +142,13 @@ class BaseClient:
 
     def _retry_state(self, limit: AimdLimit | None = None) -> RetryState:
         return RetryState(
-            self._retry_policy, self.target, self._timeout_s, self._has_reached_server, limit, self._proxy
+            self._retry_policy,
+            self.target,
+            self._timeout_s,
+            self._has_reached_server,
+            limit,
+            self._proxy,
+            self._without_port,
         )
 
     def _send(self, rpc: Callable[..., Any], request: object, deadline: float) -> Awaitable[Any]:

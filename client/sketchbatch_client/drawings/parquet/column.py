@@ -41,6 +41,11 @@ def remedy_for(kind: pa.DataType) -> str:
     return "--scale 255 reads them" if pa.types.is_boolean(_innermost(kind)) else ""
 
 
+def remedy_for_many(columns: int) -> str:
+    """Return how to convert a table with a column for each pixel; empty for fewer columns."""
+    return "write the 784 columns of pixels as one .npy of uint8 (rows, 784)" if columns >= _ROW_BYTES else ""
+
+
 def _innermost(kind: pa.DataType) -> pa.DataType:
     while _is_list(kind):
         kind = kind.value_type
@@ -123,6 +128,12 @@ def bitmap_of(value: Any, name: str, scale: float) -> NDArray[np.uint8]:
         from ..images import decode_image  # imports Pillow, which other formats do not need
 
         return decode_image(value, name)
+    return _from_list(value, scale)
+
+
+def _from_list(value: object, scale: float) -> NDArray[np.uint8]:
+    if _are_strokes(value):
+        raise ValueError('expected pixels, got strokes; write them as .ndjson, a line {"drawing": STROKES} per drawing')
     try:
         numbers = np.array(value)
     except ValueError as exc:
@@ -134,6 +145,15 @@ def bitmap_of(value: Any, name: str, scale: float) -> NDArray[np.uint8]:
     if numbers.min() < 0 or numbers.max() > 255:
         raise ValueError(f"numbers must be 0 to 255, got {numbers.min()} to {numbers.max()}")
     return numbers.astype(np.uint8).reshape(28, 28)
+
+
+def _are_strokes(value: object) -> bool:
+    """Return whether a row is a list of strokes: lists of xs, ys and perhaps times."""
+    strokes = value if isinstance(value, list) else []
+    return bool(strokes) and all(
+        isinstance(stroke, list) and 2 <= len(stroke) <= 3 and all(isinstance(each, list) for each in stroke)
+        for stroke in strokes
+    )
 
 
 def key_id_of(value: object) -> int | None:

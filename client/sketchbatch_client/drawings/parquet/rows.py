@@ -16,6 +16,7 @@ from pyarrow import parquet
 from ...errors import FileRefused, reason_of
 from ...file_kind import HEAD_BYTES, got
 from ...file_stamp import FileStamp, file_stamp
+from ...label_names import listed
 from ..npy import Bitmaps, stack_bitmaps
 from ..stable_file import changed, is_unchanged
 from ..strokes import MALFORMED_KEPT, Malformed
@@ -28,6 +29,7 @@ from .column import (
     plain,
     problem_of,
     remedy_for,
+    remedy_for_many,
 )
 
 _MAGIC = (b"PAR1", b"PARE")  # the second with an encrypted footer
@@ -136,9 +138,10 @@ class ParquetRows:
             found = ", ".join(columns)
             raise FileRefused(f"{self.name}: several columns may have drawings: {found}; name one with --column")
         if not columns:
-            found = ", ".join(f"{field.name} {field.type}" for field in schema)[:_SHOWN]
-            remedy = next((f"; {field.name}: {each}" for field in schema if (each := remedy_for(field.type))), "")
-            raise FileRefused(f"{self.name}: expected a column of {_EXPECTED}, got {found}{remedy}")
+            found = listed([f"{field.name} {field.type}" for field in schema])[:_SHOWN] or "no column"
+            remedies = [f"{field.name}: {each}" for field in schema if (each := remedy_for(field.type))]
+            remedy = [*remedies, remedy_for_many(len(schema))][0]
+            raise FileRefused(f"{self.name}: expected a column of {_EXPECTED}, got {found}{remedy and f'; {remedy}'}")
         return columns[0]
 
     def _with_drawings(self, columns: list[str]) -> list[str]:

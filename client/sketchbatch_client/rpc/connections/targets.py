@@ -105,6 +105,12 @@ def channel_options(
     return options
 
 
+def first_without_port(targets: Iterable[str]) -> str:
+    """Return the first target with a host but without a port, for which gRPC uses port 443; empty = none."""
+    names = (target for target in targets if not target.startswith(_OTHER_SCHEMES))
+    return next((name for name in names if not _port(_addresses(name)[0])), "")
+
+
 def proxy_of(targets: Iterable[str]) -> str:
     """Return the environment variable and the address of the proxy that gRPC uses for a target; empty = none."""
     name = next(filter(os.environ.get, _PROXY_VARIABLES), "")
@@ -156,6 +162,11 @@ def _is_host_and_port(address: str) -> bool:
     """Return whether `address` is HOST:PORT, [IPV6]:PORT, HOST or [IPV6]; without a port, gRPC uses 443."""
     match = _HOST_AND_PORT.fullmatch(address)
     return match is not None and (match["port"] is None or 1 <= int(match["port"]) <= _MAX_PORT)
+
+
+def _port(address: str) -> str | None:
+    match = _HOST_AND_PORT.fullmatch(address)
+    return match and match["port"]
 
 
 def _is_address(address: str, version: int) -> bool:

@@ -42,6 +42,7 @@ class RetryState:
     has_reached_server: bool  # whether a server has responded before
     limit: AimdLimit | None = None  # lowered when a server pushes back
     proxy: str = ""  # named in the error; see `proxy_of`
+    without_port: str = ""  # named in the error; see `first_without_port`
     clock: Callable[[], float] = time.monotonic
     deadline: float = field(init=False)
     failures: int = field(default=0, init=False)
@@ -81,7 +82,7 @@ class RetryState:
         """Return the error to raise after the last attempt failed with `error`."""
         code, details = error.code(), error.details()
         if code in NO_RESPONSE:
-            reason = f"{self.tls_failure or details}{self._by_proxy()}"
+            reason = f"{self.tls_failure or details}{self._hints()}"
             return errors.Unavailable(f"no response from {self.target} in {self.failures} attempts: {reason}")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return self.deadline_exceeded()
@@ -91,14 +92,15 @@ class RetryState:
 
     def deadline_exceeded(self) -> errors.DeadlineExceeded:
         """Return the error to raise after the deadline."""
-        return errors.DeadlineExceeded(f"no response from {self.target} in {self.timeout_s:g} s{self._by_proxy()}")
+        return errors.DeadlineExceeded(f"no response from {self.target} in {self.timeout_s:g} s{self._hints()}")
 
-    def _by_proxy(self) -> str:
-        return (
-            f"; the request used the proxy in {self.proxy}; to connect directly, set no_proxy=HOST"
-            if self.proxy
-            else ""
-        )
+    def _hints(self) -> str:
+        hints = ""
+        if self.without_port:
+            hints += f"; the port was 443, because {self.without_port} names none; use HOST:PORT"
+        if self.proxy:
+            hints += f"; the request used the proxy in {self.proxy}; to connect directly, set no_proxy=HOST"
+        return hints
 
     def _may_retry(self, error: Exception) -> bool:
         """Return True if the server is full; otherwise return whether `max_attempts` or `patience_s` allow a retry."""

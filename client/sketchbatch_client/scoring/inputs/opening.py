@@ -1,6 +1,7 @@
 """Open each input of a job as a source, in the given order."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ...drawings.parquet.rows import ParquetRows
 from ...drawings.passed_over import PACKED_SUFFIXES, PICTURE_SUFFIXES, PassedOver, PassedOverList
 from ...drawings.readers import check_is_file, unknown_ending
 from ...drawings.strokes import StrokeFile
-from ...errors import FileRefused
+from ...errors import FileRefused, reason_of
 from ...file_kind import HEAD_BYTES, describe, got
 from ...file_stamp import FileStamp, file_stamp
 from .paths import STDIN, input_paths
@@ -104,8 +105,11 @@ def _open(given: _Input, spool_folder: Path) -> list[Source]:
 
 def _suffix_of(path: Path) -> str:
     """Return the ending that belongs to the contents of a file without one, such as /dev/stdin; "" if unknown."""
-    with path.open("rb") as file:
-        return _suffix(file.read(HEAD_BYTES))
+    try:
+        with path.open("rb") as file:
+            return _suffix(file.read(HEAD_BYTES))
+    except OSError as exc:
+        raise FileRefused(f"{path}: cannot be read: {reason_of(exc)}") from exc
 
 
 def _open_pictures(folder: Path) -> PictureSource:
@@ -113,7 +117,7 @@ def _open_pictures(folder: Path) -> PictureSource:
     stamps = [file_stamp(path) for path in paths]
     digest = hashlib.sha256()
     for path, stamp in zip(paths, stamps, strict=True):
-        digest.update(f"{path.name} {_text(stamp)}\n".encode(errors="replace"))
+        digest.update(os.fsencode(f"{path.name} {_text(stamp)}\n"))
     return open_pictures(digest.hexdigest(), folder, [path.name for path in paths], stamps)
 
 

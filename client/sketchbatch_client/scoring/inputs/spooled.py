@@ -4,6 +4,7 @@ import bz2
 import gzip
 import hashlib
 import math
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from ...atomic import replacing, room_for
 from ...drawings.stable_file import changed, is_unchanged
-from ...errors import FileRefused
+from ...errors import FileRefused, reason_of
 from ...file_kind import HEAD_BYTES
 from ...file_stamp import file_stamp
 
@@ -50,7 +51,7 @@ def unpack(path: Path, folder: Path) -> Spooled:
     damaged.
     """
     inner = Path(path.stem)
-    name = hashlib.sha256(str(path).encode(errors="replace")).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     before = file_stamp(path)
     if not before.size_bytes:
         raise FileRefused(f"{path}: cannot be unpacked: an empty file; fetch it again")
@@ -61,6 +62,8 @@ def unpack(path: Path, folder: Path) -> Spooled:
     except (EOFError, OSError, zlib.error, pa.ArrowException) as exc:  # OSError: of gzip, bz2 and Arrow, too
         if not is_unchanged(path, before):
             raise changed(path) from exc
+        if isinstance(exc, OSError) and exc.errno is not None:  # of the operating system
+            raise FileRefused(f"{path}: cannot be unpacked: {reason_of(exc)}") from exc
         raise FileRefused(f"{path}: cannot be unpacked: damaged or cut off; fetch it again") from exc
     if not is_unchanged(path, before):
         raise changed(path)

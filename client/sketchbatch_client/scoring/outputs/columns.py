@@ -65,8 +65,8 @@ def table(schema: pa.Schema, batch: Batch, result: Classification, sources: Sequ
 
 
 def text(file_name: str) -> str:
-    """Return a file name as valid Unicode; file names may contain any bytes, and invalid ones are replaced."""
-    return os.fsencode(file_name).decode(errors="replace")
+    r"""Return a file name as Unicode, with a byte that is not UTF-8 as `\xe9`: names that differ stay different."""
+    return os.fsencode(file_name).decode(errors="backslashreplace")
 
 
 def reject_line(reject: Reject) -> str:
