@@ -1,6 +1,7 @@
 """Run a service of fake models in the test's own process, on a free port."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from sketchbatch_service.engines.score_kind import ScoreKind
 from sketchbatch_service.models.artifact import Artifact
 from sketchbatch_service.models.registry import ModelRegistry, ServedModel
 from sketchbatch_service.telemetry.metrics import ServiceMetrics
+from sketchbatch_service.transport.interface import Authenticator
 from sketchbatch_service.transport.selection import create_server
 from structlog.testing import capture_logs
 
@@ -42,6 +44,7 @@ class InProcess:
     inference: InferenceServicer
     metrics: ServiceMetrics
     log: list[dict]
+    address: str
 
     @property
     def stub(self) -> classifier_pb2_grpc.ClassifierServiceStub:
@@ -108,6 +111,9 @@ async def serving(
     buckets: tuple[int, ...] = (),
     max_request_rows: int = 100,
     trial_every_s: float = 0.1,
+    options: tuple[tuple[str, int], ...] = (),
+    authenticate: Authenticator | None = None,
+    max_receive_s: float = math.inf,
     **fakes: FakeModel | tuple[FakeModel, ...],
 ) -> AsyncIterator[InProcess]:
     """Run a service with the models `fakes` until the context ends.
@@ -131,7 +137,7 @@ async def serving(
         )
         for name, version, fake in named
     )
-    server = create_server(transport)
+    server = create_server(transport, options, authenticate, max_receive_s=max_receive_s)
     health = HealthServicer([SERVICE])
     classifier = ClassifierServicer(models, max_request_rows=max_request_rows)
     inference = InferenceServicer(models, max_request_rows=max_request_rows)
@@ -147,7 +153,7 @@ async def serving(
         metrics.include(models, server, max_connections=900)
         try:
             async with grpc.aio.insecure_channel(address) as channel:
-                yield InProcess(channel, models, pool, classifier, inference, metrics, log)
+                yield InProcess(channel, models, pool, classifier, inference, metrics, log, address)
         finally:
             for _, _, fake in named:
                 fake.release.set()

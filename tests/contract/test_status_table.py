@@ -1,4 +1,4 @@
-"""Test over real gRPC that each error has the status code that classifier.proto documents."""
+"""Test over real gRPC that each error has the status that classifier.proto and docs/grpc-api.md document."""
 
 import re
 from asyncio import ensure_future, gather, wait
@@ -11,12 +11,16 @@ from fakes import FakeModel, drawings
 from google.rpc import error_details_pb2, status_pb2
 from in_process import InProcess, rejection, serving, until
 from sketchbatch.v1 import classifier_pb2 as pb
+from sketchbatch_client import RetryPolicy
 from sketchbatch_service.batching.batcher import BatchLimits
+from status_causes import PROVOKE, Row, status_rows
 
 pytestmark = [pytest.mark.both_transports, pytest.mark.usefixtures("transport")]
 
 LIMITS = BatchLimits(max_batch_rows=4, max_queued_rows=4)
 MANY_ROWS = replace(LIMITS, max_queued_rows=100)
+STATUS = "grpc-status-details-bin"
+TRAILERS = (STATUS, "grpc-retry-pushback-ms")
 STREAM = "sketchbatch_requests_total {} sketchbatch.v1.ClassifierService/ClassifyStream"
 
 
@@ -34,7 +38,30 @@ async def occupied(service: InProcess, model: FakeModel):
 
 def details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
     """Return the google.rpc.Status in the trailers of an error."""
-    return status_pb2.Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
+    return status_pb2.Status.FromString(dict(error.trailing_metadata())[STATUS])
+
+
+@pytest.mark.parametrize("row", status_rows(), ids=lambda row: f"{row.status}: {row.cause}")
+async def test_every_row_of_the_guide_can_be_provoked(row: Row, tmp_path):
+    """The cause in a row of the guide's status table leads to the status, details and trailers of the row.
+
+    The client of this project retries the errors for which the guide advises a retry, and no others.
+    """
+    error = await PROVOKE[row.cause](tmp_path)
+    assert error.code().name == row.status
+    trailers = {key for key, _ in error.trailing_metadata() or () if key in TRAILERS}
+    assert (", ".join(each for each in TRAILERS if each in trailers) or "none") == row.trailers
+    found = [each.TypeName() for each in details(error).details] if STATUS in trailers else []
+    assert (", ".join(found) or "none") == row.details
+    assert (RetryPolicy().delay_s(error, failures=1) is not None) == row.retry.startswith("yes")
+
+
+def test_the_guide_has_every_status_that_the_service_can_return(root):
+    """The statuses in the guide's table are those that the code of the service names, except OK."""
+    files = (root / "service/sketchbatch_service").rglob("*.py")
+    named = {name for file in files for name in re.findall(r"\bgrpc\.StatusCode\.([A-Z_]+)", file.read_text())}
+    assert {row.status for row in status_rows()} == named - {"OK"}
+    assert [row.cause for row in status_rows()] == list(PROVOKE)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +113,7 @@ async def test_an_unknown_version_is_not_found_with_the_newest_version():
         "sketchbatch.v1",
         {"newest_version": "1"},
     )
-    assert "grpc-status-details-bin" not in dict(unknown_model.trailing_metadata())
+    assert STATUS not in dict(unknown_model.trailing_metadata())
 
 
 async def test_a_full_queue_is_resource_exhausted_with_pushback():

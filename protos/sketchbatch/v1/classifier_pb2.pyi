@@ -87,8 +87,9 @@ class ClassifyResponse(google.protobuf.message.Message):
     request_id: builtins.str
     """The `request_id` of the request, or the id that the service generated."""
     digest: builtins.str
-    """`Model.digest` of the model file that computed the scores. Two files may have had the same name and version; a client
-    that keeps labels must request them again when the digest changes. Empty = the service is older than this field.
+    """`Model.digest` of the model file that computed the scores. Two files may have had the same name and version; a
+    client that keeps labels must request them again when the digest changes. Empty = the service is older than this
+    field.
     """
     @property
     def class_index(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
@@ -120,7 +121,7 @@ global___ClassifyResponse = ClassifyResponse
 
 @typing.final
 class ClassifyStreamRequest(google.protobuf.message.Message):
-    """One message of a stream, with the fields of ClassifyRequest."""
+    """One message of a stream: one batch to classify, with the same fields as ClassifyRequest."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -130,15 +131,15 @@ class ClassifyStreamRequest(google.protobuf.message.Message):
     TOP_K_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     model_name: builtins.str
-    """Same as `ClassifyRequest.model_name`."""
+    """Name of the model; empty = the service's default model. The messages of a stream may name different models."""
     model_version: builtins.str
-    """Same as `ClassifyRequest.model_version`."""
+    """Version of the model, an integer as text; empty = the newest version."""
     bitmaps: builtins.bytes
-    """Same as `ClassifyRequest.bitmaps`."""
+    """uint8, rows x 28 x 28, row-major, 784 bytes per row; 0 = paper, 255 = ink. 1 to `Model.max_request_rows` rows."""
     top_k: builtins.int
-    """Same as `ClassifyRequest.top_k`."""
+    """Number of best classes to return for each row, 1 to the number of labels; 0 = the scores of all classes."""
     request_id: builtins.str
-    """Same as `ClassifyRequest.request_id`."""
+    """Any text. The service returns it in the response and writes it to its log; empty = the service generates an id."""
     def __init__(
         self,
         *,
@@ -154,7 +155,7 @@ global___ClassifyStreamRequest = ClassifyStreamRequest
 
 @typing.final
 class ClassifyStreamResponse(google.protobuf.message.Message):
-    """The response to one message of a stream: the fields of ClassifyResponse, or an error."""
+    """The response to one message of a stream: the scores of its batch in the order of its rows, or an error."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -170,28 +171,40 @@ class ClassifyStreamResponse(google.protobuf.message.Message):
     ERROR_FIELD_NUMBER: builtins.int
     DIGEST_FIELD_NUMBER: builtins.int
     model_name: builtins.str
-    """Same as `ClassifyResponse.model_name`."""
+    """Name of the model that computed the scores; empty if `error` is set."""
     model_version: builtins.str
-    """Same as `ClassifyResponse.model_version`."""
+    """Version of the model that computed the scores, an integer as text; empty if `error` is set."""
     rows: builtins.int
-    """Same as `ClassifyResponse.rows`; 0 if `error` is set."""
+    """Number of classified rows; 0 if `error` is set."""
     scores: builtins.bytes
-    """Same as `ClassifyResponse.scores`."""
+    """With top_k = 0: float32 little-endian, rows x classes, row-major. Each row sums to 1 if `Model.score_kind` is
+    probabilities. Empty if `error` is set.
+    """
     queue_us: builtins.int
-    """Same as `ClassifyResponse.queue_us`."""
+    """Microseconds from the arrival of the message in the queue to the start of its first model call. The time in which a
+    full queue holds the message back is not part of it. 0 if `error` is set.
+    """
     inference_us: builtins.int
-    """Same as `ClassifyResponse.inference_us`."""
+    """Duration of the model calls that ran rows of this message, in microseconds. The model calls may include rows of
+    other requests. 0 if `error` is set.
+    """
     request_id: builtins.str
-    """Same as `ClassifyResponse.request_id`; also set if `error` is set."""
+    """The `request_id` of the message, or the id that the service generated; also set if `error` is set."""
     digest: builtins.str
-    """Same as `ClassifyResponse.digest`; empty if `error` is set."""
+    """`Model.digest` of the model file that computed the scores. Two files may have had the same name and version; a
+    client that keeps labels must request them again when the digest changes. Empty if `error` is set.
+    """
     @property
     def class_index(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Same as `ClassifyResponse.class_index`."""
+        """With top_k > 0: indices into `Model.labels`, rows x top_k, row-major, best first; of equal scores the
+        lower index comes first. Empty if `error` is set.
+        """
 
     @property
     def score(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Same as `ClassifyResponse.score`."""
+        """With top_k > 0: the score of each `class_index`, rows x top_k; `Model.score_kind` has the range. Empty if
+        `error` is set.
+        """
 
     @property
     def error(self) -> google.rpc.status_pb2.Status:

@@ -43,6 +43,10 @@ class ClassifierServiceStub(object):
     INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
     the model, the row and the request id; the cause of a failed call is in the service's log.
     UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
+    UNIMPLEMENTED       (*) the service has no such method.
+    CANCELLED           (*) the client cancelled the call; its queued rows do not run.
+    UNKNOWN             (*) a defect of the service; the cause is in the service's log.
+    docs/grpc-api.md has the causes of each status, and states whether a retry may succeed.
     """
 
     def __init__(self, channel):
@@ -91,6 +95,10 @@ class ClassifierServiceServicer(object):
     INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
     the model, the row and the request id; the cause of a failed call is in the service's log.
     UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
+    UNIMPLEMENTED       (*) the service has no such method.
+    CANCELLED           (*) the client cancelled the call; its queued rows do not run.
+    UNKNOWN             (*) a defect of the service; the cause is in the service's log.
+    docs/grpc-api.md has the causes of each status, and states whether a retry may succeed.
     """
 
     def Classify(self, request, context):
@@ -174,6 +182,10 @@ class ClassifierService(object):
     INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
     the model, the row and the request id; the cause of a failed call is in the service's log.
     UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
+    UNIMPLEMENTED       (*) the service has no such method.
+    CANCELLED           (*) the client cancelled the call; its queued rows do not run.
+    UNKNOWN             (*) a defect of the service; the cause is in the service's log.
+    docs/grpc-api.md has the causes of each status, and states whether a retry may succeed.
     """
 
     @staticmethod

@@ -39,6 +39,10 @@ class ClassifierServiceStub:
       INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
                           the model, the row and the request id; the cause of a failed call is in the service's log.
       UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
+      UNIMPLEMENTED       (*) the service has no such method.
+      CANCELLED           (*) the client cancelled the call; its queued rows do not run.
+      UNKNOWN             (*) a defect of the service; the cause is in the service's log.
+    docs/grpc-api.md has the causes of each status, and states whether a retry may succeed.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -90,6 +94,10 @@ class ClassifierServiceAsyncStub:
       INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
                           the model, the row and the request id; the cause of a failed call is in the service's log.
       UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
+      UNIMPLEMENTED       (*) the service has no such method.
+      CANCELLED           (*) the client cancelled the call; its queued rows do not run.
+      UNKNOWN             (*) a defect of the service; the cause is in the service's log.
+    docs/grpc-api.md has the causes of each status, and states whether a retry may succeed.
     """
 
     Classify: grpc.aio.UnaryUnaryMultiCallable[
@@ -140,6 +148,10 @@ class ClassifierServiceServicer(metaclass=abc.ABCMeta):
       INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
                           the model, the row and the request id; the cause of a failed call is in the service's log.
       UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
+      UNIMPLEMENTED       (*) the service has no such method.
+      CANCELLED           (*) the client cancelled the call; its queued rows do not run.
+      UNKNOWN             (*) a defect of the service; the cause is in the service's log.
+    docs/grpc-api.md has the causes of each status, and states whether a retry may succeed.
     """
 
     @abc.abstractmethod
