@@ -33,8 +33,8 @@ help: ## list the commands
 demo: .venv/.done ## run the whole job: drawings, CNN, ONNX, service, scores, report; DATA=FOLDER takes your drawings
 	@$(VENV)/python demo/demo.py --run "$(or $(RUN),runs/demo)" $(if $(DATA),--data "$(DATA)") $(if $(RESTART),--restart)
 
-serve: .venv/.done ## serve the shipped models on ADDRESS (127.0.0.1:50051)
-	$(VENV)/sketchbatch-serve --model models --default-model bear-cat-dog --address $(ADDRESS)
+serve: .tools/serve/.done ## serve the shipped models on ADDRESS (127.0.0.1:50051)
+	.tools/serve/bin/sketchbatch-serve --model models --default-model bear-cat-dog --address $(ADDRESS)
 
 DEFAULT_CLASSES := bear,cat,dog
 TRAIN_FLAGS = $(strip $(if $(DATA),--data "$(DATA)") $(if $(CLASSES),--classes "$(CLASSES)") \
@@ -192,6 +192,14 @@ sbom: .tools/image/.done ## write the bill of materials of the image (EXTRA=gpu 
 	.tools/image/bin/cyclonedx-py environment --gather-license-texts --output-reproducible --pyproject service/pyproject.toml \
 	  -o dist/sbom-$(or $(EXTRA),gpu).cdx.json .tools/sbom
 
+# Each wheel is built from the sdist, so that the sdist is complete. The packages of `make sbom` and of bench-gpu have
+# folders of their own in dist/.
+dist: .tools/dist/.done ## build sdists and wheels of the four distributions into dist/, and check them with twine
+	@rm -f dist/sketchbatch_*
+	@for distribution in $(DISTRIBUTIONS); do \
+	  $(UV) build --quiet --no-build-isolation --python .tools/dist/bin/python -o dist $$distribution || exit; done
+	.tools/dist/bin/twine check --strict dist/sketchbatch_*
+
 protos: .tools/protos/.done ## generate the stubs from the .proto files
 	@$(call generate,protos)
 
@@ -214,17 +222,19 @@ COMPILE = $(UV) pip compile --quiet $(UPGRADE) --universal --python-version 3.11
   --no-emit-package sketchbatch-protos --no-emit-package sketchbatch-client
 
 locks: $(UV) ## resolve the hashed requirement files in locks/; UPGRADE= keeps present versions
-	$(COMPILE) client/pyproject.toml -o locks/client.txt
+	$(COMPILE) client/pyproject.toml --extra charts -o locks/client.txt
 	$(COMPILE) service/pyproject.toml --extra cpu -o locks/service-cpu.txt
 	$(COMPILE) service/pyproject.toml --extra gpu -o locks/service-gpu.txt
 	$(COMPILE) trainer/pyproject.toml --extra train -o locks/trainer.txt
-	$(COMPILE) $(DISTRIBUTIONS:%=%/pyproject.toml) --extra cpu --extra traces --extra train --group pyproject.toml:dev -o locks/dev.txt
+	$(COMPILE) $(DISTRIBUTIONS:%=%/pyproject.toml) --extra cpu --group pyproject.toml:serve -o locks/serve.txt
+	$(COMPILE) $(DISTRIBUTIONS:%=%/pyproject.toml) --extra charts --extra cpu --extra traces --extra train --group pyproject.toml:dev -o locks/dev.txt
 	$(COMPILE) --group pyproject.toml:protos -o locks/protos.txt
 	$(COMPILE) client/pyproject.toml --group pyproject.toml:openinference --no-emit-package pyarrow -o locks/openinference.txt
 	$(COMPILE) client/pyproject.toml --group pyproject.toml:ray -o locks/ray.txt
 	$(COMPILE) --group pyproject.toml:perf-analyzer -o locks/perf-analyzer.txt
 	$(COMPILE) --group pyproject.toml:tools -o locks/tools.txt
 	$(COMPILE) --group pyproject.toml:build -o locks/build.txt
+	$(COMPILE) --group pyproject.toml:dist -o locks/dist.txt
 	$(COMPILE) --group pyproject.toml:image -o locks/image.txt
 	$(COMPILE) --group pyproject.toml:k8s -o locks/k8s.txt
 
@@ -250,6 +260,22 @@ $(UV): locks/tools.txt
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv >&2
 	@$(UV) pip sync --quiet --compile-bytecode --require-hashes --python $(VENV)/python locks/dev.txt >&2
 	@$(UV) pip install --quiet --no-deps --no-build-isolation --python $(VENV)/python $(DISTRIBUTIONS:%=-e %) >&2
+	@touch $@
+
+# The environment of `make serve`: all distributions, but without TensorFlow and charts. Its bin folder also has
+# `sketchbatch` and `sketchbatch-train`, which fetches drawings. The trainer does not support Python 3.14. Like
+# Dockerfile.gpu, the recipe removes the C library of ONNX Runtime, of which the Python module has a copy, the tools of
+# ONNX Runtime, and headers and tests.
+SERVE_UNUSED := onnxruntime/capi/libonnxruntime.so.* \
+  $(addprefix onnxruntime/,backend datasets quantization tools transformers) pyarrow/include pyarrow/tests
+
+.tools/serve/.done: locks/serve.txt $(DISTRIBUTIONS:%=%/pyproject.toml) | $(UV)
+	@echo "installing locks/serve.txt and the distributions into .tools/serve (315 MB, without TensorFlow)" >&2
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/serve >&2
+	@$(UV) pip sync --quiet --require-hashes --python .tools/serve/bin/python locks/serve.txt >&2
+	@$(UV) pip install --quiet --no-deps --no-build-isolation --python .tools/serve/bin/python -e protos -e client -e service \
+	  $$($(PYTHON) -c 'import sys; print("-e trainer" * (sys.version_info < (3, 14)))') >&2
+	@cd .tools/serve/lib/python3.*/site-packages && rm -rf $(SERVE_UNUSED)
 	@touch $@
 
 # Each group of tools has its own environment: protos, openinference (350 MB), image, k8s (700 MB), ray (540 MB) and
