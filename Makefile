@@ -24,7 +24,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint k8s image-test chaos cluster-sim fuzz bench bench-gpu image sbom protos locks clean
+.PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint k8s image-test dist-test chaos cluster-sim fuzz bench bench-gpu image sbom dist protos locks clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,7 +88,7 @@ models/%/1/model.onnx: $(RUNS)/%/model.keras
 # cores. All tests of a file run in the same process, and so do all files of tests/trainer (tests/file_order.py).
 TESTS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
-test: lint .tools/openinference/.done ## lint, then run the tests; `make k8s` and `make image-test` are the other two checks of CI
+test: lint .tools/openinference/.done ## lint, then run the tests; `make k8s`, `make image-test` and `make dist-test` are the other checks of CI
 	$(VENV)/pytest $(TESTS)
 
 test-slow: .venv/.done ## run the tests that train, measure or repeat faults for long; before a release
@@ -139,6 +139,9 @@ k8s: .venv/.done .tools/k8s/.done ## check the Kubernetes manifests: kustomize, 
 
 image-test: .venv/.done .tools/image/.done .tools/k8s/.done ## build the image (EXTRA=cpu or gpu) and run it as Kubernetes would; needs Docker
 	EXTRA=$(or $(EXTRA),cpu) $(VENV)/pytest -m image tests/image
+
+dist-test: dist .venv/.done ## build the wheels, install them into an empty environment, and serve, score and evaluate
+	$(VENV)/pytest -m wheels tests/wheels
 
 chaos: .venv/.done ## overload, kills, restarts, lost connections, full disks, balancers, cluster-sim: half an hour
 	$(VENV)/pytest -m "chaos or balancing" tests/chaos tests/balancing
