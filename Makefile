@@ -24,7 +24,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint k8s image-test dist-test chaos cluster-sim fuzz bench bench-gpu image sbom dist protos locks clean
+.PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint k8s image-test dist-test chaos cluster-sim fuzz bench bench-gpu image sbom dist release protos locks clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -126,6 +126,7 @@ lint: .venv/.done .tools/protos/.done .tools/image/.done ## ruff, mypy strict, i
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
+	$(VENV)/mypy tools
 	$(VENV)/lint-imports
 	$(VENV)/codespell
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(call generate,"$$out") && \
@@ -202,6 +203,9 @@ dist: .tools/dist/.done ## build sdists and wheels of the four distributions int
 	@for distribution in $(DISTRIBUTIONS); do \
 	  $(UV) build --quiet --no-build-isolation --python .tools/dist/bin/python -o dist $$distribution || exit; done
 	.tools/dist/bin/twine check --strict dist/sketchbatch_*
+
+release: ## set VERSION=x.y.z everywhere, date the changelog, commit and tag; pushes nothing
+	@$(PYTHON) tools/release.py "$(VERSION)"
 
 protos: .tools/protos/.done ## generate the stubs from the .proto files
 	@$(call generate,protos)

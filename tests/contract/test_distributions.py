@@ -4,6 +4,7 @@ Another test checks that every element of the .proto files has a comment.
 """
 
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -84,6 +85,17 @@ def test_the_client_requires_neither_tensorflow_nor_onnx_runtime():
     assert "matplotlib" in requirements_of("sketchbatch-client", "charts")
     assert not requirements_of("sketchbatch-client") & HEAVY
     assert requirements_of("sketchbatch-service", "cpu") & HEAVY == {"onnxruntime"}
+
+
+def test_the_environment_of_make_serve_is_light(root):
+    """`make serve` installs neither TensorFlow nor charts, and does not use the environment that has them."""
+    pinned = re.findall(r"^([\w-]+)==", (root / "locks/serve.txt").read_text(), re.MULTILINE)
+    assert set(pinned) & {*HEAVY, "matplotlib"} == {"onnxruntime"}
+    environment = os.environ | {"UV_DEFAULT_INDEX": "unused"}  # without it, make runs pip
+    words = ["make", "-n", "-B", "serve"]
+    made = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, check=True).stdout
+    assert ".tools/serve/bin/sketchbatch-serve --model models" in made
+    assert ".venv" not in made
 
 
 def test_the_extra_adapt_of_the_trainer_is_small(root):

@@ -1,4 +1,7 @@
-"""Test the sdists and wheels that `make dist` has built: their content, and their use without the repository."""
+"""Test the sdists and wheels that `make dist` has built: their content, and their use without the repository.
+
+Another test starts `make serve`, whose environment comes from the package index, too.
+"""
 
 import csv
 import email
@@ -28,8 +31,8 @@ DISTRIBUTIONS = {
 }
 """The folder of each distribution in the repository, and the packages for type checkers in its wheel."""
 MODEL = "sketchbatch_service/shipped_models/bear-cat-dog/1/model.onnx"
-LARGEST_BYTES = 390e6
-"""Limit for the installed service and client without bytecode, pip and setuptools; 366 MB on 2026-11-29."""
+LARGEST_BYTES = {"pip": 390e6, "make serve": 350e6}
+"""Limits for the installed files without bytecode, pip and setuptools; 364 MB and 321 MB on 2026-11-29."""
 
 
 @pytest.fixture(scope="module")
@@ -95,21 +98,28 @@ class Environment:
 
 
 @pytest.fixture(scope="module")
-def installed(root, version, tmp_path_factory) -> Environment:
-    """Install service[cpu] and client from the folder of wheels, and all other packages from the index of pip.
+def pinned(root, tmp_path_factory) -> Path:
+    """Return a file with the versions of locks/serve.txt, without hashes.
 
-    The versions of other packages are those of locks/serve.txt. If no index has the first of them, the tests are
-    skipped; any other failure of pip is an error.
+    If no package index has the first of these packages, the tests are skipped.
     """
-    folder = tmp_path_factory.mktemp("installed")
-    environment = Environment(folder / "venv")
+    folder = tmp_path_factory.mktemp("pinned")
     pinned = re.findall(r"^(\S+==\S+?)( ; [^\\\n]+)?(?= \\$)", (root / "locks/serve.txt").read_text(), re.MULTILINE)
     (folder / "pinned.txt").write_text("".join(f"{each}{marker}\n" for each, marker in pinned))
-    tried = environment.run("pip", "download", "--quiet", "--no-deps", "--retries", "0", pinned[0][0], cwd=folder)
+    words = [root / ".tools/bin/pip", "download", "--quiet", "--no-deps", "--retries", "0", pinned[0][0]]
+    tried = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     if tried.returncode:
         pytest.skip(f"no package index has {pinned[0][0]}: {tried.stderr.strip().splitlines()[-1]}")
+    return folder / "pinned.txt"
+
+
+@pytest.fixture(scope="module")
+def installed(root, version, pinned, tmp_path_factory) -> Environment:
+    """Install service[cpu] and client from the folder of wheels, and all other packages from the index of pip."""
+    folder = tmp_path_factory.mktemp("installed")
+    environment = Environment(folder / "venv")
     wanted = [f"sketchbatch-service[cpu]=={version}", f"sketchbatch-client=={version}"]
-    options = ["--no-compile", "--find-links", root / "dist", "--constraint", folder / "pinned.txt"]
+    options = ["--no-compile", "--find-links", root / "dist", "--constraint", pinned]
     result = environment.run("pip", "install", "--quiet", *options, *wanted, cwd=folder)
     assert result.returncode == 0, result.stderr
     return environment
@@ -159,6 +169,27 @@ def test_installed_wheels_need_no_repository_and_no_tensorflow(installed, root, 
     packages = {path.name.partition("-")[0] for path in installed.folder.rglob("*.dist-info")}
     assert {"sketchbatch_service", "sketchbatch_client", "sketchbatch_protos", "onnxruntime"} <= packages
     assert not packages & {"tensorflow", "keras", "tf2onnx", "matplotlib", "sketchbatch_trainer"}
-    files = [path for path in installed.folder.rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    own = [path for path in files if not {"pip", "setuptools"} & set(path.parts)]
-    assert sum(path.stat().st_size for path in own) < LARGEST_BYTES
+    assert size_of(installed.folder) < LARGEST_BYTES["pip"]
+
+
+@pytest.mark.usefixtures("pinned")
+def test_make_serve_serves_the_shipped_models_from_a_light_environment(root):
+    """`make serve` installs an environment without TensorFlow, in which it serves the three shipped models."""
+    words = ["make", "serve", "ADDRESS=127.0.0.1:0"]
+    with subprocess.Popen(words, cwd=root, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            events = (json.loads(line) for line in process.stderr if line.startswith("{"))
+            serving = next(event for event in events if event["message"] == "SERVING")
+        finally:
+            os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
+            _, rest = process.communicate(timeout=60)
+    assert [model.partition("/")[0] for model in serving["models"]] == ["bear-cat-dog", "animals-10", "quickdraw-345"]
+    assert '"message": "stopped"' in rest
+    assert not [*(root / ".tools/serve").glob("lib/*/site-packages/tensorflow*")]
+    assert size_of(root / ".tools/serve") < LARGEST_BYTES["make serve"]
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of the files in an environment without bytecode, pip and setuptools."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    return sum(path.stat().st_size for path in files if not {"pip", "setuptools"} & set(path.parts))
