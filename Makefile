@@ -24,7 +24,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint k8s image-test chaos cluster-sim fuzz bench bench-gpu image sbom protos locks clean
+.PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint k8s image-test dist-test chaos cluster-sim fuzz bench bench-gpu image sbom dist release protos locks clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,8 +33,8 @@ help: ## list the commands
 demo: .venv/.done ## run the whole job: drawings, CNN, ONNX, service, scores, report; DATA=FOLDER takes your drawings
 	@$(VENV)/python demo/demo.py --run "$(or $(RUN),runs/demo)" $(if $(DATA),--data "$(DATA)") $(if $(RESTART),--restart)
 
-serve: .venv/.done ## serve the shipped models on ADDRESS (127.0.0.1:50051)
-	$(VENV)/sketchbatch-serve --model models --default-model bear-cat-dog --address $(ADDRESS)
+serve: .tools/serve/.done ## serve the shipped models on ADDRESS (127.0.0.1:50051)
+	.tools/serve/bin/sketchbatch-serve --model models --default-model bear-cat-dog --address $(ADDRESS)
 
 DEFAULT_CLASSES := bear,cat,dog
 TRAIN_FLAGS = $(strip $(if $(DATA),--data "$(DATA)") $(if $(CLASSES),--classes "$(CLASSES)") \
@@ -89,7 +89,7 @@ models/%/1/model.onnx: $(RUNS)/%/model.keras
 # cores. All tests of a file run in the same process, and so do all files of tests/trainer (tests/file_order.py).
 TESTS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
-test: lint .tools/openinference/.done ## lint, then run the tests; `make k8s` and `make image-test` are the other two checks of CI
+test: lint .tools/openinference/.done ## lint, then run the tests; `make k8s`, `make image-test` and `make dist-test` are the other checks of CI
 	$(VENV)/pytest $(TESTS)
 
 test-slow: .venv/.done ## run the tests that train, measure or repeat faults for long; before a release
@@ -127,6 +127,7 @@ lint: .venv/.done .tools/protos/.done .tools/image/.done ## ruff, mypy strict, i
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
+	$(VENV)/mypy tools
 	$(VENV)/lint-imports
 	$(VENV)/codespell
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && $(call generate,"$$out") && \
@@ -140,6 +141,9 @@ k8s: .venv/.done .tools/k8s/.done ## check the Kubernetes manifests: kustomize, 
 
 image-test: .venv/.done .tools/image/.done .tools/k8s/.done ## build the image (EXTRA=cpu or gpu) and run it as Kubernetes would; needs Docker
 	EXTRA=$(or $(EXTRA),cpu) $(VENV)/pytest -m image tests/image
+
+dist-test: dist .venv/.done ## build the wheels, install them into an empty environment, and serve, score and evaluate
+	$(VENV)/pytest -m wheels tests/wheels
 
 chaos: .venv/.done ## overload, kills, restarts, lost connections, full disks, balancers, cluster-sim: half an hour
 	$(VENV)/pytest -m "chaos or balancing" tests/chaos tests/balancing
@@ -193,6 +197,17 @@ sbom: .tools/image/.done ## write the bill of materials of the image (EXTRA=gpu 
 	.tools/image/bin/cyclonedx-py environment --gather-license-texts --output-reproducible --pyproject service/pyproject.toml \
 	  -o dist/sbom-$(or $(EXTRA),gpu).cdx.json .tools/sbom
 
+# Each wheel is built from the sdist, so that the sdist is complete. The packages of `make sbom` and of bench-gpu have
+# folders of their own in dist/.
+dist: .tools/dist/.done ## build sdists and wheels of the four distributions into dist/, and check them with twine
+	@rm -f dist/sketchbatch_*
+	@for distribution in $(DISTRIBUTIONS); do \
+	  $(UV) build --quiet --no-build-isolation --python .tools/dist/bin/python -o dist $$distribution || exit; done
+	.tools/dist/bin/twine check --strict dist/sketchbatch_*
+
+release: ## set VERSION=x.y.z everywhere, date the changelog, commit and tag; pushes nothing
+	@$(PYTHON) tools/release.py "$(VERSION)"
+
 protos: .tools/protos/.done ## generate the stubs from the .proto files
 	@$(call generate,protos)
 
@@ -215,17 +230,19 @@ COMPILE = $(UV) pip compile --quiet $(UPGRADE) --universal --python-version 3.11
   --no-emit-package sketchbatch-protos --no-emit-package sketchbatch-client
 
 locks: $(UV) ## resolve the hashed requirement files in locks/; UPGRADE= keeps present versions
-	$(COMPILE) client/pyproject.toml -o locks/client.txt
+	$(COMPILE) client/pyproject.toml --extra charts -o locks/client.txt
 	$(COMPILE) service/pyproject.toml --extra cpu -o locks/service-cpu.txt
 	$(COMPILE) service/pyproject.toml --extra gpu -o locks/service-gpu.txt
 	$(COMPILE) trainer/pyproject.toml --extra train -o locks/trainer.txt
-	$(COMPILE) $(DISTRIBUTIONS:%=%/pyproject.toml) --extra cpu --extra traces --extra train --group pyproject.toml:dev -o locks/dev.txt
+	$(COMPILE) $(DISTRIBUTIONS:%=%/pyproject.toml) --extra cpu --group pyproject.toml:serve -o locks/serve.txt
+	$(COMPILE) $(DISTRIBUTIONS:%=%/pyproject.toml) --extra charts --extra cpu --extra traces --extra train --group pyproject.toml:dev -o locks/dev.txt
 	$(COMPILE) --group pyproject.toml:protos -o locks/protos.txt
 	$(COMPILE) client/pyproject.toml --group pyproject.toml:openinference --no-emit-package pyarrow -o locks/openinference.txt
 	$(COMPILE) client/pyproject.toml --group pyproject.toml:ray -o locks/ray.txt
 	$(COMPILE) --group pyproject.toml:perf-analyzer -o locks/perf-analyzer.txt
 	$(COMPILE) --group pyproject.toml:tools -o locks/tools.txt
 	$(COMPILE) --group pyproject.toml:build -o locks/build.txt
+	$(COMPILE) --group pyproject.toml:dist -o locks/dist.txt
 	$(COMPILE) --group pyproject.toml:image -o locks/image.txt
 	$(COMPILE) --group pyproject.toml:k8s -o locks/k8s.txt
 
@@ -251,6 +268,22 @@ $(UV): locks/tools.txt
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv >&2
 	@$(UV) pip sync --quiet --compile-bytecode --require-hashes --python $(VENV)/python locks/dev.txt >&2
 	@$(UV) pip install --quiet --no-deps --no-build-isolation --python $(VENV)/python $(DISTRIBUTIONS:%=-e %) >&2
+	@touch $@
+
+# The environment of `make serve`: all distributions, but without TensorFlow and charts. Its bin folder also has
+# `sketchbatch` and `sketchbatch-train`, which fetches drawings. The trainer does not support Python 3.14. Like
+# Dockerfile.gpu, the recipe removes the C library of ONNX Runtime, of which the Python module has a copy, the tools of
+# ONNX Runtime, and headers and tests.
+SERVE_UNUSED := onnxruntime/capi/libonnxruntime.so.* \
+  $(addprefix onnxruntime/,backend datasets quantization tools transformers) pyarrow/include pyarrow/tests
+
+.tools/serve/.done: locks/serve.txt $(DISTRIBUTIONS:%=%/pyproject.toml) | $(UV)
+	@echo "installing locks/serve.txt and the distributions into .tools/serve (315 MB, without TensorFlow)" >&2
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/serve >&2
+	@$(UV) pip sync --quiet --require-hashes --python .tools/serve/bin/python locks/serve.txt >&2
+	@$(UV) pip install --quiet --no-deps --no-build-isolation --python .tools/serve/bin/python -e protos -e client -e service \
+	  $$($(PYTHON) -c 'import sys; print("-e trainer" * (sys.version_info < (3, 14)))') >&2
+	@cd .tools/serve/lib/python3.*/site-packages && rm -rf $(SERVE_UNUSED)
 	@touch $@
 
 # Each group of tools has its own environment: protos, openinference (350 MB), image, k8s (700 MB), ray (540 MB) and

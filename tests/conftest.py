@@ -56,9 +56,11 @@ def noise() -> Callable[[int], np.ndarray]:
 class Service:
     """Run a `sketchbatch-serve` process on a free port of this machine."""
 
-    def __init__(self, model: Path, *flags: str) -> None:
+    def __init__(self, model: Path | None, *flags: str) -> None:
         always = ("--address", "127.0.0.1:0", "--lame-duck-s", "0")
-        command = [BIN / "sketchbatch-serve", "--model", model, *always, *flags]
+        models = ("--model", model) if model else ()
+        command = [BIN / "sketchbatch-serve", *models, *always, *flags]
+        self.events: list[dict] = []  # the part of the log that was read
         # No test reads all of the log. The pipe must hold the rest, because a service blocks while its pipe is full.
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, pipesize=1 << 20, text=True, cwd=ROOT)
         self.ready = self.wait_for("SERVING")
@@ -69,7 +71,8 @@ class Service:
     def wait_for(self, message: str) -> dict:
         """Read the log of the service up to the first event with `message`, and return that event."""
         for line in self.process.stderr:
-            if (event := json.loads(line))["message"] == message:
+            self.events.append(event := json.loads(line))
+            if event["message"] == message:
                 return event
         raise AssertionError(f"the service ended before it logged {message}")
 
@@ -123,7 +126,7 @@ def start_service(transport: str) -> Iterator[Callable[..., Service]]:
     """Return a function that starts a service; services that still run are stopped at the end of the test session."""
     started: list[Service] = []
 
-    def start(model: Path, *flags: str) -> Service:
+    def start(model: Path | None, *flags: str) -> Service:
         started.append(Service(model, "--transport", transport, *flags))
         return started[-1]
 

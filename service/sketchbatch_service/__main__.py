@@ -7,24 +7,40 @@ from importlib.util import find_spec
 from typing import Any
 
 import click
+from sketchbatch import versions
 
 from .app import process
 from .errors import StartError
 from .settings import Settings, options
 
 
+def _print_version(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    if is_asked:
+        libraries = ("onnxruntime/onnxruntime-gpu", "grpcio", "numpy")
+        click.echo(versions.describe("sketchbatch-serve", "sketchbatch-service", *libraries))
+        context.exit()
+
+
 @click.command(context_settings={"max_content_width": 110})
 @options
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the versions of the service, its libraries and Python, and exit.",
+)
 def main(**values: Any) -> None:
     """Serve ONNX models of 28x28 drawings over gRPC.
 
     The command loads one model, or every model of a repository, and warms it up. Then it listens, and reports SERVING
     in its log and over grpc.health.v1. After SIGTERM it finishes the accepted requests and exits with 0.
 
-    Try: sketchbatch-serve --model models, and in another terminal: sketchbatch model --server localhost:50051
+    Try: sketchbatch-serve, which serves the model of the package, and in another terminal: sketchbatch model
     """
     if not find_spec("onnxruntime"):
-        extras = "pip install './service[cpu]', or './service[gpu]' for an NVIDIA GPU"
+        extras = "pip install 'sketchbatch-service[cpu]', or 'sketchbatch-service[gpu]' for an NVIDIA GPU"
         sys.exit(f"sketchbatch-serve: ONNX Runtime is not installed: {extras}")
     settings = Settings(**values)
     process.prepare(settings.log_level)

@@ -8,7 +8,7 @@ import ast
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -38,6 +38,9 @@ class LocalPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+SHIPPED_MODELS = Path(__file__).parent / "shipped_models"
+"""Repository with the default model, which is part of the package. In a checkout, it links to `models/`."""
+
 _MAX_PROCESSES = 1024
 """Most workers, and most threads of a worker: above the CPUs of today's machines, and low enough to start."""
 
@@ -58,8 +61,9 @@ _File = Annotated[Path | None, LocalPath(path_type=Path)]
 class Settings:
     """Settings of one service process."""
 
-    model: Annotated[Path, LocalPath(path_type=Path)]
-    """Model to serve: one model.onnx, or a repository NAME/VERSION/model.onnx."""
+    model: Annotated[Path, LocalPath(path_type=Path)] = SHIPPED_MODELS
+    """Model to serve: one model.onnx, or a repository NAME/VERSION/model.onnx. Default: the model bear-cat-dog, which
+    the package contains."""
 
     versions: str = "latest:2"
     """Versions of each model that a repository loads: latest:N = the N newest that fit, all, or numbers such as 3,5;
@@ -231,15 +235,14 @@ def options(command: Command) -> Command:
     docs = _field_docstrings()
     for field in reversed(fields(Settings)):
         flag = _flag(field.name)
-        default = {"required": True} if field.default is MISSING else {"default": field.default}
         command = click.option(
             f"{flag}/--no-{flag[2:]}" if types[field.name] is bool else flag,
             type=_click_type(types[field.name]),
             envvar=f"SKETCHBATCH_{field.name.upper()}",
             show_envvar=True,
-            show_default=True,
+            show_default=field.default != SHIPPED_MODELS,  # the help text names the model instead of its long path
+            default=field.default,
             help=docs[field.name],
-            **default,
         )(command)
     return command
 

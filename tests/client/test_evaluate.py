@@ -14,6 +14,7 @@ from finished import Finished
 from onnx_models import LABELS, write_model
 from PIL import Image
 from sketchbatch_client import Client
+from sketchbatch_client.commands import evaluate as evaluate_command
 from sketchbatch_client.errors import FileRefused, RequestRefused
 from sketchbatch_client.evaluation import (
     ServedModel,
@@ -120,6 +121,18 @@ def test_figures_agree_with_scikit_learn_and_have_intervals(evaluating, folder, 
     assert (found["recognized"], found["drift"]["metrics"]) == (None, {})
     most = found["most_confused"][0]
     assert most["rows"] == (np.array(found["confusion"]) - np.diag(np.diagonal(found["confusion"]))).max()
+
+
+@pytest.mark.parametrize("flag", ["--html", "--png", "--svg"])
+def test_a_chart_without_matplotlib_is_refused_before_the_evaluation(evaluating, folder, tmp_path, monkeypatch, flag):
+    """Without matplotlib, an option that needs charts ends the command in one line, before drawings are sent."""
+    monkeypatch.setattr(evaluate_command, "find_spec", lambda name: None)
+    finished = evaluating(folder, flag, tmp_path / "report")
+    assert finished.code == 4
+    assert finished.out == ""
+    assert finished.err == f"sketchbatch: {flag} needs matplotlib: pip install 'sketchbatch-client[charts]'\n"
+    assert not (tmp_path / "report").exists()
+    assert evaluating(folder, "--json", tmp_path / "m.json").code == 3
 
 
 @pytest.mark.parametrize("rows", [1, 20])

@@ -89,6 +89,21 @@ def test_labels_describe_the_image(inspected, root):
     assert re.match("[0-9a-f]{40}|unknown", labels["org.opencontainers.image.revision"])
 
 
+def test_labels_describe_the_image_of_the_client(docker, client_image, root):
+    """The image of the client has the same labels; its version is that of the client."""
+    labels = json.loads(docker("image", "inspect", client_image))[0]["Config"]["Labels"]
+    project = tomllib.loads((root / "client" / "pyproject.toml").read_text())["project"]
+    assert labels["org.opencontainers.image.title"] == "sketchbatch-client"
+    assert labels["org.opencontainers.image.version"] == project["version"]
+
+
+def test_the_image_contains_the_default_model_once(python):
+    """The folder /models links to the model in the package of the service."""
+    code = "from pathlib import Path; print(*{path.resolve() for path in Path('/').glob('%s/**/model.onnx')})"
+    [linked] = python(code % "models/bear-cat-dog").split()
+    assert [linked] == python(code % "opt/sketchbatch").split()
+
+
 def test_the_image_lacks_what_serving_does_not_need(python):
     """The image has no installer, no compiler, no training packages and no client."""
     tools = ["cc", "gcc", "make", "git", "curl"]

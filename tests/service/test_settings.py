@@ -152,8 +152,8 @@ def test_no_variable_is_one_that_kubernetes_sets():
 
 
 def test_a_service_without_onnx_runtime_names_the_extras(monkeypatch, tiny_model):
-    """`pip install ./service` installs no ONNX Runtime, because one of two packages must be chosen."""
+    """`pip install sketchbatch-service` installs no ONNX Runtime, because one of two packages must be chosen."""
     monkeypatch.setattr(__main__, "find_spec", lambda name: None)
     result = CliRunner().invoke(__main__.main, ["--model", str(tiny_model)])
     assert result.exit_code == 1
-    assert "sketchbatch-serve: ONNX Runtime is not installed: pip install './service[cpu]'" in result.output
+    assert "sketchbatch-serve: ONNX Runtime is not installed: pip install 'sketchbatch-service[cpu]'" in result.output

@@ -337,6 +337,11 @@ main()
         ({"tensorflow", "keras", "tf2onnx", "h5py", "tensorboard"}, ["adapt", "m.onnx"], ""),
         ({"onnx"}, ["adapt", "m.onnx"], "onnx is not installed: pip install 'sketchbatch-trainer[adapt]'"),
         ({"keras"}, ["export", "--run", "r"], "keras is not installed: pip install 'sketchbatch-trainer[train]'"),
+        (
+            {"matplotlib"},
+            ["explore", "--output", "o.html"],
+            "matplotlib is not installed: pip install 'sketchbatch-trainer[explore]'",
+        ),
         ({"onnx"}, ["report", "--run", "r"], "onnx is not installed: pip install 'sketchbatch-trainer[train]'"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sketchbatch import versions
 from sketchbatch_client.atomic import unwind_on_signals
 from sketchbatch_client.errors import SketchbatchError, message_of
 from sketchbatch_client.output_file import HTML_MARK, check_reports, local_path
@@ -41,6 +42,29 @@ Restart = Annotated[
         help="Discard the training in the run folder and begin a new one. model.onnx stays until the next export.",
     ),
 ]
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        libraries = ("tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy")
+        typer.echo(versions.describe("sketchbatch-train", "sketchbatch-trainer", *libraries))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_print_version,
+            help="Print the versions of the trainer, its libraries and Python, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before a subcommand."""
+
 
 app.command()(fetch)
 

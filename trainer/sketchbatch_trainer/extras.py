@@ -9,7 +9,8 @@ from .errors import ExtraMissing
 
 PACKAGES = {
     "adapt": {"onnx", "onnxruntime"},
-    "train": {"h5py", "keras", "onnx", "onnxruntime", "tensorboard", "tensorflow", "tf2onnx"},
+    "explore": {"matplotlib"},
+    "train": {"h5py", "keras", "matplotlib", "onnx", "onnxruntime", "tensorboard", "tensorflow", "tf2onnx"},
 }
 """The packages that each extra installs, by import name."""
 

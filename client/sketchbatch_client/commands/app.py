@@ -1,6 +1,9 @@
 """The command `sketchbatch` with its subcommands score, merge, evaluate, model, health and demo."""
 
+from typing import Annotated
+
 import typer
+from sketchbatch import versions
 
 from . import demo, evaluate, inspect, merge, score
 
@@ -21,3 +24,24 @@ app = typer.Typer(
 )
 for command in (score.score, merge.merge, evaluate.evaluate, inspect.model, inspect.health, demo.demo):
     app.command(help=_reflowed(command.__doc__ or ""))(command)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(versions.describe("sketchbatch", "sketchbatch-client", "grpcio", "numpy", "pyarrow"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_print_version,
+            help="Print the versions of the client, its libraries and Python, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before a subcommand."""

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from ..atomic import is_stream
+from ..errors import OutputRefused
 from ..evaluation.evaluating import Comparison, Evaluation, common_labels, compare
 from ..evaluation.evaluating import evaluate as evaluate_model
 from ..evaluation.evaluation_json import write_json
@@ -72,11 +74,15 @@ class ReportFlags:
     def check(self, inputs: Collection[Path]) -> None:
         """Raise OutputRefused if a file is one of the inputs, cannot be written or is no earlier report.
 
-        Raises BadParameter if the ending of a picture names another format.
+        Also raise OutputRefused if a file needs charts, and matplotlib is not installed. Raises BadParameter if the
+        ending of a picture names another format.
         """
         for flag, file, suffix in (("--png", self.png_file, ".png"), ("--svg", self.svg_file, ".svg")):
             if file and not is_stream(file) and file.suffix.lower() not in ("", suffix):
                 raise typer.BadParameter(f"must end with {suffix}, got {file}", param_hint=flag)
+        with_charts = {"--html": self.html_file, "--png": self.png_file, "--svg": self.svg_file}
+        if (flag := next(filter(with_charts.get, with_charts), None)) and not find_spec("matplotlib"):
+            raise OutputRefused(f"{flag} needs matplotlib: pip install 'sketchbatch-client[charts]'")
         plots = [(self.png_file, PLOT_MARK), (self.svg_file, PLOT_MARK)]
         check_reports([(self.json_file, JSON_MARK), (self.html_file, HTML_MARK), *plots], inputs)
 

@@ -4,7 +4,6 @@ An image's HEALTHCHECK runs it: the image contains no client and possibly no she
 """
 
 import sys
-from pathlib import Path
 
 import click
 import grpc
@@ -18,7 +17,7 @@ from ..settings import Seconds, Settings
 @click.option(
     "--address",
     envvar=["SKETCHBATCH_PROBE_ADDRESS", "SKETCHBATCH_ADDRESS"],  # with TLS, only the first accepts plain text
-    default=Settings(model=Path()).address,
+    default=Settings().address,
     show_envvar=True,
     show_default=True,
     help="Address that the service listens on, HOST:PORT or unix:PATH, as in the settings of the service.",
@@ -26,7 +25,7 @@ from ..settings import Seconds, Settings
 @click.option("--limit-s", default=2.0, show_default=True, type=Seconds(0, 86_400), help="Seconds to wait.")
 def main(address: str, limit_s: float) -> None:
     """Exit with 0 if health reports SERVING; otherwise print the status in one line and exit with 1."""
-    target = loopback(Settings(model=Path(), address=address).address)
+    target = loopback(Settings(address=address).address)
     status = _status(target, limit_s)
     if status != "SERVING":
         sys.exit(f"{target}: {status}")

@@ -28,9 +28,9 @@ from ..engines.cpu import available_cpus
 from ..engines.cuda import CudaOptions
 from ..errors import ExtraMissing
 from ..models.loader import LoadOptions, load_models
-from ..models.registry import ModelRegistry
+from ..models.registry import ModelRegistry, ServedModel
 from ..models.watcher import ModelWatcher
-from ..settings import Settings
+from ..settings import SHIPPED_MODELS, Settings
 from ..telemetry.exposition import MetricsPort
 from ..telemetry.limits import LimitMonitor, fitting_connections
 from ..telemetry.metrics import ServiceMetrics
@@ -98,6 +98,8 @@ async def _serve(settings: Settings, worker: Worker, stop: Stop, late_exit: "_La
             models = await _load(settings, options, stop, ports)
             if models is None:
                 return
+            if settings.model == SHIPPED_MODELS and worker.number == 1:
+                _announce_default(next(iter(models)))
             servicer = _classifier_servicer(settings, models, worker)
             inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
             # Any, because the types of the generated functions accept only grpc's own servers.
@@ -144,6 +146,15 @@ async def _serve(settings: Settings, worker: Worker, stop: Stop, late_exit: "_La
                     inference.drain()
                     await server.stop(settings.drain_s, stop.forced)
                     inference.close()
+
+
+def _announce_default(model: ServedModel) -> None:
+    log.info(
+        "no --model given, the default model is served",
+        model=model.name,
+        version=model.version,
+        labels=model.artifact.labels,
+    )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from sketchbatch_client.output_file import HTML_MARK, check_reports, local_path
 
+from ..extras import importing
 from ..progress import console, joined, row_bar, show_files
 from ..selection import Classes, Data, IgnoreOthers, SkipMalformed, account, cache_folder, choose
 
@@ -23,9 +24,10 @@ def explore(
     ignore_others: IgnoreOthers = False,
 ) -> None:
     """Describe drawings on an HTML page, before any training: counts, countries, times, similar classes."""
-    from .explore_json import JSON_MARK, write_json
-    from .explore_page import write_page
-    from .exploring import find_files, gather
+    with importing("explore"):
+        from .explore_json import JSON_MARK, write_json
+        from .explore_page import write_page
+        from .exploring import find_files, gather
 
     folder = data or cache_folder()
     found = find_files(folder)
