@@ -22,7 +22,8 @@ from sketchbatch_client.scoring.inputs import find_sources
 from sketchbatch_client.scoring.manifest import Manifest
 from sketchbatch_client.scoring.merge import merge
 from sketchbatch_client.scoring.parts import Parts
-from sketchbatch_service.api.classifier import codec, large_field
+from sketchbatch_service.api import large_field
+from sketchbatch_service.api.classifier import codec
 from sketchbatch_service.api.openinference import codec as tensor_codec
 from sketchbatch_service.engines.cpu import Engine, open_session
 from sketchbatch_service.errors import CredentialsUnusable, InvalidRequest, ModelRefused
@@ -108,7 +109,7 @@ def bitmaps(data: bytes, folder: Path) -> None:
     try:
         if taken:
             request = pb.ClassifyRequest.FromString(taken[1])
-            request.bitmaps = bytes(taken[0])
+            request.bitmaps = b"".join(taken[0][-1:])
             assert request == pb.ClassifyRequest.FromString(data)
         request = codec.read(data)
         assert len(codec.decode(request, max_rows=64, classes=3)) * 784 == len(request.bitmaps)
@@ -117,13 +118,23 @@ def bitmaps(data: bytes, folder: Path) -> None:
 
 
 def tensors(data: bytes, folder: Path) -> None:
-    """Parse and decode a ModelInfer message."""
+    """Parse a ModelInfer message and decode its tensor.
+
+    The service takes large raw contents out of the message with `take_out`. The result must equal protobuf's.
+    """
+    taken = large_field.take_out(data, oip.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER)
     try:
-        request = oip.ModelInferRequest.FromString(data)
-        assert 0 <= tensor_codec.top_k(request, classes=3) <= 3
-        assert tensor_codec.timeout_s(request) > 0
-        assert tensor_codec.claimed_rows(request) is not None
-        assert len(tensor_codec.decode(request, max_rows=64)) == request.inputs[0].shape[0]
+        if taken:
+            fields = oip.ModelInferRequest.FromString(taken[1])
+            fields.raw_input_contents.extend(map(bytes, taken[0]))
+            # As bytes, because NaN differs from itself.
+            expected = oip.ModelInferRequest.FromString(data).SerializeToString(deterministic=True)
+            assert fields.SerializeToString(deterministic=True) == expected
+        request = tensor_codec.read(data)
+        assert 0 <= tensor_codec.top_k(request.fields, classes=3) <= 3
+        assert tensor_codec.timeout_s(request.fields) > 0
+        assert tensor_codec.is_quick(request, rows=64) in (True, False)
+        assert len(tensor_codec.decode(request, max_rows=64)) == request.fields.inputs[0].shape[0]
     except (DecodeError, InvalidRequest):
         return
 

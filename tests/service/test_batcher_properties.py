@@ -106,8 +106,10 @@ class BatcherMachine(RuleBasedStateMachine):
     def take(self, idle_slots):
         forbidden = {number for each in self.submissions if each.must_not_run for number in each.numbers}
         batch = self.batcher.take(idle_slots)
-        if batch:
+        if batch and batch.rows:
             self.running.append((batch, forbidden))
+        elif batch:
+            batch.run()  # fails expired requests, and uses no slot
         assert len(self.running) <= self.batcher.limits.slots
 
     @precondition(lambda self: self.running)

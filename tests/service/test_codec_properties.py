@@ -29,7 +29,8 @@ def test_any_bitmaps_are_decoded_unchanged(bitmaps):
         decode(read(pb.ClassifyRequest(bitmaps=bitmaps.tobytes()).SerializeToString()), max_rows=5, classes=1), bitmaps
     )
     for request in tensor_requests(bitmaps):
-        assert np.array_equal(tensor_codec.decode(request, max_rows=MAX_ROWS), bitmaps)
+        received = tensor_codec.read(request.SerializeToString())
+        assert np.array_equal(tensor_codec.decode(received, max_rows=MAX_ROWS), bitmaps)
 
 
 def tensor_requests(bitmaps: np.ndarray):

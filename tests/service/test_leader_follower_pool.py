@@ -8,7 +8,7 @@ from fakes import FakeModel, busy, drawings, first_pixels, running
 from gates import Clock, ObservedCondition
 from sketchbatch_service.batching.batcher import Batcher, BatchLimits
 from sketchbatch_service.batching.leader_follower_pool import LeaderFollowerPool
-from sketchbatch_service.errors import ShuttingDown
+from sketchbatch_service.errors import DeadlinePassed, ShuttingDown
 
 
 class ConcurrentModel:
@@ -161,3 +161,66 @@ def test_no_thread_polls_while_all_slots_run_unless_allowed():
         assert not source.has_submitted_all.is_set()
         model.release.set()
         assert source.has_submitted_all.wait(5)
+
+
+@pytest.mark.parametrize("waiting", [(), (5,)])
+def test_expired_requests_fail_without_the_lock_of_the_pool(waiting):
+    """A callback of an expired request can wait for another thread that uses the pool: the lock is free.
+
+    This is so with and without other rows, which the thread of the pool runs afterwards.
+    """
+    model, clock, is_blocked, later = FakeModel(held=True), Clock(), [], []
+    batcher = Batcher(model.predict, BatchLimits(max_batch_rows=4), clock=clock)
+
+    def submit_on_another_thread(_):
+        thread = threading.Thread(target=lambda: later.append(batcher.submit(drawings(7))))
+        thread.start()
+        thread.join(5)
+        is_blocked.append(thread.is_alive())
+
+    with running(batcher):
+        first = busy(model, batcher)
+        late = batcher.submit(drawings(1, 2), expires_at=clock() + 1)
+        late.add_done_callback(submit_on_another_thread)
+        queued = [batcher.submit(drawings(*waiting))] if waiting else []
+        clock.advance(1)
+        model.release.set()
+        with pytest.raises(DeadlinePassed):
+            late.result(10)
+        assert first_pixels(first) == [0]
+        assert [first_pixels(future) for future in queued] == ([[5]] if waiting else [])
+    assert is_blocked == [False]
+    assert first_pixels(later[0]) == [7]
+
+
+class ExitCondition(threading.Condition):
+    """A condition that sets `exit_waits` when the exit of a pool waits; only the exit waits with a time limit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exit_waits = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if timeout is not None:
+            self.exit_waits.set()
+        return super().wait(timeout)
+
+
+def test_the_exit_waits_until_expired_requests_have_failed():
+    """The exit of the pool waits for the callbacks of expired requests: a later response would abort the process."""
+    clock, is_failing, closed = Clock(), threading.Event(), []
+    batcher, source = Batcher(FakeModel().predict, BatchLimits(), clock=clock), OnePerPoll()
+    pool = LeaderFollowerPool([batcher], slots=1, source=source)
+    pool._changed = condition = ExitCondition()
+
+    def fail_during_the_exit(_):
+        is_failing.set()
+        assert condition.exit_waits.wait(5)
+        closed.append(source.closed.is_set())
+
+    late = batcher.submit(drawings(1), expires_at=clock() + 1)
+    late.add_done_callback(fail_during_the_exit)
+    clock.advance(1)
+    with pool:
+        assert is_failing.wait(5)
+    assert closed == [False]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
-from sketchbatch_service.api.openinference.codec import decode, encode, is_view, timeout_s, top_k
+from sketchbatch_service.api.openinference.codec import decode, encode, is_quick, read, timeout_s, top_k
 from sketchbatch_service.errors import InvalidRequest
 
 LEVELS = np.resize(np.arange(256, dtype=np.uint8), (2, 28, 28))  # the drawings contain every grey level
@@ -24,7 +24,7 @@ def request(
 def rejection(bad: pb.ModelInferRequest, max_rows: int = 8) -> str:
     """Return the message of the error that decoding raises."""
     with pytest.raises(InvalidRequest) as caught:
-        decode(bad, max_rows=max_rows)
+        decode(read(bad.SerializeToString()), max_rows=max_rows)
     return str(caught.value)
 
 
@@ -44,17 +44,39 @@ def test_every_form_of_a_tensor_gives_the_same_bitmaps(form, shape):
         "fp32": request("FP32", shape, fp32_contents=ink.ravel().tolist()),
         "raw fp32": request("FP32", shape, raw=ink.astype("<f4").tobytes()),
     }[form]
-    bitmaps = decode(made, max_rows=2)
+    received = read(made.SerializeToString())
+    bitmaps = decode(received, max_rows=2)
     assert bitmaps.dtype == np.uint8
     assert np.array_equal(bitmaps, LEVELS)
-    assert is_view(made) == (form == "raw")
+    assert (is_quick(received, rows=2), is_quick(received, rows=1)) == (True, form == "raw")
+
+
+def test_the_raw_contents_of_a_large_request_are_not_copied():
+    """The decoded bitmaps of a large request share memory with the received message."""
+    bitmaps = np.resize(LEVELS, (500, 28, 28))
+    made = request(shape=(500, 28, 28), raw=bitmaps.tobytes())
+    made.id = "mine"
+    message = made.SerializeToString()
+    received = read(message)
+    decoded = decode(received, max_rows=500)
+    assert (received.fields.id, np.array_equal(decoded, bitmaps)) == ("mine", True)
+    assert np.shares_memory(decoded, np.frombuffer(message, np.uint8))
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_raw_floats_of_a_large_request_may_lie_at_any_address(place):
+    """Raw FP32 of a large request is decoded wherever it lies in the message, as float32 at any address."""
+    made = request("FP32", (20, 784), raw=np.resize(LEVELS / np.float32(255), (20, 784)).astype("<f4").tobytes())
+    made.id = "i" * (place + 1)
+    assert np.array_equal(decode(read(made.SerializeToString()), max_rows=20), np.resize(LEVELS, (20, 28, 28)))
 
 
 def test_ink_between_grey_levels_is_rounded_to_the_nearest():
     """Decoding rounds FP32 values to the nearest grey level and does not truncate them."""
     ink = np.zeros((1, 784), "<f4")
     ink[0, :4] = [0.4 / 255, 0.6 / 255, 254.4 / 255, 1]
-    assert decode(request("FP32", (1, 784), raw=ink.tobytes()), max_rows=1).ravel()[:5].tolist() == [0, 1, 254, 255, 0]
+    received = read(request("FP32", (1, 784), raw=ink.tobytes()).SerializeToString())
+    assert decode(received, max_rows=1).ravel()[:5].tolist() == [0, 1, 254, 255, 0]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +120,14 @@ def test_ink_that_is_not_finite_or_out_of_range_is_rejected(value, got, form):
             "contents must be empty with raw_input_contents",
         ),
         (pb.ModelInferRequest(inputs=[*request().inputs, *request().inputs]), "got ['bitmaps', 'bitmaps']"),
+        (
+            pb.ModelInferRequest(inputs=request(shape=(8, 784)).inputs, raw_input_contents=[b"1" * 40_000] * 2),
+            "raw_input_contents must be one for each input, 1, got 2",
+        ),
+        (
+            pb.ModelInferRequest(inputs=request(shape=(8, 784)).inputs, raw_input_contents=[b"1" * 40_000]),
+            "raw_input_contents[0] must be 6272 bytes (UINT8 [8, 784]), got 40000 bytes",
+        ),
     ],
 )
 def test_an_invalid_tensor_is_rejected(bad, message):

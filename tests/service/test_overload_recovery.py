@@ -185,7 +185,7 @@ def test_expired_requests_fail_without_the_lock_of_the_batcher(clock):
     late = batcher.submit(drawings(1), expires_at=clock() + 1)
     late.add_done_callback(submit_on_another_thread)
     clock.advance(1)
-    batcher.take(1)
+    batcher.take(1).run()
     with pytest.raises(DeadlinePassed):
         late.result(0)
     run_all(batcher)

@@ -146,30 +146,31 @@ class Batcher:
         """Return the next batch, or None if no row waits or no slot of this model is free.
 
         Idle slots divide the queued rows between them, but not into batches below `limits.min_split_rows`. `idle_slots`
-        counts the threads that could run a batch now, the calling thread included; >= 1.
+        counts the threads that could run a batch now, the calling thread included; >= 1. This method settles no future,
+        so that the caller may hold a lock: the run of the batch fails the expired requests. If only cancelled and
+        expired requests were queued, the batch has no rows.
         """
         if not self.has_rows:
             return None
-        dropped: list[Request] = []
         with self._lock:
-            batch = self._take(idle_slots, dropped)
-        self._drop(dropped)
-        return batch
+            return self._take(idle_slots)
 
-    def _take(self, idle_slots: int, dropped: list[Request]) -> "Batch | None":
+    def _take(self, idle_slots: int) -> "Batch | None":
         idle_slots = min(idle_slots, self.limits.slots - self._running_calls)
         if idle_slots < 1:
             return None
         now = self._clock()
         share = max(self.limits.min_split_rows, math.ceil(self._queue.rows / idle_slots))
+        dropped: list[Request] = []
         slices = self._queue.take(min(self.limits.max_batch_rows, share), now, dropped)
         rows, rows_left = sum(len(each.bitmaps) for each in slices), self._queue.rows
         self._drain_rate.record_queue(rows_left, now)
-        if not slices:
+        if not slices and not dropped:  # another thread has taken the rows since `has_rows`
             return None
-        self._running_calls += 1
+        self._running_calls += bool(slices)
         is_full = rows == self.limits.max_batch_rows
-        return Batch(self, slices, rows, now, "full" if is_full else "shared" if rows_left else "empty")
+        reason: CloseReason = "full" if is_full else "shared" if rows_left else "empty"
+        return Batch(self, slices, dropped, rows, now, reason)
 
     def _rejection_reason(self, request: Request) -> str | None:
         rows = len(request.bitmaps)
@@ -194,15 +195,22 @@ class Batcher:
         return dropped
 
     def _drop(self, requests: list[Request]) -> None:
-        """Fail and count requests that were removed from the queue. The caller must not hold the lock.
+        """Fail and count requests that were removed from the queue. The caller must not hold a lock.
 
-        A request that fails runs its callbacks, which take 6 us: with thousands of requests, callers would wait.
+        A request that fails runs its callbacks, which encode, send and log its status: other threads would wait.
         """
         for request in requests:
             request.fail(DeadlinePassed("the deadline passed while the request was queued"))
             self.statistics.add_failure(request)
 
     def _run(self, batch: "Batch") -> None:
+        try:
+            self._drop(batch.dropped)
+        finally:
+            if batch.slices:
+                self._call_model(batch)
+
+    def _call_model(self, batch: "Batch") -> None:
         slices, started_at = batch.slices, self._clock()
         try:
             bitmaps = slices[0].bitmaps if len(slices) == 1 else np.concatenate([each.bitmaps for each in slices])
@@ -278,10 +286,11 @@ def _released(bitmaps: Bitmaps) -> Scores:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The rows of one model call."""
+    """The rows of one model call, and the requests that were removed from the queue when it was formed."""
 
     batcher: Batcher
-    slices: list[Slice]
+    slices: list[Slice]  # empty if only cancelled and expired requests were queued
+    dropped: list[Request]
     rows: int
     taken_at: float  # seconds of the batcher's clock
     close_reason: CloseReason
@@ -289,8 +298,16 @@ class Batch:
     @property
     def is_quick(self) -> bool:
         """Return whether the polling thread should run the batch itself: see `BatchLimits.quick_rows`."""
-        return self.rows <= self.batcher.limits.quick_rows
+        return self.rows + len(self.dropped) <= self.batcher.limits.quick_rows
+
+    @property
+    def requests(self) -> list[Request]:
+        """Return the requests whose futures the run of the batch may settle."""
+        return [*self.dropped, *(each.request for each in self.slices)]
 
     def run(self) -> None:
-        """Run the model on this thread and settle the futures of the requests, also if the call fails."""
+        """Fail the expired requests, run the model on this thread, and settle the futures of the other requests.
+
+        The futures are also settled if the model call fails. The caller must not hold a lock.
+        """
         self.batcher._run(self)

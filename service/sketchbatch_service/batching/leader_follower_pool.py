@@ -204,10 +204,10 @@ class LeaderFollowerPool:
         try:
             batch.run()
         except BaseException as exc:
-            for each in batch.slices:  # fail the requests that are not settled: they would wait for ever
+            for request in batch.requests:  # fail the requests that are not settled: they would wait for ever
                 error = InferenceFailed("the service failed after the model call")
                 error.__cause__ = exc
-                each.request.fail(error)
+                request.fail(error)
             raise
         finally:
             with self._changed:

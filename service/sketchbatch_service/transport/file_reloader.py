@@ -54,28 +54,38 @@ class FileReloader(Generic[_Content]):
         self._component = Component(ComponentName.CREDENTIALS, first_delay_s=1.0, max_delay_s=60.0)
         self._retry_at = math.inf  # seconds of the clock; infinite after success
         self._last_cause = ""
-        self._lock = threading.Lock()
+        self._reloading = threading.Lock()  # held during reading; no thread waits for it
         self._stamps = self._read_stamps()
         self.content = read()
 
     def reload_if_changed(self) -> _Content | None:
-        """Return the new content; None if no file has changed since the last call, or the new content is unusable."""
-        with self._lock:
-            stamps = self._read_stamps()
-            if stamps != self._stamps:
-                self._last_cause = ""  # the next error is another file's
-            elif self._clock() < self._retry_at:
-                return None
-            self._stamps = stamps  # before reading: a change during the reading is found by the next call
-            try:
-                self.content = self._read()
-            except Exception as exc:  # raised to gRPC or to the thread that polls, it would reject the connection
-                self._record(exc)
-                return None
-            self._retry_at, self._last_cause = math.inf, ""
-            self._component.record_success()
-            log.info("reloaded", files=list(map(str, self._paths)))
-            return self.content
+        """Return the new content; None if no file has changed since the last call, or the new content is unusable.
+
+        Return None also while another thread reads the files, which may take long.
+        """
+        if not self._reloading.acquire(blocking=False):
+            return None
+        try:
+            return self._reload_if_changed()
+        finally:
+            self._reloading.release()
+
+    def _reload_if_changed(self) -> _Content | None:
+        stamps = self._read_stamps()
+        if stamps != self._stamps:
+            self._last_cause = ""  # the next error is another file's
+        elif self._clock() < self._retry_at:
+            return None
+        self._stamps = stamps  # before reading: a change during the reading is found by the next call
+        try:
+            self.content = self._read()
+        except Exception as exc:  # raised to gRPC or to the thread that polls, it would reject the connection
+            self._record(exc)
+            return None
+        self._retry_at, self._last_cause = math.inf, ""
+        self._component.record_success()
+        log.info("reloaded", files=list(map(str, self._paths)))
+        return self.content
 
     def _record(self, error: Exception) -> None:
         """Count the error, log it unless it is the same as before, and set the time of the next attempt."""

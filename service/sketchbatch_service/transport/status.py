@@ -128,8 +128,10 @@ class StatusCounts:
 
     def __init__(self, server: CallEnds) -> None:
         self._server = server
-        self._histograms: dict[int, Histogram] = {}
-        self._lock = threading.Lock()
+        self._total: dict[int, Histogram] = {}  # until the last call of `histograms`; the values never change
+        self._reading = threading.Lock()  # guards `_total`; only `histograms` takes it
+        self._histograms: dict[int, Histogram] = {}  # since then
+        self._lock = threading.Lock()  # guards `_histograms` and `Endable.is_over`; each call takes it
 
     def begin(self) -> None:
         """Count a call that begins; only one thread may call this method."""
@@ -158,10 +160,12 @@ class StatusCounts:
         self.add(NUMBERS[status], seconds)
 
     def histograms(self) -> list[tuple[grpc.StatusCode, Histogram]]:
-        """Return a copy of the times by status, of each status with which a call has ended."""
-        with self._lock:
-            found = self._histograms.items()
-            return [(_BY_NUMBER[number], Histogram(each.counts.copy(), each.seconds)) for number, each in found]
+        """Return the times by status, of each status with which a call has ended; later calls do not change them."""
+        with self._reading:
+            with self._lock:
+                new, self._histograms = self._histograms, {}
+            self._total |= {number: self._total.get(number, Histogram()) + times for number, times in new.items()}
+            return [(_BY_NUMBER[number], times) for number, times in self._total.items()]
 
 
 def _details(error: Exception) -> list[message.Message]:

@@ -12,11 +12,9 @@ from sketchbatch.v1 import classifier_pb2 as pb
 from ...arrays import ROW_BYTES, ROW_SHAPE, Bitmaps, Scores
 from ...batching.row_queue import Answer
 from ...errors import InvalidRequest
-from .large_field import take_out
+from ..large_field import LARGE_BYTES, take_out
 
 Response = pb.ClassifyResponse | pb.ClassifyStreamResponse
-
-_LARGE_BYTES = 1 << 15  # size from which on `take_out` costs less than the copies that protobuf makes of the bitmaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +27,9 @@ class Request:
 
 def read(message: bytes) -> Request:
     """Parse one message; raise google.protobuf.message.DecodeError if the bytes are not a message."""
-    if len(message) >= _LARGE_BYTES and (taken := take_out(message, pb.ClassifyRequest.BITMAPS_FIELD_NUMBER)):
-        bitmaps, rest = taken
-        return Request(pb.ClassifyRequest.FromString(rest), bitmaps)
+    if len(message) >= LARGE_BYTES and (taken := take_out(message, pb.ClassifyRequest.BITMAPS_FIELD_NUMBER)):
+        views, rest = taken
+        return Request(pb.ClassifyRequest.FromString(rest), views[-1] if views else b"")  # the last one counts
     fields = pb.ClassifyRequest.FromString(message)
     return Request(fields, fields.bitmaps)
 

@@ -1,10 +1,12 @@
 """Decode the tensors of the Open Inference Protocol into bitmaps, and encode scores into tensors.
 
-A response has the form of its request: raw bytes, or typed numbers. Only raw UINT8 is decoded without a copy.
+A response has the form of its request: raw bytes, or typed numbers. Only raw UINT8 is decoded without a copy. Of a
+large message, raw contents are a view.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 from ...arrays import ROW_BYTES, ROW_SHAPE, Bitmaps, Scores
 from ...errors import InvalidRequest
 from ..classifier.codec import best
+from ..large_field import LARGE_BYTES, take_out
 
 INPUT = "bitmaps"
 OUTPUT = "scores"
@@ -26,48 +29,62 @@ _ROW_SHAPES = (list(ROW_SHAPE), [*ROW_SHAPE, 1], [1, *ROW_SHAPE], [ROW_BYTES])
 _SHARED_MEMORY = "shared_memory_region"
 
 
-def is_raw(request: pb.ModelInferRequest) -> bool:
-    """Return whether the request has raw tensors; its response then has raw tensors, too."""
-    return bool(request.raw_input_contents)
+@dataclass(slots=True)
+class Request:
+    """A `ModelInferRequest`."""
+
+    fields: pb.ModelInferRequest  # all fields except `raw_input_contents`, which may be missing here
+    raw: Sequence[bytes | memoryview]  # the field `raw_input_contents`; the response to raw tensors has raw tensors
 
 
-def is_view(request: pb.ModelInferRequest) -> bool:
-    """Return whether decoding makes no copy."""
-    return is_raw(request) and all(tensor.datatype == "UINT8" for tensor in request.inputs)
+def read(message: bytes) -> Request:
+    """Parse one message; raise google.protobuf.message.DecodeError if the bytes are not a message."""
+    field = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
+    if len(message) >= LARGE_BYTES and (taken := take_out(message, field)):
+        views, rest = taken
+        return Request(pb.ModelInferRequest.FromString(rest), views)
+    fields = pb.ModelInferRequest.FromString(message)
+    return Request(fields, fields.raw_input_contents)
 
 
-def claimed_rows(request: pb.ModelInferRequest) -> int:
-    """Return the largest number of rows in the shapes of the input tensors.
+def is_quick(request: Request, *, rows: int) -> bool:
+    """Return whether decoding makes no copy, or converts at most `rows` rows.
 
     The client may state a wrong shape: `decode` compares it with the size of the data.
     """
-    return max((tensor.shape[0] for tensor in request.inputs if tensor.shape), default=0)
+    inputs = request.fields.inputs
+    if len(inputs) != 1:
+        return True  # `decode` rejects the request
+    tensor = inputs[0]
+    return (tensor.datatype == "UINT8" and bool(request.raw)) or not tensor.shape or tensor.shape[0] <= rows
 
 
 def timeout_s(request: pb.ModelInferRequest) -> float:
     """Return the request's parameter `timeout` (microseconds; 0 = no limit) in seconds; infinity without one."""
-    parameter = request.parameters["timeout"] if "timeout" in request.parameters else pb.InferParameter()
-    timeout_us = parameter.int64_param or parameter.uint64_param
+    parameters = request.parameters
+    if "timeout" not in parameters:
+        return math.inf
+    timeout_us = parameters["timeout"].int64_param or parameters["timeout"].uint64_param
     return timeout_us / 1e6 if timeout_us > 0 else math.inf
 
 
-def decode(request: pb.ModelInferRequest, *, max_rows: int) -> Bitmaps:
+def decode(request: Request, *, max_rows: int) -> Bitmaps:
     """Return the request's one input as uint8, (rows, 28, 28); FP32 is rounded to the nearest of 256 grey levels.
 
     Raise InvalidRequest unless the input is one tensor `bitmaps` of a supported type, shape, size and range.
     """
-    tensor = _only_input(request)
+    tensor = _only_input(request.fields)
     rows = _rows(tensor, max_rows)
-    values = _raw_values(request, tensor, rows) if is_raw(request) else _typed_values(tensor, rows)
+    values = _raw_values(request.raw, tensor, rows) if request.raw else _typed_values(tensor, rows)
     bitmaps = values if values.dtype == np.uint8 else _grey_levels(values)
     return bitmaps.reshape(rows, *ROW_SHAPE)
 
 
 def _only_input(request: pb.ModelInferRequest) -> _Tensor:
-    names = [tensor.name for tensor in request.inputs]
-    if names != [INPUT]:
-        raise InvalidRequest(field="inputs", expected=f"one tensor, {INPUT}", got=_listed(names))
-    tensor = request.inputs[0]
+    inputs = request.inputs
+    if len(inputs) != 1 or inputs[0].name != INPUT:
+        raise InvalidRequest(field="inputs", expected=f"one tensor, {INPUT}", got=_listed(inputs))
+    tensor = inputs[0]
     _reject_shared_memory(tensor, "inputs[0]")
     if tensor.datatype not in _DTYPES:
         raise InvalidRequest(
@@ -89,15 +106,13 @@ def _rows(tensor: _Tensor, max_rows: int) -> int:
     return rows
 
 
-def _raw_values(request: pb.ModelInferRequest, tensor: _Tensor, rows: int) -> NDArray[Any]:
+def _raw_values(raw: Sequence[bytes | memoryview], tensor: _Tensor, rows: int) -> NDArray[Any]:
     dtype = _DTYPES[tensor.datatype]
-    if len(request.raw_input_contents) != 1:
-        raise InvalidRequest(
-            field="raw_input_contents", expected="one for each input, 1", got=str(len(request.raw_input_contents))
-        )
+    if len(raw) != 1:
+        raise InvalidRequest(field="raw_input_contents", expected="one for each input, 1", got=str(len(raw)))
     if tensor.HasField("contents"):
         raise InvalidRequest(field="inputs[0].contents", expected="empty with raw_input_contents", got="both")
-    payload = request.raw_input_contents[0]
+    payload = raw[0]
     _check_size("raw_input_contents[0]", "bytes", len(payload), tensor, rows * ROW_BYTES * dtype.itemsize)
     return np.frombuffer(payload, dtype)
 
@@ -146,12 +161,12 @@ def top_k(request: pb.ModelInferRequest, *, classes: int) -> int:
 
     Raise InvalidRequest if the output is not `scores`, or its parameter `classification` is not 1 to `classes`.
     """
-    names = [output.name for output in request.outputs]
-    if names not in ([], [OUTPUT]):
-        raise InvalidRequest(field="outputs", expected=f"{OUTPUT}, or none", got=_listed(names))
-    if not names:
+    outputs = request.outputs
+    if not outputs:
         return 0
-    output = request.outputs[0]
+    output = outputs[0]
+    if len(outputs) > 1 or output.name != OUTPUT:
+        raise InvalidRequest(field="outputs", expected=f"{OUTPUT}, or none", got=_listed(outputs))
     _reject_shared_memory(output, "outputs[0]")
     if "classification" not in output.parameters:
         return 0
@@ -172,8 +187,8 @@ def _reject_shared_memory(tensor: _Tensor | _Output, field: str) -> None:
         raise InvalidRequest(field=f"{field}.parameters", expected="without shared memory", got=_SHARED_MEMORY)
 
 
-def _listed(names: Sequence[str]) -> str:
-    return repr([name[:100] for name in names[:10]]) if names else "none"
+def _listed(tensors: Sequence[_Tensor] | Sequence[_Output]) -> str:
+    return repr([tensor.name[:100] for tensor in tensors[:10]]) if tensors else "none"
 
 
 def encode(scores: Scores, top_k: int, labels: Sequence[str], response: pb.ModelInferResponse, *, as_raw: bool) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeVar
 
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
@@ -106,25 +106,25 @@ class InferenceServicer:
             ]
         return pb.RepositoryIndexResponse(models=index)
 
-    def ModelInfer(self, request: pb.ModelInferRequest, call: UnaryCall) -> None:
-        infer = partial(self._infer, request, call, time.monotonic() + call.time_remaining())
-        if _decodes_inline(request):
-            infer()
+    def ModelInfer(self, request: codec.Request, call: UnaryCall) -> None:
+        expires_at = time.monotonic() + call.time_remaining()
+        if codec.is_quick(request, rows=_INLINE_ROWS):
+            self._infer(request, call, expires_at)
         else:
-            self._codec_pool.submit(infer)
+            self._codec_pool.submit(self._infer, request, call, expires_at)
 
     async def ModelStreamInfer(
-        self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
+        self, request_iterator: AsyncIterator[codec.Request], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         expires_at = expiry(context)
 
-        async def accept(request: pb.ModelInferRequest) -> _Message:
-            decode = partial(self._decode, request, expires_at)
+        async def accept(request: codec.Request) -> _Message:
+            decode, is_quick = partial(self._decode, request, expires_at), codec.is_quick(request, rows=_INLINE_ROWS)
             try:
-                decoded = decode() if _decodes_inline(request) else await self._in_codec_pool(decode)
-                return _Message(request.id, await retry_while_full(partial(self._submit, request, decoded)))
+                decoded = decode() if is_quick else await self._in_codec_pool(decode)
+                return _Message(request.fields.id, await retry_while_full(partial(self._submit, request, decoded)))
             except Exception as exc:  # sent later, as the response to this message
-                return _Message(request.id, exc)
+                return _Message(request.fields.id, exc)
 
         async with aclosing(self._streams.read(request_iterator, accept, context)) as messages:
             async for message in messages:
@@ -148,8 +148,8 @@ class InferenceServicer:
         except ServiceError as exc:
             await abort(context, exc)
 
-    def _infer(self, request: pb.ModelInferRequest, call: UnaryCall, expires_at: float) -> None:
-        request_id = request.id or new_request_id()
+    def _infer(self, request: codec.Request, call: UnaryCall, expires_at: float) -> None:
+        request_id = request.fields.id or new_request_id()
         try:
             plan, future = self._submit(request, self._decode(request, expires_at))
         except Exception as exc:  # the client must receive a status
@@ -167,27 +167,28 @@ class InferenceServicer:
         else:
             self._codec_pool.submit(_respond, call, plan, request_id, future)
 
-    def _decode(self, request: pb.ModelInferRequest, expires_at: float) -> "_Decoded":
+    def _decode(self, request: codec.Request, expires_at: float) -> "_Decoded":
         """Validate and decode the request."""
-        started_at = time.monotonic()
-        model = self._models.get(request.model_name, request.model_version)
-        self._top_k(request, model)  # first: it costs least
+        started_at, fields = time.monotonic(), request.fields
+        model = self._models.get(fields.model_name, fields.model_version)
+        top_k = self._top_k(fields, model)  # first: it costs least
         bitmaps = codec.decode(request, max_rows=self._max_rows(model))
-        expires_at = min(expires_at, started_at + codec.timeout_s(request))
-        return _Decoded(bitmaps, expires_at, time.monotonic() - started_at)
+        expires_at = min(expires_at, started_at + codec.timeout_s(fields))
+        return _Decoded(bitmaps, expires_at, model, top_k, time.monotonic() - started_at)
 
-    def _submit(self, request: pb.ModelInferRequest, decoded: "_Decoded") -> "_Accepted":
+    def _submit(self, request: codec.Request, decoded: "_Decoded") -> "_Accepted":
         """Queue the rows of the request with the model that has the requested name now."""
-        submit = partial(self._submit_to, request, decoded)
-        return submit_to_served(self._models, request.model_name, request.model_version, submit)
+        fields, submit = request.fields, partial(self._submit_to, request, decoded)
+        return submit_to_served(self._models, fields.model_name, fields.model_version, submit)
 
-    def _submit_to(self, request: pb.ModelInferRequest, decoded: "_Decoded", model: ServedModel) -> "_Accepted":
+    def _submit_to(self, request: codec.Request, decoded: "_Decoded", model: ServedModel) -> "_Accepted":
         plan = _ResponsePlan(
-            id=request.id,
+            id=request.fields.id,
             model=model,
             rows=len(decoded.bitmaps),
-            top_k=self._top_k(request, model),
-            is_raw=codec.is_raw(request),
+            # A model that has replaced the one of `_decode` may have fewer classes.
+            top_k=decoded.top_k if model is decoded.model else self._top_k(request.fields, model),
+            is_raw=bool(request.raw),
             decoding_s=decoded.decoding_s,
         )
         return plan, model.batcher.submit(decoded.bitmaps, expires_at=decoded.expires_at)
@@ -214,16 +215,18 @@ class InferenceServicer:
         return asyncio.wrap_future(self._codec_pool.submit(work))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: a frozen instance takes 1 us more to make
 class _Decoded:
-    """The rows of a request, before a model is chosen for them."""
+    """The rows of a request, which `model` and `top_k` fit."""
 
     bitmaps: Bitmaps
     expires_at: float  # time.monotonic seconds
+    model: ServedModel
+    top_k: int
     decoding_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, as `_Decoded`
 class _ResponsePlan:
     """The properties of a decoded request that determine the form of its response."""
 
@@ -242,8 +245,9 @@ class _ResponsePlan:
     def response(self, answer: Answer) -> pb.ModelInferResponse:
         """Encode the scores, and count and log the request."""
         started_at = time.monotonic()
-        response = pb.ModelInferResponse(model_name=self.model.name, model_version=self.model.version, id=self.id)
-        response.parameters[descriptions.DIGEST].string_param = self.model.artifact.digest
+        response = pb.ModelInferResponse()
+        response.CopyFrom(_head(self.model.name, self.model.version, self.model.artifact.digest))
+        response.id = self.id
         codec.encode(answer.scores, self.top_k, self.model.artifact.labels, response, as_raw=self.is_raw)
         self.model.batcher.statistics.add_codec(decoding_s=self.decoding_s, encoding_s=time.monotonic() - started_at)
         log_answer(answer, model_name=self.model.name, request_id=self.id)
@@ -273,9 +277,12 @@ class _Message:
         )
 
 
-def _decodes_inline(request: pb.ModelInferRequest) -> bool:
-    """Return whether decoding is fast enough for the calling thread."""
-    return codec.is_view(request) or codec.claimed_rows(request) <= _INLINE_ROWS
+@lru_cache(maxsize=64)
+def _head(name: str, version: str, digest: str) -> pb.ModelInferResponse:
+    """Return the fields that all responses of a model share; to copy them takes half as long as to set them."""
+    head = pb.ModelInferResponse(model_name=name, model_version=version)
+    head.parameters[descriptions.DIGEST].string_param = digest
+    return head
 
 
 def _respond(call: UnaryCall, plan: _ResponsePlan, request_id: str, future: Future[Answer]) -> None:

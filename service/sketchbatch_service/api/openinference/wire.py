@@ -6,6 +6,7 @@ from google.protobuf.descriptor import FileDescriptor
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
 
 from .. import method_handlers
+from . import codec
 
 _PACKAGE = "inference"
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -15,7 +16,8 @@ SERVICE = f"{_PACKAGE}.{_SERVICE.name}"
 
 def handlers(servicer: object) -> grpc.GenericRpcHandler:
     """Return the handlers of the protocol's RPCs; methods of `servicer` with the same names answer them."""
-    return method_handlers.handlers(_SERVICE, servicer, name=SERVICE)
+    readers = {"ModelInfer": codec.read, "ModelStreamInfer": codec.read}
+    return method_handlers.handlers(_SERVICE, servicer, name=SERVICE, readers=readers)
 
 
 def reflection_pool(*others: FileDescriptor) -> descriptor_pool.DescriptorPool:

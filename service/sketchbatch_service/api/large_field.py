@@ -4,21 +4,23 @@ protobuf copies such a field twice, when it parses the message and when the fiel
 Python thread runs, which takes 40 us for a request of 1,024 rows (docs/decisions/0025).
 """
 
+LARGE_BYTES = 1 << 15  # size of a message from which on `take_out` costs less than the two copies of protobuf
+
 _VARINT, _LENGTH_DELIMITED = 0, 2  # the wire types of the fields of our messages
 _CONTINUATION = 0x80  # bit of a varint's byte: another byte follows
 _MAX_VARINT_BYTES = 10
 
-_MAX_FIELDS = 64  # our messages have five; to parse millions of fields would block the polling thread for a long time
+_MAX_FIELDS = 64  # our messages have up to seven; millions of fields would block the polling thread for a long time
 
 
-def take_out(message: bytes, field: int) -> tuple[memoryview, bytes] | None:
-    """Return a view of field number `field` (1 to 15, `bytes`, not repeated), and the message without the field.
+def take_out(message: bytes, field: int) -> tuple[list[memoryview], bytes] | None:
+    """Return a view of each occurrence of field number `field` (1 to 15, `bytes`), and the message without the field.
 
-    If the field occurs several times, the last occurrence counts, as in protobuf. Return None if this function cannot
-    parse the message; the message may be valid all the same, and protobuf must parse it.
+    Return None if this function cannot parse the message; the message may be valid all the same, and protobuf must
+    parse it.
     """
-    view, rest = memoryview(message), bytearray()
-    found, wanted, at = view[:0], field << 3 | _LENGTH_DELIMITED, 0
+    view, rest, found = memoryview(message), bytearray(), list[memoryview]()
+    wanted, at = field << 3 | _LENGTH_DELIMITED, 0
     try:
         for _ in range(_MAX_FIELDS):
             if at == len(message):
@@ -32,7 +34,7 @@ def take_out(message: bytes, field: int) -> tuple[memoryview, bytes] | None:
             if end > len(message):
                 return None
             if tag == wanted:
-                found = view[end - number : end]
+                found.append(view[end - number : end])
             else:
                 rest += view[at:end]
             at = end
