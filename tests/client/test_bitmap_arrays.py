@@ -182,7 +182,7 @@ def test_bitmaps_that_look_inverted_cause_one_warning(tiny_service):
     assert re.search(r"inverted\? .*255 - x", str(caught[0].message))
 
 
-@pytest.mark.parametrize("bitmaps", [ROWS[:0], ROWS, np.full_like(ROWS, 128), ROWS * 0], ids=len)
+@pytest.mark.parametrize("bitmaps", [ROWS[:0], ROWS, np.full_like(ROWS, 128), ROWS * 0, ROWS * 0 + 1], ids=len)
 def test_drawings_cause_no_warning(bitmaps):
     """Blank, dark and grey bitmaps do not look inverted."""
     assert ink_warning(bitmaps) == ""
@@ -190,7 +190,7 @@ def test_drawings_cause_no_warning(bitmaps):
 
 def test_bitmaps_of_zeros_and_ones_cause_a_warning(tiny_service):
     """Bitmaps whose ink has level 1 are nearly blank; a blank bitmap before them does not hide them."""
-    faint = np.concatenate([ROWS[:1] * 0, ROWS > 9]).astype(np.uint8)
+    faint = np.concatenate([ROWS[:1] * 0, ROWS > 99]).astype(np.uint8)
     with Client(tiny_service.address) as client, pytest.warns(InkWarning, match="only the values 0 and 1"):
         client.classify(faint)
 

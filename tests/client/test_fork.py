@@ -1,5 +1,6 @@
 """A child process that was forked while other threads classify may use the client of its parent."""
 
+import os
 import subprocess
 import sys
 
@@ -55,7 +56,11 @@ os.wait()
 
 @pytest.mark.timeout(80)
 def test_a_child_uses_the_client_of_its_parent(tiny_service):
-    """The child has its own connections and locks, and the parent's calls continue; a closed client stays closed."""
+    """The child has its own connections and locks, and the parent's calls continue; a closed client stays closed.
+
+    The environment has the variable without which gRPC does not support forks (client/README.md).
+    """
     command = [sys.executable, "-c", FORKING, tiny_service.address]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=70)
+    environment = os.environ | {"GRPC_ENABLE_FORK_SUPPORT": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=70)
     assert (ended.returncode, ended.stdout) == (0, "the client was closed\n"), ended.stderr

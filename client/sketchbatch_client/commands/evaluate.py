@@ -77,9 +77,9 @@ class ReportFlags:
         Also raise OutputRefused if a file needs charts, and matplotlib is not installed. Raises BadParameter if the
         ending of a picture names another format.
         """
-        for flag, file, suffix in (("--png", self.png_file, ".png"), ("--svg", self.svg_file, ".svg")):
-            if file and not is_stream(file) and file.suffix.lower() not in ("", suffix):
-                raise typer.BadParameter(f"must end with {suffix}, got {file}", param_hint=flag)
+        for picture, suffix in ((self.png_file, ".png"), (self.svg_file, ".svg")):
+            if picture and not is_stream(picture) and picture.suffix.lower() not in ("", suffix):
+                raise typer.BadParameter(f"must end with {suffix}, got {picture}", param_hint=f"--{suffix[1:]}")
         with_charts = {"--html": self.html_file, "--png": self.png_file, "--svg": self.svg_file}
         if (flag := next(filter(with_charts.get, with_charts), None)) and not find_spec("matplotlib"):
             raise OutputRefused(f"{flag} needs matplotlib: pip install 'sketchbatch-client[charts]'")

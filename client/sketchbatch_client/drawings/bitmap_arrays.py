@@ -21,6 +21,8 @@ _EXPECTED = "uint8 (rows, 28, 28) or (rows, 784)"
 # average. The mean of inverted drawings is 212.
 _MOSTLY_INK = 170
 
+_INK = 0.02, 0.7  # lowest and highest share of ink in drawings; nearly blank or filled bitmaps are no scaled drawings
+
 
 class Series(Protocol):
     """A series or data frame of pandas, polars or a library like them."""
@@ -91,7 +93,7 @@ def ink_warning(bitmaps: Bitmaps) -> str:
         return ""
     if bitmaps[0, 0, 0] > _MOSTLY_INK and bitmaps.mean() > _MOSTLY_INK:
         return "most pixels of the bitmaps are ink: are they inverted? 0 = paper, 255 = ink; 255 - x inverts them"
-    if bitmaps[0].max() <= 1 and bitmaps.max() == 1:
+    if bitmaps[0].max() <= 1 and bitmaps.max() == 1 and _INK[0] < bitmaps.mean() < _INK[1]:
         return "the bitmaps have only the values 0 and 1, which is nearly no ink; expected 0 = paper, 255 = ink"
     return ""
 

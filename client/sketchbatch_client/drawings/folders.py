@@ -52,11 +52,7 @@ def find_labelled(folder: Path | str) -> LabelledFolder:
     Raises FileRefused if the folder does not exist or has none of these layouts, or if two names are equal in NFC.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        if folder.exists():
-            advice = f"name the folder that holds it, {folder.parent}"
-            raise FileRefused(f"{folder}: expected a folder with a file or folder for each label, got a file; {advice}")
-        raise FileRefused(f"{folder}: no such folder; expected one with a NAME.npy for each label")
+    _check_is_folder(folder)
     for inner, suffix in (*_LAYOUTS, (".", ".parquet")):
         for parent in (folder / inner, folder):
             if parent.is_dir() and (files := _with_suffix(parent, (suffix,))):
@@ -71,13 +67,29 @@ def find_labelled(folder: Path | str) -> LabelledFolder:
             return LabelledFolder(found, PassedOverList(_besides(folder, parent, found)))
     if pictures_in(folder):
         return LabelledFolder(_by_label([folder]), PassedOverList(besides_pictures(folder)))
+    raise FileRefused(
+        f"{folder}: expected a NAME.npy for each label, got none, nor strokes or pictures{_what_is_there(folder)}"
+    )
+
+
+def _check_is_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    if folder.exists():
+        advice = f"name the folder that holds it, {folder.parent}"
+        raise FileRefused(f"{folder}: expected a folder with a file or folder for each label, got a file; {advice}")
+    raise FileRefused(f"{folder}: no such folder; expected one with a NAME.npy for each label")
+
+
+def _what_is_there(folder: Path) -> str:
+    """Describe what a folder without labelled drawings has instead: drawings in inner folders, and unread files."""
     nested = listed([f"{inner.name}/" for inner in _folders(folder) if pass_over(inner).may_have_drawings])
     advice = f"; there are drawings in {nested}: name one of these folders" if nested else ""
     inside = (path for path in sorted(folder.iterdir()) if not path.is_dir())
     others = PassedOverList(map(pass_over, islice(inside, _DESCRIBED)))
     if others.count_with_drawings:
         advice += f"; not read: {others.describe(2)}"
-    raise FileRefused(f"{folder}: expected a NAME.npy for each label, got none, nor strokes or pictures{advice}")
+    return advice
 
 
 def label_of(path: Path) -> str:

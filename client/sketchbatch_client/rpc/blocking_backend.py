@@ -13,6 +13,7 @@ import grpc
 from .classification import Classification
 from .coalescing_queue import MAX_WAIT_S
 from .connections.credentials import Metadata
+from .connections.fork_gate import gate
 
 _SIGNAL_CHECK_S = 0.5
 """Longest single wait. If a signal, such as Ctrl-C, arrives at the moment in which a wait begins, Python handles the
@@ -108,7 +109,8 @@ class BlockingBackend:
     async def send(
         self, rpc: Callable[..., Any], request: object, timeout_s: float | None, metadata: Metadata | None
     ) -> Any:
-        return rpc(request, timeout=timeout_s, metadata=metadata)
+        with gate:
+            return rpc(request, timeout=timeout_s, metadata=metadata)
 
     async def sleep(self, delay_s: float) -> None:
         self._is_stopped.wait(delay_s)
