@@ -122,7 +122,7 @@ test-grpcio: $(UV)
 	  else echo "$$version FAILED: .tools/$@/$$version.log"; fi; \
 	done
 
-lint: .venv/.done .tools/protos/.done .tools/image/.done ## ruff, mypy strict, import layers, banned words, stale stubs, hadolint
+lint: .venv/.done .tools/protos/.done .tools/image/.done ## ruff, mypy strict, import layers, banned words, stale stubs, hadolint, actionlint
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
@@ -133,6 +133,7 @@ lint: .venv/.done .tools/protos/.done .tools/image/.done ## ruff, mypy strict, i
 	  cmp -s "$$out/$$stub" "protos/$$stub" || { echo "stale: protos/$${stub#./}; run 'make protos'"; exit 1; }; \
 	done
 	.tools/image/bin/hadolint Dockerfile.gpu
+	.tools/image/bin/actionlint .github/workflows/*.yml
 
 k8s: .venv/.done .tools/k8s/.done ## check the Kubernetes manifests: kustomize, schemas of three versions, checkov, our policies
 	$(VENV)/pytest -m k8s tests/deploy
