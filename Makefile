@@ -96,9 +96,10 @@ test-slow: .venv/.done ## run the tests that train, measure or repeat faults for
 	$(VENV)/pytest -m slow $(TESTS)
 
 # test-lowest installs the lowest versions of direct dependencies that the distributions allow. test-latest installs the
-# newest versions of all dependencies. Both use no lock file, and run only tests that need no TensorFlow. For test-latest,
-# PYTHON may name a newer Python.
-RANGE_TESTS ?= tests/contract tests/service tests/client/test_client.py tests/client/test_async_client.py \
+# newest versions of all dependencies. Both use no lock file, and run only tests that need neither TensorFlow nor the
+# trainer. For test-latest, PYTHON may name a newer Python.
+RANGE_TESTS ?= tests/contract --ignore=tests/contract/test_distributions.py tests/service \
+  tests/client/test_client.py tests/client/test_async_client.py \
   tests/integration/test_serving.py tests/integration/test_security.py tests/integration/test_transport_choice.py
 
 test-lowest: RESOLUTION := lowest-direct
@@ -123,7 +124,7 @@ test-grpcio: $(UV)
 	  else echo "$$version FAILED: .tools/$@/$$version.log"; fi; \
 	done
 
-lint: .venv/.done .tools/protos/.done .tools/image/.done ## ruff, mypy strict, import layers, banned words, stale stubs, hadolint
+lint: .venv/.done .tools/protos/.done .tools/image/.done ## ruff, mypy strict, import layers, banned words, stale stubs, hadolint, actionlint
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
@@ -135,6 +136,7 @@ lint: .venv/.done .tools/protos/.done .tools/image/.done ## ruff, mypy strict, i
 	  cmp -s "$$out/$$stub" "protos/$$stub" || { echo "stale: protos/$${stub#./}; run 'make protos'"; exit 1; }; \
 	done
 	.tools/image/bin/hadolint Dockerfile.gpu
+	.tools/image/bin/actionlint .github/workflows/*.yml
 
 k8s: .venv/.done .tools/k8s/.done ## check the Kubernetes manifests: kustomize, schemas of three versions, checkov, our policies
 	$(VENV)/pytest -m k8s tests/deploy

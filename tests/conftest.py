@@ -12,45 +12,25 @@ os.environ["GRPC_VERBOSITY"] = "NONE"  # read by the import of gRPC, whose log w
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for started processes: else `import numpy` takes 0.1 s of a second CPU
 
 import in_process
-import numpy as np
 import pytest
 from file_order import FileScheduling, longest_first
 from hypothesis import settings
 from onnx_models import write_model
+from portable import ROOT, noise, quickdraw, root
+
+__all__ = ["noise", "quickdraw", "root"]  # fixtures
 
 # Hypothesis tries the same examples on every machine, without a time limit. Thus only the code can cause a failure.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
 
-ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-QUICKDRAW = ROOT.parent / "shared" / "data" / "quickdraw"
-
-
-@pytest.fixture(scope="session")
-def root() -> Path:
-    """Return the root folder of the repository."""
-    return ROOT
-
-
-@pytest.fixture(scope="session")
-def quickdraw() -> Path:
-    """Return the folder of real drawings in Google's layout; skip the test if the folder is missing."""
-    if not QUICKDRAW.is_dir():
-        pytest.skip("no real drawings: ../shared/data/quickdraw is absent")
-    return QUICKDRAW
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the file of a real model with three classes, whose model calls take microseconds."""
     return write_model(tmp_path_factory.mktemp("tiny") / "tiny.onnx")
-
-
-@pytest.fixture
-def noise() -> Callable[[int], np.ndarray]:
-    """Return a function that makes random bitmaps; two calls with the same number of rows return equal bitmaps."""
-    return lambda rows: np.random.default_rng(rows).integers(0, 256, (rows, 28, 28), np.uint8)
 
 
 class Service:

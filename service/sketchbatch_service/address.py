@@ -38,7 +38,11 @@ class HostPort:
 
     def resolve(self) -> tuple[int, Any]:
         """Return the socket family and address that the resolver returns first; raise OSError if it finds none."""
-        family, *_, address = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)[0]
+        try:
+            found = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+        except UnicodeError as exc:  # a part of the name is empty or too long
+            raise socket.gaierror(socket.EAI_NONAME, "not a name of a host") from exc
+        family, *_, address = found[0]
         return family, address
 
 

@@ -154,8 +154,12 @@ def test_a_failed_score_prints_one_line_and_leaves_no_file(sketchbatch, folder, 
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_score_leaves_no_file(folder, how, code):
-    """SIGTERM or Ctrl-C stops a `score` command that waits for an unresponsive server, and no output file remains.
+@pytest.mark.parametrize(
+    "words",
+    [["score", "ant.npy", "--output"], ["evaluate", ".", "--json"], ["score", ".", "--readers", "2", "--output"]],
+)
+def test_a_stopped_command_leaves_no_file(folder, words, how, code):
+    """SIGTERM or Ctrl-C stops a command that waits for an unresponsive server, and no output file remains.
 
     Further signals are ignored: nothing is printed.
     """
@@ -163,8 +167,8 @@ def test_a_stopped_score_leaves_no_file(folder, how, code):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
-        words = [Path(sys.executable).parent / "sketchbatch", "score", folder / "ant.npy", "--server", address]
-        process = subprocess.Popen([*words, "--output", folder / "o.csv"], stderr=subprocess.PIPE, text=True)
+        command = [Path(sys.executable).parent / "sketchbatch", *words, "o.csv", "--server", address]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder)
         connection, _ = mute.accept()
         with connection:
             for _ in range(3):

@@ -66,6 +66,25 @@ def test_an_impossible_shard_is_rejected(score, tmp_path, monkeypatch, shard):
     assert "--shard" in refused.err
 
 
+@pytest.mark.parametrize("index", ["", "x", "8", "08", "-1", " 7", "7.0"])
+def test_an_impossible_index_of_kubernetes_is_rejected(score, tmp_path, monkeypatch, index):
+    """Without a valid JOB_COMPLETION_INDEX, `--shard /8` ends with exit code 2 and scores no shard."""
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
+    refused = score("--output", tmp_path / "o.csv", "--shard", "/8")
+    assert (refused.code, list(tmp_path.glob("o*"))) == (2, [])
+    assert "--shard" in refused.err
+
+
+def test_a_shard_that_is_given_twice_is_not_merged(score, sketchbatch, tmp_path):
+    """Otherwise its rows would be in the output twice."""
+    for number in range(2):
+        assert score("--output", tmp_path / "o.csv", "--shard", f"{number}/2").code == 0
+    shards = sorted(tmp_path.glob("o-*.csv"))
+    finished = sketchbatch("merge", *shards, shards[0], "--output", tmp_path / "all.csv")
+    assert (finished.code, (tmp_path / "all.csv").exists()) == (4, False)
+    assert "got shard 0 twice" in finished.err
+
+
 def change_a_row(drawings, row):
     """Change the pixels of one of the 6,000 rows; the number of rows and the size of the file stay the same."""
     name, row = ("a.npy", row) if row < 4000 else ("b.npy", row - 4000)

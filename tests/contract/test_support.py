@@ -152,3 +152,44 @@ def test_an_issue_form_has_what_github_requires(root, name):
     assert form["description"]
     assert len({field["id"] for field in fields}) == len(fields) >= 3
     assert all(field["attributes"]["label"] for field in fields)
+
+
+WORKFLOWS = ("tests", "client", "images", "release")
+
+
+def commands(root, name: str) -> str:
+    """Return the commands of all steps of a workflow, one per line."""
+    workflow = yaml.safe_load((root / f".github/workflows/{name}.yml").read_text())
+    return "\n".join(step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"])
+
+
+def test_the_workflows_call_targets_and_tests_that_exist(root):
+    """Each `make` command of a test workflow names a target, and each test file exists."""
+    targets = set(re.findall(r"^((?:[a-z0-9-]+ ?)+):", (root / "Makefile").read_text(), re.MULTILINE))
+    known = {target for line in targets for target in line.split()}
+    for name in ("tests", "client", "images"):
+        text = commands(root, name)
+        assert set(re.findall(r"\bmake ([a-z0-9-]+)", text)) <= known
+        assert [file for file in re.findall(r"tests/\S+\.py", text) if not (root / file).is_file()] == []
+
+
+def test_the_workflows_test_the_versions_of_python_in_the_documents(root, page):
+    """The matrix of each workflow has the versions that docs/support.md names."""
+    matrix = {
+        name: [job["strategy"]["matrix"].get("python", []) for job in workflow["jobs"].values() if "strategy" in job]
+        for name in ("tests", "client")
+        for workflow in [yaml.safe_load((root / f".github/workflows/{name}.yml").read_text())]
+    }
+    assert matrix["tests"] == [["3.11", "3.12", "3.13"], ["3.11", "3.12", "3.13", "3.14"]]
+    assert matrix["client"] == [["3.11", "3.14"]]
+    for version in ("3.12, 3.13 | all | none here; the workflow `tests`", "3.14 | protos, client, service |"):
+        assert f"| {version}" in page
+
+
+def test_the_actions_have_one_full_version_each(root):
+    """Each action is used with one full version in all workflows, and no step keeps the token of the checkout."""
+    text = "\n".join((root / f".github/workflows/{name}.yml").read_text() for name in WORKFLOWS)
+    used = set(re.findall(r"uses: (\S+)@(\S+)", text))
+    assert len(used) == len({action for action, _ in used}) >= 8
+    assert [version for _, version in used if not re.fullmatch(r"v\d+\.\d+\.\d+", version)] == []
+    assert text.count("actions/checkout@") == text.count("persist-credentials: false")

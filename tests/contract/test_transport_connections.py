@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import re
 import resource
 import socket
 import threading
@@ -153,6 +154,30 @@ async def test_a_port_in_use_is_an_error(serving):
         other = create_server(serving.args[0], [("grpc.so_reuseport", 0)])
         with pytest.raises(AddressUnusable, match=f"cannot listen on {address}: the port is in use"):
             other.listen(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("192.0.2.1:1", "it is no address of this machine"),
+        ("[2001:db8::1]:1", "it is no address of this machine"),
+        ("a..b:1", "a..b cannot be resolved: not a name of a host"),
+    ],
+)
+async def test_an_address_that_cannot_be_bound_is_refused_with_the_reason(serving, address, reason):
+    """A misspelt address, and one of another machine, are not reported as a port in use."""
+    with pytest.raises(AddressUnusable, match=re.escape(f"cannot listen on {address}: {reason}")):
+        create_server(serving.args[0]).listen(address)
+
+
+async def test_a_client_that_speaks_http_1_is_disconnected(serving):
+    """A browser, or the health check of a load balancer over HTTP/1.1, is not left waiting for a response."""
+    async with serving() as (_, echo, _):
+        reading, writing = await asyncio.open_connection(*echo.address.rsplit(":", 1))
+        writing.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(10):
+            await reading.read()  # until the server closes the connection
+        writing.close()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::]:0"])

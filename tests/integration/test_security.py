@@ -119,7 +119,8 @@ def error_of(channel: grpc.Channel, method: str, metadata=()) -> grpc.RpcError:
 def test_without_a_token_only_health_answers(guarded, keys):
     """Without a valid token, every call except health checks receives UNAUTHENTICATED, before its request arrives.
 
-    This is true even for calls of unknown methods.
+    This is true even for calls of unknown methods. docs/load-balancing.md states the status that the health check of a
+    load balancer receives.
     """
     assert len(METHODS) > 10
     with keys.channel(guarded.address) as channel:
@@ -132,6 +133,10 @@ def test_without_a_token_only_health_answers(guarded, keys):
         assert health.Check(health_pb2.HealthCheckRequest()).status == SERVING
         assert next(health.Watch(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)).status == SERVING
         assert len(health.List(health_pb2.HealthListRequest()).statuses) == 3
+        for service in ("liveness", "sketchbatch.v1.ClassifierService"):
+            assert health.Check(health_pb2.HealthCheckRequest(service=service)).status == SERVING
+        # the health check of an Application Load Balancer of AWS calls a method that no service has
+        assert error_of(channel, "/AWS.ALB/healthcheck").code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_every_token_of_the_file_is_accepted(guarded, keys):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import queue
 import signal
 import socket
@@ -321,6 +322,24 @@ def test_a_failed_start_is_reported_in_one_line(run_command, tmp_path, tiny_mode
     assert "no such model file" in failed_start(run_command, "--model", tmp_path / "none.onnx")
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         assert "provider cuda was asked for" in failed_start(run_command, "--model", tiny_model, "--provider", "cuda")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not restrict processes to CPUs")
+@pytest.mark.parametrize(("flags", "slots"), [((), 1), (("--threads", "3"), 3)])
+def test_the_log_names_the_cpus_that_the_service_may_use(start_service, tiny_model, flags, slots):
+    """A service that may use one CPU of several has one execution slot, unless the settings say otherwise.
+
+    `taskset`, `docker --cpuset-cpus` and Kubernetes' CPU manager restrict a process in this way.
+    """
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        service = start_service(tiny_model, *flags)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert (service.ready["cpus"], service.ready["slots"]) == (1, slots)
+    code, log = service.stop()
+    assert (code, [event for event in log if event["level"] not in ("info", "debug")]) == (0, [])
 
 
 def test_a_used_port_is_reported_in_one_line(run_command, tiny_model, tiny_service, transport):

@@ -1,5 +1,6 @@
 """Test that a running service reports calls in metrics, log and traces."""
 
+import gzip
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 from polling import wait_until
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
@@ -123,6 +125,32 @@ def test_a_call_appears_in_metrics_log_and_traces(start_service, tiny_model):
     assert [calls[0].start_time_unix_nano, *times, calls[0].end_time_unix_nano] == sorted(
         [calls[0].start_time_unix_nano, *times, calls[0].end_time_unix_nano]
     )
+
+
+def test_metrics_are_valid_in_both_formats(start_service, tiny_model):
+    """The strict parser of OpenMetrics and the one of the text format read the same families, also when compressed.
+
+    Each family has a help text and, if it is a counter, samples whose names end with `_total`.
+    """
+    service = start_service(tiny_model, "--metrics-address", "127.0.0.1:0")
+    classify(service.address, 3)
+    found = []
+    for accept, parse in (
+        ("application/openmetrics-text; version=1.0.0", parse_openmetrics),
+        ("text/plain", text_string_to_metric_families),
+    ):
+        headers = {"Accept": accept, "Accept-Encoding": "gzip"}
+        request = urllib.request.Request(f"http://{service.metrics_address}/metrics", headers=headers)
+        with urllib.request.urlopen(request, timeout=15) as response:
+            assert response.headers["Content-Type"].startswith(accept.partition(";")[0])
+            text = gzip.decompress(response.read()).decode()
+        found.append({family.name.removesuffix("_total"): family for family in parse(text)})
+    assert found[0].keys() == found[1].keys()
+    assert len(found[0]) > 20
+    for family in found[0].values():
+        assert family.documentation
+        assert family.type != "counter" or {sample.name for sample in family.samples} == {f"{family.name}_total"}
+    assert service.stop()[0] == 0
 
 
 def test_one_scrape_returns_the_metrics_of_all_workers(start_service, tiny_model):

@@ -24,10 +24,11 @@ from adapting import adapt, properties, run_adapt
 from foreign_models import FOREIGN, LABELS, write_foreign, write_model
 from onnx import TensorProto, helper
 from onnxruntime.quantization import quantize_dynamic
+from sketchbatch_client import errors as client_errors
 from sketchbatch_client.errors import DiskFull
 from sketchbatch_trainer.adapt import adapting
 from sketchbatch_trainer.adapt.source import Source
-from sketchbatch_trainer.errors import AdaptRefused
+from sketchbatch_trainer.errors import AdaptRefused, OutputRefused
 
 pytestmark = pytest.mark.timeout(120)  # some cases start Python on busy CPUs
 
@@ -181,6 +182,24 @@ def test_the_output_replaces_no_device_and_no_file_of_the_source(tmp_path, outpu
         run_adapt(source, "--output", tmp_path / output, "--labels", "ant,bee,cow")
     assert (tmp_path / "m.onnx.data").read_bytes() == weights
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("other", ["drawings", "another model"])
+def test_the_output_replaces_only_model_files_of_sketchbatch(tmp_path, other):
+    """A file of another program stays; an earlier output of the command is replaced."""
+    source, output = write_foreign("torch", tmp_path / "m.onnx"), tmp_path / "out.onnx"
+    if other == "drawings":
+        output.write_bytes(b"\x93NUMPY\x01\x00 drawings")
+    else:
+        write_foreign("keras", output)
+    before = output.read_bytes()
+    refusals = (OutputRefused, client_errors.OutputRefused)
+    with pytest.raises(refusals, match=r"out\.onnx: (exists, and is no model|expected an exported model, got)"):
+        run_adapt(source, "--output", output, "--labels", "ant,bee,cow")
+    assert output.read_bytes() == before
+    output.unlink()
+    for _ in range(2):
+        run_adapt(source, "--output", output, "--labels", "ant,bee,cow")
 
 
 def test_a_model_without_scores_of_a_blank_drawing_is_refused(tmp_path):

@@ -43,9 +43,23 @@ def bind(address: str, add_port: Callable[[str], int], *, purpose: str = "") -> 
     except RuntimeError:  # grpc.aio's error for an address that it cannot bind
         port = 0
     if not port:
-        reason = "the folder must exist and be writable" if path else "the port is in use, or not this machine's"
+        reason = "the folder must exist and be writable" if path else _problem(HostPort.parse(address))
         raise AddressUnusable(f"cannot listen {purpose}on {address}: {reason}")
     return address if path else str(replace(HostPort.parse(address), port=port))
+
+
+def _problem(address: HostPort) -> str:
+    """Return why an address cannot be bound, which gRPC does not report."""
+    try:
+        family, place = address.resolve()
+        with socket.socket(family) as tried:
+            tried.bind(place)
+    except socket.gaierror as exc:
+        return f"{address.host} cannot be resolved: {exc.strerror}"
+    except OSError as exc:
+        known = {errno.EADDRINUSE: "the port is in use", errno.EADDRNOTAVAIL: "it is no address of this machine"}
+        return known.get(exc.errno or 0, exc.strerror or str(exc))
+    return "the port was in use"
 
 
 def close(address: str) -> None:

@@ -21,6 +21,7 @@ from sketchbatch_client.drawings.readers import Bitmaps
 
 from .. import synthetic
 from ..errors import AdaptRefused
+from ..run import check_model_output
 from .examining import Model, Wanted, examine
 from .graph.batch import problem_with_rows
 from .graph.ending import end
@@ -108,10 +109,12 @@ def adapt(request: AdaptRequest, report: Callable[[Finding], None] = lambda find
     Raises:
         AdaptRefused: The source cannot be adapted as requested, or the adapted model has other scores. No file is
             written.
+        OutputRefused: The output would replace a file that is no model file of Sketchbatch.
     """
     _check_paths(request)
     source = read(request.source)
     _check_output(request, source.data_files)
+    check_model_output(request.output)
     report(Finding("source", f"{_shown(request.source)}: {source.description}"))
     labels, place = _find_labels(request, source.graph)
     bitmaps = _parity_drawings()
