@@ -280,7 +280,7 @@ SERVE_UNUSED := onnxruntime/capi/libonnxruntime.so.* \
   $(addprefix onnxruntime/,backend datasets quantization tools transformers) pyarrow/include pyarrow/tests
 
 .tools/serve/.done: locks/serve.txt $(DISTRIBUTIONS:%=%/pyproject.toml) | $(UV)
-	@echo "installing locks/serve.txt and the distributions into .tools/serve (315 MB, without TensorFlow)" >&2
+	@echo "installing locks/serve.txt and the distributions into .tools/serve (319 MB, without TensorFlow)" >&2
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/serve >&2
 	@$(UV) pip sync --quiet --require-hashes --python .tools/serve/bin/python locks/serve.txt >&2
 	@$(UV) pip install --quiet --no-deps --no-build-isolation --python .tools/serve/bin/python -e protos -e client -e service \
