@@ -160,7 +160,7 @@ fuzz: .venv/.done ## send INPUTS (1000000) hostile inputs of SEED (1) to every p
 	  --output benchmarks/results/$(shell date -u +%F)-fuzz.json $(if $(TARGETS),--targets $(TARGETS))
 
 ##@ Measure
-bench: .venv/.done ## compare with ONNX Runtime and a plain server: 12 minutes; others: .venv/bin/python -m benchmarks
+bench: .venv/.done ## compare with ONNX Runtime, a plain server and empty servers; others: .venv/bin/python -m benchmarks
 	$(VENV)/python -m benchmarks bench $(BENCH)
 
 # bench-gpu needs no package index and no installed packages of this project (docs/gpu.md).

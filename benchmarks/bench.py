@@ -40,6 +40,9 @@ CACHE = ROOT / "runs" / "bench"
 REAL_DRAWINGS = ROOT.parent / "shared" / "data" / "quickdraw"
 DRAWN_ROWS = 8192  # as many rows as eight of the largest requests
 
+WITH_H2LOAD = ("plain", "ours", "ours-aio", "instant-core", "instant-aio")
+"""Peers that a whole run also measures with h2load, where it is installed."""
+
 MODELS: dict[str, Callable[[], Path]] = {
     "shipped": lambda: ROOT / "models" / "bear-cat-dog" / "1" / "model.onnx",
     "article": lambda: article().write(CACHE / "article" / "model.onnx"),
@@ -75,7 +78,8 @@ def main() -> None:
         "took_s": round(time.monotonic() - started_at),
         "models": {name: describe_model(path) for name, path in plan.models.items()},
         "contestants": {
-            peer.name: {"about": peer.about, "style": peer.style, "channels": peer.channels} for peer in peers
+            peer.name: {"about": peer.about, "style": peer.style, "channels": peer.channels, "limits": peer.limits}
+            for peer in peers
         },
         "left_out": left_out,
         "workloads": {name: asdict(WORKLOADS[name]) for name in plan.workloads},
@@ -88,7 +92,7 @@ def main() -> None:
 
 def read_arguments() -> argparse.Namespace:
     """Parse the flags; `is_whole` is true if the flags leave out no measurement."""
-    peers = list(find_peers())
+    peers = [*find_peers(), *(f"{name}@h2load" for name in WITH_H2LOAD)]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--models", type=models_of, default=list(MODELS), help=f"of {','.join(MODELS)}, or files")

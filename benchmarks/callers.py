@@ -1,4 +1,4 @@
-"""Keep requests in flight with threads, futures or asyncio tasks, on plain stubs or on our clients.
+"""Keep requests in flight with threads, futures, asyncio tasks or h2load, on plain stubs or on our clients.
 
 README.md states the cost of threads, futures and tasks. This module runs in the load generator's process only.
 """
@@ -12,8 +12,10 @@ from functools import partial
 from itertools import chain, cycle, islice
 
 import grpc
+import h2load
 import numpy as np
 from peers import Bitmaps, Caller, Peer, Scores, Stop
+from sketchbatch.openinference.v2 import open_inference_pb2 as oip
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1.classifier_pb2_grpc import ClassifierServiceStub
 from sketchbatch_client import AsyncClient, Client
@@ -128,6 +130,44 @@ class StubTasks(StubThreads):
         return await in_tasks(calls, requests, in_flight, stop)
 
 
+class H2Load(StubThreads):
+    """The program `h2load` on one connection; a plain stub checks the scores."""
+
+    def __init__(self, address: str, peer: Peer) -> None:
+        super().__init__(address, peer)
+        self._address = address
+
+    def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
+        scores = self.classify(requests[0])
+        return h2load.keep_in_flight(
+            self._address, _request(requests[0]).SerializeToString(), scores.nbytes, in_flight, stop
+        )
+
+
+class InferThreads:
+    """ModelInfer of the Open Inference Protocol by plain calls, with one thread per request in flight."""
+
+    def __init__(self, address: str, _: Peer) -> None:
+        self._infer = grpc.insecure_channel(address, options=_OPTIONS).unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=oip.ModelInferRequest.SerializeToString,
+            response_deserializer=oip.ModelInferResponse.FromString,
+        )
+
+    def classify(self, bitmaps: Bitmaps) -> Scores:
+        scores = self._send(bitmaps).raw_output_contents[0]
+        return np.frombuffer(scores, "<f4").reshape(len(bitmaps), -1)
+
+    def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
+        return in_threads([self._send], requests, in_flight, stop)
+
+    def _send(self, bitmaps: Bitmaps) -> oip.ModelInferResponse:
+        request = oip.ModelInferRequest(raw_input_contents=[bitmaps.tobytes()])
+        request.inputs.add(name="bitmaps", datatype="UINT8", shape=bitmaps.shape)
+        response: oip.ModelInferResponse = self._infer(request)
+        return response
+
+
 class ClientThreads:
     """One `Client`, with one thread per request in flight."""
 
@@ -155,7 +195,12 @@ class ClientTasks(ClientThreads):
         return self._runner.run(in_tasks([self._tasks_client.classify], requests, in_flight, stop))
 
 
-STYLES: dict[str, Callable[[str, Peer], Caller]] = {"threads": StubThreads, "futures": StubFutures, "aio": StubTasks}
+STYLES: dict[str, Callable[[str, Peer], Caller]] = {
+    "threads": StubThreads,
+    "futures": StubFutures,
+    "aio": StubTasks,
+    "h2load": H2Load,
+}
 
 
 def stubs(address: str, peer: Peer) -> Caller:

@@ -47,7 +47,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
                 axes.set_title(title, loc="left")
             row[0].set_ylabel(f"{model}\n{about['mflop_per_row']:.3g} MFLOP per row", fontweight="bold")
         handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
+        figure.legend(handles=handles, loc="outside upper right", ncols=min(len(handles), 8), frameon=False)
         figure.savefig(path, dpi=110, metadata={"Software": None})
 
 

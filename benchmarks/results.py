@@ -1,10 +1,11 @@
 """Turn the counts of windows into figures, and the figures of repeats into medians and ratios.
 
 A ratio divides the figures of two contestants in the same repeat. The published ratio is the median over the repeats.
+The share of a limit is such a ratio, published with its minimum and maximum.
 """
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,10 +67,14 @@ class Cell:
 
 
 class Results:
-    """The cells of one benchmark run: one for each model, workload and contestant."""
+    """The cells of one benchmark run: one for each model, workload and contestant.
 
-    def __init__(self) -> None:
+    `limits` names, by contestant, the peers whose rates the contestant cannot exceed.
+    """
+
+    def __init__(self, limits: Mapping[str, Sequence[str]] | None = None) -> None:
         self.cells: list[Cell] = []
+        self._limits = limits or {}
 
     def cell(self, model: str, workload: str, contestant: str) -> Cell | None:
         """Return the cell of a model, workload and contestant; None = not measured."""
@@ -103,6 +108,22 @@ class Results:
             **_ratios("to_plain", cell, plain, ["rows_per_s", "p50_ms", "p99_ms"]),
         }
 
+    def share(self, cell: Cell) -> dict[str, Any] | None:
+        """Return the cell's rate as a share of its limit, the lowest rate of the peers that limit it.
+
+        The result has the name of this peer, and the median, minimum and maximum over the repeats; None = no such peer
+        was measured, or the workload is the mix.
+        """
+        names = self._limits.get(cell.contestant, ())
+        limits = [found for name in names if (found := self.cell(cell.model, cell.workload, name))]
+        if "rows_per_s" not in cell.repeats or not limits:
+            return None
+        limit = min(limits, key=lambda each: each.median("rows_per_s"))
+        pairs = zip(cell.repeats["rows_per_s"], limit.repeats["rows_per_s"], strict=True)
+        shares = sorted(rate / most for rate, most in pairs)
+        found = {"median": statistics.median(shares), "min": shares[0], "max": shares[-1]}
+        return {"of": limit.contestant, **rounded(found)}
+
     def as_json(self) -> list[dict[str, Any]]:
         """Return medians, ratios and repeats of every cell."""
         written = []
@@ -115,6 +136,7 @@ class Results:
                     "contestant": cell.contestant,
                     "raw": raw.contestant if raw else None,
                     "ratios": rounded(self.ratios(cell)),
+                    "share": self.share(cell),
                     "medians": rounded({name: cell.median(name) for name in cell.repeats}),
                     "repeats": {name: list(rounded(dict(enumerate(v))).values()) for name, v in cell.repeats.items()},
                 }

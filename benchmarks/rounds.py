@@ -57,7 +57,7 @@ class Plan:
 
 def run(plan: Plan) -> Results:
     """Measure every contestant on every model and workload in every repeat."""
-    results = Results()
+    results = Results({peer.name: peer.limits for peer in plan.peers})
     for model in plan.models:
         for repeat in range(plan.repeats):
             _show(f"{model}, repeat {repeat + 1} of {plan.repeats}\n")

@@ -16,6 +16,7 @@ def print_tables(record: Record) -> None:
         cells = {(c["contestant"], c["workload"]): c for c in record["measured"] if c["model"] == model}
         console.print(f"\n[bold]{model}[/], {about['mflop_per_row']} MFLOP per row: medians (ratio to raw, to plain)")
         console.print(_rates(record, cells))
+        console.print(_shares(record, cells))
         console.print(_costs(record, cells))
     if any(_is_disturbed(cell) for cell in record["measured"]):
         console.print(f"* other work on the machine took more than {DISTURBED_CPUS} CPUs: measure again")
@@ -48,6 +49,17 @@ def _rates(record: Record, cells: dict[tuple[str, str], Record]) -> Table:
     return table
 
 
+def _shares(record: Record, cells: dict[tuple[str, str], Record]) -> Table:
+    """Return the table of the rates as shares of their limits, with minimum and maximum."""
+    table = Table("share of the limit", box=None, pad_edge=False)
+    workloads = [name for name in record["workloads"] if name != "mix"]
+    for workload in workloads:
+        table.add_column(workload, justify="right")
+    for name in record["contestants"]:
+        table.add_row(name, *(_share(cells.get((name, workload))) for workload in workloads))
+    return table
+
+
 def _costs(record: Record, cells: dict[tuple[str, str], Record]) -> Table:
     """Return the table of CPU microseconds per request, start-up and memory."""
     table = Table("", box=None, pad_edge=False)
@@ -73,6 +85,11 @@ def _rate(cell: Record | None) -> str:
     shown = ", ".join("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
     rate = cell["medians"]["rows_per_s"]
     return f"{rate:,.0f}{'*' * _is_disturbed(cell)} ({shown})"
+
+
+def _share(cell: Record | None) -> str:
+    share = cell["share"] if cell else None
+    return f"{share['median']:.2f} ({share['min']:.2f} to {share['max']:.2f}) of {share['of']}" if share else ""
 
 
 def _latency(cell: Record | None, prefix: str) -> str:

@@ -6,6 +6,7 @@ A benchmark finds new modules of this package without registration. A peer can u
 
 import importlib
 import pkgutil
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,10 @@ from numpy.typing import NDArray
 
 Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
 Scores = NDArray[np.float32]  # (rows, classes)
+
+LIMIT_OF_MODEL = "raw64"
+"""Name of the peer that shows the limit of the model: ONNX Runtime in process, 64 rows per call. Its name has not the
+prefix `raw-`, because it does not answer requests one by one."""
 
 
 class Stop(Protocol):
@@ -78,10 +83,20 @@ class Peer:
     """Whether the answers are the scores of the model; False = the peer runs no model and answers at once; its
     rate is the upper limit for a server."""
 
+    limit: str = ""
+    """Name of the peer that answers at once through the same gRPC server; "" = there is none."""
+
     @property
     def style(self) -> str:
         """STYLE of the peer's name NAME@STYLE, or the first of `styles` if the name has none; "" = no styles exist."""
         return self.name.partition("@")[2] or next(iter(self.styles), "")
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Return the names of the peers whose rates this peer cannot exceed; () = the peer itself shows a limit."""
+        if not self.computes or self.name == LIMIT_OF_MODEL:
+            return ()
+        return (LIMIT_OF_MODEL, self.limit) if self.limit else (LIMIT_OF_MODEL,)
 
     def takes(self, workload: str) -> bool:
         """Return whether a workload is measured on the peer."""
@@ -115,7 +130,13 @@ def find_peer(name: str, *, channels: int = 1) -> Peer:
         raise ValueError(f"{base}@ must be one of {', '.join(peer.styles) or 'no styles at all'}, got {style!r}")
     if flags:
         peer = replace(peer, command=_with_flags(peer, flags))
-    return replace(peer, name=name, channels=max(channels, peer.channels))
+    limit = f"{peer.limit}@{style}" if peer.limit and style else peer.limit
+    missing = _missing_h2load if style == "h2load" else peer.missing
+    return replace(peer, name=name, channels=max(channels, peer.channels), limit=limit, missing=missing)
+
+
+def _missing_h2load() -> str:
+    return "" if shutil.which("h2load") else "h2load is not on the PATH (Debian: nghttp2-client)"
 
 
 def _with_flags(peer: Peer, flags: list[str]) -> Callable[[Path], list[str]]:

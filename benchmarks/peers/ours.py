@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import grpc
-from callers import STYLES, ClientTasks, ClientThreads, stubs
+from callers import STYLES, ClientTasks, ClientThreads, InferThreads, stubs
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from . import Peer
@@ -49,6 +49,14 @@ PEERS = (
         connect=stubs,
         styles=tuple(STYLES),
         command=command,
+        limit="instant-core",
+    ),
+    peer(
+        name="ours-openinference",
+        about="sketchbatch-serve, its defaults, by plain stubs of the Open Inference Protocol (ModelInfer)",
+        connect=InferThreads,
+        command=command,
+        limit="instant-core",
     ),
     peer(
         name="ours-2-workers",
@@ -58,6 +66,7 @@ PEERS = (
         command=lambda model: command(model, "--workers", "2"),
         missing=_missing_workers,
         channels=4,  # more than workers, because each connection reaches one worker only
+        limit="instant-core",
     ),
     peer(
         name="ours-client",

@@ -2,7 +2,8 @@
 
 Each raw peer uses all CPUs in a different way: one session with a thread per CPU (ONNX Runtime's default); one
 single-threaded session per CPU; single-threaded sessions with large requests split into calls whose activations fit
-into the caches of the CPU. Ratios refer to the fastest raw peer in each workload.
+into the caches of the CPU. Ratios refer to the fastest raw peer in each workload. One more peer is the limit of the
+model: it always uses all CPUs with calls of 64 rows, whatever the workload.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import onnxruntime as ort
 from callers import in_threads
 from processes import cpus
 
-from . import Bitmaps, Peer, Scores, Stop
+from . import LIMIT_OF_MODEL, Bitmaps, Peer, Scores, Stop
 
 
 class Raw:
@@ -41,6 +42,16 @@ class Raw:
         return scores
 
 
+class RawJoined(Raw):
+    """`Raw` in calls of `call_rows` rows: smaller requests are joined, and all sessions are busy."""
+
+    def keep_in_flight(self, requests: Sequence[Bitmaps], in_flight: int, stop: Stop) -> list[float]:
+        each = max(1, self._call_rows // len(requests[0]))  # requests per call
+        joined = [np.concatenate(requests[at : at + each]) for at in range(0, len(requests) - each + 1, each)]
+        took_s = super().keep_in_flight(joined, len(self._sessions), stop)
+        return [seconds for seconds in took_s for _ in range(each)]
+
+
 _WORKLOADS = ("1024x4", "64x8", "1x32", "1x1")  # the mix needs a scheduler, which raw calls do not have
 
 PEERS = (
@@ -61,5 +72,11 @@ PEERS = (
         about="raw-per-cpu with requests of more than 64 rows split into calls of 64",
         connect=partial(Raw, sessions=cpus(), threads=1, call_rows=64),
         workloads=("1024x4",),  # in the other workloads, raw-per-cpu-64 equals raw-per-cpu
+    ),
+    Peer(
+        name=LIMIT_OF_MODEL,
+        about="raw-per-cpu in calls of 64 rows in every workload: smaller requests are joined, larger ones are split",
+        connect=partial(RawJoined, sessions=cpus(), threads=1, call_rows=64),
+        workloads=_WORKLOADS,
     ),
 )

@@ -17,7 +17,7 @@ _instant = partial(
     styles=tuple(STYLES),
     address_in=plain.address_in,
     probe=plain.probe,
-    workloads=("64x8", "1x32", "1x1"),
+    workloads=("1024x4", "64x8", "1x32", "1x1"),
     computes=False,
 )
 
@@ -28,15 +28,16 @@ PEERS = (
         connect=stubs,
         styles=tuple(STYLES),
         command=lambda model: ours.command(model, "--transport", "aio"),
+        limit="instant-aio",
     ),
     _instant(
         name="instant-core",
-        about="the server of the transport core, answers at once without a model",
+        about="the server of the transport core; reads a request and answers with fixed bytes",
         command=lambda model: [sys.executable, _SERVER, "core"],
     ),
     _instant(
         name="instant-aio",
-        about="a bare grpc.aio.server, answers at once without a model",
+        about="a bare grpc.aio.server; reads a request and answers with fixed bytes",
         command=lambda model: [sys.executable, _SERVER, "aio"],
     ),
 )

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from pathlib import Path
 import pytest
 from bench import choose
 from contest import PeerFailed, Server
+from h2load import keep_in_flight
 from peers import find_peer
 from processes import cpu_s, memory, tree
 from results import Results, figures, mix_figures
+from sketchbatch.v1 import classifier_pb2 as pb
 
 WINDOW = {
     "requests": 100,
@@ -101,6 +104,50 @@ def test_a_mix_is_compared_with_its_own_bulk_rate():
     assert mix.median("single_p99_ms") == 30
 
 
+def test_a_rate_is_a_share_of_its_lowest_limit():
+    """The limit of a contestant is the lower of two rates: of the model alone, and of an empty server.
+
+    The share of the limit has a minimum and a maximum over the repeats. A peer that shows a limit has no share.
+    """
+    limits = {name: find_peer(name).limits for name in ("plain", "ours", "ours@aio", "raw64", "instant-core")}
+    assert limits["ours@aio"] == ("raw64", "instant-core@aio")
+    results = Results(limits)
+    rates = {"raw64": [200, 100], "instant-core": [100, 90], "plain": [50, 50], "ours": [60, 45]}
+    for contestant, values in rates.items():
+        for value in values:
+            results.add("small", "64x8", contestant, {"rows_per_s": value})
+    shares = {name: results.share(results.cell("small", "64x8", name)) for name in rates}
+    assert shares["ours"] == {"of": "instant-core", "median": 0.55, "min": 0.5, "max": 0.6}
+    assert shares["plain"] == {"of": "raw64", "median": 0.375, "min": 0.25, "max": 0.5}
+    assert (shares["raw64"], shares["instant-core"]) == (None, None)
+
+
+def test_a_machine_without_h2load_leaves_its_rows_out_with_a_reason(monkeypatch, tmp_path, capsys):
+    """Without h2load on the PATH, the benchmark leaves out the rows @h2load, and prints the reason."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    peers, left_out = choose(["plain", "ours@h2load"], ["64x8"], channels=1)
+    assert [peer.name for peer in peers] == ["plain"]
+    assert left_out == {"ours@h2load": "h2load is not on the PATH (Debian: nghttp2-client)"}
+    assert "left out: ours@h2load: h2load is not on the PATH" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("h2load"), reason="no h2load on the PATH")
+def test_h2load_counts_answers_and_reports_errors(tiny_model):
+    """Each request of h2load counts once, with its seconds; answers without scores end the run with an error."""
+    peer, stop = find_peer("instant-core"), threading.Event()
+    stop.set()
+    server = Server(peer, tiny_model)
+    try:
+        message = pb.ClassifyRequest(bitmaps=bytes(3 * 784)).SerializeToString()
+        took_s = keep_in_flight(server.address, message, 3 * 3 * 4, 8, stop)
+        assert len(took_s) == 32
+        assert 0 < min(took_s) <= max(took_s) < 10
+        with pytest.raises(RuntimeError, match="h2load must receive 32 answers"):
+            keep_in_flight(server.address, message, 1000, 8, stop)
+    finally:
+        server.close()
+
+
 def test_the_cost_of_a_process_includes_its_children():
     """CPU time and memory of a server are the sums over all its workers."""
     burn = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
@@ -124,7 +171,7 @@ def test_only_peers_that_take_part_are_started():
     """
     peers, _ = choose(["raw-default", "plain@aio", "ours-client"], ["mix"], channels=2)
     assert [(peer.name, peer.style, peer.channels) for peer in peers] == [("plain@aio", "aio", 2)]
-    with pytest.raises(SystemExit, match="plain@ must be one of threads, futures, aio, got 'fork'"):
+    with pytest.raises(SystemExit, match="plain@ must be one of threads, futures, aio, h2load, got 'fork'"):
         choose(["plain@fork"], ["mix"], channels=1)
     with pytest.raises(SystemExit, match="no contestant 'triton'; there are: raw-default, "):
         choose(["triton"], ["mix"], channels=1)
@@ -145,17 +192,17 @@ def test_one_run_measures_every_contestant(root, tmp_path):
 
     These are rates, latencies, CPU times, memory, start-up times and ratios.
     """
-    flags = ["--models", "small", "--workloads", "1024x4,1x1,mix", "--contestants", "raw-default,plain,ours"]
+    flags = ["--models", "small", "--workloads", "1024x4,1x1,mix"]
+    flags += ["--contestants", "raw-default,raw64,plain,ours,instant-core"]
     started_at = time.monotonic()
     flags += ["--repeats", "1", "--attempts", "1", "--seconds", "0.2"]
     finished = run_bench(root / "benchmarks", *flags, "--output", str(tmp_path / "found.json"))
     assert finished.returncode == 0, finished.stderr
     record = json.loads((tmp_path / "found.json").read_text())
     cells = {(cell["contestant"], cell["workload"]): cell for cell in record["measured"]}
-    assert set(cells) == {(name, work) for name in ("plain", "ours") for work in ("1024x4", "1x1", "mix", "server")} | {
-        ("raw-default", "1024x4"),
-        ("raw-default", "1x1"),
-    }
+    peers_of = {"1024x4": set(record["contestants"]), "1x1": set(record["contestants"]), "mix": {"plain", "ours"}}
+    peers_of["server"] = {"plain", "ours", "instant-core"}
+    assert set(cells) == {(name, workload) for workload, names in peers_of.items() for name in names}
     assert (tmp_path / "found.png").stat().st_size > 10_000
     assert record["models"]["small"]["mflop_per_row"] == 1.032
     single, bulk, mix = (cells["ours", workload] for workload in ("1x1", "1024x4", "mix"))
@@ -169,10 +216,26 @@ def test_one_run_measures_every_contestant(root, tmp_path):
     assert bulk["ratios"]["rows_per_s_to_raw"] == pytest.approx(rates["ours"] / rates["raw-default"], rel=0.002)
     assert bulk["ratios"]["rows_per_s_to_plain"] == pytest.approx(rates["ours"] / rates["plain"], rel=0.002)
     assert mix["ratios"]["bulk_kept"] == pytest.approx(mix["medians"]["bulk_rows_per_s"] / rates["ours"], rel=0.002)
+    limit = min(("raw64", "instant-core"), key=lambda name: cells[name, "1x1"]["medians"]["rows_per_s"])
+    share = single["medians"]["rows_per_s"] / cells[limit, "1x1"]["medians"]["rows_per_s"]
+    assert (single["share"]["of"], single["share"]["median"]) == (limit, pytest.approx(share, rel=0.002))
     server = cells["ours", "server"]["medians"]
     assert 0 < server["ready_s"] <= server["healthy_s"] < time.monotonic() - started_at
     assert 20 < server["after_mib"] <= server["peak_mib"] < 2000
     assert "ours" in finished.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_the_other_protocol_and_the_other_transport_are_measured(root, tmp_path):
+    """One run measures `ModelInfer`, whose scores agree with ONNX Runtime, and the empty server of `aio`."""
+    flags = ["--models", "small", "--workloads", "1x1", "--repeats", "1", "--attempts", "1", "--seconds", "0.2"]
+    flags += ["--contestants", "raw64,ours-openinference,instant-aio", "--output", str(tmp_path / "found.json")]
+    finished = run_bench(root / "benchmarks", *flags)
+    assert finished.returncode == 0, finished.stderr
+    measured = json.loads((tmp_path / "found.json").read_text())["measured"]
+    shares = {cell["contestant"]: cell["share"] for cell in measured if cell["workload"] == "1x1"}
+    assert (shares["raw64"], shares["instant-aio"], shares["ours-openinference"]["of"]) == (None, None, "raw64")
 
 
 def test_a_new_module_is_a_new_peer_and_wrong_scores_stop_the_run(root, tmp_path):
