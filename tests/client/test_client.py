@@ -28,6 +28,7 @@ from sketchbatch_client import (
     Unavailable,
     errors,
 )
+from sketchbatch_client.rpc.classification import joined
 from sketchbatch_client.rpc.connections.targets import proxy_of
 from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
 from sketchbatch_client.rpc.retries.retry_state import RetryState
@@ -68,6 +69,20 @@ def test_top_k_returns_only_the_best_classes(client, expected, noise):
     assert result.scores is None
     assert np.array_equal(result.class_index, np.argsort(-expected(noise(20)), kind="stable")[:, :2])
     assert (result.score[:, 0] >= result.score[:, 1]).all()
+
+
+@pytest.mark.parametrize("rows", [1, 50])
+def test_a_result_has_the_times_of_the_service(client, noise, rows):
+    """A result has the longest time in the queue and in the model of its requests, also if a call has several."""
+    started_at = time.monotonic()
+    result = client.classify(noise(rows))
+    duration_us = 1e6 * (time.monotonic() - started_at)
+    assert 0 < result.inference_us <= duration_us
+    assert 0 <= result.queue_us <= duration_us
+    parts = list(client.score(noise(rows)))
+    whole = joined(parts)
+    assert whole.inference_us == max(part.inference_us for part in parts)
+    assert whole.queue_us == max(part.queue_us for part in parts)
 
 
 def test_columns_have_the_names_of_sketchbatch_score(client, noise):

@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+import sketchbatch_client
 from sketchbatch_client import errors
 from sketchbatch_client.commands import merge
 
@@ -56,6 +57,7 @@ def test_each_error_of_the_client_is_sorted():
         found.add(each := classes.pop())
         classes += each.__subclasses__()
     assert found == {type(error) for error in PERMANENT + TEMPORARY if isinstance(error, errors.SketchbatchError)}
+    assert {each.__name__ for each in found} <= set(sketchbatch_client.__all__)
 
 
 @pytest.mark.parametrize(("number", "is_permanent"), [(errno.ENOENT, True), (errno.EIO, False), (errno.ESTALE, False)])

@@ -17,8 +17,7 @@ class AsyncClient(RowClient):
 
     In another event loop, for example of a second `asyncio.run`, the client has new connections to the same targets.
 
-    The arguments of the constructor are those of `BaseClient`. The methods are those of `Client`, as coroutines. A
-    cancelled task does not disturb the calls of other tasks.
+    The methods are those of `Client`, as coroutines. A cancelled task does not disturb the calls of other tasks.
     """
 
     _make_backend = AsyncioBackend

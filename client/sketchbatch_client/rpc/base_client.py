@@ -55,28 +55,7 @@ Send = Callable[[Connection, float], Awaitable[Response]]
 
 
 class BaseClient:
-    """The connections, retries and known models that all calls of a client share.
-
-    Args:
-        target: HOST:PORT; several of these, separated by commas or in a sequence; or any target of gRPC, such as
-            dns:///NAME:PORT (every address of that name) or unix:PATH.
-        timeout_s: Longest time for one request in seconds, retries included; None or infinity = no limit.
-        rows_per_request: Most rows per RPC; the service may have a lower limit. With hundreds of rows, the fixed cost
-            of an RPC hardly matters.
-        in_flight: Number of RPCs that one call keeps in flight, lower while servers push back; None = four for each
-            connection, sixteen for a connection to a `dns:` name.
-        retry: When to retry.
-        channels: Number of connections to each server; None = one for each of its worker processes.
-        tls: TLS settings; True = trust the public authorities of gRPC.
-        token: Bearer token, sent with every request.
-        token_file: File with that token; it is read again when it changes.
-        insecure_token: Send the token to other machines even without TLS.
-        gzip: Compress requests, and ask for compressed responses: for slow networks, because it costs CPU time.
-
-    Raises:
-        ValueError: An argument is invalid, or two arguments contradict each other.
-        OSError: A certificate or token file cannot be read.
-    """
+    """The connections, retries and known models that all calls of a client share."""
 
     _make_backend: Callable[[], Concurrency]
 
@@ -95,6 +74,28 @@ class BaseClient:
         insecure_token: bool = False,
         gzip: bool = False,
     ) -> None:
+        """Prepare a client. It connects with its first call.
+
+        Args:
+            target: HOST:PORT; several of these, separated by commas or in a sequence; or any target of gRPC, such as
+                dns:///NAME:PORT (every address of that name) or unix:PATH.
+            timeout_s: Longest time for one request in seconds, retries included; None or infinity = no limit.
+            rows_per_request: Most rows per RPC; the service may have a lower limit. With hundreds of rows, the fixed
+                cost of an RPC hardly matters.
+            in_flight: Number of RPCs that one call keeps in flight, lower while servers push back; None = four for each
+                connection, sixteen for a connection to a `dns:` name.
+            retry: When to retry.
+            channels: Number of connections to each server; None = one for each of its worker processes.
+            tls: TLS settings; True = trust the public authorities of gRPC.
+            token: Bearer token, sent with every request.
+            token_file: File with that token; it is read again when it changes.
+            insecure_token: Send the token to other machines even without TLS.
+            gzip: Compress requests, and ask for compressed responses: for slow networks, because it costs CPU time.
+
+        Raises:
+            ValueError: An argument is invalid, or two arguments contradict each other.
+            OSError: A certificate or token file cannot be read.
+        """
         if not isinstance(retry, RetryPolicy):
             raise ValueError(f"retry must be a RetryPolicy, got {retry!r}")
         self._targets = parse_targets(target)

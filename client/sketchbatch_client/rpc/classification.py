@@ -76,6 +76,12 @@ class Classification:
     digests: tuple[str, ...] = ()
     """`ModelInfo.digest` of each model file that scored rows, without repetition: usually one. Empty if the service is
     too old to return it."""
+    queue_us: int = 0
+    """Microseconds from the arrival of the request at the service to the start of its first model call. The longest
+    time if the rows were sent in several requests."""
+    inference_us: int = 0
+    """Duration of the model calls of the request, in microseconds, which may include rows of other requests. The
+    longest duration if the rows were sent in several requests."""
     index: Any = None
     """The index of the pandas series that was classified, for `to_pandas`; None if it was no such series."""
 
@@ -171,7 +177,17 @@ def decode(response: pb.ClassifyResponse, labels: tuple[str, ...]) -> Classifica
         class_index = np.array(response.class_index, np.int64).reshape(response.rows, -1)
         score = np.array(response.score, np.float32).reshape(response.rows, -1)
     digests = (response.digest,) if response.digest else ()
-    return Classification(response.model_name, response.model_version, labels, class_index, score, scores, digests)
+    return Classification(
+        model_name=response.model_name,
+        model_version=response.model_version,
+        labels=labels,
+        class_index=class_index,
+        score=score,
+        scores=scores,
+        digests=digests,
+        queue_us=response.queue_us,
+        inference_us=response.inference_us,
+    )
 
 
 def cut(whole: Classification, sizes: Iterable[int]) -> Iterator[Classification]:
@@ -219,6 +235,8 @@ def joined(parts: Sequence[Classification]) -> Classification:
         score=np.concatenate([part.score for part in parts]),
         scores=np.concatenate(all_scores) if all_scores else None,
         digests=tuple(dict.fromkeys(digest for part in parts for digest in part.digests)),
+        queue_us=max(part.queue_us for part in parts),
+        inference_us=max(part.inference_us for part in parts),
         index=None,
     )
 

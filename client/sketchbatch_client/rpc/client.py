@@ -21,8 +21,8 @@ the parent held at the fork."""
 class Client(RowClient):
     """Client that many threads may share. Use it as a context manager, or close it.
 
-    The arguments are those of `BaseClient`. In a forked process, the client has new connections to the same targets;
-    iterators of `score` that the parent has begun belong to the parent.
+    In a forked process, the client has new connections to the same targets; iterators of `score` that the parent has
+    begun belong to the parent.
     """
 
     _make_backend = BlockingBackend
