@@ -1,4 +1,4 @@
-"""The examples in the client's README and in docs/open-inference-protocol.md run."""
+"""The examples in the client's README, in docs/bulk-scoring.md and in docs/open-inference-protocol.md run."""
 
 import os
 import re
@@ -7,7 +7,9 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sketchbatch_client.drawings.readers import open_bitmaps
 
 pytestmark = pytest.mark.timeout(90)  # some examples start a process that imports large packages
 
@@ -65,3 +67,19 @@ def test_the_examples_of_the_open_inference_protocol_run(start_service):
     assert len(examples) == 2
     for example in examples:
         assert run_with_other_packages(example.replace("localhost:50051", service.address)).startswith("[")
+
+
+def test_the_files_of_mnist_become_drawings(tmp_path, monkeypatch, noise):
+    """The code of docs/bulk-scoring.md converts a CSV with a label before the pixels, and an IDX file of pictures."""
+    monkeypatch.chdir(tmp_path)
+    bitmaps = noise(4)
+    table = np.insert(bitmaps.reshape(4, 784), 0, [7, 2, 1, 0], axis=1)
+    header = ",".join(["label", *(f"{row}x{column}" for row in range(28) for column in range(28))])
+    np.savetxt("mnist_test.csv", table, "%d", delimiter=",", header=header, comments="")
+    head = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in bitmaps.shape)
+    Path("t10k-images.idx3-ubyte").write_bytes(head + bitmaps.tobytes())
+    page = (ROOT / "docs/bulk-scoring.md").read_text()
+    [example] = [each for each in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "mnist" in each]
+    exec(example, {})
+    for name in ("mnist_test.npy", "t10k.npy"):
+        assert np.array_equal(open_bitmaps(tmp_path / name)[:], bitmaps)
