@@ -207,6 +207,19 @@ def test_score_returns_3_for_files_that_may_have_drawings(sketchbatch, tiny_serv
         assert sketchbatch(*arguments).code == 3  # of a finished job, too
 
 
+def test_the_note_on_the_origin_is_listed_and_not_printed(sketchbatch, tiny_service, folder, tmp_path):
+    """The manifest lists SOURCE.txt, which the trainer writes, but the terminal counts only other files."""
+    (folder / "b.heic").rename(folder / "SOURCE.txt")
+    arguments = ["score", folder, "--server", tiny_service.address, "--output"]
+    finished = sketchbatch(*arguments, tmp_path / "o.csv")
+    assert finished.code == 0
+    assert "not read: 1 other file, folder or line; " in finished.err
+    passed_over = json.loads((tmp_path / "o.csv.manifest.json").read_bytes())["passed_over"]
+    assert [Path(entry["path"]).name for entry in passed_over["entries"]] == ["SOURCE.txt", "notes.txt"]
+    (folder / "notes.txt").unlink()
+    assert "not read" not in sketchbatch(*arguments, tmp_path / "p.csv").err
+
+
 def test_evaluate_returns_3_for_files_that_may_have_drawings(sketchbatch, tiny_service, folder):
     """`evaluate` evaluates the rest, names the files, and returns 0 if the user accepts this."""
     (folder / "a.npy").rename(folder / "ant.npy")

@@ -277,6 +277,6 @@ def _report(outcome: Outcome, path: Path, progress: ProgressDisplay, duration_s:
     if progress.unread_metadata:
         rows = counted(progress.unread_metadata, "row")
         err.print(f"{rows} with unreadable metadata, such as a key_id, which is left empty")
-    if others := progress.passed_over.count - progress.passed_over.count_with_drawings:
+    if others := progress.passed_over.count_others:
         entries = "1 other file, folder or line" if others == 1 else f"{others:,} other files, folders and lines"
         err.print(f"not read: {entries}; {manifest_path(path)} has the reasons")

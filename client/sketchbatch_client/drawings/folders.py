@@ -9,8 +9,7 @@ from pathlib import Path
 from ..errors import FileRefused
 from ..label_names import listed, nfc
 from .passed_over import PICTURE_SUFFIXES, PassedOver, PassedOverList, is_hidden, is_left_out, pass_over, walk
-
-SOURCE_NOTE = "SOURCE.txt"  # file with one line about the origin of the drawings in a folder; copied together with them
+from .passed_over import SOURCE_NOTE as SOURCE_NOTE  # re-exported
 
 # Google's folders and suffixes, in the order in which they are searched.
 _LAYOUTS = (

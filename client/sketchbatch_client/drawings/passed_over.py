@@ -16,6 +16,8 @@ DRAWING_SUFFIXES = (".npy", ".npz", ".ndjson", ".jsonl", ".bin", ".parquet")
 PACKED_SUFFIXES = (".bz2", ".gz", ".zst")
 _UNREAD_PICTURES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".svg")
 
+SOURCE_NOTE = "SOURCE.txt"  # file with one line about the origin of the drawings in a folder; copied together with them
+
 _LISTED = 1000  # most entries that are listed, with drawings and without; the rest is only counted
 _SEARCHED = 10_000  # most files of a folder that are searched for drawings
 OUTPUT_MARKS = (".manifest.json", ".parts")  # after the name of an output
@@ -46,6 +48,12 @@ class PassedOverList:
     def entries(self) -> list[PassedOver]:
         """The first entries that may have drawings, then the first others: at most 1,000 of each."""
         return self._with + self._without
+
+    @property
+    def count_others(self) -> int:
+        """Number of entries that have no drawings, without those named SOURCE.txt."""
+        notes = sum(Path(entry.path).name == SOURCE_NOTE for entry in self._without)
+        return self.count - self.count_with_drawings - notes
 
     def extend(self, entries: Iterable[PassedOver]) -> None:
         """Count entries, and list them if few are listed so far."""
@@ -131,6 +139,8 @@ def pass_over(path: Path) -> PassedOver:
     name = path.name
     if is_hidden(name):
         return PassedOver(str(path), "hidden", False)
+    if name == SOURCE_NOTE:
+        return PassedOver(str(path), "tells where the drawings come from", False)
     try:
         if name.endswith(_JOB_SUFFIXES) or is_output(name, path.parent):
             return PassedOver(str(path), "written by a job", False)
