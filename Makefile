@@ -107,7 +107,7 @@ test-latest: RESOLUTION := highest
 test-lowest test-latest: $(UV) ## test the lowest, or the newest, versions of all dependencies; before a release
 	$(UV) venv --quiet --clear --python $(PYTHON) .tools/$@
 	$(UV) pip install --quiet --python .tools/$@/bin/python --resolution $(RESOLUTION) -e protos -e client -e "service[cpu,traces]"
-	$(UV) pip install --quiet --python .tools/$@/bin/python --group dev onnx pandas
+	$(UV) pip install --quiet --python .tools/$@/bin/python -e protos -e client -e "service[cpu,traces]" --group dev onnx pandas
 	$(UV) pip list --quiet --python .tools/$@/bin/python 2>/dev/null | grep -E "^(grpcio|numpy|onnxruntime|protobuf) "
 	.tools/$@/bin/pytest $(TESTS) $(RANGE_TESTS)
 
