@@ -164,10 +164,10 @@ def commands(root, name: str) -> str:
 
 
 def test_the_workflows_call_targets_and_tests_that_exist(root):
-    """Each `make` command of a test workflow names a target, and each test file exists."""
+    """Each `make` command of a workflow names a target, and each test file exists."""
     targets = set(re.findall(r"^((?:[a-z0-9-]+ ?)+):", (root / "Makefile").read_text(), re.MULTILINE))
     known = {target for line in targets for target in line.split()}
-    for name in ("tests", "client", "images"):
+    for name in ("tests", "client", "images", "release"):
         text = commands(root, name)
         assert set(re.findall(r"\bmake ([a-z0-9-]+)", text)) <= known
         assert [file for file in re.findall(r"tests/\S+\.py", text) if not (root / file).is_file()] == []
