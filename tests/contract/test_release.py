@@ -39,7 +39,7 @@ class Clone:
         """Run `make release`; return its exit code, its output, and its errors without those of make itself."""
         author = {f"GIT_{role}_{key}": "t" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
         finished = subprocess.run(
-            ["make", "release", f"VERSION={version}", f"PYTHON={sys.executable}"],
+            ["make", "--no-print-directory", "release", f"VERSION={version}", f"PYTHON={sys.executable}"],
             cwd=self.folder,
             env=os.environ | author | {"UV_DEFAULT_INDEX": "unused"} | environment,
             capture_output=True,

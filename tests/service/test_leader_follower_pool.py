@@ -170,6 +170,7 @@ def test_expired_requests_fail_without_the_lock_of_the_pool(waiting):
     This is so with and without other rows, which the thread of the pool runs afterwards.
     """
     model, clock, is_blocked, later = FakeModel(held=True), Clock(), [], []
+    has_called_back = threading.Event()
     batcher = Batcher(model.predict, BatchLimits(max_batch_rows=4), clock=clock)
 
     def submit_on_another_thread(_):
@@ -177,6 +178,7 @@ def test_expired_requests_fail_without_the_lock_of_the_pool(waiting):
         thread.start()
         thread.join(5)
         is_blocked.append(thread.is_alive())
+        has_called_back.set()
 
     with running(batcher):
         first = busy(model, batcher)
@@ -187,6 +189,7 @@ def test_expired_requests_fail_without_the_lock_of_the_pool(waiting):
         model.release.set()
         with pytest.raises(DeadlinePassed):
             late.result(10)
+        assert has_called_back.wait(10)  # `result` returns before the callbacks run
         assert first_pixels(first) == [0]
         assert [first_pixels(future) for future in queued] == ([[5]] if waiting else [])
     assert is_blocked == [False]

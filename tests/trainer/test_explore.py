@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sketchbatch_client.drawings.drawing import Drawing
-from sketchbatch_client.drawings.rasterize import rasterize
+from sketchbatch_client.drawings.rasterize import rasterize, render
 from sketchbatch_client.drawings.readers import read_bitmaps
 from sketchbatch_client.errors import FileRefused
 from sketchbatch_client.evaluation.stats.intervals import wilson
@@ -140,7 +140,7 @@ def test_near_empty_drawings_are_found_and_shown(folder, noise, tmp_path):
 
     A blank bitmap and a dot are near-empty. The page shows these bitmaps and states their number.
     """
-    blank, dot = np.zeros((28, 28), np.uint8), rasterize([[[9, 11], [9, 9]]])
+    blank, dot = np.zeros((28, 28), np.uint8), render([[[9, 11], [9, 9]]])
     across = rasterize([[[0, 255], [90, 90]]])
     write_bitmaps(folder / "numpy_bitmap" / "ant.npy", np.stack([noise(1)[0], across, dot, blank]))
     own = explored(folder).classes[0].bitmaps
