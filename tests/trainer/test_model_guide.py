@@ -53,7 +53,7 @@ def test_a_model_of_pytorch_is_adapted_served_and_evaluated(root, tmp_path, adap
     shown = next(text for language, text in blocks(root, "PyTorch") if language == "text")
     assert [each for each in subjects(adapt("PyTorch")) if each != "note"] == subjects(shown)
     serve, evaluate = [shlex.split(text) for language, text in blocks(root, "Serve and check") if not language]
-    assert serve == ["sketchbatch-serve", "--model", "model.onnx"]
+    assert serve == ["sketchbatch-serve", "--model", "model.onnx", "--address", "127.0.0.1:50051"]
     service = start_service(tmp_path / "model.onnx")
     (tmp_path / "drawings").mkdir()
     for label in LABELS:
