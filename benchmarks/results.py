@@ -69,7 +69,7 @@ class Cell:
 class Results:
     """The cells of one benchmark run: one for each model, workload and contestant.
 
-    `limits` names, by contestant, the peers whose rates the contestant cannot exceed.
+    `limits` names, by contestant, the peers whose lower rate is the limit of the contestant.
     """
 
     def __init__(self, limits: Mapping[str, Sequence[str]] | None = None) -> None:

@@ -19,7 +19,7 @@ Bitmaps = NDArray[np.uint8]  # (rows, 28, 28), 0 = paper, 255 = ink
 Scores = NDArray[np.float32]  # (rows, classes)
 
 LIMIT_OF_MODEL = "raw64"
-"""Name of the peer that shows the limit of the model: ONNX Runtime in process, 64 rows per call. Its name has not the
+"""Name of the peer that shows the limit of the model: ONNX Runtime in process, 64 rows per call. Its name lacks the
 prefix `raw-`, because it does not answer requests one by one."""
 
 
@@ -93,7 +93,7 @@ class Peer:
 
     @property
     def limits(self) -> tuple[str, ...]:
-        """Return the names of the peers whose rates this peer cannot exceed; () = the peer itself shows a limit."""
+        """Return the names of the peers whose lower rate is the limit of this peer; () = the peer itself is a limit."""
         if not self.computes or self.name == LIMIT_OF_MODEL:
             return ()
         return (LIMIT_OF_MODEL, self.limit) if self.limit else (LIMIT_OF_MODEL,)

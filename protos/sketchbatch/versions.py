@@ -1,4 +1,4 @@
-"""Tell in one line which versions of a distribution, of its libraries and of Python are installed.
+"""Describe in one line the installed versions of a distribution, its libraries and Python.
 
 Each command prints the line for `--version`, so that a bug report can quote it.
 """

@@ -368,7 +368,7 @@ def test_an_error_for_a_target_without_a_port_names_the_port(target, named):
     """Without a port, gRPC uses 443, which is rarely meant."""
     with Client(target, retry=RetryPolicy(max_attempts=1)) as client, pytest.raises(Unavailable) as caught:
         client.models()
-    hint = f"; the port was 443, because {named} names none; use HOST:PORT"
+    hint = f"; the port was 443, because {named} has no port; use HOST:PORT"
     assert (hint in str(caught.value), "443, because" in str(caught.value)) == (bool(named), bool(named))
 
 

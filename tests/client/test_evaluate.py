@@ -231,7 +231,7 @@ def test_a_model_does_not_differ_from_itself(tiny_service, folder):
     name = comparison.named[0][0]
     assert comparison.paired.verdict(name, name) == f"{name} was compared with itself."
     assert comparison.paired.verdict("a 1", "b 1") == "a 1 and b 1 are right about the same drawings."
-    assert comparison.cautions[0].startswith(f"It is unknown whether these drawings trained {name}: no digests of ")
+    assert comparison.cautions[0].startswith(f"These drawings may be training drawings of {name}: the model file has ")
     assert len(comparison.cautions) == 1
 
 
@@ -241,7 +241,7 @@ def test_a_comparison_of_models_with_other_numbers_of_labels_says_so(evaluating,
     assert finished.code == 0, finished.err
     printed = " ".join(finished.out.split())
     assert "tiny version 1 has 3 labels, other version 1 has 4 labels: each model may predict" in printed
-    assert "It is unknown whether these drawings trained tiny version 1 or other version 1: no digests" in printed
+    assert "These drawings may be training drawings of tiny version 1 or other version 1: the model file" in printed
 
 
 def test_models_without_a_common_label_are_refused(others):

@@ -159,8 +159,8 @@ async def test_a_port_in_use_is_an_error(serving):
 @pytest.mark.parametrize(
     ("address", "reason"),
     [
-        ("192.0.2.1:1", "it is no address of this machine"),
-        ("[2001:db8::1]:1", "it is no address of this machine"),
+        ("192.0.2.1:1", "this machine has no such address"),
+        ("[2001:db8::1]:1", "this machine has no such address"),
         ("a..b:1", "a..b cannot be resolved: not a name of a host"),
     ],
 )

@@ -48,7 +48,7 @@ def rasterize(strokes: Strokes) -> NDArray[np.uint8]:
 
 
 def render(strokes: Strokes) -> NDArray[np.uint8]:
-    """Do the work of `rasterize`, without its warning."""
+    """Render strokes as `rasterize` does, without its warning about units."""
     layout = lay_out(strokes)
     return cairo.draw(layout) if cairo.library() else coverage.draw(layout)
 

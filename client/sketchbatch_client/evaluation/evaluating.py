@@ -63,16 +63,18 @@ class Comparison:
 
     @property
     def cautions(self) -> list[str]:
-        """Sentences for a user about what may favour one of the models."""
+        """Return sentences for users that state what may favour one of the models."""
         cautions = []
         if len({len(each.labels) for _, each in self.named}) > 1:
             numbers = ", ".join(f"{name} has {len(each.labels):,} labels" for name, each in self.named)
-            cautions.append(f"{numbers}: each model may predict all of its labels, and more labels are harder.")
+            cautions.append(
+                f"{numbers}: each model may predict all of its labels, so more labels make the task harder."
+            )
         unknown = [name for name, each in self.named if not each.trained_on]
         if unknown:
             cautions.append(
-                f"It is unknown whether these drawings trained {' or '.join(dict.fromkeys(unknown))}: "
-                "no digests of the training drawings are in the model file."
+                f"These drawings may be training drawings of {' or '.join(dict.fromkeys(unknown))}: "
+                "the model file has no digests of its training drawings."
             )
         return cautions
 

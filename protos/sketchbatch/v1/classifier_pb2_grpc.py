@@ -40,12 +40,13 @@ class ClassifierServiceStub(object):
     UNAVAILABLE         (*) this replica is draining; another replica will answer.
     DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
     a request that was split into several model calls may have run in part.
-    INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
-    the model, the row and the request id; the cause of a failed call is in the service's log.
+    INTERNAL            the model call failed, the model returned NaN or infinity for a row, or the service has a
+    defect. The error message has the request id; the service's log has the cause under this id.
     UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     UNIMPLEMENTED       (*) the service has no such method.
     CANCELLED           (*) the client cancelled the call; its queued rows do not run.
-    UNKNOWN             (*) a defect of the service; the cause is in the service's log.
+    UNKNOWN             (*) a defect of the service outside Classify and outside the messages of ClassifyStream; the
+    cause is in the service's log.
     docs/grpc-api.md has the causes of each status, and states whether a retry may succeed.
     """
 
@@ -92,12 +93,13 @@ class ClassifierServiceServicer(object):
     UNAVAILABLE         (*) this replica is draining; another replica will answer.
     DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
     a request that was split into several model calls may have run in part.
-    INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
-    the model, the row and the request id; the cause of a failed call is in the service's log.
+    INTERNAL            the model call failed, the model returned NaN or infinity for a row, or the service has a
+    defect. The error message has the request id; the service's log has the cause under this id.
     UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     UNIMPLEMENTED       (*) the service has no such method.
     CANCELLED           (*) the client cancelled the call; its queued rows do not run.
-    UNKNOWN             (*) a defect of the service; the cause is in the service's log.
+    UNKNOWN             (*) a defect of the service outside Classify and outside the messages of ClassifyStream; the
+    cause is in the service's log.
     docs/grpc-api.md has the causes of each status, and states whether a retry may succeed.
     """
 
@@ -179,12 +181,13 @@ class ClassifierService(object):
     UNAVAILABLE         (*) this replica is draining; another replica will answer.
     DEADLINE_EXCEEDED   the deadline passed while rows of the request were queued. No row is run after the deadline;
     a request that was split into several model calls may have run in part.
-    INTERNAL            the model call failed, or the model returned NaN or infinity for a row. The error message names
-    the model, the row and the request id; the cause of a failed call is in the service's log.
+    INTERNAL            the model call failed, the model returned NaN or infinity for a row, or the service has a
+    defect. The error message has the request id; the service's log has the cause under this id.
     UNAUTHENTICATED     (*) the call carries no valid token, and the service requires one.
     UNIMPLEMENTED       (*) the service has no such method.
     CANCELLED           (*) the client cancelled the call; its queued rows do not run.
-    UNKNOWN             (*) a defect of the service; the cause is in the service's log.
+    UNKNOWN             (*) a defect of the service outside Classify and outside the messages of ClassifyStream; the
+    cause is in the service's log.
     docs/grpc-api.md has the causes of each status, and states whether a retry may succeed.
     """
 

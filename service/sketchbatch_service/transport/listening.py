@@ -57,9 +57,9 @@ def _problem(address: HostPort) -> str:
     except socket.gaierror as exc:
         return f"{address.host} cannot be resolved: {exc.strerror}"
     except OSError as exc:
-        known = {errno.EADDRINUSE: "the port is in use", errno.EADDRNOTAVAIL: "it is no address of this machine"}
+        known = {errno.EADDRINUSE: "the port is in use", errno.EADDRNOTAVAIL: "this machine has no such address"}
         return known.get(exc.errno or 0, exc.strerror or str(exc))
-    return "the port was in use"
+    return "the port was in use until now: start the service again"
 
 
 def close(address: str) -> None:

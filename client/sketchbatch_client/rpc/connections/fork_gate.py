@@ -1,4 +1,4 @@
-"""Let a process fork only while none of its blocking RPCs is in flight.
+"""Delay a fork until no blocking RPC of the process is in flight, for at most one second.
 
 gRPC supports forks if the environment variable GRPC_ENABLE_FORK_SUPPORT is 1 and no thread is in a call of gRPC
 (https://github.com/grpc/grpc/blob/master/doc/fork_support.md). Otherwise the child sometimes waits for ever for a lock
@@ -43,13 +43,13 @@ class ForkGate:
                 self._changed.wait(remaining_s)
 
     def open(self) -> None:
-        """Let RPCs begin again."""
+        """Admit new RPCs again."""
         with self._changed:
             self._is_closed = False
             self._changed.notify_all()
 
     def renew(self) -> None:
-        """Open the gate in a forked child, where no thread of the parent exists, whatever it had locked or counted."""
+        """Reset the gate in a forked child: threads that held its lock, or were counted, exist only in the parent."""
         self.__init__()  # type: ignore[misc]
 
 

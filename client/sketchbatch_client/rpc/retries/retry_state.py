@@ -97,7 +97,7 @@ class RetryState:
     def _hints(self) -> str:
         hints = ""
         if self.without_port:
-            hints += f"; the port was 443, because {self.without_port} names none; use HOST:PORT"
+            hints += f"; the port was 443, because {self.without_port} has no port; use HOST:PORT"
         if self.proxy:
             hints += f"; the request used the proxy in {self.proxy}; to connect directly, set no_proxy=HOST"
         return hints
