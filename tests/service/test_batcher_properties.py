@@ -51,9 +51,15 @@ class BatcherMachine(RuleBasedStateMachine):
     The events are submissions, cancellations, the start of a batch, and the success or failure of its model call.
     """
 
-    @initialize(slots=st.integers(1, 3), batch=st.integers(1, 9), share=st.integers(1, 4))
-    def start(self, slots, batch, share):
-        limits = BatchLimits(slots=slots, max_batch_rows=batch, min_split_rows=share, max_queued_rows=MAX_QUEUED)
+    @initialize(slots=st.integers(1, 3), batch=st.integers(1, 9), share=st.integers(1, 4), quick_rows=st.integers(0, 3))
+    def start(self, slots, batch, share, quick_rows):
+        limits = BatchLimits(
+            slots=slots,
+            max_batch_rows=batch,
+            min_split_rows=share,
+            quick_rows=min(quick_rows, batch),
+            max_queued_rows=MAX_QUEUED,
+        )
         self.clock = Clock()
         self.batcher = Batcher(self.predict, limits, clock=self.clock)
         self.submissions: list[Submission] = []
@@ -110,7 +116,18 @@ class BatcherMachine(RuleBasedStateMachine):
             self.running.append((batch, forbidden))
         elif batch:
             batch.run()  # fails expired requests, and uses no slot
-        assert len(self.running) <= self.batcher.limits.slots
+        assert sum(not batch.is_extra for batch, _ in self.running) <= self.batcher.limits.slots
+
+    @rule()
+    def take_extra(self):
+        forbidden = {number for each in self.submissions if each.must_not_run for number in each.numbers}
+        batch = self.batcher.take_extra()
+        if batch and batch.rows:
+            assert batch.rows <= self.batcher.limits.quick_rows
+            assert all(each.start + len(each.bitmaps) == len(each.request.bitmaps) for each in batch.slices)
+            self.running.append((batch, forbidden))
+        elif batch:
+            batch.run()  # fails expired requests
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), fails=st.booleans())

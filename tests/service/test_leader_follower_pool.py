@@ -1,6 +1,8 @@
 """Test which model calls the thread pool runs concurrently, and when one of its threads polls for requests."""
 
 import threading
+from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from fakes import FakeModel, busy, drawings, first_pixels, running
 from gates import Clock, ObservedCondition
 from sketchbatch_service.batching.batcher import Batcher, BatchLimits
 from sketchbatch_service.batching.leader_follower_pool import LeaderFollowerPool
-from sketchbatch_service.errors import DeadlinePassed, ShuttingDown
+from sketchbatch_service.errors import DeadlinePassed, InferenceFailed, ShuttingDown
 
 
 class ConcurrentModel:
@@ -161,6 +163,116 @@ def test_no_thread_polls_while_all_slots_run_unless_allowed():
         assert not source.has_submitted_all.is_set()
         model.release.set()
         assert source.has_submitted_all.wait(5)
+
+
+class LongCallsHeld:
+    """A model whose calls of more than two rows wait for `release`; with `small_error`, other calls fail."""
+
+    def __init__(self, small_error: Exception | None) -> None:
+        self.small_error = small_error
+        self.started = threading.Event()
+        self.release = threading.Event()
+
+    def predict(self, bitmaps):
+        if len(bitmaps) > 2:
+            self.started.set()
+            assert self.release.wait(10)
+        elif self.small_error:
+            raise self.small_error
+        return bitmaps[:, 0, :1].astype(np.float32)
+
+
+@pytest.fixture
+def saturated():
+    """Return a function that starts a pool whose only slot runs a long call, and then gets the requests of `source`."""
+    with ExitStack() as stack:
+
+        def start(*rows: int, max_batch_rows: int = 4, bulk_rows: int = 100, quick_rows: int = 2, small_error=None):
+            model = LongCallsHeld(small_error)
+            limits = BatchLimits(max_batch_rows=max_batch_rows, quick_rows=quick_rows)
+            batcher = Batcher(model.predict, limits)
+            submissions = [
+                partial(batcher.submit, drawings(*range(bulk_rows))),
+                *(partial(batcher.submit, drawings(*range(each))) for each in rows),
+            ]
+            source = OnePerPoll(*submissions)
+            pool = LeaderFollowerPool([batcher], slots=1, source=source, polls_while_saturated=False)
+            pool._changed = condition = ObservedCondition()
+            stack.enter_context(pool)
+            stack.callback(model.release.set)
+            assert model.started.wait(5)
+            return batcher, source, model, condition
+
+        yield start
+
+
+def test_a_small_request_does_not_wait_for_a_long_call(saturated):
+    """While all slots run long calls, the leader runs small requests beyond the slots, one after the other."""
+    batcher, source, model, _ = saturated(1, 1)
+    assert source.has_submitted_all.wait(5)
+    bulk, *singles = source.futures
+    assert [first_pixels(single) for single in singles] == [[0], [0]]
+    assert not bulk.done()
+    assert batcher.statistics.counts().closed["extra"] == 2
+    assert not batcher.release()
+    model.release.set()
+    assert first_pixels(bulk) == list(range(100))
+
+
+def test_a_small_request_of_another_thread_does_not_wait_for_a_long_call():
+    """Without a source of requests, as with the transport aio, the idle thread of the pool runs the small request."""
+    model = LongCallsHeld(None)
+    batcher = Batcher(model.predict, BatchLimits(max_batch_rows=4, quick_rows=1))
+    with LeaderFollowerPool([batcher], slots=1):
+        bulk = batcher.submit(drawings(*range(100)))
+        assert model.started.wait(5)
+        assert first_pixels(batcher.submit(drawings(7))) == [7]
+        assert not bulk.done()
+        model.release.set()
+        assert first_pixels(bulk) == list(range(100))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_batch_rows": 8, "bulk_rows": 4},  # the running call has half of the rows of a full one
+        {"quick_rows": 0},  # no request is small
+    ],
+    ids=str,
+)
+def test_no_request_runs_beyond_the_slots_next_to_other_calls(saturated, options):
+    """Next to short calls, and for a model without quick calls, no thread polls, and no request runs."""
+    batcher, source, model, condition = saturated(1, **options)
+    for _ in range(2):  # the first wait can be that of the start; a second wait shows that the thread was woken
+        batcher.wake()
+        assert condition.waits.acquire(timeout=5)
+    assert len(source.futures) == 1
+    assert batcher.statistics.counts().closed["extra"] == 0
+    model.release.set()
+    assert source.has_submitted_all.wait(5)
+    assert first_pixels(source.futures[1]) == [0]
+
+
+def test_a_request_with_more_rows_than_a_quick_call_waits_for_a_slot(saturated):
+    """A request of more rows than `quick_rows` is received, but runs in the next slot, and so do those behind it."""
+    batcher, source, model, _ = saturated(3, 1)
+    assert source.is_idle.wait(5)
+    assert not any(future.done() for future in source.futures)
+    model.release.set()
+    assert [len(first_pixels(future)) for future in source.futures] == [100, 3, 1]
+    assert batcher.statistics.counts().closed["extra"] == 0
+
+
+def test_a_failed_call_beyond_the_slots_frees_no_slot(saturated):
+    """A call beyond the slots that fails does not change the number of free slots: the long call runs on alone."""
+    batcher, source, model, _ = saturated(1, 2, small_error=ValueError("small"))
+    assert source.is_idle.wait(5)
+    for failed in source.futures[1:]:
+        with pytest.raises(InferenceFailed):
+            failed.result(5)
+    assert batcher._running_calls == 1
+    model.release.set()
+    source.futures[0].result(5)
 
 
 @pytest.mark.parametrize("waiting", [(), (5,)])

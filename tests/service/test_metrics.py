@@ -42,7 +42,7 @@ def test_a_batch_counts_the_reason_for_its_size(rows, idle_slots, expected):
     batcher = Batcher(FakeModel().predict, BatchLimits(slots=2, max_batch_rows=4))
     batcher.submit(drawings(*range(rows)))
     batcher.take(idle_slots).run()
-    assert batcher.statistics.counts().closed == {"full": 0, "shared": 0, "empty": 0} | {expected: 1}
+    assert batcher.statistics.counts().closed == {"full": 0, "shared": 0, "empty": 0, "extra": 0} | {expected: 1}
 
 
 def test_each_request_is_counted_once():

@@ -10,6 +10,8 @@ Latency contract:
 - A small request fits into one batch: it has at most `max_batch_rows` rows. All other requests are large.
 - While both kinds wait, each kind gets half of every call. Requests of one kind run in order of arrival.
 - So a small request waits for the running calls and the small requests ahead of it, never for a whole large request.
+- While all slots run long calls, a request of at most `quick_rows` rows does not wait for them: it runs on the polling
+  thread, beyond the slots, and the operating system divides the CPUs between the calls.
 - `submit` rejects a request if the queue is full, or if it would probably miss its deadline.
 - A request whose deadline passes in the queue fails with `DeadlinePassed`. Its waiting rows never run.
 """
@@ -74,7 +76,8 @@ class Batcher:
         self._model = model
         self._clock = clock
         self._queue = RowQueue(limits.max_batch_rows)
-        self._running_calls = 0
+        self._running_calls = 0  # in slots
+        self._extra_calls = 0  # beyond the slots
         self._failed_calls = 0  # since the last successful one
         self._drain_rate = DrainRateEstimator(limits.slots)
         self._cleaned_at = -math.inf  # time of the last removal of cancelled requests
@@ -103,7 +106,7 @@ class Batcher:
     def release(self) -> bool:
         """Close the batcher and drop the model, unless rows are queued or running; return whether it was dropped."""
         with self._lock:
-            if self._queue.rows or self._running_calls:
+            if self._queue.rows or self._running_calls or self._extra_calls:
                 return False
             self._is_closed = True
             self._predict = _released
@@ -155,6 +158,23 @@ class Batcher:
         with self._lock:
             return self._take(idle_slots)
 
+    def take_extra(self) -> "Batch | None":
+        """Return a batch of small requests, at most `limits.quick_rows` rows, that runs beyond the slots, or None.
+
+        As `take`, this method settles no future.
+        """
+        if not self._queue.rows or not self.limits.quick_rows:
+            return None
+        dropped: list[Request] = []
+        with self._lock:
+            now = self._clock()
+            slices = self._queue.take_small(self.limits.quick_rows, now, dropped)
+            self._drain_rate.record_queue(self._queue.rows, now)
+            if not slices and not dropped:
+                return None
+            self._extra_calls += bool(slices)
+            return Batch(self, slices, dropped, _count_rows(slices), now, "extra")
+
     def _take(self, idle_slots: int) -> "Batch | None":
         idle_slots = min(idle_slots, self.limits.slots - self._running_calls)
         if idle_slots < 1:
@@ -163,7 +183,7 @@ class Batcher:
         share = max(self.limits.min_split_rows, math.ceil(self._queue.rows / idle_slots))
         dropped: list[Request] = []
         slices = self._queue.take(min(self.limits.max_batch_rows, share), now, dropped)
-        rows, rows_left = sum(len(each.bitmaps) for each in slices), self._queue.rows
+        rows, rows_left = _count_rows(slices), self._queue.rows
         self._drain_rate.record_queue(rows_left, now)
         if not slices and not dropped:  # another thread has taken the rows since `has_rows`
             return None
@@ -244,7 +264,7 @@ class Batcher:
     def _fail(self, batch: "Batch", cause: Exception) -> None:
         """Fail every request of a batch whose model call failed."""
         with self._lock:
-            self._running_calls -= 1
+            self._end_call(batch)
             self._failed_calls += 1
             is_failing_now = self._failed_calls == _FAILING_CALLS
         self.statistics.add_broken_call(batch.close_reason, [each.request for each in batch.slices])
@@ -274,10 +294,21 @@ class Batcher:
                 elif each.request.store(each.start, scores[rows], took_s):
                     completed.append(each.request)
                 first = rows.stop
-            self._drain_rate.record_end(batch.rows, batch.taken_at, self._clock())
-            self._running_calls -= 1
+            if not batch.is_extra:
+                self._drain_rate.record_end(batch.rows, batch.taken_at, self._clock())
+            self._end_call(batch)
             self._failed_calls = 0
         return completed, failed
+
+    def _end_call(self, batch: "Batch") -> None:
+        if batch.is_extra:
+            self._extra_calls -= 1
+        else:
+            self._running_calls -= 1
+
+
+def _count_rows(slices: list[Slice]) -> int:
+    return sum(len(each.bitmaps) for each in slices)
 
 
 def _released(bitmaps: Bitmaps) -> Scores:
@@ -294,6 +325,17 @@ class Batch:
     rows: int
     taken_at: float  # seconds of the batcher's clock
     close_reason: CloseReason
+
+    @property
+    def is_extra(self) -> bool:
+        """Return whether the batch runs beyond the slots."""
+        return self.close_reason == "extra"
+
+    @property
+    def is_long(self) -> bool:
+        """Return whether the model call takes so long that quick calls should not wait for it."""
+        limits = self.batcher.limits
+        return 0 < limits.quick_rows < self.rows and 2 * self.rows > limits.max_batch_rows
 
     @property
     def is_quick(self) -> bool:

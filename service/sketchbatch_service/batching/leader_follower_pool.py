@@ -13,8 +13,10 @@ Each thread repeats these steps:
 3. If there is no leader: become the leader and poll until a request arrives.
 4. Otherwise: sleep.
 
-While all slots run model calls, no thread polls, unless `polls_while_saturated` is set: polling takes CPU time from the
-calls. The first thread that finishes its call polls next. Measurements: docs/decisions/0008.
+While all slots run model calls, a thread polls only if these calls are long or `polls_while_saturated` is set: polling
+takes CPU time from the calls. Otherwise the first thread that finishes its call polls next. While all slots run long
+calls, the leader runs quick batches itself, beyond the slots: a small request does not wait for a bulk job.
+Measurements: docs/decisions/0008.
 
 An unexpected exception ends no thread: the thread logs it, waits and repeats the steps (`background`). After three such
 exceptions in a row, one of the `components` is failing, and the health monitor reports NOT_SERVING.
@@ -57,7 +59,7 @@ class LeaderFollowerPool:
         batchers: Their `limits.slots` bound the concurrent model calls of one model.
         slots: Concurrent model calls of all batchers together.
         source: Polled for requests, and closed at the exit. None = only threads outside the pool submit requests.
-        polls_while_saturated: Whether one more thread polls while all slots run model calls.
+        polls_while_saturated: Whether one more thread polls while all slots run model calls, long or not.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class LeaderFollowerPool:
         self._clock = clock
         self._leader: int | None = None  # thread ident
         self._polled_at = -math.inf
-        self._running_calls = 0
+        self._running_calls = 0  # in slots
+        self._long_calls = 0  # among these
+        self._extra_calls = 0  # beyond the slots
         self._sleeping_threads = 0
         self._is_closed = False
         self._batches = Component(ComponentName.THREAD_POOL)
@@ -99,7 +103,7 @@ class LeaderFollowerPool:
             for batcher in self._batchers:
                 batcher.close()
             # The source must stay open until the last response: a later response would abort the process.
-            while self._running_calls or self._has_rows():
+            while self._running_calls or self._extra_calls or self._has_rows():
                 self._changed.wait(_EXIT_CHECK_S)
             self._is_closed = True
             self._changed.notify_all()
@@ -159,14 +163,16 @@ class LeaderFollowerPool:
                 if self._must_poll_first(me):
                     self._leader = me
                     return partial(self._poll, blocks=False)
-                if batch := self._take():
+                if batch := self._take() or self._take_extra(me):
                     if self._leader == me and not batch.is_quick:
                         self._leader = None
                     self._wake_follower()
                     return partial(self._run, batch)
-                if self._leader == me or self._can_lead():
+                if self._can_lead(me):
                     self._leader = me
                     return partial(self._poll, blocks=True)
+                if self._leader == me:
+                    self._leader = None
                 if self._is_closed:
                     return None
                 self._sleeping_threads += 1
@@ -185,12 +191,27 @@ class LeaderFollowerPool:
             self._batchers.rotate(-1)
             if batch := self._batchers[-1].take(idle_slots):
                 self._running_calls += 1
+                self._long_calls += batch.is_long
                 return batch
         return None
 
-    def _can_lead(self) -> bool:
-        may_poll = self._polls_while_saturated or self._running_calls < self._slots
-        return self._source is not None and not self._is_closed and self._leader is None and may_poll
+    def _take_extra(self, me: int) -> Batch | None:
+        """Return a quick batch if all slots run long calls; the leader runs it, or without a source any idle thread."""
+        is_leader = self._leader == me or not self._source
+        if not is_leader or self._long_calls < self._slots or self._extra_calls:
+            return None
+        for _ in range(len(self._batchers)):
+            self._batchers.rotate(-1)
+            if batch := self._batchers[-1].take_extra():
+                self._extra_calls += 1
+                return batch
+        return None
+
+    def _can_lead(self, me: int | None = None) -> bool:
+        """Return whether the thread `me`, or one that does not lead yet, may poll now."""
+        is_saturated = self._running_calls >= self._slots > self._long_calls
+        may_poll = self._polls_while_saturated or not is_saturated
+        return self._source is not None and not self._is_closed and self._leader in (None, me) and may_poll
 
     def _wake_follower(self) -> None:
         """Wake a follower if it can run waiting rows or become the missing leader."""
@@ -211,7 +232,11 @@ class LeaderFollowerPool:
             raise
         finally:
             with self._changed:
-                self._running_calls -= 1
+                if batch.is_extra:
+                    self._extra_calls -= 1
+                else:
+                    self._running_calls -= 1
+                    self._long_calls -= batch.is_long
         self._batches.record_success()
 
     def _poll(self, *, blocks: bool) -> None:

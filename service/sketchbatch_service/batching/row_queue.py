@@ -124,6 +124,10 @@ class RowQueue:
         slices += self._large.take(max_rows - _count_rows(slices), now, dropped)
         return slices + self._small.take(max_rows - _count_rows(slices), now, dropped)
 
+    def take_small(self, max_rows: int, now: float, dropped: list[Request]) -> list[Slice]:
+        """Take the first small requests, each with all of its rows, as far as they have up to `max_rows` together."""
+        return self._small.take(max_rows, now, dropped, splits=False)
+
     def remove_unwanted(self, now: float) -> list[Request]:
         """Remove and return all cancelled, failed and expired requests, at any position."""
         return self._small.remove_unwanted(now) + self._large.remove_unwanted(now)
@@ -140,11 +144,13 @@ class _Fifo:
         self._requests.append(request)
         self.rows += len(request.bitmaps)
 
-    def take(self, max_rows: int, now: float, dropped: list[Request]) -> list[Slice]:
+    def take(self, max_rows: int, now: float, dropped: list[Request], *, splits: bool = True) -> list[Slice]:
         slices: list[Slice] = []
         while self._requests and max_rows:
             request = self._requests[0]
             is_wanted = request.is_worth_running(now)
+            if is_wanted and not splits and request.waiting_rows > max_rows:
+                break
             rows = min(max_rows, request.waiting_rows) if is_wanted else request.waiting_rows
             self.rows -= rows
             if is_wanted:

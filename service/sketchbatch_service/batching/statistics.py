@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from .row_queue import Request
 
-CloseReason = Literal["full", "shared", "empty"]
+CloseReason = Literal["full", "shared", "empty", "extra"]
 """Why a batch got no more rows: it was full, other idle slots took a share of the rows, or the queue was empty."""
 
 # Upper bounds of the histogram buckets in seconds:
