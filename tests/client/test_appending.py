@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,13 @@ def rows_of(output: Path) -> list[tuple[str, int]]:
         (Path(source).name, row)
         for source, row in zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True)
     ]
+
+
+def save_picture(path: Path, left: int) -> None:
+    """Write a PNG with a dark rectangle that begins at column `left`."""
+    image = Image.new("L", (140, 60), 255)
+    image.paste(0, (left, 10, left + 30, 20))
+    image.save(path, "png")
 
 
 @pytest.fixture
@@ -96,6 +104,33 @@ def test_scores_are_those_of_one_run(append, sketchbatch, tiny_service, inputs, 
     assert sketchbatch("score", inputs, "--output", whole, "--server", tiny_service.address).code == 0
     assert np.array_equal(np.load(tmp_path / "o.npy"), np.load(whole))
     assert np.load(whole).shape == (16, 3)
+
+
+def test_a_picture_that_was_half_written_is_scored_by_the_next_run(append, inputs, tmp_path, sketchbatch):
+    """A rejected picture that was written anew is scored, and is no reject any more; a change of others is refused."""
+    output, later = tmp_path / "o.csv", tmp_path / "later"
+    save_picture(inputs / "a.png", 9)
+    save_picture(later, 99)
+    complete = later.read_bytes()
+    (inputs / "b.png").write_bytes(complete[:-30])
+    finished = append(output)
+    assert finished.code == 3, finished.err
+    assert rows_of(output) == [("a.png", 0)]
+    (inputs / "b.png").write_bytes(complete)
+    save_picture(inputs / "c.png", 5)
+    finished = append(output)
+    assert finished.code == 0, finished.err
+    assert rows_of(output) == [("a.png", 0), ("b.png", 0), ("c.png", 0)]
+    manifest = json.loads((tmp_path / "o.csv.manifest.json").read_bytes())
+    assert (manifest["rows"], manifest["rejected"]) == (3, 0)
+    assert not (tmp_path / "o.csv.rejects.jsonl").exists()
+    assert append(output).code == 0
+    assert len(rows_of(output)) == 3
+    merged = sketchbatch("merge", output, "--output", tmp_path / "all.csv")
+    assert merged.code == 0, merged.err
+    save_picture(inputs / "c.png", 50)
+    refused = append(output)
+    assert (refused.code, f"the rows of {inputs / 'c.png'} that were scored" in refused.err) == (4, True), refused.err
 
 
 def test_new_pictures_of_a_folder_are_added(append, inputs, tmp_path):
@@ -297,7 +332,13 @@ def test_nights_are_merged(sketchbatch, tiny_service, inputs, tmp_path, noise, s
         assert rows_of(target) == [(f"{night}.npy", row) for night in (3, 5, 2) for row in range(night)]
     finished = sketchbatch("merge", *nights, nights[0], "--output", tmp_path / f"twice.{suffix}")
     assert finished.code == 4
-    assert "must have other rows than" in finished.err
+    assert "must be named once, got it twice" in finished.err
+    copy = tmp_path / f"copy.{suffix}"
+    for end in ("", ".manifest.json"):
+        shutil.copy(f"{nights[0]}{end}", f"{copy}{end}")
+    finished = sketchbatch("merge", *nights, copy, "--output", tmp_path / f"twice.{suffix}")
+    assert finished.code == 4
+    assert f"must have other rows than {nights[0]}" in finished.err
     finished = sketchbatch("merge", *nights[:2], "--output", target)
     assert (finished.code, "is the output of another job" in finished.err) == (4, True)
 

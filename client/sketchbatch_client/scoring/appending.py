@@ -6,9 +6,10 @@ The order of an output is the order in which its rows arrived: each run adds its
 runs, so that the next run knows which rows the output has.
 """
 
+import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +43,8 @@ def append_scores(client: Client, job: ScoreJob, output: Path, listener: Progres
     """Score the rows of `job` that `output` does not have, and add them at its end; begin the output if it is missing.
 
     A source has new rows if its name is new, or if it has more rows than the output has of it. Sources that no longer
-    exist keep their rows in the output. An interrupted run resumes: first the rows that it began with, then the others.
+    exist keep their rows in the output. A picture that was rejected, and has been written anew since, is scored again.
+    An interrupted run resumes: first the rows that it began with, then the others.
 
     Raises the errors of `write_scores`, and JobRefused if rows that the output has were changed or removed, or if the
     model or the options differ from those of the output.
@@ -75,10 +77,11 @@ def _append(
     served = same_version(client, job.options, served, manifest.plan if manifest else interrupted)
     plan = make_plan(job, sources, served, interrupted)
     additions = manifest.additions if manifest else ()
+    mended = _mended_pictures(additions, sources, output)
     if manifest:
         _check_same_job(manifest, plan, sources, output)
-        _check_scored_rows(additions, sources)
-    inputs = _new_inputs(additions, sources)
+        _check_scored_rows(additions, sources, mended)
+    inputs = _new_inputs(additions, sources, mended)
     _check_names(additions, inputs)
     begun = _begun_inputs(interrupted, inputs) if interrupted else ()
     if not interrupted or not begun or difference(interrupted, replace(plan, inputs=begun)):
@@ -98,7 +101,8 @@ def _append(
         runner = JobRunner(client, job.kind, plan, plan_sources, reader, listener, has_key_ids)
         added = runner.write(output, parts, passed_over)
     check_any_scored(parts, added, is_first=not manifest)
-    grown = _joined(job.kind, output, manifest, added, parts) if manifest else added
+    mended &= {each.source for each in plan.inputs}
+    grown = _joined(job.kind, output, manifest, added, parts, mended) if manifest else added
     if not parts.is_replaceable(output):
         raise OutputRefused(f"{output}: was written during the job; move it, then run the same command again")
     parts.publish(output, grown)
@@ -126,12 +130,26 @@ def _scored(additions: Sequence[Addition]) -> dict[str, _Scored]:
     return {each.source: _Scored(each.start + each.rows, each.stamp) for each in inputs}
 
 
-def _new_inputs(additions: Sequence[Addition], sources: list[Source]) -> tuple[Input, ...]:
-    """Return the rows of the sources that an output does not have."""
+def _mended_pictures(additions: Sequence[Addition], sources: list[Source], output: Path) -> set[str]:
+    """Return the pictures that an earlier run rejected, for example half-written ones, and that have changed since."""
+    if not rejects_path(output).exists():
+        return set()
+    scored = _scored(additions)
+    touched = {
+        source.name
+        for source in sources
+        if isinstance(source, PictureSource) and source.name in scored and source.stamp != scored[source.name].stamp
+    }
+    with rejects_path(output).open(encoding="utf-8") as lines:
+        return touched & {json.loads(line)["source"] for line in lines} if touched else set()
+
+
+def _new_inputs(additions: Sequence[Addition], sources: list[Source], mended: set[str]) -> tuple[Input, ...]:
+    """Return the rows of the sources that an output does not have, and those of `mended` pictures."""
     scored = _scored(additions)
     new = []
     for source in sources:
-        start = scored[source.name].rows if source.name in scored else 0
+        start = scored[source.name].rows if source.name in scored.keys() - mended else 0
         if start < len(source):
             new.append(Input(source=source.name, rows=len(source) - start, stamp=source.stamp, start=start))
     return tuple(new)
@@ -163,8 +181,11 @@ def _begun_inputs(interrupted: Plan, inputs: tuple[Input, ...]) -> tuple[Input, 
     return tuple(begun)
 
 
-def _check_scored_rows(additions: Sequence[Addition], sources: list[Source]) -> None:
-    """Raise JobRefused if a source has fewer rows than the output has of it, or if these rows have changed."""
+def _check_scored_rows(additions: Sequence[Addition], sources: list[Source], mended: set[str]) -> None:
+    """Raise JobRefused if a source has fewer rows than the output has of it, or if these rows have changed.
+
+    Pictures in `mended` may have changed.
+    """
     scored = _scored(additions)
     changed = set()
     for source in sources:
@@ -174,31 +195,41 @@ def _check_scored_rows(additions: Sequence[Addition], sources: list[Source]) -> 
         before = scored.get(source.name, _Scored(0, ""))
         if len(source) < before.rows:
             raise JobRefused(f"{source.name} had {before.rows:,} rows, and now has {len(source):,}; {_ADVICE}")
-        if before.rows and before.stamp != source.stamp:
+        if before.rows and before.stamp != source.stamp and source.name not in mended:
             changed.add(source.name)
     if changed:
-        for names in _changed_rows(additions, sources, changed):
+        for names in _changed_rows(additions, sources, changed, mended):
             raise JobRefused(f"the rows of {names} that were scored before have changed; {_ADVICE}")
 
 
-def _changed_rows(additions: Sequence[Addition], sources: list[Source], touched: set[str]) -> Iterator[str]:
+def _changed_rows(
+    additions: Sequence[Addition], sources: list[Source], touched: set[str], mended: set[str]
+) -> Iterator[str]:
     """Yield the names of the sources of each part whose rows have changed.
 
-    Only sources whose stamp differs can have changed. A part with rows of a source that is missing is not compared.
+    Only sources whose stamp differs can have changed. A part with rows of a source that is missing, or of a picture
+    that was mended, now or before an earlier run, is not compared.
     """
     by_name = {source.name: source for source in sources}
-    for plan, digests in ((each.plan, each.digests) for each in additions):
+    newest = {
+        each.source: run for run, addition in enumerate(additions) for each in addition.plan.inputs if not each.start
+    }
+    for run, (plan, digests) in enumerate((each.plan, each.digests) for each in additions):
+        comparable = {name for name in by_name.keys() - mended if newest.get(name, run) <= run}
         names = [each.source for each in plan.inputs]
         present = [by_name.get(name, sources[0]) for name in names]
         reader = BlockReader(plan, present, readers=0)
         for part in plan.parts:
             in_part = {names[segment.source] for segment in plan.segments(part)}
-            if in_part & touched and in_part <= by_name.keys() and reader.digest(part) != digests.get(part):
+            if in_part & touched and in_part <= comparable and reader.digest(part) != digests.get(part):
                 yield " or ".join(sorted(in_part & touched))
 
 
-def _joined(kind: str, output: Path, manifest: Manifest, added: Manifest, parts: Parts) -> Manifest:
-    """Write the rows of an output and the added rows to `output.partial` and `rejects.next`; return their manifest."""
+def _joined(kind: str, output: Path, manifest: Manifest, added: Manifest, parts: Parts, mended: set[str]) -> Manifest:
+    """Write the rows of an output and the added rows to `output.partial` and `rejects.next`; return their manifest.
+
+    The earlier rejects of `mended` pictures are left out.
+    """
     partial, added_rows = parts.folder / "output.partial", parts.folder / "added.partial"
     partial.replace(added_rows)
     additions = (*manifest.additions, *added.additions)
@@ -206,15 +237,18 @@ def _joined(kind: str, output: Path, manifest: Manifest, added: Manifest, parts:
         join(kind, [output, added_rows], file, added.plan, all_rows=sum(each.plan.rows for each in additions))
     rejects, added_rejects = parts.folder / "rejects.next", parts.folder / "rejects.partial"
     rejects.replace(added_rejects)
+    left_out = 0
     with room_for(output), rejects.open("wb") as file:
-        for path in (rejects_path(output), added_rejects):
-            if path.exists():
-                with path.open("rb") as lines:
-                    shutil.copyfileobj(lines, file)
+        for path, mended_here in ((rejects_path(output), mended), (added_rejects, set[str]())):
+            with path.open("rb") if path.exists() else nullcontext(()) as lines:
+                for line in lines:
+                    is_mended = bool(mended_here) and json.loads(line)["source"] in mended_here
+                    left_out += is_mended
+                    file.write(b"" if is_mended else line)
     return replace(
         added,
         rows=manifest.rows + added.rows,
-        rejected=manifest.rejected + added.rejected,
+        rejected=manifest.rejected + added.rejected - left_out,
         unread_metadata=manifest.unread_metadata + added.unread_metadata,
         earlier=manifest.additions,
         output_bytes=partial.stat().st_size,

@@ -22,7 +22,7 @@ from ..output_file import check_is_no_input, checked_output
 from .job import Outcome
 from .manifest import Addition, Manifest, manifest_path, rejects_path
 from .outputs import kind_of, parquet_writer, write_npy_header
-from .parts import check_is_ours
+from .parts import BegunJob, check_is_ours
 from .plan import ALL, Plan, difference
 
 
@@ -79,29 +79,41 @@ class _Merged(NamedTuple):
 
 def _manifest_of(path: Path) -> Manifest:
     manifest = Manifest.read(path)
-    if not manifest:
-        raise JobNotReady(f"{path}: expected a finished output; run the command that began it again")
-    return manifest
+    if manifest:
+        return manifest
+    if path.exists() and not BegunJob.read(path):
+        raise JobRefused(f"{path}: expected an output of `sketchbatch score`, got a file that no job wrote, or changed")
+    got = "an unfinished one" if BegunJob.read(path) else "no such file"
+    raise JobNotReady(f"{path}: expected a finished output, got {got}; run the command that writes it")
 
 
 def _jobs(paths: Sequence[Path], manifests: Sequence[Manifest]) -> _Merged:
     """Check the outputs of several jobs: all with one model, one set of columns, and without a row in common."""
-    first, rows_of = manifests[0], dict[str, list[tuple[int, int, Path]]]()
+    first, rows_of = manifests[0], dict[str, list[tuple[int, int, int]]]()
     same = replace(first.plan, inputs=(), part_rows=1)
-    for path, manifest in zip(paths, manifests, strict=True):
+    for number, (path, manifest) in enumerate(zip(paths, manifests, strict=True)):
         for plan in (each.plan for each in manifest.additions):
             if change := difference(same, replace(plan, inputs=(), part_rows=1)):
                 raise JobRefused(f"{path}: expected a job with the model and options of {paths[0]}: {change}")
             same = replace(same, renderer=same.renderer or plan.renderer)
             for source, rows, _, start in ((each.source, each.rows, each.stamp, each.start) for each in plan.inputs):
                 ranges = rows_of.setdefault(source, [])
-                if twice := next((other for first, end, other in ranges if first < start + rows and start < end), None):
-                    both = f"{path}: must have other rows than {twice}, got rows of {source} in both"
-                    raise JobRefused(f"{both}; give each input a name of its own")
-                ranges.append((start, start + rows, path))
+                if not start:  # a picture that an earlier run of this output rejected was mended, and scored again
+                    ranges[:] = [each for each in ranges if each[2] != number]
+                twice = next((other for first, end, other in ranges if first < start + rows and start < end), None)
+                if twice is not None:
+                    raise _same_rows(path, paths[twice], source)
+                ranges.append((start, start + rows, number))
         if manifest.has_key_ids != first.has_key_ids:
             raise JobRefused(f"{path}: must have the columns of {paths[0]}; only one of them has key_id")
     return _Merged(list(paths), [each for manifest in manifests for each in manifest.additions])
+
+
+def _same_rows(path: Path, other: Path, source: str) -> JobRefused:
+    if path == other:
+        return JobRefused(f"{path}: must be named once, got it twice")
+    both = f"{path}: must have other rows than {other}, got rows of {source} in both"
+    return JobRefused(f"{both}; give each input a name of its own")
 
 
 def join(kind: str, outputs: Sequence[Path], file: BinaryIO, plan: Plan, *, all_rows: int) -> None:
