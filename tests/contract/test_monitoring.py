@@ -6,20 +6,29 @@ import shutil
 import subprocess
 
 import pytest
+import trustme
 import yaml
 from fakes import FakeModel
 from in_process import serving
 from sketchbatch_service.telemetry.background_metrics import supervisor_metrics
+from sketchbatch_service.transport.tls import ServerTls, TlsFiles
+from sketchbatch_service.transport.tokens import TokenFile
 
 NAME = re.compile(r"\b(?:sketchbatch|process)_[a-z_]+\b")
 MONITORING = "deploy/monitoring"
 
 
-async def series() -> dict[str, set[str]]:
-    """Return the labels of each metric of a service, after one successful and one rejected call."""
+async def series(folder) -> dict[str, set[str]]:
+    """Return the labels of each metric of a service with TLS and tokens, after a successful and a rejected call."""
+    ca = trustme.CA()
+    issued = ca.issue_cert("localhost")
+    issued.private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
+    (folder / "tokens").write_text("token-0123456789")
+    tls = ServerTls(TlsFiles(cert=folder / "server.pem", key=folder / "server.pem"))
     async with serving(bear=FakeModel()) as service:
         await service.classify(1)
         await service.rejection()
+        service.metrics.include_credentials(tls, TokenFile(folder / "tokens", frozenset()))
         found = {}
         for metric in [*service.metrics.collect(), *supervisor_metrics(wanted=2, serving=1)]:
             for sample in metric.samples:
@@ -34,12 +43,12 @@ def expressions(root) -> list[str]:
     return [target["expr"] for panel in panels for target in panel["targets"]] + re.findall("expr: (.+)", alerts)
 
 
-async def test_every_queried_metric_exists_with_its_labels(root):
+async def test_every_queried_metric_exists_with_its_labels(root, tmp_path):
     """The dashboard, the alerts and docs/operations.md name only metrics and labels that the service has.
 
     In addition, docs/operations.md names every metric of the service and every alert.
     """
-    known = await series()
+    known = await series(tmp_path)
     queries = expressions(root)
     assert len(queries) > 30
     assert {name for query in queries for name in NAME.findall(query)} <= known.keys()
@@ -56,7 +65,7 @@ async def test_every_queried_metric_exists_with_its_labels(root):
     )
 
 
-async def test_the_autoscaler_uses_an_existing_gauge_of_each_pod(root):
+async def test_the_autoscaler_uses_an_existing_gauge_of_each_pod(root, tmp_path):
     """The autoscaler's metric exists: prometheus-adapter makes it from a gauge that the service has.
 
     The labels by which prometheus-adapter finds the pods are labels that the scrape configuration sets.
@@ -64,7 +73,7 @@ async def test_the_autoscaler_uses_an_existing_gauge_of_each_pod(root):
     scaler = yaml.safe_load((root / "deploy/base/horizontalpodautoscaler.yaml").read_text())["spec"]
     adapter = yaml.safe_load((root / MONITORING / "kubernetes/adapter.yaml").read_text())["rules"]
     assert [each["pods"]["metric"]["name"] for each in scaler["metrics"]] == [adapter[0]["name"]["as"]]
-    assert adapter[0]["seriesQuery"].partition("{")[0] in await series()
+    assert adapter[0]["seriesQuery"].partition("{")[0] in await series(tmp_path)
     scrape = yaml.safe_load((root / MONITORING / "kubernetes/scrape.yaml").read_text())["scrape_configs"][0]
     labels = {rule.get("target_label") for rule in scrape["relabel_configs"]}
     assert set(adapter[0]["resources"]["overrides"]) <= labels

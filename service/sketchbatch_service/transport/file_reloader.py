@@ -56,6 +56,7 @@ class FileReloader(Generic[_Content]):
         self._last_cause = ""
         self._reloading = threading.Lock()  # held during reading; no thread waits for it
         self._stamps = self._read_stamps()
+        self.failures = 0  # failed attempts to read changed files
         self.content = read()
 
     def reload_if_changed(self) -> _Content | None:
@@ -89,6 +90,7 @@ class FileReloader(Generic[_Content]):
 
     def _record(self, error: Exception) -> None:
         """Count the error, log it unless it is the same as before, and set the time of the next attempt."""
+        self.failures += 1
         self._retry_at = self._clock() + self._component.count_error()
         cause = str(error) if isinstance(error, CredentialsUnusable) else f"{type(error).__name__}: {error}"
         if cause != self._last_cause:

@@ -50,6 +50,11 @@ class TokenFile:
             return _MISSING
         return None if self._is_known(token.strip()) else _WRONG
 
+    @property
+    def reload_failures(self) -> int:
+        """The number of failed attempts to read the changed file."""
+        return self._file.failures
+
     def _is_known(self, token: str) -> bool:
         now = self._clock()
         if now >= self._next_check_at:
