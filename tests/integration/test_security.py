@@ -232,26 +232,34 @@ def test_metrics_report_expiry_and_failed_reloads_of_certificates_and_tokens(sta
     def metrics() -> dict[str, float]:
         with urllib.request.urlopen(f"http://{service.metrics_address}/metrics", timeout=LIMIT_S) as response:
             families = text_string_to_metric_families(response.read().decode())
+        samples = [sample for family in families for sample in family.samples]
         return {
-            sample.labels.get("file") or f"failed {sample.labels['credentials']}": sample.value
-            for family in families
-            if family.name in ("sketchbatch_certificate_expiry_seconds", "sketchbatch_credential_reload_failures")
-            for sample in family.samples
+            " ".join([sample.name, *sorted(sample.labels.values())[1:]]).removeprefix("sketchbatch_"): sample.value
+            for sample in samples
+            if sample.labels.keys() & {"file", "credentials"}
         }
 
-    used = {"tls_cert": first.timestamp(), "tls_client_ca": of_client_ca.timestamp()}
-    assert metrics() == {**used, "failed certificates": 0, "failed tokens": 0}
+    def expected(end: datetime, *, certificates: tuple[int, int] = (0, 0), tokens: tuple[int, int] = (0, 0)):
+        return {
+            "certificate_expiry_seconds tls_cert": end.timestamp(),
+            "certificate_expiry_seconds tls_client_ca": of_client_ca.timestamp(),
+            "credential_reload_failures_total certificates": certificates[0],
+            "credentials_stale certificates": certificates[1],
+            "credential_reload_failures_total tokens": tokens[0],
+            "credentials_stale tokens": tokens[1],
+        }
+
+    assert metrics() == expected(first)
     (tmp_path / "server.pem").write_text("half a certif")
     keys.served_certificate(service.address)
-    assert metrics() == {**used, "failed certificates": 1, "failed tokens": 0}
+    assert metrics() == expected(first, certificates=(1, 1))
     keys.write("server", keys.ca.issue_cert("localhost", "127.0.0.1", not_after=second))
     keys.served_certificate(service.address)
-    used["tls_cert"] = second.timestamp()
-    assert metrics() == {**used, "failed certificates": 1, "failed tokens": 0}
+    assert metrics() == expected(second, certificates=(1, 0))
     (tmp_path / "tokens").write_text("short")
     with keys.channel(service.address) as channel:
         assert error_of(channel, METHODS[0], bearer("unknown-token-012345")).code() is grpc.StatusCode.UNAUTHENTICATED
-    assert metrics() == {**used, "failed certificates": 1, "failed tokens": 1}
+    assert metrics() == expected(second, certificates=(1, 0), tokens=(1, 1))
 
 
 def test_every_worker_requires_certificate_and_token(start_service, tiny_model, keys):

@@ -12,10 +12,12 @@ def credential_metrics(tls: ServerTls | None, tokens: TokenFile | None) -> list[
     expiry = GaugeMetricFamily("sketchbatch_certificate_expiry_seconds", text, labels=["file"])
     for file, seconds in tls.expiries.items() if tls else ():
         expiry.add_metric([file], seconds)
-    text = "Failed attempts to read changed files: certificates or tokens. What was read before stays in use."
+    text = "Failed attempts to read changed files: certificates or tokens."
     failures = CounterMetricFamily("sketchbatch_credential_reload_failures", text, labels=["credentials"])
-    if tls:
-        failures.add_metric(["certificates"], tls.reload_failures)
-    if tokens:
-        failures.add_metric(["tokens"], tokens.reload_failures)
-    return [expiry, failures]
+    text = "1 = the last attempt to read the changed files failed; what was read before stays in use."
+    stale = GaugeMetricFamily("sketchbatch_credentials_stale", text, labels=["credentials"])
+    for name, source in (("certificates", tls), ("tokens", tokens)):
+        if source:
+            failures.add_metric([name], source.reload_failures)
+            stale.add_metric([name], source.is_stale)
+    return [expiry, failures, stale]

@@ -59,6 +59,11 @@ class FileReloader(Generic[_Content]):
         self.failures = 0  # failed attempts to read changed files
         self.content = read()
 
+    @property
+    def is_stale(self) -> bool:
+        """Return whether a changed file could not be read, so that the previous content is in use."""
+        return self._retry_at < math.inf
+
     def reload_if_changed(self) -> _Content | None:
         """Return the new content; None if no file has changed since the last call, or the new content is unusable.
 

@@ -48,6 +48,11 @@ class ServerTls:
         """The number of failed attempts to read changed files."""
         return self._reloader.failures
 
+    @property
+    def is_stale(self) -> bool:
+        """Return whether a changed file could not be read, so that the previous content is in use."""
+        return self._reloader.is_stale
+
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         changed = self._reloader.reload_if_changed()
         return changed.configuration if changed else None
