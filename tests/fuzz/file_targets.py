@@ -28,7 +28,7 @@ from sketchbatch_service.api.openinference import codec as tensor_codec
 from sketchbatch_service.engines.cpu import Engine, open_session
 from sketchbatch_service.errors import CredentialsUnusable, InvalidRequest, ModelRefused
 from sketchbatch_service.models.artifact import read_artifact
-from sketchbatch_service.transport.tls import TlsFiles, server_credentials
+from sketchbatch_service.transport.tls import ServerTls, TlsFiles
 from sketchbatch_service.transport.tokens import TokenFile
 from targets import Target, corpus, in_process, mutants
 
@@ -240,7 +240,7 @@ def certificates(data: bytes, folder: Path) -> None:
     for path, content in zip(files.values(), parts, strict=False):
         path.write_bytes(content)
     try:
-        server_credentials(TlsFiles(**files))
+        ServerTls(TlsFiles(**files))
     except CredentialsUnusable:
         return
 

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import urllib.request
 from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -18,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from polling import wait_until
 from process_resources import open_files
+from prometheus_client.parser import text_string_to_metric_families
 from sketchbatch.openinference.v2 import open_inference_pb2
 from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
@@ -216,6 +218,48 @@ def test_certificates_and_tokens_are_replaced_without_a_restart(start_service, t
     assert events.count("not reloaded, what was read before stays") == 1
     assert events.count("reloaded") == 3
     assert not any(token in str(log) for token in (OLD, NEW))
+
+
+def test_metrics_report_expiry_and_failed_reloads_of_certificates_and_tokens(start_service, tiny_model, tmp_path):
+    """The metrics contain the expiry of the certificates in use, and count changed files that are unusable."""
+    keys = Keys(tmp_path)
+    first, second, of_client_ca = (datetime(year, 5, 6, 7, 8, 9, tzinfo=UTC) for year in (2041, 2042, 2040))
+    keys.write("server", keys.ca.issue_cert("localhost", "127.0.0.1", not_after=first))
+    short = keys.ca.issue_cert("client@example.org", not_after=of_client_ca).cert_chain_pems[0].bytes()
+    (tmp_path / "clients.pem").write_bytes(keys.ca.cert_pem.bytes() + short)
+    service = start_service(tiny_model, *keys.flags, "--metrics-address=127.0.0.1:0")
+
+    def metrics() -> dict[str, float]:
+        with urllib.request.urlopen(f"http://{service.metrics_address}/metrics", timeout=LIMIT_S) as response:
+            families = text_string_to_metric_families(response.read().decode())
+        samples = [sample for family in families for sample in family.samples]
+        return {
+            " ".join([sample.name, *sorted(sample.labels.values())[1:]]).removeprefix("sketchbatch_"): sample.value
+            for sample in samples
+            if sample.labels.keys() & {"file", "credentials"}
+        }
+
+    def expected(end: datetime, *, certificates: tuple[int, int] = (0, 0), tokens: tuple[int, int] = (0, 0)):
+        return {
+            "certificate_expiry_seconds tls_cert": end.timestamp(),
+            "certificate_expiry_seconds tls_client_ca": of_client_ca.timestamp(),
+            "credential_reload_failures_total certificates": certificates[0],
+            "credentials_stale certificates": certificates[1],
+            "credential_reload_failures_total tokens": tokens[0],
+            "credentials_stale tokens": tokens[1],
+        }
+
+    assert metrics() == expected(first)
+    (tmp_path / "server.pem").write_text("half a certif")
+    keys.served_certificate(service.address)
+    assert metrics() == expected(first, certificates=(1, 1))
+    keys.write("server", keys.ca.issue_cert("localhost", "127.0.0.1", not_after=second))
+    keys.served_certificate(service.address)
+    assert metrics() == expected(second, certificates=(1, 0))
+    (tmp_path / "tokens").write_text("short")
+    with keys.channel(service.address) as channel:
+        assert error_of(channel, METHODS[0], bearer("unknown-token-012345")).code() is grpc.StatusCode.UNAUTHENTICATED
+    assert metrics() == expected(second, certificates=(1, 0), tokens=(1, 1))
 
 
 def test_every_worker_requires_certificate_and_token(start_service, tiny_model, keys):

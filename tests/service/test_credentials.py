@@ -1,14 +1,17 @@
 """Test which calls the token file authenticates, and what happens when token or certificate files change."""
 
+import ssl
 from concurrent import futures
+from datetime import UTC, datetime
 
 import grpc
 import pytest
 import trustme
 from gates import Clock
+from sketchbatch_service.certificate_expiry import earliest_expiry
 from sketchbatch_service.errors import CredentialsUnusable
 from sketchbatch_service.transport.file_reloader import FileReloader
-from sketchbatch_service.transport.tls import TlsFiles, server_credentials
+from sketchbatch_service.transport.tls import ServerTls, TlsFiles
 from sketchbatch_service.transport.tokens import TokenFile
 
 OLD, NEW = "old-token-0123456789", "new-token-0123456789=="
@@ -47,7 +50,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
     tokens = TokenFile(tmp_path / "tokens", frozenset())
     assert tokens.rejection_reason(METHOD, sent(f"Bearer {OLD}")) is None
     server = grpc.server(futures.ThreadPoolExecutor(1))
-    assert server.add_secure_port("127.0.0.1:0", server_credentials(files))
+    assert server.add_secure_port("127.0.0.1:0", ServerTls(files).credentials)
     server.stop(None)
 
 
@@ -147,6 +150,7 @@ def test_an_unusable_file_is_logged_once_and_the_previous_content_stays(tmp_path
         assert reloader.content == "one"
     path.write_text("two")
     assert (reloader.reload_if_changed(), reloader.reload_if_changed(), reloader.content) == ("two", None, "two")
+    assert reloader.failures == 2
     assert capsys.readouterr().out.count("reloaded") == 1
 
 
@@ -183,14 +187,44 @@ def test_unusable_certificates_are_refused_by_name(tmp_path, name, content, reas
     ca.cert_pem.write_to_path(tmp_path / "ca.pem")
     issued = ca.issue_cert("localhost")
     files = write_pair(tmp_path, issued)
-    assert server_credentials(files)
+    assert ServerTls(files)
     if content is None:
         (tmp_path / name).unlink()
     else:
         replacement = {"another": ca.issue_cert("localhost").private_key_pem.bytes(), "encrypted": encrypted(issued)}
         (tmp_path / name).write_bytes(replacement.get(content, content))
     with pytest.raises(CredentialsUnusable, match=reason):
-        server_credentials(files)
+        ServerTls(files)
+
+
+@pytest.mark.parametrize("year", [1999, 2049, 2050, 9999])
+def test_the_expiry_of_a_certificate_is_read_in_both_forms(year):
+    """A certificate has a UTCTime with two digits of the year until 2049, and a GeneralizedTime from 2050."""
+    end = datetime(year, 12, 31, 23, 59, 58, tzinfo=UTC)
+    issued = trustme.CA().issue_cert("localhost", not_before=datetime(1990, 1, 1, tzinfo=UTC), not_after=end)
+    pem = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
+    assert earliest_expiry(b"a comment\n" + pem) == end.timestamp()
+
+
+def test_the_expiry_of_a_file_is_the_earliest_one():
+    """The first certificate of a chain or a bundle that expires makes connections fail."""
+    ca, ends = trustme.CA(), [datetime(year, 1, 1, tzinfo=UTC) for year in (2034, 2031, 2033)]
+    pems = [ca.issue_cert("localhost", not_after=end).cert_chain_pems[0].bytes() for end in ends]
+    assert earliest_expiry(b"".join(pems)) == ends[1].timestamp()
+
+
+def test_a_certificate_without_a_readable_expiry_is_an_error():
+    """The reader of DER raises ValueError for every truncated certificate, and for a file without a certificate."""
+    issued = trustme.CA().issue_cert("localhost", not_after=datetime(2038, 1, 1, tzinfo=UTC))
+    der = ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode())
+    for size in range(0, 4 + der.index(b"380101000000Z"), 3):
+        with pytest.raises(ValueError, match=r"expected|no certificate"):
+            earliest_expiry(ssl.DER_cert_to_PEM_cert(der[:size]).encode())
+    other_tag = der.replace(b"\x17\r380101000000Z", b"\x16\r380101000000Z")
+    with pytest.raises(ValueError, match="must be a UTCTime or a GeneralizedTime, got the tag 16"):
+        earliest_expiry(ssl.DER_cert_to_PEM_cert(other_tag).encode())
+    with pytest.raises(ValueError, match="no certificate"):
+        earliest_expiry(b"")
 
 
 def encrypted(issued) -> bytes:

@@ -35,8 +35,8 @@ from ..telemetry.exposition import MetricsPort
 from ..telemetry.limits import LimitMonitor, fitting_connections
 from ..telemetry.metrics import ServiceMetrics
 from ..transport import selection
-from ..transport.interface import Authenticator, Server
-from ..transport.tls import TlsFiles, server_credentials
+from ..transport.interface import Server
+from ..transport.tls import ServerTls, TlsFiles
 from ..transport.tokens import TokenFile
 from ..version_policy import VersionPolicy
 from . import lame_duck
@@ -102,12 +102,13 @@ async def _serve(settings: Settings, worker: Worker, stop: Stop, late_exit: "_La
                 _announce_default(next(iter(models)))
             servicer = _classifier_servicer(settings, models, worker)
             inference = InferenceServicer(models, max_request_rows=settings.max_request_rows)
+            tls, tokens = _tls(settings), _token_file(settings)
             # Any, because the types of the generated functions accept only grpc's own servers.
             max_connections = fitting_connections(settings.max_connections)
             server: Any = selection.create_server(
                 transport,
                 _channel_options(settings, worker, max_connections),
-                _authenticator(settings),
+                tokens.rejection_reason if tokens else None,
                 max_receive_s=settings.max_receive_s or math.inf,
             )
             server.add_generic_rpc_handlers([servicer.handlers()])
@@ -115,9 +116,10 @@ async def _serve(settings: Settings, worker: Worker, stop: Stop, late_exit: "_La
             health_pb2_grpc.add_HealthServicer_to_server(health, server)
             if settings.reflection:
                 reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_reflection(), server)
-            address = _listen(server, settings)
+            address = server.listen(settings.address, tls.credentials if tls else None)
             lame_duck.warn_if_too_short(settings.lame_duck_s, settings.max_connection_age_s)
             metrics.include(models, server, max_connections=max_connections)
+            metrics.include_credentials(tls, tokens)
             worker.answer_supervisor(metrics.collect, stop)
             await server.start()
             with (
@@ -284,14 +286,14 @@ def _channel_options(settings: Settings, worker: Worker, max_connections: int) -
     return options
 
 
-def _authenticator(settings: Settings) -> Authenticator | None:
-    """Return the check of bearer tokens; health needs none, because load balancers and orchestrators have no token."""
+def _token_file(settings: Settings) -> TokenFile | None:
+    """Return the accepted tokens; health needs none, because load balancers and orchestrators have no token."""
     if not settings.token_file:
         return None
     if not settings.tls_cert:
         log.warning("tokens travel in plain text: --tls-cert is not set")
     methods = health_pb2.DESCRIPTOR.services_by_name["Health"].methods
-    return TokenFile(settings.token_file, frozenset(f"/{HEALTH}/{m.name}".encode() for m in methods)).rejection_reason
+    return TokenFile(settings.token_file, frozenset(f"/{HEALTH}/{m.name}".encode() for m in methods))
 
 
 def _reflection() -> Any:
@@ -300,10 +302,7 @@ def _reflection() -> Any:
     return reflection.aio.ReflectionServicer((SERVICE.full_name, wire.SERVICE, HEALTH, reflection.SERVICE_NAME), pool)
 
 
-def _listen(server: Server, settings: Settings) -> str:
-    """Bind the port, with TLS if it is configured, and return the address with the bound port."""
-    credentials = None
-    if settings.tls_cert and settings.tls_key:
-        files = TlsFiles(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
-        credentials = server_credentials(files)
-    return server.listen(settings.address, credentials)
+def _tls(settings: Settings) -> ServerTls | None:
+    if not settings.tls_cert or not settings.tls_key:
+        return None
+    return ServerTls(TlsFiles(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca))

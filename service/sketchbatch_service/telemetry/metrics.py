@@ -17,7 +17,10 @@ from ..api.request_log import rejections
 from ..batching.statistics import BOUNDS_S, Counts, Histogram
 from ..models.registry import ModelRegistry, ServedModel
 from ..transport.interface import Server
+from ..transport.tls import ServerTls
+from ..transport.tokens import TokenFile
 from .background_metrics import background_errors
+from .credential_metrics import credential_metrics
 
 _BOUNDS_ROWS = tuple(1 << n for n in range(15))
 _LABELS = ["model", "version"]
@@ -78,10 +81,15 @@ class ServiceMetrics:
         self._worker = str(worker)
         self._process = ProcessCollector(registry=None)
         self._served: tuple[ModelRegistry, Server, int] | None = None
+        self._credentials: tuple[ServerTls | None, TokenFile | None] = (None, None)
 
     def include(self, models: ModelRegistry, server: Server, *, max_connections: int) -> None:
         """Add the metrics of the models and of the server, which exist once the first model is loaded."""
         self._served = models, server, max_connections
+
+    def include_credentials(self, tls: ServerTls | None, tokens: TokenFile | None) -> None:
+        """Add the metrics of the certificate and token files; None = the setting is not set."""
+        self._credentials = tls, tokens
 
     def collect(self) -> list[Metric]:
         """Return the current values of all metrics."""
@@ -90,6 +98,7 @@ class ServiceMetrics:
         metrics = [
             serving,
             background_errors(),
+            *credential_metrics(*self._credentials),
             *(_of_served(*self._served) if self._served else ()),
             *self._process.collect(),
         ]

@@ -56,7 +56,13 @@ class FileReloader(Generic[_Content]):
         self._last_cause = ""
         self._reloading = threading.Lock()  # held during reading; no thread waits for it
         self._stamps = self._read_stamps()
+        self.failures = 0  # failed attempts to read changed files
         self.content = read()
+
+    @property
+    def is_stale(self) -> bool:
+        """Return whether a changed file could not be read, so that the previous content is in use."""
+        return self._retry_at < math.inf
 
     def reload_if_changed(self) -> _Content | None:
         """Return the new content; None if no file has changed since the last call, or the new content is unusable.
@@ -89,6 +95,7 @@ class FileReloader(Generic[_Content]):
 
     def _record(self, error: Exception) -> None:
         """Count the error, log it unless it is the same as before, and set the time of the next attempt."""
+        self.failures += 1
         self._retry_at = self._clock() + self._component.count_error()
         cause = str(error) if isinstance(error, CredentialsUnusable) else f"{type(error).__name__}: {error}"
         if cause != self._last_cause:

@@ -50,6 +50,16 @@ class TokenFile:
             return _MISSING
         return None if self._is_known(token.strip()) else _WRONG
 
+    @property
+    def reload_failures(self) -> int:
+        """The number of failed attempts to read the changed file."""
+        return self._file.failures
+
+    @property
+    def is_stale(self) -> bool:
+        """Return whether a changed file could not be read, so that the previous content is in use."""
+        return self._file.is_stale
+
     def _is_known(self, token: str) -> bool:
         now = self._clock()
         if now >= self._next_check_at:
