@@ -147,7 +147,7 @@ examples: ## install the packages of the Node example and build the C++ example,
 	@if ! { command -v node && command -v npm; } >/dev/null; then \
 	  echo "the Node example is left out: node or npm is absent"; \
 	elif [ $(NODE_PACKAGES) -nt examples/node/package-lock.json ]; then :; \
-	elif ! (cd examples/node && npm view @grpc/grpc-js name) >/dev/null 2>&1; then \
+	elif ! (cd examples/node && npm view --fetch-retries=0 @grpc/grpc-js name) >/dev/null 2>&1; then \
 	  echo "the Node example is left out: no package registry answers"; \
 	else cd examples/node && npm ci --ignore-scripts --no-audit --no-fund; fi
 	@if ! cmake -DCMAKE_BUILD_TYPE=Release -S examples/cpp -B $(CPP_BUILD) >/dev/null 2>&1; then \
