@@ -24,7 +24,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint k8s image-test dist-test chaos cluster-sim fuzz bench bench-gpu image sbom dist release protos locks clean
+.PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint examples k8s image-test dist-test chaos cluster-sim fuzz bench bench-gpu image sbom dist release protos locks clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -137,6 +137,22 @@ lint: .venv/.done .tools/protos/.done .tools/image/.done ## ruff, mypy strict, i
 	done
 	.tools/image/bin/hadolint Dockerfile.gpu
 	.tools/image/bin/actionlint .github/workflows/*.yml
+
+# An example whose tools or packages are absent is left out, and its tests are skipped. A failed installation from a
+# registry that answers, and a failed compilation, end the command.
+NODE_PACKAGES := examples/node/node_modules/.package-lock.json
+CPP_BUILD     := examples/cpp/build
+
+examples: ## install the packages of the Node example and build the C++ example, for their tests in `make test`
+	@if ! { command -v node && command -v npm; } >/dev/null; then \
+	  echo "the Node example is left out: node or npm is absent"; \
+	elif [ $(NODE_PACKAGES) -nt examples/node/package-lock.json ]; then :; \
+	elif ! (cd examples/node && npm view --fetch-retries=0 @grpc/grpc-js name) >/dev/null 2>&1; then \
+	  echo "the Node example is left out: no package registry answers"; \
+	else cd examples/node && npm ci --ignore-scripts --no-audit --no-fund; fi
+	@if ! cmake -DCMAKE_BUILD_TYPE=Release -S examples/cpp -B $(CPP_BUILD) >/dev/null 2>&1; then \
+	  echo "the C++ example is left out: CMake, a compiler or libgrpc++-dev is absent (examples/cpp/CMakeLists.txt)"; \
+	else cmake --build $(CPP_BUILD); fi
 
 k8s: .venv/.done .tools/k8s/.done ## check the Kubernetes manifests: kustomize, schemas of three versions, checkov, our policies
 	$(VENV)/pytest -m k8s tests/deploy
@@ -252,7 +268,7 @@ locks: $(UV) ## resolve the hashed requirement files in locks/; UPGRADE= keeps p
 setup: .venv/.done .tools/protos/.done .tools/openinference/.done .tools/image/.done ## install everything, hashed, into .venv and .tools
 
 clean: ## remove what the commands installed; runs/ stays
-	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .tools examples/node/node_modules $(CPP_BUILD) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # The installation writes to stderr, so that stdout has only the output of the command.
 $(UV): locks/tools.txt
