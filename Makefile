@@ -38,7 +38,7 @@ serve: .tools/serve/.done ## serve the shipped models on ADDRESS (127.0.0.1:5005
 
 DEFAULT_CLASSES := bear,cat,dog
 TRAIN_FLAGS = $(strip $(if $(DATA),--data "$(DATA)") $(if $(CLASSES),--classes "$(CLASSES)") \
-  $(if $(filter all,$(ROWS))$(and $(DATA),$(filter file,$(origin ROWS))),,--rows "$(ROWS)") $(if $(RECIPE),--recipe "$(RECIPE)") \
+  $(if $(filter all,$(ROWS))$(and $(DATA),$(filter file,$(origin ROWS))),,--rows "$(ROWS)") $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(EPOCHS),--epochs "$(EPOCHS)") \
   $(if $(START_FROM),--start-from "$(START_FROM)") $(if $(RESTART),--restart) $(if $(IGNORE_OTHERS),--ignore-others))
 
 train: .venv/.done ## train CLASSES (bear,cat,dog) into RUN (runs/train), from ROWS (4000) of each from Google's bucket;

@@ -421,7 +421,7 @@ def test_a_first_run_with_rejects_only_is_refused(append, inputs, tmp_path):
     """Inputs without any drawing are probably the wrong ones; in later runs, a night may have only rejects."""
     (inputs / "a.png").write_bytes(b"GIF89a damaged")
     finished = append(tmp_path / "o.csv")
-    assert (finished.code, "none of 1 rows was scored" in finished.err) == (4, True)
+    assert (finished.code, "no row was scored, and 1 rejected" in finished.err) == (4, True)
     Image.fromarray(np.pad(np.zeros((20, 20), np.uint8), 10, constant_values=255)).save(inputs / "b.png")
     assert append(tmp_path / "o.csv").code == 3
     (inputs / "c.png").write_bytes(b"GIF89a damaged")

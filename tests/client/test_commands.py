@@ -265,7 +265,10 @@ def test_health_of_an_unreachable_server_is_an_error(run_command):
     """The command `health` exits with 1 if no server listens at the address; stderr has the reason in one line."""
     finished = run_command("sketchbatch", "health", "--server", "127.0.0.1:1")
     assert (finished.returncode, finished.stdout) == (1, "UNREACHABLE\n")
-    assert re.fullmatch("sketchbatch: no response from 127.0.0.1:1 in 1 attempts: .*refused\n", finished.stderr)
+    assert re.fullmatch(
+        "sketchbatch: no response from 127.0.0.1:1 in 1 attempts: .*refused; does the service run at this address\\?\n",
+        finished.stderr,
+    )
 
 
 def test_inverted_drawings_are_reported_in_one_line(run_command, tiny_service, tmp_path):

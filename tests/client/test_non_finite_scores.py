@@ -117,7 +117,7 @@ def test_rejects_of_the_model_and_of_the_file_keep_the_order_of_the_rows(sketchb
     with stand_in_service(lambda rows: np.full((len(rows), 3), [[np.nan]], np.float32)) as (address, _):
         finished = sketchbatch("score", tmp_path, "--output", tmp_path / "o.csv", "--server", address)
     assert finished.code == 4
-    assert "none of 5 rows" in finished.err
+    assert "no row was scored, and 5 rejected" in finished.err
 
     def every_second(rows):
         scores = np.full((len(rows), 3), 0.25, np.float32)
@@ -136,7 +136,7 @@ def test_a_job_of_which_no_row_has_a_score_says_so(sketchbatch, service, tmp_pat
     np.save(tmp_path / "d.npy", np.zeros((5, 784), np.uint8))
     finished = sketchbatch("score", tmp_path / "d.npy", "--output", tmp_path / "o.csv", "--server", service)
     assert (finished.code, finished.err.count("\n")) == (4, 1)
-    assert f"none of 5 rows was scored; the first: {MESSAGE}" in finished.err
+    assert f"no row was scored, and 5 rejected; the first: {MESSAGE}" in finished.err
 
 
 @pytest.mark.parametrize("flags", [(), ("--skip-malformed",)])

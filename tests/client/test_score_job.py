@@ -352,7 +352,7 @@ def test_row_i_of_a_npy_output_is_drawing_i(score, tmp_path):
         ("a.ndjson", b"", "expected drawings, got no row"),
         ("a.bin", b"12345", "truncated: the file ends 5 bytes into this record"),
         ("a.npy", b"", "expected a .npy file, got an empty file"),
-        ("a.png", b"<html>", "none of 1 rows was scored; the first: "),
+        ("a.png", b"<html>", "no row was scored, and 1 rejected; the first: "),
         (
             "a.txt",
             b"cat",

@@ -75,7 +75,10 @@ def test_what_was_found_and_assumed_is_printed_with_its_flags(tmp_path):
         "name mnist, version 1, licence not stated",
     ):
         assert part in printed
-    assert printed.splitlines()[-1] == f"serve it: sketchbatch-serve --model {tmp_path / 'model.onnx'}"
+    assert (
+        printed.splitlines()[-1]
+        == f"serve it: sketchbatch-serve --model {tmp_path / 'model.onnx'} --address 127.0.0.1:50051"
+    )
 
 
 def test_metadata_describe_the_model_and_its_source(tmp_path):

@@ -361,6 +361,7 @@ main()
             ["explore", "--output", "o.html"],
             "matplotlib is not installed: pip install 'sketchbatch-trainer[explore]'",
         ),
+        ({"onnx"}, ["train", "--run", "r"], "onnx is not installed: pip install 'sketchbatch-trainer[train]'"),
         ({"onnx"}, ["report", "--run", "r"], "onnx is not installed: pip install 'sketchbatch-trainer[train]'"),
     ],
 )
@@ -370,6 +371,7 @@ def test_a_missing_extra_is_named(tmp_path, blocked, command, message):
     flags = ["--labels", "bear,cat,dog", "--output", "out/m.onnx"] if command[0] == "adapt" else []
     program = [sys.executable, "-c", BLOCKER.format(blocked=blocked), *command, *flags]
     result = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.stderr == (f"sketchbatch-train: {message}\n" if message else "")
+    way = ", or in a checkout `make setup`, which installs .venv"
+    assert result.stderr == (f"sketchbatch-train: {message}{way}\n" if message else "")
     assert result.returncode == bool(message)
     assert (tmp_path / "out" / "m.onnx").is_file() == (not message)

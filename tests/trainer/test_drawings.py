@@ -95,8 +95,8 @@ def test_a_split_is_written_in_the_layout_of_google(folder, tmp_path):
     ("labels", "message"),
     [
         (("ant", "zebra", "yak"), "no drawings of zebra, yak; the folder holds 2 classes"),
-        (("ant", "ant"), "classes must be two or more different ones, got ant, ant"),
-        (("ant",), "classes must be two or more different ones, got ant"),
+        (("ant", "ant"), "expected two or more classes, got ant, ant; name the folder above"),
+        (("ant",), "expected two or more classes, got ant; name the folder above"),
     ],
 )
 def test_missing_repeated_and_single_classes_are_refused(folder, labels, message):

@@ -139,7 +139,9 @@ def train(
 
     from .dataset import DatasetRequest, count_rows, read_dataset
     from .train.recipes import NETWORKS, RECIPES, fit_rows
-    from .train.starting_point import check_start, find_start, fit_recipe
+
+    with importing("train"):
+        from .train.starting_point import check_start, find_start, fit_recipe
 
     for value, known, flag in ((recipe, RECIPES, "--recipe"), (network or "compact", NETWORKS, "--network")):
         if value not in known:
@@ -187,7 +189,11 @@ def train(
         teachers=tuple(map(Run, teacher or ())),
     )
     with row_bar() as progress:
-        is_new = train_model(request, target, EpochPrinter(progress, chosen.max_epochs), restart=restart)
+        try:
+            is_new = train_model(request, target, EpochPrinter(progress, chosen.max_epochs), restart=restart)
+        except (KeyboardInterrupt, SystemExit):
+            warn("interrupted; the same command resumes after the last finished epoch")
+            raise
     _print_trained(target, is_new)
 
 
@@ -241,8 +247,8 @@ def export(
     for each in Variant:
         if Run(run).exported(each).exists() and not Run(run).has_export(each):
             warn(f"{Run(run).exported(each)} is of an earlier training; --variant {each} replaces it")
-    console.print(f"serve it: sketchbatch-serve --model {Run(run).onnx}")
-    console.print(f"figures and plots: sketchbatch-train report --run {run}")
+    console.print(f"serve it: sketchbatch-serve --model {Run(run).onnx} --address 127.0.0.1:50051", soft_wrap=True)
+    console.print(f"metrics and plots: sketchbatch-train report --run {run}", soft_wrap=True)
 
 
 @app.command()

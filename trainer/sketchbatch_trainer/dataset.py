@@ -197,7 +197,9 @@ def write_source(folder: Path, source: str) -> None:
 def _check_labels(folder: Path, labels: tuple[str, ...], paths: dict[str, Path]) -> None:
     check_labels(folder, labels, list(paths))
     if len(set(labels)) != len(labels) or len(labels) < 2:
-        raise DrawingsRefused(f"classes must be two or more different ones, got {', '.join(labels)}")
+        raise DrawingsRefused(
+            f"expected two or more classes, got {', '.join(labels)}; name the folder above those of the classes"
+        )
 
 
 def _open_bitmaps(path: Path, request: DatasetRequest) -> tuple[BitmapFile, int]:

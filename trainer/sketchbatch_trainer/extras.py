@@ -35,7 +35,8 @@ def importing(extra: str) -> Iterator[None]:
         package = (exc.name or "").partition(".")[0]
         if package not in PACKAGES[extra]:
             raise
-        raise ExtraMissing(f"{package} is not installed: pip install 'sketchbatch-trainer[{extra}]'") from exc
+        way = f"pip install 'sketchbatch-trainer[{extra}]', or in a checkout `make setup`, which installs .venv"
+        raise ExtraMissing(f"{package} is not installed: {way}") from exc
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

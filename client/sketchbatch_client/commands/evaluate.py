@@ -34,6 +34,7 @@ from .options import (
     Quiet,
     TimeoutS,
     connecting,
+    counted,
     err,
     not_nan,
     out,
@@ -82,7 +83,9 @@ class ReportFlags:
                 raise typer.BadParameter(f"must end with {suffix}, got {picture}", param_hint=f"--{suffix[1:]}")
         with_charts = {"--html": self.html_file, "--png": self.png_file, "--svg": self.svg_file}
         if (flag := next(filter(with_charts.get, with_charts), None)) and not find_spec("matplotlib"):
-            raise OutputRefused(f"{flag} needs matplotlib: pip install 'sketchbatch-client[charts]'")
+            raise OutputRefused(
+                f"{flag} needs matplotlib: pip install 'sketchbatch-client[charts]', or in a checkout `make setup`"
+            )
         plots = [(self.png_file, PLOT_MARK), (self.svg_file, PLOT_MARK)]
         check_reports([(self.json_file, JSON_MARK), (self.html_file, HTML_MARK), *plots], inputs)
 
@@ -167,13 +170,15 @@ def evaluate(
     if not quiet:
         _print_result(result)
         _print_malformed(drawings)
+        for file in filter(None, (reports.json_file, reports.html_file, reports.png_file, reports.svg_file)):
+            err.print(f"-> {file}")
     _print_trained_on(result)
     if not quiet or not ignore_others:
         _print_skipped(drawings, labels, "not both models know" if second else "this model does not know")
     is_complete = report_passed_over(drawings.others, ignores_others=ignore_others)
     accuracy = (result.first if isinstance(result, Comparison) else result).metrics.accuracy
     if accuracy < min_accuracy:
-        err.print(f"accuracy must be at least {min_accuracy}, got {accuracy:.4f}")
+        err.print(f"sketchbatch: accuracy must be at least {min_accuracy}, got {accuracy:.4f}")
         raise typer.Exit(1)
     if not is_complete or (drawings.passed_over and not ignore_others):
         raise typer.Exit(INCOMPLETE)
@@ -221,7 +226,7 @@ def _print_skipped(drawings: LabelledDrawings, labels: Sequence[str], reason: st
 
 def _print_malformed(drawings: LabelledDrawings) -> None:
     if drawings.malformed_count:
-        err.print(f"skipped {drawings.malformed_count:,} malformed drawings, for example:")
+        err.print(f"skipped {counted(drawings.malformed_count, 'malformed drawing')}, for example:")
         for file, malformed in drawings.malformed[:_MALFORMED_SHOWN]:
             err.print(f"  {file}:{malformed.number}: {malformed.reason}")
 

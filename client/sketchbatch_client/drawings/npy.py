@@ -58,8 +58,8 @@ class _Header(NamedTuple):
             return "convert it: np.uint8(255) * x; `sketchbatch score --scale 255` reads it"
         if self.dtype.kind == "f":
             convert = "convert it: (x * 255).round().astype(np.uint8) if the numbers are 0 to 1"
-            return f"{convert}; `sketchbatch score --scale 255` reads it"
-        return "convert it: x.astype(np.uint8) if the numbers are 0 to 255"
+            return f"{convert}; `sketchbatch score` reads it with --scale 255, and numbers from 0 to 255 with --scale 1"
+        return "convert it: x.astype(np.uint8) if the numbers are 0 to 255; `sketchbatch score --scale 1` reads it"
 
     def __str__(self) -> str:
         return f"{self.dtype} {self.shape}{', Fortran order' if self.is_fortran else ''}"[:_SHOWN]

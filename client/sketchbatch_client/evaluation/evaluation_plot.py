@@ -27,7 +27,7 @@ def write_plot(result: Evaluation | Comparison, output: Path, file_format: str) 
             matrix.draw(own_axes)
             occurring = each.tested_labels
             part = f"\nthe {len(matrix.columns)} most confused classes" if len(matrix.rows) < occurring else ""
-            own_axes.set_title(f"{name}: confusion matrix{part}", fontsize=10)
+            own_axes.set_title(f"{name.replace(' at ', chr(10) + 'at ')}\nconfusion matrix{part}", fontsize=10)
         with replacing(output) as partial:
             generator = {"Creator": "Sketchbatch", "Date": None}  # nothing of the machine or the time
             metadata = generator if file_format == "svg" else {"Software": "Sketchbatch"}

@@ -116,7 +116,7 @@ def check_any_scored(parts: Parts, written: Manifest, *, is_first: bool) -> None
     if is_first and written.rejected and not written.rows:
         reason = parts.first_reason()
         parts.clear()
-        raise FileRefused(f"none of {written.rejected:,} rows was scored; the first: {reason}")
+        raise FileRefused(f"no row was scored, and {written.rejected:,} rejected; the first: {reason}")
 
 
 def opening(output: Path, listener: ProgressListener) -> Callable[[str], None]:

@@ -96,4 +96,5 @@ def adapt(
     )
     adapt_model(request, report)
     console.print(f"ONNX model -> {output} ({output.stat().st_size / 1e6:.1f} MB)", markup=False)
-    console.print(f"serve it: sketchbatch-serve --model {shlex.quote(str(output))}", markup=False)
+    command = f"sketchbatch-serve --model {shlex.quote(str(output))} --address 127.0.0.1:50051"
+    console.print(f"serve it: {command}", markup=False, soft_wrap=True)

@@ -83,6 +83,8 @@ class RetryState:
         code, details = error.code(), error.details()
         if code in NO_RESPONSE:
             reason = f"{self.tls_failure or details}{self._hints()}"
+            if not self.has_reached_server:
+                reason += "; does the service run at this address?"
             return errors.Unavailable(f"no response from {self.target} in {self.failures} attempts: {reason}")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return self.deadline_exceeded()
