@@ -130,7 +130,8 @@ def test_a_chart_without_matplotlib_is_refused_before_the_evaluation(evaluating,
     finished = evaluating(folder, flag, tmp_path / "report")
     assert finished.code == 4
     assert finished.out == ""
-    assert finished.err == f"sketchbatch: {flag} needs matplotlib: pip install 'sketchbatch-client[charts]', or in a checkout `make setup`\n"
+    way = "pip install 'sketchbatch-client[charts]', or in a checkout `make setup`"
+    assert finished.err == f"sketchbatch: {flag} needs matplotlib: {way}\n"
     assert not (tmp_path / "report").exists()
     assert evaluating(folder, "--json", tmp_path / "m.json").code == 3
 
