@@ -1,5 +1,7 @@
 """Classify drawings with a Sketchbatch service: clients, readers, rasteriser and metrics.
 
+For example:
+
 from sketchbatch_client import Client, rasterize
 with Client("localhost:50051") as client:
     print(client.classify(rasterize(strokes)).label)

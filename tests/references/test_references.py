@@ -40,9 +40,14 @@ def source(root, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def entries(source: Path, page: str) -> set[str]:
+def page(source: Path, name: str) -> str:
+    """Return the text of a page of the reference."""
+    return (source / f"pages/reference/{name}.md").read_text()
+
+
+def entries(source: Path, name: str) -> set[str]:
     """Return the names that have an entry on a page of the reference."""
-    return set(re.findall(r"^::: (\S+)$", (source / f"pages/reference/{page}.md").read_text(), re.MULTILINE))
+    return set(re.findall(r"^::: (\S+)$", page(source, name), re.MULTILINE))
 
 
 def test_every_public_name_of_the_client_has_an_entry(source):
@@ -70,9 +75,30 @@ def test_every_public_name_of_the_submodules_has_an_entry(source, package):
         assert {f"{module.__name__}.{name}" for name in names} | {module.__name__} <= entries(source, package)
 
 
+def test_the_types_of_results_have_entries(source):
+    """A user of an `Evaluation` finds the types of its attributes, and the types of their attributes."""
+    found = {name.rpartition(".")[2] for name in entries(source, "evaluation")}
+    assert {"Figures", "Measured", "Paired", "Calibration", "Mistake", "TrainedOn", "Recognized"} <= found
+
+
+def test_every_error_has_its_cause_and_its_cure(source):
+    """The table of errors has each error, and whether the same call fails again."""
+    rows = re.findall(r"^\| \[`(\w+)`\].* \| (\S.+) \| (\S.+) \| (yes|no) \|$", page(source, "errors"), re.MULTILINE)
+    assert {name for name, *_ in rows} | {"SketchbatchError"} == {
+        name for name in sketchbatch_client.__all__ if name in vars(sketchbatch_client.errors)
+    }
+    for name, _, _, is_permanent in rows:
+        assert getattr(sketchbatch_client, name).is_permanent == (is_permanent == "yes")
+
+
+def test_a_choice_lists_its_values(source):
+    """An option with a closed set of values names all of them."""
+    assert "| `--format [npy|simplified|raw|binary]`{.name} | " in page(source, "sketchbatch-train")
+
+
 def sections(source: Path, command: str) -> dict[str, str]:
     """Return the sections of the page of a command by their headings; that of the command itself by its name."""
-    text = (source / f"pages/reference/{command}.md").read_text()
+    text = page(source, command)
     parts = re.split(r"^##? `?([^`\n]+)`?$", text, flags=re.MULTILINE)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
@@ -104,7 +130,7 @@ def test_every_setting_has_its_variable_and_its_default(source):
     """The row of each flag of the service names the environment variable and the default of the setting."""
     rows = sections(source, "sketchbatch-serve")["sketchbatch-serve"].splitlines()
     for field in fields(Settings):
-        [row] = [row for row in rows if f"`SKETCHBATCH_{field.name.upper()}` |" in row]
+        [row] = [row for row in rows if f"`SKETCHBATCH_{field.name.upper()}`{{.name}} |" in row]
         default = row.split(" | ")[-1]
         if isinstance(field.default, bool):
             assert default == ("on |" if field.default else "off |")
@@ -119,15 +145,15 @@ async def test_every_metric_has_a_row_with_its_type_and_its_labels(source):
         await service.classify(1)
         await service.rejection()
         metrics = [*service.metrics.collect(), *supervisor_metrics(wanted=2, serving=1)]
-    text = (source / "pages/reference/metrics.md").read_text()
+    text = page(source, "metrics")
     rows = {
         name: rest
         for name, *rest in (re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if line.startswith("|"))
     }
     names = {each.name + "_total" * (each.type == "counter"): each for each in metrics}
-    assert rows.keys() - {"---", "metric"} == {f"`{name}`" for name in names}
+    assert rows.keys() - {"---", "metric"} == {f"`{name}`{{.name}}" for name in names}
     for name, metric in names.items():
-        kind, labels, meaning = rows[f"`{name}`"]
+        kind, labels, meaning = rows[f"`{name}`{{.name}}"]
         assert kind == metric.type
         assert metric.documentation.split()[0] in meaning
         for sample in metric.samples:
@@ -137,9 +163,9 @@ async def test_every_metric_has_a_row_with_its_type_and_its_labels(source):
 def test_links_lead_to_pages_of_the_site_or_to_the_repository(root, source):
     """A link of docs/ to a file outside docs/ becomes an address of the repository; other links stay."""
     pages = source / "pages"
-    copies = [page for page in pages.rglob("*.md") if page.parent.name != "reference"]
-    assert {page.relative_to(pages) for page in copies} == {
-        page.relative_to(root / "docs") for page in root.glob("docs/**/*.md")
+    copies = [each for each in pages.rglob("*.md") if each.parent.name != "reference"]
+    assert {each.relative_to(pages) for each in copies} == {
+        each.relative_to(root / "docs") for each in root.glob("docs/**/*.md")
     }
     text = (pages / "decisions/0026-packages-and-layers.md").read_text()
     repository = "https://github.com/sketchbatch/sketchbatch"
@@ -168,13 +194,13 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_other_hosts(ro
     command = [mkdocs, "build", "--strict", "--config-file", source / "mkdocs.yml", "--site-dir", tmp_path]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    pages = {page: page.read_text() for page in tmp_path.rglob("*.html")}
+    pages = {file: file.read_text() for file in tmp_path.rglob("*.html")}
     assert len(pages) > 50
-    for page, text in pages.items():
+    for file, text in pages.items():
         loaded = re.findall(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?([^\s\"'>]+)", text)
         loaded += re.findall(r"<link\b[^>]*\bhref=[\"']?([^\s\"'>]+)", text)
         assert loaded
-        assert [each for each in loaded if "//" in each] == [], page
+        assert [each for each in loaded if "//" in each] == [], file
         assert "mermaid" not in text  # the theme would load the library for such a diagram from another host
     client = pages[tmp_path / "reference/client/index.html"]
     for method in ("classify", "score", "models", "model", "health", "close"):

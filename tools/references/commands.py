@@ -12,7 +12,7 @@ from sketchbatch_client.commands.app import app as client_app
 from sketchbatch_service.__main__ import main as serve_command
 from sketchbatch_trainer.cli import app as train_app
 
-from .page import Page, escaped
+from .page import Page, escaped, name
 
 _EXTRAS = re.compile(r"^(?P<text>.*?)(?:  \[(?P<extras>[^\[]*(?:\[[^\]]*\][^\[]*)*)\])?$", re.DOTALL)
 
@@ -24,12 +24,12 @@ def command_pages() -> Iterator[Page]:
     yield _command_page("sketchbatch-train", typer.main.get_command(train_app), "drawings, training, export, report")
 
 
-def _command_page(name: str, command: Any, content: str) -> Page:
+def _command_page(program: str, command: Any, content: str) -> Page:
     """Return the page of a command and its subcommands."""
-    parts = [_command(name, command)]
+    parts = [_command(program, command)]
     for subcommand, each in getattr(command, "commands", {}).items():
-        parts.append(f"## `{name} {subcommand}`\n\n{_command(f'{name} {subcommand}', each)}")
-    return Page(name, name, content, "\n\n".join(parts))
+        parts.append(f"## `{program} {subcommand}`\n\n{_command(f'{program} {subcommand}', each)}")
+    return Page(program, program, content, "\n\n".join(parts))
 
 
 def _command(path: str, command: Any) -> str:
@@ -65,7 +65,7 @@ def _option(option: Any, context: Any) -> list[str]:
     allowed = [each for each in extras if each != "required" and not each.startswith(("default: ", "env var: "))]
     shown = "required" if "required" in extras else _default(default, option)
     return [
-        "<br>".join(f"`{name}`" for name in [*_typed(names).split(" / "), variable] if name),
+        "<br>".join(name(each) for each in [*_typed(names).split(" / "), variable] if each),
         escaped(" ".join(found["text"].split())),
         "<br>".join(each for each in (shown, *(_range(each) for each in allowed)) if each),
     ]
@@ -74,6 +74,7 @@ def _option(option: Any, context: Any) -> list[str]:
 def _typed(names: str) -> str:
     """Return the names of an option with its type as one word: `--top-k INT` for `--top-k <int range>`."""
     names = re.sub(r"(\.\.\.|[A-Z]) <.*>$", r"\1", names)  # the name of an argument needs no type
+    names = re.sub(r"<([^>]*\|[^>]*)>$", r"[\1]", names)  # a choice
     return re.sub(r"<(\w+).*>$|(?<= )(\w+) RANGE$", lambda kind: (kind[1] or kind[2]).upper(), names)
 
 

@@ -14,7 +14,7 @@ from sketchbatch_service.telemetry.background_metrics import supervisor_metrics
 from sketchbatch_service.telemetry.metrics import ServiceMetrics
 from sketchbatch_service.transport.selection import create_server
 
-from .page import Page, escaped
+from .page import Page, escaped, name
 
 _MANY = 20  # more labels than any metric has
 
@@ -52,6 +52,6 @@ def _metric(family: Metric) -> tuple[str, str, str, str]:
         family.add_metric(values, [("+Inf", 0)], 0)
     elif isinstance(family, CounterMetricFamily | GaugeMetricFamily):
         family.add_metric(values, 0)
-    labels = [name for name in family.samples[-1].labels if name != "worker"]
-    name = f"{family.name}_total" if family.type == "counter" else family.name
-    return f"`{name}`", family.type, ", ".join(f"`{label}`" for label in labels), escaped(family.documentation)
+    labels = [label for label in family.samples[-1].labels if label != "worker"]
+    exported = f"{family.name}_total" if family.type == "counter" else family.name
+    return name(exported), family.type, ", ".join(f"`{label}`" for label in labels), escaped(family.documentation)

@@ -19,8 +19,13 @@ def escaped(text: str) -> str:
 
     Names of options and variables become code; what is in backticks stays code.
     """
-    parts = re.split(r"(`[^`]*`|(?<![\w-])--[a-z][\w-]*|SKETCHBATCH_[A-Z_]+)", text)
+    parts = re.split(r"(`[^`]*`|(?<![\w-])--[a-z][\w-]*|\$?SKETCHBATCH_[A-Z_]+)", text)
     return "".join(f"`{part.strip('`')}`" if number % 2 else _plain(part) for number, part in enumerate(parts))
+
+
+def name(text: str) -> str:
+    """Return a name as code that site.css keeps on one line, also in a narrow column of a table."""
+    return f"`{text}`{{.name}}"
 
 
 def _plain(text: str) -> str:

@@ -1,5 +1,7 @@
 """Measure how good served models are on labelled drawings.
 
+For example:
+
 from sketchbatch_client import Client
 from sketchbatch_client.evaluation import evaluate, open_labelled
 with Client("localhost:50051") as client:
