@@ -2,9 +2,9 @@
 
 For example:
 
-from sketchbatch_client import Client, rasterize
-with Client("localhost:50051") as client:
-    print(client.classify(rasterize(strokes)).label)
+    from sketchbatch_client import Client, rasterize
+    with Client("localhost:50051") as client:
+        print(client.classify(rasterize(strokes)).label)
 """
 
 from importlib import import_module
