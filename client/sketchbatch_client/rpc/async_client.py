@@ -72,7 +72,7 @@ class AsyncClient(RowClient):
     ) -> AsyncGenerator[Classification, None]:
         """Classify any number of batches of bitmaps; arguments, results and errors as for `Client.score`.
 
-        Batches may also come from an asynchronous iterator.
+        Batches may also come from an asynchronous iterable.
         """
         key = request_key(top_k, model_name, model_version)
         return self._score_in_loop(batches, key, allow_non_finite)
