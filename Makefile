@@ -24,7 +24,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint examples k8s image-test dist-test chaos cluster-sim fuzz bench bench-gpu image sbom dist release protos locks clean
+.PHONY: help setup demo serve train models test test-slow test-lowest test-latest test-grpcio lint examples k8s image-test dist-test chaos cluster-sim fuzz bench bench-gpu image sbom dist docs release protos locks clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -223,6 +223,12 @@ dist: .tools/dist/.done ## build sdists and wheels of the four distributions int
 	  $(UV) build --quiet --no-build-isolation --python .tools/dist/bin/python -o dist $$distribution || exit; done
 	.tools/dist/bin/twine check --strict dist/sketchbatch_*
 
+# mkdocs warns that a later version 2 will not be compatible; locks/docs.txt has version 1.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: .venv/.done .tools/docs/.done ## build the site: the pages of docs/, references of Python, commands and metrics, into site/
+	@$(VENV)/python -m tools.references .tools/docs/source
+	.tools/docs/bin/mkdocs build --quiet --strict --config-file .tools/docs/source/mkdocs.yml
+
 release: ## set VERSION=x.y.z everywhere, date the changelog, commit and tag; pushes nothing
 	@$(PYTHON) tools/release.py "$(VERSION)"
 
@@ -261,6 +267,7 @@ locks: $(UV) ## resolve the hashed requirement files in locks/; UPGRADE= keeps p
 	$(COMPILE) --group pyproject.toml:tools -o locks/tools.txt
 	$(COMPILE) --group pyproject.toml:build -o locks/build.txt
 	$(COMPILE) --group pyproject.toml:dist -o locks/dist.txt
+	$(COMPILE) --group pyproject.toml:docs -o locks/docs.txt
 	$(COMPILE) --group pyproject.toml:image -o locks/image.txt
 	$(COMPILE) --group pyproject.toml:k8s -o locks/k8s.txt
 
@@ -268,7 +275,7 @@ locks: $(UV) ## resolve the hashed requirement files in locks/; UPGRADE= keeps p
 setup: .venv/.done .tools/protos/.done .tools/openinference/.done .tools/image/.done ## install everything, hashed, into .venv and .tools
 
 clean: ## remove what the commands installed; runs/ stays
-	rm -rf .venv .tools examples/node/node_modules $(CPP_BUILD) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .tools site examples/node/node_modules $(CPP_BUILD) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # The installation writes to stderr, so that stdout has only the output of the command.
 $(UV): locks/tools.txt
@@ -304,8 +311,8 @@ SERVE_UNUSED := onnxruntime/capi/libonnxruntime.so.* \
 	@cd .tools/serve/lib/python3.*/site-packages && rm -rf $(SERVE_UNUSED)
 	@touch $@
 
-# Each group of tools has its own environment: protos, openinference (350 MB), image, k8s (700 MB), ray (540 MB) and
-# perf-analyzer.
+# Each group of tools has its own environment: protos, openinference (350 MB), image, k8s (700 MB), docs (150 MB), dist,
+# ray (540 MB) and perf-analyzer.
 .tools/%/.done: locks/%.txt | $(UV)
 	@echo "installing locks/$*.txt into .tools/$*" >&2
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/$* >&2

@@ -1,8 +1,10 @@
 """Classify drawings with a Sketchbatch service: clients, readers, rasteriser and metrics.
 
-from sketchbatch_client import Client, rasterize
-with Client("localhost:50051") as client:
-    print(client.classify(rasterize(strokes)).label)
+For example:
+
+    from sketchbatch_client import Client, rasterize
+    with Client("localhost:50051") as client:
+        print(client.classify(rasterize(strokes)).label)
 """
 
 from importlib import import_module

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Batch = dict[str, NDArray[Any]]
 """Columns by name, each with one entry per row, as `map_batches` passes them by default (batch_format="numpy")."""
 
-_BATCH_ROWS = 4096  # four requests of 1,024 rows, which `Client` keeps in flight concurrently
 _ACTOR_CPUS = 0.25  # an actor mostly waits for the service; with one CPU per actor, none would be left to read data
 
 
@@ -101,7 +100,7 @@ def score(
     server: str,
     *,
     actors: int | tuple[int, int] = 2,
-    batch_rows: int = _BATCH_ROWS,
+    batch_rows: int = 4096,
     model: str = "",
     model_version: str = "",
     **options: Any,
@@ -112,7 +111,8 @@ def score(
         dataset: Has a column of bitmaps.
         server: Target of `Client`, reachable from this process and from all actors.
         actors: Number of concurrent actors, or (minimum, maximum), between which Ray chooses by the amount of work.
-        batch_rows: Rows per batch of an actor.
+        batch_rows: Rows per batch of an actor. 4,096 rows are four requests, which `Client` keeps in flight
+            concurrently.
         model: "" = the default model of the service.
         model_version: "" = the newest version.
         options: Further arguments of `SketchbatchScorer`.

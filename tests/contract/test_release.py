@@ -14,7 +14,7 @@ import pytest
 
 DISTRIBUTIONS = ("protos", "client", "service", "trainer")
 LEFT_OUT = shutil.ignore_patterns(
-    ".*", "runs", "dist", "__pycache__", "benchmarks", "tests", "locks", "*.onnx", "*.png"
+    ".*", "runs", "dist", "site", "__pycache__", "benchmarks", "tests", "locks", "*.onnx", "*.png"
 )
 """Files that the copy of the repository does not need. The names in the folders may contain versions of libraries."""
 

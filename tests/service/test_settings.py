@@ -1,6 +1,7 @@
 """Test that settings are read from flags, environment variables and defaults, and are checked and documented."""
 
 import math
+import re
 import signal
 from dataclasses import fields
 from pathlib import Path
@@ -143,6 +144,36 @@ def test_every_setting_is_documented(root):
         assert docs[field.name].endswith("."), field.name
         flag, variable = f"--{field.name.replace('_', '-')}", f"SKETCHBATCH_{field.name.upper()}"
         assert f"| `{flag}` | `{variable}` |" in page
+
+
+def shown_default(default: object) -> str:
+    """Return the begin of the cell with a default in docs/settings.md; "" = the cell describes the default in words."""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if default is None:
+        return "none"
+    if default in ("", settings.SHIPPED_MODELS):
+        return ""
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+
+
+def test_the_documented_defaults_and_ranges_are_those_of_the_code(root):
+    """The default of each setting in docs/settings.md is the default of its field, and so is the range of a number."""
+    page = (root / "docs" / "settings.md").read_text()
+    for field in fields(Settings):
+        flag = f"--{field.name.replace('_', '-')}"
+        [default] = re.findall(rf"^\| `{flag}` \| `\w+` \| (.*?) \| ", page, re.MULTILINE)
+        assert default.startswith(shown_default(field.default)), flag
+    table = page.partition("| settings | range |")[2].partition("\n\n")[0]
+    ranges = {
+        flag: (least, int(most.replace(",", "")))
+        for flags, least, most in re.findall(r"^\| (`--.*?) \| (\S+) to ([\d,]+)", table, re.MULTILINE)
+        for flag in re.findall(r"`(--[\w-]+)`", flags)
+    }
+    assert ranges.keys() == NUMBERS.keys()
+    for flag, (least, most) in ranges.items():
+        assert most == NUMBERS[flag].max, flag
+        assert least == ("`--max-request-rows`" if flag == "--max-queued-rows" else f"{NUMBERS[flag].min}"), flag
 
 
 def test_no_variable_is_one_that_kubernetes_sets():

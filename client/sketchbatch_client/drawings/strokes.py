@@ -30,8 +30,10 @@ _SPACES = np.isin(np.arange(256), list(b" \t\n\r\v\f"))  # whether a byte is whi
 class Malformed(NamedTuple):
     """A line or record that cannot be parsed as a drawing."""
 
-    number: int  # from 1, as editors count lines
+    number: int
+    """From 1, as editors count lines."""
     reason: str
+    """Why the line cannot be parsed."""
 
 
 class StrokeFile:

@@ -1,10 +1,12 @@
 """Measure how good served models are on labelled drawings.
 
-from sketchbatch_client import Client
-from sketchbatch_client.evaluation import evaluate, open_labelled
-with Client("localhost:50051") as client:
-    model = client.model()
-    print(evaluate(client, model, open_labelled(folder, model.labels)).figures)
+For example:
+
+    from sketchbatch_client import Client
+    from sketchbatch_client.evaluation import evaluate, open_labelled
+    with Client("localhost:50051") as client:
+        model = client.model()
+        print(evaluate(client, model, open_labelled(folder, model.labels)).figures)
 """
 
 from .evaluating import Comparison, Evaluation, common_labels, compare, evaluate

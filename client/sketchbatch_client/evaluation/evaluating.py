@@ -30,9 +30,11 @@ class Evaluation(ModelQuality):
     """How good a served model is on the drawings of one folder."""
 
     model: ModelInfo
-    server: str  # target of the client, such as host:port
+    server: str
+    """Target of the client, such as host:port."""
     drawings: LabelledDrawings
-    trained_on: TrainedOn | None = None  # None = the model has no digests of its training drawings
+    trained_on: TrainedOn | None = None
+    """None = the model has no digests of its training drawings."""
 
     @property
     def name(self) -> str:

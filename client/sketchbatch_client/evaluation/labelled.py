@@ -23,11 +23,16 @@ UNKNOWN = -1  # flag of a drawing of which it is unknown whether the game recogn
 class LabelledDrawings:
     """The drawings in a folder, without the drawings whose label the model does not know."""
 
-    source: str  # origin of the drawings
-    bitmaps: dict[Path, BitmapRows]  # drawings by file; the model knows the label of each file
-    passed_over: tuple[str, ...]  # labels of the folder that the model does not know; their files are not read
-    skips_malformed: bool = False  # whether malformed lines, records and pictures are skipped
-    others: PassedOverList = field(default_factory=PassedOverList)  # files and folders that are not read
+    source: str
+    """Origin of the drawings."""
+    bitmaps: dict[Path, BitmapRows]
+    """Drawings by file; the model knows the label of each file."""
+    passed_over: tuple[str, ...]
+    """Labels of the folder that the model does not know; their files are not read."""
+    skips_malformed: bool = False
+    """Whether malformed lines, records and pictures are skipped."""
+    others: PassedOverList = field(default_factory=PassedOverList)
+    """Files and folders that are not read."""
 
     @property
     def malformed_count(self) -> int:

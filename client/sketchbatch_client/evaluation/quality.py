@@ -19,10 +19,14 @@ class Mistake:
     """A drawing that the model classified wrongly."""
 
     file: Path
-    row: int  # row in the file's bitmaps, from 0
-    label: str  # true label
-    predicted: str  # label with the highest score
-    score: float  # score of the predicted label
+    row: int
+    """Row in the file's bitmaps, from 0."""
+    label: str
+    """True label."""
+    predicted: str
+    """Label with the highest score."""
+    score: float
+    """Score of the predicted label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +34,8 @@ class Figures:
     """The five metrics of `Metrics`, measured on `rows` drawings, with their intervals."""
 
     rows: int
-    measured: dict[str, Measured]  # metrics of `Metrics` by name, with intervals
+    measured: dict[str, Measured]
+    """Metrics of `Metrics` by name, with intervals."""
 
     @classmethod
     def of(cls, confusion: Confusion) -> "Figures":
@@ -42,21 +47,30 @@ class Figures:
 class Recognized:
     """Compares the metrics on the drawings that the game recognised with the metrics on these and the unrecognised."""
 
-    known: Figures  # metrics on all drawings of which it is known whether the game recognised them
-    recognized: Figures  # metrics on the recognised drawings only
+    known: Figures
+    """Metrics on all drawings of which it is known whether the game recognised them."""
+    recognized: Figures
+    """Metrics on the recognised drawings only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelQuality:
     """How good one model is on one set of labelled drawings."""
 
-    labels: tuple[str, ...]  # labels of the model, by class index
-    confusion: Confusion  # (classes, classes), rows = true class, columns = predicted class
-    figures: Figures  # metrics on all drawings
-    recognized: Recognized | None  # None if no flag is known, or if every drawing was recognised
-    top_3: float  # share of rows whose label has one of the three highest scores
-    calibration: Calibration | None  # None if the scores are not probabilities
-    mistakes: tuple[Mistake, ...]  # mistakes with the highest scores, highest first
+    labels: tuple[str, ...]
+    """Labels of the model, by class index."""
+    confusion: Confusion
+    """(classes, classes), rows = true class, columns = predicted class."""
+    figures: Figures
+    """Metrics on all drawings."""
+    recognized: Recognized | None
+    """None if no flag is known, or if every drawing was recognised."""
+    top_3: float
+    """Share of rows whose label has one of the three highest scores."""
+    calibration: Calibration | None
+    """None if the scores are not probabilities."""
+    mistakes: tuple[Mistake, ...]
+    """Mistakes with the highest scores, highest first."""
 
     @property
     def metrics(self) -> Metrics:

@@ -28,9 +28,12 @@ _HIGHEST = np.uint64(2**64 - 1)  # ends the sample of a training of fewer drawin
 class TrainedOn:
     """How many of some judged drawings are training drawings of the model."""
 
-    rows: int = 0  # all judged drawings
-    compared: int = 0  # drawings in the range of the sample
-    matches: int = 0  # training drawings among these
+    rows: int = 0
+    """All judged drawings."""
+    compared: int = 0
+    """Drawings in the range of the sample."""
+    matches: int = 0
+    """Training drawings among these."""
 
     @property
     def share(self) -> float | None:

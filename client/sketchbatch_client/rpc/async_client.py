@@ -57,6 +57,7 @@ class AsyncClient(RowClient):
     async def classify(
         self, bitmaps: Drawings, *, top_k: int = 0, model_name: str = "", model_version: str = ""
     ) -> Classification:
+        """Classify any number of bitmaps; arguments and errors as for `Client.classify`."""
         self._enter_loop()
         return await self._classify(bitmaps, request_key(top_k, model_name, model_version))
 
@@ -69,6 +70,10 @@ class AsyncClient(RowClient):
         model_version: str = "",
         allow_non_finite: bool = False,
     ) -> AsyncGenerator[Classification, None]:
+        """Classify any number of batches of bitmaps; arguments, results and errors as for `Client.score`.
+
+        Batches may also come from an asynchronous iterable.
+        """
         key = request_key(top_k, model_name, model_version)
         return self._score_in_loop(batches, key, allow_non_finite)
 
@@ -81,14 +86,17 @@ class AsyncClient(RowClient):
                 yield part
 
     async def models(self) -> list[ModelInfo]:
+        """Return every served version of every model, the default model first."""
         self._enter_loop()
         return await self._list_models()
 
     async def model(self, name: str = "", version: str = "", *, with_training_digests: bool = False) -> ModelInfo:
+        """Return one model; arguments and errors as for `Client.model`."""
         self._enter_loop()
         return await self._get_model(name, version, with_training_digests=with_training_digests)
 
     async def health(self, service: str = "") -> str:
+        """Return the health of a gRPC service, as `Client.health` does."""
         self._enter_loop()
         return await self._check_health(service)
 

@@ -100,6 +100,7 @@ class BaseClient:
             raise ValueError(f"retry must be a RetryPolicy, got {retry!r}")
         self._targets = parse_targets(target)
         self.target = ", ".join(self._targets)
+        """The targets of the client, separated by commas."""
         self._timeout_s = arguments.timeout_s("timeout_s", timeout_s)
         self._rows_per_request = whole_number("rows_per_request", rows_per_request, 1)
         self._in_flight = optional_whole_number("in_flight", in_flight, 1, _MAX_IN_FLIGHT)

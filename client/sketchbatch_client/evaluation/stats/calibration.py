@@ -21,10 +21,14 @@ _SUM_TOLERANCE = 1e-2  # far above rounding errors, far below the error of a mod
 class Calibration:
     """Compares the scores of at least one row with the share of correct predictions."""
 
-    bin_rows: NDArray[np.int64]  # (BINS,), number of rows; the score of the predicted label selects the bin of a row
-    bin_score: NDArray[np.float64]  # (BINS,), sum of the scores of the predicted labels
-    bin_correct: NDArray[np.int64]  # (BINS,), number of rows whose predicted label is correct
-    loss: float  # sum over rows of: -log(score of the true label)
+    bin_rows: NDArray[np.int64]
+    """(BINS,), number of rows; the score of the predicted label selects the bin of a row."""
+    bin_score: NDArray[np.float64]
+    """(BINS,), sum of the scores of the predicted labels."""
+    bin_correct: NDArray[np.int64]
+    """(BINS,), number of rows whose predicted label is correct."""
+    loss: float
+    """Sum over rows of: -log(score of the true label)."""
     squared_error: float
     """Sum over rows and classes of: (score - truth)^2, where truth is 1 for the true class and 0 otherwise."""
 

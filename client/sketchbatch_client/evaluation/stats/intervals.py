@@ -27,8 +27,10 @@ _MOST_DIGITS = 10  # enough to tell the ends of the interval of a billion drawin
 class Measured:
     """The value of a metric and its 95 % confidence interval; `note` is the reason if one of them is missing."""
 
-    value: float  # NaN = not defined
-    low: float = math.nan  # NaN = no interval
+    value: float
+    """NaN = not defined."""
+    low: float = math.nan
+    """NaN = no interval."""
     high: float = math.nan
     note: str = ""
 

@@ -24,8 +24,10 @@ Correct = NDArray[np.bool_]  # (rows,), whether a model classified the row corre
 class Paired:
     """The result of McNemar's test of two models on the same drawings; there is at least one drawing."""
 
-    table: Confusion  # (2, 2), rows = is the first model correct, columns = is the second correct; 0 = no, 1 = yes
-    difference: Measured  # accuracy of the first model minus accuracy of the second
+    table: Confusion
+    """(2, 2), rows = is the first model correct, columns = is the second correct; 0 = no, 1 = yes."""
+    difference: Measured
+    """Accuracy of the first model minus accuracy of the second."""
 
     @property
     def only_first(self) -> int:

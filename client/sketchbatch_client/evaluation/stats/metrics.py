@@ -27,11 +27,16 @@ TITLES = {
 class Metrics:
     """The five metrics; 1 = perfect, NaN = not defined, see `reasons`. Only the Matthews correlation can be below 0."""
 
-    accuracy: float  # share of rows predicted correctly
-    balanced_accuracy: float  # mean recall of the classes that have drawings
-    specificity: float  # mean over these classes of: share of the rows of other classes not predicted as this class
-    matthews_corrcoef: float  # multiclass Matthews correlation (Gorodkin 2004)
-    jaccard: float  # mean over these classes of: hits / (rows of the class + rows predicted as the class - hits)
+    accuracy: float
+    """Share of rows predicted correctly."""
+    balanced_accuracy: float
+    """Mean recall of the classes that have drawings."""
+    specificity: float
+    """Mean over these classes of: share of the rows of other classes not predicted as this class."""
+    matthews_corrcoef: float
+    """Multiclass Matthews correlation (Gorodkin 2004)."""
+    jaccard: float
+    """Mean over these classes of: hits / (rows of the class + rows predicted as the class - hits)."""
 
     @property
     def defined(self) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""Make the source of the site of `make docs`; `python -m tools.references FOLDER` writes it."""
