@@ -21,7 +21,18 @@ def _print_version(context: click.Context, _: click.Parameter, is_asked: bool) -
         context.exit()
 
 
-@click.command(context_settings={"max_content_width": 110})
+class _Command(click.Command):
+    """A command that refuses a second --model: click would take the last one without a word."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        models = [word for word in args if word == "--model" or word.startswith("--model=")]
+        if len(models) > 1:
+            advice = "put several models into a repository NAME/VERSION/model.onnx"
+            raise click.BadParameter(f"expected once, got it {len(models)} times; {advice}", param_hint="--model")
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Command, context_settings={"max_content_width": 110})
 @options
 @click.option(
     "--version",

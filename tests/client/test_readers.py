@@ -139,7 +139,10 @@ def test_a_missing_file_or_folder_is_refused(tmp_path):
     np.save(tmp_path / "cat.npy", np.zeros((1, 784), np.uint8))
     with pytest.raises(FileRefused, match=rf"cat\.npy: expected a folder .*, got a file; name .*, {tmp_path}$"):
         labelled_files(tmp_path / "cat.npy")
-    (tmp_path / "cat.npy").unlink()
+    (tmp_path / "cat.npy").rename(tmp_path / "cat.parquet")
+    with pytest.raises(FileRefused, match=r"got a file; write a folder with a folder for each label, as docs/evalua"):
+        labelled_files(tmp_path / "cat.parquet")
+    (tmp_path / "cat.parquet").unlink()
     with pytest.raises(FileRefused, match=r"expected a NAME\.npy for each label, got none"):
         labelled_files(tmp_path)
 

@@ -276,6 +276,13 @@ def test_the_refusal_of_a_finished_job_with_new_rows_names_append(score, tmp_pat
     assert "use --append to add the new rows, or name another output, or use --restart" in grown.err
     np.save(folder / "a.npy", noise(10))
     assert "--append" not in score(folder, "--output", output).err
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.fromarray(noise(1)[0]).resize((60, 60)).save(pictures / "a.png")
+    assert score(pictures, "--output", tmp_path / "p.csv").code == 0
+    Image.fromarray(noise(2)[1]).resize((60, 60)).save(pictures / "b.png")
+    grown = score(pictures, "--output", tmp_path / "p.csv")
+    assert (grown.code, "--append" in grown.err) == (4, False)  # a folder of pictures cannot grow
 
 
 def test_a_job_does_not_resume_with_another_model(begun, sketchbatch, start_service, tmp_path):

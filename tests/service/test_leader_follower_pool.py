@@ -184,14 +184,25 @@ class LongCallsHeld:
 
 @pytest.fixture
 def saturated():
-    """Return a function that starts a pool whose only slot runs a long call, and then gets the requests of `source`."""
+    """Return a function that starts a pool whose only slot runs a long call, and then gets the requests of `source`.
+
+    If `is_expected`, a small request is answered before the call begins.
+    """
     with ExitStack() as stack:
 
-        def start(*rows: int, max_batch_rows: int = 4, bulk_rows: int = 100, quick_rows: int = 2, small_error=None):
+        def start(
+            *rows: int,
+            max_batch_rows: int = 4,
+            bulk_rows: int = 100,
+            quick_rows: int = 2,
+            small_error=None,
+            is_expected=True,
+        ):
             model = LongCallsHeld(small_error)
             limits = BatchLimits(max_batch_rows=max_batch_rows, quick_rows=quick_rows)
-            batcher = Batcher(model.predict, limits)
+            batcher = Batcher(model.predict, limits, clock=(clock := Clock()))
             submissions = [
+                *([partial(batcher.submit, drawings(9))] if is_expected else []),
                 partial(batcher.submit, drawings(*range(bulk_rows))),
                 *(partial(batcher.submit, drawings(*range(each))) for each in rows),
             ]
@@ -201,16 +212,16 @@ def saturated():
             stack.enter_context(pool)
             stack.callback(model.release.set)
             assert model.started.wait(5)
-            return batcher, source, model, condition
+            return batcher, source, model, condition, clock
 
         yield start
 
 
 def test_a_small_request_does_not_wait_for_a_long_call(saturated):
     """While all slots run long calls, the leader runs small requests beyond the slots, one after the other."""
-    batcher, source, model, _ = saturated(1, 1)
+    batcher, source, model, *_ = saturated(1, 1)
     assert source.has_submitted_all.wait(5)
-    bulk, *singles = source.futures
+    _, bulk, *singles = source.futures
     assert [first_pixels(single) for single in singles] == [[0], [0]]
     assert not bulk.done()
     assert batcher.statistics.counts().closed["extra"] == 2
@@ -226,7 +237,7 @@ def test_a_small_request_of_another_thread_does_not_wait_for_a_long_call():
     with LeaderFollowerPool([batcher], slots=1):
         bulk = batcher.submit(drawings(*range(100)))
         assert model.started.wait(5)
-        assert first_pixels(batcher.submit(drawings(7))) == [7]
+        assert first_pixels(batcher.submit(drawings(7))) == [7]  # the request itself shows that others may follow
         assert not bulk.done()
         model.release.set()
         assert first_pixels(bulk) == list(range(100))
@@ -237,42 +248,56 @@ def test_a_small_request_of_another_thread_does_not_wait_for_a_long_call():
     [
         {"max_batch_rows": 8, "bulk_rows": 4},  # the running call has half of the rows of a full one
         {"quick_rows": 0},  # no request is small
+        {"is_expected": False},  # no small request came before: polling would cost the bulk job time
     ],
     ids=str,
 )
 def test_no_request_runs_beyond_the_slots_next_to_other_calls(saturated, options):
-    """Next to short calls, and for a model without quick calls, no thread polls, and no request runs."""
-    batcher, source, model, condition = saturated(1, **options)
+    """Next to short calls, without quick calls, and without earlier small requests, no thread polls during the call."""
+    batcher, source, model, condition, _ = saturated(1, **options)
     for _ in range(2):  # the first wait can be that of the start; a second wait shows that the thread was woken
         batcher.wake()
         assert condition.waits.acquire(timeout=5)
-    assert len(source.futures) == 1
-    assert batcher.statistics.counts().closed["extra"] == 0
+    assert not source.has_submitted_all.is_set()
     model.release.set()
     assert source.has_submitted_all.wait(5)
-    assert first_pixels(source.futures[1]) == [0]
+    assert first_pixels(source.futures[-1]) == [0]
+    assert batcher.statistics.counts().closed["extra"] == 0
 
 
 def test_a_request_with_more_rows_than_a_quick_call_waits_for_a_slot(saturated):
     """A request of more rows than `quick_rows` is received, but runs in the next slot, and so do those behind it."""
-    batcher, source, model, _ = saturated(3, 1)
+    batcher, source, model, *_ = saturated(3, 1)
     assert source.is_idle.wait(5)
-    assert not any(future.done() for future in source.futures)
+    assert not any(future.done() for future in source.futures[1:])
     model.release.set()
-    assert [len(first_pixels(future)) for future in source.futures] == [100, 3, 1]
+    assert [len(first_pixels(future)) for future in source.futures] == [1, 100, 3, 1]
     assert batcher.statistics.counts().closed["extra"] == 0
 
 
 def test_a_failed_call_beyond_the_slots_frees_no_slot(saturated):
     """A call beyond the slots that fails does not change the number of free slots: the long call runs on alone."""
-    batcher, source, model, _ = saturated(1, 2, small_error=ValueError("small"))
+    batcher, source, model, *_ = saturated(1, 2, small_error=ValueError("small"))
     assert source.is_idle.wait(5)
-    for failed in source.futures[1:]:
+    for failed in source.futures[2:]:
         with pytest.raises(InferenceFailed):
             failed.result(5)
     assert batcher._running_calls == 1
     model.release.set()
-    source.futures[0].result(5)
+    source.futures[1].result(5)
+
+
+def test_small_requests_are_expected_for_some_seconds(saturated):
+    """After some seconds without a small request, and for many small requests at once, no other one is expected."""
+    batcher, source, *_, clock = saturated(1)
+    assert source.has_submitted_all.wait(5)
+    assert batcher.expects_quick_requests
+    clock.advance(11)
+    assert not batcher.expects_quick_requests
+    crowded = Batcher(FakeModel().predict, BatchLimits(max_batch_rows=4, quick_rows=2), clock=clock)
+    crowded.submit(drawings(*range(4)))
+    crowded.submit(drawings(1))
+    assert not crowded.expects_quick_requests
 
 
 @pytest.mark.parametrize("waiting", [(), (5,)])

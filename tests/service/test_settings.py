@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from sketchbatch_client import Client
 from sketchbatch_service import __main__, settings
+from sketchbatch_service.__main__ import main as serve
 from sketchbatch_service.settings import Settings
 
 
@@ -88,6 +89,13 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default():
 def test_an_invalid_value_is_rejected_with_the_expected_one(flags, message):
     """An invalid setting prevents the start of the service, and the error names the expected value."""
     assert message in read(*flags)
+
+
+def test_a_second_model_is_refused():
+    """Click would serve the last model without a word."""
+    result = CliRunner().invoke(serve, ["--model", "a", "--model=b"])
+    assert result.exit_code == 2
+    assert "--model: expected once, got it 2 times; put several models into a repository" in result.output
 
 
 NUMBERS = {

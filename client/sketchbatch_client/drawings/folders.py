@@ -76,6 +76,8 @@ def _check_is_folder(folder: Path) -> None:
         return
     if folder.exists():
         advice = f"name the folder that holds it, {folder.parent}"
+        if folder.suffix.lower() == _TABLE:
+            advice = "write a folder with a folder for each label, as docs/evaluation.md shows"
         raise FileRefused(f"{folder}: expected a folder with a file or folder for each label, got a file; {advice}")
     raise FileRefused(f"{folder}: no such folder; expected one with a NAME.npy for each label")
 

@@ -10,8 +10,9 @@ Latency contract:
 - A small request fits into one batch: it has at most `max_batch_rows` rows. All other requests are large.
 - While both kinds wait, each kind gets half of every call. Requests of one kind run in order of arrival.
 - So a small request waits for the running calls and the small requests ahead of it, never for a whole large request.
-- While all slots run long calls, a request of at most `quick_rows` rows does not wait for them: it runs on the polling
-  thread, beyond the slots, and the operating system divides the CPUs between the calls.
+- While all slots run long calls, a request of at most `quick_rows` rows does not wait for them if others like it have
+  arrived in the last seconds and few are waiting: it runs on the polling thread, beyond the slots, and the operating
+  system divides the CPUs between the calls.
 - `submit` rejects a request if the queue is full, or if it would probably miss its deadline.
 - A request whose deadline passes in the queue fails with `DeadlinePassed`. Its waiting rows never run.
 """
@@ -39,6 +40,10 @@ _SAFETY_FACTOR = 1.5
 requests behind it; a request that is rejected too early can be retried. Measurements: docs/decisions/0024."""
 
 _FAILING_CALLS = 3  # consecutive failed calls after which a model counts as failing: one failure may be chance
+_EXPECTING_S = 10.0
+"""Time after a quick request in which others are expected. Polling during long calls costs an overloaded service a part
+of its goodput, so no thread does that for bulk jobs alone (docs/decisions/0008)."""
+
 _CLEANUP_INTERVAL_S = 0.05
 """Least time between two removals of cancelled and expired requests. Otherwise every `submit` could start one."""
 
@@ -80,6 +85,7 @@ class Batcher:
         self._extra_calls = 0  # beyond the slots
         self._failed_calls = 0  # since the last successful one
         self._drain_rate = DrainRateEstimator(limits.slots)
+        self._quick_at = -math.inf  # time at which a quick request arrived, and no more than a quick batch was waiting
         self._cleaned_at = -math.inf  # time of the last removal of cancelled requests
         self._is_closed = False
         self._lock = threading.Lock()  # guards the attributes above, and scores of requests in several model calls
@@ -98,6 +104,11 @@ class Batcher:
     def is_failing(self) -> bool:
         """Return whether at least the last `_FAILING_CALLS` model calls failed."""
         return self._failed_calls >= _FAILING_CALLS
+
+    @property
+    def expects_quick_requests(self) -> bool:
+        """Return whether quick requests have arrived in the last seconds, but not so many that they fill batches."""
+        return self._clock() < self._quick_at + _EXPECTING_S
 
     def close(self) -> None:
         """Reject new requests from now on; queued rows can still be taken."""
@@ -138,6 +149,8 @@ class Batcher:
                 reason = self._rejection_reason(request)
             if not reason:
                 self._queue.put(request)
+                if len(bitmaps) <= self.limits.quick_rows >= self._queue.small_rows:
+                    self._quick_at = request.queued_at
             drain_s = self._queue.rows * self._drain_rate.seconds_per_row(request.queued_at)
         self._drop(dropped)
         if reason:
@@ -159,11 +172,12 @@ class Batcher:
             return self._take(idle_slots)
 
     def take_extra(self) -> "Batch | None":
-        """Return a batch of small requests, at most `limits.quick_rows` rows, that runs beyond the slots, or None.
+        """Return a batch of all small requests that runs beyond the slots; None if none or too many rows wait.
 
-        As `take`, this method settles no future.
+        The batch has at most `limits.quick_rows` rows: more rows wait for a slot, which runs them together. As `take`,
+        this method settles no future.
         """
-        if not self._queue.rows or not self.limits.quick_rows:
+        if not 0 < self._queue.small_rows <= self.limits.quick_rows:
             return None
         dropped: list[Request] = []
         with self._lock:

@@ -13,10 +13,10 @@ Each thread repeats these steps:
 3. If there is no leader: become the leader and poll until a request arrives.
 4. Otherwise: sleep.
 
-While all slots run model calls, a thread polls only if these calls are long or `polls_while_saturated` is set: polling
-takes CPU time from the calls. Otherwise the first thread that finishes its call polls next. While all slots run long
-calls, the leader runs quick batches itself, beyond the slots: a small request does not wait for a bulk job.
-Measurements: docs/decisions/0008.
+While all slots run model calls, no thread polls, because polling takes CPU time from the calls. The first thread that
+finishes its call polls next. There are two exceptions: `polls_while_saturated` is set, or these calls are long and
+quick requests are expected. The leader then runs quick batches itself, beyond the slots: a small request does not wait
+for a bulk job. Measurements: docs/decisions/0008.
 
 An unexpected exception ends no thread: the thread logs it, waits and repeats the steps (`background`). After three such
 exceptions in a row, one of the `components` is failing, and the health monitor reports NOT_SERVING.
@@ -198,7 +198,7 @@ class LeaderFollowerPool:
     def _take_extra(self, me: int) -> Batch | None:
         """Return a quick batch if all slots run long calls; the leader runs it, or without a source any idle thread."""
         is_leader = self._leader == me or not self._source
-        if not is_leader or self._long_calls < self._slots or self._extra_calls:
+        if not is_leader or not self._may_run_extra():
             return None
         for _ in range(len(self._batchers)):
             self._batchers.rotate(-1)
@@ -207,10 +207,14 @@ class LeaderFollowerPool:
                 return batch
         return None
 
+    def _may_run_extra(self) -> bool:
+        """Return whether a quick batch may run beyond the slots: all run long calls, and no other such batch runs."""
+        is_busy = self._long_calls >= self._slots and not self._extra_calls
+        return is_busy and any(batcher.expects_quick_requests for batcher in self._batchers)
+
     def _can_lead(self, me: int | None = None) -> bool:
         """Return whether the thread `me`, or one that does not lead yet, may poll now."""
-        is_saturated = self._running_calls >= self._slots > self._long_calls
-        may_poll = self._polls_while_saturated or not is_saturated
+        may_poll = self._polls_while_saturated or self._running_calls < self._slots or self._may_run_extra()
         return self._source is not None and not self._is_closed and self._leader in (None, me) and may_poll
 
     def _wake_follower(self) -> None:

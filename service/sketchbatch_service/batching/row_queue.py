@@ -106,6 +106,11 @@ class RowQueue:
         """Return the number of waiting rows."""
         return self._small.rows + self._large.rows
 
+    @property
+    def small_rows(self) -> int:
+        """Return the number of waiting rows of small requests."""
+        return self._small.rows
+
     def rows_ahead_of(self, rows: int) -> int:
         """Return how many waiting rows would run before the last row of a new request of `rows` rows."""
         own, other = (self._small, self._large) if rows <= self._small_rows else (self._large, self._small)
