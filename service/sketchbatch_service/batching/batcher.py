@@ -41,8 +41,8 @@ requests behind it; a request that is rejected too early can be retried. Measure
 
 _FAILING_CALLS = 3  # consecutive failed calls after which a model counts as failing: one failure may be chance
 _EXPECTING_S = 10.0
-"""Time after a quick request in which others are expected. Polling during long calls costs an overloaded service a part
-of its goodput, so no thread does that for bulk jobs alone (docs/decisions/0008)."""
+"""Time after a quick request in which others are expected. Polling takes CPU time from the model calls, so no thread
+polls during the long calls of bulk jobs alone (docs/decisions/0008)."""
 
 _CLEANUP_INTERVAL_S = 0.05
 """Least time between two removals of cancelled and expired requests. Otherwise every `submit` could start one."""

@@ -168,11 +168,9 @@ class LeaderFollowerPool:
                         self._leader = None
                     self._wake_follower()
                     return partial(self._run, batch)
-                if self._can_lead(me):
+                if self._leader == me or self._can_lead():
                     self._leader = me
                     return partial(self._poll, blocks=True)
-                if self._leader == me:
-                    self._leader = None
                 if self._is_closed:
                     return None
                 self._sleeping_threads += 1
@@ -212,10 +210,9 @@ class LeaderFollowerPool:
         is_busy = self._long_calls >= self._slots and not self._extra_calls
         return is_busy and any(batcher.expects_quick_requests for batcher in self._batchers)
 
-    def _can_lead(self, me: int | None = None) -> bool:
-        """Return whether the thread `me`, or one that does not lead yet, may poll now."""
+    def _can_lead(self) -> bool:
         may_poll = self._polls_while_saturated or self._running_calls < self._slots or self._may_run_extra()
-        return self._source is not None and not self._is_closed and self._leader in (None, me) and may_poll
+        return self._source is not None and not self._is_closed and self._leader is None and may_poll
 
     def _wake_follower(self) -> None:
         """Wake a follower if it can run waiting rows or become the missing leader."""
