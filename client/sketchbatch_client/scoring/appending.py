@@ -149,7 +149,7 @@ def _new_inputs(additions: Sequence[Addition], sources: list[Source], mended: se
     scored = _scored(additions)
     new = []
     for source in sources:
-        start = scored[source.name].rows if source.name in scored.keys() - mended else 0
+        start = scored[source.name].rows if source.name in scored and source.name not in mended else 0
         if start < len(source):
             new.append(Input(source=source.name, rows=len(source) - start, stamp=source.stamp, start=start))
     return tuple(new)
@@ -211,17 +211,19 @@ def _changed_rows(
     that was mended, now or before an earlier run, is not compared.
     """
     by_name = {source.name: source for source in sources}
-    newest = {
+    newest = {  # the run that last scored the first row of a source
         each.source: run for run, addition in enumerate(additions) for each in addition.plan.inputs if not each.start
     }
     for run, (plan, digests) in enumerate((each.plan, each.digests) for each in additions):
-        comparable = {name for name in by_name.keys() - mended if newest.get(name, run) <= run}
         names = [each.source for each in plan.inputs]
         present = [by_name.get(name, sources[0]) for name in names]
         reader = BlockReader(plan, present, readers=0)
         for part in plan.parts:
             in_part = {names[segment.source] for segment in plan.segments(part)}
-            if in_part & touched and in_part <= comparable and reader.digest(part) != digests.get(part):
+            is_comparable = not in_part & mended and all(
+                name in by_name and newest.get(name, run) <= run for name in in_part
+            )
+            if in_part & touched and is_comparable and reader.digest(part) != digests.get(part):
                 yield " or ".join(sorted(in_part & touched))
 
 

@@ -201,7 +201,7 @@ def _check_unchanged(earlier: BegunJob | None, others: Sequence[BegunJob], plan:
     """Raise JobRefused if this or another shard has finished parts of another job or of inputs that have changed."""
     if earlier and (change := difference(earlier.plan, plan) or _changed_contents(earlier, plan, reader)):
         advice = "undo the change, name another output, or use --restart"
-        if earlier.manifest and has_new_rows(earlier.plan, plan) and not any(map(is_folder, earlier.plan.inputs)):
+        if earlier.manifest and has_new_rows(earlier.plan, plan) and not any(map(_is_folder, earlier.plan.inputs)):
             advice = f"use --append to add the new rows, or {advice.partition(', ')[2]}"
         raise JobRefused(f"{earlier.output} was begun differently: {change}; {advice}")
     for other in () if earlier and earlier.manifest else others:
@@ -211,7 +211,7 @@ def _check_unchanged(earlier: BegunJob | None, others: Sequence[BegunJob], plan:
             raise JobRefused(f"{other.output}, another shard of the job, was begun differently: {change}; {advice}")
 
 
-def is_folder(given: Input) -> bool:
+def _is_folder(given: Input) -> bool:
     """Return whether an input is a folder of pictures, to which --append cannot add."""
     return Path(given.source).is_dir()
 

@@ -149,7 +149,7 @@ class Batcher:
                 reason = self._rejection_reason(request)
             if not reason:
                 self._queue.put(request)
-                if len(bitmaps) <= self.limits.quick_rows >= self._queue.small_rows:
+                if max(len(bitmaps), self._queue.small_rows) <= self.limits.quick_rows:
                     self._quick_at = request.queued_at
             drain_s = self._queue.rows * self._drain_rate.seconds_per_row(request.queued_at)
         self._drop(dropped)
