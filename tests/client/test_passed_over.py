@@ -358,6 +358,27 @@ def test_a_folder_above_the_labels_names_the_folders_with_drawings(tmp_path, inn
         find_labelled(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        (
+            ["truth=bear", "truth=cat"],
+            r"truth=bear/, truth=cat/: name one of these folders; or, if truth is the label, rename each to "
+            r"label=VALUE/, or write the column as label$",
+        ),
+        (["truth=bear", "test"], "test/, truth=bear/: name one of these folders$"),
+        (["truth=bear", "day=1"], "day=1/, truth=bear/: name one of these folders$"),
+    ],
+)
+def test_a_label_column_of_another_name_is_explained(tmp_path, names, advice):
+    """Spark and Hive write a folder for each value of a column: only a column `label` has the labels."""
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part-0.npy").write_bytes(DRAWINGS[".npy"])
+    with pytest.raises(FileRefused, match=advice):
+        find_labelled(tmp_path)
+
+
 def test_files_that_macos_and_windows_add_are_passed_over_in_silence(sketchbatch, tiny_service, tmp_path):
     """Folders from macOS or Windows have files that are no drawings, whatever their names are."""
     (tmp_path / "in" / "__MACOSX").mkdir(parents=True)

@@ -37,7 +37,7 @@ def refusal(path: Path) -> str:
 @pytest.mark.parametrize(
     ("asked", "advice"),
     [
-        ("r/m", "r/m is one model of a repository: use --model r"),
+        ("r/m", "r/m is one model of a repository: use --model r, or --model r/m/1/model.onnx for it alone"),
         ("r/m/1", "r/m/1 is one version of a model: use --model r, or --model r/m/1/model.onnx for it alone"),
         ("up", "up/models is a repository: use --model up/models"),
         ("loose", "loose/model.onnx is one model: use --model loose/model.onnx"),
@@ -55,7 +55,7 @@ def test_the_current_folder_has_a_parent(tmp_path, monkeypatch):
     """The advice is right in the folder of a model, whose relative name is a dot."""
     touch(tmp_path, "r/m/1/model.onnx")
     monkeypatch.chdir(tmp_path / "r" / "m")
-    assert refusal(Path()).endswith(f"use --model {tmp_path / 'r'}")
+    assert refusal(Path()).endswith(f"use --model {tmp_path / 'r'}, or --model 1/model.onnx for it alone")
     monkeypatch.chdir(tmp_path / "r" / "m" / "1")
     assert f"use --model {tmp_path / 'r'}, or" in refusal(Path())
 

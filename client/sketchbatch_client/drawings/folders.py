@@ -84,12 +84,22 @@ def _check_is_folder(folder: Path) -> None:
 
 def _what_is_there(folder: Path) -> str:
     """Describe what a folder without labelled drawings has instead: drawings in inner folders, and unread files."""
-    nested = listed([f"{inner.name}/" for inner in _folders(folder) if pass_over(inner).may_have_drawings])
-    advice = f"; there are drawings in {nested}: name one of these folders" if nested else ""
+    advice = _advice([inner for inner in _folders(folder) if pass_over(inner).may_have_drawings])
     inside = (path for path in sorted(folder.iterdir()) if not path.is_dir())
     others = PassedOverList(map(pass_over, islice(inside, _DESCRIBED)))
     if others.count_with_drawings:
         advice += f"; not read: {others.describe(2)}"
+    return advice
+
+
+def _advice(nested: list[Path]) -> str:
+    """Return where the drawings in inner folders are and how to name them; "" if there are none."""
+    if not nested:
+        return ""
+    advice = f"; there are drawings in {listed([f'{inner.name}/' for inner in nested])}: name one of these folders"
+    column, *others = {inner.name.partition("=")[0] if "=" in inner.name else "" for inner in nested}
+    if column and not others:
+        advice += f"; or, if {column} is the label, rename each to {_LABEL_KEY}VALUE/, or write the column as label"
     return advice
 
 

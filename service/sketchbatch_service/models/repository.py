@@ -154,8 +154,9 @@ def _other_level(path: Path) -> str:
         return (
             f"{path} is one version of a model: use --model {repository}, or --model {path / MODEL_NAME} for it alone"
         )
-    if any(entry.name.isdecimal() and read_stamp(entry / MODEL_NAME) for entry in _entries(path)):
-        return f"{path} is one model of a repository: use --model {_parent(path)}"
+    if versions := [entry for entry in _entries(path) if entry.name.isdecimal() and read_stamp(entry / MODEL_NAME)]:
+        newest = max(versions, key=lambda entry: int(entry.name)) / MODEL_NAME
+        return f"{path} is one model of a repository: use --model {_parent(path)}, or --model {newest} for it alone"
     entries = _entries(path)[:_MAX_SEARCHED]
     if inner := next((entry for entry in entries if entry.is_dir() and scan(entry).files), None):
         return f"{inner} is a repository: use --model {inner}"
