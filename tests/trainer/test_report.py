@@ -16,7 +16,7 @@ from sketchbatch_client.evaluation.training_digests import TrainedOn, decoded
 from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
 from sketchbatch_trainer.errors import RunIncomplete
 from sketchbatch_trainer.export.held_out import onnx_scores
-from sketchbatch_trainer.report.learning_curves import has_test
+from sketchbatch_trainer.report.learning_curves import has_split
 from sketchbatch_trainer.report.reporting import write_report
 from sketchbatch_trainer.run import Run, Variant
 from sketchbatch_trainer.synthetic import LABELS, SOURCE, draw
@@ -115,8 +115,8 @@ def test_a_run_of_an_older_version_has_no_test_curve(runs, tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert "test curve" not in page
     assert 'alt="loss by epoch, for training and validation drawings"' in page
-    assert not has_test({"test_loss": [np.nan, np.nan]})
-    assert has_test({"test_loss": [np.nan, 0.5]})  # a new version resumed the training
+    assert not has_split({"test_loss": [np.nan, np.nan]}, "test")
+    assert has_split({"test_loss": [np.nan, 0.5]}, "test")  # a new version resumed the training
 
 
 @pytest.mark.slow

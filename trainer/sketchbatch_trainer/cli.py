@@ -12,6 +12,7 @@ import typer
 from sketchbatch import versions
 from sketchbatch_client.atomic import unwind_on_signals
 from sketchbatch_client.errors import SketchbatchError, message_of
+from sketchbatch_client.label_names import nfc
 from sketchbatch_client.output_file import HTML_MARK, check_reports, local_path
 
 from .adapt.command import adapt
@@ -19,6 +20,7 @@ from .errors import TrainerError
 from .explore.command import explore
 from .extras import importing
 from .fetch.command import fetch
+from .hold_out import HoldOut
 from .progress import console, joined, row_bar, warn
 from .run import Run, Variant, exported_properties
 from .selection import Classes, Data, IgnoreOthers, SkipMalformed, account, cache_folder, choose
@@ -118,6 +120,21 @@ def train(
         list[Path] | None,
         typer.Option(parser=local_path, help="Run whose scores replace part of each label.", show_default="none"),
     ] = None,
+    neighbours: Annotated[
+        str,
+        typer.Option(
+            help="Further classes that only train, separated by commas: the model tells its labels from them, but has "
+            "no scores of them. Similar classes help most.",
+            show_default="none",
+        ),
+    ] = "",
+    hold_out: Annotated[
+        str,
+        typer.Option(
+            help="Drawings that do not train: test = a tenth for the test and a tenth for validation; K/N = fold K of "
+            "N for the test; none = all drawings train.",
+        ),
+    ] = "test",
     rows: Annotated[int | None, typer.Option(min=1, help="Drawings of each class.", show_default="all")] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Epoch limit.", show_default="the recipe's; more for few drawings")
@@ -129,7 +146,7 @@ def train(
     ignore_others: IgnoreOthers = False,
     restart: Restart = False,
 ) -> None:
-    """Train a CNN on drawings. A tenth of the drawings is held out for the test.
+    """Train a CNN on drawings. A tenth of the drawings is held out for the test, unless --hold-out says otherwise.
 
     After an interruption, the same command resumes. A run folder with another training is refused without --restart.
     `tensorboard --logdir RUN` shows the curves during the training.
@@ -146,6 +163,15 @@ def train(
     for value, known, flag in ((recipe, RECIPES, "--recipe"), (network or "compact", NETWORKS, "--network")):
         if value not in known:
             raise typer.BadParameter(f"must be one of {', '.join(known)}, got {value}", param_hint=flag)
+    try:
+        division = HoldOut.parse(hold_out)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--hold-out") from exc
+    if division.is_nothing and RECIPES[recipe].patience is not None:
+        raise typer.BadParameter(
+            f"recipe {recipe} stops early, which needs drawings for validation; choose another recipe",
+            param_hint="--hold-out",
+        )
     start = find_start(start_from) if start_from else None
     check_start(RECIPES[recipe], start)
     chosen = fit_recipe(RECIPES[recipe], network, start)
@@ -155,14 +181,18 @@ def train(
     labels = choose(folder, list(found), classes, is_default=data is None)
     if target.config.exists():  # refuses another training before it reads the drawings
         target.state_for(target.read_config() | {"labels": labels, "seed": seed}, restart=restart)
+    others = tuple(nfc(each.strip()) for each in neighbours.split(",") if each.strip())
     drawings = DatasetRequest(
         folder=folder,
         labels=labels,
+        neighbours=others,
+        hold_out=division,
+        needs_validation=chosen.patience is not None,
         rows_per_class=rows,
         source=source,
         rasterized=target.rasterized,
         skip_malformed=skip_malformed,
-        passed_over=account(folder, found.values(), labels, ignore_others, excluded=run),
+        passed_over=account(folder, found.values(), (*labels, *others), ignore_others, excluded=run),
     )
     with row_bar() as progress:  # hashing tens of millions of drawings takes minutes
         task = progress.add_task("reading drawings", total=count_rows(drawings))
@@ -170,6 +200,7 @@ def train(
     console.print(
         f"{joined(dataset.labels)}: {len(dataset.train):,} drawings for training, "
         f"{len(dataset.validation):,} for validation, {len(dataset.test):,} held out"
+        + (f"; training includes {len(others)} neighbours" if others else "")
     )
     if dataset.malformed:
         warn(f"malformed drawings skipped: {', '.join(f'{each}: {n:,}' for each, n in dataset.malformed.items())}")
@@ -212,6 +243,38 @@ def average(
 
     is_new = average_runs([Run(folder) for folder in of], Run(run), name=name, restart=restart)
     _print_trained(Run(run), is_new)
+
+
+@app.command("cross-validate")
+def cross_validate(
+    run: RunFolder,
+    of: Annotated[
+        list[Path],
+        typer.Option(parser=local_path, help="Folder of a fold's run. Repeat the option for each fold."),
+    ],
+    unknown: Annotated[
+        Path | None,
+        typer.Option(
+            parser=local_path,
+            help="Folder of drawings. Those of other classes are scored, too, to choose when `sketchbatch score "
+            "--reject` leaves a drawing without a label.",
+            show_default="none",
+        ),
+    ] = None,
+) -> None:
+    """Judge a training on all drawings (--hold-out none) by trainings that each held out one fold (--hold-out K/N).
+
+    Each drawing is scored by the fold that did not train on it. Then export the run: its file states the metrics of
+    these scores.
+    """
+    with importing("train"):
+        from .export.out_of_fold import cross_validate as judge
+
+    with row_bar() as progress:
+        task = progress.add_task("scoring drawings", total=None)
+        result = judge([Run(folder) for folder in of], Run(run), unknown, lambda rows: progress.advance(task, rows))
+    others = f", and {len(result.unknown):,} of other classes" if len(result.unknown) else ""
+    console.print(f"{len(result.logits):,} drawings scored by {result.folds} folds{others} -> {run}")
 
 
 @app.command()

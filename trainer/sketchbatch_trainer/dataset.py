@@ -1,9 +1,7 @@
-"""Open labelled drawings by class and divide them into a training, a validation and a test split.
+"""Open labelled drawings by class and divide them into a training, a validation and a test split (`hold_out`).
 
-The split of a drawing depends only on its bitmap (BLAKE2b of the 784 bytes). Every run, machine and choice of classes
-therefore gives a drawing the same split, and copies of one bitmap are in the same split. Only a class of so few
-drawings that a split would stay empty moves one drawing, chosen by its hash, to that split. Bitmaps stay in their
-files until a step reads them. Each drawing takes 8 bytes of memory, so that 50 million drawings fit.
+Bitmaps stay in their files until a step reads them. Each drawing takes 8 bytes of memory, so that 50 million drawings
+fit.
 """
 
 import hashlib
@@ -30,9 +28,8 @@ from sketchbatch_client.label_names import nfc
 
 from .errors import DrawingsRefused
 from .folder_contents import check_labels
+from .hold_out import HELD_OUT_TENTH, TEST, TRAIN, VALIDATION, HoldOut, Splits
 
-TEST_PERCENT = 10
-VALIDATION_PERCENT = 10
 MIN_DRAWINGS = 3
 """Least number of different drawings of a class: one for each split."""
 USEFUL_DRAWINGS = 50
@@ -40,7 +37,6 @@ USEFUL_DRAWINGS = 50
 MEASURED_TEST_ROWS = 4000
 """Most test drawings that a training measures after each epoch, for the learning curves."""
 
-_TRAIN, _VALIDATION, _TEST = range(3)
 _BLOCK_ROWS = 16384  # bitmaps that are read at once: 12.8 MB
 
 
@@ -84,13 +80,18 @@ class Dataset:
     """The labelled drawings for one training, divided into a training, a validation and a test split."""
 
     labels: tuple[str, ...]
+    neighbours: tuple[str, ...] = ()
+    """Classes that only train: their index in `train` follows those of `labels`, and no other split has them."""
     source: str
     """Origin of the drawings, as text for people."""
     digest: str
     """SHA-256 over all labels and bitmaps of all splits, in order."""
+    hold_out: HoldOut = HELD_OUT_TENTH
     train: Split
     validation: Split
+    """Drawings that select the best epoch and the temperature; empty for folds of recipes without early stopping."""
     test: Split
+    """Drawings that are held out; empty if all drawings train."""
     training_digests: Digests
     """Sample of the digests of the training split, of which a model file stores a copy."""
     recognized: tuple[NDArray[np.int8], ...]
@@ -100,6 +101,11 @@ class Dataset:
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of files of the folder that were not read, by ending."""
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """All classes of the training split: the labels, then the neighbours."""
+        return (*self.labels, *self.neighbours)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetRequest:
@@ -108,6 +114,11 @@ class DatasetRequest:
     folder: Path
     """A folder in Google's layout or another one that `sketchbatch_client.drawings.readers.labelled_files` accepts."""
     labels: tuple[str, ...]
+    neighbours: tuple[str, ...] = ()
+    """Classes of the folder that only train."""
+    hold_out: HoldOut = HELD_OUT_TENTH
+    needs_validation: bool = True
+    """False = the folds of a cross-validation have no drawings for validation."""
     rows_per_class: int | None = None
     """Number of rows to read of each class, counted from the first row; None = all rows."""
     source: str = ""
@@ -125,33 +136,33 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
 
     Raises:
         FileRefused: A file has an unexpected format.
-        DrawingsRefused: A label has no file, occurs twice, or has too few drawings for three splits; or
+        DrawingsRefused: A label or neighbour has no file, occurs twice, or has too few drawings for its splits; or
             `request.source` would replace the folder's note that its drawings are synthetic.
     """
-    labels = tuple(map(nfc, request.labels))
+    labels, neighbours = tuple(map(nfc, request.labels)), tuple(map(nfc, request.neighbours))
+    classes = (*labels, *neighbours)
     paths = labelled_files(request.folder)
-    _check_labels(request.folder, labels, paths)
+    _check_labels(request.folder, labels, neighbours, paths)
     noted = source_of(request.folder)
     if request.source and noted.startswith("synthetic"):
         raise DrawingsRefused(f"{request.folder}: the source must stay {noted!r}, got {request.source!r}")
-    opened = [_open_bitmaps(paths[label], request) for label in labels]
+    opened = [_open_bitmaps(paths[label], request) for label in classes]
     files = tuple(bitmaps.head(request.rows_per_class) for bitmaps, _ in opened)
     digest = hashlib.sha256()
     splits, samples = [], []
-    for label, bitmaps in zip(labels, files, strict=True):
+    for label, bitmaps in zip(classes, files, strict=True):
         digest.update(label.encode() + b"\0")
-        split, hashes = _assign_splits(bitmaps, digest.update, progress)
+        digests = _digest(bitmaps, digest.update, progress)
+        split = request.hold_out.assign(digests, needs_validation=request.needs_validation)
+        _check_splits(paths[label], split, request)
+        samples.append(sample_of(digests[split == TRAIN]))
         splits.append(split)
-        samples.append(sample_of(hashes[split == _TRAIN]))
-        if len(np.unique(splits[-1])) < 3:
-            raise DrawingsRefused(
-                f"{paths[label]}: expected at least {MIN_DRAWINGS} different drawings, one each for training, "
-                f"validation and test, got {len(bitmaps)}{' with copies' if len(bitmaps) >= MIN_DRAWINGS else ''}; "
-                f"{USEFUL_DRAWINGS} or more make a useful model"
-            )
-    train, validation, test = (_select(files, splits, split) for split in (_TRAIN, _VALIDATION, _TEST))
+    train = _select(files, splits, TRAIN)
+    validation, test = (_select(files, splits[: len(labels)], split) for split in (VALIDATION, TEST))
     return Dataset(
         labels=labels,
+        neighbours=neighbours,
+        hold_out=request.hold_out,
         source=request.source or noted,
         digest=digest.hexdigest(),
         train=train,
@@ -162,7 +173,7 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
             _read_recognized(request, paths[label], test.row[test.class_index == index])
             for index, label in enumerate(labels)
         ),
-        malformed={label: count for label, (_, count) in zip(labels, opened, strict=True) if count},
+        malformed={label: count for label, (_, count) in zip(classes, opened, strict=True) if count},
         passed_over=request.passed_over,
     )
 
@@ -170,7 +181,7 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
 def count_rows(request: DatasetRequest) -> int:
     """Estimate the number of drawings that `read_dataset` will read, for a progress bar."""
     paths = labelled_files(request.folder)
-    found = [paths[label] for label in map(nfc, request.labels) if label in paths]
+    found = [paths[label] for label in map(nfc, (*request.labels, *request.neighbours)) if label in paths]
     rows = [len(open_bitmaps(path, skip_malformed=request.skip_malformed)) for path in found]
     return sum(min(each, request.rows_per_class or each) for each in rows)
 
@@ -194,12 +205,35 @@ def write_source(folder: Path, source: str) -> None:
         partial.write_text(source + "\n", encoding="utf-8")
 
 
-def _check_labels(folder: Path, labels: tuple[str, ...], paths: dict[str, Path]) -> None:
-    check_labels(folder, labels, list(paths))
+def _check_labels(folder: Path, labels: tuple[str, ...], neighbours: tuple[str, ...], paths: dict[str, Path]) -> None:
+    check_labels(folder, (*labels, *neighbours), list(paths))
     if len(set(labels)) != len(labels) or len(labels) < 2:
         raise DrawingsRefused(
             f"expected two or more classes, got {', '.join(labels)}; name the folder above those of the classes"
         )
+    twice = [name for index, name in enumerate(neighbours) if name in (*labels, *neighbours[:index])]
+    if twice:
+        raise DrawingsRefused(f"expected neighbours that are no other class, got {', '.join(twice)} twice")
+
+
+def _check_splits(path: Path, split: Splits, request: DatasetRequest) -> None:
+    """Check that a class has drawings in every split that the division fills."""
+    hold_out = request.hold_out
+    wanted = {TRAIN} if hold_out.is_nothing else {TRAIN, VALIDATION, TEST}
+    if hold_out.folds and not request.needs_validation:
+        wanted.remove(VALIDATION)
+    if wanted <= set(split):
+        return
+    if hold_out.folds:
+        raise DrawingsRefused(
+            f"{path}: expected drawings in every split of fold {hold_out}, got {len(split)} drawings in all; "
+            "use fewer folds or more drawings"
+        )
+    raise DrawingsRefused(
+        f"{path}: expected at least {MIN_DRAWINGS} different drawings, one each for training, "
+        f"validation and test, got {len(split)}{' with copies' if len(split) >= MIN_DRAWINGS else ''}; "
+        f"{USEFUL_DRAWINGS} or more make a useful model"
+    )
 
 
 def _open_bitmaps(path: Path, request: DatasetRequest) -> tuple[BitmapFile, int]:
@@ -227,33 +261,21 @@ def _read_recognized(request: DatasetRequest, path: Path, rows: NDArray[np.int32
     return RecognizedFlags({path: bitmaps}, skip_malformed=request.skip_malformed).read(path, rows)
 
 
-def _assign_splits(
+def _digest(
     bitmaps: BitmapFile, update_digest: Callable[[bytes], object], progress: Callable[[int], object]
-) -> tuple[NDArray[np.int8], NDArray[np.uint64]]:
-    """Return the split and the digest of each row, and pass the bytes of all bitmaps to `update_digest` in order."""
-    hashes = np.empty(len(bitmaps), np.uint64)
+) -> Digests:
+    """Return the digest of each row, and pass the bytes of all bitmaps to `update_digest` in order."""
+    digests = np.empty(len(bitmaps), np.uint64)
     for start in range(0, len(bitmaps), _BLOCK_ROWS):
         block = bitmaps[start : start + _BLOCK_ROWS]
         update_digest(block.tobytes())
-        hashes[start : start + len(block)] = digest_each(block)
+        digests[start : start + len(block)] = digest_each(block)
         progress(len(block))
-    percent = hashes % 100
-    is_test, is_train = percent < TEST_PERCENT, percent >= TEST_PERCENT + VALIDATION_PERCENT
-    splits = np.select([is_test, is_train], [_TEST, _TRAIN], _VALIDATION).astype(np.int8)
-    _fill_empty_splits(splits, hashes)
-    return splits, hashes
+    return digests
 
 
-def _fill_empty_splits(splits: NDArray[np.int8], hashes: NDArray[np.uint64]) -> None:
-    """Move a bitmap, with all its copies, from the largest split to each empty split: the one with the lowest hash."""
-    for empty in np.setdiff1d(np.arange(3), splits):
-        different = [len(np.unique(hashes[splits == split])) for split in range(3)]
-        if max(different) > 1:
-            splits[hashes == hashes[splits == np.argmax(different)].min()] = empty
-
-
-def _select(files: tuple[BitmapFile, ...], splits: list[NDArray[np.int8]], wanted: int) -> Split:
-    """Return the rows of the split `wanted`; `splits` has the split of each row of each file."""
+def _select(files: tuple[BitmapFile, ...], splits: list[Splits], wanted: int) -> Split:
+    """Return the rows of the split `wanted`; `splits` has the split of each row of the first files."""
     rows = [np.flatnonzero(split == wanted).astype(np.int32) for split in splits]
-    class_index = np.repeat(np.arange(len(files), dtype=np.int32), [len(each) for each in rows])
+    class_index = np.repeat(np.arange(len(splits), dtype=np.int32), [len(each) for each in rows])
     return Split(files, class_index, np.concatenate(rows))

@@ -21,6 +21,8 @@ _COMPARED = {
     "labels": "classes",
     "data_digest": "drawings",
     "recipe": "recipe, network or epochs",
+    "neighbours": "neighbours",
+    "hold_out": "--hold-out",
     "start_from": "--start-from",
     "teachers": "--teacher",
     "averaged": "--of",
@@ -74,7 +76,14 @@ class Run:
     config = _RunFile("config.json")
     """Recipe, seed, data digest and package versions (JSON)."""
     test = _RunFile("test")
-    """Folder of the held-out drawings: NAME.npy for each label, in Google's layout."""
+    """Folder of the held-out drawings: NAME.npy for each label, in Google's layout.
+
+    After a cross-validation, the folder has all drawings of the labels.
+    """
+    validation = _RunFile("validation")
+    """Folder of drawings that select the temperature of the scores, in the form of `test`."""
+    out_of_fold = _RunFile("out-of-fold.npz")
+    """Logits of a cross-validation, `export.out_of_fold.OutOfFold`; only for trainings on all drawings."""
     rasterized = _RunFile("drawn")
     """Folder of the bitmaps that were rendered from strokes or pictures: NAME.npy."""
     recognized = _RunFile("recognized.csv")
@@ -111,7 +120,7 @@ class Run:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise OutputRefused(f"{self.folder}: expected a folder, got a file; name a folder with --run")
-        folders = [each.resolve() for each in (self.test, self.rasterized, self.logs)]
+        folders = [each.resolve() for each in (self.test, self.validation, self.rasterized, self.logs)]
         for path in (each.resolve() for each in inputs):
             if path == self.folder.resolve() or any(path.is_relative_to(folder) for folder in folders):
                 raise OutputRefused(f"{self.folder}: the run must not contain its input {path}; name another --run")
@@ -172,8 +181,9 @@ class Run:
             self.checkpoint,
             self.history,
         ]
-        later = [self.scores, self.metrics, self.report]
-        return [*own, *later, *self.test.glob("*.npy"), *self.logs.glob("events.*")]
+        later = [self.out_of_fold, self.scores, self.metrics, self.report]
+        drawings = [*self.test.glob("*.npy"), *self.validation.glob("*.npy")]
+        return [*own, *later, *drawings, *self.logs.glob("events.*")]
 
     def has_export(self, variant: Variant) -> bool:
         """Return whether `variant` was exported, and since the last training."""

@@ -13,13 +13,16 @@ import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
+from sketchbatch_client.evaluation.stats.calibration import calibrate
 from sketchbatch_client.evaluation.training_digests import encoded
 from sketchbatch_client.strict_json import encode
 
 from ..errors import ExportRefused
 from ..run import Run, Variant, check_model_output, exported_properties
-from ..train import networks  # noqa: F401 - registers the custom layers of saved models
-from .held_out import Scores, onnx_scores, read_held_out, save_described
+from ..train import networks
+from .held_out import Scores, onnx_scores, read_held_out, read_validation, save_described
+from .out_of_fold import read_out_of_fold
+from .temperature import fit
 
 OPSET = 18
 """The highest opset that tf2onnx 1.17 supports."""
@@ -47,12 +50,16 @@ class Parity:
 def export(run: Run, *, version: int | None = None, licence: str = "") -> Parity:
     """Write the run's model.onnx from its Keras model, with metrics on the held-out drawings.
 
+    The weights of the last layer are divided by a temperature, so that the scores agree with the share of correct
+    predictions. It is fitted on the drawings for validation, or on the cross-validation of a training on all drawings,
+    whose metrics the file then states. The predicted labels do not change.
+
     The file of an earlier export stays until the new file replaces it, and stays if it is the same model. Without
     `version`, the model of a new training receives the number after that of the earlier file, so that a service and
     its clients can tell both models apart.
 
     Raises:
-        RunIncomplete: The run has no trained model.
+        RunIncomplete: The run has no trained model; or all drawings trained, and no cross-validation judged them.
         OutputRefused: The run's model.onnx is not an exported model.
         ExportRefused: A score of ONNX and Keras differs by more than `TOLERANCE`; no file is written.
     """
@@ -60,14 +67,22 @@ def export(run: Run, *, version: int | None = None, licence: str = "") -> Parity
     check_model_output(run.onnx)
     model = keras.saving.load_model(run.need(run.keras))
     held_out = read_held_out(run, config["labels"])
+    out_of_fold = read_out_of_fold(run)
     earlier = exported_properties(run.onnx) if run.onnx.exists() else {}
+    temperature = out_of_fold.temperature() if out_of_fold else _temperature(run, model, config["labels"])
+    if temperature != 1:
+        model = networks.divide_logits(model, temperature)
     graph = to_onnx(model)
     scores = onnx_scores(graph, held_out.bitmaps)
     parity = compare(np.asarray(model.predict(held_out.bitmaps, verbose=0)), scores)
-    metrics = held_out.measure(scores) | {
+    judged = out_of_fold.scores()[0] if out_of_fold else scores
+    metrics = held_out.measure(judged) | {
         "rows": parity.rows,
         "variant": str(Variant.FLOAT32),
         "parity_max_difference": parity.max_difference,
+        "calibration_error": calibrate(judged, held_out.class_index).expected_error,
+        "temperature": temperature,
+        **({"folds": out_of_fold.folds} if out_of_fold else {}),
     }
     version = version or next_version(earlier, config)
     digests = run.read_training_digests()
@@ -76,6 +91,15 @@ def export(run: Run, *, version: int | None = None, licence: str = "") -> Parity
     if properties != earlier or _operators(onnx.load(run.onnx)) != _operators(graph):
         save_described(graph, run.onnx, properties)
     return parity
+
+
+def _temperature(run: Run, model: keras.Model, labels: list[str]) -> float:
+    """Return the temperature for the drawings for validation; 1 = there are too few."""
+    drawings = read_validation(run, labels)
+    if drawings is None:
+        return 1.0
+    logits = networks.with_logits(model).predict(drawings.bitmaps, verbose=0)
+    return fit(np.asarray(logits), drawings.class_index)
 
 
 def next_version(earlier: dict[str, str], config: dict[str, Any]) -> int:

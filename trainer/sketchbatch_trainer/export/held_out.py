@@ -1,4 +1,4 @@
-"""Score a run's held-out drawings with an ONNX graph, and save the graph with its metrics.
+"""Read a run's held-out drawings, score them with an ONNX graph, and save the graph with its metrics.
 
 The exports of float32, float16 and int8 share this module, which does not import Keras.
 """
@@ -16,6 +16,7 @@ from sketchbatch_client.drawings.readers import Bitmaps, labelled_files, read_bi
 from sketchbatch_client.evaluation.stats.metrics import confuse, measure
 from sketchbatch_client.label_names import nfc
 
+from ..errors import RunIncomplete
 from ..run import Run
 
 Scores = NDArray[np.float32]  # (rows, classes), each row sums to 1
@@ -50,11 +51,26 @@ def read_held_out(run: Run, labels: list[str]) -> HeldOut:
     """Read the drawings of `run.test` in order of `labels`, at most `MAX_ROWS` in total, with an equal limit per class.
 
     Raises:
-        RunIncomplete: A label has no held-out drawings.
+        RunIncomplete: A label has no held-out drawings; or all drawings trained, and no cross-validation judged them.
     """
     files = labelled_files(run.test) if run.test.is_dir() else {}
     if missing := [label for label in labels if nfc(label) not in files]:
+        if run.config.exists() and run.read_config().get("hold_out") == "none":
+            raise RunIncomplete(
+                f"{run.folder}: all drawings trained, so none is left to judge the model; train its folds with "
+                f"--hold-out 1/5 to 5/5, then run: sketchbatch-train cross-validate --run {run.folder} --of FOLD ..."
+            )
         run.need(run.test / f"{missing[0]}.npy")
+    return _read(files, labels)
+
+
+def read_validation(run: Run, labels: list[str]) -> HeldOut | None:
+    """Read the drawings of `run.validation` in order of `labels`; None = the run stored none."""
+    files = labelled_files(run.validation) if run.validation.is_dir() else {}
+    return _read(files, labels) if {*map(nfc, labels)} <= files.keys() else None
+
+
+def _read(files: dict[str, Path], labels: list[str]) -> HeldOut:
     classes = [read_bitmaps(files[nfc(label)])[: MAX_ROWS // len(labels)] for label in labels]
     class_index = np.repeat(np.arange(len(labels)), [len(bitmaps) for bitmaps in classes])
     return HeldOut(np.concatenate(classes), class_index, len(labels))

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from sketchbatch_client.evaluation.figures import BLUE, GREY, ORANGE, styled_figure, svg_url
 
+_SPLITS = {"val": "validation", "test": "test"}
+
 
 def read_history(path: Path) -> dict[str, list[float]]:
     """Return the columns of a history.csv by name, one value per epoch."""
@@ -15,9 +17,17 @@ def read_history(path: Path) -> dict[str, list[float]]:
     return {name: [float(epoch[name]) for epoch in epochs] for name in epochs[0]}
 
 
-def has_test(history: dict[str, list[float]]) -> bool:
-    """Return whether the test drawings were measured in any epoch; older versions did not measure them."""
-    return not np.isnan(history.get("test_loss", [np.nan])).all()
+def has_split(history: dict[str, list[float]], split: str) -> bool:
+    """Return whether the drawings of the split "val" or "test" were measured in any epoch.
+
+    Older versions did not measure test drawings, and a training on all drawings has none for validation or test.
+    """
+    return not np.isnan(history.get(f"{split}_loss", [np.nan])).all()
+
+
+def curve_names(history: dict[str, list[float]]) -> list[str]:
+    """Return the names of the curves that `learning_curve` draws."""
+    return ["training", *(name for split, name in _SPLITS.items() if has_split(history, split))]
 
 
 def learning_curve(history: dict[str, list[float]], name: str, *, keeps_best: bool) -> str:
@@ -32,9 +42,10 @@ def learning_curve(history: dict[str, list[float]], name: str, *, keeps_best: bo
         axes: Any = figure.subplots()
         axes.axvline(kept_epoch, color="#d1d5db", linewidth=6, zorder=0, label="kept weights")
         axes.plot(epochs, history[name], "o-", color=GREY, markersize=4, label="training")
-        axes.plot(epochs, history[f"val_{name}"], "o-", color=BLUE, markersize=4, label="validation")
-        if has_test(history):
-            axes.plot(epochs, history[f"test_{name}"], "s--", color=ORANGE, markersize=4, label="test")
+        if has_split(history, "val"):
+            axes.plot(epochs, history[f"val_{name}"], "o-", color=BLUE, markersize=4, label=_SPLITS["val"])
+        if has_split(history, "test"):
+            axes.plot(epochs, history[f"test_{name}"], "s--", color=ORANGE, markersize=4, label=_SPLITS["test"])
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.get_major_locator().set_params(integer=True)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=9)

@@ -16,6 +16,7 @@ from sketchbatch_client.evaluation.quality import Mistake, ModelQuality
 from sketchbatch_client.label_names import nfc
 
 from ..export.held_out import HeldOut, Scores, onnx_scores, read_held_out
+from ..export.out_of_fold import read_out_of_fold
 from ..run import Run, Variant
 
 
@@ -32,6 +33,8 @@ class EvaluatedRun:
     quality: ModelQuality
     is_served: bool
     """Whether the scores came from a running service over gRPC."""
+    folds: int
+    """Number of folds of the cross-validation that judged the model; 0 = its own scores were judged."""
 
     @property
     def title(self) -> str:
@@ -69,7 +72,8 @@ def evaluate_scores(
 def evaluate_run(run: Run) -> EvaluatedRun:
     """Evaluate the float32 model of a run.
 
-    The scores come from a file that `sketchbatch score` wrote into the run or, without it, from ONNX Runtime.
+    The scores come from the run's cross-validation; or else from a file that `sketchbatch score` wrote into the run;
+    or else from ONNX Runtime.
 
     Raises:
         RunIncomplete: The run has no exported model; the message names the command that exports it.
@@ -78,8 +82,12 @@ def evaluate_run(run: Run) -> EvaluatedRun:
     labels = config["labels"]
     graph = onnx.load(run.need(run.onnx, "export"))
     held_out = read_held_out(run, labels)
-    served = _served_scores(run, held_out, labels)
-    scores = onnx_scores(graph, held_out.bitmaps) if served is None else served
+    out_of_fold = read_out_of_fold(run)
+    served = None if out_of_fold else _served_scores(run, held_out, labels)
+    if out_of_fold:
+        scores = out_of_fold.scores()[0]
+    else:
+        scores = onnx_scores(graph, held_out.bitmaps) if served is None else served
     return EvaluatedRun(
         run=run,
         config=config,
@@ -88,6 +96,7 @@ def evaluate_run(run: Run) -> EvaluatedRun:
         scores=scores,
         quality=evaluate_scores(scores, held_out.class_index, labels, _recognized_flags(run, held_out, labels)),
         is_served=served is not None,
+        folds=out_of_fold.folds if out_of_fold else 0,
     )
 
 

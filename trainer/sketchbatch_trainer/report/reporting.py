@@ -19,7 +19,7 @@ from sketchbatch_client.html_page import enumerated, write_page
 from ..dataset import MEASURED_TEST_ROWS
 from ..run import Run, Variant
 from . import cost
-from .learning_curves import has_test, learning_curve, read_history
+from .learning_curves import curve_names, has_split, learning_curve, read_history
 from .quality import EvaluatedRun, evaluate_run
 
 _CORRECT_SHOWN = 24
@@ -58,13 +58,16 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
         title=enumerated(first.config["labels"]),
         is_synthetic=any(each.config["source"].startswith("synthetic") for each in evaluated),
         is_served=first.is_served,
+        folds=first.folds,
         config=first.config,
         recipe=_named_values(first.config["recipe"]),
         model=first.metadata,
         size_mb=first.run.onnx.stat().st_size / 1e6,
         curves={name: learning_curve(history, name, keeps_best=keeps_best) for name in ("loss", "accuracy")},
         keeps_best=keeps_best,
-        measured_test_rows=min(MEASURED_TEST_ROWS, first.config["rows"]["test"]) if has_test(history) else 0,
+        has_validation=has_split(history, "val"),
+        curve_names=enumerated(curve_names(history)),
+        measured_test_rows=min(MEASURED_TEST_ROWS, first.config["rows"]["test"]) if has_split(history, "test") else 0,
         model_files=model_files,
         has_recognized=any(each.quality.shown_recognized for each in model_files),
         is_same_test=len({each.config["data_digest"] for each in evaluated}) == 1,

@@ -18,7 +18,7 @@ from ..run import Run, RunState
 from .training import load_model, provenance, save_model
 from .training_loop import EpochMetrics
 
-_EQUAL_KEYS = ("labels", "source", "data_digest", "recipe", "start_from", "teachers")
+_EQUAL_KEYS = ("labels", "neighbours", "hold_out", "source", "data_digest", "recipe", "start_from", "teachers")
 
 
 def average(members: Sequence[Run], run: Run, *, name: str = "", restart: bool = False) -> bool:
@@ -44,7 +44,9 @@ def average(members: Sequence[Run], run: Run, *, name: str = "", restart: bool =
     if run.state_for(config, restart=restart) is RunState.FINISHED:
         return False
     run.begin(config)
-    shutil.copytree(first.test, run.test, dirs_exist_ok=True)
+    for source, target in ((first.test, run.test), (first.validation, run.validation)):
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
     shutil.copyfile(first.recognized, run.recognized)
     shutil.copyfile(first.calibration, run.calibration)
     if first.training_digests.exists():

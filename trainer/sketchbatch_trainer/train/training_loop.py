@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 from sketchbatch_client.atomic import replacing
-from sketchbatch_client.evaluation.stats.metrics import Metrics, confuse, measure
+from sketchbatch_client.evaluation.stats.metrics import confuse, measure
 
 from ..dataset import Split
 from .augmentation import augment
@@ -35,7 +35,10 @@ _MEASURED_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochMetrics:
-    """Metrics of one epoch. Losses are cross-entropies in nats; training losses include dropout and augmentation."""
+    """Metrics of one epoch. Losses are cross-entropies in nats; training losses include dropout and augmentation.
+
+    The training metrics include the neighbours. Metrics of a split without drawings are NaN.
+    """
 
     epoch: int
     """Number of the epoch, from 1."""
@@ -50,6 +53,15 @@ class EpochMetrics:
     test_loss: float = math.nan
     """Loss of the test drawings with the averaged weights; no step uses it. NaN = an older version ran the epoch."""
     test_accuracy: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """The loss and the metrics of a split; NaN = the split has no drawings."""
+
+    loss: float = math.nan
+    accuracy: float = math.nan
+    balanced_accuracy: float = math.nan
 
 
 @dataclass(slots=True)
@@ -71,6 +83,8 @@ class TrainingData:
     validation: Split
     test: Split
     """Drawings that are only measured: the training chooses nothing by them."""
+    labels: int
+    """Number of labels of the model; the training split may have further classes, the neighbours."""
     teachers: tuple[keras.Model, ...] = ()
     """Networks that score each training bitmap; their scores replace `Recipe.teacher_share` of its label."""
 
@@ -189,20 +203,20 @@ class TrainingLoop:
         state, weights = self._state, [np.array(each) for each in self._model.weights]
         averages = [each.numpy() for each in self._averages]
         _assign(self._model.weights, averages)
-        val_loss, val_metrics = self._measure_split(self._data.validation)
-        test_loss, test_metrics = self._measure_split(self._data.test)
+        validation = self._measure_split(self._data.validation)
+        test = self._measure_split(self._data.test)
         _assign(self._model.weights, weights)
         self.history.append(
             EpochMetrics(
                 epoch=len(self.history) + 1,
                 loss=state.loss_sum / len(self._data.train),
                 accuracy=state.hits / len(self._data.train),
-                val_loss=val_loss,
-                val_accuracy=val_metrics.accuracy,
-                val_balanced_accuracy=val_metrics.balanced_accuracy,
+                val_loss=validation.loss,
+                val_accuracy=validation.accuracy,
+                val_balanced_accuracy=validation.balanced_accuracy,
                 seconds=round(state.seconds, 3),
-                test_loss=test_loss,
-                test_accuracy=test_metrics.accuracy,
+                test_loss=test.loss,
+                test_accuracy=test.accuracy,
             )
         )
         if self.best_epoch == len(self.history):
@@ -210,15 +224,18 @@ class TrainingLoop:
         self._state = _State()
         self._save()
 
-    def _measure_split(self, split: Split) -> tuple[float, Metrics]:
-        """Return the mean loss and the metrics of the drawings of a split."""
-        loss_sum, classes = 0.0, int(self._class_weights.shape[0])
-        confusion = np.zeros((classes, classes), np.int64)
+    def _measure_split(self, split: Split) -> _Measured:
+        """Return the mean loss and the metrics of the drawings of a split, with the scores of the labels alone."""
+        if not len(split):
+            return _Measured()
+        loss_sum, labels = 0.0, self._data.labels
+        confusion = np.zeros((labels, labels), np.int64)
         for bitmaps, class_index in split.blocks(_MEASURED_AT_ONCE):
-            logits = self._predict(bitmaps)
+            logits = self._predict(bitmaps)[:, :labels]
             loss_sum += float(_sum_losses(class_index, logits))
-            confusion += confuse(class_index, np.argmax(logits, axis=1), classes)
-        return loss_sum / len(split), measure(confusion)
+            confusion += confuse(class_index, np.argmax(logits, axis=1), labels)
+        metrics = measure(confusion)
+        return _Measured(loss_sum / len(split), metrics.accuracy, metrics.balanced_accuracy)
 
     def _save(self) -> None:
         groups = {name: [np.array(each) for each in variables] for name, variables in self._variables().items()}

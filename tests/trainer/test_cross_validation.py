@@ -1,0 +1,314 @@
+"""Test trainings on all drawings, the folds that judge them, neighbours, and the temperature of exported scores."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from eager_tensorflow import without_graphs
+from sketchbatch_client.evaluation.stats.calibration import calibrate
+from sketchbatch_client.evaluation.training_digests import digest_each
+from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
+from sketchbatch_trainer.errors import DrawingsRefused, RunIncomplete, RunRefused
+from sketchbatch_trainer.export.held_out import onnx_scores
+from sketchbatch_trainer.export.temperature import LEAST_ROWS, fit, softmax
+from sketchbatch_trainer.hold_out import TEST, TRAIN, VALIDATION, HoldOut
+from sketchbatch_trainer.run import Run, Variant
+from sketchbatch_trainer.synthetic import LABELS, SOURCE, draw
+from sketchbatch_trainer.train.recipes import COMPACT
+from typer.testing import CliRunner
+
+pytestmark = [
+    pytest.mark.timeout(300),  # TensorFlow itself takes 10 s to import on two cores
+    pytest.mark.filterwarnings("ignore"),  # warnings of TensorFlow and Keras
+]
+
+TINY = replace(
+    COMPACT,
+    network=replace(COMPACT.network, stem_filters=4, stage_filters=(8,), head_units=16),
+    max_epochs=2,
+)
+FOLDS = ("1/2", "2/2")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, module_noise):
+    """Write a folder with synthetic sketches of three classes, and noise as a fourth and a fifth class."""
+    folder = tmp_path_factory.mktemp("drawings")
+    for rows, label in ((60, "bear"), (120, "cat"), (90, "dog")):
+        write_bitmaps(folder / f"{label}.npy", draw(label, rows, seed=0))
+    write_bitmaps(folder / "fog.npy", module_noise(40))
+    write_bitmaps(folder / "rain.npy", np.minimum(module_noise(50), 100))
+    write_source(folder, SOURCE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def module_noise():
+    """Return a function that returns random bitmaps, uint8 (rows, 28, 28)."""
+    random = np.random.default_rng(7)
+    return lambda rows: random.integers(0, 256, (rows, 28, 28), np.uint8)
+
+
+class Silent:
+    """Receive the progress of a training and print nothing."""
+
+    def on_start(self, *_):
+        """Ignore the call."""
+
+    on_step = on_epoch = on_start
+
+
+def train(data, folder, hold_out, neighbours=()) -> Run:
+    """Train the small network with one division of the drawings; return the run."""
+    from sketchbatch_trainer.train.training import TrainingRequest
+    from sketchbatch_trainer.train.training import train as train_model
+
+    request = DatasetRequest(
+        folder=data, labels=LABELS, neighbours=neighbours, hold_out=HoldOut.parse(hold_out), needs_validation=False
+    )
+    run = Run(folder)
+    with without_graphs():
+        train_model(TrainingRequest(dataset=read_dataset(request), recipe=TINY, seed=0), run, Silent())
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory) -> dict[str, Run]:
+    """Train on all drawings and on each of two folds, with one neighbour class."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = {name: train(data, folder / name.replace("/", "-"), name, ("fog",)) for name in ("none", *FOLDS)}
+    for name in FOLDS:  # the digest stands for the flag of a drawing, so that a test recognises it
+        with made[name].recognized.open("w", newline="") as file:
+            lines = csv.writer(file)
+            lines.writerow(["label", "row", "is_recognized"])
+            for label in LABELS:
+                digests = digest_each(np.load(made[name].test / f"{label}.npy").reshape(-1, 28, 28))
+                lines.writerows((label, row, digest % 2) for row, digest in enumerate(digests.tolist()) if digest % 3)
+    return made
+
+
+@pytest.fixture(scope="module")
+def judged(runs, data) -> Run:
+    """Return the run on all drawings after its cross-validation, exported."""
+    from sketchbatch_trainer.export.exporting import export
+    from sketchbatch_trainer.export.out_of_fold import cross_validate
+
+    run = runs["none"]
+    with pytest.raises(RunIncomplete, match=r"all drawings trained, .* --hold-out 1/5 to 5/5, then run: .*"):
+        export(run)
+    cross_validate([runs[name] for name in reversed(FOLDS)], run, data)
+    export(run)
+    return run
+
+
+def metrics_of(run: Run) -> dict:
+    """Return the metrics in the model file of a run."""
+    properties = {each.key: each.value for each in onnx.load(run.onnx).metadata_props}
+    return json.loads(properties["sketchbatch.metrics"])
+
+
+@pytest.mark.parametrize("text", ["", "0/5", "6/5", "1/1", "1/11", "1", "a/5", "-1/5", "1/5/5", "Test", "1.5/5"])
+def test_other_divisions_are_refused(text):
+    """The message names the divisions that exist."""
+    with pytest.raises(ValueError, match=r"must be test, none, or one of 2 to 10 folds, such as 2/5; got"):
+        HoldOut.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "hold_out", "message"),
+    [
+        ("compact", "6/5", "must be test, none, or one of 2 to 10 folds, such as 2/5; got '6/5'"),
+        ("article", "none", "recipe article stops early, which needs drawings for validation; choose another recipe"),
+    ],
+)
+def test_the_command_explains_a_division_that_it_cannot_use(data, tmp_path, recipe, hold_out, message):
+    """The command ends before it reads drawings, and creates no run."""
+    from sketchbatch_trainer.cli import app
+
+    words = ["train", "--data", str(data), "--run", str(tmp_path / "run"), "--recipe", recipe, "--hold-out", hold_out]
+    result = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["test", "none", "2/5", "10/10"])
+def test_a_division_has_one_text(text):
+    """The config of a run states the division in the form that the command accepts."""
+    assert str(HoldOut.parse(text)) == text
+
+
+@pytest.mark.parametrize("folds", range(2, 11))
+def test_each_drawing_is_held_out_by_one_fold(folds, noise):
+    """The folds are disjoint, complete and of about the same size, and have drawings for validation only if needed."""
+    digests = digest_each(noise(2000))
+    splits = np.array([HoldOut(fold + 1, folds).assign(digests, needs_validation=False) for fold in range(folds)])
+    assert ((splits == TEST).sum(axis=0) == 1).all()
+    assert set(np.unique(splits)) == {TRAIN, TEST}
+    assert ((splits == TEST).sum(axis=1) > 2000 / folds * 0.7).all()
+
+
+def test_a_fold_of_a_recipe_with_early_stopping_has_drawings_for_validation(noise):
+    """A tenth of the drawings outside the fold selects the epoch, so the fold itself selects nothing."""
+    digests = digest_each(noise(2000))
+    with_validation, without = (
+        HoldOut(2, 5).assign(digests, needs_validation=needs_validation) for needs_validation in (True, False)
+    )
+    assert ((with_validation == TEST) == (without == TEST)).all()
+    share = (with_validation == VALIDATION).sum() / (without == TRAIN).sum()
+    assert 0.07 < share < 0.13
+
+
+def test_a_class_without_drawings_in_a_fold_is_refused(tmp_path, noise):
+    """Two drawings cannot be in ten folds."""
+    write_bitmaps(tmp_path / "ant.npy", noise(2))
+    write_bitmaps(tmp_path / "bee.npy", noise(200)[2:])
+    for fold in range(1, 11):
+        request = DatasetRequest(
+            folder=tmp_path, labels=("ant", "bee"), hold_out=HoldOut(fold, 10), needs_validation=False
+        )
+        if not (digest_each(noise(2)) % 100 // 10 == fold - 1).any():
+            with pytest.raises(
+                DrawingsRefused, match=rf"every split of fold {fold}/10, got 2 drawings in all; use fewer"
+            ):
+                read_dataset(request)
+
+
+@pytest.mark.parametrize("neighbours", [("fog", "fog"), ("cat",)])
+def test_a_neighbour_that_is_another_class_is_refused(data, neighbours):
+    """A neighbour may be neither a label nor named twice."""
+    with pytest.raises(DrawingsRefused, match=f"neighbours that are no other class, got {neighbours[0]} twice"):
+        read_dataset(DatasetRequest(folder=data, labels=LABELS, neighbours=neighbours))
+
+
+def test_neighbours_only_train(data):
+    """The drawings of neighbours are in the training split, and in no other."""
+    dataset = read_dataset(DatasetRequest(folder=data, labels=LABELS, neighbours=("fog", "rain")))
+    alone = read_dataset(DatasetRequest(folder=data, labels=LABELS))
+    assert np.unique(dataset.train.class_index).tolist() == [0, 1, 2, 3, 4]
+    assert len(dataset.test) == len(alone.test)
+    assert len(dataset.validation) == len(alone.validation)
+    assert dataset.digest != alone.digest
+
+
+def test_a_model_has_no_scores_of_neighbours(runs):
+    """The network has the outputs of its labels, and its softmax covers them alone."""
+    from sketchbatch_trainer.train.training import load_model
+
+    config = runs["none"].read_config()
+    assert config["labels"] == list(LABELS)
+    assert (config["neighbours"], config["hold_out"]) == (["fog"], "none")
+    assert config["rows"] == {"train": 310, "validation": 0, "test": 0}
+    scores = load_model(runs["none"]).predict(np.zeros((5, 28, 28), np.uint8), verbose=0)
+    assert scores.shape == (5, 3)
+    assert np.allclose(scores.sum(axis=1), 1)
+
+
+def test_a_drawing_is_scored_by_the_fold_that_held_it_out(runs, judged, data):
+    """The test folder has every drawing once; the logits of a drawing are those of its fold."""
+    from sketchbatch_trainer.export.out_of_fold import read_out_of_fold
+    from sketchbatch_trainer.train.networks import with_logits
+    from sketchbatch_trainer.train.training import load_model
+
+    found = read_out_of_fold(judged)
+    assert found.folds == 2
+    assert np.bincount(found.class_index).tolist() == [60, 120, 90]
+    networks = [with_logits(load_model(runs[name])) for name in FOLDS]
+    start = 0
+    for label in LABELS:
+        bitmaps = np.load(judged.test / f"{label}.npy").reshape(-1, 28, 28)
+        original = np.load(data / f"{label}.npy").reshape(-1, 28, 28)
+        assert sorted(digest_each(bitmaps)) == sorted(digest_each(original))
+        own = slice(start, start := start + len(bitmaps))
+        expected = np.stack([network.predict(bitmaps, verbose=0) for network in networks])
+        fold = (digest_each(bitmaps) % 100 >= 50).astype(int)
+        assert (found.fold[own] == fold).all()
+        assert np.allclose(found.logits[own], expected[fold, np.arange(len(bitmaps))], atol=1e-5)
+    assert len(found.unknown) == 50  # the class rain; the neighbour fog trained
+    rain = digest_each(np.load(data / "rain.npy").reshape(-1, 28, 28))
+    assert np.bincount(found.unknown_fold).tolist() == np.bincount((rain % 100 >= 50).astype(int)).tolist()
+
+
+def test_the_model_file_states_the_metrics_of_the_cross_validation(judged):
+    """Each metric is that of the scores of the folds, not that of the network which trained on the drawings."""
+    from sketchbatch_trainer.export.out_of_fold import read_out_of_fold
+
+    found, metrics = read_out_of_fold(judged), metrics_of(judged)
+    is_right = found.logits.argmax(axis=1) == found.class_index
+    assert metrics["accuracy"] == pytest.approx(is_right.mean())
+    assert metrics["balanced_accuracy"] == pytest.approx(
+        np.mean([is_right[found.class_index == index].mean() for index in range(3)])
+    )
+    assert (metrics["rows"], metrics["folds"]) == (270, 2)
+    assert metrics["temperature"] == pytest.approx(fit(found.logits, found.class_index))
+    known = found.scores()[0]
+    for fold in (0, 1):
+        is_own = found.fold == fold
+        other = fit(found.logits[~is_own], found.class_index[~is_own])
+        assert np.allclose(known[is_own], softmax(found.logits[is_own] / other), atol=1e-6)
+    assert metrics["calibration_error"] == pytest.approx(calibrate(known, found.class_index).expected_error)
+
+
+def test_the_exported_scores_are_those_of_the_keras_model_with_the_temperature(judged):
+    """Dividing the last layer changes the scores and no label."""
+    from sketchbatch_trainer.train.networks import with_logits
+    from sketchbatch_trainer.train.training import load_model
+
+    bitmaps = np.load(judged.test / "cat.npy").reshape(-1, 28, 28)
+    logits = with_logits(load_model(judged)).predict(bitmaps, verbose=0)
+    scores = onnx_scores(onnx.load(judged.onnx), bitmaps)
+    temperature = metrics_of(judged)["temperature"]
+    assert temperature != 1
+    assert np.allclose(scores, softmax(logits / temperature), atol=1e-5)
+
+
+def test_a_variant_and_the_report_of_a_cross_validated_run_are_written(judged):
+    """The report judges the scores of the folds; a variant is compared on all drawings."""
+    from sketchbatch_trainer.export.out_of_fold import read_out_of_fold
+    from sketchbatch_trainer.export.variants import export_variant
+    from sketchbatch_trainer.report.quality import evaluate_run
+    from sketchbatch_trainer.report.reporting import write_report
+
+    assert export_variant(judged, Variant.FLOAT16).rows == 270
+    assert np.allclose(evaluate_run(judged).scores, read_out_of_fold(judged).scores()[0])
+    write_report([judged], judged.report)
+    assert "2-fold cross-validation" in judged.report.read_text(encoding="utf-8")
+
+
+def test_recognised_flags_follow_their_drawings(judged):
+    """The flags of the folds are joined, with the rows that the drawings have in the run."""
+    digests = {label: digest_each(np.load(judged.test / f"{label}.npy").reshape(-1, 28, 28)) for label in LABELS}
+    with judged.recognized.open() as file:
+        found = {(line["label"], int(line["row"])): int(line["is_recognized"]) for line in csv.DictReader(file)}
+    assert found == {
+        (label, row): digest % 2 for label in LABELS for row, digest in enumerate(digests[label].tolist()) if digest % 3
+    }
+
+
+def test_folds_that_do_not_belong_to_a_run_are_refused(runs, data, tmp_path):
+    """A cross-validation needs each fold once, of the same recipe and drawings, and a run on all drawings."""
+    from sketchbatch_trainer.export.out_of_fold import cross_validate
+
+    everything, first, second = (runs[name] for name in ("none", *FOLDS))
+    with pytest.raises(RunRefused, match=r"expected one run each with --hold-out 1/1, got 1/2"):
+        cross_validate([first], everything)
+    with pytest.raises(RunRefused, match=r"expected one run each with --hold-out 1/2, 2/2, got 1/2"):
+        cross_validate([first, first], everything)
+    with pytest.raises(RunRefused, match=r"expected a training on all drawings; train it with --hold-out none"):
+        cross_validate([first, second], first)
+    other = train(data, tmp_path / "other", "2/2")
+    with pytest.raises(RunRefused, match=r"differs from .* in neighbours, data_digest"):
+        cross_validate([first, other], everything)
+
+
+def test_a_temperature_is_the_one_with_the_lowest_loss():
+    """The fitted temperature is found again for scores with a known temperature; of few rows it stays 1."""
+    random = np.random.default_rng(3)
+    logits = random.normal(size=(20_000, 4)) * 3
+    class_index = (softmax(logits).cumsum(axis=1) > random.random((len(logits), 1))).argmax(axis=1)
+    for temperature in (0.5, 1.0, 2.0):
+        assert fit(logits * temperature, class_index) == pytest.approx(temperature, rel=0.03)
+    assert fit(logits[: LEAST_ROWS - 1] * 2, class_index[: LEAST_ROWS - 1]) == 1
