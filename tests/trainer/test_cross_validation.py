@@ -1,4 +1,4 @@
-"""Test trainings on all drawings, the folds that judge them, neighbours, and the temperature of exported scores."""
+"""Test trainings on all drawings, the folds that judge them, and the temperature of exported scores."""
 
 import csv
 import json
@@ -35,11 +35,10 @@ FOLDS = ("1/2", "2/2")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, module_noise):
-    """Write a folder with synthetic sketches of three classes, and noise as a fourth and a fifth class."""
+    """Write a folder with synthetic sketches of three classes, and noise as a fourth class."""
     folder = tmp_path_factory.mktemp("drawings")
     for rows, label in ((60, "bear"), (120, "cat"), (90, "dog")):
         write_bitmaps(folder / f"{label}.npy", draw(label, rows, seed=0))
-    write_bitmaps(folder / "fog.npy", module_noise(40))
     write_bitmaps(folder / "rain.npy", np.minimum(module_noise(50), 100))
     write_source(folder, SOURCE)
     return folder
@@ -61,25 +60,23 @@ class Silent:
     on_step = on_epoch = on_start
 
 
-def train(data, folder, hold_out, neighbours=()) -> Run:
+def train(data, folder, hold_out, recipe=TINY) -> Run:
     """Train the small network with one division of the drawings; return the run."""
     from sketchbatch_trainer.train.training import TrainingRequest
     from sketchbatch_trainer.train.training import train as train_model
 
-    request = DatasetRequest(
-        folder=data, labels=LABELS, neighbours=neighbours, hold_out=HoldOut.parse(hold_out), needs_validation=False
-    )
+    request = DatasetRequest(folder=data, labels=LABELS, hold_out=HoldOut.parse(hold_out), needs_validation=False)
     run = Run(folder)
     with without_graphs():
-        train_model(TrainingRequest(dataset=read_dataset(request), recipe=TINY, seed=0), run, Silent())
+        train_model(TrainingRequest(dataset=read_dataset(request), recipe=recipe, seed=0), run, Silent())
     return run
 
 
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory) -> dict[str, Run]:
-    """Train on all drawings and on each of two folds, with one neighbour class."""
+    """Train on all drawings and on each of two folds."""
     folder = tmp_path_factory.mktemp("runs")
-    made = {name: train(data, folder / name.replace("/", "-"), name, ("fog",)) for name in ("none", *FOLDS)}
+    made = {name: train(data, folder / name.replace("/", "-"), name) for name in ("none", *FOLDS)}
     for name in FOLDS:  # the digest stands for the flag of a drawing, so that a test recognises it
         with made[name].recognized.open("w", newline="") as file:
             lines = csv.writer(file)
@@ -177,34 +174,15 @@ def test_a_class_without_drawings_in_a_fold_is_refused(tmp_path, noise):
                 read_dataset(request)
 
 
-@pytest.mark.parametrize("neighbours", [("fog", "fog"), ("cat",)])
-def test_a_neighbour_that_is_another_class_is_refused(data, neighbours):
-    """A neighbour may be neither a label nor named twice."""
-    with pytest.raises(DrawingsRefused, match=f"neighbours that are no other class, got {neighbours[0]} twice"):
-        read_dataset(DatasetRequest(folder=data, labels=LABELS, neighbours=neighbours))
-
-
-def test_neighbours_only_train(data):
-    """The drawings of neighbours are in the training split, and in no other."""
-    dataset = read_dataset(DatasetRequest(folder=data, labels=LABELS, neighbours=("fog", "rain")))
-    alone = read_dataset(DatasetRequest(folder=data, labels=LABELS))
-    assert np.unique(dataset.train.class_index).tolist() == [0, 1, 2, 3, 4]
-    assert len(dataset.test) == len(alone.test)
-    assert len(dataset.validation) == len(alone.validation)
-    assert dataset.digest != alone.digest
-
-
-def test_a_model_has_no_scores_of_neighbours(runs):
-    """The network has the outputs of its labels, and its softmax covers them alone."""
-    from sketchbatch_trainer.train.training import load_model
-
+def test_a_training_without_a_hold_out_has_all_drawings(runs):
+    """The config states that all drawings trained, and the history has no metrics of other drawings."""
     config = runs["none"].read_config()
-    assert config["labels"] == list(LABELS)
-    assert (config["neighbours"], config["hold_out"]) == (["fog"], "none")
-    assert config["rows"] == {"train": 310, "validation": 0, "test": 0}
-    scores = load_model(runs["none"]).predict(np.zeros((5, 28, 28), np.uint8), verbose=0)
-    assert scores.shape == (5, 3)
-    assert np.allclose(scores.sum(axis=1), 1)
+    assert config["hold_out"] == "none"
+    assert config["rows"] == {"train": 270, "validation": 0, "test": 0}
+    with runs["none"].history.open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert {last[name] for name in ("val_loss", "val_accuracy", "test_loss", "test_accuracy")} == {"nan"}
+    assert float(last["loss"]) > 0
 
 
 def test_a_drawing_is_scored_by_the_fold_that_held_it_out(runs, judged, data):
@@ -227,7 +205,7 @@ def test_a_drawing_is_scored_by_the_fold_that_held_it_out(runs, judged, data):
         fold = (digest_each(bitmaps) % 100 >= 50).astype(int)
         assert (found.fold[own] == fold).all()
         assert np.allclose(found.logits[own], expected[fold, np.arange(len(bitmaps))], atol=1e-5)
-    assert len(found.unknown) == 50  # the class rain; the neighbour fog trained
+    assert len(found.unknown) == 50
     rain = digest_each(np.load(data / "rain.npy").reshape(-1, 28, 28))
     assert np.bincount(found.unknown_fold).tolist() == np.bincount((rain % 100 >= 50).astype(int)).tolist()
 
@@ -299,8 +277,8 @@ def test_folds_that_do_not_belong_to_a_run_are_refused(runs, data, tmp_path):
         cross_validate([first, first], everything)
     with pytest.raises(RunRefused, match=r"expected a training on all drawings; train it with --hold-out none"):
         cross_validate([first, second], first)
-    other = train(data, tmp_path / "other", "2/2")
-    with pytest.raises(RunRefused, match=r"differs from .* in neighbours, data_digest"):
+    other = train(data, tmp_path / "other", "2/2", replace(TINY, max_epochs=1))
+    with pytest.raises(RunRefused, match=r"differs from .* in recipe$"):
         cross_validate([first, other], everything)
 
 

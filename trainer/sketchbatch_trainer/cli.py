@@ -12,7 +12,6 @@ import typer
 from sketchbatch import versions
 from sketchbatch_client.atomic import unwind_on_signals
 from sketchbatch_client.errors import SketchbatchError, message_of
-from sketchbatch_client.label_names import nfc
 from sketchbatch_client.output_file import HTML_MARK, check_reports, local_path
 
 from .adapt.command import adapt
@@ -120,14 +119,6 @@ def train(
         list[Path] | None,
         typer.Option(parser=local_path, help="Run whose scores replace part of each label.", show_default="none"),
     ] = None,
-    neighbours: Annotated[
-        str,
-        typer.Option(
-            help="Further classes that only train, separated by commas: the model tells its labels from them, but has "
-            "no scores of them. Similar classes help most.",
-            show_default="none",
-        ),
-    ] = "",
     hold_out: Annotated[
         str,
         typer.Option(
@@ -181,18 +172,16 @@ def train(
     labels = choose(folder, list(found), classes, is_default=data is None)
     if target.config.exists():  # refuses another training before it reads the drawings
         target.state_for(target.read_config() | {"labels": labels, "seed": seed}, restart=restart)
-    others = tuple(nfc(each.strip()) for each in neighbours.split(",") if each.strip())
     drawings = DatasetRequest(
         folder=folder,
         labels=labels,
-        neighbours=others,
         hold_out=division,
         needs_validation=chosen.patience is not None,
         rows_per_class=rows,
         source=source,
         rasterized=target.rasterized,
         skip_malformed=skip_malformed,
-        passed_over=account(folder, found.values(), (*labels, *others), ignore_others, excluded=run),
+        passed_over=account(folder, found.values(), labels, ignore_others, excluded=run),
     )
     with row_bar() as progress:  # hashing tens of millions of drawings takes minutes
         task = progress.add_task("reading drawings", total=count_rows(drawings))
@@ -200,7 +189,6 @@ def train(
     console.print(
         f"{joined(dataset.labels)}: {len(dataset.train):,} drawings for training, "
         f"{len(dataset.validation):,} for validation, {len(dataset.test):,} held out"
-        + (f"; training includes {len(others)} neighbours" if others else "")
     )
     if dataset.malformed:
         warn(f"malformed drawings skipped: {', '.join(f'{each}: {n:,}' for each, n in dataset.malformed.items())}")

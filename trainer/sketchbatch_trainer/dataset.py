@@ -80,8 +80,6 @@ class Dataset:
     """The labelled drawings for one training, divided into a training, a validation and a test split."""
 
     labels: tuple[str, ...]
-    neighbours: tuple[str, ...] = ()
-    """Classes that only train: their index in `train` follows those of `labels`, and no other split has them."""
     source: str
     """Origin of the drawings, as text for people."""
     digest: str
@@ -101,11 +99,6 @@ class Dataset:
     passed_over: Mapping[str, int] = field(default_factory=dict)
     """Number of files of the folder that were not read, by ending."""
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """All classes of the training split: the labels, then the neighbours."""
-        return (*self.labels, *self.neighbours)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetRequest:
@@ -114,8 +107,6 @@ class DatasetRequest:
     folder: Path
     """A folder in Google's layout or another one that `sketchbatch_client.drawings.readers.labelled_files` accepts."""
     labels: tuple[str, ...]
-    neighbours: tuple[str, ...] = ()
-    """Classes of the folder that only train."""
     hold_out: HoldOut = HELD_OUT_TENTH
     needs_validation: bool = True
     """False = the folds of a cross-validation have no drawings for validation."""
@@ -136,32 +127,29 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
 
     Raises:
         FileRefused: A file has an unexpected format.
-        DrawingsRefused: A label or neighbour has no file, occurs twice, or has too few drawings for its splits; or
+        DrawingsRefused: A label has no file, occurs twice, or has too few drawings for its splits; or
             `request.source` would replace the folder's note that its drawings are synthetic.
     """
-    labels, neighbours = tuple(map(nfc, request.labels)), tuple(map(nfc, request.neighbours))
-    classes = (*labels, *neighbours)
+    labels = tuple(map(nfc, request.labels))
     paths = labelled_files(request.folder)
-    _check_labels(request.folder, labels, neighbours, paths)
+    _check_labels(request.folder, labels, paths)
     noted = source_of(request.folder)
     if request.source and noted.startswith("synthetic"):
         raise DrawingsRefused(f"{request.folder}: the source must stay {noted!r}, got {request.source!r}")
-    opened = [_open_bitmaps(paths[label], request) for label in classes]
+    opened = [_open_bitmaps(paths[label], request) for label in labels]
     files = tuple(bitmaps.head(request.rows_per_class) for bitmaps, _ in opened)
     digest = hashlib.sha256()
     splits, samples = [], []
-    for label, bitmaps in zip(classes, files, strict=True):
+    for label, bitmaps in zip(labels, files, strict=True):
         digest.update(label.encode() + b"\0")
         digests = _digest(bitmaps, digest.update, progress)
         split = request.hold_out.assign(digests, needs_validation=request.needs_validation)
         _check_splits(paths[label], split, request)
         samples.append(sample_of(digests[split == TRAIN]))
         splits.append(split)
-    train = _select(files, splits, TRAIN)
-    validation, test = (_select(files, splits[: len(labels)], split) for split in (VALIDATION, TEST))
+    train, validation, test = (_select(files, splits, split) for split in (TRAIN, VALIDATION, TEST))
     return Dataset(
         labels=labels,
-        neighbours=neighbours,
         hold_out=request.hold_out,
         source=request.source or noted,
         digest=digest.hexdigest(),
@@ -173,7 +161,7 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
             _read_recognized(request, paths[label], test.row[test.class_index == index])
             for index, label in enumerate(labels)
         ),
-        malformed={label: count for label, (_, count) in zip(classes, opened, strict=True) if count},
+        malformed={label: count for label, (_, count) in zip(labels, opened, strict=True) if count},
         passed_over=request.passed_over,
     )
 
@@ -181,7 +169,7 @@ def read_dataset(request: DatasetRequest, progress: Callable[[int], object] = la
 def count_rows(request: DatasetRequest) -> int:
     """Estimate the number of drawings that `read_dataset` will read, for a progress bar."""
     paths = labelled_files(request.folder)
-    found = [paths[label] for label in map(nfc, (*request.labels, *request.neighbours)) if label in paths]
+    found = [paths[label] for label in map(nfc, request.labels) if label in paths]
     rows = [len(open_bitmaps(path, skip_malformed=request.skip_malformed)) for path in found]
     return sum(min(each, request.rows_per_class or each) for each in rows)
 
@@ -205,15 +193,12 @@ def write_source(folder: Path, source: str) -> None:
         partial.write_text(source + "\n", encoding="utf-8")
 
 
-def _check_labels(folder: Path, labels: tuple[str, ...], neighbours: tuple[str, ...], paths: dict[str, Path]) -> None:
-    check_labels(folder, (*labels, *neighbours), list(paths))
+def _check_labels(folder: Path, labels: tuple[str, ...], paths: dict[str, Path]) -> None:
+    check_labels(folder, labels, list(paths))
     if len(set(labels)) != len(labels) or len(labels) < 2:
         raise DrawingsRefused(
             f"expected two or more classes, got {', '.join(labels)}; name the folder above those of the classes"
         )
-    twice = [name for index, name in enumerate(neighbours) if name in (*labels, *neighbours[:index])]
-    if twice:
-        raise DrawingsRefused(f"expected neighbours that are no other class, got {', '.join(twice)} twice")
 
 
 def _check_splits(path: Path, split: Splits, request: DatasetRequest) -> None:
@@ -275,7 +260,7 @@ def _digest(
 
 
 def _select(files: tuple[BitmapFile, ...], splits: list[Splits], wanted: int) -> Split:
-    """Return the rows of the split `wanted`; `splits` has the split of each row of the first files."""
+    """Return the rows of the split `wanted`; `splits` has the split of each row of each file."""
     rows = [np.flatnonzero(split == wanted).astype(np.int32) for split in splits]
-    class_index = np.repeat(np.arange(len(splits), dtype=np.int32), [len(each) for each in rows])
+    class_index = np.repeat(np.arange(len(files), dtype=np.int32), [len(each) for each in rows])
     return Split(files, class_index, np.concatenate(rows))

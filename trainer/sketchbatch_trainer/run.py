@@ -21,7 +21,6 @@ _COMPARED = {
     "labels": "classes",
     "data_digest": "drawings",
     "recipe": "recipe, network or epochs",
-    "neighbours": "neighbours",
     "hold_out": "--hold-out",
     "start_from": "--start-from",
     "teachers": "--teacher",

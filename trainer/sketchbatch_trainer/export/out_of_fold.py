@@ -27,7 +27,7 @@ from .temperature import Logits, fit, softmax
 UNKNOWN_ROWS = 20_000
 """Most drawings of other classes that are scored, in equal numbers per class."""
 
-_EQUAL_KEYS = ("labels", "neighbours", "data_digest", "recipe")
+_EQUAL_KEYS = ("labels", "data_digest", "recipe")
 _CALL_ROWS = 256
 
 
@@ -86,7 +86,7 @@ def cross_validate(
     Args:
         folds: The trained folds, one for each part of the drawings, in any order.
         run: The training on all drawings.
-        unknown: Folder of drawings; those of other classes than the labels and the neighbours are scored, too.
+        unknown: Folder of drawings; those of other classes than the labels are scored, too.
         progress: Called with the number of scored drawings.
 
     Raises:
@@ -97,7 +97,7 @@ def cross_validate(
     config = run.read_config()
     run.need(run.keras)
     ordered = _ordered(folds, run)
-    files = _unknown_files(unknown, {*config["labels"], *config.get("neighbours", ())}) if unknown else []
+    files = _unknown_files(unknown, set(config["labels"])) if unknown else []
     bitmaps: dict[str, list[NDArray[np.uint8]]] = {label: [] for label in config["labels"]}
     logits: dict[str, list[Logits]] = {label: [] for label in config["labels"]}
     other_logits, flags = [], []

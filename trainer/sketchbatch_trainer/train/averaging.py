@@ -18,7 +18,7 @@ from ..run import Run, RunState
 from .training import load_model, provenance, save_model
 from .training_loop import EpochMetrics
 
-_EQUAL_KEYS = ("labels", "neighbours", "hold_out", "source", "data_digest", "recipe", "start_from", "teachers")
+_EQUAL_KEYS = ("labels", "hold_out", "source", "data_digest", "recipe", "start_from", "teachers")
 
 
 def average(members: Sequence[Run], run: Run, *, name: str = "", restart: bool = False) -> bool:

@@ -48,21 +48,13 @@ def with_logits(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs, model.get_layer(LOGITS).output)
 
 
-def keep_classes(model: keras.Model, classes: int) -> keras.Model:
-    """Return the network with its first `classes` outputs only; the other layers are those of `model`."""
-    logits = model.get_layer(LOGITS)
-    kept = layers.Dense(classes, name=LOGITS)
-    outputs = layers.Softmax(name="scores")(kept(logits.input))
-    kept.set_weights([weights[..., :classes] for weights in logits.get_weights()])
-    return keras.Model(model.inputs, outputs)
-
-
 def divide_logits(model: keras.Model, temperature: float) -> keras.Model:
     """Return the network with its logits divided by `temperature`; the other layers are those of `model`."""
-    divided = keep_classes(model, model.output.shape[1])
-    layer = divided.get_layer(LOGITS)
-    layer.set_weights([weights / temperature for weights in layer.get_weights()])
-    return divided
+    logits = model.get_layer(LOGITS)
+    divided = layers.Dense(logits.units, name=LOGITS)
+    outputs = layers.Softmax(name="scores")(divided(logits.input))
+    divided.set_weights([weights / temperature for weights in logits.get_weights()])
+    return keras.Model(model.inputs, outputs)
 
 
 def copy_weights(source: keras.Model, target: keras.Model, columns: Sequence[int] | None) -> None:

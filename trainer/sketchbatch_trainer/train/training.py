@@ -20,7 +20,7 @@ from ..errors import RunRefused
 from ..hold_out import HELD_OUT_TENTH
 from ..run import Run, RunState
 from .graph_network import rebuild_graph
-from .networks import LOGITS, build, copy_weights, keep_classes
+from .networks import LOGITS, build, copy_weights
 from .onnx_weights import rebuild
 from .recipes import GraphNetwork, Recipe
 from .starting_point import ModelFile, Start, check_start
@@ -80,7 +80,7 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener, *, res
         RunIncomplete: `request.start_from` or a teacher has no model.
         RunRefused: `run` holds another training and `restart` is false; or `request.start_from` has another network, or
             is missing although the recipe needs it; or a teacher has other labels; or there are teachers, but the
-            recipe uses none or the dataset has neighbours; or one of these is `run` itself.
+            recipe uses none; or one of these is `run` itself.
     """
     run.check_folder()
     _check(request, run)
@@ -91,7 +91,7 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener, *, res
     if request.start_from:
         model, config["start_from"] = _start_from(request.start_from, request)
     else:
-        model = build(request.recipe.network, len(dataset.classes))
+        model = build(request.recipe.network, len(dataset.labels))
     teachers = tuple(load_model(teacher) for teacher in request.teachers)
     if teachers:
         config["teachers"] = [_check_teacher(request, *pair) for pair in zip(request.teachers, teachers, strict=True)]
@@ -102,13 +102,7 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener, *, res
         _prepare(run, dataset, config)
         _write_training_digests(run, request)
     test = dataset.test.spaced(MEASURED_TEST_ROWS)
-    data = TrainingData(
-        train=dataset.train,
-        validation=dataset.validation,
-        test=test,
-        labels=len(dataset.labels),
-        teachers=teachers,
-    )
+    data = TrainingData(train=dataset.train, validation=dataset.validation, test=test, teachers=teachers)
     loop = TrainingLoop(model, request.recipe, data, seed=request.seed, checkpoint=run.checkpoint)
     listener.on_start(*loop.position, loop.steps)
     logs = tf.summary.create_file_writer(str(run.logs))
@@ -118,7 +112,7 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener, *, res
         listener.on_epoch(metrics)
     logs.close()
     _write_history(run, loop.history)  # if a run was killed after its last checkpoint, the loop ran no epoch
-    save_model(run, keep_classes(model, len(dataset.labels)) if dataset.neighbours else model)
+    save_model(run, model)
     return True
 
 
@@ -158,8 +152,6 @@ def _check(request: TrainingRequest, run: Run) -> None:
         raise RunRefused(f"{run.folder}: a run cannot start from itself; name another folder with --run")
     if any(teacher.folder.resolve() == run.folder.resolve() for teacher in request.teachers):
         raise RunRefused(f"{run.folder}: a run cannot be its own teacher; name another folder with --run")
-    if request.teachers and request.dataset.neighbours:
-        raise RunRefused("teachers do not score neighbours; leave out --teacher or --neighbours")
     if request.teachers and not request.recipe.teacher_share:
         raise RunRefused(f"recipe {request.recipe.name} uses no teacher; leave out --teacher")
 
@@ -201,7 +193,7 @@ def _calibration(split: Split, classes: int, seed: int) -> Bitmaps:
 
 def _start_from(source: Start, request: TrainingRequest) -> tuple[keras.Model, dict[str, Any]]:
     """Return a network with the weights of `source`, and the config entry about `source`."""
-    config, classes = source.read_config(), request.dataset.classes
+    config, labels = source.read_config(), request.dataset.labels
     network = json.loads(json.dumps(asdict(request.recipe.network)))
     if config["recipe"]["network"] | {"dropout": None} != network | {"dropout": None}:
         place = source.path if isinstance(source, ModelFile) else source.folder
@@ -210,9 +202,9 @@ def _start_from(source: Start, request: TrainingRequest) -> tuple[keras.Model, d
             "which has another network"
         )
     source_model = _source_model(source, request)
-    model = build(request.recipe.network, len(classes), like=source_model)
+    model = build(request.recipe.network, len(labels), like=source_model)
     columns = {label: column for column, label in enumerate(config["labels"])}
-    copy_weights(source_model, model, [columns[label] for label in classes] if set(classes) <= set(columns) else None)
+    copy_weights(source_model, model, [columns[label] for label in labels] if set(labels) <= set(columns) else None)
     return model, provenance(source, source_model)
 
 
@@ -266,6 +258,5 @@ def _config(request: TrainingRequest) -> dict[str, Any]:
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "malformed": dict(dataset.malformed),
         "passed_over": dict(dataset.passed_over),
-        **({"neighbours": dataset.neighbours} if dataset.neighbours else {}),
         **({} if dataset.hold_out == HELD_OUT_TENTH else {"hold_out": str(dataset.hold_out)}),
     }

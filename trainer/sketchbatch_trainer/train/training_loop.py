@@ -37,7 +37,7 @@ _MEASURED_AT_ONCE = 1024
 class EpochMetrics:
     """Metrics of one epoch. Losses are cross-entropies in nats; training losses include dropout and augmentation.
 
-    The training metrics include the neighbours. Metrics of a split without drawings are NaN.
+    The metrics of a split without drawings are NaN.
     """
 
     epoch: int
@@ -83,8 +83,6 @@ class TrainingData:
     validation: Split
     test: Split
     """Drawings that are only measured: the training chooses nothing by them."""
-    labels: int
-    """Number of labels of the model; the training split may have further classes, the neighbours."""
     teachers: tuple[keras.Model, ...] = ()
     """Networks that score each training bitmap; their scores replace `Recipe.teacher_share` of its label."""
 
@@ -225,15 +223,15 @@ class TrainingLoop:
         self._save()
 
     def _measure_split(self, split: Split) -> _Measured:
-        """Return the mean loss and the metrics of the drawings of a split, with the scores of the labels alone."""
+        """Return the mean loss and the metrics of the drawings of a split."""
         if not len(split):
             return _Measured()
-        loss_sum, labels = 0.0, self._data.labels
-        confusion = np.zeros((labels, labels), np.int64)
+        loss_sum, classes = 0.0, int(self._class_weights.shape[0])
+        confusion = np.zeros((classes, classes), np.int64)
         for bitmaps, class_index in split.blocks(_MEASURED_AT_ONCE):
-            logits = self._predict(bitmaps)[:, :labels]
+            logits = self._predict(bitmaps)
             loss_sum += float(_sum_losses(class_index, logits))
-            confusion += confuse(class_index, np.argmax(logits, axis=1), labels)
+            confusion += confuse(class_index, np.argmax(logits, axis=1), classes)
         metrics = measure(confusion)
         return _Measured(loss_sum / len(split), metrics.accuracy, metrics.balanced_accuracy)
 
