@@ -21,6 +21,7 @@ NAMES = (
     "variants",
     "int8-settings",
     "ablations",
+    "cross-validation",
     "own-classes",
     "gpu",
 )
@@ -41,7 +42,7 @@ def main() -> None:
 def listing() -> str:
     """Return a line per benchmark: its name and the first line of its docstring."""
     docs = {name: ast.get_docstring(ast.parse(script_of(name).read_text())) or "" for name in NAMES}
-    return "\n".join(f"  {name:14} {text.splitlines()[0]}" for name, text in docs.items())
+    return "\n".join(f"  {name:16} {text.splitlines()[0]}" for name, text in docs.items())
 
 
 def script_of(name: str) -> Path:
