@@ -3,6 +3,8 @@
 The service tells it by the same functions, `sketchbatch.file_kind`.
 """
 
+from pathlib import Path
+
 from sketchbatch.file_kind import HEAD_BYTES as HEAD_BYTES
 from sketchbatch.file_kind import KERAS_MODELS as KERAS_MODELS
 from sketchbatch.file_kind import ONNX_MODEL as ONNX_MODEL
@@ -12,6 +14,7 @@ from sketchbatch.file_kind import describe as describe
 from sketchbatch.file_kind import describe_path as describe_path
 
 _QUOTED_BYTES = 6
+_STREAMED = (".npy", ".npz", ".ndjson", ".jsonl", ".bin", ".parquet")  # that `sketchbatch score -` reads
 
 
 def got(head: bytes, file: str = "FILE") -> str:
@@ -22,4 +25,8 @@ def got(head: bytes, file: str = "FILE") -> str:
     kind = describe(head[:HEAD_BYTES], file)
     if not kind:
         return f"{head[:_QUOTED_BYTES]!r}; fetch it again"
-    return f"{kind.name}; unpack it, or run `{kind.unpack} | sketchbatch score -`" if kind.unpack else str(kind)
+    path = Path(file)
+    inner = ".tar" if path.suffix.lower() == ".tgz" else Path(path.stem).suffix.lower()  # of cat.ndjson.gz: .ndjson
+    if kind.unpack and inner in ("", *_STREAMED):
+        return f"{kind.name}; unpack it, or run `{kind.unpack} | sketchbatch score -`"
+    return str(kind)

@@ -79,7 +79,10 @@ _WEB_PAGE = FileKind("a web page", _FETCH)
 _XML = FileKind("an XML document, such as the error message of a server", _FETCH)
 _SVG = FileKind("an SVG picture", _TO_PNG)
 _JSON = FileKind("JSON", "`sketchbatch score` reads drawings, one per line, under the ending .ndjson", ".ndjson")
-_JSON_LIST = FileKind("a JSON list", "write one drawing per line, as .ndjson: `jq -c '.[]' FILE` does that")
+_LINES = "write one drawing per line, as .ndjson: `jq -c '{}' FILE` does that"
+_JSON_LIST = FileKind("a JSON list", _LINES.format(".[]"))
+_JSON_STROKES = FileKind("a JSON list of strokes", _LINES.format("{drawing: .}"))
+_JSON_LIST_OF_STROKES = FileKind("a JSON list of lists of strokes", _LINES.format(".[] | {drawing: .}"))
 _UTF_16 = FileKind("text in UTF-16", "convert it to UTF-8: `iconv -f UTF-16 -t UTF-8 FILE`")
 _KERAS = FileKind(KERAS_MODELS[0], _ADAPT)
 _PYTORCH = FileKind("a PyTorch file", _EXPORT)
@@ -186,8 +189,19 @@ def _text(head: bytes) -> FileKind | None:
         lower = text.lower()
         return _SVG if b"<svg" in lower else _WEB_PAGE if b"<html" in lower or b"<!doctype html" in lower else _XML
     if start.startswith(b"["):
-        return _JSON_LIST
+        return _json_list(text)
     return _JSON if text.startswith(b"{") and text[1:].lstrip()[:1] in (b'"', b"}", b"") else None
+
+
+def _json_list(text: bytes) -> FileKind:
+    """Tell lists by their depth: a drawing is a list of strokes, each a list of two lists of coordinates."""
+    depth = 0
+    for byte in text:
+        if byte == ord("["):
+            depth += 1
+        elif not bytes((byte,)).isspace():
+            break
+    return {3: _JSON_STROKES, 4: _JSON_LIST_OF_STROKES}.get(depth, _JSON_LIST)
 
 
 def _protobuf(head: bytes) -> FileKind | None:

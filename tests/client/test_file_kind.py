@@ -1,6 +1,7 @@
 """Test that the first bytes of a file tell its kind."""
 
 import io
+import json
 import pickle
 import random
 
@@ -11,6 +12,7 @@ from foreign_models import FOREIGN, write_foreign
 from kinds_of_files import KINDS
 from PIL import Image, features
 from pyarrow import feather, parquet
+from sketchbatch_client.drawings.strokes import open_strokes
 from sketchbatch_client.file_kind import HEAD_BYTES, FileKind, describe, describe_path
 
 
@@ -86,6 +88,32 @@ def test_a_model_is_told_by_its_fields(tmp_path, name):
     kind = describe_path(write_foreign(name, tmp_path / "model.onnx"))
     assert kind
     assert kind.name == "an ONNX model"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "filter_"),
+    [
+        ('[{"drawing": [[[0, 255], [0, 9]]]}]', "a JSON list", ".[]"),
+        ("[[[0, 255], [0, 9]]]", "a JSON list of strokes", "{drawing: .}"),
+        ("[ [\n[0, 255], [0, 9]]]\n[[[3], [4]]]", "a JSON list of strokes", "{drawing: .}"),
+        ("[[[[0, 255], [0, 9]]], [[[3], [4]]]]", "a JSON list of lists of strokes", ".[] | {drawing: .}"),
+    ],
+)
+def test_a_list_of_strokes_has_a_remedy_that_works(tmp_path, text, name, filter_):
+    """The filter for jq turns bare strokes into drawings, one per line; the test does what the filter does."""
+    kind = describe(text.encode(), "a.json")
+    assert kind
+    remedy = f"write one drawing per line, as .ndjson: `jq -c '{filter_}' a.json` does that"
+    assert (kind.name, kind.remedy) == (name, remedy)
+    decoder, at, values = json.JSONDecoder(), 0, []
+    while at < len(text):
+        value, at = decoder.raw_decode(text, at)
+        values.append(value)
+        at += len(text[at:]) - len(text[at:].lstrip())
+    each = values if filter_ == "{drawing: .}" else [inner for value in values for inner in value]
+    lines = [json.dumps(value if isinstance(value, dict) else {"drawing": value}) for value in each]
+    (tmp_path / "a.ndjson").write_text("\n".join(lines) + "\n")
+    assert len(open_strokes(tmp_path / "a.ndjson")) == len(each)
 
 
 def test_the_shipped_models_are_onnx_models(root):

@@ -334,6 +334,8 @@ def test_a_table_that_spark_wrote_is_a_folder(tmp_path):
     [
         ("cat.csv", b"label,pixel0,pixel1\n", "cat.csv (a table; docs/bulk-scoring.md shows how to convert it)"),
         ("cat.csv", b"countrycode,drawing,key_id\n", "cat.csv (a table; docs/bulk-scoring.md shows how to convert it)"),
+        ("cat.csv", b"5," + b"0," * 783 + b"255\n", "cat.csv (a table; docs/bulk-scoring.md shows how to convert it)"),
+        ("cat.tsv", b"0\t" * 784, "cat.tsv (a table; docs/bulk-scoring.md shows how to convert it)"),
         ("cat.ndjson.gz", gzip.compress(LINE, mtime=0), "cat.ndjson.gz (a gzip file; unpack it"),
         ("t10k.idx3-ubyte", bytes((0, 0, 8, 3)) + bytes(12), "t10k.idx3-ubyte (an IDX file"),
         ("cat.heic", HEIC, "cat.heic (a HEIC picture"),

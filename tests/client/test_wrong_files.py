@@ -108,10 +108,13 @@ def test_every_kind_is_named_by_the_reader_of_pictures(name):
 @pytest.mark.parametrize(
     ("suffix", "contents", "got"),
     [
-        (".csv", b"countrycode,word\n", "'.csv'"),
+        (".csv", b"countrycode,word\n", "'.csv'; docs/bulk-scoring.md shows how to convert it"),
         (".txt", b"cat", "'.txt'"),
         (".json", b'{"drawing": []}\n', "JSON; `sketchbatch score` reads drawings, one per line, under the ending"),
-        (".tar.gz", KINDS["a gzip file"], "a gzip file; unpack it, or run `gzip -dc "),
+        (".tar.gz", KINDS["a gzip file"], "a gzip file; unpack it: `gzip -dc "),
+        (".tgz", KINDS["a gzip file"], "a gzip file; unpack it: `gzip -dc "),
+        (".png.gz", KINDS["a gzip file"], "a gzip file; unpack it: `gzip -dc "),
+        (".gz", KINDS["a gzip file"], "a gzip file; unpack it, or run `gzip -dc "),
         (".heic", KINDS["a HEIC picture"], "a HEIC picture; save it as a PNG or JPEG"),
         (".pkl", KINDS["a Python pickle"], "a Python pickle; save its drawings as a .npy"),
         (".idx3-ubyte", KINDS["an IDX file"], "an IDX file, as MNIST has them; "),

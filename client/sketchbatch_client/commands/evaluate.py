@@ -158,7 +158,8 @@ def evaluate(
             name = against_model or ("" if against_server else model)
             second = ServedModel(other, other.model(name, against_version, with_training_digests=True))
             labels = common_labels(first.model, second.model)
-        drawings = open_labelled(folder, labels, skip_malformed=skip_malformed)
+        owner = f"{served.name} of {connection.server}" if not second else ""
+        drawings = open_labelled(folder, labels, skip_malformed=skip_malformed, owner=owner)
         reports.check(drawings.bitmaps)
         result: Evaluation | Comparison
         with show_progress("evaluating", drawings.bitmaps.values(), is_quiet=quiet) as advance:

@@ -14,10 +14,13 @@ from ..file_kind import HEAD_BYTES, describe
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DRAWING_SUFFIXES = (".npy", ".npz", ".ndjson", ".jsonl", ".bin", ".parquet")
 PACKED_SUFFIXES = (".bz2", ".gz", ".zst")
+TABLE_SUFFIXES = (".csv", ".tsv")
+HOW_TO_CONVERT = "docs/bulk-scoring.md shows how to convert it"
 _UNREAD_PICTURES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".svg")
 
 SOURCE_NOTE = "SOURCE.txt"  # file with one line about the origin of the drawings in a folder; copied together with them
 
+_MANY = 100  # whole numbers at the beginning of the first line of a table of pixels without a header
 _LISTED = 1000  # most entries that are listed, with drawings and without; the rest is only counted
 _SEARCHED = 10_000  # most files of a folder that are searched for drawings
 OUTPUT_MARKS = (".manifest.json", ".parts")  # after the name of an output
@@ -162,6 +165,15 @@ def _folder(path: Path) -> PassedOver:
     return PassedOver(str(path), "a folder without drawings", False)
 
 
+def _may_have_drawings(table: bytes) -> bool:
+    """Return whether the beginning of a table names a column of drawings or pixels, or has many short numbers."""
+    first_line, _, rest = table.partition(b"\n")
+    if b"drawing" in first_line.lower() or b"pixel" in first_line.lower():
+        return True
+    numbers = first_line.replace(b"\t", b",").split(b",")  # the last one may be cut
+    return not rest and len(numbers) > _MANY and all(number.strip().isdigit() for number in numbers[:_MANY])
+
+
 def _file(path: Path) -> PassedOver:
     if not path.is_file():
         return PassedOver(str(path), "a pipe, a device or a broken link", False)
@@ -173,7 +185,6 @@ def _file(path: Path) -> PassedOver:
         return PassedOver(str(path), str(kind) if is_drawing else "JSON without drawings", is_drawing)
     if kind:
         return PassedOver(str(path), str(kind), kind.may_have_drawings)
-    first_line = head.partition(b"\n")[0].lower()
-    if path.suffix.lower() in (".csv", ".tsv") and (b"drawing" in first_line or b"pixel" in first_line):
-        return PassedOver(str(path), "a table; docs/bulk-scoring.md shows how to convert it", True)
+    if path.suffix.lower() in TABLE_SUFFIXES and _may_have_drawings(head):
+        return PassedOver(str(path), f"a table; {HOW_TO_CONVERT}", True)
     return PassedOver(str(path), "another kind of file", has_drawing_name(path.name))

@@ -25,6 +25,7 @@ from .npy import BitmapFile as BitmapFile
 from .npy import Bitmaps as Bitmaps
 from .npy import read_bitmaps as read_bitmaps
 from .npy import stack_bitmaps as stack_bitmaps
+from .passed_over import HOW_TO_CONVERT, TABLE_SUFFIXES
 from .passed_over import PICTURE_SUFFIXES as PICTURE_SUFFIXES
 from .rasterize import is_simplified, render
 from .simplify import simplify
@@ -199,6 +200,8 @@ def unknown_ending(path: Path, suffixes: Sequence[str]) -> FileRefused:
     except OSError as exc:
         return FileRefused(f"{path}: cannot be read: {reason_of(exc)}")
     found = got(head, str(path)) if describe(head) else repr(path.suffix)
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        found += f"; {HOW_TO_CONVERT}"
     return FileRefused(f"{path}: expected {', '.join(suffixes)} or {PICTURES}; got {found}")
 
 

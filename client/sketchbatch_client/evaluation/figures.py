@@ -6,16 +6,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.image
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..html_page import data_url
 from .stats.calibration import Calibration
 from .stats.metrics import Confusion, confused_pairs
+
+try:
+    import matplotlib as mpl
+    import matplotlib.image
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+except ImportError as exc:
+    raise ImportError("charts need matplotlib: pip install 'sketchbatch-client[charts]'") from exc
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib

@@ -56,11 +56,13 @@ class LabelledDrawings:
                     yield path, each
 
 
-def open_labelled(folder: Path | str, labels: tuple[str, ...], *, skip_malformed: bool = False) -> LabelledDrawings:
+def open_labelled(
+    folder: Path | str, labels: tuple[str, ...], *, skip_malformed: bool = False, owner: str = ""
+) -> LabelledDrawings:
     """Open the files of `folder` that are named after one of `labels`; names are compared in NFC.
 
     The folder has one of the layouts of `find_labelled`. With `skip_malformed`, malformed drawings are skipped and
-    counted; otherwise reading one raises FileRefused.
+    counted; otherwise reading one raises FileRefused. `owner` names the model of the labels, for messages.
 
     Raises FileRefused if the folder does not exist, if it has no row with one of the labels, or if a file is malformed.
     """
@@ -72,7 +74,8 @@ def open_labelled(folder: Path | str, labels: tuple[str, ...], *, skip_malformed
     if not sum(map(len, bitmaps.values())):
         if bitmaps:
             raise FileRefused(f"{folder}: expected drawings, got none for {listed([*map(label_of, bitmaps)])}")
-        raise FileRefused(f"{folder}: expected drawings of {compared(labels, tuple(files))}")
+        whose = f"; name another model than {owner}, or rename the labels of the drawings" if owner else ""
+        raise FileRefused(f"{folder}: expected drawings of {compared(labels, tuple(files))}{whose}")
     return LabelledDrawings(
         source=source_of(Path(folder)),
         bitmaps=bitmaps,

@@ -82,7 +82,10 @@ def _manifest_of(path: Path) -> Manifest:
     if manifest:
         return manifest
     if path.exists() and not BegunJob.read(path):
-        raise JobRefused(f"{path}: expected an output of `sketchbatch score`, got a file that no job wrote, or changed")
+        raise JobRefused(
+            f"{path}: expected an output of `sketchbatch score` next to its {path.name}.manifest.json, got a file that "
+            "no job wrote, that was changed, or that was copied without the manifest"
+        )
     got = "an unfinished one" if BegunJob.read(path) else "no such file"
     raise JobNotReady(f"{path}: expected a finished output, got {got}; run the command that writes it")
 

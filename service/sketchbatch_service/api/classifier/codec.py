@@ -51,7 +51,7 @@ def decode(request: Request, *, max_rows: int, classes: int) -> Bitmaps:
         raise InvalidRequest(field="bitmaps", expected=f"1..{max_rows} rows", got=f"{rows} rows")
     if request.fields.top_k > classes:
         raise InvalidRequest(
-            field="top_k", expected=f"0..{classes} (0 = the scores of all classes)", got=str(request.fields.top_k)
+            field="top_k", expected=f"1..{classes}, or 0 for the scores of all classes", got=str(request.fields.top_k)
         )
     return np.frombuffer(request.bitmaps, np.uint8).reshape(rows, *ROW_SHAPE)
 
