@@ -4,15 +4,17 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import asdict
 
 import grpc
 import numpy as np
 import pytest
-from onnx_models import write_model
+from onnx_models import LABELS, write_model
 from pyarrow import parquet
 from sketchbatch.openinference.v2 import open_inference_pb2
 from sketchbatch.rejection import KEY, Rejection, RejectionThreshold, decode, encode
 from sketchbatch_client import Client
+from sketchbatch_client.evaluation.stats.rejection import risk_coverage
 from sketchbatch_client.scoring import plan as plan_module
 from sketchbatch_client.scoring.manifest import Manifest
 from sketchbatch_client.scoring.parts import Parts
@@ -253,3 +255,66 @@ def test_added_rows_have_the_threshold_of_the_first_run(sketchbatch, start_servi
     refused = append(start_service(changed.parents[2]).address, "--reject", "0.95")
     assert (refused.code, "the model was able version 1" in refused.err) == (4, True)
     assert len(read(output)) == 500
+
+
+def test_evaluate_measures_accuracy_against_coverage(sketchbatch, service, drawings, tmp_path):
+    """Terminal, JSON file and page have the curve, and the stored thresholds with what they do to these drawings."""
+    bitmaps, folder = np.load(drawings), tmp_path / "in"
+    folder.mkdir()
+    for index, label in enumerate(LABELS):
+        np.save(folder / f"{label}.npy", bitmaps[200 * index : 200 * (index + 1)])
+    with Client(service.address) as client:
+        result = client.classify(bitmaps, top_k=1)
+    best, is_correct = result.score[:, 0].astype(float), result.label == np.repeat(LABELS, 200)
+    files = ["--json", tmp_path / "m.json", "--html", tmp_path / "p.html"]
+    shown = sketchbatch("evaluate", folder, "--server", service.address, *files)
+    assert shown.code == 0, shown.err
+    found = json.loads((tmp_path / "m.json").read_text())["risk_coverage"]
+    for threshold, stored in zip(found["thresholds"], STORED.thresholds, strict=True):
+        is_kept = best >= stored.score
+        assert threshold["coverage"] == is_kept.mean()
+        assert threshold["accuracy"] == is_correct[is_kept].mean()
+        assert threshold["stored"] == asdict(stored)
+    assert 20 < len(found["points"]) <= 100
+    for point in found["points"]:
+        is_kept = best >= point["score"]
+        assert point["coverage"] == pytest.approx(is_kept.mean())
+        assert point["accuracy"] == pytest.approx(is_correct[is_kept].mean())
+    assert found["points"][-1]["accuracy"] == is_correct.mean()
+    assert found["area"] == pytest.approx(risk_coverage(best, is_correct).area, abs=0.005)
+    lines = " ".join(shown.out.split())
+    near = min(found["points"], key=lambda point: abs(point["coverage"] - 0.95))
+    assert f"coverage {near['coverage']:.2f}: accuracy {near['accuracy']:.4f};" in lines
+    kept = (best >= 0.375).mean(), (best >= 0.4375).mean()
+    assert f"coverage of the thresholds of the model here: 0.95: {kept[0]:.4f}; 0.5: {kept[1]:.4f}" in lines
+    page = (tmp_path / "p.html").read_text()
+    assert "The dots are the rejection thresholds" in page
+    assert f'<td class="n">0.375</td><td class="n">{kept[0]:.3f}</td>' in page
+    plain = sketchbatch("evaluate", folder, "--server", service.address, "--model", "plain", *files)
+    assert (plain.code, "thresholds of the model" in plain.out) == (0, False)
+    assert json.loads((tmp_path / "m.json").read_text())["risk_coverage"] == {**found, "thresholds": []}
+    assert "The model file has no rejection thresholds." in (tmp_path / "p.html").read_text()
+
+
+def test_a_threshold_that_keeps_no_drawing_has_no_accuracy(sketchbatch, start_service, drawings, tmp_path):
+    """The accuracy is null in the JSON file and a dash on the page; each model of a comparison has its own."""
+    no_drawing = RejectionThreshold(coverage=0.5, score=2.0, accuracy=1.0, unknown_rejected=1.0)
+    thresholds = (*STORED.thresholds[:1], no_drawing)
+    metadata = {KEY: encode(Rejection(rows=9, unknown_rows=9, auroc=0.5, thresholds=thresholds))}
+    for name, own in (("first", None), ("second", metadata)):
+        write_model(tmp_path / "models" / name / "1" / "model.onnx", metadata=own)
+    service, folder = start_service(tmp_path / "models", "--default-model", "first"), tmp_path / "in"
+    folder.mkdir()
+    np.save(folder / "ant.npy", np.load(drawings)[:50])
+    files = ["--json", tmp_path / "m.json", "--html", tmp_path / "p.html"]
+    both = sketchbatch("evaluate", folder, "--server", service.address, "--against-model", "second", *files)
+    assert both.code == 0, both.err
+    found = json.loads((tmp_path / "m.json").read_text())
+    assert found["risk_coverage"]["thresholds"] == []
+    assert [each["accuracy"] is None for each in found["against"]["risk_coverage"]["thresholds"]] == [False, True]
+    alone = sketchbatch("evaluate", folder, "--server", service.address, "--model", "second", *files)
+    assert alone.code == 0, alone.err
+    assert (
+        '<td class="n">1.000</td><td class="n">\N{EN DASH}</td><td class="n">1.000</td>'
+        in (tmp_path / "p.html").read_text()
+    )

@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..html_page import data_url
+from .quality import MeasuredThreshold
 from .stats.calibration import Calibration
 from .stats.metrics import Confusion, confused_pairs
+from .stats.rejection import RiskCoverage
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib
@@ -38,6 +40,7 @@ MAX_WRITTEN_CLASSES = 20  # most classes in a confusion matrix with written coun
 
 _MAX_PERCENT_CLASSES = 12  # most classes whose cells have room for a percentage below the count
 _UPRIGHT_FROM_CLASSES = 7  # fewest classes whose column labels are rotated
+_CURVE_POINTS = 200  # more are not visible
 _NO_METADATA: Any = {"Software": None}  # makes equal pictures byte-identical
 
 
@@ -78,6 +81,24 @@ def reliability(calibration: Calibration) -> str:
         axes.set(ylabel="share correct", xlim=(0, 1.02), ylim=(0, 1.02))
         below.bar(calibration.confidence, calibration.rows, width=0.045, color=GREY)
         below.set(xlabel="score of the predicted label", ylabel="drawings")
+        return svg_url(figure)
+
+
+def risk_coverage(curve: RiskCoverage, thresholds: Sequence[MeasuredThreshold]) -> str:
+    """Draw the accuracy against the coverage, with a dot for each threshold that keeps a drawing."""
+    points = curve.points(_CURVE_POINTS)
+    with styled_figure(4.4, 3.4) as figure:
+        axes: Any = figure.subplots()
+        marker = "o" if len(points) == 1 else None  # all scores are equal
+        axes.plot(curve.coverage[points], curve.accuracy[points], color=BLUE, marker=marker)
+        for each in thresholds:
+            if each.accuracy is not None:
+                axes.plot(each.coverage, each.accuracy, "o", color=ORANGE, markersize=5)
+                place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+                axes.annotate(f"{each.stored.coverage:.10g}", (each.coverage, each.accuracy), **place)
+        lowest = float(curve.accuracy[points].min())
+        axes.set(xlabel="share of the drawings kept (coverage)", ylabel="accuracy of the kept drawings")
+        axes.set(xlim=(0, 1.02), ylim=(max(0.0, lowest - 0.1 * (1 - lowest) - 0.01), 1.01))
         return svg_url(figure)
 
 

@@ -49,6 +49,10 @@ class RiskCoverage:
         """Return the index of the point with the highest threshold that keeps at least `coverage` of the rows."""
         return min(int(np.searchsorted(self.coverage, coverage - 1e-12)), len(self.coverage) - 1)
 
+    def points(self, count: int) -> NDArray[np.int64]:
+        """Return the indices of at most `count` points at equal distances of coverage, the last one included."""
+        return np.unique([self.index_at(number / count) for number in range(1, count + 1)])
+
 
 def fit(
     best_scores_known: ArrayLike,
