@@ -41,6 +41,7 @@ MAX_WRITTEN_CLASSES = 20  # most classes in a confusion matrix with written coun
 _MAX_PERCENT_CLASSES = 12  # most classes whose cells have room for a percentage below the count
 _UPRIGHT_FROM_CLASSES = 7  # fewest classes whose column labels are rotated
 _CURVE_POINTS = 200  # more are not visible
+_TEXT_WIDTH = 0.04  # least difference of coverage between two dots with a text
 _NO_METADATA: Any = {"Software": None}  # makes equal pictures byte-identical
 
 
@@ -91,11 +92,15 @@ def risk_coverage(curve: RiskCoverage, thresholds: Sequence[MeasuredThreshold]) 
         axes: Any = figure.subplots()
         marker = "o" if len(points) == 1 else None  # all scores are equal
         axes.plot(curve.coverage[points], curve.accuracy[points], color=BLUE, marker=marker)
+        last_text = 2.0
         for each in thresholds:
-            if each.accuracy is not None:
-                axes.plot(each.coverage, each.accuracy, "o", color=ORANGE, markersize=5)
-                place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 8}
-                axes.annotate(f"{each.stored.coverage:.10g}", (each.coverage, each.accuracy), **place)
+            if each.accuracy is None:
+                continue
+            axes.plot(each.coverage, each.accuracy, "o", color=ORANGE, markersize=5)
+            if last_text - each.coverage >= _TEXT_WIDTH:
+                last_text, place = each.coverage, (each.coverage, each.accuracy)
+                text = f"{each.stored.coverage:.10g}"
+                axes.annotate(text, place, xytext=(4, 3), textcoords="offset points", fontsize=8)
         lowest = float(curve.accuracy[points].min())
         axes.set(xlabel="share of the drawings kept (coverage)", ylabel="accuracy of the kept drawings")
         axes.set(xlim=(0, 1.02), ylim=(max(0.0, lowest - 0.1 * (1 - lowest) - 0.01), 1.01))
