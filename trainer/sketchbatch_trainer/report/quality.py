@@ -86,18 +86,22 @@ def evaluate_run(run: Run) -> EvaluatedRun:
     held_out = read_held_out(run, labels)
     served = _served_scores(run, held_out, labels)
     scores = onnx_scores(graph, held_out.bitmaps) if served is None else served
-    metadata = {prop.key: prop.value for prop in graph.metadata_props}
-    rejection = decode(metadata[KEY]) if KEY in metadata else None
-    flags = _recognized_flags(run, held_out, labels)
     return EvaluatedRun(
         run=run,
         config=config,
-        metadata={key.removeprefix("sketchbatch."): value for key, value in metadata.items()},
+        metadata={prop.key.removeprefix("sketchbatch."): prop.value for prop in graph.metadata_props},
         held_out=held_out,
         scores=scores,
-        quality=evaluate_scores(scores, held_out.class_index, labels, flags, rejection),
+        quality=evaluate_scores(
+            scores, held_out.class_index, labels, _recognized_flags(run, held_out, labels), _rejection(graph)
+        ),
         is_served=served is not None,
     )
+
+
+def _rejection(model: onnx.ModelProto) -> Rejection | None:
+    """Return the rejection thresholds that the model file stores; None if it stores none."""
+    return next((decode(prop.value) for prop in model.metadata_props if prop.key == KEY), None)
 
 
 def _served_scores(run: Run, held_out: HeldOut, labels: list[str]) -> Scores | None:
