@@ -9,6 +9,7 @@ from dataclasses import asdict
 import grpc
 import numpy as np
 import pytest
+from demo_process import ROOF
 from onnx_models import LABELS, write_model
 from pyarrow import parquet
 from sketchbatch.openinference.v2 import open_inference_pb2
@@ -318,3 +319,16 @@ def test_a_threshold_that_keeps_no_drawing_has_no_accuracy(sketchbatch, start_se
         '<td class="n">1.000</td><td class="n">\N{EN DASH}</td><td class="n">1.000</td>'
         in (tmp_path / "p.html").read_text()
     )
+
+
+@pytest.mark.parametrize(
+    ("threshold", "coverage", "is_unknown"), [(1.0, 0.95, True), (0.0, 0.95, False), (1.0, 0.5, False)]
+)
+def test_the_page_to_draw_on_knows_unknown_drawings(
+    start_demo, start_service, tmp_path, threshold, coverage, is_unknown
+):
+    """A response says whether the highest score is below the threshold for 95 %; without it, no drawing is unknown."""
+    stored = RejectionThreshold(coverage=coverage, score=threshold, accuracy=0.5, unknown_rejected=0.5)
+    metadata = {KEY: encode(Rejection(rows=9, unknown_rows=9, auroc=0.5, thresholds=(stored,)))}
+    service = start_service(write_model(tmp_path / "model.onnx", metadata=metadata))
+    assert start_demo(service.address).classify(ROOF)[1]["is_unknown"] is is_unknown
