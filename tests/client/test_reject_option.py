@@ -258,6 +258,24 @@ def test_added_rows_have_the_threshold_of_the_first_run(sketchbatch, start_servi
     assert len(read(output)) == 500
 
 
+def test_a_threshold_is_compared_with_all_of_its_digits(sketchbatch, start_service, drawings, expected, tmp_path):
+    """A score below the threshold is rejected even if both round to the same float32, by `score` and `evaluate`."""
+    best = float(expected[1][0])
+    above = RejectionThreshold(coverage=0.95, score=float(np.nextafter(best, 1)), accuracy=0.5, unknown_rejected=0.5)
+    assert np.float32(above.score) == np.float32(best)
+    metadata = {KEY: encode(Rejection(rows=9, unknown_rows=9, auroc=0.5, thresholds=(above,)))}
+    service = start_service(write_model(tmp_path / "model.onnx", scale=0.0001, metadata=metadata))
+    folder, output = tmp_path / "in", tmp_path / "o.csv"
+    folder.mkdir()
+    np.save(folder / "ant.npy", np.load(drawings)[:1])
+    words = [folder, "--server", service.address]
+    assert sketchbatch("score", *words, "--output", output, "--reject", "0.95").code == 0
+    assert [row["label"] for row in read(output)] == [""]
+    assert sketchbatch("evaluate", *words, "--json", tmp_path / "m.json").code == 0
+    found = json.loads((tmp_path / "m.json").read_text())["risk_coverage"]["thresholds"]
+    assert [each["coverage"] for each in found] == [0.0]
+
+
 def test_evaluate_measures_accuracy_against_coverage(sketchbatch, service, drawings, tmp_path):
     """Terminal, JSON file and page have the curve, and the stored thresholds with what they do to these drawings."""
     bitmaps, folder = np.load(drawings), tmp_path / "in"
