@@ -29,6 +29,8 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from sketchbatch.rejection import Rejection, RejectionThreshold
+
     from .drawings.bitmap_arrays import InkWarning
     from .drawings.rasterize import StrokeWarning, rasterize
     from .rpc.async_client import AsyncClient
@@ -53,6 +55,8 @@ __all__ = [
     "ModelNotFound",
     "OutputRefused",
     "Overloaded",
+    "Rejection",
+    "RejectionThreshold",
     "RequestRefused",
     "RetryPolicy",
     "ServerFailed",
@@ -70,6 +74,8 @@ _MODULES = {
     "Client": ".rpc.client",
     "InkWarning": ".drawings.bitmap_arrays",
     "ModelInfo": ".rpc.classification",
+    "Rejection": "sketchbatch.rejection",
+    "RejectionThreshold": "sketchbatch.rejection",
     "RetryPolicy": ".rpc.retries.retry_policy",
     "StrokeWarning": ".drawings.rasterize",
     "Tls": ".rpc.connections.credentials",

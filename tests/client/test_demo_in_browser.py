@@ -15,6 +15,7 @@ from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
+from sketchbatch.rejection import KEY, Rejection, RejectionThreshold, encode
 from sketchbatch_client import Client
 from sketchbatch_client.drawings.strokes import open_strokes
 from stand_in_service import stand_in_service
@@ -217,6 +218,25 @@ def test_a_rejected_drawing_shows_the_error_until_it_changes(chromium, demo):
     assert page.run("return [isClassifying, shownVersion === version]") == [False, True]
     page.click("clear")
     assert not page.text("error")
+
+
+def test_an_unknown_drawing_has_a_note(chromium, start_demo, start_service, tmp_path):
+    """Below the model's threshold for 95 %, the page and its announcement say so; an empty page lists the classes."""
+    threshold = RejectionThreshold(coverage=0.95, score=1.0, accuracy=0.5, unknown_rejected=0.5)
+    metadata = {KEY: encode(Rejection(rows=9, unknown_rows=9, auroc=0.5, thresholds=(threshold,)))}
+    service = start_service(write_model(tmp_path / "model.onnx", metadata=metadata))
+    page = Page(chromium, start_demo(service.address).url)
+    page.draw([stroke[:2] for stroke in ROOF])
+    page.settled()
+    assert page.text("labels") == "Probably none of these classes."
+    page.until(
+        lambda: page.run("return document.getElementById('announcement').textContent").endswith(
+            "%, Probably none of these classes."
+        )
+    )
+    page.click("clear")
+    page.until(lambda: page.text("labels") == "Classes: ant, bee, cow")
+    chromium.get("about:blank")
 
 
 def test_logits_have_bars_and_are_not_shown_in_percent(chromium, start_demo):

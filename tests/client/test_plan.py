@@ -57,6 +57,10 @@ def test_each_part_belongs_to_one_shard(plan, shards):
         ({"model_digest": "e"}, "the model was m version 1 (digest d), and is now m version 1 (digest e)"),
         ({"top_k": 2}, "--top-k was 1, and is now 2"),
         ({"with_all_scores": True}, "--all-scores was False, and is now True"),
+        (
+            {"reject": 0.95, "reject_below": 0.375},
+            "--reject was not given, and is now 0.95 (score 0.375)",
+        ),
         ({"part_rows": 41}, "--part-rows was 40, and is now 41"),
         ({"shard": Shard(0, 2)}, "--shard was 0/1, and is now 0/2"),
     ],

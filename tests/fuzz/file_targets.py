@@ -199,10 +199,12 @@ def described(chance) -> bytes:
 
     ONNX stores such entries in field 14 of its ModelProto message.
     """
-    key = chance.choice((b"labels", b"metrics", b"metrics", b"name", b"version", b"created", b"licence"))
+    key = chance.choice((b"labels", b"metrics", b"metrics", b"name", b"version", b"created", b"licence", b"rejection"))
     texts = (
         b'["ant", "bee", "cow"]',
         b'{"accuracy": 0.9, "rows": 10, "nested": {"of": [1, 2, null]}}',
+        b'{"rows": 10, "unknown_rows": 5, "auroc": 0.9, "thresholds": '
+        b'[{"coverage": 0.9, "score": 0.5, "accuracy": 0.8, "unknown_rejected": 0.4}]}',
         b"1",
         b"\xff\xfe",
     )

@@ -59,10 +59,13 @@ def test_a_file_needs_only_labels(tmp_path):
         ({"metadata": {"sketchbatch.training_digests": "AAAA"}}, "training_digests must be base64 of at most 65,536"),
         ({"metadata": {"sketchbatch.training_digests": "a b"}}, "training_digests must be base64 of at most 65,536"),
         ({"metadata": {"sketchbatch.metrics": "[" * 100_000}}, "metrics must be JSON, got"),
+        ({"metadata": {"sketchbatch.rejection": "0.95"}}, "sketchbatch.rejection must be a JSON object, got '0.95'"),
+        ({"metadata": {"sketchbatch.rejection": "[" * 100_000}}, "rejection must be JSON, got"),
+        ({"metadata": {"sketchbatch.rejection": '{"thresholds": []}'}}, "rejection thresholds must be a list"),
     ],
 )
 def test_a_file_with_an_incorrect_signature_is_refused(tmp_path, unfit, message):
-    """A model file is refused if its input, output, labels or metrics are incorrect.
+    """A model file is refused if its input, output, labels, metrics or rejection thresholds are incorrect.
 
     The error names the file, the incorrect part, the expected value and the actual value.
     """

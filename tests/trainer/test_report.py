@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from eager_tensorflow import without_graphs
+from sketchbatch.rejection import KEY, Rejection, RejectionThreshold, encode
 from sketchbatch_client.drawings.readers import read_bitmaps
 from sketchbatch_client.evaluation import quality
 from sketchbatch_client.evaluation.training_digests import TrainedOn, decoded
@@ -117,6 +118,22 @@ def test_a_run_of_an_older_version_has_no_test_curve(runs, tmp_path):
     assert 'alt="loss by epoch, for training and validation drawings"' in page
     assert not has_split({"test_loss": [np.nan, np.nan]}, "test")
     assert has_split({"test_loss": [np.nan, 0.5]}, "test")  # a new version resumed the training
+
+
+def test_the_page_has_the_thresholds_of_the_model_file(runs, tmp_path):
+    """If the model file stores rejection thresholds, the page shows each next to its effect on the test drawings."""
+    run = Run(shutil.copytree(runs[1].folder, tmp_path / "run"))
+    write_report([run], tmp_path / "without.html")
+    assert "The model file has no rejection thresholds." in (tmp_path / "without.html").read_text()
+    stored = RejectionThreshold(coverage=0.9, score=0.001, accuracy=0.625, unknown_rejected=0.375)
+    graph = onnx.load(run.onnx)
+    graph.metadata_props.add(key=KEY, value=encode(Rejection(rows=9, unknown_rows=9, auroc=0.5, thresholds=(stored,))))
+    onnx.save(graph, run.onnx)
+    write_report([run], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "The dots are the rejection thresholds of the model file" in page
+    row = ">".join(re.findall(r">([\d.]+)(?=</td>)", page[page.index('<td class="n">0.900</td>') :]))
+    assert re.match(r"0.900>0.001>1.000>0.625>[\d.]+>0.375", row)
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ from .options import (
 from .progress import show_progress
 
 _MALFORMED_SHOWN = 5
+_COVERAGES = (0.95, 0.9, 0.8, 0.5)  # of the line with the accuracy against the coverage
 _MOST_COLUMNS = 12  # more columns of counts do not fit into a terminal
 
 
@@ -138,9 +139,9 @@ def evaluate(
     Example: sketchbatch evaluate runs/demo/test --html evaluation.html
 
     Prints accuracy, balanced accuracy, specificity, Matthews correlation and Jaccard (macro-averaged) with 95 %
-    intervals; recall and precision per class; the confusion matrix; calibration; and the drift from the metrics
-    that the model file stores. An --against option adds a second model and McNemar's test. A file is skipped if the
-    model does not know its label.
+    intervals; recall and precision per class; the confusion matrix; calibration; accuracy against coverage; and the
+    drift from the metrics that the model file stores. An --against option adds a second model and McNemar's test.
+    A file is skipped if the model does not know its label.
 
     Exit codes: 0 = evaluated, 1 = the accuracy is below --min-accuracy, or an error after which the same command may
     succeed, 2 = invalid options, 3 = evaluated, but files that may have drawings, or files of unknown labels, were
@@ -206,6 +207,7 @@ def _print(evaluation: Evaluation) -> None:
     out.print(_confusion_table(evaluation))
     _print_recognized(evaluation)
     _print_calibration(evaluation)
+    _print_coverage(evaluation)
     _print_drift(evaluation)
 
 
@@ -251,6 +253,16 @@ def _print_calibration(evaluation: Evaluation) -> None:
         f"calibration: error (ECE) {calibration.expected_error:.4f}, mean score {calibration.mean_confidence:.4f}, "
         f"log loss {calibration.log_loss:.4f}, Brier {calibration.brier:.4f}"
     )
+
+
+def _print_coverage(evaluation: Evaluation) -> None:
+    curve = evaluation.risk_coverage
+    points = dict.fromkeys(map(curve.index_at, _COVERAGES))  # a point twice, if many scores are equal
+    shown = [f"coverage {curve.coverage[each]:.2f}: accuracy {curve.accuracy[each]:.4f}" for each in points]
+    out.print("; ".join(shown))
+    if evaluation.thresholds:
+        kept = (f"{each.stored.coverage:.10g}: {each.coverage:.4f}" for each in evaluation.thresholds)
+        out.print(f"coverage of the thresholds of the model here: {'; '.join(kept)}")
 
 
 def _print_drift(evaluation: Evaluation) -> None:

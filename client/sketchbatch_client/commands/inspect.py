@@ -45,6 +45,11 @@ def model(
         for name, value in sorted(each.metrics.items()):
             if isinstance(value, (int, float)):
                 table.add_row(name, f"{value:.4g}")
+        if each.rejection:
+            table.add_row("unknown drawings", f"AUROC {each.rejection.auroc:.4g}")
+            for own in each.rejection.thresholds:
+                effect = f"accuracy {own.accuracy:.4g}, unknown rejected {own.unknown_rejected:.4g}"
+                table.add_row(f"coverage {own.coverage:.10g}", f"score {own.score:.4g}: {effect}")
         out.print(table)
 
 

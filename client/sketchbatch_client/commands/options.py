@@ -22,9 +22,9 @@ out = Console(soft_wrap=True, markup=False)
 err = Console(stderr=True, soft_wrap=True, markup=False)
 
 
-def not_nan(number: float) -> float:
+def not_nan(number: float | None) -> float | None:
     """Check the value of an option: NaN is not below the minimum, so some versions of typer accept it."""
-    if math.isnan(number):
+    if number is not None and math.isnan(number):
         raise typer.BadParameter(f"must be a number, got {number}")
     return number
 

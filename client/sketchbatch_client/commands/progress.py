@@ -41,6 +41,7 @@ class ProgressDisplay(Progress):
         )
         self.passed_over = PassedOverList()
         self.unread_metadata = 0
+        self.unlabelled = 0
         self._task = self.add_task(f"{command}: opening", total=None, rate=0.0)
         self._rows = self._done = self._done_before = 0
         self._started_at = self._last_line_at = time.monotonic()
@@ -80,6 +81,9 @@ class ProgressDisplay(Progress):
 
     def leaves_empty(self, rows: int) -> None:
         self.unread_metadata += rows
+
+    def leaves_unlabelled(self, rows: int) -> None:
+        self.unlabelled += rows
 
 
 @contextmanager

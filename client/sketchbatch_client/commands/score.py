@@ -84,6 +84,43 @@ class RerunFlags:
     ] = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreFlags:
+    """The options that tell which labels and scores to write; a field becomes an option of the same name."""
+
+    top_k: Annotated[int, typer.Option(min=1, max=_MAX_TOP_K, help="Number of best classes to write per row.")] = 1
+    all_scores: Annotated[bool, typer.Option("--all-scores", help="Also write the score of every class.")] = False
+    reject: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            callback=not_nan,
+            help="Leave the label of a row empty if its highest score is below the model's threshold for this "
+            "coverage, such as 0.95: the row probably shows none of the classes. `sketchbatch model` lists the "
+            "coverages.",
+            metavar="COVERAGE",
+            show_default="every row has a label",
+        ),
+    ] = None
+
+    def options(self, kind: str, model: str, model_version: str) -> ScoreOptions:
+        """Return the options of a job with an output of this kind. Raises BadParameter if they do not fit together."""
+        if self.all_scores and self.top_k > 1:
+            raise typer.BadParameter("choose one of --all-scores and --top-k", param_hint="--all-scores")
+        if self.reject is not None and kind == "npy":
+            raise typer.BadParameter(
+                "needs an output with labels: .parquet, .csv or .jsonl, got .npy", param_hint="--reject"
+            )
+        return ScoreOptions(
+            top_k=self.top_k,
+            with_all_scores=self.all_scores or kind == "npy",
+            reject=self.reject,
+            model_name=model,
+            model_version=model_version,
+        )
+
+
 @connecting
 def score(
     inputs: Annotated[
@@ -99,6 +136,7 @@ def score(
     connection: ConnectionOptions,
     input_flags: InputFlags,
     rerun: RerunFlags,
+    scores: ScoreFlags,
     output: Annotated[
         str,
         typer.Option(
@@ -111,8 +149,6 @@ def score(
     output_format: Annotated[
         str, typer.Option("--format", help=f"One of {', '.join(KINDS)}.", show_default="ending of OUTPUT")
     ] = "",
-    top_k: Annotated[int, typer.Option(min=1, max=_MAX_TOP_K, help="Number of best classes to write per row.")] = 1,
-    all_scores: Annotated[bool, typer.Option("--all-scores", help="Also write the score of every class.")] = False,
     shard: Annotated[
         str,
         typer.Option(
@@ -155,18 +191,13 @@ def score(
     3 = finished, but some rows were rejected, or files that may have drawings were not read, 4 = an error that a retry
     cannot repair, such as an unreadable input or changed inputs.
     """
-    if all_scores and top_k > 1:
-        raise typer.BadParameter("choose one of --all-scores and --top-k", param_hint="--all-scores")
     if rerun.append and (rerun.restart or _is_stream(output) or shard != "0/1"):
         raise typer.BadParameter("needs a file as OUTPUT, without --restart and --shard", param_hint="--append")
     kind = _kind(output, output_format)
-    options = ScoreOptions(
-        top_k=top_k, with_all_scores=all_scores or kind == "npy", model_name=model, model_version=model_version
-    )
     job = ScoreJob(
         inputs=inputs,
         kind=kind,
-        options=options,
+        options=scores.options(kind, model, model_version),
         shard=_shard(shard),
         part_rows=part_rows,
         readers=readers,
@@ -177,6 +208,8 @@ def score(
         if _is_stream(output):
             with room_for(Path(_name(output))), _open_stream(output, quiet) as file:
                 rejected = _to_stream(client, job, file, progress)
+            if not quiet:
+                _report_unlabelled(job, progress)
             is_complete = report_passed_over(progress.passed_over, ignores_others=input_flags.ignore_others)
             raise typer.Exit(INCOMPLETE if rejected or not is_complete else 0)
         path = path_of_shard(Path(output), job.shard)
@@ -187,6 +220,8 @@ def score(
                 outcome = write_scores(client, job, path, progress, restart=rerun.restart)
     if not quiet:
         _report(outcome, path, progress, time.monotonic() - started_at)
+        if not outcome.was_finished:
+            _report_unlabelled(job, progress)
     is_complete = report_passed_over(progress.passed_over, ignores_others=input_flags.ignore_others)
     rejected = outcome.rejected if outcome.added_rejected is None else outcome.added_rejected
     if rejected:
@@ -262,6 +297,12 @@ def _to_stream(client: Client, job: ScoreJob, file: BinaryIO, progress: Progress
     if rejected:
         err.print(f"rejected: {counted(rejected, 'row')}; with --output FILE, FILE.rejects.jsonl lists all of them")
     return rejected
+
+
+def _report_unlabelled(job: ScoreJob, progress: ProgressDisplay) -> None:
+    if job.options.reject is not None:
+        rows = counted(progress.unlabelled, "row")
+        err.print(f"{rows} with an empty label: below the threshold of --reject {job.options.reject}")
 
 
 def _report(outcome: Outcome, path: Path, progress: ProgressDisplay, duration_s: float) -> None:

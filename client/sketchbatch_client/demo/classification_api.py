@@ -19,6 +19,7 @@ from .score_bars import score_bars
 Json = dict[str, object]
 
 MAX_POINTS = 10_000  # most points of a drawing; a person needs minutes to draw so many
+_COVERAGE = 0.95  # of the threshold below which a drawing probably shows none of the classes
 _TOP = 6  # labels in a response; more would push the bitmap below the edge of a laptop's screen
 
 
@@ -45,7 +46,8 @@ class ClassificationApi:
     def classify(self, line: bytes, model_name: str = "", model_version: str = "") -> Json:
         """Return the bitmap of a drawing (784 values, 0 = paper, 255 = ink), its best labels with scores, and times.
 
-        `bars` has the width of each label's bar, 0 to 1, and the text next to it.
+        `bars` has the width of each label's bar, 0 to 1, and the text next to it. `is_unknown` tells that the highest
+        score is below the model's threshold for a coverage of 0.95; without this threshold it is false.
 
         `line` is a line of a raw .ndjson file, with coordinates in pixels. An empty `model_name` names the model that
         the page selects first; an empty `model_version` names the newest version.
@@ -69,12 +71,18 @@ class ClassificationApi:
             "model_version": result.model_version,
             "bitmap": bitmap.ravel().tolist(),
             "score_kind": served.score_kind,
+            "is_unknown": _is_unknown(served, float(result.score[0, 0])),
             "top": [(result.labels[index], float(result.scores[0, index])) for index in best],
             "bars": [(float(widths[index]), texts[index]) for index in best],
             "rasterizer": backend(),
             "rasterize_ms": 1000 * (rasterized_at - started_at),
             "classify_ms": 1000 * (classified_at - connected_at),
         }
+
+
+def _is_unknown(model: ModelInfo, best_score: float) -> bool:
+    thresholds = model.rejection.thresholds if model.rejection else ()
+    return any(best_score < each.score for each in thresholds if each.coverage == _COVERAGE)
 
 
 def _describe(model: ModelInfo) -> Json:

@@ -6,14 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from sketchbatch.rejection import Rejection
 
 from ..drawings.readers import label_of
 from ..label_names import nfc
 from .labelled import UNKNOWN, Flags
-from .quality import Figures, Mistake, ModelQuality, Recognized
+from .quality import Figures, MeasuredThreshold, Mistake, ModelQuality, Recognized
 from .stats.calibration import Calibration, Scores, are_probabilities, calibrate
 from .stats.mcnemar import Correct
 from .stats.metrics import Confusion, confuse
+from .stats.score_histogram import ScoreHistogram
 
 MISTAKES_KEPT = 24  # most mistakes that are kept; mistakes with the highest scores have priority
 
@@ -32,9 +34,14 @@ class ScoredRows(NamedTuple):
 
 
 class Accumulator:
-    """Counts one model's correct and wrong predictions and computes its quality from the counts."""
+    """Counts one model's correct and wrong predictions and computes its quality from the counts.
 
-    def __init__(self, labels: Sequence[str]) -> None:
+    `rejection` has the thresholds that the model file stores; None = it stores none.
+    """
+
+    def __init__(self, labels: Sequence[str], rejection: Rejection | None = None) -> None:
+        self._thresholds = rejection.thresholds if rejection else ()
+        self._histogram = ScoreHistogram([each.score for each in self._thresholds])
         self._labels = tuple(labels)
         self._class_of = {nfc(label): index for index, label in enumerate(labels)}
         shape = (len(labels), len(labels))
@@ -58,6 +65,7 @@ class Accumulator:
         self._in_top_3 += int(((scores > scores[:, true_class, None]).sum(axis=1) < 3).sum())
         self._calibrate(scores, truth)
         is_correct: Correct = predicted == truth
+        self._histogram.add(scores.max(axis=1), is_correct)
         self._keep_mistakes(scored, predicted, np.flatnonzero(~is_correct))
         return is_correct
 
@@ -71,6 +79,15 @@ class Accumulator:
             top_3=self._in_top_3 / int(self._confusion.sum()),
             calibration=self._calibration,
             mistakes=tuple(self._mistakes),
+            risk_coverage=self._histogram.curve(),
+            thresholds=self._measured_thresholds(),
+        )
+
+    def _measured_thresholds(self) -> tuple[MeasuredThreshold, ...]:
+        all_rows = int(self._confusion.sum())
+        return tuple(
+            MeasuredThreshold(stored=stored, coverage=rows / all_rows, accuracy=correct / rows if rows else None)
+            for stored, (rows, correct) in zip(self._thresholds, self._histogram.kept, strict=True)
         )
 
     def _recognized_figures(self) -> Recognized | None:

@@ -89,7 +89,7 @@ def evaluate(
     Raises FileRefused if a line or picture is malformed, ServerFailed if the scores of a drawing are not finite, and
     SketchbatchError if a request failed.
     """
-    served, accumulator = ServedModel(client, model), Accumulator(model.labels)
+    served, accumulator = ServedModel(client, model), Accumulator(model.labels, model.rejection)
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
     trained_on = _TrainingDrawings([model])
     for scored in scored_rows(served, trained_on.watching(drawings.bitmaps)):
@@ -106,7 +106,7 @@ def compare(
 
     Raises the errors of `evaluate`.
     """
-    accumulators = Accumulator(first.model.labels), Accumulator(second.model.labels)
+    accumulators = tuple(Accumulator(each.model.labels, each.model.rejection) for each in (first, second))
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
     trained_on = _TrainingDrawings([first.model, second.model])
     table = np.zeros((2, 2), np.int64)

@@ -8,13 +8,15 @@ from ..atomic import replacing
 from ..strict_json import encode
 from .evaluating import Comparison, Evaluation
 from .labelled import LabelledDrawings
-from .quality import Figures, Mistake, Recognized
+from .quality import Figures, MeasuredThreshold, Mistake, Recognized
 from .stats.calibration import BINS, Calibration
 from .stats.drift import Drift, stored_rows
 from .stats.mcnemar import Paired
+from .stats.rejection import RiskCoverage
 
 _MAX_PAIRS = 20  # most pairs of confused classes in the file
 _MAX_MALFORMED = 20
+_CURVE_POINTS = 100  # most points of the risk-coverage curve in the file
 
 
 def write_json(result: Evaluation | Comparison, path: Path) -> None:
@@ -45,6 +47,8 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
         "classes_without_drawings": len(evaluation.labels) - evaluation.tested_labels,
         "top_3": evaluation.top_3,
         "calibration": _calibration(evaluation.calibration) if evaluation.calibration else None,
+        "risk_coverage": _risk_coverage(evaluation.risk_coverage)
+        | {"thresholds": [_threshold(each) for each in evaluation.thresholds]},
         "recognized": _recognized(evaluation.recognized) if evaluation.recognized else None,
         "trained_on": asdict(trained_on) | {"share": trained_on.share}
         if (trained_on := evaluation.trained_on)
@@ -88,6 +92,19 @@ def _calibration(calibration: Calibration) -> dict[str, Any]:
     columns = {name: getattr(calibration, name).tolist() for name in ("confidence", "accuracy", "rows")}
     reliability = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return figures | {"bins": BINS, "reliability": reliability}
+
+
+def _risk_coverage(curve: RiskCoverage) -> dict[str, Any]:
+    points = curve.points(_CURVE_POINTS)
+    columns = {name: getattr(curve, name)[points].tolist() for name in ("coverage", "accuracy", "score")}
+    return {
+        "area": curve.area,
+        "points": [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)],
+    }
+
+
+def _threshold(threshold: MeasuredThreshold) -> dict[str, Any]:
+    return {"coverage": threshold.coverage, "accuracy": threshold.accuracy, "stored": asdict(threshold.stored)}
 
 
 def _drift(drift: Drift) -> dict[str, Any]:

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..html_page import data_url
+from .quality import MeasuredThreshold
 from .stats.calibration import Calibration
 from .stats.metrics import Confusion, confused_pairs
+from .stats.rejection import RiskCoverage
 
 try:
     import matplotlib as mpl
@@ -42,6 +44,8 @@ MAX_WRITTEN_CLASSES = 20  # most classes in a confusion matrix with written coun
 
 _MAX_PERCENT_CLASSES = 12  # most classes whose cells have room for a percentage below the count
 _UPRIGHT_FROM_CLASSES = 7  # fewest classes whose column labels are rotated
+_CURVE_POINTS = 200  # more are not visible
+_TEXT_WIDTH = 0.04  # least difference of coverage between two dots with a text
 _NO_METADATA: Any = {"Software": None}  # makes equal pictures byte-identical
 
 
@@ -82,6 +86,28 @@ def reliability(calibration: Calibration) -> str:
         axes.set(ylabel="share correct", xlim=(0, 1.02), ylim=(0, 1.02))
         below.bar(calibration.confidence, calibration.rows, width=0.045, color=GREY)
         below.set(xlabel="score of the predicted label", ylabel="drawings")
+        return svg_url(figure)
+
+
+def risk_coverage(curve: RiskCoverage, thresholds: Sequence[MeasuredThreshold]) -> str:
+    """Draw the accuracy against the coverage, with a dot for each threshold that keeps a drawing."""
+    points = curve.points(_CURVE_POINTS)
+    with styled_figure(4.4, 3.4) as figure:
+        axes: Any = figure.subplots()
+        marker = "o" if len(points) == 1 else None  # all scores are equal
+        axes.plot(curve.coverage[points], curve.accuracy[points], color=BLUE, marker=marker)
+        last_text = 2.0
+        for each in thresholds:
+            if each.accuracy is None:
+                continue
+            axes.plot(each.coverage, each.accuracy, "o", color=ORANGE, markersize=5)
+            if last_text - each.coverage >= _TEXT_WIDTH:
+                last_text, place = each.coverage, (each.coverage, each.accuracy)
+                text = f"{each.stored.coverage:.10g}"
+                axes.annotate(text, place, xytext=(4, 3), textcoords="offset points", fontsize=8)
+        lowest = float(curve.accuracy[points].min())
+        axes.set(xlabel="share of the drawings kept (coverage)", ylabel="accuracy of the kept drawings")
+        axes.set(xlim=(0, 1.02), ylim=(max(0.0, lowest - 0.1 * (1 - lowest) - 0.01), 1.01))
         return svg_url(figure)
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sketchbatch.rejection import RejectionThreshold
 
 from .stats.calibration import Calibration
 from .stats.intervals import Measured, wilson, with_intervals
 from .stats.metrics import Confusion, Metrics, confused_pairs, measure, measure_each
+from .stats.rejection import RiskCoverage
 
 MIN_RECOGNIZED_ROWS = 100
 """Fewest recognised drawings whose metrics a page shows; with fewer drawings, intervals are too wide to be useful."""
@@ -53,6 +55,17 @@ class Recognized:
     """Metrics on the recognised drawings only."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredThreshold:
+    """A threshold that the model file stores, and what it does to the drawings of an evaluation."""
+
+    stored: RejectionThreshold
+    coverage: float
+    """Share of the drawings that the threshold keeps, 0 to 1."""
+    accuracy: float | None
+    """Share of the kept drawings whose label is correct; None = no drawing is kept."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelQuality:
     """How good one model is on one set of labelled drawings."""
@@ -71,6 +84,10 @@ class ModelQuality:
     """None if the scores are not probabilities."""
     mistakes: tuple[Mistake, ...]
     """Mistakes with the highest scores, highest first."""
+    risk_coverage: RiskCoverage
+    """Accuracy of the drawings with the highest scores; scores in one bin of `ScoreHistogram` count as equal."""
+    thresholds: tuple[MeasuredThreshold, ...] = ()
+    """The thresholds that the model file stores, by falling coverage; empty if it stores none."""
 
     @property
     def metrics(self) -> Metrics:

@@ -38,6 +38,7 @@ def quality_values(
         "classes_shown": _CLASSES_SHOWN,
         "reliability": figures.reliability(calibration) if calibration else "",
         "calibration_verdict": _verdict(calibration, quality.metrics.accuracy) if calibration else "",
+        "risk_coverage": figures.risk_coverage(quality.risk_coverage, quality.thresholds),
         "mistake_count": int(quality.confusion.sum() - quality.confusion.trace()),
         "mistakes": [(mistake, *show(mistake)) for mistake in quality.mistakes],
     }

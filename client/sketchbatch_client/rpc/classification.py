@@ -9,6 +9,7 @@ import numpy as np
 from google.protobuf import struct_pb2
 from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
+from sketchbatch.rejection import Rejection, RejectionThreshold
 from sketchbatch.v1 import classifier_pb2 as pb
 
 from ..errors import ServerFailed
@@ -52,6 +53,9 @@ class ModelInfo:
     training_digests: bytes = field(default=b"", repr=False)
     """Sample of the digests of the training drawings, as `Model.training_digests` of the protos describes; empty if the
     model file has none, or if the model was requested without them."""
+    rejection: Rejection | None = None
+    """Thresholds below which a drawing probably shows none of the classes: `rejection.at(0.95).score` keeps 95 % of
+    the drawings of the model's classes. None = the model file stores none, or the service is older than this field."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -141,7 +145,18 @@ def model_info(model: pb.Model) -> ModelInfo:
     """Convert a `Model` message, whose fields have the same names as those of `ModelInfo`."""
     values = {each.name: getattr(model, each.name) for each in fields(ModelInfo)}
     lists = {"versions": tuple(model.versions), "labels": tuple(model.labels)}
-    return ModelInfo(**values | lists | {"metrics": _metrics(model.metrics)})
+    return ModelInfo(**values | lists | {"metrics": _metrics(model.metrics), "rejection": _rejection(model)})
+
+
+def _rejection(model: pb.Model) -> Rejection | None:
+    if not model.HasField("rejection"):
+        return None
+    stored = model.rejection
+    thresholds = tuple(
+        RejectionThreshold(each.coverage, each.score, each.accuracy, each.unknown_rejected)
+        for each in stored.thresholds
+    )
+    return Rejection(stored.rows, stored.unknown_rows, stored.auroc, thresholds)
 
 
 def _metrics(stored: struct_pb2.Struct) -> dict[str, Any]:

@@ -252,6 +252,7 @@ def _joined(kind: str, output: Path, manifest: Manifest, added: Manifest, parts:
         rows=manifest.rows + added.rows,
         rejected=manifest.rejected + added.rejected - left_out,
         unread_metadata=manifest.unread_metadata + added.unread_metadata,
+        unlabelled=manifest.unlabelled + added.unlabelled,
         earlier=manifest.additions,
         output_bytes=partial.stat().st_size,
     )

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from ..atomic import replacing
 from ..drawings.passed_over import PassedOverList
-from ..errors import FileRefused, JobRefused, OutputRefused
+from ..errors import FileRefused, JobRefused, OutputRefused, RequestRefused
 from ..output_file import check_is_no_input, checked_output
 from ..rpc.classification import ModelInfo
 from ..rpc.client import Client
@@ -67,6 +67,7 @@ def write_scores(
         JobRefused: This or another shard of the job began with other inputs, another model or other options.
         JobNotReady: Another process writes the same output.
         OutputRefused: The output is an input or not a regular file, or without `restart` a file that no job wrote.
+        RequestRefused: The model has no threshold of the coverage `job.options.reject`.
         SketchbatchError: The service does not respond. The next run resumes.
     """
     output = check_output(job, output, restart=restart)
@@ -154,11 +155,15 @@ def stream_scores(
             for part in runner.score_parts(plan.parts):
                 write(part.rows, plan.rows_of(part.number))
                 listener.leaves_empty(part.unread_metadata)
+                listener.leaves_unlabelled(part.unlabelled)
                 yield from part.rejects
 
 
 def make_plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Plan | None) -> Plan:
-    """Return the plan of a job; a part has `job.part_rows` rows, or as many as in the `begun` plan, or the default."""
+    """Return the plan of a job; a part has `job.part_rows` rows, or as many as in the `begun` plan, or the default.
+
+    Raises RequestRefused if the model has no threshold of the coverage `job.options.reject`.
+    """
     options = job.options
     rows = sum(map(len, sources))
     part_rows = begun.part_rows if begun else default_part_rows(rows, row_bytes(options, served.labels))
@@ -170,6 +175,8 @@ def make_plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Pl
         labels=served.labels,
         top_k=options.top_k,
         with_all_scores=options.with_all_scores,
+        reject=options.reject,
+        reject_below=None if options.reject is None else _threshold(served, options.reject),
         part_rows=job.part_rows or part_rows,
         shard=job.shard,
         column=job.input_options.column,
@@ -177,6 +184,16 @@ def make_plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Pl
         score_kind=served.score_kind,
         renderer="" if all(isinstance(source, BitmapSource) for source in sources) else renderer(),
     )
+
+
+def _threshold(served: ModelInfo, coverage: float) -> float:
+    if not served.rejection:
+        name = f"{served.name} version {served.version}"
+        raise RequestRefused(f"--reject: the file of {name} has no thresholds; filter the output on its column score")
+    try:
+        return served.rejection.at(coverage).score
+    except ValueError as exc:
+        raise RequestRefused(f"--reject {exc}") from exc
 
 
 def same_version(client: Client, options: ScoreOptions, served: ModelInfo, begun: Plan | None) -> ModelInfo:

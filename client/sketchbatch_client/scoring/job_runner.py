@@ -45,6 +45,9 @@ class ProgressListener(Protocol):
     def leaves_empty(self, rows: int) -> None:
         """Report that the metadata of `rows` more rows, such as their key, cannot be read."""
 
+    def leaves_unlabelled(self, rows: int) -> None:
+        """Report that `rows` more rows have an empty label, because their highest score is below `reject_below`."""
+
 
 @dataclass(frozen=True)
 class JobRunner:
@@ -72,7 +75,7 @@ class JobRunner:
         self.listener.selects(plan.model, plan.score_kind)
         self.listener.begins(plan.rows, plan.rows - sum(map(plan.rows_of, missing)))
         partial, rejects = parts.folder / "output.partial", parts.folder / "rejects.next"
-        rows = rejected = unread = 0
+        rows = rejected = unread = unlabelled = 0
         with (
             room_for(output),
             partial.open("wb") as file,
@@ -89,12 +92,14 @@ class JobRunner:
                     part = parts.read(number)
                 write_rows(part.rows, plan.rows_of(number))
                 reject_file.writelines(part.rejects)
-                rows, rejected, unread = (
+                rows, rejected, unread, unlabelled = (
                     rows + len(part.rows),
                     rejected + len(part.rejects),
                     unread + part.unread_metadata,
+                    unlabelled + part.unlabelled,
                 )
                 self.listener.leaves_empty(part.unread_metadata)
+                self.listener.leaves_unlabelled(part.unlabelled)
         done = {part: digest for part, digest in digests.items() if digest is not None}
         return Manifest(
             plan=plan,
@@ -102,6 +107,7 @@ class JobRunner:
             rows=rows,
             rejected=rejected,
             unread_metadata=unread,
+            unlabelled=unlabelled,
             passed_over=passed_over.to_json(),
             has_key_ids="key_id" in self.schema.names,
             output_bytes=partial.stat().st_size,
@@ -123,7 +129,10 @@ class JobRunner:
         Raises JobRefused if another model file than that of the plan has scored some of the rows.
         """
         self._check_model([result for _, result in scored if result])
-        tables = [table(self.schema, batch, result, self.sources) for batch, result in scored if result]
+        below = self.plan.reject_below
+        tables = [
+            table(self.schema, batch, result, self.sources, reject_below=below) for batch, result in scored if result
+        ]
         blocks = [block for batch, _ in scored for _, block in batch.blocks]
         return Part(
             number=scored[0][0].part,

@@ -40,6 +40,7 @@ class Manifest:
     rows: int  # number of rows written, without rejected rows
     rejected: int
     unread_metadata: int = 0  # number of rows with metadata that cannot be read
+    unlabelled: int = 0  # number of the rows written whose label is empty, see `Plan.reject_below`
     passed_over: dict[str, Any] = field(default_factory=dict)
     """`PassedOverList.to_json` of the files that were not read."""
     has_key_ids: bool | None = None  # whether the output has a column for keys; None = unknown
@@ -75,6 +76,7 @@ class Manifest:
                 rows=whole_number(found["rows"]),
                 rejected=whole_number(found["rejected"]),
                 unread_metadata=whole_number(found.get("unread_metadata", 0)),  # 0 in older manifests
+                unlabelled=whole_number(found.get("unlabelled", 0)),
                 passed_over=found.get("passed_over", {}),
                 has_key_ids=found.get("has_key_ids"),
                 earlier=tuple(Addition.from_json(each, plan.labels) for each in found.get("earlier", [])),

@@ -63,6 +63,7 @@ def merge(outputs: Sequence[Path], output: Path, *, restart: bool = False) -> Ou
             rows=sum(each.rows for each in manifests),
             rejected=sum(each.rejected for each in manifests),
             unread_metadata=sum(each.unread_metadata for each in manifests),
+            unlabelled=sum(each.unlabelled for each in manifests),
             passed_over=manifests[0].passed_over if is_one_job else {},
             has_key_ids=manifests[0].has_key_ids,
             output_bytes=partial.stat().st_size,

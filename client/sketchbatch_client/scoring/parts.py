@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..atomic import replacing, room_for
 from ..errors import JobNotReady, JobRefused, OutputRefused
@@ -35,6 +36,11 @@ class Part:
     rejects: list[str]  # one line of JSON per rejected row
     digest: int  # part digest: CRC-32 of the input bytes
     unread_metadata: int = 0  # number of rows with metadata that cannot be read
+
+    @property
+    def unlabelled(self) -> int:
+        """Number of rows whose label is empty, because their highest score is below `Plan.reject_below`."""
+        return int(pc.sum(pc.equal(self.rows["label"], "")).as_py() or 0)
 
 
 class Parts:

@@ -31,6 +31,8 @@ class ScoreOptions:
 
     top_k: int = 1  # number of best classes to write for each row
     with_all_scores: bool = False  # write the scores of all classes as well; `top_k` is then 1
+    reject: float | None = None
+    """Coverage of the model's threshold below which a row has an empty label; None = every row has a label."""
     model_name: str = ""
     """"" = the service's default model."""
     model_version: str = ""
@@ -76,6 +78,9 @@ class Plan:
     labels: tuple[str, ...]
     top_k: int
     with_all_scores: bool
+    reject: float | None = None  # `ScoreOptions.reject`
+    reject_below: float | None = None
+    """The model's threshold of that coverage: a row whose highest score is lower has an empty label."""
     part_rows: int  # number of rows of each part; the last part may have fewer
     shard: Shard = ALL
     column: str = ""  # `InputOptions.column`
@@ -89,7 +94,11 @@ class Plan:
     def options(self) -> ScoreOptions:
         """Options that name exactly this version of the model."""
         return ScoreOptions(
-            top_k=self.top_k, with_all_scores=self.with_all_scores, model_name=self.model, model_version=self.version
+            top_k=self.top_k,
+            with_all_scores=self.with_all_scores,
+            reject=self.reject,
+            model_name=self.model,
+            model_version=self.version,
         )
 
     @property
@@ -163,6 +172,8 @@ class Plan:
                 labels=tuple(_checked(str, label) for label in manifest["labels"]),
                 top_k=whole_number(manifest["top_k"]),
                 with_all_scores=_checked(bool, manifest["with_all_scores"]),
+                reject=_checked_or_none(float, manifest.get("reject")),
+                reject_below=_checked_or_none(float, manifest.get("reject_below")),
                 part_rows=whole_number(manifest["part_rows"], least=1),
                 shard=Shard(number, shards),
                 column=_checked(str, manifest.get("column", "")),  # manifests of older clients have none
@@ -213,6 +224,7 @@ def difference(earlier: Plan, now: Plan) -> str:
         ("the model", *models),
         ("--top-k", earlier.top_k, now.top_k),
         ("--all-scores", earlier.with_all_scores, now.with_all_scores),
+        ("--reject", _rejection(earlier), _rejection(now)),
         ("--column", earlier.column or "the default", now.column or "the default"),
         ("--scale", earlier.scale, now.scale),
         ("--part-rows", earlier.part_rows, now.part_rows),
@@ -228,6 +240,10 @@ def has_new_rows(earlier: Plan, now: Plan) -> bool:
     rows = {each.source: each.rows for each in now.inputs}
     has_all = all(rows.get(each.source, 0) >= each.rows for each in earlier.inputs)
     return has_all and now.rows > earlier.rows and not difference(replace(earlier, inputs=()), replace(now, inputs=()))
+
+
+def _rejection(plan: Plan) -> str:
+    return "not given" if plan.reject is None else f"{plan.reject} (score {plan.reject_below})"
 
 
 def _first_difference(earlier: Sequence[str], now: Sequence[str]) -> tuple[str, str]:
@@ -262,6 +278,10 @@ def _input_from_json(found: dict[str, Any]) -> Input:
         stamp=_checked(str, found["stamp"]),
         start=whole_number(found.get("start", 0)),
     )
+
+
+def _checked_or_none(kind: type[_Kind], value: object) -> _Kind | None:
+    return None if value is None else _checked(kind, value)
 
 
 def _checked(kind: type[_Kind], value: object) -> _Kind:

@@ -331,6 +331,7 @@ class Model(google.protobuf.message.Message):
     WORKER_FIELD_NUMBER: builtins.int
     SCORE_KIND_FIELD_NUMBER: builtins.int
     TRAINING_DIGESTS_FIELD_NUMBER: builtins.int
+    REJECTION_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name of the model, the value for `model_name` in requests."""
     version: builtins.str
@@ -387,6 +388,13 @@ class Model(google.protobuf.message.Message):
     def metrics(self) -> google.protobuf.struct_pb2.Struct:
         """Metrics measured on the held-out drawings after training, as stored in the model file; empty if none are stored."""
 
+    @property
+    def rejection(self) -> global___Rejection:
+        """Thresholds below which a drawing probably shows none of the classes, as stored in the model file; unset if the file
+        stores none, or if the service is older than this field. The service itself rejects no drawing: a client compares
+        the highest score of a row with a threshold.
+        """
+
     def __init__(
         self,
         *,
@@ -406,11 +414,82 @@ class Model(google.protobuf.message.Message):
         worker: builtins.int = ...,
         score_kind: builtins.str = ...,
         training_digests: builtins.bytes = ...,
+        rejection: global___Rejection | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["input", b"input", "metrics", b"metrics"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["created", b"created", "digest", b"digest", "input", b"input", "is_default", b"is_default", "labels", b"labels", "licence", b"licence", "max_request_rows", b"max_request_rows", "metrics", b"metrics", "name", b"name", "provider", b"provider", "score_kind", b"score_kind", "training_digests", b"training_digests", "version", b"version", "versions", b"versions", "worker", b"worker", "workers", b"workers"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["input", b"input", "metrics", b"metrics", "rejection", b"rejection"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "digest", b"digest", "input", b"input", "is_default", b"is_default", "labels", b"labels", "licence", b"licence", "max_request_rows", b"max_request_rows", "metrics", b"metrics", "name", b"name", "provider", b"provider", "rejection", b"rejection", "score_kind", b"score_kind", "training_digests", b"training_digests", "version", b"version", "versions", b"versions", "worker", b"worker", "workers", b"workers"]) -> None: ...
 
 global___Model = Model
+
+@typing.final
+class Rejection(google.protobuf.message.Message):
+    """The rejection thresholds of a model, and how well its highest score separates its classes from other drawings. All
+    values were measured before the export on drawings that did not train the model that scored them.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: builtins.int
+    UNKNOWN_ROWS_FIELD_NUMBER: builtins.int
+    AUROC_FIELD_NUMBER: builtins.int
+    THRESHOLDS_FIELD_NUMBER: builtins.int
+    rows: builtins.int
+    """Number of drawings of the model's classes on which the thresholds were fitted, at least 1."""
+    unknown_rows: builtins.int
+    """Number of drawings of other classes, at least 1."""
+    auroc: builtins.float
+    """Area under the ROC curve of the highest score, 0 to 1: the probability that a drawing of the model's classes has a
+    higher score than a drawing of another class. 0.5 = the score does not separate them.
+    """
+    @property
+    def thresholds(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RejectionThreshold]:
+        """1 to 100 thresholds, by falling `coverage` and rising `score`."""
+
+    def __init__(
+        self,
+        *,
+        rows: builtins.int = ...,
+        unknown_rows: builtins.int = ...,
+        auroc: builtins.float = ...,
+        thresholds: collections.abc.Iterable[global___RejectionThreshold] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["auroc", b"auroc", "rows", b"rows", "thresholds", b"thresholds", "unknown_rows", b"unknown_rows"]) -> None: ...
+
+global___Rejection = Rejection
+
+@typing.final
+class RejectionThreshold(google.protobuf.message.Message):
+    """One score threshold, with its effect on the drawings on which it was fitted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COVERAGE_FIELD_NUMBER: builtins.int
+    SCORE_FIELD_NUMBER: builtins.int
+    ACCURACY_FIELD_NUMBER: builtins.int
+    UNKNOWN_REJECTED_FIELD_NUMBER: builtins.int
+    coverage: builtins.float
+    """Share of the drawings of the model's classes that the threshold keeps, above 0 and at most 1. It is the target of
+    the threshold: if many drawings have equal scores, the kept share is larger.
+    """
+    score: builtins.float
+    """A drawing is kept if its highest score is at least this number, and rejected otherwise. `Model.score_kind` has the
+    range.
+    """
+    accuracy: builtins.float
+    """Share of the kept drawings of the model's classes whose label is correct, 0 to 1."""
+    unknown_rejected: builtins.float
+    """Share of the drawings of other classes that are rejected, 0 to 1."""
+    def __init__(
+        self,
+        *,
+        coverage: builtins.float = ...,
+        score: builtins.float = ...,
+        accuracy: builtins.float = ...,
+        unknown_rejected: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accuracy", b"accuracy", "coverage", b"coverage", "score", b"score", "unknown_rejected", b"unknown_rejected"]) -> None: ...
+
+global___RejectionThreshold = RejectionThreshold
 
 @typing.final
 class Input(google.protobuf.message.Message):

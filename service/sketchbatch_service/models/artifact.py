@@ -14,6 +14,9 @@ from typing import Any
 
 import onnxruntime as ort
 from sketchbatch.label_rules import problems_of
+from sketchbatch.rejection import KEY as REJECTION
+from sketchbatch.rejection import Rejection
+from sketchbatch.rejection import decode as decode_rejection
 
 from ..engines.tensor_names import OUR_NAMES, TensorNames
 from ..errors import ModelRefused
@@ -40,6 +43,7 @@ class Artifact:
     digest: str  # see `digest_of`
     names: TensorNames = OUR_NAMES
     training_digests: bytes = b""  # `Model.training_digests`
+    rejection: Rejection | None = None  # `Model.rejection`; None = the file stores no thresholds
 
     @property
     def variant(self) -> str:
@@ -60,9 +64,11 @@ def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
         raise ModelRefused(f"{path}: names and metadata_props must be UTF-8: {exc}") from exc
     metrics, metrics_problem = _json(metadata, "sketchbatch.metrics", dict, "a JSON object")
     digests, digests_problem = _training_digests(metadata)
+    thresholds, thresholds_problem = _rejection(metadata)
     if labels and signature.classes not in (0, len(labels)):
         label_problems.append(f"{len(labels)} label{'s' * (len(labels) > 1)} for {signature.classes} classes")
-    if problems := [*signature.problems, *label_problems, *filter(None, [metrics_problem, digests_problem])]:
+    metadata_problems = filter(None, [metrics_problem, digests_problem, thresholds_problem])
+    if problems := [*signature.problems, *label_problems, *metadata_problems]:
         flags = {"--scores-output NAME": signature.is_ambiguous, "--labels FILE": bool(label_problems)}
         command = adapt_command(path, *(flag for flag, is_needed in flags.items() if is_needed))
         then = "" if signature.is_adaptable else "export it again, then "
@@ -77,6 +83,7 @@ def read_artifact(path: Path, session: ort.InferenceSession) -> Artifact:
         digest=digest_of(path),
         names=signature.names,
         training_digests=digests,
+        rejection=thresholds,
     )
 
 
@@ -127,6 +134,17 @@ def _training_digests(metadata: dict[str, str]) -> tuple[bytes, str]:
             f"{key} must be base64 of at most {_MAX_DIGESTS_BYTES:,} bytes, 8 for each, got {_shown(metadata[key])}",
         )
     return digests, ""
+
+
+def _rejection(metadata: dict[str, str]) -> tuple[Rejection | None, str]:
+    """Return the rejection thresholds, None if they are missing or do not fit, and the problem if they do not fit."""
+    text = metadata.get(REJECTION)
+    if text is None:
+        return None, ""
+    try:
+        return decode_rejection(text), ""
+    except ValueError as exc:
+        return None, f"{REJECTION} {exc}"
 
 
 def _json(metadata: dict[str, str], key: str, kind: type, expected: str) -> tuple[Any, str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from sketchbatch.rejection import KEY, Rejection, decode
 from sketchbatch_client.evaluation.accumulator import Accumulator, ScoredRows
 from sketchbatch_client.evaluation.figures import picture
 from sketchbatch_client.evaluation.labelled import UNKNOWN, Flags
@@ -55,14 +56,19 @@ class EvaluatedRun:
 
 
 def evaluate_scores(
-    scores: Scores, class_index: NDArray[np.integer], labels: Sequence[str], flags: Flags | None = None
+    scores: Scores,
+    class_index: NDArray[np.integer],
+    labels: Sequence[str],
+    flags: Flags | None = None,
+    rejection: Rejection | None = None,
 ) -> ModelQuality:
     """Return the quality of the model that computed `scores`, (rows, classes), for at least one row.
 
-    `class_index` and `flags`, (rows,), are the true class and the recognised flag of each row.
+    `class_index` and `flags`, (rows,), are the true class and the recognised flag of each row. `rejection` has the
+    thresholds of the model file; None = it stores none.
     """
     flags = np.full(len(scores), UNKNOWN, np.int8) if flags is None else flags
-    accumulator = Accumulator(labels)
+    accumulator = Accumulator(labels, rejection)
     for index in np.unique(class_index):
         is_own = class_index == index
         accumulator.add(ScoredRows(Path(f"{labels[index]}.npy"), 0, scores[is_own]), flags[is_own])
@@ -94,10 +100,17 @@ def evaluate_run(run: Run) -> EvaluatedRun:
         metadata={prop.key.removeprefix("sketchbatch."): prop.value for prop in graph.metadata_props},
         held_out=held_out,
         scores=scores,
-        quality=evaluate_scores(scores, held_out.class_index, labels, _recognized_flags(run, held_out, labels)),
+        quality=evaluate_scores(
+            scores, held_out.class_index, labels, _recognized_flags(run, held_out, labels), _rejection(graph)
+        ),
         is_served=served is not None,
         folds=out_of_fold.folds if out_of_fold else 0,
     )
+
+
+def _rejection(model: onnx.ModelProto) -> Rejection | None:
+    """Return the rejection thresholds that the model file stores; None if it stores none."""
+    return next((decode(prop.value) for prop in model.metadata_props if prop.key == KEY), None)
 
 
 def _served_scores(run: Run, held_out: HeldOut, labels: list[str]) -> Scores | None:

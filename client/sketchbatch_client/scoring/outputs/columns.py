@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ...rpc.classification import Classification
 from ...strict_json import encode
@@ -46,8 +47,18 @@ def score_columns(plan: Plan) -> list[tuple[str, pa.DataType]]:
     return fields
 
 
-def table(schema: pa.Schema, batch: Batch, result: Classification, sources: Sequence[Source]) -> pa.RecordBatch:
-    """Return a line of output for each good row of a batch; the batch has at least one good row."""
+def table(
+    schema: pa.Schema,
+    batch: Batch,
+    result: Classification,
+    sources: Sequence[Source],
+    *,
+    reject_below: float | None = None,
+) -> pa.RecordBatch:
+    """Return a line of output for each good row of a batch; the batch has at least one good row.
+
+    The label of a row is empty if its highest score is below `reject_below`; the other columns stay as they are.
+    """
     blocks = [(rows, block) for rows, block in batch.blocks if len(block.rows)]
     names, numbers = zip(*(sources[rows.source].locate(block.rows) for rows, block in blocks), strict=True)
     columns = [
@@ -61,6 +72,10 @@ def table(schema: pa.Schema, batch: Batch, result: Classification, sources: Sequ
     if "key_id" in schema.names:
         columns.append(pa.concat_arrays(_key_ids(block) for _, block in blocks))
     columns += _wide_scores(schema, result) if SCORES in schema.names else _scores(result)
+    if reject_below is not None:
+        label = schema.get_field_index("label")
+        is_kept = pa.array(result.score[:, 0].astype(np.float64) >= reject_below)  # as exact as the threshold
+        columns[label] = pc.if_else(is_kept, columns[label], "")
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

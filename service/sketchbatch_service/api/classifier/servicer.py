@@ -9,11 +9,12 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import grpc
 from google.protobuf import struct_pb2
+from sketchbatch.rejection import Rejection
 from sketchbatch.v1 import classifier_pb2 as pb
 
 from ...batching.row_queue import Answer
@@ -120,7 +121,17 @@ class ClassifierServicer:
             workers=self._workers,
             worker=self._worker,
             score_kind=model.score_kind,
+            rejection=_to_message(model.artifact.rejection) if model.artifact.rejection else None,
         )
+
+
+def _to_message(rejection: Rejection) -> pb.Rejection:
+    return pb.Rejection(
+        rows=rejection.rows,
+        unknown_rows=rejection.unknown_rows,
+        auroc=rejection.auroc,
+        thresholds=[pb.RejectionThreshold(**asdict(each)) for each in rejection.thresholds],
+    )
 
 
 @dataclass(frozen=True, slots=True)

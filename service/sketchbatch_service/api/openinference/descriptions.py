@@ -4,6 +4,7 @@ import json
 import re
 
 from sketchbatch.openinference.v2 import open_inference_pb2 as pb
+from sketchbatch.rejection import encode as encode_rejection
 
 from ...arrays import ROW_SHAPE
 from ...batching.statistics import Counts, Duration
@@ -61,6 +62,7 @@ def _parameters(model: ServedModel) -> dict[str, str]:
         DIGEST: model.artifact.digest,
         "created": model.artifact.created,
         "licence": model.artifact.licence,
+        "rejection": encode_rejection(model.artifact.rejection) if model.artifact.rejection else "",
     }
 
 
