@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from eager_tensorflow import without_graphs
+from sketchbatch_client.evaluation.stats import rejection
 from sketchbatch_client.evaluation.stats.calibration import calibrate
 from sketchbatch_client.evaluation.training_digests import digest_each
 from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
@@ -228,6 +229,23 @@ def test_the_model_file_states_the_metrics_of_the_cross_validation(judged):
         other = fit(found.logits[~is_own], found.class_index[~is_own])
         assert np.allclose(known[is_own], softmax(found.logits[is_own] / other), atol=1e-6)
     assert metrics["calibration_error"] == pytest.approx(calibrate(known, found.class_index).expected_error)
+
+
+def test_the_model_file_has_thresholds_for_other_classes(judged):
+    """The thresholds come from the scores of the folds for drawings of the labels and of the class rain."""
+    from sketchbatch_trainer.export.out_of_fold import read_out_of_fold
+
+    found = read_out_of_fold(judged)
+    known, unknown = (scores.max(axis=1) for scores in found.scores())
+    properties = {each.key: each.value for each in onnx.load(judged.onnx).metadata_props}
+    stored = rejection.decode(properties[rejection.KEY])
+    assert (stored.rows, stored.unknown_rows) == (270, 50)
+    assert stored.auroc == pytest.approx(rejection.auroc(known, unknown))
+    half = stored.at(0.5)
+    assert (known >= half.score).mean() == pytest.approx(0.5, abs=0.02)
+    assert half.unknown_rejected == pytest.approx((unknown < half.score).mean())
+    is_right = found.logits.argmax(axis=1) == found.class_index
+    assert half.accuracy == pytest.approx(is_right[known >= half.score].mean())
 
 
 def test_the_exported_scores_are_those_of_the_keras_model_with_the_temperature(judged):

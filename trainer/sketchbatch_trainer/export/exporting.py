@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
+from sketchbatch_client.evaluation.stats import rejection
 from sketchbatch_client.evaluation.stats.calibration import calibrate
 from sketchbatch_client.evaluation.training_digests import encoded
 from sketchbatch_client.strict_json import encode
@@ -21,7 +22,7 @@ from ..errors import ExportRefused
 from ..run import Run, Variant, check_model_output, exported_properties
 from ..train import networks
 from .held_out import Scores, onnx_scores, read_held_out, read_validation, save_described
-from .out_of_fold import read_out_of_fold
+from .out_of_fold import OutOfFold, read_out_of_fold
 from .temperature import fit
 
 OPSET = 18
@@ -52,7 +53,8 @@ def export(run: Run, *, version: int | None = None, licence: str = "") -> Parity
 
     The weights of the last layer are divided by a temperature, so that the scores agree with the share of correct
     predictions. It is fitted on the drawings for validation, or on the cross-validation of a training on all drawings,
-    whose metrics the file then states. The predicted labels do not change.
+    whose metrics the file then states. The predicted labels do not change. If the cross-validation scored drawings of
+    other classes, the file also has thresholds for them (`sketchbatch.rejection`).
 
     The file of an earlier export stays until the new file replaces it, and stays if it is the same model. Without
     `version`, the model of a new training receives the number after that of the earlier file, so that a service and
@@ -87,7 +89,8 @@ def export(run: Run, *, version: int | None = None, licence: str = "") -> Parity
     version = version or next_version(earlier, config)
     digests = run.read_training_digests()
     own = {} if digests is None else {"sketchbatch.training_digests": encoded(digests)}
-    properties = _metadata(config, metrics, version, licence) | own | _creation(earlier, config)
+    thresholds = _rejection(out_of_fold) if out_of_fold else {}
+    properties = _metadata(config, metrics, version, licence) | thresholds | own | _creation(earlier, config)
     if properties != earlier or _operators(onnx.load(run.onnx)) != _operators(graph):
         save_described(graph, run.onnx, properties)
     return parity
@@ -100,6 +103,15 @@ def _temperature(run: Run, model: keras.Model, labels: list[str]) -> float:
         return 1.0
     logits = networks.with_logits(model).predict(drawings.bitmaps, verbose=0)
     return fit(np.asarray(logits), drawings.class_index)
+
+
+def _rejection(out_of_fold: OutOfFold) -> dict[str, str]:
+    """Return the thresholds for drawings of other classes; nothing if the cross-validation had none of them."""
+    known, unknown = out_of_fold.scores()
+    if not len(unknown):
+        return {}
+    is_correct = known.argmax(axis=1) == out_of_fold.class_index
+    return {rejection.KEY: rejection.encode(rejection.fit(known.max(axis=1), is_correct, unknown.max(axis=1)))}
 
 
 def next_version(earlier: dict[str, str], config: dict[str, Any]) -> int:
