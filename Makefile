@@ -99,15 +99,15 @@ test-slow: .venv/.done ## run the tests that train, measure or repeat faults for
 # newest versions of all dependencies. Both use no lock file, and run only tests that need neither TensorFlow nor the
 # trainer. For test-latest, PYTHON may name a newer Python.
 RANGE_TESTS ?= tests/contract --ignore=tests/contract/test_distributions.py tests/service \
-  tests/client/test_client.py tests/client/test_async_client.py \
+  tests/client/test_client.py tests/client/test_async_client.py tests/client/test_demo_page.py \
   tests/integration/test_serving.py tests/integration/test_security.py tests/integration/test_transport_choice.py
 
 test-lowest: RESOLUTION := lowest-direct
 test-latest: RESOLUTION := highest
 test-lowest test-latest: $(UV) ## test the lowest, or the newest, versions of all dependencies; before a release
 	$(UV) venv --quiet --clear --python $(PYTHON) .tools/$@
-	$(UV) pip install --quiet --python .tools/$@/bin/python --resolution $(RESOLUTION) -e protos -e client -e "service[cpu,traces]"
-	$(UV) pip install --quiet --python .tools/$@/bin/python -e protos -e client -e "service[cpu,traces]" --group dev onnx pandas
+	$(UV) pip install --quiet --python .tools/$@/bin/python --resolution $(RESOLUTION) -e protos -e "client[demo]" -e "service[cpu,traces]"
+	$(UV) pip install --quiet --python .tools/$@/bin/python -e protos -e "client[demo]" -e "service[cpu,traces]" --group dev onnx pandas
 	$(UV) pip list --quiet --python .tools/$@/bin/python 2>/dev/null | grep -E "^(grpcio|numpy|onnxruntime|protobuf) "
 	.tools/$@/bin/pytest $(TESTS) $(RANGE_TESTS)
 
@@ -115,7 +115,7 @@ test-lowest test-latest: $(UV) ## test the lowest, or the newest, versions of al
 # transport/selection.py.
 test-grpcio: $(UV)
 	$(UV) venv --quiet --clear --python $(PYTHON) .tools/$@
-	$(UV) pip install --quiet --python .tools/$@/bin/python -e protos -e client -e "service[cpu,traces]" --group dev onnx
+	$(UV) pip install --quiet --python .tools/$@/bin/python -e protos -e "client[demo]" -e "service[cpu,traces]" --group dev onnx
 	@for version in $(GRPCIO); do \
 	  $(UV) pip install --quiet --python .tools/$@/bin/python grpcio==$$version "grpcio-health-checking<=$$version" \
 	    "grpcio-reflection<=$$version" && \
@@ -254,12 +254,12 @@ COMPILE = $(UV) pip compile --quiet $(UPGRADE) --universal --python-version 3.11
   --no-emit-package sketchbatch-protos --no-emit-package sketchbatch-client
 
 locks: $(UV) ## resolve the hashed requirement files in locks/; UPGRADE= keeps present versions
-	$(COMPILE) client/pyproject.toml --extra charts -o locks/client.txt
+	$(COMPILE) client/pyproject.toml --extra charts --extra demo -o locks/client.txt
 	$(COMPILE) service/pyproject.toml --extra cpu -o locks/service-cpu.txt
 	$(COMPILE) service/pyproject.toml --extra gpu -o locks/service-gpu.txt
 	$(COMPILE) trainer/pyproject.toml --extra train -o locks/trainer.txt
-	$(COMPILE) $(DISTRIBUTIONS:%=%/pyproject.toml) --extra cpu --group pyproject.toml:serve -o locks/serve.txt
-	$(COMPILE) $(DISTRIBUTIONS:%=%/pyproject.toml) --extra charts --extra cpu --extra traces --extra train --group pyproject.toml:dev -o locks/dev.txt
+	$(COMPILE) $(DISTRIBUTIONS:%=%/pyproject.toml) --extra cpu --extra demo --group pyproject.toml:serve -o locks/serve.txt
+	$(COMPILE) $(DISTRIBUTIONS:%=%/pyproject.toml) --extra charts --extra cpu --extra demo --extra traces --extra train --group pyproject.toml:dev -o locks/dev.txt
 	$(COMPILE) --group pyproject.toml:protos -o locks/protos.txt
 	$(COMPILE) client/pyproject.toml --group pyproject.toml:openinference --no-emit-package pyarrow -o locks/openinference.txt
 	$(COMPILE) client/pyproject.toml --group pyproject.toml:ray -o locks/ray.txt
@@ -303,7 +303,7 @@ SERVE_UNUSED := onnxruntime/capi/libonnxruntime.so.* \
   $(addprefix onnxruntime/,backend datasets quantization tools transformers) pyarrow/include pyarrow/tests
 
 .tools/serve/.done: locks/serve.txt $(DISTRIBUTIONS:%=%/pyproject.toml) | $(UV)
-	@echo "installing locks/serve.txt and the distributions into .tools/serve (319 MB, without TensorFlow)" >&2
+	@echo "installing locks/serve.txt and the distributions into .tools/serve (320 MB, without TensorFlow)" >&2
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) .tools/serve >&2
 	@$(UV) pip sync --quiet --require-hashes --python .tools/serve/bin/python locks/serve.txt >&2
 	@$(UV) pip install --quiet --no-deps --no-build-isolation --python .tools/serve/bin/python -e protos -e client -e service \

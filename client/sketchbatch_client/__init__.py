@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import (
     DeadlineExceeded,
     DiskFull,
+    ExtraMissing,
     FileChanged,
     FileRefused,
     JobNotReady,
@@ -45,6 +46,7 @@ __all__ = [
     "Client",
     "DeadlineExceeded",
     "DiskFull",
+    "ExtraMissing",
     "FileChanged",
     "FileRefused",
     "InkWarning",

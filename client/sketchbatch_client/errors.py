@@ -4,6 +4,7 @@ SketchbatchError
 ├── FileRefused         an input is not a readable file of drawings: download or create it again
 │   └── FileChanged     an input was written, replaced or removed while it was read: run the same command again
 ├── OutputRefused       a file must not be written there: name another output
+├── ExtraMissing        a command needs a package that is not installed: install the extra that the message names
 ├── DiskFull            a file cannot be written completely: free disk space, then run the same command again
 ├── JobRefused          a job cannot be resumed like this: use the same inputs and options again, or --restart
 │   └── JobNotReady     another process has not finished yet: wait for it, then run the same command again
@@ -79,6 +80,12 @@ class FileChanged(FileRefused):
 
 class OutputRefused(SketchbatchError):
     """An output is one of the inputs, not a regular file, or a file that Sketchbatch did not write."""
+
+    is_permanent = True
+
+
+class ExtraMissing(SketchbatchError):
+    """A package of an extra of this distribution is not installed."""
 
     is_permanent = True
 

@@ -8,22 +8,27 @@ import signal
 import socket
 import struct
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
-from http.client import HTTPConnection
+from http.client import HTTPConnection, NotConnected
 from pathlib import Path
+from time import monotonic
 
 import pytest
-from demo_process import ROOF, ZIGZAG, bitmap_of
+from demo_process import JSON, ROOF, ZIGZAG, bitmap_of
+from finished import Finished
 from onnx_models import LABELS, write_model
 from polling import wait_until
-from sketchbatch_client import Client
+from sketchbatch_client import AsyncClient, Client
+from sketchbatch_client.commands import demo as demo_command
 from sketchbatch_client.commands.app import app
+from sketchbatch_client.demo.application import MAX_BODY_BYTES
 from sketchbatch_client.demo.classification_api import MAX_POINTS, ClassificationApi
-from sketchbatch_client.demo.http_handler import MAX_BODY_BYTES
 from sketchbatch_client.demo.server import PageServer
 from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
 from typer.testing import CliRunner
+
+CHUNKED = {"Transfer-Encoding": "chunked"}
 
 pytestmark = pytest.mark.timeout(60)  # a test starts up to two processes
 
@@ -161,9 +166,9 @@ def test_other_requests_are_rejected_in_one_line(demo, request_parts, status, me
 def served(address, **options):
     """Run the HTTP server of the demo in this process, with the service at `address`; yield the server's address."""
     with PageServer(
-        "127.0.0.1:0", ClassificationApi(partial(Client, address, retry=RetryPolicy(max_attempts=1))), **options
+        "127.0.0.1:0", ClassificationApi(partial(AsyncClient, address, retry=RetryPolicy(max_attempts=1))), **options
     ) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
             yield server.server_address
@@ -172,19 +177,84 @@ def served(address, **options):
             thread.join()
 
 
-def test_a_slow_peer_is_disconnected(tiny_service):
-    """The server closes the connection if a request is not complete after `request_s`, even if bytes still arrive."""
+@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["no request", "a request"])
+def test_a_slow_peer_is_disconnected(tiny_service, first):
+    """The server closes the connection if no request is complete after `request_s`, even if bytes still arrive."""
     with served(tiny_service.address, request_s=0.3) as address, socket.create_connection(address) as peer:
+        peer.sendall(first)
         peer.settimeout(0.02)
         is_open = True
         while is_open:
             try:
                 peer.send(b"x")
-                is_open = bool(peer.recv(1))
+                is_open = bool(peer.recv(1 << 16))
             except TimeoutError:
                 continue
             except ConnectionError:
                 break
+
+
+def test_a_peer_that_does_not_read_is_disconnected(tiny_service):
+    """The server closes the connection if the peer has not read a response after `request_s`."""
+    with served(tiny_service.address, request_s=0.3) as address, socket.create_connection(address) as peer:
+        peer.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000)  # more bytes of responses than buffers hold
+        with pytest.raises(ConnectionError):
+            peer.sendall(bytes(1 << 27))  # ends with the connection, since the server has stopped reading
+
+
+def test_a_connection_with_frequent_requests_stays_open(tiny_service):
+    """Each request begins the time for the next one, so only a pause of `request_s` ends a connection."""
+    with served(tiny_service.address, request_s=0.3) as address:
+        connection = HTTPConnection(*address, timeout=10)
+        connection.auto_open = 0
+        connection.connect()
+        ends_at = monotonic() + 1
+        while (sent_at := monotonic()) < ends_at:
+            try:
+                connection.request("GET", "/")
+                connection.getresponse().read()
+                previous_at = sent_at
+            except (ConnectionError, NotConnected):
+                assert monotonic() - previous_at >= 0.3
+                break
+        connection.close()
+
+
+def test_a_malformed_body_is_rejected_without_a_traceback(tiny_service, capfd):
+    """A body that is not HTTP receives status 400 from the HTTP server, and the terminal shows nothing."""
+    head = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with served(tiny_service.address) as address, socket.create_connection(address, timeout=5) as peer:
+        peer.sendall(head + b"no chunk\r\n")
+        assert peer.makefile("rb").read().startswith(b"HTTP/1.1 400 ")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_body_without_a_length_is_rejected(demo):
+    """A body in chunks is rejected, also with a Content-Length, since its size is known only at its end."""
+    for length in ({}, {"Content-Length": "2"}):
+        response, answer = demo.request("POST", "/classify", b"2\r\n{}\r\n0\r\n\r\n", JSON | CHUNKED | length)
+        assert (response.status, answer["error"]) == (411, "Content-Length must be the number of bytes in the body")
+
+
+def test_responses_are_sent_without_delay(tiny_service):
+    """The server's end of a connection has TCP_NODELAY: otherwise the body of each response waits for 40 ms."""
+    with served(tiny_service.address) as address, closing(HTTPConnection(*address, timeout=10)) as connection:
+        connection.request("GET", "/")
+        connection.getresponse().read()
+        assert server_option(connection.sock, socket.TCP_NODELAY)
+
+
+def server_option(connection: socket.socket, option: int) -> int:
+    """Return a TCP option of the other end of a connection, which is open in this process, too."""
+    for file in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # other kinds of files, and sockets without a connection
+            end = socket.socket(fileno=int(file.name))
+            try:
+                if end.getpeername() == connection.getsockname():
+                    return end.getsockopt(socket.IPPROTO_TCP, option)
+            finally:
+                end.detach()
+    raise LookupError(connection)
 
 
 def test_an_internal_error_gets_a_response(capfd):
@@ -238,6 +308,25 @@ def test_the_demo_starts_without_a_service_and_stops_on_a_signal(start_demo, how
     assert (tmp_path / "opened").read_text() == f"{demo.url}\n"
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_the_demo_stops_although_the_service_does_not_answer(start_demo, start_server, servicer, how):
+    """A request without a time limit, to a service that does not answer, delays the end by less than 10 s."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    demo = start_demo(start_server(servicer), "--timeout-s", "inf")
+    servicer.hold()
+    with closing(HTTPConnection(demo.address, timeout=20)) as connection:
+        connection.request("POST", "/classify", json.dumps({"drawing": ROOF}), JSON)
+        servicer.wait_for_rows(1)
+        assert demo.stop(how) == ("", "", 0)
+
+
+def test_without_its_extra_the_demo_names_the_way_to_install_it(sketchbatch, monkeypatch):
+    """Without Starlette or uvicorn, the command ends with one line."""
+    monkeypatch.setattr(demo_command, "find_spec", lambda name: name != "uvicorn")
+    way = "pip install 'sketchbatch-client[demo]', or in a checkout `make setup`"
+    assert sketchbatch("demo") == Finished(4, "", f"sketchbatch: demo needs starlette and uvicorn: {way}\n")
+
+
 def test_a_used_port_is_an_error_in_one_line(run_command, demo):
     """If the port is in use, the command prints one line with the error and no address of a page."""
     finished = run_command("sketchbatch", "demo", "--address", demo.address)
@@ -249,7 +338,7 @@ def test_a_used_port_is_an_error_in_one_line(run_command, demo):
 def test_an_address_of_another_machine_is_refused():
     """An address that this machine does not have is refused with a message that has the reason."""
     with pytest.raises(OSError, match=r"192\.0\.2\.1:80: Cannot assign requested address"):
-        PageServer("192.0.2.1:80", ClassificationApi(partial(Client, "127.0.0.1:1")))
+        PageServer("192.0.2.1:80", ClassificationApi(partial(AsyncClient, "127.0.0.1:1")))
 
 
 @pytest.mark.parametrize("address", ["8080", "localhost:99999"])
@@ -279,5 +368,5 @@ def test_invalid_options_of_the_connection_end_the_start(run_command, tmp_path, 
 @pytest.mark.parametrize(("address", "url"), [("0.0.0.0:0", "http://localhost:{}/"), ("[::1]:0", "http://[::1]:{}/")])
 def test_the_url_opens_on_this_machine(address, url):
     """The URL that the demo prints can be opened on the same machine, even if the server listens on all addresses."""
-    with PageServer(address, ClassificationApi(partial(Client, "127.0.0.1:1"))) as server:
+    with PageServer(address, ClassificationApi(partial(AsyncClient, "127.0.0.1:1"))) as server:
         assert server.url == url.format(server.server_address[1])

@@ -1,11 +1,12 @@
 """The kind of a model's scores is shown wherever a user sees scores that are no probabilities."""
 
+import asyncio
 import json
 
 import numpy as np
 import pytest
 from demo_process import ROOF
-from sketchbatch_client import Client
+from sketchbatch_client import AsyncClient, Client
 from sketchbatch_client.demo.classification_api import ClassificationApi
 from sketchbatch_client.demo.score_bars import score_bars
 from sketchbatch_client.scoring.manifest import Manifest, manifest_path
@@ -113,7 +114,7 @@ def test_the_demo_has_bars_for_logits(kind):
     """The response to the page has widths and texts, in the order of the best labels."""
     line = json.dumps({"drawing": ROOF}).encode()
     with stand_in_service(lambda rows: np.tile(LOGITS, (len(rows), 1)), score_kind=kind) as (address, _):
-        answer = ClassificationApi(lambda: Client(address)).classify(line)
+        answer = asyncio.run(ClassificationApi(lambda: AsyncClient(address)).classify(line))
     assert [label for label, _ in answer["top"]] == ["dog", "cat", "bear"]
     assert answer["score_kind"] == kind
     assert [text for _, text in answer["bars"]] == ["14.00", "2.50", "-13.10"]

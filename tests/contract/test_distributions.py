@@ -78,11 +78,14 @@ HEAVY = {"keras", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorflow", "tenso
 def test_the_client_requires_neither_tensorflow_nor_onnx_runtime():
     """The client requires neither TensorFlow nor ONNX Runtime; the service requires ONNX Runtime.
 
-    The service requires no training library. The client requires matplotlib only for charts.
+    The service requires no training library. The client requires matplotlib only for charts, and an HTTP server only
+    for the demo page.
     """
     assert {"grpcio", "numpy", "sketchbatch-protos"} <= requirements_of("sketchbatch-client")
     assert "matplotlib" not in requirements_of("sketchbatch-client")
     assert "matplotlib" in requirements_of("sketchbatch-client", "charts")
+    assert not requirements_of("sketchbatch-client") & {"starlette", "uvicorn", "h11"}
+    assert {"starlette", "uvicorn", "h11"} <= requirements_of("sketchbatch-client", "demo")
     assert not requirements_of("sketchbatch-client") & HEAVY
     assert requirements_of("sketchbatch-service", "cpu") & HEAVY == {"onnxruntime"}
 

@@ -32,7 +32,7 @@ DISTRIBUTIONS = {
 """The folder of each distribution in the repository, and the packages for type checkers in its wheel."""
 MODEL = "sketchbatch_service/shipped_models/bear-cat-dog/1/model.onnx"
 LARGEST_BYTES = {"pip": 390e6, "make serve": 350e6}
-"""Limits for the installed files without bytecode, pip and setuptools; 365 MB and 319 MB on 2026-11-29."""
+"""Limits for the installed files without bytecode, pip and setuptools; 365 MB and 320 MB on 2026-11-29."""
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +170,9 @@ def test_installed_wheels_need_no_repository_and_no_tensorflow(installed, root, 
     assert {"sketchbatch_service", "sketchbatch_client", "sketchbatch_protos", "onnxruntime"} <= packages
     assert not packages & {"tensorflow", "keras", "tf2onnx", "matplotlib", "sketchbatch_trainer"}
     assert size_of(installed.folder) < LARGEST_BYTES["pip"]
+    demo = installed.run("sketchbatch", "demo", cwd=tmp_path)
+    assert (demo.returncode, demo.stdout) == (4, "")
+    assert re.fullmatch(r"sketchbatch: demo needs .*'sketchbatch-client\[demo\]'.*\n", demo.stderr)
 
 
 @pytest.mark.usefixtures("pinned")

@@ -4,12 +4,13 @@ import signal
 import webbrowser
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
-from ..demo.classification_api import ClassificationApi
-from ..demo.server import PageServer
+from ..errors import ExtraMissing
+from ..rpc.async_client import AsyncClient
 from ..rpc.retries.retry_policy import RetryPolicy
 from .options import ConnectionOptions, ModelName, ModelVersion, TimeoutS, connecting
 
@@ -31,8 +32,15 @@ def demo(
 
     The service may start after this command. Exit codes: 0 = ended by Ctrl-C or SIGTERM, 1 = ended by an error.
     """
-    connect = partial(connection.open, timeout_s=timeout_s, retry=RetryPolicy(max_attempts=1))
-    connect().close()  # an invalid option ends the command now, and not with the first drawing
+    if not (find_spec("starlette") and find_spec("uvicorn")):
+        way = "pip install 'sketchbatch-client[demo]', or in a checkout `make setup`"
+        raise ExtraMissing(f"demo needs starlette and uvicorn: {way}")
+    from ..demo.classification_api import ClassificationApi
+    from ..demo.server import PageServer  # needs the extra
+
+    retry = RetryPolicy(max_attempts=1)
+    connection.open(timeout_s=timeout_s, retry=retry).close()  # an invalid option is an error now, not of each drawing
+    connect = partial(connection.open_as, AsyncClient, timeout_s=timeout_s, retry=retry)
     try:
         listening = PageServer(address, ClassificationApi(connect, model, model_version))
     except ValueError as exc:

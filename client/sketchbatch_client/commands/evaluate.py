@@ -13,7 +13,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from ..atomic import is_stream
-from ..errors import OutputRefused
+from ..errors import ExtraMissing
 from ..evaluation.evaluating import Comparison, Evaluation, common_labels, compare
 from ..evaluation.evaluating import evaluate as evaluate_model
 from ..evaluation.evaluation_json import write_json
@@ -76,15 +76,15 @@ class ReportFlags:
     def check(self, inputs: Collection[Path]) -> None:
         """Raise OutputRefused if a file is one of the inputs, cannot be written or is no earlier report.
 
-        Also raise OutputRefused if a file needs charts, and matplotlib is not installed. Raises BadParameter if the
-        ending of a picture names another format.
+        Raise ExtraMissing if a file needs charts, and matplotlib is not installed. Raise BadParameter if the ending of
+        a picture names another format.
         """
         for picture, suffix in ((self.png_file, ".png"), (self.svg_file, ".svg")):
             if picture and not is_stream(picture) and picture.suffix.lower() not in ("", suffix):
                 raise typer.BadParameter(f"must end with {suffix}, got {picture}", param_hint=f"--{suffix[1:]}")
         with_charts = {"--html": self.html_file, "--png": self.png_file, "--svg": self.svg_file}
         if (flag := next(filter(with_charts.get, with_charts), None)) and not find_spec("matplotlib"):
-            raise OutputRefused(
+            raise ExtraMissing(
                 f"{flag} needs matplotlib: pip install 'sketchbatch-client[charts]', or in a checkout `make setup`"
             )
         plots = [(self.png_file, PLOT_MARK), (self.svg_file, PLOT_MARK)]

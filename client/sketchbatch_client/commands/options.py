@@ -7,16 +7,19 @@ from collections.abc import Callable
 from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 from rich.console import Console
 
 from ..drawings.passed_over import PassedOverList
 from ..output_file import local_path
+from ..rpc.async_client import AsyncClient
 from ..rpc.client import Client
 from ..rpc.connections.credentials import Tls
 from ..rpc.retries.retry_policy import RetryPolicy
+
+_AnyClient = TypeVar("_AnyClient", Client, AsyncClient)
 
 out = Console(soft_wrap=True, markup=False)
 err = Console(stderr=True, soft_wrap=True, markup=False)
@@ -86,9 +89,13 @@ class ConnectionOptions:
 
     def open(self, *, timeout_s: float, retry: RetryPolicy = RetryPolicy()) -> Client:  # noqa: B008 - it is frozen
         """Open a client. Raises typer.BadParameter if the options are invalid."""
+        return self.open_as(Client, timeout_s=timeout_s, retry=retry)
+
+    def open_as(self, kind: type[_AnyClient], *, timeout_s: float, retry: RetryPolicy) -> _AnyClient:
+        """Open a client of one of the two classes. Raises typer.BadParameter if the options are invalid."""
         is_tls = self.tls or self.ca or self.cert or self.key
         try:
-            return Client(
+            return kind(
                 self.server,
                 timeout_s=timeout_s,
                 retry=retry,

@@ -1,19 +1,23 @@
 """Answer the two requests of the page: list the served models, and classify a drawing.
 
 This module does not know HTTP. A drawing of the page takes the same steps as a line of a .ndjson file:
-`from_line` -> `simplify` -> `render` -> `Client.classify`.
+`from_line` -> `simplify` -> `render` -> `AsyncClient.classify`.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..drawings.drawing import Stroke, from_line
 from ..drawings.rasterize import backend, render
 from ..drawings.simplify import simplify
 from ..errors import RequestRefused
+from ..rpc.async_client import AsyncClient
 from ..rpc.classification import ModelInfo
-from ..rpc.client import Client
 from .score_bars import score_bars
 
 Json = dict[str, object]
@@ -27,23 +31,23 @@ _TOP = 6  # labels in a response; more would push the bitmap below the edge of a
 class ClassificationApi:
     """Computes the responses to the requests of the page.
 
-    Each request opens a new `Client`, which costs a few ms (docs/decisions/0014). So the code needs no special case for
-    a service that was restarted or that has other labels now.
+    Each request opens a new `AsyncClient`, which costs a few ms (docs/decisions/0014). So the code needs no special
+    case for a service that was restarted or that has other labels now.
     """
 
-    connect: Callable[[], Client]
+    connect: Callable[[], AsyncClient]
     """Opens a client that does not retry: the page reports the error and retries by itself."""
     model_name: str = ""
     """Model that the page selects first; "" = the service's default."""
     model_version: str = ""
 
-    def models(self) -> Json:
+    async def models(self) -> Json:
         """Return all served models and the one to select first. Raises ModelNotFound if the latter is not served."""
-        with self.connect() as client:
-            chosen = client.model(self.model_name, self.model_version)
-            return {"models": [_describe(each) for each in client.models()], "chosen": _describe(chosen)}
+        async with self.connect() as client:
+            chosen = await client.model(self.model_name, self.model_version)
+            return {"models": [_describe(each) for each in await client.models()], "chosen": _describe(chosen)}
 
-    def classify(self, line: bytes, model_name: str = "", model_version: str = "") -> Json:
+    async def classify(self, line: bytes, model_name: str = "", model_version: str = "") -> Json:
         """Return the bitmap of a drawing (784 values, 0 = paper, 255 = ink), its best labels with scores, and times.
 
         `bars` has the width of each label's bar, 0 to 1, and the text next to it. `is_unknown` tells that the highest
@@ -56,12 +60,14 @@ class ClassificationApi:
         """
         model = (model_name, model_version) if model_name else (self.model_name, self.model_version)
         started_at = perf_counter()
-        bitmap = render(simplify(_strokes(line)))
+        bitmap = await asyncio.to_thread(_bitmap, line)
         rasterized_at = perf_counter()
-        with self.connect() as client:
-            served = client.model(*model)  # connects and loads the labels: `classify_ms` is the time of one request
+        async with self.connect() as client:
+            served = await client.model(
+                *model
+            )  # connects and loads the labels: `classify_ms` is the time of one request
             connected_at = perf_counter()
-            result = client.classify(bitmap, model_name=model[0], model_version=model[1])
+            result = await client.classify(bitmap, model_name=model[0], model_version=model[1])
             classified_at = perf_counter()
         assert result.scores is not None
         widths, texts = score_bars(result.scores[0], served.score_kind)
@@ -88,6 +94,10 @@ def _is_unknown(model: ModelInfo, best_score: float) -> bool:
 def _describe(model: ModelInfo) -> Json:
     # The digest lets the page detect that a version has another file now, even if the labels are the same.
     return {"name": model.name, "version": model.version, "digest": model.digest, "labels": model.labels}
+
+
+def _bitmap(line: bytes) -> NDArray[np.uint8]:
+    return render(simplify(_strokes(line)))
 
 
 def _strokes(line: bytes) -> list[Stroke]:

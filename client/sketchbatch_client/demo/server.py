@@ -1,38 +1,78 @@
-"""Accept connections of browsers, with one thread and one `RequestHandler` for each."""
+"""Listen at the address of the page, and serve its application with uvicorn."""
 
+import asyncio
 import ipaddress
+import os
 import socket
-import sys
-import traceback
-from socketserver import TCPServer, ThreadingMixIn
+from typing import Any
+
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..rpc.connections.targets import split_address
+from .application import application
 from .classification_api import ClassificationApi
-from .http_handler import RequestHandler
 from .page import read_page
 
+_STOPPING_S = 2  # longest time for open requests after Ctrl-C or SIGTERM
 
-class PageServer(ThreadingMixIn, TCPServer):
+
+class PageServer:
     """The server of the page: listens once constructed, and responds in `serve_forever`.
 
-    The address is HOST:PORT; port 0 = a free port. `request_s` is the longest time to receive a request and the longest
-    idle time of a connection, in seconds. Raises ValueError if the address is invalid, OSError if it is unusable.
+    The address is HOST:PORT; port 0 = a free port. `request_s` is the longest time to receive the head of a request,
+    to receive its body, and for the peer to read the response, in seconds. Raises ValueError if the address is invalid,
+    OSError if it is unusable.
     """
-
-    daemon_threads = True
-    allow_reuse_address = True
 
     def __init__(self, address: str, api: ClassificationApi, *, request_s: float = 10.0) -> None:
         host, port = split_address(address)
         if not host or not port.isdecimal() or int(port) > 65535:
             raise ValueError(f"must be HOST:PORT, got {address!r}")
-        self.page, self.policy = read_page()
-        self.api, self.host, self.request_s = api, host, request_s
         try:
-            self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-            super().__init__((host, int(port)), RequestHandler)
+            self._listener = _listen(host, int(port))
         except OSError as exc:
             raise OSError(f"cannot listen on {address}: {exc.strerror}; choose another with --address") from exc
+        self.server_address = self._listener.getsockname()
+        page, policy = read_page()
+        app = application(api, page, host=host, request_s=request_s)
+
+        class Connection(_Connection):
+            head_s = request_s
+
+        async def timed(scope: Scope, receive: Receive, send: Send) -> None:
+            scope["state"]["connection"].await_request()
+            await app(scope, receive, send)
+
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                timed,
+                loop="asyncio",
+                http=Connection,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="critical",  # the page sends many requests per second, and a peer may send anything
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                headers=[
+                    ("Cache-Control", "no-store"),
+                    ("Content-Security-Policy", policy),
+                    ("Cross-Origin-Resource-Policy", "same-origin"),
+                    ("Referrer-Policy", "no-referrer"),
+                    ("X-Content-Type-Options", "nosniff"),
+                ],
+                timeout_graceful_shutdown=_STOPPING_S,
+            )
+        )
+
+    def __enter__(self) -> "PageServer":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._listener.close()
 
     @property
     def url(self) -> str:
@@ -43,7 +83,63 @@ class PageServer(ThreadingMixIn, TCPServer):
             return f"http://localhost:{port}/"
         return f"http://[{name}]:{port}/" if name.version == 6 else f"http://{name}:{port}/"
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Print unexpected errors, but not those of a browser that closed its connection."""
-        if not isinstance(sys.exception(), OSError):
-            traceback.print_exc()
+    def serve_forever(self) -> None:
+        """Respond until `shutdown`, SIGINT or SIGTERM; then call the handler that the signal had before."""
+        self._server.run(sockets=[self._listener])
+
+    def shutdown(self) -> None:
+        """Let `serve_forever` return after the open requests."""
+        self._server.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    # asyncio sends without delay (TCP_NODELAY) only if the protocol is named; otherwise each response waits for 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if os.name == "posix":  # on Windows, the option would allow two servers at one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+class _Connection(H11Protocol):
+    """Ends the connection if the head of the next request takes longer than `head_s`, even if single bytes arrive.
+
+    The time begins with the connection, and again with each request. A request in progress is completed first, unless
+    the peer does not read its response.
+    """
+
+    head_s: float
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options | {"app_state": {"connection": self}})
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_timer()
+
+    def await_request(self) -> None:
+        """Begin the time for the next request."""
+        self._stop_timer()
+        self._timer = asyncio.get_running_loop().call_later(self.head_s, self._end)
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+    def _end(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.shutdown()
+            self.await_request()
