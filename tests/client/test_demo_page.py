@@ -10,9 +10,8 @@ import struct
 import threading
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from http.client import HTTPConnection, NotConnected
+from http.client import HTTPConnection
 from pathlib import Path
-from time import monotonic
 
 import pytest
 from demo_process import JSON, ROOF, ZIGZAG, bitmap_of
@@ -175,49 +174,6 @@ def served(address, **options):
         finally:
             server.shutdown()
             thread.join()
-
-
-@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["no request", "a request"])
-def test_a_slow_peer_is_disconnected(tiny_service, first):
-    """The server closes the connection if no request is complete after `request_s`, even if bytes still arrive."""
-    with served(tiny_service.address, request_s=0.3) as address, socket.create_connection(address) as peer:
-        peer.sendall(first)
-        peer.settimeout(0.02)
-        is_open = True
-        while is_open:
-            try:
-                peer.send(b"x")
-                is_open = bool(peer.recv(1 << 16))
-            except TimeoutError:
-                continue
-            except ConnectionError:
-                break
-
-
-def test_a_peer_that_does_not_read_is_disconnected(tiny_service):
-    """The server closes the connection if the peer has not read a response after `request_s`."""
-    with served(tiny_service.address, request_s=0.3) as address, socket.create_connection(address) as peer:
-        peer.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000)  # more bytes of responses than buffers hold
-        with pytest.raises(ConnectionError):
-            peer.sendall(bytes(1 << 27))  # ends with the connection, since the server has stopped reading
-
-
-def test_a_connection_with_frequent_requests_stays_open(tiny_service):
-    """Each request begins the time for the next one, so only a pause of `request_s` ends a connection."""
-    with served(tiny_service.address, request_s=0.3) as address:
-        connection = HTTPConnection(*address, timeout=10)
-        connection.auto_open = 0
-        connection.connect()
-        ends_at = monotonic() + 1
-        while (sent_at := monotonic()) < ends_at:
-            try:
-                connection.request("GET", "/")
-                connection.getresponse().read()
-                previous_at = sent_at
-            except (ConnectionError, NotConnected):
-                assert monotonic() - previous_at >= 0.3
-                break
-        connection.close()
 
 
 def test_a_malformed_body_is_rejected_without_a_traceback(tiny_service, capfd):

@@ -1,14 +1,10 @@
 """Listen at the address of the page, and serve its application with uvicorn."""
 
-import asyncio
 import ipaddress
 import os
 import socket
-from typing import Any
 
 import uvicorn
-from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..rpc.connections.targets import split_address
 from .application import application
@@ -16,14 +12,14 @@ from .classification_api import ClassificationApi
 from .page import read_page
 
 _STOPPING_S = 2  # longest time for open requests after Ctrl-C or SIGTERM
+_MOST_CONNECTIONS = 100  # more than the tabs of some browsers; others receive status 503
 
 
 class PageServer:
     """The server of the page: listens once constructed, and responds in `serve_forever`.
 
-    The address is HOST:PORT; port 0 = a free port. `request_s` is the longest time to receive the head of a request,
-    to receive its body, and for the peer to read the response, in seconds. Raises ValueError if the address is invalid,
-    OSError if it is unusable.
+    The address is HOST:PORT; port 0 = a free port. `request_s` is the longest time to receive the body of a request,
+    in seconds. Raises ValueError if the address is invalid, OSError if it is unusable.
     """
 
     def __init__(self, address: str, api: ClassificationApi, *, request_s: float = 10.0) -> None:
@@ -37,19 +33,11 @@ class PageServer:
         self.server_address = self._listener.getsockname()
         page, policy = read_page()
         app = application(api, page, host=host, request_s=request_s)
-
-        class Connection(_Connection):
-            head_s = request_s
-
-        async def timed(scope: Scope, receive: Receive, send: Send) -> None:
-            scope["state"]["connection"].await_request()
-            await app(scope, receive, send)
-
         self._server = uvicorn.Server(
             uvicorn.Config(
-                timed,
+                app,
                 loop="asyncio",
-                http=Connection,
+                http="h11",
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -65,6 +53,7 @@ class PageServer:
                     ("X-Content-Type-Options", "nosniff"),
                 ],
                 timeout_graceful_shutdown=_STOPPING_S,
+                limit_concurrency=_MOST_CONNECTIONS,
             )
         )
 
@@ -105,41 +94,3 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-class _Connection(H11Protocol):
-    """Ends the connection if the head of the next request takes longer than `head_s`, even if single bytes arrive.
-
-    The time begins with the connection, and again with each request. A request in progress is completed first, unless
-    the peer does not read its response.
-    """
-
-    head_s: float
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options | {"app_state": {"connection": self}})
-        self._timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.await_request()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._stop_timer()
-
-    def await_request(self) -> None:
-        """Begin the time for the next request."""
-        self._stop_timer()
-        self._timer = asyncio.get_running_loop().call_later(self.head_s, self._end)
-
-    def _stop_timer(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-
-    def _end(self) -> None:
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()
-        else:
-            self.shutdown()
-            self.await_request()
