@@ -487,3 +487,83 @@ def test_another_spelling_of_a_path_is_refused(append, sketchbatch, tiny_service
     finished = append(tmp_path / "o.csv")
     assert finished.code == 4
     assert f"{inputs}/a.npy is in/a.npy of an earlier run; write its path as then" in finished.err
+
+
+@pytest.mark.parametrize("given", [".", "g.npy", "*.npy", "link"])
+def test_another_working_directory_scores_no_row_again(
+    sketchbatch, tiny_service, inputs, tmp_path, noise, monkeypatch, given
+):
+    """A file is the same one if the command runs in its folder, or if a link leads to its folder."""
+    np.save(inputs / "g.npy", noise(3))
+    (tmp_path / "link").symlink_to(inputs)
+    flags = ["--append", "--server", tiny_service.address, "--output", tmp_path / "o.csv"]
+    monkeypatch.chdir(tmp_path)
+    assert sketchbatch("score", "in", *flags).code == 0
+    before = (tmp_path / "o.csv").read_bytes()
+    if given != "link":
+        monkeypatch.chdir(inputs)
+    finished = sketchbatch("score", given, *flags)
+    assert (finished.code, finished.err.count("\n")) == (4, 1), finished.err
+    name, where = ("link/g.npy", "") if given == "link" else ("g.npy", f", which ran in {tmp_path}")
+    assert f"{name} is in/g.npy of an earlier run{where}; write its path as then" in finished.err
+    assert (tmp_path / "o.csv").read_bytes() == before
+
+
+def test_a_manifest_without_a_working_directory_is_continued(
+    sketchbatch, tiny_service, inputs, tmp_path, noise, monkeypatch
+):
+    """Manifests of older clients do not have it; their relative names belong to the working directory of today."""
+    np.save(inputs / "a.npy", noise(3))
+    monkeypatch.chdir(tmp_path)
+    flags = ["--append", "--server", tiny_service.address, "--output", tmp_path / "o.csv"]
+    assert sketchbatch("score", "in", *flags).code == 0
+    path = tmp_path / "o.csv.manifest.json"
+    manifest = json.loads(path.read_bytes())
+    assert manifest["plan"].pop("folder") == str(tmp_path)
+    path.write_text(json.dumps(manifest))
+    np.save(inputs / "b.npy", noise(4))
+    finished = sketchbatch("score", "in", *flags)
+    assert (finished.code, "4 new rows" in finished.err) == (0, True), finished.err
+    assert sketchbatch("score", inputs, *flags).code == 4
+
+
+def test_a_file_of_the_same_name_in_another_folder_is_compared(sketchbatch, tiny_service, tmp_path, noise, monkeypatch):
+    """Size and time of another file may be equal; its rows are no longer taken for rows that were scored."""
+    flags = ["--append", "--server", tiny_service.address, "--output", tmp_path / "o.csv"]
+    finished = []
+    for folder, rows in (("first", noise(3)), ("copy", noise(3)), ("other", noise(4)[1:])):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "g.npy", rows)
+        os.utime(tmp_path / folder / "g.npy", ns=(1, 1))
+        monkeypatch.chdir(tmp_path / folder)
+        finished.append(sketchbatch("score", "g.npy", *flags))
+    assert [each.code for each in finished] == [0, 0, 4], finished
+    assert "0 new rows" in finished[1].err
+    assert "the rows of g.npy that were scored before have changed" in finished[2].err
+
+
+def test_nights_of_one_file_in_two_working_directories_are_not_merged(
+    sketchbatch, tiny_service, inputs, tmp_path, noise, monkeypatch
+):
+    """The rows of a file are merged once, also if its name depends on the folder in which the command ran."""
+    np.save(inputs / "g.npy", noise(3))
+    nights = []
+    for folder, given in ((tmp_path, "in"), (inputs, ".")):
+        monkeypatch.chdir(folder)
+        nights.append(tmp_path / f"night-{len(nights)}.csv")
+        assert sketchbatch("score", given, "--output", nights[-1], "--server", tiny_service.address).code == 0
+    finished = sketchbatch("merge", *nights, "--output", tmp_path / "all.csv")
+    assert (finished.code, (tmp_path / "all.csv").exists()) == (4, False)
+    assert f"must have other rows than {nights[0]}, got rows of g.npy in both" in finished.err
+
+
+def test_an_output_that_has_a_file_by_two_names_is_merged(sketchbatch, tiny_service, inputs, tmp_path, noise):
+    """A job may name a file twice on purpose; its output is merged as it is."""
+    np.save(inputs / "g.npy", noise(3))
+    (tmp_path / "link").symlink_to(inputs)
+    output = tmp_path / "o.csv"
+    assert (
+        sketchbatch("score", inputs, tmp_path / "link", "--output", output, "--server", tiny_service.address).code == 0
+    )
+    merged = sketchbatch("merge", output, "--output", tmp_path / "all.csv")
+    assert (merged.code, "6 rows from 1 file" in merged.err) == (0, True), merged.err

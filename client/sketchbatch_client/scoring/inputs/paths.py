@@ -1,6 +1,7 @@
 """Find the files that an argument of `score` names, and list what is passed over: files, globs, folders, "-"."""
 
 import glob
+import os
 import re
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,31 @@ from ...drawings.passed_over import (
 from ...errors import FileRefused
 
 STDIN = "-"
+
+
+class Locations:
+    """Tells whether two names of sources mean the same file, although one is relative, or leads through a link."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def of(self, name: str, folder: str) -> str:
+        """Return the absolute path of a source that was named in the working directory `folder`; "" = that of today.
+
+        Links to folders are followed. A link to a file is not, because a job may read one file by several names.
+        """
+        parent, file = os.path.split(os.path.join(folder, name))  # noqa: PTH118 - names are text
+        if parent not in self._folders:
+            self._folders[parent] = os.path.realpath(parent)
+        return os.path.join(self._folders[parent], file)  # noqa: PTH118
+
+
+def working_folder() -> str:
+    """Return the working directory; "" if it was removed."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - a manifest has it as text
+    except FileNotFoundError:
+        return ""
 
 
 def input_paths(texts: Sequence[str], passed_over: PassedOverList) -> Iterator[Path]:
