@@ -489,6 +489,19 @@ def test_another_spelling_of_a_path_is_refused(append, sketchbatch, tiny_service
     assert f"{inputs}/a.npy is in/a.npy of an earlier run; write its path as then" in finished.err
 
 
+def test_an_empty_table_blocks_no_night(append, inputs, tmp_path, noise):
+    """A data frame without rows has columns of any type, and keys for which the output has no column."""
+    np.save(inputs / "a.npy", noise(3))
+    assert append(tmp_path / "o.csv").code == 0
+    parquet.write_table(
+        pa.table({"key_id": pa.array([], pa.null()), "x": pa.array([], pa.null())}), inputs / "e.parquet"
+    )
+    np.save(inputs / "b.npy", noise(4))
+    finished = append(tmp_path / "o.csv")
+    assert (finished.code, "4 new rows" in finished.err) == (0, True), finished.err
+    assert rows_of(tmp_path / "o.csv") == [("a.npy", row) for row in range(3)] + [("b.npy", row) for row in range(4)]
+
+
 @pytest.mark.parametrize("given", [".", "g.npy", "*.npy", "link"])
 def test_another_working_directory_scores_no_row_again(
     sketchbatch, tiny_service, inputs, tmp_path, noise, monkeypatch, given

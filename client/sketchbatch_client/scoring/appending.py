@@ -119,7 +119,7 @@ def _check_same_job(manifest: Manifest, plan: Plan, sources: list[Source], outpu
             raise JobRefused(f"{output} was begun differently: {change}; {_ADVICE}")
     if manifest.has_key_ids is None:
         raise JobRefused(f"{output}: an older version of sketchbatch wrote it, which cannot be continued; {_ADVICE}")
-    new = [source.name for source in sources if source.has_key_ids]
+    new = [source.name for source in sources if source.has_key_ids and len(source)]
     if new and not manifest.has_key_ids:
         raise JobRefused(f"{new[0]} has keys (key_id), and {output} has no column for them; name another output")
 
