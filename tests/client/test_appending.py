@@ -489,6 +489,74 @@ def test_another_spelling_of_a_path_is_refused(append, sketchbatch, tiny_service
     assert f"{inputs}/a.npy is in/a.npy of an earlier run; write its path as then" in finished.err
 
 
+@pytest.mark.parametrize("left", ["nothing", "note", "rows", "folder", "table"])
+@pytest.mark.parametrize("given", [".", "*.npy"])
+def test_an_inbox_without_new_files_has_no_new_rows(
+    sketchbatch, tiny_service, inputs, tmp_path, noise, monkeypatch, left, given
+):
+    """Programs often remove files from an inbox once they are scored; the next night has then nothing to do."""
+    monkeypatch.chdir(inputs)
+    np.save(inputs / "a.npy", noise(3))
+    flags = ["--append", "--server", tiny_service.address, "--output", tmp_path / "o.csv"]
+    assert sketchbatch("score", given, *flags).code == 0
+    before = (tmp_path / "o.csv").read_bytes()
+    (inputs / "a.npy").unlink()
+    if left == "note":
+        (inputs / "notes.txt").write_text("scored")
+    if left == "rows":
+        np.save(inputs / "b.npy", noise(3)[:0])
+    if left == "folder":
+        (inputs / "2026").mkdir()
+    if left == "table":
+        parquet.write_table(pa.table({"x": pa.array([], pa.null())}), inputs / "b.parquet")
+    finished = sketchbatch("score", given, *flags)
+    assert finished.code == 0, finished.err
+    assert "0 new rows in " in finished.err
+    assert f"{tmp_path / 'o.csv'} has 3 rows" in finished.err
+    assert (tmp_path / "o.csv").read_bytes() == before
+    np.save(inputs / "c.npy", noise(2))
+    assert sketchbatch("score", given, *flags).code == 0
+    assert rows_of(tmp_path / "o.csv") == [("a.npy", 0), ("a.npy", 1), ("a.npy", 2), ("c.npy", 0), ("c.npy", 1)]
+
+
+def test_an_inbox_with_unread_pictures_is_reported(append, inputs, tmp_path, noise):
+    """A night without a drawing that is read does not hide files that may have some."""
+    np.save(inputs / "a.npy", noise(3))
+    assert append(tmp_path / "o.csv").code == 0
+    (inputs / "a.npy").rename(inputs / "b.heic")
+    (inputs / "b.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    finished = append(tmp_path / "o.csv")
+    assert (finished.code, "0 new rows" in finished.err, "b.heic (a HEIC" in finished.err) == (3, True, True)
+
+
+@pytest.mark.parametrize("flags", [("--append",), ()])
+def test_an_empty_folder_is_refused_in_one_line(sketchbatch, tiny_service, inputs, tmp_path, flags):
+    """In the first night, and without --append, an empty folder is probably the wrong one."""
+    words = ["--output", tmp_path / "o.csv", "--server", tiny_service.address, *flags]
+    finished = sketchbatch("score", inputs, *words)
+    assert finished.code == 4
+    assert finished.err.endswith(f"{inputs}: expected drawings, got an empty folder\n"), finished.err
+    finished = sketchbatch("score", inputs / "*.npy", *words)
+    assert (finished.code, f"{inputs}/*.npy: no file matches this pattern" in finished.err) == (4, True)
+    (inputs / "notes.txt").write_text("notes")
+    (inputs / "pictures").mkdir()
+    finished = sketchbatch("score", inputs, *words)
+    assert finished.err.endswith(f"expected drawings, got none; not read: {inputs}/notes.txt (another kind of file)\n")
+    (inputs / "pictures" / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    finished = sketchbatch("score", inputs, *words)
+    assert f"not read: 1 file or folder that may have drawings: {inputs}/pictures/a.heic (a HEIC" in finished.err
+
+
+def test_a_folder_that_is_missing_is_no_empty_one(append, sketchbatch, tiny_service, inputs, tmp_path, noise):
+    """A wrong name, or a volume that is not mounted, is an error in every night."""
+    np.save(inputs / "a.npy", noise(3))
+    assert append(tmp_path / "o.csv").code == 0
+    flags = ["--append", "--server", tiny_service.address, "--output", tmp_path / "o.csv"]
+    for given, message in (("none", "no such file"), ("none/*.npy", "no file matches"), ("in/b.npy", "no such file")):
+        finished = sketchbatch("score", tmp_path / given, *flags)
+        assert (finished.code, message in finished.err) == (4, True), finished.err
+
+
 def test_an_empty_table_blocks_no_night(append, inputs, tmp_path, noise):
     """A data frame without rows has columns of any type, and keys for which the output has no column."""
     np.save(inputs / "a.npy", noise(3))

@@ -69,7 +69,8 @@ def _append(
     """Add new rows to an output, or begin it; return also whether others remain, because an interrupted run resumed."""
     passed_over = PassedOverList()
     opens = opening(output, listener)
-    found = find_sources(job.inputs, parts.folder, opens, job.input_options, passed_over)
+    input_options = replace(job.input_options, may_be_empty=manifest is not None)  # files may be removed once scored
+    found = find_sources(job.inputs, parts.folder, opens, input_options, passed_over)
     sources = list({source.name: source for source in found}.values())  # a picture may be named twice
     listener.passes_over(passed_over)
     served = client.model(job.options.model_name, job.options.model_version)
