@@ -12,6 +12,7 @@ from PIL import Image
 from pyarrow import parquet
 from sketchbatch_client.drawings.npy import open_npz
 from sketchbatch_client.drawings.parquet.rows import ParquetRows
+from sketchbatch_client.drawings.readers import open_bitmaps
 from sketchbatch_client.errors import FileRefused
 from sketchbatch_client.scoring.inputs import InputOptions, find_sources
 from sketchbatch_client.scoring.inputs.sources import ParquetSource
@@ -118,7 +119,6 @@ def test_bytes_that_are_neither_bitmap_nor_picture_are_rejects(tmp_path, rows):
         (pa.table({"a": [b"cat"], "b": [b"dog"]}), "several columns may have drawings: a, b"),
         (pa.table({"a": [[0.5] * 784]}), r"got a list<.*double>; a: --scale 255 reads numbers from 0 to 1"),
         (pa.table({"a": [[True] * 784]}), r"got a list<.*bool>; a: --scale 255 reads them"),
-        (pa.table({}), "got no column$"),
         (
             pa.table({f"pixel{number}": [0] for number in range(784)}),
             r"got pixel0 int64, .* and 779 more; write the 784 columns of pixels as one \.npy of uint8 \(rows, 784\)$",
@@ -133,6 +133,34 @@ def test_a_file_without_drawings_is_refused(tmp_path, table, message):
         parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(FileRefused, match=message):
         find_sources([str(tmp_path / "a.parquet")], tmp_path, lambda path: None)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"bitmap": pa.array([], pa.null())},
+        {"bitmap": pa.array([], pa.float64()), "key_id": pa.array([], pa.float64())},
+        {"word": pa.array([], pa.string())},
+        {"a": pa.array([], pa.binary()), "b": pa.array([], pa.binary())},
+        {},
+    ],
+)
+def test_a_table_without_rows_has_no_drawing(tmp_path, noise, columns):
+    """The columns of an empty data frame have any type, such as null; a column that is named must be there."""
+    parquet.write_table(pa.table(columns), tmp_path / "empty.parquet")
+    parquet.write_table(pa.table({"bitmap": COLUMNS["bytes"](noise(5))}), tmp_path / "full.parquet")
+    empty, full = find_sources([str(tmp_path)], tmp_path, lambda _: None)
+    assert (len(empty), len(full)) == (0, 5)
+    rows = open_bitmaps(tmp_path / "empty.parquet", skip_malformed=True)
+    assert (len(rows), rows[0:5].shape) == (0, (0, 28, 28))
+    with pytest.raises(FileRefused, match=r"empty\.parquet: expected drawings, got no row"):
+        find_sources([str(tmp_path / "empty.parquet")], tmp_path, lambda _: None)
+    for column in columns:
+        options = InputOptions(column=column)
+        with pytest.raises(FileRefused, match="expected drawings, got no row"):
+            find_sources([str(tmp_path / "empty.parquet")], tmp_path, lambda _: None, options)
+    with pytest.raises(FileRefused, match=f"expected a column c, got {', '.join(columns) or 'no column'}"):
+        find_sources([str(tmp_path / "empty.parquet")], tmp_path, lambda _: None, InputOptions(column="c"))
 
 
 @pytest.mark.parametrize("other", [[bytes(20)] * 5, [{"bytes": b"thumb", "path": None}] * 5, [[1, 2, 3]] * 5])

@@ -130,7 +130,7 @@ def test_score_accounts_for_every_file(tmp_path, seed):
     random_tree(root, np.random.default_rng(seed))
     passed_over = PassedOverList()
     if not any(path.suffix in DRAWINGS and has_drawings(path, root) for path in all_files(root)):
-        with pytest.raises(FileRefused, match=r"expected a NAME\.npy for each label, got none"):
+        with pytest.raises(FileRefused, match=r"(?s)in: expected drawings, got (none; not read: .*|an empty folder)$"):
             find_sources([str(root)], spool, lambda _: None)
         return
     sources = find_sources([str(root)], spool, lambda _: None, passed_over=passed_over)
@@ -379,6 +379,22 @@ def test_a_label_column_of_another_name_is_explained(tmp_path, names, advice):
         (tmp_path / name / "part-0.npy").write_bytes(DRAWINGS[".npy"])
     with pytest.raises(FileRefused, match=advice):
         find_labelled(tmp_path)
+
+
+def test_a_folder_that_is_an_input_of_its_own_is_not_passed_over(sketchbatch, tiny_service, tmp_path):
+    """`score in in/png` reads the pictures of in/png, and does not report that folder as not read."""
+    (tmp_path / "in" / "png").mkdir(parents=True)
+    (tmp_path / "in" / "ant.npy").write_bytes(DRAWINGS[".npy"])
+    (tmp_path / "in" / "png" / "0.png").write_bytes(DRAWINGS[".png"])
+    inputs = [tmp_path / "in", tmp_path / "in" / "png"]
+    output = tmp_path / "o.csv"
+    finished = sketchbatch("score", *inputs, "--output", output, "--server", tiny_service.address)
+    assert (finished.code, "png" in finished.err) == (0, False), finished.err
+    manifest = json.loads((tmp_path / "o.csv.manifest.json").read_text())
+    assert manifest["passed_over"]["count"] == 0
+    alone = sketchbatch("score", inputs[0], "--output", tmp_path / "p.csv", "--server", tiny_service.address)
+    assert alone.code == 3
+    assert f"{inputs[1]} (a folder with drawings" in alone.err
 
 
 def test_files_that_macos_and_windows_add_are_passed_over_in_silence(sketchbatch, tiny_service, tmp_path):

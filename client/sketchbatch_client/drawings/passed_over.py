@@ -43,6 +43,7 @@ class PassedOverList:
     def __init__(self, entries: Iterable[PassedOver] = ()) -> None:
         self.count = 0
         self.count_with_drawings = 0  # of entries that may have drawings
+        self.inputs: set[str] = set()  # paths that are read, because they were named; they are not added
         self._with: list[PassedOver] = []
         self._without: list[PassedOver] = []
         self.extend(entries)
@@ -61,6 +62,8 @@ class PassedOverList:
     def extend(self, entries: Iterable[PassedOver]) -> None:
         """Count entries, and list them if few are listed so far."""
         for entry in entries:
+            if entry.path in self.inputs:
+                continue
             self.count += 1
             self.count_with_drawings += entry.may_have_drawings
             listed = self._with if entry.may_have_drawings else self._without

@@ -7,7 +7,6 @@ runs, so that the next run knows which rows the output has.
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,7 +19,7 @@ from ..errors import JobRefused, OutputRefused
 from ..rpc.client import Client
 from .block_reader import BlockReader
 from .inputs import Source, find_sources
-from .inputs.paths import STDIN
+from .inputs.paths import STDIN, Locations
 from .inputs.sources import PictureSource
 from .job import Outcome, ProgressListener, ScoreJob, check_any_scored, check_output, make_plan, opening, same_version
 from .job_runner import JobRunner
@@ -37,6 +36,7 @@ class _Scored(NamedTuple):
 
     rows: int  # from the first row of the source on
     stamp: str
+    folder: str  # `Plan.folder`
 
 
 def append_scores(client: Client, job: ScoreJob, output: Path, listener: ProgressListener) -> Outcome:
@@ -69,7 +69,8 @@ def _append(
     """Add new rows to an output, or begin it; return also whether others remain, because an interrupted run resumed."""
     passed_over = PassedOverList()
     opens = opening(output, listener)
-    found = find_sources(job.inputs, parts.folder, opens, job.input_options, passed_over)
+    input_options = replace(job.input_options, may_be_empty=manifest is not None)  # files may be removed once scored
+    found = find_sources(job.inputs, parts.folder, opens, input_options, passed_over)
     sources = list({source.name: source for source in found}.values())  # a picture may be named twice
     listener.passes_over(passed_over)
     served = client.model(job.options.model_name, job.options.model_version)
@@ -80,9 +81,9 @@ def _append(
     mended = _mended_pictures(additions, sources, output)
     if manifest:
         _check_same_job(manifest, plan, sources, output)
-        _check_scored_rows(additions, sources, mended)
+        _check_scored_rows(additions, sources, mended, plan.folder)
     inputs = _new_inputs(additions, sources, mended)
-    _check_names(additions, inputs)
+    _check_names(additions, inputs, plan.folder)
     begun = _begun_inputs(interrupted, inputs) if interrupted else ()
     if not interrupted or not begun or difference(interrupted, replace(plan, inputs=begun)):
         begun = ()
@@ -119,15 +120,18 @@ def _check_same_job(manifest: Manifest, plan: Plan, sources: list[Source], outpu
             raise JobRefused(f"{output} was begun differently: {change}; {_ADVICE}")
     if manifest.has_key_ids is None:
         raise JobRefused(f"{output}: an older version of sketchbatch wrote it, which cannot be continued; {_ADVICE}")
-    new = [source.name for source in sources if source.has_key_ids]
+    new = [source.name for source in sources if source.has_key_ids and len(source)]
     if new and not manifest.has_key_ids:
         raise JobRefused(f"{new[0]} has keys (key_id), and {output} has no column for them; name another output")
 
 
 def _scored(additions: Sequence[Addition]) -> dict[str, _Scored]:
     """Return the rows of each source that an output has."""
-    inputs = (each for addition in additions for each in addition.plan.inputs)
-    return {each.source: _Scored(each.start + each.rows, each.stamp) for each in inputs}
+    return {
+        each.source: _Scored(each.start + each.rows, each.stamp, addition.plan.folder)
+        for addition in additions
+        for each in addition.plan.inputs
+    }
 
 
 def _mended_pictures(additions: Sequence[Addition], sources: list[Source], output: Path) -> set[str]:
@@ -155,18 +159,20 @@ def _new_inputs(additions: Sequence[Addition], sources: list[Source], mended: se
     return tuple(new)
 
 
-def _check_names(additions: Sequence[Addition], inputs: Sequence[Input]) -> None:
-    """Raise JobRefused if a new source is one of an earlier run, written as an absolute instead of a relative path."""
-    names = {each.source for addition in additions for each in addition.plan.inputs}
-    new = [each.source for each in inputs if each.source not in names]
-    by_path = {_absolute(name): name for name in names} if new else {}
+def _check_names(additions: Sequence[Addition], inputs: Sequence[Input], folder: str) -> None:
+    """Raise JobRefused if a new source is one of an earlier run, whose path was written differently.
+
+    For example, one of the paths is absolute, or the working directory was another one than `folder`, that of today.
+    """
+    scored, locations = _scored(additions), Locations()
+    new = [each.source for each in inputs if each.source not in scored]
+    by_path = {locations.of(name, each.folder): name for name, each in scored.items()} if new else {}
     for name in new:
-        if earlier := by_path.get(_absolute(name)):
-            raise JobRefused(f"{name} is {earlier} of an earlier run; write its path as then, or name another output")
-
-
-def _absolute(name: str) -> str:
-    return os.path.abspath(name)  # noqa: PTH100 - `resolve` follows links, which may lead from two names to one file
+        if earlier := by_path.get(locations.of(name, folder)):
+            before = scored[earlier].folder
+            where = f", which ran in {before}" if before not in ("", folder) else ""
+            advice = "write its path as then, in the same folder, or name another output"
+            raise JobRefused(f"{name} is {earlier} of an earlier run{where}; {advice}")
 
 
 def _begun_inputs(interrupted: Plan, inputs: tuple[Input, ...]) -> tuple[Input, ...]:
@@ -181,21 +187,23 @@ def _begun_inputs(interrupted: Plan, inputs: tuple[Input, ...]) -> tuple[Input, 
     return tuple(begun)
 
 
-def _check_scored_rows(additions: Sequence[Addition], sources: list[Source], mended: set[str]) -> None:
+def _check_scored_rows(additions: Sequence[Addition], sources: list[Source], mended: set[str], folder: str) -> None:
     """Raise JobRefused if a source has fewer rows than the output has of it, or if these rows have changed.
 
-    Pictures in `mended` may have changed.
+    Pictures in `mended` may have changed. If a relative name belonged to another working directory than `folder`, the
+    file may be another one with the same stamp, so its rows are compared.
     """
-    scored = _scored(additions)
+    scored, locations = _scored(additions), Locations()
     changed = set()
     for source in sources:
         if isinstance(source, PictureSource) and str(Path(source.name).parent) in scored:
-            folder = Path(source.name).parent
-            raise JobRefused(f"{folder}: was scored as a whole folder of pictures; begin a new output with --append")
-        before = scored.get(source.name, _Scored(0, ""))
+            parent = Path(source.name).parent
+            raise JobRefused(f"{parent}: was scored as a whole folder of pictures; begin a new output with --append")
+        before = scored.get(source.name, _Scored(0, "", ""))
         if len(source) < before.rows:
             raise JobRefused(f"{source.name} had {before.rows:,} rows, and now has {len(source):,}; {_ADVICE}")
-        if before.rows and before.stamp != source.stamp and source.name not in mended:
+        is_moved = bool(before.folder) and locations.of(source.name, before.folder) != locations.of(source.name, folder)
+        if before.rows and (before.stamp != source.stamp or is_moved) and source.name not in mended:
             changed.add(source.name)
     if changed:
         for names in _changed_rows(additions, sources, changed, mended):
@@ -207,7 +215,7 @@ def _changed_rows(
 ) -> Iterator[str]:
     """Yield the names of the sources of each part whose rows have changed.
 
-    Only sources whose stamp differs can have changed. A part with rows of a source that is missing, or of a picture
+    Only `touched` sources can have changed. A part with rows of a source that is missing, or of a picture
     that was mended, now or before an earlier run, is not compared.
     """
     by_name = {source.name: source for source in sources}

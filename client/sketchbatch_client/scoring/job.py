@@ -20,6 +20,7 @@ from ..rpc.classification import ModelInfo
 from ..rpc.client import Client
 from .block_reader import BlockReader
 from .inputs import InputOptions, Source, find_sources
+from .inputs.paths import working_folder
 from .inputs.sources import BitmapSource
 from .job_runner import JobRunner
 from .job_runner import ProgressListener as ProgressListener
@@ -183,6 +184,7 @@ def make_plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Pl
         scale=float(job.input_options.scale),
         score_kind=served.score_kind,
         renderer="" if all(isinstance(source, BitmapSource) for source in sources) else renderer(),
+        folder=working_folder(),
     )
 
 

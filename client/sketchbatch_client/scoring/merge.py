@@ -19,6 +19,7 @@ from pyarrow import parquet
 from ..atomic import replacing
 from ..errors import FileRefused, JobNotReady, JobRefused
 from ..output_file import check_is_no_input, checked_output
+from .inputs.paths import Locations
 from .job import Outcome
 from .manifest import Addition, Manifest, manifest_path, rejects_path
 from .outputs import kind_of, parquet_writer, write_npy_header
@@ -78,6 +79,12 @@ class _Merged(NamedTuple):
     additions: list[Addition]  # that wrote these rows, in this order; the shards of a job are one
 
 
+class _Rows(NamedTuple):
+    start: int  # rows of one source
+    stop: int
+    output: int  # index of the output that has them
+
+
 def _manifest_of(path: Path) -> Manifest:
     manifest = Manifest.read(path)
     if manifest:
@@ -93,21 +100,23 @@ def _manifest_of(path: Path) -> Manifest:
 
 def _jobs(paths: Sequence[Path], manifests: Sequence[Manifest]) -> _Merged:
     """Check the outputs of several jobs: all with one model, one set of columns, and without a row in common."""
-    first, rows_of = manifests[0], dict[str, list[tuple[int, int, int]]]()
+    first, rows_of, locations = manifests[0], dict[str, list[_Rows]](), Locations()
     same = replace(first.plan, inputs=(), part_rows=1)
     for number, (path, manifest) in enumerate(zip(paths, manifests, strict=True)):
         for plan in (each.plan for each in manifest.additions):
             if change := difference(same, replace(plan, inputs=(), part_rows=1)):
                 raise JobRefused(f"{path}: expected a job with the model and options of {paths[0]}: {change}")
             same = replace(same, renderer=same.renderer or plan.renderer)
-            for source, rows, _, start in ((each.source, each.rows, each.stamp, each.start) for each in plan.inputs):
-                ranges = rows_of.setdefault(source, [])
-                if not start:  # a picture that an earlier run of this output rejected was mended, and scored again
-                    ranges[:] = [each for each in ranges if each[2] != number]
-                twice = next((other for first, end, other in ranges if first < start + rows and start < end), None)
-                if twice is not None:
-                    raise _same_rows(path, paths[twice], source)
-                ranges.append((start, start + rows, number))
+            for each in plan.inputs:
+                for name in {each.source, locations.of(each.source, plan.folder)}:
+                    ranges = rows_of.setdefault(name, [])
+                    others = (each for each in ranges if each.output != number)  # one output may name a file twice
+                    if twice := next(
+                        (rows for rows in others if rows.start < each.start + each.rows and each.start < rows.stop),
+                        None,
+                    ):
+                        raise _same_rows(path, paths[twice.output], each.source)
+                    ranges.append(_Rows(each.start, each.start + each.rows, number))
         if manifest.has_key_ids != first.has_key_ids:
             raise JobRefused(f"{path}: must have the columns of {paths[0]}; only one of them has key_id")
     return _Merged(list(paths), [each for manifest in manifests for each in manifest.additions])

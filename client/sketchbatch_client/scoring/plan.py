@@ -89,6 +89,8 @@ class Plan:
     """`ModelInfo.score_kind` of the model; "" = unknown. No difference between jobs: a newer service states it."""
     renderer: str = ""
     """`render_digest.renderer()`, if strokes or pictures are rendered; "" = not rendered, or unknown."""
+    folder: str = ""
+    """The working directory, to which relative names of sources belong; "" = unknown. No difference between jobs."""
 
     @property
     def options(self) -> ScoreOptions:
@@ -180,6 +182,7 @@ class Plan:
                 scale=_checked(float, manifest.get("scale", 0.0)),
                 score_kind=_checked(str, manifest.get("score_kind", "")),
                 renderer=_checked(str, manifest.get("renderer", "")),
+                folder=_checked(str, manifest.get("folder", "")),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError(f"not the manifest of a job: {exc!r}") from exc
@@ -215,7 +218,8 @@ def default_part_rows(all_rows: int, row_bytes: int) -> int:
 def difference(earlier: Plan, now: Plan) -> str:
     """Describe the first difference between two plans; "" if there is none.
 
-    The stamps of inputs and the kind of scores may differ. If the renderer of a plan is unknown, it may differ, too.
+    The stamps of inputs, the kind of scores and the working directory may differ. If the renderer of a plan is unknown,
+    it may differ, too.
     """
     if found := _input_difference(earlier.inputs, now.inputs):
         return found

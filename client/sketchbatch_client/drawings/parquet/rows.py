@@ -59,8 +59,8 @@ class ParquetRows:
         """Open the file. Raises FileRefused if it is not Parquet, or if it is unknown which column has the drawings.
 
         `name` is the name of the file in error messages, if `path` is a copy of it. `column` names the column; empty =
-        the only one that can have drawings, by its type and its first rows. `scale` multiplies floats and booleans; 0 =
-        columns of them have no drawings.
+        the only one that can have drawings, by its type and its first rows; a file without rows needs none.
+        `scale` multiplies floats and booleans; 0 = columns of them have no drawings.
         """
         self.path, self.name = path, (name := name or str(path))
         self._scale = scale
@@ -76,11 +76,14 @@ class ParquetRows:
             raise FileRefused(f"{name}: cannot be read as Parquet: damaged or cut off; fetch it again") from exc
         if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
             raise FileRefused(f"{name}: column names must differ, got {twice[0]} twice; write it with other names")
-        self._column = column or self._find_column(schema)
-        if self._column not in schema.names:
-            raise FileRefused(f"{name}: expected a column {self._column}, got {', '.join(schema.names)[:_SHOWN]}")
-        if problem := problem_of(schema.field(self._column).type, scale):
-            raise FileRefused(f"{name}: column {self._column} must hold {_EXPECTED}; {problem}")
+        if column and column not in schema.names:
+            found = ", ".join(schema.names)[:_SHOWN] or "no column"
+            raise FileRefused(f"{name}: expected a column {column}, got {found}")
+        self._column = column
+        if len(self):  # the columns of a table without rows often have other types, such as null
+            self._column = column or self._find_column(schema)
+            if problem := problem_of(schema.field(self._column).type, scale):
+                raise FileRefused(f"{name}: column {self._column} must hold {_EXPECTED}; {problem}")
         self.has_key_ids = _KEY_ID in schema.names
         self.malformed: list[Malformed] = []  # the first MALFORMED_KEPT skipped rows, numbered from 1
         self.malformed_count = 0
@@ -133,7 +136,7 @@ class ParquetRows:
         """Return the name of the only column that can have drawings."""
         columns: list[str] = [field.name for field in schema if not problem_of(field.type, self._scale)]
         if len(columns) > 1:
-            columns = self._with_drawings(columns) or columns if len(self) else columns[:1]
+            columns = self._with_drawings(columns) or columns
         if len(columns) > 1:
             found = ", ".join(columns)
             raise FileRefused(f"{self.name}: several columns may have drawings: {found}; name one with --column")

@@ -34,6 +34,7 @@ class InputOptions:
     column: str = ""  # column of Parquet files that has the drawings; empty = the only one that can have them
     is_growing: bool = False
     """The inputs may grow: each picture of a folder is a source, and a last line that is incomplete is not read yet."""
+    may_be_empty: bool = False  # accept folders without a drawing, patterns without a file, and inputs without a row
     scale: float = 0.0
     """Factor for floats, booleans, and integers of .npy and .npz other than uint8: 255 for 0..1. 0 = refuse them."""
 
@@ -64,16 +65,18 @@ def find_sources(
     that begin with "." or "_", unless the glob does. What is left out is added to `passed_over`.
 
     Raises DiskFull if the disk has no space for standard input or a packed file, and FileRefused if an input does not
-    have the expected format, or if no input has a row.
+    have the expected format, or if no input has a row, unless they may be empty.
     """
     sources: list[Source] = []
     others = PassedOverList() if passed_over is None else passed_over
-    for path in input_paths(inputs, others):
+    for path in input_paths(inputs, others, may_be_empty=options.may_be_empty):
         on_open(str(path))
         if str(path) == STDIN:
             sources += _open_stdin(spool_folder, options, others)
         else:
             sources += _open(_Input(path, str(path), "", options, others), spool_folder)
+    if options.may_be_empty:
+        return sources
     if options.column and not any(isinstance(source, ParquetSource) for source in sources):
         raise FileRefused(f"--column {options.column}: no input is a Parquet file")
     if not any(map(len, sources)):

@@ -1,8 +1,10 @@
 """Find the files that an argument of `score` names, and list what is passed over: files, globs, folders, "-"."""
 
 import glob
+import os
 import re
 from collections.abc import Container, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from ...drawings.folders import besides_pictures, files_below, find_labelled, pictures_in
@@ -25,33 +27,65 @@ from ...errors import FileRefused
 STDIN = "-"
 
 
-def input_paths(texts: Sequence[str], passed_over: PassedOverList) -> Iterator[Path]:
+class Locations:
+    """Tells whether two names of sources mean the same file, although one is relative, or leads through a link."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def of(self, name: str, folder: str) -> str:
+        """Return the absolute path of a source that was named in the working directory `folder`; "" = that of today.
+
+        Links to folders are followed. A link to a file is not, because a job may read one file by several names.
+        """
+        parent, file = os.path.split(os.path.join(folder, name))  # noqa: PTH118 - names are text
+        if parent not in self._folders:
+            self._folders[parent] = os.path.realpath(parent)
+        return os.path.join(self._folders[parent], file)  # noqa: PTH118
+
+
+def working_folder() -> str:
+    """Return the working directory; "" if it was removed."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - a manifest has it as text
+    except FileNotFoundError:
+        return ""
+
+
+def input_paths(texts: Sequence[str], passed_over: PassedOverList, *, may_be_empty: bool = False) -> Iterator[Path]:
     """Yield each path that the arguments name, once: "-", a file, or a folder of pictures, which is one input.
 
     A folder stands for the files of drawings directly in it. If it has none, it stands for its labelled files. If it
     has none of these either, it stands for the files of drawings and the folders of pictures in the folders below it.
 
-    Raises FileRefused if a pattern matches no file, or if there is no drawing in a folder.
+    Raises FileRefused if a pattern matches no file, or if there is no drawing in a folder, unless they `may_be_empty`.
+    The folder itself, or the folder in front of the first wildcard, must be there in any case.
     """
+    passed_over.inputs.update(str(Path(text)) for text in texts)
     seen = set()
-    for path in (path for text in texts for path in _paths(text, passed_over)):
+    for path in (path for text in texts for path in _paths(text, passed_over, may_be_empty)):
         if path not in seen:
             seen.add(path)
             yield path
 
 
-def _paths(text: str, passed_over: PassedOverList) -> Iterator[Path]:
+def _paths(text: str, passed_over: PassedOverList, may_be_empty: bool) -> Iterator[Path]:
     path = Path(text)
     matches = [path]
     if text != STDIN and glob.has_magic(text) and not path.exists():
         found = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute, too
-        if not found:
+        if not found and not (may_be_empty and _fixed_folder(path).is_dir()):
             raise FileRefused(f"{text}: no file matches this pattern")
         hidden = {match for match in found if _is_hidden_match(match, text)}
         passed_over.extend(PassedOver(str(match), "hidden", False) for match in sorted(hidden))
         matches = [match for match in found if match not in hidden]
     for match in matches:
-        yield from _folder_paths(match, passed_over) if match.is_dir() else [match]
+        yield from _folder_paths(match, passed_over, may_be_empty) if match.is_dir() else [match]
+
+
+def _fixed_folder(pattern: Path) -> Path:
+    """Return the folder in front of the first wildcard of a pattern."""
+    return Path(*takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
 def _is_hidden_match(match: Path, pattern: str) -> bool:
@@ -60,22 +94,36 @@ def _is_hidden_match(match: Path, pattern: str) -> bool:
     The folders before the first wildcard are no part of the pattern. The module `glob` hides names with `.` in front.
     """
     parts = Path(pattern).parts
-    fixed = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    fixed = len(_fixed_folder(Path(pattern)).parts)
     shows_hidden = any(re.match(r"_|\[[^!\]]*_", part) for part in parts[fixed:])
     return not shows_hidden and any(part[0] == "_" for part in match.parts[fixed:])
 
 
-def _folder_paths(folder: Path, passed_over: PassedOverList) -> list[Path]:
+def _folder_paths(folder: Path, passed_over: PassedOverList, may_be_empty: bool) -> list[Path]:
     if files := _files_in(folder, passed_over):
         return files
     try:
         labelled = find_labelled(folder)
     except FileRefused:
-        if below := _paths_below(folder, passed_over):
-            return below
-        raise
+        others = PassedOverList()
+        below = _paths_below(folder, others)
+        if not below and not may_be_empty:
+            raise _without_drawings(folder, others) from None
+        passed_over.add(others)
+        return below
     passed_over.add(labelled.passed_over)
     return [path for inner in labelled.files.values() for path in files_below(inner) or [inner]]
+
+
+def _without_drawings(folder: Path, others: PassedOverList) -> FileRefused:
+    """Return the error for a folder that has no drawing in it or below it, but `others`."""
+    if not others.count:
+        return FileRefused(f"{folder}: expected drawings, got an empty folder")
+    first, *more = others.entries
+    found = f"{first.path} ({first.reason})" + (f" and {others.count - 1:,} more" if more else "")
+    if others.count_with_drawings:
+        found = others.describe(2)
+    return FileRefused(f"{folder}: expected drawings, got none; not read: {found}")
 
 
 def _files_in(folder: Path, passed_over: PassedOverList, *, with_folders: bool = True) -> list[Path]:
@@ -121,10 +169,9 @@ def _is_packed_copy(path: Path, names: Container[str]) -> bool:
     return path.suffix.lower() in PACKED_SUFFIXES and path.stem in names
 
 
-def _paths_below(folder: Path, passed_over: PassedOverList) -> list[Path]:
+def _paths_below(folder: Path, others: PassedOverList) -> list[Path]:
     """Return the files of drawings and the folders of pictures in all folders below `folder`, as Spark writes them."""
     paths: list[Path] = []
-    others = PassedOverList()
     for inner, folders, _ in walk(folder):
         others.extend(pass_over(inner / name) for name in folders if is_left_out(name))
         if files := _files_in(inner, others, with_folders=False):
@@ -132,5 +179,4 @@ def _paths_below(folder: Path, passed_over: PassedOverList) -> list[Path]:
         else:
             paths += [inner] if pictures_in(inner) else []
             others.extend(each for each in besides_pictures(inner) if not Path(each.path).is_dir())
-    passed_over.add(others)
     return paths
