@@ -100,7 +100,7 @@ def _append(
             parts.clear()  # the inputs have changed since the interruption
         has_key_ids = manifest.has_key_ids if manifest else None
         runner = JobRunner(client, job.kind, plan, plan_sources, reader, listener, has_key_ids)
-        added = runner.write(output, parts, passed_over)
+        added = replace(runner.write(output, parts, passed_over), ignores_others=job.ignores_others)
     check_any_scored(parts, added, is_first=not manifest)
     mended &= {each.source for each in plan.inputs}
     grown = _joined(job.kind, output, manifest, added, parts, mended) if manifest else added
