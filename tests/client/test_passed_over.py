@@ -254,6 +254,20 @@ def test_merge_returns_3_after_append(sketchbatch, tiny_service, folder, tmp_pat
         assert sketchbatch("merge", tmp_path / "o.csv", "--output", tmp_path / "all.csv").code == code
 
 
+@pytest.mark.parametrize("flags", [["--append"], []])
+def test_a_run_without_new_rows_records_what_is_not_read(sketchbatch, tiny_service, folder, tmp_path, flags):
+    """The manifest and `merge` have the files of the last run, and whether the user accepts that they are not read."""
+    (folder / "b.heic").unlink()
+    arguments = ["score", folder, "--output", tmp_path / "o.csv", "--server", tiny_service.address, *flags]
+    merge = ["merge", tmp_path / "o.csv", "--output", tmp_path / "all.csv"]
+    assert [sketchbatch(*arguments).code, sketchbatch(*merge).code] == [0, 0]
+    (folder / "c.heic").write_bytes(HEIC)
+    assert [sketchbatch(*arguments).code, sketchbatch(*merge).code] == [3, 3]
+    passed_over = json.loads((tmp_path / "o.csv.manifest.json").read_bytes())["passed_over"]
+    assert [Path(entry["path"]).name for entry in passed_over["entries"]] == ["c.heic", "notes.txt"]
+    assert [sketchbatch(*arguments, "--ignore-others").code, sketchbatch(*merge).code] == [0, 0]
+
+
 @pytest.mark.parametrize(
     "damaged", [{"count": 1}, {"with_drawings": 0}, {"count": "2"}, {"entries": [{}]}, {"entries": [3]}, []]
 )

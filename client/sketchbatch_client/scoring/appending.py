@@ -21,7 +21,17 @@ from .block_reader import BlockReader
 from .inputs import Source, find_sources
 from .inputs.paths import STDIN, Locations
 from .inputs.sources import PictureSource
-from .job import Outcome, ProgressListener, ScoreJob, check_any_scored, check_output, make_plan, opening, same_version
+from .job import (
+    Outcome,
+    ProgressListener,
+    ScoreJob,
+    check_any_scored,
+    check_output,
+    finished_earlier,
+    make_plan,
+    opening,
+    same_version,
+)
 from .job_runner import JobRunner
 from .manifest import Addition, Manifest, rejects_path
 from .merge import join
@@ -90,8 +100,8 @@ def _append(
         parts.clear()
     plan = replace(plan, inputs=begun or inputs)
     if manifest and not plan.inputs:
-        finished = Outcome(rows=manifest.rows, rejected=manifest.rejected, was_finished=True, added=0, added_rejected=0)
-        return finished, False
+        finished = finished_earlier(job, manifest, manifest.plan, passed_over, output)
+        return replace(finished, added=0, added_rejected=0), False
     by_name = {source.name: source for source in sources}
     plan_sources = [by_name[each.source] for each in plan.inputs]
     parts.may_replace(output)

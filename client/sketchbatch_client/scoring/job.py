@@ -90,8 +90,7 @@ def write_scores(
         with BlockReader(plan, sources, job.readers) as reader:
             _check_unchanged(earlier, others, plan, reader)
             if earlier and earlier.manifest:
-                now = replace(earlier.manifest, plan=plan, ignores_others=job.ignores_others)
-                return _finished_earlier(earlier.manifest, now, output)
+                return finished_earlier(job, earlier.manifest, plan, passed_over, output)
             if not earlier:
                 parts.clear()
                 parts.may_replace(output)
@@ -194,11 +193,15 @@ def same_version(client: Client, options: ScoreOptions, served: ModelInfo, begun
     return served
 
 
-def _finished_earlier(manifest: Manifest, now: Manifest, output: Path) -> Outcome:
-    """Return the outcome of a finished job; store the manifest `now` if it differs.
+def finished_earlier(
+    job: ScoreJob, manifest: Manifest, plan: Plan, passed_over: PassedOverList, output: Path
+) -> Outcome:
+    """Return the outcome of a job that had nothing to do.
 
-    The stamps of inputs may have changed, but not their contents, or the user accepts now what was not read.
+    If the stamps of inputs have changed, but not their contents, or if other files are not read, store this in the
+    manifest.
     """
+    now = replace(manifest, plan=plan, passed_over=passed_over.to_json(), ignores_others=job.ignores_others)
     if manifest != now:
         with replacing(manifest_path(output)) as manifest_file:
             now.write(manifest_file)
