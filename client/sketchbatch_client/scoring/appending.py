@@ -212,7 +212,9 @@ def _check_scored_rows(additions: Sequence[Addition], sources: list[Source], men
         before = scored.get(source.name, _Scored(0, "", ""))
         if len(source) < before.rows:
             raise JobRefused(f"{source.name} had {before.rows:,} rows, and now has {len(source):,}; {_ADVICE}")
-        is_moved = bool(before.folder) and locations.of(source.name, before.folder) != locations.of(source.name, folder)
+        is_moved = before.folder not in ("", folder) and locations.of(source.name, before.folder) != locations.of(
+            source.name, folder
+        )
         if before.rows and (before.stamp != source.stamp or is_moved) and source.name not in mended:
             changed.add(source.name)
     if changed:

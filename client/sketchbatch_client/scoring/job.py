@@ -201,6 +201,7 @@ def finished_earlier(
     If the stamps of inputs have changed, but not their contents, or if other files are not read, store this in the
     manifest.
     """
+    plan = replace(plan, folder=manifest.plan.folder or plan.folder)  # where the rows were scored
     now = replace(manifest, plan=plan, passed_over=passed_over.to_json(), ignores_others=job.ignores_others)
     if manifest != now:
         with replacing(manifest_path(output)) as manifest_file:
