@@ -623,6 +623,18 @@ def test_a_file_of_the_same_name_in_another_folder_is_compared(sketchbatch, tiny
     assert "the rows of g.npy that were scored before have changed" in finished[2].err
 
 
+def test_a_finished_job_keeps_its_working_directory(sketchbatch, tiny_service, tmp_path, noise, monkeypatch):
+    """A command that finds its rows scored does not move them: their names belong to the folder of the first run."""
+    words = ["score", "g.npy", "--output", tmp_path / "o.csv", "--server", tiny_service.address]
+    for folder in ("first", "copy"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "g.npy", noise(3))
+        monkeypatch.chdir(tmp_path / folder)
+        assert sketchbatch(*words).code == 0
+    manifest = json.loads((tmp_path / "o.csv.manifest.json").read_bytes())
+    assert manifest["plan"]["folder"] == str(tmp_path / "first")
+
+
 def test_nights_of_one_file_in_two_working_directories_are_not_merged(
     sketchbatch, tiny_service, inputs, tmp_path, noise, monkeypatch
 ):

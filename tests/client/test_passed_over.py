@@ -207,6 +207,82 @@ def test_score_returns_3_for_files_that_may_have_drawings(sketchbatch, tiny_serv
         assert sketchbatch(*arguments).code == 3  # of a finished job, too
 
 
+@pytest.mark.parametrize("is_one_job", [True, False])
+def test_merge_returns_3_for_files_that_may_have_drawings(sketchbatch, tiny_service, folder, tmp_path, is_one_job):
+    """`merge` names what the merged jobs did not read, unless each job, or the user of `merge`, accepts it."""
+    outputs = []
+
+    def score(number: int, *flags: str) -> int:
+        inner, shard = folder, ["--shard", f"{number}/2"]
+        if not is_one_job:
+            inner, shard = tmp_path / str(number), []
+            inner.mkdir(exist_ok=True)
+            (inner / "a.npy").write_bytes(npy(3))
+            (inner / "b.heic").write_bytes(HEIC)
+        output = tmp_path / (f"o-0000{number}-of-00002.csv" if is_one_job else f"{number}.csv")
+        given = tmp_path / "o.csv" if is_one_job else output
+        outputs.append(output)
+        return sketchbatch("score", inner, "--output", given, *shard, *flags, "--server", tiny_service.address).code
+
+    def merged(*flags: str) -> tuple[int, str, dict[str, int]]:
+        target = tmp_path / "all.csv"
+        finished = sketchbatch("merge", *outputs[:2], "--output", target, *flags)
+        found = json.loads(Path(f"{target}.manifest.json").read_bytes())
+        counts = found["passed_over"]["with_drawings"], len(found["passed_over"]["entries"])
+        assert counts == ((1, 2) if is_one_job else (2, 2))
+        return finished.code, finished.err, found
+
+    assert [score(0), score(1)] == [3, 3]
+    code, text, found = merged()
+    assert (code, found["ignores_others"]) == (3, False)
+    number = "1 file or folder" if is_one_job else "2 files or folders"
+    assert f"not read: {number} that may have drawings: " in text
+    assert "b.heic (a HEIC picture" in text.splitlines()[-1]
+    code, text, found = merged("--ignore-others")
+    assert (code, found["ignores_others"], "not read" in text) == (0, True, False)
+    assert [score(0, "--ignore-others"), merged()[0]] == [0, 3]  # the other one does not accept it
+    assert [score(1, "--ignore-others"), merged()[0]] == [0, 0]
+    assert [score(1), merged()[0]] == [3, 3]
+
+
+def test_merge_returns_3_after_append(sketchbatch, tiny_service, folder, tmp_path):
+    """An output of --append records, too, whether the user accepts what was not read."""
+    for code, flags in ((3, []), (0, ["--ignore-others"])):
+        (folder / f"{code}.npy").write_bytes(npy(3))
+        arguments = ["score", folder, "--output", tmp_path / "o.csv", "--server", tiny_service.address, "--append"]
+        assert sketchbatch(*arguments, *flags).code == code
+        assert sketchbatch("merge", tmp_path / "o.csv", "--output", tmp_path / "all.csv").code == code
+
+
+@pytest.mark.parametrize("flags", [["--append"], []])
+def test_a_run_without_new_rows_records_what_is_not_read(sketchbatch, tiny_service, folder, tmp_path, flags):
+    """The manifest and `merge` have the files of the last run, and whether the user accepts that they are not read."""
+    (folder / "b.heic").unlink()
+    arguments = ["score", folder, "--output", tmp_path / "o.csv", "--server", tiny_service.address, *flags]
+    merge = ["merge", tmp_path / "o.csv", "--output", tmp_path / "all.csv"]
+    assert [sketchbatch(*arguments).code, sketchbatch(*merge).code] == [0, 0]
+    (folder / "c.heic").write_bytes(HEIC)
+    assert [sketchbatch(*arguments).code, sketchbatch(*merge).code] == [3, 3]
+    passed_over = json.loads((tmp_path / "o.csv.manifest.json").read_bytes())["passed_over"]
+    assert [Path(entry["path"]).name for entry in passed_over["entries"]] == ["c.heic", "notes.txt"]
+    assert [sketchbatch(*arguments, "--ignore-others").code, sketchbatch(*merge).code] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "damaged", [{"count": 1}, {"with_drawings": 0}, {"count": "2"}, {"entries": [{}]}, {"entries": [3]}, []]
+)
+def test_a_damaged_list_in_a_manifest_is_refused_in_one_line(sketchbatch, tiny_service, folder, tmp_path, damaged):
+    """A manifest that another program has changed ends `merge` with the name of the manifest."""
+    output = tmp_path / "o.csv"
+    assert sketchbatch("score", folder, "--output", output, "--server", tiny_service.address).code == 3
+    path = tmp_path / "o.csv.manifest.json"
+    manifest = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**manifest, "passed_over": {**manifest["passed_over"], **damaged} if damaged else []}))
+    finished = sketchbatch("merge", output, "--output", tmp_path / "all.csv")
+    assert (finished.code, finished.err.count("\n")) == (4, 1), finished.err
+    assert f"{path}: cannot be read: " in finished.err
+
+
 def test_the_note_on_the_origin_is_listed_and_not_printed(sketchbatch, tiny_service, folder, tmp_path):
     """The manifest lists SOURCE.txt, which the trainer writes, but the terminal counts only other files."""
     (folder / "b.heic").rename(folder / "SOURCE.txt")

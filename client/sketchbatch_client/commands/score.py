@@ -202,6 +202,7 @@ def score(
         part_rows=part_rows,
         readers=readers,
         input_options=InputOptions(column=input_flags.column, scale=input_flags.scale),
+        ignores_others=input_flags.ignore_others,
     )
     started_at = time.monotonic()
     with connection.open(timeout_s=timeout_s) as client, ProgressDisplay("scoring", is_quiet=quiet) as progress:

@@ -81,6 +81,22 @@ class PassedOverList:
         entries = [entry._asdict() for entry in self.entries]
         return {"count": self.count, "with_drawings": self.count_with_drawings, "entries": entries}
 
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> "PassedOverList":
+        """Read what `to_json` returned; {} = no entry. Raises ValueError or KeyError for another object."""
+        files = cls()
+        for entry in found.get("entries", []):
+            path, reason, may_have_drawings = entry["path"], entry["reason"], entry["may_have_drawings"]
+            if not (isinstance(path, str) and isinstance(reason, str) and isinstance(may_have_drawings, bool)):
+                raise ValueError(f"expected a file that was not read, got {entry!r:.60}")
+            files.extend([PassedOver(path, reason, may_have_drawings)])
+        counts = found.get("count", 0), found.get("with_drawings", 0)
+        are_numbers = all(type(count) is int for count in counts)
+        if not are_numbers or not (files.count_with_drawings <= counts[1] <= counts[0] >= files.count):
+            raise ValueError(f"expected the numbers of files that were not read, got {counts!r:.60}")
+        files.count, files.count_with_drawings = counts
+        return files
+
     def describe(self, shown: int = 5) -> str:
         """Return one line for people: the number of entries that may have drawings, and the first of them."""
         more = self.count_with_drawings - shown

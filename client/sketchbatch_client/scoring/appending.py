@@ -21,7 +21,17 @@ from .block_reader import BlockReader
 from .inputs import Source, find_sources
 from .inputs.paths import STDIN, Locations
 from .inputs.sources import PictureSource
-from .job import Outcome, ProgressListener, ScoreJob, check_any_scored, check_output, make_plan, opening, same_version
+from .job import (
+    Outcome,
+    ProgressListener,
+    ScoreJob,
+    check_any_scored,
+    check_output,
+    finished_earlier,
+    make_plan,
+    opening,
+    same_version,
+)
 from .job_runner import JobRunner
 from .manifest import Addition, Manifest, rejects_path
 from .merge import join
@@ -90,8 +100,8 @@ def _append(
         parts.clear()
     plan = replace(plan, inputs=begun or inputs)
     if manifest and not plan.inputs:
-        finished = Outcome(rows=manifest.rows, rejected=manifest.rejected, was_finished=True, added=0, added_rejected=0)
-        return finished, False
+        finished = finished_earlier(job, manifest, manifest.plan, passed_over, output)
+        return replace(finished, added=0, added_rejected=0), False
     by_name = {source.name: source for source in sources}
     plan_sources = [by_name[each.source] for each in plan.inputs]
     parts.may_replace(output)
@@ -100,7 +110,7 @@ def _append(
             parts.clear()  # the inputs have changed since the interruption
         has_key_ids = manifest.has_key_ids if manifest else None
         runner = JobRunner(client, job.kind, plan, plan_sources, reader, listener, has_key_ids)
-        added = runner.write(output, parts, passed_over)
+        added = replace(runner.write(output, parts, passed_over), ignores_others=job.ignores_others)
     check_any_scored(parts, added, is_first=not manifest)
     mended &= {each.source for each in plan.inputs}
     grown = _joined(job.kind, output, manifest, added, parts, mended) if manifest else added
@@ -202,7 +212,9 @@ def _check_scored_rows(additions: Sequence[Addition], sources: list[Source], men
         before = scored.get(source.name, _Scored(0, "", ""))
         if len(source) < before.rows:
             raise JobRefused(f"{source.name} had {before.rows:,} rows, and now has {len(source):,}; {_ADVICE}")
-        is_moved = bool(before.folder) and locations.of(source.name, before.folder) != locations.of(source.name, folder)
+        is_moved = before.folder not in ("", folder) and locations.of(source.name, before.folder) != locations.of(
+            source.name, folder
+        )
         if before.rows and (before.stamp != source.stamp or is_moved) and source.name not in mended:
             changed.add(source.name)
     if changed:

@@ -44,6 +44,8 @@ class ScoreJob:
     part_rows: int = 0  # rows per part, the same for all shards; 0 = `default_part_rows` for this model
     readers: int = 1  # number of processes that decode strokes and pictures
     input_options: InputOptions = field(default_factory=InputOptions)
+    ignores_others: bool = False
+    """The user accepts that files which may have drawings are not read; the manifest records it for `merge`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,8 @@ class Outcome:
     was_finished: bool = False  # whether an earlier run had finished the job, so that this run scored nothing
     added: int | None = None  # for `append_scores`: number of the rows among `rows` that this run wrote
     added_rejected: int | None = None  # and among `rejected`
+    passed_over: PassedOverList = field(default_factory=PassedOverList)
+    """For `merge`: what the jobs did not read, without that of jobs with `ScoreJob.ignores_others`."""
 
 
 def write_scores(
@@ -87,12 +91,13 @@ def write_scores(
         with BlockReader(plan, sources, job.readers) as reader:
             _check_unchanged(earlier, others, plan, reader)
             if earlier and earlier.manifest:
-                return _finished_earlier(earlier.manifest, plan, output)
+                return finished_earlier(job, earlier.manifest, plan, passed_over, output)
             if not earlier:
                 parts.clear()
                 parts.may_replace(output)
                 manifest_path(output).unlink(missing_ok=True)
             manifest = JobRunner(client, job.kind, plan, sources, reader, listener).write(output, parts, passed_over)
+            manifest = replace(manifest, ignores_others=job.ignores_others)
             check_any_scored(parts, manifest, is_first=plan.shard == ALL)
             if not parts.is_replaceable(output):
                 raise OutputRefused(f"{output}: was written during the job; move it, then run the same command again")
@@ -205,14 +210,19 @@ def same_version(client: Client, options: ScoreOptions, served: ModelInfo, begun
     return served
 
 
-def _finished_earlier(manifest: Manifest, plan: Plan, output: Path) -> Outcome:
-    """Return the outcome of a finished job.
+def finished_earlier(
+    job: ScoreJob, manifest: Manifest, plan: Plan, passed_over: PassedOverList, output: Path
+) -> Outcome:
+    """Return the outcome of a job that had nothing to do.
 
-    If the stamps of inputs have changed, but not their contents, store the new stamps in the manifest.
+    If the stamps of inputs have changed, but not their contents, or if other files are not read, store this in the
+    manifest.
     """
-    if manifest.plan != plan:
+    plan = replace(plan, folder=manifest.plan.folder or plan.folder)  # where the rows were scored
+    now = replace(manifest, plan=plan, passed_over=passed_over.to_json(), ignores_others=job.ignores_others)
+    if manifest != now:
         with replacing(manifest_path(output)) as manifest_file:
-            replace(manifest, plan=plan).write(manifest_file)
+            now.write(manifest_file)
     return Outcome(rows=manifest.rows, rejected=manifest.rejected, was_finished=True)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
+from ..drawings.passed_over import PassedOverList
 from ..errors import JobRefused
 from ..strict_json import encode
 from .plan import Plan, whole_number
@@ -43,6 +44,7 @@ class Manifest:
     unlabelled: int = 0  # number of the rows written whose label is empty, see `Plan.reject_below`
     passed_over: dict[str, Any] = field(default_factory=dict)
     """`PassedOverList.to_json` of the files that were not read."""
+    ignores_others: bool = False  # whether the user accepted that files which may have drawings were not read
     has_key_ids: bool | None = None  # whether the output has a column for keys; None = unknown
     earlier: tuple[Addition, ...] = ()  # for an output of `score --append`: the runs before that of `plan`
     output_bytes: int  # size of the output; an output file of another size does not belong to this manifest
@@ -57,6 +59,11 @@ class Manifest:
     def additions(self) -> tuple[Addition, ...]:
         """The runs that wrote the rows of the output, in the order of the rows."""
         return (*self.earlier, Addition(plan=self.plan, digests=self.digests))
+
+    @property
+    def not_read(self) -> PassedOverList:
+        """The files that were not read."""
+        return PassedOverList.from_json(self.passed_over)
 
     @classmethod
     def read(cls, output: Path) -> "Manifest | None":
@@ -77,7 +84,8 @@ class Manifest:
                 rejected=whole_number(found["rejected"]),
                 unread_metadata=whole_number(found.get("unread_metadata", 0)),  # 0 in older manifests
                 unlabelled=whole_number(found.get("unlabelled", 0)),
-                passed_over=found.get("passed_over", {}),
+                passed_over=PassedOverList.from_json(found.get("passed_over", {})).to_json(),
+                ignores_others=found.get("ignores_others") is True,
                 has_key_ids=found.get("has_key_ids"),
                 earlier=tuple(Addition.from_json(each, plan.labels) for each in found.get("earlier", [])),
                 output_bytes=whole_number(found["output_bytes"]),

@@ -17,6 +17,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..atomic import replacing
+from ..drawings.passed_over import PassedOverList
 from ..errors import FileRefused, JobNotReady, JobRefused
 from ..output_file import check_is_no_input, checked_output
 from .inputs.paths import Locations
@@ -27,11 +28,11 @@ from .parts import BegunJob, check_is_ours
 from .plan import ALL, Plan, difference
 
 
-def merge(outputs: Sequence[Path], output: Path, *, restart: bool = False) -> Outcome:
+def merge(outputs: Sequence[Path], output: Path, *, restart: bool = False, ignores_others: bool = False) -> Outcome:
     """Merge the finished outputs of all shards of one job, given in any order, or of several jobs, in the given order.
 
     Jobs must have the same model, options and columns, and no row in common. `restart` replaces an output of another
-    job, or a file that no job has written.
+    job, or a file that no job has written. `ignores_others` accepts that files which may have drawings were not read.
 
     Raises:
         DiskFull: The disk has no space; the partial output is removed.
@@ -53,6 +54,8 @@ def merge(outputs: Sequence[Path], output: Path, *, restart: bool = False) -> Ou
             raise JobRefused(f"{path}: expected a file ending in .{kind}, as {output} does")
     if not restart:
         _check_replaceable(output, merged.additions)
+    not_accepted = [] if ignores_others else [each for each in manifests if not each.ignores_others]
+    others = _not_read(not_accepted, is_one_job)
     with replacing(manifest_path(output)) as manifest_file, replacing(output) as partial:
         *earlier, last = merged.additions
         with partial.open("wb") as file:
@@ -65,13 +68,14 @@ def merge(outputs: Sequence[Path], output: Path, *, restart: bool = False) -> Ou
             rejected=sum(each.rejected for each in manifests),
             unread_metadata=sum(each.unread_metadata for each in manifests),
             unlabelled=sum(each.unlabelled for each in manifests),
-            passed_over=manifests[0].passed_over if is_one_job else {},
+            passed_over=_not_read(manifests, is_one_job).to_json(),
+            ignores_others=not others.count_with_drawings,
             has_key_ids=manifests[0].has_key_ids,
             output_bytes=partial.stat().st_size,
         )
         manifest.write(manifest_file)
         _merge_rejects(merged.paths, rejects_path(output))
-    return Outcome(rows=manifest.rows, rejected=manifest.rejected)
+    return Outcome(rows=manifest.rows, rejected=manifest.rejected, passed_over=others)
 
 
 class _Merged(NamedTuple):
@@ -96,6 +100,17 @@ def _manifest_of(path: Path) -> Manifest:
         )
     got = "an unfinished one" if BegunJob.read(path) else "no such file"
     raise JobNotReady(f"{path}: expected a finished output, got {got}; run the command that writes it")
+
+
+def _not_read(manifests: Sequence[Manifest], is_one_job: bool) -> PassedOverList:
+    """Return what several jobs did not read, or the shards of one job, which list the same files."""
+    lists = [manifest.not_read for manifest in manifests]
+    if is_one_job:
+        return max(lists, key=lambda files: (files.count_with_drawings, files.count), default=PassedOverList())
+    all_files = PassedOverList()
+    for files in lists:
+        all_files.add(files)
+    return all_files
 
 
 def _jobs(paths: Sequence[Path], manifests: Sequence[Manifest]) -> _Merged:
