@@ -528,3 +528,17 @@ def test_export_before_training_names_the_missing_step(tmp_path):
     """Export before training is refused with the command to run first."""
     with pytest.raises(RunIncomplete, match="first run: sketchbatch-train train"):
         export(Run(tmp_path))
+
+
+def test_two_trainings_cannot_use_one_folder(dataset, tmp_path):
+    """While a training runs, another one with the same folder is refused; after its end the folder is free."""
+
+    def try_another(epochs, steps):
+        with pytest.raises(RunRefused, match="another process trains in it; wait for it, or name another folder"):
+            train(dataset, tmp_path / "run")
+        refused.append(steps)
+
+    refused: list[int] = []
+    assert train(dataset, tmp_path / "run", listener=Listener(try_another))
+    assert refused
+    assert train(dataset, tmp_path / "run") is None  # finished

@@ -2,7 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from pathlib import Path
@@ -157,6 +158,28 @@ class Run:
         if has_checkpoint:
             return RunState.INTERRUPTED
         return RunState.FINISHED if self.keras.exists() else RunState.NEW
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in the folder until the context ends; on Windows, nothing is locked.
+
+        Raises:
+            RunRefused: Another process trains in the folder.
+        """
+        try:
+            import fcntl  # not on Windows
+        except ImportError:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise RunRefused(
+                    f"{self.folder}: another process trains in it; wait for it, or name another folder with --run"
+                ) from exc
+            yield
 
     def begin(self, config: dict[str, Any]) -> None:
         """Create the run's folder, delete the results of an earlier training and write the config.

@@ -114,7 +114,10 @@ def _named_values(recipe: dict[str, Any]) -> dict[str, str]:
     """Return the settings of a recipe by name, each value as text."""
     own = {name: value for name, value in recipe.items() if name not in ("network", "augmentation")}
     flat = own | recipe["network"] | (recipe["augmentation"] or {"augmentation": "none"})
-    return {
-        name.replace("_", " "): " and ".join(map(str, value)) if isinstance(value, list) else str(value)
-        for name, value in flat.items()
-    }
+    return {name.removeprefix("is_").replace("_", " "): _as_text(value) for name, value in flat.items()}
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " and ".join(map(str, value)) if isinstance(value, list) else str(value)

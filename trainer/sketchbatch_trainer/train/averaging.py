@@ -33,7 +33,7 @@ def average(members: Sequence[Run], run: Run, *, name: str = "", restart: bool =
         OutputRefused: The folder of `run` has files of another origin.
         RunIncomplete: A member has no model.
         RunRefused: There are fewer than two members, or members differ by more than the seed, or started from no run;
-            or `run` holds another training and `restart` is false.
+            or `run` holds another training and `restart` is false, or another process writes to it.
     """
     run.check_folder()
     _check(members, run)
@@ -41,20 +41,21 @@ def average(members: Sequence[Run], run: Run, *, name: str = "", restart: bool =
     first, config = members[0], members[0].read_config()
     config["averaged"] = [provenance(*pair) for pair in zip(members, models, strict=True)]
     config["name"] = name or config["name"]
-    if run.state_for(config, restart=restart) is RunState.FINISHED:
-        return False
-    run.begin(config)
-    for source, target in ((first.test, run.test), (first.validation, run.validation)):
-        if source.is_dir():
-            shutil.copytree(source, target, dirs_exist_ok=True)
-    shutil.copyfile(first.recognized, run.recognized)
-    shutil.copyfile(first.calibration, run.calibration)
-    if first.training_digests.exists():
-        shutil.copyfile(first.training_digests, run.training_digests)
-    _write_mean_history(members, run)
-    weights = [model.get_weights() for model in models]
-    models[0].set_weights([np.mean(arrays, axis=0) for arrays in zip(*weights, strict=True)])
-    save_model(run, models[0])
+    with run.locked():
+        if run.state_for(config, restart=restart) is RunState.FINISHED:
+            return False
+        run.begin(config)
+        for source, target in ((first.test, run.test), (first.validation, run.validation)):
+            if source.is_dir():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+        shutil.copyfile(first.recognized, run.recognized)
+        shutil.copyfile(first.calibration, run.calibration)
+        if first.training_digests.exists():
+            shutil.copyfile(first.training_digests, run.training_digests)
+        _write_mean_history(members, run)
+        weights = [model.get_weights() for model in models]
+        models[0].set_weights([np.mean(arrays, axis=0) for arrays in zip(*weights, strict=True)])
+        save_model(run, models[0])
     return True
 
 

@@ -78,9 +78,9 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener, *, res
     Raises:
         OutputRefused: The folder of `run` has files of another origin.
         RunIncomplete: `request.start_from` or a teacher has no model.
-        RunRefused: `run` holds another training and `restart` is false; or `request.start_from` has another network, or
-            is missing although the recipe needs it; or a teacher has other labels; or there are teachers, but the
-            recipe uses none; or one of these is `run` itself.
+        RunRefused: Another process trains in `run`; or `run` holds another training and `restart` is false; or
+            `request.start_from` has another network, or is missing although the recipe needs it; or a teacher has other
+            labels; or there are teachers, but the recipe uses none; or one of these is `run` itself.
     """
     run.check_folder()
     _check(request, run)
@@ -95,15 +95,22 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener, *, res
     teachers = tuple(load_model(teacher) for teacher in request.teachers)
     if teachers:
         config["teachers"] = [_check_teacher(request, *pair) for pair in zip(request.teachers, teachers, strict=True)]
-    state = run.state_for(config, restart=restart)
-    if state is RunState.FINISHED:
-        return False
-    if state is RunState.NEW:
-        _prepare(run, dataset, config)
-        _write_training_digests(run, request)
     test = dataset.test.spaced(MEASURED_TEST_ROWS)
     data = TrainingData(train=dataset.train, validation=dataset.validation, test=test, teachers=teachers)
-    loop = TrainingLoop(model, request.recipe, data, seed=request.seed, checkpoint=run.checkpoint)
+    with run.locked():
+        state = run.state_for(config, restart=restart)
+        if state is RunState.FINISHED:
+            return False
+        if state is RunState.NEW:
+            _prepare(run, dataset, config)
+            _write_training_digests(run, request)
+        _fit(run, TrainingLoop(model, request.recipe, data, seed=request.seed, checkpoint=run.checkpoint), listener)
+        save_model(run, model)
+    return True
+
+
+def _fit(run: Run, loop: TrainingLoop, listener: TrainingListener) -> None:
+    """Run the loop to its end; write the history and the logs of each epoch."""
     listener.on_start(*loop.position, loop.steps)
     logs = tf.summary.create_file_writer(str(run.logs))
     for metrics in loop.run(listener.on_step):
@@ -112,8 +119,6 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener, *, res
         listener.on_epoch(metrics)
     logs.close()
     _write_history(run, loop.history)  # if a run was killed after its last checkpoint, the loop ran no epoch
-    save_model(run, model)
-    return True
 
 
 def save_model(run: Run, model: keras.Model) -> None:
