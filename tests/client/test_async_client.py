@@ -69,7 +69,7 @@ async def test_models_health_and_errors_equal_those_of_client(tiny_service, nois
         assert [await client.model()] == await client.models()
         assert await client.health() == "SERVING"
         assert await client.health("no.such.Service") == "SERVICE_UNKNOWN"
-        with pytest.raises(RequestRefused, match=r"top_k must be 0\.\.3"):
+        with pytest.raises(RequestRefused, match=r"top_k must be 1\.\.3"):
             await client.classify(noise(1), top_k=4)
         with pytest.raises(ModelNotFound):
             await client.classify(noise(1), model_name="zebra")

@@ -157,7 +157,7 @@ def test_invalid_bitmaps_are_refused_before_sending(client, bitmaps, message):
 
 def test_errors_of_the_server_have_types(client, noise):
     """Each error status has an exception type, and the exception has the message of the server."""
-    with pytest.raises(RequestRefused, match=r"top_k must be 0\.\.3"):
+    with pytest.raises(RequestRefused, match=r"top_k must be 1\.\.3"):
         client.classify(noise(1), top_k=4)
     with pytest.raises(ModelNotFound, match="there are: tiny"):
         client.classify(noise(1), model_name="zebra")

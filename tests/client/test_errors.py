@@ -10,8 +10,9 @@ from sketchbatch_client.commands import merge
 PERMANENT = [
     errors.FileRefused("x.npy: truncated"),
     errors.JobRefused("o.csv was begun differently"),
+    errors.ExtraMissing("demo needs starlette and uvicorn"),
     errors.OutputRefused("o.csv: must not be one of the inputs"),
-    errors.RequestRefused("top_k must be 0..3"),
+    errors.RequestRefused("top_k must be 1..3"),
     errors.ModelNotFound("there are: tiny"),
     errors.Unauthenticated("token is missing"),
     PermissionError(errno.EACCES, "Permission denied"),
@@ -74,7 +75,7 @@ def test_a_file_on_a_failing_disk_is_not_permanently_unreadable(number, is_perma
 def test_the_exit_code_tells_whether_a_retry_can_succeed(sketchbatch, monkeypatch, tmp_path, error, code):
     """The command prints the error as one line; its exit code is 4 for a permanent error, 1 for a temporary error."""
 
-    def fail(shards, output, *, restart):
+    def fail(shards, output, *, restart, ignores_others):
         raise error
 
     monkeypatch.setattr(merge, "merge_shards", fail)

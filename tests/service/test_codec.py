@@ -47,7 +47,7 @@ def test_the_error_of_a_wrong_byte_count_contains_the_expected_and_the_received_
 def test_top_k_above_the_number_of_classes_is_rejected():
     """For a model with four classes, the codec accepts a top_k of 4 and rejects a top_k of 5."""
     decode(pb.ClassifyRequest(bitmaps=bytes(784), top_k=4), **LIMITS)
-    with pytest.raises(InvalidRequest, match=r"top_k must be 0\.\.4 .*, got 5"):
+    with pytest.raises(InvalidRequest, match=r"top_k must be 1\.\.4, or 0 .*, got 5"):
         decode(pb.ClassifyRequest(bitmaps=bytes(784), top_k=5), **LIMITS)
 
 
