@@ -9,6 +9,7 @@ import pytest
 FORKING = """
 import faulthandler, os, sys, threading
 from concurrent.futures import ThreadPoolExecutor
+import grpc
 import numpy as np
 from sketchbatch_client import Client
 
@@ -44,6 +45,7 @@ for thread in threads:
     thread.join()
 assert len(client.classify(bitmaps)) == 1
 client.close()
+grpc.insecure_channel = lambda *_: print("a closed client opened a connection", flush=True)
 if os.fork() == 0:
     try:
         client.classify(bitmaps)

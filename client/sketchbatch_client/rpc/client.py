@@ -46,6 +46,8 @@ class Client(RowClient):
         """Replace all that the parent's threads may have locked at the fork."""
         _inherited.append((self._pool, self._unwatched_connections, self._backend, self._queues))
         is_closed = self._pool.is_closed
+        if is_closed:  # opens no connection: gRPC may still end those of the parent, and block new ones in the child
+            self._targets = self._targets[:0]
         self._connect()
         if is_closed:
             self.close()
