@@ -168,9 +168,15 @@ def stream_scores(
 def make_plan(job: ScoreJob, sources: list[Source], served: ModelInfo, begun: Plan | None) -> Plan:
     """Return the plan of a job; a part has `job.part_rows` rows, or as many as in the `begun` plan, or the default.
 
-    Raises RequestRefused if the model has no threshold of the coverage `job.options.reject`.
+    Raises RequestRefused if the model has fewer labels than `job.options.top_k`, or no threshold of the coverage
+    `job.options.reject`.
     """
-    options = job.options
+    options, labels = job.options, len(served.labels)
+    if options.top_k > labels:
+        raise RequestRefused(
+            f"top-k must be 1 to {labels}, the number of labels of {served.name}, got {options.top_k}; "
+            "--all-scores writes the scores of all labels"
+        )
     rows = sum(map(len, sources))
     part_rows = begun.part_rows if begun else default_part_rows(rows, row_bytes(options, served.labels))
     return Plan(
