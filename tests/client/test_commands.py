@@ -137,7 +137,10 @@ def test_score_takes_strokes_and_pictures(sketchbatch, tmp_path):
         (["ant.npy", "page.npy", "--output", "o.csv"], "web page"),
         (["ant.npy", "--output", "o.txt"], "must be one of .parquet, .csv, .jsonl, .npy, got '.txt'"),
         (["ant.npy", "--model", "zebra", "--output", "o.csv"], "there are: tiny (version 1)"),
-        (["ant.npy", "--top-k", "9", "--output", "o.csv"], "top-k must be 1 to 3, the number of labels of tiny, got 9; --all-scores"),
+        (
+            ["ant.npy", "--top-k", "9", "--output", "o.csv"],
+            "top-k must be 1 to 3, the number of labels of tiny, got 9; --all-scores",
+        ),
     ],
 )
 def test_a_failed_score_prints_one_line_and_leaves_no_file(sketchbatch, folder, arguments, message):

@@ -1,6 +1,7 @@
 """Name the files of a run, the folder in which each command stores its output for the next command."""
 
 import json
+import os
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -172,14 +173,17 @@ class Run:
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as file:
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
                 raise RunRefused(
                     f"{self.folder}: another process trains in it; wait for it, or name another folder with --run"
                 ) from exc
             yield
+        finally:
+            os.close(folder)
 
     def begin(self, config: dict[str, Any]) -> None:
         """Create the run's folder, delete the results of an earlier training and write the config.
