@@ -283,3 +283,16 @@ def test_inverted_drawings_are_reported_in_one_line(run_command, tiny_service, t
     for finished in (scored, evaluated):
         assert finished.returncode == 0
         assert finished.stderr.count("sketchbatch: warning: most pixels of the bitmaps are ink") == 1
+
+
+@pytest.mark.parametrize("names", [("faint", "ant"), ("ant", "faint")])
+def test_each_input_is_examined_for_the_values_0_and_1(run_command, tiny_service, tmp_path, noise, names):
+    """`score` warns once, although the rows of both files are in one request."""
+    np.save(tmp_path / "ant.npy", noise(50))
+    np.save(tmp_path / "faint.npy", noise(50) // 200)
+    inputs = [tmp_path / f"{name}.npy" for name in names]
+    finished = run_command(
+        "sketchbatch", "score", *inputs, "--server", tiny_service.address, "--output", tmp_path / "o.csv"
+    )
+    assert finished.returncode == 0
+    assert finished.stderr.count("sketchbatch: warning: the bitmaps have only the values 0 and 1") == 1

@@ -113,12 +113,12 @@ def test_bytes_that_are_neither_bitmap_nor_picture_are_rejects(tmp_path, rows):
         (pa.table({"word": ["cat"]}), "expected a column of drawings .* got word string"),
         (
             pa.table({"a": [bytes(784)], "b": [bytes(784)]}),
-            "several columns may have drawings: a, b; name one with --column",
+            "several columns may have drawings: a, b; leave one in the file; `sketchbatch score` takes --column",
         ),
         (pa.table([[bytes(784)], [bytes(784)]], names=["a", "a"]), "column names must differ, got a twice"),
         (pa.table({"a": [b"cat"], "b": [b"dog"]}), "several columns may have drawings: a, b"),
-        (pa.table({"a": [[0.5] * 784]}), r"got a list<.*double>; a: --scale 255 reads numbers from 0 to 1"),
-        (pa.table({"a": [[True] * 784]}), r"got a list<.*bool>; a: --scale 255 reads them"),
+        (pa.table({"a": [[0.5] * 784]}), r"got a list<.*double>; a: `sketchbatch score` reads .* --scale 255"),
+        (pa.table({"a": [[True] * 784]}), r"got a list<.*bool>; a: `sketchbatch score` reads them with --scale 255"),
         (
             pa.table({f"pixel{number}": [0] for number in range(784)}),
             r"got pixel0 int64, .* and 779 more; write the 784 columns of pixels as one \.npy of uint8 \(rows, 784\)$",

@@ -468,6 +468,15 @@ def test_a_folder_that_is_an_input_of_its_own_is_not_passed_over(sketchbatch, ti
     assert (finished.code, "png" in finished.err) == (0, False), finished.err
     manifest = json.loads((tmp_path / "o.csv.manifest.json").read_text())
     assert manifest["passed_over"]["count"] == 0
+    address = tiny_service.address
+    pattern = tmp_path / "in" / "*" / "*.png"  # names the pictures, and not their folder
+    finished = sketchbatch("score", inputs[0], pattern, "--output", tmp_path / "g.csv", "--server", address)
+    assert (finished.code, "png (" in finished.err) == (0, False), finished.err
+    (tmp_path / "in" / "1.png").write_bytes(DRAWINGS[".png"])
+    loose = tmp_path / "in" / "*.png"
+    finished = sketchbatch("score", inputs[0], pattern, loose, "--output", tmp_path / "b.csv", "--server", address)
+    assert (finished.code, "png (" in finished.err) == (0, False), finished.err
+    (tmp_path / "in" / "1.png").unlink()
     alone = sketchbatch("score", inputs[0], "--output", tmp_path / "p.csv", "--server", tiny_service.address)
     assert alone.code == 3
     assert f"{inputs[1]} (a folder with drawings" in alone.err
@@ -501,3 +510,11 @@ def test_an_output_with_parts_is_no_input(tmp_path):
     (tmp_path / "scores.parquet").write_bytes(table(1))
     (tmp_path / "scores.parquet.parts").mkdir()
     assert [source.name for source in find_sources([str(tmp_path)], tmp_path, lambda _: None)] == [f"{tmp_path}/a.npy"]
+
+
+def test_a_label_with_a_space_is_that_of_its_folder(tmp_path):
+    """Spark, Hive and pandas encode spaces and other characters in the names of folders as in a URL."""
+    for name in ("label=alarm%20clock", "label=d%C3%B6g", "label=100%"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part-0.npy").write_bytes(DRAWINGS[".npy"])
+    assert sorted(find_labelled(tmp_path).files) == ["100%", "alarm clock", "dög"]

@@ -80,7 +80,7 @@ def index_of(drawings: object, rows: int) -> Any:
 def warn_of_ink(bitmaps: Bitmaps) -> None:
     """Issue an `InkWarning` if `ink_warning` returns a text for the bitmaps; by default Python shows it once."""
     if text := ink_warning(bitmaps):
-        warnings.warn(text, InkWarning, stacklevel=2)
+        warnings.warn(text, InkWarning, stacklevel=1)  # one place, so that it is shown once
 
 
 def ink_warning(bitmaps: Bitmaps) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from urllib.parse import unquote
 
 from ..errors import FileRefused
 from ..label_names import listed, nfc
@@ -106,7 +107,10 @@ def _advice(nested: list[Path]) -> str:
 def label_of(path: Path) -> str:
     """Return the label of a path that `labelled_files` returned: its name in Unicode's normal form NFC."""
     if path.is_dir():
-        return nfc((path.name or path.resolve().name).removeprefix(_LABEL_KEY).removesuffix(_TABLE))
+        name = path.name or path.resolve().name
+        if name.startswith(_LABEL_KEY):  # Spark, Hive and pandas write "alarm clock" as label=alarm%20clock
+            return nfc(unquote(name.removeprefix(_LABEL_KEY)).removesuffix(_TABLE))
+        return nfc(name.removesuffix(_TABLE))
     return nfc(path.stem)
 
 

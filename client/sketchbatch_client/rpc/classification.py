@@ -1,6 +1,7 @@
 """Decode responses into `ModelInfo` and `Classification`; split and join classifications by rows."""
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -131,7 +132,10 @@ class Classification:
         try:
             import pandas as pd
         except ImportError as exc:
-            raise ImportError("to_pandas needs pandas: pip install 'sketchbatch-client[pandas]'") from exc
+            raise ImportError(
+                "to_pandas needs pandas: pip install 'sketchbatch-client[pandas]', or in a checkout "
+                f".tools/bin/uv pip install --python {sys.executable} pandas"
+            ) from exc
         return pd.DataFrame(self.columns(), index=self.index if index is None else index)
 
     def __repr__(self) -> str:

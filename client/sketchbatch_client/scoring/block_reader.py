@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..drawings.bitmap_arrays import warn_of_ink
 from ..drawings.readers import Bitmaps
 from ..errors import SketchbatchError
 from .inputs import Block, Source
@@ -153,7 +154,9 @@ def _joined_digest(digests: Iterable[int]) -> int:
 
 def _finished(rows: BlockRange, block: Block | Future[Block]) -> tuple[BlockRange, Block]:
     try:
-        return rows, block if isinstance(block, Block) else block.result()
+        read = block if isinstance(block, Block) else block.result()
+        warn_of_ink(read.bitmaps)  # for each input, because a request may have rows of several inputs
+        return rows, read
     except BrokenProcessPool as exc:
         raise SketchbatchError("a reader process was killed (out of memory?); run the same command to resume") from exc
 

@@ -37,8 +37,8 @@ def remedy_for(kind: pa.DataType) -> str:
     if not _is_list(kind):
         return ""
     if pa.types.is_floating(_innermost(kind)):
-        return "--scale 255 reads numbers from 0 to 1"
-    return "--scale 255 reads them" if pa.types.is_boolean(_innermost(kind)) else ""
+        return "`sketchbatch score` reads numbers from 0 to 1 with --scale 255"
+    return "`sketchbatch score` reads them with --scale 255" if pa.types.is_boolean(_innermost(kind)) else ""
 
 
 def remedy_for_many(columns: int) -> str:

@@ -38,6 +38,7 @@ _BATCH_ROWS = 1024
 _BUFFER_BYTES = 1 << 20  # of the file that are read at once
 _FIRST_ROWS = 16  # that tell which of several columns has the drawings
 _SHOWN = 500  # most characters of a schema that an error message quotes
+_ONE = "leave one in the file; `sketchbatch score` takes --column"
 _EXPECTED = "drawings (784 bytes, 784 or 28 x 28 numbers, or pictures)"
 
 
@@ -139,7 +140,7 @@ class ParquetRows:
             columns = self._with_drawings(columns) or columns
         if len(columns) > 1:
             found = ", ".join(columns)
-            raise FileRefused(f"{self.name}: several columns may have drawings: {found}; name one with --column")
+            raise FileRefused(f"{self.name}: several columns may have drawings: {found}; {_ONE}")
         if not columns:
             found = listed([f"{field.name} {field.type}" for field in schema])[:_SHOWN] or "no column"
             remedies = [f"{field.name}: {each}" for field in schema if (each := remedy_for(field.type))]

@@ -61,26 +61,29 @@ def input_paths(texts: Sequence[str], passed_over: PassedOverList, *, may_be_emp
     Raises FileRefused if a pattern matches no file, or if there is no drawing in a folder, unless they `may_be_empty`.
     The folder itself, or the folder in front of the first wildcard, must be there in any case.
     """
-    passed_over.inputs.update(str(Path(text)) for text in texts)
+    matches = [match for text in texts for match in _matches(text, passed_over, may_be_empty)]
+    named = {*map(Path, texts)}
+    passed_over.inputs.update(map(str, matches))
+    passed_over.inputs.update(str(match.parent) for match in matches if match not in named)  # by a pattern
     seen = set()
-    for path in (path for text in texts for path in _paths(text, passed_over, may_be_empty)):
-        if path not in seen:
-            seen.add(path)
-            yield path
-
-
-def _paths(text: str, passed_over: PassedOverList, may_be_empty: bool) -> Iterator[Path]:
-    path = Path(text)
-    matches = [path]
-    if text != STDIN and glob.has_magic(text) and not path.exists():
-        found = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute, too
-        if not found and not (may_be_empty and _fixed_folder(path).is_dir()):
-            raise FileRefused(f"{text}: no file matches this pattern")
-        hidden = {match for match in found if _is_hidden_match(match, text)}
-        passed_over.extend(PassedOver(str(match), "hidden", False) for match in sorted(hidden))
-        matches = [match for match in found if match not in hidden]
     for match in matches:
-        yield from _folder_paths(match, passed_over, may_be_empty) if match.is_dir() else [match]
+        for path in _folder_paths(match, passed_over, may_be_empty) if match.is_dir() else [match]:
+            if path not in seen:
+                seen.add(path)
+                yield path
+
+
+def _matches(text: str, passed_over: PassedOverList, may_be_empty: bool) -> list[Path]:
+    """Return the files and folders that an argument names, without hidden matches of a pattern."""
+    path = Path(text)
+    if text == STDIN or not glob.has_magic(text) or path.exists():
+        return [path]
+    found = [Path(match) for match in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207 - absolute, too
+    if not found and not (may_be_empty and _fixed_folder(path).is_dir()):
+        raise FileRefused(f"{text}: no file matches this pattern")
+    hidden = {match for match in found if _is_hidden_match(match, text)}
+    passed_over.extend(PassedOver(str(match), "hidden", False) for match in sorted(hidden))
+    return [match for match in found if match not in hidden]
 
 
 def _fixed_folder(pattern: Path) -> Path:
