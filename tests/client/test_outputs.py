@@ -80,6 +80,37 @@ def test_an_output_is_never_an_input(refused, drawings, given, output):
     assert contents(drawings) == before
 
 
+@pytest.mark.parametrize("option", [(), ("--restart",), ("--append",)], ids=" ".join)
+@pytest.mark.parametrize(
+    ("given", "output"),
+    [
+        (".", "ant.npy"),
+        (".", "cat.jsonl"),
+        (".", "link.npy"),
+        ("*.npy", "bee.npy"),
+        ("above", "above/pictures/a.png"),
+        ("nested", "nested/inner/ant.npy"),
+    ],
+)
+def test_a_file_of_an_input_folder_is_never_the_output(refused, drawings, tmp_path, given, output, option):
+    """The folder has other drawings, too, and the file has no other name in it."""
+    (drawings / "cat.jsonl").write_text('{"drawing": [[[0, 255], [0, 255]]]}\n')
+    (drawings / "above" / "pictures").mkdir(parents=True)
+    (drawings / "nested" / "inner").mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.diag(np.full(28, 255, np.uint8))).save(drawings / "above" / "pictures" / name)
+    for name in ("ant.npy", "bee.npy"):
+        (drawings / "nested" / "inner" / name).write_bytes((drawings / name).read_bytes())
+    target = drawings / output
+    if output == "link.npy":
+        target = tmp_path / "elsewhere.npy"
+        target.symlink_to(drawings / "ant.npy")
+    before = contents(drawings)
+    words = ["score", drawings / given, "--output", target, *option]
+    assert "must not be one of the inputs" in refused(*words, *(["--format", "csv"] if "png" in output else []))
+    assert contents(drawings) == before
+
+
 def test_standard_input_is_never_the_output(run_command, tiny_service, drawings):
     """A file that is read through standard input is not the output, either."""
     path = drawings / "ant.npy"

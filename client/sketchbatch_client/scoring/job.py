@@ -20,7 +20,7 @@ from ..rpc.classification import ModelInfo
 from ..rpc.client import Client
 from .block_reader import BlockReader
 from .inputs import InputOptions, Source, find_sources
-from .inputs.paths import working_folder
+from .inputs.paths import input_paths, working_folder
 from .inputs.sources import BitmapSource
 from .job_runner import JobRunner
 from .job_runner import ProgressListener as ProgressListener
@@ -113,6 +113,9 @@ def check_output(job: ScoreJob, output: Path, *, restart: bool = False) -> Path:
     """
     output = checked_output(output)
     _check_inputs(output, job.inputs)
+    if output.exists() and not manifest_path(output).exists():
+        # Once the job has a folder for its parts, a folder of inputs leaves out its output: compare before.
+        _check_inputs(output, [str(path) for path in input_paths(job.inputs, PassedOverList(), may_be_empty=True)])
     if not restart:
         check_is_ours(output)
     return output
