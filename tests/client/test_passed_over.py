@@ -472,6 +472,11 @@ def test_a_folder_that_is_an_input_of_its_own_is_not_passed_over(sketchbatch, ti
     pattern = tmp_path / "in" / "*" / "*.png"  # names the pictures, and not their folder
     finished = sketchbatch("score", inputs[0], pattern, "--output", tmp_path / "g.csv", "--server", address)
     assert (finished.code, "png (" in finished.err) == (0, False), finished.err
+    (tmp_path / "in" / "png" / "other.png").write_bytes(DRAWINGS[".png"])  # the next pattern leaves it out
+    some = tmp_path / "in" / "*" / "0.png"
+    finished = sketchbatch("score", inputs[0], some, "--output", tmp_path / "s.csv", "--server", address)
+    assert (finished.code, f"{inputs[1]} (a folder with drawings" in finished.err) == (3, True), finished.err
+    (tmp_path / "in" / "png" / "other.png").unlink()
     (tmp_path / "in" / "1.png").write_bytes(DRAWINGS[".png"])
     loose = tmp_path / "in" / "*.png"
     finished = sketchbatch("score", inputs[0], pattern, loose, "--output", tmp_path / "b.csv", "--server", address)

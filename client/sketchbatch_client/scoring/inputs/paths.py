@@ -62,15 +62,20 @@ def input_paths(texts: Sequence[str], passed_over: PassedOverList, *, may_be_emp
     The folder itself, or the folder in front of the first wildcard, must be there in any case.
     """
     matches = [match for text in texts for match in _matches(text, passed_over, may_be_empty)]
-    named = {*map(Path, texts)}
+    read = set(matches)
     passed_over.inputs.update(map(str, matches))
-    passed_over.inputs.update(str(match.parent) for match in matches if match not in named)  # by a pattern
+    parents = {match.parent for match in read - {*map(Path, texts)}}  # of the matches of patterns
+    passed_over.inputs.update(str(parent) for parent in parents if _is_all_read(parent, read))
     seen = set()
     for match in matches:
         for path in _folder_paths(match, passed_over, may_be_empty) if match.is_dir() else [match]:
             if path not in seen:
                 seen.add(path)
                 yield path
+
+
+def _is_all_read(folder: Path, read: Container[Path]) -> bool:
+    return all(path in read for path in folder.iterdir() if not is_hidden(path.name))
 
 
 def _matches(text: str, passed_over: PassedOverList, may_be_empty: bool) -> list[Path]:
