@@ -1,5 +1,6 @@
-"""Read the memory, threads and open files of a process from Linux's /proc."""
+"""Read the memory, threads, open files and CPU time of a process from Linux's /proc."""
 
+import os
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,13 @@ def held(pid: int) -> dict[str, float]:
         "threads": int(fields["Threads"]),
         "open_files": open_files(pid).total(),
     }
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that all threads of a process have used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    user, system = fields[11:13]  # fields 14 and 15 of proc(5); the first two fields end at the parenthesis
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def open_files(pid: int) -> Counter[str]:

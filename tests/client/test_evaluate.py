@@ -293,9 +293,10 @@ def test_recognised_drawings_have_their_own_figures(tiny_service, tmp_path):
     assert from_layout["recognized"]["accuracy"] == right[:12][is_recognized[:12]].mean()
 
 
-def test_recognised_figures_are_absent_if_all_drawings_were_recognised(tiny_service, tmp_path):
-    """A drawing without a flag counts as recognised; if all drawings are recognised, there are no separate figures."""
-    (tmp_path / "ant.ndjson").write_text(json.dumps({"drawing": [[[0, 255], [0, 255]]]}) + "\n")
+@pytest.mark.parametrize("flags", [{}, {"recognized": True}])
+def test_recognised_figures_are_absent_without_flags_and_if_all_drawings_were_recognised(tiny_service, tmp_path, flags):
+    """If no drawing has a flag, or if all drawings are recognised, there are no separate figures."""
+    (tmp_path / "ant.ndjson").write_text(json.dumps({"drawing": [[[0, 255], [0, 255]]]} | flags) + "\n")
     with Client(tiny_service.address) as client:
         assert evaluate(client, client.model(), open_labelled(tmp_path, LABELS)).recognized is None
 
@@ -336,9 +337,10 @@ def test_a_malformed_line_of_the_simplified_file_is_refused_or_unknown(tiny_serv
     assert (recognized.known.rows, recognized.recognized.rows) == (2, 1)
 
 
-def test_a_flag_that_cannot_be_read_is_unknown(tiny_service, tmp_path):
+@pytest.mark.parametrize("flag", ["yes", None])
+def test_a_flag_that_is_missing_or_cannot_be_read_is_unknown(tiny_service, tmp_path, flag):
     """A line whose flag is no boolean is scored, and is left out of the figures of recognised drawings."""
-    lines = [drawing(recognized=False), drawing(recognized=True, place=9), drawing(recognized="yes", place=99)]
+    lines = [drawing(recognized=False), drawing(recognized=True, place=9), drawing(recognized=flag, place=99)]
     (tmp_path / "ant.ndjson").write_text("\n".join(lines))
     with Client(tiny_service.address) as client:
         evaluation = evaluate(client, client.model(), open_labelled(tmp_path, LABELS))

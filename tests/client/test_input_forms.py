@@ -145,24 +145,32 @@ def test_hidden_files_and_outputs_of_jobs_are_no_drawings(tmp_path, noise):
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", "compressed", ".parquet"])
-@pytest.mark.parametrize("kind", ["float32", ">f4", "float64", "bool", "int64"])
-def test_numbers_of_other_types_are_read_by_a_scale(tmp_path, noise, suffix, kind):
-    """`--scale 255` reads numbers from 0 to 1 and booleans; without it they are refused, and the message names it."""
+@pytest.mark.parametrize("kind", ["float32", ">f4", "float64", "bool", "int64", "uint8"])
+def test_numbers_of_any_type_are_read_by_a_scale(tmp_path, noise, suffix, kind):
+    """`--scale 255` reads numbers from 0 to 1 and booleans.
+
+    Without it, other types than uint8 are refused, and the message names the option.
+    """
     bitmaps = noise(5)
-    numbers = bitmaps > 127 if kind in ("bool", "int64") else bitmaps / 255
+    is_whole = kind in ("bool", "int64", "uint8")
+    numbers = bitmaps > 127 if is_whole else bitmaps / 255
     numbers = numbers.astype(kind)
     path = tmp_path / f"a{suffix.replace('compressed', '.npz')}"
     if suffix == ".parquet":
-        if kind in (">f4", "int64"):
-            pytest.skip("Parquet has one byte order, and its integers are not scaled")
+        if kind == ">f4":
+            pytest.skip("Parquet has one byte order")
         parquet.write_table(pa.table({"x": numbers.reshape(5, 784).tolist()}), path)
     else:
         save = {".npy": np.save, ".npz": np.savez, "compressed": np.savez_compressed}[suffix]
         save(path, numbers)
-    expected = np.where(bitmaps > 127, 255, 0) if kind in ("bool", "int64") else bitmaps
+    expected = np.where(bitmaps > 127, 255, 0) if is_whole else bitmaps
     [source] = find_sources([str(path)], tmp_path, lambda _: None, InputOptions(scale=255))
     assert np.array_equal(source.block(0, 5).bitmaps, expected)
     assert np.array_equal(source.block(3, 5).bitmaps, expected[3:])
+    if kind == "uint8" or (kind, suffix) == ("int64", ".parquet"):
+        [source] = find_sources([str(path)], tmp_path, lambda _: None)
+        assert np.array_equal(source.block(0, 5).bitmaps, bitmaps > 127)
+        return
     remedy = r"x\.astype\(np\.uint8\)" if kind == "int64" else "--scale 255"
     with pytest.raises(FileRefused, match=remedy):
         find_sources([str(path)], tmp_path, lambda _: None)
@@ -192,7 +200,7 @@ def test_arrays_in_fortran_order_are_read(tmp_path, noise, shape, kind):
     bitmaps = noise(50)
     numbers = bitmaps if kind == "uint8" else bitmaps / 255
     np.save(tmp_path / "a.npy", np.asfortranarray(numbers.reshape(50, *shape)))
-    opened = read_bitmaps(tmp_path / "a.npy", scale=255)
+    opened = read_bitmaps(tmp_path / "a.npy", scale=0 if kind == "uint8" else 255)
     for rows in (slice(0, 50), slice(7, 9), slice(0, 50, 3), np.array([9, 3, 3]), slice(0, 0)):
         assert np.array_equal(opened[rows], bitmaps[rows])
     assert np.array_equal(opened.head(7)[:], bitmaps[:7])

@@ -88,7 +88,28 @@ def test_drawings_are_counted_by_class_country_and_time(folder):
     assert own.strokes == {1: 2, 2: 1, 6: 1}
     assert own.points == {2: 2, 5: 1, 15: 1}
     assert not own.durations
-    assert [len(sample.drawings) for sample in (own.recognized_sample, own.other_sample)] == [3, 1]
+    assert [len(sample.drawings) for sample in (own.sample, own.other_sample)] == [3, 1]
+
+
+@pytest.mark.parametrize("flag", ["yes", None])
+def test_a_drawing_without_a_readable_flag_counts_neither_as_recognised_nor_as_other(folder, tmp_path, flag):
+    """Shares are those of the drawings whose flag is known; without any flag, the page shows no share."""
+    unknown = line(SIMPLE, "US", recognized=flag)
+    (folder / "simplified" / "ant.ndjson").write_text(unknown + line(SIMPLE, "US", recognized=False) + unknown)
+    statistics = explored(folder)
+    own = statistics.classes[0].simplified
+    assert (own.drawings, own.flagged, own.recognized) == (3, 1, 0)
+    assert (own.countries, own.flagged_in, own.recognized_in) == ({"US": 3}, {"US": 1}, {"US": 0})
+    assert [len(sample.drawings) for sample in (own.sample, own.other_sample)] == [2, 1]
+    assert "recognised 0 of 1 drawings" in page_of(statistics, tmp_path)
+    counted = as_json(statistics)["classes"]["ant"]["simplified"]
+    assert (counted["with_recognised_flag"], counted["recognised"]) == (1, 0)
+    (folder / "simplified" / "ant.ndjson").write_text(unknown * 3)
+    shutil.rmtree(folder / "raw")
+    page = page_of(explored(folder), tmp_path)
+    assert "Random drawings" in page
+    assert "not recognised" not in page.replace("All figures include recognised and unrecognised drawings", "")
+    assert "The game" not in page
 
 
 def test_drawing_times_come_from_raw_files(folder):

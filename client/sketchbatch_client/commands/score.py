@@ -61,8 +61,8 @@ class InputFlags:
             min=0,
             max=_MAX_SCALE,
             callback=not_nan,
-            help="Factor for arrays of floats, booleans and integers other than uint8: 255 for numbers from 0 to 1.",
-            show_default="uint8 only",
+            help="Factor for the numbers of arrays and Parquet lists, of any type: 255 for numbers from 0 to 1.",
+            show_default="1, and arrays must be uint8",
         ),
     ] = 0
     ignore_others: IgnoreOthers = False

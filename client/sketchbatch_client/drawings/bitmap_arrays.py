@@ -94,7 +94,8 @@ def ink_warning(bitmaps: Bitmaps) -> str:
     if bitmaps[0, 0, 0] > _MOSTLY_INK and bitmaps.mean() > _MOSTLY_INK:
         return "most pixels of the bitmaps are ink: are they inverted? 0 = paper, 255 = ink; 255 - x inverts them"
     if bitmaps[0].max() <= 1 and bitmaps.max() == 1 and _INK[0] < bitmaps.mean() < _INK[1]:
-        return "the bitmaps have only the values 0 and 1; expected 0 = paper, 255 = ink; 255 * x converts them"
+        remedy = "255 * x converts them, and `sketchbatch score --scale 255` reads them"
+        return f"the bitmaps have only the values 0 and 1; expected 0 = paper, 255 = ink; {remedy}"
     return ""
 
 

@@ -35,13 +35,13 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """One drawing. Metadata that the file lacks, or that cannot be read, is "", 0, or, for `is_recognized`, True."""
+    """One drawing. Metadata that the file lacks, or that cannot be read, is "", 0, or, for `is_recognized`, None."""
 
     key_id: int  # Google's identifier, 0 to 2**64 - 1
     word: str
     """The word that the player had to draw; "" in binary files."""
     country: str  # country code of two letters
-    is_recognized: bool
+    is_recognized: bool | None  # whether the game recognised the drawing; None = unknown
     drawn_at: float  # seconds since the epoch, UTC
     strokes: list[Stroke]  # at least one stroke
     unread: tuple[str, ...] = ()  # names of the fields of metadata that cannot be read
@@ -80,7 +80,7 @@ def from_line(line: bytes) -> Drawing:
         key_id=metadata("key_id", _key_id, 0),
         word=metadata("word", _text, ""),
         country=metadata("countrycode", _text, ""),
-        is_recognized=metadata("recognized", _flag, True),
+        is_recognized=metadata("recognized", _flag, None),
         drawn_at=metadata("timestamp", _seconds, 0.0),
         strokes=strokes,
         unread=tuple(unread),

@@ -115,7 +115,7 @@ class BitmapFile:
         return columns.reshape(28, 28, count).T.reshape(count, _ROW_BYTES)  # the first axis of the file is y
 
     def _converted(self, numbers: NDArray[Any]) -> NDArray[np.uint8]:
-        if numbers.dtype == np.uint8:
+        if numbers.dtype == np.uint8 and self._scale in (0, 1):
             return np.ascontiguousarray(numbers)
         try:
             return scaled(numbers, self._scale)
@@ -139,8 +139,8 @@ def stack_bitmaps(bitmaps: list[NDArray[np.uint8]]) -> Bitmaps:
 def read_bitmaps(path: Path | str, *, scale: float = 0) -> BitmapFile:
     """Open a .npy file of uint8 (rows, 784) or (rows, 28, 28); an axis for one channel or one row may differ.
 
-    `scale` multiplies numbers of other types than uint8: 255 for 0..1, 1 for integers from 0 to 255. 0 = such files
-    are refused.
+    `scale` multiplies the numbers: 255 for 0..1, 1 for 0..255. 0 = files of other types than
+    uint8 are refused.
 
     Raises FileRefused if the file does not exist, is not a .npy of bitmaps, or has another size than its header states.
     """

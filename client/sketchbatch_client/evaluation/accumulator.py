@@ -91,10 +91,7 @@ class Accumulator:
         )
 
     def _recognized_figures(self) -> Recognized | None:
-        """Return the metrics of recognised drawings, or None if no drawing or every drawing counts as recognised.
-
-        A drawing of a stroke file without flags counts as recognised, so for such a file the result is None.
-        """
+        """Return the metrics of recognised drawings; None if none, or all with a flag, were recognised."""
         if not self._recognized.any() or (self._recognized == self._known).all():
             return None
         return Recognized(known=Figures.of(self._known), recognized=Figures.of(self._recognized))

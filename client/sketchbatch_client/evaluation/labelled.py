@@ -101,7 +101,7 @@ class RecognizedFlags:
     def read(self, file: Path, rows: Sequence[int] | NDArray[np.integer]) -> Flags:
         """Return the flags of some rows; a malformed line gives UNKNOWN if it is skipped, else raises FileRefused.
 
-        A flag that cannot be read is UNKNOWN, too; a drawing of a file without flags counts as recognised.
+        A flag that is missing or cannot be read is UNKNOWN, too.
         """
         if file != self._file:
             self._file, self._strokes = file, self._open(file)
@@ -127,4 +127,4 @@ class RecognizedFlags:
             if not self._skip_malformed:
                 raise
             return UNKNOWN
-        return UNKNOWN if "recognized" in drawing.unread else drawing.is_recognized
+        return UNKNOWN if drawing.is_recognized is None else drawing.is_recognized

@@ -27,7 +27,7 @@ NEAR_EMPTY = 0.046
 MAX_DURATION_S = 60
 """Longest counted drawing time in seconds; the game stops after 20 s (https://quickdraw.withgoogle.com)."""
 
-_SAMPLE_SIZE = 24  # of each class, at most this many recognised drawings and as many other drawings are kept
+_SAMPLE_SIZE = 24  # of each class, at most this many drawings and as many unrecognised ones are kept
 
 
 @dataclass(slots=True)
@@ -54,9 +54,13 @@ class StrokeStatistics:
 
     path: Path
     drawings: int = 0
+    flagged: int = 0
+    """Number of drawings of which it is known whether the game recognised them."""
     recognized: int = 0
     countries: Counter[str] = field(default_factory=Counter)
     """Number of drawings by country code."""
+    flagged_in: Counter[str] = field(default_factory=Counter)
+    """Number of drawings with a known recognised flag by country code."""
     recognized_in: Counter[str] = field(default_factory=Counter)
     """Number of recognised drawings by country code."""
     hours: Counter[int] = field(default_factory=Counter)
@@ -73,7 +77,8 @@ class StrokeStatistics:
     """Number of malformed lines, which were skipped."""
     first_malformed: str = ""
     """Line number of the first malformed line, and the reason for skipping the line."""
-    recognized_sample: Sample = field(default_factory=lambda: Sample(_SAMPLE_SIZE))
+    sample: Sample = field(default_factory=lambda: Sample(_SAMPLE_SIZE))
+    """Sample of the drawings that were recognised, or of which it is unknown."""
     other_sample: Sample = field(default_factory=lambda: Sample(_SAMPLE_SIZE))
     """Sample of the drawings that were not recognised."""
 
@@ -83,10 +88,13 @@ class StrokeStatistics:
     def add(self, drawing: Drawing) -> None:
         """Count one drawing."""
         self.drawings += 1
-        self.recognized += drawing.is_recognized
+        is_flagged, is_recognized = drawing.is_recognized is not None, bool(drawing.is_recognized)
+        self.flagged += is_flagged
+        self.recognized += is_recognized
         if drawing.country:
             self.countries[drawing.country] += 1
-            self.recognized_in[drawing.country] += drawing.is_recognized
+            self.flagged_in[drawing.country] += is_flagged
+            self.recognized_in[drawing.country] += is_recognized
         if drawing.drawn_at:
             drawn_at = datetime.fromtimestamp(drawing.drawn_at, UTC)
             self.hours[drawn_at.hour] += 1
@@ -95,7 +103,7 @@ class StrokeStatistics:
         self.points[sum(len(stroke[0]) for stroke in drawing.strokes)] += 1
         if has_times(drawing):
             self.durations[round(10 * min(duration_s(drawing), MAX_DURATION_S))] += 1
-        (self.recognized_sample if drawing.is_recognized else self.other_sample).offer(drawing)
+        (self.other_sample if drawing.is_recognized is False else self.sample).offer(drawing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,13 +43,18 @@ def as_json(statistics: FolderStatistics) -> dict[str, Any]:
 def _strokes(own: StrokeStatistics) -> dict[str, Any]:
     return {
         "drawings": own.drawings,
+        "with_recognised_flag": own.flagged,
         "recognised": own.recognized,
         "malformed": own.malformed,
         "strokes": _quartiles(own.strokes),
         "points": _quartiles(own.points),
         "seconds": _quartiles(own.durations, 0.1) if own.durations else None,
         "countries": {
-            name: {"drawings": number, "recognised": own.recognized_in[name]}
+            name: {
+                "drawings": number,
+                "with_recognised_flag": own.flagged_in[name],
+                "recognised": own.recognized_in[name],
+            }
             for name, number in own.countries.most_common()
         },
         "hours_utc": [own.hours[hour] for hour in range(24)],

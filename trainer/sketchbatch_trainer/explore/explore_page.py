@@ -78,8 +78,9 @@ def _cards(statistics: FolderStatistics) -> list[tuple[str, str, str]]:
     with_strokes = f", {total:,} with strokes" if 0 < total < statistics.drawings else ""
     cards = [(f"{statistics.drawings:,}", "Drawings", f"{len(statistics.classes)} classes{with_strokes}")]
     if own:
-        share = 100 * sum(each.recognized for each in own.values()) / total
-        cards.append((f"{share:.1f}\N{NO-BREAK SPACE}%", "Recognised", "by the game, during drawing"))
+        if flagged := sum(each.flagged for each in own.values()):
+            share = 100 * sum(each.recognized for each in own.values()) / flagged
+            cards.append((f"{share:.1f}\N{NO-BREAK SPACE}%", "Recognised", "by the game, during drawing"))
         median = quantile(together(statistics.counts("strokes")), 0.5)
         cards.append((f"{median}", "Strokes", "in the median drawing"))
     if durations:
@@ -101,19 +102,20 @@ def _classes(statistics: FolderStatistics) -> dict[str, Any]:
                 "shade": shade,
                 "bitmaps": len(each.bitmaps) if each.bitmaps else 0,
                 "drawings": len(strokes) if strokes else 0,
-                "share": strokes.recognized / len(strokes) if strokes else None,
+                "share": strokes.recognized / strokes.flagged if strokes and strokes.flagged else None,
                 "width": 100 * len(strokes) / most if strokes else 0,
             }
         )
-    known = sorted((row for row in rows if row["drawings"]), key=lambda row: float(row["share"]))
-    recognized = [each.recognized for each in own.values()]
+    known = sorted((row for row in rows if row["share"] is not None), key=lambda row: float(row["share"]))
+    with_flags = [each for each in own.values() if each.flagged]
+    recognized, flagged = [each.recognized for each in with_flags], [each.flagged for each in with_flags]
     return {
         "rows": rows,
         "recognized": sum(recognized),
-        "drawings": sum(map(len, own.values())),
+        "flagged": sum(flagged),
         "lowest": known[0] if known else None,
         "highest": known[-1] if known else None,
-        "differ": differ(recognized, [len(each) for each in own.values()]),
+        "differ": differ(recognized, flagged),
     }
 
 

@@ -48,9 +48,9 @@ def galleries(statistics: FolderStatistics) -> list[dict[str, Any]]:
     return [
         {
             "label": label,
-            "recognized": [plain(drawing) for drawing in own.recognized_sample.drawings[:shown]],
+            "drawings": [plain(drawing) for drawing in own.sample.drawings[:shown]],
             "others": [plain(drawing) for drawing in own.other_sample.drawings[: shown // 2]],
-            "other_share": 1 - own.recognized / own.drawings,
+            "other_share": 1 - own.recognized / own.flagged if own.flagged else None,
         }
         for label, own in statistics.with_strokes.items()
     ]
@@ -70,7 +70,7 @@ def in_time(statistics: FolderStatistics) -> Section:
             "lines": timed(drawing),
         }
         for label, part in list(own.items())[:_TIMED_DRAWINGS]
-        for drawing in part.recognized_sample.drawings[:per_class]
+        for drawing in part.sample.drawings[:per_class]
     ]
     return {"drawings": drawings, "is_timed": is_timed} if drawings else None
 
@@ -101,12 +101,15 @@ def countries(statistics: FolderStatistics) -> Section:
     counts = statistics.counts("countries")
     if not counts:
         return None
-    every, recognized = together(counts), together(statistics.counts("recognized_in"))
+    every, flagged = together(counts), together(statistics.counts("flagged_in"))
+    recognized = together(statistics.counts("recognized_in"))
     order = [name for name, _ in every.most_common(_MAX_COUNTRIES)]
+    with_flags = [name for name in order if flagged[name]]
     shown, shades = _stacked(statistics, counts)
+    unit = "recognised, % of the country's drawings"
     return {
         "chart": charts.bars(shown, order, shades, "drawings"),
-        "recognized": charts.shares(recognized, every, order, "recognised, % of the country's drawings"),
+        "recognized": charts.shares(recognized, flagged, with_flags, unit) if with_flags else None,
         "top": order[:3],
         "top_share": sum(every[name] for name in order[:3]) / sum(every.values()),
         "number": len(every),

@@ -99,7 +99,7 @@ def _from_numbers(column: pa.Array, scale: float) -> Bitmaps | None:
         column = column.flatten()
     if column.null_count or tuple(shape) not in ROW_SHAPES:
         return None
-    if pa.types.is_integer(column.type):
+    if pa.types.is_integer(column.type) and scale in (0, 1):
         bitmaps: Bitmaps = column.cast(pa.uint8()).to_numpy(zero_copy_only=False)
     else:
         bitmaps = scaled(column.to_numpy(zero_copy_only=False), scale)
@@ -138,7 +138,7 @@ def _from_list(value: object, scale: float) -> NDArray[np.uint8]:
         numbers = np.array(value)
     except ValueError as exc:
         raise ValueError("expected 784 numbers or 28 x 28, got lists of different lengths") from exc
-    if scale and numbers.shape in ROW_SHAPES and numbers.dtype.kind in "bf":
+    if scale and numbers.shape in ROW_SHAPES and numbers.dtype.kind in "bfiu":
         return scaled(numbers, scale).reshape(28, 28)
     if numbers.shape not in ROW_SHAPES or not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(f"expected 784 numbers or 28 x 28, got {numbers.dtype} {numbers.shape}")

@@ -36,7 +36,7 @@ class InputOptions:
     """The inputs may grow: each picture of a folder is a source, and a last line that is incomplete is not read yet."""
     may_be_empty: bool = False  # accept folders without a drawing, patterns without a file, and inputs without a row
     scale: float = 0.0
-    """Factor for floats, booleans, and integers of .npy and .npz other than uint8: 255 for 0..1. 0 = refuse them."""
+    """Factor for numbers: 255 for 0..1. 0 = refuse floats, booleans, and other integers than uint8 in .npy and .npz."""
 
 
 class _Input(NamedTuple):
