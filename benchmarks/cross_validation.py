@@ -52,10 +52,10 @@ LIGHT = with_network(FINETUNE, "light")
 JOBS: dict[str, Job] = {
     "article": Job(recipe=ARTICLE),
     "compact, 12 epochs, random weights": Job(recipe=replace(COMPACT, max_epochs=12)),
-    "version 1: light, three seeds": Job(recipe=LIGHT, start="light-342", seeds=3),
-    "light": Job(recipe=LIGHT, start="light-342"),
-    "compact": Job(recipe=FINETUNE, start="compact-342"),
-    "compact, three seeds": Job(recipe=FINETUNE, start="compact-342", seeds=3),
+    "version 1: light, three seeds": Job(recipe=LIGHT, start="light-342-again", seeds=3),
+    "light": Job(recipe=LIGHT, start="light-342-again"),
+    "compact": Job(recipe=FINETUNE, start="compact-342-again"),
+    "compact, three seeds": Job(recipe=FINETUNE, start="compact-342-again", seeds=3),
 }
 """The recipes by name; differences are those to the recipe `BASELINE`."""
 BASELINE = "version 1: light, three seeds"
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="Drawings in Google's layout.")
     parser.add_argument("--runs", type=Path, required=True, help="Folder for the runs.")
-    parser.add_argument("--starts", type=Path, required=True, help="Folder of light-342 and compact-342, trained.")
+    parser.add_argument("--starts", type=Path, required=True, help="Folder of the trained starting points.")
     parser.add_argument("--jobs", default=";".join(JOBS), help="Names of recipes, separated by semicolons.")
     arguments = parser.parse_args()
     path = HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-cross-validation.json"

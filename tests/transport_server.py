@@ -61,7 +61,7 @@ class Echo(grpc.GenericRpcHandler):
     async def wait_for_direct(self, calls: int = 1) -> None:
         """Wait until `calls` more calls are in the list `direct`."""
         for _ in range(calls):
-            assert await asyncio.to_thread(self.arrived.acquire, timeout=5)
+            assert await asyncio.to_thread(self.arrived.acquire, timeout=30)
 
 
 def parse_nothing(message: bytes) -> bytes:

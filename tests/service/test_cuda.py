@@ -83,7 +83,7 @@ def test_a_model_call_waits_for_a_capture(session, noise, waits):
     with ThreadPoolExecutor(1) as thread:
         with CAPTURES.capture():
             call = thread.submit(engine.predict, noise(3))
-            assert waits.acquire(timeout=5)
+            assert waits.acquire(timeout=30)
             assert not call.done()
         assert call.result(5).shape == (3, 3)
 
@@ -98,7 +98,7 @@ def test_a_capture_waits_for_the_running_calls(waits):
     with ThreadPoolExecutor(1) as thread:
         with CAPTURES.call():
             capturing = thread.submit(capture)
-            assert waits.acquire(timeout=5)
+            assert waits.acquire(timeout=30)
             assert not capturing.done()
         assert capturing.result(5) == "captured"
 

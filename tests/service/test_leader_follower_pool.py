@@ -17,7 +17,7 @@ class ConcurrentModel:
     """A model whose calls end only when `slots` calls run concurrently."""
 
     def __init__(self, slots: int) -> None:
-        self.together = threading.Barrier(slots, timeout=5)
+        self.together = threading.Barrier(slots, timeout=30)
 
     def predict(self, bitmaps):
         self.together.wait()
@@ -159,7 +159,7 @@ def test_no_thread_polls_while_all_slots_run_unless_allowed():
         assert model.started.wait(5)
         for _ in range(2):  # the first wait can be that of the start; a second wait shows that the thread was woken
             batcher.submit(drawings(1))
-            assert condition.waits.acquire(timeout=5)
+            assert condition.waits.acquire(timeout=30)
         assert not source.has_submitted_all.is_set()
         model.release.set()
         assert source.has_submitted_all.wait(5)
@@ -257,7 +257,7 @@ def test_no_request_runs_beyond_the_slots_next_to_other_calls(saturated, options
     batcher, source, model, condition, _ = saturated(1, **options)
     for _ in range(2):  # the first wait can be that of the start; a second wait shows that the thread was woken
         batcher.wake()
-        assert condition.waits.acquire(timeout=5)
+        assert condition.waits.acquire(timeout=30)
     assert not source.has_submitted_all.is_set()
     model.release.set()
     assert source.has_submitted_all.wait(5)
