@@ -13,6 +13,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for started processes: else `import 
 
 import in_process
 import pytest
+import structlog
 from file_order import FileScheduling, longest_first
 from hypothesis import settings
 from onnx_models import write_model
@@ -23,6 +24,10 @@ __all__ = ["noise", "quickdraw", "root"]  # fixtures
 # Hypothesis tries the same examples on every machine, without a time limit. Thus only the code can cause a failure.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
+
+# structlog prints a traceback in colour and with all local variables by default, which takes seconds.
+_console = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+structlog.configure(processors=[*structlog.get_config()["processors"][:-1], _console])
 
 BIN = Path(sys.executable).parent
 

@@ -84,12 +84,17 @@ def test_a_request_cancelled_during_its_call_does_not_disturb_its_batch():
         assert first_pixels(batcher.submit(drawings(3))) == [3]
 
 
-def test_a_failed_model_call_fails_every_request_of_its_batch():
-    """Every request of a failed batch receives an error with the cause, and the next batch runs."""
+class Panic(BaseException):
+    """An error that is no Exception, as bindings of native libraries raise it."""
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, Panic])
+def test_a_failed_model_call_fails_every_request_of_its_batch(kind):
+    """Every request of a failed batch receives an error with the cause, and the slot is free for the next batch."""
     model = FakeModel(held=True)
     with running(Batcher(model.predict, BatchLimits())) as batcher:
         futures = [busy(model, batcher), batcher.submit(drawings(1)), batcher.submit(drawings(2))]
-        model.error = RuntimeError("CUDA out of memory")
+        model.error = kind("CUDA out of memory")
         model.release.set()
         for future in futures:
             with pytest.raises(InferenceFailed) as caught:

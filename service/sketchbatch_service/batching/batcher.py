@@ -256,8 +256,10 @@ class Batcher:
             was_failing = self.is_failing
             is_finite = finite_rows(scores)
             completed, failed = self._store(batch, scores, is_finite, ended_at - started_at)
-        except Exception as exc:  # every request of the batch must receive an error, or its client would wait for ever
+        except BaseException as exc:  # every request must receive an error, or its client would wait for ever
             self._fail(batch, exc)
+            if not isinstance(exc, Exception):  # such as a panic of a native library
+                raise
             return
         self.statistics.add_call(
             batch.rows,
@@ -275,7 +277,7 @@ class Batcher:
         if was_failing:
             self.on_health()
 
-    def _fail(self, batch: "Batch", cause: Exception) -> None:
+    def _fail(self, batch: "Batch", cause: BaseException) -> None:
         """Fail every request of a batch whose model call failed."""
         with self._lock:
             self._end_call(batch)
