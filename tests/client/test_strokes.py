@@ -47,7 +47,7 @@ def test_a_line_needs_only_strokes(tmp_path):
     """A line needs only the field `drawing`; all other fields have defaults, for drawings from other sources."""
     path = tmp_path / "mine.ndjson"
     path.write_bytes(ndjson({"drawing": [[[1, 2.5], [3, 4]]]})[:-1])  # the last line has no newline
-    assert open_strokes(path)[0] == Drawing(0, "", "", True, 0.0, [[[1, 2.5], [3, 4]]])
+    assert open_strokes(path)[0] == Drawing(0, "", "", None, 0.0, [[[1, 2.5], [3, 4]]])
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n\r\n", b"\n\n \t\n", b"\n" * 10_000])
