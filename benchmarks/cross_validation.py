@@ -7,6 +7,7 @@ other work on the machine.
 """
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -47,14 +48,20 @@ class Job:
     seeds: int = 1
     """Number of networks whose weights are averaged."""
 
+    @property
+    def folder(self) -> str:
+        """The name of the folder of its runs: jobs that differ only by the number of seeds share their networks."""
+        return hashlib.blake2b(repr((self.recipe, self.start)).encode(), digest_size=6).hexdigest()
+
 
 LIGHT = with_network(FINETUNE, "light")
 JOBS: dict[str, Job] = {
     "article": Job(recipe=ARTICLE),
     "compact, 12 epochs, random weights": Job(recipe=replace(COMPACT, max_epochs=12)),
     "version 1: light, three seeds": Job(recipe=LIGHT, start="light-342-again", seeds=3),
-    "light": Job(recipe=LIGHT, start="light-342-again"),
-    "compact": Job(recipe=FINETUNE, start="compact-342-again"),
+    "light, one seed": Job(recipe=LIGHT, start="light-342-again"),
+    "compact, one seed": Job(recipe=FINETUNE, start="compact-342-again"),
+    "compact, from the first training": Job(recipe=FINETUNE, start="compact-342"),
     "compact, three seeds": Job(recipe=FINETUNE, start="compact-342-again", seeds=3),
 }
 """The recipes by name; differences are those to the recipe `BASELINE`."""
@@ -79,7 +86,7 @@ def main() -> None:
     }
     judged: dict[str, Judged] = {}
     for name in arguments.jobs.split(";"):
-        job, folder = JOBS[name], arguments.runs / "cross-validation" / name.replace(",", "").replace(" ", "-")
+        job, folder = JOBS[name], arguments.runs / "cross-validation" / JOBS[name].folder
         start = arguments.starts / job.start if job.start else None
         judged[name] = judge([train_fold(job, fold, arguments.data, start, folder) for fold in range(FOLDS)])
         results["recipes"][name] = {"recipe": asdict(job.recipe), "start": job.start, "seeds": job.seeds}

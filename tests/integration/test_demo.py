@@ -50,6 +50,9 @@ def test_the_demo_runs_on_given_drawings(run_command, root, quickdraw, tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["rows"], metrics["labels"]) == (913, ["bear", "cat", "dog"])
     assert metrics["source"] == "drawings in the folder quickdraw"
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    assert comparison["against"]["model"]["name"] == "bear-cat-dog"
+    assert f"{comparison['against']['accuracy']:.3f} for bear-cat-dog" in next(x for x in lines if "accuracy: " in x)
     assert metrics["accuracy"] > 0.6  # this test trains for two epochs; the full demo reaches 0.8
 
 
