@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from sketchbatch_client import AsyncClient, Client, InkWarning, RequestRefused
-from sketchbatch_client.drawings.bitmap_arrays import as_bitmaps, ink_warning
-from sketchbatch_client.drawings.readers import open_bitmaps
+from sketchbatch_client.drawings.bitmap_arrays import as_bitmaps, index_of, ink_warning
+from sketchbatch_client.drawings.readers import open_bitmaps, read_bitmaps
+from sketchbatch_client.errors import FileRefused
 
 ROWS = np.random.default_rng(1).integers(0, 150, (3, 28, 28), np.uint8)
 
@@ -36,6 +37,9 @@ class Series:
 
     def to_numpy(self):
         return self._entries
+
+    def map(self, convert):
+        return Series([convert(entry) for entry in self._entries], self.index)
 
 
 @pytest.mark.parametrize(
@@ -107,18 +111,40 @@ def test_a_uint8_array_is_not_copied():
         ROWS / 127.5 - 1,
         (ROWS / 255).tolist(),
         Series(list(ROWS / 255)),
+        Series(list(ROWS / 255), "abc"),
+        Series((ROWS / 255).tolist(), "abc"),
     ],
-    ids=["bool", "0..1", "0..255", "-1..1", "list", "series"],
+    ids=["bool", "0..1", "0..255", "-1..1", "list", "series", "series with an index", "series of lists"],
 )
 def test_floats_and_bools_are_refused_with_the_expression_that_converts_them(x):
     """The expression of the message gives bitmaps; the values decide which expression it is."""
     with pytest.raises(ValueError, match="; convert with ") as caught:
         as_bitmaps(x)
-    if isinstance(x, Series):
+    if isinstance(x, Series) and not hasattr(x, "index"):
         x = x.to_numpy()
     converted = eval(str(caught.value).partition("convert with ")[2], {"np": np, "x": x})
     is_bool = isinstance(x, np.ndarray) and x.dtype == bool
     assert np.array_equal(as_bitmaps(converted), 255 * x if is_bool else ROWS)
+    if isinstance(x, Series):
+        assert index_of(converted, 3).tolist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_missing_value_of_a_series_is_named(missing):
+    """A missing value of pandas is NaN or None."""
+    with pytest.raises(ValueError, match="got a missing value in row 1; leave such rows out"):
+        as_bitmaps(Series([ROWS[0], missing, ROWS[2]]))
+
+
+@pytest.mark.parametrize("rows_first", ["x.transpose(2, 0, 1)", "x.T"])
+def test_an_array_whose_rows_are_its_last_axis_is_refused_with_the_remedy(rows_first, tmp_path):
+    """The remedy puts the rows first, for an array as for a file."""
+    x = ROWS.transpose(1, 2, 0) if "transpose" in rows_first else ROWS.reshape(3, 784).T
+    np.save(tmp_path / "a.npy", np.ascontiguousarray(x))
+    for read in (lambda: as_bitmaps(x), lambda: read_bitmaps(tmp_path / "a.npy")):
+        with pytest.raises((ValueError, FileRefused), match=re.escape(f"; convert it: {rows_first}")):
+            read()
+    assert np.array_equal(as_bitmaps(eval(rows_first)), ROWS)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +155,7 @@ def test_floats_and_bools_are_refused_with_the_expression_that_converts_them(x):
         (ROWS / 0.1, "with values from 0 to 1490"),
         (ROWS[:, :27], r"got uint8 \(3, 27, 28\)"),
         ([ROWS[0], ROWS[1, :27]], r"got uint8 \(27, 28\) in row 1"),
-        (Series([ROWS[0], None]), "got NoneType in row 1"),
+        (Series([ROWS[0], None]), "got a missing value in row 1; leave such rows out"),
         ([bytes(784), bytes(783)], r"got uint8 \(783,\) in row 1"),
         (iter(ROWS), "got generator|got iterator"),
         ([["a"]], r"got <U1 \(1, 1\)"),

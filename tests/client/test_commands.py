@@ -236,7 +236,7 @@ def test_evaluate_prints_and_writes_the_five_metrics(new_process, folder):
     assert metrics["accuracy"] == sum(np.diagonal(metrics["confusion"])) / 50
     assert metrics["per_class"]["ant"]["rows"] == 30
     assert metrics["passed_over"] == ["zebra"]
-    assert "skipped 1 file" in finished.err
+    assert "skipped the drawings of 1 label that this model does not know: zebra" in finished.err
 
 
 def test_evaluate_needs_a_label_that_the_model_knows(sketchbatch, tmp_path, noise):
@@ -282,12 +282,13 @@ def test_inverted_drawings_are_reported_in_one_line(run_command, tiny_service, t
     evaluated = run_command("sketchbatch", "evaluate", tmp_path, *where)
     for finished in (scored, evaluated):
         assert finished.returncode == 0
-        assert finished.stderr.count("sketchbatch: warning: most pixels of the bitmaps are ink") == 1
+        assert finished.stderr.count("most pixels of the bitmaps are ink") == 1
+    assert f"sketchbatch: warning: {tmp_path}/ant.npy: most pixels of the bitmaps are ink" in scored.stderr
 
 
 @pytest.mark.parametrize("names", [("faint", "ant"), ("ant", "faint")])
 def test_each_input_is_examined_for_the_values_0_and_1(run_command, tiny_service, tmp_path, noise, names):
-    """`score` warns once, although the rows of both files are in one request."""
+    """`score` warns once and names the file, although the rows of both files are in one request."""
     np.save(tmp_path / "ant.npy", noise(50))
     np.save(tmp_path / "faint.npy", noise(50) // 200)
     inputs = [tmp_path / f"{name}.npy" for name in names]
@@ -295,4 +296,5 @@ def test_each_input_is_examined_for_the_values_0_and_1(run_command, tiny_service
         "sketchbatch", "score", *inputs, "--server", tiny_service.address, "--output", tmp_path / "o.csv"
     )
     assert finished.returncode == 0
-    assert finished.stderr.count("sketchbatch: warning: the bitmaps have only the values 0 and 1") == 1
+    assert finished.stderr.count("the bitmaps have only the values 0 and 1") == 1
+    assert f"sketchbatch: warning: {tmp_path}/faint.npy: the bitmaps have only" in finished.stderr

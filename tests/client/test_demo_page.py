@@ -117,7 +117,7 @@ def test_addresses_and_localhost_are_accepted(demo, host):
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        (json.dumps({"drawing": []}), 400, "drawing must be a list of strokes, got []"),
+        (json.dumps({"drawing": []}), 400, "a drawing must have at least one stroke, got none"),
         ('{"drawing": [[[1,', 400, "not JSON: Expecting value at character 18"),
         (b"\xff\xfe\x00", 400, "not JSON"),
         ("[" * 100_000, 400, "not JSON: nested too deep"),

@@ -200,7 +200,7 @@ def test_two_models_are_compared_on_their_common_labels(evaluating, others, fold
     assert finished.code == 3, finished.err
     found = json.loads((tmp_path / "m.json").read_text())
     assert found["passed_over"] == ["cow", "zebra"]
-    assert "skipped 2 files whose label not both models know" in finished.err
+    assert "skipped the drawings of 2 labels that not both models know" in finished.err
     scores, true = scored
     right = scores[true < 2].argmax(axis=1) == true[true < 2]
     bitmaps = np.concatenate([np.load(folder / f"{label}.npy") for label in ("ant", "bee")])
@@ -309,12 +309,12 @@ def test_malformed_drawings_are_refused_or_skipped(evaluating, tiny_service, tmp
     good = drawing(recognized=True)
     for label in ("ant", "bee"):
         (tmp_path / f"{label}.ndjson").write_text(f'{good}\n{{"drawing": []}}\n{good}\n')
-    with Client(tiny_service.address) as client, pytest.raises(FileRefused, match=r"ant.ndjson:2: drawing must be"):
+    with Client(tiny_service.address) as client, pytest.raises(FileRefused, match=r"ant.ndjson:2: a drawing must have"):
         evaluate(client, client.model(), open_labelled(tmp_path, LABELS))
     finished = evaluating(tmp_path, "--skip-malformed", "--json", tmp_path / "m.json")
     assert finished.code == 0, finished.err
     assert "skipped 2 malformed drawings" in finished.err
-    assert "ant.ndjson:2: drawing must be a list of strokes" in finished.err
+    assert "ant.ndjson:2: a drawing must have at least one stroke" in finished.err
     found = json.loads((tmp_path / "m.json").read_text())
     assert (found["rows"], found["malformed"]["left_out"], len(found["malformed"]["first"])) == (4, 2, 2)
     assert {each["row"] for each in found["surest_mistakes"]} == {0, 2}  # rows are numbered with the skipped line

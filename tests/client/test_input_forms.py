@@ -176,6 +176,20 @@ def test_numbers_of_any_type_are_read_by_a_scale(tmp_path, noise, suffix, kind):
         find_sources([str(path)], tmp_path, lambda _: None)
 
 
+def test_an_array_of_objects_is_refused_with_the_remedy(tmp_path, noise):
+    """No scale makes numbers of objects, so the remedy is to stack them."""
+    x = np.empty(5, object)
+    x[:] = list(noise(5).reshape(5, 784).astype(object))
+    objects = np.stack(x)
+    np.save(tmp_path / "a.npy", objects)
+    for scale in (0, 1):
+        with pytest.raises(
+            FileRefused, match=r"got object \(5, 784\); convert it: np\.stack\(x\)\.astype\(np\.uint8\) "
+        ):
+            read_bitmaps(tmp_path / "a.npy", scale=scale)
+    assert np.array_equal(np.stack(x).astype(np.uint8).reshape(-1, 28, 28), noise(5))
+
+
 @pytest.mark.parametrize("value", [1.01, -0.1, np.nan, np.inf])
 def test_a_number_out_of_range_is_no_drawing(tmp_path, value):
     """Numbers times the scale must be 0 to 255: a wrong scale is an error, rather than a wrapped number."""

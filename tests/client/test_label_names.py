@@ -119,7 +119,7 @@ def test_passed_over_files_are_named_with_the_nearest_label(evaluate):
     finished = evaluate(("cat", "dog", "ice cream"), ["cat", "Dog", "ice_cream", "zebra"])
     assert finished.code == 3
     assert (
-        "skipped 3 files whose label this model does not know: "
+        "skipped the drawings of 3 labels that this model does not know: "
         "'Dog' (did you mean 'dog'?), 'ice_cream' (did you mean 'ice cream'?), 'zebra'\n"
     ) in finished.err
 

@@ -412,6 +412,8 @@ def test_a_table_that_spark_wrote_is_a_folder(tmp_path):
         ("cat.csv", b"countrycode,drawing,key_id\n", "cat.csv (a table; docs/bulk-scoring.md shows how to convert it)"),
         ("cat.csv", b"5," + b"0," * 783 + b"255\n", "cat.csv (a table; docs/bulk-scoring.md shows how to convert it)"),
         ("cat.tsv", b"0\t" * 784, "cat.tsv (a table; docs/bulk-scoring.md shows how to convert it)"),
+        ("mnist.csv", b"label,1x1,1x2,1x3," * 30, "mnist.csv (a table; docs/bulk-scoring.md shows how to convert it)"),
+        ("mnist.csv", b"label;p0;p1;p2;" * 40, "mnist.csv (a table; docs/bulk-scoring.md shows how to convert it)"),
         ("cat.ndjson.gz", gzip.compress(LINE, mtime=0), "cat.ndjson.gz (a gzip file; unpack it"),
         ("t10k.idx3-ubyte", bytes((0, 0, 8, 3)) + bytes(12), "t10k.idx3-ubyte (an IDX file"),
         ("cat.heic", HEIC, "cat.heic (a HEIC picture"),
@@ -424,6 +426,32 @@ def test_a_folder_of_files_that_cannot_be_read_names_them(sketchbatch, tiny_serv
     finished = sketchbatch("evaluate", tmp_path, "--server", tiny_service.address)
     assert (finished.code, finished.err.count("\n")) == (4, 1)
     assert f"not read: 1 file or folder that may have drawings: {tmp_path}/{message}" in finished.err
+
+
+def test_a_folder_with_drawings_next_to_files_is_named_with_the_way_to_add_it(sketchbatch, tiny_service, tmp_path):
+    """The line on stderr has the path to add; the folder in which the job stores its parts is not counted."""
+    folder = tmp_path / "in"
+    (folder / "nested").mkdir(parents=True)
+    (folder / "a.npy").write_bytes(npy(3))
+    (folder / "nested" / "b.npy").write_bytes(npy(2))
+    words = ("--server", tiny_service.address, "--output", folder / "o.csv")
+    finished = sketchbatch("score", folder, *words)
+    assert finished.code == 3
+    assert (
+        f"nested (a folder with drawings, such as nested/b.npy, is not searched; add '{folder}/nested')" in finished.err
+    )
+    manifest = json.loads((folder / "o.csv.manifest.json").read_text())
+    assert [entry["path"] for entry in manifest["passed_over"]["entries"]] == [f"{folder}/nested"]
+    assert sketchbatch("score", folder, folder / "nested", *words, "--restart").code == 0
+
+
+def test_pictures_directly_in_the_folder_to_evaluate_are_refused_with_the_layout(sketchbatch, tiny_service, tmp_path):
+    """The label of such pictures would be the name of the folder, which is rarely meant."""
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "a.png").write_bytes(picture("png"))
+    finished = sketchbatch("evaluate", tmp_path / "new", "--server", tiny_service.address)
+    assert finished.code == 4
+    assert "got new; the label of these pictures is the name of their folder: give each label a folder" in finished.err
 
 
 @pytest.mark.parametrize("inner", ["cat/0.png", "cat.npy"])

@@ -86,7 +86,7 @@ def test_columns_equal_those_of_the_command(scorer, run_command, tiny_service, n
         (np.zeros((28, 28), np.uint8), r"uint8 \(28,\)"),
         (np.zeros((2, 28, 28, 3), np.uint8), r"uint8 \(2, 28, 28, 3\)"),
         (objects([bytes(784), bytes(783)]), r"uint8 \(783,\) in row 1"),
-        (objects([bytes(784), None]), "NoneType in row 1"),
+        (objects([bytes(784), None]), "a missing value in row 1; leave such rows out"),
         (objects([np.full(784, 256)]), "256 to 256 in row 0"),
         (objects([objects([np.zeros(28, np.uint8)] * 27 + [np.zeros(27, np.uint8)])]), "ndarray in row 0"),
         (objects(["cat", "dog"]), "str in row 0"),

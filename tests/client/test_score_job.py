@@ -329,7 +329,7 @@ def test_rejected_rows_are_listed(score, tmp_path):
     assert [(reject["source"], reject["row"]) for reject in rejects] == [
         (str(tmp_path / "ant.ndjson"), row) for row in (1, 3)
     ]
-    assert rejects[0]["reason"] == "drawing must be a list of strokes, got []"
+    assert rejects[0]["reason"] == "a drawing must have at least one stroke, got none"
     assert score(tmp_path / "ant.ndjson", "--output", output).code == 3  # the exit code of the finished job is the same
     (tmp_path / "ant.ndjson").write_text(f"{good}\n")
     assert score(tmp_path / "ant.ndjson", "--output", output, "--restart").code == 0

@@ -163,7 +163,7 @@ MALFORMED_LINES = [
     ("[1]", r"expected a JSON object, got \[1\]"),
     ({"word": "cat"}, r'expected the key drawing with a list of strokes, got the keys \["word"\]'),
     ({"drawing": None}, "drawing must be a list of strokes, got nothing"),
-    ({"drawing": []}, r"drawing must be a list of strokes, got \[\]"),
+    ({"drawing": []}, "a drawing must have at least one stroke, got none"),
     ({"drawing": [[[1]]]}, r"stroke 0 must be \[xs, ys\] or \[xs, ys, ts\], got \[\[1\]\]"),
     ({"drawing": [[[1], 1]]}, r"stroke 0 must be \[xs, ys\]"),
     ({"drawing": [[[1, 2]] * 4]}, r"got 4 points; convert with list\(zip\(\*stroke\)\)"),

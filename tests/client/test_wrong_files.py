@@ -196,10 +196,8 @@ def test_a_pipe_is_refused_with_the_way_that_works(run, tmp_path, suffix):
     path = tmp_path / f"cat{suffix}"
     os.mkfifo(path)
     said = run("score", path, "--output", tmp_path / "o.csv")
-    assert (
-        f"{path}: expected a file, got a pipe or device; pass it as standard input: `sketchbatch score - < {path}`"
-        in said
-    )
+    way = f"copy its contents to a file, or score it with `sketchbatch score - < {path}`"
+    assert f"{path}: expected a file, got a pipe or device; {way}" in said
 
 
 @pytest.mark.parametrize("suffix", [*DRAWING_SUFFIXES, ".png"])
@@ -209,7 +207,7 @@ def test_a_broken_link_is_refused_alone_and_in_a_folder(run, tmp_path, suffix):
     folder.mkdir()
     np.save(folder / "a.npy", np.zeros((3, 784), np.uint8))
     (folder / f"b{suffix}").symlink_to("nowhere")
-    assert f"b{suffix}: cannot be read: no such file" in run(
+    assert f"b{suffix}: cannot be read: a link to a file that does not exist" in run(
         "score", folder / f"b{suffix}", "--output", tmp_path / "o.csv"
     )
     if suffix == ".npy":

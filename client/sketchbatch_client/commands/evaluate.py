@@ -31,7 +31,6 @@ from .options import (
     IgnoreOthers,
     ModelName,
     ModelVersion,
-    Quiet,
     TimeoutS,
     connecting,
     counted,
@@ -132,7 +131,10 @@ def evaluate(
     ] = 0.0,
     ignore_others: IgnoreOthers = False,
     timeout_s: TimeoutS = 60.0,
-    quiet: Quiet = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", help="Write no figures to stdout, and only errors to stderr: for --json and the like."),
+    ] = False,
 ) -> None:
     """Evaluate the served model on labelled drawings, alone or against a second model.
 
@@ -223,8 +225,8 @@ def _print_figures(evaluation: Evaluation) -> None:
 
 def _print_skipped(drawings: LabelledDrawings, labels: Sequence[str], reason: str) -> None:
     if passed_over := drawings.passed_over:
-        files = "1 file" if len(passed_over) == 1 else f"{len(passed_over)} files"
-        err.print(f"skipped {files} whose label {reason}: {with_suggestions(passed_over, labels)}")
+        names = with_suggestions(passed_over, labels)
+        err.print(f"skipped the drawings of {counted(len(passed_over), 'label')} that {reason}: {names}")
 
 
 def _print_malformed(drawings: LabelledDrawings) -> None:

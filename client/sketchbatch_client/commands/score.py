@@ -5,6 +5,7 @@ import re
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from ..atomic import is_open_file, is_stream, open_stream, room_for
+from ..drawings.bitmap_arrays import INK_WARNING, InkWarning
 from ..output_file import local_text
 from ..rpc.client import Client
 from ..scoring.appending import append_scores
@@ -205,6 +207,7 @@ def score(
         ignores_others=input_flags.ignore_others,
     )
     started_at = time.monotonic()
+    warnings.filterwarnings("ignore", INK_WARNING, InkWarning)  # of the client; the job names the input in its own
     with connection.open(timeout_s=timeout_s) as client, ProgressDisplay("scoring", is_quiet=quiet) as progress:
         if _is_stream(output):
             with room_for(Path(_name(output))), _open_stream(output, quiet) as file:

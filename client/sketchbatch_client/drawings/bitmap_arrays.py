@@ -4,6 +4,7 @@ Flow: object -> one array, or one array per row -> checked shape -> checked type
 frames are recognised by their method `to_numpy`, so this module imports neither pandas nor polars.
 """
 
+import math
 import warnings
 from collections.abc import Iterable, Sized
 from typing import Any, Protocol, TypeGuard, cast
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..file_kind import HEAD_BYTES, describe
-from .npy import ROW_SHAPES, Bitmaps
+from .npy import ROW_SHAPES, Bitmaps, axes_remedy
 from .passed_over import PICTURE_SUFFIXES
 
 _EXPECTED = "uint8 (rows, 28, 28) or (rows, 784)"
@@ -20,6 +21,8 @@ _EXPECTED = "uint8 (rows, 28, 28) or (rows, 784)"
 # Levels. In a sample of 104,553 drawings of 345 classes, the mean level of a drawing was at most 150, and 43 on
 # average. The mean of inverted drawings is 212.
 _MOSTLY_INK = 170
+
+_ROW = "np.asarray(row)"  # how a remedy writes a row of a pandas series, whose index it keeps
 
 _INK = 0.02, 0.7  # lowest and highest share of ink in drawings; nearly blank or filled bitmaps are no scaled drawings
 
@@ -32,6 +35,10 @@ class Series(Protocol):
 
 Drawings = ArrayLike | Series
 """What `as_bitmaps` accepts."""
+
+
+INK_WARNING = "most pixels of the bitmaps are ink|the bitmaps have only the values"
+"""Pattern of the texts of `ink_warning`."""
 
 
 class InkWarning(UserWarning):
@@ -59,7 +66,8 @@ def as_bitmaps(drawings: Drawings, name: str = "bitmaps") -> Bitmaps:
         raise ValueError(f"{name} must be {_EXPECTED}, got a data frame{shape}; choose {columns}")
     if array is None or (array.ndim and array.dtype.kind in "OS") or array.shape == (0,):  # no rows, or unlike rows
         each = enumerate(cast(Iterable[object], rows))
-        bitmaps = [_one(row, f"{name} must be", f" in row {number}") for number, row in each]
+        x = _ROW if hasattr(drawings, "to_numpy") and hasattr(drawings, "index") else "np.stack(x)"
+        bitmaps = [_one(row, f"{name} must be", f" in row {number}", x) for number, row in each]
         return np.concatenate([np.empty((0, 28, 28), np.uint8), *bitmaps])
     if not array.ndim:
         raise ValueError(f"{name} must be {_EXPECTED}, got {type(drawings).__name__}")
@@ -77,10 +85,15 @@ def index_of(drawings: object, rows: int) -> Any:
     return index if isinstance(index, Sized) and len(index) == rows else None
 
 
-def warn_of_ink(bitmaps: Bitmaps) -> None:
-    """Issue an `InkWarning` if `ink_warning` returns a text for the bitmaps; by default Python shows it once."""
-    if text := ink_warning(bitmaps):
-        warnings.warn(text, InkWarning, stacklevel=1)  # one place, so that it is shown once
+def warn_of_ink(bitmaps: Bitmaps, name: str = "") -> bool:
+    """Issue an `InkWarning` if `ink_warning` returns a text for the bitmaps; by default Python shows it once.
+
+    `name`, if given, is the name of the file, with which the text begins. Returns whether there was a warning.
+    """
+    text = ink_warning(bitmaps)
+    if text:
+        warnings.warn(f"{name}: {text}" if name else text, InkWarning, stacklevel=1)  # one place: it is shown once
+    return bool(text)
 
 
 def ink_warning(bitmaps: Bitmaps) -> str:
@@ -113,8 +126,10 @@ def _as_array(rows: Any) -> NDArray[Any] | None:
         return None if isinstance(rows, (list, tuple)) else np.array(rows, object)
 
 
-def _one(row: object, must_be: str, where: str) -> Bitmaps:
-    """Return one entry of a list or series as (1, 28, 28)."""
+def _one(row: object, must_be: str, where: str, x: str) -> Bitmaps:
+    """Return one entry of a list or series as (1, 28, 28); `x` is how to write the rows in Python."""
+    if row is None or (isinstance(row, float) and math.isnan(row)) or type(row).__name__ == "NAType":  # of pandas
+        raise ValueError(f"{must_be} {_EXPECTED}, got a missing value{where}; leave such rows out")
     array = _as_array(row)
     if isinstance(row, bytes) and len(row) != 784 and (kind := describe(row[:HEAD_BYTES], "it")):
         convert = "; convert each with sketchbatch_client.drawings.images.decode_image"
@@ -124,14 +139,14 @@ def _one(row: object, must_be: str, where: str) -> Bitmaps:
         array = _as_array(array.tolist())
     if array is None or not array.ndim:
         raise ValueError(f"{must_be} {_EXPECTED}, got {type(row).__name__}{where}")
-    return _checked(array, array.shape in ROW_SHAPES, must_be, where, "np.stack(x)")
+    return _checked(array, array.shape in ROW_SHAPES, must_be, where, x)
 
 
 def _checked(array: NDArray[Any], is_bitmaps: bool, must_be: str, where: str, x: str) -> Bitmaps:
     """Return (rows, 28, 28) after a check of the type and of the values; `x` is how to write the array in Python."""
     got = f"{array.dtype} {array.shape}{where}"
     if not is_bitmaps:
-        raise ValueError(f"{must_be} {_EXPECTED}, got {got}")
+        raise ValueError(f"{must_be} {_EXPECTED}, got {got}{axes_remedy(array.shape)}")
     if array.dtype.kind not in "iu":
         raise ValueError(f"{must_be} {_EXPECTED}, got {got}{_remedy(array, x)}")
     if array.dtype != np.uint8 and array.size:
@@ -144,17 +159,22 @@ def _checked(array: NDArray[Any], is_bitmaps: bool, must_be: str, where: str, x:
 def _remedy(array: NDArray[Any], x: str) -> str:
     """Return the expression that converts floats or bools, chosen by their values; empty = there is none."""
     if array.dtype == np.bool_:
-        return f"; convert with np.uint8(255) * {x}"
+        return _with_index(f"np.uint8(255) * {x}", x)
     if array.dtype.kind != "f" or not array.size:
         return ""
     low, high = float(array.min()), float(array.max())
     if 0 <= low <= high <= 1:
-        return f"; convert with (255 * {x}).round().astype(np.uint8)"
+        return _with_index(f"(255 * {x}).round().astype(np.uint8)", x)
     if 0 <= low <= high <= 255:
-        return f"; convert with {x}.round().astype(np.uint8)"
+        return _with_index(f"{x}.round().astype(np.uint8)", x)
     if -1 <= low <= high <= 1:
-        return f"; convert with (127.5 * {x} + 127.5).round().astype(np.uint8)"
+        return _with_index(f"(127.5 * {x} + 127.5).round().astype(np.uint8)", x)
     return f" with values from {low:g} to {high:g}"
+
+
+def _with_index(expression: str, x: str) -> str:
+    """Return the remedy; for the rows of a pandas series, it keeps the index of the series."""
+    return f"; convert with x.map(lambda row: {expression})" if x == _ROW else f"; convert with {expression}"
 
 
 def _spelled(drawings: object) -> str:

@@ -61,8 +61,10 @@ def from_line(line: bytes) -> Drawing:
     strokes = fields.get("drawing")
     if "drawing" not in fields:
         raise ValueError(f"expected the key drawing with a list of strokes, got the keys {_short(list(fields))}")
-    if not isinstance(strokes, list) or not strokes:
+    if not isinstance(strokes, list):
         raise ValueError(f"drawing must be a list of strokes, got {_short(strokes)}")
+    if not strokes:
+        raise ValueError("a drawing must have at least one stroke, got none")
     for number, stroke in enumerate(strokes):
         _check_stroke(stroke, number)
     _check_rendering_cost(strokes)

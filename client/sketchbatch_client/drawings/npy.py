@@ -59,6 +59,8 @@ class _Header(NamedTuple):
         if self.dtype.kind == "f":
             convert = "convert it: (x * 255).round().astype(np.uint8) if the numbers are 0 to 1"
             return f"{convert}; `sketchbatch score` reads it with --scale 255, and numbers from 0 to 255 with --scale 1"
+        if self.dtype == np.object_:
+            return "convert it: np.stack(x).astype(np.uint8) if each entry is a bitmap of 0 to 255"
         return "convert it: x.astype(np.uint8) if the numbers are 0 to 255; `sketchbatch score --scale 1` reads it"
 
     def __str__(self) -> str:
@@ -129,6 +131,13 @@ def scaled(numbers: NDArray[Any], scale: float) -> NDArray[np.uint8]:
     if not ((products >= 0) & (products <= 255)).all():  # NaN is not, either
         raise ValueError(f"numbers times {scale:g} must be 0 to 255, got {products.min():g} to {products.max():g}")
     return products.astype(np.uint8)
+
+
+def axes_remedy(shape: tuple[int, ...]) -> str:
+    """Return how to convert an array whose rows are its last axis; empty for other shapes."""
+    if len(shape) == 3 and shape[:2] == (28, 28):
+        return "; convert it: x.transpose(2, 0, 1)"
+    return "; convert it: x.T" if len(shape) == 2 and shape[0] == _ROW_BYTES else ""
 
 
 def stack_bitmaps(bitmaps: list[NDArray[np.uint8]]) -> Bitmaps:
@@ -248,7 +257,7 @@ def _bitmaps_in(file: StableFile, name: str, start: int, size: int, scale: float
     """Open the .npy that begins at byte `start` of a file and is `size` bytes long."""
     header = _read_header(name, file.read(start, start + min(size, _HEADER_BYTES)))
     if header.rows < 0:
-        raise FileRefused(f"{name}: expected {EXPECTED}, got {header}")
+        raise FileRefused(f"{name}: expected {EXPECTED}, got {header}{axes_remedy(header.shape)}")
     _check_type(name, header, scale)
     _check_size(name, header, size)
     return BitmapFile(file, name, start + header.bytes, header, scale)

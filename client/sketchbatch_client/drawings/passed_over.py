@@ -20,7 +20,9 @@ _UNREAD_PICTURES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".svg")
 
 SOURCE_NOTE = "SOURCE.txt"  # file with one line about the origin of the drawings in a folder; copied together with them
 
-_MANY = 100  # whole numbers at the beginning of the first line of a table of pixels without a header
+# A table of pixels begins with at least so many short numbers or names of columns, such as "1x1".
+_MANY = 50
+_MAX_COLUMN_NAME = 8
 _LISTED = 1000  # most entries that are listed, with drawings and without; the rest is only counted
 _SEARCHED = 10_000  # most files of a folder that are searched for drawings
 OUTPUT_MARKS = (".manifest.json", ".parts")  # after the name of an output
@@ -43,7 +45,7 @@ class PassedOverList:
     def __init__(self, entries: Iterable[PassedOver] = ()) -> None:
         self.count = 0
         self.count_with_drawings = 0  # of entries that may have drawings
-        self.inputs: set[str] = set()  # paths that are read, because they were named; they are not added
+        self.inputs: set[str] = set()  # paths that are not added: they are read, because they were named
         self._with: list[PassedOver] = []
         self._without: list[PassedOver] = []
         self.extend(entries)
@@ -185,12 +187,12 @@ def _folder(path: Path) -> PassedOver:
 
 
 def _may_have_drawings(table: bytes) -> bool:
-    """Return whether the beginning of a table names a column of drawings or pixels, or has many short numbers."""
+    """Return whether the beginning of a table names a column of drawings or pixels, or has as many short columns."""
     first_line, _, rest = table.partition(b"\n")
     if b"drawing" in first_line.lower() or b"pixel" in first_line.lower():
         return True
-    numbers = first_line.replace(b"\t", b",").split(b",")  # the last one may be cut
-    return not rest and len(numbers) > _MANY and all(number.strip().isdigit() for number in numbers[:_MANY])
+    columns = first_line.replace(b"\t", b",").replace(b";", b",").split(b",")[:-1]  # the last one may be cut
+    return not rest and len(columns) > _MANY and all(len(column) <= _MAX_COLUMN_NAME for column in columns)
 
 
 def _file(path: Path) -> PassedOver:

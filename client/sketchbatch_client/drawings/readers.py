@@ -188,7 +188,7 @@ def open_bitmaps(path: Path | str, *, skip_malformed: bool = False) -> BitmapRow
 def check_is_file(path: Path) -> None:
     """Raise FileRefused for a pipe or device, whose opening may wait for ever; a missing file passes."""
     if path.exists() and not path.is_file():
-        way = f"pass it as standard input: `sketchbatch score - < {shlex.quote(str(path))}`"
+        way = f"copy its contents to a file, or score it with `sketchbatch score - < {shlex.quote(str(path))}`"
         raise FileRefused(f"{path}: expected a file, got a pipe or device; {way}")
 
 

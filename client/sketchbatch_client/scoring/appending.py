@@ -78,6 +78,7 @@ def _append(
 ) -> tuple[Outcome, bool]:
     """Add new rows to an output, or begin it; return also whether others remain, because an interrupted run resumed."""
     passed_over = PassedOverList()
+    passed_over.inputs.add(str(parts.folder))  # exists only while the job runs
     opens = opening(output, listener)
     input_options = replace(job.input_options, may_be_empty=manifest is not None)  # files may be removed once scored
     found = find_sources(job.inputs, parts.folder, opens, input_options, passed_over)

@@ -31,6 +31,8 @@ BLOCK_ROWS = 1024  # rows that are read at once: enough for one request; cairo r
 _BLOCKS_AHEAD = 3
 _MIN_ROWS_FOR_READERS = 4 * BLOCK_ROWS  # to read fewer rows takes less time than to start reader processes
 
+_MAX_SUSPECT = 5  # most inputs about whose ink there is a warning
+
 
 class BlockRange(NamedTuple):
     """The rows of one block and their position in the job."""
@@ -68,6 +70,7 @@ class BlockReader:
         slow_rows = sum(len(source) for source in sources if source.is_slow)
         self._readers = readers if slow_rows >= _MIN_ROWS_FOR_READERS else 0
         self._pool: ProcessPoolExecutor | None = None
+        self._suspect: set[str] = set()  # names of the sources about whose ink there was a warning
 
     def __enter__(self) -> "BlockReader":
         if self._readers:
@@ -109,9 +112,9 @@ class BlockReader:
         for rows in self._ranges(parts):
             ahead.append((rows, self._read(rows)))
             if len(ahead) > self._readers * _BLOCKS_AHEAD:
-                yield _finished(*ahead.popleft())
+                yield self._finished(*ahead.popleft())
         while ahead:
-            yield _finished(*ahead.popleft())
+            yield self._finished(*ahead.popleft())
 
     def _ranges(self, parts: Iterable[int]) -> Iterator[BlockRange]:
         for part in parts:
@@ -128,6 +131,19 @@ class BlockReader:
             with _ignoring_ctrl_c():
                 return self._pool.submit(_read_in_reader, rows.source, rows.start, rows.stop)
         return source.block(rows.start, rows.stop)
+
+    def _finished(self, rows: BlockRange, block: Block | Future[Block]) -> tuple[BlockRange, Block]:
+        try:
+            read = block if isinstance(block, Block) else block.result()
+        except BrokenProcessPool as exc:
+            raise SketchbatchError(
+                "a reader process was killed (out of memory?); run the same command to resume"
+            ) from exc
+        name = self._sources[rows.source].name
+        is_known = name in self._suspect or len(self._suspect) >= _MAX_SUSPECT
+        if not is_known and warn_of_ink(read.bitmaps, name):
+            self._suspect.add(name)
+        return rows, read
 
 
 @contextmanager
@@ -150,15 +166,6 @@ def digest_of(blocks: Iterable[Block]) -> int:
 
 def _joined_digest(digests: Iterable[int]) -> int:
     return zlib.crc32(b"".join(digest.to_bytes(4, "little") for digest in digests))
-
-
-def _finished(rows: BlockRange, block: Block | Future[Block]) -> tuple[BlockRange, Block]:
-    try:
-        read = block if isinstance(block, Block) else block.result()
-        warn_of_ink(read.bitmaps)  # for each input, because a request may have rows of several inputs
-        return rows, read
-    except BrokenProcessPool as exc:
-        raise SketchbatchError("a reader process was killed (out of memory?); run the same command to resume") from exc
 
 
 def _batch_of(blocks: list[tuple[BlockRange, Block]]) -> Batch:

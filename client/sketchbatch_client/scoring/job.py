@@ -85,6 +85,7 @@ def write_scores(
         others = [] if restart else other_shards(output, job.shard)
         begun = next((each.plan for each in (earlier, *others) if each), None)
         passed_over = PassedOverList()
+        passed_over.inputs.add(str(parts.folder))  # exists only while the job runs
         sources = find_sources(job.inputs, parts.folder, opening(output, listener), job.input_options, passed_over)
         listener.passes_over(passed_over)
         plan = make_plan(job, sources, same_version(client, job.options, served, begun), begun)

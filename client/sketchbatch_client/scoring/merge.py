@@ -133,7 +133,9 @@ def _jobs(paths: Sequence[Path], manifests: Sequence[Manifest]) -> _Merged:
                         raise _same_rows(path, paths[twice.output], each.source)
                     ranges.append(_Rows(each.start, each.start + each.rows, number))
         if manifest.has_key_ids != first.has_key_ids:
-            raise JobRefused(f"{path}: must have the columns of {paths[0]}; only one of them has key_id")
+            raise JobRefused(
+                f"{path}: must have the columns of {paths[0]}, but only one has key_id; merge each kind apart"
+            )
     return _Merged(list(paths), [each for manifest in manifests for each in manifest.additions])
 
 

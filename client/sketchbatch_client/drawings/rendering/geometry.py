@@ -53,7 +53,11 @@ def lay_out(strokes: Strokes) -> Layout:
 
 
 def check_has_strokes(strokes: Strokes) -> None:
-    """Raise ValueError for a drawing without strokes, such as an empty canvas."""
+    """Raise ValueError for something else than a list of strokes, and for one without strokes: an empty canvas."""
+    given: object = strokes
+    if not hasattr(given, "__len__") or isinstance(given, (str, bytes, dict)):
+        way = "; pass the value of its key drawing" if isinstance(given, dict) and "drawing" in given else ""
+        raise ValueError(f"a drawing must be a list of strokes, got {type(given).__name__}{way}")
     if not len(strokes):
         raise ValueError("a drawing must have at least one stroke, got none")
 
@@ -63,12 +67,20 @@ def check_stroke(stroke: object, number: int) -> None:
     try:
         lengths = [len(each) for each in stroke]  # type: ignore[attr-defined]  # the TypeError is handled
     except TypeError:
-        raise ValueError(f"{_STROKE.format(number)}, got {stroke!r:.60}") from None
+        way = "; if it is a point, put the points of each stroke into a list of their own" if _is_point(stroke) else ""
+        raise ValueError(f"{_STROKE.format(number)}, got {stroke!r:.60}{way}") from None
+    if isinstance(stroke, dict):
+        way = "if it is a point, put the points of each stroke into a list of their own"
+        raise ValueError(f"{_STROKE.format(number)}, got a dict with the keys {', '.join(map(str, stroke))}; {way}")
     if not 2 <= len(lengths) <= 3 or any(isinstance(each, (dict, str)) for each in stroke):  # type: ignore[attr-defined]
         raise ValueError(f"{_STROKE.format(number)}, got {points_in(stroke) or f'{len(lengths)} entries'}")
     if not lengths[0] or len(set(lengths)) > 1:
         given = " and ".join(map(str, lengths))
         raise ValueError(f"stroke {number} must have as many x as y and at least one, got {given}")
+
+
+def _is_point(stroke: object) -> bool:
+    return isinstance(stroke, (list, tuple)) and 2 <= len(stroke) <= 3
 
 
 def points_in(stroke: Any) -> str:

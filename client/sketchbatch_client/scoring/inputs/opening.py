@@ -91,7 +91,8 @@ def _open(given: _Input, spool_folder: Path) -> list[Source]:
             return [open_picture(picture, _stamp(picture)) for picture in pictures_in(path)]
         return [_open_pictures(path)]
     if not path.exists():
-        raise FileRefused(f"{path}: cannot be read: no such file")
+        what = "a link to a file that does not exist" if path.is_symlink() else "no such file"
+        raise FileRefused(f"{path}: cannot be read: {what}")
     if is_open_file(path) and path.is_fifo():
         return _open_pipe(given, spool_folder)
     check_is_file(path)

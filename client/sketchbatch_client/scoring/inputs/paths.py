@@ -169,7 +169,10 @@ def _why_not(path: Path, names: Container[str]) -> PassedOver:
         return PassedOver(
             str(path), f"a picture in a folder of files of drawings; add '{path.parent}/*{path.suffix}'", True
         )
-    return pass_over(path)
+    passed_over = pass_over(path)
+    if path.is_dir() and passed_over.may_have_drawings:
+        return passed_over._replace(reason=f"{passed_over.reason}; add '{path}'")
+    return passed_over
 
 
 def _is_packed_copy(path: Path, names: Container[str]) -> bool:
