@@ -200,7 +200,7 @@ def test_a_number_out_of_range_is_no_drawing(tmp_path, value):
     options = InputOptions(scale=255)
     [array, table] = find_sources([str(tmp_path)], tmp_path, lambda _: None, options)
     assert len(array.block(0, 3).bitmaps) == 3
-    with pytest.raises(FileRefused, match=r"a\.npy: numbers times 255 must be 0 to 255, got"):
+    with pytest.raises(FileRefused, match=r"a\.npy: numbers times 255 must be 0 to 255, got .*; score inputs with"):
         array.block(0, 5)
     block = table.block(0, 5)
     assert [(reject.row, "must be 0 to 255" in reject.reason) for reject in block.rejects] == [(3, True)]

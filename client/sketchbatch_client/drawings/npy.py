@@ -122,7 +122,7 @@ class BitmapFile:
         try:
             return scaled(numbers, self._scale)
         except ValueError as exc:
-            raise FileRefused(f"{self._name}: {exc}") from exc
+            raise FileRefused(f"{self._name}: {exc}; score inputs with other numbers apart") from exc
 
 
 def scaled(numbers: NDArray[Any], scale: float) -> NDArray[np.uint8]:
