@@ -320,17 +320,20 @@ def test_malformed_drawings_are_refused_or_skipped(evaluating, tiny_service, tmp
     assert {each["row"] for each in found["surest_mistakes"]} == {0, 2}  # rows are numbered with the skipped line
 
 
-def test_a_malformed_line_of_the_simplified_file_is_refused_or_unknown(tiny_service, tmp_path):
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_malformed_line_of_the_simplified_file_is_refused_or_unknown(tiny_service, tmp_path, place):
     """If a line of a simplified file is malformed, its bitmap has no recognised flag, and the evaluation is refused.
 
     With `skip_malformed`, the bitmap is evaluated, but does not count among the drawings with a flag.
     """
-    for place in ("simplified", "numpy_bitmap"):
-        (tmp_path / place).mkdir()
-    (tmp_path / "simplified" / "ant.ndjson").write_text(f"{drawing(recognized=False)}\nx\n{drawing(recognized=True)}\n")
+    for folder in ("simplified", "numpy_bitmap"):
+        (tmp_path / folder).mkdir()
+    lines = [drawing(recognized=False), drawing(recognized=True)]
+    lines.insert(place, "x")
+    (tmp_path / "simplified" / "ant.ndjson").write_text("\n".join(lines))
     np.save(tmp_path / "numpy_bitmap" / "ant.npy", np.zeros((3, 784), np.uint8))
     with Client(tiny_service.address) as client:
-        with pytest.raises(FileRefused, match=r"simplified/ant.ndjson:2: "):
+        with pytest.raises(FileRefused, match=rf"simplified/ant.ndjson:{place + 1}: "):
             evaluate(client, client.model(), open_labelled(tmp_path, LABELS))
         drawings = open_labelled(tmp_path, LABELS, skip_malformed=True)
         recognized = evaluate(client, client.model(), drawings).recognized

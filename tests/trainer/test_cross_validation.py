@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ from sketchbatch_trainer.export.temperature import LEAST_ROWS, fit, softmax
 from sketchbatch_trainer.hold_out import TEST, TRAIN, VALIDATION, HoldOut
 from sketchbatch_trainer.run import Run, Variant
 from sketchbatch_trainer.synthetic import LABELS, SOURCE, draw
-from sketchbatch_trainer.train.recipes import COMPACT
+from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, fit_rows, recipe_differences, with_network
 from typer.testing import CliRunner
 
 pytestmark = [
@@ -61,15 +61,20 @@ class Silent:
     on_step = on_epoch = on_start
 
 
-def train(data, folder, hold_out, recipe=TINY) -> Run:
-    """Train the small network with one division of the drawings; return the run."""
+def train(data, folder, hold_out, recipe=TINY, epochs=None) -> Run:
+    """Train the small network with one division of the drawings; return the run.
+
+    With `epochs`, the batches are fitted to the number of drawings, as the command `train` does.
+    """
     from sketchbatch_trainer.train.training import TrainingRequest
     from sketchbatch_trainer.train.training import train as train_model
 
     request = DatasetRequest(folder=data, labels=LABELS, hold_out=HoldOut.parse(hold_out), needs_validation=False)
-    run = Run(folder)
+    run, dataset = Run(folder), read_dataset(request)
+    if epochs is not None:
+        recipe = replace(fit_rows(recipe, len(dataset.train)), max_epochs=epochs)
     with without_graphs():
-        train_model(TrainingRequest(dataset=read_dataset(request), recipe=recipe, seed=0), run, Silent())
+        train_model(TrainingRequest(dataset=dataset, recipe=recipe, seed=0), run, Silent())
     return run
 
 
@@ -296,8 +301,85 @@ def test_folds_that_do_not_belong_to_a_run_are_refused(runs, data, tmp_path):
     with pytest.raises(RunRefused, match=r"expected a training on all drawings; train it with --hold-out none"):
         cross_validate([first, second], first)
     other = train(data, tmp_path / "other", "2/2", replace(TINY, max_epochs=1))
-    with pytest.raises(RunRefused, match=r"differs from .* in recipe$"):
+    message = (
+        r"other: differs from .*none in the recipe: max_epochs 1 and 2; train all runs with the same drawings and o"
+    )
+    with pytest.raises(RunRefused, match=message):
         cross_validate([first, other], everything)
+
+
+@pytest.fixture
+def few_drawings(tmp_path):
+    """Write 40 synthetic sketches of each of three classes, for which the size of the batches depends on the fold."""
+    for label in LABELS:
+        write_bitmaps(tmp_path / "few" / f"{label}.npy", draw(label, 40, seed=0))
+    return tmp_path / "few"
+
+
+def test_a_cross_validation_of_few_drawings_accepts_other_batches(few_drawings, tmp_path):
+    """The batches of few drawings follow from the number of training drawings, in which a fold and the run differ."""
+    from sketchbatch_trainer.export.out_of_fold import cross_validate
+
+    everything, *folds = (
+        train(few_drawings, tmp_path / name.replace("/", "-"), name, TINY, epochs=1) for name in ("none", *FOLDS)
+    )
+    recipes = [run.read_config()["recipe"] for run in (everything, *folds)]
+    assert len({recipe["batch_rows"] for recipe in recipes}) > 1
+    assert {recipe["max_epochs"] for recipe in recipes} == {1}
+    assert len(cross_validate(folds, everything).logits) == 120
+
+
+def config_of(rows, recipe=COMPACT, epochs=None) -> dict:
+    """Return the part of the config of a training with `rows` drawings that states its recipe, as the file has it."""
+    fitted = fit_rows(recipe, rows)
+    fitted = fitted if epochs is None else replace(fitted, max_epochs=epochs)
+    return json.loads(json.dumps({"recipe": asdict(fitted), "rows": {"train": rows}}))
+
+
+@pytest.mark.parametrize("recipe", [COMPACT, FINETUNE])
+def test_each_fold_of_few_drawings_may_have_its_own_number_of_epochs(recipe):
+    """Without --epochs, the number of epochs follows from the number of training drawings, too."""
+    configs = [config_of(rows, recipe) for rows in range(3, 3000)]
+    assert len({each["recipe"]["max_epochs"] for each in configs}) >= 5
+    for own in configs:
+        assert recipe_differences(own, configs[-1], is_same_rows=False) == []
+
+
+LIGHT = with_network(COMPACT, "light")
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "differences"),
+    [
+        (config_of(96), config_of(120), []),  # 50 and 38 epochs
+        (config_of(96, epochs=5), config_of(120, epochs=5), []),
+        (config_of(96, epochs=5), config_of(120, epochs=12), ["max_epochs 5 and 12"]),
+        (config_of(96, epochs=5), config_of(120), ["max_epochs 5 and 38"]),
+        (config_of(96), config_of(120, epochs=40), ["max_epochs 50 and 40"]),
+        (config_of(9000), config_of(12000, epochs=12), ["max_epochs 30 and 12"]),
+        (config_of(9000, replace(COMPACT, learning_rate=1.0)), config_of(12000), ["learning_rate 1.0 and 0.004"]),
+        (
+            config_of(9000, LIGHT),
+            config_of(12000),
+            ["network.stem_filters 16 and 32", "network.stage_filters [48, 64] and [48, 80]"],
+        ),
+        (
+            config_of(9000, replace(COMPACT, network=ARTICLE.network, augmentation=None)),
+            config_of(12000),
+            ["network", "augmentation"],
+        ),
+    ],
+)
+def test_recipes_of_folds_are_compared_without_what_the_number_of_drawings_decides(own, other, differences):
+    """Two different --epochs are found, and each difference states both values."""
+    assert recipe_differences(own, other, is_same_rows=False) == differences
+
+
+def test_recipes_of_runs_on_the_same_drawings_are_compared_in_full():
+    """A run with other batches on the same drawings has another recipe."""
+    own, other = config_of(96), config_of(120)
+    assert recipe_differences(own, own) == []
+    assert recipe_differences(own, other) == ["batch_rows 32 and 30", "max_epochs 50 and 38"]
 
 
 def test_a_temperature_is_the_one_with_the_lowest_loss():

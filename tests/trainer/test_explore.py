@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -318,21 +319,46 @@ MISSING = {
 def test_missing_files_are_named_with_the_command_that_fetches_them(folder, tmp_path, kept):
     """For each format without files, the page names what is missing and the command that fetches the files.
 
-    If there are raw files, the page simplifies their strokes and does not name simplified files as missing. No picture
-    of the page is empty.
+    If there are raw files, the page simplifies their strokes and does not name simplified files as missing. Bitmaps
+    that were drawn from strokes are not missing, because the page has their sections. No picture of the page is empty.
     """
     for kind in set(MISSING) - set(kept):
         shutil.rmtree(folder / kind)
     page = page_of(explored(folder), tmp_path)
     available = {*kept, *(["simplified"] if "raw" in kept else [])}
     for kind, (sentence, command) in MISSING.items():
-        assert (sentence in page) == (kind not in available)
+        assert (sentence in page) == (kind not in available and kind != "numpy_bitmap")
         assert (f"sketchbatch-train fetch {command} --folder {folder} --classes" in page) == (kind not in available)
-    assert ("bitmaps were drawn from strokes instead" in page) == ("numpy_bitmap" not in kept)
+    assert ("The bitmaps on this page were drawn from strokes" in page) == ("numpy_bitmap" not in kept)
+    assert ("This page is incomplete." in page) == ("raw" not in kept)
+    assert "<h2>Average drawings</h2>" in page
     assert ("Line by line" in page) == (kept != ("numpy_bitmap",))
     assert 'src=""' not in page
     assert "None" not in page
     assert "nan" not in re.sub(r'"data:[^"]*"', "", page)
+
+
+@pytest.mark.parametrize("name", ["simplified", "raw", "numpy_bitmap"])
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_files_are_fetched_next_to_the_folder_of_a_kind(folder, tmp_path, monkeypatch, name, is_inside):
+    """If the explored folder is one of Google's folders, the other kinds belong into the folder above it."""
+    explored_folder, above = folder / name, folder
+    if is_inside:
+        monkeypatch.chdir(folder / name)
+        explored_folder, above = Path(), folder.resolve()
+    page = page_of(explored(explored_folder), tmp_path)
+    assert f" --folder {above} --classes " in page
+    assert f" --folder {explored_folder} " not in page
+    assert f"Then explore the folder {above}." in page
+
+
+def test_a_folder_that_is_not_in_googles_layout_receives_no_fetched_files(tmp_path):
+    """Fetched files would make a folder in Google's layout, in which `explore` refuses strokes next to the folders."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "ant.ndjson").write_text(line(SIMPLE))
+    page = page_of(explored(tmp_path / "own"), tmp_path)
+    assert "sketchbatch-train fetch --format raw --classes ant<" in page
+    assert "cannot read them together with the files of" in page
 
 
 def test_a_class_without_a_kind_of_file_is_named(folder, tmp_path):
@@ -372,6 +398,45 @@ def test_a_malformed_line_is_refused_or_skipped(folder, tmp_path):
     assert re.search(
         r"ant\.ndjson, first at line 5: not JSON[^<]*</td><td class=\"n\">2</td>", page_of(statistics, tmp_path)
     )
+
+
+def test_the_command_names_the_option_that_skips_malformed_lines(folder, tmp_path):
+    """The error of a malformed line ends with the option; the page states when lines are skipped.
+
+    Other errors do not name the option, because it does not help.
+    """
+    strokes = tmp_path / "own"
+    strokes.mkdir()
+    (strokes / "ant.ndjson").write_text("{oops\n" + line(SIMPLE))
+    (folder / "simplified" / "ant.ndjson").write_text(line(SIMPLE) + "{oops\n")
+    page = tmp_path / "page.html"
+    for data, number in ((folder, 2), (strokes, 1)):
+        refused = str(explore(data, "--output", page).exception)
+        assert re.search(rf"ant\.ndjson:{number}: not JSON", refused)
+        assert refused.endswith("; correct it, or skip malformed drawings with --skip-malformed")
+        done = explore(data, "--output", page, "--skip-malformed")
+        assert done.exit_code == 0, done.output
+        assert "<code>explore</code> ends at the first malformed line; with <code>--skip-malformed</code>" in (
+            page.read_text(encoding="utf-8")
+        )
+    assert "--skip-malformed" not in str(explore(tmp_path / "nowhere", "--output", page).exception)
+    (folder / "simplified" / "ant.ndjson").write_text(line(SIMPLE))
+    np.save(folder / "numpy_bitmap" / "ant.npy", np.zeros((3, 784)))
+    refused = str(explore(folder, "--output", page, "--classes", "ant").exception)
+    assert "ant.npy: expected" in refused
+    assert "--skip-malformed" not in refused
+
+
+def test_suspicious_bitmaps_are_named_on_stderr(tmp_path, noise):
+    """`explore` warns of a class whose bitmaps have only the values 0 and 1, or are inverted."""
+    for label, bitmaps in (("ant", noise(9) // 2), ("bee", noise(9) % 2), ("owl", 255 - noise(9) // 4)):
+        bitmaps[:, 0, 0] = bitmaps[0, 14, 14]
+        write_bitmaps(tmp_path / "numpy_bitmap" / f"{label}.npy", bitmaps)
+    done = explore(tmp_path, "--output", tmp_path / "page.html")
+    assert done.exit_code == 0, done.output
+    bee, owl = done.stderr.splitlines()
+    assert bee.startswith("numpy_bitmap/bee.npy: the bitmaps have only the values 0 and 1; ")
+    assert owl.startswith("numpy_bitmap/owl.npy: most pixels of the bitmaps are ink: are they inverted?")
 
 
 def test_files_without_a_drawing_are_refused(tmp_path):

@@ -6,6 +6,9 @@ import random
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sketchbatch_client.drawings.readers import PICTURE_SUFFIXES, labelled_files
@@ -180,6 +183,57 @@ def test_train_refuses_another_training_before_it_reads_drawings(tmp_path, noise
     assert "holds a finished training with other classes; keep it and name another folder" in str(refused.exception)
     itself = train("--data", tmp_path / "d", "--run", tmp_path / "d")
     assert "the run must not contain its input" in str(itself.exception)
+
+
+def sketch_of(bitmaps):
+    """Return bitmaps with paper at the edge and ink of level 255."""
+    sketches = np.zeros_like(bitmaps)
+    sketches[:, 9:19, 9:19] = 255 * (bitmaps[:, 9:19, 9:19] % 2)
+    return sketches
+
+
+def test_train_warns_of_bitmaps_that_make_a_useless_model(tmp_path, noise):
+    """`train` names each class whose bitmaps have only the values 0 and 1 or are inverted, in .npy and in Parquet."""
+    folder, sketches = tmp_path / "d", sketch_of(noise(40))
+    write_bitmaps(folder / "ant.npy", sketches)
+    write_bitmaps(folder / "pear.npy", sketches // 255)
+    write_bitmaps(folder / "owl.npy", 255 - sketches)
+    parquet = tmp_path / "parquet"
+    parquet.mkdir()
+    for label, own in (("ant", sketches), ("pear", sketches // 255)):
+        rows = [row.tobytes() for row in own]
+        pq.write_table(pa.table({"bitmap": pa.array(rows, pa.binary(784))}), parquet / f"{label}.parquet")
+    # A recipe without teachers ends the command after it has read the drawings and before it trains.
+    words = ("--run", tmp_path / "run", "--recipe", "article", "--teacher", tmp_path / "teacher")
+    for data, ending in ((folder, "npy"), (parquet, "parquet")):
+        result = train("--data", data, *words)
+        assert "recipe article uses no teacher" in str(result.exception)
+        lines = result.stderr.splitlines()
+        assert [text.partition(": ")[0] for text in lines if "bitmaps" in text] == (
+            ["owl.npy", "pear.npy"] if ending == "npy" else ["pear.parquet"]
+        )
+        assert f"pear.{ending}: the bitmaps have only the values 0 and 1; " in result.stderr
+
+
+def test_train_names_the_option_that_skips_malformed_drawings(tmp_path, noise):
+    """The error of a malformed line, row or picture ends with `--skip-malformed`, unless the option is set."""
+    lines, rows, pictures = (tmp_path / name for name in ("lines", "rows", "pictures"))
+    stroke = json.dumps({"drawing": [[[0, 255], [0, 255]]]}) + "\n"
+    write(pictures, "ant/1.png", "bee/1.png")
+    write(lines, "ant.ndjson", "bee.ndjson")
+    (pictures / "ant" / "1.png").write_bytes(b"oops")
+    rows.mkdir()
+    bitmaps = [row.tobytes() for row in sketch_of(noise(3))]
+    for label in ("ant", "bee"):
+        (lines / f"{label}.ndjson").write_text(3 * stroke + "{oops\n")
+        column = pa.array([*bitmaps, b"oops"], pa.binary())
+        pq.write_table(pa.table({"bitmap": column}), rows / f"{label}.parquet")
+    for data, place in ((lines, "ant.ndjson:4: "), (rows, "ant.parquet: row 3: "), (pictures, "ant/1.png: ")):
+        refused = str(train("--data", data, "--run", tmp_path / "run").exception)
+        assert place in refused
+        assert refused.endswith("; correct it, or skip malformed drawings with --skip-malformed")
+        skipped = train("--data", data, "--run", tmp_path / "run", "--skip-malformed")
+        assert place not in str(skipped.exception)
 
 
 @pytest.mark.parametrize(

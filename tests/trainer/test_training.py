@@ -7,6 +7,7 @@ takes seconds.
 import csv
 import json
 import shutil
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -304,6 +305,40 @@ def test_every_residual_recipe_can_use_the_light_network():
     assert sizes[0] < 0.8 * sizes[1]
 
 
+def test_networks_that_are_made_from_another_one_take_an_array():
+    """Keras warns if a network takes a list of tensors and receives an array."""
+    from sketchbatch_trainer.train.networks import build, divide_logits, with_logits
+
+    model = build(TINY_COMPACT.network, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logits, divided = (
+            made(np.zeros((2, 28, 28), np.uint8)) for made in (with_logits(model), divide_logits(model, 2))
+        )
+    assert logits.shape == divided.shape == (2, 3)
+
+
+def test_an_epoch_without_drawings_for_validation_has_no_validation_figures(capsys):
+    """The folds of a cross-validation and a training on all drawings print the figures of the training alone."""
+    from sketchbatch_trainer.progress import row_bar
+    from sketchbatch_trainer.train.epoch_printer import EpochPrinter
+    from sketchbatch_trainer.train.training_loop import EpochMetrics
+
+    with_validation = EpochMetrics(
+        epoch=1, loss=1, accuracy=0.5, val_loss=2, val_accuracy=0.25, val_balanced_accuracy=0.125, seconds=3
+    )
+    without = replace(with_validation, val_loss=np.nan, val_accuracy=np.nan, val_balanced_accuracy=np.nan)
+    with row_bar() as progress:
+        printer = EpochPrinter(progress, 2)
+        for metrics in (with_validation, without, replace(with_validation, val_loss=np.nan)):
+            printer.on_epoch(metrics)
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch  1  train loss 1.000 accuracy 0.500   validation loss 2.000 accuracy 0.250 balanced 0.125   3 s",
+        "epoch  1  train loss 1.000 accuracy 0.500   3 s",
+        "epoch  1  train loss 1.000 accuracy 0.500   validation loss nan accuracy 0.250 balanced 0.125   3 s",
+    ]
+
+
 def test_class_balance_raises_the_weight_of_rare_classes():
     """The weight of a class is proportional to N ** -balance, where N is its number of rows.
 
@@ -426,7 +461,9 @@ def test_runs_that_differ_by_their_seed_can_be_averaged(dataset, compact, tmp_pa
     shutil.copytree(members[1].folder, other.folder)
     config = other.read_config()
     other.write_config(config | {"recipe": config["recipe"] | {"max_epochs": 2}})
-    with pytest.raises(RunRefused, match=r"differ by their seed alone; .*other recipe and .*0 differ in recipe"):
+    with pytest.raises(
+        RunRefused, match=r"seed alone; .*other recipe and .*0 differ in the recipe: max_epochs 2 and 1$"
+    ):
         average([*members, other], averaged)
     with pytest.raises(RunRefused, match="runs without --start-from have no useful average"):
         average([compact, members[0]], averaged)

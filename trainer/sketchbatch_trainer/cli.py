@@ -22,7 +22,17 @@ from .fetch.command import fetch
 from .hold_out import HoldOut
 from .progress import console, joined, row_bar, warn
 from .run import Run, Variant, exported_properties
-from .selection import Classes, Data, IgnoreOthers, SkipMalformed, account, cache_folder, choose
+from .selection import (
+    Classes,
+    Data,
+    IgnoreOthers,
+    SkipMalformed,
+    account,
+    cache_folder,
+    choose,
+    naming_skip_malformed,
+    warn_of_ink,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -144,6 +154,7 @@ def train(
     On a CPU, equal drawings, options, seed and package versions give equal weights. --teacher may be repeated.
     """
     from sketchbatch_client.drawings.readers import labelled_files
+    from sketchbatch_client.drawings.strokes import STROKE_SUFFIXES
 
     from .dataset import DatasetRequest, count_rows, read_dataset
     from .train.recipes import NETWORKS, RECIPES, fit_rows
@@ -183,7 +194,10 @@ def train(
         skip_malformed=skip_malformed,
         passed_over=account(folder, found.values(), labels, ignore_others, excluded=run),
     )
-    with row_bar() as progress:  # hashing tens of millions of drawings takes minutes
+    with (
+        row_bar() as progress,
+        naming_skip_malformed(skip_malformed),
+    ):  # hashing tens of millions of drawings takes minutes
         task = progress.add_task("reading drawings", total=count_rows(drawings))
         dataset = read_dataset(drawings, lambda done: progress.advance(task, done))
     console.print(
@@ -192,6 +206,9 @@ def train(
     )
     if dataset.malformed:
         warn(f"malformed drawings skipped: {', '.join(f'{each}: {n:,}' for each, n in dataset.malformed.items())}")
+    for label, bitmaps in zip(dataset.labels, dataset.train.files, strict=True):
+        if found[label].suffix.lower() not in STROKE_SUFFIXES:
+            warn_of_ink(folder, found[label], bitmaps)
     chosen = fit_rows(chosen, len(dataset.train))
     chosen = chosen if epochs is None else replace(chosen, max_epochs=epochs)
     with importing("train"):

@@ -26,7 +26,8 @@ from .errors import DrawingsRefused, OutputRefused
 BEAR_CAT_DOG = ("bear", "cat", "dog")
 """The default classes, if the folder has them."""
 
-_LAYOUT_FOLDERS = ("numpy_bitmap", "simplified", "binary", "raw")  # of the same drawings, in Google's layout
+GOOGLE_FOLDERS = ("numpy_bitmap", "simplified", "binary", "raw")
+"""The folders of Google's layout, which have the same drawings in several formats."""
 # Google's console saves the object full/numpy_bitmap/cat.npy under such a name.
 _CONSOLE_NAME = re.compile(r"full(_|%2F)(numpy_bitmap|simplified|binary|raw)(_|%2F)(?P<name>.+)", re.IGNORECASE)
 
@@ -171,7 +172,7 @@ def _visible_tree(folder: Path, excluded: Path | None) -> Iterator[tuple[Path, l
 
 
 def _is_other_format(path: Path, found: Collection[str]) -> bool:
-    return len(path.parts) == 2 and path.parts[0] in _LAYOUT_FOLDERS and nfc(path.stem) in found
+    return len(path.parts) == 2 and path.parts[0] in GOOGLE_FOLDERS and nfc(path.stem) in found
 
 
 def _classes_of(path: Path) -> set[str]:

@@ -120,7 +120,9 @@ class RecognizedFlags:
         if isinstance(rows, DrawnRows):
             return rows.file
         simplified = file.parent.parent / "simplified" / f"{file.stem}.ndjson"
-        return open_strokes(simplified) if file.parent.name == "numpy_bitmap" and simplified.is_file() else None
+        if file.parent.name != "numpy_bitmap" or not simplified.is_file():
+            return None
+        return StrokeFile(simplified) if self._skip_malformed else open_strokes(simplified)  # row i is line i + 1
 
     def _flag(self, strokes: StrokeFile, row: int) -> int:
         try:

@@ -9,7 +9,17 @@ from sketchbatch_client.output_file import HTML_MARK, check_reports, local_path
 
 from ..extras import importing
 from ..progress import console, joined, row_bar, show_files
-from ..selection import Classes, Data, IgnoreOthers, SkipMalformed, account, cache_folder, choose
+from ..selection import (
+    Classes,
+    Data,
+    IgnoreOthers,
+    SkipMalformed,
+    account,
+    cache_folder,
+    choose,
+    naming_skip_malformed,
+    warn_of_ink,
+)
 
 
 def explore(
@@ -25,21 +35,27 @@ def explore(
 ) -> None:
     """Describe drawings on an HTML page, before any training: counts, countries, times, similar classes."""
     with importing("explore"):
+        from .drawing_statistics import BITMAPS
         from .explore_json import JSON_MARK, write_json
         from .explore_page import write_page
         from .exploring import find_files, gather
 
     folder = data or cache_folder()
-    found = find_files(folder)
+    with naming_skip_malformed(skip_malformed):
+        found = find_files(folder, skip_malformed=skip_malformed)
     labels = choose(folder, list(found), classes, is_default=data is None)
     files = {label: found[label] for label in labels}
     inputs = [path for own in files.values() for path in own.values()]
     check_reports([(output, HTML_MARK), (json, JSON_MARK)], inputs)
     passed_over = account(folder, [path for own in found.values() for path in own.values()], labels, ignore_others)
     with row_bar() as progress:
-        figures = gather(folder, files, rows=rows, skip_malformed=skip_malformed, progress=show_files(progress))
+        with naming_skip_malformed(skip_malformed):
+            figures = gather(folder, files, rows=rows, skip_malformed=skip_malformed, progress=show_files(progress))
         progress.add_task("drawing the page", total=None)
         write_page(figures, output)
+    for label, statistics in figures.with_bitmaps.items():
+        if not statistics.is_drawn:
+            warn_of_ink(folder, files[label][BITMAPS], statistics.bitmaps)
     if json:
         write_json(replace(figures, passed_over=passed_over), json)
     console.print(f"{joined(labels)}: {figures.drawings:,} drawings -> {output}")

@@ -11,6 +11,7 @@ from typing import Any
 from sketchbatch_client import html_page
 from sketchbatch_client.html_page import enumerated
 
+from ..folder_contents import GOOGLE_FOLDERS
 from . import charts, sections
 from .drawing_statistics import (
     BITMAPS,
@@ -66,6 +67,8 @@ def write_page(statistics: FolderStatistics, output: Path) -> Path:
         copies=sections.copies(statistics),
         kinds=[_kind(statistics, kind) for kind in CONTENTS],
         missing=_missing(statistics),
+        drawn=_drawn(statistics),
+        target=_target(statistics.folder),
     )
     return output
 
@@ -134,16 +137,42 @@ def _kind(statistics: FolderStatistics, kind: str) -> dict[str, Any]:
 
 
 def _missing(statistics: FolderStatistics) -> list[dict[str, Any]]:
-    """Return each kind of file that some class lacks, with a description and the command that fetches it."""
-    return [
-        {
-            "kind": kind,
-            "labels": None if len(labels) == len(statistics.classes) else enumerated(labels),
-            "contents": contents,
-            "is_drawn": kind == BITMAPS and any(label in statistics.with_bitmaps for label in labels),
-            "command": f"sketchbatch-train fetch --format {_FORMATS[kind]} "
-            f"--folder {shlex.quote(str(statistics.folder))} --classes {shlex.quote(','.join(labels))}",
-        }
-        for kind, contents in CONTENTS.items()
-        if (labels := statistics.lacking(kind))
-    ]
+    """Return each kind of file that some class lacks, with a description and the command that fetches it.
+
+    Bitmaps that were drawn from strokes are not missing.
+    """
+    lacking = {
+        kind: [label for label in statistics.lacking(kind) if kind != BITMAPS or label not in statistics.with_bitmaps]
+        for kind in CONTENTS
+    }
+    return [_to_fetch(statistics, kind, labels) for kind, labels in lacking.items() if labels]
+
+
+def _drawn(statistics: FolderStatistics) -> dict[str, Any] | None:
+    """Return the classes whose bitmaps were drawn from strokes, and the command that fetches bitmaps; None = none."""
+    labels = [label for label, bitmaps in statistics.with_bitmaps.items() if bitmaps.is_drawn]
+    return _to_fetch(statistics, BITMAPS, labels) if labels else None
+
+
+def _to_fetch(statistics: FolderStatistics, kind: str, labels: list[str]) -> dict[str, Any]:
+    target = _target(statistics.folder)
+    folder = f"--folder {shlex.quote(str(target))} " if target else ""
+    return {
+        "kind": kind,
+        "labels": None if len(labels) == len(statistics.classes) else enumerated(labels),
+        "contents": CONTENTS[kind],
+        "command": f"sketchbatch-train fetch --format {_FORMATS[kind]} {folder}"
+        f"--classes {shlex.quote(','.join(labels))}",
+    }
+
+
+def _target(folder: Path) -> Path | None:
+    """Return the folder to name to `fetch`, so that `explore` reads fetched files and those of `folder` together.
+
+    None = there is none: strokes, pictures or Parquet lie outside of Google's layout, which `explore` reads first.
+    """
+    if any((folder / kind).is_dir() for kind in GOOGLE_FOLDERS):
+        return folder
+    if folder.resolve().name in GOOGLE_FOLDERS:
+        return folder.parent if folder.name not in ("", "..") else folder.resolve().parent
+    return folder if any(folder.glob("[!._]*.npy")) else None

@@ -25,6 +25,7 @@ from sketchbatch_client.drawings.readers import (
 )
 from sketchbatch_client.drawings.simplify import simplify
 from sketchbatch_client.drawings.strokes import STROKE_SUFFIXES, open_strokes
+from sketchbatch_client.errors import FileRefused
 
 from ..errors import DrawingsRefused
 from .drawing_statistics import (
@@ -51,14 +52,15 @@ Advance = Callable[[int], object]  # called with the number of drawings read sin
 Progress = Callable[[str, int], Advance]  # called with the name and the number of drawings of each file
 
 
-def find_files(folder: Path) -> dict[str, Files]:
+def find_files(folder: Path, *, skip_malformed: bool = False) -> dict[str, Files]:
     """Return the files of each label by kind, in the order of the labels.
 
     In Google's layout a label may have files of several kinds. Any other layout is that of `labelled_files`; there a
     file of strokes counts as raw if its first drawing has times, and otherwise as simplified.
 
     Raises:
-        FileRefused: The folder does not exist, or has no file of drawings.
+        FileRefused: The folder does not exist, or has no file of drawings; or the first drawing of a file is malformed,
+            and `skip_malformed` is not set.
     """
     found: dict[str, Files] = {}
     for kind in (SIMPLIFIED, RAW):
@@ -67,7 +69,7 @@ def find_files(folder: Path) -> dict[str, Files]:
     for path in sorted((folder / BITMAPS).glob("[!._]*.npy")) or sorted(folder.glob("[!._]*.npy")):
         found.setdefault(label_of(path), {})[BITMAPS] = path
     if not found:
-        found = {label: {_kind_of(path): path} for label, path in labelled_files(folder).items()}
+        found = {label: {_kind_of(path, skip_malformed): path} for label, path in labelled_files(folder).items()}
     return {label: found[label] for label in sorted(found, key=str.casefold)}
 
 
@@ -100,10 +102,16 @@ def gather(
     )
 
 
-def _kind_of(path: Path) -> str:
+def _kind_of(path: Path, skip_malformed: bool) -> str:
     if path.suffix.lower() not in STROKE_SUFFIXES or path.is_dir():
         return BITMAPS
-    first = next(iter(open_strokes(path)), None)
+    try:
+        file = open_strokes(path)
+    except FileRefused:
+        if not skip_malformed:
+            raise
+        file = open_strokes(path, skip_malformed=True)  # reads the whole file
+    first = next(iter(file), None)
     return RAW if first and has_times(first) else SIMPLIFIED
 
 

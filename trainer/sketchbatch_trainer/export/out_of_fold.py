@@ -21,13 +21,14 @@ from ..errors import RunRefused
 from ..hold_out import TEST, HoldOut
 from ..run import Run
 from ..train.networks import with_logits
+from ..train.recipes import recipe_differences
 from ..train.training import load_model
 from .temperature import Logits, fit, softmax
 
 UNKNOWN_ROWS = 20_000
 """Most drawings of other classes that are scored, in equal numbers per class."""
 
-_EQUAL_KEYS = ("labels", "data_digest", "recipe")
+_EQUAL = {"labels": "the classes", "data_digest": "the drawings"}  # keys of the config, with the words for messages
 _CALL_ROWS = 256
 
 
@@ -129,8 +130,14 @@ def _ordered(folds: Sequence[Run], run: Run) -> list[Run]:
     by_number: dict[str, Run] = {}
     for fold in folds:
         own = fold.read_config()
-        if different := [key for key in _EQUAL_KEYS if own.get(key) != config.get(key)]:
-            raise RunRefused(f"{fold.folder}: differs from {run.folder} in {', '.join(different)}")
+        different = [words for key, words in _EQUAL.items() if own[key] != config[key]]
+        if values := recipe_differences(own, config, is_same_rows=False):
+            different.append(f"the recipe: {', '.join(values)}")
+        if different:
+            raise RunRefused(
+                f"{fold.folder}: differs from {run.folder} in {' and '.join(different)}; "
+                "train all runs with the same drawings and options"
+            )
         by_number[own.get("hold_out", "test")] = fold
     expected = [f"{number + 1}/{len(folds)}" for number in range(len(folds))]
     if sorted(by_number) != sorted(expected):

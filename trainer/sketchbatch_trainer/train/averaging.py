@@ -15,10 +15,19 @@ from sketchbatch_client.atomic import replacing
 
 from ..errors import RunRefused
 from ..run import Run, RunState
+from .recipes import recipe_differences
 from .training import load_model, provenance, save_model
 from .training_loop import EpochMetrics
 
-_EQUAL_KEYS = ("labels", "hold_out", "source", "data_digest", "recipe", "start_from", "teachers")
+# Keys of the config, with the words for messages; the recipe is compared, too.
+_EQUAL = {
+    "labels": "the classes",
+    "hold_out": "--hold-out",
+    "source": "the source",
+    "data_digest": "the drawings",
+    "start_from": "--start-from",
+    "teachers": "--teacher",
+}
 
 
 def average(members: Sequence[Run], run: Run, *, name: str = "", restart: bool = False) -> bool:
@@ -69,11 +78,13 @@ def _check(members: Sequence[Run], run: Run) -> None:
         raise RunRefused(f"{members[0].folder}: runs without --start-from have no useful average")
     for member in members:
         config = member.read_config()
-        different = [key for key in _EQUAL_KEYS if config.get(key) != first.get(key)]
+        different = [words for key, words in _EQUAL.items() if config.get(key) != first.get(key)]
+        if values := recipe_differences(config, first):
+            different.append(f"the recipe: {', '.join(values)}")
         if different:
             raise RunRefused(
                 f"{member.folder}: runs to average must differ by their seed alone; "
-                f"{member.folder} and {members[0].folder} differ in {', '.join(different)}"
+                f"{member.folder} and {members[0].folder} differ in {' and '.join(different)}"
             )
 
 

@@ -1,5 +1,7 @@
 """Print the progress of a training, epoch by epoch."""
 
+import math
+
 from rich.progress import Progress
 
 from ..progress import console
@@ -26,11 +28,13 @@ class EpochPrinter:
 
     def on_epoch(self, metrics: EpochMetrics) -> None:
         """Print the metrics of the finished epoch, and start the bar of the next epoch."""
-        console.print(
-            f"epoch {metrics.epoch:>2}  train loss {metrics.loss:.3f} accuracy {metrics.accuracy:.3f}   "
-            f"validation loss {metrics.val_loss:.3f} accuracy {metrics.val_accuracy:.3f} "
-            f"balanced {metrics.val_balanced_accuracy:.3f}   {metrics.seconds:.0f} s"
-        )
+        parts = [f"epoch {metrics.epoch:>2}  train loss {metrics.loss:.3f} accuracy {metrics.accuracy:.3f}"]
+        if not math.isnan(metrics.val_accuracy):  # NaN = there are no drawings for validation
+            parts.append(
+                f"validation loss {metrics.val_loss:.3f} accuracy {metrics.val_accuracy:.3f} "
+                f"balanced {metrics.val_balanced_accuracy:.3f}"
+            )
+        console.print("   ".join([*parts, f"{metrics.seconds:.0f} s"]))
         self._progress.reset(self._task, description=self._title(metrics.epoch + 1))
 
     def _title(self, epoch: int) -> str:

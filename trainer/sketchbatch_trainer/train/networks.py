@@ -45,7 +45,8 @@ def build(network: Network, classes: int, *, like: keras.Model | None = None) ->
 
 def with_logits(model: keras.Model) -> keras.Model:
     """Return the network without its softmax, for the loss; the returned network shares its weights with `model`."""
-    return keras.Model(model.inputs, model.get_layer(LOGITS).output)
+    # `model.inputs` is a list: Keras would warn at each call with an array.
+    return keras.Model(model.inputs[0], model.get_layer(LOGITS).output)
 
 
 def divide_logits(model: keras.Model, temperature: float) -> keras.Model:
@@ -54,7 +55,7 @@ def divide_logits(model: keras.Model, temperature: float) -> keras.Model:
     divided = layers.Dense(logits.units, name=LOGITS)
     outputs = layers.Softmax(name="scores")(divided(logits.input))
     divided.set_weights([weights / temperature for weights in logits.get_weights()])
-    return keras.Model(model.inputs, outputs)
+    return keras.Model(model.inputs[0], outputs)
 
 
 def copy_weights(source: keras.Model, target: keras.Model, columns: Sequence[int] | None) -> None:

@@ -203,6 +203,39 @@ def fit_rows(recipe: Recipe, rows: int) -> Recipe:
     return replace(recipe, batch_rows=batch_rows, max_epochs=max(recipe.max_epochs, epochs))
 
 
+def recipe_differences(own: dict[str, Any], other: dict[str, Any], *, is_same_rows: bool = True) -> list[str]:
+    """Return the values of the recipe that differ between the configs of two runs, such as `max_epochs 5 and 12`.
+
+    With `is_same_rows` false, the runs have other numbers of training drawings. The values that `fit_rows` derives
+    from this number may then differ: `batch_rows`, and `max_epochs` of runs that were trained without another limit.
+    """
+    first, second = own["recipe"], other["recipe"]
+    derived: set[str] = set()
+    if not is_same_rows:
+        derived = {"batch_rows", "max_epochs"} if _has_own_epochs(own) and _has_own_epochs(other) else {"batch_rows"}
+    return [text for key in first | second if key not in derived for text in _differences(key, first, second)]
+
+
+def _has_own_epochs(config: dict[str, Any]) -> bool:
+    """Return whether a run has the number of epochs that `fit_rows` derives for its training drawings."""
+    recipe, rows = config["recipe"], config["rows"]["train"]
+    named = RECIPES.get(recipe["name"])
+    epochs = math.ceil(recipe.get("min_steps", 0) / math.ceil(rows / recipe["batch_rows"]))
+    return named is not None and recipe["max_epochs"] == max(named.max_epochs, epochs)
+
+
+def _differences(key: str, first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """Return the text about the values of a key; the values of a network or an augmentation are compared one by one."""
+    value, other = first.get(key), second.get(key)
+    if value == other:
+        return []
+    if not isinstance(value, dict) or not isinstance(other, dict):
+        return [key if isinstance(value, dict) or isinstance(other, dict) else f"{key} {value} and {other}"]
+    if value.keys() != other.keys():
+        return [key]
+    return [f"{key}.{text}" for inner in value for text in _differences(inner, value, other)]
+
+
 def network_from(values: dict[str, Any]) -> Network:
     """Return the network with the values that the config of a run states, where tuples are lists."""
     arguments: dict[str, Any] = {
