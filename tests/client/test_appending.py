@@ -133,6 +133,39 @@ def test_a_picture_that_was_half_written_is_scored_by_the_next_run(append, input
     assert (refused.code, f"the rows of {inputs / 'c.png'} that were scored" in refused.err) == (4, True), refused.err
 
 
+@pytest.mark.parametrize("other", ["mended", "removed"])
+def test_a_changed_picture_next_to_one_that_was_mended_or_removed_is_refused(append, inputs, tmp_path, other):
+    """The rows of a run can then not be compared as a whole, so the time and size of the picture decide."""
+    output = tmp_path / "o.csv"
+    for name, ink in (("a.png", 9), ("b.png", 30), ("c.png", 60)):
+        save_picture(inputs / name, ink)
+    complete = (inputs / "b.png").read_bytes()
+    if other == "mended":
+        (inputs / "b.png").write_bytes(complete[:-30])
+    append(output)
+    if other == "mended":
+        (inputs / "b.png").write_bytes(complete)
+        assert append(output).code == 0
+    else:
+        (inputs / "b.png").unlink()
+    assert append(output).code == 0
+    save_picture(inputs / "a.png", 99)
+    refused = append(output)
+    assert (refused.code, f"the rows of {inputs / 'a.png'} that were scored" in refused.err) == (4, True), refused.err
+
+
+def test_pictures_in_two_outputs_are_not_merged(append, inputs, tmp_path, sketchbatch, tiny_service):
+    """A folder of pictures is one input of a job, and each of its pictures is one with --append."""
+    for name, ink in (("a.png", 9), ("b.png", 30)):
+        save_picture(inputs / name, ink)
+    grown, whole = tmp_path / "grown.csv", tmp_path / "whole.csv"
+    assert append(grown).code == 0
+    assert sketchbatch("score", inputs, "--output", whole, "--server", tiny_service.address).code == 0
+    for outputs in ((grown, whole), (whole, grown)):
+        refused = sketchbatch("merge", *outputs, "--output", tmp_path / "all.csv")
+        assert (refused.code, f"got rows of {inputs}/a.png in both" in refused.err) == (4, True), refused.err
+
+
 def test_new_pictures_of_a_folder_are_added(append, inputs, tmp_path):
     """Each picture counts for itself, wherever its name is among the others."""
     for name in ("b.png", "d.png"):

@@ -445,6 +445,22 @@ def test_a_folder_with_drawings_next_to_files_is_named_with_the_way_to_add_it(sk
     assert sketchbatch("score", folder, folder / "nested", *words, "--restart").code == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("z.ndjson", b""), ("z.jsonl", b""), ("z.npy", npy(0)), ("z.parquet", table(0))]
+)
+def test_a_file_without_a_drawing_is_listed(sketchbatch, tiny_service, tmp_path, name, content):
+    """Next to other files it is listed as passed over, whether it is named or in a folder."""
+    (tmp_path / "a.npy").write_bytes(npy(3))
+    (tmp_path / name).write_bytes(content)
+    output = tmp_path / "o.csv"
+    named = sketchbatch(
+        "score", tmp_path / "a.npy", tmp_path / name, "--server", tiny_service.address, "--output", output
+    )
+    assert named.code == 0, named.err
+    listed = json.loads((tmp_path / "o.csv.manifest.json").read_text())["passed_over"]["entries"]
+    assert [(entry["path"], entry["reason"]) for entry in listed] == [(str(tmp_path / name), "has no drawing")]
+
+
 def test_pictures_directly_in_the_folder_to_evaluate_are_refused_with_the_layout(sketchbatch, tiny_service, tmp_path):
     """The label of such pictures would be the name of the folder, which is rarely meant."""
     (tmp_path / "new").mkdir()

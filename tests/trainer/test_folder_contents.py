@@ -107,6 +107,14 @@ def test_files_that_look_like_drawings_are_told_from_others(tmp_path):
     assert str(others).startswith("8 files of the folder passed over: ")
 
 
+def test_files_of_no_class_are_named_if_classes_are_chosen(tmp_path):
+    """Files of the other classes do not count; those that belong to no class are named, and do not end the command."""
+    write(tmp_path, "cat/1.png", "owl/1.png", "owl/2.heic", "half.heic", "notes.txt", "cat/3.heic", "nested/in/1.png")
+    others = others_of(tmp_path, ("cat",))
+    assert list(map(str, others.drawings)) == ["cat/3.heic"]
+    assert sorted(map(str, others.rest)) == ["half.heic", "nested/in/1.png", "notes.txt"]
+
+
 def test_linked_folders_are_searched_once(tmp_path):
     """The files of a linked class are found, and a link to a folder above ends the search."""
     write(tmp_path, "elsewhere/1.png", "elsewhere/2.heic", "data/cat/1.png")

@@ -118,7 +118,8 @@ def find_others(
     """Find the files below `folder` that are neither in `taken`, the files of all classes, nor pictures of a class.
 
     Not counted are hidden names, the folder `excluded`, and the other formats of a class in Google's layout. If
-    `labels` lacks a class, the user chose between classes: then only the files of `labels` count.
+    `labels` lacks a class, the user chose between classes: then the files of the other classes do not count, and
+    files that belong to no class are in `rest`.
     """
     taken, found = set(taken), set(map(label_of, taken))
     read = taken.union(*(files_below(path) for path in taken if path.is_dir()))
@@ -133,9 +134,11 @@ def find_others(
             empty.append(own)
         for path in (own / name for name in names):
             is_read = folder / path in read or (parent in taken and path.suffix.lower() in PICTURE_SUFFIXES)
-            is_unwanted = is_choice and not _classes_of(path) & set(labels)
-            if not (is_read or is_unwanted or path.name == SOURCE_NOTE or _is_other_format(path, found)):
-                (drawings if looks_like_drawing(folder / path) else rest).append(path)
+            classes = _classes_of(path)
+            is_unwanted = is_choice and not classes & set(labels)
+            is_other_class = is_unwanted and bool(classes & found)
+            if not (is_read or is_other_class or path.name == SOURCE_NOTE or _is_other_format(path, found)):
+                (drawings if looks_like_drawing(folder / path) and not is_unwanted else rest).append(path)
     return Others(tuple(drawings), tuple(empty), tuple(rest))
 
 

@@ -229,9 +229,11 @@ def _changed_rows(
     """Yield the names of the sources of each part whose rows have changed.
 
     Only `touched` sources can have changed. A part with rows of a source that is missing, or of a picture
-    that was mended, now or before an earlier run, is not compared.
+    that was mended, now or before an earlier run, cannot be compared: its touched pictures count as changed, and its
+    touched files, which may have grown, do not.
     """
     by_name = {source.name: source for source in sources}
+    pictures = touched & {source.name for source in sources if isinstance(source, PictureSource)}
     newest = {  # the run that last scored the first row of a source
         each.source: run for run, addition in enumerate(additions) for each in addition.plan.inputs if not each.start
     }
@@ -246,6 +248,9 @@ def _changed_rows(
             )
             if in_part & touched and is_comparable and reader.digest(part) != digests.get(part):
                 yield " or ".join(sorted(in_part & touched))
+            unverified = {name for name in in_part & pictures if newest.get(name, run) == run}
+            if unverified and not is_comparable:
+                yield " or ".join(sorted(unverified))
 
 
 def _joined(kind: str, output: Path, manifest: Manifest, added: Manifest, parts: Parts, mended: set[str]) -> Manifest:

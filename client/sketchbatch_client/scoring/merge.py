@@ -136,7 +136,16 @@ def _jobs(paths: Sequence[Path], manifests: Sequence[Manifest]) -> _Merged:
             raise JobRefused(
                 f"{path}: must have the columns of {paths[0]}, but only one has key_id; merge each kind apart"
             )
+    _check_folders(paths, rows_of)
     return _Merged(list(paths), [each for manifest in manifests for each in manifest.additions])
+
+
+def _check_folders(paths: Sequence[Path], rows_of: dict[str, list[_Rows]]) -> None:
+    """Raise JobRefused if one output has a folder of pictures, and another one a picture of it, as with --append."""
+    for name, ranges in rows_of.items():
+        for folder in rows_of.get(str(Path(name).parent), ()):
+            if one := next((rows for rows in ranges if rows.output != folder.output), None):
+                raise _same_rows(paths[one.output], paths[folder.output], name)
 
 
 def _same_rows(path: Path, other: Path, source: str) -> JobRefused:

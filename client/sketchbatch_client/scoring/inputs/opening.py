@@ -81,6 +81,9 @@ def find_sources(
         raise FileRefused(f"--column {options.column}: no input is a Parquet file")
     if not any(map(len, sources)):
         raise FileRefused(f"{', '.join(inputs)}: expected drawings, got no row")
+    empty = [source.name for source in sources if not len(source)]
+    others.inputs.difference_update(empty)
+    others.extend(PassedOver(name, "has no drawing", False) for name in empty)
     return sources
 
 
