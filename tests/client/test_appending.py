@@ -86,7 +86,9 @@ def test_each_run_adds_new_files_and_new_rows(append, inputs, tmp_path, noise, s
     assert rows_of(output) == first + second
     assert len(Path(f"{output}.rejects.jsonl").read_text().splitlines()) == 1
 
-    assert append(output).code == 0  # nothing is new, and the reject was reported
+    again = append(output)
+    assert again.code == 0  # nothing is new
+    assert f"rejected by earlier runs: 1 row; {output}.rejects.jsonl lists" in again.err
     (inputs / "m.ndjson").write_text(strokes(0, 5) + "no drawing\n" + strokes(6, 7))
     assert append(output).code == 0
     assert rows_of(output) == [*first, *second, ("m.ndjson", 6)]

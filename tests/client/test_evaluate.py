@@ -241,7 +241,10 @@ def test_a_comparison_of_models_with_other_numbers_of_labels_says_so(evaluating,
     finished = evaluating(folder, "--against-server", others, "--against-model", "other", "--ignore-others")
     assert finished.code == 0, finished.err
     printed = " ".join(finished.out.split())
-    assert "tiny version 1 has 3 labels, other version 1 has 4 labels: each model may predict" in printed
+    assert (
+        "tiny version 1 has 3 labels (1 without drawings here), "
+        "other version 1 has 4 labels (2 without drawings here): each model may predict"
+    ) in printed
     assert "These drawings may be training drawings of tiny version 1 or other version 1: the model file" in printed
 
 

@@ -133,6 +133,26 @@ def test_a_comparison_shows_the_verdict_and_both_models(folder, tmp_path):
     assert "recall of tiny version 1 at host:2" in text
 
 
+def test_a_comparison_names_the_labels_without_drawings(folder, tmp_path):
+    """The means leave out labels without drawings, so the page and the picture say how many labels have drawings."""
+    wide = evaluation_of(folder)
+    wide = replace(wide, labels=(*wide.labels, "dog"), confusion=np.pad(wide.confusion, (0, 1)))
+    result = Comparison(
+        first=evaluation_of(folder), second=replace(wide, server="host:2"), paired=pair(np.eye(2, dtype=int))
+    )
+    write_page(result, tmp_path / "page.html")
+    text = text_of(tmp_path / "page.html")
+    assert "tiny version 1 at host:2 3 of 4 " in text
+    assert "tiny version 1 at host:2 has 4 labels (1 without drawings here): each model may predict" in text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(figures.STYLE, "svg.fonttype", "none")
+        write_plot(result, tmp_path / "a.svg", "svg")
+    assert (
+        f"tiny version 1 at host:2 on {wide.figures.rows} drawings of 3 of its 4 labels"
+        in (tmp_path / "a.svg").read_text()
+    )
+
+
 def test_a_model_without_softmax_has_no_calibration(folder, tmp_path):
     """The page of a model without softmax states why it has no calibration."""
     write_page(replace(evaluation_of(folder), calibration=None), tmp_path / "page.html")

@@ -16,7 +16,7 @@ from sketchbatch_trainer.errors import DrawingsRefused, RunIncomplete, RunRefuse
 from sketchbatch_trainer.export.held_out import onnx_scores
 from sketchbatch_trainer.export.temperature import LEAST_ROWS, fit, softmax
 from sketchbatch_trainer.hold_out import TEST, TRAIN, VALIDATION, HoldOut
-from sketchbatch_trainer.run import Run, Variant
+from sketchbatch_trainer.run import Run, Variant, exported_properties
 from sketchbatch_trainer.synthetic import LABELS, SOURCE, draw
 from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, fit_rows, recipe_differences, with_network
 from typer.testing import CliRunner
@@ -273,7 +273,11 @@ def test_a_variant_and_the_report_of_a_cross_validated_run_are_written(judged):
     from sketchbatch_trainer.report.quality import evaluate_run
     from sketchbatch_trainer.report.reporting import write_report
 
-    assert export_variant(judged, Variant.FLOAT16).rows == 270
+    compared = export_variant(judged, Variant.FLOAT16)
+    assert "of 270 training drawings" in str(compared)
+    stated = json.loads(exported_properties(judged.exported(Variant.FLOAT16))["sketchbatch.metrics"])
+    assert stated["accuracy"] == metrics_of(judged)["accuracy"]  # of the folds, not of the drawings that trained
+    assert (stated["folds"], stated["variant"], stated["agreement"]) == (2, "float16", compared.agreement)
     assert np.allclose(evaluate_run(judged).scores, read_out_of_fold(judged).scores()[0])
     write_report([judged], judged.report)
     assert "2-fold cross-validation" in judged.report.read_text(encoding="utf-8")

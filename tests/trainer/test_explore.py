@@ -263,6 +263,12 @@ def test_classes_are_sorted_by_name(folder):
         find_files(folder / "nowhere")
 
 
+def test_endings_are_read_in_any_case(folder):
+    """A file NAME.NPY next to files NAME.npy is explored, as `train` reads it."""
+    (folder / "numpy_bitmap" / "bee.npy").rename(folder / "numpy_bitmap" / "bee.NPY")
+    assert list(find_files(folder)) == ["ant", "bee"]
+
+
 def test_pictures_and_flat_files_of_strokes_are_explored(tmp_path, noise):
     """`explore` reads each layout that `train` reads: folders of pictures, and strokes next to each other."""
     for number, bitmap in enumerate(noise(3)):

@@ -212,7 +212,9 @@ def retrained(dataset, run, tmp_path_factory) -> tuple[Run, list]:
         path.write_text("of another request")
     again.config.write_text(run.config.read_text().replace('"seed": 0', '"seed": 7'))
     write_model(again.onnx, metadata={"sketchbatch.config": again.config.read_text()})
-    with pytest.raises(RunRefused, match=r"again0: holds an interrupted training with other seed; keep it and name"):
+    with pytest.raises(
+        RunRefused, match=r"again0: holds an interrupted training with other seed \(7, now 0\); keep it and name"
+    ):
         train(dataset, again.folder)
     listener = Listener()
     assert train(dataset, again.folder, listener=listener, restart=True) == again
@@ -243,7 +245,9 @@ def test_a_finished_training_is_not_overwritten(dataset, run):
     """The same request changes nothing in a finished run, and a request with other options is refused."""
     before = run.keras.stat()
     assert train(dataset, run.folder) is None
-    message = r"holds a finished training with other recipe, network or epochs, seed; .* or discard it with --restart"
+    message = (
+        r"other recipe, network or epochs \(max_epochs 2, now 3\), seed \(0, now 1\); .* or discard it with --restart"
+    )
     with pytest.raises(RunRefused, match=message):
         train(dataset, run.folder, replace(TINY_ARTICLE, max_epochs=3), seed=1)
     assert run.keras.stat() == before

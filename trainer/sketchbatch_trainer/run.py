@@ -33,6 +33,7 @@ _COMPARED = {
 }
 """The entries of a config that make two trainings different, with the words for messages."""
 
+_VALUES_SHOWN = 3  # most values of a recipe that a message names
 _VERSIONS = {"versions": "package versions"}  # an interrupted training needs them to end with the same weights
 
 
@@ -151,7 +152,7 @@ class Run:
             return RunState.NEW
         names = _COMPARED | _VERSIONS if has_checkpoint else _COMPARED
         own, wanted = self.read_config(), json.loads(encode(config))
-        if different := [names[key] for key in names if own.get(key) != wanted.get(key)]:
+        if different := [_difference(names[key], key, own, wanted) for key in names if own.get(key) != wanted.get(key)]:
             raise RunRefused(
                 f"{self.folder}: holds {'an interrupted' if has_checkpoint else 'a finished'} training with other "
                 f"{', '.join(different)}; keep it and name another folder with --run, or discard it with --restart"
@@ -286,3 +287,29 @@ def _is_config(path: Path) -> bool:
     except ValueError:
         return False
     return isinstance(found, dict) and found.keys() >= {"labels", "data_digest"}
+
+
+def value_differences(key: str, first: dict[str, Any], second: dict[str, Any], between: str = " and ") -> list[str]:
+    """Return what differs between the values of a key, such as `max_epochs 5 and 12`.
+
+    Objects with the same keys, such as two networks, are compared value by value.
+    """
+    value, other = first.get(key), second.get(key)
+    if value == other:
+        return []
+    if not isinstance(value, dict) or not isinstance(other, dict):
+        return [key if isinstance(value, dict) or isinstance(other, dict) else f"{key} {value}{between}{other}"]
+    if value.keys() != other.keys():
+        return [key]
+    return [f"{key}.{text}" for inner in value for text in value_differences(inner, value, other, between)]
+
+
+def _difference(words: str, key: str, own: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Return the words for a key of two configs that differ, with the values if these are short."""
+    if key == "recipe":
+        values = [each.removeprefix("recipe.") for each in value_differences(key, own, wanted, ", now ")]
+        more = [f"{len(values) - _VALUES_SHOWN} more"] if len(values) > _VALUES_SHOWN else []
+        return f"{words} ({'; '.join(values[:_VALUES_SHOWN] + more)})"
+    pair = own.get(key), wanted.get(key)
+    is_short = key != "data_digest" and all(isinstance(each, str | int) for each in pair)
+    return f"{words} ({pair[0]}, now {pair[1]})" if is_short else words

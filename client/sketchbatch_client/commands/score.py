@@ -315,6 +315,8 @@ def _report(outcome: Outcome, path: Path, progress: ProgressDisplay, duration_s:
         rate = outcome.added / duration_s
         err.print(f"{counted(outcome.added, 'new row')} in {duration_s:.1f} s ({rate:,.0f} rows/s) -> {path}")
         err.print(f"{path} has {counted(outcome.rows, 'row')}")
+        if earlier := outcome.rejected - (outcome.added_rejected or 0):
+            err.print(f"rejected by earlier runs: {counted(earlier, 'row')}; {rejects_path(path)} lists the reasons")
     elif outcome.was_finished:
         err.print(f"{path} is already finished: {rows}; use --restart to score them again")
     else:

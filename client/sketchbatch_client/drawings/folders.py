@@ -55,7 +55,7 @@ def find_labelled(folder: Path | str) -> LabelledFolder:
     _check_is_folder(folder)
     for inner, suffix in (*_LAYOUTS, (".", ".parquet")):
         for parent in (folder / inner, folder):
-            if parent.is_dir() and (files := _with_suffix(parent, (suffix,))):
+            if parent.is_dir() and (files := files_with_suffix(parent, (suffix,))):
                 found = _by_label(files)
                 return LabelledFolder(found, PassedOverList(_besides(folder, parent, found)))
     if folders := [inner for inner in _folders(folder) if files_below(inner)]:
@@ -124,14 +124,14 @@ def source_of(folder: Path) -> str:
 
 def pictures_in(folder: Path) -> list[Path]:
     """Return the pictures directly in a folder, by name; a hidden file is none."""
-    return _with_suffix(folder, PICTURE_SUFFIXES)
+    return files_with_suffix(folder, PICTURE_SUFFIXES)
 
 
 def files_below(folder: Path) -> list[Path]:
     """Return the files in and below a folder label=LABEL or LABEL.parquet, as Spark writes them; else none."""
     if not folder.name.startswith(_LABEL_KEY) and folder.suffix != _TABLE:
         return []
-    return [path for inner, _, _ in walk(folder) for path in _with_suffix(inner, _FILES)]
+    return [path for inner, _, _ in walk(folder) for path in files_with_suffix(inner, _FILES)]
 
 
 def _besides_files(folder: Path) -> Iterator[PassedOver]:
@@ -149,7 +149,11 @@ def besides_pictures(folder: Path) -> Iterator[PassedOver]:
             yield pass_over(path)
 
 
-def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+def files_with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files directly in a folder with one of these endings, in any case, by name; hidden files are left out.
+
+    Raises FileNotFoundError if the folder does not exist.
+    """
     entries = os.scandir(folder)
     names = [each.name for each in entries if each.name.lower().endswith(suffixes) and not each.is_dir()]
     return [folder / name for name in sorted(names) if not is_hidden(name)]
@@ -198,7 +202,9 @@ def _other_kind(path: Path, taken: Path) -> PassedOver:
 
 def _other_form(folder: Path, files: dict[str, Path]) -> Iterator[PassedOver]:
     """Yield what one of Google's folders has: the same drawings in another form, or those of another label."""
-    others = [path for path in _with_suffix(folder, (_GOOGLE_FOLDERS[folder.name],)) if label_of(path) not in files]
+    others = [
+        path for path in files_with_suffix(folder, (_GOOGLE_FOLDERS[folder.name],)) if label_of(path) not in files
+    ]
     reason = f"{next(iter(files.values())).parent.name}/ has no such file, and only that folder is read"
     yield from (PassedOver(str(path), reason, True) for path in others)
     yield PassedOver(str(folder), "another form of the same drawings", False)

@@ -68,7 +68,7 @@ class Comparison:
         """Return sentences for users that state what may favour one of the models."""
         cautions = []
         if len({len(each.labels) for _, each in self.named}) > 1:
-            numbers = ", ".join(f"{name} has {len(each.labels):,} labels" for name, each in self.named)
+            numbers = ", ".join(f"{name} has {labels_of(each)}" for name, each in self.named)
             cautions.append(
                 f"{numbers}: each model may predict all of its labels, so more labels make the task harder."
             )
@@ -122,6 +122,14 @@ def compare(
         second=_evaluation(second, drawings, accumulators[1], trained_on.counted[1]),
         paired=pair(table),
     )
+
+
+def labels_of(evaluation: Evaluation) -> str:
+    """Return the number of labels of a model, and of those without drawings here, which the means leave out."""
+    labels = len(evaluation.labels)
+    text = "1 label" if labels == 1 else f"{labels:,} labels"
+    without = labels - evaluation.tested_labels
+    return f"{text} ({without:,} without drawings here)" if without else text
 
 
 def common_labels(first: ModelInfo, second: ModelInfo) -> tuple[str, ...]:

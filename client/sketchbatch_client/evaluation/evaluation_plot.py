@@ -41,7 +41,7 @@ def _draw_bars(axes: Any, named: list[tuple[str, Evaluation]]) -> None:
     for index, ((name, evaluation), colour) in enumerate(zip(named, (BLUE, ORANGE), strict=False)):
         for position, measured in enumerate(evaluation.figures.measured.values()):
             place = position + (index - (len(named) - 1) / 2) * width
-            label = f"{name} on {evaluation.figures.rows:,} drawings" if position == 0 else ""
+            label = _legend(name, evaluation) if position == 0 else ""
             _draw_bar(axes, place, measured, {"width": width * 0.92, "color": colour, "label": label})
     titles = [title.replace(" ", "\n") for title, _ in TITLES.values()]
     axes.set_xticks(range(len(titles)), titles, fontsize=9)
@@ -50,6 +50,13 @@ def _draw_bars(axes: Any, named: list[tuple[str, Evaluation]]) -> None:
     axes.set_title("Metrics with 95 % confidence intervals", fontsize=10)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.5 / axes.figure.get_figheight()), frameon=False, fontsize=9)
     axes.grid(visible=False, axis="x")
+
+
+def _legend(name: str, evaluation: Evaluation) -> str:
+    """Return the text about a model; the means over classes leave out labels without drawings."""
+    text = f"{name} on {evaluation.figures.rows:,} drawings"
+    labels, tested = len(evaluation.labels), evaluation.tested_labels
+    return f"{text} of {tested:,} of its {labels:,} labels" if tested < labels else text
 
 
 def _draw_bar(axes: Any, place: float, measured: Measured, style: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sketchbatch_client import html_page
+from sketchbatch_client.drawings.folders import files_with_suffix
 from sketchbatch_client.html_page import enumerated
 
 from ..folder_contents import GOOGLE_FOLDERS
@@ -175,4 +176,4 @@ def _target(folder: Path) -> Path | None:
         return folder
     if folder.resolve().name in GOOGLE_FOLDERS:
         return folder.parent if folder.name not in ("", "..") else folder.resolve().parent
-    return folder if any(folder.glob("[!._]*.npy")) else None
+    return folder if files_with_suffix(folder, (".npy",)) else None

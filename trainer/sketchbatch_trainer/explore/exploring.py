@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from sketchbatch_client.drawings.folders import files_with_suffix
 from sketchbatch_client.drawings.rasterize import rasterize_all
 from sketchbatch_client.drawings.readers import (
     BitmapFile,
@@ -64,9 +65,9 @@ def find_files(folder: Path, *, skip_malformed: bool = False) -> dict[str, Files
     """
     found: dict[str, Files] = {}
     for kind in (SIMPLIFIED, RAW):
-        for path in sorted((folder / kind).glob("[!._]*.ndjson")):
+        for path in _files(folder / kind, ".ndjson"):
             found.setdefault(label_of(path), {})[kind] = path
-    for path in sorted((folder / BITMAPS).glob("[!._]*.npy")) or sorted(folder.glob("[!._]*.npy")):
+    for path in _files(folder / BITMAPS, ".npy") or _files(folder, ".npy"):
         found.setdefault(label_of(path), {})[BITMAPS] = path
     if not found:
         found = {label: {_kind_of(path, skip_malformed): path} for label, path in labelled_files(folder).items()}
@@ -100,6 +101,10 @@ def gather(
         copies=find_copies([each.digests for each in with_bitmaps]) if with_bitmaps else None,
         neighbours=find_neighbours([each.bitmaps for each in with_bitmaps]) if len(with_bitmaps) > 1 else None,
     )
+
+
+def _files(folder: Path, suffix: str) -> list[Path]:
+    return files_with_suffix(folder, (suffix,)) if folder.is_dir() else []
 
 
 def _kind_of(path: Path, skip_malformed: bool) -> str:

@@ -4,7 +4,7 @@ docs/model-file.md describes the exported ONNX file.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,13 +37,15 @@ class Parity:
     """Comparison of the scores of ONNX Runtime and Keras."""
 
     rows: int
-    """Number of held-out drawings."""
+    """Number of drawings that were scored."""
     max_difference: float
     """Largest difference between a score of ONNX Runtime and the same score of Keras."""
+    kind: str = "held-out drawings"
+    """`HeldOut.kind`"""
 
     def __str__(self) -> str:
         return (
-            f"Keras and ONNX differ by at most {self.max_difference:.1e} on {self.rows:,} held-out drawings "
+            f"Keras and ONNX differ by at most {self.max_difference:.1e} on {self.rows:,} {self.kind} "
             f"(limit {TOLERANCE:.0e})"
         )
 
@@ -76,7 +78,8 @@ def export(run: Run, *, version: int | None = None, licence: str = "") -> Parity
         model = networks.divide_logits(model, temperature)
     graph = to_onnx(model)
     scores = onnx_scores(graph, held_out.bitmaps)
-    parity = compare(np.asarray(model.predict(held_out.bitmaps, verbose=0)), scores)
+    keras_scores = np.asarray(model.predict(held_out.bitmaps, verbose=0))
+    parity = replace(compare(keras_scores, scores), kind=held_out.kind)
     judged = out_of_fold.scores()[0] if out_of_fold else scores
     metrics = held_out.measure(judged) | {
         "rows": parity.rows,

@@ -3,7 +3,7 @@
 The exports of float32, float16 and int8 share this module, which does not import Keras.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,13 @@ class HeldOut:
     """(rows,): the index of each drawing's label."""
     classes: int
     """Number of labels."""
+    has_trained: bool = False
+    """Whether the drawings trained the model, because the run held out none; then its folds judge the model."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of the drawings, for messages."""
+        return "training drawings" if self.has_trained else "held-out drawings"
 
     def measure(self, scores: Scores) -> dict[str, float]:
         """Return those of the five metrics that are defined; `scores` has one row per held-out drawing."""
@@ -54,14 +61,15 @@ def read_held_out(run: Run, labels: list[str]) -> HeldOut:
         RunIncomplete: A label has no held-out drawings; or all drawings trained, and no cross-validation judged them.
     """
     files = labelled_files(run.test) if run.test.is_dir() else {}
+    has_trained = run.config.exists() and run.read_config().get("hold_out") == "none"
     if missing := [label for label in labels if nfc(label) not in files]:
-        if run.config.exists() and run.read_config().get("hold_out") == "none":
+        if has_trained:
             raise RunIncomplete(
                 f"{run.folder}: all drawings trained, so none is left to judge the model; train its folds with "
                 f"--hold-out 1/5 to 5/5, then run: sketchbatch-train cross-validate --run {run.folder} --of FOLD ..."
             )
         run.need(run.test / f"{missing[0]}.npy")
-    return _read(files, labels)
+    return replace(_read(files, labels), has_trained=has_trained)
 
 
 def read_validation(run: Run, labels: list[str]) -> HeldOut | None:

@@ -5,6 +5,7 @@ A variant is made from the run's model.onnx and has the same metadata, except fo
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,7 +38,9 @@ class Comparison:
 
     variant: Variant
     rows: int
-    """Number of held-out drawings."""
+    """Number of drawings that were scored."""
+    kind: str
+    """`HeldOut.kind`"""
     accuracy: float
     float32_accuracy: float
     agreement: float
@@ -50,13 +53,15 @@ class Comparison:
     def __str__(self) -> str:
         return (
             f"{self.variant} accuracy {self.accuracy:.2%}, float32 {self.float32_accuracy:.2%}; the same label for "
-            f"{self.agreement:.2%} of {self.rows:,} held-out drawings; scores differ by "
+            f"{self.agreement:.2%} of {self.rows:,} {self.kind}; scores differ by "
             f"{self.parity_mean_difference:.1e} on average, {self.parity_max_difference:.1e} at most"
         )
 
 
 def export_variant(run: Run, variant: Variant) -> Comparison:
     """Write the float16 or int8 model file from the run's model.onnx, with metrics on the held-out drawings.
+
+    After a training on all drawings the metrics are those that the cross-validation measured of float32.
 
     Raises:
         RunIncomplete: The run has no model.onnx of its last training or, for int8, no calibration drawings.
@@ -76,9 +81,22 @@ def export_variant(run: Run, variant: Variant) -> Comparison:
     if is_float16:  # the CPU ran the float16 graph in float32; also compare scores rounded as on CUDA
         scores = onnx_scores(rounded_as_float16(original), held_out.bitmaps)
         comparison = compare(variant, held_out, expected, scores)
-    metrics = encode(held_out.measure(scores) | asdict(comparison))
-    save_described(graph, path, properties | {"sketchbatch.metrics": metrics})
+    metrics = _metrics(comparison, held_out, scores, json.loads(properties["sketchbatch.metrics"]))
+    save_described(graph, path, properties | {"sketchbatch.metrics": encode(metrics)})
     return comparison
+
+
+def _metrics(comparison: Comparison, held_out: HeldOut, scores: Scores, float32: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics for the file of a variant; `float32` has those of the float32 file.
+
+    If the drawings trained the model, the variant's metrics on them are too high. The file then has those of float32,
+    which the folds of the cross-validation measured, and how the scores of the variant differ.
+    """
+    own = asdict(comparison)
+    del own["kind"]
+    if not held_out.has_trained:
+        return held_out.measure(scores) | own
+    return float32 | {key: value for key, value in own.items() if key not in ("accuracy", "float32_accuracy")}
 
 
 def compare(variant: Variant, held_out: HeldOut, expected: Scores, scores: Scores) -> Comparison:
@@ -91,6 +109,7 @@ def compare(variant: Variant, held_out: HeldOut, expected: Scores, scores: Score
     comparison = Comparison(
         variant=variant,
         rows=len(scores),
+        kind=held_out.kind,
         accuracy=held_out.measure(scores)["accuracy"],
         float32_accuracy=held_out.measure(expected)["accuracy"],
         agreement=float((scores.argmax(axis=1) == expected.argmax(axis=1)).mean()),

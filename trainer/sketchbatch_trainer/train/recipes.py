@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..run import value_differences
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArticleNetwork:
@@ -213,7 +215,7 @@ def recipe_differences(own: dict[str, Any], other: dict[str, Any], *, is_same_ro
     derived: set[str] = set()
     if not is_same_rows:
         derived = {"batch_rows", "max_epochs"} if _has_own_epochs(own) and _has_own_epochs(other) else {"batch_rows"}
-    return [text for key in first | second if key not in derived for text in _differences(key, first, second)]
+    return [text for key in first | second if key not in derived for text in value_differences(key, first, second)]
 
 
 def _has_own_epochs(config: dict[str, Any]) -> bool:
@@ -222,18 +224,6 @@ def _has_own_epochs(config: dict[str, Any]) -> bool:
     named = RECIPES.get(recipe["name"])
     epochs = math.ceil(recipe.get("min_steps", 0) / math.ceil(rows / recipe["batch_rows"]))
     return named is not None and recipe["max_epochs"] == max(named.max_epochs, epochs)
-
-
-def _differences(key: str, first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """Return the text about the values of a key; the values of a network or an augmentation are compared one by one."""
-    value, other = first.get(key), second.get(key)
-    if value == other:
-        return []
-    if not isinstance(value, dict) or not isinstance(other, dict):
-        return [key if isinstance(value, dict) or isinstance(other, dict) else f"{key} {value} and {other}"]
-    if value.keys() != other.keys():
-        return [key]
-    return [f"{key}.{text}" for inner in value for text in _differences(inner, value, other)]
 
 
 def network_from(values: dict[str, Any]) -> Network:
