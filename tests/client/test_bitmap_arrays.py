@@ -156,6 +156,12 @@ def test_an_array_whose_rows_are_its_last_axis_is_refused_with_the_remedy(rows_f
         (ROWS[:, :27], r"got uint8 \(3, 27, 28\)"),
         ([ROWS[0], ROWS[1, :27]], r"got uint8 \(27, 28\) in row 1"),
         (Series([ROWS[0], None]), "got a missing value in row 1; leave such rows out"),
+        (Series([ROWS[0] / 255, None], range(2)), "got a missing value in row 1; leave such rows out"),
+        (Series([ROWS[0], [None] * 784]), "got pixels with a missing value in row 1; leave such rows out"),
+        (
+            np.where(ROWS > 140, np.nan, ROWS),
+            r"got float64 \(3, 28, 28\) with missing values \(NaN\); leave such rows out",
+        ),
         ([bytes(784), bytes(783)], r"got uint8 \(783,\) in row 1"),
         (iter(ROWS), "got generator|got iterator"),
         ([["a"]], r"got <U1 \(1, 1\)"),

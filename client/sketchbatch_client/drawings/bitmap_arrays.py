@@ -24,6 +24,8 @@ _MOSTLY_INK = 170
 
 _ROW = "np.asarray(row)"  # how a remedy writes a row of a pandas series, whose index it keeps
 
+_LEAVE_OUT = "leave such rows out"
+
 _INK = 0.02, 0.7  # lowest and highest share of ink in drawings; nearly blank or filled bitmaps are no scaled drawings
 
 
@@ -67,7 +69,11 @@ def as_bitmaps(drawings: Drawings, name: str = "bitmaps") -> Bitmaps:
     if array is None or (array.ndim and array.dtype.kind in "OS") or array.shape == (0,):  # no rows, or unlike rows
         each = enumerate(cast(Iterable[object], rows))
         x = _ROW if hasattr(drawings, "to_numpy") and hasattr(drawings, "index") else "np.stack(x)"
-        bitmaps = [_one(row, f"{name} must be", f" in row {number}", x) for number, row in each]
+        numbered = list(each)
+        for number, row in numbered:  # before other errors, because a remedy for all rows fails with a missing value
+            if _is_missing(row):
+                raise ValueError(f"{name} must be {_EXPECTED}, got a missing value in row {number}; {_LEAVE_OUT}")
+        bitmaps = [_one(row, f"{name} must be", f" in row {number}", x) for number, row in numbered]
         return np.concatenate([np.empty((0, 28, 28), np.uint8), *bitmaps])
     if not array.ndim:
         raise ValueError(f"{name} must be {_EXPECTED}, got {type(drawings).__name__}")
@@ -126,10 +132,12 @@ def _as_array(rows: Any) -> NDArray[Any] | None:
         return None if isinstance(rows, (list, tuple)) else np.array(rows, object)
 
 
+def _is_missing(row: object) -> bool:
+    return row is None or (isinstance(row, float) and math.isnan(row)) or type(row).__name__ == "NAType"  # of pandas
+
+
 def _one(row: object, must_be: str, where: str, x: str) -> Bitmaps:
     """Return one entry of a list or series as (1, 28, 28); `x` is how to write the rows in Python."""
-    if row is None or (isinstance(row, float) and math.isnan(row)) or type(row).__name__ == "NAType":  # of pandas
-        raise ValueError(f"{must_be} {_EXPECTED}, got a missing value{where}; leave such rows out")
     array = _as_array(row)
     if isinstance(row, bytes) and len(row) != 784 and (kind := describe(row[:HEAD_BYTES], "it")):
         convert = "; convert each with sketchbatch_client.drawings.images.decode_image"
@@ -139,6 +147,8 @@ def _one(row: object, must_be: str, where: str, x: str) -> Bitmaps:
         array = _as_array(array.tolist())
     if array is None or not array.ndim:
         raise ValueError(f"{must_be} {_EXPECTED}, got {type(row).__name__}{where}")
+    if array.dtype == object and any(map(_is_missing, array.flat)):
+        raise ValueError(f"{must_be} {_EXPECTED}, got pixels with a missing value{where}; {_LEAVE_OUT}")
     return _checked(array, array.shape in ROW_SHAPES, must_be, where, x)
 
 
@@ -162,6 +172,8 @@ def _remedy(array: NDArray[Any], x: str) -> str:
         return _with_index(f"np.uint8(255) * {x}", x)
     if array.dtype.kind != "f" or not array.size:
         return ""
+    if np.isnan(array).any():
+        return f" with missing values (NaN); {_LEAVE_OUT}"  # a remedy for them would make pixels of 0
     low, high = float(array.min()), float(array.max())
     if 0 <= low <= high <= 1:
         return _with_index(f"(255 * {x}).round().astype(np.uint8)", x)
