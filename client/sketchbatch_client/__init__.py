@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import (
     DeadlineExceeded,
     DiskFull,
+    DrawingRefused,
     ExtraMissing,
     FileChanged,
     FileRefused,
@@ -46,6 +47,7 @@ __all__ = [
     "Client",
     "DeadlineExceeded",
     "DiskFull",
+    "DrawingRefused",
     "ExtraMissing",
     "FileChanged",
     "FileRefused",

@@ -2,7 +2,8 @@
 
 SketchbatchError
 ├── FileRefused         an input is not a readable file of drawings: download or create it again
-│   └── FileChanged     an input was written, replaced or removed while it was read: run the same command again
+│   ├── FileChanged     an input was written, replaced or removed while it was read: run the same command again
+│   └── DrawingRefused  one drawing of an input is malformed: correct it, or use an option that skips such drawings
 ├── OutputRefused       a file must not be written there: name another output
 ├── ExtraMissing        a command needs a package that is not installed: install the extra that the message names
 ├── DiskFull            a file cannot be written completely: free disk space, then run the same command again
@@ -76,6 +77,10 @@ class FileChanged(FileRefused):
     """A file was written, replaced or removed while it was read."""
 
     is_permanent = False
+
+
+class DrawingRefused(FileRefused):
+    """One drawing of a file is malformed: a line, a row, or the only picture of the file."""
 
 
 class OutputRefused(SketchbatchError):

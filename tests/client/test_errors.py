@@ -9,6 +9,7 @@ from sketchbatch_client.commands import merge
 
 PERMANENT = [
     errors.FileRefused("x.npy: truncated"),
+    errors.DrawingRefused("x.ndjson:3: a drawing must have at least one stroke, got none"),
     errors.JobRefused("o.csv was begun differently"),
     errors.ExtraMissing("demo needs starlette and uvicorn"),
     errors.OutputRefused("o.csv: must not be one of the inputs"),

@@ -1,7 +1,6 @@
 """The options that select drawings, and what `explore` and `train` print about the selection."""
 
 import os
-import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 from sketchbatch_client.drawings.bitmap_arrays import ink_warning
 from sketchbatch_client.drawings.readers import BitmapRows
-from sketchbatch_client.errors import FileRefused
+from sketchbatch_client.errors import DrawingRefused, FileRefused
 from sketchbatch_client.output_file import local_path
 
 from .folder_contents import choose_labels, describe_choice, find_others
@@ -47,9 +46,6 @@ Classes = Annotated[
 
 INK_ROWS = 1000
 """Bitmaps of each class that are examined for inverted bitmaps and for the values 0 and 1."""
-
-# What the messages of the readers have about one malformed drawing: a line, a row of Parquet or a picture.
-_MALFORMED = re.compile(r":\d+: |: row \d+: |: cannot be read as a picture of a drawing: |: expected a picture \(")
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
@@ -93,8 +89,8 @@ def naming_skip_malformed(is_set: bool) -> Iterator[None]:
     """Add the option `--skip-malformed` to the error about a malformed drawing, unless the option is set."""
     try:
         yield
-    except FileRefused as exc:
-        if is_set or isinstance(exc.__cause__, OSError) or not _MALFORMED.search(str(exc)):
+    except DrawingRefused as exc:
+        if is_set:
             raise
         raise FileRefused(f"{exc}; correct it, or skip malformed drawings with --skip-malformed") from exc
 

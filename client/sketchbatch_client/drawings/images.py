@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ..errors import FileRefused, reason_of
+from ..errors import DrawingRefused, FileRefused, reason_of
 from ..file_kind import HEAD_BYTES, describe, got
 from .readers import PICTURE_SUFFIXES, PICTURES
 from .rendering.geometry import SIDE
@@ -42,7 +42,8 @@ def read_image(path: Path | str) -> NDArray[np.uint8]:
 
     The picture is a PNG, JPEG, WebP, BMP, GIF or TIFF, whatever the ending of its name.
 
-    Raises FileRefused if the file does not exist, is not a picture, or has no ink that differs from its paper.
+    Raises FileRefused if the file cannot be opened, and DrawingRefused if it is not a picture or has no ink that
+    differs from its paper.
     """
     try:
         return decode_image(Path(path).read_bytes(), str(path))
@@ -54,11 +55,11 @@ def decode_image(contents: bytes, name: str) -> NDArray[np.uint8]:
     """Decode the contents of a picture as `read_image` does; error messages begin with `name`."""
     kind = describe(contents[:HEAD_BYTES])
     if not kind or kind.suffix not in PICTURE_SUFFIXES:
-        raise FileRefused(f"{name}: expected {PICTURES}, got {got(contents, name)}")
+        raise DrawingRefused(f"{name}: expected {PICTURES}, got {got(contents, name)}")
     try:
         return normalize_image(_decoded(contents))
     except ValueError as exc:
-        raise FileRefused(f"{name}: cannot be read as a picture of a drawing: {exc}") from exc
+        raise DrawingRefused(f"{name}: cannot be read as a picture of a drawing: {exc}") from exc
 
 
 def _decoded(contents: bytes) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import FileRefused
+from ..errors import DrawingRefused, FileRefused
 from ..file_kind import HEAD_BYTES, describe, got
 from .drawing import Drawing, from_line, from_record, long_record_end, record_end
 from .stable_file import StableFile
@@ -111,7 +111,7 @@ class StrokeFile:
         try:
             return self.parse(next(self.lines(number - 1, number)))
         except ValueError as exc:
-            raise FileRefused(f"{self.path}:{self._place(number)}: {exc}") from exc
+            raise DrawingRefused(f"{self.path}:{self._place(number)}: {exc}") from exc
 
     def _place(self, number: int) -> int:
         """Return the number of a line as editors count, blank lines included."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from ...errors import FileRefused, reason_of
+from ...errors import DrawingRefused, FileRefused, reason_of
 from ...file_kind import HEAD_BYTES, got
 from ...file_stamp import FileStamp, file_stamp
 from ...label_names import listed
@@ -96,14 +96,14 @@ class ParquetRows:
         return len(self._numbers) if self._numbers is not None else int(self._file.metadata.num_rows)
 
     def __getitem__(self, rows: slice) -> Bitmaps:
-        """Return the bitmaps of a slice of rows with step 1. Raises FileRefused if one of them is not a drawing."""
+        """Return the bitmaps of a slice of rows with step 1. Raises DrawingRefused if one of them is malformed."""
         numbers = np.arange(len(self))[rows] if self._numbers is None else self._numbers[rows]
         if not len(numbers):
             return stack_bitmaps([])
         block = self.read(int(numbers[0]), int(numbers[-1]) + 1)
         if block.rejects and self._numbers is None:
             row, reason = block.rejects[0]
-            raise FileRefused(f"{self.name}: row {row}: {reason}")
+            raise DrawingRefused(f"{self.name}: row {row}: {reason}")
         return block.bitmaps
 
     def locate(self, row: int) -> tuple[Path, int]:

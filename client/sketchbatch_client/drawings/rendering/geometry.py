@@ -17,6 +17,7 @@ PEN = 16.0  # units; width of the pen
 MARGIN = 24.0  # units; the padding and half the pen's width
 SCALE = SIDE / (SQUARE + 2 * MARGIN)  # pixels per unit: 28 / 304
 _STROKE = "stroke {} must be [xs, ys] or [xs, ys, ts]"
+_POINT_REMEDY = "if it is a point, put the points of each stroke into a list of their own"
 MAX_COORDINATE = 1e6  # units; cairo's 24.8 fixed point overflows at 90 times this limit
 
 Floats = NDArray[np.float64]
@@ -67,11 +68,11 @@ def check_stroke(stroke: object, number: int) -> None:
     try:
         lengths = [len(each) for each in stroke]  # type: ignore[attr-defined]  # the TypeError is handled
     except TypeError:
-        way = "; if it is a point, put the points of each stroke into a list of their own" if _is_point(stroke) else ""
+        way = f"; {_POINT_REMEDY}" if _is_point(stroke) else ""
         raise ValueError(f"{_STROKE.format(number)}, got {stroke!r:.60}{way}") from None
     if isinstance(stroke, dict):
-        way = "if it is a point, put the points of each stroke into a list of their own"
-        raise ValueError(f"{_STROKE.format(number)}, got a dict with the keys {', '.join(map(str, stroke))}; {way}")
+        keys = ", ".join(map(str, stroke))
+        raise ValueError(f"{_STROKE.format(number)}, got a dict with the keys {keys}; {_POINT_REMEDY}")
     if not 2 <= len(lengths) <= 3 or any(isinstance(each, (dict, str)) for each in stroke):  # type: ignore[attr-defined]
         raise ValueError(f"{_STROKE.format(number)}, got {points_in(stroke) or f'{len(lengths)} entries'}")
     if not lengths[0] or len(set(lengths)) > 1:
