@@ -360,6 +360,25 @@ def test_pictures_that_change_are_an_error(tmp_path):
         _ = rows[0:2]
 
 
+@pytest.mark.parametrize("contents", [("a.npy", npy(2)), ("a.png", picture("png"))], ids=["array", "picture"])
+def test_a_link_to_a_file_of_the_same_folder_is_not_read_twice(tmp_path, contents):
+    """Links such as `latest.npy` are passed over in a folder; links that are named, or lead elsewhere, are read."""
+    name, content = contents
+    root, elsewhere, spool = tmp_path / "in", tmp_path / "elsewhere", tmp_path / "spool"
+    for folder in (root, elsewhere, spool):
+        folder.mkdir()
+    latest, other = root / f"latest{Path(name).suffix}", root / f"other{Path(name).suffix}"
+    for path in (root / name, elsewhere / name):
+        path.write_bytes(content)
+    latest.symlink_to(root / name)
+    other.symlink_to(elsewhere / name)
+    passed_over = PassedOverList()
+    sources = find_sources([str(root)], spool, lambda _: None, passed_over=passed_over)
+    assert sum(map(len, sources)) == 2 * len(find_sources([str(root / name)], spool, lambda _: None)[0])
+    assert (str(latest), f"a link to {name}, which is read", False) in passed_over.entries
+    assert len(find_sources([str(latest)], spool, lambda _: None)) == 1
+
+
 def test_linked_folders_are_searched_once(tmp_path):
     """The files of a linked folder are read, and a link to a folder above ends the search."""
     root, elsewhere, spool = tmp_path / "in", tmp_path / "elsewhere", tmp_path / "spool"

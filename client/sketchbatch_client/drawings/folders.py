@@ -9,7 +9,17 @@ from urllib.parse import unquote
 
 from ..errors import FileRefused
 from ..label_names import listed, nfc
-from .passed_over import PICTURE_SUFFIXES, PassedOver, PassedOverList, is_hidden, is_left_out, pass_over, walk
+from .passed_over import (
+    PICTURE_SUFFIXES,
+    PassedOver,
+    PassedOverList,
+    is_hidden,
+    is_left_out,
+    link_within,
+    pass_over,
+    read_by_link,
+    walk,
+)
 from .passed_over import SOURCE_NOTE as SOURCE_NOTE  # re-exported
 
 # Google's folders and suffixes, in the order in which they are searched.
@@ -123,8 +133,13 @@ def source_of(folder: Path) -> str:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Return the pictures directly in a folder, by name; a hidden file is none."""
-    return files_with_suffix(folder, PICTURE_SUFFIXES)
+    """Return the pictures directly in a folder, by name; a hidden file and a link to one of them are none."""
+    return [path for path in files_with_suffix(folder, PICTURE_SUFFIXES) if not _picture_of_link(path)]
+
+
+def _picture_of_link(path: Path) -> Path | None:
+    target = link_within(path)
+    return target if target and target.suffix.lower() in PICTURE_SUFFIXES and not is_hidden(target.name) else None
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -147,6 +162,8 @@ def besides_pictures(folder: Path) -> Iterator[PassedOver]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in PICTURE_SUFFIXES or is_hidden(path.name):
             yield pass_over(path)
+        elif target := _picture_of_link(path):
+            yield read_by_link(path, target)
 
 
 def files_with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

@@ -173,6 +173,20 @@ def pass_over(path: Path) -> PassedOver:
         return PassedOver(str(path), f"cannot be read: {reason_of(exc)}", path.is_dir() or has_drawing_name(name))
 
 
+def link_within(path: Path) -> Path | None:
+    """Return the file to which a link leads if both are in one folder, such as `latest.npy`; None for other files."""
+    if not path.is_symlink():
+        return None
+    target = Path(os.path.realpath(path))  # unlike `resolve`, it accepts links that lead to themselves
+    is_within = target.parent == Path(os.path.realpath(path.parent)) and target.is_file()
+    return path.with_name(target.name) if is_within and target.name != path.name else None
+
+
+def read_by_link(path: Path, target: Path) -> PassedOver:
+    """Return why a link to a file of the same folder is not read: the drawings would count twice."""
+    return PassedOver(str(path), f"a link to {target.name}, which is read", False)
+
+
 def _folder(path: Path) -> PassedOver:
     searched = 0
     for folder, _, names in walk(path):
