@@ -214,6 +214,24 @@ def test_a_broken_link_is_refused_alone_and_in_a_folder(run, tmp_path, suffix):
         assert f"b{suffix}: cannot be read: " in run("score", folder, "--output", tmp_path / "o.csv")
 
 
+def test_all_damaged_inputs_are_named_at_once(run, tmp_path):
+    """A user who repairs a folder learns of its damaged files in one run; of many, the first five are named."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "bdf":
+        (folder / f"{name}.npy").write_bytes(b"no array")
+        np.save(folder / f"{name}2.npy", np.zeros((3, 784), np.uint8))
+    said = run("score", folder, "--output", tmp_path / "o.csv")
+    assert f"3 inputs cannot be read: (1) {folder}/b.npy: expected a .npy file, got " in said
+    assert f"; (2) {folder}/d.npy: " in said
+    assert f"; (3) {folder}/f.npy: " in said
+    for name in "hjkl":
+        (folder / f"{name}.npz").write_bytes(b"no archive")
+    said = run("score", folder, "--output", tmp_path / "o.csv")
+    assert "7 inputs cannot be read: (1) " in said
+    assert "; and 2 more" in said
+
+
 @pytest.mark.parametrize("suffix", [*DRAWING_SUFFIXES, "", ".npy.gz", ".npy.bz2", ".npy.zst"])
 def test_a_file_without_the_right_to_read_is_named(suffix):
     """The message has the path and the reason, also for the readers of libraries."""

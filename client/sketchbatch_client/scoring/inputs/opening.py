@@ -15,7 +15,7 @@ from ...drawings.parquet.rows import ParquetRows
 from ...drawings.passed_over import PACKED_SUFFIXES, PICTURE_SUFFIXES, PassedOver, PassedOverList
 from ...drawings.readers import check_is_file, unknown_ending
 from ...drawings.strokes import StrokeFile
-from ...errors import FileRefused, reason_of
+from ...errors import FileChanged, FileRefused, fails_again, reason_of
 from ...file_kind import HEAD_BYTES, describe, got
 from ...file_stamp import FileStamp, file_stamp
 from .paths import STDIN, input_paths
@@ -24,6 +24,7 @@ from .spooled import spool, unpack
 
 # Lines per entry of a stroke file's index. An entry takes 8 bytes. To find a line, at most 1,023 others are skipped.
 _INDEX_EVERY = 1024
+_REFUSED_SHOWN = 5  # most inputs whose messages are shown
 _FIRST_LINES = 16  # a stroke file is refused if none of its first lines, up to this number, is a drawing
 
 
@@ -69,12 +70,20 @@ def find_sources(
     """
     sources: list[Source] = []
     others = PassedOverList() if passed_over is None else passed_over
+    refused: list[FileRefused] = []
     for path in input_paths(inputs, others, may_be_empty=options.may_be_empty):
         on_open(str(path))
         if str(path) == STDIN:
             sources += _open_stdin(spool_folder, options, others)
-        else:
+            continue
+        try:
             sources += _open(_Input(path, str(path), "", options, others), spool_folder)
+        except FileChanged:
+            raise
+        except FileRefused as exc:  # open the other inputs, too, so that a user learns of all damaged ones at once
+            refused.append(exc)
+    if refused:
+        raise _all_of(refused)
     if options.may_be_empty:
         return sources
     if options.column and not any(isinstance(source, ParquetSource) for source in sources):
@@ -85,6 +94,17 @@ def find_sources(
     others.inputs.difference_update(empty)
     others.extend(PassedOver(name, "has no drawing", False) for name in empty)
     return sources
+
+
+def _all_of(refused: list[FileRefused]) -> FileRefused:
+    """Return one error for all inputs that were refused, with the messages of the first ones."""
+    if len(refused) == 1:
+        return refused[0]
+    shown = "; ".join(f"({number}) {each}" for number, each in enumerate(refused[:_REFUSED_SHOWN], 1))
+    more = f"; and {len(refused) - _REFUSED_SHOWN:,} more" if len(refused) > _REFUSED_SHOWN else ""
+    error = FileRefused(f"{len(refused):,} inputs cannot be read: {shown}{more}")
+    error.__cause__ = None if any(map(fails_again, refused)) else refused[0].__cause__  # of a disk that may recover
+    return error
 
 
 def _open(given: _Input, spool_folder: Path) -> list[Source]:
