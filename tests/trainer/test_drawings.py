@@ -224,6 +224,17 @@ def test_strokes_are_rendered_into_the_given_folder(tmp_path):
     assert np.array_equal(drawings.train.files[0][7:8][0], rasterize([[[0, 7], [7, 255]]]))
 
 
+def test_malformed_drawings_in_the_parts_of_a_class_are_counted(tmp_path):
+    """A folder label=LABEL, as Spark writes it, has several files; what is skipped in each of them counts."""
+    for label in ("ant", "bee"):
+        for part in ("1", "2"):
+            (tmp_path / f"label={label}" / part).mkdir(parents=True)
+            bad = "no drawing\n" if label == "bee" else ""
+            (tmp_path / f"label={label}" / part / "part.ndjson").write_text(ndjson(60) + bad)
+    drawings = read(tmp_path, ("ant", "bee"), rasterized=tmp_path / "drawn", skip_malformed=True)
+    assert drawings.malformed == {"bee": 2}
+
+
 def test_recognised_flags_come_from_the_simplified_file(folder, tmp_path):
     """Row i of the bitmaps has the recognised flag of line i of the simplified file.
 

@@ -13,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sketchbatch_client.drawings.drawing import Drawing
@@ -406,6 +408,32 @@ def test_a_malformed_line_is_refused_or_skipped(folder, tmp_path):
     )
 
 
+@pytest.mark.parametrize("kind", ["pictures", "parts", "parquet"])
+def test_skipped_pictures_and_rows_are_counted(tmp_path, noise, kind):
+    """The page and the JSON have the number of malformed pictures and rows, with the place of the first one."""
+    bitmaps = noise(2)
+    if kind == "pictures":
+        (tmp_path / "ant").mkdir()
+        for name, bitmap in zip("ac", bitmaps, strict=True):
+            Image.fromarray(bitmap).save(tmp_path / "ant" / f"{name}.png")
+        (tmp_path / "ant" / "b.png").write_bytes(b"no picture")
+        place = r"ant, first at b\.png: expected a picture"
+    elif kind == "parts":
+        (tmp_path / "label=ant" / "day=1").mkdir(parents=True)
+        (tmp_path / "label=ant" / "day=1" / "a.ndjson").write_text(line(SIMPLE) + "oops\n" + line(SIMPLE))
+        place = r"label=ant, first at day=1/a\.ndjson, row 2: not JSON"
+    else:
+        rows = [bitmaps[0].tobytes(), b"short", bitmaps[1].tobytes()]
+        pq.write_table(pa.table({"bitmap": rows}), tmp_path / "ant.parquet")
+        place = r"ant\.parquet, first at row 2: "
+    with pytest.raises(FileRefused):
+        explored(tmp_path)
+    statistics = explored(tmp_path, skip_malformed=True)
+    assert (len(statistics.classes[0].bitmaps), statistics.classes[0].bitmaps.malformed) == (2, 1)
+    assert re.search(place + r"[^<]*</td><td class=\"n\">1</td>", page_of(statistics, tmp_path))
+    assert as_json(statistics)["classes"]["ant"]["bitmaps"]["malformed"] == 1
+
+
 def test_the_command_names_the_option_that_skips_malformed_lines(folder, tmp_path):
     """The error of a malformed line ends with the option; the page states when lines are skipped.
 
@@ -422,8 +450,9 @@ def test_the_command_names_the_option_that_skips_malformed_lines(folder, tmp_pat
         assert refused.endswith("; correct it, or skip malformed drawings with --skip-malformed")
         done = explore(data, "--output", page, "--skip-malformed")
         assert done.exit_code == 0, done.output
-        assert "<code>explore</code> ends at the first malformed line; with <code>--skip-malformed</code>" in (
-            page.read_text(encoding="utf-8")
+        assert (
+            "<code>explore</code> ends at the first malformed line, row or picture; with <code>--skip-malformed</code>"
+            in (page.read_text(encoding="utf-8"))
         )
     assert "--skip-malformed" not in str(explore(tmp_path / "nowhere", "--output", page).exception)
     (folder / "simplified" / "ant.ndjson").write_text(line(SIMPLE))

@@ -18,6 +18,7 @@ from sketchbatch_client.drawings.readers import (
     Bitmaps,
     label_of,
     labelled_files,
+    malformed_in,
     open_bitmaps,
     read_bitmaps,
     source_of,
@@ -237,7 +238,7 @@ def _open_bitmaps(path: Path, request: DatasetRequest) -> tuple[BitmapFile, int]
             block = rows[start : min(start + _BLOCK_ROWS, count)]
             bitmaps[start : start + len(block)] = block.reshape(len(block), -1)
         bitmaps.flush()
-    return read_bitmaps(rasterized), getattr(rows, "malformed_count", 0)
+    return read_bitmaps(rasterized), sum(each.malformed_count for _, each in malformed_in(path, rows))
 
 
 def _read_recognized(request: DatasetRequest, path: Path, rows: NDArray[np.int32]) -> Flags:

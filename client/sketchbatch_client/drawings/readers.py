@@ -6,7 +6,7 @@ rendered on access, slice by slice, so no file is held in memory. Nothing is unp
 
 import shlex
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -154,11 +154,18 @@ class FilesOfRows:
         return rows.locate(row) if isinstance(rows, LocatedRows) else (path, row)
 
 
+def malformed_in(path: Path, rows: BitmapRows) -> Iterator[tuple[Path, MalformedRows]]:
+    """Yield what was skipped in the input `path`, which `open_bitmaps` opened: for it, or for each file below it."""
+    parts = rows.files.items() if isinstance(rows, FilesOfRows) else [(path, rows)]
+    yield from ((file, each) for file, each in parts if isinstance(each, MalformedRows))
+
+
 def open_bitmaps(path: Path | str, *, skip_malformed: bool = False) -> BitmapRows:
     """Open a .npy, .ndjson, .bin or .parquet file, a picture, or a folder of pictures or of such files, by name.
 
     With `skip_malformed` the whole input is read now; malformed lines, records and pictures are skipped, listed in
     `.malformed` and counted in `.malformed_count`. A .npy has no malformed rows, so its result has neither attribute.
+    `malformed_in` returns the skipped rows of each kind of input.
 
     Raises FileRefused if the file does not exist or is not of its format.
     """

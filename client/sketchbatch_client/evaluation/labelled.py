@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..drawings.folders import find_labelled, label_of, source_of
 from ..drawings.passed_over import PassedOverList
-from ..drawings.readers import BitmapRows, DrawnRows, FilesOfRows, LocatedRows, MalformedRows, open_bitmaps
+from ..drawings.readers import BitmapRows, DrawnRows, LocatedRows, MalformedRows, malformed_in, open_bitmaps
 from ..drawings.strokes import Malformed, StrokeFile, open_strokes
 from ..errors import FileRefused
 from ..label_names import compared, listed, nfc
@@ -51,9 +51,7 @@ class LabelledDrawings:
 
     def _with_malformed(self) -> Iterator[tuple[Path, MalformedRows]]:
         for file, rows in self.bitmaps.items():
-            for path, each in rows.files.items() if isinstance(rows, FilesOfRows) else [(file, rows)]:
-                if isinstance(each, MalformedRows):
-                    yield path, each
+            yield from malformed_in(file, rows)
 
 
 def open_labelled(

@@ -110,6 +110,11 @@ class StrokeStatistics:
 class BitmapStatistics:
     """Sums and counts of the bitmaps of one class."""
 
+    path: Path
+    malformed: int = 0
+    """Number of malformed drawings of `path`, which were skipped; 0 for bitmaps that were drawn from strokes."""
+    first_malformed: str = ""
+    """Number of the first malformed drawing, with its file if `path` is a folder, and the reason for skipping it."""
     bitmaps: BitmapFile | Bitmaps
     """The bitmaps of the class: uint8, (rows, 28, 28), read from their file on access unless `is_drawn`."""
     is_drawn: bool

@@ -65,6 +65,7 @@ def _strokes(own: StrokeStatistics) -> dict[str, Any]:
 def _bitmaps(own: BitmapStatistics) -> dict[str, Any]:
     return {
         "drawings": len(own),
+        "malformed": own.malformed,
         "drawn_from_strokes": own.is_drawn,
         "ink_share": _quartiles(own.ink, 0.001),
         "near_empty": own.near_empty,

@@ -21,7 +21,6 @@ from .drawing_statistics import (
     RAW,
     SIMPLIFIED,
     FolderStatistics,
-    StrokeStatistics,
     differ,
     quantile,
     together,
@@ -124,16 +123,15 @@ def _classes(statistics: FolderStatistics) -> dict[str, Any]:
 
 
 def _kind(statistics: FolderStatistics, kind: str) -> dict[str, Any]:
-    """Return the numbers of files, drawings and malformed lines of one kind of file, and the files with such lines."""
+    """Return the numbers of files, drawings and malformed drawings of one kind, and the files with such drawings."""
     lacking = statistics.lacking(kind)
     own = [part for each in statistics.classes if (part := each.part(kind)) and each.label not in lacking]
-    strokes = [part for part in own if isinstance(part, StrokeStatistics)]
     return {
         "name": kind,
         "files": len(own),
         "drawings": sum(map(len, own)),
-        "malformed": sum(part.malformed for part in strokes),
-        "malformed_files": [part for part in strokes if part.malformed],
+        "malformed": sum(part.malformed for part in own),
+        "malformed_files": [part for part in own if part.malformed],
     }
 
 

@@ -7,7 +7,7 @@ only sums, counts, small samples, and 8 bytes per bitmap to find copies. This mo
 import hashlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,14 +18,15 @@ from sketchbatch_client.drawings.rasterize import rasterize_all
 from sketchbatch_client.drawings.readers import (
     BitmapFile,
     Bitmaps,
+    MalformedRows,
     label_of,
     labelled_files,
+    malformed_in,
     open_bitmaps,
-    read_bitmaps,
     source_of,
 )
 from sketchbatch_client.drawings.simplify import simplify
-from sketchbatch_client.drawings.strokes import STROKE_SUFFIXES, open_strokes
+from sketchbatch_client.drawings.strokes import STROKE_SUFFIXES, Malformed, open_strokes
 from sketchbatch_client.errors import FileRefused
 
 from ..errors import DrawingsRefused
@@ -149,15 +150,21 @@ class _Reader:
     def _bitmaps(self, own: Files) -> BitmapStatistics | None:
         """Read the bitmaps of a class or, without any, render bitmaps from the first drawings of its stroke file."""
         path = own[BITMAPS] if BITMAPS in own else own[SIMPLIFIED] if SIMPLIFIED in own else own[RAW]
-        bitmaps = self._read(path) if BITMAPS in own else self._drawn(path, is_simplified=SIMPLIFIED in own)
+        skipped: list[tuple[Path, MalformedRows]] = []
+        if BITMAPS in own:
+            rows = open_bitmaps(path, skip_malformed=self.skip_malformed)
+            bitmaps = rows.head(self.rows) if isinstance(rows, BitmapFile) else rows[: self.rows]
+            skipped = [(file, each) for file, each in malformed_in(path, rows) if each.malformed]
+        else:
+            bitmaps = self._drawn(path, is_simplified=SIMPLIFIED in own)
         advance = self.progress(f"{path.parent.name}/{path.name}", len(bitmaps))
-        return _bitmap_statistics(bitmaps, advance, is_drawn=BITMAPS not in own) if len(bitmaps) else None
-
-    def _read(self, path: Path) -> BitmapFile | Bitmaps:
-        """Return the bitmaps of a .npy file, which are read on access, or those of a folder of pictures."""
-        if not path.is_dir():
-            return read_bitmaps(path).head(self.rows)
-        return open_bitmaps(path, skip_malformed=self.skip_malformed)[: self.rows]
+        if not len(bitmaps):
+            return None
+        return replace(
+            _bitmap_statistics(path, bitmaps, advance, is_drawn=BITMAPS not in own),
+            malformed=sum(each.malformed_count for _, each in skipped),
+            first_malformed=next((_described(path, file, each.malformed[0]) for file, each in skipped), ""),
+        )
 
     def _drawn(self, path: Path, *, is_simplified: bool) -> Bitmaps:
         file = open_strokes(path, skip_malformed=self.skip_malformed)
@@ -166,7 +173,17 @@ class _Reader:
         return rasterize_all(drawings)
 
 
-def _bitmap_statistics(bitmaps: BitmapFile | Bitmaps, advance: Advance, *, is_drawn: bool) -> BitmapStatistics:
+def _described(path: Path, file: Path, malformed: Malformed) -> str:
+    """Return the place of a malformed drawing in the input `path`, which has `file`, and the reason."""
+    if file == path and path.is_dir():  # of pictures, whose reasons begin with their paths
+        return malformed.reason.removeprefix(f"{path}/")
+    place = f"row {malformed.number}: {malformed.reason}"
+    return place if file == path else f"{file.relative_to(path)}, {place}"
+
+
+def _bitmap_statistics(
+    path: Path, bitmaps: BitmapFile | Bitmaps, advance: Advance, *, is_drawn: bool
+) -> BitmapStatistics:
     total, squares = np.zeros((2, 28, 28))
     ink = np.zeros(len(bitmaps))
     digests = np.zeros(len(bitmaps), np.uint64)
@@ -180,6 +197,7 @@ def _bitmap_statistics(bitmaps: BitmapFile | Bitmaps, advance: Advance, *, is_dr
         advance(len(block))
     mean = total / len(bitmaps)
     return BitmapStatistics(
+        path=path,
         bitmaps=bitmaps,
         is_drawn=is_drawn,
         mean=mean,
