@@ -507,6 +507,7 @@ def test_a_folder_above_the_labels_names_the_folders_with_drawings(tmp_path, inn
             r"truth=bear/, truth=cat/: name one of these folders; or, if truth is the label, rename each to "
             r"label=VALUE/, or write the column as label$",
         ),
+        (["bear", "cat"], "bear/, cat/: name one .*; or, if their names are the labels, rename each to label=NAME/$"),
         (["truth=bear", "test"], "test/, truth=bear/: name one of these folders$"),
         (["truth=bear", "day=1"], "day=1/, truth=bear/: name one of these folders$"),
     ],

@@ -111,6 +111,8 @@ def _advice(nested: list[Path]) -> str:
     column, *others = {inner.name.partition("=")[0] if "=" in inner.name else "" for inner in nested}
     if column and not others:
         advice += f"; or, if {column} is the label, rename each to {_LABEL_KEY}VALUE/, or write the column as label"
+    elif len(nested) > 1 and not others:
+        advice += f"; or, if their names are the labels, rename each to {_LABEL_KEY}NAME/"
     return advice
 
 
