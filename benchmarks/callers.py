@@ -47,6 +47,28 @@ def in_threads(calls: Sequence[Classify], requests: Sequence[Bitmaps], in_flight
         return list(chain.from_iterable(pool.map(repeat, range(in_flight))))
 
 
+def at_rate(call: Classify, requests: Sequence[Bitmaps], per_s: float, in_flight: int, stop: Stop) -> list[float]:
+    """Send `per_s` requests a second from `in_flight` threads; return the seconds from each planned time to its answer.
+
+    A request waits for a free thread if all threads wait for answers, and this wait is part of its duration.
+    """
+    began_at = time.perf_counter()
+
+    def repeat(number: int) -> list[float]:
+        took_s = []
+        for turn, bitmaps in enumerate(_from(requests, number)):
+            planned_at = began_at + (turn * in_flight + number) / per_s
+            time.sleep(max(0.0, planned_at - time.perf_counter()))
+            call(bitmaps)
+            took_s.append(time.perf_counter() - planned_at)
+            if stop.is_set():
+                break
+        return took_s
+
+    with ThreadPoolExecutor(in_flight) as pool:
+        return list(chain.from_iterable(pool.map(repeat, range(in_flight))))
+
+
 async def in_tasks(
     calls: Sequence[Callable[[Bitmaps], Awaitable[object]]], requests: Sequence[Bitmaps], in_flight: int, stop: Stop
 ) -> list[float]:

@@ -30,10 +30,12 @@ class PeerFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A load of `in_flight` concurrent requests of `rows` rows each."""
+    """A load of at most `in_flight` concurrent requests of `rows` rows each."""
 
     rows: int
     in_flight: int
+    per_s: float = 0.0
+    """Requests a second; 0 = each answer is followed by the next request."""
 
 
 class Generator:

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from callers import at_rate
 from peers import Bitmaps, Caller, find_peer
 
 CHECKED_ROWS = 5
@@ -42,13 +43,16 @@ def write(result: dict[str, object]) -> None:
     print(json.dumps(result), flush=True)
 
 
-def run_window(caller: Caller, drawings: Bitmaps, *, rows: int, in_flight: int) -> dict[str, object]:
+def run_window(caller: Caller, drawings: Bitmaps, *, rows: int, in_flight: int, per_s: float) -> dict[str, object]:
     """Send requests until the next line arrives on stdin; return the counts of the window."""
     requests = cut(drawings, rows)
     stop = threading.Event()
     threading.Thread(target=stop_at_next_line, args=(stop,), daemon=True).start()
     started_at, cpu_started_s = time.perf_counter(), used_cpu_s()
-    latencies_s = caller.keep_in_flight(requests, in_flight, stop)
+    if per_s:
+        latencies_s = at_rate(caller.classify, requests, per_s, in_flight, stop)
+    else:
+        latencies_s = caller.keep_in_flight(requests, in_flight, stop)
     took_s, cpu_s = time.perf_counter() - started_at, used_cpu_s() - cpu_started_s
     p50, p99 = np.percentile(latencies_s, [50, 99]) * 1000
     return {

@@ -27,12 +27,14 @@ class Workload:
 _BULK, _SINGLE = Load(1024, 4), Load(1, 1)
 
 MIX = "mix"  # bulk requests and, concurrently, one-row requests one after the other
+PACED = "paced"  # bulk requests and, concurrently, one-row requests at the same rate for each contestant
 WORKLOADS = {
     "1024x4": Workload((_BULK,), 2),
     "64x8": Workload((Load(64, 8),), 1),
     "1x32": Workload((Load(1, 32),), 1),
     "1x1": Workload((_SINGLE,), 1),
     MIX: Workload((_BULK, _SINGLE), 2),
+    PACED: Workload((_BULK, Load(1, 4, per_s=100)), 2),
 }
 
 
@@ -97,7 +99,7 @@ def _measure(plan: Plan, contestant: Contestant, name: str) -> Figures:
         contestant.measure(workload.loads, workload.windows * WARM_UP_S)
         attempts.append(contestant.measure(workload.loads, workload.windows * plan.seconds))
     counted = min(attempts, key=lambda attempt: attempt[0]["other_cpus"])
-    return mix_figures(*counted) if name == MIX else figures(*counted)
+    return mix_figures(*counted) if name in (MIX, PACED) else figures(*counted)
 
 
 def _check_agreement(contestants: Sequence[Contestant]) -> None:

@@ -8,6 +8,9 @@ from rich.table import Table
 
 Record = dict[str, Any]
 
+MIXES = ("mix", "paced")
+"""Workloads of bulk requests and one-row requests, which have figures of both."""
+
 
 def print_tables(record: Record) -> None:
     """Print all tables; a `*` marks a rate that other work on the machine disturbed."""
@@ -35,16 +38,17 @@ def _rates(record: Record, cells: dict[tuple[str, str], Record]) -> Table:
         table.add_column(title, justify="right")
     if "1x1" in shown:
         table.add_column("p50, p99 ms", justify="right")
-    if "mix" in record["workloads"]:
-        table.add_column("mix: p50, p99 ms", justify="right")
+    mixes = [name for name in MIXES if name in record["workloads"]]
+    for mix in mixes:
+        table.add_column(f"{mix}: p50, p99 ms", justify="right")
         table.add_column("bulk kept", justify="right")
     for name in record["contestants"]:
         words = [_rate(cells.get((name, workload))) for workload in shown]
         if "1x1" in shown:
             words.append(_latency(cells.get((name, "1x1")), ""))
-        if "mix" in record["workloads"]:
-            mix = cells.get((name, "mix"))
-            words += [_latency(mix, "single_"), f"{mix['ratios'].get('bulk_kept', float('nan')):.2f}" if mix else ""]
+        for mix in mixes:
+            cell = cells.get((name, mix))
+            words += [_latency(cell, "single_"), f"{cell['ratios'].get('bulk_kept', float('nan')):.2f}" if cell else ""]
         table.add_row(name, *words)
     return table
 
@@ -52,7 +56,7 @@ def _rates(record: Record, cells: dict[tuple[str, str], Record]) -> Table:
 def _shares(record: Record, cells: dict[tuple[str, str], Record]) -> Table:
     """Return the table of the rates as shares of their limits, with minimum and maximum."""
     table = Table("share of the limit", box=None, pad_edge=False)
-    workloads = [name for name in record["workloads"] if name != "mix"]
+    workloads = [name for name in record["workloads"] if name not in MIXES]
     for workload in workloads:
         table.add_column(workload, justify="right")
     for name in record["contestants"]:
@@ -63,7 +67,7 @@ def _shares(record: Record, cells: dict[tuple[str, str], Record]) -> Table:
 def _costs(record: Record, cells: dict[tuple[str, str], Record]) -> Table:
     """Return the table of CPU microseconds per request, start-up and memory."""
     table = Table("", box=None, pad_edge=False)
-    workloads = [name for name in record["workloads"] if name != "mix"]
+    workloads = [name for name in record["workloads"] if name not in MIXES]
     for workload in workloads:
         table.add_column(f"{workload} CPU us", justify="right")
     for title in ("ready s", "healthy s", "peak MiB", "after MiB"):

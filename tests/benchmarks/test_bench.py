@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from bench import choose
+from callers import at_rate
 from contest import PeerFailed, Server
 from h2load import keep_in_flight
 from peers import find_peer
@@ -185,6 +186,26 @@ def test_the_error_of_a_server_that_does_not_start_has_its_last_line(tiny_model)
         Server(broken, tiny_model)
 
 
+def test_requests_at_a_rate_count_from_their_planned_time():
+    """Requests behind a slow one wait for their turn, and this wait counts; no request is sent before its time."""
+    stop, sent_at = threading.Event(), []
+
+    def call(number):
+        sent_at.append(time.perf_counter())
+        if number == 0:
+            time.sleep(0.2)
+        elif number == 4:
+            stop.set()
+
+    began_at = time.perf_counter()
+    took_s = at_rate(call, range(5), per_s=100, in_flight=1, stop=stop)
+    assert len(took_s) == 5
+    assert [took >= 0.2 - 0.01 * number for number, took in enumerate(took_s)] == [True] * 5
+    stop.clear()
+    at_rate(call, range(5), per_s=100, in_flight=1, stop=stop)
+    assert sent_at[-1] - began_at >= 0.04
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_one_run_measures_every_contestant(root, tmp_path):
@@ -192,7 +213,7 @@ def test_one_run_measures_every_contestant(root, tmp_path):
 
     These are rates, latencies, CPU times, memory, start-up times and ratios.
     """
-    flags = ["--models", "small", "--workloads", "1024x4,1x1,mix"]
+    flags = ["--models", "small", "--workloads", "1024x4,1x1,mix,paced"]
     flags += ["--contestants", "raw-default,raw64,plain,ours,instant-core"]
     started_at = time.monotonic()
     flags += ["--repeats", "1", "--attempts", "1", "--seconds", "0.2"]
@@ -201,6 +222,7 @@ def test_one_run_measures_every_contestant(root, tmp_path):
     record = json.loads((tmp_path / "found.json").read_text())
     cells = {(cell["contestant"], cell["workload"]): cell for cell in record["measured"]}
     peers_of = {"1024x4": set(record["contestants"]), "1x1": set(record["contestants"]), "mix": {"plain", "ours"}}
+    peers_of["paced"] = {"plain", "ours"}
     peers_of["server"] = {"plain", "ours", "instant-core"}
     assert set(cells) == {(name, workload) for workload, names in peers_of.items() for name in names}
     assert (tmp_path / "found.png").stat().st_size > 10_000
@@ -216,6 +238,9 @@ def test_one_run_measures_every_contestant(root, tmp_path):
     assert bulk["ratios"]["rows_per_s_to_raw"] == pytest.approx(rates["ours"] / rates["raw-default"], rel=0.002)
     assert bulk["ratios"]["rows_per_s_to_plain"] == pytest.approx(rates["ours"] / rates["plain"], rel=0.002)
     assert mix["ratios"]["bulk_kept"] == pytest.approx(mix["medians"]["bulk_rows_per_s"] / rates["ours"], rel=0.002)
+    paced = cells["ours", "paced"]["medians"]
+    assert 0 < paced["single_p50_ms"] <= paced["single_p99_ms"]
+    assert 0 < paced["single_requests_per_s"] <= 120  # 100, and at most one more of each thread in 0.4 s
     limit = min(("raw64", "instant-core"), key=lambda name: cells[name, "1x1"]["medians"]["rows_per_s"])
     share = single["medians"]["rows_per_s"] / cells[limit, "1x1"]["medians"]["rows_per_s"]
     assert (single["share"]["of"], single["share"]["median"]) == (limit, pytest.approx(share, rel=0.002))
