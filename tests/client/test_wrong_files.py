@@ -1,5 +1,7 @@
 """Test what the commands say about files that are not what their names say."""
 
+import errno
+import gzip
 import io
 import os
 import re
@@ -15,9 +17,9 @@ from PIL import Image
 from sketchbatch_client.drawings.images import decode_image
 from sketchbatch_client.drawings.passed_over import DRAWING_SUFFIXES
 from sketchbatch_client.drawings.readers import PICTURE_SUFFIXES, PICTURES, open_bitmaps
-from sketchbatch_client.errors import FileRefused
+from sketchbatch_client.errors import FileRefused, fails_again
 from sketchbatch_client.file_kind import describe
-from sketchbatch_client.scoring.inputs import find_sources
+from sketchbatch_client.scoring.inputs import find_sources, opening
 
 WRONG = {
     "a git LFS pointer; run `git lfs pull`": LFS_POINTER,
@@ -225,11 +227,40 @@ def test_all_damaged_inputs_are_named_at_once(run, tmp_path):
     assert f"3 inputs cannot be read: (1) {folder}/b.npy: expected a .npy file, got " in said
     assert f"; (2) {folder}/d.npy: " in said
     assert f"; (3) {folder}/f.npy: " in said
+    (tmp_path / "empty").mkdir()
+    said = run("score", folder / "b.npy", tmp_path / "empty", tmp_path / "no*.npy", "--output", tmp_path / "o.csv")
+    assert f"{tmp_path}/no*.npy: no file matches" in said
+    said = run("score", folder / "b.npy", tmp_path / "empty", "--output", tmp_path / "o.csv")
+    assert f"2 inputs cannot be read: (1) {folder}/b.npy: " in said
+    assert f"; (2) {tmp_path}/empty: expected drawings, got an empty folder" in said
     for name in "hjkl":
         (folder / f"{name}.npz").write_bytes(b"no archive")
     said = run("score", folder, "--output", tmp_path / "o.csv")
     assert "7 inputs cannot be read: (1) " in said
     assert "; and 2 more" in said
+
+
+def test_after_a_damaged_input_nothing_is_copied_and_nothing_waits(tmp_path, monkeypatch):
+    """Standard input, pipes and packed files are not read once an input is refused; a failing disk ends the search."""
+    opened = []
+    (tmp_path / "b.npy.gz").write_bytes(gzip.compress(b"no array"))
+    monkeypatch.setattr(sys, "stdin", None)  # reading it would fail
+    with pytest.raises(FileRefused, match=r"^[^;]*a\.npy: cannot be read: no such file$"):
+        find_sources([str(tmp_path / "a.npy"), "-", str(tmp_path / "b.npy.gz")], tmp_path, opened.append)
+    assert opened == [str(tmp_path / "a.npy")]
+
+    def fail(path, scale):
+        opened.append(path)
+        raise FileRefused(f"{path}: timed out") from OSError(errno.ETIMEDOUT, "Connection timed out")
+
+    monkeypatch.setattr(opening, "read_bitmaps", fail)
+    for name in ("c.npy", "d.npy"):
+        np.save(tmp_path / name, np.zeros((3, 784), np.uint8))
+    opened.clear()
+    with pytest.raises(FileRefused, match=r"c\.npy: timed out$") as refused:
+        find_sources([str(tmp_path / name) for name in ("a.npy", "c.npy", "d.npy")], tmp_path, lambda _: None)
+    assert not fails_again(refused.value)
+    assert opened == [tmp_path / "c.npy"]
 
 
 @pytest.mark.parametrize("suffix", [*DRAWING_SUFFIXES, "", ".npy.gz", ".npy.bz2", ".npy.zst"])

@@ -3,7 +3,8 @@
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from ...drawings.parquet.rows import ParquetRows
 from ...drawings.passed_over import PACKED_SUFFIXES, PICTURE_SUFFIXES, PassedOver, PassedOverList
 from ...drawings.readers import check_is_file, unknown_ending
 from ...drawings.strokes import StrokeFile
-from ...errors import FileChanged, FileRefused, fails_again, reason_of
+from ...errors import FileRefused, fails_again, reason_of
 from ...file_kind import HEAD_BYTES, describe, got
 from ...file_stamp import FileStamp, file_stamp
 from .paths import STDIN, input_paths
@@ -71,17 +72,13 @@ def find_sources(
     sources: list[Source] = []
     others = PassedOverList() if passed_over is None else passed_over
     refused: list[FileRefused] = []
-    for path in input_paths(inputs, others, may_be_empty=options.may_be_empty):
-        on_open(str(path))
-        if str(path) == STDIN:
-            sources += _open_stdin(spool_folder, options, others)
-            continue
-        try:
-            sources += _open(_Input(path, str(path), "", options, others), spool_folder)
-        except FileChanged:
-            raise
-        except FileRefused as exc:  # open the other inputs, too, so that a user learns of all damaged ones at once
-            refused.append(exc)
+    with _collecting(refused):
+        for path in input_paths(inputs, others, may_be_empty=options.may_be_empty):
+            if refused and _is_copied(path):
+                continue
+            on_open(str(path))
+            with _collecting(refused):
+                sources += _open(_Input(path, str(path), "", options, others), spool_folder)
     if refused:
         raise _all_of(refused)
     if options.may_be_empty:
@@ -96,19 +93,35 @@ def find_sources(
     return sources
 
 
+@contextmanager
+def _collecting(refused: list[FileRefused]) -> Iterator[None]:
+    """Add a permanent error to `refused`, so that a user learns of all damaged inputs at once."""
+    try:
+        yield
+    except FileRefused as exc:
+        if not fails_again(exc):
+            raise
+        refused.append(exc)
+
+
+def _is_copied(path: Path) -> bool:
+    """Return whether an input is first copied or unpacked, which may take long: standard input, a pipe, a .gz."""
+    return str(path) == STDIN or is_open_file(path) or path.suffix.lower() in PACKED_SUFFIXES
+
+
 def _all_of(refused: list[FileRefused]) -> FileRefused:
     """Return one error for all inputs that were refused, with the messages of the first ones."""
     if len(refused) == 1:
         return refused[0]
     shown = "; ".join(f"({number}) {each}" for number, each in enumerate(refused[:_REFUSED_SHOWN], 1))
     more = f"; and {len(refused) - _REFUSED_SHOWN:,} more" if len(refused) > _REFUSED_SHOWN else ""
-    error = FileRefused(f"{len(refused):,} inputs cannot be read: {shown}{more}")
-    error.__cause__ = None if any(map(fails_again, refused)) else refused[0].__cause__  # of a disk that may recover
-    return error
+    return FileRefused(f"{len(refused):,} inputs cannot be read: {shown}{more}")
 
 
 def _open(given: _Input, spool_folder: Path) -> list[Source]:
     path = given.path
+    if given.name == STDIN:
+        return _open_stdin(spool_folder, given.options, given.passed_over)
     if path.is_dir():
         if given.options.is_growing:
             return [open_picture(picture, _stamp(picture)) for picture in pictures_in(path)]
