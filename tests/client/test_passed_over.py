@@ -360,23 +360,44 @@ def test_pictures_that_change_are_an_error(tmp_path):
         _ = rows[0:2]
 
 
-@pytest.mark.parametrize("contents", [("a.npy", npy(2)), ("a.png", picture("png"))], ids=["array", "picture"])
-def test_a_link_to_a_file_of_the_same_folder_is_not_read_twice(tmp_path, contents):
-    """Links such as `latest.npy` are passed over in a folder; links that are named, or lead elsewhere, are read."""
-    name, content = contents
+@pytest.mark.parametrize("layout", ["", "label=ant/", "numpy_bitmap/"])
+@pytest.mark.parametrize("suffix", [".npy", ".png"])
+def test_a_link_to_a_file_of_the_same_folder_is_not_read_twice(tmp_path, layout, suffix):
+    """Links such as `latest.npy` are passed over in a folder, also through other links; links elsewhere are read."""
+    if layout and suffix == ".png":
+        layout = layout.replace("label=", "").replace("numpy_bitmap", "bee")
     root, elsewhere, spool = tmp_path / "in", tmp_path / "elsewhere", tmp_path / "spool"
-    for folder in (root, elsewhere, spool):
-        folder.mkdir()
-    latest, other = root / f"latest{Path(name).suffix}", root / f"other{Path(name).suffix}"
-    for path in (root / name, elsewhere / name):
-        path.write_bytes(content)
-    latest.symlink_to(root / name)
-    other.symlink_to(elsewhere / name)
+    inner = root / layout
+    for folder in (inner, elsewhere, spool):
+        folder.mkdir(parents=True)
+    for path in (inner / f"a{suffix}", elsewhere / f"b{suffix}", inner / f".hidden{suffix}"):
+        path.write_bytes(npy(1) if suffix == ".npy" else picture("png"))
+    links = {"b": elsewhere / f"b{suffix}", "hidden": f".hidden{suffix}"}
+    links |= {"latest": f"a{suffix}", "chain": f"latest{suffix}", "absolute": inner / f"a{suffix}", "own": f"b{suffix}"}
+    for name, target in links.items():
+        (inner / f"{name}{suffix}").symlink_to(target)
     passed_over = PassedOverList()
     sources = find_sources([str(root)], spool, lambda _: None, passed_over=passed_over)
-    assert sum(map(len, sources)) == 2 * len(find_sources([str(root / name)], spool, lambda _: None)[0])
-    assert (str(latest), f"a link to {name}, which is read", False) in passed_over.entries
-    assert len(find_sources([str(latest)], spool, lambda _: None)) == 1
+    assert sum(map(len, sources)) == 3  # a, b and hidden
+    for name, target in {"latest": "a", "chain": "a", "absolute": "a", "own": "b"}.items():
+        assert (str(inner / f"{name}{suffix}"), f"a link to {target}{suffix}", False) in passed_over.entries
+    assert passed_over.count_with_drawings == 0
+    assert len(find_sources([str(inner / f"latest{suffix}")], spool, lambda _: None)) == 1
+
+
+def test_a_link_to_an_output_is_no_input(tmp_path):
+    """A job that scores its own folder every night leaves its output out, and so a link to the output."""
+    (tmp_path / "a.npy").write_bytes(npy(1))
+    (tmp_path / "night.parquet").write_bytes(b"scores")
+    (tmp_path / "night.parquet.manifest.json").write_text("{}")
+    (tmp_path / "latest.parquet").symlink_to("night.parquet")
+    (tmp_path / "loop.npy").symlink_to("pool.npy")
+    (tmp_path / "pool.npy").symlink_to("loop.npy")
+    with pytest.raises(FileRefused, match=r"2 inputs .*loop\.npy: .*link to a file that does not exist; .*pool\.npy"):
+        find_sources([str(tmp_path)], tmp_path, lambda _: None)
+    (tmp_path / "loop.npy").unlink()
+    (tmp_path / "pool.npy").unlink()
+    assert [source.name for source in find_sources([str(tmp_path)], tmp_path, lambda _: None)] == [f"{tmp_path}/a.npy"]
 
 
 def test_linked_folders_are_searched_once(tmp_path):

@@ -115,6 +115,17 @@ def test_files_of_no_class_are_named_if_classes_are_chosen(tmp_path):
     assert sorted(map(str, others.rest)) == ["half.heic", "nested/in/1.png", "notes.txt"]
 
 
+def test_links_to_files_of_the_same_folder_are_counted_and_do_not_end_the_command(tmp_path):
+    """The drawings of a link within a folder belong to the file to which it leads."""
+    write(tmp_path, "pictures/cat/1.png", "arrays/cat.npy")
+    (tmp_path / "pictures" / "cat" / "latest.png").symlink_to("1.png")
+    (tmp_path / "arrays" / "latest.npy").symlink_to("cat.npy")
+    for folder, link in (("pictures", "cat/latest.png"), ("arrays", "latest.npy")):
+        assert list(labelled_files(tmp_path / folder)) == ["cat"]
+        others = others_of(tmp_path / folder)
+        assert (list(map(str, others.drawings)), list(map(str, others.rest))) == ([], [link])
+
+
 def test_linked_folders_are_searched_once(tmp_path):
     """The files of a linked class are found, and a link to a folder above ends the search."""
     write(tmp_path, "elsewhere/1.png", "elsewhere/2.heic", "data/cat/1.png")

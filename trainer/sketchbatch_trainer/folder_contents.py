@@ -16,6 +16,7 @@ from sketchbatch_client.drawings.passed_over import (
     has_drawing_name,
     is_hidden,
     is_left_out,
+    link_within,
     pass_over,
     walk,
 )
@@ -133,12 +134,15 @@ def find_others(
         if not folders and not names and parent.parent in class_parents and not (is_choice and own.name not in labels):
             empty.append(own)
         for path in (own / name for name in names):
-            is_read = folder / path in read or (parent in taken and path.suffix.lower() in PICTURE_SUFFIXES)
+            is_link = link_within(folder / path) is not None  # to a file that is read, or is found itself
+            is_picture = parent in taken and path.suffix.lower() in PICTURE_SUFFIXES
+            is_read = folder / path in read or (is_picture and not is_link)
             classes = _classes_of(path)
             is_unwanted = is_choice and not classes & set(labels)
             is_other_class = is_unwanted and bool(classes & found)
             if not (is_read or is_other_class or path.name == SOURCE_NOTE or _is_other_format(path, found)):
-                (drawings if looks_like_drawing(folder / path) and not is_unwanted else rest).append(path)
+                is_lost = looks_like_drawing(folder / path) and not is_unwanted and not is_link
+                (drawings if is_lost else rest).append(path)
     return Others(tuple(drawings), tuple(empty), tuple(rest))
 
 

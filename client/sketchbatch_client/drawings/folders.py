@@ -17,7 +17,6 @@ from .passed_over import (
     is_left_out,
     link_within,
     pass_over,
-    read_by_link,
     walk,
 )
 from .passed_over import SOURCE_NOTE as SOURCE_NOTE  # re-exported
@@ -136,12 +135,7 @@ def source_of(folder: Path) -> str:
 
 def pictures_in(folder: Path) -> list[Path]:
     """Return the pictures directly in a folder, by name; a hidden file and a link to one of them are none."""
-    return [path for path in files_with_suffix(folder, PICTURE_SUFFIXES) if not _picture_of_link(path)]
-
-
-def _picture_of_link(path: Path) -> Path | None:
-    target = link_within(path)
-    return target if target and target.suffix.lower() in PICTURE_SUFFIXES and not is_hidden(target.name) else None
+    return files_with_suffix(folder, PICTURE_SUFFIXES)
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -161,21 +155,28 @@ def _besides_files(folder: Path) -> Iterator[PassedOver]:
 
 def besides_pictures(folder: Path) -> Iterator[PassedOver]:
     """Yield what a folder of pictures has besides pictures."""
+    taken = set(pictures_in(folder))
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in PICTURE_SUFFIXES or is_hidden(path.name):
+        if path not in taken:
             yield pass_over(path)
-        elif target := _picture_of_link(path):
-            yield read_by_link(path, target)
 
 
 def files_with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files directly in a folder with one of these endings, in any case, by name; hidden files are left out.
+    """Return the files directly in a folder with one of these endings, in any case, by name.
+
+    Hidden files are left out, and links to a file that is among the others: its drawings would count twice.
 
     Raises FileNotFoundError if the folder does not exist.
     """
-    entries = os.scandir(folder)
-    names = [each.name for each in entries if each.name.lower().endswith(suffixes) and not each.is_dir()]
-    return [folder / name for name in sorted(names) if not is_hidden(name)]
+    found, links = [], []
+    for entry in os.scandir(folder):
+        if entry.name.lower().endswith(suffixes) and not is_hidden(entry.name) and not entry.is_dir():
+            (links if entry.is_symlink() else found).append(folder / entry.name)
+    for path in links:
+        target = link_within(path)
+        if not target or not target.name.lower().endswith(suffixes):
+            found.append(path)
+    return sorted(found)
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -163,6 +163,8 @@ def pass_over(path: Path) -> PassedOver:
     name = path.name
     if is_hidden(name):
         return PassedOver(str(path), "hidden", False)
+    if target := link_within(path):  # which is read, or passed over itself
+        return PassedOver(str(path), f"a link to {target.name}", False)
     if name == SOURCE_NOTE:
         return PassedOver(str(path), "tells where the drawings come from", False)
     try:
@@ -174,17 +176,20 @@ def pass_over(path: Path) -> PassedOver:
 
 
 def link_within(path: Path) -> Path | None:
-    """Return the file to which a link leads if both are in one folder, such as `latest.npy`; None for other files."""
+    """Return the visible file to which a link leads if both are in one folder, such as `latest.npy`; None otherwise.
+
+    If the link leads there through other links, the result is the last file of the folder on the way.
+    """
     if not path.is_symlink():
         return None
-    target = Path(os.path.realpath(path))  # unlike `resolve`, it accepts links that lead to themselves
-    is_within = target.parent == Path(os.path.realpath(path.parent)) and target.is_file()
-    return path.with_name(target.name) if is_within and target.name != path.name else None
-
-
-def read_by_link(path: Path, target: Path) -> PassedOver:
-    """Return why a link to a file of the same folder is not read: the drawings would count twice."""
-    return PassedOver(str(path), f"a link to {target.name}, which is read", False)
+    folder, found, hop = os.path.realpath(path.parent), None, path
+    seen: set[Path] = set()
+    while hop.is_symlink() and hop not in seen:
+        seen.add(hop)
+        hop = hop.parent / hop.readlink()
+        if os.path.realpath(hop.parent) == folder and hop.name != path.name and not is_hidden(hop.name):
+            found = path.with_name(hop.name)
+    return found if found and found.is_file() else None
 
 
 def _folder(path: Path) -> PassedOver:

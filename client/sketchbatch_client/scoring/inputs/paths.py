@@ -19,9 +19,9 @@ from ...drawings.passed_over import (
     has_drawing_name,
     is_hidden,
     is_left_out,
+    is_output,
     link_within,
     pass_over,
-    read_by_link,
     walk,
 )
 from ...errors import FileRefused
@@ -153,7 +153,8 @@ def _is_file_of_drawings(path: Path, names: Container[str]) -> bool:
     Outputs of jobs and links to other inputs of the folder are none. Of the .jsonl files, which often have metadata,
     those with drawings are inputs.
     """
-    if _file_of_link(path, names):
+    target = link_within(path)
+    if target and (_is_file_of_drawings(target, names) or is_output(target.name, target.parent)):
         return False
     if path.suffix.lower() == ".jsonl":
         return path.is_file() and pass_over(path).may_have_drawings
@@ -166,16 +167,8 @@ def _is_file_of_drawings(path: Path, names: Container[str]) -> bool:
     )
 
 
-def _file_of_link(path: Path, names: Container[str]) -> Path | None:
-    """Return the file of drawings in the same folder to which a link leads; None for other files."""
-    target = link_within(path)
-    return target if target and _is_file_of_drawings(target, names) else None
-
-
 def _why_not(path: Path, names: Container[str]) -> PassedOver:
     """Return why a file in a folder of files of drawings is no input."""
-    if target := _file_of_link(path, names):
-        return read_by_link(path, target)
     if _is_packed_copy(path, names):
         return PassedOver(str(path), f"the packed copy of {path.stem}", False)
     if path.suffix.lower() in PICTURE_SUFFIXES and not is_hidden(path.name) and path.is_file():
