@@ -129,7 +129,7 @@ def test_floats_and_bools_are_refused_with_the_expression_that_converts_them(x):
         assert index_of(converted, 3).tolist() == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("missing", [None, float("nan")])
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan")])
 def test_a_missing_value_of_a_series_is_named(missing):
     """A missing value of pandas is NaN or None."""
     with pytest.raises(ValueError, match="got a missing value in row 1; leave such rows out"):

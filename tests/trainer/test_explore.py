@@ -25,6 +25,7 @@ from sketchbatch_client.evaluation.stats.intervals import wilson
 from sketchbatch_trainer.cli import app
 from sketchbatch_trainer.dataset import write_bitmaps, write_source
 from sketchbatch_trainer.errors import DrawingsRefused
+from sketchbatch_trainer.explore import exploring
 from sketchbatch_trainer.explore.drawing_statistics import NEAR_EMPTY, Sample, differ, quantile
 from sketchbatch_trainer.explore.explore_json import as_json
 from sketchbatch_trainer.explore.explore_page import write_page
@@ -82,8 +83,9 @@ def page_of(statistics, tmp_path) -> str:
 
 def test_drawings_are_counted_by_class_country_and_time(folder):
     """The drawings of a class are counted by country, hour, day, number of strokes and number of points."""
-    own = explored(folder).classes[0].simplified
-    assert (own.drawings, own.recognized, own.malformed) == (4, 3, 0)
+    ants = explored(folder).classes[0]
+    own = ants.simplified
+    assert (own.drawings, own.recognized, ants.skipped) == (4, 3, {})
     assert own.countries == {"US": 2, "SE": 2}
     assert own.recognized_in == {"US": 2, "SE": 1}
     assert own.hours == {23: 3, 4: 1}
@@ -266,9 +268,32 @@ def test_classes_are_sorted_by_name(folder):
 
 
 def test_endings_are_read_in_any_case(folder):
-    """A file NAME.NPY next to files NAME.npy is explored, as `train` reads it."""
+    """A file NAME.NPY next to files NAME.npy is explored, as `train` reads it; two files of one label are refused."""
     (folder / "numpy_bitmap" / "bee.npy").rename(folder / "numpy_bitmap" / "bee.NPY")
     assert list(find_files(folder)) == ["ant", "bee"]
+    shutil.copy(folder / "numpy_bitmap" / "bee.NPY", folder / "numpy_bitmap" / "bee.npy")
+    with pytest.raises(FileRefused, match=r"must not have the same label as bee\.NPY, got bee twice"):
+        find_files(folder)
+
+
+def test_a_class_of_malformed_drawings_alone_is_counted(tmp_path, noise):
+    """The page and the JSON have the number of malformed rows of a class without other rows."""
+    for name, rows in {"ant": [noise(1)[0].tobytes()], "bee": [b"short", b"shorter"]}.items():
+        pq.write_table(pa.table({"bitmap": rows}), tmp_path / f"{name}.parquet")
+    statistics = explored(tmp_path, skip_malformed=True)
+    assert statistics.classes[1].bitmaps is None
+    assert as_json(statistics)["classes"]["bee"]["bitmaps"] == {"drawings": 0, "malformed": 2}
+    assert re.search(r"bee\.parquet, first at row 0: [^<]*</td><td class=\"n\">2</td>", page_of(statistics, tmp_path))
+
+
+def test_the_bitmaps_of_parquet_files_are_kept_on_disk(tmp_path, noise, monkeypatch):
+    """Files may be larger than the memory, so their bitmaps are read in blocks and copied to a temporary file."""
+    bitmaps = noise(5)
+    pq.write_table(pa.table({"bitmap": [row.tobytes() for row in bitmaps]}), tmp_path / "ant.parquet")
+    monkeypatch.setattr(exploring, "_BLOCK_ROWS", 2)
+    [own] = explored(tmp_path, rows=4).classes
+    assert isinstance(own.bitmaps.bitmaps, np.memmap)
+    assert np.array_equal(own.bitmaps.bitmaps, bitmaps[:4])
 
 
 def test_pictures_and_flat_files_of_strokes_are_explored(tmp_path, noise):
@@ -402,7 +427,7 @@ def test_a_malformed_line_is_refused_or_skipped(folder, tmp_path):
     with pytest.raises(FileRefused, match=r"ant\.ndjson:5: not JSON"):
         explored(folder)
     statistics = explored(folder, skip_malformed=True)
-    assert (statistics.classes[0].simplified.drawings, statistics.classes[0].simplified.malformed) == (5, 2)
+    assert (statistics.classes[0].simplified.drawings, statistics.classes[0].skipped["simplified"].number) == (5, 2)
     assert re.search(
         r"ant\.ndjson, first at line 5: not JSON[^<]*</td><td class=\"n\">2</td>", page_of(statistics, tmp_path)
     )
@@ -421,15 +446,15 @@ def test_skipped_pictures_and_rows_are_counted(tmp_path, noise, kind):
     elif kind == "parts":
         (tmp_path / "label=ant" / "day=1").mkdir(parents=True)
         (tmp_path / "label=ant" / "day=1" / "a.ndjson").write_text(line(SIMPLE) + "oops\n" + line(SIMPLE))
-        place = r"label=ant, first at day=1/a\.ndjson, row 2: not JSON"
+        place = r"label=ant, first at day=1/a\.ndjson, line 2: not JSON"
     else:
-        rows = [bitmaps[0].tobytes(), b"short", bitmaps[1].tobytes()]
+        rows = [bitmaps[0].tobytes(), b"\xff\xd8\xff\xe0 no picture", bitmaps[1].tobytes()]
         pq.write_table(pa.table({"bitmap": rows}), tmp_path / "ant.parquet")
-        place = r"ant\.parquet, first at row 2: "
+        place = r"ant\.parquet, first at row 1: cannot be read as a picture"
     with pytest.raises(FileRefused):
         explored(tmp_path)
     statistics = explored(tmp_path, skip_malformed=True)
-    assert (len(statistics.classes[0].bitmaps), statistics.classes[0].bitmaps.malformed) == (2, 1)
+    assert (len(statistics.classes[0].bitmaps), statistics.classes[0].skipped["numpy_bitmap"].number) == (2, 1)
     assert re.search(place + r"[^<]*</td><td class=\"n\">1</td>", page_of(statistics, tmp_path))
     assert as_json(statistics)["classes"]["ant"]["bitmaps"]["malformed"] == 1
 

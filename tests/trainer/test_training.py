@@ -253,6 +253,18 @@ def test_a_finished_training_is_not_overwritten(dataset, run):
     assert run.keras.stat() == before
 
 
+def test_the_values_in_which_two_configs_differ_are_named_if_they_are_short():
+    """A recipe of another version, and a network of another kind, are named without values."""
+    from sketchbatch_trainer.run import _difference, value_differences
+
+    old = {"recipe": {"name": "a", "epochs": 3, "network": {"filters": 8, "blocks": 2}}, "source": "x\ny" * 40}
+    new = {"recipe": {"name": "a", "epochs": 4, "network": {"units": 8, "rate": 1}, "warm": 1}, "hold_out": "1/5"}
+    assert value_differences("recipe", old, new) == ["recipe.epochs 3 and 4", "recipe.network", "recipe.warm"]
+    assert _difference("recipe", "recipe", old, new) == "recipe (epochs 3, now 4; network; warm)"
+    assert _difference("--hold-out", "hold_out", old, new) == "--hold-out (default, now 1/5)"
+    assert _difference("source", "source", old, new) == "source"
+
+
 def test_a_new_training_has_the_next_version():
     """The first export has version 1, and a new training the next number; the same training keeps its number."""
     from sketchbatch_trainer.export.exporting import next_version

@@ -34,6 +34,7 @@ _COMPARED = {
 """The entries of a config that make two trainings different, with the words for messages."""
 
 _VALUES_SHOWN = 3  # most values of a recipe that a message names
+_LONGEST_VALUE = 60  # characters
 _VERSIONS = {"versions": "package versions"}  # an interrupted training needs them to end with the same weights
 
 
@@ -292,16 +293,18 @@ def _is_config(path: Path) -> bool:
 def value_differences(key: str, first: dict[str, Any], second: dict[str, Any], between: str = " and ") -> list[str]:
     """Return what differs between the values of a key, such as `max_epochs 5 and 12`.
 
-    Objects with the same keys, such as two networks, are compared value by value.
+    Objects that share most of their keys, such as two networks of one kind, are compared value by value.
     """
     value, other = first.get(key), second.get(key)
     if value == other:
         return []
     if not isinstance(value, dict) or not isinstance(other, dict):
-        return [key if isinstance(value, dict) or isinstance(other, dict) else f"{key} {value}{between}{other}"]
-    if value.keys() != other.keys():
+        is_named_alone = isinstance(value, dict) or isinstance(other, dict) or not (key in first and key in second)
+        return [key if is_named_alone else f"{key} {value}{between}{other}"]
+    keys = value | other
+    if 2 * len(value.keys() & other.keys()) < len(keys):
         return [key]
-    return [f"{key}.{text}" for inner in value for text in value_differences(inner, value, other, between)]
+    return [f"{key}.{text}" for inner in keys for text in value_differences(inner, value, other, between)]
 
 
 def _difference(words: str, key: str, own: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -310,6 +313,6 @@ def _difference(words: str, key: str, own: dict[str, Any], wanted: dict[str, Any
         values = [each.removeprefix("recipe.") for each in value_differences(key, own, wanted, ", now ")]
         more = [f"{len(values) - _VALUES_SHOWN} more"] if len(values) > _VALUES_SHOWN else []
         return f"{words} ({'; '.join(values[:_VALUES_SHOWN] + more)})"
-    pair = own.get(key), wanted.get(key)
-    is_short = key != "data_digest" and all(isinstance(each, str | int) for each in pair)
-    return f"{words} ({pair[0]}, now {pair[1]})" if is_short else words
+    pair = own.get(key, "default"), wanted.get(key, "default")
+    is_short = all(isinstance(each, int) or (isinstance(each, str) and len(each) <= _LONGEST_VALUE) for each in pair)
+    return f"{words} ({pair[0]}, now {pair[1]})" if is_short and key != "data_digest" else words

@@ -27,7 +27,8 @@ Data = Annotated[
     ),
 ]
 SkipMalformed = Annotated[
-    bool, typer.Option("--skip-malformed", help="Skip malformed lines and pictures; otherwise their file is refused.")
+    bool,
+    typer.Option("--skip-malformed", help="Skip malformed lines, rows and pictures; otherwise the file is refused."),
 ]
 IgnoreOthers = Annotated[
     bool,

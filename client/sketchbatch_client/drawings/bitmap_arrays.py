@@ -133,7 +133,8 @@ def _as_array(rows: Any) -> NDArray[Any] | None:
 
 
 def _is_missing(row: object) -> bool:
-    return row is None or (isinstance(row, float) and math.isnan(row)) or type(row).__name__ == "NAType"  # of pandas
+    is_nan = isinstance(row, float | np.floating) and math.isnan(row)
+    return row is None or is_nan or type(row).__name__ in ("NAType", "NaTType")  # of pandas
 
 
 def _one(row: object, must_be: str, where: str, x: str) -> Bitmaps:

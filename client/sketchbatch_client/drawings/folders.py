@@ -65,17 +65,17 @@ def find_labelled(folder: Path | str) -> LabelledFolder:
     for inner, suffix in (*_LAYOUTS, (".", ".parquet")):
         for parent in (folder / inner, folder):
             if parent.is_dir() and (files := files_with_suffix(parent, (suffix,))):
-                found = _by_label(files)
+                found = by_label(files)
                 return LabelledFolder(found, PassedOverList(_besides(folder, parent, found)))
     if folders := [inner for inner in _folders(folder) if files_below(inner)]:
-        found = _by_label(folders)
+        found = by_label(folders)
         return LabelledFolder(found, PassedOverList(_besides(folder, folder, found)))
     for parent in (folder / _PICTURE_FOLDER, folder):
         if folders := [inner for inner in _folders(parent) if pictures_in(inner)]:
-            found = _by_label(folders)
+            found = by_label(folders)
             return LabelledFolder(found, PassedOverList(_besides(folder, parent, found)))
     if pictures_in(folder):
-        return LabelledFolder(_by_label([folder]), PassedOverList(besides_pictures(folder)))
+        return LabelledFolder(by_label([folder]), PassedOverList(besides_pictures(folder)))
     raise FileRefused(
         f"{folder}: expected a NAME.npy for each label, got none, nor strokes or pictures{_what_is_there(folder)}"
     )
@@ -108,11 +108,18 @@ def _advice(nested: list[Path]) -> str:
         return ""
     advice = f"; there are drawings in {listed([f'{inner.name}/' for inner in nested])}: name one of these folders"
     column, *others = {inner.name.partition("=")[0] if "=" in inner.name else "" for inner in nested}
+    if column == _LABEL_KEY[:-1]:
+        return advice
     if column and not others:
         advice += f"; or, if {column} is the label, rename each to {_LABEL_KEY}VALUE/, or write the column as label"
-    elif len(nested) > 1 and not others:
+    elif len(nested) > 1 and not others and all(map(_has_files, nested)):
         advice += f"; or, if their names are the labels, rename each to {_LABEL_KEY}NAME/"
     return advice
+
+
+def _has_files(folder: Path) -> bool:
+    """Return whether a folder would be read under the name label=NAME."""
+    return any(files_with_suffix(inner, _FILES) for inner, _, _ in walk(folder))
 
 
 def label_of(path: Path) -> str:
@@ -168,7 +175,8 @@ def files_with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
     Raises FileNotFoundError if the folder does not exist.
     """
-    found, links = [], []
+    found: list[Path] = []
+    links: list[Path] = []
     for entry in os.scandir(folder):
         if entry.name.lower().endswith(suffixes) and not is_hidden(entry.name) and not entry.is_dir():
             (links if entry.is_symlink() else found).append(folder / entry.name)
@@ -183,7 +191,8 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(inner for inner in parent.glob("*/") if not is_hidden(inner.name))
 
 
-def _by_label(paths: Iterable[Path]) -> dict[str, Path]:
+def by_label(paths: Iterable[Path]) -> dict[str, Path]:
+    """Return the files or folders by label. Raises FileRefused if two of them have the same label in NFC."""
     files: dict[str, Path] = {}
     for path in paths:
         label = label_of(path)

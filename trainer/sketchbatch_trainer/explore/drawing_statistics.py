@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,6 @@ class Sample:
 class StrokeStatistics:
     """Counts of the drawings of one .ndjson file."""
 
-    path: Path
     drawings: int = 0
     flagged: int = 0
     """Number of drawings of which it is known whether the game recognised them."""
@@ -73,10 +72,6 @@ class StrokeStatistics:
     """Number of drawings by number of points in all strokes."""
     durations: Counter[int] = field(default_factory=Counter)
     """Number of drawings by drawing time in units of 0.1 s; longer times count as MAX_DURATION_S; raw files only."""
-    malformed: int = 0
-    """Number of malformed lines, which were skipped."""
-    first_malformed: str = ""
-    """Line number of the first malformed line, and the reason for skipping the line."""
     sample: Sample = field(default_factory=lambda: Sample(_SAMPLE_SIZE))
     """Sample of the drawings that were recognised, or of which it is unknown."""
     other_sample: Sample = field(default_factory=lambda: Sample(_SAMPLE_SIZE))
@@ -110,13 +105,8 @@ class StrokeStatistics:
 class BitmapStatistics:
     """Sums and counts of the bitmaps of one class."""
 
-    path: Path
-    malformed: int = 0
-    """Number of malformed drawings of `path`, which were skipped; 0 for bitmaps that were drawn from strokes."""
-    first_malformed: str = ""
-    """Number of the first malformed drawing, with its file if `path` is a folder, and the reason for skipping it."""
     bitmaps: BitmapFile | Bitmaps
-    """The bitmaps of the class: uint8, (rows, 28, 28), read from their file on access unless `is_drawn`."""
+    """The bitmaps of the class: uint8, (rows, 28, 28). Those of a .npy file are read from it on access."""
     is_drawn: bool
     """Whether the bitmaps were rendered from the first drawings of a stroke file, because there is no .npy file."""
     mean: NDArray[np.float64]
@@ -136,6 +126,16 @@ class BitmapStatistics:
         return len(self.bitmaps)
 
 
+class Skipped(NamedTuple):
+    """The malformed lines, rows and pictures of one file or folder of a class, which were skipped."""
+
+    name: str
+    """Name of the file or folder."""
+    number: int
+    first: str
+    """Place of the first of them, and the reason for skipping it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassStatistics:
     """Statistics of one class, separately for each file; None if the file does not exist or has no drawing."""
@@ -144,6 +144,8 @@ class ClassStatistics:
     simplified: StrokeStatistics | None
     raw: StrokeStatistics | None
     bitmaps: BitmapStatistics | None
+    skipped: Mapping[str, Skipped] = field(default_factory=dict)
+    """What was skipped, by kind of file; in the whole file, also if only its first drawings are read."""
 
     @property
     def strokes(self) -> StrokeStatistics | None:

@@ -1,13 +1,24 @@
 """Write the statistics of `sketchbatch-train explore` as JSON, for other programs."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sketchbatch_client.atomic import replacing
 from sketchbatch_client.strict_json import encode
 
-from .drawing_statistics import NEAR_EMPTY, BitmapStatistics, FolderStatistics, StrokeStatistics, quantile
+from .drawing_statistics import (
+    BITMAPS,
+    NEAR_EMPTY,
+    RAW,
+    SIMPLIFIED,
+    BitmapStatistics,
+    FolderStatistics,
+    Skipped,
+    StrokeStatistics,
+    quantile,
+)
 from .similarity import NEIGHBOURS
 
 JSON_MARK = b'\n  "classes": {'
@@ -29,9 +40,9 @@ def as_json(statistics: FolderStatistics) -> dict[str, Any]:
         "passed_over": dict(statistics.passed_over),
         "classes": {
             each.label: {
-                "simplified": _strokes(each.simplified) if each.simplified else None,
-                "raw": _strokes(each.raw) if each.raw else None,
-                "bitmaps": _bitmaps(each.bitmaps) if each.bitmaps else None,
+                "simplified": _part(_strokes, each.simplified, each.skipped.get(SIMPLIFIED)),
+                "raw": _part(_strokes, each.raw, each.skipped.get(RAW)),
+                "bitmaps": _part(_bitmaps, each.bitmaps, each.skipped.get(BITMAPS)),
             }
             for each in statistics.classes
         },
@@ -40,12 +51,18 @@ def as_json(statistics: FolderStatistics) -> dict[str, Any]:
     }
 
 
+def _part(describe: Callable[[Any], dict[str, Any]], own: Any, skipped: Skipped | None) -> dict[str, Any] | None:
+    """Return the statistics of one kind of file; None if there is no file of this kind, or if it is empty."""
+    if not own and not skipped:
+        return None
+    return {**(describe(own) if own else {"drawings": 0}), "malformed": skipped.number if skipped else 0}
+
+
 def _strokes(own: StrokeStatistics) -> dict[str, Any]:
     return {
         "drawings": own.drawings,
         "with_recognised_flag": own.flagged,
         "recognised": own.recognized,
-        "malformed": own.malformed,
         "strokes": _quartiles(own.strokes),
         "points": _quartiles(own.points),
         "seconds": _quartiles(own.durations, 0.1) if own.durations else None,
@@ -65,7 +82,6 @@ def _strokes(own: StrokeStatistics) -> dict[str, Any]:
 def _bitmaps(own: BitmapStatistics) -> dict[str, Any]:
     return {
         "drawings": len(own),
-        "malformed": own.malformed,
         "drawn_from_strokes": own.is_drawn,
         "ink_share": _quartiles(own.ink, 0.001),
         "near_empty": own.near_empty,

@@ -126,12 +126,13 @@ def _kind(statistics: FolderStatistics, kind: str) -> dict[str, Any]:
     """Return the numbers of files, drawings and malformed drawings of one kind, and the files with such drawings."""
     lacking = statistics.lacking(kind)
     own = [part for each in statistics.classes if (part := each.part(kind)) and each.label not in lacking]
+    skipped = [each.skipped[kind] for each in statistics.classes if kind in each.skipped]
     return {
         "name": kind,
         "files": len(own),
         "drawings": sum(map(len, own)),
-        "malformed": sum(part.malformed for part in own),
-        "malformed_files": [part for part in own if part.malformed],
+        "malformed": sum(each.number for each in skipped),
+        "skipped": skipped,
     }
 
 

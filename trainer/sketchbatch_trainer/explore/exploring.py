@@ -5,21 +5,23 @@ only sums, counts, small samples, and 8 bytes per bitmap to find copies. This mo
 """
 
 import hashlib
+import tempfile
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sketchbatch_client.drawings.folders import files_with_suffix
+from sketchbatch_client.atomic import room_for
+from sketchbatch_client.drawings.folders import by_label, files_with_suffix
 from sketchbatch_client.drawings.rasterize import rasterize_all
 from sketchbatch_client.drawings.readers import (
     BitmapFile,
+    BitmapRows,
     Bitmaps,
     MalformedRows,
-    label_of,
     labelled_files,
     malformed_in,
     open_bitmaps,
@@ -38,6 +40,7 @@ from .drawing_statistics import (
     BitmapStatistics,
     ClassStatistics,
     FolderStatistics,
+    Skipped,
     StrokeStatistics,
     has_times,
 )
@@ -61,15 +64,15 @@ def find_files(folder: Path, *, skip_malformed: bool = False) -> dict[str, Files
     file of strokes counts as raw if its first drawing has times, and otherwise as simplified.
 
     Raises:
-        FileRefused: The folder does not exist, or has no file of drawings; or the first drawing of a file is malformed,
-            and `skip_malformed` is not set.
+        FileRefused: The folder does not exist, has no file of drawings, or has two files of one kind and label; or the
+            first drawing of a file is malformed, and `skip_malformed` is not set.
     """
     found: dict[str, Files] = {}
     for kind in (SIMPLIFIED, RAW):
-        for path in _files(folder / kind, ".ndjson"):
-            found.setdefault(label_of(path), {})[kind] = path
-    for path in _files(folder / BITMAPS, ".npy") or _files(folder, ".npy"):
-        found.setdefault(label_of(path), {})[BITMAPS] = path
+        for label, path in by_label(_files(folder / kind, ".ndjson")).items():
+            found.setdefault(label, {})[kind] = path
+    for label, path in by_label(_files(folder / BITMAPS, ".npy") or _files(folder, ".npy")).items():
+        found.setdefault(label, {})[BITMAPS] = path
     if not found:
         found = {label: {_kind_of(path, skip_malformed): path} for label, path in labelled_files(folder).items()}
     return {label: found[label] for label in sorted(found, key=str.casefold)}
@@ -86,8 +89,9 @@ def gather(
     """Read the first `rows` drawings (None = all) of every file, and return their statistics.
 
     Raises:
-        FileRefused: A file is malformed; a malformed line is skipped if `skip_malformed` is set.
+        FileRefused: A file is malformed; malformed lines, rows and pictures are skipped if `skip_malformed` is set.
         DrawingsRefused: No file has a drawing.
+        DiskFull: The disk has no space for a copy of the bitmaps of pictures or Parquet files.
     """
     reader = _Reader(rows, skip_malformed, progress)
     classes = tuple(reader.class_statistics(label, own) for label, own in files.items())
@@ -128,18 +132,22 @@ class _Reader:
     progress: Progress
 
     def class_statistics(self, label: str, own: Files) -> ClassStatistics:
+        skipped: dict[str, Skipped] = {}
         return ClassStatistics(
             label=label,
-            simplified=self._strokes(own[SIMPLIFIED]) if SIMPLIFIED in own else None,
-            raw=self._strokes(own[RAW]) if RAW in own else None,
-            bitmaps=self._bitmaps(own),
+            simplified=self._strokes(own, SIMPLIFIED, skipped),
+            raw=self._strokes(own, RAW, skipped),
+            bitmaps=self._bitmaps(own, skipped),
+            skipped=skipped,
         )
 
-    def _strokes(self, path: Path) -> StrokeStatistics | None:
+    def _strokes(self, own: Files, kind: str, skipped: dict[str, Skipped]) -> StrokeStatistics | None:
+        if kind not in own:
+            return None
+        path = own[kind]
         file = open_strokes(path, skip_malformed=self.skip_malformed)
-        statistics = StrokeStatistics(path, malformed=file.malformed_count)
-        if file.malformed:
-            statistics.first_malformed = f"line {file.malformed[0].number}: {file.malformed[0].reason}"
+        _count_skipped(skipped, kind, path, [(path, file)])
+        statistics = StrokeStatistics()
         rows = len(file) if self.rows is None else min(self.rows, len(file))
         advance = self.progress(f"{path.parent.name}/{path.name}", rows)
         for drawing in islice(file, rows):
@@ -147,24 +155,17 @@ class _Reader:
             advance(1)
         return statistics if statistics.drawings else None
 
-    def _bitmaps(self, own: Files) -> BitmapStatistics | None:
+    def _bitmaps(self, own: Files, skipped: dict[str, Skipped]) -> BitmapStatistics | None:
         """Read the bitmaps of a class or, without any, render bitmaps from the first drawings of its stroke file."""
         path = own[BITMAPS] if BITMAPS in own else own[SIMPLIFIED] if SIMPLIFIED in own else own[RAW]
-        skipped: list[tuple[Path, MalformedRows]] = []
         if BITMAPS in own:
             rows = open_bitmaps(path, skip_malformed=self.skip_malformed)
-            bitmaps = rows.head(self.rows) if isinstance(rows, BitmapFile) else rows[: self.rows]
-            skipped = [(file, each) for file, each in malformed_in(path, rows) if each.malformed]
+            _count_skipped(skipped, BITMAPS, path, malformed_in(path, rows))
+            bitmaps = rows.head(self.rows) if isinstance(rows, BitmapFile) else _copied(rows, self.rows)
         else:
             bitmaps = self._drawn(path, is_simplified=SIMPLIFIED in own)
         advance = self.progress(f"{path.parent.name}/{path.name}", len(bitmaps))
-        if not len(bitmaps):
-            return None
-        return replace(
-            _bitmap_statistics(path, bitmaps, advance, is_drawn=BITMAPS not in own),
-            malformed=sum(each.malformed_count for _, each in skipped),
-            first_malformed=next((_described(path, file, each.malformed[0]) for file, each in skipped), ""),
-        )
+        return _bitmap_statistics(bitmaps, advance, is_drawn=BITMAPS not in own) if len(bitmaps) else None
 
     def _drawn(self, path: Path, *, is_simplified: bool) -> Bitmaps:
         file = open_strokes(path, skip_malformed=self.skip_malformed)
@@ -173,17 +174,42 @@ class _Reader:
         return rasterize_all(drawings)
 
 
-def _described(path: Path, file: Path, malformed: Malformed) -> str:
-    """Return the place of a malformed drawing in the input `path`, which has `file`, and the reason."""
-    if file == path and path.is_dir():  # of pictures, whose reasons begin with their paths
-        return malformed.reason.removeprefix(f"{path}/")
-    place = f"row {malformed.number}: {malformed.reason}"
-    return place if file == path else f"{file.relative_to(path)}, {place}"
+def _copied(rows: BitmapRows, limit: int | None) -> Bitmaps:
+    """Return the first `limit` bitmaps of pictures or Parquet, as a copy on disk: they may be larger than the memory.
+
+    Raises DiskFull if the folder of temporary files has no space. The system removes the copy with the last reference.
+    """
+    number = len(range(len(rows))[:limit])
+    if not number:
+        return np.empty((0, 28, 28), np.uint8)
+    with room_for(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
+        for start in range(0, number, _BLOCK_ROWS):
+            file.write(rows[start : min(start + _BLOCK_ROWS, number)].tobytes())
+        file.flush()
+        return np.memmap(file, np.uint8, "r", shape=(number, 28, 28))
 
 
-def _bitmap_statistics(
-    path: Path, bitmaps: BitmapFile | Bitmaps, advance: Advance, *, is_drawn: bool
-) -> BitmapStatistics:
+def _count_skipped(
+    skipped: dict[str, Skipped], kind: str, path: Path, parts: Iterable[tuple[Path, MalformedRows]]
+) -> None:
+    """Add what was skipped in the files `parts` of the input `path`, if there is anything."""
+    found = [(file, rows) for file, rows in parts if rows.malformed]
+    if found:
+        file, rows = found[0]
+        inner = "" if file == path else f"{file.relative_to(path)}, "
+        first = inner + _place(file, rows.malformed[0])
+        skipped[kind] = Skipped(path.name, sum(rows.malformed_count for _, rows in found), first)
+
+
+def _place(file: Path, malformed: Malformed) -> str:
+    """Return the place of a malformed drawing as the readers name it, and the reason."""
+    if file.is_dir():  # of pictures, whose reasons begin with their paths
+        return malformed.reason.removeprefix(f"{file}/")
+    is_line = file.suffix.lower() in STROKE_SUFFIXES
+    return f"{f'line {malformed.number}' if is_line else f'row {malformed.number - 1}'}: {malformed.reason}"
+
+
+def _bitmap_statistics(bitmaps: BitmapFile | Bitmaps, advance: Advance, *, is_drawn: bool) -> BitmapStatistics:
     total, squares = np.zeros((2, 28, 28))
     ink = np.zeros(len(bitmaps))
     digests = np.zeros(len(bitmaps), np.uint64)
@@ -197,7 +223,6 @@ def _bitmap_statistics(
         advance(len(block))
     mean = total / len(bitmaps)
     return BitmapStatistics(
-        path=path,
         bitmaps=bitmaps,
         is_drawn=is_drawn,
         mean=mean,

@@ -34,7 +34,7 @@ changes the labels of a few drawings whose two best scores are almost equal.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """How the scores of a variant differ from those of the float32 model; stored as metrics in the variant's file."""
+    """How the scores of a variant differ from those of the float32 model."""
 
     variant: Variant
     rows: int

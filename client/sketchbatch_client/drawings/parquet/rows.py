@@ -172,11 +172,12 @@ class ParquetRows:
     def _decode_each(self, column: pa.Array, start: int) -> tuple[NDArray[np.int64], Bitmaps, list[tuple[int, str]]]:
         rows, bitmaps, rejects = [], [], []
         for row, value in enumerate(column, start):
+            place = f"{self.name}: row {row}"
             try:
-                bitmaps.append(bitmap_of(value.as_py(), f"{self.name}: row {row}", self._scale))
+                bitmaps.append(bitmap_of(value.as_py(), place, self._scale))
                 rows.append(row)
             except (FileRefused, ValueError, TypeError, OverflowError) as exc:
-                rejects.append((row, str(exc)))
+                rejects.append((row, str(exc).removeprefix(f"{place}: ")))
         return np.array(rows, np.int64), stack_bitmaps(bitmaps), rejects
 
     def _rows(self, start: int, stop: int) -> pa.Table:
