@@ -28,7 +28,8 @@ def test_only_an_equal_training_resumes(run):
     """A checkpoint resumes an equal training with equal package versions; others are refused without `restart`."""
     run.checkpoint.write_bytes(b"")
     assert run.state_for(CONFIG | {"passed_over": {".txt": 1}}) is RunState.INTERRUPTED
-    for change, names in (({"seed": 1, "labels": ["ant"]}, "classes, seed"), ({"versions": {}}, "package versions")):
+    changes = (({"seed": 1, "labels": ["ant"]}, r"classes, seed \(0, now 1\)"), ({"versions": {}}, "package versions"))
+    for change, names in changes:
         with pytest.raises(RunRefused, match=f"run: holds an interrupted training with other {names}; keep it and"):
             run.state_for(CONFIG | change)
         assert run.state_for(CONFIG | change, restart=True) is RunState.NEW
