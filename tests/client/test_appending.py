@@ -685,6 +685,17 @@ def test_nights_of_one_file_in_two_working_directories_are_not_merged(
     assert f"must have other rows than {nights[0]}, got rows of g.npy in both" in finished.err
 
 
+def test_strokes_without_keys_are_added_to_an_output_without_keys(append, inputs, tmp_path, noise):
+    """A file of strokes has keys only if a line has one: `key_id` in the metadata of Google."""
+    np.save(inputs / "a.npy", noise(1))
+    assert append(tmp_path / "o.csv").code == 0
+    (inputs / "own.ndjson").write_text('{"drawing": [[[0, 255], [0, 9]]]}\n')
+    assert append(tmp_path / "o.csv").code == 0
+    (inputs / "google.ndjson").write_text('{"key_id": "7", "drawing": [[[0, 255], [0, 9]]]}\n')
+    refused = append(tmp_path / "o.csv")
+    assert (refused.code, "google.ndjson has keys (key_id)" in refused.err) == (4, True), refused.err
+
+
 def test_an_output_that_has_a_file_by_two_names_is_merged(sketchbatch, tiny_service, inputs, tmp_path, noise):
     """A job may name a file twice on purpose; its output is merged as it is."""
     np.save(inputs / "g.npy", noise(3))

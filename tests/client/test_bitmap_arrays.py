@@ -147,6 +147,22 @@ def test_an_array_whose_rows_are_its_last_axis_is_refused_with_the_remedy(rows_f
     assert np.array_equal(as_bitmaps(eval(rows_first)), ROWS)
 
 
+def test_a_remedy_for_all_rows_fits_all_rows():
+    """The values of all rows choose the expression; a row of another type than the others is converted alone."""
+    blank = Series([np.zeros((28, 28)), *ROWS.astype(float)], range(4))
+    with pytest.raises(ValueError, match=r"x\.map\(lambda row: np\.asarray\(row\)\.round\(\)\.astype\(np\.uint8\)\)$"):
+        as_bitmaps(blank)
+    mixed = Series([ROWS[0], ROWS[1] / 255, ROWS[2]], range(3))
+    with pytest.raises(ValueError, match="in row 1; the rows have several types, so convert this row alone") as error:
+        as_bitmaps(mixed)
+    expression = str(error.value).rpartition("with ")[2]
+    assert np.array_equal(eval(expression, {"np": np, "row": mixed.to_numpy()[1]}), ROWS[1])
+    missing = ROWS[1] / 255
+    missing[3, 3] = np.nan
+    with pytest.raises(ValueError, match=r"in row 0 with missing values \(NaN\); leave such rows out$"):
+        as_bitmaps(Series([ROWS[0] / 255, missing], range(2)))
+
+
 @pytest.mark.parametrize(
     ("x", "got"),
     [

@@ -5,10 +5,13 @@ The tests evaluate one model or compare two models, on bitmaps, strokes and pict
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from finished import Finished
 from onnx_models import LABELS, write_model
@@ -236,6 +239,25 @@ def test_a_model_does_not_differ_from_itself(tiny_service, folder):
     assert len(comparison.cautions) == 1
 
 
+def test_drawings_of_labels_that_a_model_does_not_know_are_refused(tiny_service, folder):
+    """Drawings that were opened with the labels of another model have an error that names these labels."""
+    with Client(tiny_service.address) as client:
+        model = replace(client.model(), labels=LABELS[:2])
+        with pytest.raises(RequestRefused, match=rf"must have labels of tiny, got '?{LABELS[2]}"):
+            evaluate(client, model, open_labelled(folder, LABELS))
+
+
+def test_a_malformed_row_of_parquet_has_one_number(evaluating, tmp_path):
+    """Rows count from 0 in the error, in the list of skipped rows, and in the rejects of `score`."""
+    rows = [np.zeros(784, np.uint8).tobytes()] * 3 + [None]
+    pq.write_table(pa.table({"bitmap": rows}), tmp_path / f"{LABELS[0]}.parquet")
+    assert f"{LABELS[0]}.parquet: row 3: expected a drawing, got nothing" in evaluating(tmp_path).err
+    skipped = evaluating(tmp_path, "--skip-malformed", "--json", tmp_path / "m.json")
+    assert f"{LABELS[0]}.parquet: row 3: expected a drawing, got nothing" in skipped.err
+    [first] = json.loads((tmp_path / "m.json").read_bytes())["malformed"]["first"]
+    assert first == f"{tmp_path}/{LABELS[0]}.parquet: row 3: expected a drawing, got nothing"
+
+
 def test_a_comparison_of_models_with_other_numbers_of_labels_says_so(evaluating, others, folder):
     """More labels make the task harder, so the result names both numbers."""
     finished = evaluating(folder, "--against-server", others, "--against-model", "other", "--ignore-others")
@@ -263,7 +285,7 @@ def test_measured_figures_are_compared_with_stored_figures(sketchbatch, others, 
     arguments = ["evaluate", folder, "--server", others, "--json", tmp_path / "m.json", "--min-accuracy", "0.9"]
     finished = sketchbatch(*arguments)
     assert finished.code == 1
-    assert "accuracy must be at least 0.9, got 0." in finished.err
+    assert "accuracy of other version 1 must be at least 0.9, got 0." in finished.err
     assert "stored in the model, of 200 drawings:" in finished.out
     assert f"{'accuracy':<18} 0.9900   outside the interval, beyond chance" in finished.out
     drift = json.loads((tmp_path / "m.json").read_text())["drift"]

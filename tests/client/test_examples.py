@@ -69,12 +69,18 @@ def test_the_examples_of_the_open_inference_protocol_run(start_service):
         assert run_with_other_packages(example.replace("localhost:50051", service.address)).startswith("[")
 
 
-def test_the_files_of_mnist_become_drawings(tmp_path, monkeypatch, noise):
-    """The code of docs/bulk-scoring.md converts a CSV with a label before the pixels, and an IDX file of pictures."""
+_NAMES = ",".join(["label", *(f"{row}x{column}" for row in range(28) for column in range(28))])
+
+
+@pytest.mark.parametrize("header", [_NAMES, ",".join(map(str, range(785))), ""], ids=["names", "numbers", "none"])
+def test_the_files_of_mnist_become_drawings(tmp_path, monkeypatch, noise, header):
+    """The code of docs/bulk-scoring.md converts a CSV with a label before the pixels, and an IDX file of pictures.
+
+    pandas writes numbers as names of columns.
+    """
     monkeypatch.chdir(tmp_path)
     bitmaps = noise(4)
     table = np.insert(bitmaps.reshape(4, 784), 0, [7, 2, 1, 0], axis=1)
-    header = ",".join(["label", *(f"{row}x{column}" for row in range(28) for column in range(28))])
     np.savetxt("mnist_test.csv", table, "%d", delimiter=",", header=header, comments="")
     head = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in bitmaps.shape)
     Path("t10k-images.idx3-ubyte").write_bytes(head + bitmaps.tobytes())

@@ -190,7 +190,26 @@ def test_an_array_of_objects_is_refused_with_the_remedy(tmp_path, noise):
     assert np.array_equal(np.stack(x).astype(np.uint8).reshape(-1, 28, 28), noise(5))
 
 
-@pytest.mark.parametrize("value", [1.01, -0.1, np.nan, np.inf])
+def test_a_row_with_a_missing_pixel_is_a_reject(tmp_path):
+    """A row of floats with NaN, or of a list with null, has no value for a pixel; the other rows are scored."""
+    numbers = np.linspace(0, 1, 5 * 784, dtype=np.float32).reshape(5, 784)
+    numbers[3, 7] = np.nan
+    np.save(tmp_path / "a.npy", numbers)
+    parquet.write_table(pa.table({"x": numbers.tolist()}), tmp_path / "b.parquet")
+    rows = numbers.tolist()
+    rows[3][7] = None
+    parquet.write_table(pa.table({"x": rows}), tmp_path / "c.parquet")
+    sources = find_sources([str(tmp_path)], tmp_path, lambda _: None, InputOptions(scale=255))
+    for source in sources:
+        block = source.block(0, 5)
+        assert block.rows.tolist() == [0, 1, 2, 4]
+        assert np.array_equal(block.bitmaps.reshape(4, 784), np.rint(255 * numbers[[0, 1, 2, 4]].astype(np.float64)))
+        [reject] = block.rejects
+        assert (reject.row, reject.reason.partition(";")[0]) == (3, "a pixel is missing (null or NaN)")
+        assert source.digest(0, 5) == block.digest != source.digest(0, 3)
+
+
+@pytest.mark.parametrize("value", [1.01, -0.1, np.inf])
 def test_a_number_out_of_range_is_no_drawing(tmp_path, value):
     """Numbers times the scale must be 0 to 255: a wrong scale is an error, rather than a wrapped number."""
     numbers = np.zeros((5, 784), np.float32)

@@ -198,7 +198,7 @@ def test_the_column_can_be_named(tmp_path, noise):
         ({"bytes": None, "path": "a.png"}, "the picture a.png is not in the file, only its path: embed the bytes"),
         ([[0] * 28] * 27 + [[0]], "expected 784 numbers or 28 x 28, got lists of different lengths"),
         ([[[1, 2], [3, 4]], [[5], [6]]], "expected pixels, got strokes; write them as .ndjson, a line "),
-        ([0] * 783 + [None], "expected 784 numbers or 28 x 28, got object (784,)"),
+        ([0] * 783 + [None], "a pixel is missing (null or NaN); leave the row out"),
         ([[[0, 0, 0]] * 28] * 28, "expected 784 numbers or 28 x 28, got int64 (28, 28, 3)"),
     ],
 )

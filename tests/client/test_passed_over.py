@@ -393,11 +393,98 @@ def test_a_link_to_an_output_is_no_input(tmp_path):
     (tmp_path / "latest.parquet").symlink_to("night.parquet")
     (tmp_path / "loop.npy").symlink_to("pool.npy")
     (tmp_path / "pool.npy").symlink_to("loop.npy")
-    with pytest.raises(FileRefused, match=r"2 inputs .*loop\.npy: .*link to a file that does not exist; .*pool\.npy"):
+    with pytest.raises(FileRefused, match=r"2 inputs .*loop\.npy: .*a link that leads to no file; .*pool\.npy"):
         find_sources([str(tmp_path)], tmp_path, lambda _: None)
     (tmp_path / "loop.npy").unlink()
     (tmp_path / "pool.npy").unlink()
     assert [source.name for source in find_sources([str(tmp_path)], tmp_path, lambda _: None)] == [f"{tmp_path}/a.npy"]
+
+
+def test_a_file_is_read_once_whatever_links_lead_to_it(tmp_path):
+    """Within one folder or pattern, links to files and folders that are read, too, are passed over."""
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "in" / "sub" / "a.npy").write_bytes(npy(2))
+    (tmp_path / "in" / "best").mkdir()
+    (tmp_path / "in" / "best" / "b.npy").symlink_to("../sub/a.npy")
+    (tmp_path / "in" / "best" / "c.npy").write_bytes(npy(1))
+    (tmp_path / "in" / "current").symlink_to("sub")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "p.png").write_bytes(picture("png"))
+    (tmp_path / "pictures" / "latest.png").symlink_to("p.png")
+    for given, rows, skipped in (
+        ("in", ["best/c.npy", "sub/a.npy"], ["best/b.npy"]),
+        ("in/**/*.npy", ["best/c.npy", "sub/a.npy"], ["best/b.npy", "current/a.npy"]),
+        ("pictures/*.png", ["p.png"], ["latest.png"]),
+    ):
+        passed_over = PassedOverList()
+        sources = find_sources([str(tmp_path / given)], tmp_path, lambda _: None, passed_over=passed_over)
+        root = tmp_path / given.partition("/")[0]
+        assert [source.name for source in sources] == [f"{root}/{name}" for name in rows]
+        assert [entry.path for entry in passed_over.entries] == [f"{root}/{name}" for name in skipped]
+        assert passed_over.count_with_drawings == 0
+
+
+@pytest.mark.parametrize("layout", ["pictures", "one folder per label", "label=NAME"])
+@pytest.mark.parametrize("ending", ["parquet", "npy"])
+def test_outputs_of_jobs_are_no_drawings_and_no_labels(sketchbatch, tiny_service, tmp_path, layout, ending):
+    """A job whose OUTPUT is in the folder that it scores can be repeated, and the folder can be evaluated."""
+    folder = tmp_path / "in"
+    inner = {"pictures": ".", "one folder per label": "ant", "label=NAME": "label=ant"}[layout]
+    (folder / inner).mkdir(parents=True)
+    name, content = ("0.npy", npy(1)) if layout == "label=NAME" else ("0.png", picture("png"))
+    (folder / inner / name).write_bytes(content)
+    for output in (folder / f"labels.{ending}", folder / inner / f"inner.{ending}"):
+        words = ["score", folder, "--output", output, "--server", tiny_service.address]
+        assert sketchbatch(*words).code == 0
+        assert json.loads(Path(f"{output}.manifest.json").read_bytes())["passed_over"]["with_drawings"] == 0
+        finished = sketchbatch(*words)
+        assert (finished.code, "is already finished: 1 row from 1 input" in finished.err) == (0, True), finished.err
+    listed = json.loads(Path(f"{folder}/labels.{ending}.manifest.json").read_bytes())["passed_over"]
+    assert listed["count"] == len(listed["entries"])
+    if layout != "pictures":
+        assert list(find_labelled(folder).files) == ["ant"]
+
+
+def test_the_folder_of_an_unfinished_job_is_not_counted(sketchbatch, tiny_service, tmp_path):
+    """While a job runs, the folder of its parts lies in the folder that it scores; it is no file of the user."""
+    (tmp_path / "0.png").write_bytes(picture("png"))
+    output = tmp_path / "s.csv"
+    assert sketchbatch("score", tmp_path, "--output", output, "--server", tiny_service.address).code == 0
+    assert json.loads(Path(f"{output}.manifest.json").read_bytes())["passed_over"]["count"] == 0
+
+
+def test_the_packed_copy_of_a_file_with_a_label_is_passed_over(tmp_path):
+    """A packed file next to its unpacked copy is no unread drawing; alone it is one, which must be unpacked."""
+    (tmp_path / "ant.ndjson").write_bytes(DRAWINGS[".ndjson"])
+    for name in ("ant", "bee"):
+        (tmp_path / f"{name}.ndjson.gz").write_bytes(gzip.compress(DRAWINGS[".ndjson"]))
+    entries = {Path(entry.path).name: entry for entry in find_labelled(tmp_path).passed_over.entries}
+    assert entries["ant.ndjson.gz"][1:] == ("the packed copy of ant.ndjson", False)
+    assert entries["bee.ndjson.gz"].may_have_drawings
+    assert "unpack it" in entries["bee.ndjson.gz"].reason
+
+
+def test_a_picture_that_cannot_be_read_is_a_reject_whatever_its_name(sketchbatch, tiny_service, tmp_path):
+    """A broken link, and a damaged picture whose name is not UTF-8, are rejects, and the other pictures are scored."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(picture("png"))
+    (folder / "gone.png").symlink_to("nowhere.png")
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xe4.png")).write_bytes(b"x")
+    words = ["score", folder, "--output", tmp_path / "o.csv", "--append", "--server", tiny_service.address]
+    finished = sketchbatch(*words)
+    assert finished.code == 3, finished.err
+    rejects = [json.loads(line) for line in Path(f"{tmp_path}/o.csv.rejects.jsonl").read_text().splitlines()]
+    assert [reject["source"] for reject in rejects] == [f"{folder}/gone.png", f"{folder}/\\xe4.png"]
+    assert rejects[0]["reason"] == f"{folder}/gone.png: No such file or directory"
+    (folder / "nowhere.png").write_bytes(picture("png"))
+    (folder / "nowhere.png").rename(tmp_path / "elsewhere.png")
+    (folder / "gone.png").unlink()
+    (folder / "gone.png").symlink_to(tmp_path / "elsewhere.png")
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xe4.png")).write_bytes(picture("png"))
+    finished = sketchbatch(*words)
+    assert (finished.code, "o.csv has 3 rows" in finished.err) == (0, True), finished.err
+    assert not Path(f"{tmp_path}/o.csv.rejects.jsonl").exists()
 
 
 def test_linked_folders_are_searched_once(tmp_path):

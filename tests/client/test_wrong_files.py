@@ -198,8 +198,10 @@ def test_a_pipe_is_refused_with_the_way_that_works(run, tmp_path, suffix):
     path = tmp_path / f"cat{suffix}"
     os.mkfifo(path)
     said = run("score", path, "--output", tmp_path / "o.csv")
-    way = f"copy its contents to a file, or score it with `sketchbatch score - < {path}`"
-    assert f"{path}: expected a file, got a pipe or device; {way}" in said
+    way = f", or score it with `sketchbatch score - < {path}`"
+    if suffix in (".bin", ".png", ".ndjson.gz"):  # standard input does not tell these formats
+        way = "\n"
+    assert f"{path}: expected a file, got a pipe or device; copy its contents to a file{way}" in f"{said}\n"
 
 
 @pytest.mark.parametrize("suffix", [*DRAWING_SUFFIXES, ".png"])
@@ -209,7 +211,7 @@ def test_a_broken_link_is_refused_alone_and_in_a_folder(run, tmp_path, suffix):
     folder.mkdir()
     np.save(folder / "a.npy", np.zeros((3, 784), np.uint8))
     (folder / f"b{suffix}").symlink_to("nowhere")
-    assert f"b{suffix}: cannot be read: a link to a file that does not exist" in run(
+    assert f"b{suffix}: cannot be read: a link that leads to no file" in run(
         "score", folder / f"b{suffix}", "--output", tmp_path / "o.csv"
     )
     if suffix == ".npy":
@@ -217,7 +219,7 @@ def test_a_broken_link_is_refused_alone_and_in_a_folder(run, tmp_path, suffix):
 
 
 def test_all_damaged_inputs_are_named_at_once(run, tmp_path):
-    """A user who repairs a folder learns of its damaged files in one run; of many, the first five are named."""
+    """A user who repairs a folder learns of its damaged files in one run; of many, the first 25 are named."""
     folder = tmp_path / "in"
     folder.mkdir()
     for name in "bdf":
@@ -231,12 +233,13 @@ def test_all_damaged_inputs_are_named_at_once(run, tmp_path):
     said = run("score", folder / "b.npy", tmp_path / "empty", tmp_path / "no*.npy", "--output", tmp_path / "o.csv")
     assert f"{tmp_path}/no*.npy: no file matches" in said
     said = run("score", folder / "b.npy", tmp_path / "empty", "--output", tmp_path / "o.csv")
-    assert f"2 inputs cannot be read: (1) {folder}/b.npy: " in said
-    assert f"; (2) {tmp_path}/empty: expected drawings, got an empty folder" in said
-    for name in "hjkl":
+    assert f"2 inputs cannot be read: (1) {tmp_path}/empty: expected drawings, got an empty folder" in said
+    assert f"; (2) {folder}/b.npy: " in said
+    for name in range(24):
         (folder / f"{name}.npz").write_bytes(b"no archive")
     said = run("score", folder, "--output", tmp_path / "o.csv")
-    assert "7 inputs cannot be read: (1) " in said
+    assert "27 inputs cannot be read: (1) " in said
+    assert "; (25) " in said
     assert "; and 2 more" in said
 
 

@@ -16,6 +16,8 @@ from sketchbatch_client.drawings.passed_over import (
     has_drawing_name,
     is_hidden,
     is_left_out,
+    is_output,
+    is_packed_copy,
     link_within,
     pass_over,
     walk,
@@ -141,7 +143,8 @@ def find_others(
             is_unwanted = is_choice and not classes & set(labels)
             is_other_class = is_unwanted and bool(classes & found)
             if not (is_read or is_other_class or path.name == SOURCE_NOTE or _is_other_format(path, found)):
-                is_lost = looks_like_drawing(folder / path) and not is_unwanted and not is_link
+                is_known = is_link or is_packed_copy(folder / path) or is_output(path.name, parent)
+                is_lost = looks_like_drawing(folder / path) and not is_unwanted and not is_known
                 (drawings if is_lost else rest).append(path)
     return Others(tuple(drawings), tuple(empty), tuple(rest))
 

@@ -13,6 +13,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from ..atomic import is_stream
+from ..drawings.readers import describe_malformed
 from ..errors import ExtraMissing
 from ..evaluation.evaluating import Comparison, Evaluation, common_labels, compare
 from ..evaluation.evaluating import evaluate as evaluate_model
@@ -127,7 +128,8 @@ def evaluate(
         bool, typer.Option("--skip-malformed", help="Skip and count malformed drawings instead of stopping.")
     ] = False,
     min_accuracy: Annotated[
-        float, typer.Option(min=0, max=1, callback=not_nan, help="Exit with 1 if the accuracy is lower.")
+        float,
+        typer.Option(min=0, max=1, callback=not_nan, help="Exit with 1 if the (first) model has a lower accuracy."),
     ] = 0.0,
     ignore_others: IgnoreOthers = False,
     timeout_s: TimeoutS = 60.0,
@@ -180,9 +182,10 @@ def evaluate(
     if not quiet or not ignore_others:
         _print_skipped(drawings, labels, "not both models know" if second else "this model does not know")
     is_complete = report_passed_over(drawings.others, ignores_others=ignore_others)
-    accuracy = (result.first if isinstance(result, Comparison) else result).metrics.accuracy
-    if accuracy < min_accuracy:
-        err.print(f"sketchbatch: accuracy must be at least {min_accuracy}, got {accuracy:.4f}")
+    name, judged = result.named[0] if isinstance(result, Comparison) else (result.name, result)
+    if judged.metrics.accuracy < min_accuracy:
+        accuracy = f"{judged.metrics.accuracy:.4f}"
+        err.print(f"sketchbatch: accuracy of {name} must be at least {min_accuracy}, got {accuracy}")
         raise typer.Exit(1)
     if not is_complete or (drawings.passed_over and not ignore_others):
         raise typer.Exit(INCOMPLETE)
@@ -233,7 +236,7 @@ def _print_malformed(drawings: LabelledDrawings) -> None:
     if drawings.malformed_count:
         err.print(f"skipped {counted(drawings.malformed_count, 'malformed drawing')}, for example:")
         for file, malformed in drawings.malformed[:_MALFORMED_SHOWN]:
-            err.print(f"  {file}:{malformed.number}: {malformed.reason}")
+            err.print(f"  {describe_malformed(file, malformed)}")
 
 
 def _print_recognized(evaluation: Evaluation) -> None:

@@ -6,7 +6,8 @@ frames are recognised by their method `to_numpy`, so this module imports neither
 
 import math
 import warnings
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
+from functools import partial
 from typing import Any, Protocol, TypeGuard, cast
 
 import numpy as np
@@ -25,6 +26,10 @@ _MOSTLY_INK = 170
 _ROW = "np.asarray(row)"  # how a remedy writes a row of a pandas series, whose index it keeps
 
 _LEAVE_OUT = "leave such rows out"
+_EXAMINED = 10_000  # most rows of a list or series whose values choose a remedy
+
+Remedy = Callable[[NDArray[Any]], str]
+"""Returns what to do with an array of another type, as the end of an error message."""
 
 _INK = 0.02, 0.7  # lowest and highest share of ink in drawings; nearly blank or filled bitmaps are no scaled drawings
 
@@ -73,11 +78,13 @@ def as_bitmaps(drawings: Drawings, name: str = "bitmaps") -> Bitmaps:
         for number, row in numbered:  # before other errors, because a remedy for all rows fails with a missing value
             if _is_missing(row):
                 raise ValueError(f"{name} must be {_EXPECTED}, got a missing value in row {number}; {_LEAVE_OUT}")
-        bitmaps = [_one(row, f"{name} must be", f" in row {number}", x) for number, row in numbered]
+        remedy = partial(_remedy_of_rows, rows=[row for _, row in numbered[:_EXAMINED]], x=x)
+        bitmaps = [_one(row, f"{name} must be", f" in row {number}", remedy) for number, row in numbered]
         return np.concatenate([np.empty((0, 28, 28), np.uint8), *bitmaps])
     if not array.ndim:
         raise ValueError(f"{name} must be {_EXPECTED}, got {type(drawings).__name__}")
-    return _checked(array, _has_rows(array), f"{name} must be", "", _spelled(drawings))
+    remedy = partial(_remedy, x=_spelled(drawings))
+    return _checked(array, _has_rows(array), f"{name} must be", "", lambda array: remedy([array]))
 
 
 def is_one_batch(drawings: object) -> TypeGuard[Drawings]:
@@ -137,29 +144,29 @@ def _is_missing(row: object) -> bool:
     return row is None or is_nan or type(row).__name__ in ("NAType", "NaTType")  # of pandas
 
 
-def _one(row: object, must_be: str, where: str, x: str) -> Bitmaps:
-    """Return one entry of a list or series as (1, 28, 28); `x` is how to write the rows in Python."""
+def _one(row: object, must_be: str, where: str, remedy: "Remedy") -> Bitmaps:
+    """Return one entry of a list or series as (1, 28, 28)."""
     array = _as_array(row)
     if isinstance(row, bytes) and len(row) != 784 and (kind := describe(row[:HEAD_BYTES], "it")):
         convert = "; convert each with sketchbatch_client.drawings.images.decode_image"
-        remedy = convert if kind.suffix in PICTURE_SUFFIXES else ""
-        raise ValueError(f"{must_be} {_EXPECTED}, got {kind.name}{where}{remedy}")
+        way = convert if kind.suffix in PICTURE_SUFFIXES else ""
+        raise ValueError(f"{must_be} {_EXPECTED}, got {kind.name}{where}{way}")
     if array is not None and array.ndim and array.dtype == object:  # lists in an array, or arrays of lists
         array = _as_array(array.tolist())
     if array is None or not array.ndim:
         raise ValueError(f"{must_be} {_EXPECTED}, got {type(row).__name__}{where}")
     if array.dtype == object and any(map(_is_missing, array.flat)):
         raise ValueError(f"{must_be} {_EXPECTED}, got pixels with a missing value{where}; {_LEAVE_OUT}")
-    return _checked(array, array.shape in ROW_SHAPES, must_be, where, x)
+    return _checked(array, array.shape in ROW_SHAPES, must_be, where, remedy)
 
 
-def _checked(array: NDArray[Any], is_bitmaps: bool, must_be: str, where: str, x: str) -> Bitmaps:
-    """Return (rows, 28, 28) after a check of the type and of the values; `x` is how to write the array in Python."""
+def _checked(array: NDArray[Any], is_bitmaps: bool, must_be: str, where: str, remedy: "Remedy") -> Bitmaps:
+    """Return (rows, 28, 28) after a check of the type and of the values."""
     got = f"{array.dtype} {array.shape}{where}"
     if not is_bitmaps:
         raise ValueError(f"{must_be} {_EXPECTED}, got {got}{axes_remedy(array.shape)}")
     if array.dtype.kind not in "iu":
-        raise ValueError(f"{must_be} {_EXPECTED}, got {got}{_remedy(array, x)}")
+        raise ValueError(f"{must_be} {_EXPECTED}, got {got}{remedy(array)}")
     if array.dtype != np.uint8 and array.size:
         low, high = int(array.min()), int(array.max())
         if low < 0 or high > 255:
@@ -167,27 +174,53 @@ def _checked(array: NDArray[Any], is_bitmaps: bool, must_be: str, where: str, x:
     return array.astype(np.uint8, copy=False).reshape(-1, 28, 28)
 
 
-def _remedy(array: NDArray[Any], x: str) -> str:
-    """Return the expression that converts floats or bools, chosen by their values; empty = there is none."""
-    if array.dtype == np.bool_:
-        return _with_index(f"np.uint8(255) * {x}", x)
-    if array.dtype.kind != "f" or not array.size:
+def _remedy_of_rows(row: NDArray[Any], rows: Sequence[object], x: str) -> str:
+    """Return what to do with a row of floats or bools: convert all `rows` with one expression, or this row alone.
+
+    `rows` are the first rows of a list or series. If they have one type, their values choose the expression.
+    """
+    arrays = [array for each in rows if (array := _as_array(each)) is not None]
+    if all(array.dtype.kind == row.dtype.kind for array in arrays):
+        return _remedy([row, *arrays], x)
+    if expression := _expression([row], "np.asarray(row)"):
+        return f"; the rows have several types, so convert this row alone, with {expression}"
+    return _remedy([row], x)
+
+
+def _remedy(arrays: Sequence[NDArray[Any]], x: str) -> str:
+    """Return how to convert arrays of floats or bools, or why this is not possible; empty for other types."""
+    if expression := _expression(arrays, x):  # for the rows of a pandas series, it keeps the index of the series
+        return f"; convert with x.map(lambda row: {expression})" if x == _ROW else f"; convert with {expression}"
+    arrays = [array for array in arrays if array.size]
+    if not arrays or arrays[0].dtype.kind != "f":
         return ""
-    if np.isnan(array).any():
-        return f" with missing values (NaN); {_LEAVE_OUT}"  # a remedy for them would make pixels of 0
-    low, high = float(array.min()), float(array.max())
+    if any(np.isnan(array).any() for array in arrays):
+        return f" with missing values (NaN); {_LEAVE_OUT}"
+    return " with values from {:g} to {:g}".format(*_range(arrays))
+
+
+def _expression(arrays: Sequence[NDArray[Any]], x: str) -> str:
+    """Return the expression that converts arrays of floats or bools, chosen by all values; empty = there is none."""
+    if arrays[0].dtype == np.bool_:
+        return f"np.uint8(255) * {x}"
+    if arrays[0].dtype.kind != "f":
+        return ""
+    low, high = _range(arrays)
     if 0 <= low <= high <= 1:
-        return _with_index(f"(255 * {x}).round().astype(np.uint8)", x)
+        return f"(255 * {x}).round().astype(np.uint8)"
     if 0 <= low <= high <= 255:
-        return _with_index(f"{x}.round().astype(np.uint8)", x)
+        return f"{x}.round().astype(np.uint8)"
     if -1 <= low <= high <= 1:
-        return _with_index(f"(127.5 * {x} + 127.5).round().astype(np.uint8)", x)
-    return f" with values from {low:g} to {high:g}"
+        return f"(127.5 * {x} + 127.5).round().astype(np.uint8)"
+    return ""
 
 
-def _with_index(expression: str, x: str) -> str:
-    """Return the remedy; for the rows of a pandas series, it keeps the index of the series."""
-    return f"; convert with x.map(lambda row: {expression})" if x == _ROW else f"; convert with {expression}"
+def _range(arrays: Sequence[NDArray[Any]]) -> tuple[float, float]:
+    """Return the lowest and highest value of all arrays; NaN if one of them has no value or a missing one."""
+    return (
+        float(np.min([array.min() if array.size else np.nan for array in arrays])),
+        float(np.max([array.max() if array.size else np.nan for array in arrays])),
+    )
 
 
 def _spelled(drawings: object) -> str:

@@ -10,6 +10,8 @@ from urllib.parse import unquote
 from ..errors import FileRefused
 from ..label_names import listed, nfc
 from .passed_over import (
+    OUTPUT_MARKS,
+    PACKED_SUFFIXES,
     PICTURE_SUFFIXES,
     PassedOver,
     PassedOverList,
@@ -147,7 +149,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 def files_below(folder: Path) -> list[Path]:
     """Return the files in and below a folder label=LABEL or LABEL.parquet, as Spark writes them; else none."""
-    if not folder.name.startswith(_LABEL_KEY) and folder.suffix != _TABLE:
+    if not (folder.name.startswith(_LABEL_KEY) or folder.suffix == _TABLE) or not folder.is_dir():
         return []
     return [path for inner, _, _ in walk(folder) for path in files_with_suffix(inner, _FILES)]
 
@@ -171,18 +173,26 @@ def besides_pictures(folder: Path) -> Iterator[PassedOver]:
 def files_with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Return the files directly in a folder with one of these endings, in any case, by name.
 
-    Hidden files are left out, and links to a file that is among the others: its drawings would count twice.
+    Left out are hidden files, outputs of jobs, and links to a file that is among the others: its drawings would count
+    twice.
 
     Raises FileNotFoundError if the folder does not exist.
     """
     found: list[Path] = []
     links: list[Path] = []
-    for entry in os.scandir(folder):
-        if entry.name.lower().endswith(suffixes) and not is_hidden(entry.name) and not entry.is_dir():
-            (links if entry.is_symlink() else found).append(folder / entry.name)
+    entries = list(os.scandir(folder))
+    names = {entry.name for entry in entries}
+    for entry in entries:
+        is_taken = entry.name.lower().endswith(suffixes) and not is_hidden(entry.name)
+        if is_taken and not any(f"{entry.name}{mark}" in names for mark in OUTPUT_MARKS):
+            path = folder / entry.name
+            if entry.is_symlink():
+                links.append(path)
+            elif not entry.is_dir():
+                found.append(path)
     for path in links:
         target = link_within(path)
-        if not target or not target.name.lower().endswith(suffixes):
+        if not path.is_dir() and not (target and target.name.lower().endswith(suffixes)):
             found.append(path)
     return sorted(found)
 
@@ -223,7 +233,7 @@ def _besides(folder: Path, parent: Path, files: dict[str, Path]) -> Iterator[Pas
 def _other_kind(path: Path, taken: Path) -> PassedOver:
     """Return why a file next to the labelled ones is not read."""
     entry = pass_over(path)
-    if not entry.may_have_drawings or path.is_dir():
+    if not entry.may_have_drawings or path.is_dir() or path.suffix.lower() in PACKED_SUFFIXES:
         return entry
     kind = f"{taken.suffix} files" if taken.suffix and not taken.is_dir() else "folders of pictures"
     return entry._replace(reason=f"one kind of file is read, and the folder has {kind}, too")

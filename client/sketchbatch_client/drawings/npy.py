@@ -35,6 +35,7 @@ _HEADER_BYTES = 12 + 10_000
 _LOCAL_HEADER_BYTES = 30  # bytes before the file name in the header of a zip member: APPNOTE.TXT, 4.3.7
 _CHUNK_BYTES = 1 << 20
 _BOMB_BYTES, _BOMB_RATIO = 1 << 30, 200  # deflate shrinks drawings 2 to 10 times, and blank data up to 1,032 times
+MISSING_PIXEL = "a pixel is missing (null or NaN); leave the row out, or fill the pixel with 0"
 _SHOWN = 200  # most characters of a file's content that an error message quotes
 
 
@@ -95,6 +96,18 @@ class BitmapFile:
             numbers = np.concatenate(each) if each else np.empty((0, _ROW_BYTES), self._header.dtype)
         self._file.check()
         return self._converted(numbers).reshape(-1, 28, 28)
+
+    def without_missing(self, start: int, stop: int) -> tuple[NDArray[np.int64], Bitmaps]:
+        """Return rows `start` to `stop` - 1, without those that have a missing pixel (NaN): numbers and bitmaps."""
+        numbers = self._read(start, stop - start)
+        self._file.check()
+        is_whole = ~np.isnan(numbers).any(axis=1)
+        return start + np.flatnonzero(is_whole), self._converted(numbers[is_whole]).reshape(-1, 28, 28)
+
+    @property
+    def may_miss_pixels(self) -> bool:
+        """Whether a pixel may be missing, because the numbers are floats."""
+        return self._header.dtype.kind == "f"
 
     def head(self, rows: int | None) -> "BitmapFile":
         """Return the first `rows` rows; all of them if `rows` is None."""

@@ -74,9 +74,12 @@ class PassedOverList:
 
     def add(self, other: "PassedOverList") -> None:
         """Count the entries of another list, too."""
-        counts = self.count + other.count, self.count_with_drawings + other.count_with_drawings
+        read = [entry for entry in other.entries if entry.path in self.inputs]
+        count = self.count + other.count - len(read)
+        with_drawings = sum(entry.may_have_drawings for entry in read)
+        with_drawings = self.count_with_drawings + other.count_with_drawings - with_drawings
         self.extend(other.entries)
-        self.count, self.count_with_drawings = counts
+        self.count, self.count_with_drawings = count, with_drawings
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts and the listed entries, for a JSON object."""
@@ -121,6 +124,11 @@ def is_output(name: str, folder: Path) -> bool:
     return len(name) < _MAX_OUTPUT_NAME and any((folder / f"{name}{end}").exists() for end in OUTPUT_MARKS)
 
 
+def is_packed_copy(path: Path) -> bool:
+    """Return whether the same file lies unpacked next to a packed one, as after `gzip -k`."""
+    return path.suffix.lower() in PACKED_SUFFIXES and path.with_name(path.stem).is_file()
+
+
 def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Yield a folder and the folders below it, each with the sorted names of its folders and files.
 
@@ -135,9 +143,13 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     entered = {folder.resolve()}
     for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         yield Path(place), sorted(folders), sorted(names)
-        targets = {name: Path(place, name).resolve() for name in sorted(folders) if not is_left_out(name)}
-        folders[:] = [name for name, target in targets.items() if target not in entered]
-        entered.update(targets.values())
+        inner = [Path(place, name) for name in sorted(folders) if not is_left_out(name)]
+        folders.clear()
+        for path in sorted(inner, key=Path.is_symlink):  # a folder rather than a link to it
+            if (target := path.resolve()) not in entered:
+                entered.add(target)
+                folders.append(path.name)
+        folders.sort()
 
 
 def is_left_out(name: str) -> bool:
@@ -165,6 +177,8 @@ def pass_over(path: Path) -> PassedOver:
         return PassedOver(str(path), "hidden", False)
     if target := link_within(path):  # which is read, or passed over itself
         return PassedOver(str(path), f"a link to {target.name}", False)
+    if is_packed_copy(path):
+        return PassedOver(str(path), f"the packed copy of {path.stem}", False)
     if name == SOURCE_NOTE:
         return PassedOver(str(path), "tells where the drawings come from", False)
     try:
@@ -176,9 +190,9 @@ def pass_over(path: Path) -> PassedOver:
 
 
 def link_within(path: Path) -> Path | None:
-    """Return the visible file to which a link leads if both are in one folder, such as `latest.npy`; None otherwise.
+    """Return the visible file or folder to which a link leads if both are in one folder; None otherwise.
 
-    If the link leads there through other links, the result is the last file of the folder on the way.
+    If the link leads there through other links, the result is the last one of the folder on the way.
     """
     if not path.is_symlink():
         return None
@@ -189,7 +203,7 @@ def link_within(path: Path) -> Path | None:
         hop = hop.parent / hop.readlink()
         if os.path.realpath(hop.parent) == folder and hop.name != path.name and not is_hidden(hop.name):
             found = path.with_name(hop.name)
-    return found if found and found.is_file() else None
+    return found if found and found.exists() else None
 
 
 def _folder(path: Path) -> PassedOver:

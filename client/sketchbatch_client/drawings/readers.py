@@ -32,6 +32,7 @@ from .simplify import simplify
 from .stable_file import changed, stamp_hash
 from .strokes import MALFORMED_KEPT, STROKE_SUFFIXES, Malformed, StrokeFile, open_strokes
 
+_FROM_STDIN = ("", ".npy", ".npz", ".ndjson", ".jsonl", ".parquet")  # endings whose contents `score -` recognises
 PICTURES = "a picture (PNG, JPEG, WebP, BMP, GIF or TIFF)"
 
 
@@ -160,6 +161,15 @@ def malformed_in(path: Path, rows: BitmapRows) -> Iterator[tuple[Path, Malformed
     yield from ((file, each) for file, each in parts if isinstance(each, MalformedRows))
 
 
+def describe_malformed(file: Path, malformed: Malformed) -> str:
+    """Return the place of a malformed drawing and the reason, as the error about it does."""
+    if file.is_dir():  # of pictures, whose reasons begin with their paths
+        return malformed.reason
+    is_line = file.suffix.lower() in STROKE_SUFFIXES
+    place = f":{malformed.number}" if is_line else f": row {malformed.number - 1}"  # rows count from 0
+    return f"{file}{place}: {malformed.reason}"
+
+
 def open_bitmaps(path: Path | str, *, skip_malformed: bool = False) -> BitmapRows:
     """Open a .npy, .ndjson, .bin or .parquet file, a picture, or a folder of pictures or of such files, by name.
 
@@ -195,7 +205,9 @@ def open_bitmaps(path: Path | str, *, skip_malformed: bool = False) -> BitmapRow
 def check_is_file(path: Path) -> None:
     """Raise FileRefused for a pipe or device, whose opening may wait for ever; a missing file passes."""
     if path.exists() and not path.is_file():
-        way = f"copy its contents to a file, or score it with `sketchbatch score - < {shlex.quote(str(path))}`"
+        way = "copy its contents to a file"
+        if path.suffix.lower() in _FROM_STDIN:
+            way += f", or score it with `sketchbatch score - < {shlex.quote(str(path))}`"
         raise FileRefused(f"{path}: expected a file, got a pipe or device; {way}")
 
 

@@ -136,11 +136,11 @@ def changed(path: Path) -> FileChanged:
 
 
 def stamp_hash(path: Path) -> int:
-    """Return a number that changes whenever a file is written or replaced; 0 if there is no such file."""
+    """Return a number that changes whenever a file is written, replaced, created or removed."""
     try:
         return hash_of(file_stamp(path))
     except OSError:
-        return 0
+        return hash_of(FileStamp(0, 0, 0))
 
 
 def hash_of(stamp: FileStamp) -> int:

@@ -23,6 +23,7 @@ MALFORMED_KEPT = 1000  # most malformed lines per file that are listed with numb
 _MAX_BYTES = 1 << 22
 _CHUNK_BYTES = 1 << 24
 _TAIL_BYTES = 1 << 12
+_KEY_ID = b'"key_id"'
 _BOM = b"\xef\xbb\xbf"
 _SPACES = np.isin(np.arange(256), list(b" \t\n\r\v\f"))  # whether a byte is white space
 
@@ -102,6 +103,16 @@ class StrokeFile:
         except ValueError:
             return True
         return False
+
+    @property
+    def may_have_key_ids(self) -> bool:
+        """Whether a line may have a `key_id`; every record of a .bin has one. Reads a file without keys to its end."""
+        if not self._format.has_line_feeds:
+            return True
+        overlap = len(_KEY_ID)
+        starts = range(0, len(self._data), _CHUNK_BYTES)
+        ends = (min(start + _CHUNK_BYTES + overlap, len(self._data)) for start in starts)
+        return any(_KEY_ID in self._data.read(*place) for place in zip(starts, ends, strict=True))
 
     def release(self) -> None:
         """Release the memory of what was read last."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..drawings.readers import BitmapRows, Bitmaps
+from ..drawings.readers import BitmapRows, Bitmaps, label_of
 from ..errors import RequestRefused, ServerFailed
 from ..label_names import listed, nfc, with_suggestions
 from ..rpc.classification import ModelInfo, non_finite
@@ -86,9 +86,11 @@ def evaluate(
 ) -> Evaluation:
     """Classify `drawings` with exactly this model version and measure the result.
 
-    Raises FileRefused if a line or picture is malformed, ServerFailed if the scores of a drawing are not finite, and
+    Raises RequestRefused if the model does not know a label of the drawings, FileRefused if a line or picture is
+    malformed, ServerFailed if the scores of a drawing are not finite, and
     SketchbatchError if a request failed.
     """
+    _check_labels(drawings, model)
     served, accumulator = ServedModel(client, model), Accumulator(model.labels, model.rejection)
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
     trained_on = _TrainingDrawings([model])
@@ -106,6 +108,8 @@ def compare(
 
     Raises the errors of `evaluate`.
     """
+    for each in (first, second):
+        _check_labels(drawings, each.model)
     accumulators = tuple(Accumulator(each.model.labels, each.model.rejection) for each in (first, second))
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
     trained_on = _TrainingDrawings([first.model, second.model])
@@ -144,6 +148,14 @@ def common_labels(first: ModelInfo, second: ModelInfo) -> tuple[str, ...]:
         names = f"{first.name} and {second.name}"
         raise RequestRefused(f"models must share a label, {names} have no label in common: {lists}")
     return labels
+
+
+def _check_labels(drawings: LabelledDrawings, model: ModelInfo) -> None:
+    """Raise RequestRefused if the model does not know a label of the drawings."""
+    known = set(map(nfc, model.labels))
+    if unknown := [label for file in drawings.bitmaps if (label := label_of(file)) not in known]:
+        names = with_suggestions(unknown, model.labels)
+        raise RequestRefused(f"drawings must have labels of {model.name}, got {names}; open them with its labels")
 
 
 def _check_finite(scored: ScoredRows, model: ModelInfo, drawings: LabelledDrawings) -> None:

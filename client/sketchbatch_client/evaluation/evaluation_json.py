@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
+from ..drawings.readers import describe_malformed
 from ..strict_json import encode
 from .evaluating import Comparison, Evaluation
 from .labelled import LabelledDrawings
@@ -61,7 +62,7 @@ def _evaluation(evaluation: Evaluation) -> dict[str, Any]:
         "surest_mistakes": [_mistake(each, drawings) for each in evaluation.mistakes],
         "malformed": {
             "left_out": drawings.malformed_count,
-            "first": [f"{file}:{each.number}: {each.reason}" for file, each in drawings.malformed[:_MAX_MALFORMED]],
+            "first": [describe_malformed(file, each) for file, each in drawings.malformed[:_MAX_MALFORMED]],
         },
     }
 

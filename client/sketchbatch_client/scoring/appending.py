@@ -35,6 +35,7 @@ from .job import (
 from .job_runner import JobRunner
 from .manifest import Addition, Manifest, rejects_path
 from .merge import join
+from .outputs.columns import text
 from .parts import Parts, locked
 from .plan import Input, Plan, difference
 
@@ -151,12 +152,13 @@ def _mended_pictures(additions: Sequence[Addition], sources: list[Source], outpu
         return set()
     scored = _scored(additions)
     touched = {
-        source.name
+        text(source.name): source.name
         for source in sources
         if isinstance(source, PictureSource) and source.name in scored and source.stamp != scored[source.name].stamp
     }
     with rejects_path(output).open(encoding="utf-8") as lines:
-        return touched & {json.loads(line)["source"] for line in lines} if touched else set()
+        rejected = {json.loads(line)["source"] for line in lines} if touched else set()
+    return {name for shown, name in touched.items() if shown in rejected}
 
 
 def _new_inputs(additions: Sequence[Addition], sources: list[Source], mended: set[str]) -> tuple[Input, ...]:
@@ -270,7 +272,7 @@ def _joined(kind: str, output: Path, manifest: Manifest, added: Manifest, parts:
         for path, mended_here in ((rejects_path(output), mended), (added_rejects, set[str]())):
             with path.open("rb") if path.exists() else nullcontext(()) as lines:
                 for line in lines:
-                    is_mended = bool(mended_here) and json.loads(line)["source"] in mended_here
+                    is_mended = bool(mended_here) and json.loads(line)["source"] in set(map(text, mended_here))
                     left_out += is_mended
                     file.write(b"" if is_mended else line)
     return replace(

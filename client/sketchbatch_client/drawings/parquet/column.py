@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ...errors import FileRefused
-from ..npy import ROW_SHAPES, Bitmaps, scaled
+from ..npy import MISSING_PIXEL, ROW_SHAPES, Bitmaps, scaled
 
 _ROW_BYTES = 784
 
@@ -138,6 +138,9 @@ def _from_list(value: object, scale: float) -> NDArray[np.uint8]:
         numbers = np.array(value)
     except ValueError as exc:
         raise ValueError("expected 784 numbers or 28 x 28, got lists of different lengths") from exc
+    is_number = numbers.dtype.kind in "bfiu"
+    if np.isnan(numbers).any() if is_number else any(pixel is None for pixel in numbers.flat):
+        raise ValueError(MISSING_PIXEL)
     if scale and numbers.shape in ROW_SHAPES and numbers.dtype.kind in "bfiu":
         return scaled(numbers, scale).reshape(28, 28)
     if numbers.shape not in ROW_SHAPES or not np.issubdtype(numbers.dtype, np.integer):

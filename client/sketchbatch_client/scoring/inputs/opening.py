@@ -3,8 +3,7 @@
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,16 +15,16 @@ from ...drawings.parquet.rows import ParquetRows
 from ...drawings.passed_over import PACKED_SUFFIXES, PICTURE_SUFFIXES, PassedOver, PassedOverList
 from ...drawings.readers import check_is_file, unknown_ending
 from ...drawings.strokes import StrokeFile
-from ...errors import FileRefused, fails_again, reason_of
+from ...errors import FileRefused, reason_of
 from ...file_kind import HEAD_BYTES, describe, got
 from ...file_stamp import FileStamp, file_stamp
-from .paths import STDIN, input_paths
+from .paths import STDIN, collecting, input_paths
 from .sources import BitmapSource, ParquetSource, PictureSource, Source, StrokeSource, open_picture, open_pictures
 from .spooled import spool, unpack
 
 # Lines per entry of a stroke file's index. An entry takes 8 bytes. To find a line, at most 1,023 others are skipped.
 _INDEX_EVERY = 1024
-_REFUSED_SHOWN = 5  # most inputs whose messages are shown
+_REFUSED_SHOWN = 25  # most inputs whose messages are shown
 _FIRST_LINES = 16  # a stroke file is refused if none of its first lines, up to this number, is a drawing
 
 
@@ -72,13 +71,12 @@ def find_sources(
     sources: list[Source] = []
     others = PassedOverList() if passed_over is None else passed_over
     refused: list[FileRefused] = []
-    with _collecting(refused):
-        for path in input_paths(inputs, others, may_be_empty=options.may_be_empty):
-            if refused and _is_copied(path):
-                continue
-            on_open(str(path))
-            with _collecting(refused):
-                sources += _open(_Input(path, str(path), "", options, others), spool_folder)
+    for path in input_paths(inputs, others, may_be_empty=options.may_be_empty, refused=refused):
+        if refused and _is_copied(path):
+            continue
+        on_open(str(path))
+        with collecting(refused):
+            sources += _open(_Input(path, str(path), "", options, others), spool_folder)
     if refused:
         raise _all_of(refused)
     if options.may_be_empty:
@@ -91,17 +89,6 @@ def find_sources(
     others.inputs.difference_update(empty)
     others.extend(PassedOver(name, "has no drawing", False) for name in empty)
     return sources
-
-
-@contextmanager
-def _collecting(refused: list[FileRefused]) -> Iterator[None]:
-    """Add a permanent error to `refused`, so that a user learns of all damaged inputs at once."""
-    try:
-        yield
-    except FileRefused as exc:
-        if not fails_again(exc):
-            raise
-        refused.append(exc)
 
 
 def _is_copied(path: Path) -> bool:
@@ -124,10 +111,10 @@ def _open(given: _Input, spool_folder: Path) -> list[Source]:
         return _open_stdin(spool_folder, given.options, given.passed_over)
     if path.is_dir():
         if given.options.is_growing:
-            return [open_picture(picture, _stamp(picture)) for picture in pictures_in(path)]
+            return [open_picture(picture, _text(_stamp_of(picture))) for picture in pictures_in(path)]
         return [_open_pictures(path)]
     if not path.exists():
-        what = "a link to a file that does not exist" if path.is_symlink() else "no such file"
+        what = "a link that leads to no file; remove or correct it" if path.is_symlink() else "no such file"
         raise FileRefused(f"{path}: cannot be read: {what}")
     if is_open_file(path) and path.is_fifo():
         return _open_pipe(given, spool_folder)
@@ -154,11 +141,19 @@ def _suffix_of(path: Path) -> str:
 
 def _open_pictures(folder: Path) -> PictureSource:
     paths = pictures_in(folder)
-    stamps = [file_stamp(path) for path in paths]
+    stamps = [_stamp_of(path) for path in paths]
     digest = hashlib.sha256()
     for path, stamp in zip(paths, stamps, strict=True):
         digest.update(os.fsencode(f"{path.name} {_text(stamp)}\n"))
     return open_pictures(digest.hexdigest(), folder, [path.name for path in paths], stamps)
+
+
+def _stamp_of(path: Path) -> FileStamp:
+    """Return the stamp of a picture; that of a link which leads nowhere is empty, and its row is a reject."""
+    try:
+        return file_stamp(path)
+    except OSError:
+        return FileStamp(0, 0, 0)
 
 
 def _open_bitmaps(given: _Input) -> list[Source]:

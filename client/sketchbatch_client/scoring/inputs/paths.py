@@ -3,7 +3,8 @@
 import glob
 import os
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import takewhile
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from ...drawings.folders import besides_pictures, files_below, find_labelled, pi
 from ...drawings.passed_over import (
     DRAWING_SUFFIXES,
     OUTPUT_MARKS,
-    PACKED_SUFFIXES,
     PICTURE_SUFFIXES,
     PassedOver,
     PassedOverList,
@@ -20,11 +20,12 @@ from ...drawings.passed_over import (
     is_hidden,
     is_left_out,
     is_output,
+    is_packed_copy,
     link_within,
     pass_over,
     walk,
 )
-from ...errors import FileRefused
+from ...errors import FileRefused, fails_again
 
 STDIN = "-"
 
@@ -54,26 +55,70 @@ def working_folder() -> str:
         return ""
 
 
-def input_paths(texts: Sequence[str], passed_over: PassedOverList, *, may_be_empty: bool = False) -> Iterator[Path]:
-    """Yield each path that the arguments name, once: "-", a file, or a folder of pictures, which is one input.
+@contextmanager
+def collecting(refused: list[FileRefused]) -> Iterator[None]:
+    """Add a permanent error to `refused`, so that a user learns of all inputs that cannot be read at once."""
+    try:
+        yield
+    except FileRefused as exc:
+        if not fails_again(exc):
+            raise
+        refused.append(exc)
+
+
+def input_paths(
+    texts: Sequence[str],
+    passed_over: PassedOverList,
+    *,
+    may_be_empty: bool = False,
+    refused: list[FileRefused] | None = None,
+) -> list[Path]:
+    """Return each path that the arguments name, once: "-", a file, or a folder of pictures, which is one input.
 
     A folder stands for the files of drawings directly in it. If it has none, it stands for its labelled files. If it
     has none of these either, it stands for the files of drawings and the folders of pictures in the folders below it.
+    A file or folder to which several paths in one argument lead, because of links, is read once.
 
     Raises FileRefused if a pattern matches no file, or if there is no drawing in a folder, unless they `may_be_empty`.
-    The folder itself, or the folder in front of the first wildcard, must be there in any case.
+    The folder itself, or the folder in front of the first wildcard, must be there in any case. If `refused` is given,
+    the errors about folders are added to it.
     """
-    matches = [match for text in texts for match in _matches(text, passed_over, may_be_empty)]
-    read = set(matches)
-    passed_over.inputs.update(map(str, matches))
+    matches = [_matches(text, passed_over, may_be_empty) for text in texts]
+    read = {match for each in matches for match in each}
+    passed_over.inputs.update(map(str, read))
     parents = {match.parent for match in read - {*map(Path, texts)}}  # of the matches of patterns
     passed_over.inputs.update(str(parent) for parent in parents if _is_all_read(parent, read))
-    seen = set()
-    for match in matches:
-        for path in _folder_paths(match, passed_over, may_be_empty) if match.is_dir() else [match]:
-            if path not in seen:
-                seen.add(path)
-                yield path
+    paths: dict[Path, None] = {}
+    for each in matches:
+        found: dict[Path, None] = {}
+        for match in each:
+            with nullcontext() if refused is None else collecting(refused):
+                inner = _folder_paths(match, passed_over, may_be_empty) if match.is_dir() else [match]
+                found.update(dict.fromkeys(inner))
+        paths.update(dict.fromkeys(_once(found, passed_over) if len(found) > 1 else found))
+    return list(paths)
+
+
+def _once(paths: Iterable[Path], passed_over: PassedOverList) -> Iterator[Path]:
+    """Yield the paths of a folder or pattern without links that lead to the file or folder of another one."""
+    locations, depths = Locations(), dict[Path, int]()
+
+    def links_in(path: Path) -> int:
+        """Return how many of the folders and the file of a path are links."""
+        if path not in depths:
+            depths[path] = path.is_symlink() + (links_in(path.parent) if path.parent != path else 0)
+        return depths[path]
+
+    places = {path: os.path.realpath(path) if path.is_symlink() else locations.of(str(path), "") for path in paths}
+    first: dict[str, Path] = {}
+    for path in sorted(places, key=links_in):
+        first.setdefault(places[path], path)
+    for path, place in places.items():
+        if first[place] == path:
+            yield path
+        else:
+            passed_over.inputs.discard(str(path))
+            passed_over.extend([PassedOver(str(path), f"the same as {first[place]}", False)])
 
 
 def _is_all_read(folder: Path, read: Container[Path]) -> bool:
@@ -162,15 +207,15 @@ def _is_file_of_drawings(path: Path, names: Container[str]) -> bool:
         has_drawing_name(path.name)
         and drawing_suffix(path.name) in DRAWING_SUFFIXES
         and not any(f"{path.name}{end}" in names for end in OUTPUT_MARKS)
-        and not _is_packed_copy(path, names)
+        and not is_packed_copy(path)
         and not path.is_dir()
     )
 
 
 def _why_not(path: Path, names: Container[str]) -> PassedOver:
     """Return why a file in a folder of files of drawings is no input."""
-    if _is_packed_copy(path, names):
-        return PassedOver(str(path), f"the packed copy of {path.stem}", False)
+    if link_within(path):
+        return pass_over(path)
     if path.suffix.lower() in PICTURE_SUFFIXES and not is_hidden(path.name) and path.is_file():
         return PassedOver(
             str(path), f"a picture in a folder of files of drawings; add '{path.parent}/*{path.suffix}'", True
@@ -179,11 +224,6 @@ def _why_not(path: Path, names: Container[str]) -> PassedOver:
     if path.is_dir() and passed_over.may_have_drawings:
         return passed_over._replace(reason=f"{passed_over.reason}; add '{path}'")
     return passed_over
-
-
-def _is_packed_copy(path: Path, names: Container[str]) -> bool:
-    """Return whether the same file lies unpacked next to a packed one, as after `gzip -k`."""
-    return path.suffix.lower() in PACKED_SUFFIXES and path.stem in names
 
 
 def _paths_below(folder: Path, others: PassedOverList) -> list[Path]:

@@ -16,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...drawings.npy import MISSING_PIXEL
 from ...drawings.parquet.rows import ParquetRows
 from ...drawings.readers import BitmapFile, Bitmaps, check_is_file, draw_strokes, stack_bitmaps
 from ...drawings.stable_file import changed, hash_of, stamp_hash
 from ...drawings.strokes import StrokeFile
-from ...errors import FileRefused
+from ...errors import FileRefused, message_of
 from ...file_stamp import FileStamp
 
 
@@ -72,7 +73,7 @@ class Source(ABC):
 
 
 class BitmapSource(Source):
-    """A .npy file, or one array of a .npz."""
+    """A .npy file, or one array of a .npz; rows with a missing pixel are rejects."""
 
     def __init__(self, name: str, stamp: str, bitmaps: BitmapFile) -> None:
         super().__init__(name, stamp)
@@ -82,19 +83,27 @@ class BitmapSource(Source):
         return len(self._bitmaps)
 
     def block(self, start: int, stop: int) -> Block:
-        bitmaps = self._bitmaps[start:stop]
-        return Block(rows=np.arange(start, stop), bitmaps=bitmaps, digest=zlib.crc32(bitmaps.data))
+        if not self._bitmaps.may_miss_pixels:
+            bitmaps = self._bitmaps[start:stop]
+            return Block(rows=np.arange(start, stop), bitmaps=bitmaps, digest=zlib.crc32(bitmaps.data))
+        rows, bitmaps = self._bitmaps.without_missing(start, stop)
+        missing = sorted({*range(start, stop)} - {*rows.tolist()})
+        digest = zlib.crc32(bitmaps.data)
+        if missing:
+            digest = zlib.crc32(np.array(missing).data, digest)
+        rejects = [Reject(self.name, row, MISSING_PIXEL) for row in missing]
+        return Block(rows=rows, bitmaps=bitmaps, rejects=rejects, digest=digest)
 
 
 class StrokeSource(Source):
     """A file of strokes; malformed lines and records are rejects."""
 
     is_slow = True
-    has_key_ids = True
 
     def __init__(self, name: str, stamp: str, file: StrokeFile, rows: int | None = None) -> None:
         super().__init__(name, stamp)
         self._file = file
+        self.has_key_ids = file.may_have_key_ids
         self._rows = file.line_count if rows is None else rows  # number of lines or records to read
 
     def __len__(self) -> int:
@@ -189,7 +198,7 @@ class PictureSource(Source):
                 digest = zlib.crc32(contents, zlib.crc32(os.fsencode(path.name), digest))
                 bitmaps.append(decode_image(contents, str(path)))
             except (FileRefused, OSError) as exc:
-                rejects.append(Reject(str(path), 0, str(exc)))
+                rejects.append(Reject(str(path), 0, message_of(exc)))
             else:
                 rows.append(row)
             if stamp_hash(path) != self._stamp_hashes[row]:

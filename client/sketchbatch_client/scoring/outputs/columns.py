@@ -85,8 +85,9 @@ def text(file_name: str) -> str:
 
 
 def reject_line(reject: Reject) -> str:
-    """Return a line of the rejects file."""
-    return encode({**reject._asdict(), "source": text(reject.source)}) + "\n"
+    """Return a line of the rejects file; the reason may name a file whose name is not UTF-8."""
+    reason = reject.reason.encode(errors="backslashreplace").decode()
+    return encode({"source": text(reject.source), "row": reject.row, "reason": reason}) + "\n"
 
 
 def _scores(result: Classification) -> list[pa.Array]:
