@@ -19,7 +19,7 @@ def write_page(output: Path, template: str, /, **values: Any) -> None:
     environment = jinja2.Environment(loader=jinja2.ChoiceLoader(loaders), autoescape=True)
     page = environment.get_template(path).render(**values)
     with replacing(output) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
 
 
 def data_url(content: bytes, media_type: str) -> str:

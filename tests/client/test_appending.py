@@ -694,6 +694,35 @@ def test_strokes_without_keys_are_added_to_an_output_without_keys(append, inputs
     (inputs / "google.ndjson").write_text('{"key_id": "7", "drawing": [[[0, 255], [0, 9]]]}\n')
     refused = append(tmp_path / "o.csv")
     assert (refused.code, "google.ndjson has keys (key_id)" in refused.err) == (4, True), refused.err
+    (inputs / "google.ndjson").unlink()
+    with (inputs / "own.ndjson").open("a") as file:  # rows of a source that the output has are never refused
+        file.write('{"key_id": "7", "drawing": [[[0, 255], [0, 9]]]}\n')
+    assert append(tmp_path / "o.csv").code == 0
+    assert len(rows_of(tmp_path / "o.csv")) == 3
+
+
+def test_new_links_to_scored_files_add_no_rows(append, inputs, tmp_path, noise):
+    """A second link to a file, or to a folder, does not add the rows again under another name."""
+    np.save(tmp_path / "x.npy", noise(3))
+    (inputs / "sub" / "deep").mkdir(parents=True)
+    np.save(inputs / "sub" / "deep" / "d.npy", noise(2))
+    (inputs / "sub" / "link.npy").symlink_to(tmp_path / "x.npy")
+    assert append(tmp_path / "o.csv").code == 0
+    assert len(rows_of(tmp_path / "o.csv")) == 5
+    (inputs / "sub" / "also.npy").symlink_to(tmp_path / "x.npy")
+    (inputs / "current").symlink_to("sub/deep")
+    again = append(tmp_path / "o.csv")
+    assert (again.code, "0 new rows" in again.err) == (0, True), again.err
+
+
+def test_the_rows_of_a_linked_picture_that_vanished_stay(append, inputs, tmp_path):
+    """The target of a link may be removed once it is scored, as a file may be."""
+    Image.fromarray(np.diag(np.full(28, 255, np.uint8))).save(tmp_path / "t.png")
+    (inputs / "l.png").symlink_to(tmp_path / "t.png")
+    assert append(tmp_path / "o.csv").code == 0
+    (tmp_path / "t.png").unlink()
+    again = append(tmp_path / "o.csv")
+    assert (again.code, "o.csv has 1 row" in again.err) == (0, True), again.err
 
 
 def test_an_output_that_has_a_file_by_two_names_is_merged(sketchbatch, tiny_service, inputs, tmp_path, noise):

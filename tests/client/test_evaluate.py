@@ -4,6 +4,7 @@ The tests evaluate one model or compare two models, on bitmaps, strokes and pict
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -245,6 +246,20 @@ def test_drawings_of_labels_that_a_model_does_not_know_are_refused(tiny_service,
         model = replace(client.model(), labels=LABELS[:2])
         with pytest.raises(RequestRefused, match=rf"must have labels of tiny, got '?{LABELS[2]}"):
             evaluate(client, model, open_labelled(folder, LABELS))
+
+
+def test_a_picture_whose_name_is_not_utf_8_is_reported(evaluating, tmp_path):
+    """The JSON and the page of an evaluation have such a name with escapes."""
+    folder = tmp_path / "in" / LABELS[0]
+    folder.mkdir(parents=True)
+    Image.fromarray(np.diag(np.full(28, 255, np.uint8))).save(folder / "a.png")
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xe4.png")).write_bytes(b"x")
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xe5.png")).write_bytes((folder / "a.png").read_bytes())
+    reports = ["--json", tmp_path / "m.json", "--html", tmp_path / "m.html"]
+    finished = evaluating(tmp_path / "in", "--skip-malformed", *reports)
+    assert finished.code == 0, finished.err
+    [first] = json.loads((tmp_path / "m.json").read_bytes())["malformed"]["first"]
+    assert first.startswith(f"{folder}/\udce4.png: expected a picture")
 
 
 def test_a_malformed_row_of_parquet_has_one_number(evaluating, tmp_path):

@@ -424,6 +424,38 @@ def test_a_file_is_read_once_whatever_links_lead_to_it(tmp_path):
         assert passed_over.count_with_drawings == 0
 
 
+def test_each_picture_of_a_pattern_is_read_once(tmp_path):
+    """The pattern `in/**` matches the folders of pictures and their pictures."""
+    (tmp_path / "in" / "cat").mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / "cat" / name).write_bytes(picture("png"))
+    (tmp_path / "in" / "gone.png").symlink_to("nowhere.png")
+    [cats, gone] = find_sources([str(tmp_path / "in" / "**")], tmp_path, lambda _: None)
+    assert (gone.name, cats.name, len(cats)) == (f"{tmp_path}/in/gone.png", f"{tmp_path}/in/cat", 2)
+    assert [reject.source for reject in gone.block(0, 1).rejects] == [f"{tmp_path}/in/gone.png"]
+
+
+def test_a_link_that_is_named_is_read_and_not_called_passed_over(tmp_path):
+    """A pattern passes over the link, and the argument that names it reads it."""
+    (tmp_path / "a.npy").write_bytes(npy(1))
+    (tmp_path / "latest.npy").symlink_to("a.npy")
+    passed_over = PassedOverList()
+    given = [str(tmp_path / "*.npy"), str(tmp_path / "latest.npy")]
+    assert len(find_sources(given, tmp_path, lambda _: None, passed_over=passed_over)) == 2
+    assert passed_over.count == 0
+    given = [str(tmp_path / "*.npy"), str(tmp_path / "*.np?")]
+    assert len(find_sources(given, tmp_path, lambda _: None, passed_over=passed_over)) == 1
+    assert [entry.path for entry in passed_over.entries] == [str(tmp_path / "latest.npy")]
+
+
+def test_a_picture_with_a_manifest_of_another_program_is_read(tmp_path):
+    """Only Parquet files and arrays with a manifest are outputs of jobs: no job writes pictures."""
+    (tmp_path / "a.png").write_bytes(picture("png"))
+    (tmp_path / "a.png.manifest.json").write_text("{}")
+    [source] = find_sources([str(tmp_path)], tmp_path, lambda _: None)
+    assert len(source) == 1
+
+
 @pytest.mark.parametrize("layout", ["pictures", "one folder per label", "label=NAME"])
 @pytest.mark.parametrize("ending", ["parquet", "npy"])
 def test_outputs_of_jobs_are_no_drawings_and_no_labels(sketchbatch, tiny_service, tmp_path, layout, ending):
@@ -477,6 +509,7 @@ def test_a_picture_that_cannot_be_read_is_a_reject_whatever_its_name(sketchbatch
     rejects = [json.loads(line) for line in Path(f"{tmp_path}/o.csv.rejects.jsonl").read_text().splitlines()]
     assert [reject["source"] for reject in rejects] == [f"{folder}/gone.png", f"{folder}/\\xe4.png"]
     assert rejects[0]["reason"] == f"{folder}/gone.png: No such file or directory"
+    assert rejects[1]["reason"].startswith(f"{folder}/\\xe4.png: expected a picture")
     (folder / "nowhere.png").write_bytes(picture("png"))
     (folder / "nowhere.png").rename(tmp_path / "elsewhere.png")
     (folder / "gone.png").unlink()

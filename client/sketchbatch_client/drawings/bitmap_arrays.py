@@ -139,6 +139,11 @@ def _as_array(rows: Any) -> NDArray[Any] | None:
         return None if isinstance(rows, (list, tuple)) else np.array(rows, object)
 
 
+def _unnested(array: NDArray[Any] | None) -> NDArray[Any] | None:
+    """Return lists in an array, or arrays of lists, as an array of numbers if they are ones."""
+    return _as_array(array.tolist()) if array is not None and array.ndim and array.dtype == object else array
+
+
 def _is_missing(row: object) -> bool:
     is_nan = isinstance(row, float | np.floating) and math.isnan(row)
     return row is None or is_nan or type(row).__name__ in ("NAType", "NaTType")  # of pandas
@@ -151,8 +156,7 @@ def _one(row: object, must_be: str, where: str, remedy: "Remedy") -> Bitmaps:
         convert = "; convert each with sketchbatch_client.drawings.images.decode_image"
         way = convert if kind.suffix in PICTURE_SUFFIXES else ""
         raise ValueError(f"{must_be} {_EXPECTED}, got {kind.name}{where}{way}")
-    if array is not None and array.ndim and array.dtype == object:  # lists in an array, or arrays of lists
-        array = _as_array(array.tolist())
+    array = _unnested(array)
     if array is None or not array.ndim:
         raise ValueError(f"{must_be} {_EXPECTED}, got {type(row).__name__}{where}")
     if array.dtype == object and any(map(_is_missing, array.flat)):
@@ -179,7 +183,7 @@ def _remedy_of_rows(row: NDArray[Any], rows: Sequence[object], x: str) -> str:
 
     `rows` are the first rows of a list or series. If they have one type, their values choose the expression.
     """
-    arrays = [array for each in rows if (array := _as_array(each)) is not None]
+    arrays = [array for each in rows if (array := _unnested(_as_array(each))) is not None]
     if all(array.dtype.kind == row.dtype.kind for array in arrays):
         return _remedy([row, *arrays], x)
     if expression := _expression([row], "np.asarray(row)"):

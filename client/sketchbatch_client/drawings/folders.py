@@ -31,6 +31,7 @@ _LAYOUTS = (
     ("raw", ".ndjson"),
 )
 _GOOGLE_FOLDERS = dict(_LAYOUTS)
+_OUTPUTS = (".parquet", ".npy")  # endings of the outputs of jobs that are endings of drawings, too
 _FILES = (".npy", ".ndjson", ".bin", ".parquet")  # endings of the files that may be parts of a label
 _PICTURE_FOLDER = "imagefolder"
 _LABEL_KEY = "label="  # in front of the label in the names of folders that Spark and Hive write
@@ -184,7 +185,8 @@ def files_with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     names = {entry.name for entry in entries}
     for entry in entries:
         is_taken = entry.name.lower().endswith(suffixes) and not is_hidden(entry.name)
-        if is_taken and not any(f"{entry.name}{mark}" in names for mark in OUTPUT_MARKS):
+        marks = OUTPUT_MARKS if entry.name.lower().endswith(_OUTPUTS) else ()
+        if is_taken and not any(f"{entry.name}{mark}" in names for mark in marks):
             path = folder / entry.name
             if entry.is_symlink():
                 links.append(path)

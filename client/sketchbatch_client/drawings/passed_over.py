@@ -132,7 +132,8 @@ def is_packed_copy(path: Path) -> bool:
 def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Yield a folder and the folders below it, each with the sorted names of its folders and files.
 
-    Links are followed, but each folder is entered once. Hidden folders and those of jobs are named, but not entered.
+    Each folder is entered once: links to folders that are not below `folder` are followed in the end. Hidden folders
+    and those of jobs are named, but not entered.
 
     Raises OSError if a folder cannot be read.
     """
@@ -140,16 +141,17 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     def fail(error: OSError) -> None:
         raise error
 
-    entered = {folder.resolve()}
-    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        yield Path(place), sorted(folders), sorted(names)
-        inner = [Path(place, name) for name in sorted(folders) if not is_left_out(name)]
-        folders.clear()
-        for path in sorted(inner, key=Path.is_symlink):  # a folder rather than a link to it
-            if (target := path.resolve()) not in entered:
-                entered.add(target)
-                folders.append(path.name)
-        folders.sort()
+    entered: set[Path] = set()
+    links = [folder]
+    for start in links:  # grows
+        if start.resolve() in entered:
+            continue
+        for place, folders, names in os.walk(start, onerror=fail):
+            entered.add(Path(place).resolve())
+            yield Path(place), sorted(folders), sorted(names)
+            inner = [Path(place, name) for name in sorted(folders) if not is_left_out(name)]
+            links += filter(Path.is_symlink, inner)
+            folders[:] = [path.name for path in inner if not path.is_symlink()]
 
 
 def is_left_out(name: str) -> bool:

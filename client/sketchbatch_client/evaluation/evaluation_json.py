@@ -23,7 +23,8 @@ _CURVE_POINTS = 100  # most points of the risk-coverage curve in the file
 def write_json(result: Evaluation | Comparison, path: Path) -> None:
     """Write `as_json` to a file atomically."""
     with replacing(path) as partial:
-        partial.write_text(encode(as_json(result), indent=2) + "\n", encoding="utf-8")
+        text = encode(as_json(result), indent=2) + "\n"
+        partial.write_bytes(text.encode(errors="backslashreplace"))  # a name that is not UTF-8 as an escape of JSON
 
 
 def as_json(result: Evaluation | Comparison) -> dict[str, Any]:

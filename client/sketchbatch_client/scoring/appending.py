@@ -19,6 +19,7 @@ from ..errors import JobRefused, OutputRefused
 from ..rpc.client import Client
 from .block_reader import BlockReader
 from .inputs import Source, find_sources
+from .inputs.opening import NO_FILE
 from .inputs.paths import STDIN, Locations
 from .inputs.sources import PictureSource
 from .job import (
@@ -81,9 +82,13 @@ def _append(
     passed_over = PassedOverList()
     passed_over.inputs.add(str(parts.folder))  # exists only while the job runs
     opens = opening(output, listener)
-    input_options = replace(job.input_options, may_be_empty=manifest is not None)  # files may be removed once scored
+    scored = _scored(manifest.additions) if manifest else {}
+    input_options = replace(
+        job.input_options, may_be_empty=manifest is not None, scored=frozenset(scored)
+    )  # files may be removed once scored
     found = find_sources(job.inputs, parts.folder, opens, input_options, passed_over)
-    sources = list({source.name: source for source in found}.values())  # a picture may be named twice
+    present = (source for source in found if source.stamp != NO_FILE or source.name not in scored)
+    sources = list({source.name: source for source in present}.values())  # a picture may be named twice
     listener.passes_over(passed_over)
     served = client.model(job.options.model_name, job.options.model_version)
     interrupted = parts.earlier_plan()
@@ -132,9 +137,10 @@ def _check_same_job(manifest: Manifest, plan: Plan, sources: list[Source], outpu
             raise JobRefused(f"{output} was begun differently: {change}; {_ADVICE}")
     if manifest.has_key_ids is None:
         raise JobRefused(f"{output}: an older version of sketchbatch wrote it, which cannot be continued; {_ADVICE}")
-    new = [source.name for source in sources if source.has_key_ids and len(source)]
-    if new and not manifest.has_key_ids:
-        raise JobRefused(f"{new[0]} has keys (key_id), and {output} has no column for them; name another output")
+    scored = _scored(manifest.additions)
+    new = [source for source in sources if source.has_key_ids and len(source) and source.name not in scored]
+    if not manifest.has_key_ids and (losing := next((each for each in new if each.loses_key_ids), None)):
+        raise JobRefused(f"{losing.name} has keys (key_id), and {output} has no column for them; name another output")
 
 
 def _scored(additions: Sequence[Addition]) -> dict[str, _Scored]:
@@ -268,11 +274,12 @@ def _joined(kind: str, output: Path, manifest: Manifest, added: Manifest, parts:
     rejects, added_rejects = parts.folder / "rejects.next", parts.folder / "rejects.partial"
     rejects.replace(added_rejects)
     left_out = 0
+    shown = set(map(text, mended))
     with room_for(output), rejects.open("wb") as file:
-        for path, mended_here in ((rejects_path(output), mended), (added_rejects, set[str]())):
+        for path, mended_here in ((rejects_path(output), shown), (added_rejects, set[str]())):
             with path.open("rb") if path.exists() else nullcontext(()) as lines:
                 for line in lines:
-                    is_mended = bool(mended_here) and json.loads(line)["source"] in set(map(text, mended_here))
+                    is_mended = bool(mended_here) and json.loads(line)["source"] in mended_here
                     left_out += is_mended
                     file.write(b"" if is_mended else line)
     return replace(

@@ -28,7 +28,8 @@ JSON_MARK = b'\n  "classes": {'
 def write_json(statistics: FolderStatistics, path: Path) -> Path:
     """Write the result of `as_json` to a file atomically."""
     with replacing(path) as partial:
-        partial.write_text(encode(as_json(statistics), indent=2) + "\n", encoding="utf-8")
+        text = encode(as_json(statistics), indent=2) + "\n"
+        partial.write_bytes(text.encode(errors="backslashreplace"))  # a name that is not UTF-8 as an escape of JSON
     return path
 
 

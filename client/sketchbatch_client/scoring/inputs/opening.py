@@ -25,6 +25,7 @@ from .spooled import spool, unpack
 # Lines per entry of a stroke file's index. An entry takes 8 bytes. To find a line, at most 1,023 others are skipped.
 _INDEX_EVERY = 1024
 _REFUSED_SHOWN = 25  # most inputs whose messages are shown
+NO_FILE = "0 0"  # stamp of a link to a picture that leads to no file
 _FIRST_LINES = 16  # a stroke file is refused if none of its first lines, up to this number, is a drawing
 
 
@@ -36,6 +37,7 @@ class InputOptions:
     is_growing: bool = False
     """The inputs may grow: each picture of a folder is a source, and a last line that is incomplete is not read yet."""
     may_be_empty: bool = False  # accept folders without a drawing, patterns without a file, and inputs without a row
+    scored: frozenset[str] = frozenset()  # names of the sources that an output has: of several paths to one file, these
     scale: float = 0.0
     """Factor for numbers: 255 for 0..1. 0 = refuse floats, booleans, and other integers than uint8 in .npy and .npz."""
 
@@ -71,7 +73,7 @@ def find_sources(
     sources: list[Source] = []
     others = PassedOverList() if passed_over is None else passed_over
     refused: list[FileRefused] = []
-    for path in input_paths(inputs, others, may_be_empty=options.may_be_empty, refused=refused):
+    for path in input_paths(inputs, others, may_be_empty=options.may_be_empty, refused=refused, scored=options.scored):
         if refused and _is_copied(path):
             continue
         on_open(str(path))
@@ -113,6 +115,8 @@ def _open(given: _Input, spool_folder: Path) -> list[Source]:
         if given.options.is_growing:
             return [open_picture(picture, _text(_stamp_of(picture))) for picture in pictures_in(path)]
         return [_open_pictures(path)]
+    if path.suffix.lower() in PICTURE_SUFFIXES and path.is_symlink() and not path.exists():
+        return [open_picture(path, NO_FILE)]  # its row is a reject
     if not path.exists():
         what = "a link that leads to no file; remove or correct it" if path.is_symlink() else "no such file"
         raise FileRefused(f"{path}: cannot be read: {what}")

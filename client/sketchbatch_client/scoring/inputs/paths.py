@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import takewhile
 from pathlib import Path
@@ -72,12 +72,14 @@ def input_paths(
     *,
     may_be_empty: bool = False,
     refused: list[FileRefused] | None = None,
+    scored: Collection[str] = (),
 ) -> list[Path]:
     """Return each path that the arguments name, once: "-", a file, or a folder of pictures, which is one input.
 
     A folder stands for the files of drawings directly in it. If it has none, it stands for its labelled files. If it
     has none of these either, it stands for the files of drawings and the folders of pictures in the folders below it.
-    A file or folder to which several paths in one argument lead, because of links, is read once.
+    A file or folder to which several paths in one argument lead, because of links, is read once; by one of the names
+    `scored`, if there is one.
 
     Raises FileRefused if a pattern matches no file, or if there is no drawing in a folder, unless they `may_be_empty`.
     The folder itself, or the folder in front of the first wildcard, must be there in any case. If `refused` is given,
@@ -89,36 +91,46 @@ def input_paths(
     parents = {match.parent for match in read - {*map(Path, texts)}}  # of the matches of patterns
     passed_over.inputs.update(str(parent) for parent in parents if _is_all_read(parent, read))
     paths: dict[Path, None] = {}
+    skipped: dict[Path, str] = {}
     for each in matches:
         found: dict[Path, None] = {}
         for match in each:
             with nullcontext() if refused is None else collecting(refused):
                 inner = _folder_paths(match, passed_over, may_be_empty) if match.is_dir() else [match]
                 found.update(dict.fromkeys(inner))
-        paths.update(dict.fromkeys(_once(found, passed_over) if len(found) > 1 else found))
+        paths.update(dict.fromkeys(_once(found, scored, skipped)))
+    for path, kept in skipped.items():
+        if path not in paths:
+            passed_over.inputs.discard(str(path))
+            passed_over.extend([PassedOver(str(path), f"the same as {kept}", False)])
     return list(paths)
 
 
-def _once(paths: Iterable[Path], passed_over: PassedOverList) -> Iterator[Path]:
-    """Yield the paths of a folder or pattern without links that lead to the file or folder of another one."""
-    locations, depths = Locations(), dict[Path, int]()
+def _once(paths: Collection[Path], scored: Collection[str], skipped: dict[Path, str]) -> Collection[Path]:
+    """Return the paths of one argument without links to the file or folder of another one, which are `skipped`.
+
+    Pictures whose folder is there are left out, too. Of several paths to a file, one in `scored` stays, else one
+    without links.
+    """
+    paths = [path for path in paths if path.suffix.lower() not in PICTURE_SUFFIXES or path.parent not in paths]
+    parents = {path.parent for path in paths}
+    if not any(map(Path.is_symlink, paths)) and len(parents) == len({os.path.realpath(parent) for parent in parents}):
+        return paths
+    locations, links = Locations(), dict[Path, int]()
 
     def links_in(path: Path) -> int:
         """Return how many of the folders and the file of a path are links."""
-        if path not in depths:
-            depths[path] = path.is_symlink() + (links_in(path.parent) if path.parent != path else 0)
-        return depths[path]
+        if path not in links:
+            links[path] = path.is_symlink() + (links_in(path.parent) if path.parent != path else 0)
+        return links[path]
 
+    known = {*scored, *(os.path.dirname(name) for name in scored)}  # noqa: PTH120 - names are text
     places = {path: os.path.realpath(path) if path.is_symlink() else locations.of(str(path), "") for path in paths}
     first: dict[str, Path] = {}
-    for path in sorted(places, key=links_in):
+    for path in sorted(places, key=lambda path: (str(path) not in known, links_in(path))):
         first.setdefault(places[path], path)
-    for path, place in places.items():
-        if first[place] == path:
-            yield path
-        else:
-            passed_over.inputs.discard(str(path))
-            passed_over.extend([PassedOver(str(path), f"the same as {first[place]}", False)])
+    skipped.update({path: str(first[place]) for path, place in places.items() if first[place] != path})
+    return [path for path, place in places.items() if first[place] == path]
 
 
 def _is_all_read(folder: Path, read: Container[Path]) -> bool:

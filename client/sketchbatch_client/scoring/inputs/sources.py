@@ -59,6 +59,11 @@ class Source(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    @property
+    def loses_key_ids(self) -> bool:
+        """Whether an output without a column for keys would lose some; this may read the whole file."""
+        return self.has_key_ids
+
     @abstractmethod
     def block(self, start: int, stop: int) -> Block:
         """Read rows `start` to `stop` - 1. Raises FileRefused if the file itself can no longer be read."""
@@ -99,15 +104,19 @@ class StrokeSource(Source):
     """A file of strokes; malformed lines and records are rejects."""
 
     is_slow = True
+    has_key_ids = True
 
     def __init__(self, name: str, stamp: str, file: StrokeFile, rows: int | None = None) -> None:
         super().__init__(name, stamp)
         self._file = file
-        self.has_key_ids = file.may_have_key_ids
         self._rows = file.line_count if rows is None else rows  # number of lines or records to read
 
     def __len__(self) -> int:
         return self._rows
+
+    @property
+    def loses_key_ids(self) -> bool:
+        return self._file.may_have_key_ids
 
     def block(self, start: int, stop: int) -> Block:
         digest = unread = 0

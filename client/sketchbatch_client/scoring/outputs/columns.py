@@ -86,7 +86,10 @@ def text(file_name: str) -> str:
 
 def reject_line(reject: Reject) -> str:
     """Return a line of the rejects file; the reason may name a file whose name is not UTF-8."""
-    reason = reject.reason.encode(errors="backslashreplace").decode()
+    try:
+        reason = text(reject.reason)
+    except UnicodeEncodeError:  # half of a character of JSON, which is no byte of a name
+        reason = reject.reason.encode(errors="backslashreplace").decode()
     return encode({"source": text(reject.source), "row": reject.row, "reason": reason}) + "\n"
 
 
