@@ -27,6 +27,7 @@ class Processes:
     def __init__(self) -> None:
         self.started: list[Process] = []
         self.start_errors: list[BaseException] = []  # raised by the next starts, in this order
+        self.outcomes: dict[int, WorkerLost | None] = {}  # by worker: what it reports in place of models; None = nothing
 
     def Process(self, target, args, name) -> "Process":  # noqa: N802 - multiprocessing's name
         return Process(self, args[1])
@@ -45,11 +46,17 @@ class Process:
         if self._processes.start_errors:
             raise self._processes.start_errors.pop(0)
         self.sentinel, self._alive = os.pipe()
-        self._worker.report([f"bear/1 of worker {self._worker.number}"])
+        outcome = self._processes.outcomes.get(self._worker.number, [f"bear/1 of worker {self._worker.number}"])
+        if outcome is not None:
+            self._worker.report(outcome)
         self._processes.started.append(self)
 
     def end(self) -> None:
-        os.close(self._alive)
+        if self._alive is not None:
+            os.close(self._alive)
+            self._alive = None
+
+    kill = end
 
     def join(self) -> None:
         os.close(self.sentinel)
@@ -114,6 +121,23 @@ async def test_a_first_start_that_fails_ends_the_supervisor(processes):
         with pytest.raises(WorkerLost, match=r"worker 1 cannot be started: .*Too many open files"):
             await workers.run(stop, metrics_address="")
         await workers.stop(stop)
+
+
+async def test_workers_that_fail_one_after_the_other_end_the_supervisor_with_the_cause(processes):
+    """While the supervisor stops the workers after an error of the first one, the error of another one changes nothing.
+
+    Two tasks that wait for the end of one process would lose one of the two wake-ups.
+    """
+    processes.outcomes = {1: WorkerLost("no such model file"), 2: None}
+    workers = supervisor._Workers(Settings(model=Path("none"), workers=2, lame_duck_s=0, drain_s=0))
+    with Stop(ends_process=False) as stop:
+        with pytest.raises(WorkerLost, match="no such model file"):
+            await workers.run(stop, metrics_address="")
+        assert len(asyncio.all_tasks()) == 1  # no start goes on
+        stopping = asyncio.create_task(workers.stop(stop))
+        await asyncio.sleep(0)
+        processes.started[1].end()
+        await asyncio.wait_for(stopping, 5)
 
 
 def test_the_supervisor_reports_its_workers_and_errors(processes):

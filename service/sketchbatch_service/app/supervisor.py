@@ -14,12 +14,13 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import structlog
 from prometheus_client.core import Metric
@@ -69,9 +70,11 @@ class _Workers:
 
     async def run(self, stop: Stop, *, metrics_address: str) -> None:
         """Start the workers, and restart those that end, until a stop signal; raise StartError if one cannot start."""
-        ready = asyncio.gather(*(worker.start() for worker in self._processes))
+        starts = [asyncio.create_task(worker.start()) for worker in self._processes]
+        ready = asyncio.gather(*starts)
         await asyncio.wait((ready, stop.requested), return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
+            await _cancel(starts)  # of the workers that still start after an error of another one
             models = ready.result()[0]
             addresses = {"address": self._settings.address, "probe_address": self._settings.probe_address}
             log.info(
@@ -79,12 +82,9 @@ class _Workers:
             )
             restarts = [asyncio.create_task(worker.keep_running()) for worker in self._processes]
             await stop.requested
-            for restart in restarts:
-                restart.cancel()
+            await _cancel(restarts)
         else:
-            ready.cancel()
-            with suppress(asyncio.CancelledError, StartError):  # without `await`, asyncio would log the cancellation
-                await ready
+            await _cancel([ready, *starts])
         log.info("stopping", signal=stop.requested.result().name)
 
     async def stop(self, stop: Stop) -> None:
@@ -230,6 +230,13 @@ class _WorkerProcess:
         """Send the signal `number`; SIGTERM if no signal arrived because an error ends the supervisor."""
         if self._process and self._process.pid and self._process.is_alive():
             os.kill(self._process.pid, number.result() if number.done() else signal.SIGTERM)
+
+
+async def _cancel(tasks: Sequence["asyncio.Future[Any]"]) -> None:
+    """Cancel the tasks that are not done, and wait for their ends: two tasks must not wait for one process."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _wait_for_end(process: BaseProcess) -> None:
