@@ -27,7 +27,7 @@ class Processes:
     def __init__(self) -> None:
         self.started: list[Process] = []
         self.start_errors: list[BaseException] = []  # raised by the next starts, in this order
-        self.outcomes: dict[int, WorkerLost | None] = {}  # by worker: what it reports in place of models; None = nothing
+        self.outcomes: dict[int, WorkerLost | None] = {}  # what a worker reports; None = nothing
 
     def Process(self, target, args, name) -> "Process":  # noqa: N802 - multiprocessing's name
         return Process(self, args[1])
@@ -49,12 +49,14 @@ class Process:
         outcome = self._processes.outcomes.get(self._worker.number, [f"bear/1 of worker {self._worker.number}"])
         if outcome is not None:
             self._worker.report(outcome)
+        else:
+            self._pipe = os.dup(self._worker.supervisor.fileno())  # the supervisor closes its own copy
         self._processes.started.append(self)
 
     def end(self) -> None:
-        if self._alive is not None:
-            os.close(self._alive)
-            self._alive = None
+        for name in ("_alive", "_pipe"):
+            if (descriptor := vars(self).pop(name, None)) is not None:
+                os.close(descriptor)
 
     kill = end
 
