@@ -39,11 +39,11 @@ serve: .tools/serve/.done ## serve the shipped models on ADDRESS (127.0.0.1:5005
 DEFAULT_CLASSES := bear,cat,dog
 TRAIN_FLAGS = $(strip $(if $(DATA),--data "$(DATA)") $(if $(CLASSES),--classes "$(CLASSES)") \
   $(if $(filter all,$(ROWS))$(and $(DATA),$(filter file,$(origin ROWS))),,--rows "$(ROWS)") $(if $(RECIPE),--recipe "$(RECIPE)") $(if $(EPOCHS),--epochs "$(EPOCHS)") \
-  $(if $(START_FROM),--start-from "$(START_FROM)") $(if $(RESTART),--restart) $(if $(IGNORE_OTHERS),--ignore-others))
+  $(if $(START_FROM),--start-from "$(START_FROM)") $(if $(RESTART),--restart) $(if $(IGNORE_OTHERS),--ignore-others) $(if $(SKIP_MALFORMED),--skip-malformed))
 
 train: .venv/.done ## train CLASSES (bear,cat,dog) into RUN (runs/train), from ROWS (4000) of each from Google's bucket;
 train: ## or from DATA: folders LABEL/ of pictures, or files LABEL.npy; also RECIPE=article START_FROM=RUN
-train: ## RESTART=1 (as --restart) IGNORE_OTHERS=1 (as --ignore-others)
+train: ## RESTART=1 (as --restart) IGNORE_OTHERS=1 (as --ignore-others) SKIP_MALFORMED=1
 	$(if $(DATA),,$(VENV)/sketchbatch-train fetch --classes "$(or $(CLASSES),$(DEFAULT_CLASSES))" --rows "$(ROWS)")
 	$(VENV)/sketchbatch-train train --run "$(or $(RUN),runs/train)" $(TRAIN_FLAGS)
 	$(VENV)/sketchbatch-train export --run "$(or $(RUN),runs/train)"

@@ -19,6 +19,7 @@ from onnx_models import LABELS, write_model
 from PIL import Image
 from sketchbatch_client import Client
 from sketchbatch_client.commands import evaluate as evaluate_command
+from sketchbatch_client.commands import options
 from sketchbatch_client.errors import FileRefused, RequestRefused
 from sketchbatch_client.evaluation import (
     ServedModel,
@@ -260,6 +261,14 @@ def test_a_picture_whose_name_is_not_utf_8_is_reported(evaluating, tmp_path):
     assert finished.code == 0, finished.err
     [first] = json.loads((tmp_path / "m.json").read_bytes())["malformed"]["first"]
     assert first.startswith(f"{folder}/\udce4.png: expected a picture")
+
+
+def test_a_narrow_window_cuts_no_figure(evaluating, folder, monkeypatch):
+    """The table of the classes has all labels and figures, also in a file, which has no width."""
+    monkeypatch.setattr(options.out, "width", 20)
+    printed = evaluating(folder, "--ignore-others").out
+    assert "true \\ predicted" in printed
+    assert "…" not in printed
 
 
 def test_a_malformed_row_of_parquet_has_one_number(evaluating, tmp_path):

@@ -267,6 +267,7 @@ def test_train_names_the_option_that_skips_malformed_drawings(tmp_path, noise):
             ["DATA=d", "RECIPE=finetune", "START_FROM=models/quickdraw-345", "RESTART=1", "IGNORE_OTHERS=1"],
             ' --data "d" --recipe "finetune" --start-from "models/quickdraw-345" --restart --ignore-others',
         ),
+        (["DATA=d", "SKIP_MALFORMED=1"], ' --data "d" --skip-malformed'),
     ],
 )
 def test_make_train_passes_its_variables_on(root, words, flags):

@@ -6,6 +6,7 @@ Each command imports its slow modules only when it runs, because importing Tenso
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -315,8 +316,10 @@ def export(
     for each in Variant:
         if Run(run).exported(each).exists() and not Run(run).has_export(each):
             warn(f"{Run(run).exported(each)} is of an earlier training; --variant {each} replaces it")
-    console.print(f"serve it: sketchbatch-serve --model {Run(run).onnx} --address 127.0.0.1:50051", soft_wrap=True)
-    console.print(f"metrics and plots: sketchbatch-train report --run {run}", soft_wrap=True)
+    console.print(
+        f"serve it: sketchbatch-serve --model {quote(str(Run(run).onnx))} --address 127.0.0.1:50051", soft_wrap=True
+    )
+    console.print(f"metrics and plots: sketchbatch-train report --run {quote(str(run))}", soft_wrap=True)
 
 
 @app.command()

@@ -42,6 +42,7 @@ from .options import (
 )
 from .progress import show_progress
 
+_MOST_WIDTH = 1000  # characters of a table
 _MALFORMED_SHOWN = 5
 _COVERAGES = (0.95, 0.9, 0.8, 0.5)  # of the line with the accuracy against the coverage
 _MOST_COLUMNS = 12  # more columns of counts do not fit into a terminal
@@ -209,11 +210,21 @@ def _print(evaluation: Evaluation) -> None:
     drawings = evaluation.drawings
     out.print(f"{evaluation.name} on {evaluation.figures.rows:,} drawings: {drawings.source}")
     _print_figures(evaluation)
-    out.print(_confusion_table(evaluation))
+    _print_table(_confusion_table(evaluation))
     _print_recognized(evaluation)
     _print_calibration(evaluation)
     _print_coverage(evaluation)
     _print_drift(evaluation)
+
+
+def _print_table(table: Table) -> None:
+    """Print a table with all of its labels and figures, also in a narrow window, and in a file, which has no width."""
+    width = out.width
+    out.width = max(width, out.measure(table, options=out.options.update(max_width=_MOST_WIDTH)).maximum)
+    try:
+        out.print(table)
+    finally:
+        out.width = width
 
 
 def _print_figures(evaluation: Evaluation) -> None:
