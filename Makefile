@@ -47,6 +47,7 @@ train: ## RESTART=1 (as --restart) IGNORE_OTHERS=1 (as --ignore-others) SKIP_MAL
 	$(if $(DATA),,$(VENV)/sketchbatch-train fetch --classes "$(or $(CLASSES),$(DEFAULT_CLASSES))" --rows "$(ROWS)")
 	$(VENV)/sketchbatch-train train --run "$(or $(RUN),runs/train)" $(TRAIN_FLAGS)
 	$(VENV)/sketchbatch-train export --run "$(or $(RUN),runs/train)"
+	@command -v sketchbatch-train >/dev/null || echo "before the commands above, run: . $(VENV)/activate"
 
 RUNS    := runs/models
 SEEDS   := 0 1 2

@@ -17,7 +17,7 @@ from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch_client import AsyncClient, Client, RetryPolicy, Unavailable
 from sketchbatch_client.rpc.connections import connection_pool
 from sketchbatch_client.rpc.connections.connection_pool import ConnectionPool
-from sketchbatch_client.rpc.connections.targets import channel_options, is_name
+from sketchbatch_client.rpc.connections.targets import channel_options, is_name, parse_targets
 
 HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 TIMEOUT_S = 12.0  # gRPC alone would find the new servers after 30 s or never
@@ -205,6 +205,25 @@ ADDRESSES = ["1.2.3.4:1", "[::1]:1", "localhost:1", "dns:///1.2.3.4:1", "ipv4:1.
 def test_addresses_are_not_resolved(target):
     """A target with an IP address needs no resolution, and targets of other schemes have their own resolvers."""
     assert not is_name(target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "dns://localhost:1",
+        "dns:///a:1/x",
+        "dns://a/b/c:1",
+        "dns:http://a:1",
+        "dns:",
+        "dns:///a:0",
+        "dns:///a:1?b",
+        "dns:///",
+    ],
+)
+def test_names_that_cannot_be_resolved_are_refused(target):
+    """The constructor refuses them; gRPC would report an unreachable server, or an unknown error, at each request."""
+    with pytest.raises(ValueError, match=r"target must be dns:///HOST:PORT, without a path, PORT 1..65535, got 'dns:"):
+        parse_targets(target)
 
 
 class Opened:

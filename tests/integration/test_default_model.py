@@ -29,6 +29,8 @@ def test_the_default_model_is_the_file_of_the_repository(root):
 
 
 def test_a_chosen_model_is_not_announced_as_the_default(tiny_service):
-    """The log of a service with --model does not name the default model."""
-    assert [each for each in tiny_service.events if each["message"] == "SERVING"]
+    """A service with --model has no announcement; the line SERVING names the model of requests without a name."""
+    [event] = [each for each in tiny_service.events if each["message"] == "SERVING"]
+    with Client(tiny_service.address) as client:
+        assert event["default_model"] == client.model().name
     assert not [each for each in tiny_service.events if each["message"] == ANNOUNCEMENT]

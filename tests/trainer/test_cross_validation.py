@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -280,7 +281,33 @@ def test_a_variant_and_the_report_of_a_cross_validated_run_are_written(judged):
     assert (stated["folds"], stated["variant"], stated["agreement"]) == (2, "float16", compared.agreement)
     assert np.allclose(evaluate_run(judged).scores, read_out_of_fold(judged).scores()[0])
     write_report([judged], judged.report)
-    assert "2-fold cross-validation" in judged.report.read_text(encoding="utf-8")
+    page = judged.report.read_text(encoding="utf-8")
+    assert "2-fold cross-validation" in page
+    assert "Not measured: all drawings trained this model, and the folds have no float16 file." in page
+    assert f"float32 for {100 * compared.agreement:.1f}&nbsp;% of the 270 drawings that it trained on" in page
+
+
+def test_a_new_cross_validation_is_a_new_version(runs, judged, tmp_path):
+    """The temperature and the thresholds follow from it; variants of the earlier file are not used any more."""
+    from sketchbatch_trainer.export.exporting import export
+    from sketchbatch_trainer.export.out_of_fold import cross_validate
+    from sketchbatch_trainer.export.variants import export_variant
+
+    run = Run(shutil.copytree(judged.folder, tmp_path / "again"))
+    export_variant(run, Variant.INT8)
+    before = run.onnx.read_bytes()
+    export(run)
+    assert run.onnx.read_bytes() == before
+    assert run.has_export(Variant.INT8)
+    cross_validate([runs[name] for name in FOLDS], run)  # without drawings of other classes
+    export(run)
+    properties = exported_properties(run.onnx)
+    assert (properties["sketchbatch.version"], rejection.KEY in properties) == ("2", False)
+    assert not run.has_export(Variant.INT8)
+    with pytest.raises(
+        RunIncomplete, match=r"model-int8\.onnx is of an earlier training or export; first run: .*export"
+    ):
+        run.need(run.exported(Variant.INT8), "export --variant int8")
 
 
 def test_recognised_flags_follow_their_drawings(judged):

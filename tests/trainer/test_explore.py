@@ -276,16 +276,6 @@ def test_endings_are_read_in_any_case(folder):
         find_files(folder)
 
 
-def test_a_class_of_malformed_drawings_alone_is_counted(tmp_path, noise):
-    """The page and the JSON have the number of malformed rows of a class without other rows."""
-    for name, rows in {"ant": [noise(1)[0].tobytes()], "bee": [b"short", b"shorter"]}.items():
-        pq.write_table(pa.table({"bitmap": rows}), tmp_path / f"{name}.parquet")
-    statistics = explored(tmp_path, skip_malformed=True)
-    assert statistics.classes[1].bitmaps is None
-    assert as_json(statistics)["classes"]["bee"]["bitmaps"] == {"drawings": 0, "malformed": 2}
-    assert re.search(r"bee\.parquet, first at row 0: [^<]*</td><td class=\"n\">2</td>", page_of(statistics, tmp_path))
-
-
 def test_the_bitmaps_of_parquet_files_are_kept_on_disk(tmp_path, noise, monkeypatch):
     """Files may be larger than the memory, so their bitmaps are read in blocks and copied to a temporary file."""
     bitmaps = noise(5)
@@ -475,6 +465,7 @@ def test_the_command_names_the_option_that_skips_malformed_lines(folder, tmp_pat
         assert refused.endswith("; correct it, or skip malformed drawings with --skip-malformed")
         done = explore(data, "--output", page, "--skip-malformed")
         assert done.exit_code == 0, done.output
+        assert "malformed drawings skipped: ant: 1\n" in done.stderr
         assert (
             "<code>explore</code> ends at the first malformed line, row or picture; with <code>--skip-malformed</code>"
             in (page.read_text(encoding="utf-8"))
@@ -500,11 +491,27 @@ def test_suspicious_bitmaps_are_named_on_stderr(tmp_path, noise):
 
 
 def test_files_without_a_drawing_are_refused(tmp_path):
-    """Files without a drawing are refused with a message that names the classes."""
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "ant.ndjson").write_text("")
-    with pytest.raises(DrawingsRefused, match="the files of ant hold no drawing"):
+    """A file without a drawing is refused by its name, also if another file of the class has drawings."""
+    for kind in ("raw", "simplified"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "ant.ndjson").write_text(line(SIMPLE) if kind == "simplified" else "")
+    with pytest.raises(
+        DrawingsRefused, match=r"got a file without any: .*raw/ant\.ndjson; remove such files, or choose"
+    ):
         explored(tmp_path)
+
+
+@pytest.mark.parametrize("contents", ["", "no drawing\n"])
+def test_a_class_without_a_drawing_is_refused(tmp_path, contents):
+    """The page would count it as a class and say that its file does not exist. Another choice of classes works."""
+    (tmp_path / "ant.ndjson").write_text(line(SIMPLE))
+    (tmp_path / "bee.ndjson").write_text(contents)
+    (tmp_path / "cow.ndjson").write_text(contents)
+    words = ("--skip-malformed", "--output", tmp_path / "page.html")
+    refused = explore(tmp_path, *words).exception
+    assert isinstance(refused, DrawingsRefused)
+    assert re.search(r"got 2 files without any: .*bee\.ndjson, .*cow\.ndjson; remove such files", str(refused))
+    assert explore(tmp_path, "--classes", "ant", *words).exit_code == 0
 
 
 def test_lines_are_coloured_and_played_in_the_order_of_drawing():

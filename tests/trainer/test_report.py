@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -103,6 +104,25 @@ def test_runs_are_compared_on_one_page(runs, tmp_path):
     assert len(re.findall(r'<img[^>]* alt="[^"]+"', page)) == page.count("<img")
     article = text[text.index("synthetic-bear-cat-dog, article") :]
     assert article.startswith("synthetic-bear-cat-dog, article 24.0 1,207,4")  # MFLOP, parameters
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(runs, tmp_path):
+    """Two trainings of one recipe and the same classes have one name; the folders follow it in the tables."""
+    other = Run(shutil.copytree(runs[1].folder, tmp_path / "second"))
+    write_report([runs[1], other], tmp_path / "page.html")
+    text = words((tmp_path / "page.html").read_text())
+    for run in (runs[1], other):
+        assert text.count(f"synthetic-bear-cat-dog, article ({run.folder})") == 2  # costs, metrics
+    other.write_config(other.read_config() | {"hold_out": "1/5"})
+    graph = onnx.load(other.onnx)
+    onnx.helper.set_model_props(
+        graph,
+        {each.key: each.value for each in graph.metadata_props}
+        | {"sketchbatch.config": json.dumps(other.read_config())},
+    )
+    onnx.save(graph, other.onnx)
+    write_report([runs[1], other], tmp_path / "page.html")
+    assert "were not evaluated on the same drawings" in (tmp_path / "page.html").read_text()  # but held out others
 
 
 def test_a_run_of_an_older_version_has_no_test_curve(runs, tmp_path):

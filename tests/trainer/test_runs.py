@@ -62,7 +62,7 @@ def test_the_exported_model_is_never_absent(run):
     run.begin(CONFIG | {"seed": 1})
     assert sorted(path.name for path in run.folder.iterdir()) == ["config.json", "model.onnx"]
     assert not run.has_export(Variant.FLOAT32)
-    with pytest.raises(RunIncomplete, match=r"model\.onnx is the model of an earlier training; first run: .* export"):
+    with pytest.raises(RunIncomplete, match=r"model\.onnx is of an earlier training or export; first run: .* export"):
         run.need(run.onnx, "export")
 
 

@@ -237,7 +237,7 @@ def test_training_deletes_the_output_of_an_earlier_training(retrained):
     """
     again, stale = retrained
     assert not [path for path in stale if path.exists()]
-    with pytest.raises(RunIncomplete, match=r"model\.onnx is the model of an earlier training; first run: .* export"):
+    with pytest.raises(RunIncomplete, match=r"model\.onnx is of an earlier training or export; first run: .* export"):
         again.need(again.onnx, "export")
 
 
@@ -266,14 +266,31 @@ def test_the_values_in_which_two_configs_differ_are_named_if_they_are_short():
 
 
 def test_a_new_training_has_the_next_version():
-    """The first export has version 1, and a new training the next number; the same training keeps its number."""
+    """The first export has version 1, and a new model the next number; the same model keeps its number."""
     from sketchbatch_trainer.export.exporting import next_version
 
-    earlier = {"sketchbatch.version": "7", "sketchbatch.config": json.dumps({"seed": 1, "labels": ["ant", "bee"]})}
-    assert next_version({}, {"seed": 1}) == 1
-    assert next_version(earlier, {"labels": ["ant", "bee"], "seed": 1}) == 7
-    assert next_version(earlier, {"labels": ["ant", "bee"], "seed": 2}) == 8
-    assert next_version({"sketchbatch.labels": "[]"}, {"seed": 2}) == 1
+    assert next_version({}, is_same=False) == 1
+    assert next_version({"sketchbatch.version": "7"}, is_same=True) == 7
+    assert next_version({"sketchbatch.version": "7"}, is_same=False) == 8
+    assert next_version({"sketchbatch.labels": "[]"}, is_same=False) == 1
+
+
+def test_a_model_is_the_same_if_its_training_temperature_and_thresholds_are():
+    """A new cross-validation changes the temperature, with it the scores, and perhaps the thresholds."""
+    from sketchbatch_trainer.export.exporting import is_same_model
+
+    config = {"seed": 1, "labels": ["ant", "bee"]}
+    earlier = {
+        "sketchbatch.config": json.dumps(config),
+        "sketchbatch.metrics": '{"temperature": 1.25}',
+        "sketchbatch.rejection": "{}",
+    }
+    thresholds = {"sketchbatch.rejection": "{}"}
+    assert is_same_model(earlier, {"labels": ["ant", "bee"], "seed": 1}, 1.25, thresholds)
+    assert not is_same_model(earlier, config | {"seed": 2}, 1.25, thresholds)
+    assert not is_same_model(earlier, config, 1.26, thresholds)
+    assert not is_same_model(earlier, config, 1.25, {})
+    assert not is_same_model({}, config, 1.0, {})
 
 
 def test_the_article_network_has_the_published_layers():

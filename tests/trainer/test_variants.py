@@ -228,5 +228,5 @@ def test_variants_of_an_earlier_training_are_passed_over(run):
     run.write_config(run.read_config() | {"data_digest": "01"})
     assert not any(map(run.has_export, Variant))
     assert all(run.exported(variant).exists() for variant in Variant)
-    with pytest.raises(RunIncomplete, match=r"model\.onnx is the model of an earlier training; first run: .* export"):
+    with pytest.raises(RunIncomplete, match=r"model\.onnx is of an earlier training or export; first run: .* export"):
         export_variant(run, Variant.INT8)

@@ -315,7 +315,7 @@ def export(
         report_file(Run(run).exported(each))
     for each in Variant:
         if Run(run).exported(each).exists() and not Run(run).has_export(each):
-            warn(f"{Run(run).exported(each)} is of an earlier training; --variant {each} replaces it")
+            warn(f"{Run(run).exported(each)} is of an earlier training or export; --variant {each} replaces it")
     console.print(
         f"serve it: sketchbatch-serve --model {quote(str(Run(run).onnx))} --address 127.0.0.1:50051", soft_wrap=True
     )

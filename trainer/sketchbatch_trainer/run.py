@@ -214,25 +214,27 @@ class Run:
         return [*own, *later, *drawings, *self.logs.glob("events.*")]
 
     def has_export(self, variant: Variant) -> bool:
-        """Return whether `variant` was exported, and since the last training."""
+        """Return whether `variant` was exported since the last training and, unless it is float32, from `onnx`."""
         path = self.exported(variant)
         if not path.exists():
             return False
         config = exported_config(path)
-        return config is None or config == self.read_config()
+        if config is not None and config != self.read_config():
+            return False
+        return variant is Variant.FLOAT32 or not self.onnx.exists() or _inherited(path) == _inherited(self.onnx)
 
     def need(self, path: Path, step: str = "train") -> Path:
         """Return `path`, which the command `sketchbatch-train STEP` writes.
 
         Raises:
-            RunIncomplete: `path` does not exist, or is the exported model of an earlier training.
+            RunIncomplete: `path` does not exist, or is the exported model of an earlier training or export.
         """
         remedy = f"first run: sketchbatch-train {step} --run {shlex.quote(str(self.folder))}"
         if not path.exists():
             raise RunIncomplete(f"{path} does not exist yet; {remedy}")
         variant = next((each for each in Variant if self.exported(each) == path), None)
         if variant and not self.has_export(variant):
-            raise RunIncomplete(f"{path} is the model of an earlier training; {remedy}")
+            raise RunIncomplete(f"{path} is of an earlier training or export; {remedy}")
         return path
 
     def read_config(self) -> dict[str, Any]:
@@ -255,6 +257,11 @@ def exported_config(path: Path) -> dict[str, Any] | None:
     found = exported_properties(path).get("sketchbatch.config")
     config: dict[str, Any] | None = json.loads(found) if found else None
     return config
+
+
+def _inherited(path: Path) -> dict[str, str]:
+    """Return the properties that a variant has from the float32 model file."""
+    return {key: value for key, value in exported_properties(path).items() if key != "sketchbatch.metrics"}
 
 
 def check_model_output(path: Path) -> None:

@@ -131,7 +131,15 @@ async def _serve(settings: Settings, worker: Worker, stop: Stop, late_exit: "_La
                 worker.report(served)
                 event = "SERVING" if worker.count == 1 else "worker ready"
                 used = {"cpus": available_cpus(), "slots": max(model.batcher.limits.slots for model in models)}
-                log.info(event, address=address, **ports, transport=transport, models=served, **used)
+                log.info(
+                    event,
+                    address=address,
+                    **ports,
+                    transport=transport,
+                    models=served,
+                    default_model=models.default_model,
+                    **used,
+                )
                 needed = [*threads.components, *server.components]
                 monitor = asyncio.create_task(monitor_health(models, health, needed=needed))
                 limits = asyncio.create_task(LimitMonitor(server.connections, max_connections).run())

@@ -8,7 +8,7 @@ import typer
 from sketchbatch_client.output_file import HTML_MARK, check_reports, local_path
 
 from ..extras import importing
-from ..progress import console, joined, row_bar, show_files
+from ..progress import console, joined, row_bar, show_files, warn
 from ..selection import (
     Classes,
     Data,
@@ -56,6 +56,9 @@ def explore(
     for label, statistics in figures.with_bitmaps.items():
         if not statistics.is_drawn:
             warn_of_ink(folder, files[label][BITMAPS], statistics.bitmaps)
+    skipped = {each.label: sum(own.number for own in each.skipped.values()) for each in figures.classes if each.skipped}
+    if skipped:
+        warn(f"malformed drawings skipped: {', '.join(f'{label}: {number:,}' for label, number in skipped.items())}")
     if json:
         write_json(replace(figures, passed_over=passed_over), json)
-    console.print(f"{joined(labels)}: {figures.drawings:,} drawings -> {output}")
+    console.print(f"{joined(tuple(files))}: {figures.drawings:,} drawings -> {output}")

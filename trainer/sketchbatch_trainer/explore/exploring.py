@@ -30,6 +30,7 @@ from sketchbatch_client.drawings.readers import (
 from sketchbatch_client.drawings.simplify import simplify
 from sketchbatch_client.drawings.strokes import STROKE_SUFFIXES, Malformed, open_strokes
 from sketchbatch_client.errors import FileRefused
+from sketchbatch_client.label_names import listed
 
 from ..errors import DrawingsRefused
 from .drawing_statistics import (
@@ -90,13 +91,17 @@ def gather(
 
     Raises:
         FileRefused: A file is malformed; malformed lines, rows and pictures are skipped if `skip_malformed` is set.
-        DrawingsRefused: No file has a drawing.
+        DrawingsRefused: A file has no drawing.
         DiskFull: The disk has no space for a copy of the bitmaps of pictures or Parquet files.
     """
     reader = _Reader(rows, skip_malformed, progress)
     classes = tuple(reader.class_statistics(label, own) for label, own in files.items())
-    if not any(each.parts for each in classes):
-        raise DrawingsRefused(f"{folder}: the files of {', '.join(files)} hold no drawing")
+    if empty := [path for each in classes for kind, path in files[each.label].items() if each.part(kind) is None]:
+        number, names = "a file" if len(empty) == 1 else f"{len(empty)} files", listed([str(path) for path in empty])
+        raise DrawingsRefused(
+            f"{folder}: expected drawings in every file, got {number} without any: {names}; remove "
+            "such files, or choose other classes with --classes"
+        )
     with_bitmaps = [each.bitmaps for each in classes if each.bitmaps]
     progress("comparing bitmaps", 0)
     return FolderStatistics(

@@ -4,6 +4,7 @@ docs/model-file.md describes the exported ONNX file.
 """
 
 import json
+import math
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -59,8 +60,8 @@ def export(run: Run, *, version: int | None = None, licence: str = "") -> Parity
     other classes, the file also has thresholds for them (`sketchbatch.rejection`).
 
     The file of an earlier export stays until the new file replaces it, and stays if it is the same model. Without
-    `version`, the model of a new training receives the number after that of the earlier file, so that a service and
-    its clients can tell both models apart.
+    `version`, the model of a new training or cross-validation receives the number after that of the earlier file, so
+    that a service and its clients can tell both models apart.
 
     Raises:
         RunIncomplete: The run has no trained model; or all drawings trained, and no cross-validation judged them.
@@ -89,11 +90,14 @@ def export(run: Run, *, version: int | None = None, licence: str = "") -> Parity
         "temperature": temperature,
         **({"folds": out_of_fold.folds} if out_of_fold else {}),
     }
-    version = version or next_version(earlier, config)
+    thresholds = _rejection(out_of_fold) if out_of_fold else {}
+    is_same = is_same_model(earlier, config, temperature, thresholds)
+    version = version or next_version(earlier, is_same=is_same)
     digests = run.read_training_digests()
     own = {} if digests is None else {"sketchbatch.training_digests": encoded(digests)}
-    thresholds = _rejection(out_of_fold) if out_of_fold else {}
-    properties = _metadata(config, metrics, version, licence) | thresholds | own | _creation(earlier, config)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    created = earlier.get("sketchbatch.created", now) if is_same else now  # the same model must not look like another
+    properties = _metadata(config, metrics, version, licence) | thresholds | own | {"sketchbatch.created": created}
     if properties != earlier or _operators(onnx.load(run.onnx)) != _operators(graph):
         save_described(graph, run.onnx, properties)
     return parity
@@ -117,14 +121,14 @@ def _rejection(out_of_fold: OutOfFold) -> dict[str, str]:
     return {rejection.KEY: rejection.encode(rejection.fit(known.max(axis=1), is_correct, unknown.max(axis=1)))}
 
 
-def next_version(earlier: dict[str, str], config: dict[str, Any]) -> int:
-    """Return the version for the model of the training with `config`; `earlier` are the properties of the last export.
+def next_version(earlier: dict[str, str], *, is_same: bool) -> int:
+    """Return the version for a model; `earlier` are the properties of the last export, `is_same` says if it is that.
 
-    The same training keeps its version; another one receives the next number. Without an earlier export, return 1.
+    The same model keeps its version; another one receives the next number. Without an earlier export, return 1.
     """
     found = earlier.get("sketchbatch.version", "")
     version = int(found) if found.isdecimal() else 0
-    return max(1, version if _is_same_training(earlier, config) else version + 1)
+    return max(1, version if is_same else version + 1)
 
 
 def _operators(model: onnx.ModelProto) -> list[str]:
@@ -132,15 +136,16 @@ def _operators(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
 
 
-def _creation(earlier: dict[str, str], config: dict[str, Any]) -> dict[str, str]:
-    """Return the time of the first export of this training, because the same model must not look like another one."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    is_same = _is_same_training(earlier, config)
-    return {"sketchbatch.created": earlier.get("sketchbatch.created", now) if is_same else now}
-
-
-def _is_same_training(earlier: dict[str, str], config: dict[str, Any]) -> bool:
-    return bool(json.loads(earlier.get("sketchbatch.config", "null")) == config)
+def is_same_model(
+    earlier: dict[str, str], config: dict[str, Any], temperature: float, thresholds: dict[str, str]
+) -> bool:
+    """Return whether the last export has the scores and thresholds of this training and cross-validation."""
+    earlier_temperature = json.loads(earlier.get("sketchbatch.metrics", "{}")).get("temperature", 1.0)
+    return (
+        json.loads(earlier.get("sketchbatch.config", "null")) == config
+        and math.isclose(earlier_temperature, temperature, rel_tol=1e-6)
+        and {key: value for key, value in earlier.items() if key == rejection.KEY} == thresholds
+    )
 
 
 def compare(keras_scores: Scores, onnx_scores: Scores) -> Parity:

@@ -1,6 +1,7 @@
 """Evaluate the model of a run on its held-out drawings."""
 
 import csv
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from sketchbatch_client.label_names import nfc
 
 from ..export.held_out import HeldOut, Scores, onnx_scores, read_held_out
 from ..export.out_of_fold import read_out_of_fold
-from ..run import Run, Variant
+from ..run import Run, Variant, exported_properties
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +44,21 @@ class EvaluatedRun:
         name, recipe = self.config["name"], self.config["recipe"]["name"]
         return name if name == recipe else f"{name}, {recipe}"
 
-    def quality_of(self, variant: Variant) -> ModelQuality:
-        """Return the quality of a variant scored by ONNX Runtime, without metrics for recognised drawings."""
+    def agreement_of(self, variant: Variant) -> float:
+        """Return the share of `held_out` with the same label from a variant and float32, as its export measured it."""
+        properties = exported_properties(self.run.exported(variant))
+        return float(json.loads(properties["sketchbatch.metrics"])["agreement"])
+
+    def quality_of(self, variant: Variant) -> ModelQuality | None:
+        """Return the quality of a variant scored by ONNX Runtime, without metrics for recognised drawings.
+
+        None = the drawings trained the model, so its scores for them would be too good. The folds of a
+        cross-validation judged float32 only.
+        """
+        if variant is Variant.FLOAT32:
+            return self.quality
+        if self.held_out.has_trained:
+            return None
         scores = onnx_scores(onnx.load(self.run.exported(variant)), self.held_out.bitmaps)
         return evaluate_scores(scores, self.held_out.class_index, self.quality.labels)
 

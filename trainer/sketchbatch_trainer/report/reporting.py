@@ -4,6 +4,7 @@ The float32 model of each run is evaluated on the drawings that its training hel
 file.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,12 @@ class _ModelFile:
 
     title: str
     variant: Variant
-    quality: ModelQuality
+    quality: ModelQuality | None
+    """None = the model trained on all drawings, and the folds judged its float32 model only."""
+    agreement: float
+    """Share of the drawings for which the file and the float32 model predict the same label."""
+    agreement_rows: int
+    """Number of these drawings."""
     size_mb: float
     parameters: int
     mflop: float
@@ -69,8 +75,9 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
         curve_names=enumerated(curve_names(history)),
         measured_test_rows=min(MEASURED_TEST_ROWS, first.config["rows"]["test"]) if has_split(history, "test") else 0,
         model_files=model_files,
-        has_recognized=any(each.quality.shown_recognized for each in model_files),
-        is_same_test=len({each.config["data_digest"] for each in evaluated}) == 1,
+        has_recognized=any(each.quality and each.quality.shown_recognized for each in model_files),
+        is_same_test=len({(each.config["data_digest"], each.config.get("hold_out", "test")) for each in evaluated})
+        == 1,
         correct=_correct(first),
     )
 
@@ -81,11 +88,14 @@ def _model_files(evaluated: list[EvaluatedRun]) -> list[_ModelFile]:
     files.sort(key=lambda file: file[1] is not Variant.FLOAT32)
     bitmaps = evaluated[0].held_out.bitmaps
     speeds = cost.rows_per_s([own.run.exported(variant) for own, variant in files], bitmaps)
+    titles = Counter(own.title for own in evaluated)
     return [
         _ModelFile(
-            title=own.title,
+            title=own.title if titles[own.title] == 1 else f"{own.title} ({own.run.folder})",
             variant=variant,
-            quality=own.quality if variant is Variant.FLOAT32 else own.quality_of(variant),
+            quality=own.quality_of(variant),
+            agreement=1.0 if variant is Variant.FLOAT32 else own.agreement_of(variant),
+            agreement_rows=len(own.held_out.bitmaps),
             size_mb=own.run.exported(variant).stat().st_size / 1e6,
             parameters=cost.parameters(original := onnx.load(own.run.onnx)),
             mflop=cost.flops(original) / 1e6,

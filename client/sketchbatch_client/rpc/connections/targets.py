@@ -20,7 +20,8 @@ _MAX_PATH_BYTES = 107  # Linux: sockaddr_un.sun_path, without its last or first 
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # in the order in which gRPC reads them
 
 _MAX_PORT = 65535
-_HOST_AND_PORT = re.compile(r"(\[[^\[\]\s]+\]|[^\[\]\s:/]+)(:(?P<port>[0-9]{1,5}))?")
+_HOST_AND_PORT = re.compile(r"(\[[^\[\]\s]+\]|[^\[\]\s:/?#]+)(:(?P<port>[0-9]{1,5}))?")
+_DNS = re.compile(r"dns:(//[^/]*/|/)?(?P<address>.*)")  # dns:[//authority/]HOST:PORT
 
 CONNECT_TIMEOUT_S = 5.0
 """Longest time for one attempt to connect to an address."""
@@ -139,7 +140,10 @@ def _check(target: str) -> None:
         version = 4 if target.startswith("ipv4:") else 6
         if not all(_is_address(each, version) for each in _addresses(target)):
             raise ValueError(f"target must be ipv{version}:IP:PORT, more IP:PORT after commas, got {target!r}")
-    elif not target.startswith(_OTHER_SCHEMES) and not _is_host_and_port(_addresses(target)[0]):
+    elif target.startswith("dns:"):
+        if not _is_host_and_port(_addresses(target)[0]):
+            raise ValueError(f"target must be dns:///HOST:PORT, without a path, PORT 1..65535, got {target!r}")
+    elif not target.startswith(_OTHER_SCHEMES) and not _is_host_and_port(target):
         scheme = ", without SCHEME:// and path" if "/" in target else ""
         raise ValueError(f"target must be HOST:PORT or [IPV6]:PORT{scheme}, PORT 1..65535, got {target!r}")
 
@@ -180,9 +184,8 @@ def _addresses(target: str) -> list[str]:
     """Return HOST:PORT of each server that the target names."""
     if target.startswith(_ADDRESS_LISTS):
         return target.partition(":")[2].split(",")
-    if target.startswith("dns:"):  # dns:[//authority/]HOST:PORT
-        return [target.removeprefix("dns:").rpartition("/")[2]]
-    return [target]
+    match = _DNS.fullmatch(target)
+    return [match["address"] if match else target]
 
 
 def _host(address: str) -> str:
