@@ -310,6 +310,80 @@ def test_a_new_cross_validation_is_a_new_version(runs, judged, tmp_path):
         run.need(run.exported(Variant.INT8), "export --variant int8")
 
 
+def test_a_cross_validation_of_very_many_drawings_scores_some_of_each_class(runs, tmp_path, monkeypatch):
+    """The export and the report read a limited number of held-out drawings, which must be those that were scored."""
+    from sketchbatch_trainer.export import held_out
+    from sketchbatch_trainer.export.exporting import export
+    from sketchbatch_trainer.export.out_of_fold import cross_validate
+    from sketchbatch_trainer.report.reporting import write_report
+
+    monkeypatch.setattr(held_out, "MAX_ROWS", 180)  # 30 of each class and fold
+    run = Run(shutil.copytree(runs["none"].folder, tmp_path / "many"))
+    found = cross_validate([runs[name] for name in FOLDS], run)
+    expected = [min(30, len(np.load(runs[name].test / f"{label}.npy"))) for label in LABELS for name in FOLDS]
+    assert np.bincount(found.class_index).tolist() == [sum(expected[start : start + 2]) for start in (0, 2, 4)]
+    assert len(held_out.read_held_out(run, list(LABELS)).bitmaps) == len(found.logits) == sum(expected) == 180
+    export(run)
+    write_report([run], run.report)
+    with run.recognized.open() as file:
+        rows = {(line["label"], int(line["row"])) for line in csv.DictReader(file)}
+    assert all(row < len(np.load(run.test / f"{label}.npy")) for label, row in rows)
+
+
+def test_a_run_is_restricted_to_some_of_its_classes(judged, tmp_path, data):
+    """The outputs of the other classes are dropped; the cross-validation stays valid for the remaining drawings."""
+    from sketchbatch_trainer.cli import app
+    from sketchbatch_trainer.export.exporting import export
+    from sketchbatch_trainer.export.out_of_fold import read_out_of_fold
+    from sketchbatch_trainer.report.reporting import write_report
+    from sketchbatch_trainer.train.networks import with_logits
+    from sketchbatch_trainer.train.training import load_model
+
+    run = Run(tmp_path / "two")
+    words = ["restrict", "--of", str(judged.folder), "--run", str(run.folder), "--classes", "dog, bear"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    bitmaps = np.load(judged.test / "dog.npy").reshape(-1, 28, 28)
+    before, after = (with_logits(load_model(each)).predict(bitmaps, verbose=0) for each in (judged, run))
+    assert np.allclose(after, before[:, [2, 0]], atol=1e-6)
+    found, whole = read_out_of_fold(run), read_out_of_fold(judged)
+    assert np.bincount(found.class_index).tolist() == [90, 60]
+    assert (found.logits[:90] == whole.logits[whole.class_index == 2][:, [2, 0]]).all()
+    assert (found.unknown == whole.unknown[:, [2, 0]]).all()
+    export(run)
+    properties = exported_properties(run.onnx)
+    assert (json.loads(properties["sketchbatch.labels"]), properties["sketchbatch.name"]) == (
+        ["dog", "bear"],
+        "dog-bear",
+    )
+    assert metrics_of(run)["rows"] == 150
+    assert rejection.decode(properties[rejection.KEY]).rows == 150
+    flags = [each.recognized.read_text().splitlines()[1:] for each in (judged, run)]
+    assert flags[1] == [line for line in flags[0] if not line.startswith("cat,")]
+    write_report([run], run.report)
+    assert "trained on 3 classes, of which dog and bear were kept" in run.report.read_text(encoding="utf-8")
+    assert "already finished" in CliRunner().invoke(app, words).output
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("bear,dogs", r"has no class 'dogs' \(did you mean 'dog'\?\); it has bear, cat, dog"),
+        ("bear", r"expected 2 to 2 of its 3 classes, got 1"),
+        ("bear,cat,dog", r"expected 2 to 2 of its 3 classes, got 3"),
+    ],
+)
+def test_a_restriction_to_other_classes_is_refused(runs, tmp_path, classes, message):
+    """A restriction keeps at least two classes, not all, and only such that the run has."""
+    from sketchbatch_trainer.export.restricting import restrict
+
+    with pytest.raises(RunRefused, match=message):
+        restrict(runs["1/2"], Run(tmp_path / "run"), classes.split(","))
+    with pytest.raises(RunRefused, match=r"a run cannot be restricted in place; name another folder with --run"):
+        restrict(runs["1/2"], runs["1/2"], ["bear", "cat"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_recognised_flags_follow_their_drawings(judged):
     """The flags of the folds are joined, with the rows that the drawings have in the run."""
     digests = {label: digest_each(np.load(judged.test / f"{label}.npy").reshape(-1, 28, 28)) for label in LABELS}

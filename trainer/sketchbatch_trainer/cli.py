@@ -251,6 +251,26 @@ def average(
     _print_trained(Run(run), is_new)
 
 
+@app.command()
+def restrict(
+    run: RunFolder,
+    of: Annotated[Path, typer.Option(parser=local_path, help="Folder of the trained run.")],
+    classes: Annotated[str, typer.Option(help="Names of the classes that stay, separated by commas.")],
+    name: Annotated[str, typer.Option(help="Name of the model.", show_default="from its classes")] = "",
+    restart: Restart = False,
+) -> None:
+    """Keep some classes of a trained run, and drop the outputs of the others. Then export the new run.
+
+    A network that learned similar classes, too, tells the remaining ones apart better. A cross-validation of the
+    trained run stays valid for the new run.
+    """
+    with importing("train"):
+        from .export.restricting import restrict as restrict_run
+
+    labels = [label.strip() for label in classes.split(",") if label.strip()]
+    _print_trained(Run(run), restrict_run(Run(of), Run(run), labels, name=name, restart=restart))
+
+
 @app.command("cross-validate")
 def cross_validate(
     run: RunFolder,

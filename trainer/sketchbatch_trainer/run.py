@@ -27,6 +27,7 @@ _COMPARED = {
     "start_from": "--start-from",
     "teachers": "--teacher",
     "averaged": "--of",
+    "restricted_from": "--of",
     "name": "name",
     "source": "source",
     "seed": "seed",

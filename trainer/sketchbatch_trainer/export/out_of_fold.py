@@ -23,6 +23,7 @@ from ..run import Run
 from ..train.networks import with_logits
 from ..train.recipes import recipe_differences
 from ..train.training import load_model
+from . import held_out
 from .temperature import Logits, fit, softmax
 
 UNKNOWN_ROWS = 20_000
@@ -76,13 +77,21 @@ def read_out_of_fold(run: Run) -> OutOfFold | None:
         return OutOfFold(**saved)
 
 
+def write_out_of_fold(run: Run, result: OutOfFold) -> None:
+    """Replace the result of the cross-validation of a run atomically."""
+    with replacing(run.out_of_fold) as partial, partial.open("wb") as file:
+        np.savez(file, **{name: getattr(result, name) for name in OutOfFold.__slots__})
+
+
 def cross_validate(
     folds: Sequence[Run],
     run: Run,
     unknown: Path | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> OutOfFold:
-    """Score all drawings of `run`, each with the fold that held it out, and store the drawings and logits in `run`.
+    """Score the drawings of `run`, each with the fold that held it out, and store the drawings and logits in `run`.
+
+    Of more than `held_out.MAX_ROWS` drawings, the first ones of each class and fold are scored.
 
     Args:
         folds: The trained folds, one for each part of the drawings, in any order.
@@ -102,11 +111,14 @@ def cross_validate(
     bitmaps: dict[str, list[NDArray[np.uint8]]] = {label: [] for label in config["labels"]}
     logits: dict[str, list[Logits]] = {label: [] for label in config["labels"]}
     other_logits, flags = [], []
+    most = held_out.MAX_ROWS // (
+        len(ordered) * len(bitmaps)
+    )  # of each class and fold; `read_held_out` reads all of them
     for number, fold in enumerate(ordered):
         network = with_logits(load_model(fold))
-        flags += _shifted_flags(fold, {label: sum(map(len, parts)) for label, parts in bitmaps.items()})
+        flags += _shifted_flags(fold, {label: sum(map(len, parts)) for label, parts in bitmaps.items()}, most)
         for label in bitmaps:
-            bitmaps[label].append(read_bitmaps(fold.test / f"{label}.npy")[:])
+            bitmaps[label].append(read_bitmaps(fold.test / f"{label}.npy")[:most])
             logits[label].append(_score(network, bitmaps[label][-1]))
             progress(len(bitmaps[label][-1]))
         for path in files:
@@ -163,12 +175,13 @@ def _score(network: keras.Model, bitmaps: NDArray[np.uint8]) -> Logits:
     return np.concatenate([np.empty((0, network.output.shape[1]), np.float32), *parts])
 
 
-def _shifted_flags(fold: Run, rows_before: dict[str, int]) -> list[tuple[str, int, str]]:
-    """Return the recognised flags of the drawings of a fold, with the rows that the drawings have in the whole run."""
+def _shifted_flags(fold: Run, rows_before: dict[str, int], most: int) -> list[tuple[str, int, str]]:
+    """Return the recognised flags of a fold's first `most` drawings per class, with their rows in the whole run."""
     with fold.recognized.open(encoding="utf-8", newline="") as file:
         return [
             (line["label"], rows_before[line["label"]] + int(line["row"]), line["is_recognized"])
             for line in csv.DictReader(file)
+            if int(line["row"]) < most
         ]
 
 
@@ -186,6 +199,5 @@ def _save(run: Run, logits: dict[str, list[Logits]], other_logits: list[Logits])
         unknown=np.concatenate([np.empty((0, len(logits)), np.float32), *other_logits]),
         unknown_fold=numbers(other_logits) // max(1, per_fold),
     )
-    with replacing(run.out_of_fold) as partial, partial.open("wb") as file:
-        np.savez(file, **{name: getattr(result, name) for name in OutOfFold.__slots__})
+    write_out_of_fold(run, result)
     return result
