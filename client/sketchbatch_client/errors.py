@@ -21,6 +21,8 @@ SketchbatchError
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 _PERMANENT_ERRNOS = (
@@ -147,3 +149,14 @@ class Unauthenticated(SketchbatchError):
 
 class ServerFailed(SketchbatchError):
     """The model call failed, its scores are not finite, or the server returned an unexpected status."""
+
+
+@contextmanager
+def naming_skip_malformed(is_set: bool) -> Iterator[None]:
+    """Add the option `--skip-malformed` to the error about a malformed drawing, unless the option is set."""
+    try:
+        yield
+    except DrawingRefused as exc:
+        if is_set:
+            raise
+        raise FileRefused(f"{exc}; correct it, or skip malformed drawings with --skip-malformed") from exc

@@ -24,7 +24,7 @@ def got(head: bytes, file: str = "FILE") -> str:
     """
     kind = describe(head[:HEAD_BYTES], file)
     if not kind:
-        return f"{head[:_QUOTED_BYTES]!r}; fetch it again"
+        return f"{head[:_QUOTED_BYTES]!r}; copy or download it again"
     path = Path(file)
     inner = ".tar" if path.suffix.lower() == ".tgz" else Path(path.stem).suffix.lower()  # of cat.ndjson.gz: .ndjson
     if kind.unpack and inner in ("", *_STREAMED):

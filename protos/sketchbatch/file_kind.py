@@ -16,7 +16,7 @@ HEAD_BYTES = 512  # first bytes of a file that `describe` needs: tar has its sig
 
 _ADAPT = "`sketchbatch-train adapt FILE --labels LABELS --output model.onnx` makes a model file of it"
 _EXPORT = "load it in PyTorch and write it with torch.onnx.export"
-_FETCH = "fetch it again"
+_FETCH = "copy or download it again"
 _TO_PNG = "save it as a PNG or JPEG"
 _TO_NPY = "save its drawings as a .npy of uint8 (rows, 28, 28)"
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -132,12 +133,12 @@ def test_a_picture_that_was_half_written_is_scored_by_the_next_run(append, input
     assert merged.code == 0, merged.err
     save_picture(inputs / "c.png", 50)
     refused = append(output)
-    assert (refused.code, f"the rows of {inputs / 'c.png'} that were scored" in refused.err) == (4, True), refused.err
+    assert (refused.code, f"rows of {inputs / 'c.png'} that an earlier run" in refused.err) == (4, True), refused.err
 
 
 @pytest.mark.parametrize("other", ["mended", "removed"])
 def test_a_changed_picture_next_to_one_that_was_mended_or_removed_is_refused(append, inputs, tmp_path, other):
-    """The rows of a run can then not be compared as a whole, so the time and size of the picture decide."""
+    """The rows of each picture are compared; new times alone are no change."""
     output = tmp_path / "o.csv"
     for name, ink in (("a.png", 9), ("b.png", 30), ("c.png", 60)):
         save_picture(inputs / name, ink)
@@ -150,10 +151,65 @@ def test_a_changed_picture_next_to_one_that_was_mended_or_removed_is_refused(app
         assert append(output).code == 0
     else:
         (inputs / "b.png").unlink()
-    assert append(output).code == 0
+    for path in inputs.iterdir():
+        os.utime(path, ns=(1, 1))
+    again = append(output)
+    assert (again.code, "0 new rows" in again.err) == (0, True), again.err
     save_picture(inputs / "a.png", 99)
     refused = append(output)
-    assert (refused.code, f"the rows of {inputs / 'a.png'} that were scored" in refused.err) == (4, True), refused.err
+    assert (refused.code, f"rows of {inputs / 'a.png'} that an earlier run" in refused.err) == (4, True), refused.err
+
+
+def test_an_output_of_another_program_is_refused_without_restart_as_remedy(append, inputs, tmp_path, noise):
+    """The command with --append and --restart would be refused, too."""
+    np.save(inputs / "a.npy", noise(1))
+    (tmp_path / "o.csv").write_text("by a person")
+    refused = append(tmp_path / "o.csv")
+    assert refused.code == 4
+    assert "exists, and no job has written it; name another output, or move it" in refused.err
+
+
+def test_an_incomplete_record_of_a_bin_file_is_left_for_the_next_run(append, inputs, tmp_path):
+    """As the last line of a file of lines: a program may be writing it."""
+    record = struct.pack("<Q2sbIH", 7, b"US", 1, 0, 1) + struct.pack("<H4B", 2, 0, 255, 0, 9)
+    (inputs / "a.bin").write_bytes(2 * record + record[:-3])
+    first = append(tmp_path / "o.csv")
+    assert (first.code, "2 new rows" in first.err) == (0, True), first.err
+    (inputs / "a.bin").write_bytes(3 * record)
+    second = append(tmp_path / "o.csv")
+    assert (second.code, "1 new row in" in second.err) == (0, True), second.err
+
+
+@pytest.mark.parametrize("change", ["same size", "grown"])
+def test_a_changed_file_next_to_one_that_was_removed_is_refused(append, inputs, tmp_path, noise, change):
+    """Each file is compared for itself. So far the old labels of the changed file stayed, without a word."""
+    rows = noise(9)
+    np.save(inputs / "a.npy", noise(3))
+    np.save(inputs / "z.npy", rows[:5])
+    assert append(tmp_path / "o.csv").code == 0
+    (inputs / "a.npy").unlink()
+    assert append(tmp_path / "o.csv").code == 0
+    np.save(inputs / "z.npy", rows[::-1] if change == "grown" else rows[4::-1])
+    refused = append(tmp_path / "o.csv")
+    assert (refused.code, f"rows of {inputs / 'z.npy'} that an earlier run" in refused.err) == (4, True), refused.err
+    np.save(inputs / "z.npy", rows)
+    mended = append(tmp_path / "o.csv")
+    assert (mended.code, "4 new rows" in mended.err) == (0, True), mended.err
+
+
+def test_an_output_of_an_older_client_is_continued(append, inputs, tmp_path, noise):
+    """Older clients wrote one number for each part, the digest of all of its rows."""
+    np.save(inputs / "a.npy", noise(3))
+    assert append(tmp_path / "o.csv").code == 0
+    path = tmp_path / "o.csv.manifest.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["digests"] = {part: digest for part, [digest] in manifest["digests"].items()}
+    path.write_text(json.dumps(manifest))
+    os.utime(inputs / "a.npy", ns=(1, 1))
+    np.save(inputs / "b.npy", noise(2))
+    assert append(tmp_path / "o.csv").code == 0
+    np.save(inputs / "a.npy", noise(4)[1:])
+    assert append(tmp_path / "o.csv").code == 4
 
 
 def test_pictures_in_two_outputs_are_not_merged(append, inputs, tmp_path, sketchbatch, tiny_service):
@@ -194,7 +250,7 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (change_a_row, r"the rows of .*m\.ndjson that were scored before have changed"),
+        (change_a_row, r"rows of .*m\.ndjson that an earlier run read have changed"),
         (cut, r"m\.ndjson had 3 rows, and now has 2"),
     ],
 )
@@ -655,7 +711,7 @@ def test_a_file_of_the_same_name_in_another_folder_is_compared(sketchbatch, tiny
         finished.append(sketchbatch("score", "g.npy", *flags))
     assert [each.code for each in finished] == [0, 0, 4], finished
     assert "0 new rows" in finished[1].err
-    assert "the rows of g.npy that were scored before have changed" in finished[2].err
+    assert "rows of g.npy that an earlier run read have changed" in finished[2].err
 
 
 def test_a_finished_job_keeps_its_working_directory(sketchbatch, tiny_service, tmp_path, noise, monkeypatch):

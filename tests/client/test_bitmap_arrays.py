@@ -139,12 +139,27 @@ def test_a_missing_value_of_a_series_is_named(missing):
 @pytest.mark.parametrize("rows_first", ["x.transpose(2, 0, 1)", "x.T"])
 def test_an_array_whose_rows_are_its_last_axis_is_refused_with_the_remedy(rows_first, tmp_path):
     """The remedy puts the rows first, for an array as for a file."""
-    x = ROWS.transpose(1, 2, 0) if "transpose" in rows_first else ROWS.reshape(3, 784).T
+    rows = np.concatenate([ROWS, ROWS[:2]])
+    x = rows.transpose(1, 2, 0) if "transpose" in rows_first else rows.reshape(5, 784).T
     np.save(tmp_path / "a.npy", np.ascontiguousarray(x))
     for read in (lambda: as_bitmaps(x), lambda: read_bitmaps(tmp_path / "a.npy")):
         with pytest.raises((ValueError, FileRefused), match=re.escape(f"; convert it: {rows_first}")):
             read()
-    assert np.array_equal(as_bitmaps(eval(rows_first)), ROWS)
+    assert np.array_equal(as_bitmaps(eval(rows_first)), rows)
+
+
+@pytest.mark.parametrize(
+    ("channels", "ink"), [(3, r"255 - x[..., 0]; of 3 bitmaps"), (4, r"x[..., 3] with transparent")]
+)
+def test_a_picture_in_colour_is_refused_with_the_remedy(channels, ink, tmp_path):
+    """Its channels are no bitmaps: the canvas of a web page has red, green, blue and alpha."""
+    x = np.zeros((28, 28, channels), np.uint8)
+    np.save(tmp_path / "a.npy", x)
+    for read in (lambda: as_bitmaps(x), lambda: read_bitmaps(tmp_path / "a.npy")):
+        with pytest.raises(
+            (ValueError, FileRefused), match=re.escape(f"; of a picture in colour, pass the ink: {ink}")
+        ):
+            read()
 
 
 def test_a_remedy_for_all_rows_fits_all_rows():

@@ -53,7 +53,7 @@ def test_reader_processes_give_the_batches_of_a_single_process(strokes):
                 assert block.rejects == same.rejects
         rows = [row for batch in batches for _, block in batch.blocks for row in block.rows.tolist()]
         assert rows == [row for row in range(ROWS) if row % 1000 != 999]
-        first = [block for batch in batches if batch.part == 0 for _, block in batch.blocks]
+        first = [pair for batch in batches if batch.part == 0 for pair in batch.blocks]
         assert digest_of(first) == alone.digest(0) != alone.digest(1)
 
 

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from scipy import stats
-from sketchbatch_client.evaluation.figures import MAX_WRITTEN_CLASSES, shown_classes
+from sketchbatch_client.evaluation.figures import MAX_WRITTEN_CLASSES, Matrix, shown_classes
 from sketchbatch_client.evaluation.stats import intervals
 from sketchbatch_client.evaluation.stats.calibration import are_probabilities, calibrate
 from sketchbatch_client.evaluation.stats.drift import drift
@@ -22,6 +22,14 @@ def softmaxed(rows: int, classes: int):
     scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     true = (scores.cumsum(axis=1) > rng.random((rows, 1))).argmax(axis=1)
     return scores.astype(np.float32), true
+
+
+@pytest.mark.parametrize("classes", [3, 4, 5, 6])
+@pytest.mark.parametrize("letters", [3, 8, 11, 14, 20])
+def test_a_matrix_of_few_classes_fits_next_to_its_text(classes, letters):
+    """The page has 640 pixels for it, which are 6.6 inches; a wider one would be cut off."""
+    names = [f"{index}".ljust(letters, "m") for index in range(classes)]
+    assert Matrix.of_confusion(np.eye(classes, dtype=int), names).size[0] <= 6.6
 
 
 def test_95_percent_of_the_intervals_contain_the_true_figure(monkeypatch):

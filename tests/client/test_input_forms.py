@@ -70,7 +70,7 @@ def test_a_damaged_packed_file_is_refused(tmp_path, packing):
         cases[whole[:900] + bytes(each ^ 255 for each in whole[900:910]) + whole[910:]] = "damaged or cut off"
     for content, reason in cases.items():
         packed.write_bytes(content)
-        with pytest.raises(FileRefused, match=f"cannot be unpacked: {reason}; fetch it again"):
+        with pytest.raises(FileRefused, match=f"cannot be unpacked: {reason}; copy or download it again"):
             rows_of(packed, folder=tmp_path)
 
 

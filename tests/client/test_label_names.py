@@ -138,7 +138,7 @@ def test_files_of_another_format_are_named(evaluate, tmp_path):
         (tmp_path / f"{name}.ndjson").write_text('{"drawing": [[[0, 255], [0, 255]]]}\n')
     finished = evaluate(("bear", "cat", "dog"), ["cat"])
     assert finished.code == 3
-    message = "bear.ndjson (one kind of file is read, and the folder has .npy files, too)"
+    message = "bear.ndjson (not read next to .npy files; move it into another folder)"
     assert "not read: 2 files or folders that may have drawings" in finished.err
     assert message in finished.err
 

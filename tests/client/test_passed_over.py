@@ -424,6 +424,28 @@ def test_a_file_is_read_once_whatever_links_lead_to_it(tmp_path):
         assert passed_over.count_with_drawings == 0
 
 
+def test_a_link_to_a_folder_above_it_is_not_called_a_folder_with_drawings(tmp_path):
+    """The advice to add it would score the drawings twice."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.npy").write_bytes(npy(2))
+    (tmp_path / "in" / "loop").symlink_to(tmp_path)
+    passed_over = PassedOverList()
+    find_sources([str(tmp_path / "in")], tmp_path, lambda _: None, passed_over=passed_over)
+    assert [(each.reason, each.may_have_drawings) for each in passed_over.entries] == [
+        ("a link to a folder above it", False)
+    ]
+
+
+def test_a_file_that_is_named_relative_and_absolute_is_read_once(tmp_path, monkeypatch):
+    """As a file that is named twice. Names through a link to its folder stay two inputs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.npy").write_bytes(npy(2))
+    (tmp_path / "link").symlink_to("in")
+    given = ["in", str(tmp_path / "in"), "./in/a.npy", "link"]
+    assert [source.name for source in find_sources(given, tmp_path, lambda _: None)] == ["in/a.npy", "link/a.npy"]
+
+
 def test_each_picture_of_a_pattern_is_read_once(tmp_path):
     """The pattern `in/**` matches the folders of pictures and their pictures."""
     (tmp_path / "in" / "cat").mkdir(parents=True)
@@ -446,6 +468,27 @@ def test_a_link_that_is_named_is_read_and_not_called_passed_over(tmp_path):
     given = [str(tmp_path / "*.npy"), str(tmp_path / "*.np?")]
     assert len(find_sources(given, tmp_path, lambda _: None, passed_over=passed_over)) == 1
     assert [entry.path for entry in passed_over.entries] == [str(tmp_path / "latest.npy")]
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_packed_lines_of_json_in_a_folder_are_read_if_they_are_drawings(tmp_path, is_alone):
+    """As a .jsonl, a packed one may have metadata."""
+    line = b'{"drawing": [[[0, 255], [0, 9]]]}\n'
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl.gz").write_bytes(gzip.compress(3 * line))
+    names = ["a.jsonl.gz"]
+    if not is_alone:
+        (tmp_path / "in" / "b.npy").write_bytes(npy(1))
+        (tmp_path / "in" / "c.jsonl").write_bytes(line)
+        (tmp_path / "in" / "c.jsonl.gz").write_bytes(gzip.compress(line))
+        (tmp_path / "in" / "keys.jsonl.gz").write_bytes(gzip.compress(b'{"key": 1}\n'))
+        names += ["b.npy", "c.jsonl"]
+    passed_over = PassedOverList()
+    sources = find_sources([str(tmp_path / "in")], tmp_path, lambda _: None, passed_over=passed_over)
+    assert [Path(source.name).name for source in sources] == names
+    assert [each.reason for each in passed_over.entries] == (
+        [] if is_alone else ["the packed copy of c.jsonl", "JSON without drawings"]
+    )
 
 
 def test_a_picture_with_a_manifest_of_another_program_is_read(tmp_path):
@@ -617,8 +660,15 @@ def test_a_file_without_a_drawing_is_listed(sketchbatch, tiny_service, tmp_path,
         "score", tmp_path / "a.npy", tmp_path / name, "--server", tiny_service.address, "--output", output
     )
     assert named.code == 0, named.err
+    assert "3 rows from 1 input in" in named.err
     listed = json.loads((tmp_path / "o.csv.manifest.json").read_text())["passed_over"]["entries"]
     assert [(entry["path"], entry["reason"]) for entry in listed] == [(str(tmp_path / name), "has no drawing")]
+    grown = tmp_path / "grown.csv"
+    for _ in range(2):
+        words = ("--server", tiny_service.address, "--output", grown, "--append")
+        assert sketchbatch("score", tmp_path / "a.npy", tmp_path / name, *words).code == 0
+        passed_over = json.loads((tmp_path / "grown.csv.manifest.json").read_text())["passed_over"]
+        assert [entry["reason"] for entry in passed_over["entries"]] == ["has no drawing"]
 
 
 def test_pictures_directly_in_the_folder_to_evaluate_are_refused_with_the_layout(sketchbatch, tiny_service, tmp_path):
@@ -628,6 +678,27 @@ def test_pictures_directly_in_the_folder_to_evaluate_are_refused_with_the_layout
     finished = sketchbatch("evaluate", tmp_path / "new", "--server", tiny_service.address)
     assert finished.code == 4
     assert "got new; the label of these pictures is the name of their folder: give each label a folder" in finished.err
+
+
+@pytest.mark.parametrize("given", ["runs", "runs/one"])
+def test_the_folder_of_a_training_names_its_held_out_drawings(tmp_path, given):
+    """A new user evaluates the run, which has the drawings of the test in an inner folder."""
+    (tmp_path / "runs" / "one" / "test").mkdir(parents=True)
+    for name in ("config.json", "test/cat.npy", "calibration.npy"):
+        (tmp_path / "runs" / "one" / name).write_bytes(npy(1) if name.endswith("npy") else b"{}")
+    with pytest.raises(FileRefused, match=r"held-out drawings .*runs/one/test$"):
+        open_labelled(tmp_path / given, ["cat", "dog"], owner="m of localhost:1")
+
+
+def test_an_array_of_a_packed_archive_is_listed_by_the_name_of_its_input(tmp_path):
+    """The archive is unpacked to a temporary file, whose name means nothing to a user."""
+    archive = io.BytesIO()
+    np.savez(archive, drawings=np.zeros((1, 28, 28), np.uint8), labels=np.zeros(1))
+    (tmp_path / "a.npz.gz").write_bytes(gzip.compress(archive.getvalue()))
+    passed_over = PassedOverList()
+    [source] = find_sources([str(tmp_path / "a.npz.gz")], tmp_path, lambda _: None, passed_over=passed_over)
+    assert source.name == f"{tmp_path}/a.npz.gz:drawings"
+    assert [each.path for each in passed_over.entries] == [f"{tmp_path}/a.npz.gz:labels"]
 
 
 @pytest.mark.parametrize("inner", ["cat/0.png", "cat.npy"])

@@ -255,7 +255,7 @@ def test_a_malformed_record_is_refused_or_skipped(tmp_path, content, reason):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cat.ndjson", b" <!doctype html>", "got a web page; fetch it again"),
+        ("cat.ndjson", b" <!doctype html>", "got a web page; copy or download it again"),
         ("cat.ndjson", b"\x93NUMPY", "expected a drawing in JSON per line, got a NumPy array"),
         ("cat.bin", b"PK", "cat.bin:1: truncated"),
         ("cat.txt", b"", "expected a suffix of .ndjson, .jsonl, .bin, got '.txt'"),

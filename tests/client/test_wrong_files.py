@@ -23,9 +23,9 @@ from sketchbatch_client.scoring.inputs import find_sources, opening
 
 WRONG = {
     "a git LFS pointer; run `git lfs pull`": LFS_POINTER,
-    "a web page; fetch it again": WEB_PAGE,
+    "a web page; copy or download it again": WEB_PAGE,
     "a zip archive; unpack it": ZIP,
-    "an empty file; fetch it again": b"",
+    "an empty file; copy or download it again": b"",
 }
 SUFFIXES = (".npy", ".ndjson", ".parquet", ".png", ".bin", ".npz", ".onnx")
 CRYPTIC = re.compile(r"0x[0-9a-f]+|None|BytesIO|b'|\\x|[Mm]agic|codec|[Ee]rrno|zip file")
@@ -148,7 +148,7 @@ def test_a_cut_picture_is_refused_without_pillows_words(run, tmp_path, cut):
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 50), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:cut])
     said = run("score", path, "--output", tmp_path / "o.csv")
-    assert "damaged or cut off; fetch it again" in said
+    assert "damaged or cut off; copy or download it again" in said
     assert not CRYPTIC.search(said)
 
 

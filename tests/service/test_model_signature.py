@@ -119,6 +119,31 @@ def test_a_fixed_batch_is_named_with_the_remedy(tmp_path, unfit, batch):
     assert "dynamic_axes" in message
 
 
+def test_a_model_with_an_output_for_each_class_must_be_exported_again(tmp_path):
+    """No output of one column can be the scores, so the message asks for no name of one."""
+    bitmaps = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 784])
+    names = ["o1", "o2", "o3"]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1]) for name in names]
+    nodes = [helper.make_node("ReduceMean", ["x"], [name], axes=[1]) for name in names]
+    model = helper.make_model(
+        helper.make_graph(nodes, "three", [bitmaps], outputs), opset_imports=[helper.make_opsetid("", 13)], ir_version=9
+    )
+    onnx.save(model, tmp_path / "three.onnx")
+    message = refusal(tmp_path / "three.onnx")
+    assert "these outputs must be joined into one, float32 (N, classes): o1: float32 (N, 1) and o2" in message
+    assert "--scores-output" not in message
+    assert ": export it again, then `sketchbatch-train adapt" in message
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (784,)])
+def test_a_model_of_a_single_bitmap_must_be_exported_again(tmp_path, shape):
+    """`adapt` cannot add an axis for the rows, so the message does not promise it."""
+    message = refusal(write_model(tmp_path / "b.onnx", input_shape=shape))
+    assert "the input has no axis for the rows: export it with one" in message
+    assert "the batch is fixed" not in message
+    assert ": export it again, then `sketchbatch-train adapt" in message
+
+
 @pytest.mark.parametrize("rows", [1, 16])
 def test_a_batch_that_is_open_by_name_only_is_fixed(tmp_path, rows):
     """A model whose Reshape node fixes the batch has a fixed batch, although its input has a name for the batch."""

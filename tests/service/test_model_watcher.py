@@ -405,7 +405,10 @@ def test_a_single_file_is_watched(tmp_path):
         write_model(path, seed=3, metadata={"sketchbatch.name": "zoo"})
         watched.scan()
         assert watched.served() == ["farm/2"]
-        assert "must be named 'farm' as before, got 'zoo'" in watched.models.refused[0].cause
+        assert (
+            "must be named 'farm' as before, got 'zoo'; export it with that name, or restart"
+            in watched.models.refused[0].cause
+        )
         path.unlink()
         watched.scan(3)
         assert watched.served() == ["farm/2"]

@@ -44,7 +44,7 @@ def test_a_file_of_another_kind_is_named(tmp_path, name):
         ("a Keras model (.keras)", "; `sketchbatch-train adapt {} --labels LABELS --output model.onnx` makes"),
         ("an HDF5 file, such as a Keras model (.h5)", "; `sketchbatch-train adapt {} --labels LABELS --output"),
         ("a PyTorch file", "; load it in PyTorch and write it with torch.onnx.export"),
-        ("an empty file", "; fetch it again"),
+        ("an empty file", "; copy or download it again"),
     ],
 )
 def test_the_remedy_can_be_copied(tmp_path, name, remedy):
@@ -92,7 +92,7 @@ def test_a_cut_model_is_called_damaged(tmp_path):
     """A file that begins as an ONNX model, but cannot be parsed, is damaged or cut off."""
     path = write_model(tmp_path / "m.onnx")
     path.write_bytes(path.read_bytes()[:2000])
-    assert refusal(path) == "damaged or cut off, cannot be read as an ONNX model; fetch it again"
+    assert refusal(path) == "damaged or cut off, cannot be read as an ONNX model; copy or download it again"
 
 
 def test_other_bytes_are_quoted(tmp_path):

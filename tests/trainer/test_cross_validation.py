@@ -101,6 +101,7 @@ def judged(runs, data) -> Run:
     from sketchbatch_trainer.export.out_of_fold import cross_validate
 
     run = runs["none"]
+    write_source(run.test, SOURCE)  # as a discarded cross-validation leaves it
     with pytest.raises(RunIncomplete, match=r"all drawings trained, .* --hold-out 1/5 to 5/5, then run: .*"):
         export(run)
     cross_validate([runs[name] for name in reversed(FOLDS)], run, data)
@@ -232,7 +233,7 @@ def test_the_model_file_states_the_metrics_of_the_cross_validation(judged):
     known = found.scores()[0]
     for fold in (0, 1):
         is_own = found.fold == fold
-        other = fit(found.logits[~is_own], found.class_index[~is_own])
+        other = fit(found.logits[~is_own], found.class_index[~is_own], least_rows=1)
         assert np.allclose(known[is_own], softmax(found.logits[is_own] / other), atol=1e-6)
     assert metrics["calibration_error"] == pytest.approx(calibrate(known, found.class_index).expected_error)
 
@@ -399,7 +400,7 @@ def test_folds_that_do_not_belong_to_a_run_are_refused(runs, data, tmp_path):
     from sketchbatch_trainer.export.out_of_fold import cross_validate
 
     everything, first, second = (runs[name] for name in ("none", *FOLDS))
-    with pytest.raises(RunRefused, match=r"expected one run each with --hold-out 1/1, got 1/2"):
+    with pytest.raises(RunRefused, match=r"expected one run each with --hold-out 1/2, 2/2, got 1/2"):
         cross_validate([first], everything)
     with pytest.raises(RunRefused, match=r"expected one run each with --hold-out 1/2, 2/2, got 1/2"):
         cross_validate([first, first], everything)
@@ -485,6 +486,29 @@ def test_recipes_of_runs_on_the_same_drawings_are_compared_in_full():
     own, other = config_of(96), config_of(120)
     assert recipe_differences(own, own) == []
     assert recipe_differences(own, other) == ["batch_rows 32 and 30", "max_epochs 50 and 38"]
+
+
+@pytest.mark.parametrize("rows", [LEAST_ROWS - 1, LEAST_ROWS, 299])
+def test_thresholds_fit_the_scores_of_the_exported_network(rows):
+    """The other folds of a fold may have too few drawings for a temperature although all folds together have enough."""
+    from sketchbatch_trainer.export.out_of_fold import OutOfFold
+
+    random = np.random.default_rng(0)
+    class_index = random.integers(0, 3, rows).astype(np.int32)
+    logits = random.normal(0, 0.3, (rows, 3)).astype(np.float32)
+    logits[np.arange(rows), class_index] += 1.5  # nearly always right, with low scores
+    nothing = np.empty((0, 3), np.float32), np.empty(0, np.int32)
+    found = OutOfFold(
+        logits=logits,
+        class_index=class_index,
+        fold=(np.arange(rows) % 3).astype(np.int32),
+        unknown=nothing[0],
+        unknown_fold=nothing[1],
+    )
+    scores = found.scores()[0].max(axis=1).mean()
+    exported = softmax(logits / found.temperature()).max(axis=1).mean()
+    assert scores == pytest.approx(exported, abs=0.02)
+    assert (found.temperature() == 1) == (rows < LEAST_ROWS)
 
 
 def test_a_temperature_is_the_one_with_the_lowest_loss():

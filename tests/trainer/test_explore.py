@@ -375,13 +375,33 @@ def test_files_are_fetched_next_to_the_folder_of_a_kind(folder, tmp_path, monkey
     assert f"Then explore the folder {above}." in page
 
 
-def test_a_folder_that_is_not_in_googles_layout_receives_no_fetched_files(tmp_path):
-    """Fetched files would make a folder in Google's layout, in which `explore` refuses strokes next to the folders."""
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "ant.ndjson").write_text(line(SIMPLE))
-    page = page_of(explored(tmp_path / "own"), tmp_path)
-    assert "sketchbatch-train fetch --format raw --classes ant<" in page
-    assert "cannot read them together with the files of" in page
+@pytest.mark.parametrize("layout", ["strokes", "pictures", "arrays of an own class"])
+def test_nothing_is_missing_if_no_file_can_be_fetched(tmp_path, noise, layout):
+    """Fetched files would make a folder in Google's layout, in which `explore` refuses strokes next to the folders.
+
+    Google has no drawings of other classes.
+    """
+    own = tmp_path / "own"
+    if layout == "strokes":
+        own.mkdir()
+        (own / "ant.ndjson").write_text(line(SIMPLE))
+    elif layout == "pictures":
+        (own / "ant").mkdir(parents=True)
+        Image.fromarray(noise(1)[0]).save(own / "ant" / "a.png")
+    else:
+        write_bitmaps(own / "Bäume.npy", noise(3))
+    page = page_of(explored(own), tmp_path)
+    assert "sketchbatch-train fetch" not in page
+    assert "This page is incomplete" not in page
+    assert ("The bitmaps on this page were drawn from strokes" in page) == (layout == "strokes")
+
+
+def test_only_classes_of_google_are_fetched(folder, tmp_path, noise):
+    """The command names the classes that Google has; another class in the folder has no further files."""
+    write_bitmaps(folder / "numpy_bitmap" / "Bäume.npy", noise(3))
+    page = page_of(explored(folder), tmp_path)
+    assert "There are no simplified files of bee and Bäume" in page
+    assert re.search(r"--format simplified --folder \S+ --classes bee<", page)
 
 
 def test_a_class_without_a_kind_of_file_is_named(folder, tmp_path):

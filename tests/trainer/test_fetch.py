@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from bucket_server import Bucket, serving
 from sketchbatch_client.drawings.readers import labelled_files, source_of
+from sketchbatch_trainer.catalogue import ExpectedNpy, read_catalogue
 from sketchbatch_trainer.cli import app
 from sketchbatch_trainer.errors import BucketUnreachable, FetchFailed
-from sketchbatch_trainer.fetch.bucket import SOURCE, ExpectedNpy, known_classes, read_catalogue
+from sketchbatch_trainer.fetch.bucket import SOURCE, known_classes
 from sketchbatch_trainer.fetch.download import HEAD_BYTES, OVERLAP_BYTES, Downloader, FetchState, RetrySettings
 from sketchbatch_trainer.fetch.fetch_request import FetchRequest, FetchResult
 from sketchbatch_trainer.fetch.fetching import fetch, is_reachable

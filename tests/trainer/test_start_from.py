@@ -17,7 +17,7 @@ from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitm
 from sketchbatch_trainer.errors import RunRefused
 from sketchbatch_trainer.run import Run
 from sketchbatch_trainer.synthetic import LABELS, SOURCE, draw
-from sketchbatch_trainer.train.recipes import COMPACT, FINETUNE, NETWORKS, fit_rows
+from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, NETWORKS, fit_rows
 from sketchbatch_trainer.train.starting_point import ModelFile, find_start, fit_recipe
 
 pytestmark = [
@@ -270,7 +270,9 @@ def test_a_start_is_a_run_a_file_or_the_highest_version_of_a_folder(tmp_path):
     assert find_start(run.folder) == run
     assert find_start(file) == ModelFile(file)
     assert find_start(tmp_path / "named") == ModelFile(tmp_path / "named" / "10" / "model.onnx")
-    with pytest.raises(RunRefused, match="no such file or folder; start from a run folder, the folder models/quick"):
+    with pytest.raises(
+        RunRefused, match="no such file or folder; start from a run folder, models/quickdraw-345 of the ch"
+    ):
         find_start(tmp_path / "none")
     with pytest.raises(RunRefused, match=r"holds the models animals-10, bear-cat-dog, quickdraw-345: name one of them"):
         find_start(MODELS)
@@ -281,8 +283,8 @@ def test_a_start_is_a_run_a_file_or_the_highest_version_of_a_folder(tmp_path):
 def test_files_that_are_not_models_are_refused_in_one_line(tmp_path):
     """A file that is not ONNX, and a file of another tool that was not adapted, are refused in one line."""
     wrong_files = {
-        "page.onnx": (b"<html>not found</html>", "expected an ONNX model, got a web page; fetch it again"),
-        "empty.onnx": (b"", "expected an ONNX model, got an empty file; fetch it again"),
+        "page.onnx": (b"<html>not found</html>", "expected an ONNX model, got a web page; copy or download it again"),
+        "empty.onnx": (b"", "expected an ONNX model, got an empty file; copy or download it again"),
         "model.keras": (zipped("metadata.json"), "expected an ONNX model, got a Keras model .*sketchbatch-train adapt"),
         "noise.onnx": (bytes(range(1, 100)), "not an ONNX model, or damaged"),
     }
@@ -302,6 +304,8 @@ def test_the_network_follows_from_the_start():
     assert light == replace(NETWORKS["light"], dropout=FINETUNE.network.dropout)
     assert fit_recipe(FINETUNE, None, shipped("quickdraw-345")) == FINETUNE
     assert fit_recipe(COMPACT, None, None) == COMPACT
+    with pytest.raises(RunRefused, match="recipe article has a network of its own; leave out --network light"):
+        fit_recipe(ARTICLE, "light", None)
 
 
 def test_few_drawings_get_smaller_batches_and_more_epochs():

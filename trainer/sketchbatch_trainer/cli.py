@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from sketchbatch import versions
 from sketchbatch_client.atomic import unwind_on_signals
-from sketchbatch_client.errors import SketchbatchError, message_of
+from sketchbatch_client.errors import SketchbatchError, message_of, naming_skip_malformed
 from sketchbatch_client.output_file import HTML_MARK, check_reports, local_path
 
 from .adapt.command import adapt
@@ -29,9 +29,8 @@ from .selection import (
     IgnoreOthers,
     SkipMalformed,
     account,
-    cache_folder,
     choose,
-    naming_skip_malformed,
+    drawings_folder,
     warn_of_ink,
 )
 
@@ -178,7 +177,7 @@ def train(
     start = find_start(start_from) if start_from else None
     check_start(RECIPES[recipe], start)
     chosen = fit_recipe(RECIPES[recipe], network, start)
-    folder, target = data or cache_folder(), Run(run)
+    folder, target = drawings_folder(data), Run(run)
     found = labelled_files(folder)
     target.check_folder((folder, *found.values()))
     labels = choose(folder, list(found), classes, is_default=data is None)

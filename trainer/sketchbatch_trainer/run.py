@@ -231,6 +231,13 @@ class Run:
             RunIncomplete: `path` does not exist, or is the exported model of an earlier training or export.
         """
         remedy = f"first run: sketchbatch-train {step} --run {shlex.quote(str(self.folder))}"
+        if step == "train":
+            remedy += ", with the drawings (--data) and options of the training"
+        if path == self.config and self.folder.is_dir() and not path.exists():
+            raise RunIncomplete(
+                f"{self.folder}: is not the folder of a training, which has a {path.name}; name one "
+                "(sketchbatch evaluate compares models that are served)"
+            )
         if not path.exists():
             raise RunIncomplete(f"{path} does not exist yet; {remedy}")
         variant = next((each for each in Variant if self.exported(each) == path), None)

@@ -1,17 +1,16 @@
 """The options that select drawings, and what `explore` and `train` print about the selection."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from sketchbatch_client.drawings.bitmap_arrays import ink_warning
 from sketchbatch_client.drawings.readers import BitmapRows
-from sketchbatch_client.errors import DrawingRefused, FileRefused
 from sketchbatch_client.output_file import local_path
 
+from .errors import DrawingsRefused
 from .folder_contents import choose_labels, describe_choice, find_others
 from .progress import console, warn
 
@@ -59,6 +58,20 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sketchbatch" / "quickdraw"
 
 
+def drawings_folder(data: Path | None) -> Path:
+    """Return the folder that `--data` names, or else the default folder.
+
+    Raises:
+        DrawingsRefused: There is no default folder, because nothing was fetched.
+    """
+    folder = data or cache_folder()
+    if data is None and not folder.is_dir():
+        raise DrawingsRefused(
+            f"{folder}: no such folder; name a folder of drawings with --data, or first run: sketchbatch-train fetch"
+        )
+    return folder
+
+
 def choose(folder: Path, found: list[str], classes: str, *, is_default: bool) -> tuple[str, ...]:
     """Return the chosen labels of a folder, and print them unless the user named them."""
     if classes and not classes.strip(" ,"):
@@ -83,17 +96,6 @@ def account(
     if text := str(others):
         warn(text)
     return others.counts()
-
-
-@contextmanager
-def naming_skip_malformed(is_set: bool) -> Iterator[None]:
-    """Add the option `--skip-malformed` to the error about a malformed drawing, unless the option is set."""
-    try:
-        yield
-    except DrawingRefused as exc:
-        if is_set:
-            raise
-        raise FileRefused(f"{exc}; correct it, or skip malformed drawings with --skip-malformed") from exc
 
 
 def warn_of_ink(folder: Path, path: Path, bitmaps: BitmapRows) -> None:

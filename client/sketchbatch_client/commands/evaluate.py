@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..atomic import is_stream
 from ..drawings.readers import describe_malformed
-from ..errors import ExtraMissing
+from ..errors import ExtraMissing, naming_skip_malformed
 from ..evaluation.evaluating import Comparison, Evaluation, common_labels, compare
 from ..evaluation.evaluating import evaluate as evaluate_model
 from ..evaluation.evaluation_json import write_json
@@ -165,10 +165,14 @@ def evaluate(
             second = ServedModel(other, other.model(name, against_version, with_training_digests=True))
             labels = common_labels(first.model, second.model)
         owner = f"{served.name} of {connection.server}" if not second else ""
-        drawings = open_labelled(folder, labels, skip_malformed=skip_malformed, owner=owner)
+        with naming_skip_malformed(skip_malformed):
+            drawings = open_labelled(folder, labels, skip_malformed=skip_malformed, owner=owner)
         reports.check(drawings.bitmaps)
         result: Evaluation | Comparison
-        with show_progress("evaluating", drawings.bitmaps.values(), is_quiet=quiet) as advance:
+        with (
+            naming_skip_malformed(skip_malformed),
+            show_progress("evaluating", drawings.bitmaps.values(), is_quiet=quiet) as advance,
+        ):
             if second:
                 result = compare(first, second, drawings, advance)
             else:

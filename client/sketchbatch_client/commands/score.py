@@ -310,7 +310,8 @@ def _report_unlabelled(job: ScoreJob, progress: ProgressDisplay) -> None:
 
 
 def _report(outcome: Outcome, path: Path, progress: ProgressDisplay, duration_s: float) -> None:
-    rows = f"{counted(outcome.rows, 'row')} from {counted(progress.sources, 'input')}"
+    inputs = progress.sources - progress.passed_over.empty_inputs
+    rows = f"{counted(outcome.rows, 'row')} from {counted(inputs, 'input')}"
     if outcome.added is not None:
         rate = outcome.added / duration_s
         err.print(f"{counted(outcome.added, 'new row')} in {duration_s:.1f} s ({rate:,.0f} rows/s) -> {path}")

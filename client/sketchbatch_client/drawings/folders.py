@@ -109,6 +109,8 @@ def _advice(nested: list[Path]) -> str:
     """Return where the drawings in inner folders are and how to name them; "" if there are none."""
     if not nested:
         return ""
+    if runs := [inner for inner in nested if (inner / "config.json").is_file() and (inner / "test").is_dir()]:
+        return f"; there are folders of trainings: name the held-out drawings of one, {runs[0] / 'test'}"
     advice = f"; there are drawings in {listed([f'{inner.name}/' for inner in nested])}: name one of these folders"
     column, *others = {inner.name.partition("=")[0] if "=" in inner.name else "" for inner in nested}
     if column == _LABEL_KEY[:-1]:
@@ -238,7 +240,7 @@ def _other_kind(path: Path, taken: Path) -> PassedOver:
     if not entry.may_have_drawings or path.is_dir() or path.suffix.lower() in PACKED_SUFFIXES:
         return entry
     kind = f"{taken.suffix} files" if taken.suffix and not taken.is_dir() else "folders of pictures"
-    return entry._replace(reason=f"one kind of file is read, and the folder has {kind}, too")
+    return entry._replace(reason=f"not read next to {kind}; move it into another folder")
 
 
 def _other_form(folder: Path, files: dict[str, Path]) -> Iterator[PassedOver]:

@@ -75,7 +75,7 @@ def _decoded(contents: bytes) -> NDArray[np.uint8]:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as exc:
         raise ValueError(f"expected at most {_PIXEL_LIMIT}, got more") from exc
     except Exception as exc:  # damaged chunks and EXIF make Pillow raise TypeError, struct.error and others
-        raise ValueError("damaged or cut off; fetch it again") from exc
+        raise ValueError("damaged or cut off; copy or download it again") from exc
     raise ValueError(excess)
 
 

@@ -148,6 +148,9 @@ def scaled(numbers: NDArray[Any], scale: float) -> NDArray[np.uint8]:
 
 def axes_remedy(shape: tuple[int, ...]) -> str:
     """Return how to convert an array whose rows are its last axis; empty for other shapes."""
+    if len(shape) == 3 and shape[:2] == (28, 28) and shape[2] in (3, 4):
+        ink = "x[..., 3] with transparent paper, else 255 - x[..., 0]" if shape[2] == 4 else "255 - x[..., 0]"
+        return f"; of a picture in colour, pass the ink: {ink}; of {shape[2]} bitmaps, x.transpose(2, 0, 1)"
     if len(shape) == 3 and shape[:2] == (28, 28):
         return "; convert it: x.transpose(2, 0, 1)"
     return "; convert it: x.T" if len(shape) == 2 and shape[0] == _ROW_BYTES else ""
@@ -260,7 +263,9 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> Bin
         while chunk := packed.read(_CHUNK_BYTES):
             file.write(chunk)
             if file.tell() > member.file_size:
-                raise FileRefused(f"{name}: must unpack to {member.file_size:,} bytes, got more; fetch it again")
+                raise FileRefused(
+                    f"{name}: must unpack to {member.file_size:,} bytes, got more; copy or download it again"
+                )
         file.flush()
         unfinished.pop_all()
         return file
@@ -288,7 +293,7 @@ def _check_size(name: str, header: _Header, size: int) -> None:
     if got != expected:
         problem = "truncated" if got < expected else "too long"
         rows = f"{header.rows} rows of {row_bytes}"
-        raise FileRefused(f"{name}: {problem}: {rows} are {expected} bytes, got {got}; fetch it again")
+        raise FileRefused(f"{name}: {problem}: {rows} are {expected} bytes, got {got}; copy or download it again")
 
 
 def _read_header(name: str, head: bytes) -> _Header:

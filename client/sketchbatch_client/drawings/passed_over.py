@@ -4,7 +4,7 @@ Flow: name -> hidden or made by a job -> first bytes -> ending.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +45,7 @@ class PassedOverList:
     def __init__(self, entries: Iterable[PassedOver] = ()) -> None:
         self.count = 0
         self.count_with_drawings = 0  # of entries that may have drawings
+        self.empty_inputs = 0  # inputs that were opened and have no drawing; they are among the entries
         self.inputs: set[str] = set()  # paths that are not added: they are read, because they were named
         self._with: list[PassedOver] = []
         self._without: list[PassedOver] = []
@@ -80,6 +81,12 @@ class PassedOverList:
         with_drawings = self.count_with_drawings + other.count_with_drawings - with_drawings
         self.extend(other.entries)
         self.count, self.count_with_drawings = count, with_drawings
+
+    def with_reasons(self, change: Callable[[PassedOver], PassedOver]) -> "PassedOverList":
+        """Return the same list with changed entries; `change` may only change their reasons."""
+        changed = PassedOverList(map(change, self.entries))
+        changed.count, changed.count_with_drawings = self.count, self.count_with_drawings
+        return changed
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts and the listed entries, for a JSON object."""
@@ -172,6 +179,11 @@ def has_drawing_name(name: str) -> bool:
     return not is_hidden(name) and suffix in kinds and suffix != ".jsonl"
 
 
+def has_strokes(head: bytes) -> bool:
+    """Return whether lines of JSON that begin with `head` are drawings: files of metadata have the same ending."""
+    return b'"drawing"' in head or b'"strokes"' in head
+
+
 def pass_over(path: Path) -> PassedOver:
     """Return why a file or folder is not read that has the ending of no reader, and whether it may have drawings."""
     name = path.name
@@ -179,6 +191,8 @@ def pass_over(path: Path) -> PassedOver:
         return PassedOver(str(path), "hidden", False)
     if target := link_within(path):  # which is read, or passed over itself
         return PassedOver(str(path), f"a link to {target.name}", False)
+    if path.is_symlink() and path.is_dir() and Path(os.path.realpath(path.parent)).is_relative_to(path.resolve()):
+        return PassedOver(str(path), "a link to a folder above it", False)
     if is_packed_copy(path):
         return PassedOver(str(path), f"the packed copy of {path.stem}", False)
     if name == SOURCE_NOTE:
@@ -237,7 +251,7 @@ def _file(path: Path) -> PassedOver:
         head = file.read(HEAD_BYTES)
     kind = describe(head, str(path))
     if kind and kind.suffix == ".ndjson":
-        is_drawing = b'"drawing"' in head or b'"strokes"' in head
+        is_drawing = has_strokes(head)
         return PassedOver(str(path), str(kind) if is_drawing else "JSON without drawings", is_drawing)
     if kind:
         return PassedOver(str(path), str(kind), kind.may_have_drawings)

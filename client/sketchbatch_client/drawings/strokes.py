@@ -95,8 +95,9 @@ class StrokeFile:
 
     @property
     def is_last_line_incomplete(self) -> bool:
-        """Whether the last line has no line feed and is malformed, because a program may be writing it."""
-        if not self.line_count or not self._format.has_line_feeds or self._data[len(self._data) - 1 :] == b"\n":
+        """Whether the last line or record is malformed and has no line feed, because a program may be writing it."""
+        ends = self._format.has_line_feeds and self._data[len(self._data) - 1 :] == b"\n"
+        if not self.line_count or ends:
             return False
         try:
             self.parse(next(self.lines(self.line_count - 1, self.line_count)))

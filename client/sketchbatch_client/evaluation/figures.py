@@ -42,6 +42,7 @@ INK, GREY, BLUE, ORANGE = "#111827", "#9aa5b1", "#2563eb", "#e69f00"  # blue and
 
 MAX_WRITTEN_CLASSES = 20  # most classes in a confusion matrix with written counts, which must stay large enough to read
 
+_MAX_TITLES_WIDTH = 4.2  # largest width of all column titles side by side in inches: a page has 6.6 next to the text
 _MAX_PERCENT_CLASSES = 12  # most classes whose cells have room for a percentage below the count
 _UPRIGHT_FROM_CLASSES = 7  # fewest classes whose column labels are rotated
 _CURVE_POINTS = 200  # more are not visible
@@ -150,7 +151,12 @@ class Matrix:
     @property
     def is_upright(self) -> bool:
         """Whether the titles of the columns are rotated."""
-        return len(self.columns) >= _UPRIGHT_FROM_CLASSES
+        return len(self.columns) >= _UPRIGHT_FROM_CLASSES or self._title_width * len(self.columns) > _MAX_TITLES_WIDTH
+
+    @property
+    def _title_width(self) -> float:
+        """Width of the longest column title in inches."""
+        return 0.1 * max(map(len, self.columns))
 
     @property
     def size(self) -> tuple[float, float]:
@@ -158,7 +164,7 @@ class Matrix:
         cell = 0.55 if len(self.columns) <= _MAX_PERCENT_CLASSES else 0.38
         margin = 0.6 + 0.085 * max(map(len, self.rows))
         below = 0.6 + 0.085 * max(map(len, self.columns)) if self.is_upright else 0.6
-        width = cell if self.is_upright else max(cell, 0.1 * max(map(len, self.columns)))
+        width = cell if self.is_upright else max(cell, self._title_width)
         return max(3.4, width * len(self.columns) + margin), max(2.6, cell * len(self.rows) + below)
 
     def draw(self, axes: Any) -> None:

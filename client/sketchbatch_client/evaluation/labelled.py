@@ -73,6 +73,8 @@ def open_labelled(
         if bitmaps:
             raise FileRefused(f"{folder}: expected drawings, got none for {listed([*map(label_of, bitmaps)])}")
         whose = f"; name another model than {owner}, or rename the labels of the drawings" if owner else ""
+        if (Path(folder) / "config.json").is_file() and (Path(folder) / "test").is_dir():
+            whose = f"; this is a folder of a training: its held-out drawings are in {Path(folder) / 'test'}"
         if Path(folder) in files.values():
             whose = "; the label of these pictures is the name of their folder: give each label a folder of its own"
         raise FileRefused(f"{folder}: expected drawings of {compared(labels, tuple(files))}{whose}")

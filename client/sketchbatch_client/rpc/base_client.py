@@ -295,20 +295,23 @@ class BaseClient:
         several servers in turn. A server that serves a newer version has retired this one, and the attempt is not
         repeated. Raises DeadlineExceeded.
         """
-        was_missing = False
+        missing = ""  # what the last server answered that does not serve the version
         while True:
             try:
                 return await send()
             except grpc.RpcError as exc:
                 is_missing = exc.code() is grpc.StatusCode.NOT_FOUND
                 is_awaited = is_missing and self._is_arriving(name, version) and not is_retired(version, exc)
-                is_late = was_missing and exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                is_late = bool(missing) and exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED
                 if not is_awaited and not is_late:
                     raise
+                missing = str(exc.details()) if is_missing else missing
                 if is_late or deadline - time.monotonic() <= _VERSION_DELAY_S:
-                    text = f"no server of {self.target} returned {name} version {version} in {self._timeout_s:g} s"
-                    raise errors.DeadlineExceeded(text) from exc
-                was_missing = True
+                    wanted = f"{name or 'the default model'} version {version}"
+                    raise errors.DeadlineExceeded(
+                        f"not all servers of {self.target} served {wanted} within {self._timeout_s:g} s (one answered: "
+                        f"{missing}); all servers of a client must serve the same models"
+                    ) from exc
             await self._backend.sleep(_VERSION_DELAY_S)
 
     async def _model_of(

@@ -227,38 +227,25 @@ def _check_scored_rows(additions: Sequence[Addition], sources: list[Source], men
         if before.rows and (before.stamp != source.stamp or is_moved) and source.name not in mended:
             changed.add(source.name)
     if changed:
-        for names in _changed_rows(additions, sources, changed, mended):
-            raise JobRefused(f"the rows of {names} that were scored before have changed; {_ADVICE}")
+        for name in _changed_rows(additions, sources, changed):
+            raise JobRefused(f"rows of {name} that an earlier run read have changed; {_ADVICE}")
 
 
-def _changed_rows(
-    additions: Sequence[Addition], sources: list[Source], touched: set[str], mended: set[str]
-) -> Iterator[str]:
-    """Yield the names of the sources of each part whose rows have changed.
+def _changed_rows(additions: Sequence[Addition], sources: list[Source], touched: set[str]) -> Iterator[str]:
+    """Yield the name of each source in `touched` whose rows differ from those that the output has of it.
 
-    Only `touched` sources can have changed. A part with rows of a source that is missing, or of a picture
-    that was mended, now or before an earlier run, cannot be compared: its touched pictures count as changed, and its
-    touched files, which may have grown, do not.
+    The rows that an earlier run read of a picture do not count if a later run has scored it anew.
     """
     by_name = {source.name: source for source in sources}
-    pictures = touched & {source.name for source in sources if isinstance(source, PictureSource)}
     newest = {  # the run that last scored the first row of a source
         each.source: run for run, addition in enumerate(additions) for each in addition.plan.inputs if not each.start
     }
     for run, (plan, digests) in enumerate((each.plan, each.digests) for each in additions):
         names = [each.source for each in plan.inputs]
-        present = [by_name.get(name, sources[0]) for name in names]
-        reader = BlockReader(plan, present, readers=0)
-        for part in plan.parts:
-            in_part = {names[segment.source] for segment in plan.segments(part)}
-            is_comparable = not in_part & mended and all(
-                name in by_name and newest.get(name, run) <= run for name in in_part
-            )
-            if in_part & touched and is_comparable and reader.digest(part) != digests.get(part):
-                yield " or ".join(sorted(in_part & touched))
-            unverified = {name for name in in_part & pictures if newest.get(name, run) == run}
-            if unverified and not is_comparable:
-                yield " or ".join(sorted(unverified))
+        own = {index for index, name in enumerate(names) if name in touched and newest.get(name, run) <= run}
+        reader = BlockReader(plan, [by_name.get(name, sources[0]) for name in names], readers=0)
+        for part in plan.parts if own else ():
+            yield from (names[index] for index in reader.changed(part, digests.get(part, ()), own))
 
 
 def _joined(kind: str, output: Path, manifest: Manifest, added: Manifest, parts: Parts, mended: set[str]) -> Manifest:

@@ -10,11 +10,12 @@ import signal
 import threading
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from ..drawings.bitmap_arrays import warn_of_ink
 from ..drawings.readers import Bitmaps
 from ..errors import SketchbatchError
 from .inputs import Block, Source
-from .plan import Plan
+from .plan import PartDigest, Plan, Segment
 
 BLOCK_ROWS = 1024  # rows that are read at once: enough for one request; cairo renders them in an eighth of a second
 
@@ -102,10 +103,24 @@ class BlockReader:
         if blocks:
             yield _batch_of(blocks)
 
-    def digest(self, part: int) -> int:
+    def digest(self, part: int) -> PartDigest:
         """Read the input rows of a part again; return their part digest."""
-        digests = (self._sources[rows.source].digest(rows.start, rows.stop) for rows in self._ranges([part]))
-        return _joined_digest(digests)
+        return tuple(map(self._digest, self._plan.segments(part)))
+
+    def changed(self, part: int, digest: PartDigest, touched: Collection[int]) -> list[int]:
+        """Read the rows of the sources `touched` in a part again; return the sources whose rows belong to no `digest`.
+
+        `touched` and the result are indices in `Plan.inputs`; other sources need not exist.
+        """
+        segments = self._plan.segments(part)
+        if len(segments) != len(digest):
+            return sorted({segment.source for segment in segments}.intersection(touched))
+        pairs = zip(segments, digest, strict=True)
+        return [each.source for each, own in pairs if each.source in touched and self._digest(each) != own]
+
+    def _digest(self, segment: Segment) -> int:
+        source, starts = self._sources[segment.source], range(segment.start, segment.stop, BLOCK_ROWS)
+        return _joined_digest(source.digest(start, min(start + BLOCK_ROWS, segment.stop)) for start in starts)
 
     def _blocks(self, parts: Iterable[int]) -> Iterator[tuple[BlockRange, Block]]:
         ahead: deque[tuple[BlockRange, Block | Future[Block]]] = deque()
@@ -159,9 +174,10 @@ def _ignoring_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
 
-def digest_of(blocks: Iterable[Block]) -> int:
-    """Return the part digest of the part that consists of `blocks`: the CRC-32 of their digests."""
-    return _joined_digest(block.digest for block in blocks)
+def digest_of(blocks: Iterable[tuple[BlockRange, Block]]) -> PartDigest:
+    """Return the part digest of the part that consists of `blocks`."""
+    by_source = groupby(blocks, key=lambda each: each[0].source)
+    return tuple(_joined_digest(block.digest for _, block in own) for _, own in by_source)
 
 
 def _joined_digest(digests: Iterable[int]) -> int:

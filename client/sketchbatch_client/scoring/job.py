@@ -118,7 +118,10 @@ def check_output(job: ScoreJob, output: Path, *, restart: bool = False) -> Path:
         # Once the job has a folder for its parts, a folder of inputs leaves out its output: compare before.
         _check_inputs(output, [str(path) for path in input_paths(job.inputs, PassedOverList(), may_be_empty=True)])
     if not restart:
-        check_is_ours(output)
+        if job.input_options.is_growing:  # --append, which --restart contradicts
+            check_is_ours(output, remedy="name another output, or move it")
+        else:
+            check_is_ours(output)
     return output
 
 
@@ -256,13 +259,12 @@ def _is_folder(given: Input) -> bool:
 
 
 def _changed_contents(begun: BegunJob, plan: Plan, reader: BlockReader) -> str:
-    """Find the first finished part of `begun` whose input rows have changed; name its sources, "" if there is none."""
+    """Return which input of a finished part of `begun` has changed; "" if there is none."""
     pairs = enumerate(zip(begun.plan.inputs, plan.inputs, strict=True))
     touched = {source for source, (before, after) in pairs if before.stamp != after.stamp}
     for part in begun.plan.parts if touched else ():
-        sources = touched & {segment.source for segment in plan.segments(part)}
-        digest = begun.digest(part) if sources else None
-        if digest is not None and reader.digest(part) != digest:
-            names = " or ".join(plan.inputs[source].source for source in sorted(sources))
-            return f"the contents of {names} have changed"
+        is_touched = any(segment.source in touched for segment in plan.segments(part))
+        digest = begun.digest(part) if is_touched else None
+        if digest is not None and (changed := reader.changed(part, digest, touched)):
+            return f"the contents of {plan.inputs[changed[0]].source} have changed"
     return ""

@@ -133,13 +133,13 @@ class JobRunner:
         tables = [
             table(self.schema, batch, result, self.sources, reject_below=below) for batch, result in scored if result
         ]
-        blocks = [block for batch, _ in scored for _, block in batch.blocks]
+        blocks = [pair for batch, _ in scored for pair in batch.blocks]
         return Part(
             number=scored[0][0].part,
             rows=pa.Table.from_batches(tables, self.schema).combine_chunks(),
-            rejects=[reject_line(reject) for block in blocks for reject in block.rejects],
+            rejects=[reject_line(reject) for _, block in blocks for reject in block.rejects],
             digest=digest_of(blocks),
-            unread_metadata=sum(block.unread_metadata for block in blocks),
+            unread_metadata=sum(block.unread_metadata for _, block in blocks),
         )
 
     def _check_model(self, results: list[Classification]) -> None:

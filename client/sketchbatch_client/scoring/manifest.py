@@ -10,7 +10,7 @@ from ..atomic import replacing
 from ..drawings.passed_over import PassedOverList
 from ..errors import JobRefused
 from ..strict_json import encode
-from .plan import Plan, whole_number
+from .plan import PartDigest, Plan, whole_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class Addition:
     """The rows of an output that one run wrote, before later runs of `score --append` added more."""
 
     plan: Plan
-    digests: dict[int, int]  # part digest by number of the part
+    digests: dict[int, PartDigest]  # by number of the part
 
     def to_json(self, labels: tuple[str, ...]) -> dict[str, Any]:
         """Return the JSON object, without labels if they are `labels`, of which there may be ten thousand."""
@@ -37,7 +37,7 @@ class Manifest:
     """The content of a manifest: how a finished output was made, and its totals."""
 
     plan: Plan
-    digests: dict[int, int]  # part digest by number of the part
+    digests: dict[int, PartDigest]  # by number of the part
     rows: int  # number of rows written, without rejected rows
     rejected: int
     unread_metadata: int = 0  # number of rows with metadata that cannot be read
@@ -97,8 +97,10 @@ class Manifest:
             raise unreadable(path, exc) from exc
 
 
-def _digests(found: dict[str, Any]) -> dict[int, int]:
-    return {int(part): whole_number(digest) for part, digest in found["digests"].items()}
+def _digests(found: dict[str, Any]) -> dict[int, PartDigest]:
+    """Read the part digests; older clients wrote one number for a part, which is its digest if it has one segment."""
+    found_digests = {int(part): each if isinstance(each, list) else [each] for part, each in found["digests"].items()}
+    return {part: tuple(map(whole_number, each)) for part, each in found_digests.items()}
 
 
 def manifest_path(output: Path) -> Path:

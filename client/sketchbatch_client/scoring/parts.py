@@ -21,7 +21,7 @@ from ..atomic import replacing, room_for
 from ..errors import JobNotReady, JobRefused, OutputRefused
 from ..file_stamp import file_stamp
 from .manifest import Manifest, manifest_path, read_json, rejects_path, unreadable, write_json
-from .plan import ALL, Plan, Shard
+from .plan import ALL, PartDigest, Plan, Shard
 
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 _DIGEST, _UNREAD = b"digest", b"unread_metadata"
@@ -34,7 +34,7 @@ class Part:
     number: int
     rows: pa.Table  # lines of `outputs.table`
     rejects: list[str]  # one line of JSON per rejected row
-    digest: int  # part digest: CRC-32 of the input bytes
+    digest: PartDigest
     unread_metadata: int = 0  # number of rows with metadata that cannot be read
 
     @property
@@ -131,7 +131,7 @@ class Parts:
         """Return whether any part is finished."""
         return any(self.folder.glob("*.arrow"))
 
-    def digest(self, part: int) -> int | None:
+    def digest(self, part: int) -> PartDigest | None:
         """Return the part digest of a part; None if the part is not finished, or if its files are damaged."""
         try:
             return self.read(part).digest
@@ -150,7 +150,7 @@ class Parts:
             number=part,
             rows=rows.replace_schema_metadata(),
             rejects=lines,
-            digest=int(metadata[_DIGEST]),
+            digest=tuple(map(int, metadata[_DIGEST].split(b","))),
             unread_metadata=int(metadata.get(_UNREAD, 0)),
         )
 
@@ -160,7 +160,8 @@ class Parts:
             with replacing(self._rejects(part.number)) as partial:
                 partial.write_text("".join(part.rejects), encoding="utf-8")
         with replacing(self._rows(part.number)) as partial, partial.open("wb") as file:
-            rows = part.rows.replace_schema_metadata({_DIGEST: str(part.digest), _UNREAD: str(part.unread_metadata)})
+            digest = ",".join(map(str, part.digest))
+            rows = part.rows.replace_schema_metadata({_DIGEST: digest, _UNREAD: str(part.unread_metadata)})
             with pa.ipc.new_file(file, rows.schema, options=_OPTIONS) as writer:
                 writer.write_table(rows)
             file.flush()
@@ -202,17 +203,16 @@ class BegunJob:
         plan = manifest.plan if manifest else Parts.of(output).earlier_plan()
         return cls(output, plan, manifest) if plan else None
 
-    def digest(self, part: int) -> int | None:
+    def digest(self, part: int) -> PartDigest | None:
         """Return the part digest of a part; None if the part is not finished."""
         return self.manifest.digests.get(part) if self.manifest else Parts.of(self.output).digest(part)
 
 
-def check_is_ours(output: Path) -> None:
+def check_is_ours(output: Path, *, remedy: str = "name another output, or use --restart to replace it") -> None:
     """Raise OutputRefused if OUTPUT or its rejects exist, no job wrote them, and no --restart allows a replacement.
 
     Raises JobRefused if the manifest of OUTPUT cannot be read.
     """
-    remedy = "name another output, or use --restart to replace it"
     if not Manifest.read(output) and not Parts.of(output).is_replaceable(output):
         reason = "has changed since a job wrote it" if manifest_path(output).exists() else "no job has written it"
         raise OutputRefused(f"{output}: exists, and {reason}; {remedy}")

@@ -57,6 +57,10 @@ class Segment(NamedTuple):
     stop: int
 
 
+PartDigest = tuple[int, ...]
+"""For each segment of a part, the CRC-32 of its rows: shows which inputs have changed."""
+
+
 class Shard(NamedTuple):
     """Selects the parts that one of several commands scores: shard `number` of `shards`."""
 

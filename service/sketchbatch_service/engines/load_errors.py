@@ -51,7 +51,7 @@ def _other_kind(path: Path, text: str) -> str:
     if _PARSING_FAILED not in text:
         return ""
     if kind:
-        return "damaged or cut off, cannot be read as an ONNX model; fetch it again"
+        return "damaged or cut off, cannot be read as an ONNX model; copy or download it again"
     return f"expected an ONNX model, got {head[:_QUOTED_BYTES]!r}; {_EXPORT}"
 
 

@@ -18,7 +18,10 @@ def check_replacement(new: ServedModel, old: ServedModel, *, default_model: str,
     """
     path = new.file and new.file.path
     if old.name == default_model != new.name:
-        raise ModelRefused(f"{path}: must be named {default_model!r} as before, got {new.name!r}")
+        raise ModelRefused(
+            f"{path}: must be named {default_model!r} as before, got {new.name!r}; export it with that name, or "
+            "restart the service"
+        )
     is_same_version = (old.name, old.version) == (new.name, new.version)
     difference = _difference(old.artifact.labels, new.artifact.labels)
     if is_same_version and difference and not allows_label_changes:

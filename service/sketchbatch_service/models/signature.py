@@ -4,6 +4,7 @@ Files from other tools have other names, so a name matters only if several outpu
 line for the operator; `artifact` joins the parts.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,9 +43,11 @@ def read_signature(session: ort.InferenceSession, labels: int) -> Signature:
     problems = [*_input_problems(inputs), *_output_problems(outputs, scores), *_fixed_batch(inputs, outputs, scores)]
     if any("float16" in tensor.type for tensor in (*inputs, *(outputs if len(scores) != 1 else ()))):
         problems.append("float16 inside the graph only: convert with keep_io_types=True")
-    is_adaptable = len(inputs) == 1 and not _are_labels(outputs)
+    is_divided = len(scores) > 1 and all(output.shape[1] == 1 for output in scores)  # one output for each class
+    is_adaptable = len(inputs) == 1 and not (_is_one_bitmap(inputs[0].shape) or _are_labels(outputs) or is_divided)
     if not inputs or len(scores) != 1:
-        return Signature(OUR_NAMES, 0, tuple(problems), is_adaptable, is_ambiguous=len(scores) > 1)
+        is_ambiguous = len(scores) > 1 and not is_divided
+        return Signature(OUR_NAMES, 0, tuple(problems), is_adaptable, is_ambiguous=is_ambiguous)
     [output] = scores
     classes = output.shape[1] if isinstance(output.shape[1], int) else 0
     names = TensorNames(inputs[0].name, output.name)
@@ -75,8 +78,16 @@ def _is_batch_of_bitmaps(shape: list[int | str | None]) -> bool:
     return len(shape) == 3 and not isinstance(shape[0], int) and tuple(shape[1:]) == ROW_SHAPE
 
 
+def _is_one_bitmap(shape: list[int | str | None]) -> bool:
+    """Return whether `shape` is that of a single bitmap, such as (28, 28) or (784), without an axis for the rows."""
+    sizes = [size for size in shape if isinstance(size, int)]
+    return len(sizes) == len(shape) and sizes[:1] in ([28], [784]) and math.prod(sizes) == 784
+
+
 def _output_problems(outputs: list[ort.NodeArg], scores: list[ort.NodeArg]) -> Iterable[str]:
-    if len(scores) > 1:
+    if len(scores) > 1 and all(output.shape[1] == 1 for output in scores):
+        yield f"these outputs must be joined into one, {_EXPECTED_OUTPUT}: {_listed(scores)}"
+    elif len(scores) > 1:
         yield f"one of these outputs must be called scores: {_listed(scores)}"
     elif not scores:
         yield f"output must be {_EXPECTED_OUTPUT}, got {_listed(outputs)}"
@@ -92,6 +103,9 @@ def _fixed_batch(inputs: list[ort.NodeArg], outputs: list[ort.NodeArg], scores: 
     """Yield a problem if the batch size is a number; an output matters only if no output fits."""
     tensors = [*inputs, *(outputs if not scores else ())]
     for tensor in tensors:
+        if _is_one_bitmap(tensor.shape):
+            yield "the input has no axis for the rows: export it with one"
+            return
         if len(tensor.shape) > 1 and isinstance(tensor.shape[0], int):
             yield f"the batch is fixed to {tensor.shape[0]}: export it open (dynamic_axes or dynamic_shapes in PyTorch)"
             return

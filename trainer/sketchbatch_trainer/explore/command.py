@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sketchbatch_client.errors import naming_skip_malformed
 from sketchbatch_client.output_file import HTML_MARK, check_reports, local_path
 
 from ..extras import importing
@@ -15,9 +16,8 @@ from ..selection import (
     IgnoreOthers,
     SkipMalformed,
     account,
-    cache_folder,
     choose,
-    naming_skip_malformed,
+    drawings_folder,
     warn_of_ink,
 )
 
@@ -40,7 +40,7 @@ def explore(
         from .explore_page import write_page
         from .exploring import find_files, gather
 
-    folder = data or cache_folder()
+    folder = drawings_folder(data)
     with naming_skip_malformed(skip_malformed):
         found = find_files(folder, skip_malformed=skip_malformed)
     labels = choose(folder, list(found), classes, is_default=data is None)

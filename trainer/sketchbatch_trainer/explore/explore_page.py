@@ -12,6 +12,7 @@ from sketchbatch_client import html_page
 from sketchbatch_client.drawings.folders import files_with_suffix
 from sketchbatch_client.html_page import enumerated
 
+from ..catalogue import read_catalogue
 from ..folder_contents import GOOGLE_FOLDERS
 from . import charts, sections
 from .drawing_statistics import (
@@ -137,7 +138,7 @@ def _kind(statistics: FolderStatistics, kind: str) -> dict[str, Any]:
 
 
 def _missing(statistics: FolderStatistics) -> list[dict[str, Any]]:
-    """Return each kind of file that some class lacks, with a description and the command that fetches it.
+    """Return each kind of file that some class lacks and `fetch` could add, with a description and the command.
 
     Bitmaps that were drawn from strokes are not missing.
     """
@@ -145,24 +146,26 @@ def _missing(statistics: FolderStatistics) -> list[dict[str, Any]]:
         kind: [label for label in statistics.lacking(kind) if kind != BITMAPS or label not in statistics.with_bitmaps]
         for kind in CONTENTS
     }
-    return [_to_fetch(statistics, kind, labels) for kind, labels in lacking.items() if labels]
+    kinds = [_kind_to_fetch(statistics, kind, labels) for kind, labels in lacking.items() if labels]
+    return [each for each in kinds if each["command"]]
 
 
 def _drawn(statistics: FolderStatistics) -> dict[str, Any] | None:
-    """Return the classes whose bitmaps were drawn from strokes, and the command that fetches bitmaps; None = none."""
+    """Return the classes whose bitmaps were drawn from strokes, with the command that fetches bitmaps; None = none."""
     labels = [label for label, bitmaps in statistics.with_bitmaps.items() if bitmaps.is_drawn]
-    return _to_fetch(statistics, BITMAPS, labels) if labels else None
+    return _kind_to_fetch(statistics, BITMAPS, labels) if labels else None
 
 
-def _to_fetch(statistics: FolderStatistics, kind: str, labels: list[str]) -> dict[str, Any]:
-    target = _target(statistics.folder)
-    folder = f"--folder {shlex.quote(str(target))} " if target else ""
+def _kind_to_fetch(statistics: FolderStatistics, kind: str, labels: list[str]) -> dict[str, Any]:
+    """Return the description of a kind of file that `labels` lack; an empty command = `fetch` cannot add it."""
+    target, catalogue = _target(statistics.folder), read_catalogue()
+    known = [label for label in labels if label in catalogue]
+    command = f"sketchbatch-train fetch --format {_FORMATS[kind]} --folder {shlex.quote(str(target))} "
     return {
         "kind": kind,
         "labels": None if len(labels) == len(statistics.classes) else enumerated(labels),
         "contents": CONTENTS[kind],
-        "command": f"sketchbatch-train fetch --format {_FORMATS[kind]} {folder}"
-        f"--classes {shlex.quote(','.join(labels))}",
+        "command": f"{command}--classes {shlex.quote(','.join(known))}" if target and known else "",
     }
 
 

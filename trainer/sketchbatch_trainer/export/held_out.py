@@ -60,7 +60,7 @@ def read_held_out(run: Run, labels: list[str]) -> HeldOut:
     Raises:
         RunIncomplete: A label has no held-out drawings; or all drawings trained, and no cross-validation judged them.
     """
-    files = labelled_files(run.test) if run.test.is_dir() else {}
+    files = labelled_files(run.test) if any(run.test.glob("*.npy")) else {}
     has_trained = run.config.exists() and run.read_config().get("hold_out") == "none"
     if missing := [label for label in labels if nfc(label) not in files]:
         if has_trained:

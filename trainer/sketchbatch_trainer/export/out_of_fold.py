@@ -24,7 +24,7 @@ from ..train.networks import with_logits
 from ..train.recipes import recipe_differences
 from ..train.training import load_model
 from . import held_out
-from .temperature import Logits, fit, softmax
+from .temperature import LEAST_ROWS, Logits, fit, softmax
 
 UNKNOWN_ROWS = 20_000
 """Most drawings of other classes that are scored, in equal numbers per class."""
@@ -58,11 +58,16 @@ class OutOfFold:
         return fit(self.logits, self.class_index)
 
     def scores(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the scores of both kinds of drawings; the temperature of each fold was fitted on the other folds."""
+        """Return the scores of both kinds of drawings; the temperature of each fold was fitted on the other folds.
+
+        If `temperature` is 1 because there are too few drawings, that of each fold is 1, too; otherwise the thresholds
+        for these scores would not fit those of the exported network.
+        """
         known, unknown = np.empty_like(self.logits), np.empty_like(self.unknown)
+        least_rows = 1 if len(self.logits) >= LEAST_ROWS else LEAST_ROWS
         for fold in range(self.folds):
             is_own = self.fold == fold
-            temperature = fit(self.logits[~is_own], self.class_index[~is_own])
+            temperature = fit(self.logits[~is_own], self.class_index[~is_own], least_rows=least_rows)
             known[is_own] = softmax(self.logits[is_own] / temperature)
             is_own = self.unknown_fold == fold
             unknown[is_own] = softmax(self.unknown[is_own] / temperature)
@@ -151,7 +156,9 @@ def _ordered(folds: Sequence[Run], run: Run) -> list[Run]:
                 "train all runs with the same drawings and options"
             )
         by_number[own.get("hold_out", "test")] = fold
-    expected = [f"{number + 1}/{len(folds)}" for number in range(len(folds))]
+    numbers = {name.partition("/")[2] for name in by_number}  # of folds, as each run states it
+    number_of_folds = int(numbers.pop() or len(folds)) if len(numbers) == 1 else len(folds)
+    expected = [f"{number + 1}/{number_of_folds}" for number in range(number_of_folds)]
     if sorted(by_number) != sorted(expected):
         raise RunRefused(f"expected one run each with --hold-out {', '.join(expected)}, got {', '.join(by_number)}")
     return [by_number[name] for name in expected]

@@ -16,12 +16,12 @@ _LIMIT = 4.0  # the temperature is between 1 / _LIMIT and _LIMIT
 _HALVINGS = 40
 
 
-def fit(logits: Logits, class_index: NDArray[np.integer]) -> float:
+def fit(logits: Logits, class_index: NDArray[np.integer], *, least_rows: int = LEAST_ROWS) -> float:
     """Return the temperature with the lowest mean loss, -log(score of the true class), of some rows.
 
-    With fewer rows than `LEAST_ROWS`, return 1.
+    With fewer rows than `least_rows`, return 1.
     """
-    if len(logits) < LEAST_ROWS:
+    if len(logits) < least_rows:
         return 1.0
     rows = np.arange(len(logits))
     shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)

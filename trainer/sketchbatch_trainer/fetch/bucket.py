@@ -1,43 +1,17 @@
-"""Google's storage bucket of drawings: its address, its classes, and the size and digest of each whole .npy file.
+"""Google's storage bucket of drawings: its address, and the choice of its classes.
 
 This module contains no HTTP code: `download.py` fetches one file, and `fetching.py` fetches many files.
 """
 
-import csv
 import difflib
-import importlib.resources
-from collections.abc import Mapping
-from dataclasses import dataclass
 
+from ..catalogue import Catalogue
 from ..errors import FetchFailed
 
 BUCKET = "https://storage.googleapis.com/quickdraw_dataset/full"
 """The address is stated in https://github.com/googlecreativelab/quickdraw-dataset#get-the-data"""
 
 SOURCE = "Quick, Draw! drawings by Google (CC BY 4.0)"
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedNpy:
-    """Published size, number of drawings and digest of the whole .npy file of one class."""
-
-    size_bytes: int
-    drawings: int
-    sha256: str
-
-
-Catalogue = Mapping[str, ExpectedNpy]  # the expected .npy file of each class, by class name
-
-
-def read_catalogue() -> Catalogue:
-    """Return the expected .npy file of each of the 345 classes, sorted by class name.
-
-    Sizes and digests come from TensorFlow Datasets:
-    https://github.com/tensorflow/datasets/blob/333639b/tensorflow_datasets/url_checksums/quickdraw_bitmap.txt
-    """
-    table = importlib.resources.files(__package__) / "quickdraw_npy_checksums.tsv"
-    lines = csv.DictReader(table.read_text(encoding="utf-8").splitlines(), delimiter="\t")
-    return {line["category"]: ExpectedNpy(int(line["bytes"]), int(line["drawings"]), line["sha256"]) for line in lines}
 
 
 def known_classes(names: str, catalogue: Catalogue) -> tuple[str, ...]:

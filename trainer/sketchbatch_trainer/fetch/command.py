@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 from sketchbatch_client.output_file import local_path
 
+from ..catalogue import read_catalogue
 from ..progress import byte_bar, console, joined
 from ..selection import cache_folder
-from .bucket import BUCKET, known_classes, read_catalogue
+from .bucket import BUCKET, known_classes
 from .formats import FORMATS, FormatName
 
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from .bucket import BUCKET, Catalogue, read_catalogue
+from ..catalogue import Catalogue, read_catalogue
+from .bucket import BUCKET
 from .download import RetrySettings
 from .formats import NPY, Format
 

@@ -76,8 +76,7 @@ def write_report(runs: Sequence[Run], output: Path) -> None:
         measured_test_rows=min(MEASURED_TEST_ROWS, first.config["rows"]["test"]) if has_split(history, "test") else 0,
         model_files=model_files,
         has_recognized=any(each.quality and each.quality.shown_recognized for each in model_files),
-        is_same_test=len({(each.config["data_digest"], each.config.get("hold_out", "test")) for each in evaluated})
-        == 1,
+        is_same_test=len(set(map(_test_drawings, evaluated))) == 1,
         correct=_correct(first),
     )
 
@@ -104,6 +103,11 @@ def _model_files(evaluated: list[EvaluatedRun]) -> list[_ModelFile]:
         )
         for (own, variant), speed in zip(files, speeds, strict=True)
     ]
+
+
+def _test_drawings(own: EvaluatedRun) -> tuple[Any, ...]:
+    """Return what decides on which drawings a run is evaluated."""
+    return own.config["data_digest"], own.config.get("hold_out", "test"), frozenset(own.config["labels"])
 
 
 def _correct(own: EvaluatedRun) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from .recipes import ARTICLE, Network, Recipe, network_from, with_network
 
 _BITMAPS = ("bitmaps", onnx.TensorProto.UINT8, (28, 28))
 
-EXAMPLES = "a run folder, the folder models/quickdraw-345, or a model.onnx"
+EXAMPLES = "a run folder, models/quickdraw-345 of the checkout, or a model.onnx"
 """Kinds of starting points, for error messages."""
 
 
@@ -152,8 +152,13 @@ def fit_recipe(recipe: Recipe, network: str | None, start: Start | None) -> Reci
     """Return the recipe with the network `network` of NETWORKS, or else with the network of `start`.
 
     The recipe `article` has only one network and stays as it is.
+
+    Raises:
+        RunRefused: Another network is named for that recipe.
     """
     if recipe is ARTICLE:
+        if network is not None:
+            raise RunRefused(f"recipe {recipe.name} has a network of its own; leave out --network {network}")
         return recipe
     if network is not None or start is None:
         return with_network(recipe, network or "compact")

@@ -74,7 +74,9 @@ class ParquetRows:
             schema = self._file.schema_arrow
             _ = schema.names, self._file.metadata.num_rows
         except (OSError, ValueError, pa.ArrowException) as exc:  # ValueError: a name is not UTF-8
-            raise FileRefused(f"{name}: cannot be read as Parquet: damaged or cut off; fetch it again") from exc
+            raise FileRefused(
+                f"{name}: cannot be read as Parquet: damaged or cut off; copy or download it again"
+            ) from exc
         if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
             raise FileRefused(f"{name}: column names must differ, got {twice[0]} twice; write it with other names")
         if column and column not in schema.names:

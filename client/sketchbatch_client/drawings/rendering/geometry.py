@@ -17,6 +17,7 @@ PEN = 16.0  # units; width of the pen
 MARGIN = 24.0  # units; the padding and half the pen's width
 SCALE = SIDE / (SQUARE + 2 * MARGIN)  # pixels per unit: 28 / 304
 _STROKE = "stroke {} must be [xs, ys] or [xs, ys, ts]"
+_DRAWINGS_REMEDY = "call rasterize_all for a list of drawings, and simplify for each of them"
 _POINT_REMEDY = "if it is a point, put the points of each stroke into a list of their own"
 MAX_COORDINATE = 1e6  # units; cairo's 24.8 fixed point overflows at 90 times this limit
 
@@ -72,12 +73,30 @@ def check_stroke(stroke: object, number: int) -> None:
         raise ValueError(f"{_STROKE.format(number)}, got {stroke!r:.60}{way}") from None
     if isinstance(stroke, dict):
         keys = ", ".join(map(str, stroke))
-        raise ValueError(f"{_STROKE.format(number)}, got a dict with the keys {keys}; {_POINT_REMEDY}")
+        raise ValueError(f"{_STROKE.format(number)}, got a dict with the keys {keys}; {_dict_remedy(stroke)}")
+    if _has_strokes(stroke):
+        raise ValueError(f"{_STROKE.format(number)}, got a list of strokes; {_DRAWINGS_REMEDY}")
     if not 2 <= len(lengths) <= 3 or any(isinstance(each, (dict, str)) for each in stroke):  # type: ignore[attr-defined]
         raise ValueError(f"{_STROKE.format(number)}, got {points_in(stroke) or f'{len(lengths)} entries'}")
     if not lengths[0] or len(set(lengths)) > 1:
         given = " and ".join(map(str, lengths))
         raise ValueError(f"stroke {number} must have as many x as y and at least one, got {given}")
+
+
+def _dict_remedy(stroke: dict[Any, Any]) -> str:
+    """Return how to convert a stroke, or a point, that is an object of JSON."""
+    lists = [key for key, value in stroke.items() if isinstance(value, (list, tuple))]
+    if {"x", "y"} <= set(lists):
+        return "convert it with [stroke['x'], stroke['y']], then call simplify"
+    return f"take its list stroke[{lists[0]!r}]" if len(lists) == 1 else _POINT_REMEDY
+
+
+def _has_strokes(stroke: Any) -> bool:
+    """Return whether the entries of a stroke are strokes themselves, so that it is a drawing."""
+    try:
+        return hasattr(stroke[0][0], "__len__") and not isinstance(stroke[0][0], str)
+    except (IndexError, KeyError, TypeError):
+        return False
 
 
 def _is_point(stroke: object) -> bool:

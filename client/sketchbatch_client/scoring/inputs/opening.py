@@ -78,18 +78,20 @@ def find_sources(
             continue
         on_open(str(path))
         with collecting(refused):
-            sources += _open(_Input(path, str(path), "", options, others), spool_folder)
+            opened = _open(_Input(path, str(path), "", options, others), spool_folder)
+            others.empty_inputs += not any(map(len, opened))
+            sources += opened
     if refused:
         raise _all_of(refused)
+    empty = [source.name for source in sources if not len(source)]
+    others.inputs.difference_update(empty)
+    others.extend(PassedOver(name, "has no drawing", False) for name in empty)
     if options.may_be_empty:
         return sources
     if options.column and not any(isinstance(source, ParquetSource) for source in sources):
         raise FileRefused(f"--column {options.column}: no input is a Parquet file")
     if not any(map(len, sources)):
         raise FileRefused(f"{', '.join(inputs)}: expected drawings, got no row")
-    empty = [source.name for source in sources if not len(source)]
-    others.inputs.difference_update(empty)
-    others.extend(PassedOver(name, "has no drawing", False) for name in empty)
     return sources
 
 
@@ -166,7 +168,10 @@ def _open_bitmaps(given: _Input) -> list[Source]:
 
 def _open_npz(given: _Input) -> list[Source]:
     contents = open_npz(given.path, scale=given.options.scale)
-    given.passed_over.extend(contents.passed_over)
+    shown = (entry.path.removeprefix(str(given.path)) for entry in contents.passed_over)  # the path may be a copy
+    given.passed_over.extend(
+        entry._replace(path=f"{given.name}{array}") for array, entry in zip(shown, contents.passed_over, strict=True)
+    )
     return [BitmapSource(f"{given.name}:{array}", given.stamp, each) for array, each in contents.arrays.items()]
 
 
@@ -175,7 +180,7 @@ def _open_strokes(given: _Input) -> list[Source]:
     rows = file.line_count
     if given.options.is_growing and file.is_last_line_incomplete:
         rows -= 1
-        reason = "incomplete; the next run reads it, once it ends with a line feed"
+        reason = "incomplete; the next run reads it, once it is complete"
         given.passed_over.extend([PassedOver(f"{given.name}:{rows + 1}", reason, False)])
     first, reasons = min(rows, _FIRST_LINES), []
     for line in file.lines(0, first):

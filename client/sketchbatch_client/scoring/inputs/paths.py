@@ -12,11 +12,13 @@ from ...drawings.folders import besides_pictures, files_below, find_labelled, pi
 from ...drawings.passed_over import (
     DRAWING_SUFFIXES,
     OUTPUT_MARKS,
+    PACKED_SUFFIXES,
     PICTURE_SUFFIXES,
     PassedOver,
     PassedOverList,
     drawing_suffix,
     has_drawing_name,
+    has_strokes,
     is_hidden,
     is_left_out,
     is_output,
@@ -26,6 +28,7 @@ from ...drawings.passed_over import (
     walk,
 )
 from ...errors import FileRefused, fails_again
+from .spooled import unpacked_head
 
 STDIN = "-"
 
@@ -79,7 +82,7 @@ def input_paths(
     A folder stands for the files of drawings directly in it. If it has none, it stands for its labelled files. If it
     has none of these either, it stands for the files of drawings and the folders of pictures in the folders below it.
     A file or folder to which several paths in one argument lead, because of links, is read once; by one of the names
-    `scored`, if there is one.
+    `scored`, if there is one. One that is named relative and absolute is read once, too, by the first name.
 
     Raises FileRefused if a pattern matches no file, or if there is no drawing in a folder, unless they `may_be_empty`.
     The folder itself, or the folder in front of the first wildcard, must be there in any case. If `refused` is given,
@@ -90,7 +93,8 @@ def input_paths(
     passed_over.inputs.update(map(str, read))
     parents = {match.parent for match in read - {*map(Path, texts)}}  # of the matches of patterns
     passed_over.inputs.update(str(parent) for parent in parents if _is_all_read(parent, read))
-    paths: dict[Path, None] = {}
+    folder = working_folder()
+    places: dict[str, Path] = {}  # by absolute path
     skipped: dict[Path, str] = {}
     for each in matches:
         found: dict[Path, None] = {}
@@ -98,7 +102,9 @@ def input_paths(
             with nullcontext() if refused is None else collecting(refused):
                 inner = _folder_paths(match, passed_over, may_be_empty) if match.is_dir() else [match]
                 found.update(dict.fromkeys(inner))
-        paths.update(dict.fromkeys(_once(found, scored, skipped)))
+        for path in _once(found, scored, skipped):
+            places.setdefault(STDIN if str(path) == STDIN else os.path.join(folder, path), path)  # noqa: PTH118
+    paths = dict.fromkeys(places.values())
     for path, kept in skipped.items():
         if path not in paths:
             passed_over.inputs.discard(str(path))
@@ -178,7 +184,7 @@ def _folder_paths(folder: Path, passed_over: PassedOverList, may_be_empty: bool)
             raise _without_drawings(folder, others) from None
         passed_over.add(others)
         return below
-    passed_over.add(labelled.passed_over)
+    passed_over.add(labelled.passed_over.with_reasons(_naming_folder))
     return [path for inner in labelled.files.values() for path in files_below(inner) or [inner]]
 
 
@@ -208,13 +214,15 @@ def _is_file_of_drawings(path: Path, names: Container[str]) -> bool:
     """Return whether a file in a folder with the files `names` is an input.
 
     Outputs of jobs and links to other inputs of the folder are none. Of the .jsonl files, which often have metadata,
-    those with drawings are inputs.
+    those with drawings are inputs, packed or not.
     """
     target = link_within(path)
     if target and (_is_file_of_drawings(target, names) or is_output(target.name, target.parent)):
         return False
     if path.suffix.lower() == ".jsonl":
         return path.is_file() and pass_over(path).may_have_drawings
+    if _is_packed_jsonl(path):
+        return not is_packed_copy(path) and has_strokes(unpacked_head(path))
     return (
         has_drawing_name(path.name)
         and drawing_suffix(path.name) in DRAWING_SUFFIXES
@@ -222,6 +230,11 @@ def _is_file_of_drawings(path: Path, names: Container[str]) -> bool:
         and not is_packed_copy(path)
         and not path.is_dir()
     )
+
+
+def _is_packed_jsonl(path: Path) -> bool:
+    is_packed = path.suffix.lower() in PACKED_SUFFIXES and drawing_suffix(path.name) == ".jsonl"
+    return is_packed and not is_hidden(path.name) and path.is_file()
 
 
 def _why_not(path: Path, names: Container[str]) -> PassedOver:
@@ -232,10 +245,16 @@ def _why_not(path: Path, names: Container[str]) -> PassedOver:
         return PassedOver(
             str(path), f"a picture in a folder of files of drawings; add '{path.parent}/*{path.suffix}'", True
         )
-    passed_over = pass_over(path)
-    if path.is_dir() and passed_over.may_have_drawings:
-        return passed_over._replace(reason=f"{passed_over.reason}; add '{path}'")
+    passed_over = _naming_folder(pass_over(path))
+    if _is_packed_jsonl(path) and passed_over.may_have_drawings and unpacked_head(path):
+        return PassedOver(str(path), "JSON without drawings", False)
     return passed_over
+
+
+def _naming_folder(entry: PassedOver) -> PassedOver:
+    """Add to the reason of a folder with drawings that the command may name it, too."""
+    is_folder = entry.may_have_drawings and Path(entry.path).is_dir()
+    return entry._replace(reason=f"{entry.reason}; add '{entry.path}'") if is_folder else entry
 
 
 def _paths_below(folder: Path, others: PassedOverList) -> list[Path]:

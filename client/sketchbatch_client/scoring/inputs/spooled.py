@@ -44,6 +44,16 @@ def spool(file: IO[bytes], suffix_of: Callable[[bytes], str], folder: Path, name
     return _copied(head, file, folder / f"{name}{suffix_of(head)}")
 
 
+def unpacked_head(path: Path) -> bytes:
+    """Return the first bytes of a packed file; b"" if it cannot be unpacked."""
+    try:
+        with _UNPACKERS[path.suffix.lower()](path) as packed:
+            head: bytes = packed.read(HEAD_BYTES)
+            return head
+    except (EOFError, OSError, zlib.error, pa.ArrowException):
+        return b""
+
+
 def unpack(path: Path, folder: Path) -> Spooled:
     """Unpack a file, whose suffix is one of PACKED_SUFFIXES, to a file in `folder` with the suffix before it.
 
@@ -54,7 +64,7 @@ def unpack(path: Path, folder: Path) -> Spooled:
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     before = file_stamp(path)
     if not before.size_bytes:
-        raise FileRefused(f"{path}: cannot be unpacked: an empty file; fetch it again")
+        raise FileRefused(f"{path}: cannot be unpacked: an empty file; copy or download it again")
     try:
         with _UNPACKERS[path.suffix.lower()](path) as packed:
             target = folder / f"unpacked-{name}{inner.suffix.lower()}"
@@ -64,7 +74,7 @@ def unpack(path: Path, folder: Path) -> Spooled:
             raise changed(path) from exc
         if isinstance(exc, OSError) and exc.errno is not None:  # of the operating system
             raise FileRefused(f"{path}: cannot be unpacked: {reason_of(exc)}") from exc
-        raise FileRefused(f"{path}: cannot be unpacked: damaged or cut off; fetch it again") from exc
+        raise FileRefused(f"{path}: cannot be unpacked: damaged or cut off; copy or download it again") from exc
     if not is_unchanged(path, before):
         raise changed(path)
     return copy
