@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import struct
+import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,14 @@ from pyarrow import csv, parquet
 from sketchbatch_client.rpc.client import Client
 from sketchbatch_client.scoring import parts
 from sketchbatch_client.scoring.appending import append_scores
-from sketchbatch_client.scoring.inputs import InputOptions
+from sketchbatch_client.scoring.inputs import InputOptions, find_sources
 from sketchbatch_client.scoring.job import ProgressListener, ScoreJob
 from sketchbatch_client.scoring.plan import Input, Plan, ScoreOptions
 
 pytestmark = pytest.mark.timeout(60)
 
+# Two points: key, country, recognised, time, number of strokes; number of points, x, y.
+BIN_RECORD = struct.pack("<Q2sbIH", 7, b"US", 1, 0, 1) + struct.pack("<H4B", 2, 0, 255, 0, 9)
 LINE = '{"key_id": "%d", "drawing": [[[0, %d, 255], [0, 255, 9]]]}\n'
 
 
@@ -171,13 +175,33 @@ def test_an_output_of_another_program_is_refused_without_restart_as_remedy(appen
 
 def test_an_incomplete_record_of_a_bin_file_is_left_for_the_next_run(append, inputs, tmp_path):
     """As the last line of a file of lines: a program may be writing it."""
-    record = struct.pack("<Q2sbIH", 7, b"US", 1, 0, 1) + struct.pack("<H4B", 2, 0, 255, 0, 9)
-    (inputs / "a.bin").write_bytes(2 * record + record[:-3])
+    (inputs / "a.bin").write_bytes(2 * BIN_RECORD + BIN_RECORD[:-3])
     first = append(tmp_path / "o.csv")
     assert (first.code, "2 new rows" in first.err) == (0, True), first.err
-    (inputs / "a.bin").write_bytes(3 * record)
+    (inputs / "a.bin").write_bytes(3 * BIN_RECORD)
     second = append(tmp_path / "o.csv")
     assert (second.code, "1 new row in" in second.err) == (0, True), second.err
+
+
+def test_a_malformed_record_at_the_end_of_a_bin_file_is_rejected(append, inputs, tmp_path):
+    """It is complete, so no program is writing it."""
+    (inputs / "a.bin").write_bytes(BIN_RECORD + struct.pack("<Q2sbIH", 7, b"US", 1, 0, 0))
+    finished = append(tmp_path / "o.csv")
+    assert (finished.code, "rejected: 1 row" in finished.err) == (3, True), finished.err
+    assert rows_of(tmp_path / "o.csv") == [("a.bin", 0)]
+
+
+@pytest.mark.parametrize("suffix", ["bin", "ndjson"])
+def test_an_incomplete_row_that_the_output_has_is_not_left_out(
+    append, sketchbatch, tiny_service, inputs, tmp_path, suffix
+):
+    """A run without --append rejects it; the file is not one that has lost a row."""
+    contents = 2 * BIN_RECORD + BIN_RECORD[:-3] if suffix == "bin" else (strokes(0, 2) + '{"drawing": [[[0').encode()
+    (inputs / f"a.{suffix}").write_bytes(contents)
+    words = ("--server", tiny_service.address, "--output", tmp_path / "o.csv")
+    assert sketchbatch("score", inputs, *words).code == 3
+    again = append(tmp_path / "o.csv")
+    assert (again.code, "0 new rows" in again.err) == (0, True), again.err
 
 
 @pytest.mark.parametrize("change", ["same size", "grown"])
@@ -197,19 +221,30 @@ def test_a_changed_file_next_to_one_that_was_removed_is_refused(append, inputs, 
     assert (mended.code, "4 new rows" in mended.err) == (0, True), mended.err
 
 
-def test_an_output_of_an_older_client_is_continued(append, inputs, tmp_path, noise):
-    """Older clients wrote one number for each part, the digest of all of its rows."""
-    np.save(inputs / "a.npy", noise(3))
-    assert append(tmp_path / "o.csv").code == 0
+@pytest.mark.parametrize("is_append", [False, True])
+def test_an_output_of_an_older_client_is_continued(append, sketchbatch, tiny_service, inputs, tmp_path, is_append):
+    """Older clients wrote one number for each part: the CRC-32 of the digests of all of its blocks."""
+    output = tmp_path / "o.csv"
+    score = append if is_append else partial(sketchbatch, "score", inputs, "--server", tiny_service.address, "--output")
+    for name in "ab":
+        (inputs / f"{name}.ndjson").write_text(strokes(0, 3))
+    assert score(output).code == 0
     path = tmp_path / "o.csv.manifest.json"
     manifest = json.loads(path.read_bytes())
-    manifest["digests"] = {part: digest for part, [digest] in manifest["digests"].items()}
+    assert len(manifest["digests"]["0"]) == 2
+    sources = find_sources([str(inputs)], tmp_path, lambda _: None)
+    blocks = b"".join(source.digest(0, 3).to_bytes(4, "little") for source in sources)
+    manifest["digests"]["0"] = zlib.crc32(blocks)
     path.write_text(json.dumps(manifest))
-    os.utime(inputs / "a.npy", ns=(1, 1))
-    np.save(inputs / "b.npy", noise(2))
-    assert append(tmp_path / "o.csv").code == 0
-    np.save(inputs / "a.npy", noise(4)[1:])
-    assert append(tmp_path / "o.csv").code == 4
+    os.utime(inputs / "a.ndjson", ns=(1, 1))
+    assert score(output).code == 0
+    if is_append:
+        (inputs / "a.ndjson").write_text(strokes(0, 4))
+        (inputs / "c.ndjson").write_text(strokes(0, 2))
+        grown = append(output)
+        assert (grown.code, "3 new rows" in grown.err) == (0, True), grown.err
+    (inputs / "b.ndjson").write_text(strokes(4, 7))
+    assert score(output).code == 4
 
 
 def test_pictures_in_two_outputs_are_not_merged(append, inputs, tmp_path, sketchbatch, tiny_service):

@@ -157,7 +157,8 @@ def test_a_picture_in_colour_is_refused_with_the_remedy(channels, ink, tmp_path)
     np.save(tmp_path / "a.npy", x)
     for read in (lambda: as_bitmaps(x), lambda: read_bitmaps(tmp_path / "a.npy")):
         with pytest.raises(
-            (ValueError, FileRefused), match=re.escape(f"; of a picture in colour, pass the ink: {ink}")
+            (ValueError, FileRefused),
+            match=re.escape(f"; of a picture in colour, with values from 0 to 255, pass the ink: {ink}"),
         ):
             read()
 

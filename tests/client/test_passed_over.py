@@ -491,6 +491,20 @@ def test_packed_lines_of_json_in_a_folder_are_read_if_they_are_drawings(tmp_path
     )
 
 
+def test_packed_metadata_next_to_pictures_has_no_drawings(tmp_path):
+    """As metadata.jsonl; in a folder that is not read, too."""
+    (tmp_path / "in" / "more").mkdir(parents=True)
+    (tmp_path / "in" / "a.png").write_bytes(picture("png"))
+    for folder in ("in", "in/more"):
+        (tmp_path / folder / "metadata.jsonl.gz").write_bytes(gzip.compress(b'{"file": "a.png"}\n'))
+    passed_over = PassedOverList()
+    find_sources([str(tmp_path / "in")], tmp_path, lambda _: None, passed_over=passed_over)
+    assert [(each.reason, each.may_have_drawings) for each in passed_over.entries] == [
+        ("JSON without drawings", False),
+        ("a folder without drawings", False),
+    ]
+
+
 def test_a_picture_with_a_manifest_of_another_program_is_read(tmp_path):
     """Only Parquet files and arrays with a manifest are outputs of jobs: no job writes pictures."""
     (tmp_path / "a.png").write_bytes(picture("png"))
@@ -684,8 +698,14 @@ def test_pictures_directly_in_the_folder_to_evaluate_are_refused_with_the_layout
 def test_the_folder_of_a_training_names_its_held_out_drawings(tmp_path, given):
     """A new user evaluates the run, which has the drawings of the test in an inner folder."""
     (tmp_path / "runs" / "one" / "test").mkdir(parents=True)
-    for name in ("config.json", "test/cat.npy", "calibration.npy"):
-        (tmp_path / "runs" / "one" / name).write_bytes(npy(1) if name.endswith("npy") else b"{}")
+    for name in ("test/cat.npy", "calibration.npy"):
+        (tmp_path / "runs" / "one" / name).write_bytes(npy(1))
+    config = {"labels": ["cat", "dog"], "data_digest": "00", "hold_out": "none"}
+    (tmp_path / "runs" / "one" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileRefused) as refused:  # its test/ has the training drawings
+        open_labelled(tmp_path / given, ["dog", "owl"], owner="m of localhost:1")
+    assert "held-out" not in str(refused.value)
+    (tmp_path / "runs" / "one" / "config.json").write_text(json.dumps(config | {"hold_out": "1/5"}))
     with pytest.raises(FileRefused, match=r"held-out drawings .*runs/one/test$"):
         open_labelled(tmp_path / given, ["cat", "dog"], owner="m of localhost:1")
 

@@ -149,6 +149,12 @@ def test_times_are_ignored(draw):
         ([[{"x": 1, "y": 2}] * 2], r"got 2 points; convert with \[\[p\['x'\] for p in stroke\], "),
         ([(1, 2), (3, 4)], r"stroke 0 must be \[xs, ys\] or \[xs, ys, ts\], got \(1, 2\); if it is a point, put the"),
         ([{"x": [1, 2], "y": [3, 4]}], r"the keys x, y; convert it with \[stroke\['x'\], stroke\['y'\]\], then call"),
+        (
+            [{"xs": np.arange(2), "ys": np.arange(2)}],
+            r"keys xs, ys; convert it with \[stroke\['xs'\], stroke\['ys'\]\]",
+        ),
+        ([{"x": 1, "y": 2, "tags": []}], r"the keys x, y, tags; if it is a point"),
+        ([np.zeros((9, 1, 2))], r"stroke 0 must be \[xs, ys\] or \[xs, ys, ts\], got 9 entries$"),
         ([{"color": "red", "points": [{"x": 1, "y": 2}]}], r"the keys color, points; take its list stroke\['points'\]"),
         ([[[[1, 2], [3, 4]]] * 2] * 2, r"stroke 0 .* got a list of strokes; call rasterize_all for a list of drawings"),
         ([[[[1, 2], [3, 4]]] * 9], r"got a list of strokes; call rasterize_all"),

@@ -355,7 +355,7 @@ def test_a_run_is_restricted_to_some_of_its_classes(judged, tmp_path, data):
     properties = exported_properties(run.onnx)
     assert (json.loads(properties["sketchbatch.labels"]), properties["sketchbatch.name"]) == (
         ["dog", "bear"],
-        "dog-bear",
+        "synthetic-dog-bear",
     )
     assert metrics_of(run)["rows"] == 150
     assert rejection.decode(properties[rejection.KEY]).rows == 150
@@ -363,15 +363,46 @@ def test_a_run_is_restricted_to_some_of_its_classes(judged, tmp_path, data):
     assert flags[1] == [line for line in flags[0] if not line.startswith("cat,")]
     write_report([run], run.report)
     assert "trained on 3 classes, of which dog and bear were kept" in run.report.read_text(encoding="utf-8")
+    run.out_of_fold.unlink()  # as if the source had been cross-validated after the restriction
     assert "already finished" in CliRunner().invoke(app, words).output
+    assert read_out_of_fold(run) is not None
+    assert run.read_config()["rows"] == {"train": 270, "validation": 0, "test": 0}
+
+
+def test_a_restricted_run_states_its_held_out_drawings(runs, tmp_path):
+    """A fold holds out drawings of all classes, of which the restricted run keeps some."""
+    from sketchbatch_trainer.export.restricting import restrict
+
+    run = Run(tmp_path / "two")
+    assert restrict(runs["1/2"], run, ["cat", "bear"], name="pets")
+    rows = [len(np.load(run.test / f"{label}.npy")) for label in ("bear", "cat")]
+    assert run.read_config()["rows"]["test"] == sum(rows)
+    assert run.read_config()["name"] == "synthetic-pets"
+    assert not restrict(runs["1/2"], run, ["cat", "bear"], name="pets")
+
+
+def test_a_restriction_before_the_cross_validation_names_the_next_step(runs, tmp_path):
+    """Folds of the first run cannot judge the restricted one, because they have other classes."""
+    from sketchbatch_trainer.export.exporting import export
+    from sketchbatch_trainer.export.restricting import restrict
+
+    source = Run(shutil.copytree(runs["none"].folder, tmp_path / "source"))
+    for path in (source.out_of_fold, *source.test.glob("*.npy")):
+        path.unlink(missing_ok=True)
+    run = Run(tmp_path / "two")
+    assert restrict(source, run, ["cat", "bear"])
+    with pytest.raises(
+        RunIncomplete, match="first cross-validate the run from which it was restricted, then run the same"
+    ):
+        export(run)
 
 
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
         ("bear,dogs", r"has no class 'dogs' \(did you mean 'dog'\?\); it has bear, cat, dog"),
-        ("bear", r"expected 2 to 2 of its 3 classes, got 1"),
-        ("bear,cat,dog", r"expected 2 to 2 of its 3 classes, got 3"),
+        ("bear", r"expected some of its 3 classes, two or more, got 1"),
+        ("bear,cat,dog", r"expected some of its 3 classes, two or more, got 3"),
     ],
 )
 def test_a_restriction_to_other_classes_is_refused(runs, tmp_path, classes, message):

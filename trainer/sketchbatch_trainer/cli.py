@@ -307,7 +307,11 @@ def export(
     run: RunFolder,
     version: Annotated[
         int | None,
-        typer.Option(min=1, help="Version to store in the file.", show_default="1; for a new training the next one"),
+        typer.Option(
+            min=1,
+            help="Version to store in the file.",
+            show_default="1; for a new training or cross-validation the next one",
+        ),
     ] = None,
     licence: Annotated[str, typer.Option(help="Licence to store in the file.", show_default="not stated")] = "",
     variant: Annotated[

@@ -82,7 +82,7 @@ class Run:
     test = _RunFile("test")
     """Folder of the held-out drawings: NAME.npy for each label, in Google's layout.
 
-    After a cross-validation, the folder has all drawings of the labels.
+    After a cross-validation, the folder has the drawings that were scored: all, or the first ones of very many.
     """
     validation = _RunFile("validation")
     """Folder of drawings that select the temperature of the scores, in the form of `test`."""

@@ -65,9 +65,9 @@ def drawings_folder(data: Path | None) -> Path:
         DrawingsRefused: There is no default folder, because nothing was fetched.
     """
     folder = data or cache_folder()
-    if data is None and not folder.is_dir():
+    if data is None and not (folder.is_dir() and any(folder.iterdir())):
         raise DrawingsRefused(
-            f"{folder}: no such folder; name a folder of drawings with --data, or first run: sketchbatch-train fetch"
+            f"{folder}: has no drawings yet; name another folder with --data, or first run: sketchbatch-train fetch"
         )
     return folder
 

@@ -1,5 +1,6 @@
 """Find the labelled drawings in a folder, and list what the folder has besides them."""
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -109,8 +110,8 @@ def _advice(nested: list[Path]) -> str:
     """Return where the drawings in inner folders are and how to name them; "" if there are none."""
     if not nested:
         return ""
-    if runs := [inner for inner in nested if (inner / "config.json").is_file() and (inner / "test").is_dir()]:
-        return f"; there are folders of trainings: name the held-out drawings of one, {runs[0] / 'test'}"
+    if held_out := next(filter(None, map(held_out_folder, nested)), None):
+        return f"; there are folders of trainings: name the held-out drawings of one, {held_out}"
     advice = f"; there are drawings in {listed([f'{inner.name}/' for inner in nested])}: name one of these folders"
     column, *others = {inner.name.partition("=")[0] if "=" in inner.name else "" for inner in nested}
     if column == _LABEL_KEY[:-1]:
@@ -120,6 +121,17 @@ def _advice(nested: list[Path]) -> str:
     elif len(nested) > 1 and not others and all(map(_has_files, nested)):
         advice += f"; or, if their names are the labels, rename each to {_LABEL_KEY}NAME/"
     return advice
+
+
+def held_out_folder(folder: Path) -> Path | None:
+    """Return the folder with the drawings that a training held out, if `folder` is that of a training."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    is_training = isinstance(config, dict) and config.keys() >= {"labels", "data_digest"}
+    has_held_out = is_training and config.get("hold_out") != "none" and any((folder / "test").glob("*.npy"))
+    return folder / "test" if has_held_out else None
 
 
 def _has_files(folder: Path) -> bool:

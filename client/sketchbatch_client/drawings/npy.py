@@ -150,7 +150,10 @@ def axes_remedy(shape: tuple[int, ...]) -> str:
     """Return how to convert an array whose rows are its last axis; empty for other shapes."""
     if len(shape) == 3 and shape[:2] == (28, 28) and shape[2] in (3, 4):
         ink = "x[..., 3] with transparent paper, else 255 - x[..., 0]" if shape[2] == 4 else "255 - x[..., 0]"
-        return f"; of a picture in colour, pass the ink: {ink}; of {shape[2]} bitmaps, x.transpose(2, 0, 1)"
+        return (
+            f"; of a picture in colour, with values from 0 to 255, pass the ink: {ink}; of {shape[2]} bitmaps, "
+            "x.transpose(2, 0, 1)"
+        )
     if len(shape) == 3 and shape[:2] == (28, 28):
         return "; convert it: x.transpose(2, 0, 1)"
     return "; convert it: x.T" if len(shape) == 2 and shape[0] == _ROW_BYTES else ""

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from ..errors import reason_of
 from ..file_kind import HEAD_BYTES, describe
+from .packed import UNPACKERS, unpacked_head
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DRAWING_SUFFIXES = (".npy", ".npz", ".ndjson", ".jsonl", ".bin", ".parquet")
-PACKED_SUFFIXES = (".bz2", ".gz", ".zst")
+PACKED_SUFFIXES = tuple(UNPACKERS)
 TABLE_SUFFIXES = (".csv", ".tsv")
 HOW_TO_CONVERT = "docs/bulk-scoring.md shows how to convert it"
 _UNREAD_PICTURES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".svg")
@@ -131,9 +132,14 @@ def is_output(name: str, folder: Path) -> bool:
     return len(name) < _MAX_OUTPUT_NAME and any((folder / f"{name}{end}").exists() for end in OUTPUT_MARKS)
 
 
+def is_packed(name: str) -> bool:
+    """Return whether a name has the ending of a packed file."""
+    return name.lower().endswith(PACKED_SUFFIXES)
+
+
 def is_packed_copy(path: Path) -> bool:
     """Return whether the same file lies unpacked next to a packed one, as after `gzip -k`."""
-    return path.suffix.lower() in PACKED_SUFFIXES and path.with_name(path.stem).is_file()
+    return is_packed(path.name) and path.with_name(path.stem).is_file()
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
@@ -177,11 +183,6 @@ def has_drawing_name(name: str) -> bool:
     suffix = drawing_suffix(name)
     kinds = (*DRAWING_SUFFIXES, *PICTURE_SUFFIXES, *_UNREAD_PICTURES)
     return not is_hidden(name) and suffix in kinds and suffix != ".jsonl"
-
-
-def has_strokes(head: bytes) -> bool:
-    """Return whether lines of JSON that begin with `head` are drawings: files of metadata have the same ending."""
-    return b'"drawing"' in head or b'"strokes"' in head
 
 
 def pass_over(path: Path) -> PassedOver:
@@ -249,9 +250,11 @@ def _file(path: Path) -> PassedOver:
         return PassedOver(str(path), "a pipe, a device or a broken link", False)
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
+    if is_packed(path.name) and drawing_suffix(path.name) == ".jsonl":
+        head = unpacked_head(path) or head
     kind = describe(head, str(path))
     if kind and kind.suffix == ".ndjson":
-        is_drawing = has_strokes(head)
+        is_drawing = b'"drawing"' in head or b'"strokes"' in head  # files of metadata have the same ending
         return PassedOver(str(path), str(kind) if is_drawing else "JSON without drawings", is_drawing)
     if kind:
         return PassedOver(str(path), str(kind), kind.may_have_drawings)

@@ -95,9 +95,15 @@ class StrokeFile:
 
     @property
     def is_last_line_incomplete(self) -> bool:
-        """Whether the last line or record is malformed and has no line feed, because a program may be writing it."""
-        ends = self._format.has_line_feeds and self._data[len(self._data) - 1 :] == b"\n"
-        if not self.line_count or ends:
+        """Whether a program may be writing the last line or record: it is cut off.
+
+        A line is so if it is malformed and has no line feed.
+        """
+        if not self.line_count:
+            return False
+        if not self._format.has_line_feeds:
+            return self._end_of(self.line_count - 1) > len(self._data)
+        if self._data[len(self._data) - 1 :] == b"\n":
             return False
         try:
             self.parse(next(self.lines(self.line_count - 1, self.line_count)))
@@ -118,6 +124,13 @@ class StrokeFile:
     def release(self) -> None:
         """Release the memory of what was read last."""
         self._data.release()
+
+    def _end_of(self, record: int) -> int:
+        """Return where a record of a .bin, counted from 0, ends; a value above the size of the file = it is cut off."""
+        end = self._starts[record // self._every]
+        for _ in range(record % self._every + 1):
+            end = self._format.end(self._data, end)
+        return end
 
     def _drawing(self, number: int) -> Drawing:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..drawings.folders import find_labelled, label_of, source_of
+from ..drawings.folders import find_labelled, held_out_folder, label_of, source_of
 from ..drawings.passed_over import PassedOverList
 from ..drawings.readers import BitmapRows, DrawnRows, LocatedRows, MalformedRows, malformed_in, open_bitmaps
 from ..drawings.strokes import Malformed, StrokeFile, open_strokes
@@ -73,8 +73,8 @@ def open_labelled(
         if bitmaps:
             raise FileRefused(f"{folder}: expected drawings, got none for {listed([*map(label_of, bitmaps)])}")
         whose = f"; name another model than {owner}, or rename the labels of the drawings" if owner else ""
-        if (Path(folder) / "config.json").is_file() and (Path(folder) / "test").is_dir():
-            whose = f"; this is a folder of a training: its held-out drawings are in {Path(folder) / 'test'}"
+        if held_out := held_out_folder(Path(folder)):
+            whose = f"; this is the folder of a training: its held-out drawings are in {held_out}"
         if Path(folder) in files.values():
             whose = "; the label of these pictures is the name of their folder: give each label a folder of its own"
         raise FileRefused(f"{folder}: expected drawings of {compared(labels, tuple(files))}{whose}")

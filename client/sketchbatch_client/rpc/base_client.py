@@ -295,17 +295,17 @@ class BaseClient:
         several servers in turn. A server that serves a newer version has retired this one, and the attempt is not
         repeated. Raises DeadlineExceeded.
         """
-        missing = ""  # what the last server answered that does not serve the version
+        missing: str | None = None  # what the last server answered that does not serve the version
         while True:
             try:
                 return await send()
             except grpc.RpcError as exc:
                 is_missing = exc.code() is grpc.StatusCode.NOT_FOUND
                 is_awaited = is_missing and self._is_arriving(name, version) and not is_retired(version, exc)
-                is_late = bool(missing) and exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                is_late = missing is not None and exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED
                 if not is_awaited and not is_late:
                     raise
-                missing = str(exc.details()) if is_missing else missing
+                missing = exc.details() or "NOT_FOUND" if is_missing else missing
                 if is_late or deadline - time.monotonic() <= _VERSION_DELAY_S:
                     wanted = f"{name or 'the default model'} version {version}"
                     raise errors.DeadlineExceeded(

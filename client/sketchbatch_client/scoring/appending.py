@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ..atomic import is_open_file, room_for
 from ..drawings.passed_over import PassedOverList
 from ..errors import JobRefused, OutputRefused
 from ..rpc.client import Client
 from .block_reader import BlockReader
-from .inputs import Source, find_sources
+from .inputs import Block, Source, find_sources
 from .inputs.opening import NO_FILE
 from .inputs.paths import STDIN, Locations
 from .inputs.sources import PictureSource
@@ -49,6 +51,16 @@ class _Scored(NamedTuple):
     rows: int  # from the first row of the source on
     stamp: str
     folder: str  # `Plan.folder`
+
+
+class _Removed(Source):
+    """A source that an earlier run scored, and that no longer exists; only its digest may be asked for."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def block(self, start: int, stop: int) -> Block:
+        return Block(rows=np.arange(0), bitmaps=np.empty((0, 28, 28), np.uint8), digest=0)
 
 
 def append_scores(client: Client, job: ScoreJob, output: Path, listener: ProgressListener) -> Outcome:
@@ -84,7 +96,7 @@ def _append(
     opens = opening(output, listener)
     scored = _scored(manifest.additions) if manifest else {}
     input_options = replace(
-        job.input_options, may_be_empty=manifest is not None, scored=frozenset(scored)
+        job.input_options, may_be_empty=manifest is not None, scored={name: each.rows for name, each in scored.items()}
     )  # files may be removed once scored
     found = find_sources(job.inputs, parts.folder, opens, input_options, passed_over)
     present = (source for source in found if source.stamp != NO_FILE or source.name not in scored)
@@ -243,7 +255,7 @@ def _changed_rows(additions: Sequence[Addition], sources: list[Source], touched:
     for run, (plan, digests) in enumerate((each.plan, each.digests) for each in additions):
         names = [each.source for each in plan.inputs]
         own = {index for index, name in enumerate(names) if name in touched and newest.get(name, run) <= run}
-        reader = BlockReader(plan, [by_name.get(name, sources[0]) for name in names], readers=0)
+        reader = BlockReader(plan, [by_name.get(name, _Removed(name, "")) for name in names], readers=0)
         for part in plan.parts if own else ():
             yield from (names[index] for index in reader.changed(part, digests.get(part, ()), own))
 

@@ -103,7 +103,7 @@ def _fixed_batch(inputs: list[ort.NodeArg], outputs: list[ort.NodeArg], scores: 
     """Yield a problem if the batch size is a number; an output matters only if no output fits."""
     tensors = [*inputs, *(outputs if not scores else ())]
     for tensor in tensors:
-        if _is_one_bitmap(tensor.shape):
+        if tensor in inputs and _is_one_bitmap(tensor.shape):
             yield "the input has no axis for the rows: export it with one"
             return
         if len(tensor.shape) > 1 and isinstance(tensor.shape[0], int):

@@ -63,6 +63,11 @@ def read_held_out(run: Run, labels: list[str]) -> HeldOut:
     files = labelled_files(run.test) if any(run.test.glob("*.npy")) else {}
     has_trained = run.config.exists() and run.read_config().get("hold_out") == "none"
     if missing := [label for label in labels if nfc(label) not in files]:
+        if has_trained and "restricted_from" in run.read_config():
+            raise RunIncomplete(
+                f"{run.folder}: all drawings trained, so none is left to judge the model; first cross-validate the run "
+                "from which it was restricted, then run the same sketchbatch-train restrict again"
+            )
         if has_trained:
             raise RunIncomplete(
                 f"{run.folder}: all drawings trained, so none is left to judge the model; train its folds with "

@@ -20,7 +20,7 @@ from ..errors import RunRefused
 from ..run import Run, RunState
 from ..train.networks import build, copy_weights
 from ..train.recipes import network_from
-from ..train.training import load_model, provenance, save_model
+from ..train.training import load_model, model_name, provenance, save_model
 from .out_of_fold import OutOfFold, read_out_of_fold, write_out_of_fold
 
 
@@ -29,7 +29,7 @@ def restrict(source: Run, run: Run, labels: Sequence[str], *, name: str = "", re
 
     The weights of the other layers, the scores relative to each other, the history and the digests of the training
     drawings stay. Held-out drawings and the cross-validation keep the drawings of `labels`. If `run` has this network,
-    nothing happens; `restart` discards it.
+    only these drawings are copied, because `source` may have been cross-validated since; `restart` discards it.
 
     Returns:
         Whether the network was written.
@@ -45,25 +45,28 @@ def restrict(source: Run, run: Run, labels: Sequence[str], *, name: str = "", re
     columns = _columns(source, run, labels, config["labels"])
     chosen = [config["labels"][column] for column in columns]
     config["restricted_from"] = provenance(source, model) | {"labels": config["labels"]}
-    config["labels"], config["name"] = chosen, name or "-".join(chosen)
+    config["labels"], config["name"] = chosen, model_name(name, chosen, config["source"])
     with run.locked():
-        if run.state_for(config, restart=restart) is RunState.FINISHED:
-            return False
-        run.begin(config)
-        for folder, target in ((source.test, run.test), (source.validation, run.validation)):
-            _copy_drawings(folder, target, chosen)
-        _copy_flags(source.recognized, run.recognized, chosen)
-        for own, copy in (
-            (source.history, run.history),
-            (source.calibration, run.calibration),
-            (source.training_digests, run.training_digests),
-        ):
-            if own.exists():
-                copy.write_bytes(own.read_bytes())
+        is_finished = run.state_for(config, restart=restart) is RunState.FINISHED
+        if not is_finished:
+            run.begin(config)
+            for own, copy in (
+                (source.history, run.history),
+                (source.calibration, run.calibration),
+                (source.training_digests, run.training_digests),
+            ):
+                if own.exists():
+                    copy.write_bytes(own.read_bytes())
+        config["rows"]["test"] = _copy_drawings(source.test, run.test, chosen) if config["rows"]["test"] else 0
+        config["rows"]["validation"] = _copy_drawings(source.validation, run.validation, chosen)
         if found := read_out_of_fold(source):
+            _copy_drawings(source.test, run.test, chosen)
             write_out_of_fold(run, _restricted(found, columns))
-        save_model(run, _with_columns(model, config["recipe"]["network"], columns))
-    return True
+        _copy_flags(source.recognized, run.recognized, chosen)
+        if not is_finished:
+            run.write_config(config)
+            save_model(run, _with_columns(model, config["recipe"]["network"], columns))
+    return not is_finished
 
 
 def _columns(source: Run, run: Run, labels: Sequence[str], known: list[str]) -> list[int]:
@@ -74,17 +77,19 @@ def _columns(source: Run, run: Run, labels: Sequence[str], known: list[str]) -> 
     if missing := [label for label in names if label not in known]:
         raise RunRefused(f"{source.folder}: has no class {with_suggestions(missing, known)}; it has {', '.join(known)}")
     if not 2 <= len(names) < len(known):
-        raise RunRefused(
-            f"{source.folder}: expected 2 to {len(known) - 1} of its {len(known)} classes, got {len(names)}"
-        )
+        raise RunRefused(f"{source.folder}: expected some of its {len(known)} classes, two or more, got {len(names)}")
     return [known.index(label) for label in names]
 
 
-def _copy_drawings(folder: Path, target: Path, labels: Sequence[str]) -> None:
-    if folder.is_dir():
-        for label in labels:
-            write_bitmaps(target / f"{label}.npy", read_bitmaps(folder / f"{label}.npy")[:])
-        write_source(target, source_of(folder))
+def _copy_drawings(folder: Path, target: Path, labels: Sequence[str]) -> int:
+    """Copy the drawings of `labels`, if the folder has any, and return their number."""
+    if not any(folder.glob("*.npy")):
+        return 0
+    bitmaps = {label: read_bitmaps(folder / f"{label}.npy")[:] for label in labels}
+    for label, own in bitmaps.items():
+        write_bitmaps(target / f"{label}.npy", own)
+    write_source(target, source_of(folder))
+    return sum(map(len, bitmaps.values()))
 
 
 def _copy_flags(path: Path, target: Path, labels: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
@@ -149,6 +150,12 @@ def provenance(source: Start, model: keras.Model) -> dict[str, Any]:
     return entry | {"weights_digest": digest}
 
 
+def model_name(name: str, labels: Sequence[str], source: str) -> str:
+    """Return the name of a model: `name`, or one derived from its labels; that of synthetic drawings says so."""
+    name = name or ("-".join(labels) if len(labels) <= 5 else f"{len(labels)}-classes")
+    return f"synthetic-{name}" if source.startswith("synthetic") and not name.startswith("synthetic-") else name
+
+
 def _check(request: TrainingRequest, run: Run) -> None:
     start = request.start_from
     check_start(request.recipe, start)
@@ -249,12 +256,10 @@ def _log(logs: Any, metrics: EpochMetrics) -> None:
 
 def _config(request: TrainingRequest) -> dict[str, Any]:
     dataset = request.dataset
-    labels = dataset.labels
-    name = request.name or ("-".join(labels) if len(labels) <= 5 else f"{len(labels)}-classes")
     packages = ("sketchbatch-trainer", "tensorflow", "keras", "numpy")
     return {
-        "name": f"synthetic-{name}" if dataset.source.startswith("synthetic") else name,
-        "labels": labels,
+        "name": model_name(request.name, dataset.labels, dataset.source),
+        "labels": dataset.labels,
         "source": dataset.source,
         "data_digest": dataset.digest,
         "rows": {"train": len(dataset.train), "validation": len(dataset.validation), "test": len(dataset.test)},

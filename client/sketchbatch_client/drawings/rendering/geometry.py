@@ -85,17 +85,20 @@ def check_stroke(stroke: object, number: int) -> None:
 
 def _dict_remedy(stroke: dict[Any, Any]) -> str:
     """Return how to convert a stroke, or a point, that is an object of JSON."""
-    lists = [key for key, value in stroke.items() if isinstance(value, (list, tuple))]
-    if {"x", "y"} <= set(lists):
-        return "convert it with [stroke['x'], stroke['y']], then call simplify"
-    return f"take its list stroke[{lists[0]!r}]" if len(lists) == 1 else _POINT_REMEDY
+    lists = {key: value for key, value in stroke.items() if hasattr(value, "__len__") and not isinstance(value, str)}
+    axes = [key for key, value in lists.items() if len(value) and not hasattr(value[0], "__len__")]
+    if len(axes) == 2 and len(lists[axes[0]]) == len(lists[axes[1]]):
+        return f"convert it with [stroke[{axes[0]!r}], stroke[{axes[1]!r}]], then call simplify"
+    points = [key for key, value in lists.items() if len(value) and hasattr(value[0], "__len__")]
+    return f"take its list stroke[{points[0]!r}]" if len(points) == 1 else _POINT_REMEDY
 
 
 def _has_strokes(stroke: Any) -> bool:
-    """Return whether the entries of a stroke are strokes themselves, so that it is a drawing."""
+    """Return whether the first entry of a stroke is a stroke itself, so that it is a drawing."""
     try:
-        return hasattr(stroke[0][0], "__len__") and not isinstance(stroke[0][0], str)
-    except (IndexError, KeyError, TypeError):
+        xs, ys = stroke[0][:2]
+        return len(xs) == len(ys) > 0 and not hasattr(xs[0], "__len__") and not isinstance(xs, str)
+    except (IndexError, KeyError, TypeError, ValueError):
         return False
 
 

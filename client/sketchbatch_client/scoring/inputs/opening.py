@@ -3,8 +3,8 @@
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +37,8 @@ class InputOptions:
     is_growing: bool = False
     """The inputs may grow: each picture of a folder is a source, and a last line that is incomplete is not read yet."""
     may_be_empty: bool = False  # accept folders without a drawing, patterns without a file, and inputs without a row
-    scored: frozenset[str] = frozenset()  # names of the sources that an output has: of several paths to one file, these
+    scored: Mapping[str, int] = field(default_factory=dict)
+    """Number of rows of each source that an output has: of several paths to one file, these are read."""
     scale: float = 0.0
     """Factor for numbers: 255 for 0..1. 0 = refuse floats, booleans, and other integers than uint8 in .npy and .npz."""
 
@@ -178,7 +179,8 @@ def _open_npz(given: _Input) -> list[Source]:
 def _open_strokes(given: _Input) -> list[Source]:
     file = StrokeFile(given.path, index_every=_INDEX_EVERY)
     rows = file.line_count
-    if given.options.is_growing and file.is_last_line_incomplete:
+    is_new = rows > given.options.scored.get(given.name, 0)
+    if given.options.is_growing and is_new and file.is_last_line_incomplete:
         rows -= 1
         reason = "incomplete; the next run reads it, once it is complete"
         given.passed_over.extend([PassedOver(f"{given.name}:{rows + 1}", reason, False)])

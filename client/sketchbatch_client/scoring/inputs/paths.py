@@ -12,13 +12,11 @@ from ...drawings.folders import besides_pictures, files_below, find_labelled, pi
 from ...drawings.passed_over import (
     DRAWING_SUFFIXES,
     OUTPUT_MARKS,
-    PACKED_SUFFIXES,
     PICTURE_SUFFIXES,
     PassedOver,
     PassedOverList,
     drawing_suffix,
     has_drawing_name,
-    has_strokes,
     is_hidden,
     is_left_out,
     is_output,
@@ -28,7 +26,6 @@ from ...drawings.passed_over import (
     walk,
 )
 from ...errors import FileRefused, fails_again
-from .spooled import unpacked_head
 
 STDIN = "-"
 
@@ -219,10 +216,8 @@ def _is_file_of_drawings(path: Path, names: Container[str]) -> bool:
     target = link_within(path)
     if target and (_is_file_of_drawings(target, names) or is_output(target.name, target.parent)):
         return False
-    if path.suffix.lower() == ".jsonl":
+    if drawing_suffix(path.name) == ".jsonl":
         return path.is_file() and pass_over(path).may_have_drawings
-    if _is_packed_jsonl(path):
-        return not is_packed_copy(path) and has_strokes(unpacked_head(path))
     return (
         has_drawing_name(path.name)
         and drawing_suffix(path.name) in DRAWING_SUFFIXES
@@ -230,11 +225,6 @@ def _is_file_of_drawings(path: Path, names: Container[str]) -> bool:
         and not is_packed_copy(path)
         and not path.is_dir()
     )
-
-
-def _is_packed_jsonl(path: Path) -> bool:
-    is_packed = path.suffix.lower() in PACKED_SUFFIXES and drawing_suffix(path.name) == ".jsonl"
-    return is_packed and not is_hidden(path.name) and path.is_file()
 
 
 def _why_not(path: Path, names: Container[str]) -> PassedOver:
@@ -245,10 +235,7 @@ def _why_not(path: Path, names: Container[str]) -> PassedOver:
         return PassedOver(
             str(path), f"a picture in a folder of files of drawings; add '{path.parent}/*{path.suffix}'", True
         )
-    passed_over = _naming_folder(pass_over(path))
-    if _is_packed_jsonl(path) and passed_over.may_have_drawings and unpacked_head(path):
-        return PassedOver(str(path), "JSON without drawings", False)
-    return passed_over
+    return _naming_folder(pass_over(path))
 
 
 def _naming_folder(entry: PassedOver) -> PassedOver:

@@ -1,18 +1,14 @@
 """Copy standard input and packed files to disk, because a job reads rows in any order, and again when it resumes."""
 
-import bz2
-import gzip
 import hashlib
 import math
 import os
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
-
-import pyarrow as pa
+from typing import IO, NamedTuple
 
 from ...atomic import replacing, room_for
+from ...drawings.packed import DAMAGED, UNPACKERS
 from ...drawings.stable_file import changed, is_unchanged
 from ...errors import FileRefused, reason_of
 from ...file_kind import HEAD_BYTES
@@ -20,12 +16,6 @@ from ...file_stamp import file_stamp
 
 _CHUNK_BYTES = 1 << 20
 _MAX_BYTES, _MAX_RATIO = 1 << 30, 200  # unpacked, and per packed byte: strokes shrink 3 to 10 times, drawings 2 to 10
-
-_UNPACKERS: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".zst": lambda path: pa.CompressedInputStream(pa.PythonFile(path.open("rb")), "zstd"),
-}
 
 
 class Spooled(NamedTuple):
@@ -44,16 +34,6 @@ def spool(file: IO[bytes], suffix_of: Callable[[bytes], str], folder: Path, name
     return _copied(head, file, folder / f"{name}{suffix_of(head)}")
 
 
-def unpacked_head(path: Path) -> bytes:
-    """Return the first bytes of a packed file; b"" if it cannot be unpacked."""
-    try:
-        with _UNPACKERS[path.suffix.lower()](path) as packed:
-            head: bytes = packed.read(HEAD_BYTES)
-            return head
-    except (EOFError, OSError, zlib.error, pa.ArrowException):
-        return b""
-
-
 def unpack(path: Path, folder: Path) -> Spooled:
     """Unpack a file, whose suffix is one of PACKED_SUFFIXES, to a file in `folder` with the suffix before it.
 
@@ -66,10 +46,10 @@ def unpack(path: Path, folder: Path) -> Spooled:
     if not before.size_bytes:
         raise FileRefused(f"{path}: cannot be unpacked: an empty file; copy or download it again")
     try:
-        with _UNPACKERS[path.suffix.lower()](path) as packed:
+        with UNPACKERS[path.suffix.lower()](path) as packed:
             target = folder / f"unpacked-{name}{inner.suffix.lower()}"
             copy = _copied(b"", packed, target, max(_MAX_BYTES, _MAX_RATIO * before.size_bytes), str(path))
-    except (EOFError, OSError, zlib.error, pa.ArrowException) as exc:  # OSError: of gzip, bz2 and Arrow, too
+    except DAMAGED as exc:
         if not is_unchanged(path, before):
             raise changed(path) from exc
         if isinstance(exc, OSError) and exc.errno is not None:  # of the operating system
