@@ -291,3 +291,17 @@ def test_the_help_names_every_layout_and_way_out():
         "without them in",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize("state", ["missing", "empty", "of an interrupted fetch"])
+@pytest.mark.parametrize("command", ["explore", "train"])
+def test_without_data_the_message_names_fetch_and_data(tmp_path, state, command):
+    """The default folder is that of `fetch`, of which a new user may not know."""
+    folder = tmp_path / "drawings"
+    if state != "missing":
+        folder.mkdir()
+    if state == "of an interrupted fetch":
+        (folder / ".fetching").write_text("")
+    words = {"explore": ["--output", str(tmp_path / "page.html")], "train": ["--run", str(tmp_path / "run")]}[command]
+    refused = CliRunner().invoke(app, [command, *words], env={"SKETCHBATCH_DATA": str(folder)}).exception
+    assert "has no drawings yet; name another folder with --data, or first run: sketchbatch-train fetch" in str(refused)

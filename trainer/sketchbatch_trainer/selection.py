@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from sketchbatch_client.drawings.bitmap_arrays import ink_warning
+from sketchbatch_client.drawings.passed_over import is_hidden
 from sketchbatch_client.drawings.readers import BitmapRows
 from sketchbatch_client.output_file import local_path
 
@@ -65,7 +66,7 @@ def drawings_folder(data: Path | None) -> Path:
         DrawingsRefused: There is no default folder, because nothing was fetched.
     """
     folder = data or cache_folder()
-    if data is None and not (folder.is_dir() and any(folder.iterdir())):
+    if data is None and not (folder.is_dir() and any(not is_hidden(each.name) for each in folder.iterdir())):
         raise DrawingsRefused(
             f"{folder}: has no drawings yet; name another folder with --data, or first run: sketchbatch-train fetch"
         )

@@ -37,6 +37,7 @@ CONTENTS = {
 }
 """For each kind of file, the content that the page shows only if there are such files."""
 
+_KIND_NAMES = {SIMPLIFIED: "simplified strokes", RAW: "raw strokes", BITMAPS: "bitmaps or pictures"}
 _FORMATS = {SIMPLIFIED: "simplified", RAW: "raw", BITMAPS: "npy"}  # names for `sketchbatch-train fetch --format`
 
 
@@ -124,13 +125,13 @@ def _classes(statistics: FolderStatistics) -> dict[str, Any]:
 
 
 def _kind(statistics: FolderStatistics, kind: str) -> dict[str, Any]:
-    """Return the numbers of files, drawings and malformed drawings of one kind, and the files with such drawings."""
+    """Return the numbers of classes, drawings and malformed drawings of one kind, and the files with such drawings."""
     lacking = statistics.lacking(kind)
     own = [part for each in statistics.classes if (part := each.part(kind)) and each.label not in lacking]
     skipped = [each.skipped[kind] for each in statistics.classes if kind in each.skipped]
     return {
-        "name": kind,
-        "files": len(own),
+        "name": _KIND_NAMES[kind],
+        "classes": len(own),
         "drawings": sum(map(len, own)),
         "malformed": sum(each.number for each in skipped),
         "skipped": skipped,
