@@ -76,7 +76,8 @@ class Comparison:
         if unknown:
             cautions.append(
                 f"These drawings may be training drawings of {' or '.join(dict.fromkeys(unknown))}: "
-                "the model file has no digests of its training drawings."
+                "the model file has no digests of its training drawings. docs/evaluation.md names drawings on which no "
+                "shipped model was trained."
             )
         return cautions
 
