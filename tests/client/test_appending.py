@@ -164,6 +164,36 @@ def test_a_changed_picture_next_to_one_that_was_mended_or_removed_is_refused(app
     assert (refused.code, f"rows of {inputs / 'a.png'} that an earlier run" in refused.err) == (4, True), refused.err
 
 
+@pytest.mark.parametrize("first", ["pictures", "arrays"])
+def test_the_first_folder_of_pictures_does_not_hide_other_drawings(append, inputs, tmp_path, noise, first):
+    """A folder with a folder per night is searched as before when a night brings another kind of files."""
+    for night in ("1", "2", "3"):
+        (inputs / night).mkdir()
+        if (night == "2") == (first == "arrays"):
+            save_picture(inputs / night / "p.png", 9)
+        else:
+            np.save(inputs / night / "a.npy", noise(1))
+        save_picture(inputs / "top.png", 30)
+        finished = append(tmp_path / "o.csv")
+        assert finished.code == 0, finished.err
+    assert len(rows_of(tmp_path / "o.csv")) == 4
+
+
+def test_a_job_with_a_mended_picture_names_append(append, sketchbatch, tiny_service, inputs, tmp_path):
+    """The same command is refused, because its output would change; --append scores the picture."""
+    save_picture(inputs / "a.png", 9)
+    complete = (inputs / "a.png").read_bytes()
+    (inputs / "b.png").write_bytes(complete[:-30])
+    words = ("--server", tiny_service.address, "--output", tmp_path / "o.csv")
+    assert sketchbatch("score", inputs / "*.png", *words).code == 3
+    (inputs / "b.png").write_bytes(complete)
+    refused = sketchbatch("score", inputs / "*.png", *words)
+    assert refused.code == 4
+    assert refused.err.endswith("; --append scores pictures again that were rejected and have been mended\n")
+    assert sketchbatch("score", inputs / "*.png", *words, "--append").code == 0
+    assert rows_of(tmp_path / "o.csv") == [("a.png", 0), ("b.png", 0)]
+
+
 def test_an_output_of_another_program_is_refused_without_restart_as_remedy(append, inputs, tmp_path, noise):
     """The command with --append and --restart would be refused, too."""
     np.save(inputs / "a.npy", noise(1))

@@ -245,6 +245,16 @@ def test_merge_returns_3_for_files_that_may_have_drawings(sketchbatch, tiny_serv
     assert [score(1), merged()[0]] == [3, 3]
 
 
+def test_merge_accepts_nothing_for_the_user(sketchbatch, tiny_service, tmp_path):
+    """If every file is read, the manifest does not say that the user accepts files which are not."""
+    for name in "ab":
+        (tmp_path / f"{name}.npy").write_bytes(npy(2))
+        words = ("--server", tiny_service.address, "--output", tmp_path / f"{name}.csv")
+        assert sketchbatch("score", tmp_path / f"{name}.npy", *words).code == 0
+    assert sketchbatch("merge", tmp_path / "a.csv", tmp_path / "b.csv", "--output", tmp_path / "all.csv").code == 0
+    assert json.loads((tmp_path / "all.csv.manifest.json").read_bytes())["ignores_others"] is False
+
+
 def test_merge_returns_3_after_append(sketchbatch, tiny_service, folder, tmp_path):
     """An output of --append records, too, whether the user accepts what was not read."""
     for code, flags in ((3, []), (0, ["--ignore-others"])):
@@ -452,8 +462,8 @@ def test_each_picture_of_a_pattern_is_read_once(tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / "in" / "cat" / name).write_bytes(picture("png"))
     (tmp_path / "in" / "gone.png").symlink_to("nowhere.png")
-    [cats, gone] = find_sources([str(tmp_path / "in" / "**")], tmp_path, lambda _: None)
-    assert (gone.name, cats.name, len(cats)) == (f"{tmp_path}/in/gone.png", f"{tmp_path}/in/cat", 2)
+    [gone, cats] = find_sources([str(tmp_path / "in" / "**")], tmp_path, lambda _: None)
+    assert (gone.name, len(gone), cats.name, len(cats)) == (f"{tmp_path}/in", 1, f"{tmp_path}/in/cat", 2)
     assert [reject.source for reject in gone.block(0, 1).rejects] == [f"{tmp_path}/in/gone.png"]
 
 
@@ -501,7 +511,7 @@ def test_packed_metadata_next_to_pictures_has_no_drawings(tmp_path):
     find_sources([str(tmp_path / "in")], tmp_path, lambda _: None, passed_over=passed_over)
     assert [(each.reason, each.may_have_drawings) for each in passed_over.entries] == [
         ("JSON without drawings", False),
-        ("a folder without drawings", False),
+        ("JSON without drawings", False),
     ]
 
 

@@ -34,7 +34,7 @@ _LAYOUTS = (
 _GOOGLE_FOLDERS = dict(_LAYOUTS)
 _OUTPUTS = (".parquet", ".npy")  # endings of the outputs of jobs that are endings of drawings, too
 _FILES = (".npy", ".ndjson", ".bin", ".parquet")  # endings of the files that may be parts of a label
-_PICTURE_FOLDER = "imagefolder"
+PICTURE_FOLDER = "imagefolder"
 _LABEL_KEY = "label="  # in front of the label in the names of folders that Spark and Hive write
 _DESCRIBED = 10_000  # most files of a folder without drawings whose kind is looked up for the error message
 _TABLE = ".parquet"  # at the end of the names of folders in which Spark writes the parts of a table
@@ -74,7 +74,7 @@ def find_labelled(folder: Path | str) -> LabelledFolder:
     if folders := [inner for inner in _folders(folder) if files_below(inner)]:
         found = by_label(folders)
         return LabelledFolder(found, PassedOverList(_besides(folder, folder, found)))
-    for parent in (folder / _PICTURE_FOLDER, folder):
+    for parent in (folder / PICTURE_FOLDER, folder):
         if folders := [inner for inner in _folders(parent) if pictures_in(inner)]:
             found = by_label(folders)
             return LabelledFolder(found, PassedOverList(_besides(folder, parent, found)))

@@ -243,8 +243,11 @@ def _check_unchanged(earlier: BegunJob | None, others: Sequence[BegunJob], plan:
     """Raise JobRefused if this or another shard has finished parts of another job or of inputs that have changed."""
     if earlier and (change := difference(earlier.plan, plan) or _changed_contents(earlier, plan, reader)):
         advice = "undo the change, name another output, or use --restart"
-        if earlier.manifest and has_new_rows(earlier.plan, plan) and not any(map(_is_folder, earlier.plan.inputs)):
+        has_folder = any(map(_is_folder, earlier.plan.inputs))
+        if earlier.manifest and has_new_rows(earlier.plan, plan) and not has_folder:
             advice = f"use --append to add the new rows, or {advice.partition(', ')[2]}"
+        if earlier.manifest and rejects_path(earlier.output).exists() and not has_folder:
+            advice += "; --append scores pictures again that were rejected and have been mended"
         raise JobRefused(f"{earlier.output} was begun differently: {change}; {advice}")
     for other in () if earlier and earlier.manifest else others:
         own = replace(plan, shard=other.plan.shard)

@@ -55,7 +55,7 @@ def merge(outputs: Sequence[Path], output: Path, *, restart: bool = False, ignor
     if not restart:
         _check_replaceable(output, merged.additions)
     not_accepted = [] if ignores_others else [each for each in manifests if not each.ignores_others]
-    others = _not_read(not_accepted, is_one_job)
+    others, not_read = _not_read(not_accepted, is_one_job), _not_read(manifests, is_one_job)
     with replacing(manifest_path(output)) as manifest_file, replacing(output) as partial:
         *earlier, last = merged.additions
         with partial.open("wb") as file:
@@ -68,8 +68,8 @@ def merge(outputs: Sequence[Path], output: Path, *, restart: bool = False, ignor
             rejected=sum(each.rejected for each in manifests),
             unread_metadata=sum(each.unread_metadata for each in manifests),
             unlabelled=sum(each.unlabelled for each in manifests),
-            passed_over=_not_read(manifests, is_one_job).to_json(),
-            ignores_others=not others.count_with_drawings,
+            passed_over=not_read.to_json(),
+            ignores_others=ignores_others or (bool(not_read.count_with_drawings) and not others.count_with_drawings),
             has_key_ids=manifests[0].has_key_ids,
             output_bytes=partial.stat().st_size,
         )

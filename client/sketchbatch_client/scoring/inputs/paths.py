@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from itertools import takewhile
 from pathlib import Path
 
-from ...drawings.folders import besides_pictures, files_below, find_labelled, pictures_in
+from ...drawings.folders import PICTURE_FOLDER, besides_pictures, files_below, find_labelled, pictures_in
 from ...drawings.passed_over import (
     DRAWING_SUFFIXES,
     OUTPUT_MARKS,
@@ -175,6 +175,8 @@ def _folder_paths(folder: Path, passed_over: PassedOverList, may_be_empty: bool)
     try:
         labelled = find_labelled(folder)
     except FileRefused:
+        labelled = None
+    if not labelled or all(map(_is_folder_of_pictures, labelled.files.values())):
         others = PassedOverList()
         below = _paths_below(folder, others)
         if not below and not may_be_empty:
@@ -183,6 +185,15 @@ def _folder_paths(folder: Path, passed_over: PassedOverList, may_be_empty: bool)
         return below
     passed_over.add(labelled.passed_over.with_reasons(_naming_folder))
     return [path for inner in labelled.files.values() for path in files_below(inner) or [inner]]
+
+
+def _is_folder_of_pictures(path: Path) -> bool:
+    """Return whether a labelled path is a folder of pictures that is no part of a layout of other tools.
+
+    Such folders are read together with the other drawings of the folder above them: a folder may get the first one of
+    them after it was scored.
+    """
+    return path.is_dir() and not files_below(path) and path.parent.name != PICTURE_FOLDER
 
 
 def _without_drawings(folder: Path, others: PassedOverList) -> FileRefused:
