@@ -598,6 +598,11 @@ def test_export_before_training_names_the_missing_step(tmp_path):
     """Export before training is refused with the command to run first."""
     with pytest.raises(RunIncomplete, match="first run: sketchbatch-train train"):
         export(Run(tmp_path))
+    (tmp_path / "1").mkdir()  # a folder of model files, which is not for a training
+    with pytest.raises(
+        RunIncomplete, match=r"is not the folder of a training, which has a config\.json; name one \(sketch"
+    ):
+        export(Run(tmp_path))
 
 
 def test_two_trainings_cannot_use_one_folder(dataset, tmp_path):

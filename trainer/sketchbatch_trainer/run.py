@@ -233,7 +233,7 @@ class Run:
         remedy = f"first run: sketchbatch-train {step} --run {shlex.quote(str(self.folder))}"
         if step == "train":
             remedy += ", with the drawings (--data) and options of the training"
-        if path == self.config and self.folder.is_dir() and not path.exists():
+        if path == self.config and not path.exists() and self.folder.is_dir() and any(self.folder.iterdir()):
             raise RunIncomplete(
                 f"{self.folder}: is not the folder of a training, which has a {path.name}; name one "
                 "(sketchbatch evaluate compares models that are served)"

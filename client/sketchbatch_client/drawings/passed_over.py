@@ -3,18 +3,20 @@
 Flow: name -> hidden or made by a job -> first bytes -> ending.
 """
 
+import bz2
+import gzip
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import reason_of
 from ..file_kind import HEAD_BYTES, describe
-from .packed import UNPACKERS, unpacked_head
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DRAWING_SUFFIXES = (".npy", ".npz", ".ndjson", ".jsonl", ".bin", ".parquet")
-PACKED_SUFFIXES = tuple(UNPACKERS)
+PACKED_SUFFIXES = (".bz2", ".gz", ".zst")
 TABLE_SUFFIXES = (".csv", ".tsv")
 HOW_TO_CONVERT = "docs/bulk-scoring.md shows how to convert it"
 _UNREAD_PICTURES = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".svg")
@@ -137,6 +139,26 @@ def is_packed(name: str) -> bool:
     return name.lower().endswith(PACKED_SUFFIXES)
 
 
+def open_packed(path: Path) -> Any:
+    """Open the contents of a packed file, whose ending is one of PACKED_SUFFIXES, as a binary file."""
+    suffix = path.suffix.lower()
+    if suffix != ".zst":
+        return gzip.open(path) if suffix == ".gz" else bz2.open(path)
+    import pyarrow as pa  # clients that send bitmaps alone do not need it
+
+    return pa.CompressedInputStream(pa.PythonFile(path.open("rb")), "zstd")
+
+
+def _unpacked_head(path: Path) -> bytes:
+    """Return the first bytes of the contents of a packed file; b"" if it cannot be unpacked."""
+    try:
+        with open_packed(path) as packed:
+            head: bytes = packed.read(HEAD_BYTES)
+            return head
+    except (EOFError, OSError, ValueError, zlib.error):  # those of Arrow are OSError or ValueError
+        return b""
+
+
 def is_packed_copy(path: Path) -> bool:
     """Return whether the same file lies unpacked next to a packed one, as after `gzip -k`."""
     return is_packed(path.name) and path.with_name(path.stem).is_file()
@@ -251,7 +273,7 @@ def _file(path: Path) -> PassedOver:
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if is_packed(path.name) and drawing_suffix(path.name) == ".jsonl":
-        head = unpacked_head(path) or head
+        head = _unpacked_head(path) or head
     kind = describe(head, str(path))
     if kind and kind.suffix == ".ndjson":
         is_drawing = b'"drawing"' in head or b'"strokes"' in head  # files of metadata have the same ending

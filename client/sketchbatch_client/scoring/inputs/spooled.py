@@ -3,12 +3,15 @@
 import hashlib
 import math
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
 
+import pyarrow as pa
+
 from ...atomic import replacing, room_for
-from ...drawings.packed import DAMAGED, UNPACKERS
+from ...drawings.passed_over import open_packed
 from ...drawings.stable_file import changed, is_unchanged
 from ...errors import FileRefused, reason_of
 from ...file_kind import HEAD_BYTES
@@ -46,10 +49,10 @@ def unpack(path: Path, folder: Path) -> Spooled:
     if not before.size_bytes:
         raise FileRefused(f"{path}: cannot be unpacked: an empty file; copy or download it again")
     try:
-        with UNPACKERS[path.suffix.lower()](path) as packed:
+        with open_packed(path) as packed:
             target = folder / f"unpacked-{name}{inner.suffix.lower()}"
             copy = _copied(b"", packed, target, max(_MAX_BYTES, _MAX_RATIO * before.size_bytes), str(path))
-    except DAMAGED as exc:
+    except (EOFError, OSError, zlib.error, pa.ArrowException) as exc:  # OSError: of gzip, bz2 and Arrow, too
         if not is_unchanged(path, before):
             raise changed(path) from exc
         if isinstance(exc, OSError) and exc.errno is not None:  # of the operating system
