@@ -59,7 +59,7 @@ class Echo(grpc.GenericRpcHandler):
             self.stream_ended.set()
 
     async def wait_for_direct(self, calls: int = 1) -> None:
-        """Wait until `calls` more calls are in the list `direct`."""
+        """Wait until the list `direct` has `calls` calls more than after the last wait."""
         for _ in range(calls):
             assert await asyncio.to_thread(self.arrived.acquire, timeout=30)
 

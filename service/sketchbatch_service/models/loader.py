@@ -190,7 +190,7 @@ def _engine(file: Path, session: ort.InferenceSession, artifact: Artifact, optio
     if may_use_cuda(options):
         try:
             reference = Reference(session, classes, names)
-            # Before CUDA, whose comparison with the CPU would fail with unstable scores, and not tell why.
+            # Check this first: with unstable scores, comparing CUDA with the CPU would fail without the reason.
             tolerance = tolerance_of(artifact.variant)
             _check(try_out(reference.scores, classes=classes, batch_rows=ROWS, tolerance=tolerance), options)
             return open_on_cuda(file, reference, max_batch_rows=max_batch_rows, options=options.cuda)
@@ -209,7 +209,7 @@ def _score_kind(path: Path, engine: Engine | CudaEngine, artifact: Artifact, opt
 
     Raise ModelRefused if the scores are unstable and the options do not allow it.
     """
-    # Two batch sizes may each differ from the CPU's scores by the tolerance of the engine.
+    # Scores of each batch size may differ from those of the CPU by the tolerance, so those of two by twice as much.
     tolerance = max(tolerance_of(artifact.variant), 2 * engine.tolerance)
     classes = len(artifact.labels)
     trial = try_out(engine.predict, classes=classes, batch_rows=engine.batch_rows, tolerance=tolerance)

@@ -110,8 +110,8 @@ def count_connections(addresses: Sequence[str]) -> int:
 def _connection_name(descriptor: int) -> int | str | None:
     """Return the local port or path of a connected socket; None for every other file descriptor."""
     try:
-        # Python saves two system calls if it is given a family. The socket may have another one than AF_UNIX, which has
-        # the longest addresses.
+        # The family is always given as AF_UNIX, because Python then makes two system calls less. This is harmless for
+        # sockets of other families: the family only limits the length of addresses, and AF_UNIX has the longest.
         found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=descriptor)
     except OSError:  # not a socket, or closed since it was listed
         return None

@@ -19,7 +19,7 @@ _FILE_NAMES = ("libcairo.so.2", "libcairo.2.dylib", "libcairo-2.dll")
 _POINTER, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int, ctypes.c_double
 _TEXT = ctypes.c_char_p
 # The functions of cairo that this module calls. The key is a signature: type of the result, then types of arguments.
-# The value has the names of the functions with this signature, without the prefix cairo_. Their descriptions:
+# Each value has the names of the functions with this signature, without the prefix cairo_. Their descriptions:
 # https://www.cairographics.org/manual/
 _FUNCTIONS = {
     (None, _POINTER): ("destroy", "stroke", "surface_destroy", "surface_flush", "surface_mark_dirty"),

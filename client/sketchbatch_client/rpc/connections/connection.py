@@ -16,7 +16,7 @@ _TRIES_PER_WORKER = 8
 # Connect timeout for a DNS name. It is short: packets to the address of a deleted pod are lost, and the new pod has
 # another address.
 _NAME_CONNECT_TIMEOUT_S = 0.8
-# Connect timeout of a new channel, as a share of the time for which no server of the name has responded.
+# Connect timeout of a new channel, as a share of the time for which no server behind the DNS name has responded.
 _CONNECT_SHARE = 0.25
 
 OpenChannel = Callable[[str, float], Any]
