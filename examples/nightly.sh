@@ -1,11 +1,13 @@
 #!/bin/sh
 # Score the drawings that have arrived since the last run. For cron, at 2 o'clock every night:
-#   0 2 * * * SKETCHBATCH_SERVER=service:50051 /opt/sketchbatch/nightly.sh /data/drawings /data/labels.parquet
-# Needs `sketchbatch` in PATH and flock (Debian: util-linux; macOS: brew install flock).
+#   PATH=/opt/sketchbatch/bin:/usr/bin:/bin
+#   0 2 * * * SKETCHBATCH_SERVER=service:50051 /opt/sketchbatch/nightly.sh /data/labels.parquet /data/drawings
+# The first line names the folder of the command `sketchbatch`, because cron has a short PATH. Needs flock (Debian:
+# util-linux; macOS: brew install flock).
 set -u
-[ $# = 2 ] || { echo "usage: nightly.sh DRAWINGS OUTPUT" >&2; exit 2; }
-drawings=$1
-output=$2
+[ $# -ge 2 ] || { echo "usage: nightly.sh OUTPUT DRAWINGS ..." >&2; exit 2; }
+output=$1
+shift
 attempts=${ATTEMPTS:-5}
 wait_s=${WAIT_S:-300}
 
@@ -19,17 +21,19 @@ flock -n 9 || { echo "error: the previous run still holds $output.lock" >&2; exi
 attempt=1
 while :; do
   code=0
-  sketchbatch score "$drawings" --output "$output" --append --timeout-s 60 --quiet || code=$?
+  sketchbatch score "$@" --output "$output" --append --timeout-s 60 --quiet || code=$?
   [ "$code" = 1 ] && [ "$attempt" -lt "$attempts" ] || break
   echo "attempt $attempt of $attempts failed; the next one starts in $wait_s s" >&2
   attempt=$((attempt + 1))
   sleep "$wait_s"
 done
 
+details=$output.manifest.json
+[ -e "$output.rejects.jsonl" ] && details="$output.rejects.jsonl and $details"
 case $code in
   0) echo "$output is up to date" ;;
   1) echo "error: $attempts attempts failed; the next run resumes the job" >&2 ;;
-  3) echo "warning: some drawings were not read; see $output.rejects.jsonl and $output.manifest.json" >&2 ;;
+  3) echo "warning: some drawings were not read; see $details" >&2 ;;
   *) echo "error: exit code $code; a retry cannot succeed, so correct the cause" >&2 ;;
 esac
 exit "$code"

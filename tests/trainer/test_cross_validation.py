@@ -268,6 +268,23 @@ def test_the_exported_scores_are_those_of_the_keras_model_with_the_temperature(j
     assert np.allclose(scores, softmax(logits / temperature), atol=1e-5)
 
 
+def test_the_command_prints_the_metrics_and_the_next_command(runs, judged, data, tmp_path):
+    """The printed figures are those that the export stores in the file."""
+    from sketchbatch_trainer.cli import app
+
+    run = shutil.copytree(runs["none"].folder, tmp_path / "my run")
+    folds = [word for name in FOLDS for word in ("--of", str(runs[name].folder))]
+    done = CliRunner().invoke(app, ["cross-validate", "--run", str(run), *folds, "--unknown", str(data)])
+    stated = metrics_of(judged)
+    area = rejection.decode(exported_properties(judged.onnx)[rejection.KEY]).auroc
+    assert done.output.splitlines() == [
+        f"270 drawings scored by 2 folds, and 50 of other classes -> {run}",
+        f"accuracy {stated['accuracy']:.3f}, balanced accuracy {stated['balanced_accuracy']:.3f}, expected calibration "
+        f"error {stated['calibration_error']:.3f}, AUROC against other classes {area:.3f}",
+        f"export it: sketchbatch-train export --run '{run}'",
+    ]
+
+
 def test_a_variant_and_the_report_of_a_cross_validated_run_are_written(judged):
     """The report judges the scores of the folds; a variant is compared on all drawings."""
     from sketchbatch_trainer.export.out_of_fold import read_out_of_fold

@@ -300,6 +300,8 @@ def cross_validate(
         result = judge([Run(folder) for folder in of], Run(run), unknown, lambda rows: progress.advance(task, rows))
     others = f", and {len(result.unknown):,} of other classes" if len(result.unknown) else ""
     console.print(f"{len(result.logits):,} drawings scored by {result.folds} folds{others} -> {run}")
+    console.print(result.summary())
+    console.print(f"export it: sketchbatch-train export --run {quote(str(run))}", soft_wrap=True)
 
 
 @app.command()

@@ -63,6 +63,8 @@ def health(
 ) -> None:
     """Print the health of the service: SERVING, NOT_SERVING, SERVICE_UNKNOWN or UNREACHABLE; stderr has the reason.
 
+    Of several servers, the first one that responds is asked; to check each server, run the command for each.
+
     Example: sketchbatch health --server localhost:50051
 
     Exit codes: 0 = SERVING, 1 = any other status.

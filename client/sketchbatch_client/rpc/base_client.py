@@ -40,7 +40,7 @@ _MODEL_DELAYS_S = (0.01, 0.02, 0.04, 0.08)  # delay after each failed attempt to
 _KEPT_FILES = 4
 """Model files of one version whose labels are kept: during an update, servers may have different files."""
 
-_VERSION_DELAY_S = 0.05  # between two attempts to reach a server that has a new version
+_VERSION_DELAYS_S = (0.05, 0.5)  # between attempts to reach a server that has a new version; doubles up to the second
 
 _ARRIVAL_S = 60.0
 """Time after the first sight of a version in which it may be missing on other servers: they scan every few seconds, and
@@ -296,6 +296,7 @@ class BaseClient:
         repeated. Raises DeadlineExceeded.
         """
         missing: str | None = None  # what the last server answered that does not serve the version
+        delay_s, longest_s = _VERSION_DELAYS_S
         while True:
             try:
                 return await send()
@@ -306,13 +307,15 @@ class BaseClient:
                 if not is_awaited and not is_late:
                     raise
                 missing = exc.details() or "NOT_FOUND" if is_missing else missing
-                if is_late or deadline - time.monotonic() <= _VERSION_DELAY_S:
+                if is_late or deadline - time.monotonic() <= delay_s:
                     wanted = f"{name or 'the default model'} version {version}"
                     raise errors.DeadlineExceeded(
                         f"not all servers of {self.target} served {wanted} within {self._timeout_s:g} s (one answered: "
-                        f"{missing}); all servers of a client must serve the same models"
+                        f"{missing}); all servers of a client must serve the same models; if the version was removed, "
+                        "request another one"
                     ) from exc
-            await self._backend.sleep(_VERSION_DELAY_S)
+            await self._backend.sleep(delay_s)
+            delay_s = min(2 * delay_s, longest_s)
 
     async def _model_of(
         self, response: pb.ClassifyResponse, connection: Connection, deadline: float

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from sketchbatch_client.atomic import replacing
 from sketchbatch_client.drawings.folders import source_of
 from sketchbatch_client.drawings.readers import labelled_files, open_bitmaps, read_bitmaps
+from sketchbatch_client.evaluation.stats import rejection
+from sketchbatch_client.evaluation.stats.calibration import calibrate
+from sketchbatch_client.evaluation.stats.metrics import confuse, measure
 from sketchbatch_client.evaluation.training_digests import digest_each
 
 from ..dataset import write_bitmaps, write_source
@@ -31,6 +34,7 @@ UNKNOWN_ROWS = 20_000
 
 _EQUAL = {"labels": "the classes", "data_digest": "the drawings"}  # keys of the config, with the words for messages
 _CALL_ROWS = 256
+_PRINTED = ("accuracy", "balanced_accuracy")  # metrics of the summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,19 @@ class OutOfFold:
             is_own = self.unknown_fold == fold
             unknown[is_own] = softmax(self.unknown[is_own] / temperature)
         return known, unknown
+
+    def summary(self) -> str:
+        """Return the main metrics as text, such as "accuracy 0.842, balanced accuracy 0.839, ...".
+
+        The area under the ROC curve tells drawings of the labels from those of other classes by their highest score.
+        """
+        known, unknown = self.scores()
+        metrics = measure(confuse(self.class_index, known.argmax(axis=1), known.shape[1])).defined
+        parts = [f"{key.replace('_', ' ')} {metrics[key]:.3f}" for key in _PRINTED if key in metrics]
+        parts.append(f"expected calibration error {calibrate(known, self.class_index).expected_error:.3f}")
+        if len(unknown):
+            parts.append(f"AUROC against other classes {rejection.auroc(known.max(axis=1), unknown.max(axis=1)):.3f}")
+        return ", ".join(parts)
 
 
 def read_out_of_fold(run: Run) -> OutOfFold | None:
