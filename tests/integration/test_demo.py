@@ -49,7 +49,7 @@ def test_the_demo_runs_on_given_drawings(run_command, root, quickdraw, tmp_path)
     assert str(quickdraw) in lines[0]
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["rows"], metrics["labels"]) == (913, ["bear", "cat", "dog"])
-    assert metrics["source"] == "drawings in the folder quickdraw"
+    assert metrics["source"] == "drawings in the folder quickdraw, held out of the training"
     comparison = json.loads((tmp_path / "comparison.json").read_text())
     assert comparison["against"]["model"]["name"] == "bear-cat-dog"
     assert f"{comparison['against']['accuracy']:.3f} for bear-cat-dog" in next(x for x in lines if "accuracy: " in x)

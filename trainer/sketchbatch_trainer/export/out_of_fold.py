@@ -12,7 +12,6 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 from sketchbatch_client.atomic import replacing
-from sketchbatch_client.drawings.folders import source_of
 from sketchbatch_client.drawings.readers import labelled_files, open_bitmaps, read_bitmaps
 from sketchbatch_client.evaluation.stats import rejection
 from sketchbatch_client.evaluation.stats.calibration import calibrate
@@ -150,7 +149,7 @@ def cross_validate(
             progress(int(is_own.sum()))
     for label, parts in bitmaps.items():
         write_bitmaps(run.test / f"{label}.npy", np.concatenate(parts))
-    write_source(run.test, source_of(ordered[0].test))
+    write_source(run.test, config["source"])
     with replacing(run.recognized) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("label", "row", "is_recognized"), *flags])
     return _save(run, logits, other_logits)

@@ -172,9 +172,10 @@ def _prepare(run: Run, dataset: Dataset, config: dict[str, Any]) -> None:
     """Delete the output of an earlier training, and write the files whose content is known before the first step."""
     run.begin(config)
     if len(dataset.test):
-        write_split(run.test, dataset.test, dataset.labels, dataset.source)
+        write_split(run.test, dataset.test, dataset.labels, f"{dataset.source}, held out of the training")
     if len(dataset.validation):
-        write_split(run.validation, dataset.validation.spaced(VALIDATION_ROWS), dataset.labels, dataset.source)
+        drawings = dataset.validation.spaced(VALIDATION_ROWS)
+        write_split(run.validation, drawings, dataset.labels, f"{dataset.source}, for validation")
     with replacing(run.recognized) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(["label", "row", "is_recognized"])
