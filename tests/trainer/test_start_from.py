@@ -40,7 +40,7 @@ class Silent:
     on_start = on_step = on_epoch = lambda *_: None
 
 
-def train(dataset, folder, recipe, start) -> Run:
+def train(dataset, folder, recipe, start, seed=0) -> Run:
     """Train a model in `folder`, without TensorFlow graphs, which take long to trace; return the run."""
     import tensorflow as tf
     from sketchbatch_trainer.train.training import TrainingRequest
@@ -48,7 +48,8 @@ def train(dataset, folder, recipe, start) -> Run:
 
     tf.config.run_functions_eagerly(True)
     try:
-        train_model(TrainingRequest(dataset=dataset, recipe=recipe, seed=0, start_from=start), Run(folder), Silent())
+        request = TrainingRequest(dataset=dataset, recipe=recipe, seed=seed, start_from=start)
+        train_model(request, Run(folder), Silent())
     finally:
         tf.config.run_functions_eagerly(False)
     return Run(folder)
@@ -95,6 +96,23 @@ def test_a_rebuilt_network_runs_the_same_function_in_training(sketches):
     load_weights(model, file.read_graph(), sketches)
     inference, training = (np.asarray(model(sketches, training=flag)) for flag in (False, True))
     assert np.abs(training - inference).max() < 1e-3
+
+
+def test_a_new_last_layer_begins_with_the_same_weights_for_each_seed(tmp_path):
+    """Otherwise the average of runs with several seeds would be worse than each of them."""
+    from sketchbatch_trainer.train.training import load_model
+
+    for label, kind in (("house", "cat"), ("kite", "dog")):
+        write_bitmaps(tmp_path / "drawings" / f"{label}.npy", draw(kind, 30, seed=0))
+    dataset = read_dataset(DatasetRequest(folder=tmp_path / "drawings", labels=("house", "kite")))
+    start = find_start(MODELS / "bear-cat-dog")
+    frozen = replace(fit_recipe(FINETUNE, None, start), learning_rate=0.0, average_decay=0.0, max_epochs=1)
+    kernels = [
+        load_model(train(dataset, tmp_path / str(seed), frozen, start, seed)).get_layer("logits").get_weights()[0]
+        for seed in (0, 1)
+    ]
+    assert kernels[0].std() > 0.01
+    assert (kernels[0] == kernels[1]).all()
 
 
 def test_a_training_starts_from_a_shipped_file(dataset, tmp_path):

@@ -1,7 +1,7 @@
 """Average the weights of several runs into one model, which costs as much as each of them.
 
-The runs started from the same run with different seeds. Networks that start from the same trained weights end with
-similar weights. The average of these networks varies less with the seed (model soups, arXiv 2203.05482). Networks with
+The runs started from the same run with different seeds. Networks that start from the same weights end with similar
+weights. The average of these networks varies less with the seed (model soups, arXiv 2203.05482). Networks with
 random initial weights have no useful average.
 """
 

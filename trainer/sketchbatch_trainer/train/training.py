@@ -85,7 +85,9 @@ def train(request: TrainingRequest, run: Run, listener: TrainingListener, *, res
     """
     run.check_folder()
     _check(request, run)
-    keras.utils.set_random_seed(request.seed)
+    # With a starting point, a new last layer begins with the same weights for each seed: runs whose last layers began
+    # with other weights have no useful average.
+    keras.utils.set_random_seed(0 if request.start_from else request.seed)
     tf.config.experimental.enable_op_determinism()
     dataset = request.dataset
     config = _config(request)
