@@ -44,7 +44,7 @@ WITH_H2LOAD = ("plain", "ours", "ours-aio", "instant-core", "instant-aio")
 """Peers that a whole run also measures with h2load, where it is installed."""
 
 MODELS: dict[str, Callable[[], Path]] = {
-    "shipped": lambda: ROOT / "models" / "bear-cat-dog" / "1" / "model.onnx",
+    "shipped": lambda: ROOT / "models" / "bear-cat-dog" / "2" / "model.onnx",
     "article": lambda: article().write(CACHE / "article" / "model.onnx"),
     "small": lambda: small().write(CACHE / "small" / "model.onnx"),
 }

@@ -131,7 +131,7 @@ def parse() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--provider", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "bear-cat-dog" / "1" / "model.onnx")
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "bear-cat-dog" / "2" / "model.onnx")
     parser.add_argument("--rows", type=int, default=4096, help="Most rows in one model call.")
     parser.add_argument("--request-rows", type=int, default=1024, help="Rows per request to the service.")
     parser.add_argument("--budget-s", type=float, default=450, help="Seconds after which no measurement starts.")

@@ -29,7 +29,7 @@ from sketchbatch.v1 import classifier_pb2 as pb
 from sketchbatch.v1 import classifier_pb2_grpc
 from steady import held
 
-MODEL = HERE.parent / "models" / "bear-cat-dog" / "1" / "model.onnx"
+MODEL = HERE.parent / "models" / "bear-cat-dog" / "2" / "model.onnx"
 REST_S = 0.3
 NICE = (10, 0)
 IN_FLIGHT = (1, 8)
@@ -101,7 +101,7 @@ def serving(folder: Path, nice: int) -> Iterator[tuple["subprocess.Popen[str]", 
 
     Write a.onnx and b.onnx, with which `swap` replaces the served model file in turn.
     """
-    place = folder / "models" / "bear-cat-dog" / "1"
+    place = folder / "models" / "bear-cat-dog" / "2"
     place.mkdir(parents=True)
     shutil.copy(MODEL, place / "model.onnx")
     for word in ("a", "b"):
@@ -142,7 +142,7 @@ def swap(folder: Path) -> None:
     """Replace the served model file by the next file."""
     turn = folder / "a.onnx"
     shutil.copy(turn, folder / "ready.onnx")
-    (folder / "ready.onnx").rename(folder / "models" / "bear-cat-dog" / "1" / "model.onnx")
+    (folder / "ready.onnx").rename(folder / "models" / "bear-cat-dog" / "2" / "model.onnx")
     (folder / "b.onnx").rename(turn.with_suffix(".next"))
     turn.rename(folder / "b.onnx")
     turn.with_suffix(".next").rename(turn)

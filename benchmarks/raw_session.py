@@ -18,7 +18,7 @@ from pathlib import Path
 from variants import cpu_name
 
 HERE = Path(__file__).resolve().parent
-MODEL = HERE.parent / "models" / "bear-cat-dog" / "1" / "model.onnx"
+MODEL = HERE.parent / "models" / "bear-cat-dog" / "2" / "model.onnx"
 ROWS_PER_CALL = (1, 8, 16, 32, 64, 128, 256, 1024)
 SETTINGS = [(threads, spins) for threads in (1, 2) for spins in (True, False)]
 MEASURED_ROWS = 4096  # rows that each measurement runs, but at least three calls

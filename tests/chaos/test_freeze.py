@@ -62,7 +62,7 @@ async def test_after_a_freeze_requests_are_answered_as_before(
 
     At full load on a busy machine, some requests are rejected or expire without any freeze.
     """
-    service = start_service(root / "models" / "bear-cat-dog" / "1" / "model.onnx", "--threads", str(threads))
+    service = start_service(root / "models" / "bear-cat-dog" / "2" / "model.onnx", "--threads", str(threads))
     request = pb.ClassifyRequest(bitmaps=noise(ROWS).tobytes())
     async with grpc.aio.insecure_channel(service.address, options=[("grpc.enable_retries", 0)]) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)
@@ -108,7 +108,7 @@ async def _capacity_per_s(stub, request) -> float:
 @pytest.mark.parametrize("idle_s", [1, 20, 60])
 async def test_after_cancelled_requests_and_idle_time_every_request_is_accepted(start_service, root, noise, idle_s):
     """After three large requests are cancelled, an idle service accepts the first burst of requests with deadlines."""
-    service = start_service(root / "models" / "bear-cat-dog" / "1" / "model.onnx")
+    service = start_service(root / "models" / "bear-cat-dog" / "2" / "model.onnx")
     large, small = (pb.ClassifyRequest(bitmaps=noise(rows).tobytes()) for rows in (16_384, 500))
     async with grpc.aio.insecure_channel(service.address, options=[("grpc.enable_retries", 0)]) as channel:
         stub = classifier_pb2_grpc.ClassifierServiceStub(channel)

@@ -65,7 +65,7 @@ async def test_overload_is_rejected_at_little_cost(start_service, transport, roo
 
     Almost all accepted requests meet their deadlines, and almost no row of another request runs in a model call.
     """
-    model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
+    model = root / "models" / "bear-cat-dog" / "2" / "model.onnx"
     service = start_service(model, "--threads", "1", "--max-queued-rows", "16384")
     pid = service.process.pid
     request = pb.ClassifyRequest(bitmaps=noise(ROWS).tobytes())
@@ -132,7 +132,7 @@ async def _open_loop(stub, request, *, per_s, seconds):
 
 async def test_cancelled_calls_change_no_other_call_s_answer(start_service, root, capsys):
     """If half of 2,000 calls are cancelled at random moments, every other call receives the scores of its rows."""
-    model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
+    model = root / "models" / "bear-cat-dog" / "2" / "model.onnx"
     service = start_service(model)
     session = ort.InferenceSession(model)
     chance = random.Random(4)

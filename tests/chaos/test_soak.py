@@ -145,7 +145,7 @@ EXPECTED = {
 
 async def test_misbehaving_clients_cause_no_leak(start_service, root, capsys):
     """Each client receives only the outcomes of `EXPECTED`, and the service leaks no memory, threads or files."""
-    model = root / "models" / "bear-cat-dog" / "1" / "model.onnx"
+    model = root / "models" / "bear-cat-dog" / "2" / "model.onnx"
     service = start_service(model, "--metrics-address", "127.0.0.1:0")
     pid = service.process.pid
     before = open_files(pid) + threads(pid)

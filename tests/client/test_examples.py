@@ -61,7 +61,7 @@ def test_the_examples_cover_the_public_names():
 
 def test_the_examples_of_the_open_inference_protocol_run(start_service):
     """Each Python example of docs/open-inference-protocol.md runs unchanged except for the port."""
-    service = start_service(ROOT / "models" / "bear-cat-dog" / "1" / "model.onnx")
+    service = start_service(ROOT / "models" / "bear-cat-dog" / "2" / "model.onnx")
     page = (ROOT / "docs/open-inference-protocol.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(examples) == 2

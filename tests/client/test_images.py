@@ -30,7 +30,7 @@ def classify(root):
     onnxruntime = pytest.importorskip("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(root / "models/bear-cat-dog/1/model.onnx", options)
+    session = onnxruntime.InferenceSession(root / "models/bear-cat-dog/2/model.onnx", options)
     return lambda bitmaps: session.run(["scores"], {"bitmaps": np.stack(bitmaps)})[0].argmax(axis=1)
 
 

@@ -76,5 +76,5 @@ def test_any_other_download_fails_with_one_line_and_no_file(store, fetch, url, d
 def test_the_example_names_the_digest_of_the_model_that_ships(root):
     """The digest in the example kustomization.yaml is the digest of the model in models/bear-cat-dog."""
     kustomization = yaml.safe_load((root / SCRIPT).with_name("kustomization.yaml").read_text())
-    shipped = hashlib.sha256((root / "models/bear-cat-dog/1/model.onnx").read_bytes()).hexdigest()
+    shipped = hashlib.sha256((root / "models/bear-cat-dog/2/model.onnx").read_bytes()).hexdigest()
     assert f"sha256={shipped}" in kustomization["configMapGenerator"][0]["literals"]

@@ -88,4 +88,4 @@ def cats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def wide_service(start_service):
     """Return a running service of the shipped model with 345 classes."""
-    return start_service(ROOT / "models/quickdraw-345/1/model.onnx")
+    return start_service(ROOT / "models/quickdraw-345/2/model.onnx")

@@ -30,7 +30,7 @@ from sketchbatch_service.models.loader import LoadOptions, load_models
 from sketchbatch_trainer.export.float16 import to_float16
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = ROOT / "models" / "bear-cat-dog" / "1" / "model.onnx"
+MODEL = ROOT / "models" / "bear-cat-dog" / "2" / "model.onnx"
 TOLERANCES = {"float32": FLOAT32_TOLERANCE, "float16": COARSE_TOLERANCE}
 ROWS = 256
 

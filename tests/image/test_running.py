@@ -63,11 +63,11 @@ def test_the_container_returns_the_scores_of_onnx_runtime(start_pod, folder, noi
     pod.wait_for_serving()
     bitmaps = noise(20_000)
     served = score(pod, bitmaps, folder)
-    session = ort.InferenceSession(root / "models/bear-cat-dog/1/model.onnx", providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(root / "models/bear-cat-dog/2/model.onnx", providers=["CPUExecutionProvider"])
     assert np.allclose(served[:500], session.run(["scores"], {"bitmaps": bitmaps[:500]})[0], atol=1e-5)
     assert np.allclose(served[-500:], session.run(["scores"], {"bitmaps": bitmaps[-500:]})[0], atol=1e-5)
     serving = next(event for event in pod.log() if event["message"] == "SERVING")
-    assert serving["models"] == ["bear-cat-dog/1 on CPUExecutionProvider"]
+    assert serving["models"] == ["bear-cat-dog/2 on CPUExecutionProvider"]
 
 
 def test_the_container_serves_without_privileges(start_pod):
@@ -153,5 +153,5 @@ def test_without_a_gpu_cuda_stops_the_start_and_auto_uses_the_cpu(start_pod, fai
     pod = start_pod("--env=SKETCHBATCH_PROVIDER=auto")
     pod.wait_for_serving()
     events = {event["message"]: event for event in pod.log()}
-    assert events["SERVING"]["models"] == ["bear-cat-dog/1 on CPUExecutionProvider"]
+    assert events["SERVING"]["models"] == ["bear-cat-dog/2 on CPUExecutionProvider"]
     assert ("on the CPU, not on CUDA" in events) == (image.extra == "gpu")

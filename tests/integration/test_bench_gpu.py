@@ -19,7 +19,7 @@ def test_one_run_measures_every_part(root, tmp_path):
     command = [sys.executable, root / "benchmarks" / "gpu.py", *words, "--output", path]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith("floor, card: 8.6 MFLOP per row")
+    assert finished.stdout.startswith("floor, card: 11.0 MFLOP per row")
     results = json.loads(path.read_text())
     assert results["not_measured"] == {}
     assert results["raw"]["float32"]["rows"] == [1, 2, 4, 8, 12]

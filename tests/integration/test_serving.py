@@ -61,7 +61,7 @@ def test_9000_real_drawings_get_the_labels_of_onnx_runtime_in_order(shipped, qui
     assert finished.returncode == 0, finished.stderr
     with (tmp_path / "scores.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    session = ort.InferenceSession(root / "models/bear-cat-dog/1/model.onnx", providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(root / "models/bear-cat-dog/2/model.onnx", providers=["CPUExecutionProvider"])
     bitmaps = np.concatenate([np.load(file) for file in files]).reshape(-1, 28, 28)
     scores = np.concatenate(
         [session.run(["scores"], {"bitmaps": bitmaps[i : i + 500]})[0] for i in range(0, len(bitmaps), 500)]
@@ -159,7 +159,7 @@ def paused_in_flight(service, calls: int, bitmaps: np.ndarray) -> Iterator[list[
 @pytest.fixture(scope="module")
 def shipped_model(root):
     """Return the file of a shipped model, whose model calls take much longer than those of the tiny model."""
-    return root / "models" / "bear-cat-dog" / "1" / "model.onnx"
+    return root / "models" / "bear-cat-dog" / "2" / "model.onnx"
 
 
 def queued_rows(service) -> float:
@@ -357,7 +357,7 @@ def test_scores_equal_those_of_onnx_runtime_however_requests_are_split_and_merge
     random = np.random.default_rng(3)
     sizes = [1] * 40 + [2, 3, 7, 16, 17, 63, 64, 65, 127, 300, 1024, 1025, 4096]
     bitmaps = random.integers(0, 256, (sum(sizes), 28, 28), np.uint8)
-    session = ort.InferenceSession(root / "models/bear-cat-dog/1/model.onnx", providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(root / "models/bear-cat-dog/2/model.onnx", providers=["CPUExecutionProvider"])
     expected = np.concatenate(
         [session.run(["scores"], {"bitmaps": bitmaps[i : i + 1000]})[0] for i in range(0, len(bitmaps), 1000)]
     )

@@ -31,7 +31,9 @@ SHIPPED = ("quickdraw-345", "animals-10", "bear-cat-dog")
 
 def shipped(name: str) -> ModelFile:
     """Return the shipped model file of a name."""
-    return ModelFile(MODELS / name / "1" / "model.onnx")
+    start = find_start(MODELS / name)
+    assert isinstance(start, ModelFile)
+    return start
 
 
 class Silent:
@@ -273,7 +275,7 @@ def test_a_graph_that_cannot_be_trained_is_refused_in_one_line(tmp_path, sketche
 
 def test_a_start_is_a_run_a_file_or_the_highest_version_of_a_folder(tmp_path):
     """`find_start` accepts a run folder, a model file, and a folder NAME with VERSION/model.onnx."""
-    file = MODELS / "bear-cat-dog" / "1" / "model.onnx"
+    file = MODELS / "bear-cat-dog" / "2" / "model.onnx"
     for version in ("2", "10", "old"):
         (tmp_path / "named" / version).mkdir(parents=True)
     for version in ("2", "10"):
