@@ -24,7 +24,7 @@ def test_the_default_model_is_the_file_of_the_repository(root):
     """The package has the models/bear-cat-dog of the repository with its model card, and no other model."""
     [packaged] = SHIPPED_MODELS.iterdir()
     assert packaged.name == "bear-cat-dog"
-    for file in ("1/model.onnx", "README.md"):
+    for file in ("2/model.onnx", "README.md"):
         assert (packaged / file).read_bytes() == (root / "models/bear-cat-dog" / file).read_bytes()
 
 

@@ -45,7 +45,7 @@ def test_the_shipped_model_knows_bears_cats_and_dogs(shipped):
     """The shipped model recognises bears, cats and dogs, and its file names its labels, licence and metrics."""
     with Client(shipped.address) as client:
         model = client.model()
-    assert (model.name, model.version, model.labels) == ("bear-cat-dog", "1", ("bear", "cat", "dog"))
+    assert (model.name, model.version, model.labels) == ("bear-cat-dog", "2", ("bear", "cat", "dog"))
     assert "CC BY 4.0" in model.licence
     assert model.metrics["accuracy"] >= 0.74
     assert model.metrics["parity_max_difference"] <= 1e-4

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitm
 from sketchbatch_trainer.errors import RunRefused
 from sketchbatch_trainer.run import Run
 from sketchbatch_trainer.synthetic import LABELS, SOURCE, draw
-from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, NETWORKS, fit_rows
+from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT, FINETUNE, NETWORKS, fit_rows, with_network
 from sketchbatch_trainer.train.starting_point import ModelFile, find_start, fit_recipe
 
 pytestmark = [
@@ -318,9 +318,11 @@ def test_files_that_are_not_models_are_refused_in_one_line(tmp_path):
         find_start(write_model(tmp_path / "broken.onnx", metadata={"sketchbatch.config": "{"})).read_config()
 
 
-def test_the_network_follows_from_the_start():
+def test_the_network_follows_from_the_start(tmp_path):
     """Without `--network`, a recipe has the network of its start, with the dropout of the recipe."""
-    light = fit_recipe(FINETUNE, None, shipped("bear-cat-dog")).network
+    config = json.dumps({"recipe": asdict(with_network(COMPACT, "light"))})
+    start = find_start(write_model(tmp_path / "light.onnx", metadata={"sketchbatch.config": config}))
+    light = fit_recipe(FINETUNE, None, start).network
     assert light == replace(NETWORKS["light"], dropout=FINETUNE.network.dropout)
     assert fit_recipe(FINETUNE, None, shipped("quickdraw-345")) == FINETUNE
     assert fit_recipe(COMPACT, None, None) == COMPACT
