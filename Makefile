@@ -69,6 +69,11 @@ $(RUNS)/compact-335/model.keras: | .venv/.done
 	$(TRAIN) --name compact-335 --classes "$(OTHERS)" --recipe compact
 $(RUNS)/compact-335-again/model.keras: $(RUNS)/compact-335/model.keras
 	$(TRAIN) --name compact-335-again --classes "$(OTHERS)" --recipe again --start-from $(<D) --teacher $(<D)
+# `python -m benchmarks cross-validation` also compares the network light, which needs a starting point of its own.
+$(RUNS)/light-335/model.keras: | .venv/.done
+	$(TRAIN) --name light-335 --classes "$(OTHERS)" --recipe compact --network light
+$(RUNS)/light-335-again/model.keras: $(RUNS)/light-335/model.keras
+	$(TRAIN) --name light-335-again --classes "$(OTHERS)" --recipe again --network light --start-from $(<D) --teacher $(<D)
 $(RUNS)/quickdraw-345/model.keras: $(RUNS)/compact-335-again/model.keras
 	$(TRAIN) --name quickdraw-345 --classes all --recipe again --start-from $(<D)
 $(RUNS)/animals-10/model.keras: $(RUNS)/quickdraw-345/model.keras

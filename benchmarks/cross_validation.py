@@ -1,10 +1,10 @@
 """Compare recipes for bear, cat and dog by a 5-fold cross-validation over all drawings, in pairs on the same drawings.
 
 Each recipe is trained on each fold with one or more seeds, by `sketchbatch-train`; the networks of several seeds are
-averaged. The starting points, which `make models` trains, did not train on the ten animals, so no fold is known to
-them. Keeps the runs in RUNS/cross-validation and RUNS/averages, where `make models` finds those of the shipped files.
-Trained runs are not repeated. Writes benchmarks/results/DATE-cross-validation.json after every recipe. Accuracy does
-not depend on other work on the machine.
+averaged. The starting points did not train on the ten animals, so no fold is known to them; train them first:
+`make runs/models/{compact,light}-335-again/model.keras DATA=FOLDER`. Keeps the runs in RUNS/cross-validation and
+RUNS/averages, where `make models` finds those of the shipped files. Trained runs are not repeated. Writes
+benchmarks/results/DATE-cross-validation.json after every recipe. Accuracy does not depend on other work on the machine.
 """
 
 import argparse
