@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -184,3 +185,19 @@ def sketchbatch(monkeypatch, capfd) -> Callable[..., Finished]:
         return Finished(ended.value.code, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture
+def inputs(tmp_path) -> Path:
+    """Return an empty folder for the inputs of a job."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def append(sketchbatch, tiny_service, inputs):
+    """Return a function that runs `score --append` for the folder `inputs`."""
+    return lambda output, *flags: sketchbatch(
+        "score", inputs, "--output", output, "--append", "--server", tiny_service.address, *flags
+    )

@@ -1,4 +1,4 @@
-"""Test that every file of an input is scored, rejected or listed as passed over, and none is forgotten."""
+"""Test that commands list what they pass over, and end with 3 if it may have drawings."""
 
 import errno
 import gzip
@@ -12,156 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from onnx_models import LABELS
-from PIL import Image
 from pyarrow import parquet
-from sketchbatch_client.drawings.folders import files_below, find_labelled, pictures_in
-from sketchbatch_client.drawings.passed_over import PassedOver, PassedOverList, is_hidden, pass_over
+from sketchbatch_client.drawings.folders import find_labelled
+from sketchbatch_client.drawings.passed_over import PassedOver, PassedOverList, pass_over
 from sketchbatch_client.drawings.readers import open_bitmaps
 from sketchbatch_client.errors import FileChanged, FileRefused
 from sketchbatch_client.evaluation import open_labelled
 from sketchbatch_client.scoring.inputs import find_sources
-from sketchbatch_client.scoring.inputs.sources import PictureSource
-
-LINE = b'{"key_id": "7", "drawing": [[[0, 255], [0, 255]]]}\n'
-HEIC = b"\0\0\0\x18ftypheic" + bytes(100)
-
-
-def npy(rows: int) -> bytes:
-    file = io.BytesIO()
-    np.save(file, np.zeros((rows, 784), np.uint8))
-    return file.getvalue()
-
-
-def npz(rows: int) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, x=np.zeros((rows, 28, 28), np.uint8), y=np.arange(rows), large=np.zeros((2, 32, 32), np.uint8))
-    return file.getvalue()
-
-
-def table(rows: int) -> bytes:
-    file = io.BytesIO()
-    parquet.write_table(pa.table({"bitmap": [bytes(784)] * rows}), file)
-    return file.getvalue()
-
-
-def picture(kind: str) -> bytes:
-    file = io.BytesIO()
-    image = Image.new("L", (40, 40), 255)
-    image.paste(0, (10, 10, 30, 20))
-    image.save(file, kind)
-    return file.getvalue()
-
-
-DRAWINGS = {  # endings, and a file with some rows; a row that is not a drawing is a reject
-    ".npy": npy(3),
-    ".NPZ": npz(4),
-    ".ndjson": LINE * 2 + b"\n no JSON\n" + LINE,
-    ".jsonl": LINE,
-    ".parquet": table(5),
-    ".png": picture("png"),
-    ".webp": picture("webp"),
-    ".gif": b"GIF89a damaged",
-}
-STRAYS = {  # endings, files, and whether a user may miss drawings
-    ".txt": (b"synthetic drawings, no pixels", False),
-    ".json": (b'{"classes": ["cat"]}', False),
-    ".heic": (HEIC, True),
-    ".csv": (b"label,pixel0,pixel1\n", True),
-    "": (b"", False),
-    ".zip": (b"PK\x03\x04" + bytes(40), True),
-    ".svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", True),
-}
-NAMES = ["cat", "dog (1)", "a[1]", "ice cream", "\u00e9t\u00e9", "x\ny", "_cache", ".git", "label=cat", "\u732b"]
-
-
-def random_tree(root: Path, random: np.random.Generator) -> None:
-    """Write folders, files of drawings, strays and hidden files, at most three folders deep."""
-    folders = [root]
-    for _ in range(random.integers(0, 5)):
-        folder = folders[random.integers(len(folders))] / NAMES[random.integers(len(NAMES))]
-        folder.mkdir(exist_ok=True)
-        folders.append(folder)
-    kinds = list(DRAWINGS)
-    kinds = [kinds[index] for index in random.integers(0, len(kinds), random.integers(1, 4))]  # few kinds in one tree
-    for _ in range(random.integers(1, 12)):
-        folder, name = folders[random.integers(len(folders))], NAMES[random.integers(len(NAMES))]
-        if random.random() < 0.7:
-            suffix = kinds[random.integers(len(kinds))]
-            (folder / f"{name}{suffix}").write_bytes(DRAWINGS[suffix])
-        else:
-            suffix = list(STRAYS)[random.integers(len(STRAYS))]
-            if not (folder / f"{name}{suffix}").is_dir():
-                (folder / f"{name}{suffix}").write_bytes(STRAYS[suffix][0])
-
-
-def all_files(root: Path) -> set[Path]:
-    return {Path(folder, name) for folder, _, names in os.walk(root) for name in names}
-
-
-def covers(entry: PassedOver, path: Path) -> bool:
-    return str(path) == entry.path or str(path).startswith(f"{entry.path}/")
-
-
-def has_drawings(path: Path, root: Path) -> bool:
-    """Return whether a user would miss a file: it has drawings or may have some, and is not hidden."""
-    is_visible = not any(map(is_hidden, path.relative_to(root).parts))
-    return is_visible and (path.suffix in DRAWINGS or STRAYS.get(path.suffix, (b"", False))[1])
-
-
-def check_accounting(root: Path, read: set[Path], passed_over: PassedOverList) -> None:
-    """Check that each file below `root` is read or passed over, once, and that each one with drawings is reported."""
-    entries = [entry for entry in passed_over.entries if ".npz:" not in entry.path.lower()]
-    for path in all_files(root):
-        reasons = [entry for entry in entries if covers(entry, path)]
-        assert (path in read) + len(reasons) == 1, (path, reasons)
-        if path not in read and has_drawings(path, root):
-            assert reasons[0].may_have_drawings, reasons
-    assert len(passed_over.entries) == passed_over.count
-    flagged = [entry for entry in entries if entry.may_have_drawings]
-    assert all(any(covers(entry, path) for path in all_files(root)) for entry in flagged)
-
-
-@pytest.mark.parametrize("seed", range(80))
-def test_score_accounts_for_every_file(tmp_path, seed):
-    """Of random trees of files, each file is read or passed over, and each row of a file is scored or rejected."""
-    root, spool = tmp_path / "in", tmp_path / "spool"
-    root.mkdir()
-    spool.mkdir()
-    random_tree(root, np.random.default_rng(seed))
-    passed_over = PassedOverList()
-    if not any(path.suffix in DRAWINGS and has_drawings(path, root) for path in all_files(root)):
-        with pytest.raises(FileRefused, match=r"(?s)in: expected drawings, got (none; not read: .*|an empty folder)$"):
-            find_sources([str(root)], spool, lambda _: None)
-        return
-    sources = find_sources([str(root)], spool, lambda _: None, passed_over=passed_over)
-    read: set[Path] = set()
-    for source in sources:
-        block = source.block(0, len(source))
-        assert len(block.rows) + len(block.rejects) == len(source)
-        if isinstance(source, PictureSource):
-            names = {Path(reject.source) for reject in block.rejects}
-            read |= names | set(map(Path, source.locate(block.rows)[0]))
-        else:
-            read.add(Path(source.name.removesuffix(":x")))
-    check_accounting(root, read, passed_over)
-    archives = sum(path.suffix == ".NPZ" for path in read)
-    arrays = [entry for entry in passed_over.entries if ".NPZ:" in entry.path]
-    assert sum(entry.may_have_drawings for entry in arrays) == archives  # of `large`, and not of the labels `y`
-    assert len(arrays) == 2 * archives
-
-
-@pytest.mark.parametrize("seed", range(80))
-def test_a_folder_of_labels_accounts_for_every_file(tmp_path, seed):
-    """What `evaluate`, `train` and `explore` read of random trees, and what they pass over, is every file."""
-    random_tree(tmp_path, np.random.default_rng(1000 + seed))
-    try:
-        found = find_labelled(tmp_path)
-    except FileRefused:
-        return  # without a file of a layout, or with two files for one label
-    read: set[Path] = set()
-    for path in found.files.values():
-        read |= set(files_below(path) or pictures_in(path)) if path.is_dir() else {path}
-    check_accounting(tmp_path, read, found.passed_over)
+from small_files import DRAWINGS, HEIC, LINE, npy, picture, table
 
 
 def test_the_first_entries_are_listed_and_all_are_counted():
@@ -370,116 +228,6 @@ def test_pictures_that_change_are_an_error(tmp_path):
         _ = rows[0:2]
 
 
-@pytest.mark.parametrize("layout", ["", "label=ant/", "numpy_bitmap/"])
-@pytest.mark.parametrize("suffix", [".npy", ".png"])
-def test_a_link_to_a_file_of_the_same_folder_is_not_read_twice(tmp_path, layout, suffix):
-    """Links such as `latest.npy` are passed over in a folder, also through other links; links elsewhere are read."""
-    if layout and suffix == ".png":
-        layout = layout.replace("label=", "").replace("numpy_bitmap", "bee")
-    root, elsewhere, spool = tmp_path / "in", tmp_path / "elsewhere", tmp_path / "spool"
-    inner = root / layout
-    for folder in (inner, elsewhere, spool):
-        folder.mkdir(parents=True)
-    for path in (inner / f"a{suffix}", elsewhere / f"b{suffix}", inner / f".hidden{suffix}"):
-        path.write_bytes(npy(1) if suffix == ".npy" else picture("png"))
-    links = {"b": elsewhere / f"b{suffix}", "hidden": f".hidden{suffix}"}
-    links |= {"latest": f"a{suffix}", "chain": f"latest{suffix}", "absolute": inner / f"a{suffix}", "own": f"b{suffix}"}
-    for name, target in links.items():
-        (inner / f"{name}{suffix}").symlink_to(target)
-    passed_over = PassedOverList()
-    sources = find_sources([str(root)], spool, lambda _: None, passed_over=passed_over)
-    assert sum(map(len, sources)) == 3  # a, b and hidden
-    for name, target in {"latest": "a", "chain": "a", "absolute": "a", "own": "b"}.items():
-        assert (str(inner / f"{name}{suffix}"), f"a link to {target}{suffix}", False) in passed_over.entries
-    assert passed_over.count_with_drawings == 0
-    assert len(find_sources([str(inner / f"latest{suffix}")], spool, lambda _: None)) == 1
-
-
-def test_a_link_to_an_output_is_no_input(tmp_path):
-    """A job that scores its own folder every night leaves its output out, and so a link to the output."""
-    (tmp_path / "a.npy").write_bytes(npy(1))
-    (tmp_path / "night.parquet").write_bytes(b"scores")
-    (tmp_path / "night.parquet.manifest.json").write_text("{}")
-    (tmp_path / "latest.parquet").symlink_to("night.parquet")
-    (tmp_path / "loop.npy").symlink_to("pool.npy")
-    (tmp_path / "pool.npy").symlink_to("loop.npy")
-    with pytest.raises(FileRefused, match=r"2 inputs .*loop\.npy: .*a link that leads to no file; .*pool\.npy"):
-        find_sources([str(tmp_path)], tmp_path, lambda _: None)
-    (tmp_path / "loop.npy").unlink()
-    (tmp_path / "pool.npy").unlink()
-    assert [source.name for source in find_sources([str(tmp_path)], tmp_path, lambda _: None)] == [f"{tmp_path}/a.npy"]
-
-
-def test_a_file_is_read_once_whatever_links_lead_to_it(tmp_path):
-    """Within one folder or pattern, links to files and folders that are read, too, are passed over."""
-    (tmp_path / "in" / "sub").mkdir(parents=True)
-    (tmp_path / "in" / "sub" / "a.npy").write_bytes(npy(2))
-    (tmp_path / "in" / "best").mkdir()
-    (tmp_path / "in" / "best" / "b.npy").symlink_to("../sub/a.npy")
-    (tmp_path / "in" / "best" / "c.npy").write_bytes(npy(1))
-    (tmp_path / "in" / "current").symlink_to("sub")
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "p.png").write_bytes(picture("png"))
-    (tmp_path / "pictures" / "latest.png").symlink_to("p.png")
-    for given, rows, skipped in (
-        ("in", ["best/c.npy", "sub/a.npy"], ["best/b.npy"]),
-        ("in/**/*.npy", ["best/c.npy", "sub/a.npy"], ["best/b.npy", "current/a.npy"]),
-        ("pictures/*.png", ["p.png"], ["latest.png"]),
-    ):
-        passed_over = PassedOverList()
-        sources = find_sources([str(tmp_path / given)], tmp_path, lambda _: None, passed_over=passed_over)
-        root = tmp_path / given.partition("/")[0]
-        assert [source.name for source in sources] == [f"{root}/{name}" for name in rows]
-        assert [entry.path for entry in passed_over.entries] == [f"{root}/{name}" for name in skipped]
-        assert passed_over.count_with_drawings == 0
-
-
-def test_a_link_to_a_folder_above_it_is_not_called_a_folder_with_drawings(tmp_path):
-    """The advice to add it would score the drawings twice."""
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.npy").write_bytes(npy(2))
-    (tmp_path / "in" / "loop").symlink_to(tmp_path)
-    passed_over = PassedOverList()
-    find_sources([str(tmp_path / "in")], tmp_path, lambda _: None, passed_over=passed_over)
-    assert [(each.reason, each.may_have_drawings) for each in passed_over.entries] == [
-        ("a link to a folder above it", False)
-    ]
-
-
-def test_a_file_that_is_named_relative_and_absolute_is_read_once(tmp_path, monkeypatch):
-    """As a file that is named twice. Names through a link to its folder stay two inputs."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.npy").write_bytes(npy(2))
-    (tmp_path / "link").symlink_to("in")
-    given = ["in", str(tmp_path / "in"), "./in/a.npy", "link"]
-    assert [source.name for source in find_sources(given, tmp_path, lambda _: None)] == ["in/a.npy", "link/a.npy"]
-
-
-def test_each_picture_of_a_pattern_is_read_once(tmp_path):
-    """The pattern `in/**` matches the folders of pictures and their pictures."""
-    (tmp_path / "in" / "cat").mkdir(parents=True)
-    for name in ("a.png", "b.png"):
-        (tmp_path / "in" / "cat" / name).write_bytes(picture("png"))
-    (tmp_path / "in" / "gone.png").symlink_to("nowhere.png")
-    [gone, cats] = find_sources([str(tmp_path / "in" / "**")], tmp_path, lambda _: None)
-    assert (gone.name, len(gone), cats.name, len(cats)) == (f"{tmp_path}/in", 1, f"{tmp_path}/in/cat", 2)
-    assert [reject.source for reject in gone.block(0, 1).rejects] == [f"{tmp_path}/in/gone.png"]
-
-
-def test_a_link_that_is_named_is_read_and_not_called_passed_over(tmp_path):
-    """A pattern passes over the link, and the argument that names it reads it."""
-    (tmp_path / "a.npy").write_bytes(npy(1))
-    (tmp_path / "latest.npy").symlink_to("a.npy")
-    passed_over = PassedOverList()
-    given = [str(tmp_path / "*.npy"), str(tmp_path / "latest.npy")]
-    assert len(find_sources(given, tmp_path, lambda _: None, passed_over=passed_over)) == 2
-    assert passed_over.count == 0
-    given = [str(tmp_path / "*.npy"), str(tmp_path / "*.np?")]
-    assert len(find_sources(given, tmp_path, lambda _: None, passed_over=passed_over)) == 1
-    assert [entry.path for entry in passed_over.entries] == [str(tmp_path / "latest.npy")]
-
-
 @pytest.mark.parametrize("is_alone", [False, True])
 def test_packed_lines_of_json_in_a_folder_are_read_if_they_are_drawings(tmp_path, is_alone):
     """As a .jsonl, a packed one may have metadata."""
@@ -585,21 +333,6 @@ def test_a_picture_that_cannot_be_read_is_a_reject_whatever_its_name(sketchbatch
     finished = sketchbatch(*words)
     assert (finished.code, "o.csv has 3 rows" in finished.err) == (0, True), finished.err
     assert not Path(f"{tmp_path}/o.csv.rejects.jsonl").exists()
-
-
-def test_linked_folders_are_searched_once(tmp_path):
-    """The files of a linked folder are read, and a link to a folder above ends the search."""
-    root, elsewhere, spool = tmp_path / "in", tmp_path / "elsewhere", tmp_path / "spool"
-    for folder in (root, elsewhere, spool):
-        folder.mkdir()
-    (elsewhere / "a.npy").write_bytes(npy(2))
-    (elsewhere / "b.heic").write_bytes(HEIC)
-    (elsewhere / "up").symlink_to(root)
-    (root / "day").symlink_to(elsewhere)
-    passed_over = PassedOverList()
-    sources = find_sources([str(root)], spool, lambda _: None, passed_over=passed_over)
-    assert [source.name for source in sources] == [f"{root}/day/a.npy"]
-    assert [entry.path for entry in passed_over.entries] == [f"{root}/day/b.heic"]
 
 
 def test_a_folder_that_cannot_be_read_ends_the_command(tmp_path):
