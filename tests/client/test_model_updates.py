@@ -155,6 +155,24 @@ async def test_a_version_that_does_not_appear_everywhere_ends_with_the_deadline(
         )
 
 
+async def test_a_version_that_was_removed_is_asked_for_less_and_less_often(start_server, servicer, drawing, kind):
+    """Many clients that wait for a removed version do not keep the servers busy: the pauses double up to 0.5 s."""
+    answer, asked = servicer.Classify, []
+
+    def classify_unnamed(request, context):
+        if request.model_version:
+            asked.append(request.model_version)
+            context.abort(grpc.StatusCode.NOT_FOUND, "no model 'm' version '1'")
+        return answer(request, context)
+
+    servicer.Classify = classify_unnamed
+    async with connected(kind, start_server(servicer), timeout_s=3) as classify:
+        await classify(drawing(1)[None])
+        with pytest.raises(DeadlineExceeded, match="if the version was removed, request another one"):
+            await classify(drawing(1)[None], model_version="1")
+    assert 3 <= len(asked) <= 9  # 0, 0.05, 0.15, 0.35, 0.75, 1.25, 1.75, 2.25, 2.75 s at the earliest
+
+
 async def test_a_version_that_its_server_has_retired_is_not_found_at_once(replicas, kind):
     """A request for a version that a newer version has replaced ends before its deadline, which is a year away."""
     async with connected(kind, replicas.single_target, timeout_s=31e6) as classify:
