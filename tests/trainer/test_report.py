@@ -5,7 +5,9 @@ import csv
 import json
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,9 +19,9 @@ from sketchbatch_client.evaluation import quality
 from sketchbatch_client.evaluation.training_digests import TrainedOn, decoded
 from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
 from sketchbatch_trainer.errors import RunIncomplete
-from sketchbatch_trainer.export.held_out import onnx_scores
+from sketchbatch_trainer.export.held_out import HeldOut, onnx_scores
 from sketchbatch_trainer.report.learning_curves import has_split
-from sketchbatch_trainer.report.reporting import write_report
+from sketchbatch_trainer.report.reporting import _correct, write_report
 from sketchbatch_trainer.run import Run, Variant
 from sketchbatch_trainer.synthetic import LABELS, SOURCE, draw
 from sketchbatch_trainer.train.recipes import ARTICLE, COMPACT
@@ -104,6 +106,25 @@ def test_runs_are_compared_on_one_page(runs, tmp_path):
     assert len(re.findall(r'<img[^>]* alt="[^"]+"', page)) == page.count("<img")
     article = text[text.index("synthetic-bear-cat-dog, article") :]
     assert article.startswith("synthetic-bear-cat-dog, article 24.0 1,207,4")  # MFLOP, parameters
+
+
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        ((30, 2, 0, 5), {"0": 17, "1": 2, "3": 5}),  # class 2 has no correct drawing, and the first one has many
+        ((1,) * 50, {str(index): 1 for index in np.linspace(0, 49, 24).astype(int)}),
+    ],
+)
+def test_correct_drawings_are_of_as_many_classes_as_possible(rows, shown):
+    """The page shows 24 of them: in turn one of each class."""
+    class_index = np.repeat(np.arange(len(rows)), rows)
+    held_out = HeldOut(np.zeros((len(class_index), 28, 28), np.uint8), class_index, len(rows))
+    own = SimpleNamespace(
+        quality=SimpleNamespace(labels=[str(index) for index in range(len(rows))]),
+        scores=np.eye(len(rows))[class_index],
+        held_out=held_out,
+    )
+    assert Counter(each["label"] for each in _correct(own)) == shown
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(runs, tmp_path):

@@ -45,6 +45,17 @@ def test_a_finished_training_is_kept(run):
     assert run.state_for(CONFIG, restart=True) is RunState.NEW
 
 
+def test_other_drawings_are_not_called_another_recipe(run):
+    """The number of drawings decides the size of the batches; the message names only what the user has changed."""
+    first, second = ({"recipe": {"name": "compact", "max_epochs": 5, "batch_rows": rows}} for rows in (33, 34))
+    run.begin(CONFIG | first)
+    run.keras.write_bytes(b"")
+    with pytest.raises(RunRefused, match="holds a finished training with other drawings; keep it"):
+        run.state_for(CONFIG | second | {"data_digest": "01"})
+    with pytest.raises(RunRefused, match=r"other recipe, network or epochs \(batch_rows 33, now 34\); keep it"):
+        run.state_for(CONFIG | second)
+
+
 def test_an_exported_model_is_kept_without_its_keras_model(run):
     """A run of which only the exported model is left is trained again for an equal request alone."""
     write_model(run.onnx, metadata={"sketchbatch.config": run.config.read_text()})

@@ -154,6 +154,9 @@ class Run:
             return RunState.NEW
         names = _COMPARED | _VERSIONS if has_checkpoint else _COMPARED
         own, wanted = self.read_config(), json.loads(encode(config))
+        if own.get("data_digest") != wanted.get("data_digest"):
+            for each in (own, wanted):  # the number of drawings, which differs anyway, decides the size of the batches
+                each.get("recipe", {}).pop("batch_rows", None)
         if different := [_difference(names[key], key, own, wanted) for key in names if own.get(key) != wanted.get(key)]:
             raise RunRefused(
                 f"{self.folder}: holds {'an interrupted' if has_checkpoint else 'a finished'} training with other "

@@ -7,6 +7,7 @@ file.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +112,19 @@ def _test_drawings(own: EvaluatedRun) -> tuple[Any, ...]:
 
 
 def _correct(own: EvaluatedRun) -> list[dict[str, Any]]:
-    """Return some correctly classified drawings, evenly spaced over the classes."""
+    """Return some correctly classified drawings: in turn one of each class, until they are enough."""
     labels, predicted = own.quality.labels, own.scores.argmax(axis=1)
-    correct = np.flatnonzero(predicted == own.held_out.class_index)
+    is_correct = predicted == own.held_out.class_index
+    by_class = [np.flatnonzero(is_correct & (predicted == index)) for index in np.unique(predicted[is_correct])]
+    spread = np.linspace(0, len(by_class) - 1, min(len(by_class), _CORRECT_SHOWN)).astype(int)
+    in_turn = (row for rows in zip_longest(*(by_class[index] for index in spread)) for row in rows if row is not None)
     return [
         {
             "label": labels[predicted[row]],
             "score": float(own.scores[row].max()),
             "picture": picture(own.held_out.bitmaps[row]),
         }
-        for row in correct[:: max(1, len(correct) // _CORRECT_SHOWN)][:_CORRECT_SHOWN]
+        for row in sorted(islice(in_turn, _CORRECT_SHOWN))
     ]
 
 
