@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from onnx_models import LABELS, write_model
 from sketchbatch_client import Client
+from sketchbatch_client.evaluation import ServedModel, compare, evaluate, open_labelled
 from sketchbatch_client.evaluation.training_digests import (
     SAMPLE_ROWS,
     TrainedOn,
@@ -82,6 +83,18 @@ def test_evaluate_marks_drawings_that_trained_the_model(trained, sketchbatch, tm
     assert json.loads((tmp_path / "m.json").read_text())["trained_on"] is None
     both = sketchbatch("evaluate", tmp_path, "--server", service.address, "--model", "old", "--against-model", "known")
     assert sentence in both.err
+
+
+def test_evaluate_in_python_requests_the_digests_itself(trained, tmp_path):
+    """A model of `Client.model` has no digests; the evaluation recognises the training drawings nevertheless."""
+    service, bitmaps = trained
+    np.save(tmp_path / f"{LABELS[0]}.npy", bitmaps[:20].reshape(-1, 784))
+    with Client(service.address) as client:
+        known, old = client.model("known"), client.model("old")
+        found = open_labelled(tmp_path, known.labels)
+        assert evaluate(client, known, found).trained_on.matches == 20
+        comparison = compare(ServedModel(client, old), ServedModel(client, known), found)
+    assert (comparison.first.trained_on, comparison.second.trained_on.matches) == (None, 20)
 
 
 def test_digests_are_sent_only_on_request(trained):

@@ -94,7 +94,7 @@ def evaluate(
     _check_labels(drawings, model)
     served, accumulator = ServedModel(client, model), Accumulator(model.labels, model.rejection)
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
-    trained_on = _TrainingDrawings([model])
+    trained_on = _TrainingDrawings([served])
     for scored in scored_rows(served, trained_on.watching(drawings.bitmaps)):
         _check_finite(scored, model, drawings)
         accumulator.add(scored, flags.read(scored.file, scored.rows))
@@ -113,7 +113,7 @@ def compare(
         _check_labels(drawings, each.model)
     accumulators = tuple(Accumulator(each.model.labels, each.model.rejection) for each in (first, second))
     flags = RecognizedFlags(drawings.bitmaps, skip_malformed=drawings.skips_malformed)
-    trained_on = _TrainingDrawings([first.model, second.model])
+    trained_on = _TrainingDrawings([first, second])
     table = np.zeros((2, 2), np.int64)
     for both in paired_rows(first, second, trained_on.watching(drawings.bitmaps), drawings.bitmaps):
         for scored, each in zip(both, (first, second), strict=True):
@@ -173,8 +173,8 @@ def _check_finite(scored: ScoredRows, model: ModelInfo, drawings: LabelledDrawin
 class _TrainingDrawings:
     """Counts the training drawings of models among the judged drawings, while these are read for the requests."""
 
-    def __init__(self, models: Sequence[ModelInfo]) -> None:
-        self._samples = [decoded(model.training_digests) for model in models]
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._samples = [decoded(_training_digests(each)) for each in models]
         self.counted = [TrainedOn() if len(sample) else None for sample in self._samples]  # None = without digests
 
     def watching(self, bitmaps: dict[Path, BitmapRows]) -> dict[Path, BitmapRows]:
@@ -184,6 +184,14 @@ class _TrainingDrawings:
     def _add(self, bitmaps: Bitmaps) -> None:
         pairs = zip(self.counted, self._samples, strict=True)
         self.counted = [counted and counted.add(bitmaps, sample) for counted, sample in pairs]
+
+
+def _training_digests(served: ServedModel) -> bytes:
+    """Return the digests of the model, which the service sends only on request; empty if the file has none."""
+    own = served.model
+    return (
+        own.training_digests or served.client.model(own.name, own.version, with_training_digests=True).training_digests
+    )
 
 
 @dataclass(frozen=True, slots=True)
