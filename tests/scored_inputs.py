@@ -15,9 +15,9 @@ def strokes(first: int, last: int) -> str:
 
 def rows_of(output: Path) -> list[tuple[str, int]]:
     """Return the file name and the row number of each line of an output."""
-    if output.suffix == ".parquet":
+    if output.suffix.lower() == ".parquet":
         table = parquet.read_table(output)
-    elif output.suffix == ".csv":
+    elif output.suffix.lower() == ".csv":
         table = csv.read_csv(output)
     else:
         lines = [json.loads(line) for line in output.read_text().splitlines()]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(60)
 BIN_RECORD = struct.pack("<Q2sbIH", 7, b"US", 1, 0, 1) + struct.pack("<H4B", 2, 0, 255, 0, 9)
 
 
-@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "ndjson", "Parquet"])
 def test_each_run_adds_new_files_and_new_rows(append, inputs, tmp_path, noise, suffix):
     """A file that has grown, a new file before the others, a removed file: each row is there once, in order."""
     output = tmp_path / f"o.{suffix}"

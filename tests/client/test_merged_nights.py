@@ -10,7 +10,7 @@ from scored_inputs import rows_of
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet", "npy"])
+@pytest.mark.parametrize("suffix", ["csv", "CSV", "jsonl", "ndjson", "parquet", "npy"])
 def test_nights_are_merged(sketchbatch, tiny_service, inputs, tmp_path, noise, suffix):
     """Outputs of several jobs become one, again with each further night; a row in two of them is refused."""
 

@@ -238,7 +238,7 @@ def _kind(output: str, wanted: str) -> str:
     if wanted:
         if wanted not in KINDS:
             raise typer.BadParameter(f"must be one of {', '.join(KINDS)}, got {wanted!r}", param_hint="--format")
-    elif not _is_stream(output) or Path(output).suffix.removeprefix(".") in KINDS:
+    elif not _is_stream(output) or Path(output).suffix.removeprefix(".").lower() in KINDS:
         return kind_of(Path(output))
     kind = wanted or "csv"
     if output == _STDOUT and kind in ("parquet", "npy") and sys.stdout.isatty():

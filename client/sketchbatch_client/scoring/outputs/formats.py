@@ -15,14 +15,16 @@ from .columns import CLASS_INDEX, OFFSET, SCORES, list_of, score_columns
 from .lines import json_lines, wide_csv_lines
 
 KINDS = ("parquet", "csv", "jsonl", "npy")
+_OTHER_ENDINGS = {"ndjson": "jsonl"}
 
 Write = Callable[[pa.Table, int], None]
 """Writes the next part. The arguments are its scored rows and the number of all its rows, rejects included."""
 
 
 def kind_of(path: Path) -> str:
-    """Return the suffix of `path` without the dot. Raises FileRefused if it is not one of KINDS."""
-    kind = path.suffix.removeprefix(".")
+    """Return the kind of an output by the ending of its name, in any case. Raises FileRefused for other endings."""
+    ending = path.suffix.removeprefix(".").lower()
+    kind = _OTHER_ENDINGS.get(ending, ending)
     if kind not in KINDS:
         suffixes = ", ".join(f".{kind}" for kind in KINDS)
         raise FileRefused(f"{path}: the suffix of an output must be one of {suffixes}, got {path.suffix or 'none'!r}")
