@@ -34,6 +34,16 @@ def score(sketchbatch, tiny_service, drawings):
     return lambda *words: sketchbatch("score", drawings, *words, "--server", tiny_service.address)
 
 
+@pytest.mark.parametrize(("name", "code"), [("o.log", 2), ("o.csv", 2), ("o.NDJSON", 0)])
+def test_shards_are_named_by_their_format(score, tmp_path, name, code):
+    """`merge` reads the format from the names, so `score` refuses other names before it sends a request."""
+    finished = score("--output", tmp_path / name, "--format", "jsonl", "--shard", "0/2")
+    assert finished.code == code
+    if code:
+        assert "must end in .jsonl" in " ".join(finished.err.replace("\u2502", "").split())
+        assert [path.name for path in tmp_path.iterdir()] == ["drawings"]
+
+
 @pytest.mark.parametrize("part_rows", [[], ["--part-rows", PART]])
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_shards_equal_the_output_of_one_process(score, sketchbatch, tmp_path, monkeypatch, kind, part_rows):

@@ -22,7 +22,7 @@ from ..scoring.appending import append_scores
 from ..scoring.inputs import InputOptions
 from ..scoring.job import Outcome, ScoreJob, stream_scores, write_scores
 from ..scoring.manifest import manifest_path, rejects_path
-from ..scoring.outputs import KINDS, kind_of
+from ..scoring.outputs import KINDS, is_named_by_kind, kind_of
 from ..scoring.parts import Parts, path_of_shard
 from ..scoring.plan import ScoreOptions, Shard
 from .options import (
@@ -195,7 +195,7 @@ def score(
     """
     if rerun.append and (rerun.restart or _is_stream(output) or shard != "0/1"):
         raise typer.BadParameter("needs a file as OUTPUT, without --restart and --shard", param_hint="--append")
-    kind = _kind(output, output_format)
+    kind = _kind(output, output_format, is_shard=shard != "0/1")
     job = ScoreJob(
         inputs=inputs,
         kind=kind,
@@ -234,10 +234,13 @@ def score(
         raise typer.Exit(INCOMPLETE)
 
 
-def _kind(output: str, wanted: str) -> str:
+def _kind(output: str, wanted: str, *, is_shard: bool) -> str:
     if wanted:
         if wanted not in KINDS:
             raise typer.BadParameter(f"must be one of {', '.join(KINDS)}, got {wanted!r}", param_hint="--format")
+        if is_shard and not _is_stream(output) and not is_named_by_kind(Path(output), wanted):
+            message = f"must end in .{wanted}, because merge reads the format from the names of shards; got {output}"
+            raise typer.BadParameter(message, param_hint="--output")
     elif not _is_stream(output) or Path(output).suffix.removeprefix(".").lower() in KINDS:
         return kind_of(Path(output))
     kind = wanted or "csv"

@@ -10,6 +10,16 @@ a row as one list, because Parquet needs about a kilobyte of memory per column a
 """
 
 from .columns import reject_line, schema, table
-from .formats import KINDS, kind_of, parquet_writer, write_npy_header, writing
+from .formats import KINDS, is_named_by_kind, kind_of, parquet_writer, write_npy_header, writing
 
-__all__ = ["KINDS", "kind_of", "parquet_writer", "reject_line", "schema", "table", "write_npy_header", "writing"]
+__all__ = [
+    "KINDS",
+    "is_named_by_kind",
+    "kind_of",
+    "parquet_writer",
+    "reject_line",
+    "schema",
+    "table",
+    "write_npy_header",
+    "writing",
+]

@@ -23,12 +23,21 @@ Write = Callable[[pa.Table, int], None]
 
 def kind_of(path: Path) -> str:
     """Return the kind of an output by the ending of its name, in any case. Raises FileRefused for other endings."""
-    ending = path.suffix.removeprefix(".").lower()
-    kind = _OTHER_ENDINGS.get(ending, ending)
+    kind = _ending(path)
     if kind not in KINDS:
         suffixes = ", ".join(f".{kind}" for kind in KINDS)
         raise FileRefused(f"{path}: the suffix of an output must be one of {suffixes}, got {path.suffix or 'none'!r}")
     return kind
+
+
+def is_named_by_kind(path: Path, kind: str) -> bool:
+    """Return whether the ending of the name of an output is that of `kind`."""
+    return _ending(path) == kind
+
+
+def _ending(path: Path) -> str:
+    ending = path.suffix.removeprefix(".").lower()
+    return _OTHER_ENDINGS.get(ending, ending)
 
 
 def writing(file: BinaryIO, kind: str, plan: Plan, schema: pa.Schema) -> AbstractContextManager[Write]:
