@@ -137,6 +137,13 @@ def test_an_untrusted_server_gets_no_request(start, authority, servicer, drawing
     assert not servicer.requests
 
 
+def test_a_server_without_tls_is_named_as_such(start, drawing):
+    """OpenSSL's WRONG_VERSION_NUMBER alone tells few users that the option must be left out."""
+    message = r"the server probably has no TLS: connect without it"
+    with Client(start(), tls=True, **FEW_RETRIES) as client, pytest.raises(Unavailable, match=message):
+        client.classify(drawing(1))
+
+
 def test_server_name_replaces_the_host_of_the_target(start, authority, ca, drawing):
     """With the option `server_name`, the client accepts a certificate for this name instead of the server's address."""
     address = start(credentials(authority, "sketchbatch.example"))

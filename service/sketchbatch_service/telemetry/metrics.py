@@ -124,7 +124,7 @@ def _of_served(models: ModelRegistry, server: Server, max_connections: int) -> I
     with suppress(OSError):  # the system does not list the connections
         text = "Open connections to the service port."
         yield GaugeMetricFamily("sketchbatch_connections", text, value=server.connections())
-    text = "Requests, and messages of streams, that ended in an error, by the class of the error in errors.py."
+    text = "Requests, and messages of streams, that ended in an error, by error; docs/operations.md lists them."
     by_reason = (([reason], count) for reason, count in rejections().items())
     yield _filled(CounterMetricFamily("sketchbatch_rejected", text, labels=["reason"]), by_reason)
     text = "Model files loaded since the start, by outcome: served or refused."

@@ -98,6 +98,8 @@ class RetryState:
 
     def _hints(self) -> str:
         hints = ""
+        if "WRONG_VERSION_NUMBER" in self.tls_failure:  # OpenSSL reports an answer without TLS by this name
+            hints += "; the server probably has no TLS: connect without it"
         if self.without_port:
             hints += f"; the port was 443, because {self.without_port} has no port; use HOST:PORT"
         if self.proxy:
