@@ -96,7 +96,6 @@ async def test_overload_is_rejected_at_little_cost(start_service, transport, roo
         )
     assert goodput >= LEAST_GOODPUT
     assert cost <= MAX_REJECTION_COST[transport]
-    assert p99_s < DEADLINE_S
     assert float(np.median(load.rejected_after_s)) < DEADLINE_S / 10
     assert set(load.codes) <= {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
     assert load.codes["DEADLINE_EXCEEDED"] <= MAX_EXPIRED * accepted
