@@ -210,20 +210,25 @@ async def test_a_call_over_a_silent_connection_ends_at_its_deadline(service, noi
     assert took_s < 3
 
 
-async def test_a_client_that_is_idle_for_long_keeps_its_connection(service, noise, capsys):
-    """The service accepts a ping every 20 s from an idle client and keeps the connection.
+async def test_a_client_that_is_idle_for_long_keeps_its_connection(tiny_services, noise, capsys):
+    """The service, with each transport, accepts a ping every 20 s from an idle client and keeps the connection.
 
     gRPC servers can count such pings as abuse, and would then close the connection at the third ping.
     """
     idle_s = 70.0
-    async with proxied(service.address) as (proxy, address), AsyncClient(address) as client:
-        await client.classify(noise(1))
-        connections = proxy.connections
-        await asyncio.sleep(idle_s)
-        await client.classify(noise(1))
+
+    async def new_connections(service) -> int:
+        async with proxied(service.address) as (proxy, address), AsyncClient(address) as client:
+            await client.classify(noise(1))
+            connections = proxy.connections
+            await asyncio.sleep(idle_s)
+            await client.classify(noise(1))
+        return proxy.connections - connections
+
+    new = await asyncio.gather(*(new_connections(tiny_services(transport)) for transport in ("core", "aio")))
     with capsys.disabled():
-        print(f"\nidle for {idle_s:.0f} s: {proxy.connections - connections} new connections")
-    assert proxy.connections == connections
+        print(f"\nidle for {idle_s:.0f} s: {new} new connections")
+    assert new == [0, 0]
 
 
 async def test_a_client_that_never_reads_its_stream_slows_no_other_client(service, noise, capsys):
