@@ -29,9 +29,13 @@ while :; do
 done
 
 details=$output.manifest.json
-[ -e "$output.rejects.jsonl" ] && details="$output.rejects.jsonl and $details"
+rejects=$output.rejects.jsonl
+[ -e "$rejects" ] && details="$rejects and $details"
 case $code in
-  0) echo "$output is up to date" ;;
+  0)
+    echo "$output is up to date"
+    [ -s "$rejects" ] && echo "rows rejected so far: $(($(wc -l < "$rejects"))), see $rejects"
+    ;;
   1) echo "error: $attempts attempts failed; the next run resumes the job" >&2 ;;
   3) echo "warning: some drawings were not read; see $details" >&2 ;;
   *) echo "error: exit code $code; a retry cannot succeed, so correct the cause" >&2 ;;

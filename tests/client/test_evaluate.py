@@ -5,6 +5,7 @@ The tests evaluate one model or compare two models, on bitmaps, strokes and pict
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -205,7 +206,8 @@ def test_two_models_are_compared_on_their_common_labels(evaluating, others, fold
     assert finished.code == 3, finished.err
     found = json.loads((tmp_path / "m.json").read_text())
     assert found["passed_over"] == ["cow", "zebra"]
-    assert "skipped the drawings of 2 labels that not both models know" in finished.err
+    assert "skipped the drawings of 2 labels that not both models know: " in finished.err
+    assert "; --ignore-others accepts this\n" in finished.err
     scores, true = scored
     right = scores[true < 2].argmax(axis=1) == true[true < 2]
     bitmaps = np.concatenate([np.load(folder / f"{label}.npy") for label in ("ant", "bee")])
@@ -315,6 +317,9 @@ def test_measured_figures_are_compared_with_stored_figures(sketchbatch, others, 
     drift = json.loads((tmp_path / "m.json").read_text())["drift"]
     assert (drift["stored_rows"], list(drift["metrics"])) == (200, ["accuracy"])
     assert drift["metrics"]["accuracy"]["is_within_interval"] is False
+    printed = re.search(r"accuracy +(0\.\d+)", finished.out)[1]
+    assert sketchbatch(*arguments[:-1], printed).code == 3  # files of unknown labels were not read
+    assert sketchbatch(*arguments[:-1], f"{float(printed) + 0.0001:.4f}").code == 1
 
 
 def test_recognised_drawings_have_their_own_figures(tiny_service, tmp_path):

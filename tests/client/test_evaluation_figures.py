@@ -263,6 +263,11 @@ def test_a_large_matrix_shows_the_most_confused_classes():
     assert len(shown) <= MAX_WRITTEN_CLASSES
     assert shown == sorted(shown)
     assert shown_classes(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 0]])) == [0, 1]
+    matrix = Matrix.of_confusion(confusion, list(map(str, range(60))))
+    left_out = confusion[shown].sum() - confusion[np.ix_(shown, shown)].sum()
+    assert left_out > 0
+    assert matrix.axis_titles[1] == f"predicted ({left_out} predictions of other classes are not shown)"
+    assert Matrix.of_confusion(np.eye(3, dtype=int), "abc").axis_titles[1] == "predicted"
 
 
 def test_a_p_value_has_two_digits_or_a_bound():

@@ -1,5 +1,6 @@
 """Drawings that trained a model are recognised by the sample of digests in its model file."""
 
+import base64
 import json
 
 import numpy as np
@@ -10,10 +11,13 @@ from sketchbatch_client.evaluation import ServedModel, compare, evaluate, open_l
 from sketchbatch_client.evaluation.training_digests import (
     SAMPLE_ROWS,
     TrainedOn,
+    decoded,
     digest_each,
     encoded,
+    joined,
     merged,
     sample_of,
+    split,
 )
 
 
@@ -25,7 +29,7 @@ def drawings(rows: int, seed: int):
 def test_every_drawing_of_a_small_training_is_recognised():
     """The sample of a small training has all of its drawings, so the count of judged training drawings is exact."""
     train, other = drawings(300, 1), drawings(200, 2)
-    counted = TrainedOn().add(np.concatenate([train[:50], other]), sample_of(digest_each(train)))
+    counted = TrainedOn().add(digest_each(np.concatenate([train[:50], other])), sample_of(digest_each(train)))
     assert counted == TrainedOn(rows=250, compared=250, matches=50)
     assert str(counted) == "training drawings of the model among these: 50 of 250"
 
@@ -36,7 +40,7 @@ def test_the_share_of_a_large_training_is_estimated_without_false_matches():
     sample = sample_of(digests)
     assert len(sample) == SAMPLE_ROWS
     assert np.array_equal(sample, np.sort(digests)[:SAMPLE_ROWS])
-    none = TrainedOn().add(drawings(2000, 4), sample)
+    none = TrainedOn().add(digest_each(drawings(2000, 4)), sample)
     assert (none.matches, none.rows) == (0, 2000)
     assert 40 < none.compared < 130  # about 4.1 %
     assert str(TrainedOn(rows=2000, compared=80, matches=60)) == (
@@ -50,6 +54,33 @@ def test_the_sample_of_two_trainings_is_that_of_all_their_drawings(sizes):
     random = np.random.default_rng(5)
     parts = [random.integers(0, 2**64, size, np.uint64) for size in sizes]
     assert np.array_equal(merged(map(sample_of, parts)), sample_of(np.concatenate(parts)))
+
+
+def test_own_drawings_are_recognised_next_to_many_of_the_starting_point(start_service, tmp_path):
+    """The digests of a few own drawings are stored in full, beside a sample that includes the starting point's."""
+    random = np.random.default_rng(7)
+    own, earlier = drawings(40, 8), random.integers(0, 2**64, 100_000, np.uint64)
+    stored = joined(sample_of(digest_each(own)), sample_of(earlier))
+    assert stored.nbytes <= 65_536
+    first, both = split(decoded(base64.b64decode(encoded(stored))))
+    assert (len(first), len(both)) == (41, SAMPLE_ROWS - 1)
+    assert np.isin(both, np.concatenate([earlier, first])).all()
+    again = joined(sample_of(random.integers(0, 2**64, 4096, np.uint64)), stored)
+    assert (again.nbytes, [len(part) for part in split(again)]) == (65_536, [SAMPLE_ROWS + 1, SAMPLE_ROWS - 1])
+    model = write_model(tmp_path / "model.onnx", metadata={"sketchbatch.training_digests": encoded(stored)})
+    (tmp_path / "few").mkdir()
+    np.save(tmp_path / "few" / f"{LABELS[0]}.npy", np.concatenate([own[:32], drawings(8, 9)]).reshape(-1, 784))
+    with Client(start_service(model).address) as client:
+        evaluation = evaluate(client, client.model(), open_labelled(tmp_path / "few", LABELS))
+    assert str(evaluation.trained_on) == "training drawings of the model among these: 32 of 40"
+
+
+def test_drawings_of_the_starting_point_are_recognised_next_to_own_ones():
+    """The sample with the larger share counts: here that of all drawings that trained the weights."""
+    earlier = drawings(6000, 10)
+    stored = joined(sample_of(digest_each(drawings(40, 11))), sample_of(digest_each(earlier)))
+    counts = [TrainedOn().add(digest_each(earlier[:500]), sample) for sample in split(stored)]
+    assert [count.share for count in counts] == [0, 1]
 
 
 @pytest.fixture(scope="module")

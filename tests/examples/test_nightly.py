@@ -67,6 +67,9 @@ def test_rejected_drawings_are_reported(night, wide_service):
     finished = nightly(night, wide_service.address)
     assert finished.returncode == 3
     assert finished.stderr.endswith(f"see {output}.rejects.jsonl and {output}.manifest.json\n")
+    later = nightly(night, wide_service.address)
+    assert later.returncode == 0
+    assert later.stdout.endswith(f"is up to date\nrows rejected so far: 1, see {output}.rejects.jsonl\n")
 
 
 def test_files_that_were_not_read_are_reported(night, wide_service):

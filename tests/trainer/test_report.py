@@ -16,7 +16,7 @@ from eager_tensorflow import without_graphs
 from sketchbatch.rejection import KEY, Rejection, RejectionThreshold, encode
 from sketchbatch_client.drawings.readers import read_bitmaps
 from sketchbatch_client.evaluation import quality
-from sketchbatch_client.evaluation.training_digests import TrainedOn, decoded
+from sketchbatch_client.evaluation.training_digests import TrainedOn, decoded, digest_each
 from sketchbatch_trainer.dataset import DatasetRequest, read_dataset, write_bitmaps, write_source
 from sketchbatch_trainer.errors import RunIncomplete
 from sketchbatch_trainer.export.held_out import HeldOut, onnx_scores
@@ -74,9 +74,10 @@ def test_each_variant_has_the_digests_of_the_training_drawings(runs):
         sample = decoded(base64.b64decode(stored["sketchbatch.training_digests"]))
         rows = runs[0].read_config()["rows"]["train"]
         assert rows / 2 < len(sample) <= rows + 1
-        assert TrainedOn().add(read_bitmaps(runs[0].calibration)[:], sample).share == 1
+        assert TrainedOn().add(digest_each(read_bitmaps(runs[0].calibration)[:]), sample).share == 1
         for label in LABELS:
-            assert TrainedOn().add(read_bitmaps(runs[0].test / f"{label}.npy")[:], sample).share == 0
+            held_out = digest_each(read_bitmaps(runs[0].test / f"{label}.npy")[:])
+            assert TrainedOn().add(held_out, sample).share == 0
 
 
 def words(page: str) -> str:

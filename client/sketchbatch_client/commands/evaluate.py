@@ -130,7 +130,12 @@ def evaluate(
     ] = False,
     min_accuracy: Annotated[
         float,
-        typer.Option(min=0, max=1, callback=not_nan, help="Exit with 1 if the (first) model has a lower accuracy."),
+        typer.Option(
+            min=0,
+            max=1,
+            callback=not_nan,
+            help="Exit with 1 if the accuracy of the (first) model, with four digits, is lower.",
+        ),
     ] = 0.0,
     ignore_others: IgnoreOthers = False,
     timeout_s: TimeoutS = 60.0,
@@ -185,12 +190,12 @@ def evaluate(
             err.print(f"-> {file}")
     _print_trained_on(result)
     if not quiet or not ignore_others:
-        _print_skipped(drawings, labels, "not both models know" if second else "this model does not know")
+        reason = "not both models know" if second else "this model does not know"
+        _print_skipped(drawings, labels, reason, ignores_others=ignore_others)
     is_complete = report_passed_over(drawings.others, ignores_others=ignore_others)
     name, judged = result.named[0] if isinstance(result, Comparison) else (result.name, result)
-    if judged.metrics.accuracy < min_accuracy:
-        accuracy = f"{judged.metrics.accuracy:.4f}"
-        err.print(f"sketchbatch: accuracy of {name} must be at least {min_accuracy}, got {accuracy}")
+    if (accuracy := round(judged.metrics.accuracy, 4)) < min_accuracy:  # as printed, so that this figure can be a limit
+        err.print(f"sketchbatch: accuracy of {name} must be at least {min_accuracy}, got {accuracy:.4f}")
         raise typer.Exit(1)
     if not is_complete or (drawings.passed_over and not ignore_others):
         raise typer.Exit(INCOMPLETE)
@@ -241,10 +246,11 @@ def _print_figures(evaluation: Evaluation) -> None:
         )
 
 
-def _print_skipped(drawings: LabelledDrawings, labels: Sequence[str], reason: str) -> None:
+def _print_skipped(drawings: LabelledDrawings, labels: Sequence[str], reason: str, *, ignores_others: bool) -> None:
     if passed_over := drawings.passed_over:
         names = with_suggestions(passed_over, labels)
-        err.print(f"skipped the drawings of {counted(len(passed_over), 'label')} that {reason}: {names}")
+        way = "" if ignores_others else "; --ignore-others accepts this"
+        err.print(f"skipped the drawings of {counted(len(passed_over), 'label')} that {reason}: {names}{way}")
 
 
 def _print_malformed(drawings: LabelledDrawings) -> None:

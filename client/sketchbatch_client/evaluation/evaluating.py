@@ -20,7 +20,7 @@ from .predictions import ServedModel, paired_rows, scored_rows
 from .quality import ModelQuality
 from .stats.drift import Drift, drift
 from .stats.mcnemar import Paired, count_pairs, pair
-from .training_digests import TrainedOn, decoded
+from .training_digests import TrainedOn, decoded, digest_each, split
 
 Progress = Callable[[int], object]  # called with the number of rows scored since the last call
 
@@ -174,16 +174,24 @@ class _TrainingDrawings:
     """Counts the training drawings of models among the judged drawings, while these are read for the requests."""
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
-        self._samples = [decoded(_training_digests(each)) for each in models]
-        self.counted = [TrainedOn() if len(sample) else None for sample in self._samples]  # None = without digests
+        self._samples = [split(decoded(_training_digests(each))) for each in models]
+        self._counts = [[TrainedOn()] * len(samples) for samples in self._samples]
+
+    @property
+    def counted(self) -> list[TrainedOn | None]:
+        """The counts of each model with the sample that recognises the largest share; None = without digests."""
+        return [max(counts, key=lambda each: each.share or 0, default=None) for counts in self._counts]
 
     def watching(self, bitmaps: dict[Path, BitmapRows]) -> dict[Path, BitmapRows]:
         """Return the same drawings, which are counted as they are read."""
-        return {file: _WatchedRows(rows, self._add) for file, rows in bitmaps.items()} if any(self.counted) else bitmaps
+        return {file: _WatchedRows(rows, self._add) for file, rows in bitmaps.items()} if any(self._counts) else bitmaps
 
     def _add(self, bitmaps: Bitmaps) -> None:
-        pairs = zip(self.counted, self._samples, strict=True)
-        self.counted = [counted and counted.add(bitmaps, sample) for counted, sample in pairs]
+        digests = digest_each(bitmaps)
+        self._counts = [
+            [count.add(digests, sample) for count, sample in zip(counts, samples, strict=True)]
+            for counts, samples in zip(self._counts, self._samples, strict=True)
+        ]
 
 
 def _training_digests(served: ServedModel) -> bytes:

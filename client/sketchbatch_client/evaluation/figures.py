@@ -136,7 +136,10 @@ class Matrix:
 
     @classmethod
     def of_confusion(cls, confusion: Confusion, labels: Sequence[str]) -> "Matrix":
-        """Return the matrix of the classes of `shown_classes`; a row without drawings is left out."""
+        """Return the matrix of the classes of `shown_classes`; a row without drawings is left out.
+
+        The title of the columns states how many drawings of the rows have a prediction that is not shown.
+        """
         shown = shown_classes(confusion)
         rows = [index for index in shown if confusion[index].any()]
         counts = confusion[np.ix_(rows, shown)]
@@ -146,7 +149,9 @@ class Matrix:
             texts = texts + np.char.mod("\n%.0f %%", 100 * shares).astype(object)
         texts[counts == 0] = ""
         names = [labels[index] for index in rows], [labels[index] for index in shown]
-        return cls(shares=shares, texts=texts, rows=names[0], columns=names[1], axis_titles=("true", "predicted"))
+        left_out = int(confusion[rows].sum() - counts.sum())
+        predicted = f"predicted ({left_out:,} predictions of other classes are not shown)" if left_out else "predicted"
+        return cls(shares=shares, texts=texts, rows=names[0], columns=names[1], axis_titles=("true", predicted))
 
     @property
     def is_upright(self) -> bool:

@@ -4,6 +4,9 @@ The sample holds the lowest digests of all training drawings (bottom-k sketch, C
 doi:10.1145/1281100.1281133). Every training drawing whose digest is at most the last digest of the sample is in it.
 Therefore each judged drawing in this range is known to be a training drawing or not. The drawings in the range are a
 random sample of all judged drawings.
+
+A training that began with the weights of another model stores two samples: of its own drawings, and of all drawings
+that trained the weights. One sample would hold few digests of few own drawings.
 """
 
 import base64
@@ -40,9 +43,8 @@ class TrainedOn:
         """Share of training drawings, estimated from those in the range; None = unknown."""
         return self.matches / self.compared if self.compared else None
 
-    def add(self, bitmaps: Bitmaps, sample: Digests) -> "TrainedOn":
-        """Return the counts with some more drawings; `sample` is not empty."""
-        digests = digest_each(bitmaps)
+    def add(self, digests: Digests, sample: Digests) -> "TrainedOn":
+        """Return the counts with the digests of some more drawings, in any order; `sample` is not empty."""
         compared = digests[digests <= sample[-1]]
         matches = int(np.isin(compared, sample).sum())
         return TrainedOn(self.rows + len(digests), self.compared + len(compared), self.matches + matches)
@@ -77,11 +79,27 @@ def merged(samples: Iterable[Digests]) -> Digests:
     return found[found <= bound][:SAMPLE_ROWS]
 
 
-def encoded(sample: Digests) -> str:
-    """Return a sample as text, for the metadata of a model file."""
-    return base64.b64encode(sample.astype("<u8").tobytes()).decode()
+def joined(own: Digests, earlier: Digests | None) -> Digests:
+    """Return what a training stores: its own sample and, if its weights have `earlier` digests, that of all drawings.
+
+    Both have at most 64 KiB.
+    """
+    if earlier is None:
+        return own
+    return np.concatenate([own, merged([own, split(earlier)[-1]])[: SAMPLE_ROWS - 1]])
+
+
+def split(stored: Digests) -> list[Digests]:
+    """Return the samples that a training stored one after another; each is ascending."""
+    parts = np.split(stored, np.flatnonzero(stored[1:] <= stored[:-1]) + 1)
+    return [part for part in parts if len(part)]
+
+
+def encoded(stored: Digests) -> str:
+    """Return stored samples as text, for the metadata of a model file."""
+    return base64.b64encode(stored.astype("<u8").tobytes()).decode()
 
 
 def decoded(content: bytes) -> Digests:
-    """Return the sample of `ModelInfo.training_digests`."""
+    """Return the stored samples of `ModelInfo.training_digests`."""
     return np.frombuffer(content[: len(content) // 8 * 8], "<u8")

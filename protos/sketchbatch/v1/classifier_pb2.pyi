@@ -367,9 +367,11 @@ class Model(google.protobuf.message.Message):
     A higher score is a better match in each of them. Empty = the service is older than this field.
     """
     training_digests: builtins.bytes
-    """A sample of the digests of the drawings that trained the model, as stored in the model file: BLAKE2b of the 784
+    """Samples of the digests of the drawings that trained the model, as stored in the model file: BLAKE2b of the 784
     bytes of a bitmap, 8 bytes each, little-endian, ascending. Every training drawing whose digest is at most the last
-    one is in the sample. Empty if the file stores none, if the request did not set `with_training_digests`, and in
+    one is in the sample. A model whose training began with the weights of another model has two samples, and a lower
+    digest than the one before begins the second: first that of its own drawings, then that of all drawings that
+    trained the weights. Empty if the file stores none, if the request did not set `with_training_digests`, and in
     ListModels.
     """
     @property

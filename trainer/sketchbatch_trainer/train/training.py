@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from sketchbatch_client.atomic import replacing
 from sketchbatch_client.drawings.readers import Bitmaps
-from sketchbatch_client.evaluation.training_digests import merged
+from sketchbatch_client.evaluation.training_digests import joined
 
 from ..dataset import MEASURED_TEST_ROWS, Dataset, Split, write_bitmaps, write_split
 from ..errors import RunRefused
@@ -187,12 +187,12 @@ def _prepare(run: Run, dataset: Dataset, config: dict[str, Any]) -> None:
 
 
 def _write_training_digests(run: Run, request: TrainingRequest) -> None:
-    """Write the sample of the digests of the training drawings, with those of the starting point if it has any."""
+    """Write samples of the digests of the training drawings, and of those of the starting point if it has any."""
     start = request.start_from
     earlier = start.read_training_digests() if start else None
     own = request.dataset.training_digests
     with replacing(run.training_digests) as partial, partial.open("wb") as file:
-        np.save(file, own if earlier is None else merged([own, earlier]))
+        np.save(file, joined(own, earlier))
 
 
 def _calibration(split: Split, classes: int, seed: int) -> Bitmaps:
