@@ -21,6 +21,7 @@ SketchbatchError
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -95,6 +96,13 @@ class ExtraMissing(SketchbatchError):
     """A package of an extra of this distribution is not installed."""
 
     is_permanent = True
+
+    @classmethod
+    def of(cls, user: str, extra: str, *packages: str) -> "ExtraMissing":
+        """Return the error of `user`, such as an option, with the ways to install the packages of an extra."""
+        names = " and ".join(packages)
+        checkout = f".tools/bin/uv pip install --python {sys.executable} {' '.join(packages)}"
+        return cls(f"{user} needs {names}: pip install 'sketchbatch-client[{extra}]', or in a checkout {checkout}")
 
 
 class DiskFull(SketchbatchError):

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import struct
+import sys
 import threading
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -279,7 +280,8 @@ def test_the_demo_stops_although_the_service_does_not_answer(start_demo, start_s
 def test_without_its_extra_the_demo_names_the_way_to_install_it(sketchbatch, monkeypatch):
     """Without Starlette or uvicorn, the command ends with one line."""
     monkeypatch.setattr(demo_command, "find_spec", lambda name: name != "uvicorn")
-    way = "pip install 'sketchbatch-client[demo]', or in a checkout `make setup`"
+    checkout = f".tools/bin/uv pip install --python {sys.executable} starlette uvicorn"
+    way = f"pip install 'sketchbatch-client[demo]', or in a checkout {checkout}"
     assert sketchbatch("demo") == Finished(4, "", f"sketchbatch: demo needs starlette and uvicorn: {way}\n")
 
 

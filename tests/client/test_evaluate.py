@@ -6,6 +6,7 @@ The tests evaluate one model or compare two models, on bitmaps, strokes and pict
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -136,7 +137,8 @@ def test_a_chart_without_matplotlib_is_refused_before_the_evaluation(evaluating,
     finished = evaluating(folder, flag, tmp_path / "report")
     assert finished.code == 4
     assert finished.out == ""
-    way = "pip install 'sketchbatch-client[charts]', or in a checkout `make setup`"
+    checkout = f".tools/bin/uv pip install --python {sys.executable} matplotlib"
+    way = f"pip install 'sketchbatch-client[charts]', or in a checkout {checkout}"
     assert finished.err == f"sketchbatch: {flag} needs matplotlib: {way}\n"
     assert not (tmp_path / "report").exists()
     assert evaluating(folder, "--json", tmp_path / "m.json").code == 3

@@ -57,7 +57,7 @@ def test_the_sample_of_two_trainings_is_that_of_all_their_drawings(sizes):
 
 
 def test_own_drawings_are_recognised_next_to_many_of_the_starting_point(start_service, tmp_path):
-    """The digests of a few own drawings are stored in full, beside a sample that includes the starting point's."""
+    """The digests of a few own drawings are stored in full, before a sample that includes the starting point's."""
     random = np.random.default_rng(7)
     own, earlier = drawings(40, 8), random.integers(0, 2**64, 100_000, np.uint64)
     stored = joined(sample_of(digest_each(own)), sample_of(earlier))

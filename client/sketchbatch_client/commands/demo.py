@@ -33,8 +33,7 @@ def demo(
     The service may start after this command. Exit codes: 0 = ended by Ctrl-C or SIGTERM, 1 = ended by an error.
     """
     if not (find_spec("starlette") and find_spec("uvicorn")):
-        way = "pip install 'sketchbatch-client[demo]', or in a checkout `make setup`"
-        raise ExtraMissing(f"demo needs starlette and uvicorn: {way}")
+        raise ExtraMissing.of("demo", "demo", "starlette", "uvicorn")
     from ..demo.classification_api import ClassificationApi
     from ..demo.server import PageServer  # needs the extra
 

@@ -85,9 +85,7 @@ class ReportFlags:
                 raise typer.BadParameter(f"must end with {suffix}, got {picture}", param_hint=f"--{suffix[1:]}")
         with_charts = {"--html": self.html_file, "--png": self.png_file, "--svg": self.svg_file}
         if (flag := next(filter(with_charts.get, with_charts), None)) and not find_spec("matplotlib"):
-            raise ExtraMissing(
-                f"{flag} needs matplotlib: pip install 'sketchbatch-client[charts]', or in a checkout `make setup`"
-            )
+            raise ExtraMissing.of(flag, "charts", "matplotlib")
         plots = [(self.png_file, PLOT_MARK), (self.svg_file, PLOT_MARK)]
         check_reports([(self.json_file, JSON_MARK), (self.html_file, HTML_MARK), *plots], inputs)
 
