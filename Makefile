@@ -51,7 +51,7 @@ train: ## RESTART=1 (as --restart) IGNORE_OTHERS=1 (as --ignore-others) SKIP_MAL
 
 RUNS    := runs/models
 FOLDS   := fold-1 fold-2 fold-3 fold-4 fold-5
-SHIPPED := models/bear-cat-dog/2 models/animals-10/1 models/quickdraw-345/2
+SHIPPED := models/bear-cat-dog/2 models/animals-10/2 models/quickdraw-345/2
 THREE   := bear,cat,dog
 TEN     := bear,cat,dog,duck,fish,frog,lion,monkey,rabbit,sheep
 comma   := ,
@@ -60,8 +60,7 @@ TRAIN    = $(VENV)/sketchbatch-train train --run $(@D) --source "Quick, Draw! dr
   --data "$(or $(DATA),$(error name the folder of drawings: make models DATA=FOLDER))"
 AVERAGE  = $(VENV)/sketchbatch-train average --run $(@D) $(^:%/model.keras=--of %)
 
-models: $(SHIPPED:%=%/model.onnx) ## train the shipped models from the drawings in DATA: 90 minutes on 2 cores
-.PRECIOUS: $(addprefix $(RUNS)/,bear-cat-dog-%/model.keras cross-validation/compact/fold-%/model.keras averages/compact/%/model.keras)
+models: $(SHIPPED:%=%/model.onnx) ## train the shipped models from the drawings in DATA: three hours on 2 cores
 
 # The starting point learns the classes that animals-10 lacks, so it knows no drawing of the folds below. The second
 # training has the weights of the first one at the beginning, and the first one as teacher.
@@ -76,26 +75,29 @@ $(RUNS)/light-335-again/model.keras: $(RUNS)/light-335/model.keras
 	$(TRAIN) --name light-335-again --classes "$(OTHERS)" --recipe again --network light --start-from $(<D) --teacher $(<D)
 $(RUNS)/quickdraw-345/model.keras: $(RUNS)/compact-335-again/model.keras
 	$(TRAIN) --name quickdraw-345 --classes all --recipe again --start-from $(<D)
-$(RUNS)/animals-10/model.keras: $(RUNS)/quickdraw-345/model.keras
-	$(TRAIN) --name animals-10 --classes $(TEN) --recipe finetune --start-from $(<D)
 
-# bear-cat-dog is the average of three seeds, trained on all drawings. Five folds of the same recipe judge it; they start
-# from the weights of 335 classes. A run of a fold ends with fold and seed: cross-validation/compact/fold-1/seed-0.
-$(RUNS)/bear-cat-dog-%/model.keras: $(RUNS)/quickdraw-345/model.keras
-	$(TRAIN) --name bear-cat-dog --classes $(THREE) --recipe finetune --start-from $(<D) --hold-out none --seed $*
-$(RUNS)/bear-cat-dog/model.keras: $(foreach seed,0 1 2,$(RUNS)/bear-cat-dog-$(seed)/model.keras)
-	$(AVERAGE)
-$(RUNS)/cross-validation/compact/fold-%/model.keras: $(RUNS)/compact-335-again/model.keras
-	$(TRAIN) --name compact --classes $(THREE) --recipe finetune --start-from $(<D) \
-	  --hold-out $(subst /seed-,/5 --seed ,$*)
-$(RUNS)/averages/compact/%/model.keras: $(foreach seed,0 1 2,$(RUNS)/cross-validation/compact/%/seed-$(seed)/model.keras)
-	$(AVERAGE)
-$(RUNS)/bear-cat-dog/out-of-fold.npz: $(RUNS)/bear-cat-dog/model.keras $(RUNS)/quickdraw-345/model.keras $(FOLDS:%=$(RUNS)/averages/compact/%/model.keras)
-	$(VENV)/sketchbatch-train cross-validate --run $(@D) --unknown $(RUNS)/quickdraw-345/test $(FOLDS:%=--of $(RUNS)/averages/compact/%)
+# FOLDED(NAME, FOLDS, CLASSES): the run NAME is the average of three seeds, trained on all drawings. Five folds of the same
+# recipe judge it; they start from the weights of 335 classes. A run of a fold ends with fold and seed:
+# cross-validation/FOLDS/fold-1/seed-0.
+define FOLDED
+.PRECIOUS: $(addprefix $(RUNS)/,$(1)-%/model.keras cross-validation/$(2)/fold-%/model.keras averages/$(2)/%/model.keras)
+$(RUNS)/$(1)-%/model.keras: $(RUNS)/quickdraw-345/model.keras
+	$$(TRAIN) --name $(1) --classes $(3) --recipe finetune --start-from $$(<D) --hold-out none --seed $$*
+$(RUNS)/$(1)/model.keras: $(foreach seed,0 1 2,$(RUNS)/$(1)-$(seed)/model.keras)
+	$$(AVERAGE)
+$(RUNS)/cross-validation/$(2)/fold-%/model.keras: $(RUNS)/compact-335-again/model.keras
+	$$(TRAIN) --name $(2) --classes $(3) --recipe finetune --start-from $$(<D) \
+	  --hold-out $$(subst /seed-,/5 --seed ,$$*)
+$(RUNS)/averages/$(2)/%/model.keras: $(foreach seed,0 1 2,$(RUNS)/cross-validation/$(2)/%/seed-$(seed)/model.keras)
+	$$(AVERAGE)
+$(RUNS)/$(1)/out-of-fold.npz: $(RUNS)/$(1)/model.keras $(RUNS)/quickdraw-345/model.keras $(FOLDS:%=$(RUNS)/averages/$(2)/%/model.keras)
+	$(VENV)/sketchbatch-train cross-validate --run $$(@D) --unknown $(RUNS)/quickdraw-345/test $(FOLDS:%=--of $(RUNS)/averages/$(2)/%)
+models/$(1)/2/model.onnx: $(RUNS)/$(1)/model.keras $(RUNS)/$(1)/out-of-fold.npz
+endef
+$(eval $(call FOLDED,bear-cat-dog,compact,$(THREE)))
+$(eval $(call FOLDED,animals-10,animals-10,$(TEN)))
 
 models/quickdraw-345/2/model.onnx: $(RUNS)/quickdraw-345/model.keras
-models/animals-10/1/model.onnx: $(RUNS)/animals-10/model.keras
-models/bear-cat-dog/2/model.onnx: $(RUNS)/bear-cat-dog/model.keras $(RUNS)/bear-cat-dog/out-of-fold.npz
 $(SHIPPED:%=%/model.onnx):
 	$(VENV)/sketchbatch-train export --run $(<D) --version $(notdir $(@D)) --variant float16 --variant int8 \
 	  --licence "Apache-2.0; learned from Quick, Draw! drawings by Google, CC BY 4.0"

@@ -69,6 +69,7 @@ JOBS: dict[str, Job] = {
         folder="light-taught", options=f"{_LIGHT.options} --teacher RUNS/averages/compact/FOLD"
     ),
     "ten classes": _TEN,
+    "ten classes, three seeds": replace(_TEN, seeds=3),
 }
 """The recipes by name."""
 BASELINES = {THREE: "version 1: light, three seeds", TEN: "ten classes"}
