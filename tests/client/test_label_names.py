@@ -120,7 +120,7 @@ def test_passed_over_files_are_named_with_the_nearest_label(evaluate):
     assert finished.code == 3
     assert (
         "skipped the drawings of 3 labels that this model does not know: "
-        "'Dog' (did you mean 'dog'?), 'ice_cream' (did you mean 'ice cream'?), 'zebra'\n"
+        "'Dog' (did you mean 'dog'?), 'ice_cream' (did you mean 'ice cream'?), 'zebra'; --ignore-others accepts this\n"
     ) in finished.err
 
 
