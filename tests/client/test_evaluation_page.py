@@ -13,6 +13,7 @@ from sketchbatch_client.evaluation import Comparison, Evaluation, figures, open_
 from sketchbatch_client.evaluation.accumulator import Accumulator, ScoredRows
 from sketchbatch_client.evaluation.quality import MIN_RECOGNIZED_ROWS
 from sketchbatch_client.evaluation.stats import intervals
+from sketchbatch_client.evaluation.stats.intervals import Measured
 from sketchbatch_client.evaluation.stats.mcnemar import pair
 from sketchbatch_client.rpc.classification import ModelInfo
 
@@ -124,13 +125,16 @@ def test_a_comparison_shows_the_verdict_and_both_models(folder, tmp_path):
     If both models have the same name and version, the page adds the addresses of their servers.
     """
     first = evaluation_of(folder)
-    second = replace(first, server="host:2")
+    measured = first.figures.measured | {"specificity": Measured(0.5, note="too few drawings")}
+    second = replace(first, server="host:2", figures=replace(first.figures, measured=measured))
     paired = pair(np.array([[10, 60], [20, 360]]))
     write_page(Comparison(first=first, second=second, paired=paired), tmp_path / "page.html")
     text = text_of(tmp_path / "page.html")
     assert "tiny version 1 at host:2 classifies these drawings better than tiny version 1 at host:1." in text
     assert "tiny version 1 at host:1 correct 360 20 tiny version 1 at host:1 wrong 60 10" in text
     assert "recall of tiny version 1 at host:2" in text
+    page = (tmp_path / "page.html").read_text()  # a sentence instead of an interval may take several lines
+    assert '0.500 <small class="soft wrap">no interval: too few drawings</small>' in page
 
 
 def test_a_comparison_names_the_labels_without_drawings(folder, tmp_path):
