@@ -42,7 +42,7 @@ TimeoutS = Annotated[
         help="Longest time for one request with its retries, in seconds; inf = no limit.",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Write only errors to stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Write only errors and warnings to stderr.")]
 
 _TOKEN = "SKETCHBATCH_TOKEN"  # noqa: S105 - the name of an environment variable, not a secret
 

@@ -150,7 +150,7 @@ class Matrix:
         texts[counts == 0] = ""
         names = [labels[index] for index in rows], [labels[index] for index in shown]
         left_out = int(confusion[rows].sum() - counts.sum())
-        predicted = f"predicted ({left_out:,} predictions of other classes are not shown)" if left_out else "predicted"
+        predicted = f"predicted (without other classes: {left_out:,})" if left_out else "predicted"
         return cls(shares=shares, texts=texts, rows=names[0], columns=names[1], axis_titles=("true", predicted))
 
     @property
