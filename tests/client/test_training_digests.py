@@ -14,6 +14,7 @@ from sketchbatch_client.evaluation.training_digests import (
     decoded,
     digest_each,
     encoded,
+    highest,
     joined,
     merged,
     sample_of,
@@ -76,11 +77,15 @@ def test_own_drawings_are_recognised_next_to_many_of_the_starting_point(start_se
 
 
 def test_drawings_of_the_starting_point_are_recognised_next_to_own_ones():
-    """The sample with the larger share counts: here that of all drawings that trained the weights."""
+    """The sample with a certainly larger share counts: here that of all drawings that trained the weights."""
     earlier = drawings(6000, 10)
     stored = joined(sample_of(digest_each(drawings(40, 11))), sample_of(digest_each(earlier)))
     counts = [TrainedOn().add(digest_each(earlier[:500]), sample) for sample in split(stored)]
     assert [count.share for count in counts] == [0, 1]
+    assert highest(counts) is counts[1]
+    exact, rough = TrainedOn(300, 300, 242), TrainedOn(300, 13, 11)  # 81 %, and 58 % or more
+    assert highest([exact, rough]) is exact
+    assert highest([TrainedOn(300, 12, 0), TrainedOn(300, 0, 0)]).compared == 12
 
 
 @pytest.fixture(scope="module")

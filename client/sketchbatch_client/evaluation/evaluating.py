@@ -20,7 +20,7 @@ from .predictions import ServedModel, paired_rows, scored_rows
 from .quality import ModelQuality
 from .stats.drift import Drift, drift
 from .stats.mcnemar import Paired, count_pairs, pair
-from .training_digests import TrainedOn, decoded, digest_each, split
+from .training_digests import TrainedOn, decoded, digest_each, highest, split
 
 Progress = Callable[[int], object]  # called with the number of rows scored since the last call
 
@@ -179,8 +179,8 @@ class _TrainingDrawings:
 
     @property
     def counted(self) -> list[TrainedOn | None]:
-        """The counts of each model with the sample that recognises the largest share; None = without digests."""
-        return [max(counts, key=lambda each: each.share or 0, default=None) for counts in self._counts]
+        """The counts of each model with the sample that recognises most; None = without digests."""
+        return [highest(counts) if counts else None for counts in self._counts]
 
     def watching(self, bitmaps: dict[Path, BitmapRows]) -> dict[Path, BitmapRows]:
         """Return the same drawings, which are counted as they are read."""

@@ -11,13 +11,14 @@ that trained the weights. One sample would hold few digests of few own drawings.
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..drawings.readers import Bitmaps
+from .stats.intervals import wilson
 
 Digests = NDArray[np.uint64]  # sorted, without duplicates: BLAKE2b of 8 bytes, little-endian, of the 784 bytes
 
@@ -56,6 +57,16 @@ class TrainedOn:
             f"training drawings of the model among these: about {self.share or 0:.0%} of {self.rows:,} "
             f"({self.matches:,} of {self.compared:,} compared)"
         )
+
+
+def highest(counts: Sequence[TrainedOn]) -> TrainedOn:
+    """Return the first counts, or later ones whose share is certainly larger: by the low end of its 95 % interval."""
+    found = counts[0]
+    for each in counts[1:]:
+        low, _ = wilson(np.array([each.share or 0.0]), np.array([float(each.compared)]))
+        if low[0] > (found.share or 0.0):
+            found = each
+    return found
 
 
 def digest_each(bitmaps: Bitmaps) -> Digests:
