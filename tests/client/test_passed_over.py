@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from kinds_of_files import LFS_POINTER
 from onnx_models import LABELS
 from pyarrow import parquet
 from sketchbatch_client.drawings.folders import find_labelled
@@ -499,6 +500,15 @@ def test_a_label_column_of_another_name_is_explained(tmp_path, names, advice):
             (tmp_path / name / "part-0.npy").write_bytes(DRAWINGS[".npy"])
     with pytest.raises(FileRefused, match=advice):
         find_labelled(tmp_path)
+
+
+@pytest.mark.parametrize("content", [LFS_POINTER, b"\x08\x07\x12\x04tf2o"])
+def test_the_name_of_a_picture_counts_whatever_its_first_bytes_look_like(tmp_path, content):
+    """A picture that Git has not fetched yet, or is damaged, is not taken for a file without drawings."""
+    (tmp_path / "a.heic").write_bytes(content)
+    assert pass_over(tmp_path / "a.heic").may_have_drawings
+    (tmp_path / "a.bin2").write_bytes(content)
+    assert not pass_over(tmp_path / "a.bin2").may_have_drawings
 
 
 def test_a_folder_that_is_an_input_of_its_own_is_not_passed_over(sketchbatch, tiny_service, tmp_path):

@@ -279,7 +279,7 @@ def _file(path: Path) -> PassedOver:
         is_drawing = b'"drawing"' in head or b'"strokes"' in head  # files of metadata have the same ending
         return PassedOver(str(path), str(kind) if is_drawing else "JSON without drawings", is_drawing)
     if kind:
-        return PassedOver(str(path), str(kind), kind.may_have_drawings)
+        return PassedOver(str(path), str(kind), kind.may_have_drawings or has_drawing_name(path.name))
     if path.suffix.lower() in TABLE_SUFFIXES and _may_have_drawings(head):
         return PassedOver(str(path), f"a table; {HOW_TO_CONVERT}", True)
     return PassedOver(str(path), "another kind of file", has_drawing_name(path.name))
