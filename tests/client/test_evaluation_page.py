@@ -15,6 +15,7 @@ from sketchbatch_client.evaluation.quality import MIN_RECOGNIZED_ROWS
 from sketchbatch_client.evaluation.stats import intervals
 from sketchbatch_client.evaluation.stats.intervals import Measured
 from sketchbatch_client.evaluation.stats.mcnemar import pair
+from sketchbatch_client.evaluation.training_digests import TrainedOn
 from sketchbatch_client.rpc.classification import ModelInfo
 
 pytestmark = pytest.mark.timeout(60)  # the first chart of a process takes seconds on a busy machine
@@ -140,7 +141,8 @@ def test_a_comparison_shows_the_verdict_and_both_models(folder, tmp_path):
 def test_a_comparison_names_the_labels_without_drawings(folder, tmp_path):
     """The means leave out labels without drawings, so the page and the picture say how many labels have drawings."""
     wide = evaluation_of(folder)
-    wide = replace(wide, labels=(*wide.labels, "dog"), confusion=np.pad(wide.confusion, (0, 1)))
+    trained_on = TrainedOn(450, 450, 42)
+    wide = replace(wide, labels=(*wide.labels, "dog"), confusion=np.pad(wide.confusion, (0, 1)), trained_on=trained_on)
     result = Comparison(
         first=evaluation_of(folder), second=replace(wide, server="host:2"), paired=pair(np.eye(2, dtype=int))
     )
@@ -155,6 +157,7 @@ def test_a_comparison_names_the_labels_without_drawings(folder, tmp_path):
         f"tiny version 1 at host:2 on {wide.figures.rows} drawings of 3 of its 4 labels"
         in (tmp_path / "a.svg").read_text()
     )
+    assert str(trained_on) in (tmp_path / "a.svg").read_text()
 
 
 def test_a_model_without_softmax_has_no_calibration(folder, tmp_path):

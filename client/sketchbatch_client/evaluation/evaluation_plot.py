@@ -53,10 +53,15 @@ def _draw_bars(axes: Any, named: list[tuple[str, Evaluation]]) -> None:
 
 
 def _legend(name: str, evaluation: Evaluation) -> str:
-    """Return the text about a model; the means over classes leave out labels without drawings."""
+    """Return the text about a model: what it was judged on, and whether this includes its training drawings.
+
+    The means over classes leave out labels without drawings.
+    """
     text = f"{name} on {evaluation.figures.rows:,} drawings"
     labels, tested = len(evaluation.labels), evaluation.tested_labels
-    return f"{text} of {tested:,} of its {labels:,} labels" if tested < labels else text
+    if tested < labels:
+        text += f" of {tested:,} of its {labels:,} labels"
+    return f"{text}\n{evaluation.trained_on}" if evaluation.trained_on and evaluation.trained_on.matches else text
 
 
 def _draw_bar(axes: Any, place: float, measured: Measured, style: dict[str, Any]) -> None:
