@@ -181,7 +181,7 @@ def test_a_stopped_command_leaves_no_file(folder, words, how, code):
             finally:
                 process.kill()
                 process.wait()
-    told = "interrupted; the same command begins anew: no part was finished\n" if words[0] == "score" else ""
+    told = "interrupted; run the same command again\n" if words[0] == "score" else ""
     assert (process.returncode, errors) == (code, told)
     assert not [path for path in folder.iterdir() if "o.csv" in path.name]
 

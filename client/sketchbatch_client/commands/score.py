@@ -285,14 +285,14 @@ def _open_stream(output: str, is_quiet: bool) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _telling_how_to_resume(path: Path, is_quiet: bool) -> Iterator[None]:
-    """After Ctrl-C or SIGTERM, print that the same command resumes the job, or begins anew without finished parts."""
+    """After Ctrl-C or SIGTERM, print that the same command resumes the job, if it has finished parts."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         if not is_quiet:
             folder = Parts.of(path).folder
-            what = f"resumes from {folder}" if folder.exists() else "begins anew: no part was finished"
-            err.print(f"interrupted; the same command {what}")
+            way = f"the same command resumes from {folder}" if folder.exists() else "run the same command again"
+            err.print(f"interrupted; {way}")
         raise
 
 
