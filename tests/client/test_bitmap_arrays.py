@@ -195,6 +195,10 @@ def test_a_remedy_for_all_rows_fits_all_rows():
             r"got float64 \(3, 28, 28\) with missing values \(NaN\); leave such rows out",
         ),
         ([bytes(784), bytes(783)], r"got uint8 \(783,\) in row 1"),
+        (
+            [bytes(784), bytes(6272)],
+            r"got bytes in row 1; these 6,272 bytes are .* 784 numbers of 8 bytes: .*",
+        ),
         (iter(ROWS), "got generator|got iterator"),
         ([["a"]], r"got <U1 \(1, 1\)"),
     ],

@@ -108,6 +108,33 @@ def test_bytes_that_are_neither_bitmap_nor_picture_are_rejects(tmp_path, rows):
     assert "expected a picture (PNG, JPEG, WebP, BMP, GIF or TIFF), got b'cat'" in block.rejects[0].reason
 
 
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_bytes_of_wider_numbers_are_rejects_with_the_conversion(tmp_path, rows, width):
+    """A bitmap of int64 or float32 has 784 x 8 or 784 x 4 bytes; its reject names the type to write."""
+    parquet.write_table(pa.table({"b": [rows[0].tobytes(), bytes(784 * width)]}), tmp_path / "a.parquet")
+    block = ParquetSource("a.parquet", "", ParquetRows(tmp_path / "a.parquet", "a.parquet")).block(0, 2)
+    assert block.rows.tolist() == [0]
+    (reject,) = block.rejects
+    assert reject.row == 1
+    assert f"these {784 * width:,} bytes are probably 784 numbers of {width} bytes" in reject.reason
+    assert "x.astype(np.uint8).tobytes()" in reject.reason
+
+
+@pytest.mark.parametrize("nulls", [0, 1])  # a row without a drawing is decoded by another way than a whole column
+def test_bytes_of_0_and_1_are_scaled(tmp_path, rows, nulls):
+    """`--scale 255` multiplies 784 bytes, as it does the numbers of lists and arrays; larger products are rejects."""
+    ink = rows[:5] > 100
+    column = [bitmap.astype(np.uint8).tobytes() for bitmap in ink] + [None] * nulls
+    parquet.write_table(pa.table({"b": column}), tmp_path / "a.parquet")
+    block = ParquetSource("a.parquet", "", ParquetRows(tmp_path / "a.parquet", scale=255)).block(0, 5 + nulls)
+    assert np.array_equal(block.bitmaps, ink * np.uint8(255))
+    parquet.write_table(pa.table({"b": [*column, rows[0].tobytes()]}), tmp_path / "a.parquet")
+    source = ParquetSource("a.parquet", "", ParquetRows(tmp_path / "a.parquet", scale=255))
+    assert (
+        source.block(5 + nulls, 6 + nulls).rejects[0].reason.startswith("numbers times 255 must be 0 to 255, got 0 to")
+    )
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

@@ -30,12 +30,14 @@ STORED = Rejection(
     ),
 )
 
+METRICS = {"sketchbatch.metrics": '{"rows": 18489, "accuracy": 0.87494}'}
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Write a repository of one model whose file stores thresholds, and one whose file stores none."""
     folder = tmp_path_factory.mktemp("models")
-    write_model(folder / "able" / "1" / "model.onnx", scale=0.0001, metadata={KEY: encode(STORED)})
+    write_model(folder / "able" / "1" / "model.onnx", scale=0.0001, metadata={KEY: encode(STORED), **METRICS})
     write_model(folder / "plain" / "1" / "model.onnx", scale=0.0001)
     return folder
 
@@ -70,6 +72,7 @@ def test_model_shows_the_thresholds(sketchbatch, service):
     shown = sketchbatch("model", "--server", service.address).out
     able, plain = shown.split("plain version 1")
     rows = [" ".join(line.split()) for line in able.splitlines()]
+    assert {"rows 18,489", "accuracy 0.8749"} <= set(rows)
     assert "unknown drawings AUROC 0.875" in rows
     assert "coverage 0.95 score 0.375: accuracy 0.75, unknown rejected 0.25" in rows
     assert "AUROC" not in plain

@@ -44,7 +44,7 @@ def model(
             table.add_row(name, getattr(each, name) or "unknown")
         for name, value in sorted(each.metrics.items()):
             if isinstance(value, (int, float)):
-                table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
+                table.add_row(name, f"{value:,.0f}" if value == int(value) else f"{value:.4g}")
         if each.rejection:
             table.add_row("unknown drawings", f"AUROC {each.rejection.auroc:.4g}")
             for own in each.rejection.thresholds:

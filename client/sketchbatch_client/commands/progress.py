@@ -44,7 +44,8 @@ class ProgressDisplay(Progress):
         self.unlabelled = 0
         self._task = self.add_task(f"{command}: opening", total=None, rate=0.0)
         self._rows = self._done = self._done_before = 0
-        self._started_at = self._last_line_at = time.monotonic()
+        self._resumed = self._scored = 0  # rows of interrupted runs, and of this run; rejected ones included
+        self._opened_at = self._started_at = self._last_line_at = time.monotonic()
 
     def opens(self, source: str) -> None:
         self.sources += 1
@@ -58,6 +59,7 @@ class ProgressDisplay(Progress):
     def begins(self, rows: int, rows_done: int) -> None:
         """Show how many rows the command has in all, and that an earlier run finished `rows_done` of them."""
         self._rows, self._done, self._done_before = rows, rows_done, rows_done
+        self._resumed += rows_done
         self._started_at = self._last_line_at = time.monotonic()
         self.remove_task(self._task)
         self._task = self.add_task(self._command, total=rows, completed=rows_done, rate=0.0)
@@ -66,6 +68,7 @@ class ProgressDisplay(Progress):
 
     def advances(self, rows: int) -> None:
         self._done += rows
+        self._scored += rows
         now = time.monotonic()
         rate = (self._done - self._done_before) / max(now - self._started_at, 1e-9)
         self.update(self._task, completed=self._done, rate=rate)
@@ -75,6 +78,16 @@ class ProgressDisplay(Progress):
             err.print(
                 f"{self._command}: {self._done:,} of {self._rows:,} rows, {rate:,.0f} rows/s, {left_s:,.0f} s left"
             )
+
+    def took(self, rows: int) -> str:
+        """Return how long the command took for `rows` rows, as the end of a phrase that begins with their number.
+
+        Rows that an interrupted run has scored do not count in the rate.
+        """
+        took_s = time.monotonic() - self._opened_at
+        if not self._resumed:
+            return f" in {took_s:.1f} s ({rows / took_s:,.0f} rows/s)"
+        return f", resumed after {self._resumed:,}: the others in {took_s:.1f} s ({self._scored / took_s:,.0f} rows/s)"
 
     def passes_over(self, files: PassedOverList) -> None:
         self.passed_over = files

@@ -4,7 +4,6 @@ import os
 import re
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,8 +141,9 @@ def score(
     output: Annotated[
         str,
         typer.Option(
-            help="File to write, one line per row; its ending is the format: .parquet, .csv, .jsonl, or .npy (scores "
-            "only). - = standard output; this, a pipe or a device is written as CSV unless --format is given.",
+            help="File to write, one line per row; its ending is the format: .parquet, .csv, .jsonl or .ndjson, "
+            "or .npy (scores only). - = standard output; this, a pipe or a device is written as CSV unless --format is "
+            "given.",
             metavar="FILE",
             parser=local_text,
         ),
@@ -206,7 +206,6 @@ def score(
         input_options=InputOptions(column=input_flags.column, scale=input_flags.scale),
         ignores_others=input_flags.ignore_others,
     )
-    started_at = time.monotonic()
     warnings.filterwarnings("ignore", INK_WARNING, InkWarning)  # of the client; the job names the input in its own
     with connection.open(timeout_s=timeout_s) as client, ProgressDisplay("scoring", is_quiet=quiet) as progress:
         if _is_stream(output):
@@ -223,7 +222,7 @@ def score(
             else:
                 outcome = write_scores(client, job, path, progress, restart=rerun.restart)
     if not quiet:
-        _report(outcome, path, progress, time.monotonic() - started_at)
+        _report(outcome, path, progress)
         if not outcome.was_finished:
             _report_unlabelled(job, progress)
     is_complete = report_passed_over(progress.passed_over, ignores_others=input_flags.ignore_others)
@@ -314,19 +313,18 @@ def _report_unlabelled(job: ScoreJob, progress: ProgressDisplay) -> None:
         err.print(f"{rows} with an empty label: below the threshold of --reject {job.options.reject}")
 
 
-def _report(outcome: Outcome, path: Path, progress: ProgressDisplay, duration_s: float) -> None:
+def _report(outcome: Outcome, path: Path, progress: ProgressDisplay) -> None:
     inputs = progress.sources - progress.passed_over.empty_inputs
     rows = f"{counted(outcome.rows, 'row')} from {counted(inputs, 'input')}"
     if outcome.added is not None:
-        rate = outcome.added / duration_s
-        err.print(f"{counted(outcome.added, 'new row')} in {duration_s:.1f} s ({rate:,.0f} rows/s) -> {path}")
+        err.print(f"{counted(outcome.added, 'new row')}{progress.took(outcome.added)} -> {path}")
         err.print(f"{path} has {counted(outcome.rows, 'row')}")
         if earlier := outcome.rejected - (outcome.added_rejected or 0):
             err.print(f"rejected by earlier runs: {counted(earlier, 'row')}; {rejects_path(path)} lists the reasons")
     elif outcome.was_finished:
         err.print(f"{path} is already finished: {rows}; use --restart to score them again")
     else:
-        err.print(f"{rows} in {duration_s:.1f} s ({outcome.rows / duration_s:,.0f} rows/s) -> {path}")
+        err.print(f"{rows}{progress.took(outcome.rows)} -> {path}")
     if progress.unread_metadata:
         rows = counted(progress.unread_metadata, "row")
         err.print(f"{rows} with unreadable metadata, such as a key_id, which is left empty")

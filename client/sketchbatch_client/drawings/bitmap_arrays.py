@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..file_kind import HEAD_BYTES, describe
-from .npy import ROW_SHAPES, Bitmaps, axes_remedy
+from .npy import ROW_SHAPES, Bitmaps, axes_remedy, remedy_for_bytes
 from .passed_over import PICTURE_SUFFIXES
 
 _EXPECTED = "uint8 (rows, 28, 28) or (rows, 784)"
@@ -156,6 +156,8 @@ def _one(row: object, must_be: str, where: str, remedy: "Remedy") -> Bitmaps:
         convert = "; convert each with sketchbatch_client.drawings.images.decode_image"
         way = convert if kind.suffix in PICTURE_SUFFIXES else ""
         raise ValueError(f"{must_be} {_EXPECTED}, got {kind.name}{where}{way}")
+    if isinstance(row, bytes) and (wider := remedy_for_bytes(len(row))):
+        raise ValueError(f"{must_be} {_EXPECTED}, got bytes{where}; {wider}")
     array = _unnested(array)
     if array is None or not array.ndim:
         raise ValueError(f"{must_be} {_EXPECTED}, got {type(row).__name__}{where}")

@@ -138,6 +138,18 @@ class BitmapFile:
             raise FileRefused(f"{self._name}: {exc}; score inputs with other numbers apart") from exc
 
 
+def remedy_for_bytes(size: int) -> str:
+    """Return what to do with bytes of a bitmap whose numbers are wider than a byte; empty for other sizes."""
+    width, rest = divmod(size, _ROW_BYTES)
+    if rest or width not in (2, 4, 8):
+        return ""
+    whole, share = "x.astype(np.uint8).tobytes()", "np.rint(255 * x).astype(np.uint8).tobytes()"
+    return (
+        f"these {size:,} bytes are probably {_ROW_BYTES} numbers of {width} bytes: convert numbers from 0 to 255 with "
+        f"{whole}, and numbers from 0 to 1 with {share}"
+    )
+
+
 def scaled(numbers: NDArray[Any], scale: float) -> NDArray[np.uint8]:
     """Return `numbers` times `scale`, rounded, as uint8. Raises ValueError if a product is not within 0 to 255."""
     products = np.rint(numbers * np.float64(scale))

@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ...errors import FileRefused
-from ..npy import MISSING_PIXEL, ROW_SHAPES, Bitmaps, scaled
+from ...file_kind import HEAD_BYTES, describe
+from ..npy import MISSING_PIXEL, ROW_SHAPES, Bitmaps, remedy_for_bytes, scaled
 
 _ROW_BYTES = 784
 
@@ -83,7 +84,7 @@ def all_bitmaps(column: pa.Array, scale: float) -> Bitmaps | None:
     if column.null_count or pa.types.is_struct(column.type):
         return None
     try:
-        return _from_numbers(column, scale) if _is_list(column.type) else _from_bytes(column)
+        return _from_numbers(column, scale) if _is_list(column.type) else _from_bytes(column, scale)
     except (pa.ArrowInvalid, ValueError):  # a number below 0 or above 255
         return None
 
@@ -106,12 +107,13 @@ def _from_numbers(column: pa.Array, scale: float) -> Bitmaps | None:
     return bitmaps.reshape(-1, 28, 28)
 
 
-def _from_bytes(column: pa.Array) -> Bitmaps | None:
+def _from_bytes(column: pa.Array, scale: float) -> Bitmaps | None:
     if pc.binary_length(column).unique().to_pylist() != [_ROW_BYTES]:
         return None
     joined = column.cast(pa.large_binary())
     first = int(np.frombuffer(joined.buffers()[1], np.int64)[joined.offset])
-    return np.frombuffer(joined.buffers()[2], np.uint8, len(column) * _ROW_BYTES, first).reshape(-1, 28, 28)
+    pixels = np.frombuffer(joined.buffers()[2], np.uint8, len(column) * _ROW_BYTES, first).reshape(-1, 28, 28)
+    return pixels if scale in (0, 1) else scaled(pixels, scale)
 
 
 def bitmap_of(value: Any, name: str, scale: float) -> NDArray[np.uint8]:
@@ -124,7 +126,10 @@ def bitmap_of(value: Any, name: str, scale: float) -> NDArray[np.uint8]:
         raise ValueError("expected a drawing, got nothing")
     if isinstance(value, bytes):
         if len(value) == _ROW_BYTES:
-            return np.frombuffer(value, np.uint8).reshape(28, 28)
+            pixels = np.frombuffer(value, np.uint8).reshape(28, 28)
+            return pixels if scale in (0, 1) else scaled(pixels, scale)
+        if (remedy := remedy_for_bytes(len(value))) and not describe(value[:HEAD_BYTES], name):
+            raise ValueError(f"expected {_ROW_BYTES} bytes or a picture; {remedy}")
         from ..images import decode_image  # imports Pillow, which other formats do not need
 
         return decode_image(value, name)

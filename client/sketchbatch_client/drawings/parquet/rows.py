@@ -61,7 +61,7 @@ class ParquetRows:
 
         `name` is the name of the file in error messages, if `path` is a copy of it. `column` names the column; empty =
         the only one that can have drawings, by its type and its first rows; a file without rows needs none.
-        `scale` multiplies numbers, but not bytes; 0 = columns of floats and booleans have no drawings.
+        `scale` multiplies numbers and bytes, but not pictures; 0 = columns of floats and booleans have no drawings.
         """
         self.path, self.name = path, (name := name or str(path))
         self._scale = scale
