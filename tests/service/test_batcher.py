@@ -26,6 +26,23 @@ def test_queued_requests_share_a_model_call():
     assert scored == [[10, 11], [20, 21], [30, 31]]
 
 
+@pytest.mark.parametrize(("min_split_rows", "expected"), [(1, [6, 3, 2, 1]), (4, [6, 4, 2]), (20, [4])])
+def test_a_batch_leaves_a_share_of_the_rows_to_the_slots_that_are_busy(min_split_rows, expected):
+    """A slot takes the queued rows divided by the number of slots, and not fewer than `min_split_rows`.
+
+    The other slots may be busy: each finds rows when its call ends, so that the calls do not end at the same moment.
+    """
+    batcher = Batcher(FakeModel().predict, BatchLimits(slots=2, max_batch_rows=20, min_split_rows=min_split_rows))
+    batcher.submit(drawings(*range(24)))
+    busy_slot = batcher.take()
+    sizes = []
+    while batch := batcher.take():
+        sizes.append(batch.rows)
+        batch.run()
+    busy_slot.run()
+    assert sizes == expected
+
+
 def test_an_idle_model_starts_at_once():
     """A single request starts at once, without waiting until other requests fill its batch."""
     model = FakeModel(held=True)
@@ -185,7 +202,7 @@ class SlowModel(FakeModel):
 
 def run_all(batcher: Batcher) -> None:
     """Run all queued batches on the calling thread."""
-    while batch := batcher.take(1):
+    while batch := batcher.take():
         batch.run()
 
 

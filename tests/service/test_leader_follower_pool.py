@@ -29,12 +29,12 @@ def test_idle_slots_share_one_request():
 
     The scores are in the order of the rows.
     """
-    with running(Batcher(ConcurrentModel(3).predict, BatchLimits(slots=3))) as batcher:
+    with running(Batcher(ConcurrentModel(3).predict, BatchLimits(slots=3, min_split_rows=10))) as batcher:
         assert first_pixels(batcher.submit(drawings(*range(30)))) == list(range(30))
 
 
 def test_a_request_of_few_rows_is_not_split():
-    """Idle slots do not share a request that has at most `min_split_rows` rows."""
+    """The slots do not share a request that has at most `min_split_rows` rows."""
     model = FakeModel()
     with running(Batcher(model.predict, BatchLimits(slots=3, min_split_rows=30))) as batcher:
         assert first_pixels(batcher.submit(drawings(*range(30)))) == list(range(30))

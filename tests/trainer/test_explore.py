@@ -366,6 +366,8 @@ def test_missing_files_are_named_with_the_command_that_fetches_them(folder, tmp_
 def test_files_are_fetched_next_to_the_folder_of_a_kind(folder, tmp_path, monkeypatch, name, is_inside):
     """If the explored folder is one of Google's folders, the other kinds belong into the folder above it."""
     explored_folder, above = folder / name, folder
+    for other in set(MISSING) - {name}:
+        shutil.rmtree(folder / other)
     if is_inside:
         monkeypatch.chdir(folder / name)
         explored_folder, above = Path(), folder.resolve()
@@ -373,6 +375,24 @@ def test_files_are_fetched_next_to_the_folder_of_a_kind(folder, tmp_path, monkey
     assert f" --folder {above} --classes " in page
     assert f" --folder {explored_folder} " not in page
     assert f"Then explore the folder {above}." in page
+
+
+@pytest.mark.parametrize(
+    ("name", "fetched"), [("simplified", set()), ("raw", set()), ("numpy_bitmap", {"simplified", "raw"})]
+)
+def test_files_next_to_the_folder_of_a_kind_are_not_fetched(folder, tmp_path, name, fetched):
+    """If the explored folder is one of Google's folders, the page names the folder above, which has the other kinds.
+
+    Only the missing files are fetched: those of `bee`, which has bitmaps alone.
+    """
+    page = page_of(explored(folder / name), tmp_path)
+    commands = re.findall(r"<pre>sketchbatch-train fetch --format (\S+) --folder (\S+) --classes (\S+)</pre>", page)
+    assert {command: (target, classes) for command, target, classes in commands} == {
+        kind: (str(folder), "bee") for kind in fetched
+    }
+    others = "the other files" if fetched else "them"
+    assert f"The folder {folder} has {others}: explore it instead." in page
+    assert "Then explore the folder" not in page
 
 
 @pytest.mark.parametrize("layout", ["strokes", "pictures", "arrays of an own class"])

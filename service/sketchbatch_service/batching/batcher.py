@@ -54,7 +54,7 @@ class BatchLimits:
 
     slots: int = 1  # execution slots: model calls that may run concurrently
     max_batch_rows: int = 256  # most rows in one model call
-    min_split_rows: int = 1  # fewest rows in a batch when idle slots divide the queued rows between them
+    min_split_rows: int = 1  # fewest rows in a batch when the slots divide the queued rows between them
     quick_rows: int = 0  # the polling thread runs batches up to this size: passing them on would take longer
     max_queued_rows: int = 65536  # most rows that wait for a model call; beyond it `submit` raises Overloaded
 
@@ -158,18 +158,19 @@ class Batcher:
         self.wake()
         return request.future
 
-    def take(self, idle_slots: int) -> "Batch | None":
+    def take(self) -> "Batch | None":
         """Return the next batch, or None if no row waits or no slot of this model is free.
 
-        Idle slots divide the queued rows between them, but not into batches below `limits.min_split_rows`. `idle_slots`
-        counts the threads that could run a batch now, the calling thread included; >= 1. This method settles no future,
-        so that the caller may hold a lock: the run of the batch fails the expired requests. If only cancelled and
-        expired requests were queued, the batch has no rows.
+        A batch gets the queued rows divided by the slots of this model, busy ones included, but at least
+        `limits.min_split_rows`. So a slot that becomes free finds rows, and the slots do not end at the same moment,
+        which would leave all of them idle until the clients send again (docs/decisions/0040). This method settles no
+        future, so that the caller may hold a lock: the run of the batch fails the expired requests. If only cancelled
+        and expired requests were queued, the batch has no rows.
         """
         if not self.has_rows:
             return None
         with self._lock:
-            return self._take(idle_slots)
+            return self._take()
 
     def take_extra(self) -> "Batch | None":
         """Return a batch of all small requests that runs beyond the slots; None if none or too many rows wait.
@@ -189,12 +190,11 @@ class Batcher:
             self._extra_calls += bool(slices)
             return Batch(self, slices, dropped, _count_rows(slices), now, "extra")
 
-    def _take(self, idle_slots: int) -> "Batch | None":
-        idle_slots = min(idle_slots, self.limits.slots - self._running_calls)
-        if idle_slots < 1:
+    def _take(self) -> "Batch | None":
+        if self._running_calls >= self.limits.slots:
             return None
         now = self._clock()
-        share = max(self.limits.min_split_rows, math.ceil(self._queue.rows / idle_slots))
+        share = max(self.limits.min_split_rows, math.ceil(self._queue.rows / self.limits.slots))
         dropped: list[Request] = []
         slices = self._queue.take(min(self.limits.max_batch_rows, share), now, dropped)
         rows, rows_left = _count_rows(slices), self._queue.rows

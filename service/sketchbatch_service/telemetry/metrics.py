@@ -150,7 +150,7 @@ def _of_models(snapshots: list[_Snapshot]) -> Iterator[Metric]:
             times.add_metric(now.labels, _buckets(BOUNDS_S, histogram.counts), histogram.seconds)
         yield times
     yield _batch_rows(snapshots)
-    text = "Batches, by the reason for not adding rows: full, shared (the rest is for idle slots), or empty (queue)."
+    text = "Batches, by the reason for not adding rows: full, shared (the rest is for other slots), or empty (queue)."
     closed = (([*now.labels, why], count) for now in snapshots for why, count in now.counts.closed.items())
     yield _filled(CounterMetricFamily("sketchbatch_batches", text, labels=[*_LABELS, "closed"]), closed)
     text = "Always 1; the labels identify the served model files and their providers."

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sketchbatch_client import html_page
-from sketchbatch_client.drawings.folders import files_with_suffix
+from sketchbatch_client.drawings.folders import files_with_suffix, label_of
+from sketchbatch_client.drawings.strokes import STROKE_SUFFIXES
 from sketchbatch_client.html_page import enumerated
 
 from ..catalogue import read_catalogue
@@ -139,35 +140,46 @@ def _kind(statistics: FolderStatistics, kind: str) -> dict[str, Any]:
 
 
 def _missing(statistics: FolderStatistics) -> list[dict[str, Any]]:
-    """Return each kind of file that some class lacks and `fetch` could add, with a description and the command.
+    """Return each kind of file that some class lacks, with a description and the way to have it.
 
-    Bitmaps that were drawn from strokes are not missing.
+    Bitmaps that were drawn from strokes are not missing. A kind is left out if there is no way.
     """
     lacking = {
         kind: [label for label in statistics.lacking(kind) if kind != BITMAPS or label not in statistics.with_bitmaps]
         for kind in CONTENTS
     }
     kinds = [_kind_to_fetch(statistics, kind, labels) for kind, labels in lacking.items() if labels]
-    return [each for each in kinds if each["command"]]
+    return [each for each in kinds if each["command"] or each["is_next_to_it"]]
 
 
 def _drawn(statistics: FolderStatistics) -> dict[str, Any] | None:
-    """Return the classes whose bitmaps were drawn from strokes, with the command that fetches bitmaps; None = none."""
+    """Return the classes whose bitmaps were drawn from strokes, with the way to have their bitmaps; None = none."""
     labels = [label for label, bitmaps in statistics.with_bitmaps.items() if bitmaps.is_drawn]
     return _kind_to_fetch(statistics, BITMAPS, labels) if labels else None
 
 
 def _kind_to_fetch(statistics: FolderStatistics, kind: str, labels: list[str]) -> dict[str, Any]:
-    """Return the description of a kind of file that `labels` lack; an empty command = `fetch` cannot add it."""
+    """Return the description of a kind of file that `labels` lack, and the way to have it.
+
+    The files may be next to the explored folder, in another of Google's folders (`is_next_to_it`), or `fetch` can add
+    them; an empty command = it cannot.
+    """
     target, catalogue = _target(statistics.folder), read_catalogue()
-    known = [label for label in labels if label in catalogue]
+    there = _labels_in(target / kind, kind) if target and target != statistics.folder else set[str]()
+    known = [label for label in labels if label in catalogue and label not in there]
     command = f"sketchbatch-train fetch --format {_FORMATS[kind]} --folder {shlex.quote(str(target))} "
     return {
         "kind": kind,
         "labels": None if len(labels) == len(statistics.classes) else enumerated(labels),
         "contents": CONTENTS[kind],
+        "is_next_to_it": bool(there & set(labels)),
         "command": f"{command}--classes {shlex.quote(','.join(known))}" if target and known else "",
     }
+
+
+def _labels_in(folder: Path, kind: str) -> set[str]:
+    suffixes = (".npy",) if kind == BITMAPS else STROKE_SUFFIXES
+    return set(map(label_of, files_with_suffix(folder, suffixes))) if folder.is_dir() else set()
 
 
 def _target(folder: Path) -> Path | None:
