@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
+from sketchbatch_client.drawings.images import decode_image
 from sketchbatch_client.drawings.npy import open_npz
 from sketchbatch_client.drawings.parquet.rows import ParquetRows
 from sketchbatch_client.drawings.readers import open_bitmaps
@@ -128,6 +129,10 @@ def test_bytes_of_0_and_1_are_scaled(tmp_path, rows, nulls):
     parquet.write_table(pa.table({"b": column}), tmp_path / "a.parquet")
     block = ParquetSource("a.parquet", "", ParquetRows(tmp_path / "a.parquet", scale=255)).block(0, 5 + nulls)
     assert np.array_equal(block.bitmaps, ink * np.uint8(255))
+    picture = encoded(255 - rows[0])  # which the factor leaves as it is
+    parquet.write_table(pa.table({"b": [*column, picture]}), tmp_path / "a.parquet")
+    block = ParquetSource("a.parquet", "", ParquetRows(tmp_path / "a.parquet", scale=255)).block(0, 6 + nulls)
+    assert np.array_equal(block.bitmaps, [*(ink * np.uint8(255)), decode_image(picture, "a.png")])
     parquet.write_table(pa.table({"b": [*column, rows[0].tobytes()]}), tmp_path / "a.parquet")
     source = ParquetSource("a.parquet", "", ParquetRows(tmp_path / "a.parquet", scale=255))
     assert (

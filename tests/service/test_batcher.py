@@ -26,21 +26,59 @@ def test_queued_requests_share_a_model_call():
     assert scored == [[10, 11], [20, 21], [30, 31]]
 
 
-@pytest.mark.parametrize(("min_split_rows", "expected"), [(1, [6, 3, 2, 1]), (4, [6, 4, 2]), (20, [4])])
-def test_a_batch_leaves_a_share_of_the_rows_to_the_slots_that_are_busy(min_split_rows, expected):
-    """A slot takes the queued rows divided by the number of slots, and not fewer than `min_split_rows`.
+@pytest.mark.parametrize(
+    ("min_split_rows", "rows_each", "expected"),
+    [
+        (1, 2, [6, 4, 2]),  # 12, 6 and 2 rows wait
+        (1, 5, [10, 5, 5]),  # whole requests only: 20, 10 and 5 rows wait
+        (8, 2, [8, 4]),
+        (20, 2, [12]),
+        (1, 30, [20, 20, 20, 20, 20, 20]),  # large requests: one slot takes all that fit
+    ],
+)
+def test_a_batch_leaves_whole_small_requests_to_busy_slots(min_split_rows, rows_each, expected):
+    """A slot takes small requests until it has the queued rows divided by the number of slots, and `min_split_rows`.
 
     The other slots may be busy: each finds rows when its call ends, so that the calls do not end at the same moment.
     """
     batcher = Batcher(FakeModel().predict, BatchLimits(slots=2, max_batch_rows=20, min_split_rows=min_split_rows))
-    batcher.submit(drawings(*range(24)))
-    busy_slot = batcher.take()
+    batcher.submit(drawings(1))
+    busy_slot = batcher.take(1)
+    for _ in range(6 if rows_each < 5 else 4):
+        batcher.submit(drawings(*range(rows_each)))
     sizes = []
-    while batch := batcher.take():
+    while batch := batcher.take(1):
         sizes.append(batch.rows)
         batch.run()
     busy_slot.run()
     assert sizes == expected
+
+
+@pytest.mark.parametrize(
+    ("max_batch_rows", "expected"),
+    [
+        (1, [[10], [1], [11], [2], [12], [3], [4]]),
+        (3, [[10, 11, 1], [12, 2, 3], [4]]),
+        (4, [[10, 11, 1, 2], [12, 3, 4, 5]]),
+    ],
+)
+def test_small_and_large_requests_get_the_odd_row_in_turn(max_batch_rows, expected):
+    """While both kinds wait, neither waits for the end of the other, even if a batch has one row."""
+    batches = []
+    model = FakeModel()
+
+    def predict(bitmaps):
+        batches.append(bitmaps[:, 0, 0].tolist())
+        return model.predict(bitmaps)
+
+    batcher = Batcher(predict, BatchLimits(max_batch_rows=max_batch_rows))
+    large_rows = range(1, 5 if max_batch_rows < 4 else 6)
+    large = batcher.submit(drawings(*large_rows))
+    small = [batcher.submit(drawings(first_pixel)) for first_pixel in (10, 11, 12)]
+    run_all(batcher)
+    assert batches == expected
+    assert first_pixels(large) == list(large_rows)
+    assert [first_pixels(each) for each in small] == [[10], [11], [12]]
 
 
 def test_an_idle_model_starts_at_once():
@@ -202,7 +240,7 @@ class SlowModel(FakeModel):
 
 def run_all(batcher: Batcher) -> None:
     """Run all queued batches on the calling thread."""
-    while batch := batcher.take():
+    while batch := batcher.take(1):
         batch.run()
 
 

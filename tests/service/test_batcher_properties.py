@@ -108,10 +108,10 @@ class BatcherMachine(RuleBasedStateMachine):
     def cancel(self, data):
         data.draw(st.sampled_from(self.submissions)).future.cancel()
 
-    @rule()
-    def take(self):
+    @rule(idle_slots=st.integers(1, 4))
+    def take(self, idle_slots):
         forbidden = {number for each in self.submissions if each.must_not_run for number in each.numbers}
-        batch = self.batcher.take()
+        batch = self.batcher.take(idle_slots)
         if batch and batch.rows:
             self.running.append((batch, forbidden))
         elif batch:
@@ -159,7 +159,7 @@ class BatcherMachine(RuleBasedStateMachine):
             return
         self.fails = False
         while self.running or self.batcher.has_rows:
-            self.take()
+            self.take(1)
             if not self.running:
                 break  # the requests that remain in the queue were cancelled, failed or expired
             batch, self.forbidden = self.running.pop()

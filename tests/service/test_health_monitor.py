@@ -177,7 +177,7 @@ async def test_the_monitor_survives_the_rejection_of_a_trial_by_a_full_queue():
     batcher = FullBatcher(model.predict, BatchLimits(max_queued_rows=1))  # no thread pool runs the batcher
     for _ in range(3):
         batcher.submit(drawings(1))
-        batcher.take().run()
+        batcher.take(1).run()
     health = HealthServicer([])
     await health.serve()
     batcher.submit(drawings(2))
@@ -186,7 +186,7 @@ async def test_the_monitor_survives_the_rejection_of_a_trial_by_a_full_queue():
     await until(batcher.has_rejected.is_set)
     assert not health.is_serving
     model.error = None
-    batcher.take().run()
+    batcher.take(1).run()
     await until(lambda: health.is_serving)
     monitor.cancel()
 
@@ -205,23 +205,23 @@ async def test_a_trial_that_expires_while_the_process_is_stopped_is_followed_by_
     for _ in range(5):
         late = batcher.submit(drawings(1), expires_at=time.monotonic() + 30)
         stopped_s = 60.0
-        batcher.take().run()
+        batcher.take(1).run()
         assert isinstance(late.exception(0), DeadlinePassed)
         stopped_s = 0.0
     assert health.is_serving
     model.error = RuntimeError("broken")
     for _ in range(3):
         batcher.submit(drawings(1))
-        batcher.take().run()
+        batcher.take(1).run()
     await until(lambda: not health.is_serving and batcher.queued_rows > 0)  # a trial waits
     model.error = None
     stopped_s = 60.0
-    batcher.take().run()
+    batcher.take(1).run()
     assert not health.is_serving
     assert model.batch_sizes == [1, 1, 1]
     stopped_s = 0.0
     while not health.is_serving:
-        if batch := batcher.take():
+        if batch := batcher.take(1):
             batch.run()
         await asyncio.sleep(0.01)
     monitor.cancel()

@@ -29,12 +29,12 @@ def test_idle_slots_share_one_request():
 
     The scores are in the order of the rows.
     """
-    with running(Batcher(ConcurrentModel(3).predict, BatchLimits(slots=3, min_split_rows=10))) as batcher:
+    with running(Batcher(ConcurrentModel(3).predict, BatchLimits(slots=3))) as batcher:
         assert first_pixels(batcher.submit(drawings(*range(30)))) == list(range(30))
 
 
 def test_a_request_of_few_rows_is_not_split():
-    """The slots do not share a request that has at most `min_split_rows` rows."""
+    """Idle slots do not share a request that has at most `min_split_rows` rows."""
     model = FakeModel()
     with running(Batcher(model.predict, BatchLimits(slots=3, min_split_rows=30))) as batcher:
         assert first_pixels(batcher.submit(drawings(*range(30)))) == list(range(30))
@@ -246,7 +246,7 @@ def test_a_small_request_of_another_thread_does_not_wait_for_a_long_call():
 @pytest.mark.parametrize(
     "options",
     [
-        {"max_batch_rows": 8, "bulk_rows": 4},  # the running call has half of the rows of a full one
+        {"bulk_rows": 3},  # the running call has fewer rows than two quick calls
         {"quick_rows": 0},  # no request is small
         {"is_expected": False},  # no small request came before: polling would cost the bulk job time
     ],

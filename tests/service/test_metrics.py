@@ -30,18 +30,18 @@ def test_a_histogram_counts_a_value_at_its_bound_and_one_above_all_bounds():
 
 
 @pytest.mark.parametrize(
-    ("rows", "slots", "expected"),
+    ("rows", "idle_slots", "expected"),
     [(4, 1, "full"), (9, 2, "full"), (6, 2, "shared"), (3, 1, "empty")],
 )
-def test_a_batch_counts_the_reason_for_its_size(rows, slots, expected):
+def test_a_batch_counts_the_reason_for_its_size(rows, idle_slots, expected):
     """For each batch, the statistics count the reason why the batcher added no more rows to it.
 
-    The batch was full, the other queued rows were left for the other execution slots ("shared"), or the queue was
+    The batch was full, the other queued rows were left for other idle execution slots ("shared"), or the queue was
     empty.
     """
-    batcher = Batcher(FakeModel().predict, BatchLimits(slots=slots, max_batch_rows=4))
+    batcher = Batcher(FakeModel().predict, BatchLimits(slots=2, max_batch_rows=4))
     batcher.submit(drawings(*range(rows)))
-    batcher.take().run()
+    batcher.take(idle_slots).run()
     assert batcher.statistics.counts().closed == {"full": 0, "shared": 0, "empty": 0, "extra": 0} | {expected: 1}
 
 

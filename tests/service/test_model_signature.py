@@ -40,7 +40,7 @@ def served(path: Path) -> ServedModel:
 def scores_of(model: ServedModel, drawings: np.ndarray) -> np.ndarray:
     """Return the scores that `model` gives to the drawings."""
     future = model.batcher.submit(drawings)
-    model.batcher.take().run()
+    model.batcher.take(1).run()
     return future.result(0).scores
 
 

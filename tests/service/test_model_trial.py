@@ -115,7 +115,7 @@ def load(path: Path, **options: object) -> Callable[[np.ndarray], np.ndarray]:
 
     def scores(drawings: np.ndarray) -> np.ndarray:
         future = batcher.submit(drawings)
-        batcher.take().run()
+        batcher.take(1).run()
         return future.result(0).scores
 
     return scores

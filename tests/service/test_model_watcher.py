@@ -406,7 +406,7 @@ def test_a_single_file_is_watched(tmp_path):
         watched.scan()
         assert watched.served() == ["farm/2"]
         assert (
-            "must be named 'farm' as before, got 'zoo'; export it with that name, or restart"
+            "must be named 'farm' as before, got 'zoo'; train or adapt it with `--name farm`, or restart"
             in watched.models.refused[0].cause
         )
         path.unlink()

@@ -54,7 +54,7 @@ def run_all(batcher: Batcher) -> None:
 def take_all(batcher: Batcher) -> list[Batch]:
     """Take as many batches as there are free slots."""
     batches = []
-    while batch := batcher.take():
+    while batch := batcher.take(1):
         batches.append(batch)
     return batches
 
@@ -185,7 +185,7 @@ def test_expired_requests_fail_without_the_lock_of_the_batcher(clock):
     late = batcher.submit(drawings(1), expires_at=clock() + 1)
     late.add_done_callback(submit_on_another_thread)
     clock.advance(1)
-    batcher.take().run()
+    batcher.take(1).run()
     with pytest.raises(DeadlinePassed):
         late.result(0)
     run_all(batcher)
@@ -199,7 +199,7 @@ def test_expired_requests_that_make_room_fail_without_the_lock_of_the_batcher(cl
     threads: list[threading.Thread] = []
 
     def take_on_another_thread(_):
-        thread = threading.Thread(target=batcher.take)
+        thread = threading.Thread(target=batcher.take, args=(1,))
         thread.start()
         thread.join(5)
         threads.append(thread)

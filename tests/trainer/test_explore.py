@@ -7,6 +7,7 @@ import base64
 import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -38,6 +39,9 @@ pytestmark = pytest.mark.timeout(60)  # a page has ten charts, which take second
 
 SIMPLE = [[[0, 255], [0, 0]], [[0, 0, 0], [0, 100, 255]]]  # two strokes, five points
 RAW = [[[10, 20], [5, 6], [0, 400]], [[30], [7], [2500]]]  # 2.5 s
+BINARY = 2 * (
+    struct.pack("<Q2sbIHH", 7, b"US", 1, 1_488_497_110, 1, 2) + bytes([0, 255, 0, 90])
+)  # one stroke, two points
 
 
 def line(strokes, country="US", recognized=True, timestamp="2017-03-02 23:25:10.07453 UTC") -> str:
@@ -377,22 +381,49 @@ def test_files_are_fetched_next_to_the_folder_of_a_kind(folder, tmp_path, monkey
     assert f"Then explore the folder {above}." in page
 
 
-@pytest.mark.parametrize(
-    ("name", "fetched"), [("simplified", set()), ("raw", set()), ("numpy_bitmap", {"simplified", "raw"})]
-)
-def test_files_next_to_the_folder_of_a_kind_are_not_fetched(folder, tmp_path, name, fetched):
-    """If the explored folder is one of Google's folders, the page names the folder above, which has the other kinds.
+def nearby(page):
+    """Return the kinds that the page fetches, with their classes, and what it says about the folder above."""
+    commands = re.findall(r"<pre>sketchbatch-train fetch --format (\S+) --folder \S+ --classes (\S+)</pre>", page)
+    return dict(commands), re.findall(r"The folder \S+ has ([^:]*): explore it instead\.", page)
 
-    Only the missing files are fetched: those of `bee`, which has bitmaps alone.
+
+@pytest.mark.parametrize(
+    ("name", "fetched", "there"),
+    [
+        ("simplified", {}, ["them", "them"]),  # raw files and bitmaps
+        ("raw", {}, ["them"]),  # bitmaps, because raw files are simplified
+        ("numpy_bitmap", {"simplified": "bee", "raw": "bee"}, ["those of ant", "those of ant"]),
+    ],
+)
+def test_files_next_to_the_folder_of_a_kind_are_not_fetched(folder, tmp_path, name, fetched, there):
+    """If the explored folder is one of Google's folders, the page names the folder above, which has other kinds.
+
+    Only missing files are fetched: those of `bee`, which has bitmaps alone.
     """
     page = page_of(explored(folder / name), tmp_path)
-    commands = re.findall(r"<pre>sketchbatch-train fetch --format (\S+) --folder (\S+) --classes (\S+)</pre>", page)
-    assert {command: (target, classes) for command, target, classes in commands} == {
-        kind: (str(folder), "bee") for kind in fetched
-    }
-    others = "the other files" if fetched else "them"
-    assert f"The folder {folder} has {others}: explore it instead." in page
+    assert nearby(page) == (fetched, there)
     assert "Then explore the folder" not in page
+
+
+def test_only_files_that_explore_reads_count_as_there(folder, tmp_path):
+    """In Google's layout, `explore` reads no .jsonl file."""
+    shutil.rmtree(folder / "simplified")
+    (folder / "raw" / "ant.ndjson").rename(folder / "raw" / "ant.jsonl")
+    page = page_of(explored(folder / "numpy_bitmap"), tmp_path)
+    assert nearby(page) == ({"simplified": "ant,bee", "raw": "ant,bee"}, [])
+
+
+def test_binary_files_of_googles_layout_are_explored(folder, tmp_path):
+    """Files in binary/ have strokes without times; a class that is in simplified/, too, is read from there."""
+    shutil.rmtree(folder / "raw")
+    (folder / "binary").mkdir()
+    for name in ("ant", "bee"):
+        (folder / "binary" / f"{name}.bin").write_bytes(BINARY)
+    ant, bee = explored(folder).classes
+    assert (len(ant.simplified), len(bee.simplified)) == (4, 2)
+    shutil.rmtree(folder / "simplified")
+    assert [len(each.simplified) for each in explored(folder).classes] == [2, 2]
+    assert nearby(page_of(explored(folder / "binary"), tmp_path))[1] == ["them"]
 
 
 @pytest.mark.parametrize("layout", ["strokes", "pictures", "arrays of an own class"])

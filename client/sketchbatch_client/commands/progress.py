@@ -44,7 +44,7 @@ class ProgressDisplay(Progress):
         self.unlabelled = 0
         self._task = self.add_task(f"{command}: opening", total=None, rate=0.0)
         self._rows = self._done = self._done_before = 0
-        self._resumed = self._scored = 0  # rows of interrupted runs, and of this run; rejected ones included
+        self._resumed = self._read = 0  # rows that interrupted runs have read, and that this run has
         self._opened_at = self._started_at = self._last_line_at = time.monotonic()
 
     def opens(self, source: str) -> None:
@@ -68,7 +68,7 @@ class ProgressDisplay(Progress):
 
     def advances(self, rows: int) -> None:
         self._done += rows
-        self._scored += rows
+        self._read += rows
         now = time.monotonic()
         rate = (self._done - self._done_before) / max(now - self._started_at, 1e-9)
         self.update(self._task, completed=self._done, rate=rate)
@@ -82,12 +82,15 @@ class ProgressDisplay(Progress):
     def took(self, rows: int) -> str:
         """Return how long the command took for `rows` rows, as the end of a phrase that begins with their number.
 
-        Rows that an interrupted run has scored do not count in the rate.
+        The rate of a resumed command counts only the rows that it read itself, rejected rows included.
         """
         took_s = time.monotonic() - self._opened_at
         if not self._resumed:
             return f" in {took_s:.1f} s ({rows / took_s:,.0f} rows/s)"
-        return f", resumed after {self._resumed:,}: the others in {took_s:.1f} s ({self._scored / took_s:,.0f} rows/s)"
+        if not self._read:
+            return f", all of an interrupted run; finished in {took_s:.1f} s"
+        rate = f"{self._read / took_s:,.0f} rows/s"
+        return f"; resumed after {self._resumed:,} rows and read the other {self._read:,} in {took_s:.1f} s ({rate})"
 
     def passes_over(self, files: PassedOverList) -> None:
         self.passed_over = files

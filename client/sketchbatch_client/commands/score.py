@@ -62,7 +62,8 @@ class InputFlags:
             min=0,
             max=_MAX_SCALE,
             callback=not_nan,
-            help="Factor for the numbers of arrays and Parquet lists, of any type: 255 for numbers from 0 to 1.",
+            help="Factor for the numbers of arrays, lists and bitmaps of bytes, of any type: 255 for numbers from 0 to "
+            "1.",
             show_default="1, and arrays must be uint8",
         ),
     ] = 0
@@ -322,7 +323,7 @@ def _report(outcome: Outcome, path: Path, progress: ProgressDisplay) -> None:
         if earlier := outcome.rejected - (outcome.added_rejected or 0):
             err.print(f"rejected by earlier runs: {counted(earlier, 'row')}; {rejects_path(path)} lists the reasons")
     elif outcome.was_finished:
-        err.print(f"{path} is already finished: {rows}; use --restart to score them again")
+        err.print(f"{path} is already finished: {rows}, scored by {outcome.model}; use --restart to score them again")
     else:
         err.print(f"{rows}{progress.took(outcome.rows)} -> {path}")
     if progress.unread_metadata:

@@ -55,6 +55,7 @@ class Outcome:
     rows: int  # number of rows written, without rejected rows
     rejected: int
     was_finished: bool = False  # whether an earlier run had finished the job, so that this run scored nothing
+    model: str = ""  # if it was finished: name and version of the model that scored the rows
     added: int | None = None  # for `append_scores`: number of the rows among `rows` that this run wrote
     added_rejected: int | None = None  # and among `rejected`
     passed_over: PassedOverList = field(default_factory=PassedOverList)
@@ -236,7 +237,8 @@ def finished_earlier(
     if manifest != now:
         with replacing(manifest_path(output)) as manifest_file:
             now.write(manifest_file)
-    return Outcome(rows=manifest.rows, rejected=manifest.rejected, was_finished=True)
+    model = f"{plan.model} version {plan.version}"
+    return Outcome(rows=manifest.rows, rejected=manifest.rejected, was_finished=True, model=model)
 
 
 def _check_unchanged(earlier: BegunJob | None, others: Sequence[BegunJob], plan: Plan, reader: BlockReader) -> None:

@@ -234,7 +234,7 @@ def difference(earlier: Plan, now: Plan) -> str:
         ("--all-scores", earlier.with_all_scores, now.with_all_scores),
         ("--reject", _rejection(earlier), _rejection(now)),
         ("--column", earlier.column or "the default", now.column or "the default"),
-        ("--scale", *(f"{plan.scale:g}" if plan.scale else "not given" for plan in (earlier, now))),
+        ("--scale", *(f"{plan.scale:.17g}" if plan.scale else "not given" for plan in (earlier, now))),
         ("--part-rows", earlier.part_rows, now.part_rows),
         ("--shard", "{}/{}".format(*earlier.shard), "{}/{}".format(*now.shard)),
         ("the list of labels", *_first_difference(earlier.labels, now.labels)),

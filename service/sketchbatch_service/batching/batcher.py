@@ -6,7 +6,7 @@ future receives its scores. The batcher has no threads and knows neither gRPC, O
 Latency contract:
 
 - A request never waits for other requests to arrive. If an execution slot is free, its rows start at once.
-- While all slots are busy, requests wait in the queue. The next free slot takes their rows together, as one batch.
+- While all slots are busy, requests wait in the queue. The next free slot takes several together, as one batch.
 - A small request fits into one batch: it has at most `max_batch_rows` rows. All other requests are large.
 - While both kinds wait, each kind gets half of every call. Requests of one kind run in order of arrival.
 - So a small request waits for the running calls and the small requests ahead of it, never for a whole large request.
@@ -44,6 +44,7 @@ _EXPECTING_S = 10.0
 """Time after a quick request in which others are expected. Polling takes CPU time from the model calls, so no thread
 polls during the long calls of bulk jobs alone (docs/decisions/0008)."""
 
+_LONG_CALL = 2  # a call of at least so many quick batches is long: two milliseconds or more on a CPU
 _CLEANUP_INTERVAL_S = 0.05
 """Least time between two removals of cancelled and expired requests. Otherwise every `submit` could start one."""
 
@@ -54,7 +55,7 @@ class BatchLimits:
 
     slots: int = 1  # execution slots: model calls that may run concurrently
     max_batch_rows: int = 256  # most rows in one model call
-    min_split_rows: int = 1  # fewest rows in a batch when the slots divide the queued rows between them
+    min_split_rows: int = 1  # fewest rows in a batch when slots divide the queued rows between them
     quick_rows: int = 0  # the polling thread runs batches up to this size: passing them on would take longer
     max_queued_rows: int = 65536  # most rows that wait for a model call; beyond it `submit` raises Overloaded
 
@@ -158,19 +159,20 @@ class Batcher:
         self.wake()
         return request.future
 
-    def take(self) -> "Batch | None":
+    def take(self, idle_slots: int) -> "Batch | None":
         """Return the next batch, or None if no row waits or no slot of this model is free.
 
-        A batch gets the queued rows divided by the slots of this model, busy ones included, but at least
-        `limits.min_split_rows`. So a slot that becomes free finds rows, and the slots do not end at the same moment,
-        which would leave all of them idle until the clients send again (docs/decisions/0040). This method settles no
-        future, so that the caller may hold a lock: the run of the batch fails the expired requests. If only cancelled
-        and expired requests were queued, the batch has no rows.
+        Idle slots divide the queued rows between them, but not into batches below `limits.min_split_rows`. `idle_slots`
+        counts the threads that could run a batch now, the calling thread included; >= 1. If only small requests wait, a
+        batch also leaves whole requests to the busy slots: each finds rows when its call ends (docs/decisions/0040).
+
+        This method settles no future, so that the caller may hold a lock: the run of the batch fails the expired
+        requests. If only cancelled and expired requests were queued, the batch has no rows.
         """
         if not self.has_rows:
             return None
         with self._lock:
-            return self._take()
+            return self._take(idle_slots)
 
     def take_extra(self) -> "Batch | None":
         """Return a batch of all small requests that runs beyond the slots; None if none or too many rows wait.
@@ -190,13 +192,16 @@ class Batcher:
             self._extra_calls += bool(slices)
             return Batch(self, slices, dropped, _count_rows(slices), now, "extra")
 
-    def _take(self) -> "Batch | None":
-        if self._running_calls >= self.limits.slots:
+    def _take(self, idle_slots: int) -> "Batch | None":
+        idle_slots = min(idle_slots, self.limits.slots - self._running_calls)
+        if idle_slots < 1:
             return None
         now = self._clock()
-        share = max(self.limits.min_split_rows, math.ceil(self._queue.rows / self.limits.slots))
+        rows, least = self._queue.rows, self.limits.min_split_rows
+        most = min(self.limits.max_batch_rows, max(least, math.ceil(rows / idle_slots)))
+        enough = max(least, math.ceil(rows / self.limits.slots))
         dropped: list[Request] = []
-        slices = self._queue.take(min(self.limits.max_batch_rows, share), now, dropped)
+        slices = self._queue.take(most, now, dropped, enough=enough)
         rows, rows_left = _count_rows(slices), self._queue.rows
         self._drain_rate.record_queue(rows_left, now)
         if not slices and not dropped:  # another thread has taken the rows since `has_rows`
@@ -350,8 +355,7 @@ class Batch:
     @property
     def is_long(self) -> bool:
         """Return whether the model call takes so long that quick calls should not wait for it."""
-        limits = self.batcher.limits
-        return 0 < limits.quick_rows < self.rows and 2 * self.rows > limits.max_batch_rows
+        return self.rows >= _LONG_CALL * self.batcher.limits.quick_rows > 0
 
     @property
     def is_quick(self) -> bool:

@@ -184,9 +184,10 @@ class LeaderFollowerPool:
 
     def _take(self) -> Batch | None:
         """Return a batch of the next batcher that has one, or None if there is none or no slot is free."""
-        for _ in range(len(self._batchers) if self._running_calls < self._slots else 0):
+        idle_slots = self._slots - self._running_calls
+        for _ in range(len(self._batchers) if idle_slots else 0):
             self._batchers.rotate(-1)
-            if batch := self._batchers[-1].take():
+            if batch := self._batchers[-1].take(idle_slots):
                 self._running_calls += 1
                 self._long_calls += batch.is_long
                 return batch

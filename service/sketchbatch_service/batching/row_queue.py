@@ -5,6 +5,7 @@ rows, each call is divided in half between them. So one drawing does not wait fo
 progress however many single drawings arrive. Not thread-safe: the batcher calls each method under its own lock.
 """
 
+import math
 from collections import deque
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -100,6 +101,7 @@ class RowQueue:
         self._small_rows = small_rows
         self._small = _Fifo()
         self._large = _Fifo()
+        self._odd_row_is_small = True  # the kind that gets the odd row of the next batch for both kinds
 
     @property
     def rows(self) -> int:
@@ -122,9 +124,19 @@ class RowQueue:
         """Append a request to its FIFO queue."""
         (self._small if len(request.bitmaps) <= self._small_rows else self._large).put(request)
 
-    def take(self, max_rows: int, now: float, dropped: list[Request]) -> list[Slice]:
-        """Take up to `max_rows` rows for one model call; append removed requests to `dropped`."""
-        for_small = (max_rows + 1) // 2 if self._large.rows else max_rows
+    def take(self, max_rows: int, now: float, dropped: list[Request], *, enough: float = math.inf) -> list[Slice]:
+        """Take up to `max_rows` rows for one model call; append removed requests to `dropped`.
+
+        If only small requests wait, take no further request once `enough` rows are taken. While both kinds wait, each
+        gets half of the rows, and the odd row of a batch in turn: with one row per batch, one kind would otherwise wait
+        until the other has no rows.
+        """
+        if not self._large.rows:
+            return self._small.take(max_rows, now, dropped, enough=enough)
+        for_small = 0
+        if self._small.rows:
+            for_small = (max_rows + self._odd_row_is_small) // 2
+            self._odd_row_is_small ^= max_rows % 2 == 1
         slices = self._small.take(for_small, now, dropped)
         slices += self._large.take(max_rows - _count_rows(slices), now, dropped)
         return slices + self._small.take(max_rows - _count_rows(slices), now, dropped)
@@ -149,18 +161,27 @@ class _Fifo:
         self._requests.append(request)
         self.rows += len(request.bitmaps)
 
-    def take(self, max_rows: int, now: float, dropped: list[Request], *, splits: bool = True) -> list[Slice]:
+    def take(
+        self,
+        max_rows: int,
+        now: float,
+        dropped: list[Request],
+        *,
+        splits: bool = True,
+        enough: float = math.inf,
+    ) -> list[Slice]:
         slices: list[Slice] = []
-        while self._requests and max_rows:
+        rows_left = max_rows
+        while self._requests and rows_left and max_rows - rows_left < enough:
             request = self._requests[0]
             is_wanted = request.is_worth_running(now)
-            if is_wanted and not splits and request.waiting_rows > max_rows:
+            if is_wanted and not splits and request.waiting_rows > rows_left:
                 break
-            rows = min(max_rows, request.waiting_rows) if is_wanted else request.waiting_rows
+            rows = min(rows_left, request.waiting_rows) if is_wanted else request.waiting_rows
             self.rows -= rows
             if is_wanted:
                 slices.append(request.take(rows, now))
-                max_rows -= rows
+                rows_left -= rows
             else:
                 dropped.append(request)
             if not is_wanted or not request.waiting_rows:

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from .row_queue import Request
 
 CloseReason = Literal["full", "shared", "empty", "extra"]
-"""Why a batch got no more rows: it was full, the other slots have a share of the rows, or the queue was empty."""
+"""Why a batch got no more rows: it was full, it left a share of the rows to other slots, or the queue was empty."""
 
 # Upper bounds of the histogram buckets in seconds:
 BOUNDS_S = (50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -4,6 +4,8 @@ Clients may keep the labels of a version, because the Open Inference Protocol na
 a file with other labels needs another version number. The input of every served file is the same, as `artifact` checks.
 """
 
+import shlex
+
 from ..errors import ModelRefused
 from .registry import ServedModel
 
@@ -19,8 +21,8 @@ def check_replacement(new: ServedModel, old: ServedModel, *, default_model: str,
     path = new.file and new.file.path
     if old.name == default_model != new.name:
         raise ModelRefused(
-            f"{path}: must be named {default_model!r} as before, got {new.name!r}; export it with that name, or "
-            "restart the service"
+            f"{path}: must be named {default_model!r} as before, got {new.name!r}; train or adapt it with "
+            f"`--name {shlex.quote(default_model)}`, or restart the service"
         )
     is_same_version = (old.name, old.version) == (new.name, new.version)
     difference = _difference(old.artifact.labels, new.artifact.labels)

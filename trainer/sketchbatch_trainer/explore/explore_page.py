@@ -1,7 +1,7 @@
 """Write the page of `sketchbatch-train explore` as one self-contained HTML file.
 
 Flow: `FolderStatistics` -> values of each section -> explore.html.j2. If a kind of file is missing, the page leaves out
-the sections of this kind and shows the command that fetches the missing files.
+the sections of this kind, and shows the folder that has the missing files, or the command that fetches them.
 """
 
 import shlex
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sketchbatch_client import html_page
-from sketchbatch_client.drawings.folders import files_with_suffix, label_of
-from sketchbatch_client.drawings.strokes import STROKE_SUFFIXES
+from sketchbatch_client.drawings.folders import files_with_suffix
+from sketchbatch_client.errors import FileRefused
 from sketchbatch_client.html_page import enumerated
 
 from ..catalogue import read_catalogue
@@ -27,7 +27,7 @@ from .drawing_statistics import (
     quantile,
     together,
 )
-from .exploring import MAX_DRAWN
+from .exploring import MAX_DRAWN, find_files
 from .polylines import SIDE, SPEED, TIME_COLOURS
 from .similarity import NEIGHBOURS
 
@@ -140,46 +140,51 @@ def _kind(statistics: FolderStatistics, kind: str) -> dict[str, Any]:
 
 
 def _missing(statistics: FolderStatistics) -> list[dict[str, Any]]:
-    """Return each kind of file that some class lacks, with a description and the way to have it.
+    """Return each kind of file that some class lacks, with a description and how to obtain the files.
 
-    Bitmaps that were drawn from strokes are not missing. A kind is left out if there is no way.
+    Bitmaps that were drawn from strokes are not missing. A kind that cannot be obtained is left out.
     """
     lacking = {
         kind: [label for label in statistics.lacking(kind) if kind != BITMAPS or label not in statistics.with_bitmaps]
         for kind in CONTENTS
     }
     kinds = [_kind_to_fetch(statistics, kind, labels) for kind, labels in lacking.items() if labels]
-    return [each for each in kinds if each["command"] or each["is_next_to_it"]]
+    return [each for each in kinds if each["command"] or each["nearby"]]
 
 
 def _drawn(statistics: FolderStatistics) -> dict[str, Any] | None:
-    """Return the classes whose bitmaps were drawn from strokes, with the way to have their bitmaps; None = none."""
+    """Return the classes whose bitmaps were drawn from strokes, and how to obtain their bitmaps; None = none."""
     labels = [label for label, bitmaps in statistics.with_bitmaps.items() if bitmaps.is_drawn]
     return _kind_to_fetch(statistics, BITMAPS, labels) if labels else None
 
 
 def _kind_to_fetch(statistics: FolderStatistics, kind: str, labels: list[str]) -> dict[str, Any]:
-    """Return the description of a kind of file that `labels` lack, and the way to have it.
+    """Return the description of a kind of file that `labels` lack, and how to obtain the files.
 
-    The files may be next to the explored folder, in another of Google's folders (`is_next_to_it`), or `fetch` can add
-    them; an empty command = it cannot.
+    `nearby` says which of them are in another of Google's folders, next to the explored folder. `command` fetches the
+    others. Both may be empty.
     """
     target, catalogue = _target(statistics.folder), read_catalogue()
-    there = _labels_in(target / kind, kind) if target and target != statistics.folder else set[str]()
+    there = _labels_in(target, kind) if target and target != statistics.folder else set[str]()
+    nearby = [label for label in labels if label in there]
     known = [label for label in labels if label in catalogue and label not in there]
     command = f"sketchbatch-train fetch --format {_FORMATS[kind]} --folder {shlex.quote(str(target))} "
     return {
         "kind": kind,
         "labels": None if len(labels) == len(statistics.classes) else enumerated(labels),
         "contents": CONTENTS[kind],
-        "is_next_to_it": bool(there & set(labels)),
+        "nearby": "" if not nearby else "them" if nearby == labels else f"those of {enumerated(nearby)}",
         "command": f"{command}--classes {shlex.quote(','.join(known))}" if target and known else "",
     }
 
 
 def _labels_in(folder: Path, kind: str) -> set[str]:
-    suffixes = (".npy",) if kind == BITMAPS else STROKE_SUFFIXES
-    return set(map(label_of, files_with_suffix(folder, suffixes))) if folder.is_dir() else set()
+    """Return the labels of which `explore` reads a file of this kind in a folder with Google's folders."""
+    kinds = {kind, RAW} if kind == SIMPLIFIED else {kind}  # strokes of raw files are simplified
+    try:
+        return {label for label, files in find_files(folder).items() if kinds & files.keys()}
+    except FileRefused:  # `explore` cannot read the folder
+        return set()
 
 
 def _target(folder: Path) -> Path | None:

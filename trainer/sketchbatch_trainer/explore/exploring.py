@@ -61,17 +61,22 @@ Progress = Callable[[str, int], Advance]  # called with the name and the number 
 def find_files(folder: Path, *, skip_malformed: bool = False) -> dict[str, Files]:
     """Return the files of each label by kind, in the order of the labels.
 
-    In Google's layout a label may have files of several kinds. Any other layout is that of `labelled_files`; there a
-    file of strokes counts as raw if its first drawing has times, and otherwise as simplified.
+    In Google's layout a label may have files of several kinds. Files in binary/ count as simplified. Any other layout
+    is that of `labelled_files`; there a file of strokes counts as raw if its first drawing has times, and otherwise as
+    simplified.
 
     Raises:
         FileRefused: The folder does not exist, has no file of drawings, or has two files of one kind and label; or the
             first drawing of a file is malformed, and `skip_malformed` is not set.
     """
     found: dict[str, Files] = {}
-    for kind in (SIMPLIFIED, RAW):
-        for label, path in by_label(_files(folder / kind, ".ndjson")).items():
-            found.setdefault(label, {})[kind] = path
+    for kind, name, suffix in (
+        (SIMPLIFIED, "binary", ".bin"),
+        (SIMPLIFIED, SIMPLIFIED, ".ndjson"),
+        (RAW, RAW, ".ndjson"),
+    ):
+        for label, path in by_label(_files(folder / name, suffix)).items():
+            found.setdefault(label, {})[kind] = path  # simplified/ replaces binary/, which has the same drawings
     for label, path in by_label(_files(folder / BITMAPS, ".npy") or _files(folder, ".npy")).items():
         found.setdefault(label, {})[BITMAPS] = path
     if not found:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ...errors import FileRefused
 from ...file_kind import HEAD_BYTES, describe
 from ..npy import MISSING_PIXEL, ROW_SHAPES, Bitmaps, remedy_for_bytes, scaled
+from ..passed_over import PICTURE_SUFFIXES
 
 _ROW_BYTES = 784
 
@@ -128,7 +129,8 @@ def bitmap_of(value: Any, name: str, scale: float) -> NDArray[np.uint8]:
         if len(value) == _ROW_BYTES:
             pixels = np.frombuffer(value, np.uint8).reshape(28, 28)
             return pixels if scale in (0, 1) else scaled(pixels, scale)
-        if (remedy := remedy_for_bytes(len(value))) and not describe(value[:HEAD_BYTES], name):
+        kind = describe(value[:HEAD_BYTES], name)
+        if (remedy := remedy_for_bytes(len(value))) and not (kind and kind.suffix in PICTURE_SUFFIXES):
             raise ValueError(f"expected {_ROW_BYTES} bytes or a picture; {remedy}")
         from ..images import decode_image  # imports Pillow, which other formats do not need
 

@@ -40,7 +40,9 @@ class Drift:
         return "outside the interval, but within chance" if self.is_chance else "outside the interval, beyond chance"
 
 
-LIKELY_REASONS = "other drawings than those of the stored figures, training drawings of the model, or another model"
+LIKELY_REASONS = (
+    "other drawings or classes than those of the stored figures, training drawings of the model, or another model"
+)
 """Why a metric may differ beyond chance from the stored one, for people."""
 
 
