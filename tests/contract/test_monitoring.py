@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections import defaultdict
 
 import pytest
 import trustme
@@ -142,23 +143,23 @@ async def test_the_autoscaler_uses_an_existing_gauge_of_each_pod(root, tmp_path)
 
 
 def test_the_measured_values_of_the_capacity_page_stand_in_the_results(root):
-    """Each row of measured values is the median of the results file that docs/capacity.md names."""
+    """Each row of measured values is the median of a results file that docs/capacity.md names."""
     page = (root / "docs" / "capacity.md").read_text()
-    (name,) = set(re.findall(r"benchmarks/results/([\w-]+\.json)", page))
-    measured = json.loads((root / "benchmarks" / "results" / name).read_text())["measured"]
-    medians = {
-        (each["workload"], each["contestant"]): each["medians"] for each in measured if each["model"] == "shipped"
-    }
+    medians = defaultdict(list)
+    for name in set(re.findall(r"benchmarks/results/([\w-]+\.json)", page)):
+        for each in json.loads((root / "benchmarks" / "results" / name).read_text())["measured"]:
+            if each["model"] == "shipped":
+                medians[each["workload"], each["contestant"]].append(each["medians"])
     contestants = {"plain stubs": "ours", "`Client`": "ours-client", "`AsyncClient`": "ours-async-client"}
     rows = re.findall(r"^\| ([\d,]+) x (\d+) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", page, re.MULTILINE)
     assert len(rows) == 6
     for rows_per_request, in_flight, caller, *cells in rows:
-        found = medians[f"{rows_per_request.replace(',', '')}x{in_flight}", contestants[caller]]
-        expected = [found[key] for key in ("rows_per_s", "p50_ms", "p99_ms")]
-        expected.append(1000 * found["server_cpu_s_per_1000_rows"])
-        assert [float(cell.replace(",", "")) for cell in cells] == [float(f"{value:.4g}") for value in expected[:3]] + [
-            float(f"{expected[3]:.3g}")
+        expected = [
+            [float(f"{found[key]:.4g}") for key in ("rows_per_s", "p50_ms", "p99_ms")]
+            + [float(f"{1000 * found['server_cpu_s_per_1000_rows']:.3g}")]
+            for found in medians[f"{rows_per_request.replace(',', '')}x{in_flight}", contestants[caller]]
         ]
+        assert [float(cell.replace(",", "")) for cell in cells] in expected
 
 
 @pytest.mark.timeout(120)  # 5 s on an idle machine
