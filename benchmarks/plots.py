@@ -14,6 +14,7 @@ from sketchbatch_client.evaluation.figures import STYLE
 
 Cells = dict[tuple[str, str], dict[str, Any]]  # the figures of each contestant and workload
 
+_LIMITS = ("raw64", "instant")  # the beginnings of the names of limits
 _GREYS = ("#6b7280", "#9aa5b1", "#cbd5e1")
 _COLOURS = ("#d97706", "#2563eb", "#1e3a8a", "#15803d", "#b91c1c", "#7c3aed", "#0891b2")
 _PANELS = (  # title of each panel, and its groups of bars: title of a group -> workload, keys of the value in its cell
@@ -33,8 +34,11 @@ _PANELS = (  # title of each panel, and its groups of bars: title of a group -> 
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
-    """Write a PNG; each panel has a group of bars per workload, with a labelled bar per contestant."""
-    colours = _colours(record["contestants"])
+    """Write a PNG; each panel has a group of bars per workload, with a labelled bar per contestant.
+
+    Limits and measurements with h2load are left out: next to their rates, the other bars would be too small to compare.
+    """
+    colours = _colours(name for name in record["contestants"] if not name.startswith(_LIMITS) and "@" not in name)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(13, 2.6 * len(record["models"]) + 0.6), layout="constrained")
         grid = figure.subplots(len(record["models"]), len(_PANELS), squeeze=False)
@@ -65,6 +69,7 @@ def _bars(axes: Axes, colours: dict[str, str], cells: Cells, groups: dict[str, t
             if value is not None:
                 place = group + (number - (len(colours) - 1) / 2) * width
                 bar = axes.bar(place, value, width * 0.94, color=colour)
-                axes.bar_label(bar, [f"{value:.3g}"], fontsize=7, padding=1)
+                axes.bar_label(bar, [f"{value:.2g}"], fontsize=7, padding=2, rotation=90)
+    axes.margins(y=0.15)  # room for the labels
     axes.set_xticks(range(len(groups)), list(groups))
     axes.grid(visible=False, axis="x")
