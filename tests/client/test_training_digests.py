@@ -47,6 +47,9 @@ def test_the_share_of_a_large_training_is_estimated_without_false_matches():
     assert str(TrainedOn(rows=2000, compared=80, matches=60)) == (
         "training drawings of the model among these: about 75% of 2,000 (60 of 80 compared)"
     )
+    assert str(TrainedOn(rows=80, compared=2, matches=2)) == (
+        "training drawings of the model among these: 2 of the 2 that could be compared, of 80 in all"
+    )
 
 
 @pytest.mark.parametrize("sizes", [(100, 50), (9000, 100), (9000, 7000)])

@@ -25,6 +25,7 @@ Digests = NDArray[np.uint64]  # sorted, without duplicates: BLAKE2b of 8 bytes, 
 SAMPLE_ROWS = 4096
 """Most digests in a sample: 32 KiB."""
 
+_ESTIMATED_ROWS = 30  # fewest compared drawings from which the text estimates the share of all
 _HIGHEST = np.uint64(2**64 - 1)  # ends the sample of a training of fewer drawings, which holds all of them
 
 
@@ -52,11 +53,13 @@ class TrainedOn:
 
     def __str__(self) -> str:
         if self.compared == self.rows:
-            return f"training drawings of the model among these: {self.matches:,} of {self.rows:,}"
-        return (
-            f"training drawings of the model among these: about {self.share or 0:.0%} of {self.rows:,} "
-            f"({self.matches:,} of {self.compared:,} compared)"
-        )
+            found = f"{self.matches:,} of {self.rows:,}"
+        elif self.compared < _ESTIMATED_ROWS:
+            found = f"{self.matches:,} of the {self.compared:,} that could be compared, of {self.rows:,} in all"
+        else:
+            share = f"{self.share or 0:.0%}"
+            found = f"about {share} of {self.rows:,} ({self.matches:,} of {self.compared:,} compared)"
+        return f"training drawings of the model among these: {found}"
 
 
 def highest(counts: Sequence[TrainedOn]) -> TrainedOn:
