@@ -16,7 +16,8 @@ command -v flock >/dev/null || { echo "error: flock must be installed" >&2; exit
 exec 9>"$output.lock" || exit 1
 flock -n 9 || { echo "error: the previous run still holds $output.lock" >&2; exit 1; }
 
-# --timeout-s is the deadline of a request with its retries: a restart of the service that takes less is survived.
+# --timeout-s is the deadline of a request with its retries: the job survives a restart of the service that takes less. If
+# the service does not respond at the start of the job, the command gives up after seconds, and the loop repeats it.
 # --append scores new files and new rows only. An interrupted run resumes with the same command.
 attempt=1
 while :; do

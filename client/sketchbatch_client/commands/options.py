@@ -39,7 +39,8 @@ TimeoutS = Annotated[
     typer.Option(
         min=0.1,
         callback=not_nan,
-        help="Longest time for one request with its retries, in seconds; inf = no limit.",
+        help="Longest time for one request with its retries, in seconds; inf = no limit. A service that has not "
+        "responded yet gets five attempts at most.",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Write only errors and warnings to stderr.")]
