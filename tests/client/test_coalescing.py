@@ -5,12 +5,14 @@ import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 from patient_client import PatientClient
 from sketchbatch_client import Client, DeadlineExceeded, RequestRefused
+from sketchbatch_client.rpc.classification import Classification, select
 from sketchbatch_client.rpc.coalescing_queue import MAX_IN_FLIGHT, CoalescingQueue, PendingCall
 from sketchbatch_client.rpc.retries.retry_policy import RetryPolicy
 
@@ -251,3 +253,25 @@ def test_calls_survive_a_restart_of_the_server(start_service, tiny_model, noise,
         is_back.set()
         assert all(call.result() for call in calls)
         again.stop()
+
+
+def test_each_part_of_a_shared_response_keeps_every_field():
+    """`select` copies the fields by name; a new field of a classification must not be lost there."""
+    rows = np.arange(3).reshape(3, 1)
+    whole = Classification(
+        model_name="m",
+        model_version="2",
+        labels=("a", "b", "c"),
+        class_index=rows,
+        score=rows.astype(np.float32),
+        scores=np.eye(3, dtype=np.float32),
+        digests=("d",),
+        queue_us=5,
+        inference_us=6,
+        index=np.array([7, 8, 9]),
+    )
+    part = select(whole, slice(1, 3))
+    for each in fields(Classification):
+        before, after = getattr(whole, each.name), getattr(part, each.name)
+        assert not np.array_equal(before, each.default), "the field needs another value than its default in this test"
+        assert np.array_equal(after, before[1:] if isinstance(before, np.ndarray) else before)

@@ -1,4 +1,4 @@
-"""Test the command `explore`: its statistics of drawings, and its page, which names missing files.
+"""Test the command `explore`: its statistics of drawings, and its page.
 
 The tests use so few drawings that the expected values can be counted by hand.
 """
@@ -7,16 +7,15 @@ import base64
 import json
 import re
 import shutil
-import struct
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from explored_folders import RAW, SIMPLE, explored, line, page_of, write_folder
 from PIL import Image
 from sketchbatch_client.drawings.drawing import Drawing
 from sketchbatch_client.drawings.rasterize import rasterize, render
@@ -29,25 +28,12 @@ from sketchbatch_trainer.errors import DrawingsRefused
 from sketchbatch_trainer.explore import exploring
 from sketchbatch_trainer.explore.drawing_statistics import NEAR_EMPTY, Sample, differ, quantile
 from sketchbatch_trainer.explore.explore_json import as_json
-from sketchbatch_trainer.explore.explore_page import write_page
-from sketchbatch_trainer.explore.exploring import find_files, gather
+from sketchbatch_trainer.explore.exploring import find_files
 from sketchbatch_trainer.explore.polylines import TIME_COLOURS, plain, timed
 from sketchbatch_trainer.explore.similarity import find_neighbours
 from typer.testing import CliRunner
 
 pytestmark = pytest.mark.timeout(60)  # a page has ten charts, which take seconds on a busy machine
-
-SIMPLE = [[[0, 255], [0, 0]], [[0, 0, 0], [0, 100, 255]]]  # two strokes, five points
-RAW = [[[10, 20], [5, 6], [0, 400]], [[30], [7], [2500]]]  # 2.5 s
-BINARY = 2 * (
-    struct.pack("<Q2sbIHH", 7, b"US", 1, 1_488_497_110, 1, 2) + bytes([0, 255, 0, 90])
-)  # one stroke, two points
-
-
-def line(strokes, country="US", recognized=True, timestamp="2017-03-02 23:25:10.07453 UTC") -> str:
-    """Return a line of a simplified or raw file, with one drawing."""
-    fields = {"key_id": "7", "word": "ant", "countrycode": country, "timestamp": timestamp, "recognized": recognized}
-    return json.dumps({**fields, "drawing": strokes}) + "\n"
 
 
 def drawing(strokes) -> Drawing:
@@ -57,32 +43,8 @@ def drawing(strokes) -> Drawing:
 
 @pytest.fixture
 def folder(tmp_path, noise):
-    """Write files of the class `ant` in three formats (simplified, raw, npy), and of the class `bee` as npy only."""
-    data = tmp_path / "data"
-    for name in ("simplified", "raw"):
-        (data / name).mkdir(parents=True)
-    simplified = [
-        line(SIMPLE),
-        line(SIMPLE[:1], "SE", recognized=False),
-        line(SIMPLE[:1], timestamp="2017-01-31 04:00:00 UTC"),
-        line(SIMPLE * 3, "SE"),
-    ]
-    (data / "simplified" / "ant.ndjson").write_text("".join(simplified))
-    (data / "raw" / "ant.ndjson").write_text(line(RAW) + line(RAW[:1], recognized=False))
-    write_bitmaps(data / "numpy_bitmap" / "ant.npy", noise(6))
-    write_bitmaps(data / "numpy_bitmap" / "bee.npy", noise(7))
-    return data
-
-
-def explored(folder, labels=None, **options):
-    """Return the statistics of a folder."""
-    found = find_files(folder)
-    return gather(folder, {label: found[label] for label in labels or found}, **options)
-
-
-def page_of(statistics, tmp_path) -> str:
-    """Write the page of statistics, and return its text on one line."""
-    return " ".join(write_page(statistics, tmp_path / "out" / "page.html").read_text(encoding="utf-8").split())
+    """Write a folder of the classes `ant` and `bee`."""
+    return write_folder(tmp_path / "data", noise)
 
 
 def test_drawings_are_counted_by_class_country_and_time(folder):
@@ -333,134 +295,6 @@ def test_bitmaps_may_lie_in_the_folder_itself(tmp_path, noise):
     page = page_of(explored(tmp_path), tmp_path)
     assert "Synthetic sketches." in page
     assert "synthetic noise" in page
-
-
-MISSING = {
-    "simplified": ("There are no simplified files, which contain: recognised share", "--format simplified"),
-    "raw": ("There are no raw files, which contain: drawing times", "--format raw"),
-    "numpy_bitmap": ("There are no numpy_bitmap files", "--format npy"),
-}
-
-
-@pytest.mark.parametrize("kept", [("simplified",), ("raw",), ("numpy_bitmap",), ("simplified", "raw")])
-def test_missing_files_are_named_with_the_command_that_fetches_them(folder, tmp_path, kept):
-    """For each format without files, the page names what is missing and the command that fetches the files.
-
-    If there are raw files, the page simplifies their strokes and does not name simplified files as missing. Bitmaps
-    that were drawn from strokes are not missing, because the page has their sections. No picture of the page is empty.
-    """
-    for kind in set(MISSING) - set(kept):
-        shutil.rmtree(folder / kind)
-    page = page_of(explored(folder), tmp_path)
-    available = {*kept, *(["simplified"] if "raw" in kept else [])}
-    for kind, (sentence, command) in MISSING.items():
-        assert (sentence in page) == (kind not in available and kind != "numpy_bitmap")
-        assert (f"sketchbatch-train fetch {command} --folder {folder} --classes" in page) == (kind not in available)
-    assert ("The bitmaps on this page were drawn from strokes" in page) == ("numpy_bitmap" not in kept)
-    assert ("This page is incomplete." in page) == ("raw" not in kept)
-    assert "<h2>Average drawings</h2>" in page
-    assert ("Line by line" in page) == (kept != ("numpy_bitmap",))
-    assert 'src=""' not in page
-    assert "None" not in page
-    assert "nan" not in re.sub(r'"data:[^"]*"', "", page)
-
-
-@pytest.mark.parametrize("name", ["simplified", "raw", "numpy_bitmap"])
-@pytest.mark.parametrize("is_inside", [False, True])
-def test_files_are_fetched_next_to_the_folder_of_a_kind(folder, tmp_path, monkeypatch, name, is_inside):
-    """If the explored folder is one of Google's folders, the other kinds belong into the folder above it."""
-    explored_folder, above = folder / name, folder
-    for other in set(MISSING) - {name}:
-        shutil.rmtree(folder / other)
-    if is_inside:
-        monkeypatch.chdir(folder / name)
-        explored_folder, above = Path(), folder.resolve()
-    page = page_of(explored(explored_folder), tmp_path)
-    assert f" --folder {above} --classes " in page
-    assert f" --folder {explored_folder} " not in page
-    assert f"Then explore the folder {above}." in page
-
-
-def nearby(page):
-    """Return the kinds that the page fetches, with their classes, and what it says about the folder above."""
-    commands = re.findall(r"<pre>sketchbatch-train fetch --format (\S+) --folder \S+ --classes (\S+)</pre>", page)
-    return dict(commands), re.findall(r"The folder \S+ has ([^:]*): explore it instead\.", page)
-
-
-@pytest.mark.parametrize(
-    ("name", "fetched", "there"),
-    [
-        ("simplified", {}, ["them", "them"]),  # raw files and bitmaps
-        ("raw", {}, ["them"]),  # bitmaps, because raw files are simplified
-        ("numpy_bitmap", {"simplified": "bee", "raw": "bee"}, ["those of ant", "those of ant"]),
-    ],
-)
-def test_files_next_to_the_folder_of_a_kind_are_not_fetched(folder, tmp_path, name, fetched, there):
-    """If the explored folder is one of Google's folders, the page names the folder above, which has other kinds.
-
-    Only missing files are fetched: those of `bee`, which has bitmaps alone.
-    """
-    page = page_of(explored(folder / name), tmp_path)
-    assert nearby(page) == (fetched, there)
-    assert "Then explore the folder" not in page
-
-
-def test_only_files_that_explore_reads_count_as_there(folder, tmp_path):
-    """In Google's layout, `explore` reads no .jsonl file."""
-    shutil.rmtree(folder / "simplified")
-    (folder / "raw" / "ant.ndjson").rename(folder / "raw" / "ant.jsonl")
-    page = page_of(explored(folder / "numpy_bitmap"), tmp_path)
-    assert nearby(page) == ({"simplified": "ant,bee", "raw": "ant,bee"}, [])
-
-
-def test_binary_files_of_googles_layout_are_explored(folder, tmp_path):
-    """Files in binary/ have strokes without times; a class that is in simplified/, too, is read from there."""
-    shutil.rmtree(folder / "raw")
-    (folder / "binary").mkdir()
-    for name in ("ant", "bee"):
-        (folder / "binary" / f"{name}.bin").write_bytes(BINARY)
-    ant, bee = explored(folder).classes
-    assert (len(ant.simplified), len(bee.simplified)) == (4, 2)
-    shutil.rmtree(folder / "simplified")
-    assert [len(each.simplified) for each in explored(folder).classes] == [2, 2]
-    assert nearby(page_of(explored(folder / "binary"), tmp_path))[1] == ["them"]
-
-
-@pytest.mark.parametrize("layout", ["strokes", "pictures", "arrays of an own class"])
-def test_nothing_is_missing_if_no_file_can_be_fetched(tmp_path, noise, layout):
-    """Fetched files would make a folder in Google's layout, in which `explore` refuses strokes next to the folders.
-
-    Google has no drawings of other classes.
-    """
-    own = tmp_path / "own"
-    if layout == "strokes":
-        own.mkdir()
-        (own / "ant.ndjson").write_text(line(SIMPLE))
-    elif layout == "pictures":
-        (own / "ant").mkdir(parents=True)
-        Image.fromarray(noise(1)[0]).save(own / "ant" / "a.png")
-    else:
-        write_bitmaps(own / "Bäume.npy", noise(3))
-    page = page_of(explored(own), tmp_path)
-    assert "sketchbatch-train fetch" not in page
-    assert "This page is incomplete" not in page
-    assert ("The bitmaps on this page were drawn from strokes" in page) == (layout == "strokes")
-
-
-def test_only_classes_of_google_are_fetched(folder, tmp_path, noise):
-    """The command names the classes that Google has; another class in the folder has no further files."""
-    write_bitmaps(folder / "numpy_bitmap" / "Bäume.npy", noise(3))
-    page = page_of(explored(folder), tmp_path)
-    assert "There are no simplified files of bee and Bäume" in page
-    assert re.search(r"--format simplified --folder \S+ --classes bee<", page)
-
-
-def test_a_class_without_a_kind_of_file_is_named(folder, tmp_path):
-    """If only some classes have files of a format, the page names the classes without files of this format."""
-    page = page_of(explored(folder), tmp_path)
-    assert "There are no simplified files of bee" in page
-    assert "--format raw --folder" in page
-    assert "There are no numpy_bitmap files" not in page
 
 
 def test_bitmaps_are_drawn_from_strokes_if_there_is_no_bitmap_file(folder):

@@ -130,10 +130,8 @@ class BitmapFile:
         return columns.reshape(28, 28, count).T.reshape(count, _ROW_BYTES)  # the first axis of the file is y
 
     def _converted(self, numbers: NDArray[Any]) -> NDArray[np.uint8]:
-        if numbers.dtype == np.uint8 and self._scale in (0, 1):
-            return np.ascontiguousarray(numbers)
         try:
-            return scaled(numbers, self._scale)
+            return np.ascontiguousarray(scaled(numbers, self._scale))
         except ValueError as exc:
             raise FileRefused(f"{self._name}: {exc}; score inputs with other numbers apart") from exc
 
@@ -151,7 +149,12 @@ def remedy_for_bytes(size: int) -> str:
 
 
 def scaled(numbers: NDArray[Any], scale: float) -> NDArray[np.uint8]:
-    """Return `numbers` times `scale`, rounded, as uint8. Raises ValueError if a product is not within 0 to 255."""
+    """Return `numbers` times `scale`, rounded, as uint8. Raises ValueError if a product is not within 0 to 255.
+
+    Numbers of type uint8 are returned as they are if `scale` is 1, or 0 = not given.
+    """
+    if numbers.dtype == np.uint8 and scale in (0, 1):
+        return numbers
     products = np.rint(numbers * np.float64(scale))
     if not ((products >= 0) & (products <= 255)).all():  # NaN is not, either
         raise ValueError(f"numbers times {scale:g} must be 0 to 255, got {products.min():g} to {products.max():g}")

@@ -114,7 +114,7 @@ def _from_bytes(column: pa.Array, scale: float) -> Bitmaps | None:
     joined = column.cast(pa.large_binary())
     first = int(np.frombuffer(joined.buffers()[1], np.int64)[joined.offset])
     pixels = np.frombuffer(joined.buffers()[2], np.uint8, len(column) * _ROW_BYTES, first).reshape(-1, 28, 28)
-    return pixels if scale in (0, 1) else scaled(pixels, scale)
+    return scaled(pixels, scale)
 
 
 def bitmap_of(value: Any, name: str, scale: float) -> NDArray[np.uint8]:
@@ -127,15 +127,18 @@ def bitmap_of(value: Any, name: str, scale: float) -> NDArray[np.uint8]:
         raise ValueError("expected a drawing, got nothing")
     if isinstance(value, bytes):
         if len(value) == _ROW_BYTES:
-            pixels = np.frombuffer(value, np.uint8).reshape(28, 28)
-            return pixels if scale in (0, 1) else scaled(pixels, scale)
-        kind = describe(value[:HEAD_BYTES], name)
-        if (remedy := remedy_for_bytes(len(value))) and not (kind and kind.suffix in PICTURE_SUFFIXES):
+            return scaled(np.frombuffer(value, np.uint8).reshape(28, 28), scale)
+        if (remedy := remedy_for_bytes(len(value))) and not _is_picture(value):
             raise ValueError(f"expected {_ROW_BYTES} bytes or a picture; {remedy}")
         from ..images import decode_image  # imports Pillow, which other formats do not need
 
         return decode_image(value, name)
     return _from_list(value, scale)
+
+
+def _is_picture(value: bytes) -> bool:
+    kind = describe(value[:HEAD_BYTES], "")
+    return kind is not None and kind.suffix in PICTURE_SUFFIXES
 
 
 def _from_list(value: object, scale: float) -> NDArray[np.uint8]:
